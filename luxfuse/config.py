@@ -1,0 +1,205 @@
+"""Validated, frozen settings. Precedence: flags, then LUXFUSE_* variables, then the TOML file, then defaults.
+
+`Settings` is what the daemon gets (as JSON on a pipe, so that no secret shows in ``ps``); `build` makes one from what
+a user wrote and raises `ConfigError` with one line that names the setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from luxfuse.core.units import parse_duration, parse_size
+from luxfuse.errors import ConfigError
+
+ReadMode = Literal["cache", "no-cache"]
+Driver = Literal["auto", "obstore", "fsspec"]
+
+MIB = 1 << 20
+
+
+class CacheDirectory(msgspec.Struct, frozen=True):
+    """One cache directory; ``size_bytes`` None means: bounded by the free-space ratio alone."""
+
+    path: str
+    size_bytes: int | None = None
+    tier: Literal["mem", "ssd", "hdd"] = "ssd"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a daemon needs to know. Sizes in bytes, times in seconds."""
+
+    source: str
+    mountpoint: str
+    cache_dir: CacheDirectory
+    state_dir: str
+    free_space_ratio: float = 0.1
+    memory_limit_bytes: int = 256 * MIB
+    read_only: bool = True
+    allow_other: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0o022
+    read_mode: ReadMode = "cache"
+    metadata_ttl_s: float = 60.0
+    negative_ttl_s: float = 5.0
+    whole_file_threshold_bytes: int = 16 * MIB
+    endpoint_url: str | None = None
+    storage_options: dict[str, str] = {}
+    driver: Driver = "auto"
+    request_timeout_s: float = 30.0
+    max_requests: int = 64
+    readahead_bytes: int = 64 * MIB
+    passthrough: bool = True
+    foreground: bool = False
+    log_file: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def mount_id(self) -> str:
+        """Names the mount's state directory; depends on the mountpoint alone."""
+        return hashlib.sha256(os.fsencode(self.mountpoint)).hexdigest()[:16]
+
+    @property
+    def source_id(self) -> str:
+        """Names the cached content; depends on where the objects come from alone."""
+        identity = f"{self.source}\0{self.endpoint_url or ''}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+_SIZES = {"memory_limit": "memory_limit_bytes", "whole_file_threshold": "whole_file_threshold_bytes",
+          "readahead": "readahead_bytes"}
+_DURATIONS = {"metadata_ttl": "metadata_ttl_s", "negative_ttl": "negative_ttl_s", "request_timeout": "request_timeout_s"}
+_PLAIN = {"source", "mountpoint", "read_only", "allow_other", "uid", "gid", "umask", "read_mode", "endpoint_url", "driver",
+          "foreground", "log_file", "log_level", "free_space_ratio", "max_requests", "passthrough", "storage_options"}
+_SPECIAL = {"cache_dir", "cache_size", "state_dir"}
+NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
+"""Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""
+
+
+def state_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where mounts keep their sockets, logs and indexes: /var/lib/luxfuse for root, XDG_STATE_HOME otherwise."""
+    if chosen := environ.get("LUXFUSE_STATE_DIR"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/luxfuse")
+    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "luxfuse"
+
+
+def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """The default cache directory: /var/cache/luxfuse for root, XDG_CACHE_HOME otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/luxfuse")
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luxfuse"
+
+
+def parse_cache_dir(text: str, where: str = "--cache-dir") -> CacheDirectory:
+    """Read ``DIR[,size=50GiB][,tier=ssd]``."""
+    path, *options = text.split(",")
+    size: int | None = None
+    tier = "ssd"
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "size":
+            size = _convert(parse_size, value, where)
+        elif name == "tier" and value in ("mem", "ssd", "hdd"):
+            tier = value
+        else:
+            raise ConfigError(f"{where}: {option!r} is not understood; write DIR,size=50GiB,tier=mem|ssd|hdd")
+    if not path:
+        raise ConfigError(f"{where}: the directory is empty; write DIR,size=50GiB")
+    return CacheDirectory(str(Path(path).absolute()), size, tier)  # type: ignore[arg-type]
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """Return the settings of a TOML file, checked for unknown names."""
+    try:
+        with Path(path).open("rb") as f:
+            values = tomllib.load(f)
+    except OSError as exc:
+        raise ConfigError(f"--config {path}: {exc.strerror}") from None
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"--config {path}: {exc}") from None
+    for name in values:
+        if name not in NAMES:
+            raise ConfigError(f"--config {path}: unknown setting {name!r}")
+    return values
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the LUXFUSE_* settings of the environment; other LUXFUSE_ names are left alone."""
+    found = {}
+    for name in NAMES - {"storage_options", "state_dir"}:
+        if (value := environ.get(f"LUXFUSE_{name.upper()}")) is not None:
+            found[name] = value
+    return found
+
+
+def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, file: str | None = None) -> Settings:
+    """Merge what the user wrote (None means: not given) and validate it."""
+    merged: dict[str, Any] = read_file(file) if file else {}
+    merged.update(from_environment(environ))
+    merged.update({name: value for name, value in flags.items() if value is not None})
+    for needed in ("source", "mountpoint"):
+        if not merged.get(needed):
+            raise ConfigError(f"{needed} is missing; write: luxfuse mount SOURCE MOUNTPOINT")
+    values: dict[str, Any] = {}
+    for name, value in merged.items():
+        if name in _SIZES:
+            values[_SIZES[name]] = _convert(parse_size, value, name)
+        elif name in _DURATIONS:
+            values[_DURATIONS[name]] = _convert(parse_duration, value, name)
+        elif name in _PLAIN:
+            values[name] = value
+    if isinstance(values.get("umask"), str):
+        values["umask"] = _convert(lambda text: int(text, 8), values["umask"], "umask")
+    values["storage_options"] = {str(k): str(v) for k, v in (values.get("storage_options") or {}).items()}
+    values["mountpoint"] = os.path.realpath(values["mountpoint"])
+    values["cache_dir"] = _cache_dir(merged, environ)
+    values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
+    return _validate(values)
+
+
+def _cache_dir(merged: Mapping[str, Any], environ: Mapping[str, str]) -> CacheDirectory:
+    written = merged.get("cache_dir") or str(cache_root(environ))
+    if isinstance(written, (list, tuple)):
+        if len(written) > 1:
+            raise ConfigError("--cache-dir: only one directory is supported so far; give one")
+        written = written[0]
+    directory = parse_cache_dir(written)
+    if (size := merged.get("cache_size")) is not None:
+        directory = CacheDirectory(directory.path, _convert(parse_size, size, "--cache-size"), directory.tier)
+    return directory
+
+
+def _convert(function: Any, value: Any, name: str) -> Any:
+    try:
+        return function(value)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(f"{name}: {exc}") from None
+
+
+def _validate(values: dict[str, Any]) -> Settings:
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"setting not understood: {exc}") from None
+    if not 0 <= settings.free_space_ratio < 1:
+        raise ConfigError("--free-space-ratio: must be at least 0 and below 1")
+    if settings.metadata_ttl_s < 0 or settings.negative_ttl_s < 0:
+        raise ConfigError("--metadata-ttl and --negative-ttl: must not be negative")
+    if settings.memory_limit_bytes < 32 * MIB:
+        raise ConfigError("--memory-limit: must be at least 32MiB")
+    if settings.cache_dir.size_bytes is not None and settings.cache_dir.size_bytes < MIB:
+        raise ConfigError("--cache-size: must be at least 1MiB (one page)")
+    if not 1 <= settings.max_requests <= 1024:
+        raise ConfigError("max_requests: must be between 1 and 1024")
+    if settings.request_timeout_s <= 0:
+        raise ConfigError("request_timeout: must be more than 0")
+    return settings

@@ -1,0 +1,54 @@
+"""Sizes and durations as people write them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def parse_size(text: str | int) -> int:
+    """Return bytes. ``50GiB``, ``50G`` and ``50g`` are binary, ``50GB`` is decimal, a plain number is bytes.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
+    number, power, unit = match.groups()
+    base = 1000 if power and unit.lower() == "b" else 1024
+    return int(float(number) * base ** _POWERS[power.lower()])
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds. ``90``, ``60s``, ``1h30m``, ``500ms`` and ``never`` (infinite) are understood.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(text, (int, float)):
+        return float(text)
+    stripped = text.strip().lower()
+    if stripped in ("never", "inf"):
+        return math.inf
+    try:
+        return float(stripped)
+    except ValueError:
+        pass
+    if not stripped or _DURATION.sub("", stripped).strip():
+        raise ValueError(f"{text!r} is not a duration; write it like 60s, 1h30m or never")
+    return sum(float(number) * _SECONDS[unit.lower()] for number, unit in _DURATION.findall(stripped))
+
+
+def format_size(count: float) -> str:
+    """Return ``count`` bytes for people, in binary units: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} PiB"

@@ -1,0 +1,63 @@
+"""Every error that crosses a layer. Drivers raise these; the edge (fuse, cli) translates them once more."""
+
+from __future__ import annotations
+
+import errno
+
+
+class LuxError(Exception):
+    """Base of all expected errors; ``errno`` is what an application sees."""
+
+    errno = errno.EIO
+
+
+class ConfigError(LuxError):
+    """A setting is missing or cannot be used. The text is one line: what, where, what to do."""
+
+    errno = errno.EINVAL
+
+
+class MountError(LuxError):
+    """The mount cannot be made. The text is one line: what, where, what to do."""
+
+
+class IndexFormatError(LuxError):
+    """The index on disk cannot be opened or has an unknown format version."""
+
+
+class StoreError(LuxError):
+    """An under-store request failed. ``retryable`` says whether the same request may succeed later."""
+
+    retryable = False
+
+
+class NotFound(StoreError):
+    """The store answered that there is no such object (404)."""
+
+    errno = errno.ENOENT
+
+
+class AccessDenied(StoreError):
+    """The store refused the credentials (401 or 403)."""
+
+    errno = errno.EACCES
+
+
+class VersionChanged(StoreError):
+    """The object is no longer the version that was asked for (412, or another ETag came back)."""
+
+    errno = errno.ESTALE
+
+
+class StoreRejected(StoreError):
+    """The store refused the request for good (another 4xx, or a configuration error)."""
+
+
+class StoreUnavailable(StoreError):
+    """Throttling, 5xx, reset, time-out, truncated body or no connection: worth another try."""
+
+    retryable = True
+
+
+class BucketMissing(NotFound):
+    """The bucket or container itself does not exist."""

@@ -1,0 +1,46 @@
+"""The nouns that several layers share: plain records without behaviour."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import msgspec
+
+PAGE_BYTES = 1 << 20
+"""Size of a cache page. Presence and checksums are kept per page."""
+
+
+class Kind(enum.IntEnum):
+    """What a name refers to."""
+
+    FILE = 0
+    DIRECTORY = 1
+    SYMLINK = 2
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One object of an under-store, as a LIST, HEAD or GET describes it.
+
+    ``key`` is the full key inside the under-store's root. ``version`` identifies the content: the ETag where the
+    store has one, otherwise a string made of what the store does tell (size and modification time). ``metadata`` holds
+    the user metadata with lower-case keys, or None where the request does not return it (a LIST).
+    """
+
+    key: str
+    size: int
+    version: str
+    mtime_ns: int
+    metadata: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Part of one directory's listing: its objects and the sub-prefixes below it.
+
+    ``objects`` holds full keys (never the directory's own marker ``prefix``); ``prefixes`` holds full prefixes
+    ending in ``/``. Order is the store's; an entry may come once only over all pages.
+    """
+
+    objects: list[ObjectInfo] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
