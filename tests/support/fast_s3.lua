@@ -1,0 +1,686 @@
+-- A small S3 on top of a directory tree, for tests and measurements. See fast_s3.py.
+--
+-- Every request is decided in nginx's access phase. GET and HEAD of an object then fall through to nginx's static
+-- handler (sendfile, ranges); everything else is answered here. Object BUCKET/KEY is the file DATA/BUCKET/KEY; the
+-- object "dir/" is the file DATA/BUCKET/dir/<MARKER>. Signatures are not checked.
+--
+-- Listings: the sorted names of a directory are kept per worker and are good while the directory's mtime stays, so a
+-- page costs one binary search and one statx per entry, whatever the size of the directory.
+
+local ffi = require "ffi"
+local bit = require "bit"
+local C = ffi.C
+
+ffi.cdef [[
+struct fs3_ts { int64_t sec; uint32_t nsec; int32_t pad; };
+struct fs3_statx {
+  uint32_t mask, blksize; uint64_t attributes; uint32_t nlink, uid, gid; uint16_t mode, pad1;
+  uint64_t ino, size, blocks, attributes_mask; struct fs3_ts atime, btime, ctime, mtime;
+  uint32_t rdev_major, rdev_minor, dev_major, dev_minor; uint64_t spare[14];
+};
+int statx(int dirfd, const char *path, int flags, unsigned mask, struct fs3_statx *out);
+struct fs3_dirent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[256]; };
+void *opendir(const char *path);
+struct fs3_dirent *readdir(void *dir);
+int closedir(void *dir);
+int mkdir(const char *path, unsigned mode);
+int rmdir(const char *path);
+int kill(int pid, int sig);
+int getppid(void);
+int setxattr(const char *path, const char *name, const char *value, size_t size, int flags);
+ssize_t getxattr(const char *path, const char *name, char *value, size_t size);
+]]
+
+local AT_FDCWD, STATX_BASIC = -100, 0x7ff
+local MARKER = ".fast-s3-directory"
+local XATTR = "user.fast_s3"
+local XMLNS = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+local STATUS = {
+    NoSuchKey = 404, NoSuchBucket = 404, NoSuchUpload = 404, PreconditionFailed = 412, InvalidPart = 400,
+    BucketNotEmpty = 409, BucketAlreadyOwnedByYou = 409, NotImplemented = 501, InternalError = 500,
+    MethodNotAllowed = 405, InvalidArgument = 400, MalformedXML = 400, SlowDown = 503, ServiceUnavailable = 503,
+    BadDigest = 400,
+}
+local MESSAGE = {
+    NoSuchKey = "The specified key does not exist.", NoSuchBucket = "The specified bucket does not exist",
+    PreconditionFailed = "At least one of the pre-conditions you specified did not hold",
+    SlowDown = "Please reduce your request rate.",
+}
+
+local M = {}
+local data, scratch, parent
+local st = ffi.new("struct fs3_statx")
+local xattr_buffer = ffi.new("char[16384]")
+
+function M.configure(data_, scratch_, parent_)
+    data, scratch, parent = data_, scratch_, parent_
+end
+
+-- The server must not outlive the process that started it.
+function M.watch_parent()
+    math.randomseed(ngx.worker.pid())
+    ngx.timer.every(2, function()
+        if C.kill(parent, 0) ~= 0 then C.kill(C.getppid(), 15) end
+    end)
+end
+
+-- files -------------------------------------------------------------------------------------------------------------
+
+local function stat(path)
+    if C.statx(AT_FDCWD, path, 0, STATX_BASIC, st) ~= 0 then return nil end
+    local kind = bit.band(st.mode, 0xf000)
+    local sec, nsec, size = tonumber(st.mtime.sec), tonumber(st.mtime.nsec), tonumber(st.size)
+    return {
+        dir = kind == 0x4000, file = kind == 0x8000, size = size, sec = sec, nsec = nsec,
+        etag = string.format('"%x%08x-%x%x"', sec, nsec, tonumber(st.ino), size),
+    }
+end
+
+local function make_parents(path)
+    local at = #data + 1
+    while true do
+        at = path:find("/", at + 1, true)
+        if not at then return end
+        C.mkdir(path:sub(1, at - 1), 493)
+    end
+end
+
+-- Directories without objects do not exist in S3: they go with their last object.
+local function prune(path, bucket_dir)
+    while true do
+        path = path:match("^(.*)/[^/]*$")
+        if not path or #path <= #bucket_dir or C.rmdir(path) ~= 0 then return end
+    end
+end
+
+local function install(from, path)
+    for _ = 1, 100 do -- a concurrent delete may prune the directory under us
+        make_parents(path)
+        local ok, why, code = os.rename(from, path)
+        if ok then return true end
+        if code == 18 then -- another file system
+            local source, target = io.open(from, "rb"), io.open(path .. ".fast-s3-part", "wb")
+            if not source or not target then return false, why end
+            for block in function() return source:read(1048576) end do target:write(block) end
+            source:close()
+            target:close()
+            os.remove(from)
+            from = path .. ".fast-s3-part"
+        elseif code ~= 2 then
+            return false, why
+        end
+    end
+    return false, "gave up"
+end
+
+local serial = 0
+local function temporary()
+    serial = serial + 1
+    return string.format("%s/tmp/%d-%d", scratch, ngx.worker.pid(), serial)
+end
+
+local function write_temporary(content)
+    local path = temporary()
+    local file = assert(io.open(path, "wb"))
+    file:write(content)
+    file:close()
+    return path
+end
+
+local function read_all(path)
+    local file = assert(io.open(path, "rb"))
+    local content = file:read("*a")
+    file:close()
+    return content
+end
+
+-- answers -----------------------------------------------------------------------------------------------------------
+
+local ENTITY = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["\r"] = "&#13;", ["\n"] = "&#10;",
+    ["\t"] = "&#9;" }
+local function xml(text)
+    if not text:find('[&<>"%c]') then return text end
+    return (text:gsub('[&<>"%c]', function(c) return ENTITY[c] or string.format("&#%d;", c:byte()) end))
+end
+
+local function url_encoded(text)
+    return (text:gsub("[^%w%-%._~/]", function(c) return string.format("%%%02X", c:byte()) end))
+end
+
+local function answer(status, body, kind)
+    ngx.status = status
+    ngx.ctx.answered = true
+    if body then
+        ngx.header["Content-Type"] = kind or "application/xml"
+        ngx.header["Content-Length"] = #body
+        if ngx.req.get_method() == "HEAD" then ngx.send_headers() else ngx.print(body) end
+    else
+        if status ~= 204 then ngx.header["Content-Length"] = 0 end
+        ngx.send_headers()
+    end
+    return ngx.exit(200) -- the headers are out: this only ends the request before the static handler
+end
+
+local function fail(code, status)
+    ngx.req.discard_body()
+    return answer(status or STATUS[code], '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>' .. code .. "</Code><Message>"
+        .. (MESSAGE[code] or code) .. "</Message><Resource>" .. xml(ngx.var.uri) .. "</Resource><RequestId>"
+        .. string.format("%016X", math.random(2 ^ 31)) .. "</RequestId></Error>")
+end
+
+local function document(name, ...)
+    return answer(200, '<?xml version="1.0" encoding="UTF-8"?>\n<' .. name .. XMLNS .. ">" .. table.concat({ ... })
+        .. "</" .. name .. ">")
+end
+
+local function iso_time(sec, nsec)
+    return os.date("!%Y-%m-%dT%H:%M:%S", sec) .. string.format(".%03dZ", math.floor(nsec / 1e6))
+end
+
+-- listings ----------------------------------------------------------------------------------------------------------
+
+local cache, cached_names = {}, 0
+
+-- Sorted names in DIR (with its final slash); directories carry a final slash, the marker object is "".
+local function names_in(dir)
+    local before = stat(dir)
+    if not before or not before.dir then return {} end
+    local held = cache[dir]
+    if held and held.sec == before.sec and held.nsec == before.nsec then return held.names end
+    local handle = C.opendir(dir)
+    if handle == nil then return {} end
+    local names, count = {}, 0
+    while true do
+        local entry = C.readdir(handle)
+        if entry == nil then break end
+        local name, kind = ffi.string(entry.name), entry.type
+        if name ~= "." and name ~= ".." and not name:find("%.fast%-s3%-part$") then
+            if kind == 4 or (kind ~= 8 and (stat(dir .. name) or {}).dir) then name = name .. "/" end
+            if name == MARKER then name = "" end
+            count = count + 1
+            names[count] = name
+        end
+    end
+    C.closedir(handle)
+    table.sort(names)
+    if held then cached_names = cached_names - #held.names end
+    cache[dir] = nil
+    ngx.update_time()
+    -- A directory changed within one clock tick of the scan may change again without a new mtime.
+    if ngx.now() - (before.sec + before.nsec / 1e9) > 0.05 then
+        if cached_names + count > 2000000 then cache, cached_names = {}, 0 end
+        cache[dir] = { sec = before.sec, nsec = before.nsec, names = names }
+        cached_names = cached_names + count
+    end
+    return names
+end
+
+-- Index of the first name that is > VALUE (or >= it, if OR_EQUAL).
+local function first_after(names, value, or_equal)
+    local low, high = 1, #names + 1
+    while low < high do
+        local middle = math.floor((low + high) / 2)
+        if names[middle] > value or (or_equal and names[middle] == value) then
+            high = middle
+        else
+            low = middle + 1
+        end
+    end
+    return low
+end
+
+local function starts(text, prefix) return text:sub(1, #prefix) == prefix end
+
+-- Calls EMIT(key, path or nil for a common prefix) for the keys under KEYS (key of directory DIR) that start with
+-- KEYS .. PREFIX and come after AFTER, in order; EMIT returns true to stop.
+local function walk(dir, keys, prefix, after, delimited, emit)
+    local names = names_in(dir)
+    local from = prefix == "" and 1 or first_after(names, prefix, true)
+    if after >= keys then
+        if not starts(after, keys) then return false end
+        local rest = after:sub(#keys + 1)
+        local next_one = first_after(names, rest)
+        local holder = names[next_one - 1]
+        if holder and holder:sub(-1) == "/" and starts(rest, holder) and not (delimited and rest == holder) then
+            next_one = next_one - 1
+        end
+        from = math.max(from, next_one)
+    end
+    for i = from, #names do
+        local name = names[i]
+        if not starts(name, prefix) then break end
+        if name:sub(-1) ~= "/" then
+            if emit(keys .. name, dir .. (name == "" and MARKER or name)) then return true end
+        elseif delimited then
+            if emit(keys .. name, nil) then return true end
+        elseif walk(dir .. name, keys .. name, "", after, false, emit) then
+            return true
+        end
+    end
+    return false
+end
+
+local function list_objects(bucket, args)
+    local v2 = args["list-type"] == "2"
+    local delimiter, prefix = args.delimiter or "", args.prefix or ""
+    if delimiter == true then delimiter = "" end
+    if prefix == true then prefix = "" end
+    if delimiter ~= "" and delimiter ~= "/" then return fail("NotImplemented") end
+    local after = v2 and args["start-after"] or args.marker or ""
+    local token = v2 and args["continuation-token"]
+    if token and token ~= true then
+        local decoded = ngx.decode_base64(token)
+        if not decoded then return fail("InvalidArgument") end
+        after = decoded
+    end
+    if after == true then after = "" end
+    local encode = args["encoding-type"] == "url" and url_encoded or xml
+    local limit = math.min(tonumber(args["max-keys"]) or 1000, 1000)
+
+    local out, n, count, last, truncated = {}, 0, 0, after, false
+    local function emit(key, path)
+        if count >= limit then
+            truncated = limit > 0
+            return true
+        end
+        local entry
+        if path then
+            entry = stat(path)
+            if not entry then return false end -- deleted meanwhile
+        end
+        count, last = count + 1, key
+        if path then
+            out[n + 1], out[n + 2] = "<Contents><Key>", encode(key)
+            out[n + 3], out[n + 4] = "</Key><LastModified>", iso_time(entry.sec, entry.nsec)
+            out[n + 5], out[n + 6] = "</LastModified><ETag>&quot;", entry.etag:sub(2, -2)
+            out[n + 7], out[n + 8] = "&quot;</ETag><Size>", string.format("%d", entry.size)
+            out[n + 9] = "</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            n = n + 9
+        else
+            out[n + 1], out[n + 2], out[n + 3] = "<CommonPrefixes><Prefix>", encode(key), "</Prefix></CommonPrefixes>"
+            n = n + 3
+        end
+        return false
+    end
+    local parent_key = prefix:match("^(.*/)") or ""
+    walk(data .. "/" .. bucket .. "/" .. parent_key, parent_key, prefix:sub(#parent_key + 1), after, delimiter ~= "", emit)
+
+    local head = { "<Name>", xml(bucket), "</Name><Prefix>", encode(prefix), "</Prefix><MaxKeys>", tostring(limit),
+        "</MaxKeys><IsTruncated>", tostring(truncated), "</IsTruncated>" }
+    if delimiter ~= "" then head[#head + 1] = "<Delimiter>/</Delimiter>" end
+    if encode == url_encoded then head[#head + 1] = "<EncodingType>url</EncodingType>" end
+    if v2 then
+        head[#head + 1] = "<KeyCount>" .. count .. "</KeyCount>"
+        if type(token) == "string" then head[#head + 1] = "<ContinuationToken>" .. xml(token) .. "</ContinuationToken>" end
+        if type(args["start-after"]) == "string" then
+            head[#head + 1] = "<StartAfter>" .. encode(args["start-after"]) .. "</StartAfter>"
+        end
+        if truncated then
+            head[#head + 1] = "<NextContinuationToken>" .. ngx.encode_base64(last) .. "</NextContinuationToken>"
+        end
+    else
+        head[#head + 1] = "<Marker>" .. encode(type(args.marker) == "string" and args.marker or "") .. "</Marker>"
+        if truncated then head[#head + 1] = "<NextMarker>" .. encode(last) .. "</NextMarker>" end
+    end
+    return document("ListBucketResult", table.concat(head), table.concat(out))
+end
+
+local function list_buckets()
+    local out = {}
+    for _, name in ipairs(names_in(data .. "/")) do
+        if name:sub(-1) == "/" then
+            local entry = stat(data .. "/" .. name)
+            out[#out + 1] = "<Bucket><Name>" .. xml(name:sub(1, -2)) .. "</Name><CreationDate>"
+                .. iso_time(entry.sec, entry.nsec) .. "</CreationDate></Bucket>"
+        end
+    end
+    return document("ListAllMyBucketsResult", "<Owner><ID>owner</ID></Owner><Buckets>", table.concat(out), "</Buckets>")
+end
+
+-- conditions, metadata ----------------------------------------------------------------------------------------------
+
+local function matches(header, etag)
+    if type(header) == "table" then header = table.concat(header, ",") end
+    if header == "*" then return true end
+    local bare = etag:gsub('"', "")
+    for candidate in header:gmatch("[^,%s]+") do
+        if candidate:gsub('^W/', ""):gsub('"', "") == bare then return true end
+    end
+    return false
+end
+
+local function metadata_text(headers)
+    local lines = {}
+    for name, value in pairs(headers) do
+        if type(value) == "table" then value = table.concat(value, ",") end
+        if name:find("^x%-amz%-meta%-") or name == "content-type" or name == "content-encoding"
+            or name == "cache-control" or name == "content-disposition" then
+            value = value:gsub("aws%-chunked,?%s*", "")
+            if value ~= "" then lines[#lines + 1] = name .. "\t" .. value end
+        end
+    end
+    table.sort(lines)
+    return table.concat(lines, "\n")
+end
+
+local function set_metadata(path, text)
+    if text ~= "" then C.setxattr(path, XATTR, text, #text, 0) end
+end
+
+local function get_metadata(path)
+    local size = C.getxattr(path, XATTR, xattr_buffer, 16384)
+    return size > 0 and ffi.string(xattr_buffer, size) or ""
+end
+
+-- bodies ------------------------------------------------------------------------------------------------------------
+
+-- x-amz-content-sha256: STREAMING-...: the body is cut in chunks, each "SIZE;signature\r\nBYTES\r\n".
+local function decode_aws_chunks(body)
+    local out, at = {}, 1
+    while true do
+        local first, last, size = body:find("^(%x+)[^\r\n]*\r\n", at)
+        if not first then break end
+        size = tonumber(size, 16)
+        if size == 0 then break end
+        out[#out + 1] = body:sub(last + 1, last + size)
+        at = last + size + 3
+    end
+    return table.concat(out)
+end
+
+-- The request body as a temporary file that may be renamed into place.
+local function body_file()
+    ngx.req.read_body()
+    local path = ngx.req.get_body_file()
+    local sha = ngx.var.http_x_amz_content_sha256
+    if sha and sha:find("^STREAMING%-") then
+        return write_temporary(decode_aws_chunks(path and read_all(path) or ngx.req.get_body_data() or ""))
+    end
+    return path or write_temporary(ngx.req.get_body_data() or "")
+end
+
+local function body_text()
+    ngx.req.read_body()
+    local path = ngx.req.get_body_file()
+    return path and read_all(path) or ngx.req.get_body_data() or ""
+end
+
+-- objects -----------------------------------------------------------------------------------------------------------
+
+local function object_path(bucket, key)
+    return data .. "/" .. bucket .. "/" .. key .. (key:sub(-1) == "/" and MARKER or "")
+end
+
+local function get_object(path)
+    local entry = stat(path)
+    if not entry or not entry.file then return fail("NoSuchKey") end
+    local var = ngx.var
+    local condition = var.http_if_match
+    if condition then
+        if not matches(condition, entry.etag) then return fail("PreconditionFailed") end
+        ngx.req.clear_header("If-Match")
+    end
+    condition = var.http_if_none_match
+    if condition and matches(condition, entry.etag) then
+        ngx.header["ETag"] = entry.etag
+        ngx.ctx.answered = true
+        return ngx.exit(304)
+    end
+    ngx.ctx.etag, ngx.ctx.path = entry.etag, path
+    if path:sub(-#MARKER) == MARKER then return ngx.req.set_uri(ngx.var.uri .. MARKER) end
+end
+
+local function forbidden_by_condition(path)
+    local if_none, if_match = ngx.var.http_if_none_match, ngx.var.http_if_match
+    if not if_none and not if_match then return false end
+    local entry = stat(path)
+    local exists = entry and entry.file
+    if if_none and exists and matches(if_none, entry.etag) then return true end
+    return if_match and not (exists and matches(if_match, entry.etag))
+end
+
+local function store(from, path, metadata)
+    set_metadata(from, metadata)
+    local ok, why = install(from, path)
+    if not ok then
+        ngx.log(ngx.ERR, "cannot store ", path, ": ", why)
+        os.remove(from)
+        return nil
+    end
+    return stat(path)
+end
+
+local function copy_object(bucket, key, source)
+    source = ngx.unescape_uri((source:gsub("%+", "%%2B"):gsub("^/", ""):gsub("%?.*$", "")))
+    local from_bucket, from_key = source:match("^([^/]+)/(.+)$")
+    local from = from_bucket and object_path(from_bucket, from_key)
+    local entry = from and stat(from)
+    if not entry or not entry.file then return fail("NoSuchKey") end
+    local expected = ngx.var.http_x_amz_copy_source_if_match
+    if expected and not matches(expected, entry.etag) then return fail("PreconditionFailed") end
+    local replace = ngx.var.http_x_amz_metadata_directive == "REPLACE"
+    local metadata = replace and metadata_text(ngx.req.get_headers()) or get_metadata(from)
+    local copied = store(write_temporary(read_all(from)), object_path(bucket, key), metadata)
+    if not copied then return fail("InternalError") end
+    return document("CopyObjectResult", "<LastModified>", iso_time(copied.sec, copied.nsec), "</LastModified><ETag>",
+        xml(copied.etag), "</ETag>")
+end
+
+local function put_object(bucket, key)
+    local path = object_path(bucket, key)
+    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
+    local source = ngx.var.http_x_amz_copy_source
+    if source then return copy_object(bucket, key, source) end
+    local from = body_file()
+    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
+    local entry = store(from, path, metadata_text(ngx.req.get_headers(200)))
+    if not entry then return fail("InternalError") end
+    ngx.header["ETag"] = entry.etag
+    return answer(200)
+end
+
+local function remove_object(bucket, key)
+    local path = object_path(bucket, key)
+    os.remove(path) -- of a directory it fails unless empty, and those are pruned anyway
+    prune(path, data .. "/" .. bucket)
+end
+
+local UNXML = { amp = "&", lt = "<", gt = ">", quot = '"', apos = "'" }
+local function delete_objects(bucket)
+    local body, out = body_text(), {}
+    local quiet = body:find("<Quiet>true</Quiet>", 1, true)
+    for key in body:gmatch("<Key>(.-)</Key>") do
+        local plain = key:gsub("&#(x?)(%x+);", function(hex, code) return string.char(tonumber(code, hex == "x" and 16 or 10)) end)
+        plain = plain:gsub("&(%a+);", UNXML)
+        remove_object(bucket, plain)
+        if not quiet then out[#out + 1] = "<Deleted><Key>" .. key .. "</Key></Deleted>" end
+    end
+    return document("DeleteResult", table.concat(out))
+end
+
+-- multipart ---------------------------------------------------------------------------------------------------------
+
+local function upload_dir(id)
+    if type(id) ~= "string" or not id:find("^%w+$") then return nil end
+    local dir = scratch .. "/uploads/" .. id
+    return stat(dir) and dir or nil
+end
+
+local function drop_upload(dir)
+    for _, name in ipairs(names_in(dir .. "/")) do os.remove(dir .. "/" .. name) end
+    C.rmdir(dir)
+end
+
+local function start_upload(bucket, key)
+    serial = serial + 1
+    local id = string.format("u%dx%dx%d", ngx.worker.pid(), serial, math.random(2 ^ 30))
+    C.mkdir(scratch .. "/uploads/" .. id, 448)
+    os.rename(write_temporary(metadata_text(ngx.req.get_headers(200))), scratch .. "/uploads/" .. id .. "/metadata")
+    return document("InitiateMultipartUploadResult", "<Bucket>", xml(bucket), "</Bucket><Key>", xml(key),
+        "</Key><UploadId>", id, "</UploadId>")
+end
+
+local function put_part(args)
+    local dir, number = upload_dir(args.uploadId), tonumber(args.partNumber)
+    if not dir or not number then return fail("NoSuchUpload") end
+    local copy = ngx.var.http_x_amz_copy_source
+    local from
+    if copy then
+        local name = ngx.unescape_uri((copy:gsub("%+", "%%2B"):gsub("^/", "")))
+        local file = io.open(data .. "/" .. name, "rb")
+        if not file then return fail("NoSuchKey") end
+        local first, last = (ngx.var.http_x_amz_copy_source_range or ""):match("bytes=(%d+)%-(%d+)")
+        if first then file:seek("set", tonumber(first)) end
+        from = write_temporary(file:read(first and tonumber(last) - tonumber(first) + 1 or "*a") or "")
+        file:close()
+    else
+        from = body_file()
+    end
+    local path = dir .. "/" .. number
+    if not install(from, path) then return fail("InternalError") end
+    local entry = stat(path)
+    if copy then return document("CopyPartResult", "<ETag>", xml(entry.etag), "</ETag>") end
+    ngx.header["ETag"] = entry.etag
+    return answer(200)
+end
+
+local function complete_upload(bucket, key, id)
+    local dir, path = upload_dir(id), object_path(bucket, key)
+    if not dir then return fail("NoSuchUpload") end
+    local body = body_text()
+    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
+    local from = temporary()
+    local target = assert(io.open(from, "wb"))
+    for part in body:gmatch("<Part>(.-)</Part>") do
+        local number = part:match("<PartNumber>%s*(%d+)%s*</PartNumber>")
+        local source = number and io.open(dir .. "/" .. tonumber(number), "rb")
+        if not source then return fail("InvalidPart") end
+        for block in function() return source:read(1048576) end do target:write(block) end
+        source:close()
+    end
+    target:close()
+    local entry = store(from, path, read_all(dir .. "/metadata"))
+    drop_upload(dir)
+    if not entry then return fail("InternalError") end
+    return document("CompleteMultipartUploadResult", "<Bucket>", xml(bucket), "</Bucket><Key>", xml(key),
+        "</Key><ETag>", xml(entry.etag), "</ETag>")
+end
+
+-- requests ----------------------------------------------------------------------------------------------------------
+
+local control = ngx.shared.control
+
+-- Returns false if the request was answered here (or its connection reset) on purpose.
+local function inject()
+    local latency_ms = control:get("latency_ms")
+    if latency_ms and latency_ms > 0 then ngx.sleep(latency_ms / 1000) end
+    local rate = control:get("reset_rate")
+    if rate and rate > 0 and math.random() < rate then
+        control:incr("injected_resets", 1, 0)
+        ngx.exit(444)
+        return false
+    end
+    rate = control:get("error_rate")
+    if rate and rate > 0 and math.random() < rate then
+        control:incr("injected_errors", 1, 0)
+        fail("SlowDown")
+        return false
+    end
+    rate = control:get("rate_bytes_s")
+    if rate and rate > 0 then ngx.var.limit_rate = rate end
+    return true
+end
+
+local function serve_bucket(bucket, method, args)
+    local dir = data .. "/" .. bucket
+    local entry = stat(dir)
+    if method == "PUT" then
+        if entry then return fail("BucketAlreadyOwnedByYou") end
+        C.mkdir(dir, 493)
+        return answer(200)
+    end
+    if not entry or not entry.dir then return fail("NoSuchBucket") end
+    if method == "HEAD" then return answer(200) end
+    if method == "DELETE" then
+        if C.rmdir(dir) ~= 0 then return fail("BucketNotEmpty") end
+        return answer(204)
+    end
+    if method == "POST" and args.delete then return delete_objects(bucket) end
+    if method ~= "GET" then return fail("MethodNotAllowed") end
+    if args.location then return document("LocationConstraint", "") end
+    if args.versioning then return document("VersioningConfiguration", "") end
+    if args.uploads then return document("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>") end
+    control:incr("lists", 1, 0)
+    return list_objects(bucket, args)
+end
+
+local function serve_object(bucket, key, method, args)
+    local path = object_path(bucket, key)
+    if method == "GET" or method == "HEAD" then
+        local found = stat(data .. "/" .. bucket)
+        if not found then return fail("NoSuchBucket") end
+        return get_object(path)
+    end
+    if not stat(data .. "/" .. bucket) then return fail("NoSuchBucket") end
+    if method == "PUT" then
+        if args.partNumber then return put_part(args) end
+        return put_object(bucket, key)
+    elseif method == "DELETE" then
+        if args.uploadId then
+            local dir = upload_dir(args.uploadId)
+            if not dir then return fail("NoSuchUpload") end
+            drop_upload(dir)
+        else
+            remove_object(bucket, key)
+        end
+        return answer(204)
+    elseif method == "POST" then
+        if args.uploads then return start_upload(bucket, key) end
+        if args.uploadId then return complete_upload(bucket, key, args.uploadId) end
+    end
+    return fail("MethodNotAllowed")
+end
+
+local COUNTER = { GET = "gets", HEAD = "heads", PUT = "puts", DELETE = "deletes", POST = "posts" }
+
+function M.serve()
+    local method = ngx.req.get_method()
+    control:incr("requests", 1, 0)
+    if not inject() then return end
+    local bucket, key = ngx.var.uri:match("^/([^/]+)/?(.*)$")
+    if not bucket then return list_buckets() end
+    if key ~= "" or method ~= "GET" then control:incr(COUNTER[method] or "others", 1, 0) end
+    if key == "" then return serve_bucket(bucket, method, ngx.req.get_uri_args(100)) end
+    return serve_object(bucket, key, method, method == "GET" and {} or method == "HEAD" and {} or ngx.req.get_uri_args(100))
+end
+
+-- Headers of an object that nginx's static handler serves.
+function M.headers()
+    ngx.header["x-amz-request-id"] = "0000000000000000"
+    local etag = ngx.ctx.etag
+    if not etag or ngx.ctx.answered or ngx.status >= 400 then return end
+    ngx.header["ETag"] = etag
+    local metadata = get_metadata(ngx.ctx.path)
+    if metadata ~= "" then
+        for name, value in metadata:gmatch("([^\t\n]+)\t([^\n]*)") do ngx.header[name] = value end
+    end
+end
+
+-- GET /_control?name=value&...: sets what is named, answers all settings and counters as JSON.
+function M.control()
+    local args = ngx.req.get_uri_args()
+    if args.reset_counters then
+        for _, name in ipairs(control:get_keys(0)) do
+            if not name:find("_rate$") and name ~= "latency_ms" and name ~= "rate_bytes_s" then control:delete(name) end
+        end
+    end
+    for _, name in ipairs { "latency_ms", "error_rate", "reset_rate", "rate_bytes_s" } do
+        if tonumber(args[name]) then control:set(name, tonumber(args[name])) end
+    end
+    local out = {}
+    for _, name in ipairs(control:get_keys(0)) do out[#out + 1] = string.format('"%s": %.17g', name, control:get(name)) end
+    ngx.header["Content-Type"] = "application/json"
+    ngx.say("{" .. table.concat(out, ", ") .. "}")
+end
+
+return M
