@@ -4,7 +4,8 @@ Object ``bucket/key`` is the file ``root/bucket/key``, sent with sendfile, so a 
 server answers ranged and conditional GET and HEAD, ListObjects (both versions), PUT, DELETE, copy and multipart
 uploads, path style, without checking signatures; `FastS3.set` injects latency, 503, and resets while it runs.
 
-Not S3: a key cannot be both an object and a directory, ``..`` is no key, ETags are not MD5, nothing is versioned.
+Not S3: a key cannot be both an object and a directory, ``..`` and empty path
+components do not work in keys, ETags are not MD5, nothing is versioned.
 """
 
 from __future__ import annotations
@@ -185,7 +186,8 @@ class FastS3:
         answer = self._control("")
         if reset:
             self._control("reset_counters=1")
-        return {k: int(v) for k, v in answer.items() if not k.endswith("_rate") and k not in ("latency_ms", "rate_bytes_s")}
+        settings = ("latency_ms", "error_rate", "reset_rate", "rate_bytes_s")
+        return {k: int(v) for k, v in answer.items() if k not in settings}
 
     def error_log(self) -> str:
         return (self._scratch / "error.log").read_text(errors="replace") if self._scratch else ""

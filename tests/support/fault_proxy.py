@@ -1,0 +1,423 @@
+"""An HTTP proxy in front of any server that misbehaves on demand, from a seed.
+
+`Faults` says what happens to every request, with probabilities; `FaultProxy.next` scripts the very next requests.
+One thread per client connection, one upstream connection for each, kept alive on both sides. Decisions are drawn in
+the order in which requests arrive, so one client at a time with one seed sees one sequence of faults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from collections import Counter, deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import BinaryIO, Literal
+
+Fault = Literal["error", "reset", "stall", "truncate"]
+Headers = list[tuple[str, str]]
+
+BLOCK_BYTES = 1 << 16
+BACKLOG = 128
+BODILESS = (204, 304)
+REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """What may happen to a request. Probabilities are per request; the first of error, reset, stall, truncate that
+    strikes is the one that happens. The last three send half of the body first: a reset then sends RST, a stall sends
+    nothing more but keeps the connection, a truncation closes it although Content-Length promised more."""
+
+    latency_s: float = 0.0
+    error_probability: float = 0.0
+    reset_probability: float = 0.0
+    stall_probability: float = 0.0
+    truncate_probability: float = 0.0
+    error_status: int = 503
+    retry_after_s: int | None = None
+    wrong_etag: str | None = None  # replaces the ETag of every response that has one
+    drop_if_match: bool = False  # the server then ignores If-Match
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One request as it arrived; ``path`` is without the query."""
+
+    method: str
+    path: str
+    query: str
+    range: str | None
+
+
+class _Closed(Exception):
+    pass
+
+
+class _Reset(Exception):
+    pass
+
+
+class FaultProxy:
+    """Use as a context manager; ``endpoint`` is what clients talk to."""
+
+    def __init__(self, upstream: str, *, seed: int = 0, faults: Faults | None = None) -> None:
+        parts = urllib.parse.urlsplit(upstream)
+        self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._random = random.Random(seed)
+        self._faults = faults or Faults()
+        self._only: Callable[[Request], bool] | None = None
+        self._scripted: deque[tuple[Fault, int]] = deque()
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+        self._clients: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._listener: socket.socket | None = None
+        self._log: list[Request] = []
+        self._injected: Counter[str] = Counter()
+        self.port = 0
+
+    # life -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> FaultProxy:
+        self._listen()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        listener.listen(BACKLOG)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._start(self._accept, listener)
+
+    def _start(self, target: Callable[[socket.socket], None], argument: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=(argument,), daemon=True, name="fault-proxy")
+        self._threads.add(thread)
+        thread.start()
+
+    def _refuse(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            try:
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+            except OSError:
+                pass
+            listener.close()
+        with self._lock:
+            clients = list(self._clients)
+        for client in clients:
+            _arm_reset(client)
+            try:
+                client.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._released.set()
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(5)
+        self._threads.clear()
+        self._released.clear()
+
+    def close(self) -> None:
+        self._refuse()
+
+    # programming ----------------------------------------------------------------------------------------------------
+
+    def set(self, **changes: object) -> None:
+        """Changes fields of `Faults`, from the next request on."""
+        with self._lock:
+            self._faults = dataclasses.replace(self._faults, **changes)  # type: ignore[arg-type]
+
+    def clear(self) -> None:
+        """No faults any more; stalled connections are closed."""
+        with self._lock:
+            self._faults = Faults()
+            self._only = None
+            self._scripted.clear()
+        self.release()
+
+    def only(self, matches: Callable[[Request], bool] | None) -> None:
+        """Restricts all faults to the requests for which ``matches`` is true (None: to no subset)."""
+        with self._lock:
+            self._only = matches
+
+    def next(self, fault: Fault, count: int = 1, *, status: int = 503) -> None:
+        """The next ``count`` requests (that `only` lets through) suffer ``fault``, after those scripted before."""
+        with self._lock:
+            self._scripted.extend([(fault, status)] * count)
+
+    def release(self) -> None:
+        """Closes the connections that are stalled now."""
+        released, self._released = self._released, threading.Event()
+        released.set()
+
+    def outage(self, on: bool) -> None:
+        """On: open connections are reset and new ones refused. Off: back at the same address."""
+        if on:
+            self._refuse()
+        elif self._listener is None:
+            self._listen()
+
+    # observation ----------------------------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, in order of arrival."""
+        with self._lock:
+            return list(self._log)
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Requests by (method, path)."""
+        return Counter((r.method, r.path) for r in self.requests)
+
+    def ranges(self) -> Counter[tuple[str, str | None]]:
+        """GETs by (path, Range header)."""
+        return Counter((r.path, r.range) for r in self.requests if r.method == "GET")
+
+    def injected(self) -> Counter[str]:
+        """Faults that struck, by name."""
+        with self._lock:
+            return Counter(self._injected)
+
+    def reset_counts(self) -> None:
+        with self._lock:
+            self._log.clear()
+            self._injected.clear()
+
+    # serving --------------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            if self._listener is not listener:
+                client.close()
+                return
+            with self._lock:
+                self._clients.add(client)
+            self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        exchange = _Exchange(self, client)
+        try:
+            while exchange.one():
+                pass
+        except _Reset:
+            _arm_reset(client)
+        except (_Closed, OSError, ValueError):
+            pass
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+                self._threads.discard(threading.current_thread())
+            exchange.close()
+
+    def decide(self, request: Request) -> tuple[Faults, Fault | None, int]:
+        """Logs the request and draws its fate."""
+        with self._lock:
+            self._log.append(request)
+            faults = self._faults
+            if self._only is not None and not self._only(request):
+                return Faults(), None, 0
+            if self._scripted:
+                fault, status = self._scripted.popleft()
+                self._injected[fault] += 1
+                return faults, fault, status
+            chances: tuple[tuple[Fault, float], ...] = (
+                ("error", faults.error_probability), ("reset", faults.reset_probability),
+                ("stall", faults.stall_probability), ("truncate", faults.truncate_probability),
+            )  # fmt: skip
+            for fault, chance in chances:
+                if chance > 0 and self._random.random() < chance:
+                    self._injected[fault] += 1
+                    return faults, fault, faults.error_status
+            return faults, None, 0
+
+    def connect(self) -> socket.socket:
+        upstream = socket.create_connection(self._upstream, timeout=60)
+        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return upstream
+
+    def stall(self) -> None:
+        self._released.wait()
+
+
+class _Exchange:
+    """The requests of one client connection, one after another."""
+
+    def __init__(self, proxy: FaultProxy, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._proxy = proxy
+        self._client = client
+        self._from_client = client.makefile("rb")
+        self._upstream: socket.socket | None = None
+        self._from_upstream: BinaryIO | None = None
+
+    def close(self) -> None:
+        for thing in (self._from_client, self._client):
+            thing.close()
+        self._drop_upstream()
+
+    def _drop_upstream(self) -> None:
+        for thing in (self._from_upstream, self._upstream):
+            if thing is not None:
+                thing.close()
+        self._upstream = self._from_upstream = None
+
+    def one(self) -> bool:
+        line, headers = _read_head(self._from_client)
+        method, target, _version = line.split(" ", 2)
+        path, _, query = target.partition("?")
+        request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"))
+        faults, fault, status = self._proxy.decide(request)
+        if faults.latency_s > 0:
+            time.sleep(faults.latency_s)
+        if (_get(headers, "expect") or "").lower() == "100-continue":
+            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            headers = _without(headers, "expect")
+        body = _read_body(self._from_client, headers)
+        keep = (_get(headers, "connection") or "").lower() != "close"
+        if fault == "error":
+            self._send_error(method, status, faults.retry_after_s)
+            return keep
+        if faults.drop_if_match:
+            headers = _without(headers, "if-match")
+        if body:
+            headers = [*_without(headers, "transfer-encoding", "content-length"), ("Content-Length", str(len(body)))]
+        status_line, answer = self._ask(line, headers, body)
+        if faults.wrong_etag is not None:
+            answer = [(k, faults.wrong_etag if k.lower() == "etag" else v) for k, v in answer]
+        self._client.sendall(_head(status_line, answer))
+        self._relay_body(method, int(status_line.split(" ", 2)[1]), answer, fault)
+        if (_get(answer, "connection") or "").lower() == "close":
+            return False
+        return keep
+
+    def _send_error(self, method: str, status: int, retry_after_s: int | None) -> None:
+        body = b"" if method == "HEAD" else (
+            b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>injected</Message></Error>'
+        )  # fmt: skip
+        headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        if retry_after_s is not None:
+            headers.append(("Retry-After", str(retry_after_s)))
+        self._client.sendall(_head(f"HTTP/1.1 {status} {REASONS.get(status, 'Injected')}", headers) + body)
+
+    def _ask(self, line: str, headers: Headers, body: bytes) -> tuple[str, Headers]:
+        """Sends the request on; once more on a new connection if the kept one turns out to be closed."""
+        for kept in (self._upstream is not None, False):
+            if self._upstream is None:
+                self._upstream = self._proxy.connect()
+                self._from_upstream = self._upstream.makefile("rb")
+            assert self._from_upstream is not None
+            try:
+                self._upstream.sendall(_head(line, headers) + body)
+                while True:
+                    status_line, answer = _read_head(self._from_upstream)
+                    if status_line.split(" ", 2)[1] != "100":
+                        return status_line, answer
+            except (_Closed, OSError):
+                self._drop_upstream()
+                if not kept:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _relay_body(self, method: str, status: int, headers: Headers, fault: Fault | None) -> None:
+        assert self._from_upstream is not None
+        size = _get(headers, "content-length")
+        if method == "HEAD" or status in BODILESS:
+            self._misbehave(fault)
+            return
+        if (_get(headers, "transfer-encoding") or "").lower() == "chunked":
+            if fault is not None:
+                self._misbehave(fault)
+            self._relay_chunks()
+            return
+        remaining = -1 if size is None else int(size)
+        if fault is not None:
+            remaining = max(remaining, 0) // 2
+        while remaining != 0:
+            data = self._from_upstream.read1(BLOCK_BYTES if remaining < 0 else min(BLOCK_BYTES, remaining))  # type: ignore[attr-defined]
+            if not data:
+                raise _Closed
+            self._client.sendall(data)
+            remaining -= len(data) if remaining > 0 else 0
+        self._misbehave(fault)
+
+    def _relay_chunks(self) -> None:
+        assert self._from_upstream is not None
+        while True:
+            line = self._from_upstream.readline()
+            data = self._from_upstream.read(int(line.split(b";")[0], 16) + 2)
+            self._client.sendall(line + data)
+            if data == b"\r\n":
+                return
+
+    def _misbehave(self, fault: Fault | None) -> None:
+        if fault == "stall":
+            self._proxy.stall()
+            raise _Closed
+        if fault == "reset":
+            raise _Reset
+        if fault == "truncate":
+            raise _Closed
+
+
+def _arm_reset(sock: socket.socket) -> None:
+    """Makes close() send RST instead of FIN."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass
+
+
+def _read_head(stream: BinaryIO) -> tuple[str, Headers]:
+    line = stream.readline()
+    if not line:
+        raise _Closed
+    headers: Headers = []
+    while (field := stream.readline()) not in (b"\r\n", b"\n"):
+        if not field:
+            raise _Closed
+        name, _, value = field.decode("latin-1").partition(":")
+        headers.append((name, value.strip()))
+    return line.decode("latin-1").rstrip("\r\n"), headers
+
+
+def _read_body(stream: BinaryIO, headers: Headers) -> bytes:
+    if (_get(headers, "transfer-encoding") or "").lower() == "chunked":
+        blocks = []
+        while (size := int(stream.readline().split(b";")[0], 16)) > 0:
+            blocks.append(stream.read(size + 2)[:-2])
+        while stream.readline() not in (b"\r\n", b"\n", b""):
+            pass
+        return b"".join(blocks)
+    return stream.read(int(_get(headers, "content-length") or 0))
+
+
+def _head(line: str, headers: Headers) -> bytes:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"{line}\r\n{fields}\r\n".encode("latin-1")
+
+
+def _get(headers: Headers, name: str) -> str | None:
+    return next((v for k, v in headers if k.lower() == name), None)
+
+
+def _without(headers: Headers, *names: str) -> Headers:
+    return [(k, v) for k, v in headers if k.lower() not in names]
