@@ -1,0 +1,81 @@
+"""One-line errors without secrets: status numbers to `luxfuse.errors` classes, and URLs that are safe to show."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from luxfuse.errors import (
+    AccessDenied,
+    BucketMissing,
+    NotFound,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+    VersionChanged,
+)
+
+_DENIED_CODES = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
+_MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
+_SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503}
+
+CREDENTIAL_PLACES = {
+    "s3": "storage options key and secret, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, the instance's role; "
+    "for a public bucket set the storage option anon=true",
+    "az": "storage options account_name with account_key or sas_token, connection_string, AZURE_STORAGE_* variables, "
+    "the instance's identity; for a public container set the storage option anon=true",
+    "gs": "storage option token, GOOGLE_APPLICATION_CREDENTIALS, ~/.config/gcloud, the instance's account; "
+    "for a public bucket set the storage option token=anon",
+}
+
+
+def safe_url(url: str) -> str:
+    """Return ``url`` without user name, password, query and fragment, which may hold secrets."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    netloc, slash, path = rest.partition("/")
+    if scheme in ("http", "https"):
+        path = urlsplit("//h/" + path).path[1:]
+    elif scheme not in ("abfs", "abfss"):  # there the part before "@" is the container
+        return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}"
+    else:
+        return f"{scheme}://{netloc}{slash}{path}"
+    return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}"
+
+
+def from_status(status: int, what: str, *, code: str = "", family: str = "", bucket_level: bool = False) -> StoreError:
+    """Return the error for an HTTP ``status``; ``code`` is the store's own word for it ("NoSuchKey") if known.
+
+    ``family`` ("s3", "az", "gs") adds where credentials come from; ``bucket_level`` says that a 404 can only mean the
+    bucket, as in a listing.
+    """
+    status = _SPELLED_OUT.get(code, status)
+    text = f"{what}: {describe(status, code)}"
+    if code in _MISSING_BUCKET_CODES or (status == 404 and bucket_level):
+        return BucketMissing(f"{text}; the bucket or container does not exist, check the URL and the endpoint")
+    if status in (401, 403) or code in _DENIED_CODES:
+        places = CREDENTIAL_PLACES.get(family)
+        return AccessDenied(f"{text}; credentials come from: {places}" if places else text)
+    if 300 <= status < 400:
+        text += "; the store redirects elsewhere, check region and endpoint"
+    return _class_of(status)(text)
+
+
+def _class_of(status: int) -> type[StoreError]:
+    if status in (404, 410):
+        return NotFound
+    if status == 412:
+        return VersionChanged
+    if status in (408, 409, 425, 429) or status >= 500:
+        return StoreUnavailable
+    return StoreRejected
+
+
+def describe(status: int, code: str = "") -> str:
+    """Return "503 Service Unavailable (SlowDown)"."""
+    try:
+        phrase = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = str(status)
+    return f"{phrase} ({code})" if code else phrase

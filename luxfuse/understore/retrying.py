@@ -1,0 +1,208 @@
+"""The async face of an under-store: worker threads, deadlines, retries, and what `status` reports about them.
+
+Every driver call runs in a thread of this store's own limiter. A call that outlives its deadline is abandoned: the
+caller gets `StoreUnavailable` at once, and the thread keeps its slot until the driver's own time-outs end it. So
+threads, abandoned ones included, never exceed ``max_requests``; with all slots taken, new calls wait for one inside
+their own deadline.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import trio
+
+from luxfuse.core.retry import backoff_delays, next_delay
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import Buffer, UnderStore
+
+T = TypeVar("T")
+RequestKind = Literal["get", "head", "list"]
+State = Literal["up", "down"]
+
+DOWN_AFTER_FAILURES = 3
+"""This many attempts in a row without an answer mean "down" even before one of them has used up its deadline."""
+
+LIST_PATIENCE = 10
+"""A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """A snapshot. Counters run from the start: ``gets``, ``heads``, ``lists`` count attempts, retries included.
+
+    ``errors`` counts failed attempts other than "not found" and "changed", which are answers like any other.
+    ``in_flight`` counts calls that are waited for; ``timeouts`` ones that ran into their deadline so far.
+    """
+
+    gets: int
+    heads: int
+    lists: int
+    errors: int
+    retries: int
+    get_bytes: int
+    in_flight: int
+    timeouts: int
+    state: State
+
+
+class Store:
+    """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
+
+    def __init__(
+        self,
+        driver: UnderStore,
+        *,
+        request_timeout_s: float,
+        max_requests: int,
+        rng: random.Random,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.driver = driver
+        self._timeout_s = request_timeout_s
+        self._limiter = trio.CapacityLimiter(max_requests)
+        self._rng = rng
+        self._clock = clock
+        self._attempts = {"get": 0, "head": 0, "list": 0}
+        self._errors = self._retries = self._get_bytes = self._in_flight = self._timeouts = 0
+        self._unanswered = 0
+        self._state: State = "up"
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the store answered last, rather than timing out or refusing connections."""
+        return self._state == "up"
+
+    def statistics(self) -> StoreStatistics:
+        """Return the counters as they are now."""
+        return StoreStatistics(
+            gets=self._attempts["get"],
+            heads=self._attempts["head"],
+            lists=self._attempts["list"],
+            errors=self._errors,
+            retries=self._retries,
+            get_bytes=self._get_bytes,
+            in_flight=self._in_flight,
+            timeouts=self._timeouts,
+            state=self._state,
+        )
+
+    async def call(self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str) -> T:
+        """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
+
+        Raises the last error once it is not retryable or the deadline does not allow another try, and
+        `StoreUnavailable` if the deadline passes while the driver (or the queue for a slot) hangs.
+        """
+        started_s = self._clock()
+        retry_until_s = started_s + self._timeout_s
+        timeout_s = self._timeout_s * LIST_PATIENCE if kind == "list" else self._timeout_s
+        delays: Iterator[float] | None = None
+        last: StoreError | None = None
+        self._in_flight += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                while True:
+                    self._attempts[kind] += 1
+                    try:
+                        # The thread keeps its limiter slot until it really ends, also when it is abandoned.
+                        result = await trio.to_thread.run_sync(
+                            function, self.driver, abandon_on_cancel=True, limiter=self._limiter
+                        )
+                    except StoreError as exc:
+                        last = exc
+                        self._note_failure(exc)
+                        if not exc.retryable:
+                            raise
+                        delays = delays or backoff_delays(self._rng)
+                        delay_s = next_delay(delays, self._clock(), retry_until_s)
+                        if delay_s is None:
+                            self._state = "down"
+                            raise
+                        await trio.sleep(delay_s)
+                        self._retries += 1
+                    else:
+                        self._unanswered = 0
+                        self._state = "up"
+                        return result
+            # Only the deadline leads here.
+            self._timeouts += 1
+            self._errors += 1
+            self._state = "down"
+            if last is not None:
+                raise last
+            raise StoreUnavailable(f"{what}: no answer within {timeout_s:g} s")
+        finally:
+            self._in_flight -= 1
+
+    def _note_failure(self, exc: StoreError) -> None:
+        if isinstance(exc, StoreUnavailable):
+            self._errors += 1
+            self._unanswered += 1
+            if self._unanswered >= DOWN_AFTER_FAILURES:
+                self._state = "down"
+            return
+        self._unanswered = 0
+        self._state = "up"
+        if not isinstance(exc, NotFound | VersionChanged):
+            self._errors += 1
+
+    async def probe(self) -> None:
+        """Prove that bucket, endpoint and credentials work."""
+        await self.call("list", lambda driver: driver.probe(), what="probe")
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Describe one object."""
+        return await self.call("head", lambda driver: driver.head(key), what=f"HEAD {key!r}")
+
+    async def has_prefix(self, prefix: str) -> bool:
+        """Whether any key starts with ``prefix`` (which ends in "/")."""
+        return await self.call("list", lambda driver: driver.has_prefix(prefix), what=f"LIST {prefix!r}")
+
+    async def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        """Return bytes [start, end) of exactly ``version``; see `UnderStore.read`."""
+        data = await self.call(
+            "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})"
+        )
+        self._get_bytes += end - start
+        return data
+
+    async def list_directory(self, prefix: str) -> AsyncIterator[ListPage]:
+        """Yield the pages of one directory; none if it does not exist.
+
+        A failure before the first page is retried from the start; later ones propagate, because pages that were
+        already handed out cannot be taken back.
+        """
+        what = f"LIST {prefix!r}"
+        pages, page = await self.call("list", lambda driver: _first(driver.list_directory(prefix)), what=what)
+        while page is not None:
+            yield page
+            page = await self._next_page(pages, what)
+
+    async def _next_page(self, pages: Iterator[ListPage], what: str) -> ListPage | None:
+        self._in_flight += 1
+        try:
+            with trio.move_on_after(self._timeout_s):
+                return await trio.to_thread.run_sync(
+                    next, pages, None, abandon_on_cancel=True, limiter=self._limiter
+                )
+            self._timeouts += 1
+            self._errors += 1
+            self._state = "down"
+            raise StoreUnavailable(f"{what}: no answer within {self._timeout_s:g} s")
+        except StoreError as exc:
+            self._note_failure(exc)
+            raise
+        finally:
+            self._in_flight -= 1
+
+    def close(self) -> None:
+        """Free the driver's connections. Blocks shortly; further calls are errors."""
+        self.driver.close()
+
+
+def _first(pages: Iterator[ListPage]) -> tuple[Iterator[ListPage], ListPage | None]:
+    return pages, next(pages, None)
