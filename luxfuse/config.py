@@ -22,6 +22,8 @@ ReadMode = Literal["cache", "no-cache"]
 Driver = Literal["auto", "obstore", "fsspec"]
 
 MIB = 1 << 20
+# What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity.
+_FOREVER_S = 10 * 365 * 86400.0
 
 
 class CacheDirectory(msgspec.Struct, frozen=True):
@@ -127,22 +129,27 @@ def read_file(path: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"--config {path}: {exc}") from None
     for name in values:
+        if name == "state_dir":
+            raise ConfigError(f"--config {path}: state_dir is read by every command; set LUXFUSE_STATE_DIR instead")
         if name not in NAMES:
             raise ConfigError(f"--config {path}: unknown setting {name!r}")
     return values
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the LUXFUSE_* settings of the environment; other LUXFUSE_ names are left alone."""
+    """Return the LUXFUSE_* settings of the environment; empty ones and other LUXFUSE_ names are left alone."""
     found = {}
     for name in NAMES - {"storage_options", "state_dir"}:
-        if (value := environ.get(f"LUXFUSE_{name.upper()}")) is not None:
+        if value := environ.get(f"LUXFUSE_{name.upper()}"):
             found[name] = value
     return found
 
 
 def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, file: str | None = None) -> Settings:
-    """Merge what the user wrote (None means: not given) and validate it."""
+    """Merge what the user wrote (None means: not given) and validate it. Raises ConfigError.
+
+    The mountpoint is made absolute without looking at it, since a mount may hang; symbolic links are the caller's.
+    """
     merged: dict[str, Any] = read_file(file) if file else {}
     merged.update(from_environment(environ))
     merged.update({name: value for name, value in flags.items() if value is not None})
@@ -154,13 +161,16 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
         if name in _SIZES:
             values[_SIZES[name]] = _convert(parse_size, value, name)
         elif name in _DURATIONS:
-            values[_DURATIONS[name]] = _convert(parse_duration, value, name)
+            values[_DURATIONS[name]] = min(_convert(parse_duration, value, name), _FOREVER_S)
         elif name in _PLAIN:
             values[name] = value
     if isinstance(values.get("umask"), str):
         values["umask"] = _convert(lambda text: int(text, 8), values["umask"], "umask")
-    values["storage_options"] = {str(k): str(v) for k, v in (values.get("storage_options") or {}).items()}
-    values["mountpoint"] = os.path.realpath(values["mountpoint"])
+    storage_options = values.get("storage_options") or {}
+    if not isinstance(storage_options, Mapping):
+        raise ConfigError("storage_options: must be a table of names and values")
+    values["storage_options"] = {str(k): str(v) for k, v in storage_options.items()}
+    values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
     values["cache_dir"] = _cache_dir(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
     return _validate(values)
@@ -172,6 +182,8 @@ def _cache_dir(merged: Mapping[str, Any], environ: Mapping[str, str]) -> CacheDi
         if len(written) > 1:
             raise ConfigError("--cache-dir: only one directory is supported so far; give one")
         written = written[0]
+    if not isinstance(written, str):
+        raise ConfigError("cache_dir: must be text: DIR,size=50GiB")
     directory = parse_cache_dir(written)
     if (size := merged.get("cache_size")) is not None:
         directory = CacheDirectory(directory.path, _convert(parse_size, size, "--cache-size"), directory.tier)
@@ -190,10 +202,10 @@ def _validate(values: dict[str, Any]) -> Settings:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"setting not understood: {exc}") from None
+    if not settings.read_only:
+        raise ConfigError("read_only = false: mounts are read-only in this version; leave it out")
     if not 0 <= settings.free_space_ratio < 1:
         raise ConfigError("--free-space-ratio: must be at least 0 and below 1")
-    if settings.metadata_ttl_s < 0 or settings.negative_ttl_s < 0:
-        raise ConfigError("--metadata-ttl and --negative-ttl: must not be negative")
     if settings.memory_limit_bytes < 32 * MIB:
         raise ConfigError("--memory-limit: must be at least 32MiB")
     if settings.cache_dir.size_bytes is not None and settings.cache_dir.size_bytes < MIB:

@@ -16,8 +16,10 @@ def parse_size(text: str | int) -> int:
 
     Raises ValueError for anything else.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
     match = _SIZE.match(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
@@ -29,19 +31,24 @@ def parse_size(text: str | int) -> int:
 def parse_duration(text: str | float) -> float:
     """Return seconds. ``90``, ``60s``, ``1h30m``, ``500ms`` and ``never`` (infinite) are understood.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, negative ones included.
     """
-    if isinstance(text, (int, float)):
-        return float(text)
-    stripped = text.strip().lower()
-    if stripped in ("never", "inf"):
+    refusal = f"{text!r} is not a duration; write it like 60s, 1h30m or never"
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise ValueError(refusal)
+    stripped = str(text).strip().lower()
+    if stripped == "never":
         return math.inf
     try:
-        return float(stripped)
+        seconds = float(stripped)
     except ValueError:
         pass
+    else:
+        if not seconds >= 0:  # not a number is refused as well
+            raise ValueError(refusal)
+        return seconds
     if not stripped or _DURATION.sub("", stripped).strip():
-        raise ValueError(f"{text!r} is not a duration; write it like 60s, 1h30m or never")
+        raise ValueError(refusal)
     return sum(float(number) * _SECONDS[unit.lower()] for number, unit in _DURATION.findall(stripped))
 
 

@@ -1,0 +1,38 @@
+"""How commands fail: one line on stderr and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+class CommandFailed(Exception):
+    """A command could not do its work; the text is one line saying what, where and what to do."""
+
+
+class UsageError(Exception):
+    """The command line cannot be understood; the text is one line."""
+
+
+def say(text: str) -> None:
+    """Print one line on stderr, whatever ``text`` holds."""
+    print(f"luxfuse: {' '.join(text.split())}", file=sys.stderr)
+
+
+def say_unexpected(exc: BaseException, directory: Path) -> None:
+    """Report a bug in one line and keep its traceback in ``directory``, if that can be written."""
+    log = directory / "command-errors.log"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as f:
+            log.chmod(0o600)
+            f.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+            traceback.print_exception(exc, file=f)
+        where = f"details in {log}"
+    except OSError as failure:
+        where = f"details could not be written to {log}: {failure.strerror}"
+    say(f"unexpected {type(exc).__name__}: {exc}: {where}; please report this")

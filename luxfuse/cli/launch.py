@@ -1,0 +1,140 @@
+"""Starts a daemon: in the background as a process of its own, or in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from luxfuse.cli.errors import CommandFailed
+from luxfuse.config import Settings
+from luxfuse.control import registry
+from luxfuse.errors import LuxError, MountError
+from luxfuse.fuse import mountpoint
+
+READY_DEADLINE_S = 30.0
+_STOP_PATIENCE_S = 3.0
+_ANSWER_MAX_BYTES = 64 << 10
+
+
+def in_background(settings: Settings) -> None:
+    """Return once the tree answers. Raises CommandFailed with the daemon's reason, or the log to look at."""
+    directory = registry.mount_directory(settings)
+    log_path = Path(settings.log_file) if settings.log_file else directory / registry.LOG
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb") as ready:
+        try:
+            process = _spawn(settings, log_path, write_fd)
+        finally:
+            os.close(write_fd)
+        answer = _read_line(ready.fileno(), time.monotonic() + READY_DEADLINE_S)
+    if answer is None:
+        _stop(process, settings.mountpoint)
+        raise CommandFailed(
+            f"{settings.mountpoint}: the daemon was not ready within {READY_DEADLINE_S:g} s; see {log_path}"
+        )
+    try:
+        error = msgspec.json.decode(answer, type=dict[str, str | None]).get("error")
+    except msgspec.DecodeError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_PATIENCE_S)
+        _stop(process, settings.mountpoint)
+        raise CommandFailed(f"{settings.mountpoint}: the daemon ended before it was ready; see {log_path}") from None
+    if error is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_PATIENCE_S)
+        raise CommandFailed(error)
+    process.returncode = 0  # it lives on without us, which Popen would warn about
+
+
+def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        log_fd = os.open(log_path, flags, 0o600)
+    except OSError as exc:
+        raise CommandFailed(f"log file {log_path}: {exc.strerror}; choose another with --log-file") from None
+    try:
+        # -P: the working directory is no place to import from.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "luxfuse.daemon", "--ready-fd", str(write_fd)],
+            stdin=subprocess.PIPE,
+            stdout=log_fd,
+            stderr=log_fd,
+            pass_fds=[write_fd],
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(log_fd)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(msgspec.json.encode(settings))
+    return process
+
+
+def _read_line(fd: int, give_up_at: float) -> bytes | None:
+    """Return what comes before a newline or the end; None if neither comes in time."""
+    received = b""
+    while b"\n" not in received and len(received) < _ANSWER_MAX_BYTES:
+        left_s = give_up_at - time.monotonic()
+        if left_s <= 0 or not select.select([fd], [], [], left_s)[0]:
+            return None
+        chunk = os.read(fd, 4096)
+        if not chunk:
+            break
+        received += chunk
+    return received.partition(b"\n")[0]
+
+
+def _stop(process: subprocess.Popen[bytes], where: str) -> None:
+    """End a daemon that failed to start, and take away a mount that it may have made."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    mount = mountpoint.find_mount(where)
+    if mount is not None and mount.fstype == mountpoint.FSTYPE:
+        with contextlib.suppress(MountError):
+            mountpoint.unmount(where, force=True)
+
+
+def in_foreground(settings: Settings) -> int:
+    """Serve until unmounted; returns 0, or 1 after a failed start. Raises CommandFailed with its reason."""
+    from luxfuse import daemon
+
+    errors: list[str] = []
+
+    def ready(error: str | None) -> None:
+        if error is None:
+            notify_systemd("READY=1")
+        else:
+            errors.append(error)
+
+    try:
+        code = daemon.run(settings, ready)
+    except LuxError as exc:
+        raise CommandFailed(str(exc)) from None
+    finally:
+        notify_systemd("STOPPING=1")
+    if errors:
+        raise CommandFailed(errors[0])
+    return code
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd, where it asked for it with NOTIFY_SOCKET; a failure is of no consequence."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())

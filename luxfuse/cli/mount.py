@@ -1,0 +1,93 @@
+"""``luxfuse mount``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from luxfuse import config
+from luxfuse.cli import launch
+from luxfuse.cli.options import parse_options, parse_storage_options
+from luxfuse.fuse import mountpoint as mounts
+
+_KEY = "key=value"
+
+
+def mount(  # noqa: PLR0917 (typer calls it by name)
+    source: Annotated[str | None, typer.Argument(help="What to mount: s3://bucket/prefix or any fsspec URL.")] = None,
+    mountpoint: Annotated[str | None, typer.Argument(help="An empty directory.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="NAME=VALUE,...", help="Settings as in /etc/fstab; the other flags win."),
+    ] = None,
+    config_file: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Settings as TOML; flags and LUXFUSE_* win.")
+    ] = None,
+    cache_dir: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR[,size=SIZE][,tier=TIER]", help="Where cached data goes; tier: mem, ssd or hdd."),
+    ] = None,
+    cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes to cache, such as 50GiB.")] = None,
+    free_space_ratio: Annotated[
+        float | None, typer.Option(metavar="RATIO", help="Part of the cache's disk to leave free. Default 0.1.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bound on the daemon's buffers. Default 256MiB.")
+    ] = None,
+    read_only: Annotated[
+        bool | None, typer.Option("--read-only", help="Refuse every change; always so in this version.")
+    ] = None,
+    allow_other: Annotated[bool | None, typer.Option("--allow-other", help="Let other users in.")] = None,
+    read_mode: Annotated[str | None, typer.Option(metavar="cache|no-cache", help="Default cache.")] = None,
+    metadata_ttl: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long names and attributes hold. Default 60s.")
+    ] = None,
+    negative_ttl: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long a missing name stays missing. Default 5s.")
+    ] = None,
+    whole_file_threshold: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Files up to this size are fetched whole. Default 16MiB.")
+    ] = None,
+    endpoint_url: Annotated[str | None, typer.Option(metavar="URL", help="The store's address, if not AWS.")] = None,
+    storage_option: Annotated[
+        list[str] | None, typer.Option(metavar=_KEY, help="An option of the store's driver; may be repeated.")
+    ] = None,
+    driver: Annotated[str | None, typer.Option(metavar="auto|obstore|fsspec", help="Default auto.")] = None,
+    foreground: Annotated[bool | None, typer.Option("--foreground", help="Serve until unmounted.")] = None,
+    log_file: Annotated[str | None, typer.Option(metavar="FILE", help="Default: in the state directory.")] = None,
+) -> int:
+    """Mount SOURCE on MOUNTPOINT; returns once the tree answers."""
+    flags: dict[str, Any] = {
+        "source": source,
+        "mountpoint": mountpoint,
+        "cache_dir": cache_dir or None,
+        "cache_size": cache_size,
+        "free_space_ratio": free_space_ratio,
+        "memory_limit": memory_limit,
+        "read_only": read_only,
+        "allow_other": allow_other,
+        "read_mode": read_mode,
+        "metadata_ttl": metadata_ttl,
+        "negative_ttl": negative_ttl,
+        "whole_file_threshold": whole_file_threshold,
+        "endpoint_url": endpoint_url,
+        "storage_options": parse_storage_options(storage_option) if storage_option else None,
+        "driver": driver,
+        "foreground": foreground,
+        "log_file": log_file,
+    }
+    return start(flags, parse_options(options or []), config_file)
+
+
+def start(flags: Mapping[str, Any], options: Mapping[str, Any], config_file: str | None = None) -> int:
+    """Merge flags over ``-o`` options over the environment and the file, and start the daemon. Raises LuxError."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = config.build({**options, **given}, file=config_file)
+    settings = msgspec.structs.replace(settings, mountpoint=mounts.resolve(settings.mountpoint))
+    if settings.foreground:
+        return launch.in_foreground(settings)
+    launch.in_background(settings)
+    return 0

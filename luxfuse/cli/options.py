@@ -1,0 +1,58 @@
+"""``-o name=value,...`` as written on the command line and in /etc/fstab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from luxfuse.cli.errors import UsageError
+from luxfuse.config import NAMES
+
+# Words for mount(8) and systemd, or what is so anyway: a mount never honours set-user-id files or devices.
+_NOISE = frozenset(
+    "defaults auto noauto user nouser users owner group _netdev nofail exec suid nosuid dev nodev "
+    "atime noatime relatime strictatime nodiratime diratime sync async".split()  # noqa: SIM905 (readable)
+)
+_USER = frozenset(("user", "users", "owner", "group"))
+_NOT_HERE = frozenset(("source", "mountpoint", "foreground", "state_dir", "storage_options"))
+OPTION_NAMES = NAMES - _NOT_HERE
+
+
+def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = False) -> dict[str, Any]:
+    """Return the settings in the texts of ``-o``; later ones win.
+
+    ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing and ``noexec`` for ``user``, so both are let pass.
+    ``sloppy``: unknown names are let pass. Raises UsageError.
+    """
+    settings: dict[str, Any] = {}
+    words = [word for text in texts for word in text.split(",") if word]
+    for word in words:
+        name, separator, value = word.partition("=")
+        name = name.replace("-", "_") if not name.startswith("x-") else name
+        if name.startswith("x-") or (name in _NOISE and not separator) or (fstab and name in _USER):
+            continue
+        if word == "rw":
+            if not fstab:
+                raise UsageError("-o rw: mounts are read-only in this version; write -o ro or leave it out")
+        elif word == "ro":
+            settings["read_only"] = True
+        elif word == "noexec" and fstab and _USER & {w.partition("=")[0] for w in words}:
+            continue
+        elif name == "storage_option":
+            settings.setdefault("storage_options", {}).update(parse_storage_options([value], "-o storage_option"))
+        elif name in OPTION_NAMES:
+            settings[name] = value if separator else True
+        elif not sloppy:
+            raise UsageError(f"-o {word}: unknown option; see luxfuse mount --help")
+    return settings
+
+
+def parse_storage_options(texts: Iterable[str], where: str = "--storage-option") -> dict[str, str]:
+    """Return ``key=value`` texts as a dictionary. Raises UsageError, which does not repeat a value."""
+    options = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UsageError(f"{where}: write it as key=value")
+        options[name] = value
+    return options

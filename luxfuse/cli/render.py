@@ -1,0 +1,118 @@
+"""What people see of a status document; rich is imported here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from luxfuse.core.units import format_size
+
+_STATE_STYLES = {"serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red"}
+
+
+def format_age(seconds: float) -> str:
+    """Return a duration for people: ``5 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes} min"
+    if days < 1:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"
+
+
+def _style(state: str) -> str:
+    return f"[{_STATE_STYLES.get(state, 'bold')}]{escape(state)}[/]"
+
+
+def show_status(status: Mapping[str, Any]) -> None:
+    """Print a status document. A field that is missing is left out."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(str(status.get('mountpoint')))}[/]  {escape(str(status.get('source')))}")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, text in _rows(status):
+        table.add_row(f"  {name}", text)
+    console.print(table)
+
+
+def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    state = _style(str(status.get("state")))
+    reasons = status.get("degraded_reasons") or []
+    if reasons:
+        state += ": " + escape("; ".join(reasons))
+    uptime = format_age(float(status.get("uptime_s", 0)))
+    rows = [("state", f"{state}, up {uptime}, pid {status.get('pid')}, version {status.get('version')}")]
+    if status.get("passthrough"):
+        rows.append(("passthrough", "yes: the kernel reads cached files itself"))
+    else:
+        rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
+    rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
+    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore), ("problems", _problems)):
+        if text := make(status):
+            rows.append((name, text))
+    rows.append(("memory", format_size(status.get("memory_bytes", 0))))
+    return rows
+
+
+def _tier(tier: Mapping[str, Any]) -> str:
+    used, capacity = tier.get("used_bytes", 0), tier.get("capacity_bytes")
+    share = f" of {format_size(capacity)} ({100 * used / capacity:.0f} %)" if capacity else ""
+    state = "" if tier.get("state") == "ok" else f", {_style(str(tier.get('state')))}"
+    return f"{format_size(used)}{share} in {escape(str(tier.get('path')))}{state}"
+
+
+def _reads(status: Mapping[str, Any]) -> str:
+    reads = status.get("reads", {})
+    names = ("memory", "ssd", "hdd", "peer", "understore")
+    sizes = {name: reads.get(f"{name}_bytes", 0) for name in names}
+    total = sum(sizes.values())
+    parts = [f"{format_size(size)} from {name} ({100 * size / total:.0f} %)" for name, size in sizes.items() if size]
+    return ", ".join(parts) or "none through the daemon"
+
+
+def _opens(status: Mapping[str, Any]) -> str:
+    reads = status.get("reads", {})
+    return f"{reads.get('passthrough_opens', 0)} passthrough, {reads.get('copied_opens', 0)} through the daemon"
+
+
+def _understore(status: Mapping[str, Any]) -> str:
+    store = status.get("understore", {})
+    counts = ", ".join(
+        f"{store[name]} {name}" for name in ("gets", "heads", "lists", "puts", "deletes") if store.get(name)
+    )
+    state = "" if store.get("state", "ok") == "ok" else f", [yellow]{escape(str(store['state']))}[/]"
+    received = format_size(store.get("get_bytes", 0))
+    return f"{counts or 'no requests'}, {received} received ({escape(str(status.get('driver')))}){state}"
+
+
+def _problems(status: Mapping[str, Any]) -> str:
+    """Return the counters that should be zero and are not."""
+    watched = (
+        ("understore", "errors", "failed requests"),
+        ("understore", "retries", "retries"),
+        ("cache", "checksum_failures", "wrong checksums"),
+        ("cache", "write_failures", "failed cache writes"),
+        ("names", "skipped_keys", "keys not shown"),
+        ("fuse", "errors", "internal errors"),
+    )
+    counts = [(status.get(group, {}).get(name, 0), text) for group, name, text in watched]
+    return ", ".join(f"{count} {text}" for count, text in counts if count) or "none"
+
+
+def show_list(rows: Sequence[Mapping[str, Any]], now: float) -> None:
+    """Print the mounts; ``now`` in seconds since the epoch."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("MOUNTPOINT", "SOURCE", "STATE", "PID", "UP", "VERSION"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        up = format_age(max(0.0, now - row["started_at"])) if row["state"] == "running" else "-"
+        state = _style(row["state"])
+        table.add_row(escape(row["mountpoint"]), escape(row["source"]), state, str(row["pid"]), up, row["version"])
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -1,0 +1,114 @@
+"""The status document as Prometheus text: names luxfuse_*, one sample per number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_COUNTERS = {
+    "reads_memory_bytes": "Bytes served from memory.",
+    "reads_ssd_bytes": "Bytes served by the daemon from the SSD tier; passthrough reads are not counted.",
+    "reads_hdd_bytes": "Bytes served by the daemon from the HDD tier; passthrough reads are not counted.",
+    "reads_peer_bytes": "Bytes served from other nodes.",
+    "reads_understore_bytes": "Bytes served from the bucket.",
+    "reads_passthrough_opens": "Opens handed to the kernel.",
+    "reads_copied_opens": "Opens whose reads go through the daemon.",
+    "understore_gets": "GET requests to the bucket, retries included.",
+    "understore_heads": "HEAD requests to the bucket, retries included.",
+    "understore_lists": "LIST requests to the bucket, retries included.",
+    "understore_puts": "PUT requests to the bucket, retries included.",
+    "understore_deletes": "DELETE requests to the bucket, retries included.",
+    "understore_errors": "Requests to the bucket that failed for good.",
+    "understore_retries": "Requests to the bucket that were tried again.",
+    "understore_get_bytes": "Bytes received from the bucket.",
+    "cache_evictions": "Objects evicted from the cache.",
+    "cache_evicted_bytes": "Bytes evicted from the cache.",
+    "cache_checksum_failures": "Pages dropped because their checksum was wrong.",
+    "cache_write_failures": "Pages that could not be written to the cache.",
+    "names_skipped_keys": "Keys that cannot be shown as files.",
+    "fuse_requests": "Requests from the kernel.",
+    "fuse_fast_opens": "Opens answered without waiting for anything.",
+    "fuse_errors": "Requests from the kernel that ended in an unexpected error.",
+}
+_GAUGES = {
+    "pid": "Process id of the daemon.",
+    "uptime_s": "Seconds since the mount.",
+    "memory_bytes": "Resident memory of the daemon.",
+    "passthrough": "1 where the kernel reads cached files itself.",
+    "cache_objects": "Objects in the cache.",
+    "dirty_files": "Files not in the bucket yet.",
+    "dirty_bytes": "Bytes not in the bucket yet.",
+    "dirty_oldest_s": "Age of the oldest file not in the bucket yet.",
+    "recovered_files": "Files saved aside after a crash.",
+    "tier_capacity_bytes": "Most bytes that the tier may hold.",
+    "tier_used_bytes": "Bytes that the tier holds.",
+    "tier_ok": "1 where the tier works.",
+    "peers": "Known nodes.",
+}
+_STATES = ("serving", "degraded", "draining")
+
+
+class _StatusCollector(Collector):
+    def __init__(self, status: Mapping[str, object]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family per number of the status document."""
+        status = self._status
+        labels = {name: str(status.get(name, "")) for name in ("mountpoint", "source", "version", "driver")}
+        info = GaugeMetricFamily("luxfuse_mount_info", "The mount; always 1.", labels=list(labels))
+        info.add_metric(list(labels.values()), 1)
+        yield info
+        state = GaugeMetricFamily("luxfuse_state", "1 for the state that the mount is in.", labels=["state"])
+        for name in _STATES:
+            state.add_metric([name], float(status.get("state") == name))
+        yield state
+        for name, value in _numbers("", status):
+            yield _family(name, value)
+        tiers, peers = status.get("tiers"), status.get("peers")
+        if isinstance(tiers, list):
+            yield from _tiers(tiers)
+        if isinstance(peers, list):
+            yield _family("peers", len(peers))
+
+
+def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{full}_", value)
+        elif isinstance(value, (bool, int, float)):
+            yield full, float(value)
+
+
+def _family(name: str, value: float) -> Metric:
+    if name in _COUNTERS:
+        return CounterMetricFamily(f"luxfuse_{name}", _COUNTERS[name], value=value)
+    # Prometheus spells units out.
+    spelled = f"{name[:-2]}_seconds" if name.endswith("_s") else name
+    return GaugeMetricFamily(f"luxfuse_{spelled}", _GAUGES.get(name, name.replace("_", " ")), value=value)
+
+
+def _tiers(tiers: list[Mapping[str, object]]) -> Iterator[Metric]:
+    families: dict[str, GaugeMetricFamily] = {}
+    for tier in tiers:
+        labels = [str(tier.get("name", "")), str(tier.get("path", ""))]
+        numbers = dict(_numbers("tier_", tier))
+        if "state" in tier:
+            numbers["tier_ok"] = float(tier["state"] == "ok")
+        for name, value in numbers.items():
+            if name not in families:
+                text = _GAUGES.get(name, name.replace("_", " "))
+                families[name] = GaugeMetricFamily(f"luxfuse_{name}", text, labels=["tier", "path"])
+            families[name].add_metric(labels, value)
+    yield from families.values()
+
+
+def render(status: Mapping[str, object]) -> str:
+    """Return the Prometheus text format of a status document (see `luxfuse.control.status`)."""
+    registry = CollectorRegistry()
+    registry.register(_StatusCollector(status))
+    return generate_latest(registry).decode()

@@ -1,0 +1,178 @@
+"""The mounts of this machine: one directory per mountpoint, owned by its daemon through a lock held for life.
+
+``<state>/mounts/<id>/`` (0700) holds ``lock``, ``mount.json``, ``control.sock`` and ``daemon.log``. A record whose
+lock is free belongs to a daemon that died. Nothing here touches a mountpoint, which may hang.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from luxfuse import __version__
+from luxfuse.config import Settings
+from luxfuse.errors import MountError
+from luxfuse.fuse import mountpoint as mounts
+
+SOCKET, RECORD, LOCK, LOG = "control.sock", "mount.json", "lock", "daemon.log"
+# A look at the lock holds it for a moment; a claim that meets one tries again for this long.
+_CLAIM_PATIENCE_S = 0.5
+
+
+class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One known mount. ``alive`` False: its daemon died. ``started_at`` in seconds since the epoch."""
+
+    mountpoint: str
+    source: str
+    pid: int
+    version: str
+    started_at: float
+    directory: str = ""
+    alive: bool = False
+
+    @property
+    def socket_path(self) -> Path:
+        """The control socket."""
+        return Path(self.directory, SOCKET)
+
+    @property
+    def log_path(self) -> Path:
+        """The daemon's log, unless the mount was given another one."""
+        return Path(self.directory, LOG)
+
+
+def mount_directory(settings: Settings) -> Path:
+    """Return the state directory of the mount, made if needed, closed to others. Raises MountError."""
+    directory = Path(settings.state_dir, "mounts", settings.mount_id)
+    try:
+        for each in (directory.parent.parent, directory.parent, directory):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError as exc:
+        raise MountError(
+            f"state directory {directory}: {exc.strerror}; make it writable or set LUXFUSE_STATE_DIR"
+        ) from None
+    return directory
+
+
+class Claim:
+    """The right to serve a mountpoint, held until `close` or the end of the process."""
+
+    def __init__(self, directory: Path, lock_fd: int) -> None:
+        self.directory = directory
+        self.socket_path = directory / SOCKET
+        self.log_path = directory / LOG
+        self._lock_fd = lock_fd
+
+    def close(self) -> None:
+        """Remove the record and the socket and free the lock; may be called again."""
+        if self._lock_fd < 0:
+            return
+        for name in (RECORD, SOCKET):
+            (self.directory / name).unlink(missing_ok=True)
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def claim(settings: Settings) -> Claim:
+    """Take the mountpoint for this process and write its record.
+
+    Raises MountError if another daemon has it, or if the state directory cannot be used.
+    """
+    directory = mount_directory(settings)
+    try:
+        fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise MountError(f"{directory / LOCK}: {exc.strerror}; make it writable") from None
+    try:
+        _lock(fd, directory, settings.mountpoint)
+        (directory / SOCKET).unlink(missing_ok=True)
+        record = {
+            "mountpoint": settings.mountpoint,
+            "source": settings.source,
+            "pid": os.getpid(),
+            "version": __version__,
+            "started_at": time.time(),
+        }
+        fresh = directory / f"{RECORD}.new"
+        fresh.write_bytes(msgspec.json.encode(record))
+        fresh.replace(directory / RECORD)
+    except OSError as exc:
+        os.close(fd)
+        raise MountError(f"{directory}: {exc.strerror}; free space or make it writable") from None
+    except MountError:
+        os.close(fd)
+        raise
+    return Claim(directory, fd)
+
+
+def _lock(fd: int, directory: Path, mountpoint: str) -> None:
+    give_up_at = time.monotonic() + _CLAIM_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                record = _read(directory)
+                pid = f" (pid {record.pid})" if record else ""
+                raise MountError(f"{mountpoint} is already mounted by luxfuse{pid}; unmount it first") from None
+            time.sleep(0.02)
+
+
+def is_alive(directory: str | Path) -> bool:
+    """True while a daemon holds the lock of this mount directory."""
+    try:
+        fd = os.open(Path(directory, LOCK), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _read(directory: Path) -> MountRecord | None:
+    try:
+        record = msgspec.json.decode((directory / RECORD).read_bytes(), type=MountRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return msgspec.structs.replace(record, directory=str(directory), alive=is_alive(directory))
+
+
+def list_mounts(state_dir: str | Path) -> list[MountRecord]:
+    """Return all known mounts, by mountpoint. A record that cannot be read is left out."""
+    try:
+        directories = list(Path(state_dir, "mounts").iterdir())
+    except OSError:
+        return []
+    records = [record for directory in directories if (record := _read(directory))]
+    return sorted(records, key=lambda record: record.mountpoint)
+
+
+def find(state_dir: str | Path, path: str | Path) -> MountRecord | None:
+    """Return the innermost mount at or above ``path``, or None. The path is resolved without touching a mount."""
+    where = mounts.resolve(path)
+    around = [record for record in list_mounts(state_dir) if mounts.is_inside(where, record.mountpoint)]
+    return max(around, key=lambda record: len(record.mountpoint), default=None)
+
+
+def forget(record: MountRecord) -> None:
+    """Remove what a dead daemon left; a living one is left alone."""
+    if not is_alive(record.directory):
+        for name in (RECORD, SOCKET):
+            Path(record.directory, name).unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""The daemon's local API: HTTP on a unix socket that only its owner can open.
+
+| request | body | answer |
+|---|---|---|
+| GET /v1/status | | the status document, `luxfuse.control.status` |
+| GET /v1/metrics | | Prometheus text |
+| POST /v1/refresh | {"paths": [...]}, relative to the mount | {"errors": [...]} |
+| POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
+
+Errors are {"error": "one line"}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+
+from luxfuse.control.address import short_address
+from luxfuse.errors import LuxError, MountError
+
+log = logging.getLogger("luxfuse.control")
+
+_BODY_MAX_BYTES = 4 << 20
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ControlService(Protocol):
+    """What the daemon offers. Expected failures are LuxError; `unmount` raises MountError when busy."""
+
+    def status(self) -> dict[str, object]:
+        """Return the status document."""
+
+    def metrics(self) -> str:
+        """Return the metrics as Prometheus text."""
+
+    async def refresh(self, paths: list[str]) -> list[str]:
+        """Forget what is known of the paths; returns one line for each that failed."""
+
+    async def unmount(self, *, lazy: bool) -> None:
+        """Unmount and begin to end."""
+
+
+class _BadRequest(Exception):
+    """The request cannot be understood; the text says why."""
+
+
+async def serve(
+    socket_path: str | Path,
+    service: ControlService,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; `task_status` is told once the socket accepts connections. Raises OSError."""
+    with _listening_socket(Path(socket_path)) as listener:
+        config = Config()
+        # hypercorn makes its own socket object of the descriptor and closes it.
+        config.bind = [f"fd://{os.dup(listener.fileno())}"]
+        config.accesslog = None
+        config.errorlog = logging.getLogger("luxfuse.control.http")
+        config.errorlog.setLevel(logging.WARNING)
+        config.include_server_header = False
+        config.graceful_timeout = 1.0
+        application: Any = _application(service)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_http, application, config, mode="asgi"))
+            task_status.started()
+
+
+def _listening_socket(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # The mode of the socket's inode is the mode of the file that bind makes: closed to others from the start.
+        os.fchmod(listener.fileno(), 0o600)
+        with short_address(path) as address:
+            listener.bind(address)
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _application(service: ControlService) -> Router:
+    async def status(_request: Request) -> Response:
+        return JSONResponse(service.status())
+
+    async def metrics(_request: Request) -> Response:
+        return PlainTextResponse(service.metrics(), media_type=_PROMETHEUS)
+
+    async def refresh(request: Request) -> Response:
+        paths = (await _body(request)).get("paths")
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise _BadRequest("paths: a list of strings is needed")
+        return JSONResponse({"errors": await service.refresh(paths)})
+
+    async def unmount(request: Request) -> Response:
+        lazy = (await _body(request)).get("lazy", False)
+        if not isinstance(lazy, bool):
+            raise _BadRequest("lazy: true or false is needed")
+        await service.unmount(lazy=lazy)
+        return JSONResponse({})
+
+    routes = [
+        Route("/v1/status", _guard(status), methods=["GET"]),
+        Route("/v1/metrics", _guard(metrics), methods=["GET"]),
+        Route("/v1/refresh", _guard(refresh), methods=["POST"]),
+        Route("/v1/unmount", _guard(unmount), methods=["POST"]),
+    ]
+    return Router(routes, default=_not_found)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _guard(endpoint: Endpoint) -> Endpoint:
+    """Turn every exception of an endpoint into a one-line answer."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except _BadRequest as exc:
+            return _error(400, str(exc))
+        except MountError as exc:
+            return _error(409, str(exc))
+        except LuxError as exc:
+            return _error(502, str(exc))
+        except Exception:
+            log.exception("control request %s failed", request.url.path)
+            return _error(500, "unexpected error in the daemon; see its log")
+
+    return guarded
+
+
+def _error(status: int, text: str) -> Response:
+    return JSONResponse({"error": " ".join(text.split())}, status_code=status)
+
+
+async def _not_found(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await _error(404, "no such request; is the daemon of another version?")(scope, receive, send)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > _BODY_MAX_BYTES:
+            raise _BadRequest("the request is too large")
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError:
+        raise _BadRequest("the request is not JSON") from None
+    if not isinstance(body, dict):
+        raise _BadRequest("a JSON object is needed")
+    return body

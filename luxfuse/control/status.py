@@ -1,0 +1,121 @@
+"""The status document: what ``luxfuse status --json`` prints and the metrics are made of.
+
+The schema is stable: fields are added, never renamed or removed. Counters run from the mount on. Sizes are in bytes,
+times in seconds. A number that is not described here still reaches the metrics, as a gauge.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+StatusState = Literal["serving", "degraded", "draining"]
+
+
+class TierStatus(TypedDict):
+    """One cache tier. ``capacity_bytes`` None means: bounded by the free-space ratio alone."""
+
+    name: str
+    path: str
+    capacity_bytes: int | None
+    used_bytes: int
+    state: str
+
+
+class ReadStatus(TypedDict):
+    """Where the bytes that the daemon served came from, and how files were opened.
+
+    Bytes of passthrough reads go from the kernel to the application and are not counted.
+    """
+
+    memory_bytes: int
+    ssd_bytes: int
+    hdd_bytes: int
+    peer_bytes: int
+    understore_bytes: int
+    passthrough_opens: int
+    copied_opens: int
+
+
+class UnderstoreStatus(TypedDict):
+    """Requests to the bucket, retries included. ``state`` is ``ok`` or says what is wrong."""
+
+    gets: int
+    heads: int
+    lists: int
+    puts: int
+    deletes: int
+    errors: int
+    retries: int
+    get_bytes: int
+    state: str
+
+
+class CacheStatus(TypedDict):
+    """The page cache."""
+
+    objects: int
+    evictions: int
+    evicted_bytes: int
+    checksum_failures: int
+    write_failures: int
+
+
+class NameStatus(TypedDict):
+    """Keys of the bucket that cannot be shown as files."""
+
+    skipped_keys: int
+
+
+class FuseStatus(TypedDict):
+    """Requests from the kernel; ``errors`` are unexpected ones, not ENOENT and the like."""
+
+    requests: int
+    fast_opens: int
+    errors: int
+
+
+class DirtyStatus(TypedDict):
+    """Data that is not in the bucket yet."""
+
+    files: int
+    bytes: int
+    oldest_s: float
+
+
+class RecoveredStatus(TypedDict):
+    """Files saved aside after a crash."""
+
+    files: int
+
+
+class PeerStatus(TypedDict):
+    """Another node."""
+
+    name: str
+    address: str
+    state: str
+
+
+class Status(TypedDict):
+    """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on."""
+
+    mountpoint: str
+    source: str
+    pid: int
+    version: str
+    state: StatusState
+    degraded_reasons: list[str]
+    passthrough: bool
+    passthrough_reason: str | None
+    uptime_s: float
+    memory_bytes: int
+    driver: str
+    tiers: list[TierStatus]
+    reads: ReadStatus
+    understore: UnderstoreStatus
+    cache: CacheStatus
+    names: NameStatus
+    fuse: FuseStatus
+    dirty: DirtyStatus
+    recovered: RecoveredStatus
+    peers: list[PeerStatus]
