@@ -1,0 +1,53 @@
+"""Which goals count as met."""
+
+import pytest
+
+from tests.bench.results import Goal, Row, Value
+from tests.bench.table import show
+
+
+def row(*goals: Goal, lower: bool = False, **values: float | Value) -> Row:
+    known = {k: v if isinstance(v, Value) else Value(v) for k, v in values.items()}
+    return Row("key", "title", "unit", goals, lower, known)
+
+
+@pytest.mark.parametrize(("mine", "met"), [(20.0, True), (19.9, False)])
+def test_higher_is_better_against_the_better_of_two(mine: float, met: bool) -> None:
+    (verdict,) = row(Goal(2, ("rclone", "s3fs")), luxfuse=mine, rclone=10.0, s3fs=3.0).verdicts()
+    assert verdict.met is met
+    assert verdict.ratio == pytest.approx(mine / 10)
+
+
+@pytest.mark.parametrize(("mine", "met"), [(1.5, True), (1.6, False)])
+def test_lower_is_better(mine: float, met: bool) -> None:
+    (verdict,) = row(Goal(1.5, ("raw",)), lower=True, luxfuse=mine, raw=1.0).verdicts()
+    assert verdict.met is met
+
+
+def test_goal_without_reference_is_absolute() -> None:
+    (verdict,) = row(Goal(300), lower=True, luxfuse=250.0).verdicts()
+    assert verdict.met
+    assert verdict.ratio == 250.0
+
+
+def test_nothing_is_met_without_a_figure_or_with_a_cut_off_one() -> None:
+    assert row(Goal(2, ("rclone",)), rclone=1.0).verdicts() == []
+    assert row(Goal(2, ("rclone", "s3fs")), luxfuse=9.0, rclone=1.0).verdicts() == []
+    (verdict,) = row(Goal(1.0), lower=True, luxfuse=Value(0.5, bound=True)).verdicts()
+    assert not verdict.met
+
+
+def test_cut_off_reference_makes_the_ratio_a_bound() -> None:
+    (verdict,) = row(Goal(2, ("rclone",)), luxfuse=9.0, rclone=Value(1.0, bound=True)).verdicts()
+    assert verdict.met
+    assert verdict.at_least
+
+
+def test_the_table_says_why_something_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    it = row(Goal(2, ("rclone",)), rclone=1234.5)
+    it.missing["luxfuse"] = "not there"
+    show([it], ["rclone", "luxfuse"], "title", ["a note"])
+    out = capsys.readouterr().out
+    assert "1,234" in out
+    assert "not measured" in out
+    assert "n/a luxfuse (key): not there" in out
