@@ -1,0 +1,122 @@
+"""Azure Blob Storage through the service client that adlfs holds: exact names, page-wise listings, If-Match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from azure.core import MatchConditions
+from fsspec.asyn import sync
+
+from luxfuse.errors import NotFound
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import Buffer
+from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, checked, to_ns
+from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+
+
+class AzureDriver(FsspecDriver):
+    """An `UnderStore` on adlfs."""
+
+    def __init__(self, filesystem: Any, root: str, *, family: str = "az", request_timeout_s: float = 30.0) -> None:
+        super().__init__(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+        container, _, prefix = self._root.partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._container = filesystem.service_client.get_container_client(container)
+        # Retries are made above the drivers.
+        self._options = {
+            "retry_total": 0,
+            "connection_timeout": min(CONNECT_TIMEOUT_S, request_timeout_s),
+            "read_timeout": min(READ_TIMEOUT_S, request_timeout_s),
+        }
+
+    def probe(self) -> None:
+        next(self._walk("", "LIST ''", delimiter=None, per_page=1), None)
+
+    def head(self, key: str) -> ObjectInfo:
+        what = f"HEAD {key!r}"
+        blob = self._container.get_blob_client(self._prefix + key)
+        try:
+            found = sync(self._fs.loop, blob.get_blob_properties, **self._options)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, self._family) from None
+        metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
+        if metadata.get("hdi_isfolder") == "true":
+            raise NotFound(f"{what}: is a directory")
+        return ObjectInfo(key, found.size, _quoted(found.etag), to_ns(found.last_modified), metadata)
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        full, skip = self._prefix + prefix, len(self._prefix)
+        found = False
+        for items in self._walk(prefix, f"LIST {prefix!r}", delimiter="/", per_page=PAGE_ENTRIES):
+            if items or (not prefix and not found):
+                found = True
+                page = ListPage()
+                for item in items:
+                    if "size" not in item or item.get("etag") is None:  # a BlobPrefix
+                        page.prefixes.append(item["name"][skip:])
+                    elif item["name"] != full:
+                        name, mtime_ns = item["name"][skip:], to_ns(item["last_modified"])
+                        page.objects.append(ObjectInfo(name, item["size"], _quoted(item["etag"]), mtime_ns))
+                yield page
+
+    def has_prefix(self, prefix: str) -> bool:
+        pages = self._walk(prefix, f"LIST {prefix!r}", delimiter=None, per_page=1)
+        return any(pages)
+
+    def _walk(self, prefix: str, what: str, *, delimiter: str | None, per_page: int) -> Iterator[list[Any]]:
+        """Yield the items of each page of a listing, flat if ``delimiter`` is None."""
+        arguments = {"name_starts_with": self._prefix + prefix, "results_per_page": per_page, **self._options}
+        if delimiter:
+            items = self._container.walk_blobs(delimiter=delimiter, **arguments)
+        else:
+            items = self._container.list_blobs(**arguments)
+        pager = items.by_page()
+
+        async def next_page() -> list[Any] | None:
+            try:
+                return [item async for item in await anext(pager)]
+            except StopAsyncIteration:
+                return None
+
+        while True:
+            try:
+                page: list[Any] | None = sync(self._fs.loop, next_page)
+            except Exception as exc:  # noqa: BLE001
+                raise failure(exc, what, self._family, bucket_level=True) from None
+            if page is None:
+                return
+            yield page
+
+    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        if start == end:
+            return b""
+        what = f"GET {key!r} [{start}, {end})"
+        blob = self._container.get_blob_client(self._prefix + key)
+
+        async def fetch() -> tuple[bytes, str]:
+            stream = await blob.download_blob(
+                offset=start,
+                length=end - start,
+                etag=version,
+                match_condition=MatchConditions.IfNotModified,
+                **self._options,
+            )
+            return await stream.readall(), _quoted(stream.properties.etag)
+
+        try:
+            data, found = sync(self._fs.loop, fetch)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, self._family) from None
+        return checked(data, end - start, found, version, what)
+
+    def close(self) -> None:
+        """Close the connections on fsspec's own event loop."""
+        sync(self._fs.loop, self._fs.service_client.close)
+        super().close()
+
+
+def _quoted(etag: str) -> str:
+    """Listings give the ETag without quotes, headers with them."""
+    return etag if etag.endswith('"') else f'"{etag}"'

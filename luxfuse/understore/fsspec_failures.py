@@ -1,0 +1,82 @@
+"""What s3fs, adlfs, gcsfs, aiohttp, requests, paramiko and the operating system raise, mapped in one place."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+from luxfuse.errors import AccessDenied, StoreError, StoreRejected, StoreUnavailable
+from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
+
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+                   "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
+                   "BadAuthenticationType", "RefreshError", "DefaultCredentialsError")  # fmt: skip
+_UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
+                "IncompleteReadError", "HTTPClientError", "ClientError")  # fmt: skip
+_DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
+_MISSING_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bool = False) -> StoreError:
+    """Return the `StoreError` for ``exc``. Library texts may hold URLs and tokens and are never repeated.
+
+    ``bucket_level`` says that "not found" can only mean the bucket or root.
+    """
+    if isinstance(exc, StoreError):
+        return exc
+    for link in _chain(exc):
+        status, code = _status(link)
+        if status:
+            return from_status(status, what, code=code, family=family, bucket_level=bucket_level)
+        if type(link).__name__ in _NO_CREDENTIALS:
+            places = CREDENTIAL_PLACES.get(family, "the storage options")
+            kind = type(link).__name__
+            return AccessDenied(f"{what}: credentials missing or refused ({kind}); they come from: {places}")
+    return _without_status(exc, what, family, bucket_level)
+
+
+def _without_status(exc: BaseException, what: str, family: str, bucket_level: bool) -> StoreError:
+    number = getattr(exc, "errno", None)
+    names = {cls.__name__ for cls in type(exc).__mro__}
+    kind = type(exc).__name__
+    if isinstance(exc, FileNotFoundError | NotADirectoryError | IsADirectoryError) or number in _MISSING_ERRNOS:
+        return from_status(404, what, family=family, bucket_level=bucket_level)
+    if isinstance(exc, PermissionError) or number in _DENIED_ERRNOS:
+        return AccessDenied(f"{what}: permission denied")
+    if isinstance(exc, TimeoutError):  # asyncio's, fsspec's and the socket's
+        return StoreUnavailable(f"{what}: timed out")
+    if isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE):
+        return StoreUnavailable(f"{what}: the connection or the device failed ({kind})")
+    if isinstance(exc, ValueError | TypeError | NotImplementedError):
+        return StoreRejected(f"{what}: the driver refuses this ({kind})")
+    return StoreUnavailable(f"{what}: {kind}")
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = exc
+    for _ in range(8):
+        if link is None:
+            return
+        yield link
+        link = link.__cause__
+
+
+def _status(exc: Any) -> tuple[int, str]:
+    """Return the HTTP status and the store's code of whatever library error this is; (0, "") if it has none."""
+    response = getattr(exc, "response", None)
+    if isinstance(response, dict):  # botocore
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status, "" if code.isdigit() else code
+    if isinstance(status := getattr(exc, "status_code", None), int):  # azure
+        error_code: Any = getattr(exc, "error_code", None)
+        return status, str(getattr(error_code, "value", error_code) or "")
+    if isinstance(status := getattr(exc, "status", None), int):  # aiohttp
+        return status, ""
+    if isinstance(status := getattr(response, "status_code", None), int):  # requests, httpx
+        return status, ""
+    number = str(getattr(exc, "code", ""))  # gcsfs
+    if number.isdigit() and 100 <= int(number) < 600:
+        return int(number), ""
+    return 0, ""

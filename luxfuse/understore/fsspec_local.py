@@ -1,0 +1,93 @@
+"""A local directory (or any mounted one). Reads compare the file's identity on the open descriptor before and after."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from luxfuse.errors import BucketMissing, NotFound
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import Buffer
+from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, checked
+from luxfuse.understore.fsspec_failures import failure
+
+
+class LocalDriver(FsspecDriver):
+    """An `UnderStore` on a directory. Symbolic links are followed; sockets, FIFOs and devices do not exist here."""
+
+    def head(self, key: str) -> ObjectInfo:
+        what = f"HEAD {key!r}"
+        try:
+            status = os.stat(self._local(key, what))  # noqa: PTH116
+        except (OSError, ValueError) as exc:
+            raise _failure(exc, what) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound(f"{what}: is not a file")
+        return _describe(key, status)
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        what = f"LIST {prefix!r}"
+        try:
+            with os.scandir(self._local(prefix, what)) as entries:
+                yield from self._scan(prefix, entries)
+        except (FileNotFoundError, NotADirectoryError, NotFound):
+            if not prefix:
+                raise BucketMissing(f"{what}: the directory {self._root!r} does not exist") from None
+        except (OSError, ValueError) as exc:
+            raise _failure(exc, what) from None
+
+    def _scan(self, prefix: str, entries: Iterator[os.DirEntry[str]]) -> Iterator[ListPage]:
+        page, yielded = ListPage(), False
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError:
+                continue  # gone meanwhile, or a dangling or circular link
+            if stat.S_ISDIR(status.st_mode):
+                page.prefixes.append(f"{prefix}{entry.name}/")
+            elif stat.S_ISREG(status.st_mode):
+                page.objects.append(_describe(prefix + entry.name, status))
+            if len(page.objects) + len(page.prefixes) >= PAGE_ENTRIES:
+                yield page
+                page, yielded = ListPage(), True
+        if page.objects or page.prefixes or not yielded:
+            yield page
+
+    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        what = f"GET {key!r} [{start}, {end})"
+        try:
+            fd = os.open(self._local(key, what), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as exc:
+            raise _failure(exc, what) from None
+        try:
+            before = _version(os.fstat(fd))
+            data = checked(b"", 0, before, version, what)
+            if start < end:
+                data = os.pread(fd, end - start, start)
+            after = _version(os.fstat(fd))
+        except OSError as exc:
+            raise _failure(exc, what) from None
+        finally:
+            os.close(fd)
+        return checked(data, end - start, after, version, what)
+
+    def _local(self, key: str, what: str) -> str:
+        """Return the path of ``key``; a key that would leave the directory names nothing."""
+        if key and any(segment in ("", ".", "..") for segment in key.removesuffix("/").split("/")):
+            raise NotFound(f"{what}: no such file")
+        return self._path(key)
+
+
+def _failure(exc: Exception, what: str) -> Exception:
+    if isinstance(exc, ValueError):  # a NUL in the name
+        return NotFound(f"{what}: no such file")
+    return failure(exc, what)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _describe(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, _version(status), status.st_mtime_ns)

@@ -1,0 +1,180 @@
+"""From what users write to constructor arguments of fsspec file systems, with their caches and retries off."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from luxfuse.errors import ConfigError, StoreError
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.locations import family_of, parse_location
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 10.0
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+_BOOLEAN = frozenset(["anon", "use_ssl", "requester_pays", "allow_invalid_certificates"])
+_NUMBERS = frozenset(["port", "timeout", "max_concurrency", "blocksize", "block_size", "default_block_size"])
+_S3_NAMES = {
+    "access_key_id": "key",
+    "aws_access_key_id": "key",
+    "username": "key",
+    "secret_access_key": "secret",
+    "aws_secret_access_key": "secret",
+    "password": "secret",
+    "session_token": "token",
+    "aws_session_token": "token",
+    "skip_signature": "anon",
+    "endpoint": "endpoint_url",
+    "request_payer": "requester_pays",
+}
+_AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
+_PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp"}
+_MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
+
+
+def open_filesystem(
+    source: str, endpoint_url: str | None, options: Mapping[str, str], request_timeout_s: float
+) -> tuple[Any, str]:
+    """Return the file system and the root path in it.
+
+    Raises `ConfigError` for an unknown protocol, a missing package or options that cannot be used.
+    """
+    shown = safe_url(source)
+    arguments = _arguments(source, endpoint_url, options, request_timeout_s)
+    protocol = source.partition("://")[0] if "://" in source else "file"
+    if (module := _MODULES.get(family_of(source) or "")) and importlib.util.find_spec(module) is None:
+        raise ConfigError(f"source {shown!r}: needs the package {module}; install it with: pip install "
+                          f"'{_PACKAGES[module]}'")  # fmt: skip
+    try:
+        filesystem, root = url_to_fs(source, use_listings_cache=False, skip_instance_cache=True, **arguments)
+    except ImportError as exc:
+        package = _PACKAGES.get(exc.name or "", exc.name)
+        hint = f"pip install '{package}'" if package else f"the package fsspec names for {protocol}"
+        raise ConfigError(f"source {shown!r}: a package is missing; install it with: {hint}") from None
+    except ValueError as exc:
+        if protocol not in fsspec.available_protocols():
+            raise ConfigError(f"source {shown!r}: unknown protocol {protocol!r}") from None
+        raise _refused(shown, exc, options) from None
+    except TypeError as exc:
+        raise _refused(shown, exc, options) from None
+    except StoreError:
+        raise
+    except Exception as exc:  # noqa: BLE001
+        # Some file systems (SFTP, WebDAV, HDFS) connect while they are made.
+        raise failure(exc, f"connecting to {shown}", family_of(source) or "") from None
+    return filesystem, str(root)
+
+
+def _refused(shown: str, exc: Exception, options: Mapping[str, str]) -> ConfigError:
+    # The library's text may repeat values, keys among them, so only its kind and the names are shown.
+    names = ", ".join(sorted(options)) or "none given"
+    return ConfigError(f"source {shown!r}: cannot be opened ({type(exc).__name__}); check URL and storage options "
+                       f"({names})")  # fmt: skip
+
+
+def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    arguments = {name: _convert(name, value) for name, value in options.items()}
+    family = family_of(source)
+    if family == "s3":
+        return _s3(arguments, endpoint_url, timeout_s)
+    if family == "az":
+        return _azure(source, arguments, endpoint_url)
+    if endpoint_url:
+        if family != "gs":
+            raise ConfigError(f"--endpoint-url: {safe_url(source)!r} has no endpoint to choose")
+        arguments["endpoint_url"] = endpoint_url
+    if source.startswith(("http://", "https://")):
+        import aiohttp
+
+        client = arguments.setdefault("client_kwargs", {})
+        client.setdefault(
+            "timeout",
+            aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
+        )
+        arguments.setdefault("encoded", True)
+        arguments.setdefault("simple_links", False)
+    return arguments
+
+
+def _convert(name: str, value: str) -> Any:
+    """Give booleans, numbers and JSON objects their type; keys made of digits stay text."""
+    plain = value.strip().lower()
+    if name in _NUMBERS and plain.isdigit():
+        return int(plain)
+    if plain in ("true", "false") or name in _BOOLEAN:
+        if plain not in _TRUE + _FALSE:
+            raise ConfigError(f"storage option {name}: write true or false")
+        return plain in _TRUE
+    if value.startswith("{") and name.endswith("kwargs"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            raise ConfigError(f"storage option {name}: is not JSON") from None
+    return value
+
+
+def _s3(given: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
+    arguments = {_S3_NAMES.get(name, name): value for name, value in given.items()}
+    client = dict(arguments.pop("client_kwargs", {}))
+    if endpoint_url := endpoint_url or arguments.pop("endpoint_url", None):
+        arguments["endpoint_url"] = endpoint_url
+    for name in ("region", "region_name", "aws_region", "default_region"):
+        if region := arguments.pop(name, None):
+            client["region_name"] = region
+    verify = str(arguments.pop("verify", "true")).lower() in _TRUE
+    if arguments.pop("allow_invalid_certificates", False) or not verify:
+        client["verify"] = False
+    for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload"):
+        arguments.pop(name, None)
+    config = dict(arguments.pop("config_kwargs", {}))
+    config.setdefault("connect_timeout", min(CONNECT_TIMEOUT_S, timeout_s))
+    config.setdefault("read_timeout", min(READ_TIMEOUT_S, timeout_s))
+    config.setdefault("retries", {"total_max_attempts": 1})
+    config.setdefault("max_pool_connections", 64)
+    if endpoint_url:
+        config.setdefault("s3", {"addressing_style": "path"})
+    if bool(arguments.get("key")) != bool(arguments.get("secret")):
+        raise ConfigError("storage options: key and secret are needed together")
+    return {**arguments, "client_kwargs": client, "config_kwargs": config}
+
+
+def _azure(source: str, given: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:
+    arguments = {_AZURE_NAMES.get(name, name): value for name, value in given.items()}
+    location = parse_location(source)
+    if location.account:
+        arguments.setdefault("account_name", location.account)
+    account = arguments.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    endpoint_url = endpoint_url or arguments.pop("endpoint_url", None)
+    arguments.pop("allow_http", None)
+    connection = arguments.get("connection_string") or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
+    if endpoint_url and not arguments.get("connection_string"):
+        # adlfs takes a plain-HTTP or path-style endpoint in a connection string only.
+        key = arguments.get("account_key") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
+        sas = arguments.get("sas_token") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
+        parts = [f"BlobEndpoint={endpoint_url}", f"AccountName={account}" if account else ""]
+        parts.append(f"AccountKey={key}" if key else f"SharedAccessSignature={str(sas).lstrip('?')}" if sas else "")
+        if key or sas:
+            arguments["connection_string"] = connection = ";".join(part for part in parts if part)
+        elif account:
+            arguments["account_host"] = endpoint_url.partition("://")[2]
+    if not account and not connection:
+        raise ConfigError(f"source {safe_url(source)!r}: no storage account; set the storage option account_name")
+    arguments.setdefault("assume_container_exists", True)
+    return arguments
+
+
+def require_root(source: str) -> None:
+    """Raise `ConfigError` for a source that names nothing to mount."""
+    if family_of(source):
+        parse_location(source)
+    elif not source or source.endswith("://"):
+        raise ConfigError(f"source {safe_url(source)!r}: names nothing; write PROTOCOL://PLACE/PATH")
