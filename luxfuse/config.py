@@ -75,11 +75,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-_SIZES = {"memory_limit": "memory_limit_bytes", "whole_file_threshold": "whole_file_threshold_bytes",
-          "readahead": "readahead_bytes"}
-_DURATIONS = {"metadata_ttl": "metadata_ttl_s", "negative_ttl": "negative_ttl_s", "request_timeout": "request_timeout_s"}
-_PLAIN = {"source", "mountpoint", "read_only", "allow_other", "uid", "gid", "umask", "read_mode", "endpoint_url", "driver",
-          "foreground", "log_file", "log_level", "free_space_ratio", "max_requests", "passthrough", "storage_options"}
+_SIZES = {
+    "memory_limit": "memory_limit_bytes",
+    "whole_file_threshold": "whole_file_threshold_bytes",
+    "readahead": "readahead_bytes",
+}
+_DURATIONS = {
+    "metadata_ttl": "metadata_ttl_s",
+    "negative_ttl": "negative_ttl_s",
+    "request_timeout": "request_timeout_s",
+}
+_PLAIN = {
+    *("source", "mountpoint", "foreground", "read_only", "allow_other", "uid", "gid", "umask", "passthrough"),
+    *("read_mode", "free_space_ratio", "max_requests", "endpoint_url", "driver", "storage_options"),
+    *("log_file", "log_level"),
+}
 _SPECIAL = {"cache_dir", "cache_size", "state_dir"}
 NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
 """Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""

@@ -54,6 +54,11 @@ def in_background(settings: Settings) -> None:
     process.returncode = 0  # it lives on without us, which Popen would warn about
 
 
+def _daemon_command(write_fd: int) -> list[str]:
+    # -P: the working directory is no place to import from.
+    return [sys.executable, "-P", "-m", "luxfuse.daemon", "--ready-fd", str(write_fd)]
+
+
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -61,9 +66,8 @@ def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Pope
     except OSError as exc:
         raise CommandFailed(f"log file {log_path}: {exc.strerror}; choose another with --log-file") from None
     try:
-        # -P: the working directory is no place to import from.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "luxfuse.daemon", "--ready-fd", str(write_fd)],
+            _daemon_command(write_fd),
             stdin=subprocess.PIPE,
             stdout=log_fd,
             stderr=log_fd,

@@ -9,11 +9,11 @@ from luxfuse.cli.errors import UsageError
 from luxfuse.config import NAMES
 
 # Words for mount(8) and systemd, or what is so anyway: a mount never honours set-user-id files or devices.
-_NOISE = frozenset(
-    "defaults auto noauto user nouser users owner group _netdev nofail exec suid nosuid dev nodev "
-    "atime noatime relatime strictatime nodiratime diratime sync async".split()  # noqa: SIM905 (readable)
-)
 _USER = frozenset(("user", "users", "owner", "group"))
+_NOISE = _USER | {
+    *("defaults", "auto", "noauto", "nouser", "_netdev", "nofail", "exec", "suid", "nosuid", "dev", "nodev"),
+    *("atime", "noatime", "relatime", "strictatime", "diratime", "nodiratime", "sync", "async"),
+}
 _NOT_HERE = frozenset(("source", "mountpoint", "foreground", "state_dir", "storage_options"))
 OPTION_NAMES = NAMES - _NOT_HERE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,18 @@ def format_age(seconds: float) -> str:
     return f"{days} d {hours % 24} h"
 
 
+def _console() -> Console:
+    # Lines are folded to fit a terminal, never in a pipe or file.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
 def _style(state: str) -> str:
     return f"[{_STATE_STYLES.get(state, 'bold')}]{escape(state)}[/]"
 
 
 def show_status(status: Mapping[str, Any]) -> None:
     """Print a status document. A field that is missing is left out."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     console.print(f"[bold]{escape(str(status.get('mountpoint')))}[/]  {escape(str(status.get('source')))}")
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
@@ -115,4 +121,4 @@ def show_list(rows: Sequence[Mapping[str, Any]], now: float) -> None:
         up = format_age(max(0.0, now - row["started_at"])) if row["state"] == "running" else "-"
         state = _style(row["state"])
         table.add_row(escape(row["mountpoint"]), escape(row["source"]), state, str(row["pid"]), up, row["version"])
-    Console(highlight=False, soft_wrap=True).print(table)
+    _console().print(table)

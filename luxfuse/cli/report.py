@@ -67,13 +67,13 @@ def status(
             failures.append(str(exc))
     if as_json:
         _print_json(documents)
-    else:
+    elif documents:
         from luxfuse.cli import render
 
         for document in documents:
             render.show_status(document)
-        if not documents and not failures:
-            print("no mounts")
+    elif not failures:
+        print("no mounts")
     for failure in failures:
         say(failure)
     return 1 if failures else 0

@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,10 +157,11 @@ async def _not_found(scope: Any, receive: Any, send: Any) -> None:
 
 async def _body(request: Request) -> dict[str, Any]:
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > _BODY_MAX_BYTES:
-            raise _BadRequest("the request is too large")
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            raw += chunk
+            if len(raw) > _BODY_MAX_BYTES:
+                raise _BadRequest("the request is too large")
     try:
         body = json.loads(raw or b"{}")
     except ValueError:

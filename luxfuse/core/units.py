@@ -14,12 +14,12 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 def parse_size(text: str | int) -> int:
     """Return bytes. ``50GiB``, ``50G`` and ``50g`` are binary, ``50GB`` is decimal, a plain number is bytes.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, TypeError for neither text nor number.
     """
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
+        raise TypeError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
     match = _SIZE.match(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
@@ -31,11 +31,11 @@ def parse_size(text: str | int) -> int:
 def parse_duration(text: str | float) -> float:
     """Return seconds. ``90``, ``60s``, ``1h30m``, ``500ms`` and ``never`` (infinite) are understood.
 
-    Raises ValueError for anything else, negative ones included.
+    Raises ValueError for anything else, negative ones included, and TypeError for neither text nor number.
     """
     refusal = f"{text!r} is not a duration; write it like 60s, 1h30m or never"
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise ValueError(refusal)
+        raise TypeError(refusal)
     stripped = str(text).strip().lower()
     if stripped == "never":
         return math.inf

@@ -1,0 +1,84 @@
+"""A daemon that mounts nothing: `python fake_daemon.py READY_FD`, settings on stdin, told by the source how to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import msgspec
+import trio
+
+from luxfuse.config import Settings
+from luxfuse.control import registry
+from luxfuse.control.server import serve
+from luxfuse.errors import MountError
+from tests.unit.control.samples import sample_status
+
+
+class Service:
+    def __init__(self, settings: Settings, end: trio.Event) -> None:
+        self._settings = settings
+        self._end = end
+
+    def status(self) -> dict[str, object]:
+        return {**sample_status(self._settings.mountpoint), "pid": os.getpid()}
+
+    def metrics(self) -> str:
+        return "luxfuse_up 1\n"
+
+    async def refresh(self, paths: list[str]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return [f"{path}: no such file" for path in paths if "missing" in path]
+
+    async def unmount(self, *, lazy: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._settings.source == "fake://busy":
+            raise MountError(f"{self._settings.mountpoint} is busy: in use by cat (pid 7)")
+        self._end.set()
+
+
+async def main(settings: Settings, claim: registry.Claim, answer) -> None:
+    end = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, claim.socket_path, Service(settings, end))
+        answer(None)
+        if settings.source == "fake://hung":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            nursery.start_soon(end_on_signal, signals, end)
+            await end.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def end_on_signal(signals, end: trio.Event) -> None:
+    async for _ in signals:
+        end.set()
+
+
+def run(settings: Settings, ready_fd: int) -> int:
+    def answer(error: str | None) -> None:
+        os.write(ready_fd, json.dumps({"error": error}).encode() + b"\n")
+
+    if settings.source == "fake://error":
+        answer("s3://bucket: no such bucket; create it first")
+        return 1
+    if settings.source == "fake://dies":
+        print("about to die", flush=True)
+        return 3
+    if settings.source == "fake://slow":
+        time.sleep(60)
+    try:
+        with registry.claim(settings) as claim:
+            trio.run(main, settings, claim, answer)
+    except MountError as exc:
+        answer(str(exc))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Settings), int(sys.argv[1])))

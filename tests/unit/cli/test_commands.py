@@ -1,0 +1,219 @@
+"""Commands against a fake daemon: what they print, what they return, how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from luxfuse.cli import launch, main, unmount
+from luxfuse.control import registry
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr."""
+        assert self.err.startswith("luxfuse: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.rstrip("\n")
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    directory = tmp_path / "state"
+    monkeypatch.setenv("LUXFUSE_STATE_DIR", str(directory))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(
+        launch,
+        "_daemon_command",
+        lambda fd: [sys.executable, str(Path(__file__).with_name("fake_daemon.py")), str(fd)],
+    )
+    yield directory
+    for record in registry.list_mounts(directory):
+        if record.alive:
+            os.kill(record.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def luxfuse(state: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main.guard(lambda: main.run([str(argument) for argument in arguments]))
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def test_from_mount_to_unmount(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    assert luxfuse("mount", "fake://ok", where) == Outcome(0, "", "")
+    assert "already mounted by luxfuse (pid " in luxfuse("mount", "fake://ok", where).line
+
+    shown = luxfuse("status", where)
+    assert shown.code == 0
+    for text in ("serving", "up 1 h 1 min", "passthrough", "512.0 MiB of 1.0 GiB (50 %)", "5 gets", "1 failed"):
+        assert text in shown.out
+    assert luxfuse("status").out == shown.out
+    assert json.loads(luxfuse("status", where, "--json").out)["source"] == "s3://bucket"
+    assert len(json.loads(luxfuse("status", "--json").out)) == 1
+
+    (listed,) = json.loads(luxfuse("list", "--json").out)
+    assert (listed["mountpoint"], listed["state"]) == (str(where), "running")
+    assert str(where) in luxfuse("list").out
+    assert luxfuse("metrics", where).out == "luxfuse_up 1\n"
+    assert luxfuse("refresh", where, where / "a/b") == Outcome(0, "", "")
+    refreshed = luxfuse("refresh", where / "missing")
+    assert refreshed.code == 1
+    assert refreshed.line == f"luxfuse: refresh: {where}: missing: no such file"
+
+    assert luxfuse("unmount", where) == Outcome(0, "", "")
+    assert luxfuse("list").out == "no mounts\n"
+    assert luxfuse("status").out == "no mounts\n"
+    assert "is not a luxfuse mount" in luxfuse("unmount", where).line
+
+
+def test_mounting_fails_with_the_daemons_line(luxfuse: Run, tmp_path: Path) -> None:
+    outcome = luxfuse("mount", "fake://error", tmp_path)
+    assert outcome.code == 1
+    assert outcome.line == "luxfuse: s3://bucket: no such bucket; create it first"
+
+
+def test_a_daemon_that_dies_is_reported_with_its_log(luxfuse: Run, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    outcome = luxfuse("mount", "fake://dies", tmp_path / "mnt", "--log-file", log)
+    assert outcome.code == 1
+    assert "ended before it was ready; see " + str(log) in outcome.line
+    assert "about to die" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_daemon_that_is_never_ready_is_ended(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "READY_DEADLINE_S", 0.5)
+    assert "was not ready within 0.5 s" in luxfuse("mount", "fake://slow", tmp_path / "mnt").line
+
+
+def test_a_busy_mount_stays(luxfuse: Run, tmp_path: Path) -> None:
+    luxfuse("mount", "fake://busy", tmp_path)
+    outcome = luxfuse("unmount", tmp_path)
+    assert outcome.code == 1
+    assert "is busy: in use by cat (pid 7)" in outcome.line
+    assert luxfuse("unmount", tmp_path, "--force").code == 0
+    assert luxfuse("list").out == "no mounts\n"
+
+
+def test_a_hung_daemon(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmount, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(unmount, "_TERM_PATIENCE_S", 0.3)
+    monkeypatch.setattr("luxfuse.control.client.ControlClient.__init__.__defaults__", (0.3,))
+    assert luxfuse("mount", "fake://hung", tmp_path).code == 0
+    assert "does not answer within 0.3 s" in luxfuse("status", tmp_path).line
+    assert "does not answer" in luxfuse("status").line
+    assert "--force" in luxfuse("unmount", tmp_path).line
+    assert luxfuse("unmount", tmp_path, "--lazy").code == 0
+    assert luxfuse("unmount", tmp_path, "--force").code == 0
+    assert luxfuse("list").out == "no mounts\n"
+
+
+def test_a_dead_daemon(luxfuse: Run, tmp_path: Path, state: Path) -> None:
+    luxfuse("mount", "fake://ok", tmp_path)
+    (record,) = registry.list_mounts(state)
+    pidfd = os.pidfd_open(record.pid)
+    os.kill(record.pid, signal.SIGKILL)
+    unmount._ended(record, pidfd, time.monotonic() + 5)
+    os.close(pidfd)
+    outcome = luxfuse("status", tmp_path)
+    assert outcome.code == 1
+    assert f"the daemon (pid {record.pid}) has died" in outcome.line
+    assert json.loads(luxfuse("list", "--json").out)[0]["state"] == "dead"
+    assert luxfuse("unmount", tmp_path).code == 0
+    assert luxfuse("list").out == "no mounts\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["mount", "--nonsense"], 2, "No such option: --nonsense; see: luxfuse mount --help"),
+        (["mount"], 2, "source is missing"),
+        (["mount", "s3://b"], 2, "mountpoint is missing"),
+        (["mount", "s3://b", "/m", "-o", "rw"], 2, "read-only in this version"),
+        (["mount", "s3://b", "/m", "-o", "novelty=1"], 2, "-o novelty=1: unknown option"),
+        (["mount", "s3://b", "/m", "--cache-size", "big"], 2, "--cache-size: 'big' is not a size"),
+        (["mount", "s3://b", "/m", "--driver", "boto"], 2, "driver"),
+        (["mount", "s3://b", "/m", "--storage-option", "secret"], 2, "--storage-option: write it as key=value"),
+        (["mount", "s3://b", "/m", "--config", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
+        (["unmount"], 2, "Missing argument"),
+        (["status", "/nowhere"], 1, "/nowhere is not in a luxfuse mount; see: luxfuse list"),
+        (["metrics", "/nowhere"], 1, "is not in a luxfuse mount"),
+        (["refresh", "/nowhere"], 1, "is not in a luxfuse mount"),
+        (["unmount", "/nowhere"], 1, "is not a luxfuse mount"),
+        (["s3://b", "/m", "-o", "novelty"], 2, "-o novelty: unknown option"),
+        (["s3://b"], 2, "write: mount.luxfuse SOURCE MOUNTPOINT"),
+    ],
+)
+def test_errors_are_one_line(luxfuse: Run, arguments: list[str], code: int, text: str) -> None:
+    outcome = luxfuse(*arguments)
+    assert outcome.code == code
+    assert text in outcome.line
+    assert outcome.out == ""
+
+
+def test_help_and_version(luxfuse: Run) -> None:
+    assert luxfuse("--version").out.startswith("luxfuse ")
+    shown = luxfuse("--help")
+    assert shown.code == 0
+    commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
+    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh"]
+    assert luxfuse().code == 2
+
+
+def test_a_bug_is_one_line_and_a_log(luxfuse: Run, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("oh\nno")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "list_mounts", broken)
+        outcome = luxfuse("list")
+    assert outcome.code == 1
+    assert outcome.line.startswith("luxfuse: unexpected RuntimeError: oh no: details in ")
+    assert "Traceback" in (state / "command-errors.log").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["list"], ["unmount", "/nowhere"], ["mount", "x"]])
+def test_commands_start_without_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys; from luxfuse.cli import main; main.guard(lambda: main.run(sys.argv[1:]))\n"
+        "heavy = {'trio', 'pyfuse3', 'obstore', 'fsspec', 'starlette', 'hypercorn', 'prometheus_client', 'rich'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "LUXFUSE_STATE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.endswith("heavy: []\n")

@@ -1,0 +1,124 @@
+"""``-o`` on the command line and in /etc/fstab, and systemd's notification."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.cli import fstab, launch, mount
+from luxfuse.cli.errors import CommandFailed, UsageError
+from luxfuse.cli.options import parse_options
+from luxfuse.config import Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("defaults,noauto,user,_netdev,nofail,x-systemd.automount,x-a=b", {}),
+        ("ro", {"read_only": True}),
+        ("metadata-ttl=5m,metadata_ttl=6m", {"metadata_ttl": "6m"}),
+        ("allow_other,uid=1000,umask=027", {"allow_other": True, "uid": "1000", "umask": "027"}),
+        ("storage_option=key=a=b,storage-option=k=", {"storage_options": {"key": "a=b", "k": ""}}),
+    ],
+)
+def test_options(text: str, expected: dict[str, Any]) -> None:
+    assert parse_options([text]) == expected
+    assert parse_options(text.split(",")) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["rw", "noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x"]
+)
+def test_refused_options(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_options([text])
+
+
+def test_what_mount_writes_of_itself_is_let_pass() -> None:
+    assert parse_options(["rw,noexec,nosuid,nodev,_netdev,user"], fstab=True) == {}
+    assert parse_options(["rw,dev,suid,user=me"], fstab=True) == {}
+    with pytest.raises(UsageError, match="noexec"):
+        parse_options(["rw,noexec"], fstab=True)
+    with pytest.raises(UsageError, match="novelty"):
+        parse_options(["novelty"], fstab=True)
+    assert parse_options(["novelty"], fstab=True, sloppy=True) == {}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
+    for name in ("LUXFUSE_SOURCE", "LUXFUSE_MOUNTPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LUXFUSE_STATE_DIR", str(tmp_path))
+    calls: list[Settings] = []
+    monkeypatch.setattr(launch, "in_background", calls.append)
+    return calls
+
+
+def test_fstab_helper(started: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    arguments = ["s3://b", f"{tmp_path}/link", "-n", "-v", "-o", "rw,_netdev,endpoint_url=http://h:1,cache_size=1GiB"]
+    assert fstab.run(arguments) == 0
+    (settings,) = started
+    assert (settings.source, settings.mountpoint) == ("s3://b", str(tmp_path.resolve()))
+    assert settings.endpoint_url == "http://h:1"
+    assert settings.cache_dir.size_bytes == 1 << 30
+    assert settings.read_only
+    assert capsys.readouterr().out == f"s3://b mounted on {tmp_path}/link\n"
+    assert fstab.run(["s3://b", "/m", "-f"]) == 0
+    assert len(started) == 1
+
+
+def test_flags_win_over_options(started: list[Settings]) -> None:
+    mount.start({"source": "s3://b", "mountpoint": "/m", "metadata_ttl": "1s"}, {"metadata_ttl": "2s", "uid": "3"})
+    assert started[0].metadata_ttl_s == 1
+    assert started[0].uid == 3
+
+
+@pytest.fixture
+def foreground(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Replaces the daemon in this process; returns the settings to run it with."""
+    monkeypatch.setenv("LUXFUSE_STATE_DIR", str(tmp_path))
+    return monkeypatch
+
+
+def with_daemon(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    import sys
+    import types
+
+    import luxfuse
+
+    module = types.ModuleType("luxfuse.daemon")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "luxfuse.daemon", module)
+    monkeypatch.setattr(luxfuse, "daemon", module, raising=False)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_foreground_tells_systemd(foreground: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
+    name = f"@luxfuse-test-{tmp_path.name}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + name[1:] if abstract else name)
+        listener.settimeout(5)
+        foreground.setenv("NOTIFY_SOCKET", name)
+
+        def run(settings: Settings, ready: Any) -> int:
+            ready(None)
+            return 0
+
+        with_daemon(foreground, run)
+        assert mount.start({"source": "s3://b", "mountpoint": "/m", "foreground": True}, {}) == 0
+        assert [listener.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
+
+
+def test_foreground_failure(foreground: pytest.MonkeyPatch) -> None:
+    def run(settings: Settings, ready: Any) -> int:
+        ready("no such bucket")
+        return 1
+
+    with_daemon(foreground, run)
+    with pytest.raises(CommandFailed, match="no such bucket"):
+        mount.start({"source": "s3://b", "mountpoint": "/m", "foreground": True}, {})

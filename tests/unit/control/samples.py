@@ -1,0 +1,54 @@
+"""A status document with every documented field."""
+
+from __future__ import annotations
+
+from luxfuse.control.status import Status
+
+
+def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
+    return {
+        "mountpoint": mountpoint,
+        "source": "s3://bucket",
+        "pid": 42,
+        "version": "0.1.0",
+        "state": "serving",
+        "degraded_reasons": [],
+        "passthrough": True,
+        "passthrough_reason": None,
+        "uptime_s": 3700.5,
+        "memory_bytes": 50 << 20,
+        "driver": "obstore",
+        "tiers": [{"name": "ssd", "path": "/c", "capacity_bytes": 1 << 30, "used_bytes": 1 << 29, "state": "ok"}],
+        "reads": {
+            "memory_bytes": 10,
+            "ssd_bytes": 20,
+            "hdd_bytes": 0,
+            "peer_bytes": 0,
+            "understore_bytes": 30,
+            "passthrough_opens": 3,
+            "copied_opens": 4,
+        },
+        "understore": {
+            "gets": 5,
+            "heads": 6,
+            "lists": 7,
+            "puts": 0,
+            "deletes": 0,
+            "errors": 1,
+            "retries": 2,
+            "get_bytes": 1000,
+            "state": "ok",
+        },
+        "cache": {
+            "objects": 9,
+            "evictions": 1,
+            "evicted_bytes": 2,
+            "checksum_failures": 0,
+            "write_failures": 0,
+        },
+        "names": {"skipped_keys": 0},
+        "fuse": {"requests": 100, "fast_opens": 3, "errors": 0},
+        "dirty": {"files": 0, "bytes": 0, "oldest_s": 0.0},
+        "recovered": {"files": 0},
+        "peers": [],
+    }

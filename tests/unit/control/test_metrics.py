@@ -1,0 +1,62 @@
+"""The status document as Prometheus text."""
+
+from __future__ import annotations
+
+from typing import Any, get_type_hints
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from luxfuse.control.metrics import render
+from luxfuse.control.status import Status
+from tests.unit.control.samples import sample_status
+
+
+def samples(status: Any) -> dict[str, float]:
+    found = {}
+    for family in text_string_to_metric_families(render(status)):
+        for sample in family.samples:
+            found[sample.name + "".join(f"|{value}" for _, value in sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_the_sample_has_every_documented_field() -> None:
+    assert set(sample_status()) == set(get_type_hints(Status))
+
+
+def test_every_number_is_there() -> None:
+    found = samples(sample_status())
+    assert found["luxfuse_mount_info|obstore|/mnt/bucket|s3://bucket|0.1.0"] == 1
+    assert found["luxfuse_state|serving"] == 1
+    assert found["luxfuse_state|degraded"] == 0
+    assert found["luxfuse_passthrough"] == 1
+    assert found["luxfuse_uptime_seconds"] == 3700.5
+    assert found["luxfuse_understore_gets_total"] == 5
+    assert found["luxfuse_reads_understore_bytes_total"] == 30
+    assert found["luxfuse_cache_objects"] == 9
+    assert found["luxfuse_dirty_oldest_seconds"] == 0
+    assert found["luxfuse_tier_used_bytes|/c|ssd"] == 1 << 29
+    assert found["luxfuse_tier_ok|/c|ssd"] == 1
+
+
+def test_types_and_help() -> None:
+    text = render(sample_status())
+    assert "# TYPE luxfuse_understore_gets_total counter" in text
+    assert "# TYPE luxfuse_cache_objects gauge" in text
+    assert "# HELP luxfuse_understore_gets_total GET requests to the bucket, retries included." in text
+
+
+def test_an_unknown_number_is_a_gauge() -> None:
+    status: dict[str, Any] = {**sample_status(), "novelty": {"depth": 3, "lag_s": 1.5, "name": "x"}}
+    found = samples(status)
+    assert found["luxfuse_novelty_depth"] == 3
+    assert found["luxfuse_novelty_lag_seconds"] == 1.5
+
+
+def test_a_tier_without_capacity_and_with_an_odd_path() -> None:
+    status = sample_status()
+    status["tiers"][0]["capacity_bytes"] = None
+    status["tiers"][0]["path"] = '/a"b\\c'
+    status["tiers"][0]["state"] = "failed"
+    found = samples(status)
+    assert found['luxfuse_tier_ok|/a"b\\c|ssd'] == 0
+    assert not [name for name in found if "capacity" in name]

@@ -1,0 +1,205 @@
+"""Server and client over a real unix socket."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from luxfuse.control.address import short_address
+from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
+from luxfuse.control.server import serve
+from luxfuse.errors import MountError, StoreUnavailable
+from tests.unit.control.samples import sample_status
+
+T = TypeVar("T")
+
+
+class FakeService:
+    def __init__(self) -> None:
+        self.refreshed: list[str] = []
+        self.unmounted: list[bool] = []
+        self.fault: Exception | None = None
+
+    def status(self) -> dict[str, object]:
+        if self.fault:
+            raise self.fault
+        return dict(sample_status())
+
+    def metrics(self) -> str:
+        return "luxfuse_up 1\n"
+
+    async def refresh(self, paths: list[str]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        self.refreshed += paths
+        return [f"{path}: no such file" for path in paths if path == "gone"]
+
+    async def unmount(self, *, lazy: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.fault:
+            raise self.fault
+        self.unmounted.append(lazy)
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[tuple[FakeService, ControlClient]]:
+    service = FakeService()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, path, service)
+        yield service, ControlClient(path)
+        nursery.cancel_scope.cancel()
+
+
+async def call(function: Callable[..., T], *args: object) -> T:
+    return await trio.to_thread.run_sync(function, *args)
+
+
+async def test_every_request(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        assert await call(client.status) == sample_status()
+        assert await call(client.metrics) == "luxfuse_up 1\n"
+        assert await call(client.refresh, ["a/ö", "gone"]) == ["gone: no such file"]
+        await call(client.unmount)
+        assert service.refreshed == ["a/ö", "gone"]
+        assert service.unmounted == [False]
+
+
+async def test_the_socket_is_closed_to_others_and_replaces_a_stale_one(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    for _ in range(2):
+        async with serving(path) as (_service, client):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert (await call(client.status))["pid"] == 42
+
+
+async def test_a_long_path(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 120) / ("y" * 120)
+    directory.mkdir(parents=True)
+    async with serving(directory / "control.sock") as (_service, client):
+        assert (await call(client.status))["state"] == "serving"
+
+
+async def test_expected_failures_are_one_line(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        service.fault = MountError("/mnt is busy:\nused by cat")
+        with pytest.raises(DaemonRefused, match=r"^/mnt is busy: used by cat$") as caught:
+            await call(client.unmount)
+        assert caught.value.status == 409
+        service.fault = StoreUnavailable("no route")
+        with pytest.raises(DaemonRefused, match="no route"):
+            await call(client.status)
+
+
+async def test_an_unexpected_failure_tells_nothing(tmp_path: Path, expected_logs: list[str]) -> None:
+    expected_logs.append("control request /v1/status failed")
+    async with serving(tmp_path / "control.sock") as (service, client):
+        service.fault = RuntimeError("secret")
+        with pytest.raises(DaemonRefused) as caught:
+            await call(client.status)
+        assert caught.value.status == 500
+        assert "secret" not in str(caught.value)
+        service.fault = None
+        assert (await call(client.status))["pid"] == 42
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status"),
+    [
+        ("GET", "/v1/nothing", None, 404),
+        ("POST", "/v1/status", None, 405),
+        ("POST", "/v1/refresh", b"{", 400),
+        ("POST", "/v1/refresh", b"[]", 400),
+        ("POST", "/v1/refresh", b'{"paths": [1]}', 400),
+        ("POST", "/v1/unmount", b'{"lazy": "yes"}', 400),
+        ("POST", "/v1/refresh", b" " * (5 << 20), 400),
+    ],
+)
+async def test_bad_requests(tmp_path: Path, method: str, target: str, body: bytes | None, status: int) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        answer = await call(raw_request, tmp_path / "control.sock", method, target, body or b"")
+        assert answer.split(b" ", 2)[1] == str(status).encode()
+        assert not service.refreshed
+        assert not service.unmounted
+        assert await call(client.status)
+
+
+def raw_request(path: Path, method: str, target: str, body: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        with short_address(path) as address:
+            sock.connect(address)
+        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        try:
+            sock.sendall(head.encode() + body)
+        except BrokenPipeError:
+            pass
+        return sock.recv(65536)
+
+
+async def test_cancelling_ends_it_with_connections_open_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "control.sock"
+    with trio.fail_after(5):
+        async with serving(path) as (_service, client):
+            assert await call(client.status)
+            idle = socket.socket(socket.AF_UNIX)
+            idle.connect(str(path))
+            await trio.sleep(0.05)
+    idle.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(DaemonUnreachable, match="not running"):
+        ControlClient(tmp_path / "control.sock").status()
+    with pytest.raises(DaemonUnreachable, match="not running"):
+        ControlClient(tmp_path / "missing/control.sock").status()
+
+
+def answering(path: Path, answer: bytes | None) -> threading.Thread:
+    """A daemon that gives one answer to one request; None: never."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+
+    def run() -> None:
+        with listener:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                if answer is None:
+                    connection.recv(1)  # until the client gives up
+                else:
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (None, DaemonUnreachable, "does not answer within 0.3 s"),
+        (b"", DaemonUnreachable, "broke off"),
+        (b"nonsense\r\n\r\n", DaemonUnreachable, "broke off"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", DaemonUnreachable, "another version"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", DaemonUnreachable, "broke off"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno", DaemonRefused, "status 503"),
+    ],
+)
+def test_a_sick_daemon(tmp_path: Path, answer: bytes | None, error: type[Exception], text: str) -> None:
+    thread = answering(tmp_path / "s", answer)
+    try:
+        with pytest.raises(error, match=text):
+            ControlClient(tmp_path / "s", deadline_s=0.3).status()
+    finally:
+        thread.join()

@@ -1,0 +1,154 @@
+"""Where settings come from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luxfuse import config
+from luxfuse.config import CacheDirectory, Settings, build
+from luxfuse.core.units import format_size, parse_duration, parse_size
+from luxfuse.errors import ConfigError
+
+BASE = {"source": "s3://bucket", "mountpoint": "/mnt/bucket"}
+
+
+def made(**flags: Any) -> Settings:
+    return build({**BASE, **flags}, environ={})
+
+
+def test_precedence(tmp_path: Path) -> None:
+    file = tmp_path / "luxfuse.toml"
+    lines = ['source = "s3://file"', 'mountpoint = "/file"', 'metadata_ttl = "1m"', 'memory_limit = "64MiB"', "uid = 7"]
+    file.write_text("\n".join(lines))
+    environ = {"LUXFUSE_MOUNTPOINT": "/variable", "LUXFUSE_METADATA_TTL": "2m", "LUXFUSE_NEGATIVE_TTL": ""}
+    settings = build({"metadata_ttl": "3m", "source": None}, environ, str(file))
+    assert settings.source == "s3://file"
+    assert settings.mountpoint == "/variable"
+    assert settings.metadata_ttl_s == 180
+    assert settings.memory_limit_bytes == 64 << 20
+    assert settings.uid == 7
+    assert settings.negative_ttl_s == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "expected"),
+    [
+        ({"metadata_ttl": "1h30m"}, "metadata_ttl_s", 5400.0),
+        ({"metadata_ttl": "never"}, "metadata_ttl_s", 10 * 365 * 86400.0),
+        ({"whole_file_threshold": "0"}, "whole_file_threshold_bytes", 0),
+        ({"umask": "027"}, "umask", 0o027),
+        ({"uid": "1000"}, "uid", 1000),
+        ({"allow_other": "true"}, "allow_other", True),
+        ({"allow_other": True}, "allow_other", True),
+        ({"cache_dir": "/c,size=1GiB,tier=hdd"}, "cache_dir", CacheDirectory("/c", 1 << 30, "hdd")),
+        ({"cache_dir": ["/c"], "cache_size": "2GiB"}, "cache_dir", CacheDirectory("/c", 2 << 30, "ssd")),
+        ({"mountpoint": "/a/b/"}, "mountpoint", "/a/b"),
+        ({"storage_options": {"n": 1}}, "storage_options", {"n": "1"}),
+        ({"free_space_ratio": "0.25"}, "free_space_ratio", 0.25),
+    ],
+)
+def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
+    assert getattr(made(**flags), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"source": ""}, "source is missing"),
+        ({"mountpoint": None}, "mountpoint is missing"),
+        ({"metadata_ttl": "soon"}, "metadata_ttl: 'soon' is not a duration"),
+        ({"metadata_ttl": "-1"}, "metadata_ttl"),
+        ({"metadata_ttl": float("nan")}, "metadata_ttl"),
+        ({"request_timeout": "0"}, "request_timeout"),
+        ({"memory_limit": "1MiB"}, "at least 32MiB"),
+        ({"memory_limit": True}, "memory_limit"),
+        ({"memory_limit": 1.5}, "memory_limit"),
+        ({"cache_size": "1"}, "at least 1MiB"),
+        ({"cache_dir": ["/a", "/b"]}, "only one directory"),
+        ({"cache_dir": "/a,colour=red"}, "colour=red"),
+        ({"cache_dir": ",size=1GiB"}, "directory is empty"),
+        ({"cache_dir": 3}, "cache_dir"),
+        ({"free_space_ratio": 1}, "free-space-ratio"),
+        ({"max_requests": 0}, "max_requests"),
+        ({"driver": "boto"}, "driver"),
+        ({"read_mode": "maybe"}, "read_mode"),
+        ({"umask": "9"}, "umask"),
+        ({"read_only": False}, "read-only in this version"),
+        ({"storage_options": "a=b"}, "storage_options"),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(**flags)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("nonsense = 1", "unknown setting 'nonsense'"),
+        ("a = = b", "luxfuse.toml"),
+        ('state_dir = "/x"', "LUXFUSE_STATE_DIR"),
+        (None, "No such file"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, content: str | None, text: str) -> None:
+    file = tmp_path / "luxfuse.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=text):
+        build(BASE, {}, str(file))
+
+
+def test_settings_survive_json() -> None:
+    settings = made(metadata_ttl="never", storage_options={"key": "value"}, cache_dir="/c,size=1GiB")
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
+
+
+def test_the_mount_id_depends_on_the_mountpoint_alone() -> None:
+    assert made().mount_id == made(source="s3://other").mount_id
+    assert made().mount_id != made(mountpoint="/mnt/other").mount_id
+
+
+def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.state_root({"LUXFUSE_STATE_DIR": "/s"}) == Path("/s")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert config.state_root({}) == Path("/var/lib/luxfuse")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert config.state_root({"XDG_STATE_HOME": "/x"}) == Path("/x/luxfuse")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("50GiB", 50 << 30), ("50G", 50 << 30), ("50g", 50 << 30), ("50GB", 50 * 10**9), ("7", 7), (7, 7), ("1.5k", 1536)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@given(st.integers(min_value=0, max_value=1 << 50))
+def test_every_plain_number_is_a_size(count: int) -> None:
+    assert parse_size(str(count)) == count
+    assert format_size(count).endswith("B")
+
+
+@given(st.text())
+def test_parsing_never_fails_in_another_way(text: str) -> None:
+    for parse in (parse_size, parse_duration):
+        try:
+            value = parse(text)
+        except ValueError:
+            continue
+        assert value >= 0
+
+
+@given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
+def test_durations_add_up(hours: int, minutes: int, seconds: int) -> None:
+    assert parse_duration(f"{hours}h {minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
