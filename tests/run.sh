@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests, after installing what they need; arguments go to pytest.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../examples/bootstrap.sh"
+bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr fio nodejs npm
+cd "$REPOSITORY"
+exec "$VENV/bin/python" -m pytest "$@"
