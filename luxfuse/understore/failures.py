@@ -65,7 +65,7 @@ def from_status(status: int, what: str, *, code: str = "", family: str = "", buc
 def _class_of(status: int) -> type[StoreError]:
     if status in (404, 410):
         return NotFound
-    if status == 412:
+    if status in (412, 416):  # 416: the version that was asked for has that range, so it must be another one
         return VersionChanged
     if status in (408, 409, 425, 429) or status >= 500:
         return StoreUnavailable

@@ -8,7 +8,7 @@ from typing import Any
 from azure.core import MatchConditions
 from fsspec.asyn import sync
 
-from luxfuse.errors import NotFound
+from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, checked, to_ns
@@ -108,7 +108,10 @@ class AzureDriver(FsspecDriver):
         try:
             data, found = sync(self._fs.loop, fetch)
         except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what, self._family) from None
+            error = failure(exc, what, self._family)
+            if isinstance(error, VersionChanged):
+                self.head(key)  # Azure answers 412 for a blob that is gone, too
+            raise error from None
         return checked(data, end - start, found, version, what)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import open_filesystem, require_root
-from luxfuse.understore.locations import family_of
+from luxfuse.understore.locations import family_of, has_dot_segment
 
 PAGE_ENTRIES = 1000
 
@@ -48,11 +48,10 @@ class FsspecDriver:
 
     def head(self, key: str) -> ObjectInfo:
         what = f"HEAD {key!r}"
-        if key.endswith("/"):
-            raise NotFound(f"{what}: is a directory")
+        path = self._file_path(key, what)
         try:
             with self._guard:
-                info = self._fs.info(self._path(key))
+                info = self._fs.info(path)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family) from None
         if info.get("type") == "directory":
@@ -60,6 +59,8 @@ class FsspecDriver:
         return _describe(key, info)
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        if prefix and has_dot_segment(prefix[:-1]):
+            return
         path = self._path(prefix).rstrip("/")
         try:
             with self._guard:
@@ -107,9 +108,10 @@ class FsspecDriver:
 
     def read(self, key: str, start: int, end: int, version: str) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
+        path = self._file_path(key, what)
         try:
             with self._guard:
-                data: bytes = self._fs.cat_file(self._path(key), start=start, end=end) if start < end else b""
+                data: bytes = self._fs.cat_file(path, start=start, end=end) if start < end else b""
         except Exception as exc:  # noqa: BLE001
             error = failure(exc, what, self._family)
             if isinstance(error, NotFound | StoreUnavailable):
@@ -127,6 +129,12 @@ class FsspecDriver:
     def close(self) -> None:
         """Free connections: here they end with the file system object."""
         del self._fs
+
+    def _file_path(self, key: str, what: str) -> str:
+        """Return the path of ``key``, which must not lead out of the root."""
+        if has_dot_segment(key):
+            raise NotFound(f"{what}: no such file")
+        return self._path(key)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root or "/"
@@ -181,7 +189,8 @@ def _describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:
 def to_ns(moment: Any) -> int:
     """Return nanoseconds since 1970 of whatever a file system calls a time; 0 if it cannot be understood."""
     if isinstance(moment, int | float):
-        return int(moment * 10**9) if moment < 10**12 else int(moment)
+        # A float holds microseconds of today's time exactly enough, nanoseconds not.
+        return round(moment * 10**6) * 1000 if moment < 10**12 else int(moment)
     if isinstance(moment, str):
         try:
             moment = datetime.fromisoformat(moment)

@@ -19,6 +19,7 @@ from luxfuse.understore.base import Buffer
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.fsspec_driver import FsspecDriver, checked, to_ns
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.locations import has_dot_segment
 
 PAGE_ENTRIES = 200
 """Names per page: each file costs a HEAD, and a page has to fit into a request's deadline."""
@@ -41,7 +42,9 @@ class HttpDriver(FsspecDriver):
             raise (BucketMissing(str(error)) if isinstance(error, NotFound) else error) from None
 
     def head(self, key: str) -> ObjectInfo:
-        info: ObjectInfo = self._run(f"HEAD {key!r}", self._head, key)
+        what = f"HEAD {key!r}"
+        self._file_path(key, what)
+        info: ObjectInfo = self._run(what, self._head, key)
         return info
 
     async def _head(self, key: str) -> ObjectInfo:
@@ -54,6 +57,8 @@ class HttpDriver(FsspecDriver):
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         what = f"LIST {prefix!r}"
+        if prefix and has_dot_segment(prefix[:-1]):
+            return
         url = self._text_url(prefix)
         try:
             names = sorted(entry["name"] for entry in self._fs.ls(url, detail=True))
@@ -94,6 +99,7 @@ class HttpDriver(FsspecDriver):
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"
+        self._file_path(key, what)
         data: bytes = self._run(what, self._fetch, key, start, end, version)
         return data
 

@@ -29,7 +29,7 @@ class LocalDriver(FsspecDriver):
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         what = f"LIST {prefix!r}"
         try:
-            with os.scandir(self._local(prefix, what)) as entries:
+            with os.scandir(self._local(prefix[:-1], what)) as entries:
                 yield from self._scan(prefix, entries)
         except (FileNotFoundError, NotADirectoryError, NotFound):
             if not prefix:
@@ -73,10 +73,8 @@ class LocalDriver(FsspecDriver):
         return checked(data, end - start, after, version, what)
 
     def _local(self, key: str, what: str) -> str:
-        """Return the path of ``key``; a key that would leave the directory names nothing."""
-        if key and any(segment in ("", ".", "..") for segment in key.removesuffix("/").split("/")):
-            raise NotFound(f"{what}: no such file")
-        return self._path(key)
+        """Return the path of the file or directory ``key``, "" being the root."""
+        return self._file_path(key, what) if key else self._path("")
 
 
 def _failure(exc: Exception, what: str) -> Exception:

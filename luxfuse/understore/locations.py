@@ -58,5 +58,9 @@ def has_odd_segment(path: str) -> bool:
 
     One trailing "/" is an empty segment too: obstore would silently strip it and address another object.
     """
-    segments = path.split("/")
-    return any(s in ("", ".", "..") for s in segments) or _CONTROL.search(path) is not None
+    return has_dot_segment(path) or _CONTROL.search(path) is not None
+
+
+def has_dot_segment(path: str) -> bool:
+    """Whether ``path`` has an empty, "." or ".." segment: no name below a directory, and maybe a way out of it."""
+    return any(segment in ("", ".", "..") for segment in path.split("/"))

@@ -119,8 +119,9 @@ class ObstoreDriver:
         for start in range(0, len(prefixes), PAGE_ENTRIES):
             yield ListPage([], [f"{name}/" for name in prefixes[start : start + PAGE_ENTRIES]])
         marker = prefix[:-1]
-        for start in range(0, objects.num_rows, PAGE_ENTRIES):
-            yield ListPage(self._convert(objects.slice(start, PAGE_ENTRIES), marker))
+        total = objects.num_rows
+        for start in range(0, total, PAGE_ENTRIES):
+            yield ListPage(self._convert(objects.slice(start, min(PAGE_ENTRIES, total - start)), marker))
 
     def _convert(self, rows: Any, marker: str) -> list[ObjectInfo]:
         keys = rows.column("path").to_pylist()
@@ -177,7 +178,10 @@ class ObstoreDriver:
                 return b""
             if "non-partial response" in str(exc):
                 return self._read_whole(key, start, end, version)
-            raise self._failure(exc, f"GET {key!r} [{start}, {end})") from None
+            error = self._failure(exc, f"GET {key!r} [{start}, {end})")
+            if self._azure and isinstance(error, VersionChanged):
+                self.head(key)  # Azure answers 412 for a blob that is gone, too
+            raise error from None
         if (found := result.meta["e_tag"]) != version or len(data) != end - start:
             return _checked(data, end - start, found or "", version, f"GET {key!r} [{start}, {end})")
         return data

@@ -1,0 +1,432 @@
+"""The under-store contract: one suite, run on the fake and on every driver against a real server."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.factory import open_driver
+from tests.support.fake_store import FakeStore
+from tests.support.servers_store import (  # noqa: F401
+    AZURITE_ACCOUNT,
+    AZURITE_KEY,
+    azurite_url,
+    free_port,
+    moto_url,
+    nginx_files,
+)
+
+SECRET = "s3cr3t/Key+Value=="
+TIMEOUT_S = 10.0
+MANY = 2500
+
+ODD_KEYS = ["e//f", "w/../q", "w/./r", "/lead", "trailing//"]
+FILE_KEYS = ["sp ace/a b", "a%b", "p%20q", "a#b", "a?b", "plus+plus", "é ü/ñ", "日本", "quo'\"", "~", "a&b=c", "a;b"]
+TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-az", "fsspec-az", "memory", "local", "http"]
+
+
+@dataclass
+class Target:
+    """One store under test, with a way to change it behind the driver's back."""
+
+    name: str
+    source: str
+    options: dict[str, str]
+    endpoint: str | None
+    driver: str
+    put: Callable[[str, bytes], Any]
+    delete: Callable[[str], Any]
+    features: frozenset[str]
+    fake: FakeStore | None = None
+
+    def open(self, **changes: Any) -> UnderStore:
+        if self.fake is not None:
+            return self.fake
+        settings: dict[str, Any] = {
+            "endpoint_url": self.endpoint,
+            "storage_options": self.options,
+            "driver": self.driver,
+            "request_timeout_s": TIMEOUT_S,
+        }
+        source = changes.pop("source", self.source)
+        return open_driver(source, **{**settings, **changes})
+
+
+OBJECTS = frozenset({"odd keys", "metadata", "buckets", "endpoint"})
+FILES: frozenset[str] = frozenset()
+
+
+def s3_client(url: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", endpoint_url=url, aws_access_key_id="key", aws_secret_access_key=SECRET,
+                        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}))  # fmt: skip
+
+
+def s3_target(request: pytest.FixtureRequest, driver: str, prefix: str = "") -> Target:
+    url = request.getfixturevalue("moto_url")
+    client = s3_client(url)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+
+    def put(key: str, data: bytes) -> None:
+        client.put_object(Bucket=bucket, Key=prefix + key, Body=data, Metadata={"Mode": "33188"})
+
+    return Target(
+        f"{driver}-s3", f"s3://{bucket}/{prefix}".rstrip("/"), {"key": "key", "secret": SECRET}, url, driver, put,
+        lambda key: client.delete_object(Bucket=bucket, Key=prefix + key), OBJECTS,
+    )  # fmt: skip
+
+
+def az_target(request: pytest.FixtureRequest, driver: str) -> Target:
+    from azure.storage.blob import BlobServiceClient
+
+    url = request.getfixturevalue("azurite_url")
+    service = BlobServiceClient(url, credential=AZURITE_KEY)
+    request.addfinalizer(service.close)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    container = service.create_container(bucket)
+    # Azurite resolves ".." as a URL does.
+    return Target(
+        f"{driver}-az", f"az://{bucket}", {"account_name": AZURITE_ACCOUNT, "account_key": AZURITE_KEY}, url, driver,
+        lambda key, data: container.upload_blob(key, data, overwrite=True, metadata={"Mode": "33188"}),
+        container.delete_blob, OBJECTS | {"newlines", "no dots", "credentials"},
+    )  # fmt: skip
+
+
+def directory_target(name: str, source: str, directory: Path) -> Target:
+    def put(key: str, data: bytes) -> None:
+        path = directory / key
+        if key.endswith("/"):
+            path.mkdir(parents=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".tmp-{uuid.uuid4().hex}"
+        temporary.write_bytes(data)
+        temporary.rename(path)
+
+    return Target(name, source, {}, None, "auto", put, lambda key: (directory / key).unlink(), FILES)
+
+
+def memory_target() -> Target:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    root = f"/b-{uuid.uuid4().hex[:12]}"
+    memory.makedirs(root)
+    return Target("memory", f"memory:/{root}", {}, None, "auto",
+                  lambda key, data: memory.makedirs(f"{root}/{key}") if key.endswith("/")
+                  else memory.pipe_file(f"{root}/{key}", data),
+                  lambda key: memory.rm_file(f"{root}/{key}"), FILES)  # fmt: skip
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
+    """Every store in turn, each test with a bucket or directory of its own."""
+    name = request.param
+    driver, _, rest = name.partition("-")
+    if name == "fake":
+        fake = FakeStore()
+        yield Target("fake", "", {}, None, "", fake.put, fake.delete, frozenset({"odd keys"}), fake)
+    elif rest.startswith("s3"):
+        yield s3_target(request, driver, "pre fix/deep/" if rest.endswith("prefix") else "")
+    elif rest == "az":
+        yield az_target(request, driver)
+    elif name == "memory":
+        yield memory_target()
+    elif name == "local":
+        yield directory_target("local", f"file://{tmp_path}", tmp_path)
+    else:
+        server = request.getfixturevalue("nginx_files")
+        directory = server.directory / uuid.uuid4().hex
+        directory.mkdir()
+        yield directory_target("http", f"{server.url}/{directory.name}", directory)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def store(target: Target) -> Iterator[UnderStore]:
+    driver = target.open()
+    yield driver
+    driver.close()
+
+
+def listing(store: UnderStore, prefix: str) -> tuple[list[str], list[str]] | None:
+    """Return sorted keys and prefixes, or None where no page came."""
+    pages = list(store.list_directory(prefix))
+    if not pages:
+        return None
+    assert all(info.metadata is None for page in pages for info in page.objects) or store.driver == "http"
+    return sorted(i.key for p in pages for i in p.objects), sorted(x for p in pages for x in p.prefixes)
+
+
+def test_listing_shows_one_level(target: Target, store: UnderStore):
+    for key in ["top", "d/x", "d/y/z", "d/y/w", "dd/v"]:
+        target.put(key, key.encode())
+    store.probe()
+    assert listing(store, "") == (["top"], ["d/", "dd/"])
+    assert listing(store, "d/") == (["d/x"], ["d/y/"])
+    assert listing(store, "d/y/") == (["d/y/w", "d/y/z"], [])
+
+
+def test_head_read_and_listing_agree(target: Target, store: UnderStore):
+    target.put("d/x", b"0123456789")
+    (page,) = [page for page in store.list_directory("d/") if page.objects]
+    (listed,) = page.objects
+    info = store.head("d/x")
+    assert (listed.key, listed.size, listed.version) == (info.key, info.size, info.version) == ("d/x", 10, info.version)
+    assert abs(listed.mtime_ns - info.mtime_ns) < 10**9
+    assert info.mtime_ns > 10**18
+    assert bytes(store.read("d/x", 0, 10, listed.version)) == b"0123456789"
+    if "metadata" in target.features:
+        assert info.metadata is not None
+        assert info.metadata["mode"] == "33188"
+        assert not any(name.lower() == "content-type" for name in info.metadata)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 10), (9, 10), (3, 7), (0, 0), (10, 10)])
+def test_ranges_are_exact(target: Target, store: UnderStore, start: int, end: int):
+    target.put("x", b"0123456789")
+    data = store.read("x", start, end, store.head("x").version)
+    assert bytes(data) == b"0123456789"[start:end]
+
+
+def test_empty_object(target: Target, store: UnderStore):
+    target.put("d/empty", b"")
+    info = store.head("d/empty")
+    assert info.size == 0
+    assert bytes(store.read("d/empty", 0, 0, info.version)) == b""
+    assert listing(store, "d/") == (["d/empty"], [])
+
+
+def test_range_past_the_end_is_no_success(target: Target, store: UnderStore):
+    target.put("x", b"0123456789")
+    version = store.head("x").version
+    with pytest.raises((StoreUnavailable, VersionChanged)):
+        store.read("x", 5, 20, version)
+    with pytest.raises((StoreUnavailable, VersionChanged)):
+        store.read("x", 20, 25, version)
+
+
+def test_changed_version(target: Target, store: UnderStore):
+    target.put("x", b"old content")
+    version = store.head("x").version
+    target.put("x", b"new content, longer")
+    with pytest.raises(VersionChanged):
+        store.read("x", 0, 4, version)
+    new = store.head("x").version
+    assert new != version
+    assert bytes(store.read("x", 0, 3, new)) == b"new"
+
+
+def test_gone_object(target: Target, store: UnderStore):
+    target.put("d/x", b"data")
+    target.put("d/stays", b"data")
+    version = store.head("d/x").version
+    target.delete("d/x")
+    with pytest.raises(NotFound):
+        store.head("d/x")
+    with pytest.raises(NotFound):
+        store.read("d/x", 0, 4, version)
+    assert listing(store, "d/") == (["d/stays"], [])
+
+
+def test_missing_names(target: Target, store: UnderStore):
+    target.put("d/x", b"data")
+    for key in ["nope", "d/nope", "d", "nope/deeper"]:
+        with pytest.raises(NotFound) as caught:
+            store.head(key)
+        assert not isinstance(caught.value, BucketMissing)
+    assert listing(store, "nope/") is None
+    assert listing(store, "d/x/") is None
+    assert not store.has_prefix("nope/")
+    assert not store.has_prefix("d/x/")
+    assert store.has_prefix("d/")
+
+
+def test_empty_root(store: UnderStore):
+    assert listing(store, "") == ([], [])
+    store.probe()
+
+
+def test_empty_directory_is_not_a_missing_one(target: Target, store: UnderStore):
+    target.put("empty/", b"")
+    target.put("full/", b"")
+    target.put("full/x", b"data")
+    assert listing(store, "") == ([], ["empty/", "full/"])
+    assert listing(store, "empty/") == ([], [])
+    assert listing(store, "full/") == (["full/x"], [])
+    assert store.has_prefix("empty/")
+
+
+def test_keys_that_look_like_syntax(target: Target, store: UnderStore):
+    for key in FILE_KEYS:
+        target.put(key, key.encode())
+    plain = sorted(key for key in FILE_KEYS if "/" not in key)
+    assert listing(store, "") == (plain, sorted({key.partition("/")[0] + "/" for key in FILE_KEYS if "/" in key}))
+    assert listing(store, "é ü/") == (["é ü/ñ"], [])
+    for key in FILE_KEYS:
+        info = store.head(key)
+        assert bytes(store.read(key, 0, info.size, info.version)) == key.encode()
+
+
+def test_keys_that_no_file_can_have(target: Target, store: UnderStore):
+    if "odd keys" not in target.features:
+        pytest.skip("a file system has no such names")
+    keys = [key for key in ODD_KEYS if "no dots" not in target.features or "./" not in key]
+    if "newlines" in target.features or target.name == "fake":
+        keys.append("new\nline")
+    for key in [*keys, "plain", "e/x"]:
+        target.put(key, key.encode())
+    found = listing(store, "")
+    assert found is not None
+    assert "plain" in found[0]
+    assert {"e/", "/"} <= set(found[1])
+    assert listing(store, "e/") == (["e/x"], ["e//"])
+    assert listing(store, "e//") == (["e//f"], [])
+    assert listing(store, "/") == (["/lead"], [])
+    assert store.has_prefix("e/")
+    assert store.has_prefix("e//")
+    for key in keys:
+        info = store.head(key)
+        assert bytes(store.read(key, 0, info.size, info.version)) == key.encode()
+
+
+def test_slashes_are_not_stripped_off_keys(target: Target, store: UnderStore):
+    target.put("x", b"the one without")
+    version = store.head("x").version
+    for key in ("/x", "x/"):
+        with pytest.raises(NotFound):
+            store.head(key)
+        with pytest.raises((NotFound, VersionChanged)):
+            store.read(key, 0, 3, version)
+
+
+@pytest.fixture(scope="module")
+def filled() -> dict[str, str]:
+    """Sources that already hold the long directory, by server: filling one takes seconds."""
+    return {}
+
+
+def test_long_listing_is_complete_and_without_repeats(target: Target, filled: dict[str, str]):
+    many = MANY if target.name != "http" else 600
+    names = [f"many/{number:05d}" for number in range(many - 3)]
+    names += ["many/sub1/x", "many/sub2/x", "many/sub3/x"]
+    server = target.source.partition("://")[0]
+    if server not in filled or target.name in ("fake", "http"):
+        with ThreadPoolExecutor(8 if server in ("s3", "az") else 1) as pool:
+            list(pool.map(lambda key: target.put(key, b"x"), names))
+        filled[server] = target.source
+    store = target.open(source=filled[server])
+    pages = list(store.list_directory("many/"))
+    assert listing(store, "many/") == (names[:-3], ["many/sub1/", "many/sub2/", "many/sub3/"])
+    assert max(len(page.objects) + len(page.prefixes) for page in pages) <= 1000
+    store.close()
+
+
+def test_marker_of_the_root_itself(request: pytest.FixtureRequest):
+    for driver in ("obstore", "fsspec"):
+        target = s3_target(request, driver, "pre/fix/")
+        target.put("", b"")
+        target.put("x", b"data")
+        store = target.open()
+        assert listing(store, "") == (["x"], [])
+        store.close()
+
+
+def test_many_threads_at_once(target: Target, store: UnderStore):
+    for number in range(8):
+        target.put(f"t/{number}", bytes([number]) * 1000)
+    versions = {info.key: info.version for page in store.list_directory("t/") for info in page.objects}
+
+    def check(number: int) -> None:
+        key = f"t/{number % 8}"
+        assert bytes(store.read(key, 10, 20, versions[key])) == bytes([number % 8]) * 10
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(40)))
+
+
+def assert_clean(error: StoreError) -> None:
+    """One line, and no secret in it or in what a traceback would show."""
+    assert "\n" not in str(error)
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+    for secret in (SECRET, AZURITE_KEY, "Signature", "sig=", "<Error>"):
+        assert secret not in str(error)
+
+
+def test_missing_bucket(target: Target):
+    if "buckets" in target.features:
+        scheme = target.source.partition("://")[0]
+        source = f"{scheme}://no-such-{uuid.uuid4().hex[:8]}"
+    elif target.name in ("local", "http", "memory"):
+        source = f"{target.source}/missing"
+    else:
+        pytest.skip("has no bucket")
+    driver = target.open(source=source)
+    for request in (driver.probe, lambda: list(driver.list_directory(""))):
+        with pytest.raises(BucketMissing) as caught:
+            request()
+        assert_clean(caught.value)
+    with pytest.raises(NotFound):
+        driver.head("x")
+    driver.close()
+
+
+def test_bad_credentials(target: Target):
+    if "credentials" not in target.features:
+        pytest.skip("checks no credentials")
+    target.put("x", b"data")
+    wrong = AZURITE_KEY[:10] + "Z" + AZURITE_KEY[11:]
+    driver = target.open(storage_options={**target.options, "account_key": wrong})
+    requests = (driver.probe, lambda: list(driver.list_directory("")), lambda: driver.head("x"),
+                lambda: driver.read("x", 0, 1, '"v"'))  # fmt: skip
+    for request in requests:
+        with pytest.raises(AccessDenied) as caught:
+            request()
+        assert_clean(caught.value)
+        assert wrong not in str(caught.value)
+        assert "account_key" in str(caught.value)
+    driver.close()
+
+
+def test_sas_token_is_not_shown(target: Target):
+    if not target.name.endswith("az"):
+        pytest.skip("has no such tokens")
+    token = "sv=2022-11-02&ss=b&srt=sco&sp=rl&se=2030-01-01T00:00:00Z&sig=c2lnbmF0dXJl"
+    driver = target.open(storage_options={"account_name": AZURITE_ACCOUNT, "sas_token": token})
+    with pytest.raises(AccessDenied) as caught:
+        driver.probe()
+    assert_clean(caught.value)
+    assert "c2lnbmF0dXJl" not in str(caught.value)
+    driver.close()
+
+
+def test_unreachable(target: Target):
+    port = free_port()
+    if "endpoint" in target.features:
+        account = f"/{AZURITE_ACCOUNT}" if target.name.endswith("az") else ""
+        driver = target.open(endpoint_url=f"http://127.0.0.1:{port}{account}")
+    elif target.name == "http":
+        driver = target.open(source=f"http://user:pa55word@127.0.0.1:{port}/files")
+    else:
+        pytest.skip("has no network")
+    requests = (driver.probe, lambda: list(driver.list_directory("d/")), lambda: driver.head("x"),
+                lambda: driver.read("x", 0, 1, '"v"'))  # fmt: skip
+    for request in requests:
+        with pytest.raises(StoreUnavailable) as caught:
+            request()
+        assert_clean(caught.value)
+        assert "pa55word" not in str(caught.value)
+    driver.close()

@@ -1,0 +1,121 @@
+"""Real servers for the under-store contract, each on a free loopback port, started once and ended by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+START_TIMEOUT_S = 40
+AZURITE = Path.home() / ".cache/luxfuse-tests/azurite"
+AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
+AZURITE_ACCOUNT = "devstoreaccount1"
+# The published key of every Azurite there is.
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, **environment: str) -> Iterator[None]:
+    """Run ``command`` without output until the block ends; returns once ``port`` accepts connections."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            if process.poll() is not None:
+                pytest.fail(f"{command[0]} ended at once with {process.returncode}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if time.monotonic() > deadline:
+                pytest.fail(f"{command[0]} does not answer on port {port}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """Moto's S3."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def azurite_url() -> Iterator[str]:
+    """Azurite's blob service, account included, as it is path-style."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed, so Azurite cannot be")
+    program = AZURITE / "node_modules/.bin/azurite-blob"
+    if not program.exists():
+        AZURITE.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(AZURITE), AZURITE_PACKAGE]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            pytest.skip(f"npm cannot install {AZURITE_PACKAGE}: {done.stderr.strip()[-200:]}")
+    port = free_port()
+    flags = ["--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
+    with running([str(program), *flags, "--blobHost", "127.0.0.1", "--blobPort", str(port)], port):
+        yield f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+
+
+@dataclass(frozen=True)
+class FileServer:
+    """An HTTP server that shows ``directory`` at ``url``."""
+
+    url: str
+    directory: Path
+
+
+@pytest.fixture(scope="session")
+def nginx_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
+    """Nginx with a directory index and ranges."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed (Debian: nginx-light)")
+    base = tmp_path_factory.mktemp("nginx")
+    files = base / "files"
+    files.mkdir()
+    for directory in (base, *base.parents[:2]):  # nginx as root serves as another user
+        directory.chmod(0o755)
+    port = free_port()
+    config = base / "nginx.conf"
+    config.write_text(
+        f"daemon off; worker_processes 1; pid {base}/pid; error_log {base}/error.log;\n"
+        f"{'user root;' if os.geteuid() == 0 else ''}\n"
+        "events { worker_connections 256; }\n"
+        f"http {{ access_log off; client_body_temp_path {base}/t1; proxy_temp_path {base}/t2;\n"
+        f"  fastcgi_temp_path {base}/t3; uwsgi_temp_path {base}/t4; scgi_temp_path {base}/t5;\n"
+        f"  server {{ listen 127.0.0.1:{port}; root {files}; autoindex on; }} }}\n"
+    )
+    with running([program, "-p", str(base), "-c", str(config), "-e", f"{base}/error.log"], port):
+        yield FileServer(f"http://127.0.0.1:{port}", files)
