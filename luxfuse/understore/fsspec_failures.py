@@ -13,7 +13,8 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
                    "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
                    "BadAuthenticationType", "RefreshError", "DefaultCredentialsError")  # fmt: skip
 _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
-                "IncompleteReadError", "HTTPClientError", "ClientError")  # fmt: skip
+                "HTTPClientError", "ClientError")  # fmt: skip
+_BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
 _MISSING_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -26,6 +27,8 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
     if isinstance(exc, StoreError):
         return exc
     for link in _chain(exc):
+        if type(link).__name__ in _BROKEN_BODIES:
+            return StoreUnavailable(f"{what}: the body was cut short")
         status, code = _status(link)
         if status:
             return from_status(status, what, code=code, family=family, bucket_level=bucket_level)

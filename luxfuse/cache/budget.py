@@ -1,0 +1,106 @@
+"""Bounds on memory: bytes of requests in flight, and of fetched pages that wait to be read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ByteBudget:
+    """Lets at most ``limit_bytes`` be held at once; first come, first served. One larger claim is let through alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._held = 0
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held and nobody waits."""
+        return self._held == 0 and not self._waiting
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return self._held
+
+    def _fits(self, claim: int) -> bool:
+        return self._held == 0 or self._held + claim <= self._limit
+
+    @asynccontextmanager
+    async def hold(self, claim_bytes: int) -> AsyncIterator[None]:
+        """Wait for ``claim_bytes`` and hold them for the block."""
+        if self._waiting or not self._fits(claim_bytes):
+            turn = trio.Event()
+            ticket = (claim_bytes, turn)
+            self._waiting.append(ticket)
+            try:
+                await turn.wait()
+            except BaseException:
+                if turn.is_set():
+                    self._give_back(claim_bytes)
+                else:
+                    self._waiting.remove(ticket)
+                    self._admit()
+                raise
+        else:
+            self._held += claim_bytes
+        try:
+            yield
+        finally:
+            self._give_back(claim_bytes)
+
+    def _give_back(self, claim: int) -> None:
+        self._held -= claim
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            claim, turn = self._waiting.popleft()
+            self._held += claim
+            turn.set()
+
+
+class RecentPages:
+    """Pages fetched or verified lately, in memory, so that a reader who comes at once does not read the disk.
+
+    Bounded by bytes, least recently used first out. A page that a stream has read to its end is discarded by the
+    reader: the kernel has it now.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._bytes = 0
+        self._pages: OrderedDict[tuple[bytes, int], Buffer] = OrderedDict()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return self._bytes
+
+    def get(self, oid: bytes, page: int) -> Buffer | None:
+        """Return a page's bytes if they are here."""
+        found = self._pages.get((oid, page))
+        if found is not None:
+            self._pages.move_to_end((oid, page))
+        return found
+
+    def put(self, oid: bytes, page: int, data: Buffer) -> None:
+        """Keep a page for a while."""
+        self.discard(oid, page)
+        self._pages[oid, page] = data
+        self._bytes += len(data)
+        while self._bytes > self._limit:
+            _, dropped = self._pages.popitem(last=False)
+            self._bytes -= len(dropped)
+
+    def discard(self, oid: bytes, page: int) -> None:
+        """Forget a page."""
+        old = self._pages.pop((oid, page), None)
+        if old is not None:
+            self._bytes -= len(old)

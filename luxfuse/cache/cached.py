@@ -1,0 +1,69 @@
+"""A cached object while somebody uses it, and a fetch on its way."""
+
+from __future__ import annotations
+
+import trio
+
+from luxfuse.core.spans import page_bytes
+from luxfuse.index.objects import ObjectRecord, Pages
+from luxfuse.types import PAGE_BYTES
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Flight:
+    """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
+
+    __slots__ = ("data", "done", "error", "pages")
+
+    def __init__(self, pages: range) -> None:
+        self.pages = pages
+        self.done = trio.Event()
+        self.data: memoryview | None = None
+        self.error: Exception | None = None
+
+    def page(self, page: int, size_bytes: int) -> memoryview:
+        """Return the bytes of one page of the run, after `done`."""
+        assert self.data is not None
+        start = (page - self.pages.start) * PAGE_BYTES
+        return self.data[start : start + page_bytes(page, size_bytes)]
+
+
+class CachedObject:
+    """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
+
+    __slots__ = ("flights", "oid", "pages", "record", "trusted", "users")
+
+    def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages) -> None:
+        self.oid = oid
+        self.record = record
+        self.pages = pages
+        self.users = 0
+        self.flights: dict[int, Flight] = {}
+        self.trusted: set[int] = set()
+        """Pages written or verified by this daemon since nobody else wrote to the file."""
+
+    @property
+    def size(self) -> int:
+        """Size of the object in bytes."""
+        return self.record.size
+
+    @property
+    def whole(self) -> bool:
+        """Whether every page is on disk."""
+        return self.pages.whole
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the object that are on disk."""
+        if self.pages.count == 0:
+            return 0
+        last = self.pages.total - 1
+        missing_tail = PAGE_BYTES - page_bytes(last, self.size) if self.pages.has(last) else 0
+        return self.pages.count * PAGE_BYTES - missing_tail
+
+    def forget_pages(self) -> None:
+        """The file is gone: nothing is on disk."""
+        self.pages = Pages(self.record.size)
+        self.trusted.clear()
+        self.record.whole = False

@@ -1,0 +1,131 @@
+"""What a worker thread does with a cache file: store fetched pages, read them back checked, verify a whole file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from luxfuse.core.spans import page_bytes, pages_of
+from luxfuse.tiers.directory import CacheDirectory, read_exact, write_all
+from luxfuse.types import PAGE_BYTES
+
+checksum = xxhash.xxh3_64_intdigest
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The outcome of storing a run: one checksum a page, and the file's mtime after it; or why it failed."""
+
+    checksums: tuple[int, ...]
+    stamp: int = 0
+    error: OSError | None = None
+
+
+def store_run(directory: CacheDirectory, oid: bytes, size: int, pages: range, data: memoryview, keep: bool) -> Stored:
+    """Checksum the pages of a run and, if ``keep``, write them to the object's file of ``size`` bytes."""
+    sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
+    if not keep:
+        return Stored(sums)
+    try:
+        fd = directory.open(oid, create=True)
+        try:
+            write_all(fd, data, pages.start * PAGE_BYTES)
+            st = os.fstat(fd)
+            if st.st_size < size:
+                os.ftruncate(fd, size)
+                st = os.fstat(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        return Stored(sums, error=exc)
+    return Stored(sums, st.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The outcome of reading: the bytes, or the pages that are damaged. ``foreign``: somebody else wrote the file."""
+
+    data: bytes
+    verified: tuple[int, ...] = ()
+    damaged: tuple[int, ...] = ()
+    foreign: bool = False
+
+
+def load(
+    directory: CacheDirectory,
+    oid: bytes,
+    size: int,
+    offset: int,
+    length: int,
+    checksums: Sequence[int],
+    trusted: frozenset[int],
+    stamp: int,
+) -> Loaded:
+    """Read ``length`` bytes at ``offset``; pages not ``trusted`` are read whole and checked first.
+
+    ``checksums`` holds those of the pages touched, in order. ``stamp`` is the mtime that the file must have for trust
+    to hold; 0 while it is being written, when it cannot be told. Raises OSError.
+    """
+    fd = directory.open(oid)
+    try:
+        foreign = stamp != 0 and os.fstat(fd).st_mtime_ns != stamp
+        verified: list[int] = []
+        damaged: list[int] = []
+        checked: dict[int, bytes] = {}
+        for page, expected in zip(pages_of(offset, length), checksums, strict=True):
+            if page in trusted and not foreign:
+                continue
+            data = read_exact(fd, page_bytes(page, size), page * PAGE_BYTES)
+            checked[page] = data
+            good = len(data) == page_bytes(page, size) and checksum(data) == expected
+            (verified if good else damaged).append(page)
+        if damaged:
+            return Loaded(b"", tuple(verified), tuple(damaged), foreign)
+        if len(checked) == 1 and len(pages_of(offset, length)) == 1:
+            (page, data), = checked.items()
+            start = offset - page * PAGE_BYTES
+            return Loaded(data[start : start + length], tuple(verified), (), foreign)
+        data = read_exact(fd, length, offset)
+        short = tuple(pages_of(offset, length)) if len(data) != length else ()
+        return Loaded(data, tuple(verified), short, foreign)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open, verified cache file for the kernel; or the pages that turned out damaged."""
+
+    fd: int
+    stamp: int
+    damaged: tuple[int, ...] = ()
+    verified_bytes: int = 0
+
+
+def open_verified(
+    directory: CacheDirectory, oid: bytes, size: int, checksums: Sequence[int], stamp: int
+) -> Opened:
+    """Open a whole object's file; unless its mtime is ``stamp`` (0: never), check every page first. Raises OSError."""
+    fd = directory.open(oid)
+    try:
+        st = os.fstat(fd)
+        if stamp and st.st_mtime_ns == stamp and st.st_size == size:
+            return Opened(fd, stamp)
+        damaged = []
+        for page, expected in enumerate(checksums):
+            data = read_exact(fd, page_bytes(page, size), page * PAGE_BYTES)
+            if len(data) != page_bytes(page, size) or checksum(data) != expected:
+                damaged.append(page)
+        if st.st_size != size:
+            os.ftruncate(fd, size)
+            st = os.fstat(fd)
+        if damaged:
+            os.close(fd)
+            return Opened(-1, st.st_mtime_ns, tuple(damaged), size)
+        return Opened(fd, st.st_mtime_ns, (), size)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -1,0 +1,365 @@
+"""The page cache: finds a page in memory, on disk or in the under-store, and fills itself on the way.
+
+Theory of operation
+-------------------
+Each object version in use is one `CachedObject`, shared by all its readers. A page that is missing is fetched by one
+`Flight`, however many wait for it: `start` registers the flight before anything is awaited, so there is no window in
+which a second one could begin. A flight holds memory (`ByteBudget`) and, if there is room, disk space (`Space`) for
+its bytes; its worker thread gets, checksums and writes them; then the event loop records the pages and wakes the
+waiters, who take the bytes from the flight itself. Where the disk cannot take them the readers are served all the same.
+
+Invariants: a page is recorded only after its bytes were written; the bytes of an object's file are never changed once
+recorded, only dropped with the whole file, and never while `users` is above 0 or the kernel has the file open.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.cache import disk
+from luxfuse.cache.budget import ByteBudget, RecentPages
+from luxfuse.cache.cached import Buffer, CachedObject, Flight
+from luxfuse.cache.space import Space
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.spans import missing_runs, page_bytes, pages_of
+from luxfuse.errors import StoreError
+from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.types import PAGE_BYTES
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
+
+RUN_PAGES = 2
+"""Pages of one request: measured on loopback, runs of 1 to 2 MiB in many flights beat fewer of 8 MiB."""
+IDLE_OBJECTS = 1024
+DISK_READERS = 8
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes served to readers by where they came from, and what went wrong; all rise from the start on."""
+
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    understore_bytes: int = 0
+    checksum_failures: int = 0
+    verified_bytes: int = 0
+    flights: int = 0
+
+
+class PageCache:
+    """The cache of one mount."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        objects: Objects,
+        directory: CacheDirectory,
+        space: Space,
+        source_id: str,
+        epoch: int,
+        memory_bytes: int,
+        nursery: trio.Nursery,
+    ) -> None:
+        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
+        self._store = store
+        self._objects = objects
+        self._directory = directory
+        self.space = space
+        self._source_id = source_id
+        self._epoch = epoch
+        self._nursery = nursery
+        self._live: dict[bytes, CachedObject] = {}
+        self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
+        self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
+        self.budget = ByteBudget(memory_bytes)
+        self.recent = RecentPages(memory_bytes)
+        self.counters = Counters()
+        self.may_drop: Callable[[bytes], bool] = lambda _oid: True
+        """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
+        space.release = self._release_for_eviction
+
+    # -- objects
+
+    def acquire(self, key: str, version: str, size: int) -> CachedObject:
+        """Return the shared object, counted as used; give it back with `release`."""
+        oid = object_id(self._source_id, key, version)
+        obj = self._live.get(oid)
+        if obj is None:
+            obj = self._idle.pop(oid, None) or self._load(oid, key, version, size)
+            self._live[oid] = obj
+        obj.users += 1
+        return obj
+
+    def release(self, obj: CachedObject) -> None:
+        """Give an object back."""
+        obj.users -= 1
+        assert obj.users >= 0
+        if obj.users == 0:
+            del self._live[obj.oid]
+            self._idle[obj.oid] = obj
+            if len(self._idle) > IDLE_OBJECTS:
+                self._idle.popitem(last=False)
+
+    def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
+        if (found := self._objects.load(oid)) is not None and found[0].size == size:
+            return CachedObject(oid, *found)
+        return CachedObject(oid, ObjectRecord(key, version, size, epoch=self._epoch), Pages(size))
+
+    def touch(self, obj: CachedObject) -> None:
+        """Note that the object is used now, for eviction."""
+        obj.record.used_us = max(time.time_ns() // 1000, obj.record.used_us + 1)
+        if obj.pages.count:
+            self._objects.save(obj.oid, obj.record)
+
+    def touch_by_id(self, oid: bytes) -> None:
+        """Note a use of an object that need not be loaded."""
+        obj = self._live.get(oid) or self._idle.get(oid)
+        if obj is not None:
+            self.touch(obj)
+        else:
+            self._objects.touch(oid, time.time_ns() // 1000)
+
+    def knows(self, oid: bytes) -> bool:
+        """Whether the object's file belongs to something: recorded, in use, or on its way out."""
+        return oid in self._live or oid in self.space.removing or self._objects.known(oid)
+
+    def cached_bytes(self, key: str, version: str, size: int) -> int:
+        """Return how many bytes of an object version are on disk."""
+        obj = self.acquire(key, version, size)
+        try:
+            return obj.cached_bytes
+        finally:
+            self.release(obj)
+
+    def _release_for_eviction(self, oid: bytes) -> bool:
+        if oid in self._live or not self.may_drop(oid):
+            return False
+        self._idle.pop(oid, None)
+        return True
+
+    def forget_all_pages(self) -> None:
+        """The cache directory came back without its files."""
+        self._idle.clear()
+        for obj in self._live.values():
+            obj.forget_pages()
+            obj.record.allocated_bytes = 0
+
+    # -- fetching
+
+    def start(self, obj: CachedObject, pages: range, *, keep_in_memory: bool = True, run: int = RUN_PAGES) -> list[Flight]:
+        """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights."""
+        started = []
+        for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
+            flight = Flight(missing)
+            for page in missing:
+                obj.flights[page] = flight
+            obj.users += 1  # the flight's own use; _fly gives it back
+            self._nursery.start_soon(self._fly, obj, flight, keep_in_memory)
+            started.append(flight)
+        return started
+
+    def _available(self, obj: CachedObject, page: int) -> bool:
+        return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
+
+    async def _fly(self, obj: CachedObject, flight: Flight, keep_in_memory: bool) -> None:
+        length = sum(page_bytes(p, obj.size) for p in flight.pages)
+        try:
+            async with self.budget.hold(length):
+                while (removal := self.space.removing.get(obj.oid)) is not None:
+                    await removal.wait()
+                keep = await self.space.reserve(length)
+                stored_bytes = 0
+                try:
+                    stored_bytes = await self._fetch(obj, flight, length, keep, keep_in_memory)
+                finally:
+                    if keep:
+                        self.space.settle(length, stored_bytes)
+        except (StoreError, OSError) as exc:
+            flight.error = exc
+        except Exception as exc:
+            log.exception("fetching %r failed in an unexpected way", obj.record.key)
+            flight.error = StoreError(f"internal error while fetching: {type(exc).__name__}")
+        except trio.Cancelled:
+            flight.error = StoreError("the daemon is stopping")
+            raise
+        finally:
+            for page in flight.pages:
+                del obj.flights[page]
+            flight.done.set()
+            self.release(obj)
+
+    async def _fetch(self, obj: CachedObject, flight: Flight, length: int, keep: bool, keep_in_memory: bool) -> int:
+        record = obj.record
+        start = flight.pages.start * PAGE_BYTES
+
+        def job(driver: UnderStore) -> tuple[memoryview, disk.Stored]:
+            data = memoryview(driver.read(record.key, start, start + length, record.version)).cast("B")
+            return data, disk.store_run(self._directory, obj.oid, record.size, flight.pages, data, keep)
+
+        flight.data, stored = await self._store.call("get", job, what=record.key)
+        self.counters.flights += 1
+        self.counters.understore_bytes += length
+        if stored.error is not None:
+            self.space.fail(stored.error)
+        allocated = 0
+        if keep and stored.error is None and self.space.degraded is None:
+            allocated = self._record(obj, flight.pages, stored, length)
+        if keep_in_memory or not allocated:
+            for page in flight.pages:
+                self.recent.put(obj.oid, page, flight.page(page, obj.size))
+        return allocated
+
+    def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
+        for page, checksum in zip(pages, stored.checksums, strict=True):
+            obj.pages.add(page, checksum)
+            obj.trusted.add(page)
+        allocated = allocated_bytes(length)
+        record = obj.record
+        record.allocated_bytes += allocated
+        record.stamp = max(record.stamp, stored.stamp)
+        record.used_us = max(record.used_us, time.time_ns() // 1000)
+        record.whole = obj.pages.whole
+        self._objects.save(obj.oid, record, obj.pages, pages)
+        return allocated
+
+    async def fetch_whole(self, obj: CachedObject) -> None:
+        """Bring every page of the object to disk. Raises `StoreError`; may leave pages out where the disk is full."""
+        self.start(obj, range(obj.pages.total), keep_in_memory=False)
+        while obj.flights:
+            flight = next(iter(obj.flights.values()))
+            await flight.done.wait()
+            if flight.error is not None:
+                raise flight.error
+
+    # -- reading
+
+    async def read(self, obj: CachedObject, offset: int, length: int) -> Buffer:
+        """Return ``length`` bytes at ``offset``, fewer only at the end of the object. Raises `StoreError`."""
+        length = max(0, min(length, obj.size - offset))
+        wanted = pages_of(offset, length)
+        if not wanted:
+            return b""
+        self.start(obj, wanted)
+        if all(obj.pages.has(p) and p not in obj.flights and self.recent.get(obj.oid, p) is None for p in wanted):
+            data = await self._read_disk(obj, offset, length)
+            if data is not None:
+                return data
+        parts: list[Buffer] = []
+        for page in wanted:
+            low = max(offset, page * PAGE_BYTES) - page * PAGE_BYTES
+            high = min(offset + length, (page + 1) * PAGE_BYTES) - page * PAGE_BYTES
+            parts.append(await self._read_page(obj, page, low, high))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_page(self, obj: CachedObject, page: int, low: int, high: int) -> Buffer:
+        while True:
+            kept = self.recent.get(obj.oid, page)
+            if kept is not None:
+                self.counters.memory_bytes += high - low
+                if high == len(kept):
+                    if obj.pages.has(page):
+                        self.recent.discard(obj.oid, page)
+                return memoryview(kept)[low:high]
+            flight = obj.flights.get(page)
+            if flight is not None:
+                await flight.done.wait()
+                if flight.error is not None:
+                    raise flight.error
+                data = flight.page(page, obj.size)
+                if high == len(data) and obj.pages.has(page):
+                    self.recent.discard(obj.oid, page)
+                return data[low:high]
+            if obj.pages.has(page):
+                loaded = await self._read_disk(obj, page * PAGE_BYTES + low, high - low)
+                if loaded is not None:
+                    return loaded
+                continue
+            self.start(obj, range(page, page + 1))
+
+    async def _read_disk(self, obj: CachedObject, offset: int, length: int) -> bytes | None:
+        """Read checked bytes of pages that are on disk; None if that failed and the pages must be fetched again."""
+        wanted = pages_of(offset, length)
+        sums = [obj.pages.checksums[p] for p in wanted]
+        trusted = frozenset(p for p in wanted if p in obj.trusted)
+        stamp = 0 if obj.flights else obj.record.stamp
+        try:
+            loaded = await trio.to_thread.run_sync(
+                disk.load, self._directory, obj.oid, obj.size, offset, length, sums, trusted, stamp,
+                limiter=self._disk_limiter,
+            )
+        except OSError as exc:
+            self._lose_file(obj, exc)
+            return None
+        if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
+            obj.trusted.clear()
+        obj.trusted.update(loaded.verified)
+        self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
+        if loaded.damaged:
+            self._mend(obj, loaded.damaged)
+            return None
+        self.counters.disk_bytes += length
+        return loaded.data
+
+    def _mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
+        """Forget damaged pages, so that they are fetched again."""
+        log.warning("%d damaged page(s) of %r in the cache; fetching them again", len(damaged), obj.record.key)
+        self.counters.checksum_failures += len(damaged)
+        for page in damaged:
+            if obj.pages.has(page):
+                obj.pages.remove(page)
+                obj.record.allocated_bytes -= min(obj.record.allocated_bytes, allocated_bytes(page_bytes(page, obj.size)))
+                self.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
+            obj.trusted.discard(page)
+        obj.record.whole = False
+        self._objects.save(obj.oid, obj.record, obj.pages, range(min(damaged), max(damaged) + 1))
+
+    def _lose_file(self, obj: CachedObject, exc: OSError) -> None:
+        """The cache file cannot be read: go on without it."""
+        if isinstance(exc, FileNotFoundError):
+            log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
+        else:
+            self.space.fail(exc)
+        self.space.ledger.free(self._objects.drop(obj.oid))
+        obj.forget_pages()
+        obj.record.allocated_bytes = 0
+
+    # -- handing over to the kernel
+
+    async def open_for_kernel(self, obj: CachedObject) -> int | None:
+        """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
+        record = obj.record
+        stamp = record.stamp if record.epoch == self._epoch else 0
+        try:
+            opened = await trio.to_thread.run_sync(
+                disk.open_verified, self._directory, obj.oid, obj.size, obj.pages.checksums, stamp,
+                limiter=self._disk_limiter,
+            )
+        except OSError as exc:
+            self._lose_file(obj, exc)
+            return None
+        self.counters.verified_bytes += opened.verified_bytes
+        if opened.damaged:
+            self._mend(obj, opened.damaged)
+            return None
+        if record.epoch != self._epoch or record.stamp != opened.stamp:
+            record.epoch, record.stamp = self._epoch, opened.stamp
+            self._objects.save(obj.oid, record)
+        return opened.fd
+
+    async def discard(self, key: str, version: str, size: int) -> None:
+        """Drop an object version that the store no longer has, if nobody uses it."""
+        oid = object_id(self._source_id, key, version)
+        if self._objects.known(oid) and oid not in self.space.removing and self._release_for_eviction(oid):
+            await self.space.remove(oid)
+
+

@@ -1,0 +1,162 @@
+"""Room in the cache directory: reservations, eviction, and what happens when the directory is sick.
+
+A sick directory is bypassed: nothing is reserved while it is degraded, so fetches serve their readers from memory.
+A probe every `PROBE_INTERVAL_S` finds out when it can be written again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.core.ledger import Ledger, allocated_bytes
+from luxfuse.index.objects import Objects
+from luxfuse.tiers.directory import CacheDirectory
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S = 2.0
+OBSERVE_INTERVAL_S = 1.0
+EVICTION_ROUNDS = 3
+STUCK_S = 0.2
+"""After an eviction that freed nothing (all is in use), how long not to try again."""
+EVICT_AHEAD_BYTES = 16 << 20
+"""Free this much more than is needed, so that eviction runs once for many fetches."""
+
+
+class Space:
+    """Decides for each fetch whether its bytes may go to disk."""
+
+    def __init__(
+        self,
+        directory: CacheDirectory,
+        objects: Objects,
+        *,
+        capacity_bytes: int | None,
+        free_space_ratio: float,
+        writable: bool = True,
+    ) -> None:
+        self._directory = directory
+        self._objects = objects
+        self._ratio = free_space_ratio
+        self._writable = writable
+        self._evicting = trio.Lock()
+        self._stuck_until = 0.0
+        self.removing: dict[bytes, trio.Event] = {}
+        """Objects whose files are being unlinked: a new file of the same name must wait."""
+        self.ledger = Ledger(capacity_bytes, objects.used_bytes)
+        self.degraded: str | None = None
+        self.evictions = 0
+        self.evicted_bytes = 0
+        self.write_failures = 0
+        self.release: Callable[[bytes], bool] = lambda _oid: True
+        """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
+        self.before_eviction: Callable[[], None] = lambda: None
+        """Set by the page cache: brings the order of last uses up to date."""
+        self.lost_files: Callable[[], None] = lambda: None
+        """Set by the daemon: called when the directory came back without its files."""
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """The hard limit, None where only the free-space ratio bounds the cache."""
+        return self.ledger.capacity_bytes
+
+    async def reserve(self, wanted_bytes: int) -> bool:
+        """Promise room for ``wanted_bytes``, evicting if need be. False: do without the disk."""
+        if self.degraded or not self._writable:
+            return False
+        wanted = allocated_bytes(wanted_bytes)
+        if self.ledger.shortage(wanted) and trio.current_time() < self._stuck_until:
+            return False
+        for _ in range(EVICTION_ROUNDS):
+            if self.ledger.reserve(wanted):
+                return True
+            async with self._evicting:
+                shortage = self.ledger.shortage(wanted)
+                if shortage and not await self._evict(shortage):
+                    self._stuck_until = trio.current_time() + STUCK_S
+                    return False
+        return self.ledger.reserve(wanted)
+
+    async def _evict(self, shortage_bytes: int) -> bool:
+        """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
+        self.before_eviction()
+        target = shortage_bytes + min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
+        try:
+            chosen = await self._objects.victims(set(self.removing), target)
+        except OSError as exc:
+            self.fail(exc)
+            return False
+        freed = False
+        for oid in chosen:
+            if oid not in self.removing and self.release(oid):
+                await self.remove(oid)
+                self.evictions += 1
+                freed = True
+        return freed
+
+    async def remove(self, oid: bytes) -> None:
+        """Drop an object from the index, then its file. The caller made sure that nobody uses it."""
+        freed = self._objects.drop(oid)
+        self.removing[oid] = gone = trio.Event()
+        try:
+            await trio.to_thread.run_sync(self._directory.remove, oid)
+            self.ledger.free(freed)
+            self.evicted_bytes += freed
+        except OSError as exc:
+            self.fail(exc)
+        finally:
+            del self.removing[oid]
+            gone.set()
+
+    def settle(self, reserved_bytes: int, stored_bytes: int) -> None:
+        """End a reservation (bytes as given to `reserve`) of which ``stored_bytes`` were new on disk."""
+        self.ledger.settle(allocated_bytes(reserved_bytes), stored_bytes)
+
+    def fail(self, exc: OSError) -> None:
+        """Note that the directory failed; it is bypassed until a probe succeeds."""
+        self.write_failures += 1
+        reason = f"cache directory {self._directory.name}: {exc.strerror or exc}"
+        if self.degraded is None:
+            log.warning("%s; reading from the under-store until it recovers", reason)
+        self.degraded = reason
+
+    async def watch(self) -> None:
+        """Look at the file system regularly and find out when a sick directory is well again; until cancelled."""
+        while True:
+            if self.degraded:
+                await self._probe()
+            else:
+                await self._observe()
+            await trio.sleep(PROBE_INTERVAL_S if self.degraded else OBSERVE_INTERVAL_S)
+
+    async def _observe(self) -> None:
+        try:
+            space = await trio.to_thread.run_sync(self._directory.space)
+        except OSError as exc:
+            self.fail(exc)
+            return
+        self.ledger.observe(space.free_bytes, space.total_bytes, self._ratio)
+        short = self.ledger.shortage(0)
+        if short and not self._evicting.locked():
+            async with self._evicting:
+                await self._evict(short)
+
+    async def _probe(self) -> None:
+        try:
+            kept = await trio.to_thread.run_sync(self._directory.probe)
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC:  # somebody else filled the disk: give back what we can
+                async with self._evicting:
+                    await self._evict(EVICT_AHEAD_BYTES)
+            return
+        if not kept:
+            await self._objects.clear()
+            self.ledger.used_bytes = 0
+            self.lost_files()
+        log.info("cache directory %s is used again", self._directory.name)
+        self.degraded = None
+        await self._observe()

@@ -1,0 +1,50 @@
+"""Arithmetic on pages: which ones a byte range touches, and how missing ones are grouped into requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from luxfuse.types import PAGE_BYTES
+
+
+def page_count(size_bytes: int) -> int:
+    """Return the number of pages of an object of ``size_bytes``."""
+    return -(-size_bytes // PAGE_BYTES)
+
+
+def pages_of(offset: int, length: int) -> range:
+    """Return the pages that bytes [offset, offset + length) touch; empty for length 0."""
+    if length <= 0:
+        return range(0)
+    return range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
+
+
+def page_bytes(page: int, size_bytes: int) -> int:
+    """Return the length of a page of an object of ``size_bytes``: PAGE_BYTES but for the last one."""
+    return min(PAGE_BYTES, size_bytes - page * PAGE_BYTES)
+
+
+def missing_runs(pages: range, have: Callable[[int], bool], max_pages: int) -> Iterator[range]:
+    """Group the pages of ``pages`` for which ``have`` is false into runs of neighbours, of ``max_pages`` at most."""
+    start = None
+    for page in pages:
+        if have(page):
+            if start is not None:
+                yield range(start, page)
+                start = None
+        elif start is None:
+            start = page
+        elif page - start >= max_pages:
+            yield range(start, page)
+            start = page
+    if start is not None:
+        yield range(start, pages.stop)
+
+
+def run_pages(size_bytes: int, in_flight_target: int, max_run_pages: int) -> int:
+    """Return how many pages one request should fetch so that ``size_bytes`` needs about ``in_flight_target`` requests.
+
+    Many requests of 1 to 2 MiB in flight beat few of 8 MiB, on loopback as over a slow link.
+    """
+    pages = page_count(size_bytes)
+    return max(1, min(max_run_pages, pages // max(1, in_flight_target)))

@@ -1,0 +1,564 @@
+/* The kernel side of passthrough that neither libfuse 3.14 nor pyfuse3 offers.
+ *
+ * Theory of operation
+ * -------------------
+ * Loaded with RTLD_GLOBAL before pyfuse3, this module's definitions of three libfuse functions are found first:
+ *
+ *   fuse_session_fd, fuse_session_receive_buf   pyfuse3 waits on an eventfd of ours and takes requests from our queue
+ *   fuse_reply_open                             adds the backing id and the open flags that pyfuse3 has no field for
+ *
+ * A thread of ours, the *lane*, is the only reader of /dev/fuse. What needs no decision it answers itself, without the
+ * interpreter lock: OPEN of an inode that Python has registered with a backing id and whose freshness has not run
+ * out, RELEASE of a passthrough handle, and FORGET (inode numbers are persistent here, so lookup counts mean nothing).
+ * Everything else goes to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
+ *
+ * The table below is the only place that counts passthrough opens. Python alone adds and retires entries; the lane
+ * alone, and `acquire`, count opens. One mutex guards it; it is never held across a system call that can block.
+ *
+ * A handle (fh) with bit 63 set carries flags: see MARK_*. A passthrough handle is MARK | MARK_FAST | inode number.
+ */
+#define PY_SSIZE_T_CLEAN
+#define FUSE_USE_VERSION 35
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MARK (1ull << 63)
+#define MARK_FAST (1ull << 62)
+#define MARK_NOFLUSH (1ull << 61)
+#define MARK_CACHE_DIR (1ull << 60)
+#define MARK_KEEP_CACHE (1ull << 59) /* for directories: pyfuse3 has no FileInfo for them */
+#define INODE_MASK ((1ull << 48) - 1)
+
+/* Header files of distributions may be older than the running kernel: values from linux/fuse.h of 6.9 and later. */
+#define OPEN_KEEP_CACHE (1u << 1)
+#define OPEN_CACHE_DIR (1u << 3)
+#define OPEN_NOFLUSH (1u << 5)
+#define OPEN_PASSTHROUGH (1u << 7)
+
+#define REQUEST_CAPACITY ((1u << 20) + (64u << 10)) /* max_write of 1 MiB, and headers */
+#define QUEUE_BOUND 4096                            /* requests; then the lane waits, and the kernel holds the rest */
+#define BUCKETS 16384u
+
+struct open_reply {
+	uint64_t fh;
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
+/* ------------------------------------------------------------------ requests on their way to pyfuse3 */
+
+struct request {
+	struct request *next;
+	size_t size;
+	void *data;
+};
+
+static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t queue_room = PTHREAD_COND_INITIALIZER;
+static struct request *queue_head, *queue_tail;
+static unsigned queue_length;
+static int wakeup_fd = -1;
+static int device_fd = -1;
+static atomic_bool ended;
+
+static void wake(void)
+{
+	uint64_t one = 1;
+	while (write(wakeup_fd, &one, sizeof one) < 0 && errno == EINTR)
+		;
+}
+
+static bool enqueue(const void *data, size_t size)
+{
+	struct request *r = malloc(sizeof *r);
+	void *copy = malloc(size);
+	if (!r || !copy) {
+		free(r);
+		free(copy);
+		return false;
+	}
+	memcpy(copy, data, size);
+	*r = (struct request){ NULL, size, copy };
+	pthread_mutex_lock(&queue_lock);
+	while (queue_length >= QUEUE_BOUND)
+		pthread_cond_wait(&queue_room, &queue_lock);
+	if (queue_tail)
+		queue_tail->next = r;
+	else
+		queue_head = r;
+	queue_tail = r;
+	queue_length++;
+	pthread_mutex_unlock(&queue_lock);
+	wake();
+	return true;
+}
+
+static struct request *dequeue(void)
+{
+	pthread_mutex_lock(&queue_lock);
+	struct request *r = queue_head;
+	if (r) {
+		queue_head = r->next;
+		if (!queue_head)
+			queue_tail = NULL;
+		queue_length--;
+		pthread_cond_signal(&queue_room);
+	}
+	pthread_mutex_unlock(&queue_lock);
+	return r;
+}
+
+/* ------------------------------------------------------------------ registered inodes */
+
+struct entry {
+	struct entry *next;
+	uint64_t ino;
+	int64_t valid_until_ns; /* CLOCK_MONOTONIC; past it an OPEN goes to Python */
+	uint32_t opens;
+	int32_t backing_id;
+	bool retired; /* takes no new fast opens; reported once `opens` is 0 */
+	bool touched; /* opened since `take_touched` last looked */
+};
+
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct entry *table[BUCKETS];
+static struct entry *drained; /* retired, without opens, not yet taken by Python */
+static int drained_fd = -1;
+static atomic_ullong requests, fast_opens;
+
+static struct entry **slot_of(uint64_t ino)
+{
+	struct entry **slot = &table[(ino * 0x9E3779B97F4A7C15ull) >> 50];
+	while (*slot && (*slot)->ino != ino)
+		slot = &(*slot)->next;
+	return slot;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+static void entry_released(uint64_t ino)
+{
+	bool report = false;
+	pthread_mutex_lock(&table_lock);
+	struct entry **slot = slot_of(ino), *e = *slot;
+	if (e && e->opens && --e->opens == 0 && e->retired) {
+		*slot = e->next;
+		e->next = drained;
+		drained = e;
+		report = true;
+	}
+	pthread_mutex_unlock(&table_lock);
+	if (report) {
+		uint64_t one = 1;
+		while (write(drained_fd, &one, sizeof one) < 0 && errno == EINTR)
+			;
+	}
+}
+
+/* ------------------------------------------------------------------ the lane */
+
+static int send_reply(uint64_t unique, const void *payload, size_t size)
+{
+	struct fuse_out_header out = { (uint32_t)(sizeof out + size), 0, unique };
+	struct iovec iov[2] = { { &out, sizeof out }, { (void *)payload, size } };
+	return writev(device_fd, iov, size ? 2 : 1) < 0 ? -errno : 0;
+}
+
+static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_in *arg)
+{
+	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH | OPEN_PASSTHROUGH, 0 };
+	bool found = false;
+	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC))
+		return false;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(in->nodeid);
+	if (e && !e->retired && now_ns() < e->valid_until_ns) {
+		e->opens++;
+		e->touched = true;
+		reply.backing_id = e->backing_id;
+		found = true;
+	}
+	pthread_mutex_unlock(&table_lock);
+	if (!found)
+		return false;
+	if (send_reply(in->unique, &reply, sizeof reply) < 0)
+		entry_released(in->nodeid); /* the opener is gone, and no RELEASE will come */
+	else
+		atomic_fetch_add(&fast_opens, 1);
+	return true;
+}
+
+static bool answer(const void *data, size_t size)
+{
+	const struct fuse_in_header *in = data;
+	const void *arg = in + 1;
+	switch (in->opcode) {
+	case FUSE_FORGET:
+	case FUSE_BATCH_FORGET:
+		return true;
+	case FUSE_OPEN:
+		return size >= sizeof *in + sizeof(struct fuse_open_in) && answer_open(in, arg);
+	case FUSE_RELEASE: {
+		const struct fuse_release_in *release = arg;
+		if (size < sizeof *in + sizeof *release || !(release->fh & MARK) || !(release->fh & MARK_FAST))
+			return false;
+		entry_released(release->fh & INODE_MASK);
+		send_reply(in->unique, NULL, 0);
+		return true;
+	}
+	default:
+		return false;
+	}
+}
+
+static void *lane(void *unused)
+{
+	char *buffer = malloc(REQUEST_CAPACITY);
+	while (buffer) {
+		ssize_t n = read(device_fd, buffer, REQUEST_CAPACITY);
+		if (n < 0) {
+			if (errno == EINTR || errno == EAGAIN || errno == ENOENT)
+				continue;
+			break; /* ENODEV: unmounted or aborted */
+		}
+		if ((size_t)n < sizeof(struct fuse_in_header))
+			continue;
+		atomic_fetch_add(&requests, 1);
+		if (answer(buffer, n))
+			continue;
+		if (!enqueue(buffer, n)) {
+			struct fuse_out_header out = { sizeof out, -ENOMEM, ((struct fuse_in_header *)buffer)->unique };
+			if (write(device_fd, &out, sizeof out) < 0)
+				continue;
+		}
+	}
+	free(buffer);
+	atomic_store(&ended, true);
+	wake();
+	return NULL;
+}
+
+/* ------------------------------------------------------------------ what pyfuse3 finds instead of libfuse's */
+
+static void *next_definition(const char *name)
+{
+	void *found = dlsym(RTLD_NEXT, name);
+	if (!found)
+		abort(); /* linked against libfuse3, so it is there */
+	return found;
+}
+
+int fuse_session_fd(struct fuse_session *se)
+{
+	if (wakeup_fd >= 0)
+		return wakeup_fd;
+	int (*next)(struct fuse_session *) = (int (*)(struct fuse_session *))next_definition("fuse_session_fd");
+	return next(se);
+}
+
+int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	static int (*next)(struct fuse_session *, struct fuse_buf *);
+	if (wakeup_fd < 0) {
+		if (!next)
+			next = (int (*)(struct fuse_session *, struct fuse_buf *))next_definition("fuse_session_receive_buf");
+		return next(se, buf);
+	}
+	struct request *r = dequeue();
+	if (!r) {
+		if (!atomic_load(&ended))
+			return -EINTR;
+		fuse_session_exit(se); /* the wake-up stays pending, so every waiting worker comes by and leaves */
+		return 0;
+	}
+	uint64_t count;
+	while (read(wakeup_fd, &count, sizeof count) < 0 && errno == EINTR)
+		;
+	free(buf->mem);
+	buf->mem = r->data;
+	buf->size = r->size;
+	buf->flags = 0;
+	free(r);
+	return (int)buf->size;
+}
+
+static int backing_of(uint64_t ino)
+{
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	int id = e ? e->backing_id : 0;
+	pthread_mutex_unlock(&table_lock);
+	return id;
+}
+
+int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	static int (*next)(fuse_req_t, const struct fuse_file_info *);
+	if (!(fi->fh & MARK)) {
+		if (!next)
+			next = (int (*)(fuse_req_t, const struct fuse_file_info *))next_definition("fuse_reply_open");
+		return next(req, fi);
+	}
+	struct open_reply reply = { fi->fh, 0, 0 };
+	if (fi->fh & MARK_FAST) {
+		reply.open_flags = OPEN_PASSTHROUGH | OPEN_NOFLUSH;
+		reply.backing_id = backing_of(fi->fh & INODE_MASK);
+	} else {
+		reply.open_flags = (fi->keep_cache || fi->fh & MARK_KEEP_CACHE ? OPEN_KEEP_CACHE : 0) | (fi->direct_io ? FOPEN_DIRECT_IO : 0) |
+				   (fi->fh & MARK_NOFLUSH ? OPEN_NOFLUSH : 0) |
+				   (fi->fh & MARK_CACHE_DIR ? OPEN_CACHE_DIR : 0);
+	}
+	int result = fuse_reply_buf(req, (const char *)&reply, sizeof reply);
+	if (result < 0 && (fi->fh & MARK_FAST))
+		entry_released(fi->fh & INODE_MASK);
+	return result;
+}
+
+/* ------------------------------------------------------------------ Python's side */
+
+static PyObject *py_attach(PyObject *self, PyObject *args)
+{
+	if (wakeup_fd < 0)
+		wakeup_fd = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC);
+	if (drained_fd < 0)
+		drained_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (wakeup_fd < 0 || drained_fd < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(drained_fd);
+}
+
+static PyObject *py_push(PyObject *self, PyObject *args)
+{
+	Py_buffer view;
+	if (!PyArg_ParseTuple(args, "y*", &view))
+		return NULL;
+	bool done = enqueue(view.buf, view.len);
+	PyBuffer_Release(&view);
+	if (!done)
+		return PyErr_NoMemory();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_start(PyObject *self, PyObject *args)
+{
+	pthread_t thread;
+	pthread_attr_t attributes;
+	if (!PyArg_ParseTuple(args, "i", &device_fd))
+		return NULL;
+	pthread_attr_init(&attributes);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	int error = pthread_create(&thread, &attributes, lane, NULL);
+	pthread_attr_destroy(&attributes);
+	if (error) {
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_register(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int backing_id;
+	long long valid_until_ns;
+	if (!PyArg_ParseTuple(args, "KiL", &ino, &backing_id, &valid_until_ns))
+		return NULL;
+	struct entry *e = calloc(1, sizeof *e);
+	if (!e)
+		return PyErr_NoMemory();
+	e->ino = ino;
+	e->backing_id = backing_id;
+	e->valid_until_ns = valid_until_ns;
+	pthread_mutex_lock(&table_lock);
+	struct entry **slot = slot_of(ino);
+	bool taken = *slot != NULL;
+	if (!taken)
+		*slot = e;
+	pthread_mutex_unlock(&table_lock);
+	if (taken) {
+		free(e);
+		PyErr_Format(PyExc_ValueError, "inode %llu has a backing id already", ino);
+		return NULL;
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_acquire(PyObject *self, PyObject *args)
+{
+	unsigned long long ino, fh = 0;
+	long long valid_until_ns;
+	if (!PyArg_ParseTuple(args, "KL", &ino, &valid_until_ns))
+		return NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	if (e && (!e->retired || e->opens)) {
+		e->opens++;
+		e->touched = true;
+		e->valid_until_ns = valid_until_ns;
+		fh = MARK | MARK_FAST | ino;
+	}
+	pthread_mutex_unlock(&table_lock);
+	if (!fh)
+		Py_RETURN_NONE;
+	return PyLong_FromUnsignedLongLong(fh);
+}
+
+static PyObject *py_renew(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	long long valid_until_ns;
+	if (!PyArg_ParseTuple(args, "KL", &ino, &valid_until_ns))
+		return NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	if (e)
+		e->valid_until_ns = valid_until_ns;
+	pthread_mutex_unlock(&table_lock);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_retire(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int only_idle = 0;
+	if (!PyArg_ParseTuple(args, "K|p", &ino, &only_idle))
+		return NULL;
+	int id = 0;
+	struct entry *gone = NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry **slot = slot_of(ino), *e = *slot;
+	if (e && e->opens && only_idle) {
+		id = -1;
+	} else if (e) {
+		e->retired = true;
+		if (!e->opens) {
+			*slot = e->next;
+			id = e->backing_id;
+			gone = e;
+		}
+	}
+	pthread_mutex_unlock(&table_lock);
+	free(gone);
+	return PyLong_FromLong(id);
+}
+
+static PyObject *py_opens(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	long opens = e ? (long)e->opens : -1;
+	pthread_mutex_unlock(&table_lock);
+	return PyLong_FromLong(opens);
+}
+
+static PyObject *py_take_drained(PyObject *self, PyObject *args)
+{
+	uint64_t count;
+	if (drained_fd >= 0 && read(drained_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = drained;
+	drained = NULL;
+	pthread_mutex_unlock(&table_lock);
+	PyObject *list = PyList_New(0);
+	while (e) {
+		struct entry *next = e->next;
+		if (list) {
+			PyObject *pair = Py_BuildValue("(Ki)", (unsigned long long)e->ino, (int)e->backing_id);
+			if (!pair || PyList_Append(list, pair) < 0)
+				Py_CLEAR(list);
+			Py_XDECREF(pair);
+		}
+		free(e);
+		e = next;
+	}
+	return list;
+}
+
+static PyObject *py_take_touched(PyObject *self, PyObject *args)
+{
+	size_t count = 0, room = 1024;
+	uint64_t *found = malloc(room * sizeof *found);
+	if (!found)
+		return PyErr_NoMemory();
+	pthread_mutex_lock(&table_lock);
+	for (unsigned i = 0; i < BUCKETS; i++)
+		for (struct entry *e = table[i]; e; e = e->next) {
+			if (!e->touched)
+				continue;
+			if (count == room) {
+				uint64_t *more = realloc(found, 2 * room * sizeof *found);
+				if (!more)
+					goto out; /* the rest stays marked for the next call */
+				found = more;
+				room *= 2;
+			}
+			e->touched = false;
+			found[count++] = e->ino;
+		}
+out:
+	pthread_mutex_unlock(&table_lock);
+	PyObject *list = PyList_New((Py_ssize_t)count);
+	for (size_t i = 0; list && i < count; i++)
+		PyList_SET_ITEM(list, (Py_ssize_t)i, PyLong_FromUnsignedLongLong(found[i]));
+	free(found);
+	return list;
+}
+
+static PyObject *py_statistics(PyObject *self, PyObject *args)
+{
+	return Py_BuildValue("(KK)", (unsigned long long)atomic_load(&requests),
+			     (unsigned long long)atomic_load(&fast_opens));
+}
+
+static PyMethodDef methods[] = {
+	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd of `take_drained`." },
+	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
+	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
+	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, valid_until_ns): let OPENs of ino be answered here." },
+	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns) -> fh | None: count one more passthrough open." },
+	{ "renew", py_renew, METH_VARARGS, "renew(ino, valid_until_ns): set until when OPENs are answered here." },
+	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
+	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },
+	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
+	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
+	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> (requests read, opens answered here)." },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_passthrough", NULL, -1, methods, NULL, NULL, NULL, NULL };
+
+PyMODINIT_FUNC PyInit__passthrough(void)
+{
+	PyObject *m = PyModule_Create(&module);
+	if (m && (PyModule_AddObject(m, "MARK", PyLong_FromUnsignedLongLong(MARK)) < 0 ||
+		  PyModule_AddObject(m, "MARK_FAST", PyLong_FromUnsignedLongLong(MARK_FAST)) < 0 ||
+		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||
+		  PyModule_AddObject(m, "MARK_CACHE_DIR", PyLong_FromUnsignedLongLong(MARK_CACHE_DIR)) < 0 ||
+		  PyModule_AddObject(m, "MARK_KEEP_CACHE", PyLong_FromUnsignedLongLong(MARK_KEEP_CACHE)) < 0))
+		Py_CLEAR(m);
+	return m;
+}

@@ -1,0 +1,130 @@
+"""The kernel's side of a mount: backing files of passthrough inodes, and invalidation of what the kernel caches."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+import time
+from collections import deque
+
+import trio
+
+from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+
+log = logging.getLogger(__name__)
+
+BACKING_OPEN = 0x4010E501
+"""FUSE_DEV_IOC_BACKING_OPEN, struct fuse_backing_map {int32 fd; uint32 flags; uint64 padding} (linux/fuse.h, 6.9)."""
+BACKING_CLOSE = 0x4004E502
+"""FUSE_DEV_IOC_BACKING_CLOSE, uint32 backing id."""
+INVALIDATIONS_BOUND = 10_000
+_LONG_S = 10**8
+
+
+class KernelSide:
+    """Implements `luxfuse.vfs.kernel.Kernel` for a mount whose device is ``device_fd``."""
+
+    def __init__(self) -> None:
+        self._device_fd = -1
+        self.passthrough = False
+        self.reason: str | None = "not mounted yet"
+        self._invalidations: deque[tuple[int, bytes]] = deque(maxlen=INVALIDATIONS_BOUND)
+        self._wanted = trio.Event()
+
+    def enable(self, device_fd: int, probe_fd: int) -> None:
+        """Turn passthrough on if the kernel accepts ``probe_fd``, a file in the cache directory, as a backing file."""
+        self._device_fd = device_fd
+        try:
+            self._close(self._open(probe_fd))
+        except OSError as exc:
+            self.disable(f"the kernel refuses the cache directory's file system ({exc.strerror})")
+        else:
+            self.passthrough = True
+            self.reason = None
+
+    def disable(self, reason: str) -> None:
+        """Serve everything by copying, and say why."""
+        self.passthrough = False
+        self.reason = reason
+
+    def _open(self, fd: int) -> int:
+        argument = bytearray(struct.pack("iIQ", fd, 0, 0))
+        return fcntl.ioctl(self._device_fd, BACKING_OPEN, argument)
+
+    def _close(self, backing_id: int) -> None:
+        try:
+            fcntl.ioctl(self._device_fd, BACKING_CLOSE, bytearray(struct.pack("I", backing_id)))
+        except OSError as exc:
+            if exc.errno not in (errno.ENODEV, errno.EBADF):  # the mount is gone, and the id with it
+                log.warning("backing id %d cannot be closed: %s", backing_id, exc.strerror)
+
+    # -- backing files
+
+    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+        """See `Kernel`."""
+        try:
+            backing_id = self._open(fd)
+        except OSError as exc:
+            log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
+            self.disable(f"the kernel refused a backing file ({exc.strerror})")
+            return False
+        passthrough.register(inode, backing_id, _until(valid_s))
+        return True
+
+    def acquire(self, inode: int, valid_s: float) -> int | None:
+        """See `Kernel`."""
+        return passthrough.acquire(inode, _until(valid_s))
+
+    def is_registered(self, inode: int) -> bool:
+        """See `Kernel`."""
+        return passthrough.opens(inode) >= 0
+
+    def retire(self, inode: int, *, only_idle: bool) -> bool:
+        """See `Kernel`."""
+        backing_id = passthrough.retire(inode, only_idle)
+        if backing_id > 0:
+            self._close(backing_id)
+        return backing_id >= 0
+
+    def take_touched(self) -> list[int]:
+        """See `Kernel`."""
+        return passthrough.take_touched()
+
+    async def close_drained(self, drained_fd: int) -> None:
+        """Close the backing ids of retired inodes at their last close; until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(drained_fd)
+            for _inode, backing_id in passthrough.take_drained():
+                self._close(backing_id)
+
+    # -- invalidation
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """See `Kernel`. Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
+        self._invalidations.append((parent, name))
+        self._wanted.set()
+
+    async def invalidate(self) -> None:
+        """Tell the kernel, from a thread because the call waits for requests that we have to answer; until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            while self._invalidations:
+                batch = [self._invalidations.popleft() for _ in range(min(256, len(self._invalidations)))]
+                await trio.to_thread.run_sync(_invalidate, batch, abandon_on_cancel=True)
+
+
+def _invalidate(batch: list[tuple[int, bytes]]) -> None:
+    for parent, name in batch:
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):  # nothing cached, or unmounting
+                log.warning("the kernel's cache cannot be invalidated: %s", os.strerror(exc.errno or 0))
+
+
+def _until(valid_s: float) -> int:
+    return time.monotonic_ns() + int(min(valid_s, _LONG_S) * 1e9)

@@ -1,0 +1,237 @@
+"""Inodes, names and listings.
+
+Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key; LISTINGS
+``inode (8 bytes)`` -> `Listing`. An entry's inode number stands for one version of the object: when the object is
+replaced, the name gets a new inode number, as after ``mv new old``. Numbers are never reused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from luxfuse.core.names import wins
+from luxfuse.index.store import U64, IndexStore, Table, Transaction
+from luxfuse.types import Kind
+
+ROOT_INODE = 1
+FIRST_INODE = 16
+CHANGES_BOUND = 10_000
+
+
+class Attributes(msgspec.Struct, frozen=True, array_like=True):
+    """What object metadata says of a file; None where it says nothing."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it."""
+
+    inode: int
+    kind: Kind
+    size: int
+    version: str
+    mtime_ns: int
+    checked_s: float
+    listing: int = 0
+    attributes: Attributes | None = None
+
+
+class Listing(msgspec.Struct, array_like=True, frozen=True):
+    """A complete listing of a directory: its serial number (rising), when it began, how many entries it had."""
+
+    serial: int
+    fetched_s: float
+    entries: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a merged listing changed, for the kernel's caches. ``many`` when there were too many to name."""
+
+    names: list[bytes] = field(default_factory=list)
+    many: bool = False
+    shadowed: int = 0
+    """Entries that lost their name to another kind (see core/names)."""
+
+    def add(self, name: bytes) -> None:
+        if len(self.names) < CHANGES_BOUND:
+            self.names.append(name)
+        else:
+            self.many = True
+
+    def __bool__(self) -> bool:
+        return self.many or bool(self.names)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_decode_listing = msgspec.msgpack.Decoder(Listing).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry as a listing brings it."""
+
+    name: bytes
+    kind: Kind
+    size: int = 0
+    version: str = ""
+    mtime_ns: int = 0
+
+
+class Names:
+    """The tree of names of one mount."""
+
+    def __init__(self, store: IndexStore) -> None:
+        self._store = store
+        self._numbers = threading.Lock()
+        stored = store.get(Table.META, b"next_inode")
+        self._next_inode = itertools.count(U64.unpack(stored)[0] if stored else FIRST_INODE)
+        self._highest = 0
+
+    def _new_inode(self) -> int:
+        with self._numbers:  # the loop and the writer thread both take numbers
+            self._highest = next(self._next_inode)
+            return self._highest
+
+    def get(self, parent: int, name: bytes) -> Entry | None:
+        """Return the entry of a name, fresh or not."""
+        value = self._store.get(Table.NAMES, U64.pack(parent) + name)
+        return None if value is None else _decode_entry(value)
+
+    def locate(self, inode: int) -> tuple[int, bytes] | None:
+        """Return (parent, name) of an inode number that is or was in use; None if unknown."""
+        value = self._store.get(Table.INODES, U64.pack(inode))
+        return None if value is None else (U64.unpack(value[:8])[0], value[8:])
+
+    def put(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Change an entry whose inode number stays."""
+        self._store.put(Table.NAMES, U64.pack(parent) + name, _encode(entry))
+
+    def assign(self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None) -> Entry:
+        """Record the store's word on one name and return its entry: the same inode for the same version."""
+        old = self.get(parent, name)
+        if old is not None and _same(old, found):
+            old.checked_s = checked_s
+            old.attributes = attributes if attributes is not None else old.attributes
+            old.size = found.size
+            self.put(parent, name, old)
+            return old
+        serial = old.listing if old is not None else self._serial(parent)
+        entry = Entry(
+            self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial, attributes
+        )
+        if old is not None:
+            self._store.delete(Table.INODES, U64.pack(old.inode))
+        self.put(parent, name, entry)
+        self._store.put(Table.INODES, U64.pack(entry.inode), U64.pack(parent) + name)
+        self._store.put(Table.META, b"next_inode", U64.pack(entry.inode + 1))
+        return entry
+
+    def remove(self, parent: int, name: bytes) -> None:
+        """Forget a name that the store says is gone."""
+        old = self.get(parent, name)
+        if old is not None:
+            self._store.delete(Table.INODES, U64.pack(old.inode))
+            self._store.delete(Table.NAMES, U64.pack(parent) + name)
+
+    def _serial(self, directory: int) -> int:
+        listing = self.listing(directory)
+        return listing.serial if listing else 0
+
+    # -- listings
+
+    def listing(self, directory: int) -> Listing | None:
+        """Return the last complete listing of a directory, fresh or not."""
+        value = self._store.get(Table.LISTINGS, U64.pack(directory))
+        return None if value is None else _decode_listing(value)
+
+    def forget_listing(self, directory: int) -> None:
+        """Make the next use of the directory list it again."""
+        listing = self.listing(directory)
+        if listing is not None:
+            self._store.put(Table.LISTINGS, U64.pack(directory), _encode(Listing(listing.serial, 0.0, listing.entries)))
+
+    def next_serial(self, directory: int) -> int:
+        """Return the serial number that a listing which begins now gets."""
+        return self._serial(directory) + 1
+
+    async def merge(self, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
+        """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed."""
+        return await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s))
+
+    def _merge(self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
+        changes = Changes()
+        prefix = U64.pack(directory)
+        records: dict[bytes, bytes] = {}
+        inodes = []
+        # Directories first: they win their names, and so keep their inode numbers from listing to listing.
+        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.name)):
+            key = prefix + item.name
+            stored = records.get(key) or txn.get(Table.NAMES, key)
+            old = None if stored is None else _decode_entry(stored)
+            if old is not None:
+                if old.listing == serial and old.kind != item.kind:
+                    changes.shadowed += 1
+                    if not wins(item.kind, old.kind):
+                        continue
+                same = _same(old, item)
+                if same or old.checked_s > checked_s:  # a lookup since the listing began knows better
+                    old.checked_s = max(old.checked_s, checked_s)
+                    old.listing = serial
+                    records[key] = _encode(old)
+                    continue
+                txn.delete(Table.INODES, U64.pack(old.inode))
+                changes.add(item.name)
+            entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
+            records[key] = _encode(entry)
+            inodes.append((U64.pack(entry.inode), key))
+        txn.put_many(Table.NAMES, sorted(records.items()))
+        txn.put_many(Table.INODES, inodes)
+        txn.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
+        return changes
+
+    async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
+        """End listing ``serial``: forget the names that it did not have, unless looked up since it began."""
+        return await self._store.run(lambda txn: _complete(txn, directory, serial, fetched_s))
+
+    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
+        """Return up to ``limit`` committed (name, entry) in byte order of names after ``name`` (b"": from the first)."""
+        prefix = U64.pack(directory)
+        start = prefix + name + b"\0" if name else prefix
+        return [
+            (key[8:], _decode_entry(value))
+            for key, value in self._store.committed_items(Table.NAMES, start, prefix, limit)
+        ]
+
+
+def _same(entry: Entry, found: Found) -> bool:
+    return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
+
+
+def _complete(txn: Transaction, directory: int, serial: int, fetched_s: float) -> Changes:
+    changes = Changes()
+    prefix = U64.pack(directory)
+    gone = []
+    entries = 0
+    for key, value in txn.items(Table.NAMES, prefix, prefix):
+        entry = _decode_entry(value)
+        if entry.listing < serial and entry.checked_s < fetched_s:
+            gone.append((key, entry.inode))
+        else:
+            entries += 1
+    for key, inode in gone:
+        txn.delete(Table.NAMES, key)
+        txn.delete(Table.INODES, U64.pack(inode))
+        changes.add(key[8:])
+    txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
+    return changes

@@ -1,0 +1,198 @@
+"""Cache objects: which pages of which object version lie in the cache, with checksums, and when they were last used.
+
+Keys: OBJECTS ``id`` (16 bytes) -> `ObjectRecord`; CHUNKS ``id + chunk (4 bytes)`` -> presence bitmap (16 bytes, one
+bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; RECENCY
+``last use (8 bytes, microseconds) + id`` -> allocated bytes (8 bytes). META ``cache_used`` holds the sum of those.
+"""
+
+from __future__ import annotations
+
+import array
+import sys
+
+import msgspec
+import xxhash
+
+from luxfuse.core.eviction import choose_victims
+from luxfuse.core.spans import page_count
+from luxfuse.index.store import U64, IndexStore, Table, Transaction
+
+CHUNK_PAGES = 128
+_BITMAP_BYTES = CHUNK_PAGES // 8
+VICTIM_SCAN = 10_000
+
+
+class ObjectRecord(msgspec.Struct, array_like=True):
+    """What is stored of one cached object.
+
+    ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
+    our last write to it, so that anybody else's write shows.
+    """
+
+    key: str
+    version: str
+    size: int
+    allocated_bytes: int = 0
+    used_us: int = 0
+    whole: bool = False
+    epoch: int = 0
+    stamp: int = 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ObjectRecord).decode
+
+
+def object_id(source_id: str, key: str, version: str) -> bytes:
+    """Return the 16-byte id of one version of an object."""
+    return xxhash.xxh3_128_digest(f"{source_id}\0{key}\0{version}".encode("utf-8", "surrogateescape"))
+
+
+class Pages:
+    """Presence and checksums of the pages of one object, in memory."""
+
+    __slots__ = ("checksums", "count", "present", "total")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.total = page_count(size_bytes)
+        self.present = bytearray(-(-self.total // 8))
+        self.checksums = array.array("Q", bytes(8 * self.total))
+        self.count = 0
+
+    def has(self, page: int) -> bool:
+        """Whether the page is in the cache."""
+        return bool(self.present[page >> 3] & (1 << (page & 7)))
+
+    def add(self, page: int, checksum: int) -> None:
+        """Record a page."""
+        if not self.has(page):
+            self.count += 1
+        self.present[page >> 3] |= 1 << (page & 7)
+        self.checksums[page] = checksum
+
+    def remove(self, page: int) -> None:
+        """Forget a page."""
+        if self.has(page):
+            self.count -= 1
+        self.present[page >> 3] &= ~(1 << (page & 7))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every page is there."""
+        return self.count == self.total
+
+    def chunk(self, number: int) -> bytes:
+        """Return the stored form of one chunk."""
+        first = number * CHUNK_PAGES
+        bitmap = bytes(self.present[first >> 3 : (first + CHUNK_PAGES) >> 3]).ljust(_BITMAP_BYTES, b"\0")
+        return bitmap + _little(self.checksums[first : first + CHUNK_PAGES])
+
+    def load(self, number: int, stored: bytes) -> None:
+        """Take over a stored chunk."""
+        first = number * CHUNK_PAGES
+        pages = min(CHUNK_PAGES, self.total - first)
+        bitmap = stored[: -(-pages // 8)]
+        self.present[first >> 3 : (first >> 3) + len(bitmap)] = bitmap
+        sums = array.array("Q", stored[_BITMAP_BYTES : _BITMAP_BYTES + 8 * pages])
+        if sys.byteorder == "big":
+            sums.byteswap()
+        self.checksums[first : first + pages] = sums
+        self.count += sum(byte.bit_count() for byte in bitmap)
+
+
+def _little(sums: array.array[int]) -> bytes:
+    if sys.byteorder == "big":
+        sums = array.array("Q", sums)
+        sums.byteswap()
+    return sums.tobytes()
+
+
+class Objects:
+    """The cache objects of one cache directory. ``now_us`` arguments are wall-clock microseconds."""
+
+    def __init__(self, store: IndexStore) -> None:
+        self._store = store
+        stored = store.get(Table.META, b"cache_used")
+        self.used_bytes = U64.unpack(stored)[0] if stored else 0
+        stored = store.get(Table.META, b"cache_objects")
+        self.count = U64.unpack(stored)[0] if stored else 0
+
+    def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
+        """Return what is known of an object; None if it is not cached."""
+        value = self._store.get(Table.OBJECTS, oid)
+        if value is None:
+            return None
+        record = _decode(value)
+        pages = Pages(record.size)
+        for number in range(-(-pages.total // CHUNK_PAGES)):
+            if (chunk := self._store.get(Table.CHUNKS, _chunk_key(oid, number))) is not None:
+                pages.load(number, chunk)
+        return record, pages
+
+    def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> None:
+        """Store a record, and the chunks that hold the ``changed`` pages."""
+        old = self._store.get(Table.OBJECTS, oid)
+        before = _decode(old) if old is not None else None
+        if before is not None and before.used_us != record.used_us:
+            self._store.delete(Table.RECENCY, U64.pack(before.used_us) + oid)
+        self._count(record.allocated_bytes - (before.allocated_bytes if before else 0), 0 if before else 1)
+        self._store.put(Table.OBJECTS, oid, _encode(record))
+        self._store.put(Table.RECENCY, U64.pack(record.used_us) + oid, U64.pack(record.allocated_bytes))
+        if pages is not None and changed is not None and len(changed):
+            for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
+                self._store.put(Table.CHUNKS, _chunk_key(oid, number), pages.chunk(number))
+
+    def touch(self, oid: bytes, now_us: int) -> None:
+        """Record a use of an object that is not loaded."""
+        value = self._store.get(Table.OBJECTS, oid)
+        if value is not None:
+            record = _decode(value)
+            self._store.delete(Table.RECENCY, U64.pack(record.used_us) + oid)
+            record.used_us = now_us
+            self._store.put(Table.OBJECTS, oid, _encode(record))
+            self._store.put(Table.RECENCY, U64.pack(now_us) + oid, U64.pack(record.allocated_bytes))
+
+    def drop(self, oid: bytes) -> int:
+        """Forget an object; returns the bytes that its file takes."""
+        value = self._store.get(Table.OBJECTS, oid)
+        if value is None:
+            return 0
+        record = _decode(value)
+        self._store.delete(Table.OBJECTS, oid)
+        self._store.delete(Table.RECENCY, U64.pack(record.used_us) + oid)
+        for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
+            self._store.delete(Table.CHUNKS, _chunk_key(oid, number))
+        self._count(-record.allocated_bytes, -1)
+        return record.allocated_bytes
+
+    def known(self, oid: bytes) -> bool:
+        """Whether the object is cached, in part at least."""
+        return self._store.get(Table.OBJECTS, oid) is not None
+
+    async def victims(self, in_use: set[bytes], needed_bytes: int) -> list[bytes]:
+        """Choose the least recently used objects whose files free ``needed_bytes``; nothing is dropped yet."""
+        await self._store.flush()
+        items = self._store.committed_items(Table.RECENCY, b"", b"", VICTIM_SCAN + len(in_use))
+        return choose_victims(((key[8:], U64.unpack(value)[0]) for key, value in items), in_use, needed_bytes)
+
+    async def clear(self) -> None:
+        """Forget every object, because the cache directory is another one or was emptied."""
+
+        def forget(txn: Transaction) -> None:
+            for table in (Table.OBJECTS, Table.CHUNKS, Table.RECENCY):
+                txn.clear(table)
+
+        await self._store.run(forget)
+        self._count(-self.used_bytes, -self.count)
+
+    def _count(self, delta_bytes: int, delta_objects: int) -> None:
+        if delta_bytes:
+            self.used_bytes = max(0, self.used_bytes + delta_bytes)
+            self._store.put(Table.META, b"cache_used", U64.pack(self.used_bytes))
+        if delta_objects:
+            self.count = max(0, self.count + delta_objects)
+            self._store.put(Table.META, b"cache_objects", U64.pack(self.count))
+
+
+def _chunk_key(oid: bytes, number: int) -> bytes:
+    return oid + number.to_bytes(4, "big")

@@ -1,0 +1,238 @@
+"""The index environment: an LMDB with a write-behind layer, so that the event loop never waits for a commit.
+
+Theory of operation
+-------------------
+`get` answers at once: from the changes that are not committed yet, else from LMDB (a memory map; microseconds).
+`put` and `delete` only change memory. One writer thread commits: `flusher` about every `COMMIT_INTERVAL_S`, `flush`
+now, and `run` together with a function of the caller's in one transaction (used for bulk work such as merging a
+listing). Commits use fdatasync without syncing the meta page (integrity over durability): after a power cut the
+environment is whole but may lack the last commits; what it describes is a cache and comes back from the under-store.
+
+When a commit fails (ENOSPC, EIO), the changes stay in memory and are tried again; `failing` says so. Beyond
+`PENDING_BOUND` changes, further ones are refused with OSError, so memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+import trio
+
+from luxfuse.errors import IndexFormatError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+MAP_BYTES = 1 << 40
+"""Address space only; the file grows with what is in it."""
+COMMIT_INTERVAL_S = 0.1
+RETRY_INTERVAL_S = 2.0
+PENDING_BOUND = 400_000
+U64 = struct.Struct(">Q")
+
+
+class Table(Enum):
+    """The named databases. Keys and values are described in `names` and `objects`."""
+
+    META = b"meta"
+    INODES = b"inodes"
+    NAMES = b"names"
+    LISTINGS = b"listings"
+    OBJECTS = b"objects"
+    CHUNKS = b"chunks"
+    RECENCY = b"recency"
+
+
+Changes = dict[tuple[Table, bytes], bytes | None]
+
+
+class Transaction:
+    """A write transaction in the writer thread, as given to the function of `IndexStore.run`."""
+
+    def __init__(self, txn: Any, databases: dict[Table, Any]) -> None:
+        self._txn = txn
+        self._databases = databases
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return a value or None."""
+        value: bytes | None = self._txn.get(key, db=self._databases[table])
+        return value
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Set a value."""
+        self._txn.put(key, value, db=self._databases[table])
+
+    def delete(self, table: Table, key: bytes) -> None:
+        """Remove a key; it need not exist."""
+        self._txn.delete(key, db=self._databases[table])
+
+    def clear(self, table: Table) -> None:
+        """Empty a table."""
+        self._txn.drop(self._databases[table], delete=False)
+
+    def put_many(self, table: Table, items: list[tuple[bytes, bytes]]) -> None:
+        """Set many values; fastest when sorted by key."""
+        if items:
+            with self._txn.cursor(db=self._databases[table]) as cursor:
+                cursor.putmulti(items)
+
+    def items(self, table: Table, start: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) in key order from ``start`` on, while keys begin with ``prefix``."""
+        with self._txn.cursor(db=self._databases[table]) as cursor:
+            yield from _scan(cursor, start, prefix)
+
+
+def _scan(cursor: Any, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    if not (cursor.set_range(start) if start else cursor.first()):
+        return
+    for key, value in cursor.iternext(keys=True, values=True):
+        if not key.startswith(prefix):
+            return
+        yield key, value
+
+
+class IndexStore:
+    """One open index. Everything but the commits themselves is called from the event loop's thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the index in directory ``path``. Raises `IndexFormatError`."""
+        self.path = path
+        self.failing: str | None = None
+        self._pending: Changes = {}
+        self._committing: Changes = {}
+        self._writer = trio.Lock()
+        self._changed = trio.Event()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._env = lmdb.open(
+                str(path), map_size=MAP_BYTES, max_dbs=len(Table), metasync=False, mode=0o600, max_readers=512,
+                readahead=False,
+            )
+            self._databases = {table: self._env.open_db(table.value) for table in Table}
+        except lmdb.Error as exc:
+            raise IndexFormatError(f"index {path} cannot be opened ({exc}); remove it to start with a cold cache") from exc
+        self._check_format()
+
+    def _check_format(self) -> None:
+        found = self.get(Table.META, b"format")
+        if found is None:
+            self.put(Table.META, b"format", U64.pack(FORMAT_VERSION))
+        elif U64.unpack(found)[0] != FORMAT_VERSION:
+            version = U64.unpack(found)[0]
+            self._env.close()
+            raise IndexFormatError(
+                f"index {self.path} has format {version}, this luxfuse knows {FORMAT_VERSION}; "
+                "use the luxfuse that wrote it, or remove it to start with a cold cache"
+            )
+
+    # -- reading and changing, at once
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the newest value, committed or not; None if there is none."""
+        for changes in (self._pending, self._committing):
+            if changes and (table, key) in changes:
+                return changes[table, key]
+        with self._env.begin(db=self._databases[table], buffers=False) as txn:
+            value: bytes | None = txn.get(key)
+            return value
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Set a value; committed soon."""
+        self._change(table, key, value)
+
+    def delete(self, table: Table, key: bytes) -> None:
+        """Remove a key; committed soon."""
+        self._change(table, key, None)
+
+    def _change(self, table: Table, key: bytes, value: bytes | None) -> None:
+        if self.failing and len(self._pending) >= PENDING_BOUND:
+            raise OSError(errno.ENOSPC, f"index {self.path} takes no changes: {self.failing}")
+        self._pending[table, key] = value
+        self._changed.set()
+
+    def committed_items(self, table: Table, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to ``limit`` committed (key, value) from ``start`` on; `flush` first if uncommitted ones matter."""
+        found = []
+        with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
+            for item in _scan(cursor, start, prefix):
+                found.append(item)
+                if len(found) >= limit:
+                    break
+        return found
+
+    @property
+    def uncommitted(self) -> int:
+        """Number of changes that are only in memory."""
+        return len(self._pending) + len(self._committing)
+
+    # -- committing
+
+    async def flush(self) -> None:
+        """Commit everything changed so far. Raises OSError if the index cannot be written."""
+        if self.uncommitted:
+            await self.run(lambda _txn: None)
+
+    async def run(self, function: Callable[[Transaction], T]) -> T:
+        """Commit all changes and what ``function`` does, in one transaction in the writer thread.
+
+        Raises OSError if the index cannot be written; then nothing of ``function`` is stored.
+        """
+        async with self._writer:
+            self._committing, self._pending = self._pending, {}
+            changes = self._committing
+            try:
+                result = await trio.to_thread.run_sync(self._commit, changes, function)
+            except BaseException:
+                changes.update(self._pending)
+                self._pending, self._committing = changes, {}
+                raise
+            self._committing = {}
+            if self.failing:
+                log.info("index %s is written again", self.path)
+                self.failing = None
+            return result
+
+    def _commit(self, changes: Changes, function: Callable[[Transaction], T]) -> T:
+        try:
+            with self._env.begin(write=True) as txn:
+                for (table, key), value in changes.items():
+                    if value is None:
+                        txn.delete(key, db=self._databases[table])
+                    else:
+                        txn.put(key, value, db=self._databases[table])
+                return function(Transaction(txn, self._databases))
+        except lmdb.Error as exc:
+            code = getattr(exc, "code", None)
+            raise OSError(code if isinstance(code, int) and code > 0 else errno.EIO, f"index {self.path}: {exc}") from exc
+
+    async def flusher(self) -> None:
+        """Commit in the background until cancelled; a failing commit is logged once and tried again."""
+        while True:
+            await self._changed.wait()
+            await trio.sleep(COMMIT_INTERVAL_S)
+            self._changed = trio.Event()
+            try:
+                await self.flush()
+            except OSError as exc:
+                if not self.failing:
+                    log.warning("index cannot be written, keeping changes in memory: %s", exc)
+                self.failing = str(exc)
+                await trio.sleep(RETRY_INTERVAL_S)
+                self._changed.set()
+
+    async def sync(self) -> None:
+        """Bring what is committed to the platter, the meta page included."""
+        await trio.to_thread.run_sync(self._env.sync, True)
+
+    def close(self) -> None:
+        """Sync and close; call `flush` before."""
+        self._env.sync(True)
+        self._env.close()

@@ -1,0 +1,183 @@
+"""Cache files in one directory. Every method here blocks: call it in a thread.
+
+Layout below the directory: ``cache.json`` (format version, identity), ``lock``, ``objects/ab/<id in hex>``. An object
+file is sparse and holds each cached page at its own offset. The identity ties the files to the index that describes
+them: when they do not match, the files are worthless and are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from luxfuse.errors import ConfigError
+
+FORMAT_VERSION = 1
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The file system that holds the directory, in bytes."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+class CacheDirectory:
+    """One directory of cache files, used by one daemon at a time."""
+
+    def __init__(self, base: Path, source_id: str) -> None:
+        """Claim ``base``/``source_id`` or, where another daemon has it, ``source_id.1`` and so on.
+
+        Raises `ConfigError` where the directory cannot be used.
+        """
+        self.name = str(base)
+        try:
+            for attempt in range(100):
+                self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if (lock := _lock(self.path / "lock")) is not None:
+                    self._lock = lock
+                    break
+            else:
+                raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
+            self._device = self.path.stat().st_dev
+            self.identity = self._prepare()
+        except OSError as exc:
+            raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
+
+    @property
+    def slot(self) -> str:
+        """The claimed subdirectory's name; the index of this cache goes by it."""
+        return self.path.name
+
+    def _prepare(self) -> str:
+        """Make what is missing and return the identity."""
+        objects = self.path / "objects"
+        objects.mkdir(mode=0o700, exist_ok=True)
+        described = self.path / "cache.json"
+        try:
+            found = json.loads(described.read_text())
+        except (FileNotFoundError, ValueError):
+            found = {"format": FORMAT_VERSION, "identity": secrets.token_hex(8)}
+            described.write_text(json.dumps(found))
+        if found.get("format") != FORMAT_VERSION:
+            raise ConfigError(
+                f"--cache-dir {self.name}: {described} has format {found.get('format')}, this luxfuse knows "
+                f"{FORMAT_VERSION}; give another directory or remove it"
+            )
+        probe = objects / ".probe"
+        with probe.open("wb") as f:
+            f.write(b"\0" * 4096)
+        probe.unlink()
+        return str(found["identity"])
+
+    def probe(self) -> bool:
+        """Return whether files can be written again; makes a lost directory anew, on the same file system only.
+
+        A cache disk that went away leaves an empty mountpoint on another file system: filling that would be wrong.
+        Raises OSError while it cannot be written. False: it can, but the files that were here are lost.
+        """
+        if _existing_parent(self.path).stat().st_dev != self._device:
+            raise OSError(errno.ENODEV, "the cache directory's file system is gone")
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        before, self.identity = self.identity, self._prepare()
+        return before == self.identity
+
+    def space(self) -> Space:
+        """Return the file system's free (to us) and total bytes."""
+        st = os.statvfs(self.path)
+        return Space(st.f_bavail * st.f_frsize, st.f_blocks * st.f_frsize)
+
+    # -- object files
+
+    def file_of(self, oid: bytes) -> Path:
+        """Return the path of an object's file."""
+        text = oid.hex()
+        return self.path / "objects" / text[:2] / text
+
+    def open(self, oid: bytes, *, create: bool = False) -> int:
+        """Open an object's file for reading and writing and return the descriptor; the caller closes it."""
+        path = self.file_of(oid)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            if not create:
+                raise
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
+
+    def remove(self, oid: bytes) -> None:
+        """Remove an object's file; it need not exist."""
+        with contextlib.suppress(FileNotFoundError):
+            self.file_of(oid).unlink()
+
+    def stored(self) -> Iterator[bytes]:
+        """Yield the id of every object file (for the sweep after an unclean stop)."""
+        for group in sorted((self.path / "objects").iterdir()):
+            if group.is_dir():
+                for entry in os.scandir(group):
+                    with contextlib.suppress(ValueError):
+                        yield bytes.fromhex(entry.name)
+
+    def remove_all(self) -> None:
+        """Remove every object file, because the index knows none of them."""
+        doomed = self.path / f"doomed-{secrets.token_hex(4)}"
+        (self.path / "objects").rename(doomed)
+        (self.path / "objects").mkdir(mode=0o700)
+        for old in self.path.glob("doomed-*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        """Give the directory up."""
+        os.close(self._lock)
+
+
+def write_all(fd: int, data: Buffer, offset: int) -> None:
+    """Write all of ``data`` at ``offset``. Raises OSError, ENOSPC for a short write."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        view = view[written:]
+        offset += written
+
+
+def read_exact(fd: int, length: int, offset: int) -> bytes:
+    """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
+    parts = []
+    while length > 0:
+        part = os.pread(fd, length, offset)
+        if not part:
+            break
+        parts.append(part)
+        length -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _lock(path: Path) -> int | None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

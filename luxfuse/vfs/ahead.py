@@ -1,0 +1,140 @@
+"""Fetching before anybody asks: the next files of a directory, and the rest of a large file that is being read."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+
+import trio
+
+from luxfuse.cache.page_cache import CachedObject, PageCache
+from luxfuse.core.order import Predictor, numbered_successors
+from luxfuse.core.spans import missing_runs
+from luxfuse.errors import LuxError
+from luxfuse.index.names import Entry
+from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+DIRECTORIES_WATCHED = 256
+FILL_AFTER_BYTES = 8 << 20
+"""A large file of which this much has been read gets the rest fetched behind its reader."""
+FILL_PAUSE_S = 0.02
+FILL_RUN_PAGES = 4
+ON_THEIR_OWN = 0.5
+"""A file of which this fraction is there is completed even after its last close."""
+
+
+class FilesAhead:
+    """Read-ahead across the files of a directory."""
+
+    def __init__(
+        self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int, nursery: trio.Nursery
+    ) -> None:
+        """``limit_bytes`` bounds what is on its way at once; files above ``largest_bytes`` are left alone."""
+        self._namespace = namespace
+        self._cache = cache
+        self._limit = limit_bytes
+        self._largest = largest_bytes
+        self._nursery = nursery
+        self._predictors: OrderedDict[int, Predictor] = OrderedDict()
+        self._on_their_way = 0
+        self.files = 0
+
+    def opened(self, parent: int, name: bytes) -> None:
+        """Note that a file is opened and start to fetch the ones expected next."""
+        predictor = self._predictors.get(parent)
+        if predictor is None:
+            predictor = self._predictors[parent] = Predictor()
+            if len(self._predictors) > DIRECTORIES_WATCHED:
+                self._predictors.popitem(last=False)
+        else:
+            self._predictors.move_to_end(parent)
+        following: dict[bytes, Entry] = {}
+
+        def by_listing(after: bytes, count: int) -> list[bytes]:
+            found = [(n, e) for n, e in self._namespace.after(parent, after, count) if e.kind is Kind.FILE]
+            following.update(found)
+            return [n for n, _ in found]
+
+        def by_number(after: bytes, count: int) -> list[bytes]:
+            return numbered_successors(after, count, lambda n: self._namespace.peek(parent, n) is not None)
+
+        for expected in predictor.opened(name, by_listing, by_number):
+            entry = following.get(expected) or self._namespace.peek(parent, expected)
+            if entry is not None:
+                self._fetch(parent, expected, entry)
+
+    def _fetch(self, parent: int, name: bytes, entry: Entry) -> None:
+        size = entry.size
+        if entry.kind is not Kind.FILE or not 0 < size <= self._largest or self._on_their_way + size > self._limit:
+            return
+        if not self._namespace.is_fresh(entry):
+            return  # the open would have to ask first, and might learn of another version
+        obj = self._cache.acquire(self._namespace.key(parent, name, Kind.FILE), entry.version, size)
+        if obj.whole or obj.flights:
+            self._cache.release(obj)
+            return
+        self.files += 1
+        self._on_their_way += size
+        self._nursery.start_soon(self._finish, obj)
+
+    async def _finish(self, obj: CachedObject) -> None:
+        try:
+            await self._cache.fetch_whole(obj)
+        except LuxError as exc:
+            log.debug("fetching %r ahead failed: %s", obj.record.key, exc)  # its reader will meet the error, or not
+        finally:
+            self._on_their_way -= obj.size
+            self._cache.release(obj)
+
+
+class FillBehind:
+    """Completes large files that are read in part, while nothing more urgent is on its way."""
+
+    def __init__(self, *, cache: PageCache, nursery: trio.Nursery) -> None:
+        self._cache = cache
+        self._nursery = nursery
+        self._filling: set[bytes] = set()
+
+    def consider(self, obj: CachedObject) -> None:
+        """Start to fill ``obj`` if enough of it has been read and it can become whole."""
+        if obj.oid in self._filling or obj.whole or obj.cached_bytes < FILL_AFTER_BYTES or not self._fits(obj):
+            return
+        self._filling.add(obj.oid)
+        shared = self._cache.acquire(obj.record.key, obj.record.version, obj.size)
+        assert shared is obj
+        self._nursery.start_soon(self._fill, obj)
+
+    def _fits(self, obj: CachedObject) -> bool:
+        space = self._cache.space
+        missing = obj.size - obj.cached_bytes
+        return space.degraded is None and (space.capacity_bytes is None or missing <= space.capacity_bytes // 2)
+
+    async def _fill(self, obj: CachedObject) -> None:
+        try:
+            while self._wanted(obj):
+                if not self._cache.budget.idle:
+                    await trio.sleep(FILL_PAUSE_S)
+                    continue
+                run = next(missing_runs(range(obj.pages.total), obj.pages.has, FILL_RUN_PAGES), None)
+                if run is None:
+                    return
+                before = obj.pages.count
+                for flight in self._cache.start(obj, run, keep_in_memory=False, run=FILL_RUN_PAGES):
+                    await flight.done.wait()
+                    if flight.error is not None:
+                        log.info("filling %r behind its reader stopped: %s", obj.record.key, flight.error)
+                        return
+                if obj.pages.count == before:
+                    return  # it could not be stored
+        finally:
+            self._filling.discard(obj.oid)
+            self._cache.release(obj)
+
+    def _wanted(self, obj: CachedObject) -> bool:
+        if obj.whole or not self._fits(obj):
+            return False
+        others = obj.users - 1
+        return others > 0 or obj.pages.count * PAGE_BYTES >= obj.size * ON_THEIR_OWN

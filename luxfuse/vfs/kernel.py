@@ -1,0 +1,60 @@
+"""What the vfs asks of the kernel's side. `luxfuse.fuse` implements it; `NoKernel` stands in where there is none."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Kernel(Protocol):
+    """Backing files and caches of the kernel. Nothing here blocks. ``valid_s``: how long opens need no question."""
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether files can be handed to the kernel at all."""
+
+    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+        """Give the inode the open file ``fd`` as its backing; the caller still closes fd. False: refused."""
+
+    def acquire(self, inode: int, valid_s: float) -> int | None:
+        """Count a passthrough open and return its file handle; None if the inode has no backing."""
+
+    def is_registered(self, inode: int) -> bool:
+        """Whether the inode has a backing, in use or not."""
+
+    def retire(self, inode: int, *, only_idle: bool) -> bool:
+        """Take the backing away, at the last close if it is open; with ``only_idle`` not while it is open (False)."""
+
+    def take_touched(self) -> list[int]:
+        """Return the inodes that were opened without the vfs being asked, since the last call."""
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Make the kernel forget a name soon."""
+
+
+class NoKernel:
+    """No kernel: everything is copied. For tests of the layers below fuse."""
+
+    passthrough = False
+
+    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+        """Refuse."""
+        return False
+
+    def acquire(self, inode: int, valid_s: float) -> int | None:
+        """There is never a backing."""
+        return None
+
+    def is_registered(self, inode: int) -> bool:
+        """There is never a backing."""
+        return False
+
+    def retire(self, inode: int, *, only_idle: bool) -> bool:
+        """Nothing to take away."""
+        return True
+
+    def take_touched(self) -> list[int]:
+        """Nothing was."""
+        return []
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Nobody to tell."""

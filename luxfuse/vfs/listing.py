@@ -1,0 +1,123 @@
+"""Whole directory listings, from the under-store into the index."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.core import names as naming
+from luxfuse.errors import LuxError, StoreError
+from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
+from luxfuse.types import Kind, ListPage
+from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
+
+MERGE_ENTRIES = 10_000
+"""Entries recorded in one transaction."""
+CONCURRENT_LISTINGS = 8
+
+
+@dataclass(slots=True)
+class _Running:
+    done: trio.Event
+    serial: int | None = None
+    changes: Changes | None = None
+    error: Exception | None = None
+
+
+class Lister:
+    """Lists directories, each one once however many ask."""
+
+    def __init__(
+        self, *, store: Store, names: Names, nursery: trio.Nursery, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._names = names
+        self._nursery = nursery
+        self._clock = clock
+        self._running: dict[int, _Running] = {}
+        self._limiter = trio.CapacityLimiter(CONCURRENT_LISTINGS)
+        self.skipped_keys = 0
+        self.listings = 0
+
+    def is_listing(self, directory: int) -> bool:
+        """Whether a listing of the directory is on its way."""
+        return directory in self._running
+
+    async def list(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
+        """List ``prefix`` into ``directory``; returns the listing's serial number (None: no such directory) and changes."""
+        running = self._running.get(directory)
+        if running is None:
+            running = self._running[directory] = _Running(trio.Event())
+            self._nursery.start_soon(self._run, directory, prefix, running)
+        await running.done.wait()
+        if running.error is not None:
+            raise running.error
+        return running.serial, running.changes or Changes()
+
+    async def _run(self, directory: int, prefix: str, running: _Running) -> None:
+        running.error = StoreError("the daemon is stopping")
+        try:
+            async with self._limiter:
+                running.serial, running.changes = await self._fetch(directory, prefix)
+            running.error = None
+        except (LuxError, OSError) as exc:
+            running.error = exc
+        except Exception as exc:
+            log.exception("listing %r failed in an unexpected way", prefix)
+            running.error = StoreError(f"internal error while listing: {type(exc).__name__}")
+        finally:
+            del self._running[directory]
+            running.done.set()
+
+    async def _fetch(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
+        serial = self._names.next_serial(directory)
+        began_s = self._clock()
+        batch: list[Found] = []
+        changes = Changes()
+        exists = directory == ROOT_INODE
+        async for page in self._store.list_directory(prefix):
+            exists = True
+            self._collect(page, len(prefix), batch)
+            if len(batch) >= MERGE_ENTRIES:
+                _extend(changes, await self._names.merge(directory, serial, batch, began_s))
+                batch = []
+        if not exists:
+            return None, changes
+        _extend(changes, await self._names.merge(directory, serial, batch, began_s))
+        _extend(changes, await self._names.complete(directory, serial, began_s))
+        self.listings += 1
+        if changes.shadowed:
+            self._skip(changes.shadowed, prefix, "a file and a directory (or symlink) of one name")
+        return serial, changes
+
+    def _collect(self, page: ListPage, cut: int, batch: list[Found]) -> None:
+        for prefix in page.prefixes:
+            name = naming.name_of(prefix[cut:-1])
+            if name is None:
+                self._skip(1, prefix, "it cannot be a file name")
+            else:
+                batch.append(Found(name, Kind.DIRECTORY))
+        for info in page.objects:
+            classified = naming.classify(info.key[cut:])
+            if classified is None:
+                self._skip(1, info.key, "it cannot be a file name")
+            else:
+                batch.append(Found(classified[0], classified[1], info.size, info.version, info.mtime_ns))
+
+    def _skip(self, count: int, key: str, why: str) -> None:
+        if self.skipped_keys == 0:
+            log.warning("skipping key %r: %s; further skipped keys are only counted", key, why)
+        self.skipped_keys += count
+
+
+def _extend(changes: Changes, more: Changes) -> None:
+    for name in more.names:
+        changes.add(name)
+    changes.many |= more.many
+    changes.shadowed += more.shadowed

@@ -1,0 +1,348 @@
+"""Names: lookup, freshness, and the store's word on one name. Listings are in `listing`.
+
+What is known of a name holds for ``metadata_ttl``, that it does not exist for ``negative_ttl``; then the store is
+asked again, once however many wait (`_ask`). A directory in which several names had to be asked for one by one gets
+listed as a whole in the background. While the store cannot be reached, what is known keeps being served.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.core import freshness
+from luxfuse.core import names as naming
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable
+from luxfuse.index.names import ROOT_INODE, Entry, Found, Names
+from luxfuse.types import Kind, ObjectInfo
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.attributes import parse_attributes
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.listing import Lister
+
+log = logging.getLogger(__name__)
+
+PREFIXES_KEPT = 10_000
+NEGATIVES_KEPT = 20_000
+STALE_TTL_S = 1.0
+"""For how long the kernel may believe what could not be checked because the store is unreachable."""
+
+
+class Stale(LuxError):
+    """The inode number stands for a version that its name no longer has: the kernel looks the name up again."""
+
+    errno = 116  # ESTALE
+
+
+class NoSuchName(LuxError):
+    """The name does not exist."""
+
+    errno = 2  # ENOENT
+
+
+class NotADirectory(LuxError):
+    """The inode is no directory."""
+
+    errno = 20  # ENOTDIR
+
+
+@dataclass(slots=True)
+class _Question:
+    done: trio.Event
+    answer: Entry | None = None
+    error: Exception | None = None
+
+
+class Namespace:
+    """The tree of names of one mount."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        names: Names,
+        lister: Lister,
+        kernel: Kernel,
+        metadata_ttl_s: float,
+        negative_ttl_s: float,
+        nursery: trio.Nursery,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._names = names
+        self.lister = lister
+        self._kernel = kernel
+        self._ttl = metadata_ttl_s
+        self._negative_ttl = negative_ttl_s
+        self._nursery = nursery
+        self._clock = clock
+        self._prefixes: OrderedDict[int, str] = OrderedDict()
+        self._negatives: OrderedDict[tuple[int, bytes], float] = OrderedDict()
+        self._questions: dict[tuple[int, bytes], _Question] = {}
+        self._asked: Counter[int] = Counter()
+        self.stale_served = 0
+        self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
+
+    # -- what is known
+
+    def prefix(self, directory: int) -> str:
+        """Return the key prefix of a directory: "" or ending in "/". Raises `Stale`."""
+        if directory == ROOT_INODE:
+            return ""
+        known = self._prefixes.get(directory)
+        if known is None:
+            parent, name = self._located(directory)
+            known = f"{self.prefix(parent)}{name.decode()}/"
+            self._prefixes[directory] = known
+            if len(self._prefixes) > PREFIXES_KEPT:
+                self._prefixes.popitem(last=False)
+        return known
+
+    def key(self, parent: int, name: bytes, kind: Kind) -> str:
+        """Return the object key of a name."""
+        suffix = naming.SYMLINK_SUFFIX if kind is Kind.SYMLINK else "/" if kind is Kind.DIRECTORY else ""
+        return f"{self.prefix(parent)}{name.decode()}{suffix}"
+
+    def _located(self, inode: int) -> tuple[int, bytes]:
+        located = self._names.locate(inode)
+        if located is None:
+            raise Stale(f"inode {inode} is no longer in use")
+        return located
+
+    def locate(self, inode: int) -> tuple[int, bytes, Entry]:
+        """Return (parent, name, entry) of an inode number, fresh or not. Raises `Stale`."""
+        parent, name = self._located(inode)
+        entry = self._names.get(parent, name)
+        if entry is None or entry.inode != inode:
+            raise Stale(f"inode {inode} was replaced")
+        return parent, name, entry
+
+    def peek(self, parent: int, name: bytes) -> Entry | None:
+        """Return what is known of a name, fresh or not, without asking anybody."""
+        return self._names.get(parent, name)
+
+    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
+        """Return the next ``limit`` entries of a directory after ``name``, by name."""
+        return self._names.after(directory, name, limit)
+
+    def remaining_s(self, entry: Entry) -> float:
+        """Return for how long what is known of the entry holds; a moment while the store is unreachable."""
+        if entry.inode == ROOT_INODE:
+            return self._ttl
+        left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl)
+        return left if left > 0 or self._store.reachable else STALE_TTL_S
+
+    def is_fresh(self, entry: Entry) -> bool:
+        """Whether the entry need not be asked for."""
+        return entry.inode == ROOT_INODE or freshness.is_fresh(entry.checked_s, self._clock(), self._ttl)
+
+    # -- lookup and revalidation
+
+    async def lookup(self, parent: int, name: bytes) -> Entry:
+        """Return the entry of a name. Raises `NoSuchName`, `StoreError`."""
+        entry = self._names.get(parent, name)
+        if entry is not None:
+            if self.is_fresh(entry):
+                return entry
+        elif self._known_missing(parent, name):
+            raise NoSuchName(f"{name!r} does not exist")
+        found = await self._ask(parent, name, entry)
+        if found is None:
+            raise NoSuchName(f"{name!r} does not exist")
+        return found
+
+    async def current(self, inode: int) -> Entry:
+        """Return the entry of an inode, asked for again if it is not fresh. Raises `Stale` if it was replaced or is gone."""
+        if inode == ROOT_INODE:
+            return self.root
+        parent, name, entry = self.locate(inode)
+        if self.is_fresh(entry):
+            return entry
+        found = await self._ask(parent, name, entry)
+        if found is None or found.inode != inode:
+            raise Stale(f"{name!r} was replaced or removed")
+        return found
+
+    def expire(self, inode: int) -> None:
+        """Make the next lookup of the inode's name ask the store."""
+        try:
+            parent, name, entry = self.locate(inode)
+        except Stale:
+            return
+        entry.checked_s = 0.0
+        self._names.put(parent, name, entry)
+
+    def _known_missing(self, parent: int, name: bytes) -> bool:
+        now = self._clock()
+        since = self._negatives.get((parent, name), -1e18)
+        listing = self._names.listing(parent)
+        if listing is not None:
+            since = max(since, listing.fetched_s)
+        return freshness.is_fresh(since, now, self._negative_ttl)
+
+    async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
+        """Ask the store for one name; the callers that come meanwhile share the answer."""
+        question = self._questions.get((parent, name))
+        if known is not None and not self._store.reachable:
+            self.stale_served += 1
+            if question is None:
+                self._nursery.start_soon(self._ask_quietly, parent, name, known)
+            return known
+        if question is None:
+            question = self._questions[parent, name] = _Question(trio.Event())
+            self._list_instead(parent)
+            self._nursery.start_soon(self._answer, parent, name, known, question)
+        await question.done.wait()
+        if question.error is not None:
+            if known is not None and isinstance(question.error, StoreUnavailable):
+                self.stale_served += 1
+                return known
+            raise question.error
+        return question.answer
+
+    async def _ask_quietly(self, parent: int, name: bytes, known: Entry) -> None:
+        if (parent, name) not in self._questions and len(self._questions) < 4:
+            question = self._questions[parent, name] = _Question(trio.Event())
+            await self._answer(parent, name, known, question)
+
+    async def _answer(self, parent: int, name: bytes, known: Entry | None, question: _Question) -> None:
+        question.error = StoreError("the daemon is stopping")
+        try:
+            question.answer = await self._probe(parent, name, known)
+            question.error = None
+        except LuxError as exc:
+            question.error = exc
+        except Exception as exc:
+            log.exception("looking up %r failed in an unexpected way", name)
+            question.error = StoreError(f"internal error while looking up: {type(exc).__name__}")
+        finally:
+            del self._questions[parent, name]
+            question.done.set()
+
+    async def _probe(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
+        component = naming.component_of(name)
+        if component is None or component.endswith(naming.SYMLINK_SUFFIX):
+            return None
+        asked_s = self._clock()
+        base = self.prefix(parent) + component
+        found, info = await self._find(base, name, known.kind if known else None)
+        if found is None:
+            self._names.remove(parent, name)
+            self._negatives[parent, name] = asked_s
+            if len(self._negatives) > NEGATIVES_KEPT:
+                self._negatives.popitem(last=False)
+            return None
+        self._negatives.pop((parent, name), None)
+        return self._names.assign(parent, name, found, asked_s, parse_attributes(info.metadata) if info else None)
+
+    async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
+        """Find out what a name is; the kind that it was is tried first, by one request."""
+        if guess is Kind.DIRECTORY and await self._store.has_prefix(base + "/"):
+            return Found(name, Kind.DIRECTORY), None
+        if guess in (Kind.FILE, Kind.SYMLINK):
+            suffix = naming.SYMLINK_SUFFIX if guess is Kind.SYMLINK else ""
+            info = await self._head(base + suffix)
+            if info is not None:
+                return Found(name, guess, info.size, info.version, info.mtime_ns), info
+        results: dict[str, ObjectInfo | bool | None] = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._collect_head, base, results)
+            if guess is not Kind.DIRECTORY:
+                nursery.start_soon(self._collect_prefix, base + "/", results)
+        if error := results.get("error"):
+            raise error  # type: ignore[misc]
+        if results.get("directory"):
+            return Found(name, Kind.DIRECTORY), None
+        info = results.get("file")  # type: ignore[assignment]
+        if info is not None:
+            return Found(name, Kind.FILE, info.size, info.version, info.mtime_ns), info
+        if guess is not Kind.SYMLINK:
+            info = await self._head(base + naming.SYMLINK_SUFFIX)
+            if info is not None:
+                return Found(name, Kind.SYMLINK, info.size, info.version, info.mtime_ns), info
+        return None, None
+
+    async def _collect_head(self, key: str, results: dict[str, object]) -> None:
+        try:
+            results["file"] = await self._head(key)
+        except StoreError as exc:
+            results["error"] = exc
+
+    async def _collect_prefix(self, prefix: str, results: dict[str, object]) -> None:
+        try:
+            results["directory"] = await self._store.has_prefix(prefix)
+        except StoreError as exc:
+            results["error"] = exc
+
+    async def _head(self, key: str) -> ObjectInfo | None:
+        try:
+            return await self._store.head(key)
+        except NotFound:
+            return None
+
+    def _list_instead(self, parent: int) -> None:
+        """After a few names asked for one by one, list the whole directory in the background."""
+        listing = self._names.listing(parent)
+        if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
+            return
+        self._asked[parent] += 1
+        if self._asked[parent] >= freshness.RELIST_AFTER_LOOKUPS and not self.lister.is_listing(parent):
+            self._nursery.start_soon(self._list_quietly, parent)
+        if len(self._asked) > PREFIXES_KEPT:
+            self._asked.clear()
+
+    async def _list_quietly(self, directory: int) -> None:
+        try:
+            await self.listed(directory)
+        except LuxError as exc:
+            log.info("listing ahead of %r failed: %s", self.prefix(directory), exc)
+
+    # -- listings
+
+    async def listed(self, directory: int) -> int:
+        """Make sure that the directory's listing is fresh; returns its serial number. Raises `NoSuchName`, `StoreError`."""
+        listing = self._names.listing(directory)
+        if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
+            return listing.serial
+        self._asked.pop(directory, None)
+        if listing is not None and not self._store.reachable:
+            self.stale_served += 1
+            return listing.serial
+        prefix = self.prefix(directory)
+        try:
+            serial, changes = await self.lister.list(directory, prefix)
+        except StoreUnavailable:
+            if listing is None:
+                raise
+            self.stale_served += 1
+            return listing.serial
+        if serial is None:
+            self.expire(directory)
+            raise NoSuchName(f"directory {prefix!r} is gone")
+        for name in changes.names:
+            self._kernel.invalidate_entry(directory, name)
+        return serial
+
+    async def refresh(self, path: str) -> None:
+        """Forget how fresh a path and, for a directory, its entries are, and ask the store again."""
+        directory, entry = ROOT_INODE, self.root
+        parts = [part.encode() for part in path.split("/") if part]
+        for part in parts:
+            directory = entry.inode
+            self._negatives.pop((directory, part), None)
+            self._names.forget_listing(directory)
+            found = await self._ask(directory, part, None)
+            self._kernel.invalidate_entry(directory, part)
+            if found is None:
+                raise NoSuchName(f"{path} does not exist")
+            entry = found
+        if entry.kind is Kind.DIRECTORY:
+            self._names.forget_listing(entry.inode)
+            await self.listed(entry.inode)
+            for key in [key for key in self._negatives if key[0] == entry.inode]:
+                del self._negatives[key]
