@@ -1,0 +1,193 @@
+"""Choosing a driver: preferences, refusals in one line, where credentials come from, what is loaded when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luxfuse.errors import AccessDenied, ConfigError, StoreRejected
+from luxfuse.understore import factory
+from luxfuse.understore.factory import open_driver
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.locations import Location, has_odd_segment, parse_location
+
+SECRET = "s3cr3t/Key+Value=="
+KEYS = {"key": "AKIAEXAMPLE", "secret": SECRET}
+ENDPOINT = "http://127.0.0.1:9"
+AZURE = {"account_name": "acc", "account_key": "c2VjcmV0LWtleQ=="}
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without credentials and an environment without AWS and Azure variables."""
+    import os
+
+    for name in os.environ:
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "driver"),
+    [
+        ("s3://b", KEYS, "obstore"),
+        ("s3://b/pre/fix", {"anon": "true"}, "obstore"),
+        ("s3a://b", {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-west-1"}, "obstore"),
+        ("s3://b", {**KEYS, "max_concurrency": "4"}, "fsspec"),
+        ("s3://b", {**KEYS, "client_kwargs": '{"verify": true}'}, "fsspec"),
+        ("s3://b/odd//prefix", KEYS, "fsspec"),
+        ("az://c", AZURE, "obstore"),
+        ("abfs://c@acc.dfs.core.windows.net/p", {"account_key": "c2VjcmV0LWtleQ=="}, "obstore"),
+        ("az://c", {"connection_string": "AccountName=a;AccountKey=c2VjcmV0LWtleQ==;EndpointSuffix=core.windows.net"},
+         "obstore"),
+        ("az://c", {"account_name": "acc", "sas_token": "?sv=1&sig=abc"}, "obstore"),
+        ("gs://b", {"token": "anon"}, "obstore"),
+        ("memory://root", {}, "fsspec"),
+        ("file:///tmp", {}, "fsspec"),
+        ("/tmp", {}, "fsspec"),
+    ],
+)  # fmt: skip
+def test_auto_prefers_obstore_where_it_knows_all_options(source, options, driver):
+    opened = open_driver(source, storage_options=options, driver="auto")
+    assert opened.driver == driver
+    opened.close()
+
+
+@pytest.mark.parametrize("driver", ["obstore", "fsspec"])
+@pytest.mark.parametrize(
+    ("source", "arguments", "text"),
+    [
+        ("s3://", {}, "names no bucket"),
+        ("s3://b", {"storage_options": {"key": "k"}}, "key and secret are needed together"),
+        ("s3://b", {"endpoint_url": "localhost:9000", "storage_options": KEYS}, "must start with http"),
+        ("az://c", {"storage_options": {"account_key": SECRET}}, "account_name"),
+    ],
+)
+def test_refusals_of_both_drivers(driver, source, arguments, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        open_driver(source, driver=driver, **arguments)
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "text"),
+    [
+        ("nonsense://x", {}, "unknown protocol 'nonsense'"),
+        ("memory://", {}, "names nothing"),
+        ("s3://b", {"driver": "obstore", "storage_options": {**KEYS, "bogus": "1"}}, "does not know.*'bogus'"),
+        ("sftp://h/p", {"driver": "obstore"}, "knows only"),
+        ("s3://b", {"driver": "fsspec", "storage_options": {**KEYS, "anon": "perhaps"}}, "anon: write true or false"),
+        ("file:///tmp", {"storage_options": {"bogus_option": "1"}, "endpoint_url": "http://x"}, "no endpoint"),
+        ("az://c", {"storage_options": {"account_name": "a", "account_key": "not base64!"}}, "cannot be set up"),
+    ],
+)
+def test_refusals(source, arguments, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        open_driver(source, **arguments)
+    assert "\n" not in str(caught.value)
+    assert "not base64!" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "package"), [("az://c", "adlfs", r"luxfuse\[azure\]"), ("gs://b", "gcsfs", r"luxfuse\[gcs\]")]
+)
+def test_missing_package_is_named(monkeypatch, source, module, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == module else object())
+    with pytest.raises(ConfigError, match=rf"pip install '{package}'"):
+        open_driver(source, driver="fsspec", storage_options=AZURE if module == "adlfs" else {})
+
+
+def test_missing_package_for_the_fallback_rejects_the_request(monkeypatch):
+    driver = open_driver("az://c", driver="obstore", storage_options=AZURE)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StoreRejected, match="luxfuse"):
+        driver.head("odd//key")
+
+
+def test_no_s3_credentials_anywhere():
+    with pytest.raises(AccessDenied, match=r"AWS_ACCESS_KEY_ID.*~/\.aws.*anon=true"):
+        open_driver("s3://b", endpoint_url=ENDPOINT)
+
+
+def test_credentials_from_the_files_of_the_aws_tools(no_credentials, monkeypatch):
+    directory = no_credentials / ".aws"
+    directory.mkdir()
+    (directory / "credentials").write_text(
+        "[default]\naws_access_key_id=one\naws_secret_access_key=uno\n"
+        "[work]\naws_access_key_id=two\naws_secret_access_key=due\naws_session_token=tok\n"
+    )
+    (directory / "config").write_text("[default]\nregion=eu-west-3\n")
+    seen = []
+    monkeypatch.setattr("obstore.store.S3Store", lambda bucket, **arguments: seen.append(arguments))
+    open_driver("s3://b", driver="obstore")
+    open_driver("s3://b", driver="obstore", storage_options={"profile": "work"})
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
+    open_driver("s3://b", driver="obstore", storage_options=KEYS)
+    credentials = [arguments["credential_provider"]() for arguments in seen]
+    assert [(c["access_key_id"], c["token"]) for c in credentials] == [
+        ("one", None), ("two", "tok"), ("AKIAEXAMPLE", None)]  # fmt: skip
+    assert seen[0]["region"] == "eu-west-3"
+    assert all(arguments["retry_config"] == {"max_retries": 0} for arguments in seen)
+
+
+def test_credentials_from_the_environment_need_no_botocore(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "one")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "uno")
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    assert open_driver("s3://b").driver == "obstore"
+
+
+def test_unknown_profile_is_one_line():
+    with pytest.raises(AccessDenied, match="nobody"):
+        open_driver("s3://b", storage_options={"profile": "nobody"})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sftp://user:pass@host/dir", "sftp://host/dir"),
+        ("https://u:p@h/d?sig=abc#x", "https://h/d"),
+        ("abfs://cont@acc.dfs.core.windows.net/p", "abfs://cont@acc.dfs.core.windows.net/p"),
+        ("s3://bucket/a#b", "s3://bucket/a#b"),
+        ("/plain/path", "/plain/path"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url, shown):
+    assert safe_url(url) == shown
+
+
+def test_locations():
+    assert parse_location("s3://b") == Location("s3", "b", "")
+    assert parse_location("gcs://b/p/q/") == Location("gs", "b", "p/q/")
+    assert parse_location("abfs://c@acc.dfs.core.windows.net/p") == Location("az", "c", "p/", "acc")
+
+
+@pytest.mark.parametrize("key", ["/a", "a/", "a//b", "a/../b", "./a", "a\nb", "a\x7f", ""])
+def test_odd_keys(key):
+    assert has_odd_segment(key)
+
+
+@pytest.mark.parametrize("key", ["a", "a/b", "...", "a..b/.c", "a b", "ü\u200b"])
+def test_ordinary_keys(key):
+    assert not has_odd_segment(key)
+
+
+def test_heavy_libraries_are_loaded_on_use_only():
+    code = (
+        "import sys, luxfuse.understore.factory, luxfuse.understore.retrying\n"
+        "heavy = {'obstore', 'fsspec', 's3fs', 'adlfs', 'aiohttp', 'botocore', 'azure', 'arro3'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from luxfuse.understore.factory import open_driver\n"
+        "open_driver('s3://b', storage_options={'key': 'a', 'secret': 'b'})\n"
+        "heavy -= {'obstore', 'arro3'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    root = Path(factory.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

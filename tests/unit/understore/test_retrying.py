@@ -1,0 +1,249 @@
+"""The async face: retries, deadlines, abandoned threads, counters and the up/down state."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.types import ListPage
+from luxfuse.understore.retrying import DOWN_AFTER_FAILURES, LIST_PATIENCE, Store
+from tests.support.fake_store import FakeStore
+
+
+@pytest.fixture
+def fake() -> FakeStore:
+    fake = FakeStore()
+    fake.put("d/x", b"0123456789", {"mode": "33188"})
+    return fake
+
+
+@pytest.fixture
+def mock_clock() -> MockClock:
+    # Threads answer in real time, so the clock jumps only after a moment in which nothing happened.
+    return MockClock(autojump_threshold=0.05)
+
+
+def make(fake: FakeStore, timeout_s: float = 30.0, max_requests: int = 4) -> Store:
+    return Store(fake, request_timeout_s=timeout_s, max_requests=max_requests, rng=random.Random(1))
+
+
+async def read(store: Store, fake: FakeStore) -> bytes:
+    return bytes(await store.read("d/x", 2, 5, fake.objects["d/x"][1]))
+
+
+async def test_requests_pass_through_and_are_counted(fake):
+    store = make(fake)
+    info = await store.head("d/x")
+    assert info.metadata == {"mode": "33188"}
+    assert await read(store, fake) == b"234"
+    assert await store.has_prefix("d/")
+    pages = [page async for page in store.list_directory("d/")]
+    assert [i.key for page in pages for i in page.objects] == ["d/x"]
+    assert [page async for page in store.list_directory("none/")] == []
+    found = store.statistics()
+    assert (found.gets, found.heads, found.lists, found.get_bytes) == (1, 1, 3, 3)
+    assert (found.errors, found.retries, found.in_flight, found.timeouts) == (0, 0, 0, 0)
+    assert (found.state, store.reachable) == ("up", True)
+
+
+async def test_retries_until_it_works(fake, mock_clock):
+    store = make(fake)
+    fake.fail_next(4)
+    assert await read(store, fake) == b"234"
+    found = store.statistics()
+    assert (found.gets, found.retries, found.errors, found.get_bytes) == (5, 4, 4, 3)
+    assert store.reachable
+
+
+async def test_truncated_body_is_fetched_again(fake, mock_clock):
+    store = make(fake)
+    fake.short_body_next()
+    assert await read(store, fake) == b"234"
+    assert fake.reads["d/x", (2, 5)] == 2
+
+
+@pytest.mark.parametrize("error", [NotFound, AccessDenied, VersionChanged])
+async def test_final_answers_are_not_retried(fake, error):
+    store = make(fake)
+    fake.fail_next(error=lambda: error("no"))
+    with pytest.raises(error):
+        await store.head("d/x")
+    found = store.statistics()
+    assert (found.heads, found.retries, found.errors) == (1, 0, int(error is AccessDenied))
+    assert store.reachable
+
+
+async def test_wrong_etag_is_a_changed_version(fake):
+    store = make(fake)
+    fake.wrong_etag_next()
+    with pytest.raises(VersionChanged):
+        await read(store, fake)
+    assert await read(store, fake) == b"234"
+
+
+async def test_gives_up_at_the_deadline_with_the_last_error(fake, mock_clock):
+    store = make(fake, timeout_s=30)
+    fake.fail_next(10**4)
+    started_s = trio.current_time()
+    with pytest.raises(StoreUnavailable, match="fake: 503"):
+        await store.head("d/x")
+    assert trio.current_time() - started_s <= 30
+    found = store.statistics()
+    assert 8 <= found.heads <= 40  # delays grow to seconds, so the store is not hammered
+    assert found.retries == found.heads - 1
+    assert (found.state, store.reachable) == ("down", False)
+
+
+async def test_state_follows_the_answers(fake, mock_clock):
+    store = make(fake)
+    fake.fail_next(DOWN_AFTER_FAILURES + 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.head, "d/x")
+        while fake.counts["head"] < DOWN_AFTER_FAILURES + 1:
+            await trio.sleep(0.5)
+        assert not store.reachable  # long before the deadline
+    assert store.reachable  # the retry got through
+    fake.fail_next(error=lambda: NotFound("no"))
+    with pytest.raises(NotFound):
+        await store.head("d/x")
+    assert store.reachable  # "no" is an answer
+
+
+async def test_hanging_driver_meets_the_deadline(fake):
+    store = make(fake, timeout_s=0.2)
+    fake.hold()
+    try:
+        for request in (lambda: store.head("d/x"), lambda: read(store, fake)):
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable, match=r"no answer within 0\.2 s"):
+                await request()
+            assert time.monotonic() - started < 2
+        assert not store.reachable
+        assert store.statistics().timeouts == 2
+        assert store.statistics().in_flight == 0
+    finally:
+        fake.release()
+    assert await read(store, fake) == b"234"
+    assert store.reachable
+
+
+async def test_hanging_listing_meets_its_deadline(fake):
+    store = make(fake, timeout_s=0.05)
+    fake.hold()
+    try:
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            [page async for page in store.list_directory("d/")]
+        assert time.monotonic() - started < 0.05 * LIST_PATIENCE + 2
+    finally:
+        fake.release()
+
+
+async def test_abandoned_threads_are_bounded(fake):
+    store = make(fake, timeout_s=0.1, max_requests=3)
+    before = threading.active_count()
+    fake.hold()
+    try:
+        async with trio.open_nursery() as nursery:
+            async def fail() -> None:
+                with pytest.raises(StoreUnavailable):
+                    await store.head("d/x")
+
+            for _ in range(20):
+                nursery.start_soon(fail)
+        assert fake.counts["head"] <= 3
+        assert threading.active_count() <= before + 3
+    finally:
+        fake.release()
+    assert (await store.head("d/x")).size == 10
+
+
+async def test_concurrency_is_bounded(fake):
+    store = make(fake, max_requests=2)
+    running = peak = 0
+    lock = threading.Lock()
+
+    def slow(_driver: object) -> None:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+
+    async def request() -> None:
+        await store.call("get", slow, what="slow")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(request)
+    assert peak == 2
+
+
+async def test_cancelling_a_caller_does_not_wait_for_the_thread(fake):
+    store = make(fake)
+    fake.hold()
+    try:
+        with trio.move_on_after(0.05) as scope:
+            await store.head("d/x")
+        assert scope.cancelled_caught
+        assert store.statistics().in_flight == 0
+        assert store.reachable
+    finally:
+        fake.release()
+
+
+class TwoPages(FakeStore):
+    """Fails before the first page, or between the first and the second."""
+
+    fail_at = 0
+    listings = 0
+
+    def list_directory(self, prefix):
+        self.listings += 1
+        if self.fail_at == 0 and self.listings == 1:
+            raise StoreUnavailable("first")
+        yield ListPage([], ["a/"])
+        if self.fail_at == 1:
+            raise StoreUnavailable("second")
+        yield ListPage([], ["b/"])
+
+
+async def collect(store: Store, into: list[str]) -> None:
+    async for page in store.list_directory(""):
+        into += page.prefixes
+
+
+async def test_listing_is_retried_before_its_first_page_only(mock_clock):
+    driver = TwoPages()
+    store = make(driver)
+    assert [page.prefixes async for page in store.list_directory("")] == [["a/"], ["b/"]]
+    assert driver.listings == 2
+    driver.fail_at, driver.listings = 1, 1
+    got = []
+    with pytest.raises(StoreUnavailable, match="second"):
+        await collect(store, got)
+    assert got == ["a/"]
+    assert driver.listings == 2
+
+
+async def test_flaky_store_is_hidden(fake, mock_clock):
+    store = make(fake)
+    fake.flaky(0.4, seed=5)
+    for _ in range(20):
+        assert await read(store, fake) == b"234"
+    assert store.statistics().retries > 3
+
+
+async def test_programming_errors_are_not_swallowed(fake):
+    store = make(fake)
+    with pytest.raises(ZeroDivisionError):
+        await store.call("get", lambda _driver: 1 / 0, what="x")
+    assert store.statistics().in_flight == 0
