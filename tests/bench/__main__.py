@@ -22,8 +22,9 @@ from tests.bench.table import show
 from tests.bench.workloads import SIZES, Bench, create_data, rows_of
 from tests.support import fast_s3
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTES = (
-    "Best of 3 trials (1 at size small), systems taken in turn; no further trial for one that took over 10 s.",
+    "Best of 3 cold or 5 warm trials (size small: 1 or 3), systems taken in turn; no more for one that took over 10 s.",
     "Cold: remounted with an empty cache, kernel caches dropped, then the server's files read once so that it is fast.",
     "Warm: read once through the same mount before. Server: nginx on loopback, sharing this machine's processors.",
     "'<' and '>': cut off at the time limit, the true figure is worse. Memory: VmHWM of the daemon and its children.",
@@ -42,6 +43,8 @@ def parse() -> argparse.Namespace:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
+    for one in SIGNALS:  # a second one must not interrupt the cleaning up
+        signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -104,7 +107,7 @@ def main() -> int:
     if reason is not None:
         print(f"bench: {reason}", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, _interrupted)
     work = Path(tempfile.mkdtemp(prefix="luxfuse-bench-", dir=arguments.dir)).resolve()
     try:

@@ -40,12 +40,13 @@ class Size:
     listings: tuple[int, ...]
     random_s: float
     trials: int
+    warm_trials: int
     timeout_s: float
 
 
 SIZES = {
-    "small": Size(128 * MIB, 200, 50, (2_000,), 1.0, 1, 20.0),
-    "full": Size(GIB, 2_000, 500, (10_000, 100_000), 3.0, 3, 60.0),
+    "small": Size(128 * MIB, 200, 50, (2_000,), 1.0, 1, 3, 20.0),
+    "full": Size(GIB, 2_000, 500, (10_000, 100_000), 3.0, 3, 5, 60.0),
 }
 
 
@@ -137,7 +138,8 @@ class Bench:
             return
         found: dict[str, dict[str, list[float]]] = {s.name: {} for s in systems}
         active = [s for s in systems if not self._skip(s, wanted)]
-        for trial in range(self.size.trials):
+        all_warm = all("warm" in key or key.startswith("random") for key in wanted)
+        for trial in range(self.size.warm_trials if all_warm else self.size.trials):
             for system in list(active):
                 self.progress(f"{', '.join(wanted)}: {system.name}, trial {trial + 1}")
                 started = time.monotonic()
