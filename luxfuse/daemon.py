@@ -34,6 +34,7 @@ from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.service import Parts, Service
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
@@ -52,7 +53,6 @@ ANSWER_DEADLINE_S = 10.0
 TOUCH_INTERVAL_S = 5.0
 BASE_MEMORY_BYTES = 128 << 20
 """What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
-STORE_THREADS_STACK_BYTES = 1 << 20
 
 
 def run(settings: Settings, ready: Ready) -> int:
@@ -117,7 +117,7 @@ class _Daemon:
         finally:
             await trio.to_thread.run_sync(store.close)
 
-    async def _open_store(self):  # type: ignore[no-untyped-def]
+    async def _open_store(self) -> UnderStore:
         s = self._settings
         return await trio.to_thread.run_sync(
             lambda: open_driver(
@@ -216,7 +216,12 @@ class _Daemon:
             namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
             whole_file_bytes=s.whole_file_threshold_bytes, readahead_bytes=s.readahead_bytes,
         )
-        space.lost_files = lambda: (cache.forget_all_pages(), files.forget_all())[0]
+
+        def lost_files() -> None:
+            cache.forget_all_pages()
+            files.forget_all()
+
+        space.lost_files = lost_files
         defaults = Defaults(
             uid=os.getuid() if s.uid is None else s.uid, gid=os.getgid() if s.gid is None else s.gid, umask=s.umask,
             mtime_ns=time.time_ns(),

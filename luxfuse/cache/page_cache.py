@@ -266,9 +266,8 @@ class PageCache:
             kept = self.recent.get(obj.oid, page)
             if kept is not None:
                 self.counters.memory_bytes += high - low
-                if high == len(kept):
-                    if obj.pages.has(page):
-                        self.recent.discard(obj.oid, page)
+                if high == len(kept) and obj.pages.has(page):
+                    self.recent.discard(obj.oid, page)
                 return memoryview(kept)[low:high]
             flight = obj.flights.get(page)
             if flight is not None:

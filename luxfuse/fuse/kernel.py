@@ -52,7 +52,8 @@ class KernelSide:
 
     def _open(self, fd: int) -> int:
         argument = bytearray(struct.pack("iIQ", fd, 0, 0))
-        return fcntl.ioctl(self._device_fd, BACKING_OPEN, argument)
+        backing_id: int = fcntl.ioctl(self._device_fd, BACKING_OPEN, argument)
+        return backing_id
 
     def _close(self, backing_id: int) -> None:
         try:

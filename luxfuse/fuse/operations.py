@@ -57,8 +57,8 @@ def guarded(handler: F) -> F:
 
 def _attributes(stat: Stat) -> pyfuse3.EntryAttributes:
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = stat.inode  # type: ignore[assignment]
-    entry.st_mode = stat.mode  # type: ignore[assignment]
+    entry.st_ino = stat.inode
+    entry.st_mode = stat.mode
     entry.st_nlink = 1
     entry.st_size = stat.size
     entry.st_blocks = (stat.size + 511) >> 9
@@ -93,7 +93,7 @@ class Operations(pyfuse3.Operations):
             if exc.errno != errno.ENOENT:
                 raise
             missing = pyfuse3.EntryAttributes()
-            missing.st_ino = 0  # type: ignore[assignment]
+            missing.st_ino = 0
             missing.entry_timeout = self._negative_ttl_s
             return missing
 

@@ -24,10 +24,14 @@ class Beginning:
     same_cache: bool
 
 
+def _boot_id() -> bytes:
+    return BOOT_ID.read_bytes().strip()
+
+
 async def begin(store: IndexStore, cache_identity: str) -> Beginning:
     """Mark the index as in use, durably, and tell how the last run ended."""
     stored = store.get(Table.META, b"epoch")
-    boot = BOOT_ID.read_bytes().strip()
+    boot = _boot_id()
     clean = stored is not None and store.get(Table.META, b"clean") == boot
     epoch = (U64.unpack(stored)[0] if stored else 0) + (0 if clean else 1)
     same = store.get(Table.META, b"cache") == cache_identity.encode()
@@ -41,6 +45,6 @@ async def begin(store: IndexStore, cache_identity: str) -> Beginning:
 
 async def end(store: IndexStore) -> None:
     """Commit everything and mark the index as cleanly left."""
-    store.put(Table.META, b"clean", BOOT_ID.read_bytes().strip())
+    store.put(Table.META, b"clean", _boot_id())
     await store.flush()
     await store.sync()

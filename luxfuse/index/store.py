@@ -118,7 +118,9 @@ class IndexStore:
             )
             self._databases = {table: self._env.open_db(table.value) for table in Table}
         except lmdb.Error as exc:
-            raise IndexFormatError(f"index {path} cannot be opened ({exc}); remove it to start with a cold cache") from exc
+            raise IndexFormatError(
+                f"index {path} cannot be opened ({exc}); remove it to start with a cold cache"
+            ) from exc
         self._check_format()
 
     def _check_format(self) -> None:
@@ -211,7 +213,8 @@ class IndexStore:
                 return function(Transaction(txn, self._databases))
         except lmdb.Error as exc:
             code = getattr(exc, "code", None)
-            raise OSError(code if isinstance(code, int) and code > 0 else errno.EIO, f"index {self.path}: {exc}") from exc
+            number = code if isinstance(code, int) and code > 0 else errno.EIO
+            raise OSError(number, f"index {self.path}: {exc}") from exc
 
     async def flusher(self) -> None:
         """Commit in the background until cancelled; a failing commit is logged once and tried again."""

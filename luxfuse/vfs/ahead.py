@@ -7,7 +7,8 @@ from collections import OrderedDict
 
 import trio
 
-from luxfuse.cache.page_cache import CachedObject, PageCache
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.order import Predictor, numbered_successors
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import LuxError

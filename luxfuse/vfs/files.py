@@ -12,7 +12,8 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from luxfuse.cache.page_cache import Buffer, CachedObject, PageCache
+from luxfuse.cache.cached import Buffer, CachedObject
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.modes import OpenMode, decide
 from luxfuse.core.readahead import Sequence
 from luxfuse.core.spans import pages_of

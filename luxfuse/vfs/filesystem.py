@@ -6,7 +6,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from luxfuse.cache.page_cache import Buffer, PageCache
+from luxfuse.cache.cached import Buffer
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE, Entry
 from luxfuse.types import Kind
@@ -114,7 +115,7 @@ class FileSystem:
     # -- directories
 
     async def opendir(self, inode: int) -> tuple[int, bool]:
-        """Open a directory, listing it if need be; returns (handle, whether the kernel's cached listing still holds)."""
+        """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds)."""
         if inode != ROOT_INODE and (await self.namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
         serial = await self.namespace.listed(inode)

@@ -49,8 +49,8 @@ class Lister:
         """Whether a listing of the directory is on its way."""
         return directory in self._running
 
-    async def list(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
-        """List ``prefix`` into ``directory``; returns the listing's serial number (None: no such directory) and changes."""
+    async def fetch(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
+        """List ``prefix`` into ``directory``; returns the listing's serial number (None: it does not exist), changes."""
         running = self._running.get(directory)
         if running is None:
             running = self._running[directory] = _Running(trio.Event())

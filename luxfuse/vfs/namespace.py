@@ -58,6 +58,15 @@ class _Question:
     error: Exception | None = None
 
 
+@dataclass(slots=True)
+class _Both:
+    """What the two requests for an unknown name bring."""
+
+    info: ObjectInfo | None = None
+    is_directory: bool = False
+    error: StoreError | None = None
+
+
 class Namespace:
     """The tree of names of one mount."""
 
@@ -157,7 +166,7 @@ class Namespace:
         return found
 
     async def current(self, inode: int) -> Entry:
-        """Return the entry of an inode, asked for again if it is not fresh. Raises `Stale` if it was replaced or is gone."""
+        """Return the entry of an inode, asked for again if not fresh. Raises `Stale` if it was replaced or is gone."""
         if inode == ROOT_INODE:
             return self.root
         parent, name, entry = self.locate(inode)
@@ -249,16 +258,16 @@ class Namespace:
             info = await self._head(base + suffix)
             if info is not None:
                 return Found(name, guess, info.size, info.version, info.mtime_ns), info
-        results: dict[str, ObjectInfo | bool | None] = {}
+        both = _Both()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._collect_head, base, results)
+            nursery.start_soon(self._collect_head, base, both)
             if guess is not Kind.DIRECTORY:
-                nursery.start_soon(self._collect_prefix, base + "/", results)
-        if error := results.get("error"):
-            raise error  # type: ignore[misc]
-        if results.get("directory"):
+                nursery.start_soon(self._collect_prefix, base + "/", both)
+        if both.error is not None:
+            raise both.error
+        if both.is_directory:
             return Found(name, Kind.DIRECTORY), None
-        info = results.get("file")  # type: ignore[assignment]
+        info = both.info
         if info is not None:
             return Found(name, Kind.FILE, info.size, info.version, info.mtime_ns), info
         if guess is not Kind.SYMLINK:
@@ -267,17 +276,17 @@ class Namespace:
                 return Found(name, Kind.SYMLINK, info.size, info.version, info.mtime_ns), info
         return None, None
 
-    async def _collect_head(self, key: str, results: dict[str, object]) -> None:
+    async def _collect_head(self, key: str, both: _Both) -> None:
         try:
-            results["file"] = await self._head(key)
+            both.info = await self._head(key)
         except StoreError as exc:
-            results["error"] = exc
+            both.error = exc
 
-    async def _collect_prefix(self, prefix: str, results: dict[str, object]) -> None:
+    async def _collect_prefix(self, prefix: str, both: _Both) -> None:
         try:
-            results["directory"] = await self._store.has_prefix(prefix)
+            both.is_directory = await self._store.has_prefix(prefix)
         except StoreError as exc:
-            results["error"] = exc
+            both.error = exc
 
     async def _head(self, key: str) -> ObjectInfo | None:
         try:
@@ -305,7 +314,7 @@ class Namespace:
     # -- listings
 
     async def listed(self, directory: int) -> int:
-        """Make sure that the directory's listing is fresh; returns its serial number. Raises `NoSuchName`, `StoreError`."""
+        """Make sure that the directory's listing is fresh; returns its serial. Raises `NoSuchName`, `StoreError`."""
         listing = self._names.listing(directory)
         if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
             return listing.serial
@@ -315,7 +324,7 @@ class Namespace:
             return listing.serial
         prefix = self.prefix(directory)
         try:
-            serial, changes = await self.lister.list(directory, prefix)
+            serial, changes = await self.lister.fetch(directory, prefix)
         except StoreUnavailable:
             if listing is None:
                 raise
