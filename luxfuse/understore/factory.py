@@ -23,8 +23,8 @@ def open_driver(
 ) -> UnderStore:
     """Open ``source``: "auto" means obstore for S3, Azure and GCS if it knows all options, fsspec otherwise.
 
-    Makes no request to object stores (`UnderStore.probe` does). Raises `ConfigError` with one line that says what is
-    wrong or what to install, `AccessDenied` if no credentials are found.
+    Makes no request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises
+    `ConfigError` with one line that says what is wrong or what to install, `AccessDenied` if no credentials are found.
     """
     options = dict(storage_options or {})
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):

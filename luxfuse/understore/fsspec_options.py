@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.registry import known_implementations
 
 from luxfuse.errors import ConfigError, StoreError
 from luxfuse.understore.failures import safe_url
@@ -58,8 +59,9 @@ def open_filesystem(
         filesystem, root = url_to_fs(source, use_listings_cache=False, skip_instance_cache=True, **arguments)
     except ImportError as exc:
         package = _PACKAGES.get(exc.name or "", exc.name)
-        hint = f"pip install '{package}'" if package else f"the package fsspec names for {protocol}"
-        raise ConfigError(f"source {shown!r}: a package is missing; install it with: {hint}") from None
+        known = known_implementations.get(protocol, {}).get("err", str(exc))
+        hint = f"install it with: pip install '{package}'" if package else known
+        raise ConfigError(f"source {shown!r}: a package is missing; {hint}") from None
     except ValueError as exc:
         if protocol not in fsspec.available_protocols():
             raise ConfigError(f"source {shown!r}: unknown protocol {protocol!r}") from None
@@ -133,7 +135,8 @@ def _s3(given: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> di
     verify = str(arguments.pop("verify", "true")).lower() in _TRUE
     if arguments.pop("allow_invalid_certificates", False) or not verify:
         client["verify"] = False
-    for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload"):
+    for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload", "s3_express",
+                 "metadata_endpoint", "server_side_encryption"):  # fmt: skip
         arguments.pop(name, None)
     config = dict(arguments.pop("config_kwargs", {}))
     config.setdefault("connect_timeout", min(CONNECT_TIMEOUT_S, timeout_s))

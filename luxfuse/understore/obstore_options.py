@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import obstore.store
 from obstore.exceptions import BaseError
@@ -18,7 +20,8 @@ from luxfuse.understore.locations import Location
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
 
-_TRUE = ("1", "true", "yes", "on")
+_TRUE = ("1", "true", "yes", "on", "requester")
+_REGION_TIMEOUT_S = 3.0
 
 _SYNONYMS: dict[str, dict[str, str]] = {
     "s3": {
@@ -123,11 +126,32 @@ def _s3(location: Location, config: dict[str, Any]) -> dict[str, Any]:
     endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         config["endpoint"] = endpoint
+    region = config.pop("default_region", None) or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    profile_region = _s3_credentials(location, config)
+    if not config.get("region"):
+        config["region"] = region or profile_region or ("us-east-1" if endpoint else bucket_region(location.bucket))
+    return config
+
+
+def bucket_region(bucket: str) -> str:
+    """Ask AWS where ``bucket`` is, as its SDKs do when no region is set; us-east-1 if it does not answer."""
+    connection = http.client.HTTPSConnection("s3.amazonaws.com", timeout=_REGION_TIMEOUT_S)
+    try:
+        connection.request("HEAD", f"/{quote(bucket)}")
+        return connection.getresponse().getheader("x-amz-bucket-region") or "us-east-1"
+    except (OSError, http.client.HTTPException):
+        return "us-east-1"
+    finally:
+        connection.close()
+
+
+def _s3_credentials(location: Location, config: dict[str, Any]) -> str | None:
+    """Replace the credentials in ``config`` by a provider where needed; return the region of the profile in use."""
     profile = config.pop("profile", None)
     key, secret = config.pop("access_key_id", None), config.pop("secret_access_key", None)
     token = config.pop("session_token", None)
     if config.get("skip_signature"):
-        return config
+        return None
     if bool(key) != bool(secret):
         raise ConfigError("storage options: key and secret are needed together")
     if key:
@@ -137,11 +161,8 @@ def _s3(location: Location, config: dict[str, Any]) -> dict[str, Any]:
     elif profile or not _obstore_finds_s3_credentials():
         provider, region = _botocore_credentials(location, profile)
         config["credential_provider"] = provider
-        if region:
-            config.setdefault("region", region)
-    if not config.get("region") and not os.environ.get("AWS_REGION") and not os.environ.get("AWS_DEFAULT_REGION"):
-        config["region"] = "us-east-1"
-    return config
+        return region
+    return None
 
 
 def _obstore_finds_s3_credentials() -> bool:

@@ -25,7 +25,7 @@ RequestKind = Literal["get", "head", "list"]
 State = Literal["up", "down"]
 
 DOWN_AFTER_FAILURES = 3
-"""This many attempts in a row without an answer mean "down" even before one of them has used up its deadline."""
+"""This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
 
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
@@ -91,15 +91,17 @@ class Store:
             state=self._state,
         )
 
-    async def call(self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str) -> T:
+    async def call(
+        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: int = 1
+    ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
         Raises the last error once it is not retryable or the deadline does not allow another try, and
-        `StoreUnavailable` if the deadline passes while the driver (or the queue for a slot) hangs.
+        `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests) passes
+        while the driver or the queue for a slot hangs.
         """
-        started_s = self._clock()
-        retry_until_s = started_s + self._timeout_s
-        timeout_s = self._timeout_s * LIST_PATIENCE if kind == "list" else self._timeout_s
+        retry_until_s = self._clock() + self._timeout_s
+        timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
         self._in_flight += 1
@@ -177,7 +179,9 @@ class Store:
         already handed out cannot be taken back.
         """
         what = f"LIST {prefix!r}"
-        pages, page = await self.call("list", lambda driver: _first(driver.list_directory(prefix)), what=what)
+        pages, page = await self.call(
+            "list", lambda driver: _first(driver.list_directory(prefix)), what=what, patience=LIST_PATIENCE
+        )
         while page is not None:
             yield page
             page = await self._next_page(pages, what)

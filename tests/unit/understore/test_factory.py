@@ -30,6 +30,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("luxfuse.understore.obstore_options.bucket_region", lambda bucket: "asked")
     return tmp_path
 
 
@@ -81,6 +82,7 @@ def test_refusals_of_both_drivers(driver, source, arguments, text):
     [
         ("nonsense://x", {}, "unknown protocol 'nonsense'"),
         ("memory://", {}, "names nothing"),
+        ("hdfs://h/p", {}, "a package is missing; .*pyarrow"),
         ("s3://b", {"driver": "obstore", "storage_options": {**KEYS, "bogus": "1"}}, "does not know.*'bogus'"),
         ("sftp://h/p", {"driver": "obstore"}, "knows only"),
         ("s3://b", {"driver": "fsspec", "storage_options": {**KEYS, "anon": "perhaps"}}, "anon: write true or false"),
@@ -133,7 +135,7 @@ def test_credentials_from_the_files_of_the_aws_tools(no_credentials, monkeypatch
     credentials = [arguments["credential_provider"]() for arguments in seen]
     assert [(c["access_key_id"], c["token"]) for c in credentials] == [
         ("one", None), ("two", "tok"), ("AKIAEXAMPLE", None)]  # fmt: skip
-    assert seen[0]["region"] == "eu-west-3"
+    assert [arguments["region"] for arguments in seen] == ["eu-west-3", "asked", "asked"]
     assert all(arguments["retry_config"] == {"max_retries": 0} for arguments in seen)
 
 
@@ -185,7 +187,7 @@ def test_heavy_libraries_are_loaded_on_use_only():
         "heavy = {'obstore', 'fsspec', 's3fs', 'adlfs', 'aiohttp', 'botocore', 'azure', 'arro3'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "from luxfuse.understore.factory import open_driver\n"
-        "open_driver('s3://b', storage_options={'key': 'a', 'secret': 'b'})\n"
+        "open_driver('s3://b', storage_options={'key': 'a', 'secret': 'b', 'region': 'eu-west-1'})\n"
         "heavy -= {'obstore', 'arro3'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
