@@ -125,8 +125,16 @@ _virtualenv() {
     } | sha256sum | cut -c 1-16)
     if [ ! -e "$VENV/.luxfuse-$stamp" ]; then
         echo "installing luxfuse${extras:+[$extras]} in $VENV"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "$REPOSITORY${extras:+[$extras]}" ||
-            return 1
+        _pip_install -e "$REPOSITORY" || return 1
+        # boto3 and aiobotocore each want a narrow range of botocore. s3fs decides: asked for all at once, pip may
+        # search through their versions for minutes and find nothing.
+        "$VENV/bin/python" -m pip freeze --exclude-editable |
+            grep -iE '^(aiobotocore|botocore|fsspec|s3fs)==' >"$VENV/.luxfuse-constraints" || return 1
+        _pip_install -c "$VENV/.luxfuse-constraints" -e "$REPOSITORY${extras:+[$extras]}" || return 1
         touch "$VENV/.luxfuse-$stamp"
     fi
+}
+
+_pip_install() {
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }

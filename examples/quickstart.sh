@@ -10,7 +10,9 @@ mountpoint=$work/bucket
 server=
 
 cleanup() {
+    local code=$?
     trap - EXIT INT TERM
+    if [ "$code" != 0 ]; then tail -n 20 "$work"/state/mounts/*/daemon.log >&2 2>/dev/null || true; fi
     if grep -qF " $mountpoint " /proc/self/mountinfo; then
         "$VENV/bin/luxfuse" unmount "$mountpoint" || "$VENV/bin/luxfuse" unmount --force "$mountpoint" || true
     fi

@@ -18,6 +18,7 @@ from luxfuse import __version__
 from luxfuse.config import Settings
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.understore.failures import safe_url
 
 SOCKET, RECORD, LOCK, LOG = "control.sock", "mount.json", "lock", "daemon.log"
 # A look at the lock holds it for a moment; a claim that meets one tries again for this long.
@@ -100,7 +101,7 @@ def claim(settings: Settings) -> Claim:
         (directory / SOCKET).unlink(missing_ok=True)
         record = {
             "mountpoint": settings.mountpoint,
-            "source": settings.source,
+            "source": safe_url(settings.source),
             "pid": os.getpid(),
             "version": __version__,
             "started_at": time.time(),
