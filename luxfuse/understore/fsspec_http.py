@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 import yarl
 from fsspec.asyn import sync
 
-from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
+from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.failures import from_status
@@ -89,8 +89,8 @@ class HttpDriver(FsspecDriver):
             async with slots:
                 try:
                     return await self._head(key)
-                except NotFound:
-                    return None  # gone since the index was made, or a link that leads elsewhere
+                except (NotFound, AccessDenied, StoreRejected):
+                    return None  # gone since the index was made, or a link to no readable file: not worth the listing
 
         found = await asyncio.gather(*map(describe, keys))
         return [info for info in found if info is not None]
@@ -161,6 +161,6 @@ def _describe(key: str, response: Any) -> ObjectInfo:
         raise NotFound(f"{what}: is a directory")
     total = _total(response)
     if total < 0 and key:
-        raise StoreUnavailable(f"{what}: the server tells no size")
+        raise StoreRejected(f"{what}: the server tells no size")
     mtime_ns = to_ns(response.headers.get("Last-Modified", ""))
     return ObjectInfo(key, total, _version(response, total), mtime_ns)
