@@ -70,7 +70,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _tier(tier: Mapping[str, Any]) -> str:
     used, capacity = tier.get("used_bytes", 0), tier.get("capacity_bytes")
     share = f" of {format_size(capacity)} ({100 * used / capacity:.0f} %)" if capacity else ""
-    state = "" if tier.get("state") == "ok" else f", {_style(str(tier.get('state')))}"
+    state = "" if tier.get("state") == "serving" else f", {_style(str(tier.get('state')))}"
     return f"{format_size(used)}{share} in {escape(str(tier.get('path')))}{state}"
 
 

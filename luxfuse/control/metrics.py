@@ -98,7 +98,7 @@ def _tiers(tiers: list[Mapping[str, object]]) -> Iterator[Metric]:
         labels = [str(tier.get("name", "")), str(tier.get("path", ""))]
         numbers = dict(_numbers("tier_", tier))
         if "state" in tier:
-            numbers["tier_ok"] = float(tier["state"] == "ok")
+            numbers["tier_ok"] = float(tier["state"] == "serving")
         for name, value in numbers.items():
             if name not in families:
                 text = _GAUGES.get(name, name.replace("_", " "))

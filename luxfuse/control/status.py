@@ -12,7 +12,10 @@ StatusState = Literal["serving", "degraded", "draining"]
 
 
 class TierStatus(TypedDict):
-    """One cache tier. ``capacity_bytes`` None means: bounded by the free-space ratio alone."""
+    """One cache tier. ``capacity_bytes`` None means: bounded by the free-space ratio alone.
+
+    ``state``: ``serving``, or ``degraded`` while it is bypassed because it is full, failing or gone.
+    """
 
     name: str
     path: str
@@ -37,7 +40,7 @@ class ReadStatus(TypedDict):
 
 
 class UnderstoreStatus(TypedDict):
-    """Requests to the bucket, retries included. ``state`` is ``ok`` or says what is wrong."""
+    """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``."""
 
     gets: int
     heads: int

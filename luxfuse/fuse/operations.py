@@ -55,8 +55,10 @@ def guarded(handler: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def _attributes(stat: Stat) -> pyfuse3.EntryAttributes:
-    entry = pyfuse3.EntryAttributes()
+def _attributes(stat: Stat, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+    """Return the kernel's form of ``stat``, in ``entry`` if that is given."""
+    if entry is None:
+        entry = pyfuse3.EntryAttributes()
     entry.st_ino = stat.inode
     entry.st_mode = stat.mode
     entry.st_nlink = 1
@@ -147,8 +149,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
+        entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), _attributes(stat), cookie):
+            if not pyfuse3.readdir_reply(token, name, _attributes(stat, entry), cookie):
                 break
 
     @guarded

@@ -77,8 +77,7 @@ _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 _decode_listing = msgspec.msgpack.Decoder(Listing).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, gc=False):
     """One entry as a listing brings it."""
 
     name: bytes
@@ -174,10 +173,11 @@ class Names:
         prefix = U64.pack(directory)
         records: dict[bytes, bytes] = {}
         inodes = []
+        empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
         # Directories first: they win their names, and so keep their inode numbers from listing to listing.
         for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.name)):
             key = prefix + item.name
-            stored = records.get(key) or txn.get(Table.NAMES, key)
+            stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
             old = None if stored is None else _decode_entry(stored)
             if old is not None:
                 if old.listing == serial and old.kind != item.kind:

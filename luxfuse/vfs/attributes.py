@@ -11,14 +11,16 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from luxfuse.index.names import Attributes, Entry
 from luxfuse.types import Kind
 
-_KIND_BITS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+_KIND_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+"""By `Kind`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, gc=False):
     """Attributes of an inode; ``ttl_s`` is for how long the kernel may believe them."""
 
     inode: int
@@ -38,6 +40,9 @@ class Defaults:
     gid: int
     umask: int
     mtime_ns: int
+
+
+_NOTHING_SAID = Attributes()
 
 
 def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
@@ -74,7 +79,7 @@ def _nanoseconds(text: str | None) -> int | None:
 
 def stat_of(entry: Entry, defaults: Defaults, ttl_s: float) -> Stat:
     """Return the attributes of an entry."""
-    known = entry.attributes or Attributes()
+    known = entry.attributes or _NOTHING_SAID
     permissions = known.mode
     if permissions is None:
         permissions = (0o777 if entry.kind is not Kind.FILE else 0o666) & ~defaults.umask

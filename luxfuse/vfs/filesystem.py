@@ -17,7 +17,8 @@ from luxfuse.vfs.namespace import Namespace, NotADirectory, Stale
 
 XATTR_PREFIX = b"user.luxfuse."
 XATTRS = (b"version", b"cached_bytes", b"tier", b"state")
-BATCH = 64
+BATCH = 256
+"""Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
 
 

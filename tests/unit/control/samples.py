@@ -18,7 +18,9 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "uptime_s": 3700.5,
         "memory_bytes": 50 << 20,
         "driver": "obstore",
-        "tiers": [{"name": "ssd", "path": "/c", "capacity_bytes": 1 << 30, "used_bytes": 1 << 29, "state": "ok"}],
+        "tiers": [
+            {"name": "ssd", "path": "/c", "capacity_bytes": 1 << 30, "used_bytes": 1 << 29, "state": "serving"}
+        ],
         "reads": {
             "memory_bytes": 10,
             "ssd_bytes": 20,
