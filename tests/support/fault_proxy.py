@@ -55,6 +55,16 @@ class Request:
     range: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Fate:
+    """What happens to one request; ``released`` ends a stall, even if it is set before the stall begins."""
+
+    faults: Faults
+    released: threading.Event
+    fault: Fault | None = None
+    status: int = 0
+
+
 class _Closed(Exception):
     pass
 
@@ -125,12 +135,11 @@ class FaultProxy:
                 client.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-        self._released.set()
+        self.release()
         for thread in list(self._threads):
             if thread is not threading.current_thread():
                 thread.join(5)
         self._threads.clear()
-        self._released.clear()
 
     def close(self) -> None:
         self._refuse()
@@ -162,7 +171,8 @@ class FaultProxy:
 
     def release(self) -> None:
         """Closes the connections that are stalled now."""
-        released, self._released = self._released, threading.Event()
+        with self._lock:
+            released, self._released = self._released, threading.Event()
         released.set()
 
     def outage(self, on: bool) -> None:
@@ -228,17 +238,17 @@ class FaultProxy:
                 self._threads.discard(threading.current_thread())
             exchange.close()
 
-    def decide(self, request: Request) -> tuple[Faults, Fault | None, int]:
+    def decide(self, request: Request) -> Fate:
         """Logs the request and draws its fate."""
         with self._lock:
             self._log.append(request)
             faults = self._faults
             if self._only is not None and not self._only(request):
-                return Faults(), None, 0
+                return Fate(Faults(), self._released)
             if self._scripted:
                 fault, status = self._scripted.popleft()
                 self._injected[fault] += 1
-                return faults, fault, status
+                return Fate(faults, self._released, fault, status)
             chances: tuple[tuple[Fault, float], ...] = (
                 ("error", faults.error_probability), ("reset", faults.reset_probability),
                 ("stall", faults.stall_probability), ("truncate", faults.truncate_probability),
@@ -246,16 +256,13 @@ class FaultProxy:
             for fault, chance in chances:
                 if chance > 0 and self._random.random() < chance:
                     self._injected[fault] += 1
-                    return faults, fault, faults.error_status
-            return faults, None, 0
+                    return Fate(faults, self._released, fault, faults.error_status)
+            return Fate(faults, self._released)
 
     def connect(self) -> socket.socket:
         upstream = socket.create_connection(self._upstream, timeout=60)
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return upstream
-
-    def stall(self) -> None:
-        self._released.wait()
 
 
 class _Exchange:
@@ -285,7 +292,8 @@ class _Exchange:
         method, target, _version = line.split(" ", 2)
         path, _, query = target.partition("?")
         request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"))
-        faults, fault, status = self._proxy.decide(request)
+        fate = self._proxy.decide(request)
+        faults = fate.faults
         if faults.latency_s > 0:
             time.sleep(faults.latency_s)
         if (_get(headers, "expect") or "").lower() == "100-continue":
@@ -293,8 +301,8 @@ class _Exchange:
             headers = _without(headers, "expect")
         body = _read_body(self._from_client, headers)
         keep = (_get(headers, "connection") or "").lower() != "close"
-        if fault == "error":
-            self._send_error(method, status, faults.retry_after_s)
+        if fate.fault == "error":
+            self._send_error(method, fate.status, faults.retry_after_s)
             return keep
         if faults.drop_if_match:
             headers = _without(headers, "if-match")
@@ -304,7 +312,7 @@ class _Exchange:
         if faults.wrong_etag is not None:
             answer = [(k, faults.wrong_etag if k.lower() == "etag" else v) for k, v in answer]
         self._client.sendall(_head(status_line, answer))
-        self._relay_body(method, int(status_line.split(" ", 2)[1]), answer, fault)
+        self._relay_body(method, int(status_line.split(" ", 2)[1]), answer, fate)
         if (_get(answer, "connection") or "").lower() == "close":
             return False
         return keep
@@ -337,19 +345,19 @@ class _Exchange:
                     raise
         raise AssertionError("unreachable")
 
-    def _relay_body(self, method: str, status: int, headers: Headers, fault: Fault | None) -> None:
+    def _relay_body(self, method: str, status: int, headers: Headers, fate: Fate) -> None:
         assert self._from_upstream is not None
         size = _get(headers, "content-length")
         if method == "HEAD" or status in BODILESS:
-            self._misbehave(fault)
+            self._misbehave(fate)
             return
         if (_get(headers, "transfer-encoding") or "").lower() == "chunked":
-            if fault is not None:
-                self._misbehave(fault)
+            if fate.fault is not None:
+                self._misbehave(fate)
             self._relay_chunks()
             return
         remaining = -1 if size is None else int(size)
-        if fault is not None:
+        if fate.fault is not None:
             remaining = max(remaining, 0) // 2
         while remaining != 0:
             data = self._from_upstream.read1(BLOCK_BYTES if remaining < 0 else min(BLOCK_BYTES, remaining))  # type: ignore[attr-defined]
@@ -357,7 +365,7 @@ class _Exchange:
                 raise _Closed
             self._client.sendall(data)
             remaining -= len(data) if remaining > 0 else 0
-        self._misbehave(fault)
+        self._misbehave(fate)
 
     def _relay_chunks(self) -> None:
         assert self._from_upstream is not None
@@ -368,13 +376,13 @@ class _Exchange:
             if data == b"\r\n":
                 return
 
-    def _misbehave(self, fault: Fault | None) -> None:
-        if fault == "stall":
-            self._proxy.stall()
+    def _misbehave(self, fate: Fate) -> None:
+        if fate.fault == "stall":
+            fate.released.wait()
             raise _Closed
-        if fault == "reset":
+        if fate.fault == "reset":
             raise _Reset
-        if fault == "truncate":
+        if fate.fault == "truncate":
             raise _Closed
 
 
