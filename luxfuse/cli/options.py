@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from luxfuse.cli.errors import UsageError
+from luxfuse.cli.errors import UsageError, say
 from luxfuse.config import NAMES
 
 # Words for mount(8) and systemd, or what is so anyway: a mount never honours set-user-id files or devices.
@@ -21,12 +21,12 @@ OPTION_NAMES = NAMES - _NOT_HERE
 def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = False) -> dict[str, Any]:
     """Return the settings in the texts of ``-o``; later ones win.
 
-    ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing and ``noexec`` for ``user``, so both are let pass.
+    ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing and ``noexec`` for ``user``. Both are let pass, the
+    latter with a warning on stderr.
     ``sloppy``: unknown names are let pass. Raises UsageError.
     """
     settings: dict[str, Any] = {}
-    words = [word for text in texts for word in text.split(",") if word]
-    for word in words:
+    for word in (word for text in texts for word in text.split(",") if word):
         name, separator, value = word.partition("=")
         name = name.replace("-", "_") if not name.startswith("x-") else name
         if name.startswith("x-") or (name in _NOISE and not separator) or (fstab and name in _USER):
@@ -36,8 +36,8 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
                 raise UsageError("-o rw: mounts are read-only in this version; write -o ro or leave it out")
         elif word == "ro":
             settings["read_only"] = True
-        elif word == "noexec" and fstab and _USER & {w.partition("=")[0] for w in words}:
-            continue
+        elif word == "noexec" and fstab:
+            say("-o noexec has no effect: programs in the mount can be run; write exec after user to silence this")
         elif name == "storage_option":
             settings.setdefault("storage_options", {}).update(parse_storage_options([value], "-o storage_option"))
         elif name in OPTION_NAMES:
