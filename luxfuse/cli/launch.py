@@ -113,7 +113,7 @@ def _stop(process: subprocess.Popen[bytes], where: str) -> None:
 
 def in_foreground(settings: Settings) -> int:
     """Serve until unmounted; returns 0, or 1 after a failed start. Raises CommandFailed with its reason."""
-    from luxfuse import daemon
+    from luxfuse.daemon import run
 
     errors: list[str] = []
 
@@ -124,7 +124,7 @@ def in_foreground(settings: Settings) -> int:
             errors.append(error)
 
     try:
-        code = daemon.run(settings, ready)
+        code = run(settings, ready)
     except LuxError as exc:
         raise CommandFailed(str(exc)) from None
     finally:

@@ -16,7 +16,7 @@ from luxfuse.fuse import mountpoint as mounts
 _KEY = "key=value"
 
 
-def mount(  # noqa: PLR0917 (typer calls it by name)
+def mount(
     source: Annotated[str | None, typer.Argument(help="What to mount: s3://bucket/prefix or any fsspec URL.")] = None,
     mountpoint: Annotated[str | None, typer.Argument(help="An empty directory.")] = None,
     options: Annotated[
