@@ -23,6 +23,7 @@ from tests.support.servers_store import (  # noqa: F401
     free_port,
     moto_url,
     nginx_files,
+    strict_moto_url,
 )
 
 SECRET = "s3cr3t/Key+Value=="
@@ -399,6 +400,19 @@ def test_bad_credentials(target: Target):
         assert wrong not in str(caught.value)
         assert "account_key" in str(caught.value)
     driver.close()
+
+
+@pytest.mark.parametrize("driver", ["obstore", "fsspec"])
+def test_unknown_s3_key(strict_moto_url: str, driver: str):  # noqa: F811
+    store = open_driver("s3://bucket", endpoint_url=strict_moto_url, driver=driver,
+                        storage_options={"key": "AKIAUNKNOWN", "secret": SECRET})  # fmt: skip
+    requests = (store.probe, lambda: list(store.list_directory("")), lambda: store.head("x"),
+                lambda: store.read("x", 0, 1, '"v"'))  # fmt: skip
+    for request in requests:
+        with pytest.raises(AccessDenied, match="AWS_ACCESS_KEY_ID") as caught:
+            request()
+        assert_clean(caught.value)
+    store.close()
 
 
 def test_sas_token_is_not_shown(target: Target):

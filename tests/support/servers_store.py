@@ -71,6 +71,15 @@ def moto_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def strict_moto_url() -> Iterator[str]:
+    """Moto's S3, refusing every key, as no user exists."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port, INITIAL_NO_AUTH_ACTION_COUNT="0"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
 def azurite_url() -> Iterator[str]:
     """Azurite's blob service, account included, as it is path-style."""
     if shutil.which("npm") is None:
