@@ -29,6 +29,7 @@ def pytest_runtest_makereport(item, call):
 
 
 _CALL_PASSED = pytest.StashKey[bool]()
+_RUN = pytest.StashKey[tuple[str, str | None]]()
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def _luxfuse_mounts() -> dict[str, mountpoint.MountInfo]:
 
 
 def _daemons() -> set[int]:
-    """Pids of luxfuse daemons that descend from this test run, told by the variable that the run sets."""
-    mark = f"LUXFUSE_TEST_RUN={os.environ['LUXFUSE_TEST_RUN']}".encode()
+    """Pids of luxfuse processes that descend from this test run, told by the temporary directory that it sets."""
+    mark = f"TMPDIR={os.environ['TMPDIR']}".encode()
     found = set()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -78,12 +79,28 @@ def _daemons() -> set[int]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_logs(*patterns): log messages at WARNING or above that may appear")
-    os.environ.setdefault("LUXFUSE_TEST_RUN", f"{os.getpid()}-{time.time_ns()}")
+    # A temporary directory of its own tells what this run leaves behind from the work of others.
+    directory = tempfile.mkdtemp(prefix="luxfuse-tests-")
+    Path(directory).chmod(0o1777)
+    config.stash[_RUN] = (directory, os.environ.get("TMPDIR"))
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    directory, before = config.stash[_RUN]
+    tempfile.tempdir = None
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    # Never delete through a mount.
+    if not any(mountpoint.is_inside(mount.mountpoint, directory) for mount in mountpoint.read_mounts()):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test in tests/mount: no new mount, daemon or luxfuse directory in the temporary directory."""
+    """After each test in tests/mount: no new mount, luxfuse process or directory of a mount."""
     if MOUNT_TESTS not in request.path.parents:
         yield
         return
@@ -99,14 +116,14 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _temporary_directories() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("luxfuse*"))
+    root = Path(tempfile.gettempdir())
+    return {path for pattern in ("luxfuse*", "mounted-*") for path in root.glob(pattern)}
 
 
 def _free_mounts(before: set[str]) -> list[str]:
     left = []
-    # A test may have restricted itself to one process's mounts; others' mounts in parallel runs are theirs.
     for path, mount in _luxfuse_mounts().items():
-        if path in before or not _ours(path):
+        if path in before or not mountpoint.is_inside(path, tempfile.gettempdir()):
             continue
         left.append(f"mount {path}")
         try:
@@ -118,19 +135,6 @@ def _free_mounts(before: set[str]) -> list[str]:
         except MountError as exc:
             left.append(str(exc))
     return left
-
-
-def _ours(path: str) -> bool:
-    root = _base_temp[0] if _base_temp else tempfile.gettempdir()
-    return mountpoint.is_inside(path, root)
-
-
-_base_temp: list[str] = []
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _remember_base_temp(tmp_path_factory: pytest.TempPathFactory) -> None:
-    _base_temp.append(str(tmp_path_factory.getbasetemp()))
 
 
 def _end_daemons(before: set[int]) -> list[str]:
