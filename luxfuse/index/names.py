@@ -93,6 +93,7 @@ class Names:
     def __init__(self, store: IndexStore) -> None:
         self._store = store
         self._numbers = threading.Lock()
+        self._running: dict[int, int] = {}
         stored = store.get(Table.META, b"next_inode")
         self._next_inode = itertools.count(U64.unpack(stored)[0] if stored else FIRST_INODE)
         self._highest = 0
@@ -113,7 +114,8 @@ class Names:
         return None if value is None else (U64.unpack(value[:8])[0], value[8:])
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Change an entry whose inode number stays."""
+        """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
+        entry.listing = max(entry.listing, self._running.get(parent, 0))
         self._store.put(Table.NAMES, U64.pack(parent) + name, _encode(entry))
 
     def assign(self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None) -> Entry:
@@ -160,9 +162,15 @@ class Names:
         if listing is not None:
             self._store.put(Table.LISTINGS, U64.pack(directory), _encode(Listing(listing.serial, 0.0, listing.entries)))
 
-    def next_serial(self, directory: int) -> int:
-        """Return the serial number that a listing which begins now gets."""
-        return self._serial(directory) + 1
+    def begin_listing(self, directory: int) -> int:
+        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens."""
+        serial = self._serial(directory) + 1
+        self._running[directory] = serial
+        return serial
+
+    def end_listing(self, directory: int) -> None:
+        """The listing is over, complete or not."""
+        self._running.pop(directory, None)
 
     async def merge(self, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
         """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed."""

@@ -72,11 +72,12 @@ class Lister:
             log.exception("listing %r failed in an unexpected way", prefix)
             running.error = StoreError(f"internal error while listing: {type(exc).__name__}")
         finally:
+            self._names.end_listing(directory)
             del self._running[directory]
             running.done.set()
 
     async def _fetch(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
-        serial = self._names.next_serial(directory)
+        serial = self._names.begin_listing(directory)
         began_s = self._clock()
         batch: list[Found] = []
         changes = Changes()
