@@ -168,6 +168,7 @@ class _Daemon:
         async with trio.open_nursery() as background:
             parts = self._build(store, directory, index, beginning, background)
             background.start_soon(index.flusher)
+            background.start_soon(store.watch_deadlines)
             background.start_soon(parts.space.watch)
             background.start_soon(self._note_touched, parts.files)
             if not beginning.clean:

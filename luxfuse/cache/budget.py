@@ -32,6 +32,13 @@ class ByteBudget:
     def _fits(self, claim: int) -> bool:
         return self._held == 0 or self._held + claim <= self._limit
 
+    def try_hold(self, claim_bytes: int) -> bool:
+        """Hold ``claim_bytes`` if that is possible at once; give them back with `give_back`."""
+        if self._waiting or not self._fits(claim_bytes):
+            return False
+        self._held += claim_bytes
+        return True
+
     @asynccontextmanager
     async def hold(self, claim_bytes: int) -> AsyncIterator[None]:
         """Wait for ``claim_bytes`` and hold them for the block."""
@@ -43,7 +50,7 @@ class ByteBudget:
                 await turn.wait()
             except BaseException:
                 if turn.is_set():
-                    self._give_back(claim_bytes)
+                    self.give_back(claim_bytes)
                 else:
                     self._waiting.remove(ticket)
                     self._admit()
@@ -53,9 +60,10 @@ class ByteBudget:
         try:
             yield
         finally:
-            self._give_back(claim_bytes)
+            self.give_back(claim_bytes)
 
-    def _give_back(self, claim: int) -> None:
+    def give_back(self, claim: int) -> None:
+        """End what `try_hold` began."""
         self._held -= claim
         self._admit()
 

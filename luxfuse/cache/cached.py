@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from luxfuse.core.spans import page_bytes
@@ -14,19 +16,27 @@ Buffer = bytes | bytearray | memoryview
 class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
-    __slots__ = ("data", "done", "error", "pages")
+    __slots__ = ("_size", "data", "done", "error", "fd", "keep_in_memory", "length", "on_end", "pages")
 
-    def __init__(self, pages: range) -> None:
+    def __init__(
+        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None
+    ) -> None:
+        """A request for ``pages`` of an object of ``size_bytes``; see `PageCache.start` for the rest."""
         self.pages = pages
+        self._size = size_bytes
+        self.length = min(size_bytes, pages.stop * PAGE_BYTES) - pages.start * PAGE_BYTES
+        self.keep_in_memory = keep_in_memory
+        self.on_end = on_end
+        self.fd = -1
         self.done = trio.Event()
         self.data: memoryview | None = None
         self.error: Exception | None = None
 
-    def page(self, page: int, size_bytes: int) -> memoryview:
+    def page(self, page: int) -> memoryview:
         """Return the bytes of one page of the run, after `done`."""
         assert self.data is not None
         start = (page - self.pages.start) * PAGE_BYTES
-        return self.data[start : start + page_bytes(page, size_bytes)]
+        return self.data[start : start + page_bytes(page, self._size)]
 
 
 class CachedObject:

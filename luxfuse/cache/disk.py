@@ -17,14 +17,20 @@ checksum = xxhash.xxh3_64_intdigest
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The outcome of storing a run: one checksum a page, and the file's mtime after it; or why it failed."""
+    """The outcome of storing a run: one checksum a page, and the file's mtime after it; or why it failed.
+
+    ``fd`` is the file, if it was to stay open, for the receiver to close; else -1.
+    """
 
     checksums: tuple[int, ...]
     stamp: int = 0
     error: OSError | None = None
+    fd: int = -1
 
 
-def store_run(directory: CacheDirectory, oid: bytes, size: int, pages: range, data: memoryview, keep: bool) -> Stored:
+def store_run(
+    directory: CacheDirectory, oid: bytes, size: int, pages: range, data: memoryview, *, keep: bool, keep_open: bool
+) -> Stored:
     """Checksum the pages of a run and, if ``keep``, write them to the object's file of ``size`` bytes."""
     sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
     if not keep:
@@ -37,10 +43,14 @@ def store_run(directory: CacheDirectory, oid: bytes, size: int, pages: range, da
             if st.st_size < size:
                 os.ftruncate(fd, size)
                 st = os.fstat(fd)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
     except OSError as exc:
         return Stored(sums, error=exc)
+    if keep_open:
+        return Stored(sums, st.st_mtime_ns, fd=fd)
+    os.close(fd)
     return Stored(sums, st.st_mtime_ns)
 
 

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 Each object version in use is one `CachedObject`, shared by all its readers. A page that is missing is fetched by one
-`Flight`, however many wait for it: `start` registers the flight before anything is awaited, so there is no window in
+`Flight`, however many wait for it: `start` registers the flight without a wait in between, so there is no window in
 which a second one could begin. A flight holds memory (`ByteBudget`) and, if there is room, disk space (`Space`) for
 its bytes; its worker thread gets, checksums and writes them; then the event loop records the pages and wakes the
 waiters, who take the bytes from the flight itself. Where the disk cannot take them the readers are served all the same.
@@ -15,6 +15,7 @@ recorded, only dropped with the whole file, and never while `users` is above 0 o
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
 
+_Fetched = tuple[memoryview, disk.Stored]
+
 RUN_PAGES = 2
 """Pages of one request: measured on loopback, runs of 1 to 2 MiB in many flights beat fewer of 8 MiB."""
 IDLE_OBJECTS = 1024
@@ -52,7 +55,6 @@ class Counters:
     understore_bytes: int = 0
     checksum_failures: int = 0
     verified_bytes: int = 0
-    flights: int = 0
 
 
 class PageCache:
@@ -156,67 +158,123 @@ class PageCache:
 
     # -- fetching
 
-    def start(self, obj: CachedObject, pages: range, *, keep_in_memory: bool = True, run: int = RUN_PAGES) -> list[Flight]:
-        """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights."""
+    def start(
+        self,
+        obj: CachedObject,
+        pages: range,
+        *,
+        keep_in_memory: bool = True,
+        run: int = RUN_PAGES,
+        on_end: Callable[[int], None] | None = None,
+    ) -> list[Flight]:
+        """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights.
+
+        ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
+        whole object, else -1.
+        """
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
-            flight = Flight(missing)
+            flight = Flight(missing, obj.size, keep_in_memory, on_end)
             for page in missing:
                 obj.flights[page] = flight
-            obj.users += 1  # the flight's own use; _fly gives it back
-            self._nursery.start_soon(self._fly, obj, flight, keep_in_memory)
+            obj.users += 1  # the flight's own use, until `_end`
+            self._launch(obj, flight)
             started.append(flight)
         return started
 
     def _available(self, obj: CachedObject, page: int) -> bool:
         return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
 
-    async def _fly(self, obj: CachedObject, flight: Flight, keep_in_memory: bool) -> None:
-        length = sum(page_bytes(p, obj.size) for p in flight.pages)
+    def _launch(self, obj: CachedObject, flight: Flight) -> None:
+        """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
+        if obj.oid not in self.space.removing and self.budget.try_hold(flight.length):
+            keep = self.space.try_reserve(flight.length)
+            if keep is not None:
+                job = self._job(obj, flight, keep)
+                self._store.submit("get", job, lambda result, error: self._answered(obj, flight, keep, result, error))
+                return
+            self.budget.give_back(flight.length)
+        self._nursery.start_soon(self._fly, obj, flight)
+
+    def _answered(
+        self, obj: CachedObject, flight: Flight, keep: bool, result: _Fetched | None, error: StoreError | None
+    ) -> None:
+        stored_bytes = 0
         try:
-            async with self.budget.hold(length):
+            if result is not None:
+                stored_bytes = self._land(obj, flight, keep, result)
+        finally:
+            if keep:
+                self.space.settle(flight.length, stored_bytes)
+            self.budget.give_back(flight.length)
+        if error is not None and error.retryable:
+            self._nursery.start_soon(self._fly, obj, flight)
+        else:
+            flight.error = error
+            self._end(obj, flight)
+
+    async def _fly(self, obj: CachedObject, flight: Flight) -> None:
+        """Fetch with patience: wait for memory, make room by eviction, retry within the deadline."""
+        flight.error = StoreError("the daemon is stopping")
+        try:
+            async with self.budget.hold(flight.length):
                 while (removal := self.space.removing.get(obj.oid)) is not None:
                     await removal.wait()
-                keep = await self.space.reserve(length)
+                keep = await self.space.reserve(flight.length)
                 stored_bytes = 0
                 try:
-                    stored_bytes = await self._fetch(obj, flight, length, keep, keep_in_memory)
+                    fetched = await self._store.call("get", self._job(obj, flight, keep), what=repr(obj.record.key))
+                    stored_bytes = self._land(obj, flight, keep, fetched)
                 finally:
                     if keep:
-                        self.space.settle(length, stored_bytes)
+                        self.space.settle(flight.length, stored_bytes)
+            flight.error = None
         except (StoreError, OSError) as exc:
             flight.error = exc
         except Exception as exc:
             log.exception("fetching %r failed in an unexpected way", obj.record.key)
             flight.error = StoreError(f"internal error while fetching: {type(exc).__name__}")
-        except trio.Cancelled:
-            flight.error = StoreError("the daemon is stopping")
-            raise
         finally:
-            for page in flight.pages:
-                del obj.flights[page]
-            flight.done.set()
-            self.release(obj)
+            self._end(obj, flight)
 
-    async def _fetch(self, obj: CachedObject, flight: Flight, length: int, keep: bool, keep_in_memory: bool) -> int:
-        record = obj.record
+    def _end(self, obj: CachedObject, flight: Flight) -> None:
+        for page in flight.pages:
+            del obj.flights[page]
+        flight.done.set()
+        if flight.on_end is not None:
+            flight.on_end(flight.fd)
+        self.release(obj)
+
+    def _job(self, obj: CachedObject, flight: Flight, keep: bool) -> Callable[[UnderStore], _Fetched]:
+        record, directory, oid = obj.record, self._directory, obj.oid
         start = flight.pages.start * PAGE_BYTES
+        keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
 
-        def job(driver: UnderStore) -> tuple[memoryview, disk.Stored]:
-            data = memoryview(driver.read(record.key, start, start + length, record.version)).cast("B")
-            return data, disk.store_run(self._directory, obj.oid, record.size, flight.pages, data, keep)
+        def job(driver: UnderStore) -> _Fetched:
+            data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
+            return data, disk.store_run(
+                directory, oid, record.size, flight.pages, data, keep=keep, keep_open=keep_open
+            )
 
-        flight.data, stored = await self._store.call("get", job, what=record.key)
-        self.counters.flights += 1
-        self.counters.understore_bytes += length
+        return job
+
+    def _land(self, obj: CachedObject, flight: Flight, keep: bool, fetched: _Fetched) -> int:
+        """Record what a flight brought; returns the bytes that are new on disk."""
+        flight.data, stored = fetched
+        self.counters.understore_bytes += flight.length
         if stored.error is not None:
             self.space.fail(stored.error)
         allocated = 0
         if keep and stored.error is None and self.space.degraded is None:
-            allocated = self._record(obj, flight.pages, stored, length)
-        if keep_in_memory or not allocated:
+            allocated = self._record(obj, flight.pages, stored, flight.length)
+        if flight.keep_in_memory or not allocated:
             for page in flight.pages:
-                self.recent.put(obj.oid, page, flight.page(page, obj.size))
+                self.recent.put(obj.oid, page, flight.page(page))
+        if stored.fd >= 0:
+            if allocated:
+                flight.fd = stored.fd
+            else:
+                os.close(stored.fd)
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
@@ -274,7 +332,7 @@ class PageCache:
                 await flight.done.wait()
                 if flight.error is not None:
                     raise flight.error
-                data = flight.page(page, obj.size)
+                data = flight.page(page)
                 if high == len(data) and obj.pages.has(page):
                     self.recent.discard(obj.oid, page)
                 return data[low:high]

@@ -64,6 +64,12 @@ class Space:
         """The hard limit, None where only the free-space ratio bounds the cache."""
         return self.ledger.capacity_bytes
 
+    def try_reserve(self, wanted_bytes: int) -> bool | None:
+        """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""
+        if self.degraded or not self._writable:
+            return False
+        return True if self.ledger.reserve(allocated_bytes(wanted_bytes)) else None
+
     async def reserve(self, wanted_bytes: int) -> bool:
         """Promise room for ``wanted_bytes``, evicting if need be. False: do without the disk."""
         if self.degraded or not self._writable:

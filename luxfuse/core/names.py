@@ -2,7 +2,8 @@
 
 Rules, in this order, for the entries of one directory:
 
-1. A component that is empty, ``.``, ``..``, longer than 255 bytes or holds a NUL cannot be a name: skipped.
+1. A component that is empty, ``.``, ``..``, longer than 255 bytes, no valid Unicode or holds a NUL cannot
+   be a name: skipped.
 2. A key ``NAME.rclonelink`` is the symlink NAME (rclone's convention).
 3. Where two entries would have one name, a directory wins over a file, and a file over a symlink: the loser is skipped.
 
@@ -21,7 +22,10 @@ def name_of(component: str) -> bytes | None:
     """Return the file name for one component of a key, or None where it cannot be one."""
     if component in ("", ".", "..") or "\0" in component or "/" in component:
         return None
-    name = component.encode("utf-8", "surrogateescape")
+    try:
+        name = component.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
     return name if len(name) <= NAME_MAX_BYTES else None
 
 

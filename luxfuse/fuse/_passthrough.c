@@ -133,12 +133,16 @@ struct entry {
 	int32_t backing_id;
 	bool retired; /* takes no new fast opens; reported once `opens` is 0 */
 	bool touched; /* opened since `take_touched` last looked */
+	bool notice;  /* tell Python of the next open (see take_noticed) */
 };
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct entry *table[BUCKETS];
 static struct entry *drained; /* retired, without opens, not yet taken by Python */
-static int drained_fd = -1;
+static int drained_fd = -1; /* readable when `drained` or `noticed` has something */
+#define NOTICES 1024u
+static uint64_t noticed[NOTICES]; /* opened inodes that Python wanted to hear of; more are dropped */
+static unsigned noticed_count;
 static atomic_ullong requests, fast_opens;
 
 static struct entry **slot_of(uint64_t ino)
@@ -156,6 +160,13 @@ static int64_t now_ns(void)
 	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
+static void tell_python(void)
+{
+	uint64_t one = 1;
+	while (write(drained_fd, &one, sizeof one) < 0 && errno == EINTR)
+		;
+}
+
 static void entry_released(uint64_t ino)
 {
 	bool report = false;
@@ -168,11 +179,8 @@ static void entry_released(uint64_t ino)
 		report = true;
 	}
 	pthread_mutex_unlock(&table_lock);
-	if (report) {
-		uint64_t one = 1;
-		while (write(drained_fd, &one, sizeof one) < 0 && errno == EINTR)
-			;
-	}
+	if (report)
+		tell_python();
 }
 
 /* ------------------------------------------------------------------ the lane */
@@ -187,7 +195,7 @@ static int send_reply(uint64_t unique, const void *payload, size_t size)
 static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_in *arg)
 {
 	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH | OPEN_PASSTHROUGH, 0 };
-	bool found = false;
+	bool found = false, tell = false;
 	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC))
 		return false;
 	pthread_mutex_lock(&table_lock);
@@ -197,10 +205,17 @@ static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_
 		e->touched = true;
 		reply.backing_id = e->backing_id;
 		found = true;
+		if (e->notice && noticed_count < NOTICES) {
+			e->notice = false;
+			noticed[noticed_count++] = e->ino;
+			tell = true;
+		}
 	}
 	pthread_mutex_unlock(&table_lock);
 	if (!found)
 		return false;
+	if (tell)
+		tell_python();
 	if (send_reply(in->unique, &reply, sizeof reply) < 0)
 		entry_released(in->nodeid); /* the opener is gone, and no RELEASE will come */
 	else
@@ -379,9 +394,9 @@ static PyObject *py_start(PyObject *self, PyObject *args)
 static PyObject *py_register(PyObject *self, PyObject *args)
 {
 	unsigned long long ino;
-	int backing_id;
+	int backing_id, notice = 0;
 	long long valid_until_ns;
-	if (!PyArg_ParseTuple(args, "KiL", &ino, &backing_id, &valid_until_ns))
+	if (!PyArg_ParseTuple(args, "KiL|p", &ino, &backing_id, &valid_until_ns, &notice))
 		return NULL;
 	struct entry *e = calloc(1, sizeof *e);
 	if (!e)
@@ -389,6 +404,7 @@ static PyObject *py_register(PyObject *self, PyObject *args)
 	e->ino = ino;
 	e->backing_id = backing_id;
 	e->valid_until_ns = valid_until_ns;
+	e->notice = notice;
 	pthread_mutex_lock(&table_lock);
 	struct entry **slot = slot_of(ino);
 	bool taken = *slot != NULL;
@@ -498,6 +514,20 @@ static PyObject *py_take_drained(PyObject *self, PyObject *args)
 	return list;
 }
 
+static PyObject *py_take_noticed(PyObject *self, PyObject *args)
+{
+	uint64_t found[NOTICES];
+	pthread_mutex_lock(&table_lock);
+	unsigned count = noticed_count;
+	memcpy(found, noticed, count * sizeof *found);
+	noticed_count = 0;
+	pthread_mutex_unlock(&table_lock);
+	PyObject *list = PyList_New(count);
+	for (unsigned i = 0; list && i < count; i++)
+		PyList_SET_ITEM(list, i, PyLong_FromUnsignedLongLong(found[i]));
+	return list;
+}
+
 static PyObject *py_take_touched(PyObject *self, PyObject *args)
 {
 	size_t count = 0, room = 1024;
@@ -538,12 +568,13 @@ static PyMethodDef methods[] = {
 	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd of `take_drained`." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
-	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, valid_until_ns): let OPENs of ino be answered here." },
+	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, valid_until_ns, notice=False): let OPENs of ino be answered here." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns) -> fh | None: count one more passthrough open." },
 	{ "renew", py_renew, METH_VARARGS, "renew(ino, valid_until_ns): set until when OPENs are answered here." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
+	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
 	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> (requests read, opens answered here)." },
 	{ NULL, NULL, 0, NULL },

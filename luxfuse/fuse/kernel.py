@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -33,6 +34,7 @@ class KernelSide:
         self.reason: str | None = "not mounted yet"
         self._invalidations: deque[tuple[int, bytes]] = deque(maxlen=INVALIDATIONS_BOUND)
         self._wanted = trio.Event()
+        self.on_first_open: Callable[[int], None] = lambda _inode: None
 
     def enable(self, device_fd: int, probe_fd: int) -> None:
         """Turn passthrough on if the kernel accepts ``probe_fd``, a file in the cache directory, as a backing file."""
@@ -64,7 +66,7 @@ class KernelSide:
 
     # -- backing files
 
-    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
         """See `Kernel`."""
         try:
             backing_id = self._open(fd)
@@ -72,7 +74,7 @@ class KernelSide:
             log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
             self.disable(f"the kernel refused a backing file ({exc.strerror})")
             return False
-        passthrough.register(inode, backing_id, _until(valid_s))
+        passthrough.register(inode, backing_id, _until(valid_s), notice)
         return True
 
     def acquire(self, inode: int, valid_s: float) -> int | None:
@@ -94,12 +96,14 @@ class KernelSide:
         """See `Kernel`."""
         return passthrough.take_touched()
 
-    async def close_drained(self, drained_fd: int) -> None:
-        """Close the backing ids of retired inodes at their last close; until cancelled."""
+    async def listen(self, events_fd: int) -> None:
+        """Close the backing ids of retired inodes at their last close, pass on notices of opens; until cancelled."""
         while True:
-            await trio.lowlevel.wait_readable(drained_fd)
+            await trio.lowlevel.wait_readable(events_fd)
             for _inode, backing_id in passthrough.take_drained():
                 self._close(backing_id)
+            for inode in passthrough.take_noticed():
+                self.on_first_open(inode)
 
     # -- invalidation
 

@@ -85,12 +85,12 @@ class Session:
             device, self._mountpoint, self._source, options, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOATIME
         )
         self._mounted = True
-        drained_fd = passthrough.attach()
+        events_fd = passthrough.attach()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = theirs.detach()
         pyfuse3.init(self._operations, f"/dev/fd/{link}", set())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._kernel.close_drained, drained_fd)
+            nursery.start_soon(self._kernel.listen, events_fd)
             nursery.start_soon(self._kernel.invalidate)
             nursery.start_soon(self._main, nursery.cancel_scope)
             with trio.fail_after(STEP_DEADLINE_S):

@@ -18,7 +18,7 @@ import errno
 import logging
 import struct
 from collections.abc import Callable, Iterator
-from enum import Enum
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,16 +39,16 @@ PENDING_BOUND = 400_000
 U64 = struct.Struct(">Q")
 
 
-class Table(Enum):
+class Table(IntEnum):
     """The named databases. Keys and values are described in `names` and `objects`."""
 
-    META = b"meta"
-    INODES = b"inodes"
-    NAMES = b"names"
-    LISTINGS = b"listings"
-    OBJECTS = b"objects"
-    CHUNKS = b"chunks"
-    RECENCY = b"recency"
+    META = 0
+    INODES = 1
+    NAMES = 2
+    LISTINGS = 3
+    OBJECTS = 4
+    CHUNKS = 5
+    RECENCY = 6
 
 
 Changes = dict[tuple[Table, bytes], bytes | None]
@@ -116,7 +116,7 @@ class IndexStore:
                 str(path), map_size=MAP_BYTES, max_dbs=len(Table), metasync=False, mode=0o600, max_readers=512,
                 readahead=False,
             )
-            self._databases = {table: self._env.open_db(table.value) for table in Table}
+            self._databases = {table: self._env.open_db(table.name.lower().encode()) for table in Table}
         except lmdb.Error as exc:
             raise IndexFormatError(
                 f"index {path} cannot be opened ({exc}); remove it to start with a cold cache"

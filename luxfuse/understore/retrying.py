@@ -8,10 +8,11 @@ their own deadline.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import trio
 
@@ -19,7 +20,9 @@ from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, UnderStore
+from luxfuse.understore.workers import Workers
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 RequestKind = Literal["get", "head", "list"]
 State = Literal["up", "down"]
@@ -27,6 +30,7 @@ State = Literal["up", "down"]
 DOWN_AFTER_FAILURES = 3
 """This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
 
+DEADLINE_CHECK_S = 0.5
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
 
@@ -71,6 +75,10 @@ class Store:
         self._errors = self._retries = self._get_bytes = self._in_flight = self._timeouts = 0
         self._unanswered = 0
         self._state: State = "up"
+        self._max_requests = max_requests
+        self._workers: Workers | None = None
+        self._submitted: dict[int, tuple[float, Callable[[Any, StoreError | None], None]]] = {}
+        self._next_submission = 0
 
     @property
     def reachable(self) -> bool:
@@ -140,6 +148,49 @@ class Store:
         finally:
             self._in_flight -= 1
 
+    def submit(
+        self, kind: RequestKind, function: Callable[[UnderStore], T], done: Callable[[T | None, StoreError | None], None]
+    ) -> None:
+        """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
+
+        The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
+        ``max_requests`` threads. The deadline is kept by `watch_deadlines`.
+        """
+        if self._workers is None:
+            self._workers = Workers(self._max_requests)
+        self._attempts[kind] += 1
+        self._in_flight += 1
+        self._next_submission += 1
+        number = self._next_submission
+        self._submitted[number] = (self._clock() + self._timeout_s, done)
+        self._workers.submit(lambda: function(self.driver), lambda result, error: self._finish(number, result, error))
+
+    def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
+        submitted = self._submitted.pop(number, None)
+        if submitted is None:
+            return  # the deadline passed, and the caller was told
+        self._in_flight -= 1
+        if error is None:
+            self._unanswered = 0
+            self._state = "up"
+            submitted[1](result, None)
+            return
+        if not isinstance(error, StoreError):
+            log.error("a request failed in an unexpected way", exc_info=error)
+            error = StoreError(f"internal error: {type(error).__name__}")
+        self._note_failure(error)
+        submitted[1](None, error)
+
+    async def watch_deadlines(self) -> None:
+        """Fail submissions whose driver call hangs; until cancelled."""
+        while True:
+            await trio.sleep(DEADLINE_CHECK_S)
+            now = self._clock()
+            for number in [n for n, (deadline, _) in self._submitted.items() if deadline <= now]:
+                self._timeouts += 1
+                self._finish(number, None, StoreUnavailable(f"no answer within {self._timeout_s:g} s"))
+                self._state = "down"
+
     def _note_failure(self, exc: StoreError) -> None:
         if isinstance(exc, StoreUnavailable):
             self._errors += 1
@@ -205,6 +256,8 @@ class Store:
 
     def close(self) -> None:
         """Free the driver's connections. Blocks shortly; further calls are errors."""
+        if self._workers is not None:
+            self._workers.close()
         self.driver.close()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 import trio
 
@@ -11,7 +13,6 @@ from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.order import Predictor, numbered_successors
 from luxfuse.core.spans import missing_runs
-from luxfuse.errors import LuxError
 from luxfuse.index.names import Entry
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.namespace import Namespace
@@ -19,12 +20,19 @@ from luxfuse.vfs.namespace import Namespace
 log = logging.getLogger(__name__)
 
 DIRECTORIES_WATCHED = 256
+NOTICE_EVERY = 4
+"""Of the files fetched ahead, every so many tell us when the kernel opens them without asking, to keep us ahead."""
 FILL_AFTER_BYTES = 8 << 20
 """A large file of which this much has been read gets the rest fetched behind its reader."""
 FILL_PAUSE_S = 0.02
 FILL_RUN_PAGES = 4
 ON_THEIR_OWN = 0.5
 """A file of which this fraction is there is completed even after its last close."""
+
+
+def _close_only(_parent: int, _name: bytes, _entry: Entry, _obj: CachedObject, fd: int, _notice: bool) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 class FilesAhead:
@@ -42,6 +50,8 @@ class FilesAhead:
         self._predictors: OrderedDict[int, Predictor] = OrderedDict()
         self._on_their_way = 0
         self.files = 0
+        self.hand_over: Callable[[int, bytes, Entry, CachedObject, int, bool], None] = _close_only
+        """Set by `Files`: takes (parent, name, entry, object, open cache file or -1, notice) of a file that is whole."""
 
     def opened(self, parent: int, name: bytes) -> None:
         """Note that a file is opened and start to fetch the ones expected next."""
@@ -62,12 +72,14 @@ class FilesAhead:
         def by_number(after: bytes, count: int) -> list[bytes]:
             return numbered_successors(after, count, lambda n: self._namespace.peek(parent, n) is not None)
 
-        for expected in predictor.opened(name, by_listing, by_number):
+        plan = predictor.opened(name, by_listing, by_number)
+        for number, expected in enumerate(plan, 1):
             entry = following.get(expected) or self._namespace.peek(parent, expected)
             if entry is not None:
-                self._fetch(parent, expected, entry)
+                notice = number % NOTICE_EVERY == 0 or number == len(plan) or len(plan) < 2 * NOTICE_EVERY
+                self._fetch(parent, expected, entry, notice)
 
-    def _fetch(self, parent: int, name: bytes, entry: Entry) -> None:
+    def _fetch(self, parent: int, name: bytes, entry: Entry, notice: bool) -> None:
         size = entry.size
         if entry.kind is not Kind.FILE or not 0 < size <= self._largest or self._on_their_way + size > self._limit:
             return
@@ -79,16 +91,21 @@ class FilesAhead:
             return
         self.files += 1
         self._on_their_way += size
-        self._nursery.start_soon(self._finish, obj)
+        unfinished = 0
 
-    async def _finish(self, obj: CachedObject) -> None:
-        try:
-            await self._cache.fetch_whole(obj)
-        except LuxError as exc:
-            log.debug("fetching %r ahead failed: %s", obj.record.key, exc)  # its reader will meet the error, or not
-        finally:
-            self._on_their_way -= obj.size
-            self._cache.release(obj)
+        def on_end(fd: int) -> None:
+            nonlocal unfinished
+            unfinished -= 1
+            if unfinished == 0:
+                self._on_their_way -= size
+                # An error is not ours: the file's reader will meet it, or nobody.
+                if obj.whole:
+                    self.hand_over(parent, name, entry, obj, fd, notice)
+                self._cache.release(obj)
+            elif fd >= 0:
+                os.close(fd)
+
+        unfinished = len(self._cache.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
 
 
 class FillBehind:

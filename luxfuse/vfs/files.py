@@ -54,9 +54,11 @@ class _Handle:
 
 @dataclass(slots=True)
 class _Registered:
+    parent: int
+    name: bytes
     key: str
     entry: Entry
-    oid: bytes = b""
+    oid: bytes
 
 
 @dataclass(slots=True)
@@ -101,6 +103,8 @@ class Files:
         self._registry = _Files()
         self.counters = FileCounters()
         cache.may_drop = self._may_drop
+        ahead.hand_over = self._register
+        kernel.on_first_open = self._opened_by_kernel
         cache.space.before_eviction = self.note_touched
 
     # -- open
@@ -116,14 +120,14 @@ class Files:
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
             self._cache.touch(obj)
-            return await self._open_object(key, entry, obj)
+            return await self._open_object(parent, name, entry, obj)
         except (VersionChanged, NotFound):
             self._namespace.expire(inode)
             raise Stale(f"{key!r} changed in the under-store") from None
         finally:
             self._cache.release(obj)
 
-    async def _open_object(self, key: str, entry: Entry, obj: CachedObject) -> int:
+    async def _open_object(self, parent: int, name: bytes, entry: Entry, obj: CachedObject) -> int:
         inode = entry.inode
         fetched = False
         hand_overs = 0
@@ -152,21 +156,32 @@ class Files:
             if fd is None:
                 fetched = False  # damaged or lost pages were dropped: fetch them again
                 continue
-            try:
-                self._register(key, entry, obj, fd)
-            finally:
-                os.close(fd)
+            self._register(parent, name, entry, obj, fd)
 
-    def _register(self, key: str, entry: Entry, obj: CachedObject, fd: int) -> None:
-        """Give the inode its backing, unless another open decided otherwise while this one waited."""
+    def _register(
+        self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False
+    ) -> None:
+        """Give the inode its backing ``fd`` and close that, unless another open decided otherwise meanwhile."""
         inode = entry.inode
-        if self._kernel.is_registered(inode) or inode in self._copied:
+        if fd < 0:
             return
-        if self._kernel.register(inode, fd, self._namespace.remaining_s(entry)):
-            self._registry.registered[inode] = _Registered(key, entry, obj.oid)
-            self._registry.by_object.setdefault(obj.oid, set()).add(inode)
-            while len(self._registry.registered) > REGISTERED_BOUND:
-                self._forget(next(iter(self._registry.registered)))
+        try:
+            if self._kernel.is_registered(inode) or inode in self._copied or not self._kernel.passthrough:
+                return
+            if not self._kernel.register(inode, fd, self._namespace.remaining_s(entry), notice=notice):
+                return
+        finally:
+            os.close(fd)
+        self._registry.registered[inode] = _Registered(parent, name, obj.record.key, entry, obj.oid)
+        self._registry.by_object.setdefault(obj.oid, set()).add(inode)
+        while len(self._registry.registered) > REGISTERED_BOUND:
+            self._forget(next(iter(self._registry.registered)))
+
+    def _opened_by_kernel(self, inode: int) -> None:
+        """A file fetched ahead was opened without our help: keep ahead of its reader."""
+        registered = self._registry.registered.get(inode)
+        if registered is not None:
+            self._ahead.opened(registered.parent, registered.name)
 
     def _open_copied(self, entry: Entry, obj: CachedObject | None) -> int:
         shared = self._copied.get(entry.inode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -12,7 +13,10 @@ class Kernel(Protocol):
     def passthrough(self) -> bool:
         """Whether files can be handed to the kernel at all."""
 
-    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+    on_first_open: Callable[[int], None]
+    """Called with an inode that was registered with ``notice``, soon after its first open."""
+
+    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
         """Give the inode the open file ``fd`` as its backing; the caller still closes fd. False: refused."""
 
     def acquire(self, inode: int, valid_s: float) -> int | None:
@@ -36,7 +40,10 @@ class NoKernel:
 
     passthrough = False
 
-    def register(self, inode: int, fd: int, valid_s: float) -> bool:
+    def __init__(self) -> None:
+        self.on_first_open: Callable[[int], None] = lambda _inode: None
+
+    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
         """Refuse."""
         return False
 

@@ -1,0 +1,66 @@
+"""Worker threads for many small jobs: cheaper than a trio task and `trio.to_thread` for each.
+
+Outcomes go back to the event loop in batches: however many jobs end while the loop is busy, it is woken once.
+Measured for 100 KiB objects on loopback: 40 us of the loop's time a job instead of 150.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+Job = Callable[[], Any]
+Done = Callable[[Any, BaseException | None], None]
+"""(result, exception): called in the event loop; must not raise."""
+
+
+class Workers:
+    """Up to ``limit`` threads, started as needed. Create and use it inside `trio.run`; `submit` never waits."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
+        self._outcomes: deque[tuple[Done, Any, BaseException | None]] = deque()
+        self._token = trio.lowlevel.current_trio_token()
+        self._outstanding = 0
+        self._threads = 0
+
+    def submit(self, job: Job, done: Done) -> None:
+        """Run ``job`` in a thread and then ``done`` in the event loop."""
+        self._outstanding += 1
+        if self._threads < min(self._limit, self._outstanding):
+            self._threads += 1
+            # Daemon threads: one that hangs in a driver must not keep the process from ending.
+            threading.Thread(target=self._work, name=f"get-{self._threads}", daemon=True).start()
+        self._jobs.put((job, done))
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, done = item
+            result, error = None, None
+            try:
+                result = job()
+            except BaseException as exc:  # noqa: BLE001 (it is handed to whoever submitted the job)
+                error = exc
+            self._outcomes.append((done, result, error))
+            del item, job, done, result, error  # an idle thread must not keep a page alive
+            try:
+                self._token.run_sync_soon(self._deliver, idempotent=True)
+            except trio.RunFinishedError:
+                return
+
+    def _deliver(self) -> None:
+        while self._outcomes:
+            done, result, error = self._outcomes.popleft()
+            self._outstanding -= 1
+            done(result, error)
+
+    def close(self) -> None:
+        """Let the threads end once they are idle."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
