@@ -88,6 +88,10 @@ _system_packages() {
         echo "  --cap-add SYS_ADMIN --security-opt apparmor=unconfined" >&2
         return 1
     fi
+    if [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then
+        echo "/dev/fuse is closed to you. As root: chmod 666 /dev/fuse (its usual mode)" >&2
+        return 1
+    fi
 }
 
 # $1: words to run apt-get under; $2: packages that must be installed; $3: ones that may be missing.
