@@ -36,6 +36,7 @@ from luxfuse.service import Parts, Service
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
@@ -127,7 +128,7 @@ class _Daemon:
         )
 
     async def _probe(self, store: Store) -> None:
-        source = self._settings.source
+        source = safe_url(self._settings.source)
         with trio.move_on_after(PROBE_DEADLINE_S - 1) as scope:
             try:
                 await store.probe()
@@ -180,7 +181,7 @@ class _Daemon:
                 await serving.start(server.serve, self._state / registry.SOCKET, service)
                 await self._await_answer()
                 self._ready(None)
-                log.info("serving %s at %s", self._settings.source, self._settings.mountpoint)
+                log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
                 await parts.session.ended.wait()
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)
@@ -230,7 +231,7 @@ class _Daemon:
         fs = FileSystem(namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier)
         operations = Operations(fs, s.negative_ttl_s)
         session = Session(
-            operations, kernel, mountpoint=s.mountpoint, source=s.source, allow_other=s.allow_other,
+            operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
             want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=directory.path,
         )
         return Parts(store, index, objects, space, cache, lister, namespace, ahead, files, fs, operations, kernel, session)

@@ -19,6 +19,7 @@ from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
+from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
 from luxfuse.vfs.files import Files
@@ -62,7 +63,7 @@ class Service:
         requests, fast_opens = passthrough.statistics()
         return {
             "mountpoint": s.mountpoint,
-            "source": s.source,
+            "source": safe_url(s.source),
             "pid": os.getpid(),
             "version": __version__,
             "state": "draining" if self._draining else "degraded" if reasons else "serving",

@@ -54,6 +54,11 @@ class _Order:
         self.misses = 0
         self.budget = 0
 
+    @property
+    def believed(self) -> bool:
+        """Whether files may be fetched ahead."""
+        return self.hits >= CONFIRMING_HITS
+
     def step(self, name: bytes, successors: Successors) -> list[bytes]:
         """Record an open; return the names to fetch that were not returned before."""
         if name not in self.expected:
@@ -98,10 +103,15 @@ class Predictor:
 
     def opened(self, name: bytes, listing: Successors, numbered: Successors) -> list[bytes]:
         """Record that ``name`` is opened and return the names to fetch ahead, nearest first; often none."""
-        by_number = self._numbered.step(name, numbered)
-        by_listing = self._listing.step(name, listing)
+        plan: list[bytes] = []
+        # Successors cost something, so a believed order is asked alone.
+        orders = ((self._listing, listing), (self._numbered, numbered))
+        for order, successors in sorted(orders, key=lambda o: not o[0].believed):
+            plan += order.step(name, successors)
+            if order.believed:
+                break
         self._planned.pop(name, None)
-        new = [n for n in dict.fromkeys([*by_number, *by_listing]) if n not in self._planned]
+        new = [n for n in dict.fromkeys(plan) if n not in self._planned]
         self._planned.update(dict.fromkeys(new))
         while len(self._planned) > 4 * MAX_FILES:
             del self._planned[next(iter(self._planned))]

@@ -21,6 +21,7 @@ from luxfuse.types import Kind
 ROOT_INODE = 1
 FIRST_INODE = 16
 CHANGES_BOUND = 10_000
+ENTRIES_KEPT = 8192
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True):
@@ -97,6 +98,9 @@ class Names:
         stored = store.get(Table.META, b"next_inode")
         self._next_inode = itertools.count(U64.unpack(stored)[0] if stored else FIRST_INODE)
         self._highest = 0
+        # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
+        self._entries: dict[bytes, Entry] = {}
+        self._places: dict[int, tuple[int, bytes]] = {}
 
     def _new_inode(self) -> int:
         with self._numbers:  # the loop and the writer thread both take numbers
@@ -105,18 +109,29 @@ class Names:
 
     def get(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, fresh or not."""
-        value = self._store.get(Table.NAMES, U64.pack(parent) + name)
-        return None if value is None else _decode_entry(value)
+        key = U64.pack(parent) + name
+        entry = self._entries.get(key)
+        if entry is None and (value := self._store.get(Table.NAMES, key)) is not None:
+            if len(self._entries) >= ENTRIES_KEPT:
+                self._entries.clear()
+            entry = self._entries[key] = _decode_entry(value)
+        return entry
 
     def locate(self, inode: int) -> tuple[int, bytes] | None:
         """Return (parent, name) of an inode number that is or was in use; None if unknown."""
-        value = self._store.get(Table.INODES, U64.pack(inode))
-        return None if value is None else (U64.unpack(value[:8])[0], value[8:])
+        place = self._places.get(inode)
+        if place is None and (value := self._store.get(Table.INODES, U64.pack(inode))) is not None:
+            if len(self._places) >= ENTRIES_KEPT:
+                self._places.clear()
+            place = self._places[inode] = (U64.unpack(value[:8])[0], value[8:])
+        return place
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
         """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
         entry.listing = max(entry.listing, self._running.get(parent, 0))
-        self._store.put(Table.NAMES, U64.pack(parent) + name, _encode(entry))
+        key = U64.pack(parent) + name
+        self._entries[key] = entry
+        self._store.put(Table.NAMES, key, _encode(entry))
 
     def assign(self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None) -> Entry:
         """Record the store's word on one name and return its entry: the same inode for the same version."""
@@ -133,6 +148,7 @@ class Names:
         )
         if old is not None:
             self._store.delete(Table.INODES, U64.pack(old.inode))
+            self._places.pop(old.inode, None)
         self.put(parent, name, entry)
         self._store.put(Table.INODES, U64.pack(entry.inode), U64.pack(parent) + name)
         self._store.put(Table.META, b"next_inode", U64.pack(entry.inode + 1))
@@ -144,6 +160,8 @@ class Names:
         if old is not None:
             self._store.delete(Table.INODES, U64.pack(old.inode))
             self._store.delete(Table.NAMES, U64.pack(parent) + name)
+            self._entries.pop(U64.pack(parent) + name, None)
+            self._places.pop(old.inode, None)
 
     def _serial(self, directory: int) -> int:
         listing = self.listing(directory)
@@ -174,7 +192,10 @@ class Names:
 
     async def merge(self, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
         """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed."""
-        return await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s))
+        try:
+            return await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s))
+        finally:
+            self._forget_decoded()
 
     def _merge(self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
         changes = Changes()
@@ -210,7 +231,14 @@ class Names:
 
     async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
         """End listing ``serial``: forget the names that it did not have, unless looked up since it began."""
-        return await self._store.run(lambda txn: _complete(txn, directory, serial, fetched_s))
+        try:
+            return await self._store.run(lambda txn: _complete(txn, directory, serial, fetched_s))
+        finally:
+            self._forget_decoded()
+
+    def _forget_decoded(self) -> None:
+        self._entries.clear()
+        self._places.clear()
 
     def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
         """Return up to ``limit`` committed (name, entry) in byte order of names after ``name`` (b"": from the first)."""

@@ -38,8 +38,14 @@ _S3_NAMES = {
     "request_payer": "requester_pays",
 }
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
+_WITH_LISTINGS_CACHE = frozenset(["s3", "s3a", "az", "abfs", "abfss", "gs", "gcs", "http", "https"])
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp"}
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
+
+
+def _cache_switch(protocol: str) -> dict[str, bool]:
+    """Switch listing caches off where the driver has one; others (sftp, webdav) hand unknown arguments to their client."""
+    return {"use_listings_cache": False} if protocol in _WITH_LISTINGS_CACHE else {}
 
 
 def open_filesystem(
@@ -56,7 +62,7 @@ def open_filesystem(
         raise ConfigError(f"source {shown!r}: needs the package {module}; install it with: pip install "
                           f"'{_PACKAGES[module]}'")  # fmt: skip
     try:
-        filesystem, root = url_to_fs(source, use_listings_cache=False, skip_instance_cache=True, **arguments)
+        filesystem, root = url_to_fs(source, skip_instance_cache=True, **_cache_switch(protocol), **arguments)
     except ImportError as exc:
         package = _PACKAGES.get(exc.name or "", exc.name)
         known = known_implementations.get(protocol, {}).get("err", str(exc))
