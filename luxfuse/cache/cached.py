@@ -16,7 +16,7 @@ Buffer = bytes | bytearray | memoryview
 class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
-    __slots__ = ("_size", "data", "done", "error", "fd", "keep_in_memory", "length", "on_end", "pages")
+    __slots__ = ("_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "length", "on_end", "pages")
 
     def __init__(
         self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None
@@ -28,6 +28,8 @@ class Flight:
         self.keep_in_memory = keep_in_memory
         self.on_end = on_end
         self.fd = -1
+        self.attempt = 0
+        """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
         self.done = trio.Event()
         self.data: memoryview | None = None
         self.error: Exception | None = None
@@ -42,13 +44,15 @@ class Flight:
 class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
-    __slots__ = ("flights", "oid", "pages", "record", "trusted", "users")
+    __slots__ = ("file_number", "flights", "oid", "pages", "record", "trusted", "users")
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages) -> None:
         self.oid = oid
         self.record = record
         self.pages = pages
         self.users = 0
+        self.file_number = 0
+        """Inode number of the cache file; 0 while we have not seen it."""
         self.flights: dict[int, Flight] = {}
         self.trusted: set[int] = set()
         """Pages written or verified by this daemon since nobody else wrote to the file."""
@@ -75,5 +79,6 @@ class CachedObject:
     def forget_pages(self) -> None:
         """The file is gone: nothing is on disk."""
         self.pages = Pages(self.record.size)
+        self.file_number = 0
         self.trusted.clear()
         self.record.whole = False

@@ -17,7 +17,7 @@ checksum = xxhash.xxh3_64_intdigest
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The outcome of storing a run: one checksum a page, and the file's mtime after it; or why it failed.
+    """The outcome of storing a run: one checksum a page, the file's mtime after it and number; or why it failed.
 
     ``fd`` is the file, if it was to stay open, for the receiver to close; else -1.
     """
@@ -26,17 +26,26 @@ class Stored:
     stamp: int = 0
     error: OSError | None = None
     fd: int = -1
+    file_number: int = 0
 
 
 def store_run(
-    directory: CacheDirectory, oid: bytes, size: int, pages: range, data: memoryview, *, keep: bool, keep_open: bool
+    directory: CacheDirectory,
+    oid: bytes,
+    size: int,
+    pages: range,
+    data: memoryview,
+    *,
+    keep: bool,
+    create: bool,
+    keep_open: bool,
 ) -> Stored:
     """Checksum the pages of a run and, if ``keep``, write them to the object's file of ``size`` bytes."""
     sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
     if not keep:
         return Stored(sums)
     try:
-        fd = directory.open(oid, create=True)
+        fd = directory.open(oid, create=create)
         try:
             write_all(fd, data, pages.start * PAGE_BYTES)
             st = os.fstat(fd)
@@ -49,9 +58,9 @@ def store_run(
     except OSError as exc:
         return Stored(sums, error=exc)
     if keep_open:
-        return Stored(sums, st.st_mtime_ns, fd=fd)
+        return Stored(sums, st.st_mtime_ns, fd=fd, file_number=st.st_ino)
     os.close(fd)
-    return Stored(sums, st.st_mtime_ns)
+    return Stored(sums, st.st_mtime_ns, file_number=st.st_ino)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -203,7 +204,11 @@ class PageCache:
         try:
             if result is not None:
                 stored_bytes = self._land(obj, flight, keep, result)
+        except Exception as exc:
+            log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
+            error = StoreError(f"internal error while fetching: {type(exc).__name__}")
         finally:
+            flight.attempt += 1
             if keep:
                 self.space.settle(flight.length, stored_bytes)
             self.budget.give_back(flight.length)
@@ -238,6 +243,7 @@ class PageCache:
             self._end(obj, flight)
 
     def _end(self, obj: CachedObject, flight: Flight) -> None:
+        flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
         flight.done.set()
@@ -249,12 +255,20 @@ class PageCache:
         record, directory, oid = obj.record, self._directory, obj.oid
         start = flight.pages.start * PAGE_BYTES
         keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
+        attempt = flight.attempt
 
         def job(driver: UnderStore) -> _Fetched:
             data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
-            return data, disk.store_run(
-                directory, oid, record.size, flight.pages, data, keep=keep, keep_open=keep_open
+            # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
+            wanted = keep and flight.attempt == attempt
+            # A file that has pages must be there: a new one in its place would show holes where they were.
+            stored = disk.store_run(
+                directory, oid, record.size, flight.pages, data, keep=wanted, create=obj.pages.count == 0,
+                keep_open=keep_open,
             )
+            if stored.fd >= 0 and flight.attempt != attempt:
+                os.close(stored.fd)
+            return data, stored
 
         return job
 
@@ -262,10 +276,15 @@ class PageCache:
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched
         self.counters.understore_bytes += flight.length
-        if stored.error is not None:
+        if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
+            self._lose_file(obj, stored.error)
+        elif stored.error is not None:
             self.space.fail(stored.error)
+        elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
+            self._lose_file(obj, FileNotFoundError())
         allocated = 0
-        if keep and stored.error is None and self.space.degraded is None:
+        if keep and stored.file_number and self.space.degraded is None:
+            obj.file_number = stored.file_number
             allocated = self._record(obj, flight.pages, stored, flight.length)
         if flight.keep_in_memory or not allocated:
             for page in flight.pages:
@@ -287,7 +306,8 @@ class PageCache:
         record.stamp = max(record.stamp, stored.stamp)
         record.used_us = max(record.used_us, time.time_ns() // 1000)
         record.whole = obj.pages.whole
-        self._objects.save(obj.oid, record, obj.pages, pages)
+        with suppress(OSError):  # the index says itself that it takes no changes; this run goes on without
+            self._objects.save(obj.oid, record, obj.pages, pages)
         return allocated
 
     async def fetch_whole(self, obj: CachedObject) -> None:
@@ -359,6 +379,7 @@ class PageCache:
             return None
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
             obj.trusted.clear()
+            obj.record.epoch = 0  # so that all of it is verified before the kernel gets it
         obj.trusted.update(loaded.verified)
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
