@@ -216,7 +216,8 @@ def test_dot_entries_lead_where_they_should(mount: Mount) -> None:
     inner = mount.do("stat", f"{mount.path}/deep/er")["ino"]
     assert mount.do("stat", f"{mount.path}/deep/er/.")["ino"] == inner
     assert mount.do("stat", f"{mount.path}/deep/er/../..")["ino"] == root
-    rows = dict(line.split()[::-1] for line in mount.run(["ls", "-ai", mount.path / "deep/er"], check=True).stdout.splitlines())
+    listed = mount.run(["ls", "-ai", mount.path / "deep/er"], check=True).stdout.splitlines()
+    rows = dict(line.split()[::-1] for line in listed)
     assert int(rows["."]) == inner
 
 

@@ -25,7 +25,11 @@ Headers = list[tuple[str, str]]
 BLOCK_BYTES = 1 << 16
 BACKLOG = 128
 BODILESS = (204, 304)
-REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable"}
+CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError"}
+REASONS = {
+    403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
+    503: "Service Unavailable",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,8 +323,9 @@ class _Exchange:
 
     def _send_error(self, method: str, status: int, retry_after_s: int | None) -> None:
         body = b"" if method == "HEAD" else (
-            b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>injected</Message></Error>'
-        )  # fmt: skip
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{CODES.get(status, "SlowDown")}</Code>'
+            "<Message>injected</Message></Error>"
+        ).encode()  # fmt: skip
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
         if retry_after_s is not None:
             headers.append(("Retry-After", str(retry_after_s)))

@@ -99,7 +99,8 @@ def plain_python() -> str | None:
             continue
         command = [*_as_nobody(), candidate, "-c", "import luxfuse.cli.main, luxfuse.daemon"]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if subprocess.run(command, env=_environment(True), capture_output=True, timeout=30, cwd="/").returncode == 0:
+            done = subprocess.run(command, env=_environment(True), capture_output=True, timeout=30, cwd="/", check=False)
+            if done.returncode == 0:
                 return candidate
     return None
 
@@ -419,6 +420,14 @@ class Mount:
                 select.select([descriptor], [], [], 3)
             finally:
                 os.close(descriptor)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process runs; one that ended but that nobody has waited for yet does not."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _is_daemon(pid: int) -> bool:

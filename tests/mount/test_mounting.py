@@ -1,0 +1,429 @@
+"""Mounting and unmounting by the command line: what succeeds, how it fails, what is left behind, who may look."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from prometheus_client.parser import text_string_to_metric_families
+
+from luxfuse import __version__
+from luxfuse.fuse import mountpoint as mounts
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
+
+WHOLE = content("mounting", MIB + 5)
+LARGE = content("mounting large", 20 * MIB)
+
+
+@pytest.fixture
+def one(mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
+    """A bucket with one file, mounted."""
+    fill({"file": WHOLE})
+    return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+
+
+def assert_fails(mount: Mount, *words: str, flags: tuple[str, ...] = (), within_s: float = 12.0) -> str:
+    """Mounting fails with one line that holds the words, and leaves nothing mounted or running."""
+    began = time.monotonic()
+    done = mount.try_mount(*flags)
+    assert time.monotonic() - began < within_s
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("luxfuse: ")
+    for word in words:
+        assert word in done.stderr
+    mount.expected_logs.append("")  # what the log says of a mount that never was is not looked at
+    return done.stderr
+
+
+class TestFailures:
+    def test_no_such_bucket(self, mounting: Mounts, moto_url: str) -> None:
+        mount = mounting.make("s3://no-such-bucket", endpoint_url=moto_url)
+        assert_fails(mount, "s3://no-such-bucket", "bucket")
+        assert not mount.mounted
+
+    def test_credentials_refused(self, mounting: Mounts, proxy: FaultProxy, bucket: str) -> None:
+        proxy.set(error_probability=1.0, error_status=403)
+        assert_fails(mounting.make(f"s3://{bucket}", endpoint_url=proxy.endpoint), bucket, "403", "credentials")
+
+    def test_no_credentials(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        nothing = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true",
+                   "HOME": "/nonexistent"}  # fmt: skip
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint, environment=nothing)
+        assert_fails(mount, "credentials")
+
+    def test_endpoint_refuses_connections(self, mounting: Mounts) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # bound, but not listening
+            mount = mounting.make("s3://bucket", endpoint_url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+            assert_fails(mount, "s3://bucket")
+
+    def test_endpoint_does_not_answer(self, mounting: Mounts) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            assert_fails(mounting.make("s3://bucket", endpoint_url=endpoint), endpoint, "did not answer")
+
+    def test_unknown_scheme(self, mounting: Mounts) -> None:
+        assert_fails(mounting.make("nonsense://somewhere"), "nonsense")
+
+    def test_missing_local_source(self, mounting: Mounts) -> None:
+        assert_fails(mounting.make("file:///no/such/directory"), "/no/such/directory")
+
+    def test_mountpoint_missing(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        mount.path.rmdir()
+        assert_fails(mount, str(mount.path), "mkdir")
+
+    def test_mountpoint_not_empty(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        (mount.path / "something").touch()
+        assert_fails(mount, str(mount.path), "not empty")
+
+    def test_mountpoint_is_a_file(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        mount.path.rmdir()
+        mount.path.touch()
+        assert_fails(mount, str(mount.path), "not a directory")
+
+    def test_mountpoint_busy(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        subprocess.run(["mount", "-t", "tmpfs", "other", mount.path], check=True)
+        try:
+            assert_fails(mount, str(mount.path), "busy")
+        finally:
+            subprocess.run(["umount", mount.path], check=True)
+
+    def test_already_ours(self, one: Mount) -> None:
+        done = one.try_mount()
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "already" in done.stderr
+        assert one.read("file") == digest(WHOLE)
+
+    def test_cache_directory_is_a_file(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        mount.cache.touch()
+        assert_fails(mount, str(mount.cache), "--cache-dir")
+
+    def test_cache_directory_cannot_be_written(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        mount.cache.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "cache", mount.cache], check=True)
+        try:
+            assert_fails(mount, str(mount.cache), "--cache-dir")
+        finally:
+            subprocess.run(["umount", mount.cache], check=True)
+
+    def test_state_directory_is_a_file(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        mount.state.touch()
+        assert_fails(mount, str(mount.state))
+
+    def test_a_failed_mount_can_be_tried_again(self, mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+        fill({"file": WHOLE})
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        (mount.path / "something").touch()
+        assert mount.try_mount().returncode == 1
+        (mount.path / "something").unlink()
+        assert mount.mount().read("file") == digest(WHOLE)
+
+    def test_unmounting_what_is_not_mounted(self, mounting: Mounts) -> None:
+        mount = mounting.make("s3://bucket")
+        done = mount.unmount()
+        assert done.returncode == 1
+        assert done.stderr == f"luxfuse: {mount.path} is not a luxfuse mount; see: luxfuse list\n"
+
+    def test_status_of_what_is_not_mounted(self, mounting: Mounts) -> None:
+        mount = mounting.make("s3://bucket")
+        done = mount.cli("status", mount.path)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+
+
+class TestUnmounting:
+    def test_is_clean(self, one: Mount) -> None:
+        assert one.read("file") == digest(WHOLE)
+        pid = one.pid
+        done = one.unmount()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert not one.mounted
+        assert not is_running(pid)
+        assert list(one.path.iterdir()) == []
+        assert one.cli("list", "--json").stdout.strip() == "[]"
+
+    def test_sigterm_is_clean(self, one: Mount) -> None:
+        assert one.read("file") == digest(WHOLE)
+        one.close_readers()
+        one.kill(signal.SIGTERM)
+        assert not one.mounted
+        one.mount()
+        assert one.read("file") == digest(WHOLE)
+        status = one.status()
+        assert status["cache"]["verified_bytes"] == 0
+        assert status["understore"]["gets"] == 0
+        assert status["reads"]["passthrough_opens"] == 1
+
+    def test_sigterm_while_busy_detaches(self, one: Mount) -> None:
+        reader = one.reader()
+        reader("open", "it", f"{one.path}/file")
+        pid = one.pid
+        one.kill(signal.SIGTERM, wait=False)
+        wait_for("the mount is out of the tree", lambda: not one.mounted)
+        wait_for("the daemon has ended", lambda: not is_running(pid))
+
+    def test_busy(self, one: Mount) -> None:
+        reader = one.reader()
+        reader("open", "it", f"{one.path}/file")
+        done = one.cli("unmount", one.path)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "busy" in done.stderr
+        assert f"pid {reader.pid}" in done.stderr
+        assert one.status()["state"] == "serving"
+        assert reader("all", "it") == digest(WHOLE)
+        reader("close", "it")
+        assert one.cli("unmount", one.path).returncode == 0
+
+    def test_lazy_lets_open_files_live_on(self, one: Mount) -> None:
+        reader = one.reader()
+        reader("open", "it", f"{one.path}/file")
+        pid = one.pid
+        began = time.monotonic()
+        assert one.cli("unmount", "--lazy", one.path).returncode == 0
+        assert time.monotonic() - began < 5
+        assert not one.mounted
+        assert reader("all", "it") == digest(WHOLE)
+        reader("close", "it")
+        wait_for("the daemon has ended", lambda: not is_running(pid))
+
+    @pytest.mark.parametrize("how", ["--force", "--lazy"])
+    def test_never_waits_for_a_hung_store(
+        self, mounting: Mounts, proxy: FaultProxy, bucket: str, fill, how: str
+    ) -> None:
+        fill({"large": LARGE})
+        mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, expected_logs=["."])
+        proxy.only(lambda request: "large" in request.path)
+        proxy.set(stall_probability=1.0)
+        pid = mount.pid
+        readers = [mount.reader() for _ in range(2)]
+        for reader in readers:
+            reader.send("file", f"{mount.path}/large")
+        wait_for("a request has stalled", lambda: proxy.injected()["stall"])
+        began = time.monotonic()
+        done = mount.cli("unmount", how, mount.path)
+        assert time.monotonic() - began < 8
+        assert done.returncode == 0, done.stderr
+        assert not mount.mounted
+        if how == "--force":
+            wait_for("the daemon has ended", lambda: not is_running(pid), timeout_s=5)
+            for reader in readers:
+                with pytest.raises(OSError, match=r"."):
+                    reader.take(5)
+        else:
+            proxy.clear()
+            for reader in readers:
+                assert reader.take() == digest(LARGE)
+            mount.close_readers()
+            wait_for("the daemon has ended", lambda: not is_running(pid))
+
+    def test_plain_umount(self, one: Mount) -> None:
+        pid = one.pid
+        one.run(["umount", one.path], check=True)
+        wait_for("the daemon has ended", lambda: not is_running(pid))
+        assert one.cli("list", "--json").stdout.strip() == "[]"
+        assert one.mount().read("file") == digest(WHOLE)
+
+    def test_in_the_foreground(self, mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+        fill({"file": WHOLE})
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        command = [mount.python, "-P", "-m", "luxfuse.cli.main", "mount", mount.source, mount.path, *mount.flags]
+        with subprocess.Popen(
+            [*command, "--foreground"], env=mount.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
+        ) as process:
+            try:
+                wait_for("it is mounted", lambda: mount.mounted)
+                assert mount.read("file") == digest(WHOLE)
+                mount.close_readers()
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=20)
+            finally:
+                process.kill()
+        assert process.returncode == 0, err
+        assert b"serving" in err
+        assert b"level=error" not in err
+        assert out == b""
+        assert not mount.mounted
+
+
+class TestSecondMount:
+    def test_of_one_source_has_a_cache_of_its_own(self, mounting: Mounts, one: Mount) -> None:
+        endpoint = one.flags[one.flags.index("--endpoint-url") + 1]
+        second = mounting(one.source, endpoint_url=endpoint, cache_dir=one.cache)
+        for mount in (one, second):
+            assert mount.read("file") == digest(WHOLE)
+            assert mount.gets() == 2 or mount.gets() == 1
+        slots = sorted(p.name for p in one.cache.iterdir())
+        assert len(slots) == 2
+        assert slots[1] == f"{slots[0]}.1"
+        second.unmount()
+        assert one.read("file") == digest(WHOLE)
+        second.mount()
+        assert second.read("file") == digest(WHOLE)
+        assert second.gets() == 0
+
+
+class TestObservation:
+    def test_list(self, one: Mount) -> None:
+        (row,) = json.loads(one.cli("list", "--json", check=True).stdout)
+        assert row["mountpoint"] == str(one.path)
+        assert row["source"] == one.source
+        assert row["pid"] == one.pid
+        assert row["state"] == "running"
+        assert str(one.path) in one.cli("list", check=True).stdout
+
+    def test_status(self, one: Mount) -> None:
+        one.read("file")
+        one.read("file")
+        document = json.loads(one.cli("status", one.path, "--json", check=True).stdout)
+        assert document["mountpoint"] == str(one.path)
+        assert document["source"] == one.source
+        assert document["pid"] == one.pid
+        assert document["version"] == __version__
+        assert document["state"] == "serving"
+        assert document["passthrough"] is True
+        assert 0 < document["uptime_s"] < 60
+        assert 10 * MIB < document["memory_bytes"] < 300 * MIB
+        (tier,) = document["tiers"]
+        assert tier["name"] == "ssd"
+        assert tier["path"] == str(one.cache)
+        assert tier["capacity_bytes"] is None
+        assert len(WHOLE) <= tier["used_bytes"] <= len(WHOLE) + 4096
+        assert tier["state"] == "serving"
+        reads = document["reads"]
+        assert set(reads) >= {"memory_bytes", "ssd_bytes", "hdd_bytes", "peer_bytes", "understore_bytes"}
+        assert reads["passthrough_opens"] == 2
+        assert reads["copied_opens"] == 0
+        assert reads["understore_bytes"] == len(WHOLE)
+        store = document["understore"]
+        assert set(store) >= {"gets", "heads", "lists", "puts", "deletes", "errors", "retries"}
+        assert 1 <= store["gets"] <= 2
+        assert store["errors"] == store["retries"] == store["puts"] == store["deletes"] == 0
+        assert document["dirty"] == {"files": 0, "bytes": 0, "oldest_s": 0.0}
+        assert document["recovered"] == {"files": 0}
+        assert document["peers"] == []
+        assert "serving" in one.cli("status", one.path, check=True).stdout
+        everywhere = json.loads(one.cli("status", "--json", check=True).stdout)
+        assert [each["pid"] for each in everywhere] == [one.pid]
+
+    def test_capacity_is_told(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
+        mount = mounting(f"s3://{bucket}", "--cache-size", "64MiB", endpoint_url=s3.endpoint)
+        assert mount.status()["tiers"][0]["capacity_bytes"] == 64 * MIB
+
+    def test_metrics(self, one: Mount) -> None:
+        one.read("file")
+        text = one.cli("metrics", one.path, check=True).stdout
+        samples = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples}
+        assert all(name.startswith("luxfuse_") for name in samples)
+        assert samples["luxfuse_reads_understore_bytes_total"].value == len(WHOLE)
+        assert samples["luxfuse_reads_passthrough_opens_total"].value == 1
+        assert samples["luxfuse_understore_gets_total"].value == one.gets()
+        assert samples["luxfuse_passthrough"].value == 1
+        assert samples["luxfuse_mount_info"].labels["source"] == one.source
+        states = {s.labels["state"]: s.value for f in text_string_to_metric_families(text) for s in f.samples
+                  if s.name == "luxfuse_state"}  # fmt: skip
+        assert states == {"serving": 1, "degraded": 0, "draining": 0}
+
+    def test_kernel_is_tuned(self, one: Mount) -> None:
+        mount = mounts.find_mount(str(one.path))
+        assert mount is not None
+        assert {"ro", "nosuid", "nodev"} <= set(mount.options)
+        assert mount.fstype == "fuse.luxfuse"
+        assert mount.source == one.source
+        read_ahead = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+        assert int(read_ahead.read_text()) >= 1024
+        limit = Path("/sys/fs/fuse/connections", mount.device.partition(":")[2], "max_background")
+        if limit.exists():
+            assert int(limit.read_text()) >= 64
+
+
+class TestPrivacy:
+    def test_modes(self, one: Mount) -> None:
+        one.read("file")
+        for directory in (one.state, one.directory(), next((one.state / "index").iterdir()), next(one.cache.iterdir())):
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
+        assert stat.S_IMODE((one.directory() / "control.sock").stat().st_mode) == 0o600
+        (cached,) = one.cache_files()
+        assert stat.S_IMODE(cached.stat().st_mode) == 0o600
+        assert stat.S_IMODE((one.directory() / "daemon.log").stat().st_mode) == 0o600
+
+    @pytest.fixture
+    def secrets(self) -> list[str]:
+        return ["LUXTESTACCESS0123456789", "luxtestsecret-abcdefghijklmnopqrstuvwxyz", "luxtesttoken-0123456789ab"]
+
+    @pytest.mark.parametrize("place", ["environment", "configuration"])
+    def test_no_secret_shows(
+        self, mounting: Mounts, proxy: FaultProxy, bucket: str, fill, secrets: list[str], place: str, tmp_path: Path
+    ) -> None:
+        fill({"file": WHOLE, "other": WHOLE})
+        key, secret, token = secrets
+        flags: tuple[str, ...] = ()
+        environment = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+        if place == "configuration":
+            file = tmp_path / "settings.toml"
+            file.write_text(f'[storage_options]\nkey = "{key}"\nsecret = "{secret}"\ntoken = "{token}"\n')
+            flags = ("--config", str(file))
+            environment = {}
+        mount = mounting(
+            f"s3://{bucket}", *flags, endpoint_url=proxy.endpoint, environment=environment,
+            options={"log_level": "debug", "request_timeout": "2s"}, expected_logs=["."],
+        )  # fmt: skip
+        shown = [Path("/proc", str(mount.pid), "cmdline").read_text()]
+        assert mount.read("file") == digest(WHOLE)
+        proxy.set(error_probability=1.0, error_status=403)
+        assert mount.error("file", f"{mount.path}/other") == "EACCES"
+        proxy.set(error_probability=1.0, error_status=500)
+        assert mount.error("file", f"{mount.path}/other") == "EIO"
+        shown += [mount.cli("status", mount.path, "--json").stdout, mount.cli("metrics", mount.path).stdout, mount.log()]
+        shown += [mount.cli("refresh", mount.path).stderr]
+        mount.unmount()
+        proxy.set(error_probability=1.0, error_status=403)
+        shown.append(mount.try_mount().stderr)
+        for path in [*mount.state.rglob("*"), *mount.cache.rglob("*")]:
+            if path.is_file():
+                shown.append(path.read_bytes().decode("latin-1"))
+        for text in shown:
+            for each in secrets:
+                assert each not in text
+
+
+@pytest.fixture
+def moto_bucket(moto_url: str) -> Iterator[str]:
+    name = f"keys-{os.getpid()}-{time.time_ns()}"
+    client = boto3.client(
+        "s3", endpoint_url=moto_url, aws_access_key_id="test", aws_secret_access_key="test-secret", region_name="us-east-1",
+        config=Config(retries={"max_attempts": 1}),
+    )  # fmt: skip
+    client.create_bucket(Bucket=name)
+    yield name
+    client.close()
+
+
+def test_mounts_a_bucket_of_moto(mounting: Mounts, moto_url: str, moto_bucket: str) -> None:
+    mount = mounting(f"s3://{moto_bucket}", endpoint_url=moto_url)
+    assert mount.do("list", str(mount.path)) == []
+    assert mount.status()["driver"] == "obstore"
