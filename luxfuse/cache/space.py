@@ -91,29 +91,36 @@ class Space:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
         self.before_eviction()
         target = shortage_bytes + min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
-        try:
-            chosen = await self._objects.victims(set(self.removing), target)
-        except OSError as exc:
-            self.fail(exc)
-            return False
-        freed = False
-        for oid in chosen:
-            if oid not in self.removing and self.release(oid):
-                await self.remove(oid)
-                self.evictions += 1
-                freed = True
-        return freed
+        in_use = set(self.removing)
+        freed_bytes = 0
+        while freed_bytes < target:
+            try:
+                chosen = await self._objects.victims(in_use, target - freed_bytes)
+            except OSError as exc:
+                self.fail(exc)
+                break
+            for oid in chosen:
+                if oid not in self.removing and self.release(oid):
+                    freed_bytes += await self.remove(oid)
+                    self.evictions += 1
+                else:
+                    in_use.add(oid)
+            if not chosen:
+                break
+        return freed_bytes > 0
 
-    async def remove(self, oid: bytes) -> None:
-        """Drop an object from the index, then its file. The caller made sure that nobody uses it."""
+    async def remove(self, oid: bytes) -> int:
+        """Drop an object from the index, then its file; returns the bytes freed. The caller made sure that it is idle."""
         freed = self._objects.drop(oid)
         self.removing[oid] = gone = trio.Event()
         try:
             await trio.to_thread.run_sync(self._directory.remove, oid)
             self.ledger.free(freed)
             self.evicted_bytes += freed
+            return freed
         except OSError as exc:
             self.fail(exc)
+            return 0
         finally:
             del self.removing[oid]
             gone.set()
@@ -160,7 +167,11 @@ class Space:
                     await self._evict(EVICT_AHEAD_BYTES)
             return
         if not kept:
-            await self._objects.clear()
+            try:
+                await self._objects.clear()
+            except OSError as exc:
+                self.fail(exc)
+                return
             self.ledger.used_bytes = 0
             self.lost_files()
         log.info("cache directory %s is used again", self._directory.name)

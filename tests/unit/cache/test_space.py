@@ -1,0 +1,333 @@
+"""Room on disk: the capacity is a hard limit, eviction is LRU and spares what is used, a sick disk is bypassed."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache import disk, space
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.sweep import sweep
+from luxfuse.tiers.directory import Space as FileSystemSpace
+from tests.support.failing_directory import FailingDirectory
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted, pages, random_bytes, until
+
+METADATA_BYTES = 4096
+"""What a file system may add to a sparse file for its map of extents."""
+
+
+def acquire(mount: Mount, key: str) -> CachedObject:
+    data, version, _, _ = mount.driver.objects[key]
+    return mount.cache.acquire(key, version, len(data))
+
+
+async def cache_whole(mount: Mount, key: str) -> bytes:
+    obj = acquire(mount, key)
+    mount.cache.touch(obj)
+    await mount.cache.fetch_whole(obj)
+    mount.cache.release(obj)
+    return obj.oid
+
+
+def cached(mount: Mount) -> set[str]:
+    found = set()
+    for key in mount.driver.objects:
+        obj = acquire(mount, key)
+        if obj.pages.count:
+            found.add(key)
+        mount.cache.release(obj)
+    return found
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evict no more than is needed, and try again at once."""
+    monkeypatch.setattr(space, "EVICT_AHEAD_BYTES", 0)
+    monkeypatch.setattr(space, "STUCK_S", 0.0)
+
+
+@pytest.mark.parametrize("capacity", [pages(5), pages(13) + 5000])
+async def test_the_capacity_holds_at_every_instant_under_sixteen_readers(tmp_path: Path, capacity: int) -> None:
+    driver = FakeStore()
+    rng = random.Random(1)
+    for number in range(24):
+        driver.put(f"k{number}", random_bytes(rng.randrange(1, pages(4)), number))
+    samples = 0
+    async with mounted(tmp_path, driver, capacity_bytes=capacity, memory_bytes=pages(8)) as m:
+        done = trio.Event()
+
+        async def sample() -> None:
+            nonlocal samples
+            while not done.is_set():
+                assert m.space.ledger.used_bytes + m.space.ledger.reserved_bytes <= capacity
+                assert m.disk_bytes() <= capacity + 24 * METADATA_BYTES
+                samples += 1
+                await trio.sleep(0.001)
+
+        async def reader(seed: int) -> None:
+            order = random.Random(seed)
+            for _ in range(12):
+                key = f"k{order.randrange(24)}"
+                if order.random() < 0.5:
+                    assert await m.read_all(key) == driver.objects[key][0]
+                else:
+                    obj = acquire(m, key)
+                    offset = order.randrange(obj.size)
+                    got = bytes(await m.cache.read(obj, offset, 50_000))
+                    assert got == driver.objects[key][0][offset : offset + 50_000]
+                    m.cache.release(obj)
+
+        await m.entries()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sample)
+            async with trio.open_nursery() as readers:
+                for seed in range(16):
+                    readers.start_soon(reader, seed)
+            done.set()
+        await until(lambda: m.cache.budget.idle and not m.space.removing)
+        assert samples > 10
+        assert m.space.evictions
+        assert m.space.ledger.used_bytes == m.objects.used_bytes
+        assert abs(m.disk_bytes() - m.space.ledger.used_bytes) <= 24 * METADATA_BYTES
+        assert m.space.ledger.reserved_bytes == 0
+
+
+async def test_the_least_recently_used_goes_first(tmp_path: Path, tight: None) -> None:
+    driver = FakeStore()
+    for number in range(6):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(4)) as m:
+        for number in range(4):
+            await cache_whole(m, f"k{number}")
+        await cache_whole(m, "k0")  # used once more
+        await cache_whole(m, "k4")
+        assert cached(m) == {"k0", "k2", "k3", "k4"}
+        await cache_whole(m, "k5")
+        assert cached(m) == {"k0", "k3", "k4", "k5"}
+
+
+async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path, tight: None) -> None:
+    driver = FakeStore()
+    for number in range(4):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(3), readahead_bytes=0) as m:
+        for number in range(3):
+            await m.read_all(f"k{number}")
+        m.files.note_touched()
+        await m.read_all("k0")
+        assert m.files.counters.passthrough_opens == 3
+        await m.read_all("k3")
+        assert cached(m) == {"k0", "k2", "k3"}
+
+
+async def test_what_is_used_stays_and_the_next_oldest_goes_instead(tmp_path: Path, tight: None) -> None:
+    """A large object that has been open for long is the oldest, but cannot go; the others still can."""
+    driver = FakeStore()
+    driver.put("old", random_bytes(pages(8), 99))
+    for number in range(10):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(11)) as m:
+        old = acquire(m, "old")
+        m.cache.touch(old)
+        await m.cache.fetch_whole(old)
+        for number in range(10):
+            await cache_whole(m, f"k{number}")
+            assert f"k{number}" in cached(m), "the cache takes nothing new while an old object is in use"
+        assert old.whole
+        assert m.directory.file_of(old.oid).exists()
+        assert cached(m) == {"old", "k7", "k8", "k9"}
+
+
+async def test_a_file_that_the_kernel_has_open_stays(tmp_path: Path, tight: None) -> None:
+    driver = FakeStore()
+    driver.put("old", random_bytes(pages(2), 99))
+    for number in range(6):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(4), readahead_bytes=0) as m:
+        handle = await m.open("old")
+        assert m.kernel.is_passthrough(handle)
+        for number in range(6):
+            await m.read_all(f"k{number}")
+        assert cached(m) == {"old", "k4", "k5"}
+        assert await m.kernel.read_all(m.fs, handle) == driver.objects["old"][0]
+        m.kernel.release(m.fs, handle)
+        await m.read_all("k0")
+        assert "old" not in cached(m)
+        inodes = [inode for inode, backing in m.kernel.table.items() if not backing.retired]
+        assert len(inodes) <= 4, "an evicted file keeps its backing"
+
+
+async def test_an_object_larger_than_the_cache_is_served(tmp_path: Path) -> None:
+    driver = FakeStore()
+    data = random_bytes(pages(20) + 3, 1)
+    driver.put("k", data)
+    async with mounted(tmp_path, driver, capacity_bytes=pages(6), whole_file_bytes=pages(32)) as m:
+        assert await m.read_all("k") == data
+        assert m.space.ledger.used_bytes <= pages(6)
+        assert m.disk_bytes() <= pages(6) + METADATA_BYTES
+        assert m.files.counters.copied_opens == 1
+
+
+async def test_the_free_space_floor_is_kept(tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    for number in range(6):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=None, free_space_ratio=0.5) as m:
+        total, others = pages(10), [pages(1)]
+
+        def look() -> FileSystemSpace:
+            return FileSystemSpace(total - others[0] - m.disk_bytes(), total)
+
+        monkeypatch.setattr(m.directory, "space", look)
+        await m.space._observe()
+        for number in range(6):
+            await cache_whole(m, f"k{number}")
+            assert m.disk_bytes() <= pages(4) + METADATA_BYTES
+        assert cached(m) == {"k2", "k3", "k4", "k5"}
+        others[0] = pages(3)  # somebody else writes
+        await m.space._observe()
+        assert cached(m) == {"k4", "k5"}
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[FailingDirectory], None]:
+    """Let writes to files that exist fail as well."""
+    real = disk.write_all
+
+    def install(directory: FailingDirectory) -> None:
+        def write_all(fd: int, data: memoryview, offset: int) -> None:
+            if directory.writing:
+                real(fd, data[: len(data) // 2], offset)
+                raise OSError(directory.writing, "the disk fails")
+            real(fd, data, offset)
+
+        monkeypatch.setattr(disk, "write_all", write_all)
+
+    return install
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+async def test_a_disk_that_cannot_be_written_is_bypassed_until_it_can(
+    tmp_path: Path, code: int, full_disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(space, "OBSERVE_INTERVAL_S", 0.01)
+    driver = FakeStore()
+    contents = {f"k{number}": random_bytes(pages(3) + number, number) for number in range(4)}
+    for key, data in contents.items():
+        driver.put(key, data)
+    async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
+        full_disk(m.directory)
+        part = acquire(m, "k0")
+        await m.cache.read(part, 0, 10)
+        m.directory.writing = code
+        assert bytes(await m.cache.read(part, pages(2), 10)) == contents["k0"][pages(2) : pages(2) + 10]
+        assert m.space.degraded
+        assert "cache directory" in m.space.degraded
+        for key, data in contents.items():
+            assert await m.read_all(key) == data
+        assert m.space.ledger.reserved_bytes == 0
+        assert m.cache.budget.idle
+        m.nursery.start_soon(m.space.watch)
+        for _ in range(5):
+            await trio.sleep(0.01)
+            assert m.space.degraded
+        m.directory.writing = 0
+        await until(lambda: m.space.degraded is None)
+        for key, data in contents.items():
+            assert await m.read_all(key) == data
+            assert await m.read_all(key) == data
+        m.cache.release(part)
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+async def test_a_disk_that_cannot_be_read_is_bypassed(tmp_path: Path) -> None:
+    driver = FakeStore()
+    data = random_bytes(pages(3), 1)
+    driver.put("k", data)
+    async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
+        await cache_whole(m, "k")
+        m.directory.reading = errno.EIO
+        assert await m.read_all("k") == data
+        assert m.space.degraded
+
+
+@pytest.mark.expected_logs("is gone; fetching it again", "until it recovers")
+async def test_a_cache_directory_that_vanished_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
+    driver = FakeStore()
+    contents = {f"k{number}": random_bytes(pages(1), number) for number in range(4)}
+    for key, data in contents.items():
+        driver.put(key, data)
+    async with mounted(tmp_path, driver) as m:
+        for key in ("k0", "k1"):
+            await m.read_all(key)
+        handle = await m.open("k0")
+        shutil.rmtree(m.directory.path)
+        assert await m.read_all("k2") == contents["k2"]
+        assert m.space.degraded
+        assert await m.kernel.read_all(m.fs, handle) == contents["k0"]
+        m.nursery.start_soon(m.space.watch)
+        await until(lambda: m.space.degraded is None)
+        assert m.space.ledger.used_bytes == 0
+        m.kernel.release(m.fs, handle)
+        for key, data in contents.items():
+            assert await m.read_all(key) == data
+        assert cached(m) >= {"k0", "k1", "k3"}  # the other one may still be in memory
+        assert m.disk_bytes() == m.space.ledger.used_bytes
+
+
+@pytest.mark.expected_logs("until it recovers")
+async def test_a_failing_index_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
+    async with mounted(tmp_path, FakeStore()) as m:
+        m.space.fail(OSError(errno.EIO, "made up"))
+        failures = 2
+
+        async def clear() -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(m.objects, "clear", clear)
+        monkeypatch.setattr(m.directory, "probe", lambda: False)
+        m.nursery.start_soon(m.space.watch)
+        await until(lambda: m.space.degraded is None)
+
+
+async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.0)
+    monkeypatch.setattr("luxfuse.cache.sweep.BATCH", 3)
+    driver = FakeStore()
+    for number in range(7):
+        driver.put(f"k{number}", random_bytes(5000, number))
+    async with mounted(tmp_path, driver, readahead_bytes=0) as m:
+        for number in range(6):
+            await m.read_all(f"k{number}")
+        used = m.space.ledger.used_bytes
+        strangers = [bytes([number]) * 16 for number in range(8)]
+        for oid in strangers:
+            path = m.directory.file_of(oid)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+        (m.directory.path / "objects" / "note.txt").write_text("not ours")
+        being_filled = acquire(m, "k6")
+        path = m.directory.file_of(being_filled.oid)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+        await sweep(m.cache, m.directory)
+        assert not any(m.directory.file_of(oid).exists() for oid in strangers)
+        assert path.exists(), "a file that a fetch is writing was removed"
+        assert len(cached(m)) == 6
+        assert m.space.ledger.used_bytes == used
