@@ -45,16 +45,17 @@ def store_run(
     if not keep:
         return Stored(sums)
     try:
-        fd = directory.open(oid, create=create)
-        try:
-            write_all(fd, data, pages.start * PAGE_BYTES)
-            st = os.fstat(fd)
-            if st.st_size < size:
-                os.ftruncate(fd, size)
+        with directory.writing(oid):
+            fd = directory.open(oid, create=create)
+            try:
+                write_all(fd, data, pages.start * PAGE_BYTES)
                 st = os.fstat(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+                if st.st_size < size:
+                    os.ftruncate(fd, size)
+                    st = os.fstat(fd)
+            except BaseException:
+                os.close(fd)
+                raise
     except OSError as exc:
         return Stored(sums, error=exc)
     if keep_open:

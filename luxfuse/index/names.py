@@ -22,6 +22,8 @@ ROOT_INODE = 1
 FIRST_INODE = 16
 CHANGES_BOUND = 10_000
 ENTRIES_KEPT = 8192
+FORMER_KEPT = 100_000
+"""Numbers no longer in use whose names are remembered, for readers of directories that stand at them."""
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +64,8 @@ class Changes:
     many: bool = False
     shadowed: int = 0
     """Entries that lost their name to another kind (see core/names)."""
+    deferred: list[Found] = field(default_factory=list)
+    """Entries to be merged last: their names were directories', and whether they still are is not known yet."""
 
     def add(self, name: bytes) -> None:
         if len(self.names) < CHANGES_BOUND:
@@ -97,7 +101,10 @@ class Names:
         self._running: dict[int, int] = {}
         stored = store.get(Table.META, b"next_inode")
         self._next_inode = itertools.count(U64.unpack(stored)[0] if stored else FIRST_INODE)
-        self._highest = 0
+        self._highest = (U64.unpack(stored)[0] if stored else FIRST_INODE) - 1
+        stored = store.get(Table.META, b"serial")
+        self._last_serial = U64.unpack(stored)[0] if stored else 0
+        self._former: dict[int, bytes] = {}
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
@@ -126,6 +133,16 @@ class Names:
             place = self._places[inode] = (U64.unpack(value[:8])[0], value[8:])
         return place
 
+    def former_name(self, inode: int) -> bytes | None:
+        """Return the name that an inode number no longer in use had, if that is remembered."""
+        return self._former.get(inode)
+
+    def _retire(self, inode: int, name: bytes) -> None:
+        self._places.pop(inode, None)
+        self._former[inode] = name
+        if len(self._former) > FORMER_KEPT:
+            del self._former[next(iter(self._former))]
+
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
         """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
         entry.listing = max(entry.listing, self._running.get(parent, 0))
@@ -133,14 +150,24 @@ class Names:
         self._entries[key] = entry
         self._store.put(Table.NAMES, key, _encode(entry))
 
-    def assign(self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None) -> Entry:
-        """Record the store's word on one name and return its entry: the same inode for the same version."""
+    def assign(
+        self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None, now_s: float
+    ) -> Entry:
+        """Record the store's word of ``checked_s`` on one name; returns its entry: the same inode for the same version.
+
+        A slow answer does not undo what a listing that began later has found.
+        """
         old = self.get(parent, name)
+        newer = old is not None and checked_s < old.checked_s <= now_s
         if old is not None and _same(old, found):
-            old.checked_s = checked_s
+            old.checked_s = old.checked_s if newer else checked_s
             old.attributes = attributes if attributes is not None else old.attributes
             old.size = found.size
             self.put(parent, name, old)
+            # A merge that runs now may be about to give the name another number; this one is in use.
+            self._store.put(Table.INODES, U64.pack(old.inode), U64.pack(parent) + name)
+            return old
+        if old is not None and newer:
             return old
         serial = old.listing if old is not None else self._serial(parent)
         entry = Entry(
@@ -148,20 +175,27 @@ class Names:
         )
         if old is not None:
             self._store.delete(Table.INODES, U64.pack(old.inode))
-            self._places.pop(old.inode, None)
+            self._retire(old.inode, name)
         self.put(parent, name, entry)
         self._store.put(Table.INODES, U64.pack(entry.inode), U64.pack(parent) + name)
-        self._store.put(Table.META, b"next_inode", U64.pack(entry.inode + 1))
+        self._note_highest()
         return entry
 
-    def remove(self, parent: int, name: bytes) -> None:
-        """Forget a name that the store says is gone."""
+    def _note_highest(self) -> None:
+        self._store.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
+
+    def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
+        """Forget a name that was gone at ``checked_s``; returns its entry if a later listing knows better."""
         old = self.get(parent, name)
-        if old is not None:
-            self._store.delete(Table.INODES, U64.pack(old.inode))
-            self._store.delete(Table.NAMES, U64.pack(parent) + name)
-            self._entries.pop(U64.pack(parent) + name, None)
-            self._places.pop(old.inode, None)
+        if old is None:
+            return None
+        if checked_s < old.checked_s <= now_s:
+            return old
+        self._store.delete(Table.INODES, U64.pack(old.inode))
+        self._store.delete(Table.NAMES, U64.pack(parent) + name)
+        self._entries.pop(U64.pack(parent) + name, None)
+        self._retire(old.inode, name)
+        return None
 
     def _serial(self, directory: int) -> int:
         listing = self.listing(directory)
@@ -181,8 +215,12 @@ class Names:
             self._store.put(Table.LISTINGS, U64.pack(directory), _encode(Listing(listing.serial, 0.0, listing.entries)))
 
     def begin_listing(self, directory: int) -> int:
-        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens."""
-        serial = self._serial(directory) + 1
+        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens.
+
+        No number comes twice: entries of a listing that failed half-way must not pass for ones of the next.
+        """
+        serial = self._last_serial = max(self._serial(directory), self._last_serial) + 1
+        self._store.put(Table.META, b"serial", U64.pack(serial))
         self._running[directory] = serial
         return serial
 
@@ -190,14 +228,23 @@ class Names:
         """The listing is over, complete or not."""
         self._running.pop(directory, None)
 
-    async def merge(self, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
-        """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed."""
+    async def merge(
+        self, directory: int, serial: int, found: Iterable[Found], checked_s: float, *, last: bool = True
+    ) -> Changes:
+        """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed.
+
+        What it returns as deferred belongs into the ``last`` call.
+        """
         try:
-            return await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s))
+            changes = await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s, last))
+            self._note_highest()  # a lookup meanwhile may have noted a lower one
+            return changes
         finally:
             self._forget_decoded()
 
-    def _merge(self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float) -> Changes:
+    def _merge(
+        self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float, last: bool
+    ) -> Changes:
         changes = Changes()
         prefix = U64.pack(directory)
         records: dict[bytes, bytes] = {}
@@ -213,6 +260,9 @@ class Names:
                     changes.shadowed += 1
                     if not wins(item.kind, old.kind):
                         continue
+                elif old.kind is Kind.DIRECTORY and item.kind is not Kind.DIRECTORY and not last:
+                    changes.deferred.append(item)
+                    continue
                 same = _same(old, item)
                 if same or old.checked_s > checked_s:  # a lookup since the listing began knows better
                     old.checked_s = max(old.checked_s, checked_s)
@@ -220,6 +270,7 @@ class Names:
                     records[key] = _encode(old)
                     continue
                 txn.delete(Table.INODES, U64.pack(old.inode))
+                self._retire(old.inode, item.name)
                 changes.add(item.name)
             entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
             records[key] = _encode(entry)
@@ -232,9 +283,28 @@ class Names:
     async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
         """End listing ``serial``: forget the names that it did not have, unless looked up since it began."""
         try:
-            return await self._store.run(lambda txn: _complete(txn, directory, serial, fetched_s))
+            return await self._store.run(lambda txn: self._complete(txn, directory, serial, fetched_s))
         finally:
             self._forget_decoded()
+
+    def _complete(self, txn: Transaction, directory: int, serial: int, fetched_s: float) -> Changes:
+        changes = Changes()
+        prefix = U64.pack(directory)
+        gone = []
+        entries = 0
+        for key, value in txn.items(Table.NAMES, prefix, prefix):
+            entry = _decode_entry(value)
+            if entry.listing < serial and entry.checked_s < fetched_s:
+                gone.append((key, entry.inode))
+            else:
+                entries += 1
+        for key, inode in gone:
+            txn.delete(Table.NAMES, key)
+            txn.delete(Table.INODES, U64.pack(inode))
+            self._retire(inode, key[8:])
+            changes.add(key[8:])
+        txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
+        return changes
 
     def _forget_decoded(self) -> None:
         self._entries.clear()
@@ -252,22 +322,3 @@ class Names:
 
 def _same(entry: Entry, found: Found) -> bool:
     return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
-
-
-def _complete(txn: Transaction, directory: int, serial: int, fetched_s: float) -> Changes:
-    changes = Changes()
-    prefix = U64.pack(directory)
-    gone = []
-    entries = 0
-    for key, value in txn.items(Table.NAMES, prefix, prefix):
-        entry = _decode_entry(value)
-        if entry.listing < serial and entry.checked_s < fetched_s:
-            gone.append((key, entry.inode))
-        else:
-            entries += 1
-    for key, inode in gone:
-        txn.delete(Table.NAMES, key)
-        txn.delete(Table.INODES, U64.pack(inode))
-        changes.add(key[8:])
-    txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
-    return changes

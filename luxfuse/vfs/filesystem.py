@@ -164,7 +164,7 @@ class FileSystem:
     def _position(self, state: _DirectoryHandle, cookie: int) -> bytes:
         known = state.names.get(cookie)
         if known is None:
-            known = self.namespace.locate(cookie)[1]
+            known = self.namespace.position(cookie)
         return known
 
     def _parent(self, inode: int) -> int:

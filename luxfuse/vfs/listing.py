@@ -86,11 +86,11 @@ class Lister:
             exists = True
             self._collect(page, len(prefix), batch)
             if len(batch) >= MERGE_ENTRIES:
-                _extend(changes, await self._names.merge(directory, serial, batch, began_s))
+                _extend(changes, await self._names.merge(directory, serial, batch, began_s, last=False))
                 batch = []
         if not exists:
             return None, changes
-        _extend(changes, await self._names.merge(directory, serial, batch, began_s))
+        _extend(changes, await self._names.merge(directory, serial, batch + changes.deferred, began_s))
         _extend(changes, await self._names.complete(directory, serial, began_s))
         self.listings += 1
         if changes.shadowed:
@@ -122,3 +122,4 @@ def _extend(changes: Changes, more: Changes) -> None:
         changes.add(name)
     changes.many |= more.many
     changes.shadowed += more.shadowed
+    changes.deferred += more.deferred

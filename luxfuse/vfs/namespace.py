@@ -135,6 +135,11 @@ class Namespace:
         """Return what is known of a name, fresh or not, without asking anybody."""
         return self._names.get(parent, name)
 
+    def position(self, inode: int) -> bytes:
+        """Return the name that an inode number stands for or stood for. Raises `Stale`."""
+        former = self._names.former_name(inode)
+        return former if former is not None else self._located(inode)[1]
+
     def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
         """Return the next ``limit`` entries of a directory after ``name``, by name."""
         return self._names.after(directory, name, limit)
@@ -235,19 +240,23 @@ class Namespace:
 
     async def _probe(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
         component = naming.component_of(name)
-        if component is None or component.endswith(naming.SYMLINK_SUFFIX):
+        classified = naming.classify(component) if component is not None else None
+        if component is None or classified is None or classified[1] is Kind.SYMLINK:
             return None
         asked_s = self._clock()
         base = self.prefix(parent) + component
         found, info = await self._find(base, name, known.kind if known else None)
         if found is None:
-            self._names.remove(parent, name)
+            newer = self._names.remove(parent, name, asked_s, self._clock())
+            if newer is not None:
+                return newer
             self._negatives[parent, name] = asked_s
             if len(self._negatives) > NEGATIVES_KEPT:
                 self._negatives.popitem(last=False)
             return None
         self._negatives.pop((parent, name), None)
-        return self._names.assign(parent, name, found, asked_s, parse_attributes(info.metadata) if info else None)
+        attributes = parse_attributes(info.metadata) if info else None
+        return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
         """Find out what a name is; the kind that it was is tried first, by one request."""
@@ -308,8 +317,8 @@ class Namespace:
     async def _list_quietly(self, directory: int) -> None:
         try:
             await self.listed(directory)
-        except LuxError as exc:
-            log.info("listing ahead of %r failed: %s", self.prefix(directory), exc)
+        except (LuxError, OSError) as exc:
+            log.info("listing ahead of directory %d failed: %s", directory, exc)
 
     # -- listings
 
