@@ -65,7 +65,7 @@ class Changes:
     shadowed: int = 0
     """Entries that lost their name to another kind (see core/names)."""
     deferred: list[Found] = field(default_factory=list)
-    """Entries to be merged last: their names were directories', and whether they still are is not known yet."""
+    """Entries to be merged last: a kind that wins over theirs had the name, and may still turn up."""
 
     def add(self, name: bytes) -> None:
         if len(self.names) < CHANGES_BOUND:
@@ -250,8 +250,8 @@ class Names:
         records: dict[bytes, bytes] = {}
         inodes = []
         empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
-        # Directories first: they win their names, and so keep their inode numbers from listing to listing.
-        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.name)):
+        # Those that win their names first, and so they keep their inode numbers from listing to listing.
+        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.kind, f.name)):
             key = prefix + item.name
             stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
             old = None if stored is None else _decode_entry(stored)
@@ -260,7 +260,7 @@ class Names:
                     changes.shadowed += 1
                     if not wins(item.kind, old.kind):
                         continue
-                elif old.kind is Kind.DIRECTORY and item.kind is not Kind.DIRECTORY and not last:
+                elif wins(old.kind, item.kind) and not last:
                     changes.deferred.append(item)
                     continue
                 same = _same(old, item)

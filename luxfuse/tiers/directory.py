@@ -74,9 +74,10 @@ class CacheDirectory:
         except (FileNotFoundError, ValueError):
             found = {"format": FORMAT_VERSION, "identity": secrets.token_hex(8)}
             described.write_text(json.dumps(found))
-        if found.get("format") != FORMAT_VERSION:
+        version = found.get("format") if isinstance(found, dict) else None
+        if version != FORMAT_VERSION:
             raise ConfigError(
-                f"--cache-dir {self.name}: {described} has format {found.get('format')}, this luxfuse knows "
+                f"--cache-dir {self.name}: {described} has format {version}, this luxfuse knows "
                 f"{FORMAT_VERSION}; give another directory or remove it"
             )
         probe = objects / ".probe"
@@ -94,8 +95,21 @@ class CacheDirectory:
         if _existing_parent(self.path).stat().st_dev != self._device:
             raise OSError(errno.ENODEV, "the cache directory's file system is gone")
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_again()
         before, self.identity = self.identity, self._prepare()
         return before == self.identity
+
+    def _lock_again(self) -> None:
+        """Hold the lock of the directory as it is now; the lock file may have been removed with all the rest."""
+        path = self.path / "lock"
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(self._lock)):
+                return
+        lock = _lock(path)
+        if lock is None:
+            raise OSError(errno.EBUSY, "another daemon has taken the cache directory")
+        os.close(self._lock)
+        self._lock = lock
 
     def space(self) -> Space:
         """Return the file system's free (to us) and total bytes."""

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.index.names import FIRST_INODE, Attributes, Changes, Entry, Found, Names
+from luxfuse.index.store import IndexStore
+from luxfuse.types import Kind
+
+NOW = 1_800_000_000.0
+DIR = 1
+
+
+def file(name: bytes, version: str = "v1", size: int = 1) -> Found:
+    return Found(name, Kind.FILE, size, version, 5)
+
+
+def directory(name: bytes) -> Found:
+    return Found(name, Kind.DIRECTORY)
+
+
+class Tree:
+    """Names over an index in a temporary directory, with the listing protocol of the lister."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = IndexStore(path)
+        self.names = Names(self.store)
+
+    async def list(self, found: list[Found], at_s: float, parts: int = 1) -> Changes:
+        serial = self.names.begin_listing(DIR)
+        total = Changes()
+        size = -(-max(1, len(found)) // parts)
+        batches = [found[i : i + size] for i in range(0, len(found), size)] or [[]]
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            changes = await self.names.merge(DIR, serial, batch + (total.deferred if last else []), at_s, last=last)
+            total.names += changes.names
+            total.shadowed += changes.shadowed
+            total.deferred += changes.deferred
+        total.names += (await self.names.complete(DIR, serial, at_s)).names
+        self.names.end_listing(DIR)
+        return total
+
+    def assign(self, found: Found, at_s: float, now_s: float | None = None) -> Entry:
+        return self.names.assign(DIR, found.name, found, at_s, None, at_s if now_s is None else now_s)
+
+    async def shown(self) -> dict[bytes, Entry]:
+        await self.store.flush()
+        return dict(self.names.after(DIR, b"", 10_000))
+
+    def entry(self, name: bytes) -> Entry:
+        entry = self.names.get(DIR, name)
+        assert entry is not None
+        assert self.names.locate(entry.inode) == (DIR, name), "an inode in use cannot be found"
+        return entry
+
+
+@pytest.fixture
+def tree(tmp_path: Path):
+    tree = Tree(tmp_path / "i")
+    yield tree
+    tree.store.close()
+
+
+async def test_inodes_stay_from_listing_to_listing(tree: Tree) -> None:
+    found = [file(b"a"), file(b"b"), directory(b"d"), Found(b"l", Kind.SYMLINK, 3, "v", 1)]
+    await tree.list(found, NOW)
+    before = {name: entry.inode for name, entry in (await tree.shown()).items()}
+    assert set(before) == {b"a", b"b", b"d", b"l"}
+    assert len(set(before.values())) == 4
+    assert min(before.values()) >= FIRST_INODE
+    changes = await tree.list(found, NOW + 100)
+    assert not changes
+    assert {name: entry.inode for name, entry in (await tree.shown()).items()} == before
+    assert tree.entry(b"a").checked_s == NOW + 100
+
+
+async def test_a_new_version_is_a_new_inode_and_the_old_number_is_forgotten(tree: Tree) -> None:
+    await tree.list([file(b"a", "v1"), file(b"b")], NOW)
+    old = tree.entry(b"a").inode
+    changes = await tree.list([file(b"a", "v2", 7), file(b"b")], NOW + 1)
+    assert changes.names == [b"a"]
+    assert tree.entry(b"a").inode != old
+    assert tree.entry(b"a").size == 7
+    assert tree.names.locate(old) is None
+    assert tree.names.former_name(old) == b"a"
+    later = tree.assign(file(b"a", "v3"), NOW + 2)
+    assert later.inode not in (old,)
+    assert tree.names.locate(later.inode) == (DIR, b"a")
+
+
+async def test_a_name_that_is_gone_goes_with_its_inode(tree: Tree) -> None:
+    await tree.list([file(b"a"), file(b"b")], NOW)
+    gone = tree.entry(b"a").inode
+    changes = await tree.list([file(b"b")], NOW + 1)
+    assert changes.names == [b"a"]
+    assert tree.names.get(DIR, b"a") is None
+    assert tree.names.locate(gone) is None
+    tree.names.remove(DIR, b"b", NOW + 2, NOW + 2)
+    assert tree.names.get(DIR, b"b") is None
+    assert await tree.shown() == {}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("first", ["file", "directory"])
+async def test_a_directory_wins_its_name_and_keeps_its_inode(tree: Tree, parts: int, first: str) -> None:
+    both = [file(b"x"), directory(b"x")] if first == "file" else [directory(b"x"), file(b"x")]
+    changes = await tree.list(both, NOW, parts)
+    assert changes.shadowed == 1
+    inode = tree.entry(b"x").inode
+    assert tree.entry(b"x").kind is Kind.DIRECTORY
+    for number in range(1, 4):
+        changes = await tree.list(both, NOW + number, parts)
+        assert tree.entry(b"x").inode == inode, "the directory's inode changes with every listing"
+        assert not changes
+    changes = await tree.list([file(b"x")], NOW + 10, parts)
+    assert tree.entry(b"x").kind is Kind.FILE
+    assert changes.shadowed == 0
+
+
+async def test_a_file_wins_over_a_link(tree: Tree) -> None:
+    await tree.list([Found(b"x", Kind.SYMLINK, 1, "l", 1), file(b"x")], NOW)
+    inode = tree.entry(b"x").inode
+    assert tree.entry(b"x").kind is Kind.FILE
+    await tree.list([Found(b"x", Kind.SYMLINK, 1, "l", 1), file(b"x")], NOW + 1)
+    assert tree.entry(b"x").inode == inode
+
+
+async def test_a_name_looked_up_during_a_listing_survives_it(tree: Tree) -> None:
+    serial = tree.names.begin_listing(DIR)
+    tree.assign(file(b"new"), NOW + 1)
+    await tree.names.merge(DIR, serial, [file(b"a")], NOW)
+    await tree.names.complete(DIR, serial, NOW)
+    tree.names.end_listing(DIR)
+    assert set(await tree.shown()) == {b"a", b"new"}
+    assert await tree.list([file(b"a")], NOW + 2)
+    assert set(await tree.shown()) == {b"a"}
+
+
+async def test_a_newer_lookup_is_not_undone_by_an_older_listing(tree: Tree) -> None:
+    await tree.list([file(b"a", "v1")], NOW)
+    serial = tree.names.begin_listing(DIR)
+    newer = tree.assign(file(b"a", "v3"), NOW + 11)
+    await tree.names.merge(DIR, serial, [file(b"a", "v2")], NOW + 10)
+    await tree.names.complete(DIR, serial, NOW + 10)
+    tree.names.end_listing(DIR)
+    assert tree.entry(b"a").version == "v3"
+    assert tree.entry(b"a").inode == newer.inode
+    assert tree.entry(b"a").checked_s == NOW + 11
+
+
+async def test_a_slow_lookup_does_not_undo_a_newer_listing(tree: Tree) -> None:
+    await tree.list([file(b"a", "v2"), file(b"b", "v2")], NOW + 10)
+    inode = tree.entry(b"a").inode
+    assert tree.assign(file(b"a", "v1"), NOW + 5, NOW + 12).inode == inode
+    assert tree.entry(b"a").version == "v2"
+    same = tree.assign(file(b"a", "v2"), NOW + 5, NOW + 12)
+    assert same.checked_s == NOW + 10
+    kept = tree.names.remove(DIR, b"b", NOW + 5, NOW + 12)
+    assert kept is not None
+    assert tree.entry(b"b").version == "v2"
+    # An entry from the future (the clock was set back) is no argument.
+    assert tree.assign(file(b"a", "v3"), NOW + 5, NOW + 6).version == "v3"
+    assert tree.names.remove(DIR, b"b", NOW + 5, NOW + 6) is None
+
+
+async def test_entries_of_a_listing_that_failed_do_not_pass_for_ones_of_the_next(tree: Tree) -> None:
+    await tree.list([], NOW)
+    serial = tree.names.begin_listing(DIR)
+    await tree.names.merge(DIR, serial, [file(b"gone"), directory(b"becomes-file")], NOW + 1)
+    tree.names.end_listing(DIR)
+    await tree.list([file(b"becomes-file"), file(b"other")], NOW + 2)
+    shown = await tree.shown()
+    assert set(shown) == {b"becomes-file", b"other"}
+    assert shown[b"becomes-file"].kind is Kind.FILE
+
+
+async def test_a_lookup_and_a_merge_at_the_same_time_leave_a_usable_inode(tree: Tree) -> None:
+    """The loop records the old version while the writer thread is merging the new one."""
+    await tree.list([file(b"a", "v1")], NOW)
+    serial = tree.names.begin_listing(DIR)
+    entered, proceed = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slowly():
+        token.run_sync_soon(entered.set)
+        assert proceed.wait(10)
+        yield file(b"a", "v2")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.names.merge, DIR, serial, slowly(), NOW + 10)
+        await entered.wait()
+        tree.assign(file(b"a", "v1"), NOW + 11)
+        proceed.set()
+    tree.names.end_listing(DIR)
+    await tree.store.flush()
+    tree.entry(b"a")
+
+
+async def test_inode_numbers_are_never_used_again_also_after_restarts(tmp_path: Path) -> None:
+    used: set[int] = set()
+    for round_number in range(4):
+        tree = Tree(tmp_path / "i")
+        found = [file(b"same")] + [file(f"r{round_number}-{n}".encode()) for n in range(round_number % 3)]
+        await tree.list(found, NOW + round_number)
+        if round_number == 0:
+            same = tree.entry(b"same").inode
+        assert tree.entry(b"same").inode == same, "inode numbers are kept over a restart"
+        fresh = {entry.inode for name, entry in (await tree.shown()).items() if name != b"same"}
+        if round_number % 2:
+            fresh.add(tree.assign(file(b"looked-up", f"v{round_number}"), NOW + round_number).inode)
+        assert not fresh & used
+        assert same not in fresh
+        assert all(inode >= FIRST_INODE for inode in fresh)
+        used |= fresh
+        await tree.store.flush()
+        tree.store.close()
+
+
+async def test_a_number_noted_during_a_merge_is_not_lower_than_the_merge_took(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "i")
+    serial = tree.names.begin_listing(DIR)
+    first, proceed = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    real = tree.names._new_inode
+    calls = 0
+
+    def slow_new_inode() -> int:
+        nonlocal calls
+        calls += 1
+        number = real()
+        if calls == 1:
+            token.run_sync_soon(first.set)
+            assert proceed.wait(10)
+        return number
+
+    tree.names._new_inode = slow_new_inode  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.names.merge, DIR, serial, [file(b"a"), file(b"b"), file(b"c")], NOW)
+        await first.wait()
+        looked_up = tree.assign(file(b"x"), NOW).inode
+        proceed.set()
+    tree.names.end_listing(DIR)
+    used = {tree.entry(name).inode for name in (b"a", b"b", b"c")} | {looked_up}
+    assert len(used) == 4
+    await tree.store.flush()
+    tree.store.close()
+    tree = Tree(tmp_path / "i")
+    assert tree.assign(file(b"later"), NOW).inode not in used
+    tree.store.close()
+
+
+async def test_attributes_of_a_lookup_outlive_a_listing(tree: Tree) -> None:
+    attributes = Attributes(mode=0o600)
+    tree.names.assign(DIR, b"a", file(b"a"), NOW, attributes, NOW)
+    await tree.list([file(b"a")], NOW + 1)
+    assert tree.entry(b"a").attributes == attributes
+    await tree.list([file(b"a", "v2")], NOW + 2)
+    assert tree.entry(b"a").attributes is None
+
+
+async def test_forgetting_a_listing_keeps_its_entries(tree: Tree) -> None:
+    await tree.list([file(b"a")], NOW)
+    before = tree.names.listing(DIR)
+    assert before is not None
+    assert (before.fetched_s, before.entries) == (NOW, 1)
+    tree.names.forget_listing(DIR)
+    after = tree.names.listing(DIR)
+    assert after is not None
+    assert after.fetched_s == 0
+    assert set(await tree.shown()) == {b"a"}
+
+
+async def test_names_come_in_byte_order_from_any_position(tree: Tree) -> None:
+    names = [b"B", b"a", b"a\x01", b"a.b", b"ab", "ä".encode(), b"z" * 255]
+    await tree.list([file(name) for name in names], NOW)
+    await tree.names.merge(DIR + 1, 1, [file(b"other directory")], NOW)
+    assert [name for name, _ in tree.names.after(DIR, b"", 100)] == sorted(names)
+    assert [name for name, _ in tree.names.after(DIR, b"a", 2)] == [b"a\x01", b"a.b"]
+    assert tree.names.after(DIR, b"\xff", 2) == []

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.index.objects import CHUNK_PAGES, ObjectRecord, Objects, Pages, object_id
+from luxfuse.index.store import IndexStore, Table
+from luxfuse.types import PAGE_BYTES
+
+
+@given(st.integers(0, 400), st.data())
+def test_chunks_carry_presence_and_checksums(count: int, data: st.DataObject) -> None:
+    pages = Pages(count * PAGE_BYTES)
+    wanted = data.draw(
+        st.dictionaries(st.integers(0, count - 1), st.integers(0, 2**64 - 1), max_size=60) if count else st.just({})
+    )
+    for page, checksum in wanted.items():
+        pages.add(page, checksum)
+    for page in list(wanted)[::5]:
+        pages.remove(page)
+        del wanted[page]
+    copy = Pages(count * PAGE_BYTES)
+    for number in range(-(-count // CHUNK_PAGES)):
+        copy.load(number, pages.chunk(number))
+    assert copy.count == pages.count == len(wanted)
+    assert copy.whole == pages.whole == (len(wanted) == count)
+    for page in range(count):
+        assert copy.has(page) == pages.has(page) == (page in wanted)
+        if page in wanted:
+            assert copy.checksums[page] == wanted[page]
+
+
+def test_adding_twice_and_removing_twice_count_once() -> None:
+    pages = Pages(3 * PAGE_BYTES)
+    pages.add(1, 5)
+    pages.add(1, 6)
+    assert pages.count == 1
+    assert pages.checksums[1] == 6
+    pages.remove(1)
+    pages.remove(1)
+    assert pages.count == 0
+
+
+def test_ids_tell_source_key_and_version_apart() -> None:
+    ids = {
+        object_id("s", "k", "v"), object_id("t", "k", "v"), object_id("s", "l", "v"), object_id("s", "k", "w"),
+        object_id("s", "kv", ""), object_id("sk", "", "v"), object_id("s", "\udcff", "v"),
+    }
+    assert len(ids) == 7
+    assert all(len(oid) == 16 for oid in ids)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000))
+def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    path = tmp_path_factory.mktemp("index")
+    rng = random.Random(seed)
+
+    async def main() -> None:
+        store = IndexStore(path)
+        objects = Objects(store)
+        model: dict[bytes, ObjectRecord] = {}
+        clock = 1000
+        for _ in range(60):
+            clock += 1
+            oid = bytes([rng.randrange(6)]) * 16
+            action = rng.choice(["save", "save", "touch", "drop", "flush", "reopen"])
+            if action == "save":
+                size = rng.randrange(1, 300) * PAGE_BYTES
+                loaded = objects.load(oid)
+                record, pages = loaded if loaded else (ObjectRecord("k", "v", size), Pages(size))
+                page = rng.randrange(pages.total)
+                pages.add(page, clock)
+                record.allocated_bytes = pages.count * PAGE_BYTES
+                record.used_us = clock
+                objects.save(oid, record, pages, range(page, page + 1))
+                model[oid] = record
+            elif action == "touch":
+                objects.touch(oid, clock)
+                if oid in model:
+                    model[oid].used_us = clock
+            elif action == "drop":
+                freed = objects.drop(oid)
+                gone = model.pop(oid, None)
+                assert freed == (gone.allocated_bytes if gone else 0)
+            elif action == "flush":
+                await store.flush()
+            else:
+                await store.flush()
+                store.close()
+                store = IndexStore(path)
+                objects = Objects(store)
+            assert objects.used_bytes == sum(record.allocated_bytes for record in model.values())
+            assert objects.count == len(model)
+            for oid, record in model.items():
+                loaded = objects.load(oid)
+                assert loaded is not None
+                assert loaded[0].used_us == record.used_us
+                assert loaded[1].count * PAGE_BYTES == record.allocated_bytes
+        everything = await objects.victims(set(), 1 << 60)
+        assert everything == [oid for oid, _ in sorted(model.items(), key=lambda item: item[1].used_us)]
+        assert len(store.committed_items(Table.RECENCY, b"", b"", 100)) == len(model), "a stale place in the order"
+        for oid in list(model):
+            objects.drop(oid)
+        await store.flush()
+        for table in (Table.OBJECTS, Table.CHUNKS, Table.RECENCY):
+            assert store.committed_items(table, b"", b"", 10) == []
+        store.close()
+
+    trio.run(main)
+
+
+async def test_clearing_forgets_everything(tmp_path: Path) -> None:
+    store = IndexStore(tmp_path / "i")
+    objects = Objects(store)
+    pages = Pages(10)
+    pages.add(0, 1)
+    objects.save(b"a" * 16, ObjectRecord("k", "v", 10, allocated_bytes=allocated_bytes(10)), pages, range(1))
+    assert objects.used_bytes == 4096
+    await objects.clear()
+    assert (objects.used_bytes, objects.count) == (0, 0)
+    assert not objects.known(b"a" * 16)
+    assert objects.load(b"a" * 16) is None
+    store.close()
