@@ -203,9 +203,9 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[FailingDirectory], N
 
     def install(directory: FailingDirectory) -> None:
         def write_all(fd: int, data: memoryview, offset: int) -> None:
-            if directory.writing:
+            if directory.fail_writing:
                 real(fd, data[: len(data) // 2], offset)
-                raise OSError(directory.writing, "the disk fails")
+                raise OSError(directory.fail_writing, "the disk fails")
             real(fd, data, offset)
 
         monkeypatch.setattr(disk, "write_all", write_all)
@@ -228,7 +228,7 @@ async def test_a_disk_that_cannot_be_written_is_bypassed_until_it_can(
         full_disk(m.directory)
         part = acquire(m, "k0")
         await m.cache.read(part, 0, 10)
-        m.directory.writing = code
+        m.directory.fail_writing = code
         assert bytes(await m.cache.read(part, pages(2), 10)) == contents["k0"][pages(2) : pages(2) + 10]
         assert m.space.degraded
         assert "cache directory" in m.space.degraded
@@ -240,7 +240,7 @@ async def test_a_disk_that_cannot_be_written_is_bypassed_until_it_can(
         for _ in range(5):
             await trio.sleep(0.01)
             assert m.space.degraded
-        m.directory.writing = 0
+        m.directory.fail_writing = 0
         await until(lambda: m.space.degraded is None)
         for key, data in contents.items():
             assert await m.read_all(key) == data
@@ -255,7 +255,7 @@ async def test_a_disk_that_cannot_be_read_is_bypassed(tmp_path: Path) -> None:
     driver.put("k", data)
     async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
         await cache_whole(m, "k")
-        m.directory.reading = errno.EIO
+        m.directory.fail_reading = errno.EIO
         assert await m.read_all("k") == data
         assert m.space.degraded
 
