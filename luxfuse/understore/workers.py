@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import trio
+
+from luxfuse.core.concurrency import Concurrency
+
+FEWEST = 8
 
 Job = Callable[[], Any]
 Done = Callable[[Any, BaseException | None], None]
@@ -20,12 +25,12 @@ Done = Callable[[Any, BaseException | None], None]
 
 
 class Workers:
-    """Up to ``limit`` threads, started as needed. Create and use it inside `trio.run`; `submit` never waits."""
+    """Up to ``limit`` threads, started as `Concurrency` asks. Create and use it inside `trio.run`; `submit` never waits."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self._concurrency = Concurrency(FEWEST, limit)
         self._jobs: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
-        self._outcomes: deque[tuple[Done, Any, BaseException | None]] = deque()
+        self._outcomes: deque[tuple[Done, Any, BaseException | None, float]] = deque()
         self._token = trio.lowlevel.current_trio_token()
         self._outstanding = 0
         self._threads = 0
@@ -33,21 +38,26 @@ class Workers:
     def submit(self, job: Job, done: Done) -> None:
         """Run ``job`` in a thread and then ``done`` in the event loop."""
         self._outstanding += 1
-        if self._threads < min(self._limit, self._outstanding):
+        self._jobs.put((job, done))
+        self._start_threads(1)
+
+    def _start_threads(self, at_most: int) -> None:
+        wanted = min(self._concurrency.limit, self._outstanding)
+        for _ in range(min(at_most, wanted - self._threads)):
             self._threads += 1
             # Daemon threads: one that hangs in a driver must not keep the process from ending.
             threading.Thread(target=self._work, name=f"get-{self._threads}", daemon=True).start()
-        self._jobs.put((job, done))
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, done = item
             result, error = None, None
+            began_s = time.perf_counter()
             try:
                 result = job()
             except BaseException as exc:  # noqa: BLE001 (it is handed to whoever submitted the job)
                 error = exc
-            self._outcomes.append((done, result, error))
+            self._outcomes.append((done, result, error, time.perf_counter() - began_s))
             del item, job, done, result, error  # an idle thread must not keep a page alive
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
@@ -56,9 +66,11 @@ class Workers:
 
     def _deliver(self) -> None:
         while self._outcomes:
-            done, result, error = self._outcomes.popleft()
+            done, result, error, seconds = self._outcomes.popleft()
             self._outstanding -= 1
+            self._concurrency.observe(seconds)
             done(result, error)
+        self._start_threads(FEWEST)
 
     def close(self) -> None:
         """Let the threads end once they are idle."""

@@ -106,6 +106,9 @@ class FilesAhead:
                 os.close(fd)
 
         unfinished = len(self._cache.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
+        if not unfinished:  # every page is in memory, though not all on disk
+            self._on_their_way -= size
+            self._cache.release(obj)
 
 
 class FillBehind:

@@ -1,0 +1,33 @@
+"""How many requests to have under way: few to a store nearby, many to one far away.
+
+By Little's law what a link of given throughput needs is proportional to its latency. The shortest of the recent
+request times tells that latency even when our own load makes most of them longer, so a busy machine does not talk
+itself into ever more threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+REQUESTS_PER_S_OF_LATENCY = 3200
+"""64 requests at 20 ms, 8 at 2.5 ms. Measured on 2 cores: 8 threads fetch 100 KiB objects from loopback twice as fast
+as 64 do."""
+WINDOW = 32
+
+
+class Concurrency:
+    """A limit between ``low`` and ``high`` that follows the latency of the store."""
+
+    __slots__ = ("_high", "_low", "_recent", "limit")
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low = min(low, high)
+        self._high = high
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self.limit = self._low
+
+    def observe(self, seconds: float) -> None:
+        """Take the duration of one request into account."""
+        self._recent.append(seconds)
+        wanted = int(min(self._recent) * REQUESTS_PER_S_OF_LATENCY)
+        self.limit = max(self._low, min(self._high, wanted))
