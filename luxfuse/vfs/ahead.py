@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import trio
@@ -20,6 +20,7 @@ from luxfuse.vfs.namespace import Namespace
 log = logging.getLogger(__name__)
 
 DIRECTORIES_WATCHED = 256
+PLANNED_BOUND = 256
 NOTICE_EVERY = 4
 """Of the files fetched ahead, every so many tell us when the kernel opens them without asking, to keep us ahead."""
 FILL_AFTER_BYTES = 8 << 20
@@ -48,6 +49,8 @@ class FilesAhead:
         self._largest = largest_bytes
         self._nursery = nursery
         self._predictors: OrderedDict[int, Predictor] = OrderedDict()
+        self._planned: deque[tuple[int, bytes, Entry, bool]] = deque(maxlen=PLANNED_BOUND)
+        """Files that had no room yet. They get it at later opens, not on their own: a reader who left needs none."""
         self._on_their_way = 0
         self.files = 0
         self.hand_over: Callable[[int, bytes, Entry, CachedObject, int, bool], None] = _close_only
@@ -75,14 +78,14 @@ class FilesAhead:
         plan = predictor.opened(name, by_listing, by_number)
         for number, expected in enumerate(plan, 1):
             entry = following.get(expected) or self._namespace.peek(parent, expected)
-            if entry is not None:
+            if entry is not None and entry.kind is Kind.FILE and 0 < entry.size <= min(self._largest, self._limit):
                 notice = number % NOTICE_EVERY == 0 or number == len(plan) or len(plan) < 2 * NOTICE_EVERY
-                self._fetch(parent, expected, entry, notice)
+                self._planned.append((parent, expected, entry, notice))
+        while self._planned and self._on_their_way + self._planned[0][2].size <= self._limit:
+            self._fetch(*self._planned.popleft())
 
     def _fetch(self, parent: int, name: bytes, entry: Entry, notice: bool) -> None:
         size = entry.size
-        if entry.kind is not Kind.FILE or not 0 < size <= self._largest or self._on_their_way + size > self._limit:
-            return
         if not self._namespace.is_fresh(entry):
             return  # the open would have to ask first, and might learn of another version
         obj = self._cache.acquire(self._namespace.key(parent, name, Kind.FILE), entry.version, size)

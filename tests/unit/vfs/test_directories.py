@@ -1,0 +1,131 @@
+"""Reading directories: every entry that stays comes exactly once, whatever changes meanwhile."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.vfs import filesystem
+from luxfuse.vfs.files import BadHandle
+from luxfuse.vfs.filesystem import NotALink
+from luxfuse.vfs.namespace import NotADirectory
+from tests.support.fake_store import FakeStore
+from tests.support.harness import mounted
+
+
+def store_of(*keys: str) -> FakeStore:
+    driver = FakeStore()
+    for key in keys:
+        driver.put(key, key.encode())
+    return driver
+
+
+async def test_dots_come_first_and_cookies_are_positions(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("d/a", "d/b", "d/c")) as m:
+        inode = await m.inode("d")
+        handle, _ = await m.fs.opendir(inode)
+        everything = list(m.fs.readdir(handle, 0))
+        assert [name for name, _, _ in everything] == [b".", b"..", b"a", b"b", b"c"]
+        assert everything[0][1].inode == inode
+        assert everything[1][1].inode == ROOT_INODE
+        for position, (_, _, cookie) in enumerate(everything):
+            rest = [name for name, _, _ in m.fs.readdir(handle, cookie)]
+            assert rest == [name for name, _, _ in everything[position + 1 :]]
+        m.fs.releasedir(handle)
+        with pytest.raises(BadHandle):
+            list(m.fs.readdir(handle, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_each_entry_that_stays_comes_once_while_the_directory_changes(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "BATCH", 8)
+    rng = random.Random(seed)
+    stay = {f"s{number:04}" for number in range(300)}
+    driver = store_of(*stay, *(f"g{number:04}" for number in range(50)))
+    replaced = set(rng.sample(sorted(stay), 60))
+    async with mounted(tmp_path, driver) as m:
+        handle, _ = await m.fs.opendir(ROOT_INODE)
+        seen: list[bytes] = []
+        cookie = 0
+        for round_number in range(10_000):
+            part = list(islice(m.fs.readdir(handle, cookie), rng.randrange(1, 30)))
+            if not part:
+                break
+            seen += [name for name, _, _ in part]
+            cookie = part[-1][2]
+            if round_number % 3 == 0:
+                for key in rng.sample(sorted(replaced), 10):
+                    driver.put(key, b"another")
+                for key in [key for key in driver.objects if key.startswith("g")][:5]:
+                    driver.delete(key)
+                driver.put(f"n{round_number:04}", b"")
+                m.clock.advance(61)
+                other, _ = await m.fs.opendir(ROOT_INODE)  # lists anew
+                m.fs.releasedir(other)
+        assert len(seen) == len(set(seen)), "an entry came twice"
+        assert {key.encode() for key in stay} <= set(seen)
+        m.fs.releasedir(handle)
+
+
+async def test_a_position_survives_the_end_of_its_entry(tmp_path: Path) -> None:
+    """The kernel goes on from the cookie of an entry that was replaced or removed, perhaps on another handle."""
+    driver = store_of(*(f"f{number:03}" for number in range(20)))
+    async with mounted(tmp_path, driver) as m:
+        handle, _ = await m.fs.opendir(ROOT_INODE)
+        everything = list(m.fs.readdir(handle, 0))
+        driver.put("f005", b"replaced")
+        driver.delete("f010")
+        m.clock.advance(61)
+        other, holds = await m.fs.opendir(ROOT_INODE)
+        assert not holds
+        for name, following in ((b"f005", b"f006"), (b"f010", b"f011")):
+            cookie = next(cookie for n, _, cookie in everything if n == name)
+            assert next(m.fs.readdir(other, cookie))[0] == following
+
+
+async def test_a_large_directory_comes_whole_with_attributes(tmp_path: Path) -> None:
+    driver = store_of(*(f"d/{number:05}" for number in range(12_345)))
+    async with mounted(tmp_path, driver) as m:
+        assert len(await m.entries("d")) == 12_345
+        assert driver.counts["head"] <= 2
+
+
+async def test_the_kernels_copy_holds_while_the_listing_does(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("a")) as m:
+        assert [(await m.fs.opendir(ROOT_INODE))[1] for _ in range(2)] == [False, True]
+        m.clock.advance(61)
+        assert [(await m.fs.opendir(ROOT_INODE))[1] for _ in range(2)] == [False, True]
+        await m.fs.refresh("/")
+        assert not (await m.fs.opendir(ROOT_INODE))[1]
+
+
+async def test_a_failing_listing_leaves_the_old_one(tmp_path: Path) -> None:
+    driver = store_of(*(f"f{number:04}" for number in range(2500)))
+    async with mounted(tmp_path, driver, request_timeout_s=0.2) as m:
+        before = await m.entries()
+        assert len(before) == 2500
+        driver.delete("f0001")
+        m.clock.advance(61)
+        driver.fail_next(50, kind="list")
+        assert await m.entries() == before
+        driver._failures.clear()
+        await m.store.probe()
+        after = await m.entries()
+        assert before.keys() - after.keys() == {b"f0001"}
+
+
+async def test_wrong_kinds(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("f", "d/x")) as m:
+        with pytest.raises(NotADirectory):
+            await m.fs.opendir(await m.inode("f"))
+        with pytest.raises(NotALink):
+            await m.fs.readlink(await m.inode("f"))
+        inode = await m.inode("d")
+        assert (await m.fs.lookup(inode, b".")).inode == inode
+        assert (await m.fs.lookup(inode, b"..")).inode == ROOT_INODE
