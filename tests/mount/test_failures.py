@@ -1,0 +1,241 @@
+"""A store that misbehaves and a daemon that is killed: right bytes or an honest errno, never an empty or missing file."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy, Request
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
+
+SMALL = content("failures small", 3 * MIB + 1)
+LARGE = content("failures large", 24 * MIB)
+DEADLINE_S = 3
+
+
+@pytest.fixture
+def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
+    fill({"small": SMALL, "large": LARGE, "cached": SMALL, "dir/file": b"x", "tiny": b"tiny"})
+    made = mounting(
+        f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint,
+        options={"request_timeout": f"{DEADLINE_S}s"},
+    )  # fmt: skip
+    assert made.read("cached") == digest(SMALL)
+    assert sorted(made.do("list", str(made.path))) == ["cached", "dir", "large", "small", "tiny"]
+    return made
+
+
+def object_gets(request: Request) -> bool:
+    return request.method == "GET" and "list-type" not in request.query
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "latency": {"latency_s": 0.1},
+    "resets": {"reset_probability": 0.35},
+    "truncated bodies": {"truncate_probability": 0.35},
+    "503s": {"error_probability": 0.35},
+    "429s": {"error_probability": 0.35, "error_status": 429, "retry_after_s": 1},
+    "500s": {"error_probability": 0.35, "error_status": 500},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_passing_faults_do_not_show(mount: Mount, proxy: FaultProxy, fault: str) -> None:
+    proxy.set(**FAULTS[fault])
+    for name, data in (("small", SMALL), ("large", LARGE), ("tiny", b"tiny"), ("dir/file", b"x")):
+        assert mount.read(name) == digest(data)
+    assert mount.do("list", f"{mount.path}/dir") == ["file"]
+    if fault != "latency":
+        assert sum(proxy.injected().values()) > 0
+        assert mount.status()["understore"]["retries"] > 0
+    proxy.clear()
+    for name, data in (("small", SMALL), ("large", LARGE)):
+        assert mount.read(name) == digest(data)
+    assert mount.status()["cache"]["checksum_failures"] == 0
+
+
+@pytest.mark.parametrize("fault", ["error", "reset", "stall", "truncate"])
+def test_a_lasting_fault_is_an_error_and_passes(mount: Mount, proxy: FaultProxy, fault: str) -> None:
+    proxy.only(object_gets)
+    proxy.set(**{f"{fault}_probability": 1.0})
+    readers = [mount.reader() for _ in range(2)]
+    began = time.monotonic()
+    for reader, name in zip(readers, ("small", "large"), strict=True):
+        reader.send("file", f"{mount.path}/{name}")
+    for reader in readers:
+        with pytest.raises(OSError, match=r"Input/output error"):
+            reader.take(DEADLINE_S * 5)
+    assert time.monotonic() - began < DEADLINE_S * 5
+    assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
+    assert mount.read("cached") == digest(SMALL)
+    proxy.clear()
+    wait_for("reads go on", lambda: mount.error("file", f"{mount.path}/small") is None)
+    assert mount.read("small") == digest(SMALL)
+    assert mount.read("large") == digest(LARGE)
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
+
+
+def test_an_answer_of_another_version_is_refused(mount: Mount, proxy: FaultProxy) -> None:
+    proxy.only(object_gets)
+    proxy.set(wrong_etag='"another"')
+    for name in ("small", "large", "tiny"):
+        assert mount.error("file", f"{mount.path}/{name}") in ("ESTALE", "EIO"), name
+    assert mount.read("cached") == digest(SMALL)
+    proxy.clear()
+    for name, data in (("small", SMALL), ("large", LARGE), ("tiny", b"tiny")):
+        assert mount.read(name) == digest(data)
+
+
+def test_forbidden_is_not_missing(mount: Mount, proxy: FaultProxy) -> None:
+    proxy.set(error_probability=1.0, error_status=403)
+    assert mount.error("file", f"{mount.path}/tiny") == "EACCES"
+    assert mount.error("stat", f"{mount.path}/unknown") == "EACCES"
+    assert mount.read("cached") == digest(SMALL)
+    proxy.clear()
+    assert mount.read("tiny") == digest(b"tiny")
+
+
+def test_outage(mount: Mount, proxy: FaultProxy) -> None:
+    assert mount.read("large") == digest(LARGE)
+    proxy.outage(True)
+    reader = mount.reader()
+    reader.send("file", f"{mount.path}/small")
+    assert mount.error("stat", f"{mount.path}/unknown") == "EIO"
+    with pytest.raises(OSError, match=r"Input/output error"):
+        reader.take()
+    for name, data in (("cached", SMALL), ("large", LARGE)):
+        assert mount.read(name) == digest(data)
+    assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
+    assert sorted(mount.do("list", str(mount.path))) == ["cached", "dir", "large", "small", "tiny"]
+    assert mount.error("list", f"{mount.path}/dir") == "EIO"  # never listed before
+    status = mount.status()
+    assert status["state"] == "degraded"
+    assert any("under-store" in reason for reason in status["degraded_reasons"])
+    proxy.outage(False)
+    wait_for("recovery", lambda: mount.error("file", f"{mount.path}/small") is None)
+    assert mount.read("small") == digest(SMALL)
+    wait_for("an honest answer", lambda: mount.error("stat", f"{mount.path}/unknown") == "ENOENT")
+    assert mount.do("list", f"{mount.path}/dir") == ["file"]
+    assert mount.status()["state"] == "serving"
+
+
+def test_names_outlive_their_time_in_an_outage(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
+    fill({"cached": SMALL, "remote": SMALL})
+    mount = mounting(
+        f"s3://{bucket}", "--metadata-ttl", "200ms", "--negative-ttl", "200ms", endpoint_url=proxy.endpoint,
+        options={"request_timeout": "1s"},
+    )  # fmt: skip
+    assert mount.read("cached") == digest(SMALL)
+    assert sorted(mount.do("list", str(mount.path))) == ["cached", "remote"]
+    proxy.outage(True)
+    give_up_at = time.monotonic() + 4
+    while time.monotonic() < give_up_at:
+        assert mount.read("cached") == digest(SMALL)
+        assert mount.do("stat", f"{mount.path}/remote")["size"] == len(SMALL)
+        assert sorted(mount.do("list", str(mount.path))) == ["cached", "remote"]
+    assert mount.error("file", f"{mount.path}/remote") == "EIO"
+    assert mount.status()["names"]["stale_served"] > 0
+    fill({"cached": SMALL[::-1]})
+    proxy.outage(False)
+    wait_for("the change", lambda: mount.read("cached") == digest(SMALL[::-1]))
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
+
+
+def test_outage_while_a_large_file_is_read(mount: Mount, proxy: FaultProxy) -> None:
+    proxy.set(latency_s=0.02)
+    reader = mount.reader()
+    reader("open", "it", f"{mount.path}/large")
+    assert reader("pread", "it", 0, MIB) == digest(LARGE[:MIB])
+    proxy.outage(True)
+    # What has arrived is served, the rest is an error; it is complete after the outage.
+    outcome = reader.error("all", "it")
+    assert outcome in (None, "EIO")
+    proxy.outage(False)
+    wait_for("recovery", lambda: reader.error("all", "it") is None)
+    assert reader("all", "it") == digest(LARGE)
+
+
+class TestKilled:
+    def test_is_warm_again(self, mount: Mount, proxy: FaultProxy) -> None:
+        assert mount.read("large") == digest(LARGE)
+        wait_for("large is whole", lambda: mount.do("getxattr", f"{mount.path}/large", "user.luxfuse.state") == "cached")
+        time.sleep(0.3)  # what is in the index is committed about every 0.1 s
+        pid = mount.pid
+        mount.close_readers()
+        mount.kill(signal.SIGKILL)
+        assert not is_running(pid)
+        done = mount.cli("status", mount.path)
+        assert done.returncode == 1
+        assert "died" in done.stderr
+        assert done.stderr.count("\n") == 1
+        done = mount.cli("unmount", mount.path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not mount.mounted
+        mount.mount()
+        proxy.reset_counts()
+        for name, data in (("cached", SMALL), ("large", LARGE)):
+            assert mount.read(name) == digest(data)
+        assert not [r for r in proxy.requests if object_gets(r)]
+        status = mount.status()
+        assert status["cache"]["verified_bytes"] >= len(SMALL) + len(LARGE)
+        assert status["cache"]["checksum_failures"] == 0
+        assert mount.read("small") == digest(SMALL)
+
+    @pytest.mark.parametrize("name", ["small", "large"])
+    def test_while_reading(self, mount: Mount, proxy: FaultProxy, name: str) -> None:
+        proxy.only(object_gets)
+        proxy.set(latency_s=0.1)
+        readers = [mount.reader() for _ in range(3)]
+        for reader in readers:
+            reader.send("file", f"{mount.path}/{name}", 64 << 10)
+        wait_for("it is being fetched", lambda: len([r for r in proxy.requests if r.path.endswith(name)]) > 1)
+        mount.kill(signal.SIGKILL)
+        for reader in readers:
+            with pytest.raises(OSError, match=r"."):
+                reader.take(10)
+        mount.close_readers()
+        assert mount.cli("unmount", mount.path).returncode == 0
+        proxy.clear()
+        mount.mount()
+        whole = {"small": SMALL, "large": LARGE}[name]
+        assert mount.read(name) == digest(whole)
+        assert mount.read("cached") == digest(SMALL)
+        assert mount.status()["cache"]["checksum_failures"] == 0
+
+    def test_a_new_mount_takes_the_place_of_a_dead_one(self, mount: Mount) -> None:
+        mount.close_readers()
+        mount.kill(signal.SIGKILL)
+        done = mount.try_mount()
+        assert done.returncode == 1
+        assert f"luxfuse unmount {mount.path}" in done.stderr
+        assert mount.cli("unmount", mount.path).returncode == 0
+        assert mount.mount().read("cached") == digest(SMALL)
+
+    def test_open_passthrough_files_are_not_leaked(self, mount: Mount) -> None:
+        """A reader in passthrough goes on through the daemon's death; then all of it can be taken down."""
+        reader = mount.reader()
+        reader("open", "it", f"{mount.path}/cached")
+        assert reader("all", "it") == digest(SMALL)
+        mount.kill(signal.SIGKILL)
+        assert reader("pread", "it", 4096, 4096) == digest(SMALL[4096:8192])
+        reader("close", "it")
+        assert mount.cli("unmount", mount.path).returncode == 0
+
+
+def test_a_busy_server_that_recovers_slowly(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+    """503 from the server itself for two thirds of all requests, with many readers."""
+    fill({f"file{i}": content(i, 300_000) for i in range(20)})
+    with FaultProxy(s3.endpoint, seed=7) as proxy:
+        mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+        mount.do("list", str(mount.path))
+        proxy.set(error_probability=0.66)
+        readers = [mount.reader() for _ in range(4)]
+        for i, reader in enumerate(readers):
+            reader.send("file_order", str(mount.path), [f"file{j}" for j in range(i, 20, 4)])
+        for i, reader in enumerate(readers):
+            assert reader.take(60) == [digest(content(j, 300_000)) for j in range(i, 20, 4)]
+        mount.unmount()

@@ -1,0 +1,322 @@
+"""A damaged, full, read-only or vanished cache: the right bytes all the same, a status that says so, and recovery."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
+
+DISK_BYTES = 64 * MIB
+RECOVERY_S = 20.0
+FILES = {f"file{i}": content(("sick", i), 3 * MIB + i) for i in range(12)} | {"large": content("sick large", 20 * MIB)}
+
+
+def flip(path: Path, offset: int, *, secretly: bool) -> None:
+    """Change one byte; ``secretly`` as a bad disk does it, leaving no trace in the times."""
+    before = path.stat()
+    with path.open("r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)
+        f.seek(offset)
+        f.write(bytes([byte[0] ^ 0x10]))
+    if secretly:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+class TestDamage:
+    EXPECTED = ("damaged page",)
+
+    @pytest.fixture
+    def mount(self, mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
+        fill({"file": FILES["file0"], "large": FILES["large"]})
+        made = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, expected_logs=self.EXPECTED)
+        for name in ("file", "large"):
+            made.read(name)
+            path = f"{made.path}/{name}"
+            wait_for("it is whole", lambda path=path: made.do("getxattr", path, "user.luxfuse.state") == "cached")
+        assert len(made.cache_files()) == 2
+        return made
+
+    def check(self, mount: Mount) -> None:
+        assert mount.read("file") == digest(FILES["file0"])
+        assert mount.read("large") == digest(FILES["large"])
+        status = mount.status()
+        assert status["cache"]["checksum_failures"] == 2
+        assert status["understore"]["gets"] >= 2
+        # Mended: the next ones are right without asking again.
+        gets = mount.gets()
+        assert mount.read("file") == digest(FILES["file0"])
+        assert mount.read("large") == digest(FILES["large"])
+        assert mount.gets() == gets
+        assert "damaged page" in mount.log()
+
+    def test_after_a_kill(self, mount: Mount) -> None:
+        wait_for("the index is written", lambda: not mount.status()["cache"]["in_flight_bytes"])
+        mount.close_readers()
+        mount.unmount()
+        mount.mount()
+        mount.kill(signal.SIGKILL)
+        mount.cli("unmount", mount.path, check=True)
+        for path in mount.cache_files():
+            flip(path, 2 * MIB + 5, secretly=True)
+        mount.mount()
+        self.check(mount)
+        assert mount.gets() == 2  # one page of each
+
+    def test_after_a_clean_stop(self, mount: Mount) -> None:
+        mount.unmount()
+        for path in mount.cache_files():
+            flip(path, 5, secretly=False)
+        mount.mount()
+        self.check(mount)
+        assert mount.gets() == 2
+
+    @pytest.mark.xfail(strict=True, reason="an open that the kernel has a backing id for checks nothing")
+    def test_while_mounted_and_closed(self, mount: Mount) -> None:
+        mount.close_readers()
+        for path in mount.cache_files():
+            flip(path, MIB + 5, secretly=False)
+        self.check(mount)
+
+    def test_a_shortened_file(self, mount: Mount) -> None:
+        mount.unmount()
+        for path in mount.cache_files():
+            os.truncate(path, MIB + 5)
+        mount.mount()
+        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+            assert mount.read(name) == digest(data)
+        assert mount.status()["cache"]["checksum_failures"] > 0
+
+    def test_missing_files(self, mount: Mount) -> None:
+        mount.expected_logs.append("is gone")
+        mount.unmount()
+        for path in mount.cache_files():
+            path.unlink()
+        mount.mount()
+        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+            assert mount.read(name) == digest(data)
+
+    @pytest.mark.parametrize("what", ["cache.json", "objects"])
+    def test_a_cache_that_was_removed_while_unmounted(self, mount: Mount, what: str) -> None:
+        mount.unmount()
+        (slot,) = mount.cache.iterdir()
+        if what == "objects":
+            shutil.rmtree(mount.cache)
+        else:
+            (slot / what).unlink()
+        mount.mount()
+        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+            assert mount.read(name) == digest(data)
+        assert mount.disk_bytes() <= mount.status()["tiers"][0]["used_bytes"] + MIB
+
+    def test_an_index_that_was_removed(self, mount: Mount) -> None:
+        mount.unmount()
+        shutil.rmtree(mount.state)
+        mount.mount()
+        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+            assert mount.read(name) == digest(data)
+        used = mount.status()["tiers"][0]["used_bytes"]
+        assert mount.disk_bytes() <= used + MIB
+
+
+class Disk:
+    """A small ext4 on a loop device."""
+
+    def __init__(self, base: Path) -> None:
+        self.image, self.path = base / "image", base / "disk"
+        self.path.mkdir()
+        with self.image.open("wb") as f:
+            f.truncate(DISK_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", self.image], check=True)
+
+    def attach(self) -> None:
+        done = subprocess.run(["mount", "-o", "loop", self.image, self.path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no loop devices here: {done.stderr.strip()}")
+
+    def detach(self, *, lazily: bool = False) -> None:
+        subprocess.run(["umount", *(["-l"] if lazily else []), self.path], check=False, capture_output=True)
+
+    def fill_up(self) -> None:
+        with (self.path / "ballast").open("wb") as f:
+            try:
+                while True:
+                    f.write(bytes(MIB))
+                    f.flush()
+            except OSError:
+                pass
+
+    def make_room(self) -> None:
+        (self.path / "ballast").unlink()
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4 (package e2fsprogs)")
+    with tempfile.TemporaryDirectory() as base:
+        made = Disk(Path(base))
+        made.attach()
+        try:
+            yield made
+        finally:
+            made.detach(lazily=True)
+
+
+class TestDisk:
+    EXPECTED = ("cache directory", "is gone", "fetching it again")
+
+    @pytest.fixture
+    def mount(self, disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
+        fill(FILES)
+        made = mounting(
+            f"s3://{bucket}", "--free-space-ratio", "0", endpoint_url=s3.endpoint, cache_dir=disk.path / "cache",
+            expected_logs=self.EXPECTED,
+        )  # fmt: skip
+        assert made.read("file0") == digest(FILES["file0"])
+        assert made.read("file1") == digest(FILES["file1"])
+        return made
+
+    def check_all(self, mount: Mount) -> None:
+        for name, data in FILES.items():
+            assert mount.read(name) == digest(data), name
+
+    def check_degraded(self, mount: Mount) -> None:
+        self.check_all(mount)
+        status = mount.status()
+        assert status["state"] == "degraded"
+        assert status["tiers"][0]["state"] != "serving"
+        assert any("cache directory" in reason for reason in status["degraded_reasons"])
+        self.check_all(mount)
+        assert mount.status()["fuse"]["errors"] == 0
+
+    def check_recovered(self, mount: Mount) -> None:
+        wait_for("recovery", lambda: mount.status()["state"] == "serving", timeout_s=RECOVERY_S)
+        self.check_all(mount)
+        mount.read("file5")
+        gets = mount.gets()
+        assert mount.read("file5") == digest(FILES["file5"])
+        assert mount.gets() == gets
+        assert mount.disk_bytes() > 0
+
+    def test_full(self, mount: Mount, disk: Disk) -> None:
+        disk.fill_up()
+        for name, data in FILES.items():
+            assert mount.read(name) == digest(data), name
+        disk.make_room()
+        self.check_recovered(mount)
+
+    def test_full_says_degraded(self, mount: Mount, disk: Disk) -> None:
+        reader = mount.reader()
+        reader("open", "kept", f"{mount.path}/file0")  # so that eviction cannot make room
+        reader("open", "kept too", f"{mount.path}/file1")
+        disk.fill_up()
+        assert mount.read("file2") == digest(FILES["file2"])
+        wait_for("it says so", lambda: mount.read("large") and mount.status()["state"] == "degraded")
+        assert reader("all", "kept") == digest(FILES["file0"])
+        disk.make_room()
+        self.check_recovered(mount)
+
+    def test_full_with_a_part_to_keep_free(self, disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+        fill(FILES)
+        mount = mounting(
+            f"s3://{bucket}", "--free-space-ratio", "0.2", endpoint_url=s3.endpoint, cache_dir=disk.path / "cache",
+            expected_logs=self.EXPECTED,
+        )  # fmt: skip
+        self.check_all(mount)
+
+        def free() -> float:
+            st = os.statvfs(disk.path)
+            return st.f_bavail / st.f_blocks
+
+        wait_for("a fifth is free", lambda: free() >= 0.19)
+        (disk.path / "ballast").write_bytes(bytes(8 * MIB))
+        wait_for("a fifth is free again", lambda: free() >= 0.19)
+        self.check_all(mount)
+        wait_for("a fifth is free still", lambda: free() >= 0.19)
+
+    def test_read_only(self, mount: Mount, disk: Disk) -> None:
+        # A read-only view over the directory; the file system itself has our lock file open.
+        subprocess.run(["mount", "--bind", mount.cache, mount.cache], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", mount.cache], check=True)
+            self.check_degraded(mount)
+        finally:
+            subprocess.run(["umount", "-l", mount.cache], check=True)
+        self.check_recovered(mount)
+
+    def test_removed(self, mount: Mount, disk: Disk) -> None:
+        reader = mount.reader()
+        reader("open", "it", f"{mount.path}/file0")
+        shutil.rmtree(mount.cache)
+        self.check_all(mount)
+        assert reader("all", "it") == digest(FILES["file0"])
+        self.check_recovered(mount)
+        assert mount.read("file0") == digest(FILES["file0"])
+
+    def test_detached_and_attached_again(self, mount: Mount, disk: Disk) -> None:
+        reader = mount.reader()
+        reader("open", "it", f"{mount.path}/file0")
+        disk.detach(lazily=True)
+        self.check_degraded(mount)
+        assert reader("all", "it") == digest(FILES["file0"])
+        assert list(disk.path.iterdir()) == []  # nothing goes to the disk below
+        disk.attach()
+        self.check_recovered(mount)
+
+
+@pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
+def test_cache_size_is_never_exceeded(mounting: Mounts, s3: FastS3, bucket: str, fill, passthrough: str) -> None:
+    limit = 24 * MIB
+    fill(FILES)
+    mount = mounting(
+        f"s3://{bucket}", "--cache-size", "24MiB", endpoint_url=s3.endpoint, options={"passthrough": passthrough}
+    )
+    readers = [mount.reader() for _ in range(4)]
+    names = sorted(FILES)
+    stop = threading.Event()
+    largest = 0
+
+    def watch() -> None:
+        nonlocal largest
+        while not stop.is_set():
+            largest = max(largest, mount.disk_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for round_ in range(3):
+            for i, reader in enumerate(readers):
+                order = names[(i * 3 + round_) % len(names) :] + names[: (i * 3 + round_) % len(names)]
+                reader.send("file_order", str(mount.path), order)
+                reader.order = order  # type: ignore[attr-defined]
+            for reader in readers:
+                assert reader.take(60) == [digest(FILES[name]) for name in reader.order]  # type: ignore[attr-defined]
+    finally:
+        stop.set()
+        watcher.join()
+    assert MIB < largest <= limit
+    status = mount.status()
+    assert status["tiers"][0]["used_bytes"] <= limit
+    assert status["cache"]["evictions"] > 0
+    assert status["state"] == "serving"
+
+
+def test_a_file_larger_than_the_cache(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+    fill({"large": FILES["large"], "file1": FILES["file1"]})
+    mount = mounting(f"s3://{bucket}", "--cache-size", "4MiB", endpoint_url=s3.endpoint)
+    for _ in range(2):
+        assert mount.read("large") == digest(FILES["large"])
+        assert mount.read("file1") == digest(FILES["file1"])
+        assert mount.disk_bytes() <= 4 * MIB
+    assert mount.status()["fuse"]["errors"] == 0

@@ -1,0 +1,75 @@
+"""Mounts of what is not S3."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.mounted import MIB, Mounts, content, digest, wait_for
+from tests.support.servers_store import FileServer
+
+FILES = {
+    "top": content("top", MIB + 3),
+    "a directory/with space": content("space", 5000),
+    "a directory/deeper/ünïcödé": content("unicode", 3),
+    "a directory/empty": b"",
+    "large": content("large", 18 * MIB + 5),
+}
+
+
+def write(root: Path) -> None:
+    for name, data in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+TREE = sorted([*FILES, "a directory", "a directory/deeper"])
+
+
+def test_local_directory(mounting: Mounts, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "nothing here").mkdir()
+    mount = mounting(f"file://{tmp_path}", "--metadata-ttl", "500ms", "--negative-ttl", "500ms")
+    assert mount.do("tree", str(mount.path)) == sorted([*TREE, "nothing here"])
+    for _ in range(2):
+        for name, data in FILES.items():
+            assert mount.read(name) == digest(data), name
+    assert mount.do("stat", f"{mount.path}/top")["mtime_ns"] == (tmp_path / "top").stat().st_mtime_ns
+    fresh = tmp_path / ".fresh"
+    fresh.write_bytes(b"changed")
+    os.replace(fresh, tmp_path / "top")
+    wait_for("the change", lambda: mount.read("top") == digest(b"changed"))
+    (tmp_path / "large").unlink()
+    wait_for("it is gone", lambda: mount.error("stat", f"{mount.path}/large") == "ENOENT")
+    mount.remount()
+    assert mount.read("a directory/with space") == digest(FILES["a directory/with space"])
+    assert mount.gets() == 0
+
+
+def test_http(mounting: Mounts, nginx_files: FileServer) -> None:
+    write(nginx_files.directory)
+    mount = mounting(nginx_files.url, "--metadata-ttl", "500ms")
+    assert mount.do("tree", str(mount.path)) == TREE
+    for _ in range(2):
+        for name, data in FILES.items():
+            assert mount.read(name) == digest(data), name
+    assert mount.error("stat", f"{mount.path}/no such file") == "ENOENT"
+    fresh = nginx_files.directory.parent / "fresh"
+    fresh.write_bytes(b"changed")
+    fresh.replace(nginx_files.directory / "top")
+    wait_for("the change", lambda: mount.read("top") == digest(b"changed"))
+
+
+@pytest.mark.parametrize("driver", ["obstore", "fsspec"])
+def test_s3_by_each_driver(mounting: Mounts, s3: FastS3, bucket: str, fill, driver: str) -> None:
+    fill(FILES)
+    mount = mounting(f"s3://{bucket}", "--driver", driver, endpoint_url=s3.endpoint)
+    assert mount.do("tree", str(mount.path)) == TREE
+    for _ in range(2):
+        for name, data in FILES.items():
+            assert mount.read(name) == digest(data), name
+    assert mount.status()["driver"] == driver
+    assert mount.status()["understore"]["errors"] == 0
