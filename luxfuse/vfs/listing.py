@@ -25,6 +25,7 @@ CONCURRENT_LISTINGS = 8
 @dataclass(slots=True)
 class _Running:
     done: trio.Event
+    began_s: float
     serial: int | None = None
     changes: Changes | None = None
     error: Exception | None = None
@@ -49,11 +50,15 @@ class Lister:
         """Whether a listing of the directory is on its way."""
         return directory in self._running
 
-    async def fetch(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
-        """List ``prefix`` into ``directory``; returns the listing's serial number (None: it does not exist), changes."""
-        running = self._running.get(directory)
+    async def fetch(self, directory: int, prefix: str, not_before_s: float) -> tuple[int | None, Changes]:
+        """List ``prefix`` into ``directory``; returns the listing's serial number (None: it does not exist), changes.
+
+        One that is on its way will do if it did not begin before ``not_before_s``.
+        """
+        while (running := self._running.get(directory)) is not None and running.began_s < not_before_s:
+            await running.done.wait()
         if running is None:
-            running = self._running[directory] = _Running(trio.Event())
+            running = self._running[directory] = _Running(trio.Event(), self._clock())
             self._nursery.start_soon(self._run, directory, prefix, running)
         await running.done.wait()
         if running.error is not None:

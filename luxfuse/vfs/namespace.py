@@ -333,7 +333,7 @@ class Namespace:
             return listing.serial
         prefix = self.prefix(directory)
         try:
-            serial, changes = await self.lister.fetch(directory, prefix)
+            serial, changes = await self.lister.fetch(directory, prefix, self._clock() - self._ttl)
         except StoreUnavailable:
             if listing is None:
                 raise

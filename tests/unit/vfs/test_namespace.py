@@ -94,6 +94,26 @@ async def test_a_listing_is_made_once_for_all_who_wait(tmp_path: Path) -> None:
         assert m.driver.counts["list"] == 1
 
 
+async def test_a_listing_that_takes_longer_than_the_ttl_is_not_joined(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("a")) as m:
+        m.driver.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.entries)
+            await wait_all_tasks_blocked()
+            await until(lambda: m.driver.counts["list"] == 1)
+            m.clock.advance(61)
+            found: list[dict] = []
+
+            async def late() -> None:
+                found.append(await m.entries())
+
+            nursery.start_soon(late)
+            await wait_all_tasks_blocked()
+            m.driver.release()
+        assert m.driver.counts["list"] == 2
+        assert set(found[0]) == {b"a"}
+
+
 async def test_after_several_expired_names_the_directory_is_listed_instead(tmp_path: Path) -> None:
     keys = [f"d/{number:03}" for number in range(100)]
     async with mounted(tmp_path, store_of(*keys)) as m:
