@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 REGISTERED_BOUND = 16_384
 """Inodes with a backing id at once: each is an open file for the kernel."""
 HAND_OVER_TRIES = 3
+AHEAD_RUN_PAGES = 4
+"""Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
 
 
 class BadHandle(StoreError):
@@ -220,7 +222,7 @@ class Files:
             if not obj.whole:
                 self._cache.start(obj, pages_of(offset, min(length, obj.size - offset)))
                 if ahead:
-                    self._cache.start(obj, pages_of(ahead.start, len(ahead)))
+                    self._cache.start(obj, pages_of(ahead.start, len(ahead)), run=AHEAD_RUN_PAGES)
                 self._behind.consider(obj)
             return await self._cache.read(obj, offset, length)
         except (VersionChanged, NotFound):
