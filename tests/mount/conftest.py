@@ -13,9 +13,9 @@ from tests.support import fast_s3
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, plain_user_missing, put
-from tests.support.servers_store import moto_url, nginx_files
+from tests.support.servers_store import ceph_rgw, moto_url, nginx_files
 
-__all__ = ["moto_url", "nginx_files"]
+__all__ = ["ceph_rgw", "moto_url", "nginx_files"]
 
 _serial = itertools.count()
 

@@ -195,7 +195,7 @@ def test_a_large_directory_lists_completely_while_it_changes(mounting: Mounts, s
     changer.start()
     try:
         readers = [mount.reader() for _ in range(2)]
-        give_up_at = time.monotonic() + 8
+        give_up_at = time.monotonic() + 4
         rounds = 0
         while rounds < 3 or time.monotonic() < give_up_at:
             for reader in readers:

@@ -175,9 +175,11 @@ def stress(root: str, versions: dict, seconds: float, rng: random.Random) -> dic
                 length = rng.choice((1, 4096, 100_000, 1 << 20, size))
                 data = os.pread(entry[1], length, offset)
                 counts["reads"] += 1
-                if len(data) != min(length, size - offset):
-                    problems.append(f"read of {entry[0]} at {offset}: {len(data)} bytes, not {length}")
                 check(entry, offset, data, "read")
+                if len(data) != min(length, size - offset):
+                    # Short only before an error, which the next read must meet.
+                    rest = os.pread(entry[1], 4096, offset + len(data))
+                    problems.append(f"short read of {entry[0]} at {offset}: {len(data)} of {length}, then {len(rest)}")
             elif action < 0.9:
                 entry = rng.choice(held)
                 # Only where a page that cannot be had would not kill us: SIGBUS is how mmap says ESTALE.
