@@ -20,6 +20,14 @@ from luxfuse.fuse import mountpoint
 MOUNT_TESTS = Path(__file__).parent / "mount"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests marked ceph unless -m asks for them."""
+    if "ceph" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("ceph"):
+                item.add_marker(pytest.mark.skip("needs a Ceph RGW; run with -m ceph"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ceph_rgw as ceph
+from tests.support.ceph_rgw import CephRgw
+
 START_TIMEOUT_S = 40
 AZURITE = Path.home() / ".cache/luxfuse-tests/azurite"
 AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
@@ -77,6 +80,15 @@ def strict_moto_url() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with running(command, port, INITIAL_NO_AUTH_ACTION_COUNT="0"):
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def ceph_rgw() -> Iterator[CephRgw]:
+    """Ceph's gateway, which checks signatures; for tests marked ceph, which run only when asked for."""
+    if reason := ceph.available():
+        pytest.skip(reason)
+    with CephRgw() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
