@@ -220,6 +220,7 @@ class _Daemon:
         )
 
         def lost_files() -> None:
+            lifecycle.adopt(index, directory.identity)
             cache.forget_all_pages()
             files.forget_all()
 

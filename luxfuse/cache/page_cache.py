@@ -433,11 +433,3 @@ class PageCache:
             record.epoch, record.stamp = self._epoch, opened.stamp
             self._objects.save(obj.oid, record)
         return opened.fd
-
-    async def discard(self, key: str, version: str, size: int) -> None:
-        """Drop an object version that the store no longer has, if nobody uses it."""
-        oid = object_id(self._source_id, key, version)
-        if self._objects.known(oid) and oid not in self.space.removing and self._release_for_eviction(oid):
-            await self.space.remove(oid)
-
-

@@ -39,12 +39,3 @@ def missing_runs(pages: range, have: Callable[[int], bool], max_pages: int) -> I
             start = page
     if start is not None:
         yield range(start, pages.stop)
-
-
-def run_pages(size_bytes: int, in_flight_target: int, max_run_pages: int) -> int:
-    """Return how many pages one request should fetch so that ``size_bytes`` needs about ``in_flight_target`` requests.
-
-    Many requests of 1 to 2 MiB in flight beat few of 8 MiB, on loopback as over a slow link.
-    """
-    pages = page_count(size_bytes)
-    return max(1, min(max_run_pages, pages // max(1, in_flight_target)))

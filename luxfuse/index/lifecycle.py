@@ -43,6 +43,11 @@ async def begin(store: IndexStore, cache_identity: str) -> Beginning:
     return Beginning(epoch, clean or stored is None, same)
 
 
+def adopt(store: IndexStore, cache_identity: str) -> None:
+    """Note that the cache directory was made anew while in use."""
+    store.put(Table.META, b"cache", cache_identity.encode())
+
+
 async def end(store: IndexStore) -> None:
     """Commit everything and mark the index as cleanly left."""
     store.put(Table.META, b"clean", _boot_id())

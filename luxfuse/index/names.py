@@ -58,10 +58,12 @@ class Listing(msgspec.Struct, array_like=True, frozen=True):
 
 @dataclass(slots=True)
 class Changes:
-    """What a merged listing changed, for the kernel's caches. ``many`` when there were too many to name."""
+    """What a merged listing changed, for the kernel's caches.
+
+    Of very many names only the first `CHANGES_BOUND` are kept: the kernel's time-outs take care of the rest.
+    """
 
     names: list[bytes] = field(default_factory=list)
-    many: bool = False
     shadowed: int = 0
     """Entries that lost their name to another kind (see core/names)."""
     deferred: list[Found] = field(default_factory=list)
@@ -70,11 +72,6 @@ class Changes:
     def add(self, name: bytes) -> None:
         if len(self.names) < CHANGES_BOUND:
             self.names.append(name)
-        else:
-            self.many = True
-
-    def __bool__(self) -> bool:
-        return self.many or bool(self.names)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -125,6 +125,5 @@ class Lister:
 def _extend(changes: Changes, more: Changes) -> None:
     for name in more.names:
         changes.add(name)
-    changes.many |= more.many
     changes.shadowed += more.shadowed
     changes.deferred += more.deferred

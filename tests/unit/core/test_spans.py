@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luxfuse.core.spans import missing_runs, page_bytes, page_count, pages_of, run_pages
+from luxfuse.core.spans import missing_runs, page_bytes, page_count, pages_of
 from luxfuse.types import PAGE_BYTES
 
 sizes = st.integers(0, 500 * PAGE_BYTES)
@@ -40,8 +40,3 @@ def test_runs_are_the_missing_pages_in_order(have: set[int], start: int, count: 
     for one, next_one in pairwise(runs):
         # Neighbours are together unless the run is full.
         assert one.stop < next_one.start or len(one) == longest
-
-
-@given(sizes, st.integers(0, 64), st.integers(1, 8))
-def test_run_length_stays_in_bounds(size: int, target: int, longest: int) -> None:
-    assert 1 <= run_pages(size, target, longest) <= longest
