@@ -73,7 +73,7 @@ async def test_inodes_stay_from_listing_to_listing(tree: Tree) -> None:
     assert len(set(before.values())) == 4
     assert min(before.values()) >= FIRST_INODE
     changes = await tree.list(found, NOW + 100)
-    assert not changes
+    assert not changes.names
     assert {name: entry.inode for name, entry in (await tree.shown()).items()} == before
     assert tree.entry(b"a").checked_s == NOW + 100
 
@@ -115,7 +115,7 @@ async def test_a_directory_wins_its_name_and_keeps_its_inode(tree: Tree, parts: 
     for number in range(1, 4):
         changes = await tree.list(both, NOW + number, parts)
         assert tree.entry(b"x").inode == inode, "the directory's inode changes with every listing"
-        assert not changes
+        assert not changes.names
     changes = await tree.list([file(b"x")], NOW + 10, parts)
     assert tree.entry(b"x").kind is Kind.FILE
     assert changes.shadowed == 0
