@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -49,8 +51,11 @@ log = logging.getLogger(__name__)
 
 Ready = Callable[[str | None], None]
 
+FILES_OPEN = 65_536
 PROBE_DEADLINE_S = 10.0
 ANSWER_DEADLINE_S = 10.0
+PATIENCE_S = 5.0
+"""For how long files that are open when a signal comes may still be read."""
 TOUCH_INTERVAL_S = 5.0
 BASE_MEMORY_BYTES = 128 << 20
 """What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
@@ -68,6 +73,7 @@ def run(settings: Settings, ready: Ready) -> int:
         started = started or error is None
         ready(error)
 
+    _raise_file_limit()
     try:
         with registry.claim(settings) as claim:
             logs.configure(settings, claim.directory)
@@ -82,6 +88,13 @@ def run(settings: Settings, ready: Ready) -> int:
         if not isinstance(exc, Exception):
             raise
         return 1
+
+
+def _raise_file_limit() -> None:
+    """Files in passthrough stay open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_OPEN if hard == resource.RLIM_INFINITY else min(hard, FILES_OPEN)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _one_line(exc: BaseException) -> str:
@@ -139,7 +152,7 @@ class _Daemon:
             except LuxError as exc:
                 raise MountError(f"{source}: {exc}") from None
         if scope.cancelled_caught:
-            where = self._settings.endpoint_url or "its endpoint"
+            where = safe_url(self._settings.endpoint_url) if self._settings.endpoint_url else "its endpoint"
             raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
 
     @asynccontextmanager
@@ -186,6 +199,7 @@ class _Daemon:
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)
             parts.files.note_touched()
+            parts.cache.close()
             background.cancel_scope.cancel()
 
     def _build(
@@ -251,8 +265,13 @@ class _Daemon:
                 try:
                     await session.unmount()
                 except MountError as exc:
-                    log.info("%s; detaching", exc)
-                    await session.unmount(lazy=True)
+                    log.info("%s; detaching it, and ending in %g s", exc, PATIENCE_S)
+                    with contextlib.suppress(MountError):  # it went away meanwhile
+                        await session.unmount(lazy=True)
+                with trio.move_on_after(PATIENCE_S):
+                    await session.ended.wait()
+                    return
+                await session.terminate()
 
     async def _note_touched(self, files: Files) -> None:
         while True:

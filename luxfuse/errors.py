@@ -59,5 +59,11 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class DeadlinePassed(StoreUnavailable):
+    """The request used up its whole deadline: its caller has waited long enough."""
+
+    retryable = False
+
+
 class BucketMissing(NotFound):
     """The bucket or container itself does not exist."""

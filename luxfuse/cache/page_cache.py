@@ -15,6 +15,7 @@ recorded, only dropped with the whole file, and never while `users` is above 0 o
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import OrderedDict
@@ -30,7 +31,7 @@ from luxfuse.cache.cached import Buffer, CachedObject, Flight
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs, page_bytes, pages_of
-from luxfuse.errors import StoreError
+from luxfuse.errors import DeadlinePassed, StoreError
 from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import PAGE_BYTES
@@ -87,6 +88,7 @@ class PageCache:
         self.budget = ByteBudget(memory_bytes)
         self.recent = RecentPages(memory_bytes)
         self.counters = Counters()
+        self._closed = False
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
         space.release = self._release_for_eviction
@@ -191,8 +193,11 @@ class PageCache:
         if obj.oid not in self.space.removing and self.budget.try_hold(flight.length):
             keep = self.space.try_reserve(flight.length)
             if keep is not None:
-                job = self._job(obj, flight, keep)
-                self._store.submit("get", job, lambda result, error: self._answered(obj, flight, keep, result, error))
+                self._store.submit(
+                    "get",
+                    self._job(obj, flight, keep),
+                    lambda result, error: self._answered(obj, flight, keep, result, error),
+                )
                 return
             self.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
@@ -212,7 +217,7 @@ class PageCache:
             if keep:
                 self.space.settle(flight.length, stored_bytes)
             self.budget.give_back(flight.length)
-        if error is not None and error.retryable:
+        if error is not None and error.retryable and not self._closed:
             self._nursery.start_soon(self._fly, obj, flight)
         else:
             flight.error = error
@@ -221,18 +226,18 @@ class PageCache:
     async def _fly(self, obj: CachedObject, flight: Flight) -> None:
         """Fetch with patience: wait for memory, make room by eviction, retry within the deadline."""
         flight.error = StoreError("the daemon is stopping")
+        timeout_s = self._store.timeout_s
         try:
-            async with self.budget.hold(flight.length):
-                while (removal := self.space.removing.get(obj.oid)) is not None:
-                    await removal.wait()
-                keep = await self.space.reserve(flight.length)
-                stored_bytes = 0
-                try:
-                    fetched = await self._store.call("get", self._job(obj, flight, keep), what=repr(obj.record.key))
-                    stored_bytes = self._land(obj, flight, keep, fetched)
-                finally:
-                    if keep:
-                        self.space.settle(flight.length, stored_bytes)
+            while True:
+                # Memory may take its time to come while others are served, but not while nobody is.
+                with trio.move_on_after(timeout_s) as patience:
+                    async with self.budget.hold(flight.length):
+                        patience.deadline = math.inf
+                        await self._fetch(obj, flight)
+                if not patience.cancelled_caught:
+                    break
+                if self._store.stuck_s() >= timeout_s:
+                    raise DeadlinePassed(f"{obj.record.key!r}: the under-store has not answered for {timeout_s:g} s")
             flight.error = None
         except (StoreError, OSError) as exc:
             flight.error = exc
@@ -242,13 +247,32 @@ class PageCache:
         finally:
             self._end(obj, flight)
 
+    async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
+        while (removal := self.space.removing.get(obj.oid)) is not None:
+            await removal.wait()
+        keep = await self.space.reserve(flight.length)
+        stored_bytes = 0
+        try:
+            fetched = await self._store.call("get", self._job(obj, flight, keep), what=repr(obj.record.key))
+            stored_bytes = self._land(obj, flight, keep, fetched)
+        finally:
+            if keep:
+                self.space.settle(flight.length, stored_bytes)
+
+    def close(self) -> None:
+        """Start nothing more: the nursery is about to end."""
+        self._closed = True
+
     def _end(self, obj: CachedObject, flight: Flight) -> None:
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
         flight.done.set()
         if flight.on_end is not None:
-            flight.on_end(flight.fd)
+            try:
+                flight.on_end(flight.fd)
+            except Exception:
+                log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self.release(obj)
 
     def _job(self, obj: CachedObject, flight: Flight, keep: bool) -> Callable[[UnderStore], _Fetched]:
@@ -258,6 +282,8 @@ class PageCache:
         attempt = flight.attempt
 
         def job(driver: UnderStore) -> _Fetched:
+            if flight.attempt != attempt:
+                raise StoreError("nobody waits for it any more")
             data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
             # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
             wanted = keep and flight.attempt == attempt

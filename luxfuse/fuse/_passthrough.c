@@ -33,6 +33,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -129,8 +130,10 @@ struct entry {
 	struct entry *next;
 	uint64_t ino;
 	int64_t valid_until_ns; /* CLOCK_MONOTONIC; past it an OPEN goes to Python */
+	int64_t stamp_ns; /* mtime of the backing file as we left it: another one means that somebody else wrote to it */
 	uint32_t opens;
 	int32_t backing_id;
+	int fd; /* the backing file, to look at its mtime */
 	bool retired; /* takes no new fast opens; reported once `opens` is 0 */
 	bool touched; /* opened since `take_touched` last looked */
 	bool notice;  /* tell Python of the next open (see take_noticed) */
@@ -151,6 +154,20 @@ static struct entry **slot_of(uint64_t ino)
 	while (*slot && (*slot)->ino != ino)
 		slot = &(*slot)->next;
 	return slot;
+}
+
+static bool intact(const struct entry *e)
+{
+	struct stat st; /* fstat of an open local file does no I/O */
+	return fstat(e->fd, &st) == 0 && st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == e->stamp_ns;
+}
+
+static void free_entry(struct entry *e)
+{
+	if (e) {
+		close(e->fd);
+		free(e);
+	}
 }
 
 static int64_t now_ns(void)
@@ -200,7 +217,7 @@ static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_
 		return false;
 	pthread_mutex_lock(&table_lock);
 	struct entry *e = *slot_of(in->nodeid);
-	if (e && !e->retired && now_ns() < e->valid_until_ns) {
+	if (e && !e->retired && now_ns() < e->valid_until_ns && (e->opens || intact(e))) {
 		e->opens++;
 		e->touched = true;
 		reply.backing_id = e->backing_id;
@@ -394,14 +411,20 @@ static PyObject *py_start(PyObject *self, PyObject *args)
 static PyObject *py_register(PyObject *self, PyObject *args)
 {
 	unsigned long long ino;
-	int backing_id, notice = 0;
-	long long valid_until_ns;
-	if (!PyArg_ParseTuple(args, "KiL|p", &ino, &backing_id, &valid_until_ns, &notice))
+	int backing_id, fd, notice = 0;
+	long long valid_until_ns, stamp_ns;
+	if (!PyArg_ParseTuple(args, "KiiLL|p", &ino, &backing_id, &fd, &stamp_ns, &valid_until_ns, &notice))
 		return NULL;
 	struct entry *e = calloc(1, sizeof *e);
 	if (!e)
 		return PyErr_NoMemory();
 	e->ino = ino;
+	e->stamp_ns = stamp_ns;
+	e->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (e->fd < 0) {
+		free(e);
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
 	e->backing_id = backing_id;
 	e->valid_until_ns = valid_until_ns;
 	e->notice = notice;
@@ -412,7 +435,7 @@ static PyObject *py_register(PyObject *self, PyObject *args)
 		*slot = e;
 	pthread_mutex_unlock(&table_lock);
 	if (taken) {
-		free(e);
+		free_entry(e);
 		PyErr_Format(PyExc_ValueError, "inode %llu has a backing id already", ino);
 		return NULL;
 	}
@@ -474,7 +497,7 @@ static PyObject *py_retire(PyObject *self, PyObject *args)
 		}
 	}
 	pthread_mutex_unlock(&table_lock);
-	free(gone);
+	free_entry(gone);
 	return PyLong_FromLong(id);
 }
 
@@ -488,6 +511,18 @@ static PyObject *py_opens(PyObject *self, PyObject *args)
 	long opens = e ? (long)e->opens : -1;
 	pthread_mutex_unlock(&table_lock);
 	return PyLong_FromLong(opens);
+}
+
+static PyObject *py_is_intact(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	bool result = e && intact(e);
+	pthread_mutex_unlock(&table_lock);
+	return PyBool_FromLong(result);
 }
 
 static PyObject *py_take_drained(PyObject *self, PyObject *args)
@@ -508,7 +543,7 @@ static PyObject *py_take_drained(PyObject *self, PyObject *args)
 				Py_CLEAR(list);
 			Py_XDECREF(pair);
 		}
-		free(e);
+		free_entry(e);
 		e = next;
 	}
 	return list;
@@ -568,10 +603,11 @@ static PyMethodDef methods[] = {
 	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd of `take_drained`." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
-	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, valid_until_ns, notice=False): let OPENs of ino be answered here." },
+	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here; fd is duplicated." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns) -> fh | None: count one more passthrough open." },
 	{ "renew", py_renew, METH_VARARGS, "renew(ino, valid_until_ns): set until when OPENs are answered here." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
+	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },

@@ -35,6 +35,7 @@ class KernelSide:
         self._invalidations: deque[tuple[int, bytes]] = deque(maxlen=INVALIDATIONS_BOUND)
         self._wanted = trio.Event()
         self.on_first_open: Callable[[int], None] = lambda _inode: None
+        self.on_drained: Callable[[int], None] = lambda _inode: None
 
     def enable(self, device_fd: int, probe_fd: int) -> None:
         """Turn passthrough on if the kernel accepts ``probe_fd``, a file in the cache directory, as a backing file."""
@@ -66,7 +67,7 @@ class KernelSide:
 
     # -- backing files
 
-    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
+    def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """See `Kernel`."""
         try:
             backing_id = self._open(fd)
@@ -74,7 +75,12 @@ class KernelSide:
             log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
             self.disable(f"the kernel refused a backing file ({exc.strerror})")
             return False
-        passthrough.register(inode, backing_id, _until(valid_s), notice)
+        try:
+            passthrough.register(inode, backing_id, fd, stamp_ns, _until(valid_s), notice)
+        except OSError as exc:
+            log.warning("a file is not handed to the kernel: %s", exc.strerror)
+            self._close(backing_id)
+            return False
         return True
 
     def acquire(self, inode: int, valid_s: float) -> int | None:
@@ -85,12 +91,17 @@ class KernelSide:
         """See `Kernel`."""
         return passthrough.opens(inode) >= 0
 
+    def is_intact(self, inode: int) -> bool:
+        """See `Kernel`."""
+        return passthrough.is_intact(inode)
+
     def retire(self, inode: int, *, only_idle: bool) -> bool:
         """See `Kernel`."""
         backing_id = passthrough.retire(inode, only_idle)
         if backing_id > 0:
             self._close(backing_id)
-        return backing_id >= 0
+            return True
+        return not self.is_registered(inode)
 
     def take_touched(self) -> list[int]:
         """See `Kernel`."""
@@ -100,10 +111,14 @@ class KernelSide:
         """Close the backing ids of retired inodes at their last close, pass on notices of opens; until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(events_fd)
-            for _inode, backing_id in passthrough.take_drained():
+            for inode, backing_id in passthrough.take_drained():
                 self._close(backing_id)
+                self.on_drained(inode)
             for inode in passthrough.take_noticed():
-                self.on_first_open(inode)
+                try:
+                    self.on_first_open(inode)
+                except Exception:  # it only fetches ahead, and must not end the mount
+                    log.exception("fetching ahead after an open failed in an unexpected way")
 
     # -- invalidation
 
@@ -119,7 +134,8 @@ class KernelSide:
             self._wanted = trio.Event()
             while self._invalidations:
                 batch = [self._invalidations.popleft() for _ in range(min(256, len(self._invalidations)))]
-                await trio.to_thread.run_sync(_invalidate, batch, abandon_on_cancel=True)
+                # Not abandoned: libfuse's session must outlive the call, which ends with the connection at the latest.
+                await trio.to_thread.run_sync(_invalidate, batch)
 
 
 def _invalidate(batch: list[tuple[int, bytes]]) -> None:

@@ -37,6 +37,8 @@ FUSE_INIT_EXT = 1 << 30
 FUSE_PASSTHROUGH_2 = 1 << 5
 """FUSE_PASSTHROUGH is bit 37: bit 5 of flags2."""
 MAX_BACKGROUND = 128
+MAX_TASKS = 1000
+"""Requests handled at once. Reads that wait for a slow store must leave room for names and cached files."""
 READ_AHEAD_KB = 8192
 """Measured: 8 MiB of read-ahead in the kernel about doubles a copied stream against the default of 128 KiB."""
 STEP_DEADLINE_S = 10.0
@@ -58,6 +60,8 @@ class Session:
         self._cache_directory = cache_directory
         self.privileged = os.geteuid() == 0
         self._mounted = False
+        self._initialised = False
+        self._device_number: str | None = None
         self.ended = trio.Event()
         """Set once the mount is gone."""
 
@@ -69,15 +73,20 @@ class Session:
             else:
                 await self._serve_fusermount(task_status)
         finally:
-            if self._mounted:
-                await trio.to_thread.run_sync(self._detach, abandon_on_cancel=False)
-            pyfuse3.close(unmount=False)
+            with trio.CancelScope(shield=True):
+                if self._mounted:
+                    await trio.to_thread.run_sync(self._detach)
+            if self._initialised:
+                pyfuse3.close(unmount=False)
             self.ended.set()
 
     # -- as root
 
     async def _serve_device(self, task_status: trio.TaskStatus[None]) -> None:
-        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise MountError(f"/dev/fuse: {exc.strerror}; load the kernel module with: modprobe fuse") from None
         options = ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}", "default_permissions"]
         if self._allow_other:
             options.append("allow_other")
@@ -89,6 +98,7 @@ class Session:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = theirs.detach()
         pyfuse3.init(self._operations, f"/dev/fd/{link}", set())
+        self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
             nursery.start_soon(self._kernel.invalidate)
@@ -103,7 +113,7 @@ class Session:
             task_status.started()
 
     async def _main(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=MAX_TASKS)
         self._mounted = False
         scope.cancel()
 
@@ -152,7 +162,7 @@ class Session:
                 f"{self._mountpoint}: fusermount3 cannot mount here; is the package fuse3 installed, the directory "
                 "yours, and user_allow_other set in /etc/fuse.conf for --allow-other?"
             ) from None
-        self._mounted = True
+        self._mounted = self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.invalidate)
             nursery.start_soon(self._main, nursery.cancel_scope)
@@ -165,6 +175,7 @@ class Session:
         mount = mounts.find_mount(self._mountpoint)
         if mount is None:
             return
+        self._device_number = mount.device
         minor = mount.device.partition(":")[2]
         settings = {f"/sys/class/bdi/{mount.device}/read_ahead_kb": READ_AHEAD_KB}
         if not self.privileged:
@@ -174,10 +185,20 @@ class Session:
                 Path(path).write_text(str(value))
 
     async def unmount(self, *, lazy: bool = False) -> None:
-        """Take the mount away; `serve` then returns. Raises `MountError` where it is busy, unless ``lazy``."""
+        """Take the mount away; `serve` returns when the last file is closed.
+
+        Raises `MountError` where it is busy, unless ``lazy``: then it leaves the tree at once, and open files live on.
+        """
+        if mounts.find_mount(self._mountpoint) is None:
+            return  # somebody else did it; what is still open lives on
         await trio.to_thread.run_sync(lambda: mounts.unmount(self._mountpoint, lazy=lazy))
-        if lazy:
-            pyfuse3.terminate()
+
+    async def terminate(self) -> None:
+        """End the connection, whatever is open: `serve` returns soon."""
+        if self._device_number is not None:
+            with contextlib.suppress(OSError, MountError):
+                await trio.to_thread.run_sync(mounts.abort, self._device_number)
+        pyfuse3.terminate()
 
     def _detach(self) -> None:
         """Leave no dead mount behind, whatever happened."""

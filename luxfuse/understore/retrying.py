@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import trio
 
 from luxfuse.core.retry import backoff_delays, next_delay
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, UnderStore
 from luxfuse.understore.workers import Workers
@@ -54,6 +55,14 @@ class StoreStatistics:
     state: State
 
 
+@dataclass(slots=True)
+class _Submission:
+    done: Callable[[Any, StoreError | None], None]
+    submitted_s: float
+    began_s: float | None = None
+    """When a thread took it up, by `time.monotonic`."""
+
+
 class Store:
     """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
 
@@ -77,8 +86,9 @@ class Store:
         self._state: State = "up"
         self._max_requests = max_requests
         self._workers: Workers | None = None
-        self._submitted: dict[int, tuple[float, Callable[[Any, StoreError | None], None]]] = {}
+        self._submitted: dict[int, _Submission] = {}
         self._next_submission = 0
+        self._progress_s = self._clock()
 
     @property
     def reachable(self) -> bool:
@@ -137,6 +147,7 @@ class Store:
                     else:
                         self._unanswered = 0
                         self._state = "up"
+                        self._progress_s = self._clock()
                         return result
             # Only the deadline leads here.
             self._timeouts += 1
@@ -144,7 +155,7 @@ class Store:
             self._state = "down"
             if last is not None:
                 raise last
-            raise StoreUnavailable(f"{what}: no answer within {timeout_s:g} s")
+            raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
         finally:
             self._in_flight -= 1
 
@@ -154,7 +165,9 @@ class Store:
         """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
 
         The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
-        ``max_requests`` threads. The deadline is kept by `watch_deadlines`.
+        ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
+        while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
+        to it: `DeadlinePassed`.
         """
         if self._workers is None:
             self._workers = Workers(self._max_requests)
@@ -162,8 +175,13 @@ class Store:
         self._in_flight += 1
         self._next_submission += 1
         number = self._next_submission
-        self._submitted[number] = (self._clock() + self._timeout_s, done)
-        self._workers.submit(lambda: function(self.driver), lambda result, error: self._finish(number, result, error))
+        submission = self._submitted[number] = _Submission(done, self._clock())
+
+        def job() -> T:
+            submission.began_s = time.monotonic()
+            return function(self.driver)
+
+        self._workers.submit(job, lambda result, error: self._finish(number, result, error))
 
     def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
         submitted = self._submitted.pop(number, None)
@@ -173,23 +191,39 @@ class Store:
         if error is None:
             self._unanswered = 0
             self._state = "up"
-            submitted[1](result, None)
+            self._progress_s = self._clock()
+            submitted.done(result, None)
             return
         if not isinstance(error, StoreError):
             log.error("a request failed in an unexpected way", exc_info=error)
             error = StoreError(f"internal error: {type(error).__name__}")
         self._note_failure(error)
-        submitted[1](None, error)
+        submitted.done(None, error)
 
     async def watch_deadlines(self) -> None:
         """Fail submissions whose driver call hangs; until cancelled."""
         while True:
             await trio.sleep(DEADLINE_CHECK_S)
-            now = self._clock()
-            for number in [n for n, (deadline, _) in self._submitted.items() if deadline <= now]:
+            for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
+                if self._workers is not None and self._submitted[number].began_s is not None:
+                    self._workers.give_up()
                 self._timeouts += 1
-                self._finish(number, None, StoreUnavailable(f"no answer within {self._timeout_s:g} s"))
+                self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
                 self._state = "down"
+
+    def _overdue(self, submission: _Submission) -> bool:
+        if submission.began_s is not None:
+            return time.monotonic() - submission.began_s >= self._timeout_s
+        return self._clock() - max(submission.submitted_s, self._progress_s) >= self._timeout_s
+
+    def stuck_s(self) -> float:
+        """Return for how long no bulk request has been answered."""
+        return self._clock() - self._progress_s
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of one request."""
+        return self._timeout_s
 
     def _note_failure(self, exc: StoreError) -> None:
         if isinstance(exc, StoreUnavailable):

@@ -6,6 +6,7 @@ Measured for 100 KiB objects on loopback: 40 us of the loop's time a job instead
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any
 import trio
 
 from luxfuse.core.concurrency import Concurrency
+
+log = logging.getLogger(__name__)
 
 FEWEST = 8
 
@@ -34,6 +37,8 @@ class Workers:
         self._token = trio.lowlevel.current_trio_token()
         self._outstanding = 0
         self._threads = 0
+        self._most = limit
+        self._lost = 0
 
     def submit(self, job: Job, done: Done) -> None:
         """Run ``job`` in a thread and then ``done`` in the event loop."""
@@ -42,11 +47,16 @@ class Workers:
         self._start_threads(1)
 
     def _start_threads(self, at_most: int) -> None:
-        wanted = min(self._concurrency.limit, self._outstanding)
+        wanted = min(self._concurrency.limit, self._outstanding) + self._lost
         for _ in range(min(at_most, wanted - self._threads)):
-            self._threads += 1
             # Daemon threads: one that hangs in a driver must not keep the process from ending.
-            threading.Thread(target=self._work, name=f"get-{self._threads}", daemon=True).start()
+            thread = threading.Thread(target=self._work, name=f"get-{self._threads}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads: those that there are will get to the job
+                log.warning("cannot start a thread: %s", exc)
+                return
+            self._threads += 1
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
@@ -69,8 +79,17 @@ class Workers:
             done, result, error, seconds = self._outcomes.popleft()
             self._outstanding -= 1
             self._concurrency.observe(seconds)
-            done(result, error)
+            try:
+                done(result, error)
+            except Exception:  # an exception here would end the event loop, and so the mount
+                log.exception("the outcome of a request could not be dealt with")
         self._start_threads(FEWEST)
+
+    def give_up(self) -> None:
+        """Count a thread out whose job hangs, so that another may take its place; bounded by the limit in all."""
+        if self._lost < self._most:
+            self._lost += 1
+            self._start_threads(1)
 
     def close(self) -> None:
         """Let the threads end once they are idle."""

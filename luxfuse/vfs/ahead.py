@@ -13,6 +13,7 @@ from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.order import Predictor, numbered_successors
 from luxfuse.core.spans import missing_runs
+from luxfuse.errors import LuxError
 from luxfuse.index.names import Entry
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.namespace import Namespace
@@ -88,7 +89,11 @@ class FilesAhead:
         size = entry.size
         if not self._namespace.is_fresh(entry):
             return  # the open would have to ask first, and might learn of another version
-        obj = self._cache.acquire(self._namespace.key(parent, name, Kind.FILE), entry.version, size)
+        try:
+            key = self._namespace.key(parent, name, Kind.FILE)
+        except LuxError:
+            return  # the directory is gone
+        obj = self._cache.acquire(key, entry.version, size)
         if obj.whole or obj.flights:
             self._cache.release(obj)
             return

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
 
 from luxfuse.cache.cached import Buffer, CachedObject
 from luxfuse.cache.page_cache import PageCache
@@ -26,7 +28,8 @@ from luxfuse.vfs.namespace import Namespace, Stale
 log = logging.getLogger(__name__)
 
 REGISTERED_BOUND = 16_384
-"""Inodes with a backing id at once: each is an open file for the kernel."""
+"""Inodes with a backing id at once: each is an open file, for the kernel and for us."""
+RETIRE_TRIES = 64
 HAND_OVER_TRIES = 3
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
@@ -107,6 +110,8 @@ class Files:
         cache.may_drop = self._may_drop
         ahead.hand_over = self._register
         kernel.on_first_open = self._opened_by_kernel
+        kernel.on_drained = self._drop_record
+        self._registered_bound = min(REGISTERED_BOUND, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         cache.space.before_eviction = self.note_touched
 
     # -- open
@@ -145,6 +150,9 @@ class Files:
             if mode is OpenMode.COPY:
                 return self._open_copied(entry, obj)
             if mode is OpenMode.JOIN:
+                if not self._kernel.is_intact(inode) and self._kernel.retire(inode, only_idle=True):
+                    self._drop_record(inode)  # somebody wrote to the cache file: verify it before it is used again
+                    continue
                 handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry))
                 if handle is None:
                     continue  # it was retired, and its last open ended just now in the kernel's thread
@@ -171,14 +179,22 @@ class Files:
         try:
             if self._kernel.is_registered(inode) or inode in self._copied or not self._kernel.passthrough:
                 return
-            if not self._kernel.register(inode, fd, self._namespace.remaining_s(entry), notice=notice):
+            valid_s = self._namespace.remaining_s(entry)
+            if not self._kernel.register(inode, fd, obj.record.stamp, valid_s, notice=notice):
                 return
         finally:
             os.close(fd)
         self._registry.registered[inode] = _Registered(parent, name, obj.record.key, entry, obj.oid)
         self._registry.by_object.setdefault(obj.oid, set()).add(inode)
-        while len(self._registry.registered) > REGISTERED_BOUND:
-            self._forget(next(iter(self._registry.registered)))
+        self._bound_registered()
+
+    def _bound_registered(self) -> None:
+        for _ in range(len(self._registry.registered) - self._registered_bound):
+            for oldest in list(islice(self._registry.registered, RETIRE_TRIES)):
+                if self._kernel.retire(oldest, only_idle=True):
+                    self._drop_record(oldest)
+                    break
+                self._registry.registered.move_to_end(oldest)  # open: look at others first
 
     def _opened_by_kernel(self, inode: int) -> None:
         """A file fetched ahead was opened without our help: keep ahead of its reader."""
@@ -234,10 +250,13 @@ class Files:
         """Serve a READ of a passthrough open (readahead(2) and posix_fadvise send them)."""
         registered = self._registry.registered.get(inode)
         if registered is None:
-            return b""
+            raise BadHandle(f"inode {inode} is not open")
         obj = self._cache.acquire(registered.key, registered.entry.version, registered.entry.size)
         try:
             return await self._cache.read(obj, offset, length)
+        except (VersionChanged, NotFound):
+            self._namespace.expire(inode)
+            raise Stale(f"{registered.key!r} changed in the under-store while it was open") from None
         finally:
             self._cache.release(obj)
 
@@ -254,9 +273,11 @@ class Files:
 
     # -- backing ids and eviction
 
-    def _forget(self, inode: int) -> None:
-        registered = self._registry.registered.pop(inode)
-        self._kernel.retire(inode, only_idle=False)
+    def _drop_record(self, inode: int) -> None:
+        """The inode has no backing any more."""
+        registered = self._registry.registered.pop(inode, None)
+        if registered is None:
+            return
         inodes = self._registry.by_object[registered.oid]
         inodes.discard(inode)
         if not inodes:
@@ -266,7 +287,7 @@ class Files:
         for inode in list(self._registry.by_object.get(oid, ())):
             if not self._kernel.retire(inode, only_idle=True):
                 return False
-            self._forget(inode)
+            self._drop_record(inode)
         return True
 
     def note_touched(self) -> None:
@@ -278,8 +299,9 @@ class Files:
                 self._registry.registered.move_to_end(inode)
 
     def forget_all(self) -> None:
-        """Take every backing away that is not open (the cache directory lost its files)."""
+        """Take every backing away, at the last close where the inode is open (the cache directory lost its files)."""
         for inode in list(self._registry.registered):
-            self._forget(inode)
+            if self._kernel.retire(inode, only_idle=False):
+                self._drop_record(inode)
 
 

@@ -15,9 +15,14 @@ class Kernel(Protocol):
 
     on_first_open: Callable[[int], None]
     """Called with an inode that was registered with ``notice``, soon after its first open."""
+    on_drained: Callable[[int], None]
+    """Called with an inode that was retired while it was open, after its last close."""
 
-    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
-        """Give the inode the open file ``fd`` as its backing; the caller still closes fd. False: refused."""
+    def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
+        """Give the inode the open file ``fd`` as its backing; the caller still closes fd. False: refused.
+
+        ``stamp_ns`` is the file's mtime: opens are not answered without us once it is another one.
+        """
 
     def acquire(self, inode: int, valid_s: float) -> int | None:
         """Count a passthrough open and return its file handle; None if the inode has no backing."""
@@ -25,8 +30,14 @@ class Kernel(Protocol):
     def is_registered(self, inode: int) -> bool:
         """Whether the inode has a backing, in use or not."""
 
+    def is_intact(self, inode: int) -> bool:
+        """Whether the backing file still has the mtime that it was registered with."""
+
     def retire(self, inode: int, *, only_idle: bool) -> bool:
-        """Take the backing away, at the last close if it is open; with ``only_idle`` not while it is open (False)."""
+        """Take the backing away; returns whether it is gone. False: the inode is open.
+
+        Then, with ``only_idle``, nothing happens; without, the backing goes at the last close (`on_drained`).
+        """
 
     def take_touched(self) -> list[int]:
         """Return the inodes that were opened without the vfs being asked, since the last call."""
@@ -42,8 +53,9 @@ class NoKernel:
 
     def __init__(self) -> None:
         self.on_first_open: Callable[[int], None] = lambda _inode: None
+        self.on_drained: Callable[[int], None] = lambda _inode: None
 
-    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
+    def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """Refuse."""
         return False
 
@@ -52,6 +64,10 @@ class NoKernel:
         return None
 
     def is_registered(self, inode: int) -> bool:
+        """There is never a backing."""
+        return False
+
+    def is_intact(self, inode: int) -> bool:
         """There is never a backing."""
         return False
 

@@ -22,6 +22,10 @@ MERGE_ENTRIES = 10_000
 CONCURRENT_LISTINGS = 8
 
 
+class NotRecorded(LuxError):
+    """The index does not take what the store said: its disk is full or fails."""
+
+
 @dataclass(slots=True)
 class _Running:
     done: trio.Event
@@ -71,8 +75,10 @@ class Lister:
             async with self._limiter:
                 running.serial, running.changes = await self._fetch(directory, prefix)
             running.error = None
-        except (LuxError, OSError) as exc:
+        except LuxError as exc:
             running.error = exc
+        except OSError as exc:
+            running.error = NotRecorded(f"directory {prefix!r} was listed, but cannot be recorded: {exc}")
         except Exception as exc:
             log.exception("listing %r failed in an unexpected way", prefix)
             running.error = StoreError(f"internal error while listing: {type(exc).__name__}")

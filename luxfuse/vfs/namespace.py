@@ -2,11 +2,13 @@
 
 What is known of a name holds for ``metadata_ttl``, that it does not exist for ``negative_ttl``; then the store is
 asked again, once however many wait (`_ask`). A directory in which several names had to be asked for one by one gets
-listed as a whole in the background. While the store cannot be reached, what is known keeps being served.
+listed as a whole in the background. While the store cannot be reached, or the index takes no changes (its disk is
+full), what is known keeps being served.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -23,7 +25,7 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import parse_attributes
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.listing import Lister, NotRecorded
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +191,8 @@ class Namespace:
         except Stale:
             return
         entry.checked_s = 0.0
-        self._names.put(parent, name, entry)
+        with contextlib.suppress(OSError):  # the index is full: then it holds for its TTL
+            self._names.put(parent, name, entry)
 
     def _known_missing(self, parent: int, name: bytes) -> bool:
         now = self._clock()
@@ -213,7 +216,7 @@ class Namespace:
             self._nursery.start_soon(self._answer, parent, name, known, question)
         await question.done.wait()
         if question.error is not None:
-            if known is not None and isinstance(question.error, StoreUnavailable):
+            if known is not None and isinstance(question.error, StoreUnavailable | NotRecorded):
                 self.stale_served += 1
                 return known
             raise question.error
@@ -231,6 +234,8 @@ class Namespace:
             question.error = None
         except LuxError as exc:
             question.error = exc
+        except OSError as exc:
+            question.error = NotRecorded(f"{name!r} was looked up, but cannot be recorded: {exc}")
         except Exception as exc:
             log.exception("looking up %r failed in an unexpected way", name)
             question.error = StoreError(f"internal error while looking up: {type(exc).__name__}")
@@ -317,13 +322,16 @@ class Namespace:
     async def _list_quietly(self, directory: int) -> None:
         try:
             await self.listed(directory)
-        except (LuxError, OSError) as exc:
+        except LuxError as exc:
             log.info("listing ahead of directory %d failed: %s", directory, exc)
 
     # -- listings
 
     async def listed(self, directory: int) -> int:
-        """Make sure that the directory's listing is fresh; returns its serial. Raises `NoSuchName`, `StoreError`."""
+        """Make sure that the directory's listing is fresh; returns its serial.
+
+        An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
+        """
         listing = self._names.listing(directory)
         if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
             return listing.serial
@@ -334,7 +342,7 @@ class Namespace:
         prefix = self.prefix(directory)
         try:
             serial, changes = await self.lister.fetch(directory, prefix, self._clock() - self._ttl)
-        except StoreUnavailable:
+        except (StoreUnavailable, NotRecorded):
             if listing is None:
                 raise
             self.stale_served += 1

@@ -22,6 +22,7 @@ READ_BYTES = 1 << 20
 @dataclass
 class _Backing:
     fd: int
+    stamp_ns: int
     opens: int = 0
     retired: bool = False
     touched: bool = False
@@ -42,17 +43,19 @@ class FakeKernel:
         self.registered = 0
         self.invalidated: list[tuple[int, bytes]] = []
         self.on_first_open: Callable[[int], None] = lambda _inode: None
+        self.on_drained: Callable[[int], None] = lambda _inode: None
 
     # -- what the vfs asks for
 
-    def register(self, inode: int, fd: int, valid_s: float, *, notice: bool = False) -> bool:
+    def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """See `Kernel`."""
         assert self.passthrough
         if self.refuses:
             self.passthrough = False
             return False
         assert inode not in self.table, "a second backing id for an inode"
-        self.table[inode] = _Backing(os.dup(fd), fresh=valid_s > 0, notice=notice)
+        assert os.fstat(fd).st_mtime_ns == stamp_ns, "a file is handed over that somebody else wrote to"
+        self.table[inode] = _Backing(os.dup(fd), stamp_ns, fresh=valid_s > 0, notice=notice)
         self.registered += 1
         return True
 
@@ -76,9 +79,15 @@ class FakeKernel:
         if backing.opens and only_idle:
             return False
         backing.retired = True
-        if not backing.opens:
-            os.close(self.table.pop(inode).fd)
+        if backing.opens:
+            return False
+        os.close(self.table.pop(inode).fd)
         return True
+
+    def is_intact(self, inode: int) -> bool:
+        """See `Kernel`."""
+        backing = self.table.get(inode)
+        return backing is not None and os.fstat(backing.fd).st_mtime_ns == backing.stamp_ns
 
     def take_touched(self) -> list[int]:
         """See `Kernel`."""
@@ -105,7 +114,7 @@ class FakeKernel:
     async def open(self, fs: FileSystem, inode: int) -> int:
         """Open as the lane does where it can, else by asking; returns a handle for the methods below."""
         backing = self.table.get(inode)
-        if backing is not None and not backing.retired and backing.fresh:
+        if backing is not None and not backing.retired and backing.fresh and (backing.opens or self.is_intact(inode)):
             handle = self._open_passthrough(inode, backing)
             if backing.notice:
                 backing.notice = False
@@ -150,6 +159,7 @@ class FakeKernel:
             del self.backing_of[inode]
             if backing.retired:
                 os.close(self.table.pop(inode).fd)
+                self.on_drained(inode)
 
     def is_passthrough(self, handle: int) -> bool:
         """Whether an open is served by the kernel alone."""
