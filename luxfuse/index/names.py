@@ -144,8 +144,8 @@ class Names:
         """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
         entry.listing = max(entry.listing, self._running.get(parent, 0))
         key = U64.pack(parent) + name
-        self._entries[key] = entry
         self._store.put(Table.NAMES, key, _encode(entry))
+        self._entries[key] = entry
 
     def assign(
         self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None, now_s: float

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from luxfuse.errors import AccessDenied, StoreUnavailable
+from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.namespace import NoSuchName, Stale
 from tests.support.fake_store import FakeStore
@@ -321,6 +322,57 @@ async def test_an_index_that_fails_does_not_end_the_mount(
         await wait_all_tasks_blocked(0.01)
         monkeypatch.undo()
         assert len(await m.entries("d")) == 4
+
+
+async def test_a_full_index_serves_old_listings_and_refuses_new_ones_without_blaming_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mounted(tmp_path, store_of("d/a", "d/b", "e/c"), flusher=False) as m:
+        known = await m.entries("d")
+        fresh = await m.inode("e")
+        await m.index.flush()
+
+        def refuse(*_args: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(m.index, "_commit", refuse)
+        m.driver.put("d/new", b"x")
+        m.clock.advance(61)
+        assert await m.entries("d") == known
+        assert m.namespace.stale_served == 1
+        with pytest.raises(LuxError, match=r"directory 'e/'.*cannot be recorded.*No space left") as failure:
+            await m.fs.opendir(fresh)
+        assert failure.value.errno == errno.EIO
+        assert await m.inode("d/new"), "names looked up are kept in memory"
+        monkeypatch.undo()
+        assert set(await m.entries("d")) == {b"a", b"b", b"new"}
+        assert set(await m.entries("e")) == {b"c"}
+
+
+async def test_an_index_that_takes_no_more_changes_keeps_serving_known_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mounted(tmp_path, store_of("a", "gone"), flusher=False) as m:
+        entries = await m.entries()
+        known, gone = entries[b"a"], entries[b"gone"]
+        m.driver.put("b", b"b")
+
+        def refuse(*_args: object) -> None:
+            raise OSError(errno.ENOSPC, "index takes no changes")
+
+        monkeypatch.setattr(m.index, "_change", refuse)
+        m.driver.delete("gone")
+        m.clock.advance(61)
+        assert await m.inode("a") == known
+        assert await m.inode("gone") == gone
+        with pytest.raises(LuxError, match="b'b' was looked up, but cannot be recorded") as failure:
+            await m.inode("b")
+        assert failure.value.errno == errno.EIO
+        monkeypatch.undo()
+        assert await m.inode("b")
+        m.clock.advance(61)
+        with pytest.raises(NoSuchName):
+            await m.inode("gone")
 
 
 async def test_looking_into_a_directory_that_is_no_more_does_not_end_the_mount(tmp_path: Path) -> None:
