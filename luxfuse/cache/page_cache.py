@@ -92,6 +92,7 @@ class PageCache:
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
         space.release = self._release_for_eviction
+        space.after_removal = self._after_removal
 
     # -- objects
 
@@ -116,7 +117,9 @@ class PageCache:
                 self._idle.popitem(last=False)
 
     def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
-        if (found := self._objects.load(oid)) is not None and found[0].size == size:
+        # While its file is being removed, an object is as good as not cached; `_after_removal` tells how that ended.
+        found = None if oid in self.space.removing else self._objects.load(oid)
+        if found is not None and found[0].size == size:
             return CachedObject(oid, *found)
         return CachedObject(oid, ObjectRecord(key, version, size, epoch=self._epoch), Pages(size))
 
@@ -151,6 +154,16 @@ class PageCache:
             return False
         self._idle.pop(oid, None)
         return True
+
+    def _after_removal(self, oid: bytes, removed: bool) -> None:
+        obj = self._live.get(oid)
+        if obj is None:
+            self._idle.pop(oid, None)  # so that it is loaded as the index has it now
+        elif removed:
+            obj.forget_pages()
+            obj.record.allocated_bytes = 0
+        elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
+            obj.record, obj.pages = found
 
     def forget_all_pages(self) -> None:
         """The cache directory came back without its files."""

@@ -56,6 +56,8 @@ class Space:
         """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
         self.before_eviction: Callable[[], None] = lambda: None
         """Set by the page cache: brings the order of last uses up to date."""
+        self.after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
+        """Set by the page cache: called when a file was removed, or could not be."""
         self.lost_files: Callable[[], None] = lambda: None
         """Set by the daemon: called when the directory came back without its files."""
 
@@ -100,29 +102,38 @@ class Space:
                 self.fail(exc)
                 break
             for oid in chosen:
-                if oid not in self.removing and self.release(oid):
-                    freed_bytes += await self.remove(oid)
-                    self.evictions += 1
-                else:
+                if oid in self.removing or not self.release(oid):
                     in_use.add(oid)
+                    continue
+                freed = await self.remove(oid)
+                if freed is None:
+                    return freed_bytes > 0  # the next files would not go either
+                freed_bytes += freed
+                self.evictions += 1
             if not chosen:
                 break
         return freed_bytes > 0
 
-    async def remove(self, oid: bytes) -> int:
-        """Drop an object from the index, then its file; returns the bytes freed. The caller made sure that it is idle."""
-        freed = self._objects.drop(oid)
+    async def remove(self, oid: bytes) -> int | None:
+        """Remove an object's file, then its record; returns the bytes freed, None if the file stays and with it the record.
+
+        The caller made sure that nobody uses the file. After a crash in between, the record is one of a lost file.
+        """
         self.removing[oid] = gone = trio.Event()
+        removed = False
         try:
             await trio.to_thread.run_sync(self._directory.remove, oid)
+            removed = True
+            freed = self._objects.drop(oid)
             self.ledger.free(freed)
             self.evicted_bytes += freed
             return freed
         except OSError as exc:
             self.fail(exc)
-            return 0
+            return None
         finally:
             del self.removing[oid]
+            self.after_removal(oid, removed)
             gone.set()
 
     def settle(self, reserved_bytes: int, stored_bytes: int) -> None:
@@ -172,8 +183,8 @@ class Space:
             except OSError as exc:
                 self.fail(exc)
                 return
-            self.ledger.used_bytes = 0
             self.lost_files()
+        self.ledger.used_bytes = self._objects.used_bytes
         log.info("cache directory %s is used again", self._directory.name)
         self.degraded = None
         await self._observe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -331,3 +332,72 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
         assert path.exists(), "a file that a fetch is writing was removed"
         assert len(cached(m)) == 6
         assert m.space.ledger.used_bytes == used
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+async def test_a_disk_that_removes_nothing_costs_no_records(
+    tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
+    driver = FakeStore()
+    for number in range(8):
+        driver.put(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(6), directory=FailingDirectory) as m:
+        for number in range(6):
+            await cache_whole(m, f"k{number}")
+        attempts = []
+
+        def refuse(oid: bytes) -> None:
+            attempts.append(oid)
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(m.directory, "remove", refuse)
+            assert await m.read_all("k6") == driver.objects["k6"][0]
+            assert m.space.degraded
+            assert len(attempts) == 1, "it tries them all"
+        assert m.objects.count == 6
+        assert m.space.evictions == 0
+        assert cached(m) == {f"k{number}" for number in range(6)}
+        assert m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes() == pages(6)
+        m.space.ledger.used_bytes += 12345
+        await m.space._probe()
+        assert m.space.degraded is None
+        assert m.space.ledger.used_bytes == pages(6)
+        await cache_whole(m, "k7")
+        assert "k7" in cached(m)
+        assert m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes() == pages(6)
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(pages(3), 1))
+    async with mounted(tmp_path, driver) as m:
+        oid = await cache_whole(m, "k")
+        begun, go_on = threading.Event(), threading.Event()
+        real = m.directory.remove
+
+        def remove(oid: bytes) -> None:
+            begun.set()
+            go_on.wait(10)
+            if fails:
+                raise OSError(errno.EIO, "Input/output error")
+            real(oid)
+
+        monkeypatch.setattr(m.directory, "remove", remove)
+        assert m.space.release(oid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.space.remove, oid)
+            await until(begun.is_set)
+            obj = acquire(m, "k")
+            assert obj.pages.count == 0
+            m.cache.touch(obj)
+            m.cache.touch_by_id(oid)
+            go_on.set()
+        assert obj.pages.count == (3 if fails else 0)
+        assert bytes(await m.cache.read(obj, 0, pages(3))) == driver.objects["k"][0]
+        await until(lambda: m.cache.budget.idle)
+        assert obj.whole
+        assert m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes() == pages(3)
