@@ -1,22 +1,30 @@
 """Inodes, names and listings.
 
 Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key; LISTINGS
-``inode (8 bytes)`` -> `Listing`. An entry's inode number stands for one version of the object: when the object is
-replaced, the name gets a new inode number, as after ``mv new old``. Numbers are never reused.
+``inode (8 bytes)`` -> `Listing`; REMOVED ``inode (8 bytes)`` -> nothing. An entry's inode number stands for one version
+of the object: when the object is replaced, the name gets a new inode number, as after ``mv new old``. Numbers are never
+reused.
+
+A directory that goes, or that is written to after it went, is noted in REMOVED in the same transaction; `purger` removes
+what is recorded below it, some rows at a time, and then the note. A directory that comes back has another number.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
 from luxfuse.core.names import wins
 from luxfuse.index.store import U64, IndexStore, Table, Transaction
 from luxfuse.types import Kind
+
+log = logging.getLogger(__name__)
 
 ROOT_INODE = 1
 FIRST_INODE = 16
@@ -24,6 +32,11 @@ CHANGES_BOUND = 10_000
 ENTRIES_KEPT = 8192
 FORMER_KEPT = 100_000
 """Numbers no longer in use whose names are remembered, for readers of directories that stand at them."""
+
+PURGE_ROWS = 5_000
+"""Names of removed directories that are forgotten in one transaction."""
+PURGE_PAUSE_S = 0.05
+PURGE_RETRY_S = 60.0
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +81,8 @@ class Changes:
     """Entries that lost their name to another kind (see core/names)."""
     deferred: list[Found] = field(default_factory=list)
     """Entries to be merged last: a kind that wins over theirs had the name, and may still turn up."""
+    orphans: bool = False
+    """Whether there is something for `Names.purger` to do."""
 
     def add(self, name: bytes) -> None:
         if len(self.names) < CHANGES_BOUND:
@@ -105,6 +120,9 @@ class Names:
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
+        self._orphans = trio.Event()
+        if store.committed_items(Table.REMOVED, b"", b"", 1):
+            self._orphans.set()
 
     def _new_inode(self) -> int:
         with self._numbers:  # the loop and the writer thread both take numbers
@@ -146,6 +164,8 @@ class Names:
         key = U64.pack(parent) + name
         self._store.put(Table.NAMES, key, _encode(entry))
         self._entries[key] = entry
+        if parent != ROOT_INODE and self.locate(parent) is None:
+            self._note_removed(parent)
 
     def assign(
         self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None, now_s: float
@@ -171,8 +191,7 @@ class Names:
             self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial, attributes
         )
         if old is not None:
-            self._store.delete(Table.INODES, U64.pack(old.inode))
-            self._retire(old.inode, name)
+            self._drop(old, name)
         self.put(parent, name, entry)
         self._store.put(Table.INODES, U64.pack(entry.inode), U64.pack(parent) + name)
         self._note_highest()
@@ -188,11 +207,20 @@ class Names:
             return None
         if checked_s < old.checked_s <= now_s:
             return old
-        self._store.delete(Table.INODES, U64.pack(old.inode))
+        self._drop(old, name)
         self._store.delete(Table.NAMES, U64.pack(parent) + name)
         self._entries.pop(U64.pack(parent) + name, None)
-        self._retire(old.inode, name)
         return None
+
+    def _drop(self, old: Entry, name: bytes) -> None:
+        self._store.delete(Table.INODES, U64.pack(old.inode))
+        self._retire(old.inode, name)
+        if old.kind is Kind.DIRECTORY:
+            self._note_removed(old.inode)
+
+    def _note_removed(self, directory: int) -> None:
+        self._store.put(Table.REMOVED, U64.pack(directory), b"")
+        self._orphans.set()
 
     def _serial(self, directory: int) -> int:
         listing = self.listing(directory)
@@ -235,6 +263,7 @@ class Names:
         try:
             changes = await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s, last))
             self._note_highest()  # a lookup meanwhile may have noted a lower one
+            self._apply(changes)
             return changes
         finally:
             self._forget_decoded()
@@ -266,7 +295,7 @@ class Names:
                     old.listing = serial
                     records[key] = _encode(old)
                     continue
-                txn.delete(Table.INODES, U64.pack(old.inode))
+                _drop_number(txn, old, changes)
                 self._retire(old.inode, item.name)
                 changes.add(item.name)
             entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
@@ -275,12 +304,19 @@ class Names:
         txn.put_many(Table.NAMES, sorted(records.items()))
         txn.put_many(Table.INODES, inodes)
         txn.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
+        _check_in_use(txn, directory, changes)
         return changes
+
+    def _apply(self, changes: Changes) -> None:
+        if changes.orphans:
+            self._orphans.set()
 
     async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
         """End listing ``serial``: forget the names that it did not have, unless looked up since it began."""
         try:
-            return await self._store.run(lambda txn: self._complete(txn, directory, serial, fetched_s))
+            changes = await self._store.run(lambda txn: self._complete(txn, directory, serial, fetched_s))
+            self._apply(changes)
+            return changes
         finally:
             self._forget_decoded()
 
@@ -292,16 +328,56 @@ class Names:
         for key, value in txn.items(Table.NAMES, prefix, prefix):
             entry = _decode_entry(value)
             if entry.listing < serial and entry.checked_s < fetched_s:
-                gone.append((key, entry.inode))
+                gone.append((key, entry))
             else:
                 entries += 1
-        for key, inode in gone:
+        for key, entry in gone:
             txn.delete(Table.NAMES, key)
-            txn.delete(Table.INODES, U64.pack(inode))
-            self._retire(inode, key[8:])
+            _drop_number(txn, entry, changes)
+            self._retire(entry.inode, key[8:])
             changes.add(key[8:])
         txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
+        _check_in_use(txn, directory, changes)
         return changes
+
+    # -- what removed directories leave behind
+
+    async def purger(self) -> None:
+        """Forget in the background what is recorded below removed directories, until cancelled."""
+        while True:
+            await self._orphans.wait()
+            self._orphans = trio.Event()
+            try:
+                while await self._store.run(self._purge):
+                    self._forget_decoded()
+                    await trio.sleep(PURGE_PAUSE_S)
+            except OSError as exc:
+                log.info("what removed directories left in the index stays for now: %s", exc)
+                await trio.sleep(PURGE_RETRY_S)
+                self._orphans.set()
+            finally:
+                self._forget_decoded()
+
+    def _purge(self, txn: Transaction) -> bool:
+        """Remove up to about `PURGE_ROWS` rows; returns whether there are more."""
+        left = PURGE_ROWS
+        for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), PURGE_ROWS)):
+            if left <= 0:
+                return True
+            if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
+                rows = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
+                for key, value in rows:
+                    entry = _decode_entry(value)
+                    txn.delete(Table.NAMES, key)
+                    txn.delete(Table.INODES, U64.pack(entry.inode))
+                    if entry.kind is Kind.DIRECTORY:
+                        txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
+                if len(rows) == left:
+                    return True
+                left -= len(rows) + 1
+                txn.delete(Table.LISTINGS, directory)
+            txn.delete(Table.REMOVED, directory)
+        return next(txn.items(Table.REMOVED, b""), None) is not None
 
     def _forget_decoded(self) -> None:
         self._entries.clear()
@@ -319,3 +395,19 @@ class Names:
 
 def _same(entry: Entry, found: Found) -> bool:
     return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
+
+
+def _drop_number(txn: Transaction, entry: Entry, changes: Changes) -> None:
+    inode = U64.pack(entry.inode)
+    txn.delete(Table.INODES, inode)
+    if entry.kind is Kind.DIRECTORY:
+        txn.put(Table.REMOVED, inode, b"")
+        changes.orphans = True
+
+
+def _check_in_use(txn: Transaction, directory: int, changes: Changes) -> None:
+    """What is recorded in a directory that went meanwhile has to go, too."""
+    inode = U64.pack(directory)
+    if directory != ROOT_INODE and txn.get(Table.INODES, inode) is None:
+        txn.put(Table.REMOVED, inode, b"")
+        changes.orphans = True

@@ -49,6 +49,7 @@ class Table(IntEnum):
     OBJECTS = 4
     CHUNKS = 5
     RECENCY = 6
+    REMOVED = 7
 
 
 Changes = dict[tuple[Table, bytes], bytes | None]

@@ -98,6 +98,7 @@ class Namespace:
         self._asked: Counter[int] = Counter()
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
+        nursery.start_soon(names.purger)
 
     # -- what is known
 

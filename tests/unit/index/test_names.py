@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from luxfuse.index import names as module
 from luxfuse.index.names import FIRST_INODE, Attributes, Changes, Entry, Found, Names
-from luxfuse.index.store import IndexStore
+from luxfuse.index.store import IndexStore, Table
 from luxfuse.types import Kind
+from tests.support.harness import until
 
 NOW = 1_800_000_000.0
 DIR = 1
@@ -29,19 +31,19 @@ class Tree:
         self.store = IndexStore(path)
         self.names = Names(self.store)
 
-    async def list(self, found: list[Found], at_s: float, parts: int = 1) -> Changes:
-        serial = self.names.begin_listing(DIR)
+    async def list(self, found: list[Found], at_s: float, parts: int = 1, into: int = DIR) -> Changes:
+        serial = self.names.begin_listing(into)
         total = Changes()
         size = -(-max(1, len(found)) // parts)
         batches = [found[i : i + size] for i in range(0, len(found), size)] or [[]]
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            changes = await self.names.merge(DIR, serial, batch + (total.deferred if last else []), at_s, last=last)
+            changes = await self.names.merge(into, serial, batch + (total.deferred if last else []), at_s, last=last)
             total.names += changes.names
             total.shadowed += changes.shadowed
             total.deferred += changes.deferred
-        total.names += (await self.names.complete(DIR, serial, at_s)).names
-        self.names.end_listing(DIR)
+        total.names += (await self.names.complete(into, serial, at_s)).names
+        self.names.end_listing(into)
         return total
 
     def assign(self, found: Found, at_s: float, now_s: float | None = None) -> Entry:
@@ -51,11 +53,34 @@ class Tree:
         await self.store.flush()
         return dict(self.names.after(DIR, b"", 10_000))
 
-    def entry(self, name: bytes) -> Entry:
-        entry = self.names.get(DIR, name)
+    def entry(self, name: bytes, parent: int = DIR) -> Entry:
+        entry = self.names.get(parent, name)
         assert entry is not None
-        assert self.names.locate(entry.inode) == (DIR, name), "an inode in use cannot be found"
+        assert self.names.locate(entry.inode) == (parent, name), "an inode in use cannot be found"
         return entry
+
+    async def grow(self, path: str, files: int, at_s: float) -> list[int]:
+        """Make directories below the root, as by listings, with files in each; returns the directories' inodes."""
+        parent, inodes = DIR, []
+        for name in path.split("/"):
+            names = [file(b"%d" % number) for number in range(files if inodes else 0)]
+            await self.list([*names, directory(name.encode())], at_s, into=parent)
+            parent = self.entry(name.encode(), parent).inode
+            inodes.append(parent)
+        await self.list([file(b"%d" % number) for number in range(files)], at_s, into=parent)
+        return inodes
+
+    async def purge(self) -> None:
+        """Let the purger do all that is to do."""
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.names.purger)
+                await until(lambda: not self.rows(Table.REMOVED))
+                await self.store.flush()
+                nursery.cancel_scope.cancel()
+
+    def rows(self, table: Table) -> list[bytes]:
+        return [key for key, _ in self.store.committed_items(table, b"", b"", 100_000)]
 
 
 @pytest.fixture
@@ -282,3 +307,83 @@ async def test_names_come_in_byte_order_from_any_position(tree: Tree) -> None:
     assert [name for name, _ in tree.names.after(DIR, b"", 100)] == sorted(names)
     assert [name for name, _ in tree.names.after(DIR, b"a", 2)] == [b"a\x01", b"a.b"]
     assert tree.names.after(DIR, b"\xff", 2) == []
+
+
+@pytest.mark.parametrize("way", ["listing", "look-up", "becomes a file", "becomes a file in a listing"])
+async def test_what_was_below_a_removed_directory_is_forgotten(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(module, "PURGE_ROWS", 7)
+    monkeypatch.setattr(module, "PURGE_PAUSE_S", 0)
+    tops = await tree.grow("a/b/c", 20, NOW)
+    child = tree.names.after(tops[1], b"", 1)[0][1].inode
+    assert len(tree.rows(Table.NAMES)) == 3 + 60
+    if way == "listing":
+        await tree.list([file(b"x")], NOW + 1)
+    elif way == "look-up":
+        tree.names.remove(DIR, b"a", NOW + 1, NOW + 1)
+    elif way == "becomes a file":
+        tree.assign(file(b"a"), NOW + 1)
+    else:
+        await tree.list([file(b"a")], NOW + 1)
+    await tree.store.flush()
+    await tree.purge()
+    left = [b"x"] if way == "listing" else [] if way == "look-up" else [b"a"]
+    assert list(await tree.shown()) == left
+    assert len(tree.rows(Table.NAMES)) == len(tree.rows(Table.INODES)) == len(left)
+    assert all(key[-1] == DIR for key in tree.rows(Table.LISTINGS))
+    assert tree.names.locate(child) is None
+    assert tree.names.get(tops[1], b"1") is None
+
+
+async def test_a_purge_goes_on_after_a_restart_and_keeps_to_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PURGE_ROWS", 10)
+    tree = Tree(tmp_path / "i")
+    await tree.grow("a/b", 100, NOW)
+    await tree.list([], NOW + 1)
+    before = len(tree.rows(Table.NAMES))
+    assert await tree.store.run(tree.names._purge), "one transaction does everything"
+    assert before - len(tree.rows(Table.NAMES)) <= 10
+    tree.store.close()
+    tree = Tree(tmp_path / "i")
+    await tree.purge()
+    assert tree.rows(Table.NAMES) == tree.rows(Table.INODES) == []
+    tree.store.close()
+
+
+async def test_a_directory_that_came_back_keeps_what_is_below_it(tree: Tree) -> None:
+    old, _ = await tree.grow("a/b", 3, NOW)
+    await tree.list([], NOW + 1)
+    back, below = await tree.grow("a/b", 3, NOW + 2)
+    assert back != old
+    inodes = [entry.inode for _, entry in tree.names.after(below, b"", 10)]
+    await tree.purge()
+    assert [entry.inode for _, entry in tree.names.after(below, b"", 10)] == inodes
+    assert tree.names.listing(below) is not None
+    assert len(tree.rows(Table.NAMES)) == len(tree.rows(Table.INODES)) == 2 + 6
+    assert tree.names.after(old, b"", 10) == []
+
+
+async def test_a_directory_whose_number_a_lookup_gave_back_is_not_purged(tree: Tree) -> None:
+    """As when the loop confirms a directory while the writer thread merges a listing that has a file of its name."""
+    (top,) = await tree.grow("a", 3, NOW)
+    await tree.list([], NOW + 1)
+    tree.store.put(Table.INODES, top.to_bytes(8, "big"), DIR.to_bytes(8, "big") + b"a")
+    await tree.purge()
+    assert len(tree.names.after(top, b"", 10)) == 3
+
+
+async def test_what_is_recorded_in_a_directory_after_it_went_is_forgotten_too(tree: Tree) -> None:
+    (top,) = await tree.grow("a", 3, NOW)
+    await tree.list([], NOW + 1)
+    await tree.purge()
+    tree.names.assign(top, b"late", file(b"late"), NOW + 2, None, NOW + 2)
+    await tree.store.flush()
+    await tree.purge()
+    await tree.list([file(b"later")], NOW + 3, into=top)
+    assert tree.names.after(top, b"", 10)
+    await tree.purge()
+    assert tree.rows(Table.NAMES) == tree.rows(Table.INODES) == []
+    assert tree.names.listing(top) is None

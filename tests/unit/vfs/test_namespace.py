@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.store import Table
 from luxfuse.vfs.namespace import NoSuchName, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
@@ -225,6 +226,24 @@ async def test_a_directory_that_vanished(tmp_path: Path) -> None:
             await m.fs.opendir(inode)
         with pytest.raises(NoSuchName):
             await m.inode("d")
+
+
+async def test_a_directory_that_vanished_leaves_nothing_in_the_index(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("d/e/f", "d/g", "x")) as m:
+        await m.entries("d/e")
+        await m.entries("d")
+        inode = await m.inode("d/e")
+        m.driver.delete("d/e/f")
+        m.driver.delete("d/g")
+        m.clock.advance(61)
+        assert set(await m.entries()) == {b"x"}
+        await until(lambda: len(m.index.committed_items(Table.NAMES, b"", b"", 10)) == 1)
+        with pytest.raises(Stale):
+            await m.fs.getattr(inode)
+        m.driver.put("d/e/f", b"again")
+        m.clock.advance(61)
+        assert await m.inode("d/e") != inode
+        assert set(await m.entries("d/e")) == {b"f"}
 
 
 async def test_an_outage_serves_what_is_known_and_is_no_absence(tmp_path: Path) -> None:
