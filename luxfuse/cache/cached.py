@@ -44,7 +44,7 @@ class Flight:
 class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
-    __slots__ = ("file_number", "flights", "oid", "pages", "record", "trusted", "users")
+    __slots__ = ("file_number", "flights", "oid", "pages", "record", "trusted", "unsaved", "users")
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages) -> None:
         self.oid = oid
@@ -56,6 +56,8 @@ class CachedObject:
         self.flights: dict[int, Flight] = {}
         self.trusted: set[int] = set()
         """Pages written or verified by this daemon since nobody else wrote to the file."""
+        self.unsaved = False
+        """Whether the index missed a change of the pages: the next one that it takes stores all of them."""
 
     @property
     def size(self) -> int:

@@ -20,7 +20,6 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -127,7 +126,14 @@ class PageCache:
         """Note that the object is used now, for eviction."""
         obj.record.used_us = max(time.time_ns() // 1000, obj.record.used_us + 1)
         if obj.pages.count:
-            self._objects.save(obj.oid, obj.record)
+            self._save(obj)
+
+    def _save(self, obj: CachedObject, changed: range | None = None) -> None:
+        """Bring an object's record, and the ``changed`` pages, to the index; what that cannot take it gets later."""
+        if obj.unsaved:
+            changed = range(obj.pages.total)
+        saved = self._objects.save(obj.oid, obj.record, obj.pages, changed)
+        obj.unsaved = not saved and (obj.unsaved or changed is not None)
 
     def touch_by_id(self, oid: bytes) -> None:
         """Note a use of an object that need not be loaded."""
@@ -162,6 +168,7 @@ class PageCache:
         elif removed:
             obj.forget_pages()
             obj.record.allocated_bytes = 0
+            obj.unsaved = self._objects.known(oid)
         elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
             obj.record, obj.pages = found
 
@@ -345,8 +352,7 @@ class PageCache:
         record.stamp = max(record.stamp, stored.stamp)
         record.used_us = max(record.used_us, time.time_ns() // 1000)
         record.whole = obj.pages.whole
-        with suppress(OSError):  # the index says itself that it takes no changes; this run goes on without
-            self._objects.save(obj.oid, record, obj.pages, pages)
+        self._save(obj, pages)
         return allocated
 
     async def fetch_whole(self, obj: CachedObject) -> None:
@@ -438,7 +444,7 @@ class PageCache:
                 self.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
             obj.trusted.discard(page)
         obj.record.whole = False
-        self._objects.save(obj.oid, obj.record, obj.pages, range(min(damaged), max(damaged) + 1))
+        self._save(obj, range(min(damaged), max(damaged) + 1))
 
     def _lose_file(self, obj: CachedObject, exc: OSError) -> None:
         """The cache file cannot be read: go on without it."""
@@ -446,8 +452,10 @@ class PageCache:
             log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
         else:
             self.space.fail(exc)
-        self.space.ledger.free(self._objects.drop(obj.oid))
+        freed = self._objects.drop(obj.oid)
+        self.space.ledger.free(freed or 0)
         obj.forget_pages()
+        obj.unsaved = freed is None
         obj.record.allocated_bytes = 0
 
     # -- handing over to the kernel
@@ -470,5 +478,5 @@ class PageCache:
             return None
         if record.epoch != self._epoch or record.stamp != opened.stamp:
             record.epoch, record.stamp = self._epoch, opened.stamp
-            self._objects.save(obj.oid, record)
+            self._save(obj)
         return opened.fd

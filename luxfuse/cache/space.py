@@ -66,15 +66,20 @@ class Space:
         """The hard limit, None where only the free-space ratio bounds the cache."""
         return self.ledger.capacity_bytes
 
+    @property
+    def _shut(self) -> bool:
+        """Nothing may be stored: the directory is sick or not to be written, or the index could not record it."""
+        return self.degraded is not None or not self._writable or self._objects.refusing
+
     def try_reserve(self, wanted_bytes: int) -> bool | None:
         """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""
-        if self.degraded or not self._writable:
+        if self._shut:
             return False
         return True if self.ledger.reserve(allocated_bytes(wanted_bytes)) else None
 
     async def reserve(self, wanted_bytes: int) -> bool:
         """Promise room for ``wanted_bytes``, evicting if need be. False: do without the disk."""
-        if self.degraded or not self._writable:
+        if self._shut:
             return False
         wanted = allocated_bytes(wanted_bytes)
         if self.ledger.shortage(wanted) and trio.current_time() < self._stuck_until:
@@ -108,6 +113,7 @@ class Space:
                 freed = await self.remove(oid)
                 if freed is None:
                     return freed_bytes > 0  # the next files would not go either
+                in_use.add(oid)
                 freed_bytes += freed
                 self.evictions += 1
             if not chosen:
@@ -124,7 +130,7 @@ class Space:
         try:
             await trio.to_thread.run_sync(self._directory.remove, oid)
             removed = True
-            freed = self._objects.drop(oid)
+            freed = self._objects.drop(oid) or 0  # a record that must stay is one of a lost file, and still counts
             self.ledger.free(freed)
             self.evicted_bytes += freed
             return freed

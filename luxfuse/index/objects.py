@@ -8,6 +8,7 @@ bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the ch
 from __future__ import annotations
 
 import array
+import logging
 import sys
 
 import msgspec
@@ -15,7 +16,9 @@ import xxhash
 
 from luxfuse.core.eviction import choose_victims
 from luxfuse.core.spans import page_count
-from luxfuse.index.store import U64, IndexStore, Table, Transaction
+from luxfuse.index.store import U64, Changes, IndexStore, Table, Transaction
+
+log = logging.getLogger(__name__)
 
 CHUNK_PAGES = 128
 _BITMAP_BYTES = CHUNK_PAGES // 8
@@ -116,6 +119,8 @@ class Objects:
         self.used_bytes = U64.unpack(stored)[0] if stored else 0
         stored = store.get(Table.META, b"cache_objects")
         self.count = U64.unpack(stored)[0] if stored else 0
+        self.refused = 0
+        """Changes that were lost because the index took none."""
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return what is known of an object; None if it is not cached."""
@@ -129,41 +134,47 @@ class Objects:
                 pages.load(number, chunk)
         return record, pages
 
-    def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> None:
-        """Store a record, and the chunks that hold the ``changed`` pages."""
+    @property
+    def refusing(self) -> bool:
+        """Whether the index takes no changes now."""
+        return self._store.refusing
+
+    def save(
+        self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None
+    ) -> bool:
+        """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
         old = self._store.get(Table.OBJECTS, oid)
         before = _decode(old) if old is not None else None
+        changes: Changes = {}
         if before is not None and before.used_us != record.used_us:
-            self._store.delete(Table.RECENCY, U64.pack(before.used_us) + oid)
-        self._count(record.allocated_bytes - (before.allocated_bytes if before else 0), 0 if before else 1)
-        self._store.put(Table.OBJECTS, oid, _encode(record))
-        self._store.put(Table.RECENCY, U64.pack(record.used_us) + oid, U64.pack(record.allocated_bytes))
+            changes[Table.RECENCY, U64.pack(before.used_us) + oid] = None
+        changes[Table.OBJECTS, oid] = _encode(record)
+        changes[Table.RECENCY, U64.pack(record.used_us) + oid] = U64.pack(record.allocated_bytes)
         if pages is not None and changed is not None and len(changed):
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
-                self._store.put(Table.CHUNKS, _chunk_key(oid, number), pages.chunk(number))
+                changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
+        return self._change(
+            changes, record.allocated_bytes - (before.allocated_bytes if before else 0), 0 if before else 1
+        )
 
     def touch(self, oid: bytes, now_us: int) -> None:
         """Record a use of an object that is not loaded."""
         value = self._store.get(Table.OBJECTS, oid)
         if value is not None:
             record = _decode(value)
-            self._store.delete(Table.RECENCY, U64.pack(record.used_us) + oid)
-            record.used_us = now_us
-            self._store.put(Table.OBJECTS, oid, _encode(record))
-            self._store.put(Table.RECENCY, U64.pack(now_us) + oid, U64.pack(record.allocated_bytes))
+            record.used_us = max(now_us, record.used_us)
+            self.save(oid, record)
 
-    def drop(self, oid: bytes) -> int:
-        """Forget an object; returns the bytes that its file takes."""
+    def drop(self, oid: bytes) -> int | None:
+        """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
         value = self._store.get(Table.OBJECTS, oid)
         if value is None:
             return 0
         record = _decode(value)
-        self._store.delete(Table.OBJECTS, oid)
-        self._store.delete(Table.RECENCY, U64.pack(record.used_us) + oid)
+        changes: Changes = {(Table.OBJECTS, oid): None, (Table.RECENCY, U64.pack(record.used_us) + oid): None}
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
-            self._store.delete(Table.CHUNKS, _chunk_key(oid, number))
-        self._count(-record.allocated_bytes, -1)
-        return record.allocated_bytes
+            changes[Table.CHUNKS, _chunk_key(oid, number)] = None
+        return record.allocated_bytes if self._change(changes, -record.allocated_bytes, -1) else None
 
     def known(self, oid: bytes) -> bool:
         """Whether the object is cached, in part at least."""
@@ -183,15 +194,24 @@ class Objects:
                 txn.clear(table)
 
         await self._store.run(forget)
-        self._count(-self.used_bytes, -self.count)
+        self._change({}, -self.used_bytes, -self.count)
 
-    def _count(self, delta_bytes: int, delta_objects: int) -> None:
+    def _change(self, changes: Changes, delta_bytes: int, delta_objects: int) -> bool:
+        """Make ``changes`` and count them; False if the index takes none: what it describes is only a cache."""
+        used_bytes, count = max(0, self.used_bytes + delta_bytes), max(0, self.count + delta_objects)
         if delta_bytes:
-            self.used_bytes = max(0, self.used_bytes + delta_bytes)
-            self._store.put(Table.META, b"cache_used", U64.pack(self.used_bytes))
+            changes[Table.META, b"cache_used"] = U64.pack(used_bytes)
         if delta_objects:
-            self.count = max(0, self.count + delta_objects)
-            self._store.put(Table.META, b"cache_objects", U64.pack(self.count))
+            changes[Table.META, b"cache_objects"] = U64.pack(count)
+        try:
+            self._store.apply(changes)
+        except OSError as exc:
+            if not self.refused:
+                log.warning("what changes in the cache is not recorded: %s", exc)
+            self.refused += 1
+            return False
+        self.used_bytes, self.count = used_bytes, count
+        return True
 
 
 def _chunk_key(oid: bytes, number: int) -> bytes:

@@ -156,9 +156,18 @@ class IndexStore:
         self._change(table, key, None)
 
     def _change(self, table: Table, key: bytes, value: bytes | None) -> None:
-        if self.failing and len(self._pending) >= PENDING_BOUND:
+        self.apply({(table, key): value})
+
+    @property
+    def refusing(self) -> bool:
+        """Whether it cannot be written, and no more changes fit into memory."""
+        return self.failing is not None and len(self._pending) >= PENDING_BOUND
+
+    def apply(self, changes: Changes) -> None:
+        """Make several changes, to be committed together; None removes a key. Raises OSError with none of them made."""
+        if self.refusing:
             raise OSError(errno.ENOSPC, f"index {self.path} takes no changes: {self.failing}")
-        self._pending[table, key] = value
+        self._pending.update(changes)
         self._changed.set()
 
     def committed_items(self, table: Table, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:

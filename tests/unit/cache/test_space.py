@@ -401,3 +401,52 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
         await until(lambda: m.cache.budget.idle)
         assert obj.whole
         assert m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes() == pages(3)
+
+
+@pytest.mark.expected_logs("is not recorded", "index cannot be written", "until it recovers", "is gone", "damaged page")
+async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    for number in range(6):
+        driver.put(f"k{number}", random_bytes(pages(3), number))
+    async with mounted(tmp_path, driver, readahead_bytes=0, flusher=False) as m:
+        for number in range(4):
+            await m.read_all(f"k{number}")
+        await m.inode("k4")
+        lost, part = acquire(m, "k3"), acquire(m, "k4")
+        await m.cache.read(part, 0, 10)
+        flip = m.directory.file_of(acquire(m, "k2").oid)
+
+        def fail(*_args: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(m.index, "_commit", fail)
+            patch.setattr("luxfuse.index.store.PENDING_BOUND", 0)
+            m.index.failing = "made up"
+            handle = await m.open("k0")
+            m.files.note_touched()
+            m.cache.touch_by_id(b"unknown oid 1234")
+            m.kernel.release(m.fs, handle)
+            m.files.forget_all()
+            flip.write_bytes(bytes(pages(3)))
+            m.directory.file_of(lost.oid).unlink()
+            for number in range(5):
+                assert await m.read_all(f"k{number}") == driver.objects[f"k{number}"][0]
+            await m.space._observe()
+            assert not await m.space._evict(1)
+            assert m.objects.refused
+            stored = set(m.directory.stored())
+            obj = acquire(m, "k5")
+            assert bytes(await m.cache.read(obj, 0, obj.size)) == driver.objects["k5"][0]
+            assert set(m.directory.stored()) == stored, "something is stored that cannot be recorded"
+        m.space.degraded = None
+        await m.index.flush()
+        for number in range(6):
+            for page in range(3):
+                m.cache.recent.discard(acquire(m, f"k{number}").oid, page)
+            await cache_whole(m, f"k{number}")
+            assert await m.read_all(f"k{number}") == driver.objects[f"k{number}"][0]
+            found = m.objects.load(acquire(m, f"k{number}").oid)
+            assert found is not None
+            assert found[1].whole
+        assert m.objects.used_bytes == m.disk_bytes()

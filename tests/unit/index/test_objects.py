@@ -128,3 +128,37 @@ async def test_clearing_forgets_everything(tmp_path: Path) -> None:
     assert not objects.known(b"a" * 16)
     assert objects.load(b"a" * 16) is None
     store.close()
+
+
+@pytest.mark.expected_logs("is not recorded")
+async def test_what_the_index_cannot_take_is_left_out_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = IndexStore(tmp_path / "i")
+    objects = Objects(store)
+    one, two = b"a" * 16, b"b" * 16
+    pages = Pages(3 * PAGE_BYTES)
+    pages.add(0, 1)
+    assert objects.save(one, ObjectRecord("k", "v", pages.total * PAGE_BYTES, PAGE_BYTES, 5), pages, range(1))
+    await store.flush()
+    monkeypatch.setattr("luxfuse.index.store.PENDING_BOUND", 2)
+    store.failing = "made up"
+    pages.add(1, 2)
+    # The last one that still goes, goes whole.
+    assert objects.save(one, ObjectRecord("k", "v", pages.total * PAGE_BYTES, 2 * PAGE_BYTES, 6), pages, range(2))
+    assert objects.refusing
+    before = dict(store._pending)
+    assert not objects.save(two, ObjectRecord("l", "v", pages.total * PAGE_BYTES, PAGE_BYTES, 7), pages, range(2))
+    assert objects.drop(one) is None
+    objects.touch(one, 9)
+    assert store._pending == before
+    assert (objects.used_bytes, objects.count) == (2 * PAGE_BYTES, 1)
+    assert not objects.known(two)
+    assert objects.refused == 3
+    assert len([record for record in caplog.records if "is not recorded" in record.getMessage()]) == 1
+    await store.flush()
+    assert not objects.refusing
+    assert objects.drop(one) == 2 * PAGE_BYTES
+    await store.flush()
+    assert store.committed_items(Table.RECENCY, b"", b"", 10) == []
+    store.close()
