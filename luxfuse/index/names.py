@@ -81,6 +81,8 @@ class Changes:
     """Entries that lost their name to another kind (see core/names)."""
     deferred: list[Found] = field(default_factory=list)
     """Entries to be merged last: a kind that wins over theirs had the name, and may still turn up."""
+    retired: list[tuple[int, bytes]] = field(default_factory=list)
+    """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
     orphans: bool = False
     """Whether there is something for `Names.purger` to do."""
 
@@ -295,8 +297,7 @@ class Names:
                     old.listing = serial
                     records[key] = _encode(old)
                     continue
-                _drop_number(txn, old, changes)
-                self._retire(old.inode, item.name)
+                _drop_number(txn, old, item.name, changes)
                 changes.add(item.name)
             entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
             records[key] = _encode(entry)
@@ -308,6 +309,9 @@ class Names:
         return changes
 
     def _apply(self, changes: Changes) -> None:
+        for inode, name in changes.retired:
+            self._retire(inode, name)
+        changes.retired = []
         if changes.orphans:
             self._orphans.set()
 
@@ -333,8 +337,7 @@ class Names:
                 entries += 1
         for key, entry in gone:
             txn.delete(Table.NAMES, key)
-            _drop_number(txn, entry, changes)
-            self._retire(entry.inode, key[8:])
+            _drop_number(txn, entry, key[8:], changes)
             changes.add(key[8:])
         txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
         _check_in_use(txn, directory, changes)
@@ -397,9 +400,10 @@ def _same(entry: Entry, found: Found) -> bool:
     return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
 
 
-def _drop_number(txn: Transaction, entry: Entry, changes: Changes) -> None:
+def _drop_number(txn: Transaction, entry: Entry, name: bytes, changes: Changes) -> None:
     inode = U64.pack(entry.inode)
     txn.delete(Table.INODES, inode)
+    changes.retired.append((entry.inode, name))
     if entry.kind is Kind.DIRECTORY:
         txn.put(Table.REMOVED, inode, b"")
         changes.orphans = True

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import trio
 
 from luxfuse.index import names as module
 from luxfuse.index.names import FIRST_INODE, Attributes, Changes, Entry, Found, Names
-from luxfuse.index.store import IndexStore, Table
+from luxfuse.index.store import IndexStore, Table, Transaction
 from luxfuse.types import Kind
 from tests.support.harness import until
 
@@ -307,6 +309,49 @@ async def test_names_come_in_byte_order_from_any_position(tree: Tree) -> None:
     assert [name for name, _ in tree.names.after(DIR, b"", 100)] == sorted(names)
     assert [name for name, _ in tree.names.after(DIR, b"a", 2)] == [b"a\x01", b"a.b"]
     assert tree.names.after(DIR, b"\xff", 2) == []
+
+
+async def test_a_listing_that_cannot_be_committed_retires_no_numbers(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tree.list([file(b"a"), file(b"b")], NOW)
+    a, b = tree.entry(b"a").inode, tree.entry(b"b").inode
+    real = tree.store._commit
+
+    def full_at_the_end(changes: object, function: Callable[[Transaction], object]) -> object:
+        def wrapper(txn: Transaction) -> None:
+            function(txn)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return real(changes, wrapper)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tree.store, "_commit", full_at_the_end)
+    serial = tree.names.begin_listing(DIR)
+    with pytest.raises(OSError, match="No space"):
+        await tree.names.merge(DIR, serial, [file(b"a", "v2")], NOW + 1)
+    with pytest.raises(OSError, match="No space"):
+        await tree.names.complete(DIR, serial, NOW + 1)
+    tree.names.end_listing(DIR)
+    assert tree.names.former_name(a) is tree.names.former_name(b) is None
+    assert tree.entry(b"a").inode == a
+    monkeypatch.undo()
+    await tree.list([file(b"a", "v2")], NOW + 2)
+    assert (tree.names.former_name(a), tree.names.former_name(b)) == (b"a", b"b")
+
+
+async def test_only_the_loop_changes_what_the_loop_reads(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    real = tree.names._retire
+
+    def retire(inode: int, name: bytes) -> None:
+        threads.add(threading.current_thread())
+        real(inode, name)
+
+    monkeypatch.setattr(tree.names, "_retire", retire)
+    await tree.list([file(b"a"), file(b"b"), file(b"c")], NOW)
+    await tree.list([file(b"a", "v2"), file(b"c")], NOW + 1)
+    tree.names.remove(DIR, b"c", NOW + 2, NOW + 2)
+    assert threads == {threading.current_thread()}
 
 
 @pytest.mark.parametrize("way", ["listing", "look-up", "becomes a file", "becomes a file in a listing"])
