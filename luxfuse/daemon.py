@@ -22,7 +22,7 @@ import trio
 from luxfuse import logs
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
-from luxfuse.cache.sweep import sweep
+from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
@@ -167,7 +167,7 @@ class _Daemon:
             beginning = await lifecycle.begin(index, directory.identity)
             if not beginning.same_cache:
                 await Objects(index).clear()
-                await trio.to_thread.run_sync(directory.remove_all)
+                await trio.to_thread.run_sync(directory.doom_all)
             yield index, beginning
             with trio.CancelScope(shield=True):
                 await lifecycle.end(index)
@@ -185,8 +185,11 @@ class _Daemon:
             background.start_soon(store.watch_deadlines)
             background.start_soon(parts.space.watch)
             background.start_soon(self._note_touched, parts.files)
+            sweeper = Sweeper(parts.cache, directory)
+            parts.space.recovered = sweeper.request
+            background.start_soon(sweeper.run)
             if not beginning.clean:
-                background.start_soon(sweep, parts.cache, directory)
+                sweeper.request()
             service = Service(self._settings, parts, started_s=time.monotonic())
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._handle_signals, parts.session)

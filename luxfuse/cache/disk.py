@@ -49,7 +49,9 @@ def store_run(
         alone = len(data) >= size  # one run is the whole object: nobody else writes to its file
         with contextlib.nullcontext() if alone else directory.writing(oid):
             fd = directory.open(oid, create=create)
+            empty = True
             try:
+                empty = os.fstat(fd).st_size == 0
                 write_all(fd, data, pages.start * PAGE_BYTES)
                 st = os.fstat(fd)
                 if st.st_size < size:
@@ -57,6 +59,9 @@ def store_run(
                     st = os.fstat(fd)
             except BaseException:
                 os.close(fd)
+                if create and empty:  # made just now, so nothing else is in it
+                    with contextlib.suppress(OSError):
+                        directory.remove(oid)
                 raise
     except OSError as exc:
         return Stored(sums, error=exc)

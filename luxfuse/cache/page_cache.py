@@ -144,8 +144,11 @@ class PageCache:
             self._objects.touch(oid, time.time_ns() // 1000)
 
     def knows(self, oid: bytes) -> bool:
-        """Whether the object's file belongs to something: recorded, in use, or on its way out."""
-        return oid in self._live or oid in self.space.removing or self._objects.known(oid)
+        """Whether the object's file belongs to something: recorded, being filled, or on its way out."""
+        obj = self._live.get(oid)
+        if obj is not None and (obj.pages.count or obj.flights):
+            return True
+        return oid in self.space.removing or self._objects.known(oid)
 
     def cached_bytes(self, key: str, version: str, size: int) -> int:
         """Return how many bytes of an object version are on disk."""
@@ -329,7 +332,7 @@ class PageCache:
         elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
             self._lose_file(obj, FileNotFoundError())
         allocated = 0
-        if keep and stored.file_number and self.space.degraded is None:
+        if keep and stored.file_number:
             obj.file_number = stored.file_number
             allocated = self._record(obj, flight.pages, stored, flight.length)
         if flight.keep_in_memory or not allocated:
@@ -452,11 +455,17 @@ class PageCache:
             log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
         else:
             self.space.fail(exc)
+            if not self._closed:
+                self._nursery.start_soon(self._remove_unreadable, obj.oid)
         freed = self._objects.drop(obj.oid)
         self.space.ledger.free(freed or 0)
         obj.forget_pages()
         obj.unsaved = freed is None
         obj.record.allocated_bytes = 0
+
+    async def _remove_unreadable(self, oid: bytes) -> None:
+        if oid not in self.space.removing:
+            await self.space.remove(oid)
 
     # -- handing over to the kernel
 

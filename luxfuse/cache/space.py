@@ -60,6 +60,8 @@ class Space:
         """Set by the page cache: called when a file was removed, or could not be."""
         self.lost_files: Callable[[], None] = lambda: None
         """Set by the daemon: called when the directory came back without its files."""
+        self.recovered: Callable[[], None] = lambda: None
+        """Set by the daemon: called when a sick directory is used again; it may hold files that nobody counts."""
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -193,4 +195,5 @@ class Space:
         self.ledger.used_bytes = self._objects.used_bytes
         log.info("cache directory %s is used again", self._directory.name)
         self.degraded = None
+        self.recovered()
         await self._observe()

@@ -1,4 +1,4 @@
-"""After an unclean stop: remove cache files that the index does not know, in the background."""
+"""After an unclean stop, or a disk that failed: remove cache files that the index does not know, in the background."""
 
 from __future__ import annotations
 
@@ -14,20 +14,45 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 PAUSE_S = 0.1
+INTERVAL_S = 3600.0
+"""Without being asked: a write that outlived the deadline of its request may have left a file."""
+
+
+class Sweeper:
+    """Clears the cache directory of what nobody counts, whenever `request` says that there may be something."""
+
+    def __init__(self, cache: PageCache, directory: CacheDirectory) -> None:
+        self._cache = cache
+        self._directory = directory
+        self._wanted = trio.Event()
+
+    def request(self) -> None:
+        """Look at all files soon; if that is under way, once more after it."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """First remove what earlier runs gave up as a whole; then sweep when asked to, and now and then."""
+        await trio.to_thread.run_sync(self._directory.remove_doomed, abandon_on_cancel=True)
+        while True:
+            with trio.move_on_after(INTERVAL_S):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            await sweep(self._cache, self._directory)
 
 
 async def sweep(cache: PageCache, directory: CacheDirectory) -> None:
-    """Look at every cache file once. A file that a fetch is writing right now belongs to a live object and stays."""
+    """Look at every cache file once. A file that a fetch is writing right now belongs to something and stays."""
     stored = directory.stored()
     removed = 0
     try:
         while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
             for oid in batch:
                 if not cache.knows(oid):
-                    await cache.space.remove(oid)
+                    if await cache.space.remove(oid) is None:
+                        return  # the disk fails; once it recovers, this is asked for again
                     removed += 1
             await trio.sleep(PAUSE_S)
     except OSError as exc:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:
-        log.info("removed %d cache files that an unclean stop left behind", removed)
+        log.info("removed %d cache files that belonged to nothing", removed)

@@ -158,11 +158,13 @@ class CacheDirectory:
                     with contextlib.suppress(ValueError):
                         yield bytes.fromhex(entry.name)
 
-    def remove_all(self) -> None:
-        """Remove every object file, because the index knows none of them."""
-        doomed = self.path / f"doomed-{secrets.token_hex(4)}"
-        (self.path / "objects").rename(doomed)
+    def doom_all(self) -> None:
+        """Put every object file out of the way, because the index knows none of them; `remove_doomed` takes its time."""
+        (self.path / "objects").rename(self.path / f"doomed-{secrets.token_hex(4)}")
         (self.path / "objects").mkdir(mode=0o700)
+
+    def remove_doomed(self) -> None:
+        """Remove what `doom_all` put out of the way, in this run or an earlier one."""
         for old in self.path.glob("doomed-*"):
             shutil.rmtree(old, ignore_errors=True)
 

@@ -155,7 +155,7 @@ async def mounted(
         beginning = await lifecycle.begin(index, directory.identity)
         if not beginning.same_cache:
             await Objects(index).clear()
-            directory.remove_all()
+            directory.doom_all()
         async with trio.open_nursery() as nursery:
             yield _build(o, driver, store, clock, directory, index, beginning, nursery)
             nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import trio
 
 from luxfuse.cache import disk, space
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.sweep import sweep
+from luxfuse.cache.sweep import Sweeper, sweep
 from luxfuse.tiers.directory import Space as FileSystemSpace
 from tests.support.failing_directory import FailingDirectory
 from tests.support.fake_store import FakeStore
@@ -324,6 +324,8 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
             path.write_bytes(b"x")
         (m.directory.path / "objects" / "note.txt").write_text("not ours")
         being_filled = acquire(m, "k6")
+        driver.hold()
+        m.cache.start(being_filled, range(1))
         path = m.directory.file_of(being_filled.oid)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
@@ -332,6 +334,8 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
         assert path.exists(), "a file that a fetch is writing was removed"
         assert len(cached(m)) == 6
         assert m.space.ledger.used_bytes == used
+        driver.release()
+        await until(lambda: being_filled.whole)
 
 
 @pytest.mark.expected_logs("reading from the under-store until it recovers")
@@ -450,3 +454,93 @@ async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monke
             assert found is not None
             assert found[1].whole
         assert m.objects.used_bytes == m.disk_bytes()
+
+
+def counts_agree(m: Mount) -> bool:
+    return m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes()
+
+
+@pytest.mark.expected_logs("until it recovers")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("size", [pages(1), pages(5)])
+async def test_a_write_that_fails_half_way_leaves_nothing_on_disk(
+    tmp_path: Path, code: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(size, 1))
+    real = disk.write_all
+
+    def write_half(fd: int, data: memoryview, offset: int) -> None:
+        real(fd, data[: len(data) // 2], offset)
+        raise OSError(code, "the disk fails")
+
+    async with mounted(tmp_path, driver) as m:
+        monkeypatch.setattr(disk, "write_all", write_half)
+        assert await m.read_all("k") == driver.objects["k"][0]
+        assert m.space.degraded
+        await until(lambda: m.cache.budget.idle)
+        assert m.disk_bytes() == 0
+        assert counts_agree(m)
+
+
+@pytest.mark.expected_logs("until it recovers")
+async def test_a_write_that_lands_on_a_sick_disk_counts(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(pages(5), 1))
+    async with mounted(tmp_path, driver) as m:
+        obj = acquire(m, "k")
+        await m.cache.read(obj, 0, 10)
+        driver.hold()
+        m.cache.start(obj, range(5))
+        m.space.fail(OSError(errno.EIO, "made up"))
+        driver.release()
+        await until(lambda: not obj.flights)
+        assert m.disk_bytes() == pages(5)
+        assert counts_agree(m)
+
+
+@pytest.mark.expected_logs("until it recovers")
+async def test_a_file_that_cannot_be_read_is_removed(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(pages(3), 1))
+    async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
+        await cache_whole(m, "k")
+        m.directory.fail_reading = errno.EIO
+        assert await m.read_all("k") == driver.objects["k"][0]
+        await until(lambda: m.disk_bytes() == 0)
+        assert counts_agree(m)
+
+
+@pytest.mark.expected_logs("until it recovers")
+async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(pages(1), 1))
+    driver.put("left", random_bytes(pages(1), 2))
+    async with mounted(tmp_path, driver) as m:
+        sweeper = Sweeper(m.cache, m.directory)
+        m.space.recovered = sweeper.request
+        m.nursery.start_soon(sweeper.run)
+        await cache_whole(m, "k")
+        path = m.directory.file_of(acquire(m, "left").oid)  # in use, but nothing of it is known to be on disk
+        path.parent.mkdir(exist_ok=True)
+        for _ in range(2):
+            path.write_bytes(b"x" * 4096)
+            await trio.sleep(0.02)
+            assert path.exists()
+            m.space.fail(OSError(errno.EIO, "made up"))
+            await m.space._probe()
+            await until(lambda: not path.exists())
+            assert cached(m) == {"k"}
+            assert counts_agree(m)
+
+
+async def test_what_an_earlier_run_gave_up_is_removed_at_the_start(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.put("k", random_bytes(pages(1), 1))
+    async with mounted(tmp_path, driver) as m:
+        await cache_whole(m, "k")
+        m.directory.doom_all()  # and the daemon dies
+    async with mounted(tmp_path, driver) as m:
+        assert list(m.directory.path.glob("doomed-*"))
+        m.nursery.start_soon(Sweeper(m.cache, m.directory).run)
+        await until(lambda: not list(m.directory.path.glob("doomed-*")))

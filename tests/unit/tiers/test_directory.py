@@ -139,8 +139,10 @@ def test_files_are_found_removed_and_all_removed(tmp_path: Path) -> None:
     assert sorted(d.stored()) == ids[1:]
     with pytest.raises(FileNotFoundError):
         d.open(ids[0])
-    d.remove_all()
+    d.doom_all()
     assert list(d.stored()) == []
+    assert len(list(d.path.glob("doomed-*/*/*"))) == 5, "removing takes too long to do it at once"
+    d.remove_doomed()
     assert not list(d.path.glob("doomed-*"))
     os.close(d.open(ids[0], create=True))
     d.close()
