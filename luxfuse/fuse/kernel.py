@@ -21,7 +21,8 @@ BACKING_OPEN = 0x4010E501
 """FUSE_DEV_IOC_BACKING_OPEN, struct fuse_backing_map {int32 fd; uint32 flags; uint64 padding} (linux/fuse.h, 6.9)."""
 BACKING_CLOSE = 0x4004E502
 """FUSE_DEV_IOC_BACKING_CLOSE, uint32 backing id."""
-INVALIDATIONS_BOUND = 10_000
+INVALIDATIONS_BOUND = 100_000
+SETTLE_DEADLINE_S = 5.0
 _LONG_S = 10**8
 
 
@@ -34,6 +35,9 @@ class KernelSide:
         self.reason: str | None = "not mounted yet"
         self._invalidations: deque[tuple[int, bytes]] = deque(maxlen=INVALIDATIONS_BOUND)
         self._wanted = trio.Event()
+        self._queued = 0
+        self._handed_over = 0
+        self._progress = trio.Event()
         self.on_first_open: Callable[[int], None] = lambda _inode: None
         self.on_drained: Callable[[int], None] = lambda _inode: None
 
@@ -124,8 +128,19 @@ class KernelSide:
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """See `Kernel`. Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
+        if len(self._invalidations) == INVALIDATIONS_BOUND:
+            self._handed_over += 1
         self._invalidations.append((parent, name))
+        self._queued += 1
         self._wanted.set()
+
+    async def settle(self) -> bool:
+        """See `Kernel`."""
+        wanted = self._queued
+        with trio.move_on_after(SETTLE_DEADLINE_S):
+            while self._handed_over < wanted:
+                await self._progress.wait()
+        return self._handed_over >= wanted
 
     async def invalidate(self) -> None:
         """Tell the kernel, from a thread because the call waits for requests that we have to answer; until cancelled."""
@@ -136,6 +151,9 @@ class KernelSide:
                 batch = [self._invalidations.popleft() for _ in range(min(256, len(self._invalidations)))]
                 # Not abandoned: libfuse's session must outlive the call, which ends with the connection at the latest.
                 await trio.to_thread.run_sync(_invalidate, batch)
+                self._handed_over += len(batch)
+                self._progress.set()
+                self._progress = trio.Event()
 
 
 def _invalidate(batch: list[tuple[int, bytes]]) -> None:

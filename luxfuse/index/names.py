@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 ROOT_INODE = 1
 FIRST_INODE = 16
-CHANGES_BOUND = 10_000
 ENTRIES_KEPT = 8192
 FORMER_KEPT = 100_000
 """Numbers no longer in use whose names are remembered, for readers of directories that stand at them."""
@@ -71,10 +70,7 @@ class Listing(msgspec.Struct, array_like=True, frozen=True):
 
 @dataclass(slots=True)
 class Changes:
-    """What a merged listing changed, for the kernel's caches.
-
-    Of very many names only the first `CHANGES_BOUND` are kept: the kernel's time-outs take care of the rest.
-    """
+    """What a merged part of a listing changed. ``names``: what the kernel has to forget."""
 
     names: list[bytes] = field(default_factory=list)
     shadowed: int = 0
@@ -85,10 +81,6 @@ class Changes:
     """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
     orphans: bool = False
     """Whether there is something for `Names.purger` to do."""
-
-    def add(self, name: bytes) -> None:
-        if len(self.names) < CHANGES_BOUND:
-            self.names.append(name)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -298,7 +290,7 @@ class Names:
                     records[key] = _encode(old)
                     continue
                 _drop_number(txn, old, item.name, changes)
-                changes.add(item.name)
+                changes.names.append(item.name)
             entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
             records[key] = _encode(entry)
             inodes.append((U64.pack(entry.inode), key))
@@ -338,7 +330,7 @@ class Names:
         for key, entry in gone:
             txn.delete(Table.NAMES, key)
             _drop_number(txn, entry, key[8:], changes)
-            changes.add(key[8:])
+            changes.names.append(key[8:])
         txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
         _check_in_use(txn, directory, changes)
         return changes

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Kernel(Protocol):
-    """Backing files and caches of the kernel. Nothing here blocks. ``valid_s``: how long opens need no question."""
+    """Backing files and caches of the kernel. Only `settle` blocks. ``valid_s``: how long opens need no question."""
 
     @property
     def passthrough(self) -> bool:
@@ -45,6 +45,9 @@ class Kernel(Protocol):
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel forget a name soon."""
 
+    async def settle(self) -> bool:
+        """Wait until the kernel has forgotten all names that it was to forget; False: it takes too long."""
+
 
 class NoKernel:
     """No kernel: everything is copied. For tests of the layers below fuse."""
@@ -81,3 +84,7 @@ class NoKernel:
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Nobody to tell."""
+
+    async def settle(self) -> bool:
+        """Nobody to wait for."""
+        return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -31,7 +31,6 @@ class _Running:
     done: trio.Event
     began_s: float
     serial: int | None = None
-    changes: Changes | None = None
     error: Exception | None = None
 
 
@@ -49,13 +48,15 @@ class Lister:
         self._limiter = trio.CapacityLimiter(CONCURRENT_LISTINGS)
         self.skipped_keys = 0
         self.listings = 0
+        self.on_changes: Callable[[int, list[bytes]], Awaitable[None]] | None = None
+        """Called with names of a directory that got another inode number or went, part by part of its listing."""
 
     def is_listing(self, directory: int) -> bool:
         """Whether a listing of the directory is on its way."""
         return directory in self._running
 
-    async def fetch(self, directory: int, prefix: str, not_before_s: float) -> tuple[int | None, Changes]:
-        """List ``prefix`` into ``directory``; returns the listing's serial number (None: it does not exist), changes.
+    async def fetch(self, directory: int, prefix: str, not_before_s: float) -> int | None:
+        """List ``prefix`` into ``directory``; returns the listing's serial number, None if it does not exist.
 
         One that is on its way will do if it did not begin before ``not_before_s``.
         """
@@ -67,13 +68,13 @@ class Lister:
         await running.done.wait()
         if running.error is not None:
             raise running.error
-        return running.serial, running.changes or Changes()
+        return running.serial
 
     async def _run(self, directory: int, prefix: str, running: _Running) -> None:
         running.error = StoreError("the daemon is stopping")
         try:
             async with self._limiter:
-                running.serial, running.changes = await self._fetch(directory, prefix)
+                running.serial = await self._fetch(directory, prefix)
             running.error = None
         except LuxError as exc:
             running.error = exc
@@ -87,26 +88,32 @@ class Lister:
             del self._running[directory]
             running.done.set()
 
-    async def _fetch(self, directory: int, prefix: str) -> tuple[int | None, Changes]:
+    async def _fetch(self, directory: int, prefix: str) -> int | None:
         serial = self._names.begin_listing(directory)
         began_s = self._clock()
         batch: list[Found] = []
-        changes = Changes()
+        total = Changes()
         exists = directory == ROOT_INODE
         async for page in self._store.list_directory(prefix):
             exists = True
             self._collect(page, len(prefix), batch)
             if len(batch) >= MERGE_ENTRIES:
-                _extend(changes, await self._names.merge(directory, serial, batch, began_s, last=False))
+                await self._add(directory, total, await self._names.merge(directory, serial, batch, began_s, last=False))
                 batch = []
         if not exists:
-            return None, changes
-        _extend(changes, await self._names.merge(directory, serial, batch + changes.deferred, began_s))
-        _extend(changes, await self._names.complete(directory, serial, began_s))
+            return None
+        await self._add(directory, total, await self._names.merge(directory, serial, batch + total.deferred, began_s))
+        await self._add(directory, total, await self._names.complete(directory, serial, began_s))
         self.listings += 1
-        if changes.shadowed:
-            self._skip(changes.shadowed, prefix, "a file and a directory (or symlink) of one name")
-        return serial, changes
+        if total.shadowed:
+            self._skip(total.shadowed, prefix, "a file and a directory (or symlink) of one name")
+        return serial
+
+    async def _add(self, directory: int, total: Changes, part: Changes) -> None:
+        total.shadowed += part.shadowed
+        total.deferred += part.deferred
+        if part.names and self.on_changes is not None:
+            await self.on_changes(directory, part.names)
 
     def _collect(self, page: ListPage, cut: int, batch: list[Found]) -> None:
         for prefix in page.prefixes:
@@ -126,10 +133,3 @@ class Lister:
         if self.skipped_keys == 0:
             log.warning("skipping key %r: %s; further skipped keys are only counted", key, why)
         self.skipped_keys += count
-
-
-def _extend(changes: Changes, more: Changes) -> None:
-    for name in more.names:
-        changes.add(name)
-    changes.shadowed += more.shadowed
-    changes.deferred += more.deferred

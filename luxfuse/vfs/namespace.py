@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 PREFIXES_KEPT = 10_000
 NEGATIVES_KEPT = 20_000
+KERNEL_BATCH = 5_000
+"""Names of a directory that the kernel is told to forget at once."""
 STALE_TTL_S = 1.0
 """For how long the kernel may believe what could not be checked because the store is unreachable."""
 
@@ -51,6 +53,12 @@ class NotADirectory(LuxError):
     """The inode is no directory."""
 
     errno = 20  # ENOTDIR
+
+
+class KernelBusy(LuxError):
+    """The kernel still serves what it knew."""
+
+    errno = 16  # EBUSY
 
 
 @dataclass(slots=True)
@@ -98,6 +106,7 @@ class Namespace:
         self._asked: Counter[int] = Counter()
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
+        lister.on_changes = self._tell_kernel
         nursery.start_soon(names.purger)
 
     # -- what is known
@@ -342,7 +351,7 @@ class Namespace:
             return listing.serial
         prefix = self.prefix(directory)
         try:
-            serial, changes = await self.lister.fetch(directory, prefix, self._clock() - self._ttl)
+            serial = await self.lister.fetch(directory, prefix, self._clock() - self._ttl)
         except (StoreUnavailable, NotRecorded):
             if listing is None:
                 raise
@@ -351,12 +360,25 @@ class Namespace:
         if serial is None:
             self.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")
-        for name in changes.names:
-            self._kernel.invalidate_entry(directory, name)
         return serial
 
+    async def _tell_kernel(self, directory: int, names: list[bytes]) -> None:
+        for start in range(0, len(names), KERNEL_BATCH):
+            if start and not await self._kernel.settle():
+                return  # the time-outs take care of the rest
+            for name in names[start : start + KERNEL_BATCH]:
+                self._kernel.invalidate_entry(directory, name)
+
     async def refresh(self, path: str) -> None:
-        """Forget how fresh a path and, for a directory, its entries are, and ask the store again."""
+        """Forget how fresh a path and, for a directory, its entries are, ask the store again, and tell the kernel."""
+        try:
+            await self._refresh(path)
+        finally:
+            settled = await self._kernel.settle()
+        if not settled:
+            raise KernelBusy("the store was asked again, but the kernel is slow to forget what it knew; try again")
+
+    async def _refresh(self, path: str) -> None:
         directory, entry = ROOT_INODE, self.root
         parts = [part.encode() for part in path.split("/") if part]
         for part in parts:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from luxfuse.vfs.filesystem import FileSystem
 
 MARK = 1 << 63
@@ -42,6 +44,9 @@ class FakeKernel:
         self.handles: dict[int, int] = {}
         self.registered = 0
         self.invalidated: list[tuple[int, bytes]] = []
+        self.settled = 0
+        self.most_unsettled = 0
+        self.keeps_up = True
         self.on_first_open: Callable[[int], None] = lambda _inode: None
         self.on_drained: Callable[[int], None] = lambda _inode: None
 
@@ -99,6 +104,14 @@ class FakeKernel:
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """See `Kernel`."""
         self.invalidated.append((parent, name))
+        self.most_unsettled = max(self.most_unsettled, len(self.invalidated) - self.settled)
+
+    async def settle(self) -> bool:
+        """See `Kernel`; ``keeps_up`` False: it never forgets in time."""
+        await trio.lowlevel.checkpoint()
+        if self.keeps_up:
+            self.settled = len(self.invalidated)
+        return self.keeps_up
 
     # -- what the kernel does
 

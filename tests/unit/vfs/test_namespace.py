@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.store import Table
-from luxfuse.vfs.namespace import NoSuchName, Stale
+from luxfuse.vfs.namespace import KernelBusy, NoSuchName, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
 
@@ -341,6 +341,52 @@ async def test_an_index_that_fails_does_not_end_the_mount(
         await wait_all_tasks_blocked(0.01)
         monkeypatch.undo()
         assert len(await m.entries("d")) == 4
+
+
+async def test_refresh_waits_until_the_kernel_has_forgotten(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("d/a", "d/gone", "gone")) as m:
+        await m.entries("d")
+        m.driver.put("d/a", b"changed")
+        m.driver.delete("gone")
+        m.clock.advance(0.001)
+        await m.fs.refresh("d")
+        assert m.kernel.settled == len(m.kernel.invalidated) == 2
+        with pytest.raises(NoSuchName):
+            await m.fs.refresh("gone")
+        assert m.kernel.settled == len(m.kernel.invalidated) == 3
+        m.kernel.keeps_up = False
+        with pytest.raises(KernelBusy):
+            await m.fs.refresh("d")
+        with pytest.raises(NoSuchName):
+            await m.fs.refresh("gone")
+
+
+async def test_the_kernel_is_told_of_very_many_changes_without_a_long_queue(tmp_path: Path) -> None:
+    names = [f"{number:05}" for number in range(24_000)]
+    async with mounted(tmp_path, store_of(*names, "same")) as m:
+        await m.entries()
+        for name in names[:12_000]:
+            m.driver.put(name, b"changed")
+        for name in names[12_000:]:
+            m.driver.delete(name)
+        m.clock.advance(61)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):  # who share a listing
+                nursery.start_soon(m.entries)
+        assert sorted(m.kernel.invalidated) == [(ROOT_INODE, name.encode()) for name in names]
+        assert m.kernel.most_unsettled <= 20_000
+
+
+async def test_a_kernel_that_does_not_keep_up_does_not_hold_a_listing(tmp_path: Path) -> None:
+    names = [f"{number:05}" for number in range(12_000)]
+    async with mounted(tmp_path, store_of(*names)) as m:
+        await m.entries()
+        for name in names:
+            m.driver.delete(name)
+        m.clock.advance(61)
+        m.kernel.keeps_up = False
+        assert await m.entries() == {}
+        assert len(m.kernel.invalidated) == 5_000
 
 
 async def test_a_full_index_serves_old_listings_and_refuses_new_ones_without_blaming_the_reader(

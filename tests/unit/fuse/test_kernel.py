@@ -1,0 +1,78 @@
+"""What the kernel is told to forget, without one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from luxfuse.fuse import kernel as module
+from luxfuse.fuse.kernel import KernelSide
+
+
+class Told:
+    """Stands in for the call that tells the kernel; holds it until released."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[int, bytes]] = []
+        self.may_go = threading.Event()
+
+    def __call__(self, batch: list[tuple[int, bytes]]) -> None:
+        assert self.may_go.wait(10)
+        self.names += batch
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    told = Told()
+    monkeypatch.setattr(module, "_invalidate", told)
+    return told
+
+
+async def settled(side: KernelSide, meanwhile: Callable[[], None], names: int) -> bool:
+    for number in range(names):
+        side.invalidate_entry(1, b"%d" % number)
+    results = []
+
+    async def settle() -> None:
+        results.append(await side.settle())
+
+    async with trio.open_nursery() as background:
+        background.start_soon(side.invalidate)
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(settle)
+            await wait_all_tasks_blocked(0.01)
+            assert not results, "it did not wait"
+            meanwhile()
+        background.cancel_scope.cancel()
+    return results[0]
+
+
+async def test_settling_waits_for_what_was_queued_before(told: Told) -> None:
+    side = KernelSide()
+    assert await side.settle(), "there is nothing to wait for"
+    assert await settled(side, told.may_go.set, 1000)
+    assert told.names == [(1, b"%d" % number) for number in range(1000)]
+    assert await side.settle()
+
+
+async def test_names_that_were_dropped_are_not_waited_for(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INVALIDATIONS_BOUND", 10)
+    side = KernelSide()
+    assert await settled(side, told.may_go.set, 25)
+    assert told.names == [(1, b"%d" % number) for number in range(15, 25)]
+
+
+async def test_settling_ends_at_its_deadline(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_DEADLINE_S", 0.05)
+    side = KernelSide()
+    side.invalidate_entry(1, b"a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(side.invalidate)
+        assert not await side.settle()
+        told.may_go.set()
+        assert await side.settle()
+        nursery.cancel_scope.cancel()
