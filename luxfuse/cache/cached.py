@@ -44,7 +44,10 @@ class Flight:
 class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
-    __slots__ = ("file_number", "flights", "oid", "pages", "record", "trusted", "unsaved", "users")
+    __slots__ = (
+        "distrusts", "file_number", "flights", "loaded_stamp", "oid", "pages", "record", "strangers", "trusted",
+        "unsaved", "users",
+    )  # fmt: skip
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages) -> None:
         self.oid = oid
@@ -56,6 +59,12 @@ class CachedObject:
         self.flights: dict[int, Flight] = {}
         self.trusted: set[int] = set()
         """Pages written or verified by this daemon since nobody else wrote to the file."""
+        self.strangers = 0
+        """How often we know somebody else to have written to the file; see `Stored`."""
+        self.distrusts = 0
+        """How often `trusted` was emptied because of that."""
+        self.loaded_stamp = record.stamp
+        """The mtime that our last write to the file left when this was loaded."""
         self.unsaved = False
         """Whether the index missed a change of the pages: the next one that it takes stores all of them."""
 
@@ -82,5 +91,6 @@ class CachedObject:
         """The file is gone: nothing is on disk."""
         self.pages = Pages(self.record.size)
         self.file_number = 0
+        self.strangers = 0
         self.trusted.clear()
         self.record.whole = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import xxhash
 
 from luxfuse.core.spans import page_bytes, pages_of
-from luxfuse.tiers.directory import CacheDirectory, read_exact, write_all
+from luxfuse.tiers.directory import CacheDirectory, LastWrite, read_exact, write_all
 from luxfuse.types import PAGE_BYTES
 
 checksum = xxhash.xxh3_64_intdigest
@@ -20,7 +20,9 @@ checksum = xxhash.xxh3_64_intdigest
 class Stored:
     """The outcome of storing a run: one checksum a page, the file's mtime after it and number; or why it failed.
 
-    ``fd`` is the file, if it was to stay open, for the receiver to close; else -1.
+    ``fd`` is the file, if it was to stay open, for the receiver to close; else -1. ``found`` is the mtime before the
+    write where we do not remember our last one to the file; else 0. ``strangers`` counts the times that somebody else
+    was seen to have written to the file between two writes of ours.
     """
 
     checksums: tuple[int, ...]
@@ -28,6 +30,8 @@ class Stored:
     error: OSError | None = None
     fd: int = -1
     file_number: int = 0
+    found: int = 0
+    strangers: int = 0
 
 
 def store_run(
@@ -50,13 +54,21 @@ def store_run(
         with contextlib.nullcontext() if alone else directory.writing(oid):
             fd = directory.open(oid, create=create)
             empty = True
+            found = strangers = 0
             try:
-                empty = os.fstat(fd).st_size == 0
-                write_all(fd, data, pages.start * PAGE_BYTES)
                 st = os.fstat(fd)
+                empty = st.st_size == 0
+                last = directory.last_writes.get(oid)
+                if last is not None and not (create and empty):
+                    strangers = last.strangers + (last.stamp != st.st_mtime_ns)
+                elif not create:
+                    found = st.st_mtime_ns
+                write_all(fd, data, pages.start * PAGE_BYTES)
                 if st.st_size < size:
                     os.ftruncate(fd, size)
-                    st = os.fstat(fd)
+                st = os.fstat(fd)
+                if not alone:
+                    directory.last_writes.put(oid, LastWrite(st.st_mtime_ns, strangers))
             except BaseException:
                 os.close(fd)
                 if create and empty:  # made just now, so nothing else is in it
@@ -66,9 +78,9 @@ def store_run(
     except OSError as exc:
         return Stored(sums, error=exc)
     if keep_open:
-        return Stored(sums, st.st_mtime_ns, fd=fd, file_number=st.st_ino)
+        return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino, found, strangers)
     os.close(fd)
-    return Stored(sums, st.st_mtime_ns, file_number=st.st_ino)
+    return Stored(sums, st.st_mtime_ns, None, -1, st.st_ino, found, strangers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,9 +346,14 @@ class PageCache:
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
+        strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
+        if strange or stored.strangers > obj.strangers:
+            self._distrust(obj)
         for page, checksum in zip(pages, stored.checksums, strict=True):
             obj.pages.add(page, checksum)
-            obj.trusted.add(page)
+            if stored.strangers >= obj.strangers:
+                obj.trusted.add(page)
+        obj.strangers = max(obj.strangers, stored.strangers)
         allocated = allocated_bytes(length)
         record = obj.record
         record.allocated_bytes += allocated
@@ -417,6 +422,7 @@ class PageCache:
         sums = [obj.pages.checksums[p] for p in wanted]
         trusted = frozenset(p for p in wanted if p in obj.trusted)
         stamp = 0 if obj.flights else obj.record.stamp
+        distrusts = obj.distrusts
         try:
             loaded = await trio.to_thread.run_sync(
                 disk.load, self._directory, obj.oid, obj.size, offset, length, sums, trusted, stamp,
@@ -425,16 +431,23 @@ class PageCache:
         except OSError as exc:
             self._lose_file(obj, exc)
             return None
+        still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
-            obj.trusted.clear()
-            obj.record.epoch = 0  # so that all of it is verified before the kernel gets it
-        obj.trusted.update(loaded.verified)
+            self._distrust(obj)
+        if still_so:
+            obj.trusted.update(loaded.verified)
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
             self._mend(obj, loaded.damaged)
             return None
         self.counters.disk_bytes += length
         return loaded.data
+
+    def _distrust(self, obj: CachedObject) -> None:
+        """Somebody else wrote to the file: check each page before it is read, and all before the kernel gets the file."""
+        obj.trusted.clear()
+        obj.distrusts += 1
+        obj.record.epoch = 0
 
     def _mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
         """Forget damaged pages, so that they are fetched again."""

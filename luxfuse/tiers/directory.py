@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from luxfuse.errors import ConfigError
 
 FORMAT_VERSION = 1
 FILE_LOCKS = 64
+LAST_WRITES = 4096
 Buffer = bytes | bytearray | memoryview
 
 
@@ -32,6 +34,40 @@ class Space:
 
     free_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastWrite:
+    """Our last write to a file: the mtime that it left, and how often somebody else had written before it."""
+
+    stamp: int
+    strangers: int
+
+
+class LastWrites:
+    """The last writes to the files that were written to lately. One file's is only to be used under `writing`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._writes: OrderedDict[bytes, LastWrite] = OrderedDict()
+
+    def get(self, oid: bytes) -> LastWrite | None:
+        """Return the last write to an object's file, if that is remembered."""
+        with self._lock:
+            return self._writes.get(oid)
+
+    def put(self, oid: bytes, write: LastWrite) -> None:
+        """Remember a write."""
+        with self._lock:
+            self._writes[oid] = write
+            self._writes.move_to_end(oid)
+            if len(self._writes) > LAST_WRITES:
+                self._writes.popitem(last=False)
+
+    def forget(self, oid: bytes) -> None:
+        """The file is gone."""
+        with self._lock:
+            self._writes.pop(oid, None)
 
 
 class CacheDirectory:
@@ -44,6 +80,7 @@ class CacheDirectory:
         """
         self.name = str(base)
         self._writers = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self.last_writes = LastWrites()
         self._file_locks = [threading.Lock() for _ in range(FILE_LOCKS)]
         try:
             for attempt in range(100):
@@ -149,6 +186,7 @@ class CacheDirectory:
         """Remove an object's file; it need not exist."""
         with contextlib.suppress(FileNotFoundError):
             self.file_of(oid).unlink()
+        self.last_writes.forget(oid)
 
     def stored(self) -> Iterator[bytes]:
         """Yield the id of every object file (for the sweep after an unclean stop)."""

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import trio
 
 from luxfuse.cache.cached import CachedObject
 from tests.support.fake_store import FakeStore
@@ -204,3 +205,58 @@ async def test_after_an_unclean_stop_everything_is_verified_once(tmp_path: Path,
         assert await m.read_all("k") == data
         assert m.cache.counters.verified_bytes == 0, "after a clean stop nothing is"
         assert driver.counts["get"] == (4 if damaged else 2)
+
+
+async def test_a_page_changed_between_our_own_writes_is_not_trusted(tmp_path: Path) -> None:
+    driver = FakeStore()
+    data = random_bytes(SIZE, 1)
+    driver.put("k", data)
+    async with mounted(tmp_path, driver) as m:
+        obj = acquire(m, "k")
+        for page in range(2):
+            await m.cache.read(obj, pages(page), pages(1))
+        await trio.sleep(0.02)  # the clock of the file system ticks
+        flip(m.directory.file_of(obj.oid), 5)
+        await m.cache.read(obj, pages(2), pages(1))
+        assert bytes(await m.cache.read(obj, 0, pages(1))) == data[: pages(1)]
+        assert m.cache.counters.checksum_failures == 1
+        assert obj.trusted >= {2}, "pages written since need no check"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_page_changed_between_our_own_writes_is_found_before_the_kernel_gets_the_file(
+    tmp_path: Path, restart: bool
+) -> None:
+    driver = FakeStore()
+    data = random_bytes(SIZE, 1)
+    driver.put("k", data)
+    async with mounted(tmp_path, driver) as m:
+        obj = acquire(m, "k")
+        for page in range(2):
+            await m.cache.read(obj, pages(page), pages(1))
+        path = m.directory.file_of(obj.oid)
+        if not restart:
+            await trio.sleep(0.02)
+            flip(path, 5)
+            await m.cache.fetch_whole(obj)
+            assert await m.read_all("k") == data
+    if restart:
+        flip(path, 5)
+        async with mounted(tmp_path, driver) as m:
+            assert m.beginning.clean
+            await m.cache.fetch_whole(acquire(m, "k"))
+            assert await m.read_all("k") == data
+
+
+async def test_our_own_writes_do_not_pass_for_those_of_others(tmp_path: Path) -> None:
+    driver = FakeStore()
+    data = random_bytes(pages(20), 1)
+    driver.put("k", data)
+    async with mounted(tmp_path, driver, whole_file_bytes=pages(32), capacity_bytes=pages(40)) as m:
+        obj = acquire(m, "k")
+        await m.cache.read(obj, pages(3), 10)
+    async with mounted(tmp_path, driver, whole_file_bytes=pages(32), capacity_bytes=pages(40)) as m:
+        await m.cache.fetch_whole(acquire(m, "k"))
+        assert await m.read_all("k") == data
+        assert m.kernel.registered == 1
+        assert m.cache.counters.verified_bytes == 0
