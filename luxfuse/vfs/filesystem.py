@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE, Entry
 from luxfuse.types import Kind
@@ -26,6 +27,12 @@ class NoSuchAttribute(LuxError):
     """The extended attribute does not exist."""
 
     errno = 61  # ENODATA
+
+
+class NameTooLong(LuxError):
+    """No name is that long."""
+
+    errno = 36  # ENAMETOOLONG
 
 
 class NotALink(LuxError):
@@ -60,7 +67,9 @@ class FileSystem:
         return stat_of(entry, self._defaults, self.namespace.remaining_s(entry))
 
     async def lookup(self, parent: int, name: bytes) -> Stat:
-        """Return a name's attributes. Raises `NoSuchName`."""
+        """Return a name's attributes. Raises `NoSuchName`, `NameTooLong`."""
+        if len(name) > NAME_MAX_BYTES:
+            raise NameTooLong(f"a name of {len(name)} bytes; {NAME_MAX_BYTES} are the most")
         if name == b".":
             return await self.getattr(parent)
         if name == b"..":

@@ -152,6 +152,13 @@ def test_statfs(mount: Mount) -> None:
     assert st["flag"] & os.ST_NODEV
 
 
+def test_names_beyond_namemax(s3: FastS3, filled: str) -> None:
+    with mounted(f"s3://{filled}", endpoint_url=s3.endpoint) as made:
+        assert made.error("stat", f"{made.path}/{'x' * 255}") == "ENOENT"
+        assert made.error("stat", f"{made.path}/{'x' * 256}") == "ENAMETOOLONG"
+        assert made.error("file", f"{made.path}/deep/{'ü' * 128}") == "ENAMETOOLONG"
+
+
 def test_attributes(mount: Mount) -> None:
     path = f"{mount.path}/blocks/{MIB}"
     mount.do("file", path)

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.store import Table
+from luxfuse.vfs.filesystem import NameTooLong
 from luxfuse.vfs.namespace import KernelBusy, NoSuchName, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
@@ -138,13 +139,22 @@ async def test_kinds_of_names(tmp_path: Path) -> None:
         looked_up = {name: (await m.fs.lookup(ROOT_INODE, name.encode())).mode >> 12
                      for name in ("file", "dir", "link", "both", "marker")}
         assert looked_up == {"file": 0o10, "dir": 0o4, "link": 0o12, "both": 0o4, "marker": 0o4}
-        for name in ("link.rclonelink", "none", "fil", "x" * 256, "file/", "a\0b"):
+        for name in ("link.rclonelink", "none", "fil", "x" * 255, "file/", "a\0b"):
             with pytest.raises(NoSuchName):
                 await m.fs.lookup(ROOT_INODE, name.encode())
         with pytest.raises(NoSuchName):
             await m.fs.lookup(ROOT_INODE, b"\xff\xfe")
         assert await m.fs.readlink((await m.fs.lookup(ROOT_INODE, b"link")).inode) == b"link.rclonelink"
         assert set(await m.entries("marker")) == set()
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ü" * 128, "x" * 1024])
+async def test_a_name_of_more_than_255_bytes_is_too_long(tmp_path: Path, name: str) -> None:
+    async with mounted(tmp_path, store_of("a", name)) as m:
+        with pytest.raises(NameTooLong) as failure:
+            await m.fs.lookup(ROOT_INODE, name.encode())
+        assert failure.value.errno == errno.ENAMETOOLONG
+        assert requests(m) == 0
 
 
 @pytest.mark.expected_logs("skipping key")
