@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -78,13 +79,16 @@ class RecentPages:
     """Pages fetched or verified lately, in memory, so that a reader who comes at once does not read the disk.
 
     Bounded by bytes, least recently used first out. A page that a stream has read to its end is discarded by the
-    reader: the kernel has it now.
+    reader: the kernel has it now. A page that is a part of a larger buffer, as those of one run are, keeps all of that
+    alive; so buffers are counted, each as a whole and once.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._bytes = 0
         self._pages: OrderedDict[tuple[bytes, int], Buffer] = OrderedDict()
+        self._parts: dict[int, int] = {}
+        """How many pages are parts of a buffer, by its identity."""
 
     @property
     def held_bytes(self) -> int:
@@ -102,13 +106,30 @@ class RecentPages:
         """Keep a page for a while."""
         self.discard(oid, page)
         self._pages[oid, page] = data
-        self._bytes += len(data)
+        buffer = _whole(data)
+        parts = self._parts.get(id(buffer), 0)
+        self._parts[id(buffer)] = parts + 1
+        if not parts:
+            self._bytes += memoryview(buffer).nbytes
         while self._bytes > self._limit:
             _, dropped = self._pages.popitem(last=False)
-            self._bytes -= len(dropped)
+            self._uncount(dropped)
 
     def discard(self, oid: bytes, page: int) -> None:
         """Forget a page."""
         old = self._pages.pop((oid, page), None)
         if old is not None:
-            self._bytes -= len(old)
+            self._uncount(old)
+
+    def _uncount(self, data: Buffer) -> None:
+        buffer = _whole(data)
+        parts = self._parts.pop(id(buffer)) - 1
+        if parts:
+            self._parts[id(buffer)] = parts
+        else:
+            self._bytes -= memoryview(buffer).nbytes
+
+
+def _whole(data: Buffer) -> Any:
+    """Return what keeps the memory of ``data``."""
+    return data.obj if isinstance(data, memoryview) else data

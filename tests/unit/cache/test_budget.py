@@ -118,3 +118,34 @@ def test_recent_pages_are_an_lru_bounded_by_bytes(operations: list) -> None:
             recent.discard(b"o", page)
             model.pop(page, None)
         assert recent.held_bytes == sum(map(len, model.values())) <= 100
+
+
+def test_a_page_of_a_run_counts_with_all_that_it_keeps_alive() -> None:
+    recent = RecentPages(100)
+
+    def put_run(oid: bytes, size: int) -> None:
+        run = memoryview(bytes(size)).cast("B")
+        for page in range(4):
+            recent.put(oid, page, run[page * 10 : page * 10 + 10])
+
+    put_run(b"a", 40)
+    assert recent.held_bytes == 40
+    for page in range(3):
+        recent.discard(b"a", page)
+        assert recent.held_bytes == 40
+    put_run(b"b", 40)
+    assert recent.held_bytes == 80
+    put_run(b"c", 40)
+    assert recent.held_bytes == 80, "the last page of the first run kept it"
+    assert recent.get(b"a", 3) is None
+    assert all(recent.get(b"b", page) is not None for page in range(4))
+    for page in range(2):
+        recent.put(b"b", page, bytes(10))  # takes the place of the run's
+    assert recent.held_bytes == 100
+    for oid in (b"b", b"c"):
+        for page in range(4):
+            recent.discard(oid, page)
+    assert recent.held_bytes == 0
+    assert not recent._parts
+    recent.put(b"d", 0, memoryview(bytearray(101))[:1])
+    assert recent.held_bytes == 0
