@@ -74,6 +74,7 @@ def run(settings: Settings, ready: Ready) -> int:
         ready(error)
 
     _raise_file_limit()
+    os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
     try:
         with registry.claim(settings) as claim:
             logs.configure(settings, claim.directory)

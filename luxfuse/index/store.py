@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -112,6 +113,8 @@ class IndexStore:
         self._writer = trio.Lock()
         self._changed = trio.Event()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o700)  # it may have been there already
         try:
             self._env = lmdb.open(
                 str(path), map_size=MAP_BYTES, max_dbs=len(Table), metasync=False, mode=0o600, max_readers=512,

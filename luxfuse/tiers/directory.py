@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ class CacheDirectory:
         try:
             for attempt in range(100):
                 self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_private(self.path)
                 if (lock := _lock(self.path / "lock")) is not None:
                     self._lock = lock
                     break
@@ -131,7 +132,7 @@ class CacheDirectory:
         """
         if _existing_parent(self.path).stat().st_dev != self._device:
             raise OSError(errno.ENODEV, "the cache directory's file system is gone")
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self.path)
         self._lock_again()
         before, self.identity = self.identity, self._prepare()
         return before == self.identity
@@ -243,6 +244,14 @@ def _lock(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _make_private(path: Path) -> None:
+    """Make a directory for us alone; one that is there already is closed to others if it is ours."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    st = path.stat()
+    if st.st_uid == os.geteuid() and stat.S_IMODE(st.st_mode) != 0o700:
+        path.chmod(0o700)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -286,3 +287,12 @@ def test_a_killed_process_leaves_whole_transactions(tmp_path: Path) -> None:
         store.close()
 
     trio.run(main)
+
+
+def test_the_index_is_private_also_where_its_directory_was_not(tmp_path: Path) -> None:
+    path = tmp_path / "i"
+    path.mkdir()
+    path.chmod(0o755)
+    IndexStore(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}

@@ -40,6 +40,18 @@ def test_what_is_made_is_private(tmp_path: Path) -> None:
     d.close()
 
 
+def test_what_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    slot = tmp_path / "s"
+    slot.mkdir()
+    slot.chmod(0o755)
+    d = CacheDirectory(tmp_path, "s")
+    assert stat.S_IMODE(slot.stat().st_mode) == 0o700
+    slot.chmod(0o755)
+    assert d.probe()
+    assert stat.S_IMODE(slot.stat().st_mode) == 0o700
+    d.close()
+
+
 def test_a_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from luxfuse import daemon
+from luxfuse.config import Settings
+from luxfuse.errors import MountError
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def claim(_settings: Settings) -> None:
+        seen.append(os.umask(0o077))
+        raise MountError("far enough")
+
+    monkeypatch.setattr(daemon, "_raise_file_limit", lambda: None)
+    monkeypatch.setattr(daemon.registry, "claim", claim)
+    told: list[str | None] = []
+    assert daemon.run(object(), told.append) == 1
+    assert told == ["far enough"]
+    assert seen == [0o077]
