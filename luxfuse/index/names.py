@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -48,7 +49,10 @@ class Attributes(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct, array_like=True):
-    """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it."""
+    """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it.
+
+    A time in the future (the clock was set back since) counts as the oldest.
+    """
 
     inode: int
     kind: Kind
@@ -101,8 +105,9 @@ class Found(msgspec.Struct, gc=False):
 class Names:
     """The tree of names of one mount."""
 
-    def __init__(self, store: IndexStore) -> None:
+    def __init__(self, store: IndexStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._clock = clock
         self._numbers = threading.Lock()
         self._running: dict[int, int] = {}
         stored = store.get(Table.META, b"next_inode")
@@ -266,6 +271,7 @@ class Names:
         self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float, last: bool
     ) -> Changes:
         changes = Changes()
+        now_s = self._clock()  # later than every lookup in this transaction
         prefix = U64.pack(directory)
         records: dict[bytes, bytes] = {}
         inodes = []
@@ -283,9 +289,9 @@ class Names:
                 elif wins(old.kind, item.kind) and not last:
                     changes.deferred.append(item)
                     continue
-                same = _same(old, item)
-                if same or old.checked_s > checked_s:  # a lookup since the listing began knows better
-                    old.checked_s = max(old.checked_s, checked_s)
+                newer = checked_s < old.checked_s <= now_s  # a lookup since the listing began knows better
+                if newer or _same(old, item):
+                    old.checked_s = old.checked_s if newer else checked_s
                     old.listing = serial
                     records[key] = _encode(old)
                     continue
@@ -318,12 +324,13 @@ class Names:
 
     def _complete(self, txn: Transaction, directory: int, serial: int, fetched_s: float) -> Changes:
         changes = Changes()
+        now_s = self._clock()
         prefix = U64.pack(directory)
         gone = []
         entries = 0
         for key, value in txn.items(Table.NAMES, prefix, prefix):
             entry = _decode_entry(value)
-            if entry.listing < serial and entry.checked_s < fetched_s:
+            if entry.listing < serial and not fetched_s <= entry.checked_s <= now_s:
                 gone.append((key, entry))
             else:
                 entries += 1

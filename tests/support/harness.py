@@ -171,7 +171,7 @@ def _build(
     beginning: lifecycle.Beginning, nursery: trio.Nursery,
 ) -> Mount:
     kernel = FakeKernel(passthrough=o.passthrough)
-    names = Names(index)
+    names = Names(index, clock)
     lister = Lister(store=store, names=names, nursery=nursery, clock=clock)
     namespace = Namespace(
         store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=o.metadata_ttl_s,

@@ -31,7 +31,8 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self.store = IndexStore(path)
-        self.names = Names(self.store)
+        self.now_s = NOW + 1000
+        self.names = Names(self.store, lambda: self.now_s)
 
     async def list(self, found: list[Found], at_s: float, parts: int = 1, into: int = DIR) -> Changes:
         serial = self.names.begin_listing(into)
@@ -192,6 +193,21 @@ async def test_a_slow_lookup_does_not_undo_a_newer_listing(tree: Tree) -> None:
     # An entry from the future (the clock was set back) is no argument.
     assert tree.assign(file(b"a", "v3"), NOW + 5, NOW + 6).version == "v3"
     assert tree.names.remove(DIR, b"b", NOW + 5, NOW + 6) is None
+
+
+async def test_a_listing_corrects_what_is_known_from_the_future(tree: Tree) -> None:
+    """As after the clock was set back."""
+    await tree.list([file(b"same"), file(b"changed", "v1"), file(b"gone")], NOW)
+    tree.assign(file(b"looked-up"), NOW)
+    inode = tree.entry(b"same").inode
+    tree.now_s = NOW - 100
+    changes = await tree.list([file(b"same"), file(b"changed", "v2")], NOW - 101)
+    assert sorted(changes.names) == [b"changed", b"gone", b"looked-up"]
+    shown = await tree.shown()
+    assert set(shown) == {b"same", b"changed"}
+    assert shown[b"changed"].version == "v2"
+    assert {entry.checked_s for entry in shown.values()} == {NOW - 101}
+    assert tree.entry(b"same").inode == inode
 
 
 async def test_entries_of_a_listing_that_failed_do_not_pass_for_ones_of_the_next(tree: Tree) -> None:

@@ -312,6 +312,21 @@ async def test_a_clock_set_back_makes_everything_be_asked_again(tmp_path: Path) 
         assert await m.inode("a") != old
 
 
+async def test_a_listing_after_a_clock_was_set_back_shows_what_is(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store_of("d/a", "d/gone", "d/same")) as m:
+        before = await m.entries("d")
+        m.driver.put("d/a", b"changed")
+        m.driver.delete("d/gone")
+        m.clock.advance(-100_000)
+        after = await m.entries("d")
+        assert set(after) == {b"a", b"same"}
+        assert after[b"a"] != before[b"a"]
+        assert after[b"same"] == before[b"same"]
+        asked = requests(m)
+        assert await m.inode("d/same") == before[b"same"]
+        assert requests(m) == asked
+
+
 async def test_refresh_asks_now(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("d/a", "d/gone", "e")) as m:
         old = (await m.entries("d"))[b"a"]
