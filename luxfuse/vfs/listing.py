@@ -17,7 +17,7 @@ from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
 
-MERGE_ENTRIES = 10_000
+MERGE_ENTRIES = 25_000
 """Entries recorded in one transaction."""
 CONCURRENT_LISTINGS = 8
 

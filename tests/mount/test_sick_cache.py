@@ -81,7 +81,6 @@ class TestDamage:
         self.check(mount)
         assert mount.gets() == 2
 
-    @pytest.mark.xfail(strict=True, reason="an open that the kernel has a backing id for checks nothing")
     def test_while_mounted_and_closed(self, mount: Mount) -> None:
         mount.close_readers()
         for path in mount.cache_files():
