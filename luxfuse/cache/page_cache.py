@@ -220,6 +220,7 @@ class PageCache:
                     "get",
                     self._job(obj, flight, keep),
                     lambda result, error: self._answered(obj, flight, keep, result, error),
+                    flight.length,
                 )
                 return
             self.budget.give_back(flight.length)

@@ -39,7 +39,7 @@ def guarded(handler: F) -> F:
         except pyfuse3.FUSEError:
             raise
         except LuxError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ESTALE, errno.ENODATA):
+            if exc.errno not in (errno.ENOENT, errno.ESTALE, errno.ENODATA, errno.ENAMETOOLONG):
                 self.errors += 1
                 log.info("%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno) from None

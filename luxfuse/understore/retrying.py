@@ -160,14 +160,18 @@ class Store:
             self._in_flight -= 1
 
     def submit(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], done: Callable[[T | None, StoreError | None], None]
+        self,
+        kind: RequestKind,
+        function: Callable[[UnderStore], T],
+        done: Callable[[T | None, StoreError | None], None],
+        size_bytes: int = 0,
     ) -> None:
         """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
 
         The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
         ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
         while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
-        to it: `DeadlinePassed`.
+        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers.
         """
         if self._workers is None:
             self._workers = Workers(self._max_requests)
@@ -181,7 +185,7 @@ class Store:
             submission.began_s = time.monotonic()
             return function(self.driver)
 
-        self._workers.submit(job, lambda result, error: self._finish(number, result, error))
+        self._workers.submit(job, lambda result, error: self._finish(number, result, error), size_bytes)
 
     def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
         submitted = self._submitted.pop(number, None)

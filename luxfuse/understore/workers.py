@@ -32,18 +32,18 @@ class Workers:
 
     def __init__(self, limit: int) -> None:
         self._concurrency = Concurrency(FEWEST, limit)
-        self._jobs: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
-        self._outcomes: deque[tuple[Done, Any, BaseException | None, float]] = deque()
+        self._jobs: queue.SimpleQueue[tuple[Job, Done, int] | None] = queue.SimpleQueue()
+        self._outcomes: deque[tuple[Done, Any, BaseException | None, float, int]] = deque()
         self._token = trio.lowlevel.current_trio_token()
         self._outstanding = 0
         self._threads = 0
         self._most = limit
         self._lost = 0
 
-    def submit(self, job: Job, done: Done) -> None:
-        """Run ``job`` in a thread and then ``done`` in the event loop."""
+    def submit(self, job: Job, done: Done, size_bytes: int) -> None:
+        """Run ``job``, which fetches about ``size_bytes``, in a thread and then ``done`` in the event loop."""
         self._outstanding += 1
-        self._jobs.put((job, done))
+        self._jobs.put((job, done, size_bytes))
         self._start_threads(1)
 
     def _start_threads(self, at_most: int) -> None:
@@ -60,14 +60,14 @@ class Workers:
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
-            job, done = item
+            job, done, size_bytes = item
             result, error = None, None
             began_s = time.perf_counter()
             try:
                 result = job()
             except BaseException as exc:  # noqa: BLE001 (it is handed to whoever submitted the job)
                 error = exc
-            self._outcomes.append((done, result, error, time.perf_counter() - began_s))
+            self._outcomes.append((done, result, error, time.perf_counter() - began_s, size_bytes))
             del item, job, done, result, error  # an idle thread must not keep a page alive
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
@@ -76,9 +76,9 @@ class Workers:
 
     def _deliver(self) -> None:
         while self._outcomes:
-            done, result, error, seconds = self._outcomes.popleft()
+            done, result, error, seconds, size_bytes = self._outcomes.popleft()
             self._outstanding -= 1
-            self._concurrency.observe(seconds)
+            self._concurrency.observe(seconds, size_bytes)
             try:
                 done(result, error)
             except Exception:  # an exception here would end the event loop, and so the mount

@@ -220,7 +220,7 @@ def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
     driver = FakeStore()
     rng = random.Random(seed)
     options = Options(capacity_bytes=pages(6), whole_file_bytes=pages(2), metadata_ttl_s=TTL_S,
-                      negative_ttl_s=NEGATIVE_TTL_S, request_timeout_s=0.02)
+                      negative_ttl_s=NEGATIVE_TTL_S, request_timeout_s=0.3)
 
     async def main() -> None:
         async with mounted(path, driver, options, **changes) as m:
