@@ -242,6 +242,7 @@ class PageCache:
                 self.space.settle(flight.length, stored_bytes)
             self.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
+            self._store.note_retry()
             self._nursery.start_soon(self._fly, obj, flight)
         else:
             flight.error = error

@@ -220,6 +220,10 @@ class Store:
             return time.monotonic() - submission.began_s >= self._timeout_s
         return self._clock() - max(submission.submitted_s, self._progress_s) >= self._timeout_s
 
+    def note_retry(self) -> None:
+        """Count a further attempt at what `submit` failed at, made by `call`."""
+        self._retries += 1
+
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered."""
         return self._clock() - self._progress_s
