@@ -230,7 +230,6 @@ class _Daemon:
         )
         ahead = FilesAhead(
             namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
-            nursery=nursery,
         )
         files = Files(
             namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),

@@ -462,20 +462,6 @@ static PyObject *py_acquire(PyObject *self, PyObject *args)
 	return PyLong_FromUnsignedLongLong(fh);
 }
 
-static PyObject *py_renew(PyObject *self, PyObject *args)
-{
-	unsigned long long ino;
-	long long valid_until_ns;
-	if (!PyArg_ParseTuple(args, "KL", &ino, &valid_until_ns))
-		return NULL;
-	pthread_mutex_lock(&table_lock);
-	struct entry *e = *slot_of(ino);
-	if (e)
-		e->valid_until_ns = valid_until_ns;
-	pthread_mutex_unlock(&table_lock);
-	Py_RETURN_NONE;
-}
-
 static PyObject *py_retire(PyObject *self, PyObject *args)
 {
 	unsigned long long ino;
@@ -600,12 +586,11 @@ static PyObject *py_statistics(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd of `take_drained`." },
+	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd that tells of `take_drained` and `take_noticed`." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here; fd is duplicated." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns) -> fh | None: count one more passthrough open." },
-	{ "renew", py_renew, METH_VARARGS, "renew(ino, valid_until_ns): set until when OPENs are answered here." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },

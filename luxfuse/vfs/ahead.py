@@ -41,14 +41,13 @@ class FilesAhead:
     """Read-ahead across the files of a directory."""
 
     def __init__(
-        self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int, nursery: trio.Nursery
+        self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int
     ) -> None:
         """``limit_bytes`` bounds what is on its way at once; files above ``largest_bytes`` are left alone."""
         self._namespace = namespace
         self._cache = cache
         self._limit = limit_bytes
         self._largest = largest_bytes
-        self._nursery = nursery
         self._predictors: OrderedDict[int, Predictor] = OrderedDict()
         self._planned: deque[tuple[int, bytes, Entry, bool]] = deque(maxlen=PLANNED_BOUND)
         """Files that had no room yet. They get it at later opens, not on their own: a reader who left needs none."""

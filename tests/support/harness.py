@@ -184,7 +184,7 @@ def _build(
         memory_bytes=o.memory_bytes, nursery=nursery,
     )
     ahead = FilesAhead(
-        namespace=namespace, cache=cache, limit_bytes=o.readahead_bytes, largest_bytes=o.whole_file_bytes, nursery=nursery
+        namespace=namespace, cache=cache, limit_bytes=o.readahead_bytes, largest_bytes=o.whole_file_bytes
     )
     files = Files(
         namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
