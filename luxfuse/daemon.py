@@ -57,7 +57,7 @@ ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
 """For how long files that are open when a signal comes may still be read."""
 TOUCH_INTERVAL_S = 5.0
-BASE_MEMORY_BYTES = 128 << 20
+BASE_MEMORY_BYTES = 112 << 20
 """What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
 
 

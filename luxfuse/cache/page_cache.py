@@ -278,11 +278,21 @@ class PageCache:
         keep = await self.space.reserve(flight.length)
         stored_bytes = 0
         try:
-            fetched = await self._store.call("get", self._job(obj, flight, keep), what=repr(obj.record.key))
-            stored_bytes = self._land(obj, flight, keep, fetched)
+            stored_bytes = self._land(obj, flight, keep, await self._get(obj, flight, keep))
         finally:
             if keep:
                 self.space.settle(flight.length, stored_bytes)
+
+    async def _get(self, obj: CachedObject, flight: Flight, keep: bool) -> _Fetched:
+        job = self._job(obj, flight, keep)
+        if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
+            try:
+                return await self._store.attempt("get", job, flight.length)
+            except StoreError as exc:
+                if not exc.retryable:
+                    raise
+                self._store.note_retry()
+        return await self._store.call("get", job, what=repr(obj.record.key))
 
     def close(self) -> None:
         """Start nothing more: the nursery is about to end."""

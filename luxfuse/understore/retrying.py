@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import trio
 
@@ -186,6 +186,22 @@ class Store:
             return function(self.driver)
 
         self._workers.submit(job, lambda result, error: self._finish(number, result, error), size_bytes)
+
+    async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
+        """Like `submit`, and wait for the result. Raises `StoreError`."""
+        done = trio.Event()
+        outcome: list[tuple[T | None, StoreError | None]] = []
+
+        def finish(result: T | None, error: StoreError | None) -> None:
+            outcome.append((result, error))
+            done.set()
+
+        self.submit(kind, function, finish, size_bytes)
+        await done.wait()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, result)
 
     def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
         submitted = self._submitted.pop(number, None)
