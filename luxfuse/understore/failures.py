@@ -14,6 +14,7 @@ from luxfuse.errors import (
     StoreUnavailable,
     VersionChanged,
 )
+from luxfuse.understore.base import Buffer
 
 _DENIED_CODES = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
@@ -79,3 +80,12 @@ def describe(status: int, code: str = "") -> str:
     except ValueError:
         phrase = str(status)
     return f"{phrase} ({code})" if code else phrase
+
+
+def checked(data: Buffer, wanted: int, found: str, version: str, what: str) -> Buffer:
+    """Return ``data`` if it is ``wanted`` bytes of ``version``; some servers ignore If-Match, some cut bodies."""
+    if found != version:
+        raise VersionChanged(f"{what}: version is {found}, not {version}")
+    if len(data) != wanted:
+        raise StoreUnavailable(f"{what}: {len(data)} bytes came")
+    return data

@@ -11,7 +11,8 @@ from fsspec.asyn import sync
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
-from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, checked, to_ns
+from luxfuse.understore.failures import checked
+from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, to_ns
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 

@@ -16,6 +16,7 @@ from typing import Any
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
+from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import open_filesystem, require_root
 from luxfuse.understore.locations import family_of, has_dot_segment
@@ -168,15 +169,6 @@ def open_fsspec(
 
         return LocalDriver(filesystem, root)
     return FsspecDriver(filesystem, root, family=family, request_timeout_s=request_timeout_s)
-
-
-def checked(data: Buffer, wanted: int, found: str, version: str, what: str) -> Buffer:
-    """Return ``data`` if it is ``wanted`` bytes of ``version``."""
-    if found != version:
-        raise VersionChanged(f"{what}: version is {found}, not {version}")
-    if len(data) != wanted:
-        raise StoreUnavailable(f"{what}: {len(data)} bytes came")
-    return data
 
 
 def _describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:

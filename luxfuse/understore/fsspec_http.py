@@ -16,8 +16,8 @@ from fsspec.asyn import sync
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
-from luxfuse.understore.failures import from_status
-from luxfuse.understore.fsspec_driver import FsspecDriver, checked, to_ns
+from luxfuse.understore.failures import checked, from_status
+from luxfuse.understore.fsspec_driver import FsspecDriver, to_ns
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.locations import has_dot_segment
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from luxfuse.errors import BucketMissing, NotFound
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
-from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, checked
+from luxfuse.understore.failures import checked
+from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 
 

@@ -10,7 +10,8 @@ from fsspec.asyn import sync
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
-from luxfuse.understore.fsspec_driver import FsspecDriver, checked, to_ns
+from luxfuse.understore.failures import checked
+from luxfuse.understore.fsspec_driver import FsspecDriver, to_ns
 from luxfuse.understore.fsspec_failures import failure
 
 

@@ -33,7 +33,7 @@ from luxfuse.errors import (
 )
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, UnderStore
-from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
+from luxfuse.understore.failures import CREDENTIAL_PLACES, checked, from_status
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_options import open_store
 
@@ -183,7 +183,7 @@ class ObstoreDriver:
                 self.head(key)  # Azure answers 412 for a blob that is gone, too
             raise error from None
         if (found := result.meta["e_tag"]) != version or len(data) != end - start:
-            return _checked(data, end - start, found or "", version, f"GET {key!r} [{start}, {end})")
+            return checked(data, end - start, found or "", version, f"GET {key!r} [{start}, {end})")
         return data
 
     def _read_unusual(self, key: str, start: int, end: int, version: str) -> Buffer:
@@ -196,7 +196,7 @@ class ObstoreDriver:
             data, found = memoryview(result.bytes()), _version(result.meta)
         except Exception as exc:  # noqa: BLE001
             raise self._failure(exc, what) from None
-        return _checked(data, end - start, found, version, what)
+        return checked(data, end - start, found, version, what)
 
     def _read_whole(self, key: str, start: int, end: int, version: str) -> Buffer:
         """Serve a server that ignores Range, as far as that is possible without reading more than asked for."""
@@ -210,7 +210,7 @@ class ObstoreDriver:
             raise self._failure(exc, what) from None
         if not whole:
             raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
-        return _checked(data, end, meta["e_tag"] or "", version, what)
+        return checked(data, end, meta["e_tag"] or "", version, what)
 
     def close(self) -> None:
         with self._lock:
@@ -240,15 +240,6 @@ class ObstoreDriver:
         if isinstance(exc, BaseError) and "HTTP error" in text:
             return StoreUnavailable(f"{what}: {_transport(text)}")
         return StoreUnavailable(f"{what}: {type(exc).__name__} in obstore")
-
-
-def _checked(data: memoryview, wanted: int, found: str, version: str, what: str) -> memoryview:
-    """Return ``data`` if it is ``wanted`` bytes of ``version``; some servers ignore If-Match, some cut bodies."""
-    if found != version:
-        raise VersionChanged(f"{what}: version is {found}, not {version}")
-    if len(data) != wanted:
-        raise StoreUnavailable(f"{what}: {len(data)} bytes came")
-    return data
 
 
 def _transport(text: str) -> str:
