@@ -53,6 +53,24 @@ class StoreRejected(StoreError):
     """The store refused the request for good (another 4xx, or a configuration error)."""
 
 
+class ReadOnlyStore(StoreRejected):
+    """The store cannot be written to at all, as one on HTTP."""
+
+    errno = errno.EROFS
+
+
+class QuotaExceeded(StoreError):
+    """The store refuses to take more, because a quota of the account or bucket is used up."""
+
+    errno = errno.EDQUOT
+
+
+class StoreFull(StoreError):
+    """The store has no room left (507, or ENOSPC of a file system)."""
+
+    errno = errno.ENOSPC
+
+
 class StoreUnavailable(StoreError):
     """Throttling, 5xx, reset, time-out, truncated body or no connection: worth another try."""
 

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
 
 Buffer = bytes | bytearray | memoryview
+
+ABSENT = ""
+"""As ``expect`` of a write: there must be no such object yet."""
+
+MOST_DELETES = 1000
+"""Keys that one `UnderStore.delete` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a store can do beside the writes that every one has."""
+
+    metadata: bool
+    """Objects keep user metadata; elsewhere it is dropped."""
+
+    conditional: bool
+    """Writes honour ``expect``; elsewhere they ignore it."""
+
+    multipart: bool
+    """``begin_upload`` and the like work; elsewhere they raise `StoreRejected`, and large files go by ``put_file``."""
+
+    part_copy: bool
+    """``copy_part`` works."""
+
+    hierarchical: bool
+    """Directories exist by themselves: ``put("d/")`` makes one, ``delete(["d/"])`` removes an empty one."""
 
 
 class UnderStore(Protocol):
@@ -15,12 +43,20 @@ class UnderStore(Protocol):
 
     All methods block, may be called from many threads at once, make one attempt (no retries of their own beyond
     paging) and end within the driver's connect and read time-outs. They raise only `luxfuse.errors.StoreError`
-    subclasses: `NotFound`, `AccessDenied`, `VersionChanged`, `StoreRejected`, `StoreUnavailable`, `BucketMissing`.
-    No message contains a secret.
+    subclasses: `NotFound`, `AccessDenied`, `VersionChanged`, `StoreRejected`, `StoreUnavailable`, `BucketMissing`,
+    and writes also `QuotaExceeded`, `StoreFull` and `ReadOnlyStore`. No message contains a secret.
+
+    Writes are atomic: a key holds the old object or the new one. After `StoreUnavailable` either may be there. Where
+    ``expect`` is a parameter, None writes in any case, `ABSENT` only if there is no such object, and a version only
+    over that one; `VersionChanged` otherwise. ``metadata`` has lower-case names and ASCII values (`StoreRejected` for
+    others). The version in a returned `ObjectInfo` is the one that head, list and read use for the content that was
+    written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None.
     """
 
     driver: str
     """"obstore" or "fsspec"."""
+
+    abilities: Abilities
 
     def probe(self) -> None:
         """Make the cheapest request that proves that bucket, endpoint and credentials work."""
@@ -44,6 +80,70 @@ class UnderStore(Protocol):
         Raises `VersionChanged` if the store now holds another version (If-Match, and the returned ETag is compared
         because some servers ignore If-Match), `NotFound` if it is gone, `StoreUnavailable` for a short body.
         """
+
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        """List every key below ``prefix`` ("" or ending in "/"), however deep, as objects.
+
+        Markers come as objects whose key ends in "/", that of ``prefix`` itself too; hierarchical stores have one for
+        each directory. No page has ``prefixes``; there is none where nothing is below ``prefix``.
+        """
+
+    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        """Write a whole object in one request. A key that ends in "/" is a directory marker, ``data`` then empty."""
+
+    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        """Write a whole object of any size from the local file ``path``, which nobody changes meanwhile."""
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+    ) -> ObjectInfo:
+        """Copy an object of any size inside the store. ``metadata`` None keeps the source's, else replaces it.
+
+        ``source == target`` replaces the metadata. Raises `VersionChanged` if ``version`` is given and the source is
+        another one, `NotFound` if there is none.
+        """
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        """Remove up to `MOST_DELETES` objects; a missing one counts as removed. Returns those that are still there.
+
+        A directory of a hierarchical store that is not empty fails with a `StoreRejected` of errno ENOTEMPTY. Raises
+        `StoreError` if the whole request failed.
+        """
+
+    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+        """Open a multipart upload and return its id. Nothing is visible under ``key`` until it is completed."""
+
+    def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
+        """Upload part ``number`` (1 to 10,000; only the last may have less than 5 MiB) and return its ETag.
+
+        Parts may come in any order and at once; a number that comes again replaces the part. Raises `NotFound` if
+        the upload is no longer open.
+        """
+
+    def copy_part(
+        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
+    ) -> str:
+        """Make bytes [start, end) of the object ``source`` part ``number``; returns its ETag.
+
+        Raises `VersionChanged` if ``version`` is given and the source is another one.
+        """
+
+    def complete_upload(
+        self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
+    ) -> ObjectInfo:
+        """Make one object of the parts (number, ETag), which are in ascending order.
+
+        Raises `NotFound` if the upload is no longer open: it was aborted, or completed by a try whose answer got lost.
+        """
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Drop an open upload and its parts; one that is gone already is fine."""
 
     def close(self) -> None:
         """Free connections. Further calls are errors."""

@@ -1,265 +1,40 @@
-"""The async face of an under-store: worker threads, deadlines, retries, and what `status` reports about them.
+"""The async face of an under-store: its methods with deadlines and retries, as `Calls` makes them.
 
-Every driver call runs in a thread of this store's own limiter. A call that outlives its deadline is abandoned: the
-caller gets `StoreUnavailable` at once, and the thread keeps its slot until the driver's own time-outs end it. So
-threads, abandoned ones included, never exceed ``max_requests``; with all slots taken, new calls wait for one inside
-their own deadline.
+Writes are retried like reads. So a conditional write may find its own first try, whose answer got lost, and raise
+`VersionChanged`; and `complete_upload` may find no upload any more (`NotFound`). Only the caller can tell.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import trio
 
-from luxfuse.core.retry import backoff_delays, next_delay
-from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, UnderStore
-from luxfuse.understore.workers import Workers
+from luxfuse.understore.base import MOST_DELETES, Abilities, Buffer, UnderStore
+from luxfuse.understore.calls import Calls
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-RequestKind = Literal["get", "head", "list"]
-State = Literal["up", "down"]
-
-DOWN_AFTER_FAILURES = 3
-"""This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
-
-DEADLINE_CHECK_S = 0.5
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
 
+PATIENT_BYTES = 4 << 20
+"""A write gets the deadline of one request and as much again for each so many bytes: 16 MiB may take 150 s by default."""
 
-@dataclass(frozen=True, slots=True)
-class StoreStatistics:
-    """A snapshot. Counters run from the start: ``gets``, ``heads``, ``lists`` count attempts, retries included.
+COPIED_BYTES = 256 << 20
+"""The same where the store itself copies."""
 
-    ``errors`` counts failed attempts other than "not found" and "changed", which are answers like any other.
-    ``in_flight`` counts calls that are waited for; ``timeouts`` ones that ran into their deadline so far.
-    """
-
-    gets: int
-    heads: int
-    lists: int
-    errors: int
-    retries: int
-    get_bytes: int
-    in_flight: int
-    timeouts: int
-    state: State
+DELETE_PATIENCE = 4
+"""Deleting 1000 keys at once takes a store longer than other requests."""
 
 
-@dataclass(slots=True)
-class _Submission:
-    done: Callable[[Any, StoreError | None], None]
-    submitted_s: float
-    began_s: float | None = None
-    """When a thread took it up, by `time.monotonic`."""
-
-
-class Store:
+class Store(Calls):
     """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
 
-    def __init__(
-        self,
-        driver: UnderStore,
-        *,
-        request_timeout_s: float,
-        max_requests: int,
-        rng: random.Random,
-        clock: Callable[[], float] = trio.current_time,
-    ) -> None:
-        self.driver = driver
-        self._timeout_s = request_timeout_s
-        self._limiter = trio.CapacityLimiter(max_requests)
-        self._rng = rng
-        self._clock = clock
-        self._attempts = {"get": 0, "head": 0, "list": 0}
-        self._errors = self._retries = self._get_bytes = self._in_flight = self._timeouts = 0
-        self._unanswered = 0
-        self._state: State = "up"
-        self._max_requests = max_requests
-        self._workers: Workers | None = None
-        self._submitted: dict[int, _Submission] = {}
-        self._next_submission = 0
-        self._progress_s = self._clock()
-
     @property
-    def reachable(self) -> bool:
-        """Whether the store answered last, rather than timing out or refusing connections."""
-        return self._state == "up"
-
-    def statistics(self) -> StoreStatistics:
-        """Return the counters as they are now."""
-        return StoreStatistics(
-            gets=self._attempts["get"],
-            heads=self._attempts["head"],
-            lists=self._attempts["list"],
-            errors=self._errors,
-            retries=self._retries,
-            get_bytes=self._get_bytes,
-            in_flight=self._in_flight,
-            timeouts=self._timeouts,
-            state=self._state,
-        )
-
-    async def call(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: int = 1
-    ) -> T:
-        """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
-
-        Raises the last error once it is not retryable or the deadline does not allow another try, and
-        `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests) passes
-        while the driver or the queue for a slot hangs.
-        """
-        retry_until_s = self._clock() + self._timeout_s
-        timeout_s = self._timeout_s * patience
-        delays: Iterator[float] | None = None
-        last: StoreError | None = None
-        self._in_flight += 1
-        try:
-            with trio.move_on_after(timeout_s):
-                while True:
-                    self._attempts[kind] += 1
-                    try:
-                        # The thread keeps its limiter slot until it really ends, also when it is abandoned.
-                        result = await trio.to_thread.run_sync(
-                            function, self.driver, abandon_on_cancel=True, limiter=self._limiter
-                        )
-                    except StoreError as exc:
-                        last = exc
-                        self._note_failure(exc)
-                        if not exc.retryable:
-                            raise
-                        delays = delays or backoff_delays(self._rng)
-                        delay_s = next_delay(delays, self._clock(), retry_until_s)
-                        if delay_s is None:
-                            self._state = "down"
-                            raise
-                        await trio.sleep(delay_s)
-                        self._retries += 1
-                    else:
-                        self._unanswered = 0
-                        self._state = "up"
-                        self._progress_s = self._clock()
-                        return result
-            # Only the deadline leads here.
-            self._timeouts += 1
-            self._errors += 1
-            self._state = "down"
-            if last is not None:
-                raise last
-            raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
-        finally:
-            self._in_flight -= 1
-
-    def submit(
-        self,
-        kind: RequestKind,
-        function: Callable[[UnderStore], T],
-        done: Callable[[T | None, StoreError | None], None],
-        size_bytes: int = 0,
-    ) -> None:
-        """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
-
-        The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
-        ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
-        while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
-        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers.
-        """
-        if self._workers is None:
-            self._workers = Workers(self._max_requests)
-        self._attempts[kind] += 1
-        self._in_flight += 1
-        self._next_submission += 1
-        number = self._next_submission
-        submission = self._submitted[number] = _Submission(done, self._clock())
-
-        def job() -> T:
-            submission.began_s = time.monotonic()
-            return function(self.driver)
-
-        self._workers.submit(job, lambda result, error: self._finish(number, result, error), size_bytes)
-
-    async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
-        """Like `submit`, and wait for the result. Raises `StoreError`."""
-        done = trio.Event()
-        outcome: list[tuple[T | None, StoreError | None]] = []
-
-        def finish(result: T | None, error: StoreError | None) -> None:
-            outcome.append((result, error))
-            done.set()
-
-        self.submit(kind, function, finish, size_bytes)
-        await done.wait()
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return cast(T, result)
-
-    def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
-        submitted = self._submitted.pop(number, None)
-        if submitted is None:
-            return  # the deadline passed, and the caller was told
-        self._in_flight -= 1
-        if error is None:
-            self._unanswered = 0
-            self._state = "up"
-            self._progress_s = self._clock()
-            submitted.done(result, None)
-            return
-        if not isinstance(error, StoreError):
-            log.error("a request failed in an unexpected way", exc_info=error)
-            error = StoreError(f"internal error: {type(error).__name__}")
-        self._note_failure(error)
-        submitted.done(None, error)
-
-    async def watch_deadlines(self) -> None:
-        """Fail submissions whose driver call hangs; until cancelled."""
-        while True:
-            await trio.sleep(DEADLINE_CHECK_S)
-            for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
-                if self._workers is not None and self._submitted[number].began_s is not None:
-                    self._workers.give_up()
-                self._timeouts += 1
-                self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
-                self._state = "down"
-
-    def _overdue(self, submission: _Submission) -> bool:
-        if submission.began_s is not None:
-            return time.monotonic() - submission.began_s >= self._timeout_s
-        return self._clock() - max(submission.submitted_s, self._progress_s) >= self._timeout_s
-
-    def note_retry(self) -> None:
-        """Count a further attempt at what `submit` failed at, made by `call`."""
-        self._retries += 1
-
-    def stuck_s(self) -> float:
-        """Return for how long no bulk request has been answered."""
-        return self._clock() - self._progress_s
-
-    @property
-    def timeout_s(self) -> float:
-        """The deadline of one request."""
-        return self._timeout_s
-
-    def _note_failure(self, exc: StoreError) -> None:
-        if isinstance(exc, StoreUnavailable):
-            self._errors += 1
-            self._unanswered += 1
-            if self._unanswered >= DOWN_AFTER_FAILURES:
-                self._state = "down"
-            return
-        self._unanswered = 0
-        self._state = "up"
-        if not isinstance(exc, NotFound | VersionChanged):
-            self._errors += 1
+    def abilities(self) -> Abilities:
+        """What the driver's store can do."""
+        return self.driver.abilities
 
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""
@@ -287,36 +62,143 @@ class Store:
         A failure before the first page is retried from the start; later ones propagate, because pages that were
         already handed out cannot be taken back.
         """
-        what = f"LIST {prefix!r}"
+        async for page in self._pages(lambda driver: driver.list_directory(prefix), f"LIST {prefix!r}"):
+            yield page
+
+    async def list_all(self, prefix: str) -> AsyncIterator[ListPage]:
+        """Yield everything below ``prefix``; see `UnderStore.list_all`. Failures are as in `list_directory`."""
+        async for page in self._pages(lambda driver: driver.list_all(prefix), f"LIST {prefix!r}"):
+            yield page
+
+    async def _pages(self, lister: Callable[[UnderStore], Iterator[ListPage]], what: str) -> AsyncIterator[ListPage]:
         pages, page = await self.call(
-            "list", lambda driver: _first(driver.list_directory(prefix)), what=what, patience=LIST_PATIENCE
+            "list", lambda driver: _first(lister(driver)), what=what, patience=LIST_PATIENCE
         )
         while page is not None:
             yield page
             page = await self._next_page(pages, what)
 
-    async def _next_page(self, pages: Iterator[ListPage], what: str) -> ListPage | None:
-        self._in_flight += 1
-        try:
-            with trio.move_on_after(self._timeout_s):
-                return await trio.to_thread.run_sync(
-                    next, pages, None, abandon_on_cancel=True, limiter=self._limiter
-                )
-            self._timeouts += 1
-            self._errors += 1
-            self._state = "down"
-            raise StoreUnavailable(f"{what}: no answer within {self._timeout_s:g} s")
-        except StoreError as exc:
-            self._note_failure(exc)
-            raise
-        finally:
-            self._in_flight -= 1
+    async def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None
+    ) -> ObjectInfo:
+        """Write a whole object in one request; see `UnderStore.put`."""
+        size = len(data)
+        info = await self.call(
+            "put",
+            lambda driver: driver.put(key, data, metadata, expect=expect),
+            what=f"PUT {key!r}",
+            patience=_patience(size),
+        )
+        self._put_bytes += size
+        return info
 
-    def close(self) -> None:
-        """Free the driver's connections. Blocks shortly; further calls are errors."""
-        if self._workers is not None:
-            self._workers.close()
-        self.driver.close()
+    async def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None
+    ) -> ObjectInfo:
+        """Write a whole object from a local file; see `UnderStore.put_file`."""
+
+        def put(driver: UnderStore) -> ObjectInfo:
+            return driver.put_file(key, path, metadata, expect=expect)
+
+        size = (await trio.Path(path).stat()).st_size
+        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size))
+        self._put_bytes += size
+        return info
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+        size: int = 0,
+    ) -> ObjectInfo:
+        """Copy inside the store; see `UnderStore.copy`. ``size`` in bytes says how long it may take."""
+        return await self.call(
+            "put",
+            lambda driver: driver.copy(source, target, version=version, metadata=metadata, expect=expect),
+            what=f"COPY {source!r} to {target!r}",
+            patience=1 + size / COPIED_BYTES,
+        )
+
+    async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.
+
+        Raises `StoreError` if a whole request failed; those before it have then had their effect.
+        """
+        failures: dict[str, StoreError] = {}
+        for start in range(0, len(keys), MOST_DELETES):
+            failures |= await self._delete_some(list(keys[start : start + MOST_DELETES]))
+        return failures
+
+    async def _delete_some(self, keys: list[str]) -> dict[str, StoreError]:
+        failures: dict[str, StoreError] = {}
+        what = f"DELETE {keys[0]!r}" if len(keys) == 1 else f"DELETE of {len(keys)} keys"
+
+        def delete(driver: UnderStore) -> None:
+            """Delete what is left; raises what makes another try for some of them worth it."""
+            wanted = [key for key, error in failures.items() if error.retryable] if failures else keys
+            for key in wanted:
+                failures.pop(key, None)
+            failures.update(driver.delete(wanted))
+            if again := next((error for error in failures.values() if error.retryable), None):
+                raise again
+
+        try:
+            await self.call("delete", delete, what=what, patience=DELETE_PATIENCE)
+        except StoreError as exc:
+            if exc not in failures.values():
+                raise
+        return failures
+
+    async def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+        """Open a multipart upload and return its id."""
+        return await self.call("put", lambda driver: driver.begin_upload(key, metadata), what=f"BEGIN {key!r}")
+
+    async def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
+        """Upload one part and return its ETag; see `UnderStore.upload_part`."""
+        size = len(data)
+        tag = await self.call(
+            "put",
+            lambda driver: driver.upload_part(key, upload, number, data),
+            what=f"PUT {key!r} part {number}",
+            patience=_patience(size),
+        )
+        self._put_bytes += size
+        return tag
+
+    async def copy_part(
+        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
+    ) -> str:
+        """Make a part of bytes that the store has; see `UnderStore.copy_part`."""
+        return await self.call(
+            "put",
+            lambda driver: driver.copy_part(key, upload, number, source, version, start, end),
+            what=f"COPY {source!r} [{start}, {end}) to {key!r} part {number}",
+            patience=1 + (end - start) / COPIED_BYTES,
+        )
+
+    async def complete_upload(
+        self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
+    ) -> ObjectInfo:
+        """Make one object of the parts; see `UnderStore.complete_upload`."""
+        return await self.call(
+            "put",
+            lambda driver: driver.complete_upload(key, upload, parts, expect=expect),
+            what=f"COMPLETE {key!r}",
+            patience=1 + len(parts) / 100,
+        )
+
+    async def abort_upload(self, key: str, upload: str) -> None:
+        """Drop an open upload and its parts."""
+        await self.call("delete", lambda driver: driver.abort_upload(key, upload), what=f"ABORT {key!r}")
+
+
+def _patience(size_bytes: int) -> float:
+    """Return how many times the deadline of one request sending so many bytes may take."""
+    return 1 + size_bytes / PATIENT_BYTES
 
 
 def _first(pages: Iterator[ListPage]) -> tuple[Iterator[ListPage], ListPage | None]:

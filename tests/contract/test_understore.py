@@ -153,7 +153,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
     driver, _, rest = name.partition("-")
     if name == "fake":
         fake = FakeStore()
-        yield Target("fake", "", {}, None, "", fake.put, fake.delete, frozenset({"odd keys"}), fake)
+        yield Target("fake", "", {}, None, "", fake.place, fake.remove, frozenset({"odd keys"}), fake)
     elif rest.startswith("s3"):
         yield s3_target(request, driver, "pre fix/deep/" if rest.endswith("prefix") else "")
     elif rest == "ceph":

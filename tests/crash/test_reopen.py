@@ -32,7 +32,7 @@ OPTIONS = {"capacity_bytes": pages(9), "whole_file_bytes": pages(2), "memory_byt
 def filled_store() -> FakeStore:
     driver = FakeStore()
     for key, data in CONTENTS.items():
-        driver.put(key, data)
+        driver.place(key, data)
     return driver
 
 
@@ -181,7 +181,7 @@ async def test_objects_replaced_while_the_daemon_was_dead(tmp_path: Path) -> Non
         await work(m, 2)
         await m.index.flush()
     for key in list(CONTENTS)[:4]:
-        driver.put(key, random_bytes(50_000, 7))
+        driver.place(key, random_bytes(50_000, 7))
     async with mounted(tmp_path, driver, **OPTIONS) as m:
         m.clock.advance(1000)
         for key in sorted(driver.objects):

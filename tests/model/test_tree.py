@@ -37,12 +37,12 @@ class History:
     )
 
     def put(self, key: str, data: bytes, now_s: float) -> None:
-        self.driver.put(key, data)
+        self.driver.place(key, data)
         self.contents[key].append((now_s, data))
 
     def delete(self, key: str, now_s: float) -> None:
         if key in self.driver.objects:
-            self.driver.delete(key)
+            self.driver.remove(key)
             self.contents[key].append((now_s, None))
 
     def possible(self, key: str, since_s: float) -> list[bytes | None]:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
 
-from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import ABSENT, MOST_DELETES, Abilities, Buffer
+from luxfuse.understore.metadata import checked_metadata
 
 PAGE_ENTRIES = 1000
-KINDS = ("get", "head", "list")
+KINDS = (
+    "get", "head", "list", "put", "put_file", "copy", "delete",
+    "begin_upload", "upload_part", "copy_part", "complete_upload", "abort_upload",
+)  # fmt: skip
+EVERYTHING = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
+
+
+@dataclass
+class FakeUpload:
+    """One open multipart upload."""
+
+    key: str
+    metadata: dict[str, str]
+    parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
 
 
 @dataclass
 class FakeStore:
     """An `UnderStore` in memory. Thread-safe; faults apply in the order: hold, delay, fail_next, flaky.
 
-    ``counts`` counts requests by kind ("get", "head", "list"), failed ones included; ``reads`` successful and failed
-    reads by (key, (start, end)).
+    ``counts`` counts requests by kind (see `KINDS`), failed ones included; ``reads`` successful and failed reads by
+    (key, (start, end)). ``writes`` lists what changed objects, in order, as (kind, key); ``uploads`` holds the open
+    multipart uploads by id. Set ``abilities`` to play a poorer store.
     """
 
     driver = "fake"
@@ -31,6 +49,10 @@ class FakeStore:
     objects: dict[str, tuple[bytes, str, int, dict[str, str]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     reads: Counter[tuple[str, tuple[int, int]]] = field(default_factory=Counter)
+    writes: list[tuple[str, str]] = field(default_factory=list)
+    uploads: dict[str, FakeUpload] = field(default_factory=dict)
+    abilities: Abilities = EVERYTHING
+    least_part_bytes: int = 0
     delay_s: float = 0.0
     missing_bucket: bool = False
     closed: bool = False
@@ -39,6 +61,9 @@ class FakeStore:
         self._lock = threading.RLock()
         self._now_ns = 1_700_000_000_000_000_000
         self._failures: list[tuple[str | None, Callable[[], StoreError]]] = []
+        self._lost_answers: list[str] = []
+        self._held: tuple[str, ...] = ()
+        self._next_upload = 0
         self._wrong_etags = 0
         self._short_bodies = 0
         self._rng: random.Random | None = None
@@ -46,17 +71,18 @@ class FakeStore:
         self._open = threading.Event()
         self._open.set()
 
-    # What is stored.
+    # What is stored, changed behind the back of luxfuse: no request, no faults.
 
-    def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> ObjectInfo:
+    def place(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> ObjectInfo:
         """Store ``data``; the version depends on content and time, as no two writes are the same."""
         with self._lock:
             self._now_ns += 1_000_000_000
             digest = hashlib.blake2b(data + self._now_ns.to_bytes(8, "big"), digest_size=16).hexdigest()
-            self.objects[key] = (bytes(data), f'"{digest}"', self._now_ns, dict(metadata or {}))
+            kept = dict(metadata or {}) if self.abilities.metadata else {}
+            self.objects[key] = (bytes(data), f'"{digest}"', self._now_ns, kept)
             return self._describe(key, with_metadata=True)
 
-    def delete(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         """Remove ``key``."""
         with self._lock:
             del self.objects[key]
@@ -82,8 +108,16 @@ class FakeStore:
         """Let the next ``n`` reads lose their last byte."""
         self._short_bodies += n
 
-    def hold(self) -> None:
-        """Let every request hang until `release`."""
+    def lose_answer_next(self, kind: str, n: int = 1) -> None:
+        """Let the next ``n`` writes of ``kind`` have their effect and raise StoreUnavailable all the same."""
+        assert kind in KINDS
+        with self._lock:
+            self._lost_answers += [kind] * n
+
+    def hold(self, *kinds: str) -> None:
+        """Let every request (of ``kinds``, if given) hang until `release`."""
+        assert set(kinds) <= set(KINDS)
+        self._held = kinds
         self._open.clear()
 
     def release(self) -> None:
@@ -155,14 +189,179 @@ class FakeStore:
             raise StoreUnavailable(f"GET {key!r}: {len(body)} bytes came")
         return body
 
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        assert not prefix or prefix.endswith("/")
+        self._request("list")
+        with self._lock:
+            keys = sorted(key for key in self.objects if key.startswith(prefix))
+            infos = [self._describe(key, with_metadata=False) for key in keys]
+        for start in range(0, len(infos), PAGE_ENTRIES):
+            if start:
+                self._request("list")
+            yield ListPage(infos[start : start + PAGE_ENTRIES])
+
+    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        assert not key.endswith("/") or not data
+        return self._put("put", key, bytes(data), metadata, expect)
+
+    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        return self._put("put_file", key, Path(path).read_bytes(), metadata, expect)
+
+    def _put(self, kind: str, key: str, data: bytes, metadata: Mapping[str, str], expect: str | None) -> ObjectInfo:
+        what = f"PUT {key!r}"
+        metadata = checked_metadata(metadata, what)
+        self._request(kind)
+        with self._lock:
+            return self._write(kind, key, data, metadata, expect, what)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+    ) -> ObjectInfo:
+        what = f"COPY {source!r} to {target!r}"
+        if metadata is not None:
+            metadata = checked_metadata(metadata, what)
+        self._request("copy")
+        with self._lock:
+            data, kept = self._source(source, version, what)
+            info = self._write("copy", target, data, kept if metadata is None else metadata, expect, what)
+            return ObjectInfo(info.key, -1, info.version, 0)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        assert not isinstance(keys, str), "delete takes keys; remove() takes one, behind luxfuse's back"
+        assert len(keys) <= MOST_DELETES
+        self._request("delete")
+        failures: dict[str, StoreError] = {}
+        with self._lock:
+            for key in keys:
+                inside = key.endswith("/") and any(k.startswith(key) and k != key for k in self.objects)
+                if inside and self.abilities.hierarchical:
+                    failures[key] = StoreRejected(f"DELETE {key!r}: the directory is not empty")
+                    failures[key].errno = errno.ENOTEMPTY
+                elif self.objects.pop(key, None):
+                    self.writes.append(("delete", key))
+            self._answer("delete")
+        return failures
+
+    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+        what = f"BEGIN {key!r}"
+        metadata = checked_metadata(metadata, what)
+        self._require_multipart(what)
+        self._request("begin_upload")
+        with self._lock:
+            self._next_upload += 1
+            upload = f"upload-{self._next_upload}"
+            self.uploads[upload] = FakeUpload(key, dict(metadata))
+            self._answer("begin_upload")
+            return upload
+
+    def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
+        self._require_multipart(what := f"PUT {key!r} part {number}")
+        self._request("upload_part")
+        with self._lock:
+            return self._add_part("upload_part", key, upload, number, bytes(data), what)
+
+    def copy_part(
+        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
+    ) -> str:
+        self._require_multipart(what := f"COPY {source!r} to {key!r} part {number}")
+        self._request("copy_part")
+        if not self.abilities.part_copy:
+            raise StoreRejected(f"{what}: not possible here")
+        with self._lock:
+            data, _ = self._source(source, version, what)
+            assert 0 <= start < end <= len(data)
+            return self._add_part("copy_part", key, upload, number, data[start:end], what)
+
+    def complete_upload(
+        self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
+    ) -> ObjectInfo:
+        self._require_multipart(what := f"COMPLETE {key!r}")
+        self._request("complete_upload")
+        with self._lock:
+            found = self._upload(key, upload, what)
+            assert [number for number, _ in parts] == sorted({number for number, _ in parts})
+            for number, tag in parts:
+                if number not in found.parts or found.parts[number][0] != tag:
+                    raise StoreRejected(f"{what}: 400 Bad Request (InvalidPart)")
+            bodies = [found.parts[number][1] for number, _ in parts]
+            if any(len(body) < self.least_part_bytes for body in bodies[:-1]):
+                raise StoreRejected(f"{what}: 400 Bad Request (EntityTooSmall)")
+            self._require(key, expect, what)
+            del self.uploads[upload]
+            info = self._write("complete_upload", key, b"".join(bodies), found.metadata, None, what)
+            return ObjectInfo(key, -1, info.version, 0)
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        self._request("abort_upload")
+        with self._lock:
+            self.uploads.pop(upload, None)
+            self._answer("abort_upload")
+
     def close(self) -> None:
         self.closed = True
+
+    # Its parts.
+
+    def _write(
+        self, kind: str, key: str, data: bytes, metadata: Mapping[str, str], expect: str | None, what: str
+    ) -> ObjectInfo:
+        self._require(key, expect, what)
+        if self.abilities.hierarchical:
+            for parent in accumulate(key.rstrip("/").split("/")[:-1], "{}/{}".format):
+                if f"{parent}/" not in self.objects:
+                    self.place(f"{parent}/", b"")
+        info = self.place(key, data, metadata)
+        self.writes.append((kind, key))
+        self._answer(kind)
+        return ObjectInfo(key, info.size, info.version, 0, info.metadata)
+
+    def _require(self, key: str, expect: str | None, what: str) -> None:
+        found = self.objects[key][1] if key in self.objects else ABSENT
+        if expect not in (None, found) and self.abilities.conditional:
+            raise VersionChanged(f"{what}: version is {found or 'none'}, not {expect or 'none'}")
+
+    def _source(self, key: str, version: str | None, what: str) -> tuple[bytes, dict[str, str]]:
+        if key not in self.objects:
+            raise NotFound(f"{what}: 404 Not Found")
+        data, found, _, metadata = self.objects[key]
+        if version not in (None, found):
+            raise VersionChanged(f"{what}: version is {found}, not {version}")
+        return data, metadata
+
+    def _require_multipart(self, what: str) -> None:
+        if not self.abilities.multipart:
+            raise StoreRejected(f"{what}: not possible here")
+
+    def _upload(self, key: str, upload: str, what: str) -> FakeUpload:
+        if upload not in self.uploads:
+            raise NotFound(f"{what}: 404 Not Found (NoSuchUpload)")
+        assert self.uploads[upload].key == key
+        return self.uploads[upload]
+
+    def _add_part(self, kind: str, key: str, upload: str, number: int, data: bytes, what: str) -> str:
+        assert 1 <= number <= 10_000
+        tag = f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+        self._upload(key, upload, what).parts[number] = (tag, data)
+        self._answer(kind)
+        return tag
+
+    def _answer(self, kind: str) -> None:
+        if kind in self._lost_answers:
+            self._lost_answers.remove(kind)
+            raise StoreUnavailable("fake: the answer got lost")
 
     def _request(self, kind: str) -> None:
         assert not self.closed, "used after close"
         with self._lock:
             self.counts[kind] += 1
-        self._open.wait()
+        if not self._held or kind in self._held:
+            self._open.wait()
         if self.delay_s:
             time.sleep(self.delay_s)
         with self._lock:

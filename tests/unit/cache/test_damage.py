@@ -46,7 +46,7 @@ async def check(mount: Mount, obj: CachedObject, data: bytes) -> None:
 async def test_a_flipped_byte_is_mended_when_read(tmp_path: Path, where: int) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         gets = driver.counts["get"]
@@ -62,7 +62,7 @@ async def test_a_flipped_byte_is_mended_when_read(tmp_path: Path, where: int) ->
 async def test_a_flipped_byte_is_mended_before_the_kernel_gets_the_file(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         flip(m.directory.file_of(obj.oid), 5)
@@ -80,7 +80,7 @@ async def test_damage_found_late_does_not_hide_behind_our_own_writes(tmp_path: P
     """Somebody writes to a part of the file, another part is fetched, then the whole goes to the kernel."""
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         for page in range(3):
@@ -95,7 +95,7 @@ async def test_damage_found_late_does_not_hide_behind_our_own_writes(tmp_path: P
 async def test_a_truncated_file_is_mended(tmp_path: Path, length: int) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         os.truncate(m.directory.file_of(obj.oid), length)
@@ -107,7 +107,7 @@ async def test_a_truncated_file_is_mended(tmp_path: Path, length: int) -> None:
 async def test_a_longer_file_is_cut_before_the_kernel_gets_it(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         with m.directory.file_of(obj.oid).open("ab") as f:
@@ -118,7 +118,7 @@ async def test_a_longer_file_is_cut_before_the_kernel_gets_it(tmp_path: Path) ->
 async def test_a_removed_file_is_fetched_again(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         m.directory.file_of(obj.oid).unlink()
@@ -130,7 +130,7 @@ async def test_a_removed_file_is_fetched_again(tmp_path: Path) -> None:
 async def test_a_file_removed_while_it_is_filled_leaves_no_holes(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(8), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         for page in range(3):
@@ -147,7 +147,7 @@ async def test_all_cache_files_removed_while_they_are_read(tmp_path: Path) -> No
     driver = FakeStore()
     contents = {f"k{number}": random_bytes(SIZE, number) for number in range(6)}
     for key, data in contents.items():
-        driver.put(key, data)
+        driver.place(key, data)
     async with mounted(tmp_path, driver) as m:
         for key in contents:
             await m.cache.read(acquire(m, key), 0, pages(2))
@@ -161,7 +161,7 @@ async def test_all_cache_files_removed_while_they_are_read(tmp_path: Path) -> No
 async def test_a_file_that_somebody_else_wrote_is_verified_by_its_time(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = await fill(m, "k")
         await check(m, obj, data)
@@ -178,8 +178,8 @@ async def test_a_file_that_somebody_else_wrote_is_verified_by_its_time(tmp_path:
 async def test_after_an_unclean_stop_everything_is_verified_once(tmp_path: Path, damaged: bool) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
-    driver.put("part", data)
+    driver.place("k", data)
+    driver.place("part", data)
     async with mounted(tmp_path, driver, clean_end=False) as m:
         obj = await fill(m, "k")
         part = acquire(m, "part")
@@ -210,7 +210,7 @@ async def test_after_an_unclean_stop_everything_is_verified_once(tmp_path: Path,
 async def test_a_page_changed_between_our_own_writes_is_not_trusted(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         for page in range(2):
@@ -229,7 +229,7 @@ async def test_a_page_changed_between_our_own_writes_is_found_before_the_kernel_
 ) -> None:
     driver = FakeStore()
     data = random_bytes(SIZE, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         for page in range(2):
@@ -251,7 +251,7 @@ async def test_a_page_changed_between_our_own_writes_is_found_before_the_kernel_
 async def test_our_own_writes_do_not_pass_for_those_of_others(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(20), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver, whole_file_bytes=pages(32), capacity_bytes=pages(40)) as m:
         obj = acquire(m, "k")
         await m.cache.read(obj, pages(3), 10)

@@ -29,7 +29,7 @@ async def read_parts(mount: Mount, obj: CachedObject, part_bytes: int) -> bytes:
 async def test_twenty_readers_of_a_cold_file_fetch_each_page_once(tmp_path: Path, size: int) -> None:
     driver = FakeStore()
     data = random_bytes(size, size)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
 
@@ -57,7 +57,7 @@ async def test_twenty_readers_of_a_cold_file_fetch_each_page_once(tmp_path: Path
 async def test_an_error_reaches_all_waiters_and_the_next_read_tries_again(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(1), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         caught = []
@@ -85,7 +85,7 @@ async def test_an_error_reaches_all_waiters_and_the_next_read_tries_again(tmp_pa
 async def test_a_passing_failure_is_retried_within_one_read(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(1), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         driver.fail_next(2)
         assert bytes(await m.cache.read(acquire(m, "k"), 0, pages(1))) == data
@@ -94,7 +94,7 @@ async def test_a_passing_failure_is_retried_within_one_read(tmp_path: Path) -> N
 async def test_an_unexpected_error_of_a_driver_is_an_error_of_the_reader(tmp_path: Path, expected_logs: list) -> None:
     expected_logs.append("failed in an unexpected way")
     driver = FakeStore()
-    driver.put("k", bytes(pages(1)))
+    driver.place("k", bytes(pages(1)))
     async with mounted(tmp_path, driver) as m:
         driver.fail_next(error=lambda: ZeroDivisionError("a bug"))
         obj = acquire(m, "k")
@@ -108,7 +108,7 @@ async def test_an_index_that_takes_no_changes_is_no_error_of_the_reader(
 ) -> None:
     expected_logs.append("is not recorded")
     driver = FakeStore()
-    driver.put("k", bytes(pages(1)))
+    driver.place("k", bytes(pages(1)))
     async with mounted(tmp_path, driver) as m:
 
         def refuse(*_args: object) -> None:
@@ -126,15 +126,15 @@ async def test_an_index_that_takes_no_changes_is_no_error_of_the_reader(
 
 async def test_a_replaced_or_removed_object_is_told_apart_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(4), 1))
+    driver.place("k", random_bytes(pages(4), 1))
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         await m.cache.read(obj, 0, 10)
         before = obj.pages.count
-        driver.put("k", random_bytes(pages(4), 2))
+        driver.place("k", random_bytes(pages(4), 2))
         with pytest.raises(VersionChanged):
             await m.cache.read(obj, pages(3), 10)
-        driver.delete("k")
+        driver.remove("k")
         with pytest.raises(NotFound):
             await m.cache.read(obj, pages(3), 10)
         assert obj.pages.count == before
@@ -144,7 +144,7 @@ async def test_a_replaced_or_removed_object_is_told_apart_and_nothing_of_it_is_k
 async def test_another_version_and_a_short_body_are_not_taken(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(1), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         driver.wrong_etag_next()
         obj = acquire(m, "k")
@@ -157,7 +157,7 @@ async def test_another_version_and_a_short_body_are_not_taken(tmp_path: Path) ->
 async def test_reads_at_and_beyond_the_end(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(1) + 10, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         assert bytes(await m.cache.read(obj, pages(1) + 5, 4096)) == data[-5:]
@@ -173,7 +173,7 @@ async def test_bytes_in_flight_and_in_memory_stay_within_the_limit(tmp_path: Pat
     driver.delay_s = 0.001
     keys = [f"k{number}" for number in range(12)]
     for number, key in enumerate(keys):
-        driver.put(key, random_bytes(pages(6) + 5, number))
+        driver.place(key, random_bytes(pages(6) + 5, number))
     most = 0
     async with mounted(tmp_path, driver, memory_bytes=limit) as m:
 
@@ -198,7 +198,7 @@ async def test_bytes_in_flight_and_in_memory_stay_within_the_limit(tmp_path: Pat
 
 async def test_a_hanging_request_ends_at_its_deadline_and_leaves_nothing_uncounted(tmp_path: Path) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(1), 1))
+    driver.place("k", random_bytes(pages(1), 1))
     async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
         obj = acquire(m, "k")
         driver.hold()

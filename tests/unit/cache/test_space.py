@@ -59,7 +59,7 @@ async def test_the_capacity_holds_at_every_instant_under_sixteen_readers(tmp_pat
     driver = FakeStore()
     rng = random.Random(1)
     for number in range(24):
-        driver.put(f"k{number}", random_bytes(rng.randrange(1, pages(4)), number))
+        driver.place(f"k{number}", random_bytes(rng.randrange(1, pages(4)), number))
     samples = 0
     async with mounted(tmp_path, driver, capacity_bytes=capacity, memory_bytes=pages(8)) as m:
         done = trio.Event()
@@ -103,7 +103,7 @@ async def test_the_capacity_holds_at_every_instant_under_sixteen_readers(tmp_pat
 async def test_the_least_recently_used_goes_first(tmp_path: Path, tight: None) -> None:
     driver = FakeStore()
     for number in range(6):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=pages(4)) as m:
         for number in range(4):
             await cache_whole(m, f"k{number}")
@@ -117,7 +117,7 @@ async def test_the_least_recently_used_goes_first(tmp_path: Path, tight: None) -
 async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path, tight: None) -> None:
     driver = FakeStore()
     for number in range(4):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=pages(3), readahead_bytes=0) as m:
         for number in range(3):
             await m.read_all(f"k{number}")
@@ -131,9 +131,9 @@ async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path,
 async def test_what_is_used_stays_and_the_next_oldest_goes_instead(tmp_path: Path, tight: None) -> None:
     """A large object that has been open for long is the oldest, but cannot go; the others still can."""
     driver = FakeStore()
-    driver.put("old", random_bytes(pages(8), 99))
+    driver.place("old", random_bytes(pages(8), 99))
     for number in range(10):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=pages(11)) as m:
         old = acquire(m, "old")
         m.cache.touch(old)
@@ -148,9 +148,9 @@ async def test_what_is_used_stays_and_the_next_oldest_goes_instead(tmp_path: Pat
 
 async def test_a_file_that_the_kernel_has_open_stays(tmp_path: Path, tight: None) -> None:
     driver = FakeStore()
-    driver.put("old", random_bytes(pages(2), 99))
+    driver.place("old", random_bytes(pages(2), 99))
     for number in range(6):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=pages(4), readahead_bytes=0) as m:
         handle = await m.open("old")
         assert m.kernel.is_passthrough(handle)
@@ -168,7 +168,7 @@ async def test_a_file_that_the_kernel_has_open_stays(tmp_path: Path, tight: None
 async def test_an_object_larger_than_the_cache_is_served(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(20) + 3, 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver, capacity_bytes=pages(6), whole_file_bytes=pages(32)) as m:
         assert await m.read_all("k") == data
         assert m.space.ledger.used_bytes <= pages(6)
@@ -179,7 +179,7 @@ async def test_an_object_larger_than_the_cache_is_served(tmp_path: Path) -> None
 async def test_the_free_space_floor_is_kept(tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
     for number in range(6):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=None, free_space_ratio=0.5) as m:
         total, others = pages(10), [pages(1)]
 
@@ -224,7 +224,7 @@ async def test_a_disk_that_cannot_be_written_is_bypassed_until_it_can(
     driver = FakeStore()
     contents = {f"k{number}": random_bytes(pages(3) + number, number) for number in range(4)}
     for key, data in contents.items():
-        driver.put(key, data)
+        driver.place(key, data)
     async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
         full_disk(m.directory)
         part = acquire(m, "k0")
@@ -253,7 +253,7 @@ async def test_a_disk_that_cannot_be_written_is_bypassed_until_it_can(
 async def test_a_disk_that_cannot_be_read_is_bypassed(tmp_path: Path) -> None:
     driver = FakeStore()
     data = random_bytes(pages(3), 1)
-    driver.put("k", data)
+    driver.place("k", data)
     async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
         await cache_whole(m, "k")
         m.directory.fail_reading = errno.EIO
@@ -269,7 +269,7 @@ async def test_a_cache_directory_that_vanished_is_made_again(
     driver = FakeStore()
     contents = {f"k{number}": random_bytes(pages(1), number) for number in range(4)}
     for key, data in contents.items():
-        driver.put(key, data)
+        driver.place(key, data)
     async with mounted(tmp_path, driver) as m:
         for key in ("k0", "k1"):
             await m.read_all(key)
@@ -312,7 +312,7 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("luxfuse.cache.sweep.BATCH", 3)
     driver = FakeStore()
     for number in range(7):
-        driver.put(f"k{number}", random_bytes(5000, number))
+        driver.place(f"k{number}", random_bytes(5000, number))
     async with mounted(tmp_path, driver, readahead_bytes=0) as m:
         for number in range(6):
             await m.read_all(f"k{number}")
@@ -345,7 +345,7 @@ async def test_a_disk_that_removes_nothing_costs_no_records(
     monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
     driver = FakeStore()
     for number in range(8):
-        driver.put(f"k{number}", random_bytes(pages(1), number))
+        driver.place(f"k{number}", random_bytes(pages(1), number))
     async with mounted(tmp_path, driver, capacity_bytes=pages(6), directory=FailingDirectory) as m:
         for number in range(6):
             await cache_whole(m, f"k{number}")
@@ -377,7 +377,7 @@ async def test_a_disk_that_removes_nothing_costs_no_records(
 @pytest.mark.parametrize("fails", [False, True])
 async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(3), 1))
+    driver.place("k", random_bytes(pages(3), 1))
     async with mounted(tmp_path, driver) as m:
         oid = await cache_whole(m, "k")
         begun, go_on = threading.Event(), threading.Event()
@@ -411,7 +411,7 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
 async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
     for number in range(6):
-        driver.put(f"k{number}", random_bytes(pages(3), number))
+        driver.place(f"k{number}", random_bytes(pages(3), number))
     async with mounted(tmp_path, driver, readahead_bytes=0, flusher=False) as m:
         for number in range(4):
             await m.read_all(f"k{number}")
@@ -467,7 +467,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_on_disk(
     tmp_path: Path, code: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(size, 1))
+    driver.place("k", random_bytes(size, 1))
     real = disk.write_all
 
     def write_half(fd: int, data: memoryview, offset: int) -> None:
@@ -486,7 +486,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_on_disk(
 @pytest.mark.expected_logs("until it recovers")
 async def test_a_write_that_lands_on_a_sick_disk_counts(tmp_path: Path) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(5), 1))
+    driver.place("k", random_bytes(pages(5), 1))
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         await m.cache.read(obj, 0, 10)
@@ -502,7 +502,7 @@ async def test_a_write_that_lands_on_a_sick_disk_counts(tmp_path: Path) -> None:
 @pytest.mark.expected_logs("until it recovers")
 async def test_a_file_that_cannot_be_read_is_removed(tmp_path: Path) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(3), 1))
+    driver.place("k", random_bytes(pages(3), 1))
     async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
         await cache_whole(m, "k")
         m.directory.fail_reading = errno.EIO
@@ -514,8 +514,8 @@ async def test_a_file_that_cannot_be_read_is_removed(tmp_path: Path) -> None:
 @pytest.mark.expected_logs("until it recovers")
 async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(1), 1))
-    driver.put("left", random_bytes(pages(1), 2))
+    driver.place("k", random_bytes(pages(1), 1))
+    driver.place("left", random_bytes(pages(1), 2))
     async with mounted(tmp_path, driver) as m:
         sweeper = Sweeper(m.cache, m.directory)
         m.space.recovered = sweeper.request
@@ -536,7 +536,7 @@ async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytes
 
 async def test_what_an_earlier_run_gave_up_is_removed_at_the_start(tmp_path: Path) -> None:
     driver = FakeStore()
-    driver.put("k", random_bytes(pages(1), 1))
+    driver.place("k", random_bytes(pages(1), 1))
     async with mounted(tmp_path, driver) as m:
         await cache_whole(m, "k")
         m.directory.doom_all()  # and the daemon dies

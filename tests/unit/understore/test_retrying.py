@@ -12,14 +12,15 @@ from trio.testing import MockClock
 
 from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
-from luxfuse.understore.retrying import DOWN_AFTER_FAILURES, LIST_PATIENCE, Store
+from luxfuse.understore.calls import DOWN_AFTER_FAILURES
+from luxfuse.understore.retrying import LIST_PATIENCE, Store
 from tests.support.fake_store import FakeStore
 
 
 @pytest.fixture
 def fake() -> FakeStore:
     fake = FakeStore()
-    fake.put("d/x", b"0123456789", {"mode": "33188"})
+    fake.place("d/x", b"0123456789", {"mode": "33188"})
     return fake
 
 

@@ -20,7 +20,7 @@ from tests.support.harness import mounted
 def store_of(*keys: str) -> FakeStore:
     driver = FakeStore()
     for key in keys:
-        driver.put(key, key.encode())
+        driver.place(key, key.encode())
     return driver
 
 
@@ -61,10 +61,10 @@ async def test_each_entry_that_stays_comes_once_while_the_directory_changes(
             cookie = part[-1][2]
             if round_number % 3 == 0:
                 for key in rng.sample(sorted(replaced), 10):
-                    driver.put(key, b"another")
+                    driver.place(key, b"another")
                 for key in [key for key in driver.objects if key.startswith("g")][:5]:
-                    driver.delete(key)
-                driver.put(f"n{round_number:04}", b"")
+                    driver.remove(key)
+                driver.place(f"n{round_number:04}", b"")
                 m.clock.advance(61)
                 other, _ = await m.fs.opendir(ROOT_INODE)  # lists anew
                 m.fs.releasedir(other)
@@ -79,8 +79,8 @@ async def test_a_position_survives_the_end_of_its_entry(tmp_path: Path) -> None:
     async with mounted(tmp_path, driver) as m:
         handle, _ = await m.fs.opendir(ROOT_INODE)
         everything = list(m.fs.readdir(handle, 0))
-        driver.put("f005", b"replaced")
-        driver.delete("f010")
+        driver.place("f005", b"replaced")
+        driver.remove("f010")
         m.clock.advance(61)
         other, holds = await m.fs.opendir(ROOT_INODE)
         assert not holds
@@ -110,7 +110,7 @@ async def test_a_failing_listing_leaves_the_old_one(tmp_path: Path) -> None:
     async with mounted(tmp_path, driver, request_timeout_s=0.2) as m:
         before = await m.entries()
         assert len(before) == 2500
-        driver.delete("f0001")
+        driver.remove("f0001")
         m.clock.advance(61)
         driver.fail_next(50, kind="list")
         assert await m.entries() == before

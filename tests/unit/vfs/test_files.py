@@ -21,7 +21,7 @@ from tests.support.harness import MIB, mounted, pages, random_bytes, until
 def store_of(**sizes: int) -> FakeStore:
     driver = FakeStore()
     for number, (key, size) in enumerate(sizes.items()):
-        driver.put(key, random_bytes(size, number))
+        driver.place(key, random_bytes(size, number))
     return driver
 
 
@@ -83,7 +83,7 @@ async def test_an_open_copied_file_keeps_its_version_or_is_stale(tmp_path: Path)
     async with mounted(tmp_path, driver, readahead_bytes=0) as m:
         handle = await m.open("a")
         assert await m.kernel.read(m.fs, handle, 0, MIB) == old[:MIB]
-        driver.put("a", random_bytes(pages(20), 77))
+        driver.place("a", random_bytes(pages(20), 77))
         assert await m.kernel.read(m.fs, handle, 0, MIB) == old[:MIB]
         with pytest.raises(Stale):
             await m.kernel.read(m.fs, handle, pages(15), MIB)
@@ -101,10 +101,10 @@ async def test_an_open_passthrough_file_keeps_its_version(tmp_path: Path) -> Non
     old = driver.objects["a"][0]
     async with mounted(tmp_path, driver) as m:
         handle = await m.open("a")
-        driver.put("a", random_bytes(pages(3), 78))
+        driver.place("a", random_bytes(pages(3), 78))
         m.clock.advance(61)
         assert await m.read_all("a") == driver.objects["a"][0]
-        driver.delete("a")
+        driver.remove("a")
         m.clock.advance(61)
         with pytest.raises(LuxError):
             await m.open("a")
@@ -117,11 +117,11 @@ async def test_an_object_replaced_between_look_up_and_open_is_stale_then_new(tmp
     driver = store_of(a=pages(2))
     async with mounted(tmp_path, driver) as m:
         inode = await m.inode("a")
-        driver.put("a", random_bytes(pages(2), 79))
+        driver.place("a", random_bytes(pages(2), 79))
         with pytest.raises(Stale):
             await m.kernel.open(m.fs, inode)
         assert await m.read_all("a") == driver.objects["a"][0]
-        driver.delete("a")
+        driver.remove("a")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -163,7 +163,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
                     key = f"k{rng.randrange(5)}"
                     data = rng.randbytes(rng.randrange(1, pages(5)))
                     versions[key].add(data)
-                    driver.put(key, data)
+                    driver.place(key, data)
                 elif action == 1:
                     m.clock.advance(61)
                     for backing in m.kernel.table.values():
@@ -264,7 +264,7 @@ async def test_a_file_of_which_little_was_read_is_not_filled(tmp_path: Path) -> 
 
 async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
     driver = store_of(big=pages(20), small=100, empty=0)
-    driver.put("d/x", b"")
+    driver.place("d/x", b"")
     async with mounted(tmp_path, driver, readahead_bytes=0) as m:
 
         async def xattrs(path: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tests.support.harness import Mount, mounted, until
 def store_of(*keys: str) -> FakeStore:
     driver = FakeStore()
     for key in keys:
-        driver.put(key, key.encode())
+        driver.place(key, key.encode())
     return driver
 
 
@@ -47,7 +47,7 @@ async def test_a_missing_name_is_asked_for_again_after_its_own_ttl(tmp_path: Pat
         with pytest.raises(NoSuchName):
             await m.inode("new")
         before = requests(m)
-        m.driver.put("new", b"x")
+        m.driver.place("new", b"x")
         m.clock.advance(4)
         with pytest.raises(NoSuchName):
             await m.inode("new")
@@ -192,7 +192,7 @@ async def test_skipped_keys_are_logged_once_and_counted(
 async def test_a_replaced_object_is_a_new_inode_and_the_old_one_is_stale(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("a")) as m:
         old = await m.inode("a")
-        m.driver.put("a", b"new content")
+        m.driver.place("a", b"new content")
         assert (await m.fs.getattr(old)).size == 1
         m.clock.advance(61)
         with pytest.raises(Stale):
@@ -207,7 +207,7 @@ async def test_a_replaced_object_is_a_new_inode_and_the_old_one_is_stale(tmp_pat
 async def test_a_removed_object_is_gone_after_the_ttl(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("a", "b")) as m:
         inode = (await m.entries())[b"a"]
-        m.driver.delete("a")
+        m.driver.remove("a")
         m.clock.advance(61)
         with pytest.raises(Stale):
             await m.fs.getattr(inode)
@@ -219,9 +219,9 @@ async def test_a_removed_object_is_gone_after_the_ttl(tmp_path: Path) -> None:
 async def test_changes_that_a_listing_finds_are_told_to_the_kernel(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("same", "changed", "gone")) as m:
         await m.entries()
-        m.driver.put("changed", b"x")
-        m.driver.delete("gone")
-        m.driver.put("new", b"x")
+        m.driver.place("changed", b"x")
+        m.driver.remove("gone")
+        m.driver.place("new", b"x")
         m.clock.advance(61)
         await m.entries()
         assert sorted(m.kernel.invalidated) == [(ROOT_INODE, b"changed"), (ROOT_INODE, b"gone")]
@@ -230,7 +230,7 @@ async def test_changes_that_a_listing_finds_are_told_to_the_kernel(tmp_path: Pat
 async def test_a_directory_that_vanished(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("d/e/f", "x")) as m:
         inode = await m.inode("d/e")
-        m.driver.delete("d/e/f")
+        m.driver.remove("d/e/f")
         m.clock.advance(61)
         with pytest.raises((NoSuchName, Stale)):
             await m.fs.opendir(inode)
@@ -243,14 +243,14 @@ async def test_a_directory_that_vanished_leaves_nothing_in_the_index(tmp_path: P
         await m.entries("d/e")
         await m.entries("d")
         inode = await m.inode("d/e")
-        m.driver.delete("d/e/f")
-        m.driver.delete("d/g")
+        m.driver.remove("d/e/f")
+        m.driver.remove("d/g")
         m.clock.advance(61)
         assert set(await m.entries()) == {b"x"}
         await until(lambda: len(m.index.committed_items(Table.NAMES, b"", b"", 10)) == 1)
         with pytest.raises(Stale):
             await m.fs.getattr(inode)
-        m.driver.put("d/e/f", b"again")
+        m.driver.place("d/e/f", b"again")
         m.clock.advance(61)
         assert await m.inode("d/e") != inode
         assert set(await m.entries("d/e")) == {b"f"}
@@ -274,7 +274,7 @@ async def test_an_outage_serves_what_is_known_and_is_no_absence(tmp_path: Path) 
                 await m.inode(path)
         assert m.namespace.stale_served
         m.driver.flaky(0, 1)
-        m.driver.put("a", b"after the outage")
+        m.driver.place("a", b"after the outage")
         with trio.fail_after(10):
             while (await m.inode("a")) == inode:
                 m.clock.advance(61)
@@ -295,19 +295,19 @@ async def test_refused_credentials_are_neither_absence_nor_stale_service(tmp_pat
 async def test_extreme_ttls(tmp_path: Path, ttl: float) -> None:
     async with mounted(tmp_path, store_of("a"), metadata_ttl_s=ttl, negative_ttl_s=0.0) as m:
         old = await m.inode("a")
-        m.driver.put("a", b"changed")
+        m.driver.place("a", b"changed")
         m.clock.advance(1)
         assert ((await m.inode("a")) == old) == (ttl > 0)
         with pytest.raises(NoSuchName):
             await m.inode("b")
-        m.driver.put("b", b"")
+        m.driver.place("b", b"")
         assert ((await m.inode("b")) > 0)
 
 
 async def test_a_clock_set_back_makes_everything_be_asked_again(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("a", "gone")) as m:
         old = await m.inode("a")
-        m.driver.put("a", b"changed")
+        m.driver.place("a", b"changed")
         m.clock.advance(-100_000)
         assert await m.inode("a") != old
 
@@ -315,8 +315,8 @@ async def test_a_clock_set_back_makes_everything_be_asked_again(tmp_path: Path) 
 async def test_a_listing_after_a_clock_was_set_back_shows_what_is(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("d/a", "d/gone", "d/same")) as m:
         before = await m.entries("d")
-        m.driver.put("d/a", b"changed")
-        m.driver.delete("d/gone")
+        m.driver.place("d/a", b"changed")
+        m.driver.remove("d/gone")
         m.clock.advance(-100_000)
         after = await m.entries("d")
         assert set(after) == {b"a", b"same"}
@@ -332,16 +332,16 @@ async def test_refresh_asks_now(tmp_path: Path) -> None:
         old = (await m.entries("d"))[b"a"]
         with pytest.raises(NoSuchName):
             await m.inode("d/new")
-        m.driver.put("d/a", b"changed")
-        m.driver.put("d/new", b"")
-        m.driver.delete("d/gone")
+        m.driver.place("d/a", b"changed")
+        m.driver.place("d/new", b"")
+        m.driver.remove("d/gone")
         m.clock.advance(0.001)
         await m.fs.refresh("/d")
         entries = await m.entries("d")
         assert set(entries) == {b"a", b"new"}
         assert entries[b"a"] != old
         assert await m.inode("d/new")
-        m.driver.put("e", b"changed")
+        m.driver.place("e", b"changed")
         before = await m.inode("e")
         await m.fs.refresh("e")
         assert await m.inode("e") != before
@@ -371,8 +371,8 @@ async def test_an_index_that_fails_does_not_end_the_mount(
 async def test_refresh_waits_until_the_kernel_has_forgotten(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("d/a", "d/gone", "gone")) as m:
         await m.entries("d")
-        m.driver.put("d/a", b"changed")
-        m.driver.delete("gone")
+        m.driver.place("d/a", b"changed")
+        m.driver.remove("gone")
         m.clock.advance(0.001)
         await m.fs.refresh("d")
         assert m.kernel.settled == len(m.kernel.invalidated) == 2
@@ -391,9 +391,9 @@ async def test_the_kernel_is_told_of_very_many_changes_without_a_long_queue(tmp_
     async with mounted(tmp_path, store_of(*names, "same")) as m:
         await m.entries()
         for name in names[:12_000]:
-            m.driver.put(name, b"changed")
+            m.driver.place(name, b"changed")
         for name in names[12_000:]:
-            m.driver.delete(name)
+            m.driver.remove(name)
         m.clock.advance(61)
         async with trio.open_nursery() as nursery:
             for _ in range(3):  # who share a listing
@@ -407,7 +407,7 @@ async def test_a_kernel_that_does_not_keep_up_does_not_hold_a_listing(tmp_path: 
     async with mounted(tmp_path, store_of(*names)) as m:
         await m.entries()
         for name in names:
-            m.driver.delete(name)
+            m.driver.remove(name)
         m.clock.advance(61)
         m.kernel.keeps_up = False
         assert await m.entries() == {}
@@ -426,7 +426,7 @@ async def test_a_full_index_serves_old_listings_and_refuses_new_ones_without_bla
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(m.index, "_commit", refuse)
-        m.driver.put("d/new", b"x")
+        m.driver.place("d/new", b"x")
         m.clock.advance(61)
         assert await m.entries("d") == known
         assert m.namespace.stale_served == 1
@@ -445,13 +445,13 @@ async def test_an_index_that_takes_no_more_changes_keeps_serving_known_names(
     async with mounted(tmp_path, store_of("a", "gone"), flusher=False) as m:
         entries = await m.entries()
         known, gone = entries[b"a"], entries[b"gone"]
-        m.driver.put("b", b"b")
+        m.driver.place("b", b"b")
 
         def refuse(*_args: object) -> None:
             raise OSError(errno.ENOSPC, "index takes no changes")
 
         monkeypatch.setattr(m.index, "_change", refuse)
-        m.driver.delete("gone")
+        m.driver.remove("gone")
         m.clock.advance(61)
         assert await m.inode("a") == known
         assert await m.inode("gone") == gone
@@ -469,7 +469,7 @@ async def test_looking_into_a_directory_that_is_no_more_does_not_end_the_mount(t
     async with mounted(tmp_path, store_of("d/a", "x")) as m:
         inode = await m.inode("d")
         await m.inode("d/a")
-        m.driver.delete("d/a")
+        m.driver.remove("d/a")
         m.clock.advance(61)
         await m.entries()
         m.namespace._prefixes.clear()

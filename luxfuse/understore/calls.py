@@ -1,0 +1,296 @@
+"""How calls of a driver are made: worker threads, deadlines, retries, and what `status` reports about them.
+
+Every driver call runs in a thread of this store's own limiters: writes have one of their own, so that reads never wait
+behind them. A call that outlives its deadline is abandoned: the caller gets `StoreUnavailable` at once, and the thread
+keeps its slot until the driver's own time-outs end it. So threads, abandoned ones included, never exceed
+``max_requests`` and `WRITES` more; with all slots taken, new calls wait for one inside their own deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import trio
+
+from luxfuse.core.retry import backoff_delays, next_delay
+from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.types import ListPage
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.workers import Workers
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+RequestKind = Literal["get", "head", "list", "put", "delete"]
+State = Literal["up", "down"]
+
+DOWN_AFTER_FAILURES = 3
+"""This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
+
+DEADLINE_CHECK_S = 0.5
+
+WRITES = 32
+"""Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """A snapshot. Counters run from the start: those named after requests count attempts, retries included.
+
+    ``puts`` are all requests that make something, copies and the steps of multipart uploads among them.
+    ``errors`` counts failed attempts other than "not found" and "changed", which are answers like any other.
+    ``in_flight`` counts calls that are waited for; ``timeouts`` ones that ran into their deadline so far.
+    """
+
+    gets: int
+    heads: int
+    lists: int
+    puts: int
+    deletes: int
+    errors: int
+    retries: int
+    get_bytes: int
+    put_bytes: int
+    in_flight: int
+    timeouts: int
+    state: State
+
+
+@dataclass(slots=True)
+class _Submission:
+    done: Callable[[Any, StoreError | None], None]
+    submitted_s: float
+    began_s: float | None = None
+    """When a thread took it up, by `time.monotonic`."""
+
+
+class Calls:
+    """Runs the calls of one driver. All methods raise `luxfuse.errors.StoreError` subclasses only."""
+
+    def __init__(
+        self,
+        driver: UnderStore,
+        *,
+        request_timeout_s: float,
+        max_requests: int,
+        rng: random.Random,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.driver = driver
+        self._timeout_s = request_timeout_s
+        self._limiter = trio.CapacityLimiter(max_requests)
+        self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
+        self._rng = rng
+        self._clock = clock
+        self._attempts: dict[RequestKind, int] = dict.fromkeys(("get", "head", "list", "put", "delete"), 0)
+        self._errors = self._retries = self._in_flight = self._timeouts = 0
+        self._get_bytes = self._put_bytes = 0
+        self._unanswered = 0
+        self._state: State = "up"
+        self._max_requests = max_requests
+        self._workers: Workers | None = None
+        self._submitted: dict[int, _Submission] = {}
+        self._next_submission = 0
+        self._progress_s = self._clock()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the store answered last, rather than timing out or refusing connections."""
+        return self._state == "up"
+
+    def statistics(self) -> StoreStatistics:
+        """Return the counters as they are now."""
+        return StoreStatistics(
+            gets=self._attempts["get"],
+            heads=self._attempts["head"],
+            lists=self._attempts["list"],
+            puts=self._attempts["put"],
+            deletes=self._attempts["delete"],
+            errors=self._errors,
+            retries=self._retries,
+            get_bytes=self._get_bytes,
+            put_bytes=self._put_bytes,
+            in_flight=self._in_flight,
+            timeouts=self._timeouts,
+            state=self._state,
+        )
+
+    async def call(
+        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1
+    ) -> T:
+        """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
+
+        Raises the last error once it is not retryable or the deadline does not allow another try, and
+        `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests or send
+        much) passes while the driver or the queue for a slot hangs.
+        """
+        limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
+        retry_until_s = self._clock() + self._timeout_s
+        timeout_s = self._timeout_s * patience
+        delays: Iterator[float] | None = None
+        last: StoreError | None = None
+        self._in_flight += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                while True:
+                    self._attempts[kind] += 1
+                    try:
+                        # The thread keeps its limiter slot until it really ends, also when it is abandoned.
+                        result = await trio.to_thread.run_sync(
+                            function, self.driver, abandon_on_cancel=True, limiter=limiter
+                        )
+                    except StoreError as exc:
+                        last = exc
+                        self._note_failure(exc)
+                        if not exc.retryable:
+                            raise
+                        delays = delays or backoff_delays(self._rng)
+                        delay_s = next_delay(delays, self._clock(), retry_until_s)
+                        if delay_s is None:
+                            self._state = "down"
+                            raise
+                        await trio.sleep(delay_s)
+                        self._retries += 1
+                    else:
+                        self._unanswered = 0
+                        self._state = "up"
+                        self._progress_s = self._clock()
+                        return result
+            # Only the deadline leads here.
+            self._timeouts += 1
+            self._errors += 1
+            self._state = "down"
+            if last is not None:
+                raise last
+            raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
+        finally:
+            self._in_flight -= 1
+
+    def submit(
+        self,
+        kind: RequestKind,
+        function: Callable[[UnderStore], T],
+        done: Callable[[T | None, StoreError | None], None],
+        size_bytes: int = 0,
+    ) -> None:
+        """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
+
+        The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
+        ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
+        while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
+        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers.
+        """
+        if self._workers is None:
+            self._workers = Workers(self._max_requests)
+        self._attempts[kind] += 1
+        self._in_flight += 1
+        self._next_submission += 1
+        number = self._next_submission
+        submission = self._submitted[number] = _Submission(done, self._clock())
+
+        def job() -> T:
+            submission.began_s = time.monotonic()
+            return function(self.driver)
+
+        self._workers.submit(job, lambda result, error: self._finish(number, result, error), size_bytes)
+
+    async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
+        """Like `submit`, and wait for the result. Raises `StoreError`."""
+        done = trio.Event()
+        outcome: list[tuple[T | None, StoreError | None]] = []
+
+        def finish(result: T | None, error: StoreError | None) -> None:
+            outcome.append((result, error))
+            done.set()
+
+        self.submit(kind, function, finish, size_bytes)
+        await done.wait()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
+        submitted = self._submitted.pop(number, None)
+        if submitted is None:
+            return  # the deadline passed, and the caller was told
+        self._in_flight -= 1
+        if error is None:
+            self._unanswered = 0
+            self._state = "up"
+            self._progress_s = self._clock()
+            submitted.done(result, None)
+            return
+        if not isinstance(error, StoreError):
+            log.error("a request failed in an unexpected way", exc_info=error)
+            error = StoreError(f"internal error: {type(error).__name__}")
+        self._note_failure(error)
+        submitted.done(None, error)
+
+    async def watch_deadlines(self) -> None:
+        """Fail submissions whose driver call hangs; until cancelled."""
+        while True:
+            await trio.sleep(DEADLINE_CHECK_S)
+            for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
+                if self._workers is not None and self._submitted[number].began_s is not None:
+                    self._workers.give_up()
+                self._timeouts += 1
+                self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
+                self._state = "down"
+
+    def _overdue(self, submission: _Submission) -> bool:
+        if submission.began_s is not None:
+            return time.monotonic() - submission.began_s >= self._timeout_s
+        return self._clock() - max(submission.submitted_s, self._progress_s) >= self._timeout_s
+
+    def note_retry(self) -> None:
+        """Count a further attempt at what `submit` failed at, made by `call`."""
+        self._retries += 1
+
+    def stuck_s(self) -> float:
+        """Return for how long no bulk request has been answered."""
+        return self._clock() - self._progress_s
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of one request."""
+        return self._timeout_s
+
+    def _note_failure(self, exc: StoreError) -> None:
+        if isinstance(exc, StoreUnavailable):
+            self._errors += 1
+            self._unanswered += 1
+            if self._unanswered >= DOWN_AFTER_FAILURES:
+                self._state = "down"
+            return
+        self._unanswered = 0
+        self._state = "up"
+        if not isinstance(exc, NotFound | VersionChanged):
+            self._errors += 1
+
+    async def _next_page(self, pages: Iterator[ListPage], what: str) -> ListPage | None:
+        self._in_flight += 1
+        try:
+            with trio.move_on_after(self._timeout_s):
+                return await trio.to_thread.run_sync(
+                    next, pages, None, abandon_on_cancel=True, limiter=self._limiter
+                )
+            self._timeouts += 1
+            self._errors += 1
+            self._state = "down"
+            raise StoreUnavailable(f"{what}: no answer within {self._timeout_s:g} s")
+        except StoreError as exc:
+            self._note_failure(exc)
+            raise
+        finally:
+            self._in_flight -= 1
+
+    def close(self) -> None:
+        """Free the driver's connections. Blocks shortly; further calls are errors."""
+        if self._workers is not None:
+            self._workers.close()
+        self.driver.close()
