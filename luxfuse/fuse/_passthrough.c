@@ -43,6 +43,7 @@
 #define MARK_NOFLUSH (1ull << 61)
 #define MARK_CACHE_DIR (1ull << 60)
 #define MARK_KEEP_CACHE (1ull << 59) /* for directories: pyfuse3 has no FileInfo for them */
+#define MARK_WRITE (1ull << 58)	     /* with MARK_FAST: asked about at FLUSH and RELEASE, and counted down by Python */
 #define INODE_MASK ((1ull << 48) - 1)
 
 /* Header files of distributions may be older than the running kernel: values from linux/fuse.h of 6.9 and later. */
@@ -254,6 +255,8 @@ static bool answer(const void *data, size_t size)
 		const struct fuse_release_in *release = arg;
 		if (size < sizeof *in + sizeof *release || !(release->fh & MARK) || !(release->fh & MARK_FAST))
 			return false;
+		if (release->fh & MARK_WRITE)
+			return false; /* Python has something to do at the end of a write */
 		entry_released(release->fh & INODE_MASK);
 		send_reply(in->unique, NULL, 0);
 		return true;
@@ -353,7 +356,7 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	}
 	struct open_reply reply = { fi->fh, 0, 0 };
 	if (fi->fh & MARK_FAST) {
-		reply.open_flags = OPEN_PASSTHROUGH | OPEN_NOFLUSH;
+		reply.open_flags = OPEN_PASSTHROUGH | (fi->fh & MARK_WRITE ? 0 : OPEN_NOFLUSH);
 		reply.backing_id = backing_of(fi->fh & INODE_MASK);
 	} else {
 		reply.open_flags = (fi->keep_cache || fi->fh & MARK_KEEP_CACHE ? OPEN_KEEP_CACHE : 0) | (fi->direct_io ? FOPEN_DIRECT_IO : 0) |
@@ -446,7 +449,8 @@ static PyObject *py_acquire(PyObject *self, PyObject *args)
 {
 	unsigned long long ino, fh = 0;
 	long long valid_until_ns;
-	if (!PyArg_ParseTuple(args, "KL", &ino, &valid_until_ns))
+	int writing = 0;
+	if (!PyArg_ParseTuple(args, "KL|p", &ino, &valid_until_ns, &writing))
 		return NULL;
 	pthread_mutex_lock(&table_lock);
 	struct entry *e = *slot_of(ino);
@@ -454,12 +458,37 @@ static PyObject *py_acquire(PyObject *self, PyObject *args)
 		e->opens++;
 		e->touched = true;
 		e->valid_until_ns = valid_until_ns;
-		fh = MARK | MARK_FAST | ino;
+		fh = MARK | MARK_FAST | (writing ? MARK_WRITE : 0) | ino;
 	}
 	pthread_mutex_unlock(&table_lock);
 	if (!fh)
 		Py_RETURN_NONE;
 	return PyLong_FromUnsignedLongLong(fh);
+}
+
+static PyObject *py_released(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	entry_released(ino);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_restamp(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	long long valid_until_ns, stamp_ns;
+	if (!PyArg_ParseTuple(args, "KLL", &ino, &stamp_ns, &valid_until_ns))
+		return NULL;
+	pthread_mutex_lock(&table_lock);
+	struct entry *e = *slot_of(ino);
+	if (e) {
+		e->stamp_ns = stamp_ns;
+		e->valid_until_ns = valid_until_ns;
+	}
+	pthread_mutex_unlock(&table_lock);
+	Py_RETURN_NONE;
 }
 
 static PyObject *py_retire(PyObject *self, PyObject *args)
@@ -590,7 +619,9 @@ static PyMethodDef methods[] = {
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here; fd is duplicated." },
-	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns) -> fh | None: count one more passthrough open." },
+	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more passthrough open." },
+	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing." },
+	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },
@@ -610,7 +641,8 @@ PyMODINIT_FUNC PyInit__passthrough(void)
 		  PyModule_AddObject(m, "MARK_FAST", PyLong_FromUnsignedLongLong(MARK_FAST)) < 0 ||
 		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||
 		  PyModule_AddObject(m, "MARK_CACHE_DIR", PyLong_FromUnsignedLongLong(MARK_CACHE_DIR)) < 0 ||
-		  PyModule_AddObject(m, "MARK_KEEP_CACHE", PyLong_FromUnsignedLongLong(MARK_KEEP_CACHE)) < 0))
+		  PyModule_AddObject(m, "MARK_KEEP_CACHE", PyLong_FromUnsignedLongLong(MARK_KEEP_CACHE)) < 0 ||
+		  PyModule_AddObject(m, "MARK_WRITE", PyLong_FromUnsignedLongLong(MARK_WRITE)) < 0))
 		Py_CLEAR(m);
 	return m;
 }

@@ -33,7 +33,7 @@ class KernelSide:
         self._device_fd = -1
         self.passthrough = False
         self.reason: str | None = "not mounted yet"
-        self._invalidations: deque[tuple[int, bytes]] = deque(maxlen=INVALIDATIONS_BOUND)
+        self._invalidations: deque[tuple[int, bytes | None]] = deque(maxlen=INVALIDATIONS_BOUND)
         self._wanted = trio.Event()
         self._queued = 0
         self._handed_over = 0
@@ -87,9 +87,17 @@ class KernelSide:
             return False
         return True
 
-    def acquire(self, inode: int, valid_s: float) -> int | None:
+    def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         """See `Kernel`."""
-        return passthrough.acquire(inode, _until(valid_s))
+        return passthrough.acquire(inode, _until(valid_s), writing)
+
+    def released(self, inode: int) -> None:
+        """See `Kernel`."""
+        passthrough.released(inode)
+
+    def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
+        """See `Kernel`."""
+        passthrough.restamp(inode, stamp_ns, _until(valid_s))
 
     def is_registered(self, inode: int) -> bool:
         """See `Kernel`."""
@@ -128,9 +136,16 @@ class KernelSide:
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """See `Kernel`. Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
+        self._enqueue(parent, name)
+
+    def invalidate_inode(self, inode: int) -> None:
+        """See `Kernel`."""
+        self._enqueue(inode, None)
+
+    def _enqueue(self, inode: int, name: bytes | None) -> None:
         if len(self._invalidations) == INVALIDATIONS_BOUND:
             self._handed_over += 1
-        self._invalidations.append((parent, name))
+        self._invalidations.append((inode, name))
         self._queued += 1
         self._wanted.set()
 
@@ -156,10 +171,14 @@ class KernelSide:
                 self._progress = trio.Event()
 
 
-def _invalidate(batch: list[tuple[int, bytes]]) -> None:
-    for parent, name in batch:
+def _invalidate(batch: list[tuple[int, bytes | None]]) -> None:
+    """Make the kernel forget names in directories, or the attributes of an inode where the name is None."""
+    for inode, name in batch:
         try:
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+            if name is None:
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+            else:
+                pyfuse3.invalidate_entry(pyfuse3.InodeT(inode), pyfuse3.FileNameT(name))
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):  # nothing cached, or unmounting
                 log.warning("the kernel's cache cannot be invalidated: %s", os.strerror(exc.errno or 0))

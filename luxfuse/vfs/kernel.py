@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Ref(NamedTuple):
+    """An open file: by its inode where it is in passthrough, else by the number that `open` returned."""
+
+    inode: int | None
+    number: int | None
 
 
 class Kernel(Protocol):
@@ -24,8 +31,17 @@ class Kernel(Protocol):
         ``stamp_ns`` is the file's mtime: opens are not answered without us once it is another one.
         """
 
-    def acquire(self, inode: int, valid_s: float) -> int | None:
-        """Count a passthrough open and return its file handle; None if the inode has no backing."""
+    def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
+        """Count a passthrough open and return its file handle; None if the inode has no backing.
+
+        ``writing``: its closes are asked about (flush, release), and `released` must be called in the latter.
+        """
+
+    def released(self, inode: int) -> None:
+        """Count down an open that was acquired for writing, at its release; may lead to `on_drained`."""
+
+    def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
+        """The backing file has a new mtime because we, or a program through us, wrote to it. Unregistered: nothing."""
 
     def is_registered(self, inode: int) -> bool:
         """Whether the inode has a backing, in use or not."""
@@ -45,8 +61,11 @@ class Kernel(Protocol):
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel forget a name soon."""
 
+    def invalidate_inode(self, inode: int) -> None:
+        """Make the kernel forget the attributes of an inode soon; its cached data stay."""
+
     async def settle(self) -> bool:
-        """Wait until the kernel has forgotten all names that it was to forget; False: it takes too long."""
+        """Wait until the kernel has forgotten all that it was to forget; False: it takes too long."""
 
 
 class NoKernel:
@@ -62,9 +81,15 @@ class NoKernel:
         """Refuse."""
         return False
 
-    def acquire(self, inode: int, valid_s: float) -> int | None:
+    def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         """There is never a backing."""
         return None
+
+    def released(self, inode: int) -> None:
+        """There is never a backing."""
+
+    def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
+        """There is never a backing."""
 
     def is_registered(self, inode: int) -> bool:
         """There is never a backing."""
@@ -83,6 +108,9 @@ class NoKernel:
         return []
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Nobody to tell."""
+
+    def invalidate_inode(self, inode: int) -> None:
         """Nobody to tell."""
 
     async def settle(self) -> bool:

@@ -145,10 +145,10 @@ class Player:
         try:
             data = await self.m.kernel.read_all(self.m.fs, handle)
         except Stale:
-            self.m.kernel.release(self.m.fs, handle)
+            await self.m.kernel.release(self.m.fs, handle)
             return
         except StoreUnavailable:
-            self.m.kernel.release(self.m.fs, handle)
+            await self.m.kernel.release(self.m.fs, handle)
             raise
         assert data in [content for _, content in self.h.contents[key]]
         self.handles.append((handle, data))
@@ -164,7 +164,7 @@ class Player:
     async def close(self, _key: str) -> None:
         if self.handles:
             handle, _ = self.handles.pop(self.rng.randrange(len(self.handles)))
-            self.m.kernel.release(self.m.fs, handle)
+            await self.m.kernel.release(self.m.fs, handle)
 
     async def list(self, key: str) -> None:
         path = self.rng.choice(["", "d", "d/e"])
@@ -232,7 +232,7 @@ def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
             if player.outage:
                 driver.flaky(0.0, 1)
             for handle, _ in player.handles:
-                m.kernel.release(m.fs, handle)
+                await m.kernel.release(m.fs, handle)
             assert not m.files._handles
             assert not m.files._copied
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from luxfuse.vfs import attributes
 from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.kernel import Ref
 
 MARK = 1 << 63
 MARK_FAST = 1 << 62
+MARK_WRITE = 1 << 58
 INODE_MASK = (1 << 48) - 1
 READ_BYTES = 1 << 20
 
@@ -30,10 +33,12 @@ class _Backing:
     touched: bool = False
     fresh: bool = True
     notice: bool = False
+    writers: list[int] = field(default_factory=list)
+    """Descriptors of the live opens for writing: as with the real kernel, they count as writers of the file."""
 
 
 class FakeKernel:
-    """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does with the handles: open, read, release."""
+    """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does with the handles: create, open, read, write, release."""
 
     def __init__(self, *, passthrough: bool = True) -> None:
         self.passthrough = passthrough
@@ -44,6 +49,7 @@ class FakeKernel:
         self.handles: dict[int, int] = {}
         self.registered = 0
         self.invalidated: list[tuple[int, bytes]] = []
+        self.invalidated_inodes: list[int] = []
         self.settled = 0
         self.most_unsettled = 0
         self.keeps_up = True
@@ -64,13 +70,28 @@ class FakeKernel:
         self.registered += 1
         return True
 
-    def acquire(self, inode: int, valid_s: float) -> int | None:
+    def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         """See `Kernel`."""
         backing = self.table.get(inode)
         if backing is None or (backing.retired and not backing.opens):
             return None
         backing.fresh = valid_s > 0
-        return self._open_passthrough(inode, backing)
+        handle = self._open_passthrough(inode, backing)
+        if not writing:
+            return handle
+        backing.writers.append(os.open(f"/proc/self/fd/{backing.fd}", os.O_RDWR))
+        return handle | MARK_WRITE
+
+    def released(self, inode: int) -> None:
+        """See `Kernel`; the real one closes the backing's writer before it asks, see `release`."""
+        self._count_down(inode)
+
+    def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
+        """See `Kernel`."""
+        backing = self.table.get(inode)
+        if backing is not None:
+            backing.stamp_ns = stamp_ns
+            backing.fresh = valid_s > 0
 
     def is_registered(self, inode: int) -> bool:
         """See `Kernel`."""
@@ -106,6 +127,10 @@ class FakeKernel:
         self.invalidated.append((parent, name))
         self.most_unsettled = max(self.most_unsettled, len(self.invalidated) - self.settled)
 
+    def invalidate_inode(self, inode: int) -> None:
+        """See `Kernel`."""
+        self.invalidated_inodes.append(inode)
+
     async def settle(self) -> bool:
         """See `Kernel`; ``keeps_up`` False: it never forgets in time."""
         await trio.lowlevel.checkpoint()
@@ -124,22 +149,37 @@ class FakeKernel:
         backing.touched = True
         return MARK | MARK_FAST | inode
 
-    async def open(self, fs: FileSystem, inode: int) -> int:
+    async def open(self, fs: FileSystem, inode: int, flags: int = os.O_RDONLY) -> int:
         """Open as the lane does where it can, else by asking; returns a handle for the methods below."""
         backing = self.table.get(inode)
-        if backing is not None and not backing.retired and backing.fresh and (backing.opens or self.is_intact(inode)):
+        plain = flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
+        usable = plain and backing is not None and not backing.retired and backing.fresh
+        if usable and (backing.opens or self.is_intact(inode)):
             handle = self._open_passthrough(inode, backing)
             if backing.notice:
                 backing.notice = False
                 self.on_first_open(inode)
             return handle
-        handle = await fs.open(inode)
-        if not handle & MARK:
-            assert handle not in self.handles, "a handle number in use was given again"
-            backing = self.table.get(inode)
-            assert backing is None or not backing.opens, f"EIO: cached open of inode {inode} while passthrough ones live"
-            self.cached_opens[inode] += 1
-            self.handles[handle] = inode
+        if _reads_only(fs):
+            return self._opened(inode, await fs.open(inode))
+        return self._opened(inode, await fs.open(inode, flags, _caller()))
+
+    async def create(
+        self, fs: FileSystem, parent: int, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR | os.O_CREAT
+    ) -> tuple[int, int]:
+        """Create and open; returns (handle, inode)."""
+        handle, stat = await fs.create(parent, name, mode, flags, _caller())
+        return self._opened(stat.inode, handle), stat.inode
+
+    def _opened(self, inode: int, handle: int) -> int:
+        if handle & MARK:
+            assert handle & INODE_MASK == inode, "a handle of another inode"
+            return handle
+        assert handle not in self.handles, "a handle number in use was given again"
+        backing = self.table.get(inode)
+        assert backing is None or not backing.opens, f"EIO: cached open of inode {inode} while passthrough ones live"
+        self.cached_opens[inode] += 1
+        self.handles[handle] = inode
         return handle
 
     async def read(self, fs: FileSystem, handle: int, offset: int, length: int) -> bytes:
@@ -147,7 +187,9 @@ class FakeKernel:
         assert length <= READ_BYTES
         if handle & MARK_FAST:
             return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
-        return bytes(await fs.read(handle, offset, length))
+        if _reads_only(fs):
+            return bytes(await fs.read(handle, offset, length))
+        return bytes(await fs.read(ref_of(handle), offset, length))
 
     async def read_all(self, fs: FileSystem, handle: int) -> bytes:
         """Read to the end."""
@@ -158,16 +200,52 @@ class FakeKernel:
             offset += len(part)
         return b"".join(parts)
 
-    def release(self, fs: FileSystem, handle: int) -> None:
-        """Close."""
+    async def write(self, fs: FileSystem, handle: int, offset: int, data: bytes) -> None:
+        """Write through a handle that was opened for writing."""
+        if handle & MARK_FAST:
+            assert handle & MARK_WRITE, "EBADF"
+            assert os.pwrite(self.table[handle & INODE_MASK].writers[0], data, offset) == len(data)
+            return
+        for start in range(0, len(data), READ_BYTES):
+            part = data[start : start + READ_BYTES]
+            assert await fs.write(ref_of(handle), offset + start, part) == len(part)
+
+    async def flush(self, fs: FileSystem, handle: int) -> None:
+        """What close(2) of one descriptor does first; not asked for handles that only read."""
+        if not handle & MARK_FAST or handle & MARK_WRITE:
+            await fs.flush(ref_of(handle))
+
+    async def fsync(self, fs: FileSystem, handle: int, *, datasync: bool = False) -> None:
+        """fsync(2) or fdatasync(2)."""
+        await fs.fsync(ref_of(handle), datasync)
+
+    async def release(self, fs: FileSystem, handle: int) -> None:
+        """End the open at its last close."""
         if not handle & MARK_FAST:
             inode = self.handles.pop(handle)
             self.cached_opens[inode] -= 1
-            fs.release(handle)
-            return
-        inode = handle & INODE_MASK
+            if _reads_only(fs):
+                fs.release(handle)
+                return
+            await fs.release(ref_of(handle))
+        elif handle & MARK_WRITE:
+            os.close(self.table[handle & INODE_MASK].writers.pop())
+            await fs.release(ref_of(handle))
+        else:
+            self._count_down(handle & INODE_MASK)
+
+    async def close(self, fs: FileSystem, handle: int) -> None:
+        """Flush and release, as close(2) of the only descriptor. Raises what flush says, after the release."""
+        try:
+            await self.flush(fs, handle)
+        finally:
+            await self.release(fs, handle)
+
+    def _count_down(self, inode: int) -> None:
         backing = self.table[inode]
+        assert backing.opens > 0, "more releases than opens"
         backing.opens -= 1
+        assert backing.opens >= len(backing.writers)
         if not backing.opens:
             del self.backing_of[inode]
             if backing.retired:
@@ -177,3 +255,16 @@ class FakeKernel:
     def is_passthrough(self, handle: int) -> bool:
         """Whether an open is served by the kernel alone."""
         return bool(handle & MARK_FAST)
+
+
+def ref_of(handle: int) -> Ref:
+    """Return what the file system is told of a handle."""
+    return Ref(handle & INODE_MASK, None) if handle & MARK_FAST else Ref(None, handle)
+
+
+def _reads_only(fs: FileSystem) -> bool:
+    return not hasattr(fs, "create")
+
+
+def _caller() -> attributes.Caller:
+    return attributes.Caller(uid=0, gid=0, pid=1, umask=0o022)

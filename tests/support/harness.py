@@ -104,7 +104,7 @@ class Mount:
         try:
             return await self.kernel.read_all(self.fs, handle)
         finally:
-            self.kernel.release(self.fs, handle)
+            await self.kernel.release(self.fs, handle)
 
     async def entries(self, path: str = "") -> dict[bytes, int]:
         """Open and read a directory: name -> inode, without dots."""

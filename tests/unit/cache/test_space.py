@@ -158,7 +158,7 @@ async def test_a_file_that_the_kernel_has_open_stays(tmp_path: Path, tight: None
             await m.read_all(f"k{number}")
         assert cached(m) == {"old", "k4", "k5"}
         assert await m.kernel.read_all(m.fs, handle) == driver.objects["old"][0]
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
         await m.read_all("k0")
         assert "old" not in cached(m)
         inodes = [inode for inode, backing in m.kernel.table.items() if not backing.retired]
@@ -281,7 +281,7 @@ async def test_a_cache_directory_that_vanished_is_made_again(
         m.nursery.start_soon(m.space.watch)
         await until(lambda: m.space.degraded is None)
         assert m.space.ledger.used_bytes == 0
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
         for key, data in contents.items():
             assert await m.read_all(key) == data
         assert cached(m) >= {"k0", "k1", "k3"}  # the other one may still be in memory
@@ -430,7 +430,7 @@ async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monke
             handle = await m.open("k0")
             m.files.note_touched()
             m.cache.touch_by_id(b"unknown oid 1234")
-            m.kernel.release(m.fs, handle)
+            await m.kernel.release(m.fs, handle)
             m.files.forget_all()
             flip.write_bytes(bytes(pages(3)))
             m.directory.file_of(lost.oid).unlink()

@@ -35,7 +35,7 @@ async def test_a_small_file_is_fetched_whole_and_handed_over(tmp_path: Path) -> 
         assert m.kernel.registered == 1, "one backing an inode, not one an open"
         for h in (handle, again):
             assert await m.kernel.read_all(m.fs, h) == driver.objects["a"][0]
-            m.kernel.release(m.fs, h)
+            await m.kernel.release(m.fs, h)
         assert driver.counts["get"] == 2
         assert bytes(await m.files.read_registered(await m.inode("a"), 5, 10)) == driver.objects["a"][0][5:15]
 
@@ -48,11 +48,11 @@ async def test_a_large_file_is_copied_while_it_is_filled_and_handed_over_once_wh
         assert await m.kernel.read_all(m.fs, handle) == driver.objects["big"][0]
         second = await m.open("big")
         assert not m.kernel.is_passthrough(second), "no mixture of modes"
-        m.kernel.release(m.fs, handle)
-        m.kernel.release(m.fs, second)
+        await m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, second)
         handle = await m.open("big")
         assert m.kernel.is_passthrough(handle)
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
 
 
 async def test_handles_end(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_an_open_copied_file_keeps_its_version_or_is_stale(tmp_path: Path)
         assert await m.inode("a") != inode, "the failed read made the name be asked for again"
         assert await m.read_all("a") == driver.objects["a"][0]
         assert await m.kernel.read(m.fs, handle, 0, MIB) == old[:MIB]
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
 
 
 async def test_an_open_passthrough_file_keeps_its_version(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_an_open_passthrough_file_keeps_its_version(tmp_path: Path) -> Non
             await m.open("a")
         assert await m.kernel.read_all(m.fs, handle) == old
         assert (await m.fs.getattr(handle & ((1 << 48) - 1))).size == pages(2)
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
 
 
 async def test_an_object_replaced_between_look_up_and_open_is_stale_then_new(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
                 except Stale:
                     pass
                 finally:
-                    m.kernel.release(m.fs, handle)
+                    await m.kernel.release(m.fs, handle)
 
         async def trouble() -> None:
             while True:
@@ -246,7 +246,7 @@ async def test_the_rest_of_a_large_file_is_filled_behind_its_reader(
         await until(lambda: m.objects.load(bytes.fromhex(path.name)) is not None
                     and m.objects.load(bytes.fromhex(path.name))[1].whole)
         assert path.read_bytes() == driver.objects["big"][0]
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
         assert sum(driver.reads.values()) == driver.counts["get"]
         spans = sorted(span for _, span in driver.reads)
         assert all(one[1] <= other[0] for one, other in pairwise(spans)), "fetched twice"
@@ -257,7 +257,7 @@ async def test_a_file_of_which_little_was_read_is_not_filled(tmp_path: Path) -> 
     async with mounted(tmp_path, driver, readahead_bytes=0) as m:
         handle = await m.open("big")
         await m.kernel.read(m.fs, handle, pages(20), 4096)
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert driver.counts["get"] == 1
 
@@ -277,7 +277,7 @@ async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
         }
         handle = await m.open("big")
         await m.kernel.read(m.fs, handle, 0, 10)
-        m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, handle)
         partial = await xattrs("big")
         assert (partial["state"], partial["tier"], partial["cached_bytes"]) == ("partial", "ssd", str(MIB))
         await m.read_all("small")
