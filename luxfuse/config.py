@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from luxfuse.core.paths import PathRule, WriteMode, check_pattern
 from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
 
 ReadMode = Literal["cache", "no-cache"]
+OnConflict = Literal["overwrite", "fail"]
 Driver = Literal["auto", "obstore", "fsspec"]
 
 MIB = 1 << 20
@@ -35,7 +37,11 @@ class CacheDirectory(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a daemon needs to know. Sizes in bytes, times in seconds."""
+    """Everything a daemon needs to know. Sizes in bytes, times in seconds.
+
+    ``path_rules``: exceptions to ``write_mode``, the first that matches counts. ``room_timeout_s``: how long a writer
+    waits for room in the cache directory before it gets ENOSPC.
+    """
 
     source: str
     mountpoint: str
@@ -43,12 +49,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
     free_space_ratio: float = 0.1
     memory_limit_bytes: int = 256 * MIB
-    read_only: bool = True
+    read_only: bool = False
     allow_other: bool = False
     uid: int | None = None
     gid: int | None = None
     umask: int = 0o022
     read_mode: ReadMode = "cache"
+    write_mode: WriteMode = "cache-through"
+    path_rules: tuple[PathRule, ...] = ()
+    on_conflict: OnConflict = "overwrite"
     metadata_ttl_s: float = 60.0
     negative_ttl_s: float = 5.0
     whole_file_threshold_bytes: int = 16 * MIB
@@ -57,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     driver: Driver = "auto"
     request_timeout_s: float = 30.0
     max_requests: int = 64
+    max_uploads: int = 16
+    room_timeout_s: float = 30.0
     readahead_bytes: int = 64 * MIB
     passthrough: bool = True
     foreground: bool = False
@@ -84,15 +95,18 @@ _DURATIONS = {
     "metadata_ttl": "metadata_ttl_s",
     "negative_ttl": "negative_ttl_s",
     "request_timeout": "request_timeout_s",
+    "room_timeout": "room_timeout_s",
 }
 _PLAIN = {
     *("source", "mountpoint", "foreground", "read_only", "allow_other", "uid", "gid", "umask", "passthrough"),
-    *("read_mode", "free_space_ratio", "max_requests", "endpoint_url", "driver", "storage_options"),
-    *("log_file", "log_level"),
+    *("read_mode", "write_mode", "on_conflict", "free_space_ratio", "max_requests", "max_uploads"),
+    *("endpoint_url", "driver", "storage_options", "log_file", "log_level"),
 }
-_SPECIAL = {"cache_dir", "cache_size", "state_dir"}
+_SPECIAL = {"cache_dir", "cache_size", "state_dir", "path"}
 NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
 """Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""
+FILE_ONLY = frozenset({"storage_options", "path"})
+"""Tables, which only a TOML file can hold."""
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
@@ -149,7 +163,7 @@ def read_file(path: str) -> dict[str, Any]:
 def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Return the LUXFUSE_* settings of the environment; empty ones and other LUXFUSE_ names are left alone."""
     found = {}
-    for name in NAMES - {"storage_options", "state_dir"}:
+    for name in NAMES - FILE_ONLY - {"state_dir"}:
         if value := environ.get(f"LUXFUSE_{name.upper()}"):
             found[name] = value
     return found
@@ -180,6 +194,7 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
     if not isinstance(storage_options, Mapping):
         raise ConfigError("storage_options: must be a table of names and values")
     values["storage_options"] = {str(k): str(v) for k, v in storage_options.items()}
+    values["path_rules"] = _path_rules(merged.get("path") or [])
     values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
     values["cache_dir"] = _cache_dir(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
@@ -200,6 +215,23 @@ def _cache_dir(merged: Mapping[str, Any], environ: Mapping[str, str]) -> CacheDi
     return directory
 
 
+def _path_rules(tables: Any) -> list[PathRule]:
+    if not isinstance(tables, (list, tuple)):
+        raise ConfigError("path: write each rule as a table of its own, [[path]], with pattern and write_mode")
+    rules = []
+    for number, table in enumerate(tables, 1):
+        where = f"[[path]] number {number}"
+        try:
+            rule = msgspec.convert(table, PathRule)
+            check_pattern(rule.pattern)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(f"{where}: {exc}; it needs pattern and write_mode") from None
+        except ValueError as exc:
+            raise ConfigError(f"{where}: pattern {rule.pattern!r}: {exc}") from None
+        rules.append(rule)
+    return rules
+
+
 def _convert(function: Any, value: Any, name: str) -> Any:
     try:
         return function(value)
@@ -212,8 +244,6 @@ def _validate(values: dict[str, Any]) -> Settings:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"setting not understood: {exc}") from None
-    if not settings.read_only:
-        raise ConfigError("read_only = false: mounts are read-only in this version; leave it out")
     if not 0 <= settings.free_space_ratio < 1:
         raise ConfigError("--free-space-ratio: must be at least 0 and below 1")
     if settings.memory_limit_bytes < 32 * MIB:
@@ -222,6 +252,8 @@ def _validate(values: dict[str, Any]) -> Settings:
         raise ConfigError("--cache-size: must be at least 1MiB (one page)")
     if not 1 <= settings.max_requests <= 1024:
         raise ConfigError("max_requests: must be between 1 and 1024")
+    if not 1 <= settings.max_uploads <= 256:
+        raise ConfigError("max_uploads: must be between 1 and 256")
     if settings.request_timeout_s <= 0:
         raise ConfigError("request_timeout: must be more than 0")
     return settings

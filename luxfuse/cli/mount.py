@@ -37,11 +37,23 @@ def mount(
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Bound on the daemon's buffers. Default 256MiB.")
     ] = None,
-    read_only: Annotated[
-        bool | None, typer.Option("--read-only", help="Refuse every change; always so in this version.")
-    ] = None,
+    read_only: Annotated[bool | None, typer.Option("--read-only", help="Refuse every change.")] = None,
     allow_other: Annotated[bool | None, typer.Option("--allow-other", help="Let other users in.")] = None,
     read_mode: Annotated[str | None, typer.Option(metavar="cache|no-cache", help="Default cache.")] = None,
+    write_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="What close and fsync wait for: the store (cache-through; through, which keeps no copy), the local disk"
+            " (async-through); must-cache: never uploaded. Default cache-through.",
+        ),
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        typer.Option(
+            metavar="overwrite|fail", help="If somebody else changed the object meanwhile. Default overwrite."
+        ),
+    ] = None,
     metadata_ttl: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long names and attributes hold. Default 60s.")
     ] = None,
@@ -70,6 +82,8 @@ def mount(
         "read_only": read_only,
         "allow_other": allow_other,
         "read_mode": read_mode,
+        "write_mode": write_mode,
+        "on_conflict": on_conflict,
         "metadata_ttl": metadata_ttl,
         "negative_ttl": negative_ttl,
         "whole_file_threshold": whole_file_threshold,

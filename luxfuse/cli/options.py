@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from luxfuse.cli.errors import UsageError, say
-from luxfuse.config import NAMES
+from luxfuse.config import FILE_ONLY, NAMES
 
 # Words for mount(8) and systemd, or what is so anyway: a mount never honours set-user-id files or devices.
 _USER = frozenset(("user", "users", "owner", "group"))
@@ -14,15 +14,15 @@ _NOISE = _USER | {
     *("defaults", "auto", "noauto", "nouser", "_netdev", "nofail", "exec", "suid", "nosuid", "dev", "nodev"),
     *("atime", "noatime", "relatime", "strictatime", "diratime", "nodiratime", "sync", "async"),
 }
-_NOT_HERE = frozenset(("source", "mountpoint", "foreground", "state_dir", "storage_options"))
+_NOT_HERE = FILE_ONLY | {"source", "mountpoint", "foreground", "state_dir"}
 OPTION_NAMES = NAMES - _NOT_HERE
 
 
 def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = False) -> dict[str, Any]:
     """Return the settings in the texts of ``-o``; later ones win.
 
-    ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing and ``noexec`` for ``user``. Both are let pass, the
-    latter with a warning on stderr.
+    ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing, so that it says nothing there, and ``noexec`` for
+    ``user``, which is let pass with a warning on stderr.
     ``sloppy``: unknown names are let pass. Raises UsageError.
     """
     settings: dict[str, Any] = {}
@@ -31,11 +31,10 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
         name = name.replace("-", "_") if not name.startswith("x-") else name
         if name.startswith("x-") or (name in _NOISE and not separator) or (fstab and name in _USER):
             continue
-        if word == "rw":
-            if not fstab:
-                raise UsageError("-o rw: mounts are read-only in this version; write -o ro or leave it out")
-        elif word == "ro":
-            settings["read_only"] = True
+        if word == "rw" and fstab:
+            settings.pop("read_only", None)
+        elif word in ("ro", "rw"):
+            settings["read_only"] = word == "ro"
         elif word == "noexec" and fstab:
             say("-o noexec has no effect: programs in the mount can be run; write exec after user to silence this")
         elif name == "storage_option":

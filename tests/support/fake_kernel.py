@@ -38,7 +38,7 @@ class _Backing:
 
 
 class FakeKernel:
-    """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does with the handles: create, open, read, write, release."""
+    """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does: create, open, read, write, flush, release."""
 
     def __init__(self, *, passthrough: bool = True) -> None:
         self.passthrough = passthrough

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from luxfuse import config
 from luxfuse.config import CacheDirectory, Settings, build
+from luxfuse.core.paths import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
 from luxfuse.errors import ConfigError
 
@@ -51,6 +52,15 @@ def test_precedence(tmp_path: Path) -> None:
         ({"mountpoint": "/a/b/"}, "mountpoint", "/a/b"),
         ({"storage_options": {"n": 1}}, "storage_options", {"n": "1"}),
         ({"free_space_ratio": "0.25"}, "free_space_ratio", 0.25),
+        ({}, "read_only", False),
+        ({"read_only": True}, "read_only", True),
+        ({"read_only": "false"}, "read_only", False),
+        ({}, "write_mode", "cache-through"),
+        ({"write_mode": "async-through"}, "write_mode", "async-through"),
+        ({}, "on_conflict", "overwrite"),
+        ({"on_conflict": "fail"}, "on_conflict", "fail"),
+        ({"max_uploads": "1"}, "max_uploads", 1),
+        ({"room_timeout": "0"}, "room_timeout_s", 0.0),
     ],
 )
 def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
@@ -79,7 +89,11 @@ def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
         ({"driver": "boto"}, "driver"),
         ({"read_mode": "maybe"}, "read_mode"),
         ({"umask": "9"}, "umask"),
-        ({"read_only": False}, "read-only in this version"),
+        ({"read_only": "maybe"}, "read_only"),
+        ({"write_mode": "write-back"}, "write_mode"),
+        ({"on_conflict": "merge"}, "on_conflict"),
+        ({"max_uploads": 257}, "max_uploads"),
+        ({"room_timeout": "soon"}, "room_timeout: 'soon' is not a duration"),
         ({"storage_options": "a=b"}, "storage_options"),
     ],
 )
@@ -96,6 +110,12 @@ def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], tex
         ("nonsense = 1", "unknown setting 'nonsense'"),
         ("a = = b", "luxfuse.toml"),
         ('state_dir = "/x"', "LUXFUSE_STATE_DIR"),
+        ('path = "a"', r"path: write each rule as a table of its own, \[\[path\]\]"),
+        ('[[path]]\npattern = "a"', r"\[\[path\]\] number 1: .*write_mode"),
+        ('[[path]]\npattern = "a"\nwrite_mode = "maybe"', r"number 1: .*'maybe'"),
+        ('[[path]]\npattern = 1\nwrite_mode = "through"', "number 1: .*pattern"),
+        ('[[path]]\npattern = "a"\nwrite_mode = "through"\nttl = 1', "number 1: .*ttl"),
+        ('[[path]]\npattern = "/a"\nwrite_mode = "through"', "number 1: pattern '/a': it must be relative"),
         (None, "No such file"),
     ],
 )
@@ -103,12 +123,36 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: str | None, text: st
     file = tmp_path / "luxfuse.toml"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as caught:
         build(BASE, {}, str(file))
+    assert "\n" not in str(caught.value)
+
+
+RULES = """
+write_mode = "async-through"
+[[path]]
+pattern = "scratch/**"
+write_mode = "must-cache"
+[[path]]
+pattern = "**/*.ckpt"
+write_mode = "through"
+"""
+
+
+def test_rules_for_paths(tmp_path: Path) -> None:
+    file = tmp_path / "luxfuse.toml"
+    file.write_text(RULES)
+    settings = build(BASE, {"LUXFUSE_PATH": "/bin"}, str(file))
+    assert settings.write_mode == "async-through"
+    assert settings.path_rules == (PathRule("scratch/**", "must-cache"), PathRule("**/*.ckpt", "through"))
 
 
 def test_settings_survive_json() -> None:
-    settings = made(metadata_ttl="never", storage_options={"key": "value"}, cache_dir="/c,size=1GiB")
+    settings = made(
+        metadata_ttl="never", storage_options={"key": "value"}, cache_dir="/c,size=1GiB", write_mode="through",
+        path=[{"pattern": "a/*", "write_mode": "must-cache"}],
+    )
+    assert settings.path_rules
     assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
 
 

@@ -20,6 +20,8 @@ from luxfuse.config import Settings
         ("", {}),
         ("defaults,noauto,user,_netdev,nofail,x-systemd.automount,x-a=b", {}),
         ("ro", {"read_only": True}),
+        ("ro,rw", {"read_only": False}),
+        ("write-mode=async-through,on_conflict=fail", {"write_mode": "async-through", "on_conflict": "fail"}),
         ("metadata-ttl=5m,metadata_ttl=6m", {"metadata_ttl": "6m"}),
         ("allow_other,uid=1000,umask=027", {"allow_other": True, "uid": "1000", "umask": "027"}),
         ("storage_option=key=a=b,storage-option=k=", {"storage_options": {"key": "a=b", "k": ""}}),
@@ -31,7 +33,7 @@ def test_options(text: str, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["rw", "noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x"]
+    "text", ["noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x", "path=x"]
 )
 def test_refused_options(text: str) -> None:
     with pytest.raises(UsageError):
@@ -65,7 +67,9 @@ def test_fstab_helper(started: list[Settings], tmp_path: Path, capsys: pytest.Ca
     assert (settings.source, settings.mountpoint) == ("s3://b", str(tmp_path.resolve()))
     assert settings.endpoint_url == "http://h:1"
     assert settings.cache_dir.size_bytes == 1 << 30
-    assert settings.read_only
+    assert not settings.read_only
+    assert fstab.run(["s3://b", "/m", "-o", "ro,write_mode=through"]) == 0
+    assert started.pop().read_only
     assert capsys.readouterr().out == f"s3://b mounted on {tmp_path}/link\n"
     assert fstab.run(["s3://b", "/m", "-f"]) == 0
     assert len(started) == 1

@@ -1,0 +1,88 @@
+"""Rules for parts of a mount, by patterns on paths.
+
+A pattern is matched with the whole path relative to the mount: ``*``, ``?`` and ``[...]`` stand for characters of one
+name, ``**`` as a whole name for any number of directories, none included (at the end: for all that is below).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+WriteMode = Literal["cache-through", "async-through", "through", "must-cache"]
+
+
+class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for the paths that ``pattern`` matches."""
+
+    pattern: str
+    write_mode: WriteMode
+
+
+def write_mode_for(path: str, rules: Sequence[PathRule], default: WriteMode) -> WriteMode:
+    """Return the mode of the first rule that matches ``path`` (relative to the mount, without leading slash)."""
+    for rule in rules:
+        if _expression(rule.pattern).fullmatch(path):
+            return rule.write_mode
+    return default
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError, with what is wrong, for a pattern that matches no path."""
+    parts = pattern.split("/")
+    if not pattern:
+        raise ValueError("it is empty; write ** for everything")
+    if pattern.startswith("/"):
+        raise ValueError("it must be relative to the mount; leave out the leading slash")
+    if not parts[-1]:
+        raise ValueError("it ends with a slash; write /** for what is below a directory")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError("a name in it is empty or consists of dots, which no path has")
+    if any("**" in part and part != "**" for part in parts):
+        raise ValueError("** stands for whole names; write it between slashes")
+
+
+@functools.lru_cache(maxsize=1024)
+def _expression(pattern: str) -> re.Pattern[str]:
+    *above, last = pattern.split("/")
+    text = "".join("(?:[^/]+/)*" if part == "**" else _name(part) + "/" for part in above)
+    return re.compile(text + (".+" if last == "**" else _name(last)), re.DOTALL)
+
+
+def _name(glob: str) -> str:
+    parts, at = [], 0
+    while at < len(glob):
+        character = glob[at]
+        end = glob.find("]", at + 3 if glob.startswith("[!", at) else at + 2) if character == "[" else -1
+        if character == "*":
+            parts.append("[^/]*")
+        elif character == "?":
+            parts.append("[^/]")
+        elif end > 0:
+            negated = glob[at + 1] == "!"
+            parts.append(_characters(glob[at + 1 + negated : end], negated))
+            at = end
+        else:
+            parts.append(re.escape(character))
+        at += 1
+    return "".join(parts)
+
+
+def _characters(members: str, negated: bool) -> str:
+    """Return the expression for one character of a set as the shell writes it."""
+    parts, at = [], 0
+    while at < len(members):
+        first, last = members[at], members[at]
+        if members[at + 1 : at + 2] == "-" and at + 2 < len(members):
+            last = members[at + 2]
+            at += 2
+        if first <= last:
+            parts.append(f"{re.escape(first)}-{re.escape(last)}")
+        at += 1
+    if not parts:  # a range that runs backwards holds nothing
+        return "[^/]" if negated else r"(?!)"
+    return f"(?!/)[{'^' if negated else ''}{''.join(parts)}]"

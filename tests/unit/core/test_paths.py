@@ -1,0 +1,63 @@
+"""Which rule a path falls under."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luxfuse.core.paths import PathRule, check_pattern, write_mode_for
+
+
+def matches(pattern: str, path: str) -> bool:
+    return write_mode_for(path, [PathRule(pattern, "must-cache")], "through") == "must-cache"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        ("a", ["a"], ["b", "a/b", "aa"]),
+        ("*", ["a", ".a", "a\nb"], ["a/b"]),
+        ("*.tmp", ["x.tmp", ".tmp"], ["d/x.tmp", "x.tmp/y", "xtmp"]),
+        ("**", ["a", "a/b", "a/b\nc"], []),
+        ("**/*.tmp", ["x.tmp", "d/x.tmp", "d/e/x.tmp"], ["x.tmp/y"]),
+        ("d/**", ["d/a", "d/a/b"], ["d", "da/b"]),
+        ("d/**/a", ["d/a", "d/b/a", "d/b/c/a"], ["a", "d/ba", "d/a/b"]),
+        ("d/*/a", ["d/b/a"], ["d/a", "d/b/c/a"]),
+        ("?[!a-c]", ["xd", "a!"], ["xa", "x", "x/"]),
+        ("[]a-]", ["]", "a", "-"], ["b"]),
+        ("[z-a]x", [], ["ax", "zx", "-x"]),
+        ("[a", ["[a"], ["a"]),
+        ("a.b+(c)", ["a.b+(c)"], ["aab+(c)"]),
+        ("[^a]", ["^", "a"], ["b"]),
+    ],
+)
+def test_patterns(pattern: str, inside: list[str], outside: list[str]) -> None:
+    assert [path for path in inside if not matches(pattern, path)] == []
+    assert [path for path in outside if matches(pattern, path)] == []
+
+
+def test_the_first_rule_that_matches_counts() -> None:
+    rules = [PathRule("a/b/**", "through"), PathRule("a/**", "async-through"), PathRule("**/b", "must-cache")]
+    assert write_mode_for("a/b/c", rules, "cache-through") == "through"
+    assert write_mode_for("a/b", rules, "cache-through") == "async-through"
+    assert write_mode_for("c/b", rules, "cache-through") == "must-cache"
+    assert write_mode_for("c", rules, "cache-through") == "cache-through"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("", "empty"), ("/a", "relative"), ("a/", "ends with"), ("a//b", "empty"), ("a/../b", "dots"), ("a**", "whole names")],
+)
+def test_patterns_that_can_match_nothing(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        check_pattern(pattern)
+
+
+@given(st.text("ab-[]!*?", min_size=1, max_size=8), st.text("ab-[]!", min_size=1, max_size=6))
+def test_one_name_is_matched_as_by_fnmatch(pattern: str, name: str) -> None:
+    if "**" not in pattern:
+        check_pattern(pattern)
+        assert matches(pattern, name) == fnmatch.fnmatchcase(name, pattern)
