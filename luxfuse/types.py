@@ -17,6 +17,21 @@ class Kind(enum.IntEnum):
     FILE = 0
     DIRECTORY = 1
     SYMLINK = 2
+    SPECIAL = 3
+    """A FIFO, socket or device; exists here only, never in the store."""
+
+
+class WriteMode(enum.StrEnum):
+    """What happens to written data. In all but ``THROUGH`` it stays in the cache."""
+
+    CACHE_THROUGH = "cache-through"
+    """Uploaded before `close` and `fsync` return."""
+    ASYNC_THROUGH = "async-through"
+    """Journaled before `close` and `fsync` return, uploaded in the background."""
+    THROUGH = "through"
+    """Uploaded before `close` and `fsync` return, and not kept."""
+    MUST_CACHE = "must-cache"
+    """Never uploaded."""
 
 
 class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -2,8 +2,10 @@
 
 Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key; LISTINGS
 ``inode (8 bytes)`` -> `Listing`; REMOVED ``inode (8 bytes)`` -> nothing. An entry's inode number stands for one version
-of the object: when the object is replaced, the name gets a new inode number, as after ``mv new old``. Numbers are never
-reused.
+of the object: when the object is replaced in the store, the name gets a new inode number, as after ``mv new old``. What
+is written or renamed here keeps its number. Numbers are never reused.
+
+What is changed here is *held* until the store has it (see `held`): the store's words do not undo it.
 
 A directory that goes, or that is written to after it went, is noted in REMOVED in the same transaction; `purger` removes
 what is recorded below it, some rows at a time, and then the note. A directory that comes back has another number.
@@ -16,18 +18,31 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
-import msgspec
 import trio
 
-from luxfuse.core.names import wins
+from luxfuse.index import bulk
+from luxfuse.index.bulk import ROOT_INODE
+from luxfuse.index.entries import (
+    Attributes,
+    Changes,
+    Entry,
+    Found,
+    Listing,
+    decode_entry,
+    decode_listing,
+    encode,
+    same,
+)
+from luxfuse.index.held import HeldNames
 from luxfuse.index.store import U64, IndexStore, Table, Transaction
+from luxfuse.index.store import Changes as Rows
 from luxfuse.types import Kind
+
+__all__ = ["FIRST_INODE", "ROOT_INODE", "Attributes", "Changes", "Entry", "Found", "Listing", "Names"]
 
 log = logging.getLogger(__name__)
 
-ROOT_INODE = 1
 FIRST_INODE = 16
 ENTRIES_KEPT = 8192
 FORMER_KEPT = 100_000
@@ -37,69 +52,6 @@ PURGE_ROWS = 5_000
 """Names of removed directories that are forgotten in one transaction."""
 PURGE_PAUSE_S = 0.05
 PURGE_RETRY_S = 60.0
-
-
-class Attributes(msgspec.Struct, frozen=True, array_like=True):
-    """What object metadata says of a file; None where it says nothing."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    mtime_ns: int | None = None
-
-
-class Entry(msgspec.Struct, array_like=True):
-    """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it.
-
-    A time in the future (the clock was set back since) counts as the oldest.
-    """
-
-    inode: int
-    kind: Kind
-    size: int
-    version: str
-    mtime_ns: int
-    checked_s: float
-    listing: int = 0
-    attributes: Attributes | None = None
-
-
-class Listing(msgspec.Struct, array_like=True, frozen=True):
-    """A complete listing of a directory: its serial number (rising), when it began, how many entries it had."""
-
-    serial: int
-    fetched_s: float
-    entries: int
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a merged part of a listing changed. ``names``: what the kernel has to forget."""
-
-    names: list[bytes] = field(default_factory=list)
-    shadowed: int = 0
-    """Entries that lost their name to another kind (see core/names)."""
-    deferred: list[Found] = field(default_factory=list)
-    """Entries to be merged last: a kind that wins over theirs had the name, and may still turn up."""
-    retired: list[tuple[int, bytes]] = field(default_factory=list)
-    """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
-    orphans: bool = False
-    """Whether there is something for `Names.purger` to do."""
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_entry = msgspec.msgpack.Decoder(Entry).decode
-_decode_listing = msgspec.msgpack.Decoder(Listing).decode
-
-
-class Found(msgspec.Struct, gc=False):
-    """One entry as a listing brings it."""
-
-    name: bytes
-    kind: Kind
-    size: int = 0
-    version: str = ""
-    mtime_ns: int = 0
 
 
 class Names:
@@ -119,6 +71,7 @@ class Names:
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
+        self._held = HeldNames(clock)
         self._orphans = trio.Event()
         if store.committed_items(Table.REMOVED, b"", b"", 1):
             self._orphans.set()
@@ -135,7 +88,7 @@ class Names:
         if entry is None and (value := self._store.get(Table.NAMES, key)) is not None:
             if len(self._entries) >= ENTRIES_KEPT:
                 self._entries.clear()
-            entry = self._entries[key] = _decode_entry(value)
+            entry = self._entries[key] = decode_entry(value)
         return entry
 
     def locate(self, inode: int) -> tuple[int, bytes] | None:
@@ -157,95 +110,213 @@ class Names:
         if len(self._former) > FORMER_KEPT:
             del self._former[next(iter(self._former))]
 
+    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
+        """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first).
+
+        Names added since the last commit are missing: `flush` first if they matter.
+        """
+        prefix = U64.pack(directory)
+        start = prefix + name + b"\0" if name else prefix
+        return [
+            (key[8:], decode_entry(value)) for key, value in self._store.current_items(Table.NAMES, start, prefix, limit)
+        ]
+
+    async def flush(self) -> None:
+        """Commit what was changed, so that `after` shows all of it. Raises OSError if the index cannot be written."""
+        await self._store.flush()
+
+    # -- changes, at once: all of one is made, or none of it and OSError raised
+
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
         """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
-        entry.listing = max(entry.listing, self._running.get(parent, 0))
+        self._apply(self._rows(parent, name, entry))
+        self._entries[U64.pack(parent) + name] = entry
+
+    def create(
+        self,
+        parent: int,
+        name: bytes,
+        kind: Kind,
+        *,
+        attributes: Attributes | None,
+        size: int = 0,
+        version: str = "",
+        mtime_ns: int,
+        checked_s: float,
+    ) -> Entry:
+        """Record what was made here, under a new inode number. What had the name is gone."""
+        found = Found(name, kind, size, version, mtime_ns)
+        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes)
+
+    def erase(self, parent: int, name: bytes) -> None:
+        """Forget a name, whatever the store says; it need not exist."""
         key = U64.pack(parent) + name
-        self._store.put(Table.NAMES, key, _encode(entry))
-        self._entries[key] = entry
-        if parent != ROOT_INODE and self.locate(parent) is None:
-            self._note_removed(parent)
+        old = self.get(parent, name)
+        rows: Rows = {(Table.NAMES, key): None}
+        if old is not None:
+            self._drop(rows, old)
+        self._apply(rows)
+        self._entries.pop(key, None)
+        if old is not None:
+            self._retire(old.inode, name)
+
+    def move(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> Entry:
+        """Give an entry another name; it keeps its inode number, and a directory what is below it.
+
+        What had the new name is gone. Raises KeyError if there is no entry.
+        """
+        key, new_key = U64.pack(parent) + name, U64.pack(new_parent) + new_name
+        entry = self.get(parent, name)
+        if entry is None:
+            raise KeyError(name)
+        if key == new_key:
+            return entry
+        old = self.get(new_parent, new_name)
+        rows: Rows = {(Table.NAMES, key): None}
+        if old is not None:
+            self._drop(rows, old)
+        self._apply(rows | self._rows(new_parent, new_name, entry))
+        if old is not None:
+            self._retire(old.inode, new_name)
+        self._entries.pop(key, None)
+        self._entries[new_key] = entry
+        self._places[entry.inode] = (new_parent, new_name)
+        return entry
 
     def assign(
         self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes | None, now_s: float
-    ) -> Entry:
+    ) -> Entry | None:
         """Record the store's word of ``checked_s`` on one name; returns its entry: the same inode for the same version.
 
-        A slow answer does not undo what a listing that began later has found.
+        A slow answer does not undo what a listing that began later has found, nor what was changed here: then the
+        entry is returned as it is, None if the name was removed here.
         """
         old = self.get(parent, name)
+        if self._held.ignores(U64.pack(parent) + name, checked_s):
+            return old
         newer = old is not None and checked_s < old.checked_s <= now_s
-        if old is not None and _same(old, found):
+        if old is not None and same(old, found):
             old.checked_s = old.checked_s if newer else checked_s
             old.attributes = attributes if attributes is not None else old.attributes
             old.size = found.size
             self.put(parent, name, old)
-            # A merge that runs now may be about to give the name another number; this one is in use.
-            self._store.put(Table.INODES, U64.pack(old.inode), U64.pack(parent) + name)
             return old
         if old is not None and newer:
             return old
+        return self._replace(parent, name, old, found, checked_s, attributes)
+
+    def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
+        """Forget a name that was gone at ``checked_s``; returns its entry if a later listing knows better.
+
+        Or if it was changed here since: the entry as it is.
+        """
+        old = self.get(parent, name)
+        if old is None:
+            return None
+        if checked_s < old.checked_s <= now_s or self._held.ignores(U64.pack(parent) + name, checked_s):
+            return old
+        self.erase(parent, name)
+        return None
+
+    def _replace(
+        self,
+        parent: int,
+        name: bytes,
+        old: Entry | None,
+        found: Found,
+        checked_s: float,
+        attributes: Attributes | None,
+    ) -> Entry:
         serial = old.listing if old is not None else self._serial(parent)
         entry = Entry(
             self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial, attributes
         )
+        rows: Rows = {}
         if old is not None:
-            self._drop(old, name)
-        self.put(parent, name, entry)
-        self._store.put(Table.INODES, U64.pack(entry.inode), U64.pack(parent) + name)
-        self._note_highest()
+            self._drop(rows, old)
+        self._note_highest(rows)
+        self._apply(rows | self._rows(parent, name, entry))
+        if old is not None:
+            self._retire(old.inode, name)
+        self._entries[U64.pack(parent) + name] = entry
         return entry
 
-    def _note_highest(self) -> None:
-        self._store.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
+    def _rows(self, parent: int, name: bytes, entry: Entry) -> Rows:
+        """What makes the name refer to the entry.
 
-    def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
-        """Forget a name that was gone at ``checked_s``; returns its entry if a later listing knows better."""
-        old = self.get(parent, name)
-        if old is None:
-            return None
-        if checked_s < old.checked_s <= now_s:
-            return old
-        self._drop(old, name)
-        self._store.delete(Table.NAMES, U64.pack(parent) + name)
-        self._entries.pop(U64.pack(parent) + name, None)
-        return None
+        INODES too where the number stays: a merge that runs now may be about to give the name another one.
+        """
+        key = U64.pack(parent) + name
+        entry.listing = max(entry.listing, self._running.get(parent, 0))
+        rows: Rows = {(Table.NAMES, key): encode(entry), (Table.INODES, U64.pack(entry.inode)): key}
+        if parent != ROOT_INODE and self.locate(parent) is None:
+            rows[Table.REMOVED, U64.pack(parent)] = b""
+        return rows
 
-    def _drop(self, old: Entry, name: bytes) -> None:
-        self._store.delete(Table.INODES, U64.pack(old.inode))
-        self._retire(old.inode, name)
+    def _drop(self, rows: Rows, old: Entry) -> None:
+        rows[Table.INODES, U64.pack(old.inode)] = None
         if old.kind is Kind.DIRECTORY:
-            self._note_removed(old.inode)
+            rows[Table.REMOVED, U64.pack(old.inode)] = b""
 
-    def _note_removed(self, directory: int) -> None:
-        self._store.put(Table.REMOVED, U64.pack(directory), b"")
-        self._orphans.set()
+    def _note_highest(self, rows: Rows) -> None:
+        rows[Table.META, b"next_inode"] = U64.pack(self._highest + 1)
 
-    def _serial(self, directory: int) -> int:
-        listing = self.listing(directory)
-        return listing.serial if listing else 0
+    def _apply(self, rows: Rows) -> None:
+        self._store.apply(rows)
+        if any(table is Table.REMOVED for table, _ in rows):
+            self._orphans.set()
+
+    # -- names that the store does not show as they are here
+
+    def hold(self, parent: int, name: bytes) -> None:
+        """Leave a name as it is here, whether it exists or not, whatever the store says, until `settle`."""
+        key = U64.pack(parent) + name
+        if parent in self._running:
+            # A merge that runs now may have looked at the name already: what it made of it must not stay.
+            entry = self.get(parent, name)
+            self._apply({(Table.NAMES, key): None} if entry is None else self._rows(parent, name, entry))
+        self._held.hold(key)
+
+    def settle(self, parent: int, name: bytes) -> None:
+        """The store shows a held name as it is here: believe what it is asked for from now on."""
+        self._held.settle(U64.pack(parent) + name)
+
+    def is_held(self, parent: int, name: bytes) -> bool:
+        """Whether a name is held, and not settled."""
+        return self._held.holds(U64.pack(parent) + name)
 
     # -- listings
 
     def listing(self, directory: int) -> Listing | None:
         """Return the last complete listing of a directory, fresh or not."""
         value = self._store.get(Table.LISTINGS, U64.pack(directory))
-        return None if value is None else _decode_listing(value)
+        return None if value is None else decode_listing(value)
+
+    def _serial(self, directory: int) -> int:
+        listing = self.listing(directory)
+        return listing.serial if listing else 0
 
     def forget_listing(self, directory: int) -> None:
         """Make the next use of the directory list it again."""
         listing = self.listing(directory)
         if listing is not None:
-            self._store.put(Table.LISTINGS, U64.pack(directory), _encode(Listing(listing.serial, 0.0, listing.entries)))
+            self._store.put(Table.LISTINGS, U64.pack(directory), encode(Listing(listing.serial, 0.0, listing.entries)))
+
+    def note_empty(self, directory: int) -> None:
+        """Record a complete listing, as of now, of a directory that was just made here: there is nothing in it."""
+        serial = self._new_serial(directory)
+        self._store.put(Table.LISTINGS, U64.pack(directory), encode(Listing(serial, self._clock(), 0)))
 
     def begin_listing(self, directory: int) -> int:
-        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens.
+        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens."""
+        serial = self._running[directory] = self._new_serial(directory)
+        return serial
 
-        No number comes twice: entries of a listing that failed half-way must not pass for ones of the next.
-        """
-        serial = self._last_serial = max(self._serial(directory), self._last_serial) + 1
+    def _new_serial(self, directory: int) -> int:
+        """No number comes twice: entries of a listing that failed half-way must not pass for ones of the next."""
+        serial = max(self._serial(directory), self._last_serial) + 1
         self._store.put(Table.META, b"serial", U64.pack(serial))
-        self._running[directory] = serial
+        self._last_serial = serial
         return serial
 
     def end_listing(self, directory: int) -> None:
@@ -259,88 +330,49 @@ class Names:
 
         What it returns as deferred belongs into the ``last`` call.
         """
-        try:
-            changes = await self._store.run(lambda txn: self._merge(txn, directory, serial, found, checked_s, last))
-            self._note_highest()  # a lookup meanwhile may have noted a lower one
-            self._apply(changes)
+        part = bulk.Part(directory, serial, checked_s, last=last, held=self._held, new_inode=self._new_inode)
+
+        def merge(txn: Transaction) -> Changes:
+            changes = part.merge(txn, found, self._clock())
+            txn.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
             return changes
-        finally:
-            self._forget_decoded()
 
-    def _merge(
-        self, txn: Transaction, directory: int, serial: int, found: Iterable[Found], checked_s: float, last: bool
-    ) -> Changes:
-        changes = Changes()
-        now_s = self._clock()  # later than every lookup in this transaction
-        prefix = U64.pack(directory)
-        records: dict[bytes, bytes] = {}
-        inodes = []
-        empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
-        # Those that win their names first, and so they keep their inode numbers from listing to listing.
-        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.kind, f.name)):
-            key = prefix + item.name
-            stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
-            old = None if stored is None else _decode_entry(stored)
-            if old is not None:
-                if old.listing == serial and old.kind != item.kind:
-                    changes.shadowed += 1
-                    if not wins(item.kind, old.kind):
-                        continue
-                elif wins(old.kind, item.kind) and not last:
-                    changes.deferred.append(item)
-                    continue
-                newer = checked_s < old.checked_s <= now_s  # a lookup since the listing began knows better
-                if newer or _same(old, item):
-                    old.checked_s = old.checked_s if newer else checked_s
-                    old.listing = serial
-                    records[key] = _encode(old)
-                    continue
-                _drop_number(txn, old, item.name, changes)
-                changes.names.append(item.name)
-            entry = Entry(self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, checked_s, serial, None)
-            records[key] = _encode(entry)
-            inodes.append((U64.pack(entry.inode), key))
-        txn.put_many(Table.NAMES, sorted(records.items()))
-        txn.put_many(Table.INODES, inodes)
-        txn.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
-        _check_in_use(txn, directory, changes)
-        return changes
-
-    def _apply(self, changes: Changes) -> None:
-        for inode, name in changes.retired:
-            self._retire(inode, name)
-        changes.retired = []
-        if changes.orphans:
-            self._orphans.set()
+        return await self._change(directory, merge)
 
     async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
-        """End listing ``serial``: forget the names that it did not have, unless looked up since it began."""
+        """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
+        return await self._change(
+            directory, lambda txn: bulk.complete(txn, directory, serial, fetched_s, self._held, self._clock())
+        )
+
+    async def _change(self, directory: int, function: Callable[[Transaction], Changes]) -> Changes:
+        """Let the writer thread change names of a directory, then bring what the loop knows in line with it."""
         try:
-            changes = await self._store.run(lambda txn: self._complete(txn, directory, serial, fetched_s))
-            self._apply(changes)
-            return changes
+            changes = await self._store.run(function)
         finally:
             self._forget_decoded()
-
-    def _complete(self, txn: Transaction, directory: int, serial: int, fetched_s: float) -> Changes:
-        changes = Changes()
-        now_s = self._clock()
-        prefix = U64.pack(directory)
-        gone = []
-        entries = 0
-        for key, value in txn.items(Table.NAMES, prefix, prefix):
-            entry = _decode_entry(value)
-            if entry.listing < serial and not fetched_s <= entry.checked_s <= now_s:
-                gone.append((key, entry))
-            else:
-                entries += 1
-        for key, entry in gone:
-            txn.delete(Table.NAMES, key)
-            _drop_number(txn, entry, key[8:], changes)
-            changes.names.append(key[8:])
-        txn.put(Table.LISTINGS, prefix, _encode(Listing(serial, fetched_s, entries)))
-        _check_in_use(txn, directory, changes)
+        rows: Rows = {}
+        self._note_highest(rows)  # a lookup meanwhile may have noted a lower one
+        self._drop_unused(rows, directory, changes)
+        self._apply(rows)
         return changes
+
+    def _drop_unused(self, rows: Rows, directory: int, changes: Changes) -> None:
+        """Take note of the numbers that went; where the loop changed a name meanwhile, its number stays instead."""
+        kept = {key for key in self._store.uncommitted_keys(Table.INODES, b"") if self._store.get(Table.INODES, key)}
+        for inode, name in changes.retired:
+            if U64.pack(inode) not in kept:
+                self._retire(inode, name)
+        changed = set(self._store.uncommitted_keys(Table.NAMES, U64.pack(directory)))
+        for number, key in changes.given if changed else ():
+            if key in changed:
+                entry = self.get(directory, key[8:])
+                if entry is None or U64.pack(entry.inode) != number:
+                    rows[Table.INODES, number] = None
+                    self._retire(U64.unpack(number)[0], key[8:])
+        changes.retired, changes.given = [], []
+        if changes.orphans:
+            self._orphans.set()
 
     # -- what removed directories leave behind
 
@@ -350,7 +382,7 @@ class Names:
             await self._orphans.wait()
             self._orphans = trio.Event()
             try:
-                while await self._store.run(self._purge):
+                while await self._store.run(lambda txn: bulk.purge(txn, PURGE_ROWS)):
                     self._forget_decoded()
                     await trio.sleep(PURGE_PAUSE_S)
             except OSError as exc:
@@ -360,57 +392,6 @@ class Names:
             finally:
                 self._forget_decoded()
 
-    def _purge(self, txn: Transaction) -> bool:
-        """Remove up to about `PURGE_ROWS` rows; returns whether there are more."""
-        left = PURGE_ROWS
-        for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), PURGE_ROWS)):
-            if left <= 0:
-                return True
-            if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
-                rows = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
-                for key, value in rows:
-                    entry = _decode_entry(value)
-                    txn.delete(Table.NAMES, key)
-                    txn.delete(Table.INODES, U64.pack(entry.inode))
-                    if entry.kind is Kind.DIRECTORY:
-                        txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
-                if len(rows) == left:
-                    return True
-                left -= len(rows) + 1
-                txn.delete(Table.LISTINGS, directory)
-            txn.delete(Table.REMOVED, directory)
-        return next(txn.items(Table.REMOVED, b""), None) is not None
-
     def _forget_decoded(self) -> None:
         self._entries.clear()
         self._places.clear()
-
-    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return up to ``limit`` committed (name, entry) in byte order of names after ``name`` (b"": from the first)."""
-        prefix = U64.pack(directory)
-        start = prefix + name + b"\0" if name else prefix
-        return [
-            (key[8:], _decode_entry(value))
-            for key, value in self._store.committed_items(Table.NAMES, start, prefix, limit)
-        ]
-
-
-def _same(entry: Entry, found: Found) -> bool:
-    return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
-
-
-def _drop_number(txn: Transaction, entry: Entry, name: bytes, changes: Changes) -> None:
-    inode = U64.pack(entry.inode)
-    txn.delete(Table.INODES, inode)
-    changes.retired.append((entry.inode, name))
-    if entry.kind is Kind.DIRECTORY:
-        txn.put(Table.REMOVED, inode, b"")
-        changes.orphans = True
-
-
-def _check_in_use(txn: Transaction, directory: int, changes: Changes) -> None:
-    """What is recorded in a directory that went meanwhile has to go, too."""
-    inode = U64.pack(directory)
-    if directory != ROOT_INODE and txn.get(Table.INODES, inode) is None:
-        txn.put(Table.REMOVED, inode, b"")
-        changes.orphans = True

@@ -183,6 +183,24 @@ class IndexStore:
                     break
         return found
 
+    def current_items(self, table: Table, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Like `committed_items`, but with their newest values, and without those deleted since the last commit."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
+            for key, stored in _scan(cursor, start, prefix):
+                value: bytes | None = stored
+                for changes in (self._committing, self._pending):
+                    value = changes.get((table, key), value)
+                if value is not None:
+                    found.append((key, value))
+                    if len(found) >= limit:
+                        break
+        return found
+
+    def uncommitted_keys(self, table: Table, prefix: bytes) -> list[bytes]:
+        """Return the keys with changes that no transaction has begun to commit."""
+        return [key for changed, key in self._pending if changed is table and key.startswith(prefix)]
+
     @property
     def uncommitted(self) -> int:
         """Number of changes that are only in memory."""

@@ -1,0 +1,157 @@
+"""What the writer thread does to names in one transaction: parts of listings, ends of listings, purges.
+
+Meanwhile the event loop may change the same names; its changes are committed later and so win. What is left behind by
+such a race (an INODES row of a number that nobody uses) `Names` removes when the transaction is over.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+
+from luxfuse.core.names import wins
+from luxfuse.index.entries import Changes, Entry, Found, Listing, decode_entry, encode, same
+from luxfuse.index.held import HeldNames
+from luxfuse.index.store import U64, Table, Transaction
+from luxfuse.types import Kind
+
+ROOT_INODE = 1
+
+
+class Part:
+    """Part of listing ``serial`` of a directory, which began at ``checked_s``."""
+
+    def __init__(
+        self,
+        directory: int,
+        serial: int,
+        checked_s: float,
+        *,
+        last: bool,
+        held: HeldNames,
+        new_inode: Callable[[], int],
+    ) -> None:
+        self._directory = directory
+        self._serial = serial
+        self._checked_s = checked_s
+        self._last = last
+        self._held = held
+        self._new_inode = new_inode
+
+    def merge(self, txn: Transaction, found: Iterable[Found], now_s: float) -> Changes:
+        """Record it. ``now_s``: later than every lookup in this transaction."""
+        changes = Changes()
+        prefix = U64.pack(self._directory)
+        records: dict[bytes, bytes] = {}
+        empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
+        # Those that win their names first, and so they keep their inode numbers from listing to listing.
+        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.kind, f.name)):
+            key = prefix + item.name
+            if self._held.ignores(key, self._checked_s):
+                continue
+            stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
+            if stored is not None:
+                old = decode_entry(stored)
+                if not self._wins(old, item, changes):
+                    continue
+                if self._confirm(old, item, now_s):
+                    records[key] = encode(old)
+                    continue
+                _drop_number(txn, old, item.name, changes)
+                changes.names.append(item.name)
+            entry = self._entry(item)
+            records[key] = encode(entry)
+            changes.given.append((U64.pack(entry.inode), key))
+        txn.put_many(Table.NAMES, sorted(records.items()))
+        txn.put_many(Table.INODES, changes.given)
+        _check_in_use(txn, self._directory, changes)
+        return changes
+
+    def _wins(self, old: Entry, item: Found, changes: Changes) -> bool:
+        """Whether the item may have the name; notes it if it may not, or not yet."""
+        if old.kind is Kind.SPECIAL:
+            return True
+        if old.listing == self._serial and old.kind != item.kind:
+            changes.shadowed += 1
+            return wins(item.kind, old.kind)
+        if wins(old.kind, item.kind) and not self._last:
+            changes.deferred.append(item)
+            return False
+        return True
+
+    def _confirm(self, old: Entry, item: Found, now_s: float) -> bool:
+        """Whether the entry stays: it is the same, or a lookup since the listing began knows better."""
+        newer = self._checked_s < old.checked_s <= now_s
+        if not newer and not same(old, item):
+            return False
+        old.checked_s = old.checked_s if newer else self._checked_s
+        old.listing = self._serial
+        return True
+
+    def _entry(self, item: Found) -> Entry:
+        return Entry(
+            self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, self._checked_s, self._serial, None
+        )
+
+
+def complete(
+    txn: Transaction, directory: int, serial: int, fetched_s: float, held: HeldNames, now_s: float
+) -> Changes:
+    """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
+    changes = Changes()
+    prefix = U64.pack(directory)
+    gone = []
+    entries = 0
+    for key, value in txn.items(Table.NAMES, prefix, prefix):
+        entry = decode_entry(value)
+        stays = entry.listing >= serial or fetched_s <= entry.checked_s <= now_s
+        if stays or held.ignores(key, fetched_s):
+            entries += 1
+        else:
+            gone.append((key, entry))
+    for key, entry in gone:
+        txn.delete(Table.NAMES, key)
+        _drop_number(txn, entry, key[8:], changes)
+        changes.names.append(key[8:])
+    txn.put(Table.LISTINGS, prefix, encode(Listing(serial, fetched_s, entries)))
+    _check_in_use(txn, directory, changes)
+    return changes
+
+
+def purge(txn: Transaction, limit: int) -> bool:
+    """Remove up to about ``limit`` rows below removed directories; returns whether there are more."""
+    left = limit
+    for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), limit)):
+        if left <= 0:
+            return True
+        if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
+            rows = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
+            for key, value in rows:
+                entry = decode_entry(value)
+                txn.delete(Table.NAMES, key)
+                txn.delete(Table.INODES, U64.pack(entry.inode))
+                if entry.kind is Kind.DIRECTORY:
+                    txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
+            if len(rows) == left:
+                return True
+            left -= len(rows) + 1
+            txn.delete(Table.LISTINGS, directory)
+        txn.delete(Table.REMOVED, directory)
+    return next(txn.items(Table.REMOVED, b""), None) is not None
+
+
+def _drop_number(txn: Transaction, entry: Entry, name: bytes, changes: Changes) -> None:
+    inode = U64.pack(entry.inode)
+    txn.delete(Table.INODES, inode)
+    changes.retired.append((entry.inode, name))
+    if entry.kind is Kind.DIRECTORY:
+        txn.put(Table.REMOVED, inode, b"")
+        changes.orphans = True
+
+
+def _check_in_use(txn: Transaction, directory: int, changes: Changes) -> None:
+    """What is recorded in a directory that went meanwhile has to go, too."""
+    inode = U64.pack(directory)
+    if directory != ROOT_INODE and txn.get(Table.INODES, inode) is None:
+        txn.put(Table.REMOVED, inode, b"")
+        changes.orphans = True

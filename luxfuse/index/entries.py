@@ -1,0 +1,86 @@
+"""What the index records of names: the rows and what a listing brings. The tree itself is `names.Names`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from luxfuse.types import Kind
+
+
+class Attributes(msgspec.Struct, frozen=True, array_like=True):
+    """What object metadata says of a file, and what was set here; None where nothing is said.
+
+    ``mode`` holds permission bits; that of a `Kind.SPECIAL` has the type bits too. ``rdev`` is a device's number.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+    atime_ns: int | None = None
+    ctime_ns: int | None = None
+    rdev: int | None = None
+    xattrs: dict[str, bytes] | None = None
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it.
+
+    A time in the future (the clock was set back since) counts as the oldest.
+    """
+
+    inode: int
+    kind: Kind
+    size: int
+    version: str
+    mtime_ns: int
+    checked_s: float
+    listing: int = 0
+    attributes: Attributes | None = None
+
+
+class Listing(msgspec.Struct, array_like=True, frozen=True):
+    """A complete listing of a directory: its serial number (rising), when it began, how many entries it had."""
+
+    serial: int
+    fetched_s: float
+    entries: int
+
+
+class Found(msgspec.Struct, gc=False):
+    """One entry as a listing brings it."""
+
+    name: bytes
+    kind: Kind
+    size: int = 0
+    version: str = ""
+    mtime_ns: int = 0
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a merged part of a listing changed. ``names``: what the kernel has to forget."""
+
+    names: list[bytes] = field(default_factory=list)
+    shadowed: int = 0
+    """Entries that lost their name to another kind (see core/names)."""
+    deferred: list[Found] = field(default_factory=list)
+    """Entries to be merged last: a kind that wins over theirs had the name, and may still turn up."""
+    retired: list[tuple[int, bytes]] = field(default_factory=list)
+    """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
+    given: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """New INODES rows."""
+    orphans: bool = False
+    """Whether there is something for `Names.purger` to do."""
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_entry = msgspec.msgpack.Decoder(Entry).decode
+decode_listing = msgspec.msgpack.Decoder(Listing).decode
+
+
+def same(entry: Entry, found: Found) -> bool:
+    """Whether a name still stands for what is recorded of it."""
+    return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)
