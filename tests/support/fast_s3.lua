@@ -25,13 +25,18 @@ struct fs3_dirent *readdir(void *dir);
 int closedir(void *dir);
 int mkdir(const char *path, unsigned mode);
 int rmdir(const char *path);
+int link(const char *from, const char *to);
 int kill(int pid, int sig);
 int getppid(void);
 int setxattr(const char *path, const char *name, const char *value, size_t size, int flags);
 ssize_t getxattr(const char *path, const char *name, char *value, size_t size);
+int open(const char *path, int flags, ...);
+int close(int fd);
+ssize_t copy_file_range(int in, int64_t *in_offset, int out, int64_t *out_offset, size_t size, unsigned flags);
 ]]
 
 local AT_FDCWD, STATX_BASIC = -100, 0x7ff
+local O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_CLOEXEC = 0, 1, 64, 512, 524288
 local MARKER = ".fast-s3-directory"
 local XATTR = "user.fast_s3"
 local XMLNS = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -39,7 +44,8 @@ local STATUS = {
     NoSuchKey = 404, NoSuchBucket = 404, NoSuchUpload = 404, PreconditionFailed = 412, InvalidPart = 400,
     BucketNotEmpty = 409, BucketAlreadyOwnedByYou = 409, NotImplemented = 501, InternalError = 500,
     MethodNotAllowed = 405, InvalidArgument = 400, MalformedXML = 400, SlowDown = 503, ServiceUnavailable = 503,
-    BadDigest = 400,
+    BadDigest = 400, InvalidPartOrder = 400, EntityTooSmall = 400, KeyTooLongError = 400, MetadataTooLarge = 400,
+    InvalidRequest = 400,
 }
 local MESSAGE = {
     NoSuchKey = "The specified key does not exist.", NoSuchBucket = "The specified bucket does not exist",
@@ -51,6 +57,7 @@ local M = {}
 local data, scratch, parent
 local st = ffi.new("struct fs3_statx")
 local xattr_buffer = ffi.new("char[16384]")
+local MOST_METADATA, LEAST_PART = 2048, 5 * 1048576
 
 function M.configure(data_, scratch_, parent_)
     data, scratch, parent = data_, scratch_, parent_
@@ -93,21 +100,52 @@ local function prune(path, bucket_dir)
     end
 end
 
+-- Copies the pieces {path, offset or nil, length or nil} one after another to the new file TARGET, in the kernel.
+local function copy_files(pieces, target)
+    local flags = bit.bor(O_WRONLY, O_CREAT, O_TRUNC, O_CLOEXEC)
+    local out = C.open(target, flags, ffi.cast("int", 420))
+    local ok = out >= 0
+    for _, piece in ipairs(pieces) do
+        local input = ok and C.open(piece[1], bit.bor(O_RDONLY, O_CLOEXEC)) or -1
+        ok = input >= 0
+        if not ok then break end
+        local at, left = ffi.new("int64_t[1]", piece[2] or 0), piece[3] or math.huge
+        while left > 0 do
+            local done = tonumber(C.copy_file_range(input, at, out, nil, math.min(left, 2 ^ 30), 0))
+            if done <= 0 then
+                ok = done == 0 and left == math.huge
+                break
+            end
+            left = left - done
+        end
+        C.close(input)
+        if not ok then break end
+    end
+    if out >= 0 then C.close(out) end
+    return ok
+end
+
+local function set_metadata(path, text)
+    if text ~= "" then C.setxattr(path, XATTR, text, #text, 0) end
+end
+
+local function get_metadata(path)
+    local size = C.getxattr(path, XATTR, xattr_buffer, 16384)
+    return size > 0 and ffi.string(xattr_buffer, size) or ""
+end
+
 local function install(from, path)
     for _ = 1, 100 do -- a concurrent delete may prune the directory under us
         make_parents(path)
         local ok, why, code = os.rename(from, path)
         if ok then return true end
         if code == 18 then -- another file system
-            local source, target = io.open(from, "rb"), io.open(path .. ".fast-s3-part", "wb")
-            if not source or not target then return false, why end
-            for block in function() return source:read(1048576) end do target:write(block) end
-            source:close()
-            target:close()
+            if not copy_files({ { from } }, path .. ".fast-s3-part") then return false, why end
+            set_metadata(path .. ".fast-s3-part", get_metadata(from))
             os.remove(from)
             from = path .. ".fast-s3-part"
         elseif code ~= 2 then
-            return false, why
+            return false, why, code
         end
     end
     return false, "gave up"
@@ -150,6 +188,8 @@ end
 local function answer(status, body, kind)
     ngx.status = status
     ngx.ctx.answered = true
+    ngx.req.clear_header("If-None-Match") -- else nginx compares the ETag of the answer with them
+    ngx.req.clear_header("If-Match")
     if body then
         ngx.header["Content-Type"] = kind or "application/xml"
         ngx.header["Content-Length"] = #body
@@ -363,15 +403,6 @@ local function metadata_text(headers)
     return table.concat(lines, "\n")
 end
 
-local function set_metadata(path, text)
-    if text ~= "" then C.setxattr(path, XATTR, text, #text, 0) end
-end
-
-local function get_metadata(path)
-    local size = C.getxattr(path, XATTR, xattr_buffer, 16384)
-    return size > 0 and ffi.string(xattr_buffer, size) or ""
-end
-
 -- bodies ------------------------------------------------------------------------------------------------------------
 
 -- x-amz-content-sha256: STREAMING-...: the body is cut in chunks, each "SIZE;signature\r\nBYTES\r\n".
@@ -430,51 +461,78 @@ local function get_object(path)
     if path:sub(-#MARKER) == MARKER then return ngx.req.set_uri(ngx.var.uri .. MARKER) end
 end
 
+-- The error code that a condition on the object to be written asks for, or nil.
 local function forbidden_by_condition(path)
     local if_none, if_match = ngx.var.http_if_none_match, ngx.var.http_if_match
-    if not if_none and not if_match then return false end
+    if not if_none and not if_match then return nil end
     local entry = stat(path)
     local exists = entry and entry.file
-    if if_none and exists and matches(if_none, entry.etag) then return true end
-    return if_match and not (exists and matches(if_match, entry.etag))
+    if if_none and exists and matches(if_none, entry.etag) then return "PreconditionFailed" end
+    if if_match and not exists then return "NoSuchKey" end
+    return if_match and not matches(if_match, entry.etag) and "PreconditionFailed" or nil
 end
 
+local ENAMETOOLONG = 36
+
+-- Puts the file FROM in place, if the request's condition holds at that moment; returns its entry, or nil and an error
+-- code. The workers exclude each other, so that of two conditional writes one fails.
 local function store(from, path, metadata)
     set_metadata(from, metadata)
-    local ok, why = install(from, path)
-    if not ok then
-        ngx.log(ngx.ERR, "cannot store ", path, ": ", why)
-        os.remove(from)
-        return nil
+    local locks = ngx.shared.locks
+    while not locks:add(path, true, 5) do ngx.sleep(0.001) end
+    local code, entry = forbidden_by_condition(path), nil
+    if not code then
+        local ok, why, number = install(from, path)
+        if ok then
+            entry = stat(path)
+        else
+            ngx.log(ngx.ERR, "cannot store ", path, ": ", why)
+            code = number == ENAMETOOLONG and "KeyTooLongError" or "InternalError"
+        end
     end
-    return stat(path)
+    locks:delete(path)
+    if not entry then os.remove(from) end
+    return entry, code
 end
 
-local function copy_object(bucket, key, source)
-    source = ngx.unescape_uri((source:gsub("%+", "%%2B"):gsub("^/", ""):gsub("%?.*$", "")))
-    local from_bucket, from_key = source:match("^([^/]+)/(.+)$")
-    local from = from_bucket and object_path(from_bucket, from_key)
-    local entry = from and stat(from)
-    if not entry or not entry.file then return fail("NoSuchKey") end
+-- The bucket and key that x-amz-copy-source names, as a path and its entry; or nil and an error code.
+local function copy_source(header)
+    local name = ngx.unescape_uri((header:gsub("%+", "%%2B"):gsub("^/", ""):gsub("%?.*$", "")))
+    local bucket, key = name:match("^([^/]+)/(.+)$")
+    local path = bucket and object_path(bucket, key)
+    local entry = path and stat(path)
+    if not entry or not entry.file then return nil, "NoSuchKey" end
     local expected = ngx.var.http_x_amz_copy_source_if_match
-    if expected and not matches(expected, entry.etag) then return fail("PreconditionFailed") end
+    if expected and not matches(expected, entry.etag) then return nil, "PreconditionFailed" end
+    return path, entry
+end
+
+local function copy_object(bucket, key, header)
+    local from, entry = copy_source(header)
+    if not from then return fail(entry) end
     local replace = ngx.var.http_x_amz_metadata_directive == "REPLACE"
-    local metadata = replace and metadata_text(ngx.req.get_headers()) or get_metadata(from)
-    local copied = store(write_temporary(read_all(from)), object_path(bucket, key), metadata)
-    if not copied then return fail("InternalError") end
+    local path = object_path(bucket, key)
+    if path == from and not replace then return fail("InvalidRequest") end
+    if entry.size > 5 * 2 ^ 30 then return fail("InvalidRequest") end
+    local metadata = replace and metadata_text(ngx.req.get_headers(200)) or get_metadata(from)
+    local new = temporary()
+    if not copy_files({ { from } }, new) then return fail("InternalError") end
+    local copied, code = store(new, path, metadata)
+    if not copied then return fail(code) end
     return document("CopyObjectResult", "<LastModified>", iso_time(copied.sec, copied.nsec), "</LastModified><ETag>",
         xml(copied.etag), "</ETag>")
 end
 
 local function put_object(bucket, key)
-    local path = object_path(bucket, key)
-    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
+    local code = forbidden_by_condition(object_path(bucket, key))
+    if code then return fail(code) end
     local source = ngx.var.http_x_amz_copy_source
     if source then return copy_object(bucket, key, source) end
-    local from = body_file()
-    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
-    local entry = store(from, path, metadata_text(ngx.req.get_headers(200)))
-    if not entry then return fail("InternalError") end
+    local metadata = metadata_text(ngx.req.get_headers(200))
+    if #metadata > MOST_METADATA + 1024 then return fail("MetadataTooLarge") end
+    local entry
+    entry, code = store(body_file(), object_path(bucket, key), metadata)
+    if not entry then return fail(code) end
     ngx.header["ETag"] = entry.etag
     return answer(200)
 end
@@ -514,54 +572,94 @@ end
 local function start_upload(bucket, key)
     serial = serial + 1
     local id = string.format("u%dx%dx%d", ngx.worker.pid(), serial, math.random(2 ^ 30))
-    C.mkdir(scratch .. "/uploads/" .. id, 448)
-    os.rename(write_temporary(metadata_text(ngx.req.get_headers(200))), scratch .. "/uploads/" .. id .. "/metadata")
+    local dir = scratch .. "/uploads/" .. id
+    C.mkdir(dir, 448)
+    os.rename(write_temporary(metadata_text(ngx.req.get_headers(200))), dir .. "/metadata")
+    os.rename(write_temporary(bucket .. "/" .. key), dir .. "/key")
     return document("InitiateMultipartUploadResult", "<Bucket>", xml(bucket), "</Bucket><Key>", xml(key),
         "</Key><UploadId>", id, "</UploadId>")
 end
 
+-- All open uploads of a bucket in one page: tests have few.
+local function list_uploads(bucket, prefix)
+    local out = {}
+    for _, id in ipairs(names_in(scratch .. "/uploads/")) do
+        local file = io.open(scratch .. "/uploads/" .. id .. "key", "rb")
+        local name = file and file:read("*a") or ""
+        if file then file:close() end
+        if starts(name, bucket .. "/" .. prefix) then
+            local entry = stat(scratch .. "/uploads/" .. id .. "key")
+            out[#out + 1] = "<Upload><Key>" .. xml(name:sub(#bucket + 2)) .. "</Key><UploadId>" .. id:sub(1, -2)
+                .. "</UploadId><Initiated>" .. iso_time(entry.sec, entry.nsec) .. "</Initiated></Upload>"
+        end
+    end
+    return document("ListMultipartUploadsResult", "<Bucket>", xml(bucket), "</Bucket><IsTruncated>false</IsTruncated>",
+        table.concat(out))
+end
+
 local function put_part(args)
     local dir, number = upload_dir(args.uploadId), tonumber(args.partNumber)
-    if not dir or not number then return fail("NoSuchUpload") end
-    local copy = ngx.var.http_x_amz_copy_source
+    if not dir then return fail("NoSuchUpload") end
+    if not number or number < 1 or number > 10000 then return fail("InvalidArgument") end
+    local header = ngx.var.http_x_amz_copy_source
     local from
-    if copy then
-        local name = ngx.unescape_uri((copy:gsub("%+", "%%2B"):gsub("^/", "")))
-        local file = io.open(data .. "/" .. name, "rb")
-        if not file then return fail("NoSuchKey") end
-        local first, last = (ngx.var.http_x_amz_copy_source_range or ""):match("bytes=(%d+)%-(%d+)")
-        if first then file:seek("set", tonumber(first)) end
-        from = write_temporary(file:read(first and tonumber(last) - tonumber(first) + 1 or "*a") or "")
-        file:close()
+    if header then
+        local source, entry = copy_source(header)
+        if not source then return fail(entry) end
+        local first, last = (ngx.var.http_x_amz_copy_source_range or ""):match("^bytes=(%d+)%-(%d+)$")
+        if first and tonumber(last) >= entry.size then return fail("InvalidArgument") end
+        from = temporary()
+        local piece = { source, tonumber(first), first and tonumber(last) - tonumber(first) + 1 }
+        if not copy_files({ piece }, from) then return fail("InternalError") end
     else
         from = body_file()
     end
-    local path = dir .. "/" .. number
-    if not install(from, path) then return fail("InternalError") end
+    local path = dir .. "/" .. string.format("%05d", number)
+    if not os.rename(from, path) then -- it was aborted or completed meanwhile
+        os.remove(from)
+        return fail("NoSuchUpload")
+    end
     local entry = stat(path)
-    if copy then return document("CopyPartResult", "<ETag>", xml(entry.etag), "</ETag>") end
+    if header then return document("CopyPartResult", "<ETag>", xml(entry.etag), "</ETag>") end
     ngx.header["ETag"] = entry.etag
     return answer(200)
+end
+
+-- The pieces that a CompleteMultipartUpload document names; or nil and an error code.
+local function parts_of(dir, body)
+    local pieces, previous, small = {}, 0, false
+    for part in body:gmatch("<Part>(.-)</Part>") do
+        local number = tonumber(part:match("<PartNumber>%s*(%d+)%s*</PartNumber>"))
+        local etag = (part:match("<ETag>%s*(.-)%s*</ETag>") or ""):gsub("&quot;", '"'):gsub("&#34;", '"')
+        local path = dir .. "/" .. string.format("%05d", number or 0)
+        local entry = number and stat(path)
+        if not entry or not matches(etag, entry.etag) then return nil, "InvalidPart" end
+        if number <= previous then return nil, "InvalidPartOrder" end
+        if small then return nil, "EntityTooSmall" end
+        previous, small = number, entry.size < LEAST_PART
+        pieces[#pieces + 1] = { path }
+    end
+    if #pieces == 0 then return nil, "MalformedXML" end
+    return pieces
 end
 
 local function complete_upload(bucket, key, id)
     local dir, path = upload_dir(id), object_path(bucket, key)
     if not dir then return fail("NoSuchUpload") end
     local body = body_text()
-    if forbidden_by_condition(path) then return fail("PreconditionFailed") end
+    local pieces, code = parts_of(dir, body)
+    code = code or forbidden_by_condition(path)
+    if code then return fail(code) end
     local from = temporary()
-    local target = assert(io.open(from, "wb"))
-    for part in body:gmatch("<Part>(.-)</Part>") do
-        local number = part:match("<PartNumber>%s*(%d+)%s*</PartNumber>")
-        local source = number and io.open(dir .. "/" .. tonumber(number), "rb")
-        if not source then return fail("InvalidPart") end
-        for block in function() return source:read(1048576) end do target:write(block) end
-        source:close()
+    if #pieces == 1 then
+        C.link(pieces[1][1], from)
+    elseif not copy_files(pieces, from) then
+        return fail("InternalError")
     end
-    target:close()
-    local entry = store(from, path, read_all(dir .. "/metadata"))
+    local entry
+    entry, code = store(from, path, read_all(dir .. "/metadata"))
+    if not entry then return fail(code) end
     drop_upload(dir)
-    if not entry then return fail("InternalError") end
     return document("CompleteMultipartUploadResult", "<Bucket>", xml(bucket), "</Bucket><Key>", xml(key),
         "</Key><ETag>", xml(entry.etag), "</ETag>")
 end
@@ -609,7 +707,7 @@ local function serve_bucket(bucket, method, args)
     if method ~= "GET" then return fail("MethodNotAllowed") end
     if args.location then return document("LocationConstraint", "") end
     if args.versioning then return document("VersioningConfiguration", "") end
-    if args.uploads then return document("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>") end
+    if args.uploads then return list_uploads(bucket, type(args.prefix) == "string" and args.prefix or "") end
     control:incr("lists", 1, 0)
     return list_objects(bucket, args)
 end
