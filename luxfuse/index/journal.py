@@ -1,0 +1,297 @@
+"""The journal: what was changed here and is not in the under-store yet. The truth about it, across crashes.
+
+Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
+(key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload);
+META: ``format``, ``next_id``. (Digests, because object keys are longer than LMDB takes as keys.)
+
+Theory of operation
+-------------------
+All records are mirrored in memory. A note (`put_file`, `drop_delete`, ...) changes the mirror and queues rows, without
+waiting; a commit writes all queued rows in one transaction, synced to the platter. As notes are made in the event loop
+and a commit takes the whole queue between two of its steps, what was noted in one stretch of code without an await
+becomes durable as a whole or not at all. Commits are grouped: while one runs, those who wait for the next share it.
+
+When a commit fails (ENOSPC, EIO), its waiters get the error, the rows stay queued, and `committer` tries again;
+`failing` says so meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from pathlib import Path
+
+import msgspec
+import trio
+import xxhash
+
+from luxfuse.index.journal_file import JournalFile, Rows, Table
+from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord
+from luxfuse.index.store import U64
+
+__all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
+
+log = logging.getLogger(__name__)
+
+RECORDS_BOUND = 1_000_000
+INLINE_BOUND = 64 << 20
+"""Bytes of inline content that may wait for a failing disk."""
+ID_BLOCK = 1 << 20
+COMMIT_DELAY_S = 0.02
+RETRY_INTERVAL_S = 2.0
+
+
+class _Round:
+    """One commit, and what came of it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: OSError | None = OSError(errno.EIO, "the commit was interrupted")
+
+    def result(self) -> None:
+        """Raise what the commit failed with; each waiter gets an exception of its own."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror) from self.error
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_file = msgspec.msgpack.Decoder(FileRecord).decode
+_decode_delete = msgspec.msgpack.Decoder(tuple[str, DeleteRecord]).decode
+_decode_operation = msgspec.msgpack.Decoder(OperationRecord).decode
+_decode_upload = msgspec.msgpack.Decoder(tuple[str, str]).decode
+
+
+class Journal:
+    """One open journal, used from the event loop's thread. Records in the mirror are changed by `put_...` only."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal in directory ``path``. Raises `IndexFormatError`."""
+        self.path = path
+        self.files: dict[int, FileRecord] = {}
+        self.deletes: dict[str, DeleteRecord] = {}
+        self.operations: dict[int, OperationRecord] = {}
+        self.uploads: set[tuple[str, str]] = set()
+        self.failing: str | None = None
+        self._pending: Rows = {}
+        self._committing: Rows = {}
+        self._inline: set[int] = set()
+        self._inline_waiting = 0
+        self._next: _Round | None = None
+        self._running: _Round | None = None
+        self._writer = trio.Lock()
+        self._thread = trio.CapacityLimiter(1)
+        self._changed = trio.Event()
+        self._file = JournalFile(path)
+        try:
+            self._load()
+            self._next_id = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
+            self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
+            self._file.commit({(Table.META, b"next_id"): U64.pack(self._reserving)})
+        except (msgspec.MsgspecError, struct.error, OSError) as exc:
+            self._file.close()
+            raise self._file.unusable(str(exc)) from exc
+
+    def _load(self) -> None:
+        rows = self._file.rows
+        self.files = {U64.unpack(key)[0]: _decode_file(value) for key, value in rows(Table.FILES)}
+        self.operations = {U64.unpack(key)[0]: _decode_operation(value) for key, value in rows(Table.OPERATIONS)}
+        self.deletes = dict(_decode_delete(value) for _, value in rows(Table.DELETES))
+        self.uploads = {_decode_upload(value) for _, value in rows(Table.UPLOADS)}
+        self._inline = {U64.unpack(key)[0] for key, _ in rows(Table.INLINE)}
+
+    # -- ids
+
+    def new_id(self) -> int:
+        """Return a number that was never returned before, not even by a run that crashed. Raises OSError ENOSPC.
+
+        That it was taken needs no commit: they are reserved in blocks.
+        """
+        if self._next_id >= self._reserved:
+            raise OSError(errno.ENOSPC, f"journal {self.path} cannot reserve numbers: {self.failing}")
+        number: int = self._next_id
+        self._next_id += 1
+        if self._reserving - self._next_id < ID_BLOCK:
+            self._reserving += ID_BLOCK
+            self._note(Table.META, b"next_id", U64.pack(self._reserving))
+        return number
+
+    # -- notes
+
+    def put_file(self, number: int, record: FileRecord, inline: bytes | None = None) -> None:
+        """Note a file, and its content if ``inline`` is given; else ``record.has_inline`` says if the noted one stays.
+
+        Raises OSError ENOSPC, with nothing noted, for a new file where there are too many, and for inline content
+        while too much of it waits for a failing disk.
+        """
+        if number not in self.files:
+            self._check_room(len(self.files))
+        key = U64.pack(number)
+        if inline is not None:
+            if self.failing and self._inline_waiting + len(inline) > INLINE_BOUND:
+                raise OSError(errno.ENOSPC, f"journal {self.path} cannot be written: {self.failing}")
+            record.has_inline = True
+            self._inline.add(number)
+            self._note(Table.INLINE, key, inline)
+        elif not record.has_inline:
+            self._drop_inline(number)
+        self.files[number] = record
+        self._note(Table.FILES, key, _encode(record))
+
+    def drop_file(self, number: int) -> None:
+        """The file is in the store, or gone for good; it need not be known."""
+        if self.files.pop(number, None) is not None:
+            self._drop_inline(number)
+            self._note(Table.FILES, U64.pack(number), None)
+
+    def _drop_inline(self, number: int) -> None:
+        if number in self._inline:
+            self._inline.remove(number)
+            self._note(Table.INLINE, U64.pack(number), None)
+
+    def inline(self, number: int) -> bytes | None:
+        """Return the content that was noted with a file, if any."""
+        row = (Table.INLINE, U64.pack(number))
+        for changes in (self._pending, self._committing):
+            if row in changes:
+                return changes[row]
+        return self._file.get(*row) if number in self._inline else None
+
+    def put_delete(self, key: str, record: DeleteRecord) -> None:
+        """Note an object to be deleted. Raises OSError ENOSPC, with nothing noted, where there are too many."""
+        if key not in self.deletes:
+            self._check_room(len(self.deletes))
+        self.deletes[key] = record
+        self._note(Table.DELETES, _digest(key), _encode((key, record)))
+
+    def drop_delete(self, key: str) -> None:
+        """The object is deleted, or not to be deleted any more; it need not be known."""
+        if self.deletes.pop(key, None) is not None:
+            self._note(Table.DELETES, _digest(key), None)
+
+    def put_operation(self, number: int, record: OperationRecord) -> None:
+        """Note a change of several steps, or how far it has come."""
+        self.operations[number] = record
+        self._note(Table.OPERATIONS, U64.pack(number), _encode(record))
+
+    def drop_operation(self, number: int) -> None:
+        """The change is complete, or undone; it need not be known."""
+        if self.operations.pop(number, None) is not None:
+            self._note(Table.OPERATIONS, U64.pack(number), None)
+
+    def note_upload(self, key: str, upload: str) -> None:
+        """Note a multipart upload that was begun."""
+        self.uploads.add((key, upload))
+        self._note(Table.UPLOADS, _digest(key, upload), _encode((key, upload)))
+
+    def drop_upload(self, key: str, upload: str) -> None:
+        """The upload was completed or given up; it need not be known."""
+        if (key, upload) in self.uploads:
+            self.uploads.remove((key, upload))
+            self._note(Table.UPLOADS, _digest(key, upload), None)
+
+    def _check_room(self, count: int) -> None:
+        if count >= RECORDS_BOUND:
+            raise OSError(errno.ENOSPC, f"journal {self.path} holds {count} records")
+
+    def _note(self, table: Table, key: bytes, value: bytes | None) -> None:
+        if table is Table.INLINE:
+            self._inline_waiting += len(value or b"") - len(self._pending.get((table, key)) or b"")
+        self._pending[table, key] = value
+        self._changed.set()
+
+    # -- committing
+
+    @property
+    def uncommitted(self) -> int:
+        """Number of rows that are only in memory."""
+        return len(self._pending) + len(self._committing)
+
+    async def commit(self) -> None:
+        """Return when everything noted before is durable. Raises OSError if it cannot be made so now."""
+        if self._pending:
+            if self._next is None:
+                self._next = _Round()
+                await self._lead(self._next)
+                return
+            waited_for = self._next
+        elif self._running is not None:
+            waited_for = self._running
+        else:
+            return
+        await waited_for.done.wait()
+        waited_for.result()
+
+    async def committer(self) -> None:
+        """Commit notes in the background at the latest `COMMIT_DELAY_S` after they were made, until cancelled."""
+        while True:
+            await self._changed.wait()
+            await trio.sleep(COMMIT_DELAY_S)
+            self._changed = trio.Event()
+            try:
+                await self.commit()
+            except OSError:
+                await trio.sleep(RETRY_INTERVAL_S)
+                self._changed.set()
+
+    async def _lead(self, round_: _Round) -> None:
+        """Commit for all who wait for this round; so it is carried through, whatever becomes of the caller."""
+        try:
+            with trio.CancelScope(shield=True):
+                async with self._writer:
+                    self._next, self._running = None, round_
+                    await self._write()
+                    round_.error = None
+        except OSError as exc:
+            round_.error = exc
+        except Exception as exc:
+            log.exception("a commit of the journal failed in an unexpected way")
+            round_.error = OSError(errno.EIO, f"internal error: {type(exc).__name__}")
+        finally:
+            self._running = None
+            if self._next is round_:
+                self._next = None
+            round_.done.set()
+        round_.result()
+
+    async def _write(self) -> None:
+        changes, self._pending = self._pending, {}
+        self._committing = changes
+        try:
+            await trio.to_thread.run_sync(self._file.commit, changes, limiter=self._thread)
+        except BaseException as exc:
+            changes.update(self._pending)
+            self._pending = changes
+            self._inline_waiting = _inline_bytes(changes)
+            self._fail(exc)
+            raise
+        finally:
+            self._committing = {}
+        self._inline_waiting -= _inline_bytes(changes)
+        if (reserved := changes.get((Table.META, b"next_id"))) is not None:
+            self._reserved = U64.unpack(reserved)[0]
+        if self.failing:
+            log.info("journal %s is written again", self.path)
+            self.failing = None
+
+    def _fail(self, exc: BaseException) -> None:
+        if not self.failing:
+            log.warning("journal cannot be written, keeping changes in memory: %s", exc)
+        self.failing = str(exc) or type(exc).__name__
+        if self._file.damaged:
+            try:
+                self._file.reopen()
+            except OSError as again:
+                self.failing = str(again)
+
+    def close(self) -> None:
+        """Close; `commit` before, or what was noted since is lost."""
+        self._file.close()
+
+
+def _inline_bytes(changes: Rows) -> int:
+    return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
+
+
+def _digest(*parts: str) -> bytes:
+    return xxhash.xxh3_128_digest("\0".join(parts).encode("utf-8", "surrogateescape"))

@@ -1,0 +1,52 @@
+"""What the journal says of one change that is not in the under-store yet."""
+
+from __future__ import annotations
+
+import msgspec
+
+from luxfuse.index.entries import Attributes
+from luxfuse.types import Kind, WriteMode
+
+
+class FileRecord(msgspec.Struct, array_like=True):
+    """A file, directory, symlink or special file that was changed here; its id names the staging file.
+
+    ``key``: object key in the under-store, "d/" for directories, "x.rclonelink" for symlinks. ``expect``: version
+    believed to be in the store under the key; "" = absent; None = unknown. Content below ``base_size`` whose staging
+    pages are holes comes from the object ``base_key`` of ``base_version``; 0: staging is complete. ``stamp``: mtime in
+    ns of the staging file when it was last noted. ``closed``: closed or fsynced at least once: uploaded after a crash.
+    ``content``: False if only attributes changed. ``since_s``: wall-clock time of the first change.
+    """
+
+    key: str
+    kind: Kind
+    mode: WriteMode
+    inode: int
+    attributes: Attributes | None
+    expect: str | None
+    base_key: str
+    base_version: str
+    base_size: int
+    size: int
+    stamp: int
+    closed: bool
+    content: bool
+    since_s: float
+    has_inline: bool = False
+
+
+class DeleteRecord(msgspec.Struct, array_like=True):
+    """An object to be deleted. ``after``: id of a file whose upload must come first, 0: none."""
+
+    version: str | None
+    after: int
+    since_s: float
+
+
+class OperationRecord(msgspec.Struct, array_like=True):
+    """A change of several steps, and how many are done."""
+
+    kind: str
+    arguments: dict[str, str]
+    step: int
+    since_s: float
