@@ -128,7 +128,8 @@ class Journal:
             self._check_room(len(self.files))
         key = U64.pack(number)
         if inline is not None:
-            if self.failing and self._inline_waiting + len(inline) > INLINE_BOUND:
+            replaced = self._pending.get((Table.INLINE, key)) or b""
+            if self.failing and self._inline_waiting - len(replaced) + len(inline) > INLINE_BOUND:
                 raise OSError(errno.ENOSPC, f"journal {self.path} cannot be written: {self.failing}")
             record.has_inline = True
             self._inline.add(number)
