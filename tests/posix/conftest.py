@@ -1,0 +1,60 @@
+"""Runs every test of this directory in each place, in a process of its own.
+
+Only a test's own function touches the place: fixtures run in the process of the tests, which a hung mount must not
+hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.posix import processes
+from tests.posix.places import KINDS, Place, Places
+
+
+@pytest.fixture(scope="session")
+def _places() -> Iterator[Places]:
+    places = Places()
+    try:
+        yield places
+    finally:
+        places.close()
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, _places: Places) -> Iterator[Place]:
+    """A directory of the test's own in each kind of place."""
+    kind = request.param
+    yield _places.fresh(kind, request.node.name)
+    outcome = request.node.stash.get(_OUTCOME, None)
+    if isinstance(outcome, processes.TimedOut):
+        _places.free(kind)
+    unexpected = _places.new_log_lines(kind)
+    if unexpected and outcome is None:
+        pytest.fail("unexpected log lines of the daemon:\n" + "\n".join(unexpected[:20]), pytrace=False)
+
+
+_OUTCOME = pytest.StashKey[BaseException | None]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """Make the test's place and call the test there, in a process with a time limit."""
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    place = arguments.get("place")
+    if not isinstance(place, Place):
+        return None
+
+    def call() -> None:
+        place.path.mkdir()
+        place.path.chmod(0o777)
+        pyfuncitem.obj(**arguments)
+
+    try:
+        processes.run_test(call, processes.LIMIT_S)
+    except BaseException as exc:
+        pyfuncitem.stash[_OUTCOME] = exc
+        raise
+    return True
