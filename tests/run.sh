@@ -2,6 +2,7 @@
 # Runs the tests, after installing what they need; arguments go to pytest.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../examples/bootstrap.sh"
-bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr fio nodejs npm
+bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr nodejs npm \
+    fio stress-ng dbench sqlite3 git rsync make
 cd "$REPOSITORY"
 exec "$VENV/bin/python" -m pytest "$@"

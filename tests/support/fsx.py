@@ -211,7 +211,10 @@ class Fsx:
             return
         where = next((i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b), None)
         if where is None:
-            raise Mismatch(self._report(f"{how} at {offset}: {len(data)} bytes, expected {len(expected)}"))
+            raise Mismatch(self._report(
+                f"{how} at {offset}+{wanted}: first difference at offset {offset + min(len(data), len(expected))}: "
+                f"{len(data)} bytes, expected {len(expected)}"
+            ))  # fmt: skip
         different = sum(a != b for a, b in zip(data, expected, strict=False))
         raise Mismatch(self._report(
             f"{how} at {offset}+{wanted}: first difference at offset {offset + where}, {different} bytes differ; "
