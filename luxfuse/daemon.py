@@ -247,7 +247,7 @@ class _Daemon:
             mtime_ns=time.time_ns(),
         )
         fs = FileSystem(namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier)
-        operations = Operations(fs, s.negative_ttl_s)
+        operations = Operations(fs, s.negative_ttl_s, read_only=s.read_only)
         session = Session(
             operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
             want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=directory.path,

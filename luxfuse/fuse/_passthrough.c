@@ -2,20 +2,26 @@
  *
  * Theory of operation
  * -------------------
- * Loaded with RTLD_GLOBAL before pyfuse3, this module's definitions of three libfuse functions are found first:
+ * Loaded with RTLD_GLOBAL before pyfuse3, this module's definitions of five libfuse functions are found first:
  *
  *   fuse_session_fd, fuse_session_receive_buf   pyfuse3 waits on an eventfd of ours and takes requests from our queue
- *   fuse_reply_open                             adds the backing id and the open flags that pyfuse3 has no field for
+ *   fuse_reply_open, fuse_reply_create          add the backing id and the open flags that pyfuse3 has no field for
+ *   fuse_session_new                            adds `fallocate` to the operations, which pyfuse3 has no handler for
  *
  * A thread of ours, the *lane*, is the only reader of /dev/fuse. What needs no decision it answers itself, without the
- * interpreter lock: OPEN of an inode that Python has registered with a backing id and whose freshness has not run
- * out, RELEASE of a passthrough handle, and FORGET (inode numbers are persistent here, so lookup counts mean nothing).
+ * interpreter lock: OPEN for reading of an inode that Python has registered with a backing id and whose freshness has
+ * not run out, RELEASE of a passthrough handle that only reads, FORGET (inode numbers are persistent here, so lookup
+ * counts mean nothing), and the question for file capabilities, which comes with writes and is always answered by no.
  * Everything else goes to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
  *
- * The table below is the only place that counts passthrough opens. Python alone adds and retires entries; the lane
- * alone, and `acquire`, count opens. One mutex guards it; it is never held across a system call that can block.
+ * The table below is the only place that counts passthrough opens. Python alone adds and retires entries. Opens are
+ * counted by the lane and `acquire`; closes by the lane, or by `released` where the handle writes: its RELEASE goes to
+ * Python, and until Python has dealt with it the inode keeps its backing. One mutex guards the table; it is never held
+ * across a system call that can block.
  *
- * A handle (fh) with bit 63 set carries flags: see MARK_*. A passthrough handle is MARK | MARK_FAST | inode number.
+ * A handle (fh) with bit 63 set carries flags: see MARK_*. A passthrough handle is MARK | MARK_FAST | inode number, and
+ * MARK_WRITE if it was opened for writing. Backing files are registered with descriptors that only read: the kernel
+ * opens the file again, with the flags of the program, for each open.
  */
 #define PY_SSIZE_T_CLEAN
 #define FUSE_USE_VERSION 35
@@ -29,6 +35,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +58,11 @@
 #define OPEN_CACHE_DIR (1u << 3)
 #define OPEN_NOFLUSH (1u << 5)
 #define OPEN_PASSTHROUGH (1u << 7)
+
+#define SETATTR_CTIME (1u << 10)
+#define SETATTR_KILL_SUIDGID (1u << 11)
+#define OPEN_KILL_SUIDGID (1u << 0)
+#define FLAG_KILL_SUIDGID (1u << 30) /* ours, among the flags of an OPEN */
 
 #define REQUEST_CAPACITY ((1u << 20) + (64u << 10)) /* max_write of 1 MiB, and headers */
 #define QUEUE_BOUND 4096                            /* requests; then the lane waits, and the kernel holds the rest */
@@ -203,9 +215,11 @@ static void entry_released(uint64_t ino)
 
 /* ------------------------------------------------------------------ the lane */
 
-static int send_reply(uint64_t unique, const void *payload, size_t size)
+#define CAPABILITY "security.capability"
+
+static int send_reply(uint64_t unique, int error, const void *payload, size_t size)
 {
-	struct fuse_out_header out = { (uint32_t)(sizeof out + size), 0, unique };
+	struct fuse_out_header out = { (uint32_t)(sizeof out + size), -error, unique };
 	struct iovec iov[2] = { { &out, sizeof out }, { (void *)payload, size } };
 	return writev(device_fd, iov, size ? 2 : 1) < 0 ? -errno : 0;
 }
@@ -234,7 +248,7 @@ static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_
 		return false;
 	if (tell)
 		tell_python();
-	if (send_reply(in->unique, &reply, sizeof reply) < 0)
+	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
 		entry_released(in->nodeid); /* the opener is gone, and no RELEASE will come */
 	else
 		atomic_fetch_add(&fast_opens, 1);
@@ -258,11 +272,37 @@ static bool answer(const void *data, size_t size)
 		if (release->fh & MARK_WRITE)
 			return false; /* Python has something to do at the end of a write */
 		entry_released(release->fh & INODE_MASK);
-		send_reply(in->unique, NULL, 0);
+		send_reply(in->unique, 0, NULL, 0);
+		return true;
+	}
+	case FUSE_GETXATTR: {
+		const size_t start = sizeof *in + sizeof(struct fuse_getxattr_in);
+		if (size < start + sizeof CAPABILITY || memcmp((const char *)data + start, CAPABILITY, sizeof CAPABILITY))
+			return false;
+		send_reply(in->unique, ENODATA, NULL, 0);
 		return true;
 	}
 	default:
 		return false;
+	}
+}
+
+/* With FUSE_HANDLE_KILLPRIV_V2 it is ours to clear set-id bits. libfuse 3.14 drops the kernel's word for it, so it is said
+ * with what libfuse does pass on: a change of ctime, which no kernel asks for otherwise, and a spare flag of OPEN. Before a
+ * write by somebody without CAP_FSETID to a file with such bits the kernel sends a SETATTR that changes nothing. */
+static void say_kill(void *data, size_t size)
+{
+	const struct fuse_in_header *in = data;
+	void *arg = (char *)data + sizeof *in;
+	if (in->opcode == FUSE_SETATTR && size >= sizeof *in + sizeof(struct fuse_setattr_in)) {
+		struct fuse_setattr_in *setattr = arg;
+		const uint32_t changes = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME | SETATTR_CTIME;
+		if (setattr->valid & SETATTR_KILL_SUIDGID || !(setattr->valid & changes))
+			setattr->valid |= SETATTR_CTIME;
+	} else if (in->opcode == FUSE_OPEN && size >= sizeof *in + sizeof(struct fuse_open_in)) {
+		uint32_t *flags = arg; /* struct fuse_open_in: flags, open_flags (named otherwise in old headers) */
+		if (flags[1] & OPEN_KILL_SUIDGID)
+			flags[0] |= FLAG_KILL_SUIDGID;
 	}
 }
 
@@ -281,11 +321,9 @@ static void *lane(void *unused)
 		atomic_fetch_add(&requests, 1);
 		if (answer(buffer, n))
 			continue;
-		if (!enqueue(buffer, n)) {
-			struct fuse_out_header out = { sizeof out, -ENOMEM, ((struct fuse_in_header *)buffer)->unique };
-			if (write(device_fd, &out, sizeof out) < 0)
-				continue;
-		}
+		say_kill(buffer, n);
+		if (!enqueue(buffer, n))
+			send_reply(((struct fuse_in_header *)buffer)->unique, ENOMEM, NULL, 0);
 	}
 	free(buffer);
 	atomic_store(&ended, true);
@@ -346,14 +384,8 @@ static int backing_of(uint64_t ino)
 	return id;
 }
 
-int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+static struct open_reply open_reply_of(const struct fuse_file_info *fi)
 {
-	static int (*next)(fuse_req_t, const struct fuse_file_info *);
-	if (!(fi->fh & MARK)) {
-		if (!next)
-			next = (int (*)(fuse_req_t, const struct fuse_file_info *))next_definition("fuse_reply_open");
-		return next(req, fi);
-	}
 	struct open_reply reply = { fi->fh, 0, 0 };
 	if (fi->fh & MARK_FAST) {
 		reply.open_flags = OPEN_PASSTHROUGH | (fi->fh & MARK_WRITE ? 0 : OPEN_NOFLUSH);
@@ -363,10 +395,119 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 				   (fi->fh & MARK_NOFLUSH ? OPEN_NOFLUSH : 0) |
 				   (fi->fh & MARK_CACHE_DIR ? OPEN_CACHE_DIR : 0);
 	}
-	int result = fuse_reply_buf(req, (const char *)&reply, sizeof reply);
-	if (result < 0 && (fi->fh & MARK_FAST))
-		entry_released(fi->fh & INODE_MASK);
+	return reply;
+}
+
+/* A reply fails if the connection has ended, or the opener is gone: no RELEASE will come, so the open is counted down. */
+static int send_open_reply(fuse_req_t req, uint64_t fh, const void *reply, size_t size)
+{
+	int result = fuse_reply_buf(req, reply, size);
+	if (result < 0 && (fh & MARK_FAST))
+		entry_released(fh & INODE_MASK);
 	return result;
+}
+
+int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	static int (*next)(fuse_req_t, const struct fuse_file_info *);
+	if (!(fi->fh & MARK)) {
+		if (!next)
+			next = (int (*)(fuse_req_t, const struct fuse_file_info *))next_definition("fuse_reply_open");
+		return next(req, fi);
+	}
+	const struct open_reply reply = open_reply_of(fi);
+	return send_open_reply(req, fi->fh, &reply, sizeof reply);
+}
+
+static void split_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds)
+{
+	const double most = 1e15; /* more than any clock reaches */
+	seconds = seconds > most ? most : seconds > 0 ? seconds : 0;
+	*whole = (uint64_t)seconds;
+	const double fraction = (seconds - (double)*whole) * 1e9;
+	*nanoseconds = fraction >= 999999999 ? 999999999 : (uint32_t)fraction;
+}
+
+static struct fuse_entry_out entry_reply_of(const struct fuse_entry_param *e)
+{
+	struct fuse_entry_out out = { .nodeid = e->ino, .generation = e->generation };
+	split_timeout(e->entry_timeout, &out.entry_valid, &out.entry_valid_nsec);
+	split_timeout(e->attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
+	out.attr = (struct fuse_attr){
+		.ino = e->attr.st_ino,
+		.size = (uint64_t)e->attr.st_size,
+		.blocks = (uint64_t)e->attr.st_blocks,
+		.atime = (uint64_t)e->attr.st_atim.tv_sec,
+		.mtime = (uint64_t)e->attr.st_mtim.tv_sec,
+		.ctime = (uint64_t)e->attr.st_ctim.tv_sec,
+		.atimensec = (uint32_t)e->attr.st_atim.tv_nsec,
+		.mtimensec = (uint32_t)e->attr.st_mtim.tv_nsec,
+		.ctimensec = (uint32_t)e->attr.st_ctim.tv_nsec,
+		.mode = e->attr.st_mode,
+		.nlink = (uint32_t)e->attr.st_nlink,
+		.uid = e->attr.st_uid,
+		.gid = e->attr.st_gid,
+		.rdev = (uint32_t)e->attr.st_rdev,
+		.blksize = (uint32_t)e->attr.st_blksize,
+	};
+	return out;
+}
+
+int fuse_reply_create(fuse_req_t req, const struct fuse_entry_param *e, const struct fuse_file_info *fi)
+{
+	static int (*next)(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *);
+	if (!(fi->fh & MARK)) {
+		if (!next)
+			next = (int (*)(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *))
+				next_definition("fuse_reply_create");
+		return next(req, e, fi);
+	}
+	const struct {
+		struct fuse_entry_out entry;
+		struct open_reply open;
+	} reply = { entry_reply_of(e), open_reply_of(fi) };
+	return send_open_reply(req, fi->fh, &reply, sizeof reply);
+}
+
+/* ------------------------------------------------------------------ fallocate */
+
+static PyObject *on_fallocate; /* guarded by the interpreter lock */
+
+static void fallocate_handler(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length, struct fuse_file_info *fi)
+{
+	PyGILState_STATE state = PyGILState_Ensure(); /* pyfuse3 holds it while libfuse calls handlers, but need not */
+	if (!on_fallocate) {
+		fuse_reply_err(req, ENOSYS);
+	} else {
+		PyObject *done = PyObject_CallFunction(on_fallocate, "KKKiLL", (unsigned long long)(uintptr_t)req,
+						       (unsigned long long)ino, (unsigned long long)fi->fh, mode,
+						       (long long)offset, (long long)length);
+		if (!done) {
+			PyErr_WriteUnraisable(on_fallocate);
+			fuse_reply_err(req, EIO);
+		}
+		Py_XDECREF(done);
+	}
+	PyGILState_Release(state);
+}
+
+/* libfuse copies the table, so ours need not outlive the call. It may be of another size than the one known here. */
+#undef fuse_session_new
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size, void *userdata)
+{
+	typedef struct fuse_session *(*function)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+	function next = (function)next_definition("fuse_session_new");
+	const size_t needed = offsetof(struct fuse_lowlevel_ops, fallocate) + sizeof op->fallocate;
+	const size_t size = op_size > needed ? op_size : needed;
+	struct fuse_lowlevel_ops *extended = calloc(1, size);
+	if (!extended)
+		return NULL;
+	memcpy(extended, op, op_size);
+	if (!extended->fallocate)
+		extended->fallocate = fallocate_handler;
+	struct fuse_session *session = next(args, extended, size, userdata);
+	free(extended);
+	return session;
 }
 
 /* ------------------------------------------------------------------ Python's side */
@@ -608,6 +749,27 @@ out:
 	return list;
 }
 
+static PyObject *py_set_fallocate(PyObject *self, PyObject *args)
+{
+	PyObject *callable;
+	if (!PyArg_ParseTuple(args, "O", &callable))
+		return NULL;
+	PyObject *before = on_fallocate;
+	on_fallocate = callable == Py_None ? NULL : Py_NewRef(callable);
+	Py_XDECREF(before);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_reply_err(PyObject *self, PyObject *args)
+{
+	unsigned long long req;
+	int error;
+	if (!PyArg_ParseTuple(args, "Ki", &req, &error))
+		return NULL;
+	fuse_reply_err((fuse_req_t)(uintptr_t)req, error); /* its failure means that nobody waits any more */
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	return Py_BuildValue("(KK)", (unsigned long long)atomic_load(&requests),
@@ -628,6 +790,8 @@ static PyMethodDef methods[] = {
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
+	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
+	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
 	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> (requests read, opens answered here)." },
 	{ NULL, NULL, 0, NULL },
 };
@@ -642,7 +806,8 @@ PyMODINIT_FUNC PyInit__passthrough(void)
 		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||
 		  PyModule_AddObject(m, "MARK_CACHE_DIR", PyLong_FromUnsignedLongLong(MARK_CACHE_DIR)) < 0 ||
 		  PyModule_AddObject(m, "MARK_KEEP_CACHE", PyLong_FromUnsignedLongLong(MARK_KEEP_CACHE)) < 0 ||
-		  PyModule_AddObject(m, "MARK_WRITE", PyLong_FromUnsignedLongLong(MARK_WRITE)) < 0))
+		  PyModule_AddObject(m, "MARK_WRITE", PyLong_FromUnsignedLongLong(MARK_WRITE)) < 0 ||
+		  PyModule_AddIntConstant(m, "FLAG_KILL_SUIDGID", FLAG_KILL_SUIDGID) < 0))
 		Py_CLEAR(m);
 	return m;
 }

@@ -1,75 +1,37 @@
-"""The FUSE operations: a thin shell around `luxfuse.vfs`, and the one place where errors become errnos."""
+"""The FUSE operations: a thin shell around `luxfuse.vfs`."""
 
 from __future__ import annotations
 
 import errno
-import functools
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from luxfuse.errors import LuxError
+from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, to_kernel, without_set_ids
+from luxfuse.fuse.errnos import changing, guarded
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
-from luxfuse.vfs.attributes import Stat
+from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
-
-log = logging.getLogger(__name__)
-F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+from luxfuse.vfs.kernel import Ref
 
 MARK = passthrough.MARK
-MARK_FAST = passthrough.MARK_FAST
-FILE_MARK = MARK | passthrough.MARK_NOFLUSH
+READING_MARK = MARK | passthrough.MARK_NOFLUSH
+WRITING_MARK = MARK
 DIRECTORY_MARK = MARK | passthrough.MARK_CACHE_DIR
-NUMBER_MASK = (1 << 32) - 1
-INODE_MASK = (1 << 48) - 1
-WRITE_FLAGS = 0o3 | 0o1000 | 0o2000
-"""O_ACCMODE, O_TRUNC, O_APPEND"""
+WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
+"""Any of these, and an open changes something or may."""
+CAPABILITY = b"security.capability"
 STATFS_BLOCK = 1 << 20
 STATFS_BLOCKS = 1 << 30
 """A bucket has no size; this says 1 PiB, so that no program thinks that it is full."""
 
 
-def guarded(handler: F) -> F:
-    """Turn every exception of a handler into an errno: any other than FUSEError would end the mount."""
-
-    @functools.wraps(handler)
-    async def wrapper(self: Operations, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await handler(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except LuxError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ESTALE, errno.ENODATA, errno.ENAMETOOLONG):
-                self.errors += 1
-                log.info("%s: %s", handler.__name__, exc)
-            raise pyfuse3.FUSEError(exc.errno) from None
-        except OSError as exc:
-            self.errors += 1
-            log.warning("%s: %s", handler.__name__, exc)
-            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
-        except Exception:
-            self.errors += 1
-            log.exception("%s failed in an unexpected way", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from None
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _attributes(stat: Stat, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
-    """Return the kernel's form of ``stat``, in ``entry`` if that is given."""
-    if entry is None:
-        entry = pyfuse3.EntryAttributes()
-    entry.st_ino = stat.inode
-    entry.st_mode = stat.mode
-    entry.st_nlink = 1
-    entry.st_size = stat.size
-    entry.st_blocks = (stat.size + 511) >> 9
-    entry.st_blksize = 4096
-    entry.st_uid = stat.uid
-    entry.st_gid = stat.gid
-    entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = stat.mtime_ns
-    entry.entry_timeout = entry.attr_timeout = min(stat.ttl_s, 1e8)
-    return entry
+def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
+    """Return what the kernel is told of an open: ``handle`` as from `FileSystem.open`, with marks if it has none."""
+    if not handle & MARK:
+        handle |= WRITING_MARK if flags & WRITE_FLAGS else READING_MARK
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
 
 
 class Operations(pyfuse3.Operations):
@@ -78,11 +40,14 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, fs: FileSystem, negative_ttl_s: float) -> None:
+    def __init__(self, fs: FileSystem, negative_ttl_s: float, *, read_only: bool) -> None:
         super().__init__()
         self._fs = fs
         self._negative_ttl_s = negative_ttl_s
+        self.read_only = read_only
         self.errors = 0
+        self._directories: dict[int, int] = {}
+        """Inode by the number of its open handle."""
 
     # -- names and attributes
 
@@ -90,7 +55,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: Any, name: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """A missing name is answered as one, so that the kernel remembers it."""
         try:
-            return _attributes(await self._fs.lookup(parent_inode, name))
+            return to_kernel(await self._fs.lookup(parent_inode, name))
         except LuxError as exc:
             if exc.errno != errno.ENOENT:
                 raise
@@ -102,7 +67,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getattr(self, inode: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """Attributes of an inode."""
-        return _attributes(await self._fs.getattr(inode))
+        return to_kernel(await self._fs.getattr(inode))
 
     def forget(self, inode_list: Sequence[Any]) -> Any:
         """Inode numbers are persistent, so there is nothing to count."""
@@ -119,7 +84,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
-        """One of ``user.luxfuse.*``."""
+        """The value of an extended attribute."""
         return await self._fs.getxattr(inode, name)
 
     @guarded
@@ -143,6 +108,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: Any, ctx: Any) -> Any:
         """List if need be; the kernel keeps the listing, and its old one if that still holds."""
         handle, holds = await self._fs.opendir(inode)
+        self._directories[handle] = inode
         mark = DIRECTORY_MARK | (passthrough.MARK_KEEP_CACHE if holds else 0)
         return pyfuse3.FileHandleT(mark | handle)
 
@@ -151,62 +117,132 @@ class Operations(pyfuse3.Operations):
         """Fill the reply with entries and their attributes."""
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
-            if not pyfuse3.readdir_reply(token, name, _attributes(stat, entry), cookie):
+            if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry), cookie):
                 break
 
     @guarded
     async def releasedir(self, fh: Any) -> None:
         """Close a directory."""
+        self._directories.pop(fh & NUMBER_MASK, None)
         self._fs.releasedir(fh & NUMBER_MASK)
 
     @guarded
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
-        """Nothing is ever dirty."""
+        """Make the names of a directory durable."""
+        inode = self._directories.get(fh & NUMBER_MASK)
+        if inode is not None:
+            await self._fs.fsyncdir(inode)
 
     # -- files
 
     @guarded
     async def open(self, inode: Any, flags: Any, ctx: Any) -> pyfuse3.FileInfo:
-        """Open for reading, in passthrough if the file is whole in the cache."""
-        if flags & WRITE_FLAGS:
+        """Open, in passthrough if possible."""
+        if self.read_only and flags & WRITE_FLAGS:
             raise pyfuse3.FUSEError(errno.EROFS)
-        handle = await self._fs.open(inode)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle if handle & MARK else FILE_MARK | handle), keep_cache=True)
+        caller = caller_of(ctx)
+        if flags & passthrough.FLAG_KILL_SUIDGID:
+            flags &= ~passthrough.FLAG_KILL_SUIDGID
+            await self._change(inode, without_set_ids(AttributeChanges(), await self._fs.getattr(inode)), None, caller)
+        return _opened(await self._fs.open(inode, flags, caller), flags)
+
+    @changing
+    async def create(self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any) -> Any:
+        """Make a file and open it for whatever ``flags`` say."""
+        handle, stat = await self._fs.create(parent_inode, name, mode & 0o7777, flags, caller_of(ctx))
+        return _opened(handle, flags), to_kernel(stat)
 
     @guarded
     async def read(self, fh: Any, off: int, size: int) -> Any:
         """Copy bytes to the kernel."""
-        if fh & MARK_FAST:
-            return await self._fs.files.read_registered(fh & INODE_MASK, off, size)
-        return await self._fs.read(fh & NUMBER_MASK, off, size)
+        return await self._fs.read(ref_of(fh), off, size)
+
+    @changing
+    async def write(self, fh: Any, off: int, buf: bytes) -> int:
+        """Copy bytes from the kernel."""
+        return await self._fs.write(ref_of(fh), off, buf)
 
     @guarded
     async def flush(self, fh: Any) -> None:
-        """Nothing is ever dirty."""
+        """One descriptor of an open file is being closed; not asked for handles that only read."""
+        await self._fs.flush(ref_of(fh))
 
     @guarded
     async def fsync(self, fh: Any, datasync: bool) -> None:
-        """Nothing is ever dirty."""
+        """Make a file durable."""
+        await self._fs.fsync(ref_of(fh), datasync)
 
     @guarded
     async def release(self, fh: Any) -> None:
-        """End a copied open; the extension ends the others."""
-        self._fs.release(fh & NUMBER_MASK)
+        """End an open; the extension ends those that read in passthrough."""
+        await self._fs.release(ref_of(fh))
 
-    # -- changes: mounts are read-only
+    @changing
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """Allocate, punch or zero a range. pyfuse3 knows no such handler: the session calls this one."""
+        await self._fs.fallocate(ref_of(fh), mode, offset, length)
 
-    async def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise pyfuse3.FUSEError(errno.EROFS)
+    # -- changes of names and attributes
 
-    create = _refuse
-    link = _refuse
-    mkdir = _refuse
-    mknod = _refuse
-    removexattr = _refuse
-    rename = _refuse
-    rmdir = _refuse
-    setattr = _refuse
-    setxattr = _refuse
-    symlink = _refuse
-    unlink = _refuse
-    write = _refuse
+    @changing
+    async def setattr(self, inode: Any, attr: Any, fields: Any, fh: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Change permissions, owner, size or times. The extension says with ``update_ctime``: clear set-id bits."""
+        ref = None if fh is None else ref_of(fh)
+        changes = changes_of(attr, fields)
+        if fields.update_ctime:
+            changes = without_set_ids(changes, await self._fs.getattr(inode))
+        return to_kernel(await self._change(inode, changes, ref, caller_of(ctx)))
+
+    async def _change(self, inode: int, changes: AttributeChanges, ref: Ref | None, caller: Caller) -> Stat:
+        if changes == AttributeChanges():
+            return await self._fs.getattr(inode)
+        return await self._fs.setattr(inode, changes, ref, caller)
+
+    @changing
+    async def mkdir(self, parent_inode: Any, name: Any, mode: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Make a directory."""
+        return to_kernel(await self._fs.mkdir(parent_inode, name, mode & 0o7777, caller_of(ctx)))
+
+    @changing
+    async def mknod(self, parent_inode: Any, name: Any, mode: Any, rdev: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Make a file, FIFO, socket or device; ``mode`` says which."""
+        return to_kernel(await self._fs.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
+
+    @changing
+    async def symlink(self, parent_inode: Any, name: Any, target: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Make a symlink."""
+        return to_kernel(await self._fs.symlink(parent_inode, name, target, caller_of(ctx)))
+
+    @changing
+    async def link(self, inode: Any, new_parent_inode: Any, new_name: Any, ctx: Any) -> Any:
+        """A key has one name."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    @changing
+    async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:
+        """Remove what is no directory."""
+        await self._fs.unlink(parent_inode, name)
+
+    @changing
+    async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
+        """Remove an empty directory."""
+        await self._fs.rmdir(parent_inode, name)
+
+    @changing
+    async def rename(
+        self, parent_inode_old: Any, name_old: Any, parent_inode_new: Any, name_new: Any, flags: Any, ctx: Any
+    ) -> None:
+        """Move a name; ``flags`` are those of renameat2."""
+        await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @changing
+    async def setxattr(self, inode: Any, name: Any, value: bytes, ctx: Any) -> None:
+        """Set an extended attribute. There are no file capabilities: the extension says so without asking."""
+        if name == CAPABILITY:
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        await self._fs.setxattr(inode, name, value)
+
+    @changing
+    async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
+        """Remove an extended attribute."""
+        await self._fs.removexattr(inode, name)

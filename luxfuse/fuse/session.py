@@ -34,6 +34,8 @@ INIT_OUT = struct.Struct("IIIIHHIIHHII")
 max_pages, map_alignment, flags2, max_stack_depth."""
 IN_HEADER_BYTES, OUT_HEADER_BYTES = 40, 16
 FUSE_INIT_EXT = 1 << 30
+FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
+"""Set-id bits are ours to clear. Without it the kernel asks for file capabilities before each write, in passthrough too."""
 FUSE_PASSTHROUGH_2 = 1 << 5
 """FUSE_PASSTHROUGH is bit 37: bit 5 of flags2."""
 MAX_BACKGROUND = 128
@@ -90,9 +92,8 @@ class Session:
         options = ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}", "default_permissions"]
         if self._allow_other:
             options.append("allow_other")
-        mounts.mount_device(
-            device, self._mountpoint, self._source, options, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOATIME
-        )
+        flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if self._operations.read_only else 0)
+        mounts.mount_device(device, self._mountpoint, self._source, options, flags)
         self._mounted = True
         events_fd = passthrough.attach()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,7 +103,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
             nursery.start_soon(self._kernel.invalidate)
-            nursery.start_soon(self._main, nursery.cancel_scope)
+            self._begin_main(nursery)
             with trio.fail_after(STEP_DEADLINE_S):
                 offered = await self._relay_init(device, ours)
             ours.close()
@@ -111,11 +112,6 @@ class Session:
             passthrough.start(device)
             self._tune()
             task_status.started()
-
-    async def _main(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(max_tasks=MAX_TASKS)
-        self._mounted = False
-        scope.cancel()
 
     async def _relay_init(self, device: int, ours: socket.socket) -> bool:
         """Pass INIT through libfuse; returns whether the kernel offers passthrough."""
@@ -132,6 +128,7 @@ class Session:
             out[3] |= FUSE_INIT_EXT
             out[10] |= FUSE_PASSTHROUGH_2
             out[11] = _stack_depth(self._cache_directory)
+        out[3] |= flags & FUSE_HANDLE_KILLPRIV_V2
         INIT_OUT.pack_into(reply, OUT_HEADER_BYTES, *out)
         os.write(device, reply)
         return offered
@@ -151,7 +148,9 @@ class Session:
     # -- as a plain user
 
     async def _serve_fusermount(self, task_status: trio.TaskStatus[None]) -> None:
-        options = {"default_permissions", "ro", "nosuid", "nodev", "noatime", f"fsname={self._source}", "subtype=luxfuse"}
+        options = {"default_permissions", "nosuid", "nodev", "noatime", f"fsname={self._source}", "subtype=luxfuse"}
+        if self._operations.read_only:
+            options.add("ro")
         if self._allow_other:
             options.add("allow_other")
         self._kernel.disable("not root: mounted through fusermount3")
@@ -165,11 +164,32 @@ class Session:
         self._mounted = self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.invalidate)
-            nursery.start_soon(self._main, nursery.cancel_scope)
+            self._begin_main(nursery)
             self._tune()
             task_status.started()
 
     # -- both
+
+    def _begin_main(self, nursery: trio.Nursery) -> None:
+        def fallocate(request: int, _inode: int, fh: int, mode: int, offset: int, length: int) -> None:
+            nursery.start_soon(self._fallocate, request, fh, mode, offset, length)
+
+        passthrough.set_fallocate(fallocate)
+        nursery.start_soon(self._main, nursery.cancel_scope)
+
+    async def _main(self, scope: trio.CancelScope) -> None:
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+        passthrough.set_fallocate(None)
+        self._mounted = False
+        scope.cancel()
+
+    async def _fallocate(self, request: int, fh: int, mode: int, offset: int, length: int) -> None:
+        code = 0
+        try:
+            await self._operations.fallocate(fh, mode, offset, length)
+        except pyfuse3.FUSEError as exc:
+            code = exc.errno
+        passthrough.reply_err(request, code)
 
     def _tune(self) -> None:
         mount = mounts.find_mount(self._mountpoint)

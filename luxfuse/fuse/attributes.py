@@ -1,0 +1,73 @@
+"""Attributes, callers and handles: from the forms of pyfuse3 to those of the vfs, and back."""
+
+from __future__ import annotations
+
+import stat as modes
+from dataclasses import replace
+from typing import Any
+
+from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.kernel import Ref
+
+NUMBER_MASK = (1 << 32) - 1
+INODE_MASK = (1 << 48) - 1
+LONGEST_S = 1e8
+"""Most that a time-out says to the kernel."""
+
+
+def ref_of(fh: int) -> Ref:
+    """Return which open file a handle of the kernel means."""
+    if fh & passthrough.MARK_FAST:
+        return Ref(fh & INODE_MASK, None)
+    return Ref(None, fh & NUMBER_MASK)
+
+
+def caller_of(ctx: pyfuse3.RequestContext) -> Caller:
+    """Return who asks. The kernel has taken the umask off modes already."""
+    return Caller(uid=ctx.uid, gid=ctx.gid, pid=ctx.pid, umask=ctx.umask)
+
+
+def to_kernel(stat: Stat, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+    """Return the kernel's form of ``stat``, in ``entry`` if that is given."""
+    if entry is None:
+        entry = pyfuse3.EntryAttributes()
+    entry.st_ino = stat.inode
+    entry.st_mode = stat.mode
+    entry.st_nlink = stat.nlink
+    entry.st_rdev = stat.rdev
+    entry.st_size = stat.size
+    entry.st_blocks = stat.blocks
+    entry.st_blksize = 4096
+    entry.st_uid = stat.uid
+    entry.st_gid = stat.gid
+    entry.st_mtime_ns = stat.mtime_ns
+    entry.st_ctime_ns = stat.ctime_ns
+    entry.st_atime_ns = stat.atime_ns
+    entry.entry_timeout = min(stat.ttl_s, LONGEST_S)
+    entry.attr_timeout = 0 if stat.changing else entry.entry_timeout
+    return entry
+
+
+def changes_of(attr: pyfuse3.EntryAttributes, fields: Any) -> AttributeChanges:
+    """Return what a SETATTR changes. "Now" has become a time on its way here; ctime is not for others to set."""
+    return AttributeChanges(
+        mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        size=attr.st_size if fields.update_size else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+    )
+
+
+def without_set_ids(changes: AttributeChanges, now: Stat) -> AttributeChanges:
+    """Return ``changes`` and the loss of set-id bits, as a write by a stranger has; without ``mode`` if there are none.
+
+    The set-group-id bit of a file that its group may not execute means something else, and stays.
+    """
+    before = modes.S_IMODE(now.mode) if changes.mode is None else changes.mode
+    after = before & ~modes.S_ISUID
+    if before & modes.S_IXGRP:
+        after &= ~modes.S_ISGID
+    return changes if after == before else replace(changes, mode=after)

@@ -1,0 +1,73 @@
+"""The one place where the errors of a handler become errnos."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from luxfuse.errors import LuxError
+from luxfuse.fuse.lowlevel import pyfuse3
+
+log = logging.getLogger(__name__)
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+EXPECTED = frozenset(
+    {
+        *(errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EXDEV, errno.ENODATA),
+        *(errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ERANGE, errno.EFBIG, errno.EBUSY),
+        *(errno.EOPNOTSUPP, errno.ESTALE),
+    }
+)
+"""What programs provoke every day: neither counted nor logged."""
+EXPECTED_OF_FILES = frozenset({errno.EOPNOTSUPP, errno.EFBIG})
+"""The same for what the cache's own file system says."""
+
+
+class Counting(Protocol):
+    """What handlers are methods of: ``errors`` counts the answers that were failures."""
+
+    errors: int
+    read_only: bool
+
+
+def guarded(handler: F) -> F:
+    """Turn every exception of a handler into an errno: any other than FUSEError would end the mount."""
+
+    @functools.wraps(handler)
+    async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except LuxError as exc:
+            if exc.errno not in EXPECTED:
+                self.errors += 1
+                log.info("%s: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(exc.errno) from None
+        except OSError as exc:
+            if exc.errno not in EXPECTED_OF_FILES:
+                self.errors += 1
+                log.warning("%s: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
+        except Exception:
+            self.errors += 1
+            log.exception("%s failed in an unexpected way", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return wrapper  # type: ignore[return-value]
+
+
+def changing(handler: F) -> F:
+    """As `guarded`; on a read-only mount the answer is EROFS, whatever the mount's flags have become meanwhile."""
+    inner = guarded(handler)
+
+    @functools.wraps(handler)
+    async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
+        if self.read_only:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return await inner(self, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
