@@ -38,13 +38,8 @@ class Abilities:
     """Directories exist by themselves: ``put("d/")`` makes one, ``delete(["d/"])`` removes an empty one."""
 
 
-class UnderStore(Protocol):
-    """One bucket (or directory tree) below ``root``; every key is relative to it.
-
-    All methods block, may be called from many threads at once, make one attempt (no retries of their own beyond
-    paging) and end within the driver's connect and read time-outs. They raise only `luxfuse.errors.StoreError`
-    subclasses: `NotFound`, `AccessDenied`, `VersionChanged`, `StoreRejected`, `StoreUnavailable`, `BucketMissing`,
-    and writes also `QuotaExceeded`, `StoreFull` and `ReadOnlyStore`. No message contains a secret.
+class WriteSide(Protocol):
+    """The methods of an `UnderStore` that write, and the listing that goes with them.
 
     Writes are atomic: a key holds the old object or the new one. After `StoreUnavailable` either may be there. Where
     ``expect`` is a parameter, None writes in any case, `ABSENT` only if there is no such object, and a version only
@@ -53,33 +48,9 @@ class UnderStore(Protocol):
     written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None.
     """
 
-    driver: str
-    """"obstore" or "fsspec"."""
-
-    abilities: Abilities
-
-    def probe(self) -> None:
-        """Make the cheapest request that proves that bucket, endpoint and credentials work."""
-
-    def head(self, key: str) -> ObjectInfo:
-        """Describe one object, user metadata included where the store has it."""
-
-    def list_directory(self, prefix: str) -> Iterator[ListPage]:
-        """List one directory level below ``prefix`` ("" or ending in "/"). No entry at all: yields no page.
-
-        A marker object of the directory itself (key == prefix) is yielded as nothing, but makes the iterator yield at
-        least one (then empty) page, so that an empty directory differs from a missing one.
-        """
-
-    def has_prefix(self, prefix: str) -> bool:
-        """Whether any key starts with ``prefix`` (which ends in "/"), the marker itself included."""
-
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
-        """Return bytes [start, end) of exactly ``version`` of the object; exactly ``end - start`` bytes.
-
-        Raises `VersionChanged` if the store now holds another version (If-Match, and the returned ETag is compared
-        because some servers ignore If-Match), `NotFound` if it is gone, `StoreUnavailable` for a short body.
-        """
+    @property
+    def abilities(self) -> Abilities:
+        """What this store can do; it may lose abilities that its server turns out not to have."""
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         """List every key below ``prefix`` ("" or ending in "/"), however deep, as objects.
@@ -102,11 +73,12 @@ class UnderStore(Protocol):
         version: str | None = None,
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
+        size: int | None = None,
     ) -> ObjectInfo:
         """Copy an object of any size inside the store. ``metadata`` None keeps the source's, else replaces it.
 
-        ``source == target`` replaces the metadata. Raises `VersionChanged` if ``version`` is given and the source is
-        another one, `NotFound` if there is none.
+        ``source == target`` replaces the metadata. ``size`` in bytes, if known, may save a request. Raises
+        `VersionChanged` if ``version`` is given and the source is another one, `NotFound` if there is none.
         """
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
@@ -147,3 +119,40 @@ class UnderStore(Protocol):
 
     def close(self) -> None:
         """Free connections. Further calls are errors."""
+
+
+
+class UnderStore(WriteSide, Protocol):
+    """One bucket (or directory tree) below ``root``; every key is relative to it.
+
+    All methods block, may be called from many threads at once, make one attempt (no retries of their own beyond
+    paging) and end within the driver's connect and read time-outs. They raise only `luxfuse.errors.StoreError`
+    subclasses: `NotFound`, `AccessDenied`, `VersionChanged`, `StoreRejected`, `StoreUnavailable`, `BucketMissing`,
+    and writes also `QuotaExceeded`, `StoreFull` and `ReadOnlyStore`. No message contains a secret.
+    """
+
+    driver: str
+    """"obstore" or "fsspec"."""
+
+    def probe(self) -> None:
+        """Make the cheapest request that proves that bucket, endpoint and credentials work."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Describe one object, user metadata included where the store has it."""
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        """List one directory level below ``prefix`` ("" or ending in "/"). No entry at all: yields no page.
+
+        A marker object of the directory itself (key == prefix) is yielded as nothing, but makes the iterator yield at
+        least one (then empty) page, so that an empty directory differs from a missing one.
+        """
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Whether any key starts with ``prefix`` (which ends in "/"), the marker itself included."""
+
+    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        """Return bytes [start, end) of exactly ``version`` of the object; exactly ``end - start`` bytes.
+
+        Raises `VersionChanged` if the store now holds another version (If-Match, and the returned ETag is compared
+        because some servers ignore If-Match), `NotFound` if it is gone, `StoreUnavailable` for a short body.
+        """

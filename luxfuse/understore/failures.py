@@ -9,7 +9,9 @@ from luxfuse.errors import (
     AccessDenied,
     BucketMissing,
     NotFound,
+    QuotaExceeded,
     StoreError,
+    StoreFull,
     StoreRejected,
     StoreUnavailable,
     VersionChanged,
@@ -18,7 +20,13 @@ from luxfuse.understore.base import Buffer
 
 _DENIED_CODES = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
-_SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503}
+_SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503,
+                "AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503,
+                # These differ from what their status says elsewhere.
+                "BlobAlreadyExists": 412, "LeaseIdMissing": 403, "BlobImmutableDueToPolicy": 403,
+                "InvalidBlobType": 400, "InvalidBlockList": 404}  # fmt: skip
+_QUOTA_CODES = ("QuotaExceeded", "QuotaExceededException", "XMinioAdminBucketQuotaExceeded", "StorageQuotaExceeded",
+                "AccountStorageQuotaExceeded")  # fmt: skip
 
 CREDENTIAL_PLACES = {
     "s3": "storage options key and secret, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, the instance's role; "
@@ -55,6 +63,8 @@ def from_status(status: int, what: str, *, code: str = "", family: str = "", buc
     text = f"{what}: {describe(status, code)}"
     if code in _MISSING_BUCKET_CODES or (status == 404 and bucket_level):
         return BucketMissing(f"{text}; the bucket or container does not exist, check the URL and the endpoint")
+    if code in _QUOTA_CODES:
+        return QuotaExceeded(text)
     if status in (401, 403) or code in _DENIED_CODES:
         places = CREDENTIAL_PLACES.get(family)
         return AccessDenied(f"{text}; credentials come from: {places}" if places else text)
@@ -68,6 +78,10 @@ def _class_of(status: int) -> type[StoreError]:
         return NotFound
     if status in (412, 416):  # 416: the version that was asked for has that range, so it must be another one
         return VersionChanged
+    if status == 507:
+        return StoreFull
+    if status == 501:
+        return StoreRejected
     if status in (408, 409, 425, 429) or status >= 500:
         return StoreUnavailable
     return StoreRejected

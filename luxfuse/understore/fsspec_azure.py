@@ -10,14 +10,16 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.azure_writes import AzureWrites, quoted
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver, to_ns
+from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from luxfuse.understore.times import to_ns
 
 
-class AzureDriver(FsspecDriver):
+class AzureDriver(AzureWrites, FsspecDriver):
     """An `UnderStore` on adlfs."""
 
     def __init__(self, filesystem: Any, root: str, *, family: str = "az", request_timeout_s: float = 30.0) -> None:
@@ -45,7 +47,7 @@ class AzureDriver(FsspecDriver):
         metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
         if metadata.get("hdi_isfolder") == "true":
             raise NotFound(f"{what}: is a directory")
-        return ObjectInfo(key, found.size, _quoted(found.etag), to_ns(found.last_modified), metadata)
+        return ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         full, skip = self._prefix + prefix, len(self._prefix)
@@ -59,7 +61,7 @@ class AzureDriver(FsspecDriver):
                         page.prefixes.append(item["name"][skip:])
                     elif item["name"] != full:
                         name, mtime_ns = item["name"][skip:], to_ns(item["last_modified"])
-                        page.objects.append(ObjectInfo(name, item["size"], _quoted(item["etag"]), mtime_ns))
+                        page.objects.append(ObjectInfo(name, item["size"], quoted(item["etag"]), mtime_ns))
                 yield page
 
     def has_prefix(self, prefix: str) -> bool:
@@ -104,7 +106,7 @@ class AzureDriver(FsspecDriver):
                 match_condition=MatchConditions.IfNotModified,
                 **self._options,
             )
-            return await stream.readall(), _quoted(stream.properties.etag)
+            return await stream.readall(), quoted(stream.properties.etag)
 
         try:
             data, found = sync(self._fs.loop, fetch)
@@ -119,8 +121,3 @@ class AzureDriver(FsspecDriver):
         """Close the connections on fsspec's own event loop."""
         sync(self._fs.loop, self._fs.service_client.close)
         super().close()
-
-
-def _quoted(etag: str) -> str:
-    """Listings give the ETag without quotes, headers with them."""
-    return etag if etag.endswith('"') else f'"{etag}"'

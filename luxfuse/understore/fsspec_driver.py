@@ -6,20 +6,21 @@ page-wise listings and exact keys where a store can do better. `open_fsspec` cho
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
-from luxfuse.understore.fsspec_options import open_filesystem, require_root
+from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
+from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
 from luxfuse.understore.locations import family_of, has_dot_segment
+from luxfuse.understore.times import to_ns
 
 PAGE_ENTRIES = 1000
 
@@ -28,7 +29,7 @@ _MTIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "Las
 _NOT_THREAD_SAFE = ("ftp",)
 
 
-class FsspecDriver:
+class FsspecDriver(FsspecWrites):
     """An `UnderStore` on any fsspec file system; reads are checked by asking for the version afterwards."""
 
     driver = "fsspec"
@@ -38,6 +39,8 @@ class FsspecDriver:
         self._root = root.rstrip("/")
         self._family = family
         self._timeout_s = request_timeout_s
+        # gcsfs has keys, all others that come here have directories.
+        self._abilities = dataclasses.replace(ABILITIES, hierarchical=not family)
         protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
         self._guard: AbstractContextManager[Any] = (
             threading.Lock() if protocol in _NOT_THREAD_SAFE else nullcontext()
@@ -137,6 +140,11 @@ class FsspecDriver:
             raise NotFound(f"{what}: no such file")
         return self._path(key)
 
+    def _target(self, key: str, what: str) -> str:
+        if not key or has_dot_segment(key.removesuffix("/")):
+            raise StoreRejected(f"{what}: no file can have this name")
+        return self._path(key.removesuffix("/"))
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root or "/"
 
@@ -155,7 +163,8 @@ def open_fsspec(
     if family == "s3":
         from luxfuse.understore.fsspec_s3 import S3Driver
 
-        return S3Driver(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+        arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s)
+        return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s)
     if family == "az":
         from luxfuse.understore.fsspec_azure import AzureDriver
 
@@ -176,22 +185,3 @@ def _describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:
     mtime_ns = next((to_ns(info[name]) for name in _MTIMES if info.get(name)), 0)
     etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
     return ObjectInfo(key, size, etag or f"{size}-{mtime_ns}", mtime_ns)
-
-
-def to_ns(moment: Any) -> int:
-    """Return nanoseconds since 1970 of whatever a file system calls a time; 0 if it cannot be understood."""
-    if isinstance(moment, int | float):
-        # A float holds microseconds of today's time exactly enough, nanoseconds not.
-        return round(moment * 10**6) * 1000 if moment < 10**12 else int(moment)
-    if isinstance(moment, str):
-        try:
-            moment = datetime.fromisoformat(moment)
-        except ValueError:
-            try:
-                moment = parsedate_to_datetime(moment)
-            except ValueError:
-                return 0
-    if not isinstance(moment, datetime):
-        return 0
-    delta = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    return ((delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds) * 1000

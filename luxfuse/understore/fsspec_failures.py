@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
-from luxfuse.errors import AccessDenied, StoreError, StoreRejected, StoreUnavailable
+from luxfuse.errors import (
+    AccessDenied,
+    QuotaExceeded,
+    ReadOnlyStore,
+    StoreError,
+    StoreFull,
+    StoreRejected,
+    StoreUnavailable,
+)
 from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
@@ -16,6 +25,7 @@ _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnecti
                 "HTTPClientError", "ClientError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
+_CLASS_OF_ERRNO = {errno.ENOSPC: StoreFull, errno.EDQUOT: QuotaExceeded, errno.EROFS: ReadOnlyStore}
 _MISSING_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -29,7 +39,7 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
     for link in _chain(exc):
         if type(link).__name__ in _BROKEN_BODIES:
             return StoreUnavailable(f"{what}: the body was cut short")
-        status, code = _status(link)
+        status, code = status_of(link)
         if status:
             return from_status(status, what, code=code, family=family, bucket_level=bucket_level)
         if type(link).__name__ in _NO_CREDENTIALS:
@@ -47,13 +57,14 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
         return from_status(404, what, family=family, bucket_level=bucket_level)
     if isinstance(exc, PermissionError) or number in _DENIED_ERRNOS:
         return AccessDenied(f"{what}: permission denied")
+    if (error_class := _CLASS_OF_ERRNO.get(number or 0)) is not None:
+        return error_class(f"{what}: {os.strerror(number or 0)}")
     if isinstance(exc, TimeoutError):  # asyncio's, fsspec's and the socket's
         return StoreUnavailable(f"{what}: timed out")
-    if isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE):
-        return StoreUnavailable(f"{what}: the connection or the device failed ({kind})")
     if isinstance(exc, ValueError | TypeError | NotImplementedError):
         return StoreRejected(f"{what}: the driver refuses this ({kind})")
-    return StoreUnavailable(f"{what}: {kind}")
+    broken = isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE)
+    return StoreUnavailable(f"{what}: the connection or the device failed ({kind})" if broken else f"{what}: {kind}")
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
@@ -65,7 +76,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
-def _status(exc: Any) -> tuple[int, str]:
+def status_of(exc: Any) -> tuple[int, str]:
     """Return the HTTP status and the store's code of whatever library error this is; (0, "") if it has none."""
     response = getattr(exc, "response", None)
     if isinstance(response, dict):  # botocore

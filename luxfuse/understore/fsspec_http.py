@@ -16,10 +16,12 @@ from fsspec.asyn import sync
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer
+from luxfuse.understore.delegated import ReadOnlyWrites
 from luxfuse.understore.failures import checked, from_status
-from luxfuse.understore.fsspec_driver import FsspecDriver, to_ns
+from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.locations import has_dot_segment
+from luxfuse.understore.times import to_ns
 
 PAGE_ENTRIES = 200
 """Names per page: each file costs a HEAD, and a page has to fit into a request's deadline."""
@@ -29,7 +31,7 @@ HEADS_AT_ONCE = 16
 _HEADERS = {"Accept-Encoding": "identity"}  # a compressed body has other bytes and often another ETag
 
 
-class HttpDriver(FsspecDriver):
+class HttpDriver(ReadOnlyWrites, FsspecDriver):
     """An `UnderStore` on HTTP: ETag where the server sends one, size and Last-Modified otherwise."""
 
     def probe(self) -> None:

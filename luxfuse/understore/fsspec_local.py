@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from typing import Any
 
 from luxfuse.errors import BucketMissing, NotFound
 from luxfuse.types import ListPage, ObjectInfo
@@ -12,10 +13,15 @@ from luxfuse.understore.base import Buffer
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.local_writes import TEMPORARY, LocalWrites, describe, version_of
 
 
-class LocalDriver(FsspecDriver):
+class LocalDriver(LocalWrites, FsspecDriver):
     """An `UnderStore` on a directory. Symbolic links are followed; sockets, FIFOs and devices do not exist here."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        FsspecDriver.__init__(self, filesystem, root)
+        LocalWrites.__init__(self)
 
     def head(self, key: str) -> ObjectInfo:
         what = f"HEAD {key!r}"
@@ -25,7 +31,7 @@ class LocalDriver(FsspecDriver):
             raise _failure(exc, what) from None
         if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"{what}: is not a file")
-        return _describe(key, status)
+        return describe(key, status)
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         what = f"LIST {prefix!r}"
@@ -41,6 +47,8 @@ class LocalDriver(FsspecDriver):
     def _scan(self, prefix: str, entries: Iterator[os.DirEntry[str]]) -> Iterator[ListPage]:
         page, yielded = ListPage(), False
         for entry in entries:
+            if entry.name.startswith(TEMPORARY):
+                continue
             try:
                 status = entry.stat()
             except OSError:
@@ -48,7 +56,7 @@ class LocalDriver(FsspecDriver):
             if stat.S_ISDIR(status.st_mode):
                 page.prefixes.append(f"{prefix}{entry.name}/")
             elif stat.S_ISREG(status.st_mode):
-                page.objects.append(_describe(prefix + entry.name, status))
+                page.objects.append(describe(prefix + entry.name, status))
             if len(page.objects) + len(page.prefixes) >= PAGE_ENTRIES:
                 yield page
                 page, yielded = ListPage(), True
@@ -62,11 +70,11 @@ class LocalDriver(FsspecDriver):
         except (OSError, ValueError) as exc:
             raise _failure(exc, what) from None
         try:
-            before = _version(os.fstat(fd))
+            before = version_of(os.fstat(fd))
             data = checked(b"", 0, before, version, what)
             if start < end:
                 data = os.pread(fd, end - start, start)
-            after = _version(os.fstat(fd))
+            after = version_of(os.fstat(fd))
         except OSError as exc:
             raise _failure(exc, what) from None
         finally:
@@ -82,11 +90,3 @@ def _failure(exc: Exception, what: str) -> Exception:
     if isinstance(exc, ValueError):  # a NUL in the name
         return NotFound(f"{what}: no such file")
     return failure(exc, what)
-
-
-def _version(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-
-
-def _describe(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, _version(status), status.st_mtime_ns)

@@ -90,10 +90,10 @@ def _refused(shown: str, exc: Exception, options: Mapping[str, str]) -> ConfigEr
 
 
 def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
-    arguments = {name: _convert(name, value) for name, value in options.items()}
     family = family_of(source)
     if family == "s3":
-        return _s3(arguments, endpoint_url, timeout_s)
+        return s3_arguments(options, endpoint_url, timeout_s)
+    arguments = {name: _convert(name, value) for name, value in options.items()}
     if family == "az":
         return _azure(source, arguments, endpoint_url)
     if endpoint_url:
@@ -130,10 +130,14 @@ def _convert(name: str, value: str) -> Any:
     return value
 
 
-def _s3(given: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
-    arguments = {_S3_NAMES.get(name, name): value for name, value in given.items()}
+def s3_arguments(options: Mapping[str, str], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments of `s3fs.S3FileSystem`; ``client_kwargs`` and ``config_kwargs`` are always among them."""
+    arguments = {_S3_NAMES.get(name, name): _convert(name, value) for name, value in options.items()}
     client = dict(arguments.pop("client_kwargs", {}))
-    if endpoint_url := endpoint_url or arguments.pop("endpoint_url", None):
+    endpoint_url = endpoint_url or arguments.pop("endpoint_url", None)
+    # botocore finds these too, but then takes host names for buckets.
+    endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint_url:
         arguments["endpoint_url"] = endpoint_url
     for name in ("region", "region_name", "aws_region", "default_region"):
         if region := arguments.pop(name, None):
@@ -141,8 +145,10 @@ def _s3(given: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> di
     verify = str(arguments.pop("verify", "true")).lower() in _TRUE
     if arguments.pop("allow_invalid_certificates", False) or not verify:
         client["verify"] = False
+    if encryption := arguments.pop("server_side_encryption", None):
+        arguments["s3_additional_kwargs"] = {"ServerSideEncryption": encryption}
     for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload", "s3_express",
-                 "metadata_endpoint", "server_side_encryption"):  # fmt: skip
+                 "metadata_endpoint"):  # fmt: skip
         arguments.pop(name, None)
     config = dict(arguments.pop("config_kwargs", {}))
     config.setdefault("connect_timeout", min(CONNECT_TIMEOUT_S, timeout_s))

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fsspec.asyn import sync
 
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Abilities, Buffer, WriteSide
+from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_driver import FsspecDriver, to_ns
+from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.s3_client import ABILITIES, S3Client
+from luxfuse.understore.times import to_ns
 
 
-class S3Driver(FsspecDriver):
-    """An `UnderStore` on s3fs."""
+class S3Driver(DelegatedWrites, FsspecDriver):
+    """An `UnderStore` that reads through s3fs and writes through `S3Client`, which is faster.
 
-    def __init__(self, filesystem: Any, root: str, *, family: str = "s3", request_timeout_s: float = 30.0) -> None:
-        super().__init__(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+    ``arguments`` are those that the file system was made with.
+    """
+
+    def __init__(self, filesystem: Any, root: str, arguments: Mapping[str, Any], *, request_timeout_s: float) -> None:
+        super().__init__(filesystem, root, family="s3", request_timeout_s=request_timeout_s)
         filesystem.retries = 1  # retries are made above the drivers
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._client: S3Client | None = None
+        self._arguments = arguments
+        self._lock = threading.Lock()
+
+    @property
+    def abilities(self) -> Abilities:
+        return ABILITIES if self._client is None else self._client.abilities
+
+    def _writer(self) -> WriteSide:
+        with self._lock:
+            if self._client is None:
+                self._client = S3Client(self._bucket, self._prefix, self._arguments, self._timeout_s)
+            return self._client
 
     def probe(self) -> None:
         self._list("LIST ''", Prefix=self._prefix, MaxKeys=1)
@@ -76,7 +96,9 @@ class S3Driver(FsspecDriver):
         return checked(data, end - start, _describe(key, response, total, None).version, version, what)
 
     def close(self) -> None:
-        """Close the connections on fsspec's own event loop."""
+        """Close the connections, some of them on fsspec's own event loop."""
+        if self._client is not None:
+            self._client.close()
         self._fs.close_session(self._fs.loop, self._fs.s3)
         super().close()
 

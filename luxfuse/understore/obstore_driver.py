@@ -1,63 +1,29 @@
-"""S3, Azure and GCS through obstore's synchronous calls, which cost about 80 us of CPU per small GET in a thread.
+"""The obstore driver: obstore for reads and whole objects, and for each family what fills obstore's gaps.
 
-obstore parses keys into paths and so refuses some that the stores allow: empty, "." and ".." segments, a trailing
-"/", control characters. Requests for such keys, and listings that contain one, go through the fsspec driver instead,
-opened when first needed with the same options.
+S3 has a client of its own (copies, multipart uploads, bulk deletes, exact listings). Azure has the driver on adlfs if
+that is installed. Keys that obstore cannot name go there too, and for Google to the driver on gcsfs.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from typing import Any
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import obstore
-from arro3.core import DataType
-from obstore.exceptions import (
-    BaseError,
-    InvalidPathError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import InvalidPathError
 
-from luxfuse.errors import (
-    AccessDenied,
-    NotFound,
-    StoreError,
-    StoreRejected,
-    StoreUnavailable,
-    VersionChanged,
-)
+from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, UnderStore
-from luxfuse.understore.failures import CREDENTIAL_PLACES, checked, from_status
+from luxfuse.understore.base import ABSENT, Abilities, Buffer, UnderStore, WriteSide
+from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_options import open_store
-
-PAGE_ENTRIES = 1000
-"""Entries converted at a time: under 1 ms with the GIL held."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NANOSECONDS = DataType.timestamp("ns", tz="UTC")
-_INT64 = DataType.int64()
-_STATUS = re.compile(r"non-2xx status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_STATUS_OF_CLASS = (
-    (PreconditionError, 412),
-    (FileNotFoundError, 404),
-    (PermissionDeniedError, 403),
-    (UnauthenticatedError, 401),
-)
-_CREDENTIAL_URLS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "/latest/api/token")
+from luxfuse.understore.obstore_reads import ObstoreReads
+from luxfuse.understore.obstore_writes import ObstoreWrites
 
 
-class ObstoreDriver:
+class ObstoreDriver(DelegatedWrites, ObstoreReads):
     """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name."""
-
-    driver = "obstore"
 
     def __init__(
         self,
@@ -68,196 +34,102 @@ class ObstoreDriver:
         request_timeout_s: float = 30.0,
         fallback: Callable[[], UnderStore],
     ) -> None:
-        location = parse_location(source)
-        self._family = location.family
-        self._store = open_store(location, endpoint_url, storage_options or {}, request_timeout_s)
-        self._open_fallback = fallback
-        self._fallback_driver: UnderStore | None = None
-        self._lock = threading.Lock()
-        self._azure = location.family == "az"
+        super().__init__(
+            source,
+            endpoint_url=endpoint_url,
+            storage_options=storage_options,
+            request_timeout_s=request_timeout_s,
+            fallback=fallback,
+        )
+        location, options = parse_location(source), storage_options or {}
+        self._own = ObstoreWrites(
+            self._store,
+            lambda: open_store(location, endpoint_url, options, request_timeout_s, patient=True),
+            self._family,
+        )
 
-    def probe(self) -> None:
+        def open_s3_client() -> WriteSide:
+            from luxfuse.understore.fsspec_options import s3_arguments
+            from luxfuse.understore.s3_client import S3Client
+
+            arguments = s3_arguments(options, endpoint_url, request_timeout_s)
+            return S3Client(location.bucket, location.prefix, arguments, request_timeout_s)
+
+        self._open_s3 = open_s3_client
+        self._s3: WriteSide | None = None
+        self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
+
+    @property
+    def abilities(self) -> Abilities:
+        conditional = self._own.conditional and (self._s3 is None or self._s3.abilities.conditional)
+        return dataclasses.replace(
+            self._own.abilities,
+            conditional=conditional,
+            multipart=self._family == "s3" or self._adlfs,
+            part_copy=self._family == "s3",
+        )
+
+    def _writer(self) -> WriteSide:
+        if self._family == "s3":
+            with self._lock:
+                if self._s3 is None:
+                    self._s3 = self._open_s3()
+                return self._s3
+        return self._fallback() if self._adlfs else self._own
+
+    def _writer_for(self, *keys: str) -> WriteSide:
+        """Return what can name ``keys`` and does everything else."""
+        writer = self._writer()
+        return self._fallback() if writer is self._own and any(map(has_odd_segment, keys)) else writer
+
+    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        if has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"'):
+            return self._writer_for(key).put(key, data, metadata, expect=expect)
         try:
-            next(iter(obstore.list(self._store, chunk_size=1)), None)
+            return self._own.put(key, data, metadata, expect=expect)
         except InvalidPathError:
-            return  # the store answered; it just has odd keys
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, "LIST ''", bucket_level=True) from None
+            return self._writer_for(key).put(key, data, metadata, expect=expect)
 
-    def head(self, key: str) -> ObjectInfo:
-        if has_odd_segment(key):
-            return self._fallback().head(key)
-        try:
-            result = obstore.get(self._store, key, options={"head": True})
-        except ValueError:
-            return self._fallback().head(key)
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, f"HEAD {key!r}") from None
-        meta = result.meta
-        # Attributes of the protocol are capitalised ("Content-Type"), user metadata is in lower case.
-        metadata = {str(k): v for k, v in result.attributes.items() if k == k.lower()}
-        if self._azure and metadata.get("hdi_isfolder") == "true":
-            raise NotFound(f"HEAD {key!r}: is a directory")
-        return ObjectInfo(key, meta["size"], _version(meta), _mtime_ns(meta["last_modified"]), metadata)
+    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        return self._writer_for(key).put_file(key, path, metadata, expect=expect)
 
-    def list_directory(self, prefix: str) -> Iterator[ListPage]:
-        if prefix and has_odd_segment(prefix[:-1]):
-            yield from self._fallback().list_directory(prefix)
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+        size: int | None = None,
+    ) -> ObjectInfo:
+        writer = self._writer_for(source, target)
+        return writer.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        if self._family == "s3" and len(keys) != 1:
+            return self._writer().delete(keys)
+        plain = [key for key in keys if not has_odd_segment(key)]
+        failures = self._own.delete(plain) if plain else {}
+        if odd := [key for key in keys if has_odd_segment(key)]:
+            failures |= self._writer_for(*odd).delete(odd)
+        return failures
+
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        writer = self._writer_for(prefix[:-1] or "root")
+        if writer is not self._own:
+            yield from writer.list_all(prefix)
             return
         try:
-            listing = obstore.list_with_delimiter(self._store, prefix or None, return_arrow=True)
-        except (InvalidPathError, ValueError):
-            yield from self._fallback().list_directory(prefix)
-            return
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, f"LIST {prefix!r}", bucket_level=True) from None
-        objects, prefixes = listing["objects"], listing["common_prefixes"]
-        if not prefixes and not objects.num_rows:
-            if not prefix or (self._azure and self._azure_directory_exists(prefix)):
-                yield ListPage()
-            return
-        for start in range(0, len(prefixes), PAGE_ENTRIES):
-            yield ListPage([], [f"{name}/" for name in prefixes[start : start + PAGE_ENTRIES]])
-        marker = prefix[:-1]
-        total = objects.num_rows
-        for start in range(0, total, PAGE_ENTRIES):
-            yield ListPage(self._convert(objects.slice(start, min(PAGE_ENTRIES, total - start)), marker))
-
-    def _convert(self, rows: Any, marker: str) -> list[ObjectInfo]:
-        keys = rows.column("path").to_pylist()
-        sizes = rows.column("size").to_pylist()
-        versions = rows.column("e_tag").to_pylist()
-        mtimes_ns = rows.column("last_modified").cast(_NANOSECONDS).cast(_INT64).to_pylist()
-        if None in versions:
-            versions = [v or f"{s}-{m // 10**9}" for v, s, m in zip(versions, sizes, mtimes_ns, strict=True)]
-        if self._azure:  # whose listings omit the quotes
-            versions = [v if v.endswith('"') else f'"{v}"' for v in versions]
-        infos = list(map(ObjectInfo, keys, sizes, versions, mtimes_ns))
-        # obstore strips the "/" of a directory marker; no real key of this listing can be the prefix itself.
-        if marker in keys:
-            infos = [info for info in infos if info.key != marker]
-        return infos
-
-    def has_prefix(self, prefix: str) -> bool:
-        if has_odd_segment(prefix[:-1]):
-            return self._fallback().has_prefix(prefix)
-        try:
-            chunk = next(iter(obstore.list(self._store, prefix, chunk_size=1)), None)
+            pages = list(self._own.list_all(prefix))
         except InvalidPathError:
-            return True  # an odd key, but it lies below the prefix
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, f"LIST {prefix!r}", bucket_level=True) from None
-        return bool(chunk) or (self._azure and self._azure_directory_exists(prefix))
-
-    def _azure_directory_exists(self, prefix: str) -> bool:
-        """Look for what obstore's Azure listings leave out: a marker blob "d/", and an empty directory of ADLS."""
-        try:
-            result = obstore.get(self._store, prefix[:-1], options={"head": True})
-        except FileNotFoundError:
-            pass
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, f"HEAD {prefix!r}") from None
-        else:
-            if result.attributes.get("hdi_isfolder") == "true":
-                return True
-        try:
-            return self._fallback().has_prefix(prefix)
-        except StoreRejected:
-            return False  # adlfs is not installed
-
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
-        if key[-1:] == "/" or key[:1] == "/" or version[:1] != '"':  # obstore would strip the "/" silently
-            return self._read_unusual(key, start, end, version)
-        try:
-            result = obstore.get(self._store, key, options={"range": (start, end), "if_match": version})
-            data = memoryview(result.bytes())
-        except ValueError:
-            return self._fallback().read(key, start, end, version)
-        except Exception as exc:  # noqa: BLE001
-            if start == end:
-                return b""
-            if "non-partial response" in str(exc):
-                return self._read_whole(key, start, end, version)
-            error = self._failure(exc, f"GET {key!r} [{start}, {end})")
-            if self._azure and isinstance(error, VersionChanged):
-                self.head(key)  # Azure answers 412 for a blob that is gone, too
-            raise error from None
-        if (found := result.meta["e_tag"]) != version or len(data) != end - start:
-            return checked(data, end - start, found or "", version, f"GET {key!r} [{start}, {end})")
-        return data
-
-    def _read_unusual(self, key: str, start: int, end: int, version: str) -> Buffer:
-        """Read what `read` cannot: keys that obstore refuses, and versions that are no ETag of its own."""
-        if version[:1] == '"' or has_odd_segment(key) or self._family == "gs":
-            return self._fallback().read(key, start, end, version)
-        what = f"GET {key!r} [{start}, {end})"
-        try:
-            result = obstore.get(self._store, key, options={"range": (start, end)})
-            data, found = memoryview(result.bytes()), _version(result.meta)
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, what) from None
-        return checked(data, end - start, found, version, what)
-
-    def _read_whole(self, key: str, start: int, end: int, version: str) -> Buffer:
-        """Serve a server that ignores Range, as far as that is possible without reading more than asked for."""
-        what = f"GET {key!r} [{start}, {end})"
-        try:
-            result = obstore.get(self._store, key, options={"if_match": version})
-            meta = result.meta
-            whole = start == 0 and meta["size"] == end
-            data = memoryview(result.bytes()) if whole else memoryview(b"")
-        except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, what) from None
-        if not whole:
-            raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
-        return checked(data, end, meta["e_tag"] or "", version, what)
+            yield from self._fallback().list_all(prefix)
+            return
+        yield from pages
 
     def close(self) -> None:
         with self._lock:
-            driver, self._fallback_driver = self._fallback_driver, None
-        if driver is not None:
-            driver.close()
-
-    def _fallback(self) -> UnderStore:
-        with self._lock:
-            if self._fallback_driver is None:
-                self._fallback_driver = self._open_fallback()
-            return self._fallback_driver
-
-    def _failure(self, exc: Exception, what: str, *, bucket_level: bool = False) -> StoreError:
-        """Map what obstore raises. Its texts hold URLs and bodies, so they are classified but never repeated."""
-        text = str(exc)
-        if any(url in text for url in _CREDENTIAL_URLS):
-            return AccessDenied(f"{what}: no credentials found in: {CREDENTIAL_PLACES[self._family]}")
-        status = next((number for kind, number in _STATUS_OF_CLASS if isinstance(exc, kind)), 0)
-        if not status and (found := _STATUS.search(text)):
-            status = int(found[1])
-        elif "redirect without LOCATION" in text:
-            status = 301
-        if status:
-            code = found[1] if (found := _CODE.search(text)) else ""
-            return from_status(status, what, code=code, family=self._family, bucket_level=bucket_level)
-        if isinstance(exc, BaseError) and "HTTP error" in text:
-            return StoreUnavailable(f"{what}: {_transport(text)}")
-        return StoreUnavailable(f"{what}: {type(exc).__name__} in obstore")
-
-
-def _transport(text: str) -> str:
-    if "TimedOut" in text or "operation timed out" in text:
-        return "timed out"
-    if "dns error" in text:
-        return "the endpoint's name does not resolve"
-    if "ertificate" in text:
-        return "the endpoint's certificate is not trusted"
-    if "ConnectionRefused" in text or "onnection refused" in text:
-        return "the endpoint refuses connections"
-    return "the connection failed" if "error sending" in text else "the connection broke"
-
-
-def _version(meta: Any) -> str:
-    return meta["e_tag"] or f"{meta['size']}-{_mtime_ns(meta['last_modified']) // 10**9}"
-
-
-def _mtime_ns(moment: datetime) -> int:
-    delta = moment - _EPOCH
-    return ((delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds) * 1000
+            s3, self._s3 = self._s3, None
+        if s3 is not None:
+            s3.close()
+        super().close()

@@ -20,6 +20,9 @@ from luxfuse.understore.locations import Location
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
 
+PATIENCE = 4
+"""A request that sends much may last this many times the deadline of one: 16 MiB over a slow line."""
+
 _TRUE = ("1", "true", "yes", "on", "requester")
 _REGION_TIMEOUT_S = 3.0
 
@@ -71,9 +74,14 @@ def unknown_options(family: str, options: Mapping[str, str]) -> list[str]:
 
 
 def open_store(
-    location: Location, endpoint_url: str | None, options: Mapping[str, str], request_timeout_s: float
+    location: Location,
+    endpoint_url: str | None,
+    options: Mapping[str, str],
+    request_timeout_s: float,
+    *,
+    patient: bool = False,
 ) -> Any:
-    """Build the obstore store for ``location``.
+    """Build the obstore store for ``location``. ``patient`` is for requests that send much.
 
     Raises `ConfigError` for options that cannot be used and `AccessDenied` where no credentials are found.
     """
@@ -94,8 +102,10 @@ def open_store(
     if endpoint and endpoint.startswith("http://"):
         client["allow_http"] = True
     client["connect_timeout"] = timedelta(seconds=min(CONNECT_TIMEOUT_S, request_timeout_s))
-    client["read_timeout"] = timedelta(seconds=min(READ_TIMEOUT_S, request_timeout_s))
-    client["timeout"] = timedelta(seconds=request_timeout_s)
+    # Reading begins, for this time-out, when the request begins to be sent.
+    read_timeout_s = PATIENCE * request_timeout_s if patient else min(READ_TIMEOUT_S, request_timeout_s)
+    client["read_timeout"] = timedelta(seconds=read_timeout_s)
+    client["timeout"] = timedelta(seconds=PATIENCE * request_timeout_s if patient else request_timeout_s)
     classes: dict[str, Callable[..., Any]] = {
         "s3": obstore.store.S3Store,
         "az": obstore.store.AzureStore,

@@ -113,15 +113,15 @@ class Store(Calls):
         version: str | None = None,
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
-        size: int = 0,
+        size: int | None = None,
     ) -> ObjectInfo:
-        """Copy inside the store; see `UnderStore.copy`. ``size`` in bytes says how long it may take."""
-        return await self.call(
-            "put",
-            lambda driver: driver.copy(source, target, version=version, metadata=metadata, expect=expect),
-            what=f"COPY {source!r} to {target!r}",
-            patience=1 + size / COPIED_BYTES,
-        )
+        """Copy inside the store; see `UnderStore.copy`. ``size`` in bytes also says how long it may take."""
+
+        def copy(driver: UnderStore) -> ObjectInfo:
+            return driver.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
+
+        patience = 1 + (size or 0) / COPIED_BYTES
+        return await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
 
     async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.

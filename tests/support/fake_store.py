@@ -222,6 +222,7 @@ class FakeStore:
         version: str | None = None,
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
+        size: int | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if metadata is not None:

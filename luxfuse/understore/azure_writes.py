@@ -1,0 +1,214 @@
+"""Writes to Azure Blob Storage through the service client that adlfs holds.
+
+A multipart upload is a list of uncommitted blocks of the blob. The service keeps no record of it beside these: they are
+forgotten after a week, or when the blob is written otherwise. So an upload's id holds the metadata that the list is
+committed with, and there is nothing to abort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from azure.core import MatchConditions
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import BlobBlock, ContentSettings
+from fsspec.asyn import sync
+
+from luxfuse.errors import StoreError, StoreRejected, StoreUnavailable
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.times import to_ns
+from luxfuse.understore.whole_files import put_in_parts
+
+ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=False, hierarchical=False)
+DELETES_AT_ONCE = 32
+COPY_POLL_S = 0.5
+COPY_LIMIT_S = 600.0
+
+
+class AzureWrites:
+    """The writing half of `AzureDriver`."""
+
+    _fs: Any
+    _container: Any
+    _prefix: str
+    _options: dict[str, Any]
+
+    @property
+    def abilities(self) -> Abilities:
+        return ABILITIES
+
+    def _walk(self, prefix: str, what: str, *, delimiter: str | None, per_page: int) -> Iterator[list[Any]]:
+        raise NotImplementedError
+
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        skip = len(self._prefix)
+        for items in self._walk(prefix, f"LIST {prefix!r}", delimiter=None, per_page=1000):
+            if items:
+                yield ListPage([
+                    ObjectInfo(item["name"][skip:], item["size"], quoted(item["etag"]), to_ns(item["last_modified"]))
+                    for item in items
+                ])  # fmt: skip
+
+    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        what = f"PUT {key!r}"
+        metadata = checked_metadata(metadata, what)
+        answer = self._run(
+            what,
+            self._blob(key).upload_blob,
+            bytes(data),
+            overwrite=True,
+            metadata=metadata,
+            content_settings=ContentSettings(content_type=content_type(key)),
+            **_condition(expect),
+        )
+        return ObjectInfo(key, len(data), quoted(answer["etag"]), to_ns(answer["last_modified"]), dict(metadata))
+
+    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        return put_in_parts(self, key, path, metadata, expect)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+        size: int | None = None,
+    ) -> ObjectInfo:
+        what = f"COPY {source!r} to {target!r}"
+        if metadata is not None:
+            metadata = checked_metadata(metadata, what)
+        if source == target and metadata is not None:
+            return self._replace_metadata(target, metadata, version if version is not None else expect, what)
+        arguments = _condition(expect)
+        if version is not None:
+            arguments |= {"source_etag": version, "source_match_condition": MatchConditions.IfNotModified}
+        # Azure takes an empty dictionary for none, and then keeps the source's.
+        clear = metadata == {}
+        answer = self._run(
+            what, self._blob(target).start_copy_from_url, self._blob(source).url, metadata=metadata or None, **arguments
+        )
+        answer = self._finished(target, answer, what)
+        if clear:
+            return self._replace_metadata(target, {}, quoted(answer["etag"]), what)
+        kept = None if metadata is None else dict(metadata)
+        return ObjectInfo(target, -1, quoted(answer["etag"]), to_ns(answer["last_modified"]), kept)
+
+    def _finished(self, key: str, answer: dict[str, Any], what: str) -> dict[str, Any]:
+        """Wait for a copy that the service makes in the background, as it may for large blobs."""
+        limit_s = time.monotonic() + COPY_LIMIT_S
+        while answer["copy_status"] == "pending":
+            if time.monotonic() > limit_s:
+                raise StoreUnavailable(f"{what}: not done after {COPY_LIMIT_S:g} s")
+            time.sleep(COPY_POLL_S)
+            found = self._run(what, self._blob(key).get_blob_properties)
+            answer = {"etag": found.etag, "last_modified": found.last_modified, "copy_status": found.copy.status}
+        if answer["copy_status"] != "success":
+            raise StoreUnavailable(f"{what}: the service gave up")
+        return answer
+
+    def _replace_metadata(
+        self, key: str, metadata: Mapping[str, str], version: str | None, what: str
+    ) -> ObjectInfo:
+        answer = self._run(what, self._blob(key).set_blob_metadata, dict(metadata), **_condition(version))
+        return ObjectInfo(key, -1, quoted(answer["etag"]), to_ns(answer["last_modified"]), dict(metadata))
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        slots = asyncio.Semaphore(DELETES_AT_ONCE)
+
+        async def delete(key: str) -> StoreError | None:
+            async with slots:
+                try:
+                    await self._blob(key).delete_blob(delete_snapshots="include", **self._options)
+                except ResourceNotFoundError:
+                    return None
+                except Exception as exc:  # noqa: BLE001
+                    return failure(exc, f"DELETE {key!r}", "az")
+            return None
+
+        async def delete_all() -> list[StoreError | None]:
+            return await asyncio.gather(*map(delete, keys))
+
+        errors = sync(self._fs.loop, delete_all)
+        if len(keys) == 1 and errors[0] is not None:
+            raise errors[0]
+        return {key: error for key, error in zip(keys, errors, strict=True) if error is not None}
+
+    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+        record = [secrets.token_hex(8), checked_metadata(metadata, f"BEGIN {key!r}")]
+        return base64.urlsafe_b64encode(json.dumps(record, separators=(",", ":")).encode()).decode()
+
+    def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
+        what = f"PUT {key!r} part {number}"
+        # All block ids of a blob must have one length, those of other uploads too. Each try has a block of its own, so
+        # that one that is overtaken by its repetition changes nothing.
+        block = f"{_record(upload, what)[0]}-{number:05d}-{os.urandom(4).hex()}"
+        self._run(what, self._blob(key).stage_block, block, bytes(data), length=len(data))
+        return block
+
+    def copy_part(
+        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
+    ) -> str:
+        raise StoreRejected(f"COPY {source!r} to {key!r} part {number}: this store copies no parts")
+
+    def complete_upload(
+        self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
+    ) -> ObjectInfo:
+        what = f"COMPLETE {key!r}"
+        metadata = _record(upload, what)[1]
+        answer = self._run(
+            what,
+            self._blob(key).commit_block_list,
+            [BlobBlock(block_id=block) for _, block in parts],
+            metadata=metadata,
+            content_settings=ContentSettings(content_type=content_type(key)),
+            **_condition(expect),
+        )
+        return ObjectInfo(key, -1, quoted(answer["etag"]), to_ns(answer["last_modified"]), metadata)
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        _record(upload, f"ABORT {key!r}")
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _blob(self, key: str) -> Any:
+        return self._container.get_blob_client(self._prefix + key)
+
+    def _run(self, what: str, function: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return sync(self._fs.loop, function, *arguments, **named, **self._options)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, "az") from None
+
+
+def _condition(expect: str | None) -> dict[str, Any]:
+    if expect is None:
+        return {}
+    if expect == ABSENT:
+        return {"match_condition": MatchConditions.IfMissing}
+    return {"etag": expect, "match_condition": MatchConditions.IfNotModified}
+
+
+def _record(upload: str, what: str) -> tuple[str, dict[str, str]]:
+    try:
+        identity, metadata = json.loads(base64.urlsafe_b64decode(upload))
+    except ValueError:
+        raise StoreRejected(f"{what}: no such upload id") from None
+    return identity, metadata
+
+
+def quoted(etag: str) -> str:
+    """Return ``etag`` with its quotes: listings give it without, headers with them."""
+    return etag if etag.endswith('"') else f'"{etag}"'

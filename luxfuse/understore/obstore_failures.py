@@ -1,0 +1,70 @@
+"""What obstore raises, mapped in one place. Its texts hold URLs and bodies: they are classified but never repeated."""
+
+from __future__ import annotations
+
+import re
+
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
+from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_STATUS_OF_CLASS = (
+    (AlreadyExistsError, 412),
+    (PreconditionError, 412),
+    (FileNotFoundError, 404),
+    (PermissionDeniedError, 403),
+    (UnauthenticatedError, 401),
+    (NotSupportedError, 501),
+    (NotImplementedError, 501),
+)
+_CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
+_CREDENTIAL_URLS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "/latest/api/token")
+
+
+def obstore_status(exc: Exception) -> tuple[int, str]:
+    """Return the HTTP status and the store's code that ``exc`` stands for; 0 and "" where it tells none."""
+    text = str(exc)
+    code = found[1] if (found := _CODE.search(text)) else ""
+    if code in _CONFLICTS:  # obstore takes any 409 for "exists already"
+        return 409, code
+    status = next((number for kind, number in _STATUS_OF_CLASS if isinstance(exc, kind)), 0)
+    if not status and (found := _STATUS.search(text)):
+        status = int(found[1])
+    elif "redirect without LOCATION" in text:
+        status = 301
+    return status, code
+
+
+def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: bool = False) -> StoreError:
+    """Return the `StoreError` for ``exc``, raised by a request of ``family`` that ``what`` names."""
+    text = str(exc)
+    if any(url in text for url in _CREDENTIAL_URLS):
+        return AccessDenied(f"{what}: no credentials found in: {CREDENTIAL_PLACES[family]}")
+    status, code = obstore_status(exc)
+    if status:
+        return from_status(status, what, code=code, family=family, bucket_level=bucket_level)
+    if isinstance(exc, BaseError) and "HTTP error" in text:
+        return StoreUnavailable(f"{what}: {_transport(text)}")
+    return StoreUnavailable(f"{what}: {type(exc).__name__} in obstore")
+
+
+def _transport(text: str) -> str:
+    if "TimedOut" in text or "operation timed out" in text:
+        return "timed out"
+    if "dns error" in text:
+        return "the endpoint's name does not resolve"
+    if "ertificate" in text:
+        return "the endpoint's certificate is not trusted"
+    if "ConnectionRefused" in text or "onnection refused" in text:
+        return "the endpoint refuses connections"
+    return "the connection failed" if "error sending" in text else "the connection broke"

@@ -1,0 +1,213 @@
+"""The writes that obstore has calls for: whole objects, single deletes, copies that keep the metadata."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import InvalidPathError
+
+from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.delegated import NoMultipart
+from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.obstore_failures import obstore_failure, obstore_status
+from luxfuse.understore.obstore_reads import mtime_ns_of, version_of
+
+log = logging.getLogger(__name__)
+
+PATIENT_FROM_BYTES = 1 << 20
+"""From this size on a write gets the client with the long time-outs."""
+
+PART_BYTES = 16 << 20
+DELETES_AT_ONCE = 16
+PAGE_ENTRIES = 1000
+
+
+class ObstoreWrites(NoMultipart):
+    """A `WriteSide` on obstore alone, for keys that it can name.
+
+    Markers cannot be written this way. Conditional writes work on S3 and Azure; Google wants generations instead.
+    """
+
+    def __init__(self, store: Any, open_patient: Callable[[], Any], family: str) -> None:
+        self._store = store
+        self._open_patient = open_patient
+        self._patient: Any = None
+        self._lock = threading.Lock()
+        self._family = family
+        self.conditional = family != "gs"
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(
+            metadata=True, conditional=self.conditional, multipart=False, part_copy=False, hierarchical=False
+        )
+
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        what = f"LIST {prefix!r}"
+        try:
+            for chunk in obstore.list(self._store, prefix or None, chunk_size=PAGE_ENTRIES):
+                yield ListPage([self._described(meta) for meta in chunk])
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, what, bucket_level=True) from None
+
+    def _described(self, meta: Any) -> ObjectInfo:
+        key = meta["path"]
+        if meta["size"] == 0:  # obstore strips the "/" of a marker
+            try:
+                obstore.head(self._store, key)
+            except FileNotFoundError:
+                key += "/"
+        return ObjectInfo(key, meta["size"], self._quoted(version_of(meta)), mtime_ns_of(meta["last_modified"]))
+
+    def _quoted(self, version: str) -> str:
+        return f'"{version}"' if self._family == "az" and not version.endswith('"') else version
+
+    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        what, size = f"PUT {key!r}", len(data)
+        metadata = checked_metadata(metadata, what)
+        store = self._patient_store() if size >= PATIENT_FROM_BYTES else self._store
+        attributes = {**metadata, "Content-Type": content_type(key)}
+        mode: Any = None
+        if expect is not None and self.conditional:
+            mode = "create" if expect == ABSENT else {"e_tag": expect}
+        try:
+            result = obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+        except Exception as exc:  # noqa: BLE001
+            status, code = obstore_status(exc)
+            if mode is not None and (status == 501 or code == "NotImplemented"):
+                self.forgo_conditions()
+                return self.put(key, data, metadata)
+            error = self._failure(exc, what)
+            if mode is not None and type(error) is NotFound:
+                raise VersionChanged(f"{what}: the object is gone") from None
+            raise error from None
+        return self._written(key, size, result, metadata)
+
+    def forgo_conditions(self) -> None:
+        """Make no more conditional writes, as the server has none."""
+        if self.conditional:
+            self.conditional = False
+            log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
+
+    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+        what, file = f"PUT {key!r}", Path(path)
+        metadata = checked_metadata(metadata, what)
+        attributes = {**metadata, "Content-Type": content_type(key)}
+        size = file.stat().st_size
+        if expect is not None and self.conditional:
+            self._require(key, expect, what)  # obstore knows no conditions for multipart uploads
+        try:
+            result = obstore.put(
+                self._patient_store(), key, file, attributes=attributes, chunk_size=PART_BYTES, max_concurrency=4
+            )
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, what) from None
+        return self._written(key, size, result, metadata)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+        size: int | None = None,
+    ) -> ObjectInfo:
+        what = f"COPY {source!r} to {target!r}"
+        if metadata is not None:
+            metadata = checked_metadata(metadata, what)
+        if version is not None:
+            self._require(source, version, what)
+        if expect is not None and self.conditional:
+            self._require(target, expect, what)
+        try:
+            if metadata is None:
+                obstore.copy(self._store, source, target)
+            else:
+                self._rewrite(source, target, metadata)
+            meta = obstore.head(self._store, target)
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, what) from None
+        return ObjectInfo(target, meta["size"], version_of(meta), mtime_ns_of(meta["last_modified"]), metadata)
+
+    def _rewrite(self, source: str, target: str, metadata: Mapping[str, str]) -> None:
+        """Let the bytes come here and go back, as obstore cannot replace metadata."""
+        found = obstore.get(self._patient_store(), source)
+        kept = {str(name): value for name, value in found.attributes.items() if name != str(name).lower()}
+        obstore.put(
+            self._patient_store(),
+            target,
+            found.stream(min_chunk_size=1 << 20),
+            attributes={**kept, **metadata},
+            chunk_size=PART_BYTES,
+            max_concurrency=4,
+        )
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        if len(keys) == 1:
+            self._delete_one(keys[0])
+            return {}
+
+        def failed(key: str) -> StoreError | None:
+            try:
+                self._delete_one(key)
+            except StoreError as exc:
+                return exc
+            return None
+
+        with ThreadPoolExecutor(min(DELETES_AT_ONCE, len(keys) or 1)) as pool:
+            return {key: error for key, error in zip(keys, pool.map(failed, keys), strict=True) if error is not None}
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            obstore.delete(self._store, key)
+        except FileNotFoundError:
+            pass
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, f"DELETE {key!r}") from None
+
+    def close(self) -> None:
+        """Do nothing: the connections end with the stores."""
+
+    def _require(self, key: str, expect: str, what: str) -> None:
+        """Compare before a write that knows no condition; a change in between goes unnoticed."""
+        try:
+            found = version_of(obstore.head(self._store, key))
+        except FileNotFoundError:
+            found = ABSENT
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, what) from None
+        if found != expect:
+            raise VersionChanged(f"{what}: version is {found or 'none'}, not {expect or 'none'}")
+
+    def _written(self, key: str, size: int, result: Any, metadata: Mapping[str, str]) -> ObjectInfo:
+        version = result["e_tag"] or self._found_version(key)
+        return ObjectInfo(key, size, version, 0, dict(metadata))
+
+    def _found_version(self, key: str) -> str:
+        try:
+            return version_of(obstore.head(self._store, key))
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, f"HEAD {key!r}") from None
+
+    def _patient_store(self) -> Any:
+        with self._lock:
+            if self._patient is None:
+                self._patient = self._open_patient()
+            return self._patient
+
+    def _failure(self, exc: Exception, what: str, *, bucket_level: bool = False) -> StoreError:
+        if isinstance(exc, StoreError):
+            return exc
+        if isinstance(exc, InvalidPathError):
+            raise exc  # the driver turns to another way
+        return obstore_failure(exc, self._family, what, bucket_level=bucket_level)
