@@ -1,8 +1,9 @@
 """Cache files in one directory. Every method here blocks: call it in a thread.
 
-Layout below the directory: ``cache.json`` (format version, identity), ``lock``, ``objects/ab/<id in hex>``. An object
-file is sparse and holds each cached page at its own offset. The identity ties the files to the index that describes
-them: when they do not match, the files are worthless and are removed.
+Layout below the directory: ``cache.json`` (format version, identity), ``lock``, ``objects/ab/<id in hex>``, and
+``staging``, which is made here and otherwise left alone (see `staging`). An object file is sparse and holds each cached
+page at its own offset. The identity ties the files to the index that describes them: when they do not match, the files
+are worthless and are removed.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class CacheDirectory:
         """Make what is missing and return the identity."""
         objects = self.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
+        _make_private(self.path / "staging")
         described = self.path / "cache.json"
         try:
             found = json.loads(described.read_text())
@@ -187,6 +189,13 @@ class CacheDirectory:
         """Remove an object's file; it need not exist."""
         with contextlib.suppress(FileNotFoundError):
             self.file_of(oid).unlink()
+        self.last_writes.forget(oid)
+
+    def rename(self, oid: bytes, new_oid: bytes) -> None:
+        """Give an object's file to another id. Raises OSError."""
+        target = self.file_of(new_oid)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        self.file_of(oid).rename(target)
         self.last_writes.forget(oid)
 
     def stored(self) -> Iterator[bytes]:

@@ -1,0 +1,289 @@
+"""Staging files: the bytes of files that are written to, until they are in the store. They lie beside the cache files.
+
+``staging/<id as 16 hex digits>`` in the cache directory; ids come from the journal. A cache file becomes a staging file,
+and a staging file a cache file, by being renamed: whoever has it open keeps it.
+
+Creating a file takes a rename where a spare one is ready (``spare-<number>``); `refill` makes spare ones in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import re
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from luxfuse.core.spans import page_count
+from luxfuse.tiers.directory import CacheDirectory, write_all
+from luxfuse.types import PAGE_BYTES
+
+SPARES = 32
+COPY_BYTES = 1 << 20
+NUMBERED_NAME_BYTES = 240
+_ID = re.compile("[0-9a-f]{16}")
+_FLAGS = os.O_RDWR | os.O_CLOEXEC
+
+
+class Staging:
+    """The staging files of one cache directory. Threads may share it; `refill`, `sync` and `recover` block for long."""
+
+    def __init__(self, directory: CacheDirectory) -> None:
+        """Take the directory's staging files over, but remove the spare ones of an earlier run. Raises OSError."""
+        self._directory = directory
+        self.path = directory.path / "staging"
+        self._spares: deque[tuple[Path, int]] = deque()
+        self._numbers = itertools.count()
+        self._refilling = threading.Lock()
+        self._syncing = threading.Lock()
+        self._unsynced: set[int] = set()
+        self._tells_holes: bool | None = None
+        for spare in self.path.glob("spare-*"):
+            spare.unlink()
+
+    def path_of(self, number: int) -> Path:
+        """Return the path of a staging file."""
+        return self.path / f"{number:016x}"
+
+    # -- making, taking and giving away
+
+    @property
+    def spares_low(self) -> bool:
+        """Whether it is time to `refill`."""
+        return len(self._spares) <= SPARES // 2
+
+    def refill(self) -> None:
+        """Make spare files. Blocks. Raises OSError."""
+        with self._refilling:
+            while len(self._spares) < SPARES:
+                path = self.path / f"spare-{next(self._numbers)}"
+                self._spares.append((path, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)))
+
+    def take(self, path: Path) -> int:
+        """Give a new empty file the name ``path``; returns a descriptor for reading and writing. Raises OSError."""
+        while True:
+            try:
+                spare, fd = self._spares.popleft()
+            except IndexError:
+                return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                spare.rename(path)
+            except FileNotFoundError:  # the directory was lost and made anew
+                os.close(fd)
+            except BaseException:
+                self._spares.append((spare, fd))
+                raise
+            else:
+                return fd
+
+    def create(self, number: int) -> int:
+        """Make an empty staging file and open it for reading and writing; the caller closes it.
+
+        Raises OSError, EEXIST if there is one of this id.
+        """
+        path = self.path_of(number)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        fd = self.take(path)
+        self._unsynced.add(os.fstat(fd).st_ino)
+        return fd
+
+    def adopt(self, oid: bytes, number: int) -> int:
+        """Make an object's cache file a staging file; returns a descriptor for reading and writing. Raises OSError."""
+        fd = os.open(self._directory.file_of(oid), _FLAGS)
+        try:
+            self._directory.file_of(oid).rename(self.path_of(number))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._directory.last_writes.forget(oid)
+        self._unsynced.add(os.fstat(fd).st_ino)
+        return fd
+
+    def publish(self, number: int, oid: bytes) -> None:
+        """Make a staging file an object's cache file; one that is there is replaced. Raises OSError."""
+        path, target = self.path_of(number), self._directory.file_of(oid)
+        self._unsynced.discard(path.stat().st_ino)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        path.rename(target)
+        self._directory.last_writes.forget(oid)
+
+    def remove(self, number: int) -> None:
+        """Remove a staging file; it need not exist. Raises OSError."""
+        path = self.path_of(number)
+        with contextlib.suppress(FileNotFoundError):
+            self._unsynced.discard(path.stat().st_ino)
+            path.unlink()
+
+    def stored(self) -> Iterator[int]:
+        """Yield the id of every staging file."""
+        for entry in os.scandir(self.path):
+            if _ID.fullmatch(entry.name):
+                yield int(entry.name, 16)
+
+    def recover(self, number: int, to: Path) -> Path:
+        """Move a staging file out, durably, to ``to`` or, where that exists, to a name with a number; returns its path.
+
+        ``to`` may be on another file system; holes stay holes. Blocks. Raises OSError, with the file where it was.
+        """
+        source = self.path_of(number)
+        to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            target = _reserve(to)
+            try:
+                self._move(source, fd, target)
+            except BaseException:
+                if source.exists():
+                    target.unlink()
+                raise
+            _sync_directory(target.parent)
+            self._unsynced.discard(os.fstat(fd).st_ino)
+        finally:
+            os.close(fd)
+        return target
+
+    def _move(self, source: Path, fd: int, target: Path) -> None:
+        try:
+            source.rename(target)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            part = target.with_name(f".{target.name[:NUMBERED_NAME_BYTES // 4]}.{os.getpid()}.part")
+            try:
+                _copy(fd, part)
+                part.rename(target)
+            finally:
+                part.unlink(missing_ok=True)
+            _sync_directory(target.parent)
+            source.unlink()
+
+    # -- content
+
+    def sync(self, fd: int) -> None:
+        """Bring a staging file to the platter, and its name if that is new. Blocks. Raises OSError."""
+        inode = os.fstat(fd).st_ino
+        if inode not in self._unsynced:
+            os.fdatasync(fd)
+            return
+        os.fsync(fd)
+        with self._syncing:  # one that waits here finds its name synced
+            if inode in self._unsynced:
+                named = set(self._unsynced)
+                _sync_directory(self.path)
+                self._unsynced -= named
+
+    def data_ranges(self, fd: int, size: int) -> list[range]:
+        """Return the pages below ``size`` that have no hole in them, as ranges of page numbers.
+
+        Raises OSError EOPNOTSUPP where the file system does not tell holes.
+        """
+        if not self._holes_are_told():
+            raise OSError(errno.EOPNOTSUPP, f"the file system of {self.path} does not tell where files have holes")
+        ranges = []
+        position = 0
+        while position < size:
+            try:
+                start = os.lseek(fd, position, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno != errno.ENXIO:
+                    raise
+                break
+            position = os.lseek(fd, start, os.SEEK_HOLE)
+            last = page_count(size) if position >= size else position // PAGE_BYTES
+            pages = range(page_count(start), last)
+            if pages:
+                ranges.append(pages)
+        return ranges
+
+    def _holes_are_told(self) -> bool:
+        if self._tells_holes is None:
+            path = self.path / f"spare-holes-{next(self._numbers)}"
+            fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                path.unlink()
+                os.ftruncate(fd, 4 * PAGE_BYTES)
+                os.pwrite(fd, b"\1", 3 * PAGE_BYTES)
+                self._tells_holes = os.lseek(fd, 0, os.SEEK_DATA) > 0
+            finally:
+                os.close(fd)
+        return self._tells_holes
+
+    @staticmethod
+    def has_writers(path: Path) -> bool:
+        """Whether a file is open for writing, or mapped shared and writable, in any process (this one too).
+
+        False where the file system cannot tell. Raises OSError if it cannot be opened.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # A read lease is not given where there are writers. Who opens it for writing while we have it would send us
+            # SIGIO, which ends a process; SIGURG is ignored.
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as exc:
+            if exc.errno in (errno.EAGAIN, errno.EINVAL, errno.ENOLCK):
+                return exc.errno == errno.EAGAIN
+            raise
+        finally:
+            os.close(fd)
+        return False
+
+    def close(self) -> None:
+        """Remove the spare files."""
+        with self._refilling:
+            while self._spares:
+                spare, fd = self._spares.popleft()
+                os.close(fd)
+                spare.unlink(missing_ok=True)
+
+
+def _reserve(wanted: Path) -> Path:
+    """Make an empty file of the wanted name or one like it, for a rename to replace."""
+    for attempt in itertools.count():
+        name = os.fsdecode(os.fsencode(wanted.name)[:NUMBERED_NAME_BYTES]) if attempt else wanted.name
+        path = wanted.with_name(f"{name}.{attempt}" if attempt else name)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            return path
+    raise AssertionError
+
+
+def _copy(fd: int, target: Path) -> None:
+    """Copy an open file, its holes as holes, its times and mode too, and bring it to the platter."""
+    st = os.fstat(fd)
+    out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(out, st.st_size)
+        position = 0
+        while position < st.st_size:
+            try:
+                position = os.lseek(fd, position, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno != errno.ENXIO:
+                    raise
+                break
+            end = os.lseek(fd, position, os.SEEK_HOLE)
+            while position < end and (data := os.pread(fd, min(COPY_BYTES, end - position), position)):
+                write_all(out, data, position)
+                position += len(data)
+        os.utime(out, ns=(st.st_atime_ns, st.st_mtime_ns))
+        os.fsync(out)
+    finally:
+        os.close(out)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
