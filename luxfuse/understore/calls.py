@@ -251,6 +251,10 @@ class Calls:
         """Count a further attempt at what `submit` failed at, made by `call`."""
         self._retries += 1
 
+    def note_put_bytes(self, size_bytes: int) -> None:
+        """Count bytes that a `call` of the caller's own has written."""
+        self._put_bytes += size_bytes
+
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered."""
         return self._clock() - self._progress_s

@@ -120,4 +120,4 @@ class AzureDriver(AzureWrites, FsspecDriver):
     def close(self) -> None:
         """Close the connections on fsspec's own event loop."""
         sync(self._fs.loop, self._fs.service_client.close)
-        super().close()
+        FsspecDriver.close(self)
