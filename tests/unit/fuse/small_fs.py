@@ -147,6 +147,10 @@ class SmallFs:
 
     async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
         self.note("setxattr", inode, name, value)
+        if name == b"user.mode":  # changed behind the kernel's back, which is then told
+            os.chmod(self.path(inode), int(value, 8))
+            self.kernel.invalidate_inode(inode)
+            await self.kernel.settle()
         self.xattrs[inode, name] = value
 
     async def removexattr(self, inode: int, name: bytes) -> None:

@@ -17,10 +17,10 @@ class Told:
     """Stands in for the call that tells the kernel; holds it until released."""
 
     def __init__(self) -> None:
-        self.names: list[tuple[int, bytes]] = []
+        self.names: list[tuple[int, bytes | None]] = []
         self.may_go = threading.Event()
 
-    def __call__(self, batch: list[tuple[int, bytes]]) -> None:
+    def __call__(self, batch: list[tuple[int, bytes | None]]) -> None:
         assert self.may_go.wait(10)
         self.names += batch
 
@@ -57,6 +57,13 @@ async def test_settling_waits_for_what_was_queued_before(told: Told) -> None:
     assert await settled(side, told.may_go.set, 1000)
     assert told.names == [(1, b"%d" % number) for number in range(1000)]
     assert await side.settle()
+
+
+async def test_inodes_are_forgotten_in_turn_with_names(told: Told) -> None:
+    side = KernelSide()
+    side.invalidate_inode(7)
+    assert await settled(side, told.may_go.set, 1)
+    assert told.names == [(7, None), (1, b"0")]
 
 
 async def test_names_that_were_dropped_are_not_waited_for(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,86 @@
+"""The table of backing files in the extension, without a kernel."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from luxfuse.fuse.lowlevel import passthrough
+
+FAST = passthrough.MARK | passthrough.MARK_FAST
+LATER_NS = time.monotonic_ns() + 3600 * 10**9
+_inodes = itertools.count(1 << 40)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A descriptor that only reads, of a file that can be written by its path."""
+    (tmp_path / "backing").write_bytes(b"content")
+    fd = os.open(tmp_path / "backing", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def inode(file: int) -> Iterator[int]:
+    """An inode that is registered with backing id 42."""
+    inode = next(_inodes)
+    passthrough.register(inode, 42, file, os.fstat(file).st_mtime_ns, LATER_NS)
+    yield inode
+    while passthrough.opens(inode) > 0:
+        passthrough.released(inode)
+    passthrough.retire(inode)
+    passthrough.take_drained()
+
+
+def test_a_handle_says_whether_it_writes(inode: int) -> None:
+    assert passthrough.acquire(inode, LATER_NS) == FAST | inode
+    assert passthrough.acquire(inode, LATER_NS, True) == FAST | passthrough.MARK_WRITE | inode
+    assert passthrough.opens(inode) == 2
+    assert passthrough.acquire(inode + 1, LATER_NS, True) is None
+
+
+def test_released_counts_down_and_ends_a_retired_backing(inode: int) -> None:
+    passthrough.acquire(inode, LATER_NS, True)
+    passthrough.acquire(inode, LATER_NS)
+    assert passthrough.retire(inode) == 0
+    passthrough.released(inode)
+    assert passthrough.take_drained() == []
+    assert passthrough.opens(inode) == 1
+    passthrough.released(inode)
+    assert passthrough.take_drained() == [(inode, 42)]
+    assert passthrough.opens(inode) == -1
+
+
+def test_a_retired_backing_is_joined_while_it_is_open(inode: int) -> None:
+    passthrough.acquire(inode, LATER_NS)
+    passthrough.retire(inode)
+    assert passthrough.acquire(inode, LATER_NS, True) == FAST | passthrough.MARK_WRITE | inode
+
+
+def test_released_never_counts_below_nothing(inode: int) -> None:
+    passthrough.released(inode)
+    passthrough.released(inode + 1)
+    assert passthrough.opens(inode) == 0
+
+
+def test_restamp(inode: int, tmp_path: Path) -> None:
+    assert passthrough.is_intact(inode)
+    os.utime(tmp_path / "backing", ns=(5, 5))
+    assert not passthrough.is_intact(inode)
+    passthrough.restamp(inode, 5, LATER_NS)
+    assert passthrough.is_intact(inode)
+    passthrough.restamp(inode + 1, 5, LATER_NS)
+    assert passthrough.opens(inode + 1) == -1
+
+
+def test_the_callback_of_fallocate_can_be_set_and_taken_away() -> None:
+    with pytest.raises(TypeError):
+        passthrough.set_fallocate()  # type: ignore[call-arg]
+    passthrough.set_fallocate(lambda *_: None)
+    passthrough.set_fallocate(None)
