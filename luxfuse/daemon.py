@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,32 +20,25 @@ import msgspec
 import trio
 
 from luxfuse import logs
-from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.space import Space
+from luxfuse.assembly import Local, build
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
 from luxfuse.fuse import mountpoint as mounts
-from luxfuse.fuse.kernel import KernelSide
-from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.index import lifecycle
-from luxfuse.index.names import Names
+from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.service import Parts, Service
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.ahead import FilesAhead, FillBehind
-from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.files import Files
-from luxfuse.vfs.filesystem import FileSystem
-from luxfuse.vfs.listing import Lister
-from luxfuse.vfs.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +50,9 @@ ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
 """For how long files that are open when a signal comes may still be read."""
 TOUCH_INTERVAL_S = 5.0
-BASE_MEMORY_BYTES = 112 << 20
-"""What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
+REFILL_INTERVAL_S = 0.02
+DRAIN_PATIENCE_S = 60.0
+"""After an unmount, for how long without progress the store is waited for; what is left goes up at the next mount."""
 
 
 def run(settings: Settings, ready: Ready) -> int:
@@ -112,6 +106,7 @@ class _Daemon:
         self._settings = settings
         self._state = state
         self._ready = ready
+        self._signalled: int | None = None
 
     async def main(self) -> None:
         settings = self._settings
@@ -125,8 +120,10 @@ class _Daemon:
                 CacheDirectory, Path(settings.cache_dir.path), settings.source_id
             )
             try:
-                async with self._index(directory) as (index, beginning):
-                    await self._serve(store, directory, index, beginning)
+                with self._journal(directory) as journal:
+                    async with self._index(directory) as (index, beginning):
+                        local = Local(directory, index, journal, beginning.epoch)
+                        await self._serve(store, local, beginning)
             finally:
                 directory.close()
         finally:
@@ -156,10 +153,26 @@ class _Daemon:
             where = safe_url(self._settings.endpoint_url) if self._settings.endpoint_url else "its endpoint"
             raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
 
+    def _path(self, kind: str, directory: CacheDirectory) -> Path:
+        """Return where the index or journal of a cache directory is kept."""
+        name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
+        return Path(self._settings.state_dir, kind, name)
+
+    @contextlib.contextmanager
+    def _journal(self, directory: CacheDirectory) -> Iterator[Journal]:
+        path = self._path("journal", directory)
+        try:
+            journal = Journal(path)
+        except OSError as exc:
+            raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
+        try:
+            yield journal
+        finally:
+            journal.close()
+
     @asynccontextmanager
     async def _index(self, directory: CacheDirectory) -> AsyncIterator[tuple[IndexStore, lifecycle.Beginning]]:
-        name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
-        path = Path(self._settings.state_dir, "index", name)
+        path = self._path("index", directory)
         try:
             index = IndexStore(path)
         except OSError as exc:
@@ -177,20 +190,23 @@ class _Daemon:
         finally:
             index.close()
 
-    async def _serve(
-        self, store: Store, directory: CacheDirectory, index: IndexStore, beginning: lifecycle.Beginning
-    ) -> None:
+    async def _serve(self, store: Store, local: Local, beginning: lifecycle.Beginning) -> None:
         async with trio.open_nursery() as background:
-            parts = self._build(store, directory, index, beginning, background)
-            background.start_soon(index.flusher)
+            parts = build(self._settings, store, local, background)
+            background.start_soon(local.index.flusher)
+            background.start_soon(local.journal.committer)
             background.start_soon(store.watch_deadlines)
             background.start_soon(parts.space.watch)
             background.start_soon(self._note_touched, parts.files)
-            sweeper = Sweeper(parts.cache, directory)
+            sweeper = Sweeper(parts.cache, local.directory)
             parts.space.recovered = sweeper.request
+            await self._recover(parts)
             background.start_soon(sweeper.run)
             if not beginning.clean:
                 sweeper.request()
+            background.start_soon(parts.writer.watch)
+            background.start_soon(parts.writeback.run)
+            background.start_soon(self._refill, parts.staging)
             service = Service(self._settings, parts, started_s=time.monotonic())
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._handle_signals, parts.session)
@@ -200,59 +216,39 @@ class _Daemon:
                 self._ready(None)
                 log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
                 await parts.session.ended.wait()
+                await self._drain(service)
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)
             parts.files.note_touched()
             parts.cache.close()
+            await local.journal.commit()
             background.cancel_scope.cancel()
+        await trio.to_thread.run_sync(local.staging.close)
 
-    def _build(
-        self, store: Store, directory: CacheDirectory, index: IndexStore, beginning: lifecycle.Beginning,
-        nursery: trio.Nursery,
-    ) -> Parts:
-        s = self._settings
-        kernel = KernelSide()
-        names = Names(index)
-        lister = Lister(store=store, names=names, nursery=nursery)
-        namespace = Namespace(
-            store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
-            negative_ttl_s=s.negative_ttl_s, nursery=nursery,
-        )
-        objects = Objects(index)
-        space = Space(
-            directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
-            writable=s.read_mode != "no-cache",
-        )
-        cache = PageCache(
-            store=store, objects=objects, directory=directory, space=space, source_id=s.source_id,
-            epoch=beginning.epoch, memory_bytes=max(16 << 20, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2),
-            nursery=nursery,
-        )
-        ahead = FilesAhead(
-            namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
-        )
-        files = Files(
-            namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
-            whole_file_bytes=s.whole_file_threshold_bytes, readahead_bytes=s.readahead_bytes,
-        )
+    async def _recover(self, parts: Parts) -> None:
+        """Take up what the last run left in the journal."""
+        try:
+            outcome = await parts.recovery.run()
+        except LuxError as exc:
+            raise MountError(f"what the last run left cannot be finished: {exc}; try again") from None
+        if outcome.files or outcome.deletes or outcome.moves:
+            log.info(
+                "the last run left %d changed files, %d deletes and %d renames: they go up now", outcome.files,
+                outcome.deletes, outcome.moves,
+            )
+        await parts.recovery.abort_uploads()
 
-        def lost_files() -> None:
-            lifecycle.adopt(index, directory.identity)
-            cache.forget_all_pages()
-            files.forget_all()
+    async def _refill(self, staging: Staging) -> None:
+        """Keep spare staging files at hand, so that making a file is quick."""
+        while True:
+            if staging.spares_low:
+                with contextlib.suppress(OSError):  # whoever makes a file will meet it
+                    await trio.to_thread.run_sync(staging.refill)
+            await trio.sleep(REFILL_INTERVAL_S)
 
-        space.lost_files = lost_files
-        defaults = Defaults(
-            uid=os.getuid() if s.uid is None else s.uid, gid=os.getgid() if s.gid is None else s.gid, umask=s.umask,
-            mtime_ns=time.time_ns(),
-        )
-        fs = FileSystem(namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier)
-        operations = Operations(fs, s.negative_ttl_s, read_only=s.read_only)
-        session = Session(
-            operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
-            want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=directory.path,
-        )
-        return Parts(store, index, objects, space, cache, lister, namespace, ahead, files, fs, operations, kernel, session)
+    async def _drain(self, service: Service) -> None:
+        """The mount is gone: bring what is dirty to the store, as long as that makes progress."""
+        await service.drain(patience_s=DRAIN_PATIENCE_S if self._signalled is None else PATIENCE_S)
 
     async def _await_answer(self) -> None:
         """The tree answers when a stat of its root comes back."""
@@ -264,6 +260,7 @@ class _Daemon:
     async def _handle_signals(self, session: Session) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
+                self._signalled = number
                 log.info("unmounting on %s", signal.Signals(number).name)
                 try:
                     await session.unmount()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from luxfuse import __version__
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
 from luxfuse.config import Settings
 from luxfuse.control import metrics
@@ -17,16 +21,26 @@ from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
+from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import Writer
 
+log = logging.getLogger(__name__)
+
+DRAIN_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -45,6 +59,13 @@ class Parts:
     operations: Operations
     kernel: KernelSide
     session: Session
+    journal: Journal
+    staging: Staging
+    dirty: DirtyEntries
+    writer: Writer
+    writeback: WriteBack
+    recovered: Recovered
+    recovery: Recovery
 
 
 class Service:
@@ -55,6 +76,7 @@ class Service:
         self._parts = parts
         self._started_s = started_s
         self._draining = False
+        self._drained_bytes = 0
 
     def status(self) -> dict[str, object]:
         """Return the status document; see `luxfuse.control.status`."""
@@ -83,8 +105,8 @@ class Service:
                 "stale_served": p.namespace.stale_served,
             },
             "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
-            "dirty": {"files": 0, "bytes": 0, "oldest_s": 0.0},
-            "recovered": {"files": 0},
+            "dirty": self._dirty(),
+            "recovered": {"files": p.recovered.count(), "path": str(p.recovered.directory)},
             "peers": [],
         }
 
@@ -130,8 +152,9 @@ class Service:
             "gets": st.gets,
             "heads": st.heads,
             "lists": st.lists,
-            "puts": 0,
-            "deletes": 0,
+            "puts": st.puts,
+            "deletes": st.deletes,
+            "put_bytes": st.put_bytes,
             "errors": st.errors,
             "retries": st.retries,
             "timeouts": st.timeouts,
@@ -154,6 +177,23 @@ class Service:
             "in_flight_bytes": p.cache.budget.held_bytes,
         }
 
+    def _dirty(self) -> dict[str, object]:
+        """What the store does not have yet, but should."""
+        p = self._parts
+        waiting = [d for d in p.dirty if d.must_push]
+        oldest = min((d.since_s for d in waiting), default=None)
+        failing = next((d for d in waiting if d.error is not None), None)
+        return {
+            "files": len(waiting),
+            "bytes": sum(d.stamp.size for d in waiting if d.stamp is not None),
+            "oldest_s": max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            "deletes": len(p.journal.deletes),
+            "local_only": sum(1 for d in p.dirty if d.mode is WriteMode.MUST_CACHE or d.kind is Kind.SPECIAL),
+            "failures": p.writeback.failures,
+            "conflicts": p.writeback.conflicts,
+            "error": f"{failing.key}: {failing.error}" if failing is not None else None,
+        }
+
     def metrics(self) -> str:
         """Return the same numbers as Prometheus text."""
         return metrics.render(self.status())
@@ -167,6 +207,35 @@ class Service:
             except LuxError as exc:
                 errors.append(f"{path}: {exc}")
         return errors
+
+    async def persist(self, paths: list[str]) -> list[str]:
+        """Wait until what is at and below each path is in the store; returns one line for each that failed."""
+        errors = []
+        for path in paths:
+            key = path.strip("/")
+            try:
+                await self._parts.writeback.persist(key)
+            except LuxError as exc:
+                errors.append(f"{path}: {exc}")
+        return errors
+
+    async def drain(self, *, patience_s: float) -> bool:
+        """Bring everything to the store; False once there has been no progress for so long."""
+        writeback = self._parts.writeback
+        writeback.urgent = True
+        left, since_s = writeback.pending, trio.current_time()
+        while left:
+            writeback.hurry()
+            await trio.sleep(DRAIN_POLL_S)
+            now_left = writeback.pending
+            put_bytes = self._parts.store.statistics().put_bytes
+            if now_left < left or put_bytes != self._drained_bytes:
+                since_s = trio.current_time()
+            elif trio.current_time() - since_s > patience_s:
+                log.warning("%d changes are not in the under-store; the next mount brings them there", now_left)
+                return False
+            left, self._drained_bytes = now_left, put_bytes
+        return True
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then ends. Raises `MountError` where it is busy."""

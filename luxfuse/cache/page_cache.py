@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -434,14 +434,15 @@ class PageCache:
         sums = [obj.pages.checksums[p] for p in wanted]
         trusted = frozenset(p for p in wanted if p in obj.trusted)
         stamp = 0 if obj.flights else obj.record.stamp
-        distrusts = obj.distrusts
+        distrusts, oid = obj.distrusts, obj.oid
         try:
             loaded = await trio.to_thread.run_sync(
-                disk.load, self._directory, obj.oid, obj.size, offset, length, sums, trusted, stamp,
+                disk.load, self._directory, oid, obj.size, offset, length, sums, trusted, stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            self._lose_file(obj, exc)
+            if self._still_there(obj, oid):
+                self._lose_file(obj, exc)
             return None
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
@@ -492,19 +493,95 @@ class PageCache:
         if oid not in self.space.removing:
             await self.space.remove(oid)
 
+    def _still_there(self, obj: CachedObject, oid: bytes) -> bool:
+        """Whether the file that a thread went for is still the object's: it may have become a staging file, or moved."""
+        return obj.oid == oid and obj.pages.count > 0
+
+    # -- files that are written to, renamed or made here
+
+    def detach(self, obj: CachedObject) -> tuple[Pages, int]:
+        """Forget an object whose file becomes a staging file; returns its pages, and its bytes, which stay counted."""
+        pages, allocated = obj.pages, obj.record.allocated_bytes
+        obj.unsaved = self._objects.drop(obj.oid) is None
+        obj.forget_pages()
+        obj.record.allocated_bytes = 0
+        self._directory.last_writes.forget(obj.oid)
+        return pages, allocated
+
+    def object_id(self, key: str, version: str) -> bytes:
+        """Return the id of an object version, which names its file."""
+        return object_id(self._source_id, key, version)
+
+    def can_install(self, key: str, version: str) -> bool:
+        """Whether the file of an object version may be put in its place: there is none, and none is on its way."""
+        oid = object_id(self._source_id, key, version)
+        obj = self._live.get(oid) or self._idle.get(oid)
+        if obj is not None and (obj.pages.count or obj.flights):
+            return False
+        return oid not in self.space.removing and not self._objects.known(oid)
+
+    def install(self, record: ObjectRecord, checksums: Mapping[int, int], file_number: int) -> bytes:
+        """Take over an object whose file was just put in its place, with these pages; returns its id."""
+        oid = object_id(self._source_id, record.key, record.version)
+        pages = Pages(record.size)
+        for page, value in checksums.items():
+            pages.add(page, value)
+        record.used_us, record.epoch, record.whole = time.time_ns() // 1000, self._epoch, pages.whole
+        obj = self._live.get(oid) or self._idle.pop(oid, None)
+        if obj is None:
+            obj = CachedObject(oid, record, pages)
+        obj.record, obj.pages, obj.file_number, obj.loaded_stamp = record, pages, file_number, record.stamp
+        obj.trusted = set(checksums)
+        if oid not in self._live:
+            self._idle[oid] = obj
+        self._save(obj, range(pages.total))
+        return oid
+
+    def rename(self, key: str, version: str, size: int, new_key: str, new_version: str) -> bytes | None:
+        """An object of the store has another key or version now: keep what is cached; returns its new id if there is any.
+
+        What is on its way at the moment is given up, and fetched again when it is needed.
+        """
+        oid, new = object_id(self._source_id, key, version), object_id(self._source_id, new_key, new_version)
+        obj = self.acquire(key, version, size)
+        try:
+            if obj.pages.count == 0 or obj.flights or not self.can_install(new_key, new_version):
+                return new if oid == new else None
+            self._directory.rename(oid, new)
+            self._objects.drop(oid)
+        except OSError as exc:
+            log.info("what is cached of %r is not kept under its new name: %s", key, exc)
+            return None
+        finally:
+            self.release(obj)
+        self._idle.pop(oid, None)
+        if self._live.pop(oid, None) is not None:
+            self._live[new] = obj
+        else:
+            self._idle[new] = obj
+        obj.oid, obj.record.key, obj.record.version = new, new_key, new_version
+        self._save(obj, range(obj.pages.total))
+        return new
+
     # -- handing over to the kernel
 
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
         stamp = record.stamp if record.epoch == self._epoch else 0
+        oid = obj.oid
         try:
             opened = await trio.to_thread.run_sync(
-                disk.open_verified, self._directory, obj.oid, obj.size, obj.pages.checksums, stamp,
+                disk.open_verified, self._directory, oid, obj.size, obj.pages.checksums, stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            self._lose_file(obj, exc)
+            if self._still_there(obj, oid):
+                self._lose_file(obj, exc)
+            return None
+        if not self._still_there(obj, oid):
+            if opened.fd >= 0:
+                os.close(opened.fd)
             return None
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:

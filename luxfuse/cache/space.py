@@ -48,6 +48,8 @@ class Space:
         self.removing: dict[bytes, trio.Event] = {}
         """Objects whose files are being unlinked: a new file of the same name must wait."""
         self.ledger = Ledger(capacity_bytes, objects.used_bytes)
+        self.staged_bytes = 0
+        """Bytes of staging files: counted in the ledger, never evicted."""
         self.degraded: str | None = None
         self.evictions = 0
         self.evicted_bytes = 0
@@ -148,6 +150,26 @@ class Space:
         """End a reservation (bytes as given to `reserve`) of which ``stored_bytes`` were new on disk."""
         self.ledger.settle(allocated_bytes(reserved_bytes), stored_bytes)
 
+    def count_staged(self, delta_bytes: int) -> None:
+        """Staging files take so much more, or less, on disk."""
+        self.staged_bytes += delta_bytes
+        if delta_bytes > 0:
+            self.ledger.add(delta_bytes)
+        else:
+            self.ledger.free(-delta_bytes)
+
+    def has_room(self, wanted_bytes: int) -> bool:
+        """Whether ``wanted_bytes`` more would fit, if everything were evicted that can be."""
+        return self.capacity_bytes is None or self.staged_bytes + wanted_bytes <= self.capacity_bytes
+
+    async def make_room(self, wanted_bytes: int) -> bool:
+        """Evict until ``wanted_bytes`` fit; False if that cannot be done now. Nothing is reserved."""
+        if self.ledger.shortage(wanted_bytes):
+            async with self._evicting:
+                if shortage := self.ledger.shortage(wanted_bytes):
+                    await self._evict(shortage)
+        return not self.ledger.shortage(wanted_bytes)
+
     def fail(self, exc: OSError) -> None:
         """Note that the directory failed; it is bypassed until a probe succeeds."""
         self.write_failures += 1
@@ -192,7 +214,7 @@ class Space:
                 self.fail(exc)
                 return
             self.lost_files()
-        self.ledger.used_bytes = self._objects.used_bytes
+        self.ledger.used_bytes = self._objects.used_bytes + self.staged_bytes
         log.info("cache directory %s is used again", self._directory.name)
         self.degraded = None
         self.recovered()

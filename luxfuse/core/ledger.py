@@ -54,6 +54,12 @@ class Ledger:
         if self.fs_free_bytes is not None:
             self.fs_free_bytes -= written_bytes
 
+    def add(self, written_bytes: int) -> None:
+        """Count ``written_bytes`` that were not reserved, as programs write them on their own."""
+        self.used_bytes += written_bytes
+        if self.fs_free_bytes is not None:
+            self.fs_free_bytes -= written_bytes
+
     def free(self, freed_bytes: int) -> None:
         """Count ``freed_bytes`` as gone from disk."""
         self.used_bytes = max(0, self.used_bytes - freed_bytes)

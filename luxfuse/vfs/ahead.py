@@ -14,7 +14,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.order import Predictor, numbered_successors
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import LuxError
-from luxfuse.index.names import Entry
+from luxfuse.index.entries import Entry
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.namespace import Namespace
 
@@ -86,7 +86,7 @@ class FilesAhead:
 
     def _fetch(self, parent: int, name: bytes, entry: Entry, notice: bool) -> None:
         size = entry.size
-        if not self._namespace.is_fresh(entry):
+        if not self._namespace.is_fresh(entry) or self._namespace.is_held(parent, name):
             return  # the open would have to ask first, and might learn of another version
         try:
             key = self._namespace.key(parent, name, Kind.FILE)

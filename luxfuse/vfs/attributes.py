@@ -1,13 +1,18 @@
-"""What `stat` shows for an entry.
+"""What `stat` shows for an entry, and what travels with an object.
 
-mode, uid, gid and mtime travel in object metadata under the keys that s3fs-fuse uses (decimal numbers; the wiki page
-"File attributes" of s3fs-fuse). rclone writes ``mtime`` as seconds with a fraction. They are known once a HEAD or GET
-has happened; a listing does not return them.
+mode, uid, gid, mtime, atime, ctime and extended attributes travel in object metadata under the keys that s3fs-fuse uses
+(decimal numbers, ``mode`` with the file type, times in seconds with a fraction; its wiki page "File attributes", and
+``xattr``: URL-quoted JSON of names and base64 values). rclone reads and writes ``mtime`` in the same form. They are known
+once a HEAD or GET has happened; a listing does not return them.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import stat
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,12 +21,39 @@ import msgspec
 from luxfuse.index.names import Attributes, Entry
 from luxfuse.types import Kind
 
-_KIND_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
-"""By `Kind`."""
+_KIND_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, 0)
+"""By `Kind`; the mode of a special file holds its type itself."""
+XATTRS_MOST_BYTES = 1500
+"""S3 allows 2 KiB of metadata in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the process behind a request."""
+
+    uid: int
+    gid: int
+    pid: int = 0
+    umask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChanges:
+    """What a setattr changes; None leaves it. ``mode`` holds permissions only."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
 
 
 class Stat(msgspec.Struct, gc=False):
-    """Attributes of an inode; ``ttl_s`` is for how long the kernel may believe them."""
+    """Attributes of an inode; ``ttl_s`` is for how long the kernel may believe them. ``blocks`` are of 512 bytes.
+
+    ``changing``: the attributes may change at any moment without the kernel being told.
+    """
 
     inode: int
     mode: int
@@ -30,6 +62,12 @@ class Stat(msgspec.Struct, gc=False):
     gid: int
     mtime_ns: int
     ttl_s: float
+    atime_ns: int
+    ctime_ns: int
+    blocks: int
+    nlink: int = 1
+    rdev: int = 0
+    changing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +93,36 @@ def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
         uid=_integer(metadata.get("uid")),
         gid=_integer(metadata.get("gid")),
         mtime_ns=_nanoseconds(metadata.get("mtime")),
+        atime_ns=_nanoseconds(metadata.get("atime")),
+        ctime_ns=_nanoseconds(metadata.get("ctime")),
+        xattrs=_xattrs(metadata.get("xattr")),
     )
+
+
+def to_metadata(kind: Kind, attributes: Attributes | None) -> dict[str, str]:
+    """Return the object metadata that says what ``attributes`` do; what they leave open is left out."""
+    known = attributes or _NOTHING_SAID
+    metadata = {}
+    if known.mode is not None:
+        metadata["mode"] = str(_KIND_BITS[kind] | known.mode)
+    for name, number in (("uid", known.uid), ("gid", known.gid)):
+        if number is not None:
+            metadata[name] = str(number)
+    for name, moment in (("mtime", known.mtime_ns), ("atime", known.atime_ns), ("ctime", known.ctime_ns)):
+        if moment is not None:
+            metadata[name] = f"{moment // 10**9}.{moment % 10**9:09d}"
+    if known.xattrs:
+        encoded = {name: base64.b64encode(value).decode() for name, value in known.xattrs.items()}
+        metadata["xattr"] = urllib.parse.quote(json.dumps(encoded, separators=(",", ":")))
+    return metadata
+
+
+def _xattrs(text: str | None) -> dict[str, bytes] | None:
+    try:
+        found = json.loads(urllib.parse.unquote(text)) if text else None
+        return {str(name): base64.b64decode(value) for name, value in found.items()} if found else None
+    except (ValueError, binascii.Error, AttributeError, TypeError):
+        return None
 
 
 def _integer(text: str | None) -> int | None:
@@ -85,13 +152,18 @@ def stat_of(entry: Entry, defaults: Defaults, ttl_s: float) -> Stat:
         permissions = (0o777 if entry.kind is not Kind.FILE else 0o666) & ~defaults.umask
     if entry.kind is Kind.SYMLINK:
         permissions = 0o777
-    mtime_ns = known.mtime_ns if known.mtime_ns is not None else entry.mtime_ns
+    mtime_ns = known.mtime_ns if known.mtime_ns is not None else entry.mtime_ns or defaults.mtime_ns
+    size = entry.size if entry.kind is not Kind.DIRECTORY else 0
     return Stat(
         inode=entry.inode,
         mode=_KIND_BITS[entry.kind] | permissions,
-        size=entry.size if entry.kind is not Kind.DIRECTORY else 0,
+        size=size,
         uid=known.uid if known.uid is not None else defaults.uid,
         gid=known.gid if known.gid is not None else defaults.gid,
-        mtime_ns=mtime_ns or defaults.mtime_ns,
+        mtime_ns=mtime_ns,
         ttl_s=ttl_s,
+        atime_ns=known.atime_ns if known.atime_ns is not None else mtime_ns,
+        ctime_ns=max(known.ctime_ns or 0, mtime_ns),
+        blocks=(size + 511) >> 9,
+        rdev=known.rdev or 0,
     )

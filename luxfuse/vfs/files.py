@@ -11,17 +11,20 @@ import logging
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from luxfuse.cache.cached import Buffer, CachedObject
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.modes import OpenMode, decide
 from luxfuse.core.readahead import Sequence
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, StoreError, VersionChanged
-from luxfuse.index.names import Entry
+from luxfuse.index.entries import Entry
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace, Stale
 
@@ -47,6 +50,8 @@ class CopiedInode:
 
     entry: Entry
     obj: CachedObject | None
+    staged: StagedBytes | None = None
+    """While the file is written to: its content, instead of the object's."""
     opens: int = 0
 
 
@@ -55,6 +60,7 @@ class _Handle:
     inode: int
     shared: CopiedInode
     sequence: Sequence
+    writing: bool
 
 
 @dataclass(slots=True)
@@ -63,7 +69,8 @@ class _Registered:
     name: bytes
     key: str
     entry: Entry
-    oid: bytes
+    oid: bytes | None
+    """None while the backing is a staging file."""
 
 
 @dataclass(slots=True)
@@ -94,8 +101,10 @@ class Files:
         behind: FillBehind,
         whole_file_bytes: int,
         readahead_bytes: int,
+        dirty: DirtyEntries,
     ) -> None:
         self._namespace = namespace
+        self._dirty = dirty
         self._cache = cache
         self._kernel = kernel
         self._ahead = ahead
@@ -106,6 +115,7 @@ class Files:
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._registry = _Files()
+        self._deferred: dict[str, int] = {}
         self.counters = FileCounters()
         cache.may_drop = self._may_drop
         ahead.hand_over = self._register
@@ -113,12 +123,17 @@ class Files:
         kernel.on_drained = self._drop_record
         self._registered_bound = min(REGISTERED_BOUND, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         cache.space.before_eviction = self.note_touched
+        self.on_copied_closed: Callable[[int], None] = lambda _inode: None
+        """Set by the writer: the last copied open of an inode is gone."""
 
     # -- open
 
     async def open(self, inode: int) -> int:
         """Open a file for reading; returns the file handle. Raises `Stale`, `StoreError`."""
         entry = await self._namespace.current(inode)
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.source is not None:
+            return self.open_staged(dirty, entry)
         parent, name, _ = self._namespace.locate(inode)
         self._ahead.opened(parent, name)
         if entry.size == 0:
@@ -139,6 +154,9 @@ class Files:
         fetched = False
         hand_overs = 0
         while True:
+            dirty = self._dirty.get(inode)
+            if dirty is not None and dirty.source is not None:
+                return self.open_staged(dirty, entry)  # somebody opened it for writing meanwhile
             copied = self._copied.get(inode)
             mode = decide(
                 registered=self._kernel.is_registered(inode),
@@ -169,6 +187,136 @@ class Files:
                 continue
             self._register(parent, name, entry, obj, fd)
 
+    def open_staged(self, dirty: Dirty, entry: Entry, *, writing: bool = False, room: bool = True) -> int:
+        """Open a file that is being written to; returns the handle.
+
+        In passthrough if its content is complete in the staging file. Without ``room`` in the cache a first open for
+        writing is copied, so that the writer can be made to wait.
+        """
+        inode = dirty.inode
+        source = dirty.source
+        assert source is not None
+        possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
+        if possible and not self._kernel.is_registered(inode) and (room or not writing):
+            self._register_staged(dirty, entry, source.bytes.fd)
+        if possible and self._kernel.is_registered(inode):
+            handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry), writing=writing)
+            if handle is not None:
+                self.counters.passthrough_opens += 1
+                return handle
+        handle = self._open_copied(entry, None, writing=writing)
+        self._copied[inode].staged = source.bytes
+        return handle
+
+    def _register_staged(self, dirty: Dirty, entry: Entry, fd: int) -> None:
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # so that writers can be counted
+        try:
+            stamp = os.fstat(fd).st_mtime_ns
+            registered = self._kernel.register(dirty.inode, readable, stamp, self._namespace.remaining_s(entry))
+        finally:
+            os.close(readable)
+        if registered:
+            parent, name = dirty.place or (0, b"")
+            self._registry.registered[dirty.inode] = _Registered(parent, name, dirty.key, entry, None)
+            self._bound_registered()
+
+    def shares_file(self, inode: int, oid: bytes) -> bool:
+        """Whether another inode number has the object's file as its backing."""
+        return bool(self._registry.by_object.get(oid, set()) - {inode})
+
+    def attach_staged(self, dirty: Dirty) -> None:
+        """A file begins to be written to: those who have it open see its staging file from now on."""
+        source = dirty.source
+        assert source is not None
+        copied = self._copied.get(dirty.inode)
+        if copied is not None:
+            copied.staged = source.bytes
+        registered = self._registry.registered.get(dirty.inode)
+        if registered is not None and registered.oid is not None:
+            self._forget_object(dirty.inode, registered.oid)
+            registered.oid = None
+
+    def detach_staged(self, dirty: Dirty, entry: Entry, oid: bytes, stamp_ns: int) -> None:
+        """The file is an object of the cache again (or has to be fetched): those who have it open read that."""
+        inode = dirty.inode
+        copied = self._copied.get(inode)
+        if copied is not None:
+            copied.staged, copied.entry = None, entry
+            if copied.obj is not None:
+                self._cache.release(copied.obj)
+            copied.obj = self._cache.acquire(dirty.key, entry.version, entry.size) if entry.size else None
+        registered = self._registry.registered.get(inode)
+        if registered is not None:
+            parent, name = dirty.place or (registered.parent, registered.name)
+            self._registry.registered[inode] = _Registered(parent, name, dirty.key, entry, oid)
+            self._registry.by_object.setdefault(oid, set()).add(inode)
+            self._kernel.restamp(inode, stamp_ns, self._namespace.remaining_s(entry))
+
+    def moved(self, inode: int, entry: Entry, key: str, oid: bytes | None) -> None:
+        """The inode has another key or version now; ``oid`` is the cached object of it, if that was kept."""
+        copied = self._copied.get(inode)
+        if copied is not None:
+            copied.entry = entry
+        registered = self._registry.registered.get(inode)
+        if registered is None or registered.oid is None:
+            return
+        self._forget_object(inode, registered.oid)
+        registered.entry, registered.key = entry, key
+        registered.parent, registered.name = self._namespace.place(inode)
+        registered.oid = oid or self._cache.object_id(key, entry.version)
+        self._registry.by_object.setdefault(registered.oid, set()).add(inode)
+
+    def _forget_object(self, inode: int, oid: bytes) -> None:
+        inodes = self._registry.by_object.get(oid)
+        if inodes is not None:
+            inodes.discard(inode)
+            if not inodes:
+                del self._registry.by_object[oid]
+
+    def retire(self, inode: int) -> None:
+        """Take the backing of an inode away, at its last close if it is open."""
+        if self._kernel.retire(inode, only_idle=False):
+            self._drop_record(inode)
+
+    def needs_store(self, inode: int) -> bool:
+        """Whether somebody has the inode open and will need pages that only the store has."""
+        copied = self._copied.get(inode)
+        return copied is not None and copied.staged is None and copied.obj is not None and not copied.obj.whole
+
+    def defer(self, key: str, inode: int) -> None:
+        """The object is to be removed once nobody reads the inode any more."""
+        if inode in self._copied:
+            self._deferred[key] = inode
+
+    def is_deferred(self, key: str) -> bool:
+        """Whether the object must stay because somebody still reads it."""
+        inode = self._deferred.get(key)
+        if inode is not None and inode not in self._copied:
+            del self._deferred[key]
+            return False
+        return inode is not None
+
+    def unlinked(self, inode: int) -> None:
+        """The name of an inode is gone: its backing goes with the last close."""
+        dirty = self._dirty.get(inode)
+        if dirty is None or dirty.source is None:
+            self.retire(inode)
+
+    def has_copied_opens(self, inode: int) -> bool:
+        """Whether the inode is open for copying."""
+        return inode in self._copied
+
+    def staged_of(self, handle: int) -> tuple[int, bool]:
+        """Return (inode, whether it is open for writing) of a copied open. Raises `BadHandle`."""
+        state = self._handle(handle)
+        return state.inode, state.writing
+
+    def _handle(self, handle: int) -> _Handle:
+        state = self._handles.get(handle)
+        if state is None:
+            raise BadHandle(f"file handle {handle} is not open")
+        return state
+
     def _register(
         self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False
     ) -> None:
@@ -177,11 +325,18 @@ class Files:
         if fd < 0:
             return
         try:
+            dirty = self._dirty.get(inode)
+            if dirty is not None and dirty.source is not None:
+                return
             if self._kernel.is_registered(inode) or inode in self._copied or not self._kernel.passthrough:
                 return
             valid_s = self._namespace.remaining_s(entry)
-            if not self._kernel.register(inode, fd, obj.record.stamp, valid_s, notice=notice):
-                return
+            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # so that writers can be counted
+            try:
+                if not self._kernel.register(inode, readable, obj.record.stamp, valid_s, notice=notice):
+                    return
+            finally:
+                os.close(readable)
         finally:
             os.close(fd)
         self._registry.registered[inode] = _Registered(parent, name, obj.record.key, entry, obj.oid)
@@ -202,7 +357,7 @@ class Files:
         if registered is not None:
             self._ahead.opened(registered.parent, registered.name)
 
-    def _open_copied(self, entry: Entry, obj: CachedObject | None) -> int:
+    def _open_copied(self, entry: Entry, obj: CachedObject | None, *, writing: bool = False) -> int:
         shared = self._copied.get(entry.inode)
         if shared is None:
             if obj is not None:
@@ -211,7 +366,7 @@ class Files:
         shared.opens += 1
         number = self._next_handle
         self._next_handle = number % 0xFFFF_FFFF + 1
-        self._handles[number] = _Handle(entry.inode, shared, Sequence(self._readahead_bytes))
+        self._handles[number] = _Handle(entry.inode, shared, Sequence(self._readahead_bytes), writing)
         self.counters.copied_opens += 1
         return number
 
@@ -227,9 +382,9 @@ class Files:
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Return up to ``length`` bytes of a copied open. Raises `BadHandle`, `Stale`, `StoreError`."""
-        state = self._handles.get(handle)
-        if state is None:
-            raise BadHandle(f"file handle {handle} is not open")
+        state = self._handle(handle)
+        if state.shared.staged is not None:
+            return await state.shared.staged.read(offset, length)
         obj = state.shared.obj
         if obj is None:
             return b""
@@ -249,6 +404,9 @@ class Files:
     async def read_registered(self, inode: int, offset: int, length: int) -> Buffer:
         """Serve a READ of a passthrough open (readahead(2) and posix_fadvise send them)."""
         registered = self._registry.registered.get(inode)
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.source is not None:
+            return await dirty.source.bytes.read(offset, length)
         if registered is None:
             raise BadHandle(f"inode {inode} is not open")
         obj = self._cache.acquire(registered.key, registered.entry.version, registered.entry.size)
@@ -270,18 +428,15 @@ class Files:
             del self._copied[state.inode]
             if state.shared.obj is not None:
                 self._cache.release(state.shared.obj)
+            self.on_copied_closed(state.inode)
 
     # -- backing ids and eviction
 
     def _drop_record(self, inode: int) -> None:
         """The inode has no backing any more."""
         registered = self._registry.registered.pop(inode, None)
-        if registered is None:
-            return
-        inodes = self._registry.by_object[registered.oid]
-        inodes.discard(inode)
-        if not inodes:
-            del self._registry.by_object[registered.oid]
+        if registered is not None and registered.oid is not None:
+            self._forget_object(inode, registered.oid)
 
     def _may_drop(self, oid: bytes) -> bool:
         for inode in list(self._registry.by_object.get(oid, ())):
@@ -295,13 +450,13 @@ class Files:
         for inode in self._kernel.take_touched():
             registered = self._registry.registered.get(inode)
             if registered is not None:
-                self._cache.touch_by_id(registered.oid)
+                if registered.oid is not None:
+                    self._cache.touch_by_id(registered.oid)
                 self._registry.registered.move_to_end(inode)
 
     def forget_all(self) -> None:
         """Take every backing away, at the last close where the inode is open (the cache directory lost its files)."""
         for inode in list(self._registry.registered):
-            if self._kernel.retire(inode, only_idle=False):
-                self._drop_record(inode)
+            self.retire(inode)
 
 

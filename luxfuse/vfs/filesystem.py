@@ -1,7 +1,8 @@
-"""The read-only POSIX tree, without FUSE: what the operations of `luxfuse.fuse` call."""
+"""The POSIX tree, without FUSE: what the operations of `luxfuse.fuse` call."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,17 @@ from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import LuxError
-from luxfuse.index.names import ROOT_INODE, Entry
+from luxfuse.index.entries import Entry
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
-from luxfuse.vfs.attributes import Defaults, Stat, stat_of
+from luxfuse.vfs.attributes import AttributeChanges, Caller, Defaults, Stat, stat_of
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import BadHandle, Files
+from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace, NotADirectory, Stale
+from luxfuse.vfs.tree import NotPermitted, Tree
+from luxfuse.vfs.writer import Writer
 
 XATTR_PREFIX = b"user.luxfuse."
 XATTRS = (b"version", b"cached_bytes", b"tier", b"state")
@@ -35,6 +42,12 @@ class NameTooLong(LuxError):
     errno = 36  # ENAMETOOLONG
 
 
+class NotSupported(LuxError):
+    """That kind of attribute is not kept."""
+
+    errno = 95  # EOPNOTSUPP
+
+
 class NotALink(LuxError):
     """The inode is no symlink."""
 
@@ -51,9 +64,16 @@ class _DirectoryHandle:
 class FileSystem:
     """One mount's tree. Errors are `LuxError` with the errno to return."""
 
-    def __init__(self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults, tier: str) -> None:
+    def __init__(
+        self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults, tier: str,
+        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves,
+    ) -> None:
         self.namespace = namespace
         self.files = files
+        self._dirty = entries
+        self._writer = writer
+        self._tree = tree
+        self._moves = moves
         self._cache = cache
         self._defaults = defaults
         self._tier = tier
@@ -64,7 +84,25 @@ class FileSystem:
     # -- attributes
 
     def _stat(self, entry: Entry) -> Stat:
+        dirty = self._dirty.get(entry.inode)
+        if dirty is not None:
+            return self._stat_dirty(dirty, entry)
         return stat_of(entry, self._defaults, self.namespace.remaining_s(entry))
+
+    def _stat_dirty(self, dirty: Dirty, entry: Entry) -> Stat:
+        """What is being written to has the size and times of its staging file."""
+        stat = stat_of(entry, self._defaults, self.namespace.remaining_s(entry))
+        source = dirty.source
+        if source is not None and source.bytes.fd >= 0:
+            st = os.fstat(source.bytes.fd)
+            stat.size, stat.mtime_ns = st.st_size, st.st_mtime_ns
+            stat.ctime_ns = max(stat.ctime_ns, st.st_ctime_ns) if entry.attributes else st.st_ctime_ns
+            stat.atime_ns = max(stat.atime_ns, st.st_atime_ns) if not dirty.times_set else st.st_atime_ns
+            stat.blocks = st.st_blocks if source.bytes.complete else (st.st_size + 511) >> 9
+            stat.changing = True
+        if dirty.place is None:
+            stat.nlink, stat.ttl_s = 0, 0.0
+        return stat
 
     async def lookup(self, parent: int, name: bytes) -> Stat:
         """Return a name's attributes. Raises `NoSuchName`, `NameTooLong`."""
@@ -79,22 +117,36 @@ class FileSystem:
 
     async def getattr(self, inode: int) -> Stat:
         """Return an inode's attributes; of an open file those of the version that is open."""
+        dirty = self._dirty.get(inode)
+        if dirty is not None:
+            return self._stat_dirty(dirty, self._writer.row(dirty))
         pinned = self.files.pinned(inode)
         if pinned is not None:
             try:
                 _, _, entry = self.namespace.locate(inode)
             except Stale:
-                return stat_of(pinned, self._defaults, 1.0)
+                gone = stat_of(pinned, self._defaults, 1.0)
+                gone.nlink = 0
+                return gone
             if self.namespace.is_fresh(entry):
                 return self._stat(entry)
             return stat_of(entry, self._defaults, 0.0)
-        return self._stat(await self.namespace.current(inode))
+        entry = await self.namespace.current(inode)
+        if entry.attributes is None and entry.kind is Kind.FILE and inode != ROOT_INODE:
+            # The kernel asks again before it refuses something because of a mode that only a listing told.
+            parent, name, _ = self.namespace.locate(inode)
+            await self.namespace.attributes(parent, name, entry)
+            entry = await self.namespace.current(inode)
+        return self._stat(entry)
 
     async def readlink(self, inode: int) -> bytes:
         """Return a symlink's target."""
         entry = await self.namespace.current(inode)
         if entry.kind is not Kind.SYMLINK:
             raise NotALink(f"inode {inode} is no symlink")
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.target:
+            return dirty.target
         parent, name, _ = self.namespace.locate(inode)
         obj = self._cache.acquire(self.namespace.key(parent, name, Kind.SYMLINK), entry.version, min(entry.size, 4096))
         try:
@@ -103,24 +155,60 @@ class FileSystem:
             self._cache.release(obj)
 
     async def getxattr(self, inode: int, name: bytes) -> bytes:
-        """Return one of the ``user.luxfuse.*`` attributes of a file."""
-        if not name.startswith(XATTR_PREFIX) or inode == ROOT_INODE:
+        """Return an extended attribute: one that was set, or one of ``user.luxfuse.*`` of a file."""
+        if name.startswith(XATTR_PREFIX):
+            return self._own_xattr(inode, name[len(XATTR_PREFIX) :])
+        if name.startswith(b"system.") or name == b"security.capability":
+            raise NoSuchAttribute(f"no attribute {name!r}")
+        value = (await self._tree.xattrs(inode)).get(os.fsdecode(name))
+        if value is None:
+            raise NoSuchAttribute(f"no attribute {name!r}")
+        return value
+
+    def _own_xattr(self, inode: int, name: bytes) -> bytes:
+        if inode == ROOT_INODE or name not in XATTRS:
             raise NoSuchAttribute(f"no attribute {name!r}")
         parent, base, entry = self.namespace.locate(inode)
-        if entry.kind is not Kind.FILE or name[len(XATTR_PREFIX) :] not in XATTRS:
+        if entry.kind is not Kind.FILE:
             raise NoSuchAttribute(f"no attribute {name!r}")
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.source is not None:
+            values = {"version": entry.version, "cached_bytes": str(dirty.source.bytes.size), "state": "dirty",
+                      "tier": self._tier}
+            return values[name.decode()].encode()
         key = self.namespace.key(parent, base, entry.kind)
         cached = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else 0
         state = "cached" if cached == entry.size else "partial" if cached else "remote"
         values = {"version": entry.version, "cached_bytes": str(cached), "state": state,
                   "tier": self._tier if cached else "none"}
-        return values[name[len(XATTR_PREFIX) :].decode()].encode()
+        return values[name.decode()].encode()
 
     async def listxattr(self, inode: int) -> list[bytes]:
         """Return the names of the extended attributes."""
+        found = [os.fsencode(name) for name in await self._tree.xattrs(inode)]
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.place is None:
+            return found
         if inode == ROOT_INODE or self.namespace.locate(inode)[2].kind is not Kind.FILE:
-            return []
-        return [XATTR_PREFIX + name for name in XATTRS]
+            return found
+        return found + [XATTR_PREFIX + name for name in XATTRS]
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
+        """Set an extended attribute; it travels in the object's metadata."""
+        if name.startswith(XATTR_PREFIX):
+            raise NotPermitted(f"{name!r} is read-only")
+        if name.startswith(b"system."):
+            raise NotSupported(f"{name!r}: access control lists are not kept")
+        await self._tree.set_xattrs(inode, {**await self._tree.xattrs(inode), os.fsdecode(name): value})
+
+    async def removexattr(self, inode: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        if name.startswith(XATTR_PREFIX):
+            raise NotPermitted(f"{name!r} is read-only")
+        xattrs = await self._tree.xattrs(inode)
+        if xattrs.pop(os.fsdecode(name), None) is None:
+            raise NoSuchAttribute(f"no attribute {name!r}")
+        await self._tree.set_xattrs(inode, xattrs)
 
     # -- directories
 
@@ -129,6 +217,7 @@ class FileSystem:
         if inode != ROOT_INODE and (await self.namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
         serial = await self.namespace.listed(inode)
+        await self.namespace.flush()
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial
         self._kernel_has.move_to_end(inode)
@@ -192,17 +281,114 @@ class FileSystem:
 
     # -- files
 
-    async def open(self, inode: int) -> int:
-        """Open a file for reading; returns the handle."""
-        return await self.files.open(inode)
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat]:
+        """Create a file and open it; returns (handle, attributes)."""
+        self._check_name(name)
+        handle, entry = await self._tree.create(parent, name, mode, flags, caller)
+        return handle, self._stat(entry)
 
-    async def read(self, handle: int, offset: int, length: int) -> Buffer:
-        """Read from a copied open."""
-        return await self.files.read(handle, offset, length)
+    async def open(self, inode: int, flags: int, caller: Caller) -> int:
+        """Open a file; returns the handle."""
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return await self.files.open(inode)
+        return await self._writer.open(inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
 
-    def release(self, handle: int) -> None:
-        """End a copied open."""
-        self.files.release(handle)
+    async def read(self, ref: Ref, offset: int, length: int) -> Buffer:
+        """Read from an open file."""
+        if ref.inode is not None:
+            return await self.files.read_registered(ref.inode, offset, length)
+        assert ref.number is not None
+        return await self.files.read(ref.number, offset, length)
+
+    def _written(self, ref: Ref) -> tuple[Dirty | None, bool]:
+        """Return what an open file is as a dirty one, and whether it is open for writing."""
+        if ref.inode is not None:
+            return self._dirty.get(ref.inode), True
+        assert ref.number is not None
+        inode, writing = self.files.staged_of(ref.number)
+        return self._dirty.get(inode), writing
+
+    async def write(self, ref: Ref, offset: int, data: Buffer) -> int:
+        """Write to an open file; returns the bytes written: all."""
+        dirty, writing = self._written(ref)
+        if dirty is None or not writing:
+            raise BadHandle("the file is not open for writing")
+        await self._writer.write(dirty, offset, data)
+        return len(data)
+
+    async def flush(self, ref: Ref) -> None:
+        """A descriptor of a file that is open for writing is closed."""
+        dirty, writing = self._written(ref)
+        if dirty is not None and writing:
+            await self._writer.sync(dirty)
+
+    async def fsync(self, ref: Ref, datasync: bool) -> None:
+        """Bring the content where the write mode wants it."""
+        dirty, _ = self._written(ref)
+        if dirty is not None:
+            await self._writer.fsync(dirty)
+
+    async def fsyncdir(self, inode: int) -> None:
+        """Make what was changed in a directory durable."""
+        await self._tree.commit()
+
+    async def release(self, ref: Ref) -> None:
+        """The last descriptor of an open is closed."""
+        dirty, writing = self._written(ref)
+        if ref.number is not None:
+            self.files.release(ref.number)
+        if dirty is not None and writing:
+            self._writer.closed(dirty)
+
+    async def fallocate(self, ref: Ref, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        dirty, writing = self._written(ref)
+        if dirty is None or not writing:
+            raise BadHandle("the file is not open for writing")
+        await self._writer.fallocate(dirty, mode, offset, length)
+
+    # -- changes of names and attributes
+
+    async def setattr(self, inode: int, changes: AttributeChanges, ref: Ref | None, caller: Caller) -> Stat:
+        """Change attributes; returns the new ones."""
+        dirty = None
+        if ref is not None:
+            opened, writing = self._written(ref)
+            dirty = opened if writing else None
+        await self._tree.set_attributes(inode, changes, dirty, caller)
+        return await self.getattr(inode)
+
+    def _check_name(self, name: bytes) -> None:
+        if len(name) > NAME_MAX_BYTES:
+            raise NameTooLong(f"a name of {len(name)} bytes; {NAME_MAX_BYTES} are the most")
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Stat:
+        """Make a directory."""
+        self._check_name(name)
+        return self._stat(await self._tree.mkdir(parent, name, mode, caller))
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Stat:
+        """Make a file, or a FIFO, socket or device."""
+        self._check_name(name)
+        return self._stat(await self._tree.mknod(parent, name, mode, rdev, caller))
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Stat:
+        """Make a symlink."""
+        self._check_name(name)
+        return self._stat(await self._tree.symlink(parent, name, target, caller))
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """Remove what is no directory."""
+        await self._tree.unlink(parent, name)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        await self._tree.rmdir(parent, name)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Rename a file or directory; see rename(2) for the flags."""
+        self._check_name(new_name)
+        await self._moves.rename((parent, name), (new_parent, new_name), flags)
 
     async def refresh(self, path: str) -> None:
         """Ask the store again about a path and what is directly below it. Raises `NoSuchName`, `StoreError`."""

@@ -20,7 +20,8 @@ import trio
 from luxfuse.core import freshness
 from luxfuse.core import names as naming
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable
-from luxfuse.index.names import ROOT_INODE, Entry, Found, Names
+from luxfuse.index.entries import Attributes, Entry, Found
+from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import parse_attributes
@@ -104,6 +105,7 @@ class Namespace:
         self._negatives: OrderedDict[tuple[int, bytes], float] = OrderedDict()
         self._questions: dict[tuple[int, bytes], _Question] = {}
         self._asked: Counter[int] = Counter()
+        self._held: set[int] = set()
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -135,6 +137,10 @@ class Namespace:
             raise Stale(f"inode {inode} is no longer in use")
         return located
 
+    def place(self, inode: int) -> tuple[int, bytes]:
+        """Return (parent, name) of an inode number. Raises `Stale`."""
+        return self._located(inode)
+
     def locate(self, inode: int) -> tuple[int, bytes, Entry]:
         """Return (parent, name, entry) of an inode number, fresh or not. Raises `Stale`."""
         parent, name = self._located(inode)
@@ -158,14 +164,65 @@ class Namespace:
 
     def remaining_s(self, entry: Entry) -> float:
         """Return for how long what is known of the entry holds; a moment while the store is unreachable."""
-        if entry.inode == ROOT_INODE:
+        if entry.inode == ROOT_INODE or entry.inode in self._held:
             return self._ttl
         left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl)
         return left if left > 0 or self._store.reachable else STALE_TTL_S
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether the entry need not be asked for."""
-        return entry.inode == ROOT_INODE or freshness.is_fresh(entry.checked_s, self._clock(), self._ttl)
+        if entry.inode == ROOT_INODE or entry.inode in self._held:
+            return True
+        return freshness.is_fresh(entry.checked_s, self._clock(), self._ttl)
+
+    # -- local changes
+
+    def hold(self, inode: int | None, parent: int, name: bytes) -> None:
+        """The name is changed here: believe ourselves, not the store, until `settle`. ``inode`` None: it is removed."""
+        self._names.hold(parent, name)
+        if inode is not None:
+            self._held.add(inode)
+
+    def settle(self, inode: int | None, parent: int, name: bytes) -> None:
+        """The store has what was changed."""
+        self._names.settle(parent, name)
+        if inode is not None:
+            self._held.discard(inode)
+
+    def let_go(self, inode: int) -> None:
+        """An inode number is not held any more; its name may be, by another."""
+        self._held.discard(inode)
+
+    def is_held(self, parent: int, name: bytes) -> bool:
+        """Whether the name is ours to say."""
+        return self._names.is_held(parent, name)
+
+    def put(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Change an entry whose inode number stays. Raises OSError if the index takes no changes."""
+        self._names.put(parent, name, entry)
+
+    async def flush(self) -> None:
+        """Bring all changes of names to where listings are read from."""
+        with contextlib.suppress(OSError):  # the index cannot be written: listings lag behind until it can
+            await self._names.flush()
+
+    def forget_prefixes(self) -> None:
+        """A directory has moved: work out anew which key prefixes directories have."""
+        self._prefixes.clear()
+
+    async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
+        """Return what object metadata says of an entry; asks the store if a listing is all that we have of it."""
+        if entry.attributes is not None or entry.inode == ROOT_INODE or self.is_held(parent, name):
+            return entry.attributes or Attributes()
+        info = await self._head(self.key(parent, name, entry.kind))
+        found = (parse_attributes(info.metadata) if info is not None else None) or Attributes()
+        if info is not None and entry.kind is not Kind.DIRECTORY and info.version != entry.version:
+            return found  # the next look-up finds out what became of it
+        current = self._names.get(parent, name)
+        if current is not None and current.inode == entry.inode and current.attributes is None:
+            current.attributes = found
+            self._names.put(parent, name, current)
+        return found
 
     # -- lookup and revalidation
 
@@ -173,9 +230,9 @@ class Namespace:
         """Return the entry of a name. Raises `NoSuchName`, `StoreError`."""
         entry = self._names.get(parent, name)
         if entry is not None:
-            if self.is_fresh(entry):
+            if self.is_fresh(entry) or self.is_held(parent, name):
                 return entry
-        elif self._known_missing(parent, name):
+        elif self.is_held(parent, name) or self._known_missing(parent, name):
             raise NoSuchName(f"{name!r} does not exist")
         found = await self._ask(parent, name, entry)
         if found is None:

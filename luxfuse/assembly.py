@@ -1,0 +1,137 @@
+"""Builds the parts of one mount and joins them; `daemon` runs them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import trio
+
+from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.space import Space
+from luxfuse.cache.upload import Uploader
+from luxfuse.config import Settings
+from luxfuse.core.paths import write_mode_for
+from luxfuse.fuse.kernel import KernelSide
+from luxfuse.fuse.operations import Operations
+from luxfuse.fuse.session import Session
+from luxfuse.index import lifecycle
+from luxfuse.index.journal import Journal
+from luxfuse.index.names import Names
+from luxfuse.index.objects import Objects
+from luxfuse.index.store import IndexStore
+from luxfuse.service import Parts
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import WriteMode
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.ahead import FilesAhead, FillBehind
+from luxfuse.vfs.attributes import Defaults
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.moves import Moves
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import Writer
+
+BASE_MEMORY_BYTES = 112 << 20
+"""What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
+LEAST_BUFFERS_BYTES = 16 << 20
+
+
+class Local:
+    """What lies on this machine: the cache directory with its staging files, the index, the journal."""
+
+    def __init__(self, directory: CacheDirectory, index: IndexStore, journal: Journal, epoch: int) -> None:
+        self.directory = directory
+        self.index = index
+        self.journal = journal
+        self.epoch = epoch
+        self.staging = Staging(directory)
+
+
+def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
+    """Build everything; tasks of the parts run in ``nursery``."""
+    kernel = KernelSide()
+    index, names, objects = local.index, Names(local.index), Objects(local.index)
+    lister = Lister(store=store, names=names, nursery=nursery)
+    namespace = Namespace(
+        store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
+        negative_ttl_s=s.negative_ttl_s, nursery=nursery,
+    )
+    space = Space(
+        local.directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
+        writable=s.read_mode != "no-cache",
+    )
+    buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
+    cache = PageCache(
+        store=store, objects=objects, directory=local.directory, space=space, source_id=s.source_id,
+        epoch=local.epoch, memory_bytes=buffers_bytes, nursery=nursery,
+    )
+    ahead = FilesAhead(
+        namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
+    )
+    dirty = DirtyEntries()
+    files = Files(
+        namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
+        whole_file_bytes=s.whole_file_threshold_bytes, readahead_bytes=s.readahead_bytes, dirty=dirty,
+    )
+
+    def lost_files() -> None:
+        lifecycle.adopt(index, local.directory.identity)
+        cache.forget_all_pages()
+        files.forget_all()
+
+    space.lost_files = lost_files
+    uploader = Uploader(
+        store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads
+    )
+    recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
+    writeback = WriteBack(
+        namespace=namespace, entries=dirty, uploader=uploader, journal=local.journal, recovered=recovered,
+        fail_on_conflict=s.on_conflict == "fail", nursery=nursery,
+    )
+    writeback.is_read = files.is_deferred
+    writer = Writer(
+        namespace=namespace, entries=dirty, files=files, cache=cache, staging=local.staging, journal=local.journal,
+        kernel=kernel, writeback=writeback, uploader=uploader, nursery=nursery,
+        mode_of=lambda key: WriteMode(write_mode_for(key.rstrip("/"), s.path_rules, s.write_mode)),
+        whole_file_bytes=s.whole_file_threshold_bytes, room_timeout_s=s.room_timeout_s,
+    )
+    defaults = Defaults(
+        uid=os.getuid() if s.uid is None else s.uid, gid=os.getgid() if s.gid is None else s.gid, umask=s.umask,
+        mtime_ns=time.time_ns(),
+    )
+    tree = Tree(
+        namespace=namespace, names=names, entries=dirty, files=files, writer=writer, writeback=writeback,
+        journal=local.journal, defaults=defaults, hierarchical=store.abilities.hierarchical,
+    )
+    moves = Moves(
+        namespace=namespace, names=names, tree=tree, entries=dirty, files=files, writer=writer, writeback=writeback,
+        journal=local.journal, cache=cache, store=store,
+    )
+    recovery = Recovery(
+        namespace=namespace, names=names, entries=dirty, journal=local.journal, staging=local.staging,
+        recovered=recovered, writeback=writeback, cache=cache, store=store,
+    )
+    fs = FileSystem(
+        namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier, entries=dirty,
+        writer=writer, tree=tree, moves=moves,
+    )
+    operations = Operations(fs, s.negative_ttl_s, read_only=s.read_only)
+    session = Session(
+        operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
+        want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=local.directory.path,
+    )
+    return Parts(
+        store, index, objects, space, cache, lister, namespace, ahead, files, fs, operations, kernel, session,
+        local.journal, local.staging, dirty, writer, writeback, recovered, recovery,
+    )

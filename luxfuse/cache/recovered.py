@@ -1,0 +1,60 @@
+"""Files that nobody asked to lose: kept aside for the operator, outside of the mount.
+
+Here come the other version of a write conflict, and what was being written, but not closed, when the daemon was killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import urllib.parse
+from pathlib import Path
+
+import trio
+
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.retrying import Store
+
+COPY_BYTES = 8 << 20
+NAME_BYTES = 180
+
+
+class Recovered:
+    """The directory of recovered files of one source."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._numbers = itertools.count(1)
+
+    def count(self) -> int:
+        """Return how many files there are."""
+        try:
+            return sum(1 for entry in self.directory.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        except FileNotFoundError:
+            return 0
+
+    def _target(self, key: str) -> Path:
+        """Return a new path that names the key and the time."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        quoted = urllib.parse.quote(key, safe=" ")[-NAME_BYTES:]
+        while True:
+            path = self.directory / f"{quoted}.{moment}.{next(self._numbers)}"
+            if not path.exists():
+                return path
+
+    async def save_object(self, store: Store, info: ObjectInfo) -> Path:
+        """Fetch a version of an object. Raises `StoreError`, OSError."""
+        target = await trio.to_thread.run_sync(self._target, info.key)
+        part = target.with_name(f".{target.name}.part")
+        async with await trio.open_file(part, "xb") as file:
+            for start in range(0, info.size, COPY_BYTES):
+                end = min(start + COPY_BYTES, info.size)
+                await file.write(await store.read(info.key, start, end, info.version))
+        await trio.to_thread.run_sync(part.rename, target)
+        return target
+
+    def keep_staging(self, staging: Staging, number: int, key: str) -> Path:
+        """Move a staging file here. Blocks. Raises OSError."""
+        return staging.recover(number, self._target(key))

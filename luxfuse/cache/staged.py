@@ -1,0 +1,198 @@
+"""The bytes of a file while it is written.
+
+They lie in a *staging file*. It may be a copy with holes: pages that it lacks come from the *base*, the object that the
+file was when it was opened, as far as that still reaches (`base_bytes`). A page is in the staging file if it was filled
+or written there, or lies beyond `base_bytes`. The kernel may write to a complete staging file on its own (passthrough);
+so whether the content has changed is told by a `Stamp` of the file, not by the writes that we see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import trio
+
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.spans import pages_of
+from luxfuse.tiers.directory import read_exact, write_all
+from luxfuse.types import PAGE_BYTES
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Stamp(NamedTuple):
+    """What changes whenever a file is written to: its times in nanoseconds, and its size in bytes."""
+
+    mtime_ns: int
+    ctime_ns: int
+    size: int
+
+
+def stamp_of(fd: int) -> Stamp:
+    """Return the stamp of an open file; no I/O."""
+    st = os.fstat(fd)
+    return Stamp(st.st_mtime_ns, st.st_ctime_ns, st.st_size)
+
+
+class StagedBytes:
+    """An open staging file and its base. Owns ``fd`` and one use of ``base``."""
+
+    def __init__(
+        self, fd: int, *, cache: PageCache, limiter: trio.CapacityLimiter, base: CachedObject | None = None,
+        base_bytes: int = 0, present: set[int] | None = None,
+    ) -> None:
+        """``present``: pages below ``base_bytes`` that the staging file has already."""
+        self.fd = fd
+        self.base = base
+        self.base_bytes = base_bytes if base is not None else 0
+        self._cache = cache
+        self._limiter = limiter
+        self._present = present or set()
+        self._changing = trio.Lock()
+        self._users = 0
+        self._closing = False
+        self._sealed = False
+
+    @property
+    def _base_pages(self) -> int:
+        return -(-self.base_bytes // PAGE_BYTES)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the staging file holds all of the content."""
+        return self.base is None
+
+    def has(self, page: int) -> bool:
+        """Whether the staging file holds a page's content."""
+        return self.base is None or page in self._present or page * PAGE_BYTES >= self.base_bytes
+
+    @property
+    def size(self) -> int:
+        """Size of the content in bytes."""
+        return os.fstat(self.fd).st_size
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Return up to ``length`` bytes at ``offset``, fewer only at the end. Raises `StoreError`, OSError."""
+        with self.in_use():
+            return await self._read(offset, length)
+
+    async def _read(self, offset: int, length: int) -> Buffer:
+        if self.complete:
+            return await trio.to_thread.run_sync(read_exact, self.fd, length, offset, limiter=self._limiter)
+        length = max(0, min(length, self.size - offset))
+        parts: list[Buffer] = []
+        for page in pages_of(offset, length):
+            low, high = max(offset, page * PAGE_BYTES), min(offset + length, (page + 1) * PAGE_BYTES)
+            if self.has(page):
+                parts.append(await trio.to_thread.run_sync(read_exact, self.fd, high - low, low, limiter=self._limiter))
+            else:
+                assert self.base is not None
+                end = min(high, self.base_bytes)
+                found = await self._cache.read(self.base, low, end - low) if low < end else b""
+                parts.append(bytes(found).ljust(high - low, b"\0") if low + len(found) < high else found)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write ``data``. Raises OSError, and `StoreError` where a page had to be fetched first."""
+        with self.in_use():
+            await self._write(offset, data)
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        if self.complete:
+            await trio.to_thread.run_sync(write_all, self.fd, data, offset, limiter=self._limiter)
+            return
+        async with self._changing:
+            end = offset + len(data)
+            for page in {offset // PAGE_BYTES, max(offset, end - 1) // PAGE_BYTES}:
+                if offset > page * PAGE_BYTES or end < min((page + 1) * PAGE_BYTES, self.base_bytes):
+                    await self._fill(page)
+            await trio.to_thread.run_sync(write_all, self.fd, data, offset, limiter=self._limiter)
+            self._present.update(p for p in pages_of(offset, len(data)) if p < self._base_pages)
+            self._drop_base_if_complete()
+
+    async def _fill(self, page: int) -> None:
+        if self.has(page):
+            return
+        assert self.base is not None
+        start = page * PAGE_BYTES
+        data = await self._cache.read(self.base, start, min(start + PAGE_BYTES, self.base_bytes) - start)
+        before = os.fstat(self.fd)
+        await trio.to_thread.run_sync(write_all, self.fd, data, start, limiter=self._limiter)
+        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # this is not a change of the content
+        self._present.add(page)
+
+    async def fill(self, pages: range) -> None:
+        """Bring pages into the staging file. Raises `StoreError`, OSError."""
+        with self.in_use():
+            async with self._changing:
+                for page in pages:
+                    await self._fill(page)
+                self._drop_base_if_complete()
+
+    async def complete_all(self) -> None:
+        """Bring everything into the staging file. Raises `StoreError`, OSError."""
+        if not self.complete:
+            await self.fill(range(self._base_pages))
+
+    async def truncate(self, size: int) -> None:
+        """Cut or extend with zeros. Raises OSError."""
+        with self.in_use():
+            async with self._changing:
+                if not self.complete and size < self.base_bytes:
+                    self.base_bytes = size
+                    self._present = {page for page in self._present if page < self._base_pages}
+                await trio.to_thread.run_sync(os.ftruncate, self.fd, size, limiter=self._limiter)
+                self._drop_base_if_complete()
+
+    def _drop_base_if_complete(self) -> None:
+        if self.base is not None and len(self._present) >= self._base_pages:
+            self.drop_base()
+
+    def drop_base(self) -> None:
+        """The staging file is complete, or is not needed any more."""
+        if self.base is not None:
+            base, self.base, self.base_bytes = self.base, None, 0
+            self._present.clear()
+            self._cache.release(base)
+
+    def seal(self) -> bool:
+        """Give up write access, so that it can be told whether anybody else has it; False while a thread is at work."""
+        return self._users == 0 and self._reopen(os.O_RDONLY)
+
+    def unseal(self) -> None:
+        """Take write access again."""
+        if self._sealed:
+            self._reopen(os.O_RDWR)
+
+    def _reopen(self, mode: int) -> bool:
+        fd = os.open(f"/proc/self/fd/{self.fd}", mode | os.O_CLOEXEC)
+        os.close(self.fd)
+        self.fd, self._sealed = fd, mode == os.O_RDONLY
+        return True
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the file open while a thread works on it."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._closing and self._users == 0:
+                self._close()
+
+    def close(self) -> None:
+        """Close the file, once no thread works on it, and let go of the base."""
+        self._closing = True
+        if self._users == 0:
+            self._close()
+
+    def _close(self) -> None:
+        self.drop_base()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,325 @@
+"""Bringing a staging file to the under-store: in one request, or in parts that go up in parallel.
+
+Small changes to a large object are cheap where the store can copy parts: pages whose checksum is still that of the old
+object, and pages that were never fetched, are copied inside the store. What goes up is checksummed on the way, so the
+checksums returned belong to the bytes that the store has, whatever programs write meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.disk import checksum
+from luxfuse.cache.staged import StagedBytes, Stamp, stamp_of
+from luxfuse.cache.together import together
+from luxfuse.core.parts import SINGLE_BYTES, Part, plan_parts
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.index.journal import Journal
+from luxfuse.tiers.directory import read_exact
+from luxfuse.types import PAGE_BYTES, ObjectInfo
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
+
+HASH_RUN_BYTES = 8 << 20
+
+
+class ChangedMeanwhile(StoreUnavailable):
+    """The file got shorter while it was read: try again."""
+
+
+class Cancelled(StoreError):
+    """Nobody wants the upload any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldObject:
+    """What the store holds already of the file: its key, version, size in bytes, and the checksums known of its pages."""
+
+    key: str
+    version: str
+    size: int
+    checksums: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class Source:
+    """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon."""
+
+    key: str
+    bytes: StagedBytes
+    path: str
+    old: OldObject | None = None
+    early: EarlyParts | None = None
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class EarlyParts:
+    """A multipart upload that began while the file was still being written: its parts with their checksums."""
+
+    key: str
+    upload: str
+    metadata: Mapping[str, str]
+    part_bytes: int
+    tags: dict[int, str] = field(default_factory=dict)
+    checksums: dict[int, int] = field(default_factory=dict)
+    stopped: bool = False
+    running: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The outcome: the store's word on the object, the checksum of each page that the staging file has, its stamp."""
+
+    info: ObjectInfo
+    checksums: dict[int, int]
+    stamp: Stamp
+
+
+def read_checked(fd: int, start: int, length: int) -> tuple[bytes, dict[int, int]]:
+    """Read bytes from a page's start on and checksum their pages. Raises `ChangedMeanwhile` if there are fewer."""
+    data = read_exact(fd, length, start)
+    if len(data) != length:
+        raise ChangedMeanwhile("the file changed while it was read")
+    view = memoryview(data)
+    first = start // PAGE_BYTES
+    return data, {
+        first + number: checksum(view[offset : offset + PAGE_BYTES])
+        for number, offset in enumerate(range(0, length, PAGE_BYTES))
+    }
+
+
+class Uploader:
+    """Uploads of one mount, bounded together."""
+
+    def __init__(self, *, store: Store, journal: Journal, budget: ByteBudget, max_uploads: int) -> None:
+        """``budget`` bounds the bytes of parts in memory, ``max_uploads`` the parts on their way at once."""
+        self.store = store
+        self._journal = journal
+        self._budget = budget
+        self._slots = trio.CapacityLimiter(max_uploads)
+        self._readers = trio.CapacityLimiter(max_uploads)
+
+    async def upload(self, source: Source, metadata: Mapping[str, str], expect: str | None) -> Uploaded:
+        """Make the object be what the file is. Raises `VersionChanged` if the store holds another one than ``expect``."""
+        stamp = stamp_of(source.bytes.fd)
+        able = self.store.abilities
+        if stamp.size <= SINGLE_BYTES and source.early is None:
+            await source.bytes.complete_all()
+            return await self._put(source, metadata, expect, stamp)
+        if not able.multipart:
+            await source.bytes.complete_all()
+            return await self._put_file(source, metadata, expect, stamp)
+        return await self._in_parts(source, metadata, expect, stamp)
+
+    async def _put(self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp) -> Uploaded:
+        fd, key = source.bytes.fd, source.key
+
+        def put(driver: UnderStore) -> tuple[ObjectInfo, dict[int, int]]:
+            data, sums = read_checked(fd, 0, stamp.size)
+            return driver.put(key, data, metadata, expect=expect), sums
+
+        with source.bytes.in_use():
+            async with self._budget.hold(stamp.size):
+                info, sums = await self.store.call("put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20))
+        self.store.note_put_bytes(stamp.size)
+        return Uploaded(info, sums, stamp)
+
+    async def _put_file(
+        self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
+    ) -> Uploaded:
+        sums = await self.checksums(source.bytes, stamp.size)
+        info = await self.store.put_file(source.key, source.path, metadata, expect=expect)
+        return Uploaded(info, sums, stamp)
+
+    async def checksums(self, data: StagedBytes, size: int) -> dict[int, int]:
+        """Checksum the pages that the staging file has."""
+        sums: dict[int, int] = {}
+
+        async def run(first: int) -> None:
+            length = min(HASH_RUN_BYTES, size - first)
+            async with self._readers:
+                found = await trio.to_thread.run_sync(lambda: read_checked(data.fd, first, length)[1])
+            sums.update({page: value for page, value in found.items() if data.has(page)})
+
+        with data.in_use():
+            async with together() as start:
+                for first in range(0, size, HASH_RUN_BYTES):
+                    start(run, first)
+        return sums
+
+    # -- in parts
+
+    async def _in_parts(
+        self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
+    ) -> Uploaded:
+        early, source.early = source.early, None
+        if early is not None:
+            early.stopped = True
+            await early.running.wait()
+        parts, sums = await self._plan(source, early, stamp.size)
+        if early is not None and early.key == source.key and early.tags:
+            upload = early.upload
+        else:
+            if early is not None:
+                await self.abort(early.key, early.upload)
+            early = None
+            upload = await self.store.begin_upload(source.key, metadata)
+            self._journal.note_upload(source.key, upload)
+        try:
+            tags = await self._send(source, upload, parts, early, sums)
+            info = await self.store.complete_upload(source.key, upload, sorted(tags.items()), expect=expect)
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(5):
+                await self.abort(source.key, upload)
+            raise
+        self._journal.drop_upload(source.key, upload)
+        return Uploaded(info, sums, stamp)
+
+    async def _plan(
+        self, source: Source, early: EarlyParts | None, size: int
+    ) -> tuple[list[Part], dict[int, int]]:
+        old, data = source.old, source.bytes
+        if early is not None:
+            sums = await self.checksums(data, size)
+            return _parts_of_size(size, early.part_bytes), sums
+        if old is None or not self.store.abilities.part_copy:
+            await data.complete_all()
+            return plan_parts(size, lambda _page: False, can_copy=False), {}
+        sums = await self.checksums(data, size)
+
+        def unchanged(page: int) -> bool:
+            end = min((page + 1) * PAGE_BYTES, size)
+            if end > old.size or (end < (page + 1) * PAGE_BYTES and old.size != size):
+                return False
+            if not data.has(page):
+                return end <= data.base_bytes
+            return page in sums and sums[page] == old.checksums.get(page)
+
+        parts = plan_parts(size, unchanged, can_copy=True)
+        for part in parts:
+            if not part.copied:
+                await data.fill(range(part.start // PAGE_BYTES, -(-min(part.end, data.base_bytes) // PAGE_BYTES)))
+        return parts, sums
+
+    async def _send(
+        self, source: Source, upload: str, parts: list[Part], early: EarlyParts | None, sums: dict[int, int]
+    ) -> dict[int, str]:
+        tags: dict[int, str] = {}
+
+        async def send(part: Part) -> None:
+            async with self._slots:
+                if source.cancelled:
+                    raise Cancelled(f"{source.key!r} is not wanted any more")
+                tags[part.number] = await self._send_part(source, upload, part, sums)
+
+        async with together() as start:
+            for part in parts:
+                if early is not None and _is_there(early, part, sums):
+                    tags[part.number] = early.tags[part.number]
+                else:
+                    start(send, part)
+        return tags
+
+    async def _send_part(self, source: Source, upload: str, part: Part, sums: dict[int, int]) -> str:
+        if part.copied:
+            old = source.old
+            assert old is not None
+            return await self.store.copy_part(
+                source.key, upload, part.number, old.key, old.version, part.start, part.end
+            )
+        length = part.end - part.start
+        with source.bytes.in_use():
+            async with self._budget.hold(length):
+                data, found = await trio.to_thread.run_sync(
+                    read_checked, source.bytes.fd, part.start, length, limiter=self._readers
+                )
+                tag = await self.store.upload_part(source.key, upload, part.number, data)
+        sums.update(found)
+        return tag
+
+    async def abort(self, key: str, upload: str) -> None:
+        """Give an upload up; if the store cannot be told now, the journal keeps it for the next mount."""
+        try:
+            await self.store.abort_upload(key, upload)
+        except NotFound:
+            pass
+        except StoreError as exc:
+            log.info("an upload of %r could not be aborted yet: %s", key, exc)
+            return
+        self._journal.drop_upload(key, upload)
+
+    # -- while the file is still being written
+
+    async def send_early(self, source: Source, metadata: Mapping[str, str], part_bytes: int) -> None:
+        """Begin a multipart upload and send what will probably not change any more, until `upload` stops this.
+
+        What did change by then is noticed by its checksum and sent again.
+        """
+        upload = await self.store.begin_upload(source.key, metadata)
+        self._journal.note_upload(source.key, upload)
+        early = source.early = EarlyParts(source.key, upload, metadata, part_bytes)
+        try:
+            async with together() as start:
+                number = 0
+                while not early.stopped and not source.cancelled:
+                    size = source.bytes.size
+                    while (number + 2) * part_bytes <= size and not early.stopped:
+                        part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
+                        slot = object()
+                        await self._slots.acquire_on_behalf_of(slot)
+                        start(self._send_early_part, source, early, part, slot)
+                        number += 1
+                    await trio.sleep(EARLY_POLL_S)
+        except StoreError as exc:
+            log.info("sending %r while it is written stopped: %s", source.key, exc)
+        finally:
+            early.running.set()
+
+    async def _send_early_part(self, source: Source, early: EarlyParts, part: Part, slot: object) -> None:
+        try:
+            sums: dict[int, int] = {}
+            early.tags[part.number] = await self._send_part(source, early.upload, part, sums)
+            early.checksums.update(sums)
+        finally:
+            self._slots.release_on_behalf_of(slot)
+
+
+EARLY_POLL_S = 0.02
+
+
+def _parts_of_size(size: int, part_bytes: int) -> list[Part]:
+    return [
+        Part(number, start, min(start + part_bytes, size), False)
+        for number, start in enumerate(range(0, size, part_bytes), 1)
+    ]
+
+
+def _is_there(early: EarlyParts, part: Part, sums: Mapping[int, int]) -> bool:
+    """Whether a part went up early, whole, and its bytes are still the same."""
+    if part.number not in early.tags or part.end - part.start != early.part_bytes:
+        return False
+    pages = range(part.start // PAGE_BYTES, -(-part.end // PAGE_BYTES))
+    return all(early.checksums.get(page) == sums.get(page) for page in pages)
+
+
+async def has_same_content(store: Store, info: ObjectInfo, checksums: Mapping[int, int], size: int) -> bool:
+    """Whether the store's object has the pages of ``checksums``: an upload whose answer got lost, or equal content."""
+    if info.size != size or len(checksums) != -(-size // PAGE_BYTES):
+        return False
+    try:
+        for page in range(-(-size // PAGE_BYTES)):
+            end = min((page + 1) * PAGE_BYTES, size)
+            data = await store.read(info.key, page * PAGE_BYTES, end, info.version)
+            if checksum(data) != checksums[page]:
+                return False
+    except (NotFound, VersionChanged):
+        return False
+    return True

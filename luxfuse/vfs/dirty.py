@@ -1,0 +1,131 @@
+"""What was changed here and is not in the under-store yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from luxfuse.cache.staged import Stamp, stamp_of
+from luxfuse.cache.upload import Source
+from luxfuse.errors import LuxError
+from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.journal import FileRecord
+from luxfuse.types import Kind, WriteMode
+
+
+@dataclass(slots=True, eq=False)
+class Dirty:
+    """One file, directory, symlink or special file with changes of its own. ``number`` names it in the journal.
+
+    ``place`` is (parent inode, name), None once it is unlinked or replaced. ``expect`` is the version that the store is
+    believed to hold under the key: "" for none, None if that is not known. ``uploaded`` is the stamp of the content
+    that the store has, ``noted`` of the content that the journal promises to bring there.
+    """
+
+    number: int
+    inode: int
+    kind: Kind
+    mode: WriteMode
+    place: tuple[int, bytes] | None
+    key: str
+    expect: str | None
+    source: Source | None = None
+    """The content, of files whose content may have changed."""
+    target: bytes = b""
+    """The target of a symlink."""
+    attributes_changed: bool = False
+    writers: int = 0
+    closed: bool = False
+    accounted_bytes: int = 0
+    uploaded: Stamp | None = None
+    noted: Stamp | None = None
+    checksums: dict[int, int] = field(default_factory=dict)
+    """Of the pages of the content that has the stamp ``uploaded``."""
+    since_s: float = field(default_factory=time.time)
+    error: LuxError | None = None
+    attempts: int = 0
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    finished: bool = False
+    orphan: Entry | None = None
+    """What was recorded of a name that is gone."""
+    times_set: bool = False
+    """Whether a program has set the times of the content."""
+    sent_early: bool = False
+    """Whether an upload began while the file was being written."""
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """The stamp of the content now."""
+        return stamp_of(self.source.bytes.fd) if self.source is not None and self.source.bytes.fd >= 0 else None
+
+    def content_changed(self, since: Stamp | None) -> bool:
+        """Whether the content may not be what it was at ``since``."""
+        now = self.stamp
+        return now is not None and (since is None or now != since)
+
+    @property
+    def must_push(self) -> bool:
+        """Whether there is something that the under-store should have and has not."""
+        if self.place is None or self.mode is WriteMode.MUST_CACHE or self.kind is Kind.SPECIAL:
+            return False
+        return self.attributes_changed or self.content_changed(self.uploaded)
+
+    def record(self, attributes: Attributes | None) -> FileRecord:
+        """Return what the journal keeps of it."""
+        content = self.source.bytes if self.source is not None else None
+        base = content.base.record if content is not None and content.base is not None else None
+        now = self.stamp
+        return FileRecord(
+            key=self.key,
+            kind=self.kind,
+            mode=self.mode,
+            inode=self.inode,
+            attributes=attributes,
+            expect=self.expect,
+            base_key=base.key if base is not None else "",
+            base_version=base.version if base is not None else "",
+            base_size=content.base_bytes if content is not None else 0,
+            size=now.size if now is not None else len(self.target),
+            stamp=now.mtime_ns if now is not None else 0,
+            closed=self.closed,
+            content=self.source is not None or self.kind is not Kind.FILE,
+            since_s=self.since_s,
+        )
+
+
+class DirtyEntries:
+    """All of them, by inode number."""
+
+    def __init__(self) -> None:
+        self._by_inode: dict[int, Dirty] = {}
+        self.changed = trio.Event()
+
+    def get(self, inode: int) -> Dirty | None:
+        """Return what is dirty of an inode."""
+        return self._by_inode.get(inode)
+
+    def add(self, dirty: Dirty) -> None:
+        """Take one in; an inode has one at most."""
+        assert dirty.inode not in self._by_inode
+        self._by_inode[dirty.inode] = dirty
+
+    def remove(self, dirty: Dirty) -> None:
+        """It is not dirty any more, or given up."""
+        if self._by_inode.get(dirty.inode) is dirty:
+            del self._by_inode[dirty.inode]
+        dirty.finished = True
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def __iter__(self) -> Iterator[Dirty]:
+        return iter(list(self._by_inode.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_inode)
+
+    def below(self, prefix: str) -> list[Dirty]:
+        """Return those whose keys begin with ``prefix``."""
+        return [d for d in self if d.key.startswith(prefix)]

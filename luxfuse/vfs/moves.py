@@ -1,0 +1,350 @@
+"""Renaming. The store has no rename: an object is copied to its new key and then removed from the old one.
+
+Each move is in the journal before it begins and until it is over; a restart finishes it (`vfs.recovery`), which copies
+again what was not removed yet. What the store does not have yet only changes its key. A directory is moved object by
+object; while that goes on, nothing below it is pushed or removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.together import together
+from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import Journal, OperationRecord
+from luxfuse.index.names import Names
+from luxfuse.types import Kind, ObjectInfo, WriteMode
+from luxfuse.understore.base import ABSENT
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
+from luxfuse.vfs.tree import Exists, Tree
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import IsADirectory, Writer
+
+log = logging.getLogger(__name__)
+
+NOREPLACE, EXCHANGE = 1, 2
+CONCURRENT_COPIES = 16
+MOVE, MOVE_DIRECTORY, SWAP = "move", "move-directory", "exchange"
+
+Place = tuple[int, bytes]
+
+
+class BadFlags(LuxError):
+    """Such a rename is not known."""
+
+    errno = 22  # EINVAL
+
+
+class Moves:
+    """The renames of one mount."""
+
+    def __init__(
+        self, *, namespace: Namespace, names: Names, tree: Tree, entries: DirtyEntries, files: Files, writer: Writer,
+        writeback: WriteBack, journal: Journal, cache: PageCache, store: Store,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._tree = tree
+        self._entries = entries
+        self._files = files
+        self._writer = writer
+        self._writeback = writeback
+        self._journal = journal
+        self._cache = cache
+        self._store = store
+
+    async def rename(self, place: Place, new_place: Place, flags: int) -> None:
+        """rename(2), with RENAME_NOREPLACE (1) or RENAME_EXCHANGE (2)."""
+        if flags not in (0, NOREPLACE, EXCHANGE):
+            raise BadFlags(f"rename with flags {flags:#x} is not known")
+        async with self._tree.turn(place, new_place):
+            entry = await self._namespace.lookup(*place)
+            target = await self._find(new_place)
+            if flags == NOREPLACE and target is not None:
+                raise Exists(f"{new_place[1]!r} exists")
+            if flags == EXCHANGE:
+                if target is None:
+                    raise NoSuchName(f"{new_place[1]!r} does not exist")
+                await self._exchange(place, new_place)
+            elif target is None or target.inode != entry.inode:
+                await self._check_target(entry, target, new_place[1])
+                await self._tree.keep_directory(*place)
+                await self._move(place, new_place)
+
+    async def _find(self, place: Place) -> Entry | None:
+        try:
+            return await self._namespace.lookup(*place)
+        except NoSuchName:
+            return None
+
+    async def _check_target(self, entry: Entry, target: Entry | None, name: bytes) -> None:
+        if target is None:
+            return
+        if target.kind is Kind.DIRECTORY:
+            if entry.kind is not Kind.DIRECTORY:
+                raise IsADirectory(f"{name!r} is a directory")
+            await self._tree.require_empty(target.inode, name)
+        elif entry.kind is Kind.DIRECTORY:
+            raise NotADirectory(f"{name!r} is no directory")
+
+    async def _exchange(self, place: Place, new_place: Place) -> None:
+        """Three moves over a third name; a restart makes those that are missing."""
+        number = self._journal.new_id()
+        between = (place[0], f".luxfuse-exchange-{number:x}".encode())
+        keys = [
+            self._namespace.key(*where, kind)
+            for where, kind in (
+                (place, self._tree.row_of(place).kind),
+                (new_place, self._tree.row_of(new_place).kind),
+                (between, self._tree.row_of(place).kind),
+            )
+        ]
+        steps = ((place, between), (new_place, place), (between, new_place))
+        arguments = {"first": keys[0], "second": keys[1], "between": keys[2]}
+        began_s = time.time()
+        for step, (source, target) in enumerate(steps):
+            self._journal.put_operation(number, OperationRecord(SWAP, arguments, step, began_s))
+            await self._move(source, target)
+        self._journal.drop_operation(number)
+        await self._journal.commit()
+
+    # -- one move
+
+    async def _move(self, place: Place, new_place: Place) -> None:
+        entry = self._tree.row_of(place)
+        key = self._namespace.key(*place, entry.kind)
+        new_key = self._tree.new_key(*new_place, entry.kind)
+        await self._writeback.thawed(key)
+        if entry.kind is Kind.DIRECTORY:
+            await self._move_directory(place, new_place, key, new_key)
+            return
+        dirty = await self._not_in_flight(entry.inode)
+        if dirty is not None and (dirty.source is not None or dirty.expect == ABSENT or dirty.kind is Kind.SPECIAL):
+            await self._move_dirty(place, new_place, dirty, new_key)
+            return
+        if dirty is not None:
+            await self._writeback.push(dirty)  # its new attributes, which the copy then has
+        await self._move_object(place, new_place, key, new_key)
+
+    async def _not_in_flight(self, inode: int) -> Dirty | None:
+        while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
+            async with dirty.lock:
+                pass
+        return dirty
+
+    async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str) -> None:
+        """The store does not have the content yet: it will go up under the new key."""
+        old_key, version = dirty.key, dirty.expect
+        was_there = version != ABSENT and dirty.kind is not Kind.SPECIAL
+        replaced = self._replaced(new_place, new_key)
+        expect = self._take_target(new_place, new_key)
+        self._namespace.hold(dirty.inode, *new_place)
+        self._names.move(*place, *new_place)
+        self._rekey(dirty, new_place, new_key, expect)
+        if was_there:
+            self._namespace.hold(None, *place)
+            after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            self._writeback.delete_later(old_key, place, version, after)
+        else:
+            self._namespace.settle(None, *place)
+        if replaced:
+            self._writeback.delete_later(replaced, new_place, None, 0)
+        self._changed(place, new_place)
+        await self._journal.commit()
+        if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
+            await self._writer.sync(dirty)
+        elif not dirty.writers:
+            self._writer.publish(dirty)
+
+    def _rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
+        dirty.place, dirty.key, dirty.expect = place, key, expect
+        dirty.mode = self._writer.mode_of(key)
+        if dirty.source is not None:
+            dirty.source.key = key
+            dirty.uploaded = None  # the store has nothing under this key
+        else:
+            dirty.attributes_changed = True
+        self._writer.note(dirty)
+
+    def _replaced(self, place: Place, new_key: str) -> str:
+        """Return the key of what a move replaces, if the new object does not take that key; else ""."""
+        target = self._namespace.peek(*place)
+        if target is None or not self._tree.in_store(target):
+            return ""
+        key = self._namespace.key(*place, target.kind)
+        return key if key != new_key else ""
+
+    def _take_target(self, place: Place, new_key: str) -> str | None:
+        """Forget what has the new name; returns what the store is expected to have under the new key."""
+        expect = self._writeback.reuse(new_key)
+        target = self._namespace.peek(*place)
+        if target is not None:
+            if expect == ABSENT and self._tree.in_store(target) and self._namespace.key(*place, target.kind) == new_key:
+                expect = self._tree.version_in_store(target)
+            self._tree.forget(*place, target)
+        return expect
+
+    def _changed(self, place: Place, new_place: Place) -> None:
+        self._tree.touch(place[0])
+        if new_place[0] != place[0]:
+            self._tree.touch(new_place[0])
+
+    async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str) -> None:
+        entry = self._tree.row_of(place)
+        replaced = self._replaced(new_place, new_key)
+        target = self._namespace.peek(*new_place)
+        if target is not None:
+            await self._not_in_flight(target.inode)
+        number = self._journal.new_id()
+        arguments = {"source": key, "target": new_key, "version": entry.version}
+        self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
+        self._namespace.hold(entry.inode, *place)
+        self._namespace.hold(None, *new_place)
+        try:
+            await self._journal.commit()
+            info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
+        except (LuxError, OSError) as exc:
+            self._journal.drop_operation(number)
+            self._namespace.settle(entry.inode, *place)
+            if target is None or self._entries.get(target.inode) is None:
+                self._namespace.settle(None, *new_place)
+            if isinstance(exc, NotFound | VersionChanged):
+                self._namespace.expire(entry.inode)
+                raise Stale(f"{key!r} changed in the under-store") from None
+            raise
+        self._writeback.reuse(new_key)
+        if (now := self._namespace.peek(*new_place)) is not None:
+            self._tree.forget(*new_place, now)
+        self._names.move(*place, *new_place)
+        self._adopt_version(new_place, key, new_key, info)
+        self._changed(place, new_place)
+        self._namespace.settle(entry.inode, *new_place)
+        self._namespace.hold(None, *place)
+        await self._delete_moved([key, *([replaced] if replaced else [])], place, key)
+        self._journal.drop_operation(number)
+
+    async def _delete_moved(self, keys: list[str], place: Place, key: str) -> None:
+        """The copies are made: remove the originals, later if the store does not do it now."""
+        try:
+            await self._writeback.delete_now(keys)
+        except StoreError as exc:
+            log.warning("%r was renamed, but its old object cannot be removed yet: %s", key, exc)
+            for old in keys:
+                self._writeback.delete_later(old, place, None)
+            await self._journal.commit()
+        else:
+            self._namespace.settle(None, *place)
+
+    def _adopt_version(self, place: Place, key: str, new_key: str, info: ObjectInfo) -> None:
+        """An entry of the store has a new key, and so a new version: keep what is cached of it."""
+        row = self._tree.row_of(place)
+        dirty = self._entries.get(row.inode)
+        if dirty is not None:  # somebody began to write to it while it was copied
+            self._rekey(dirty, place, new_key, info.version)
+            return
+        oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
+        row.version, row.checked_s = info.version, time.time()
+        self._namespace.put(*place, row)
+        self._files.moved(row.inode, row, new_key, oid)
+
+    # -- directories
+
+    async def _move_directory(self, place: Place, new_place: Place, prefix: str, new_prefix: str) -> None:
+        entry = self._tree.row_of(place)
+        number = self._journal.new_id()
+        with self._writeback.freeze(prefix, new_prefix):
+            await self._writeback.settled(prefix)
+            await self._writeback.settled(new_prefix)
+            self._namespace.hold(entry.inode, *place)
+            self._namespace.hold(None, *new_place)
+            arguments = {"source": prefix, "target": new_prefix}
+            self._journal.put_operation(number, OperationRecord(MOVE_DIRECTORY, arguments, 0, time.time()))
+            try:
+                await self._journal.commit()
+                copied, keys = await self._copy_below(prefix, new_prefix)
+            except BaseException:
+                await self._undo_copies(number, entry, place, new_place)
+                raise
+            if (target := self._namespace.peek(*new_place)) is not None:
+                self._tree.forget(*new_place, target)
+            self._names.move(*place, *new_place)
+            self._namespace.forget_prefixes()
+            self._rekey_below(prefix, new_prefix, place, new_place, copied)
+            for key, info in copied.items():
+                self._note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
+            self._changed(place, new_place)
+            self._namespace.hold(None, *place)
+            await self._journal.commit()
+            await self._delete_moved(keys or [prefix], place, prefix)
+            self._journal.drop_operation(number)
+            if self._entries.get(entry.inode) is None:
+                self._namespace.settle(entry.inode, *new_place)
+            await self._journal.commit()
+
+    async def _undo_copies(self, number: int, entry: Entry, place: Place, new_place: Place) -> None:
+        """The copying failed: everything is where it was, beside copies below the new name, which then exists."""
+        self._journal.drop_operation(number)
+        if self._entries.get(entry.inode) is None:
+            self._namespace.settle(entry.inode, *place)
+        self._namespace.settle(None, *new_place)
+
+    async def _copy_below(self, prefix: str, new_prefix: str) -> tuple[dict[str, ObjectInfo], list[str]]:
+        """Copy every object below a prefix whose content is not about to be replaced; returns copies and all old keys."""
+        keys: list[str] = []
+        copied: dict[str, ObjectInfo] = {}
+        limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
+        changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None}
+
+        async def copy(info: ObjectInfo) -> None:
+            async with limiter:
+                target = new_prefix + info.key[len(prefix) :]
+                copied[info.key] = await self._store.copy(info.key, target, version=info.version or None, size=info.size)
+
+        async for page in self._store.list_all(prefix):
+            keys += [info.key for info in page.objects]
+            wanted = [info for info in page.objects if info.key not in changed]
+            # Markers first: where directories exist by themselves, their files need them.
+            async with together() as start:
+                for info in sorted(wanted, key=lambda i: (not i.key.endswith("/"), i.key)):
+                    start(copy, info)
+        return copied, keys
+
+    def _rekey_below(
+        self, prefix: str, new_prefix: str, place: Place, new_place: Place, copied: dict[str, ObjectInfo]
+    ) -> None:
+        """What is dirty below the directory, or is the directory itself, goes up under its new key."""
+        for dirty in self._entries.below(prefix):
+            at = new_place if dirty.place == place else dirty.place
+            if at is not None:
+                info, uploaded = copied.get(dirty.key), dirty.uploaded
+                self._rekey(dirty, at, new_prefix + dirty.key[len(prefix) :], info.version if info else ABSENT)
+                if info is not None and dirty.source is not None:
+                    dirty.uploaded = uploaded
+                    row = self._tree.row_of(at)
+                    row.version = info.version
+                    self._namespace.put(*at, row)
+                if at == new_place:
+                    self._namespace.hold(dirty.inode, *new_place)
+                if dirty.must_push and (dirty.closed or not dirty.writers):
+                    self._writeback.schedule(dirty)
+
+    def _note_copied(self, key: str, new_key: str, root: Place, cut: int, info: ObjectInfo) -> None:
+        """Find the entry of a moved object below its moved directory, and keep what is cached of it."""
+        entry: Entry | None = self._tree.row_of(root)
+        place = root
+        parts = new_key[cut:].split("/")
+        for part in parts:
+            if entry is None or entry.kind is not Kind.DIRECTORY or not part:
+                break
+            place = (entry.inode, part.encode())
+            entry = self._namespace.peek(*place)
+        if entry is not None and entry.kind is Kind.FILE and parts[-1] and self._entries.get(entry.inode) is None:
+            self._adopt_version(place, key, new_key, info)

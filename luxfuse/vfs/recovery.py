@@ -1,0 +1,279 @@
+"""What a restart makes of the journal, before the tree answers.
+
+1. Multipart uploads that were open are aborted.
+2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
+   cut short anywhere ends as if it had not been.
+3. Deletes are carried on: their names stay gone.
+4. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
+   their content is kept in the recovered directory, and the name shows what the store has.
+
+The journal alone is believed: names that the index lacks are made anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.staged import StagedBytes
+from luxfuse.cache.upload import Source
+from luxfuse.core import names as naming
+from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import FileRecord, Journal, OperationRecord
+from luxfuse.index.names import ROOT_INODE, Names
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+IO_THREADS = 4
+ABORT_DEADLINE_S = 5.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How many files go up now, deletes and moves were found, and files are kept in the recovered directory."""
+
+    files: int = 0
+    deletes: int = 0
+    moves: int = 0
+    recovered: int = 0
+
+
+class Recovery:
+    """Reads the journal of the last run once, at the beginning of this one."""
+
+    def __init__(
+        self, *, namespace: Namespace, names: Names, entries: DirtyEntries, journal: Journal, staging: Staging,
+        recovered: Recovered, writeback: WriteBack, cache: PageCache, store: Store,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._entries = entries
+        self._journal = journal
+        self._staging = staging
+        self._recovered = recovered
+        self._writeback = writeback
+        self._cache = cache
+        self._store = store
+        self._limiter = trio.CapacityLimiter(IO_THREADS)
+
+    async def run(self) -> Outcome:
+        """Do all of it. Raises `StoreError` if a move cannot be finished now, OSError if the disk fails."""
+        outcome = Outcome()
+        # The moves that an exchange is made of before the exchange, which makes those that are missing.
+        for number, operation in sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0])):
+            await self._finish(operation)
+            self._journal.drop_operation(number)
+            outcome.moves += 1
+        for key in list(self._journal.deletes):
+            place = self._place(key)
+            self._namespace.hold(None, *place)
+            self._names.erase(*place)
+            self._writeback.resume_delete(key, place)
+            outcome.deletes += 1
+        for number, record in sorted(self._journal.files.items()):
+            if await self._resume(number, record):
+                outcome.files += 1
+            else:
+                outcome.recovered += await self._set_aside(number, record)
+        known = {dirty.number for dirty in self._entries}
+        for number in list(self._staging.stored()):
+            if number not in known:
+                outcome.recovered += await self._keep(number, f"unknown-{number:x}")
+        await self._journal.commit()
+        return outcome
+
+    async def abort_uploads(self) -> None:
+        """Drop multipart uploads of the last run; what cannot be dropped now is left to the next."""
+        for key, upload in list(self._journal.uploads):
+            try:
+                with trio.move_on_after(ABORT_DEADLINE_S):
+                    await self._store.abort_upload(key, upload)
+                    self._journal.drop_upload(key, upload)
+            except StoreError as exc:
+                log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
+
+    # -- moves
+
+    async def _finish(self, operation: OperationRecord) -> None:
+        arguments = operation.arguments
+        log.info("finishing the %s of %s", operation.kind, ", ".join(f"{k} {v!r}" for k, v in arguments.items()))
+        if operation.kind == MOVE:
+            await self._move(arguments["source"], arguments["target"], arguments["version"] or None)
+        elif operation.kind == MOVE_DIRECTORY:
+            await self._move_below(arguments["source"], arguments["target"])
+        elif operation.kind == SWAP:
+            first, second, between = arguments["first"], arguments["second"], arguments["between"]
+            steps = ((first, between), (second, _like(first, second)), (between, _like(second, first)))
+            for source, target in steps[operation.step :]:
+                if source.endswith("/"):
+                    await self._move_below(source, target)
+                else:
+                    await self._move(source, target, None)
+        for key in arguments.values():
+            if "/" in key or naming.name_of(key) is not None:
+                self._forget_listing(key)
+
+    async def _move(self, source: str, target: str, version: str | None) -> None:
+        try:
+            info = await self._store.head(source)
+            if version is None or info.version == version:
+                await self._store.copy(source, target, version=info.version, size=info.size)
+                await self._delete([source])
+        except (NotFound, VersionChanged):
+            return  # it was finished
+
+    async def _move_below(self, source: str, target: str) -> None:
+        keys = []
+        async for page in self._store.list_all(source):
+            for info in sorted(page.objects, key=lambda i: (not i.key.endswith("/"), i.key)):
+                keys.append(info.key)
+                await self._store.copy(
+                    info.key, target + info.key[len(source) :], version=info.version or None, size=info.size
+                )
+        await self._delete(keys)
+
+    async def _delete(self, keys: list[str]) -> None:
+        for error in (await self._store.delete(sorted(keys, reverse=True))).values():
+            raise error
+
+    def _forget_listing(self, key: str) -> None:
+        parent, name = self._place(key)
+        self._names.forget_listing(parent)
+        self._names.erase(parent, name)
+
+    # -- names
+
+    def _place(self, key: str) -> tuple[int, bytes]:
+        """Return (parent, name) of a key, with the directories above it made where the index lacks them."""
+        *above, last = key.rstrip("/").split("/")
+        parent = ROOT_INODE
+        for part in above:
+            entry = self._names.get(parent, part.encode())
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                entry = self._names.create(
+                    parent, part.encode(), Kind.DIRECTORY, attributes=None, mtime_ns=time.time_ns(), checked_s=0.0
+                )
+            parent = entry.inode
+        if key.endswith(naming.SYMLINK_SUFFIX):
+            last = last[: -len(naming.SYMLINK_SUFFIX)]
+        return parent, last.encode()
+
+    # -- files
+
+    async def _resume(self, number: int, record: FileRecord) -> bool:
+        """Make an entry dirty again; False if it was never closed, or its content is gone."""
+        if not record.closed:
+            return False
+        content = None
+        if record.kind is Kind.FILE and record.content:
+            content = await trio.to_thread.run_sync(self._open, number, record)
+            if content is None:
+                return False
+        inline = self._journal.inline(number)
+        parent, name = self._place(record.key)
+        entry = self._entry(parent, name, record)
+        dirty = Dirty(
+            number, entry.inode, record.kind, record.mode, (parent, name), record.key, record.expect,
+            closed=True, since_s=record.since_s, attributes_changed=not record.content or record.kind is not Kind.FILE,
+        )
+        if content is not None:
+            dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
+            dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
+            self._cache.space.count_staged(dirty.accounted_bytes)
+        elif record.kind is Kind.SYMLINK:
+            dirty.target = inline or b""
+        self._entries.add(dirty)
+        self._namespace.hold(entry.inode, parent, name)
+        if record.inode != entry.inode:
+            self._journal.put_file(number, dirty.record(entry.attributes), inline)
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+        return True
+
+    def _open(self, number: int, record: FileRecord) -> StagedBytes | None:
+        """Open the content of a file, from the journal where the staging file has not got it. Blocks."""
+        path = self._staging.path_of(number)
+        inline = self._journal.inline(number)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if inline is None and record.size:
+                return None
+            fd = self._staging.create(number)
+        st = os.fstat(fd)
+        if inline is not None and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, inline, 0)
+            os.utime(fd, ns=(record.stamp, record.stamp))
+        if not record.base_size:
+            return StagedBytes(fd, cache=self._cache, limiter=self._limiter)
+        present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}
+        base_pages = -(-record.base_size // PAGE_BYTES)
+        base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
+        return StagedBytes(
+            fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=record.base_size,
+            present={page for page in present if page < base_pages},
+        )
+
+    def _entry(self, parent: int, name: bytes, record: FileRecord) -> Entry:
+        entry = self._names.get(parent, name)
+        if entry is not None and entry.kind is record.kind and entry.inode == record.inode:
+            entry.attributes = record.attributes
+            self._names.put(parent, name, entry)
+            return entry
+        if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY:
+            entry.attributes = record.attributes
+            self._names.put(parent, name, entry)
+            return entry
+        size = record.size
+        return self._names.create(
+            parent, name, record.kind, attributes=record.attributes, size=size, version=record.expect or "",
+            mtime_ns=record.stamp, checked_s=0.0,
+        )
+
+    async def _set_aside(self, number: int, record: FileRecord) -> int:
+        """A file that was never closed: keep what was written, and let the name show what the store has."""
+        parent, name = self._place(record.key)
+        entry = self._names.get(parent, name)
+        if entry is not None and entry.inode == record.inode:
+            if record.expect:
+                self._namespace.expire(entry.inode)
+            else:
+                self._names.erase(parent, name)
+                self._names.forget_listing(parent)
+        self._journal.drop_file(number)
+        return await self._keep(number, record.key)
+
+    async def _keep(self, number: int, key: str) -> int:
+        path = self._staging.path_of(number)
+        try:
+            if path.stat().st_size == 0:
+                self._staging.remove(number)
+                return 0
+        except FileNotFoundError:
+            return 0
+        kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
+        log.warning("%r was being written when the last run ended; what there was of it is %s", key, kept)
+        return 1
+
+
+def _like(key: str, other: str) -> str:
+    """Return ``key`` in the form (directory, symlink, file) of ``other``: what an exchange brings there."""
+    plain = key.rstrip("/").removesuffix(naming.SYMLINK_SUFFIX)
+    suffix = "/" if other.endswith("/") else naming.SYMLINK_SUFFIX if other.endswith(naming.SYMLINK_SUFFIX) else ""
+    return plain + suffix
+

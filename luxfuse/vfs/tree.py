@@ -1,0 +1,508 @@
+"""Changes of the tree of names: making, removing and describing files, directories and links.
+
+In `cache-through` and `through` a change is made in the store first, and its error is the program's. In
+`async-through` it is made here and in the journal, and in the store later. In `must-cache` only here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stat_module
+import time
+
+import msgspec
+import trio
+
+from luxfuse.core import names as naming
+from luxfuse.errors import LuxError, StoreError
+from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.journal import Journal
+from luxfuse.index.names import ROOT_INODE, Names
+from luxfuse.types import Kind, WriteMode
+from luxfuse.understore.base import ABSENT
+from luxfuse.vfs.attributes import XATTRS_MOST_BYTES, AttributeChanges, Caller, Defaults, stat_of, to_metadata
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory
+from luxfuse.vfs.writeback import MARKED, WriteBack
+from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
+
+KEY_MOST_BYTES = 1024
+"""The longest key of S3 and GCS (Azure: as many characters)."""
+
+
+class Exists(LuxError):
+    """There is something of that name already."""
+
+    errno = 17  # EEXIST
+
+
+class NotEmpty(LuxError):
+    """The directory has entries."""
+
+    errno = 39  # ENOTEMPTY
+
+
+class BadName(LuxError):
+    """No object key can stand for the name."""
+
+    errno = 84  # EILSEQ
+
+
+class ReservedName(LuxError):
+    """The name has a meaning of its own in the bucket."""
+
+    errno = 22  # EINVAL
+
+
+class KeyTooLong(LuxError):
+    """The path makes a key that the store does not take."""
+
+    errno = 36  # ENAMETOOLONG
+
+
+class TooManyAttributes(LuxError):
+    """Object metadata has no room for the extended attributes."""
+
+    errno = 28  # ENOSPC
+
+
+class NotPermitted(LuxError):
+    """That cannot be done here."""
+
+    errno = 1  # EPERM
+
+
+class Tree:
+    """The names of one mount, to be changed."""
+
+    def __init__(
+        self, *, namespace: Namespace, names: Names, entries: DirtyEntries, files: Files, writer: Writer,
+        writeback: WriteBack, journal: Journal, defaults: Defaults, hierarchical: bool,
+    ) -> None:
+        """``hierarchical``: directories of the store exist by themselves."""
+        self._namespace = namespace
+        self._names = names
+        self._entries = entries
+        self._files = files
+        self._writer = writer
+        self._writeback = writeback
+        self._journal = journal
+        self._defaults = defaults
+        self._hierarchical = hierarchical
+        self._turns: dict[tuple[int, bytes], tuple[trio.Lock, int]] = {}
+
+    # -- making
+
+    def new_key(self, parent: int, name: bytes, kind: Kind) -> str:
+        """Return the key of a name that is to be made. Raises `BadName`, `ReservedName`, `KeyTooLong`."""
+        component = naming.component_of(name)
+        if component is None:
+            raise BadName(f"the name {name!r} is not UTF-8: no object key can stand for it")
+        if naming.classify(component) is None or component.endswith(naming.SYMLINK_SUFFIX):
+            raise ReservedName(f"the name {name!r} stands for a symlink in the bucket")
+        key = self._namespace.key(parent, name, kind)
+        if not self._hierarchical and len(key.encode()) > KEY_MOST_BYTES:
+            raise KeyTooLong(f"the path makes a key of more than {KEY_MOST_BYTES} bytes")
+        return key
+
+    def _owned(self, parent: int, mode: int, caller: Caller, kind: Kind) -> Attributes:
+        """Return the attributes of what the caller makes; a set-group-ID directory passes its group on."""
+        above = stat_of(self.row(parent), self._defaults, 0.0)
+        gid = caller.gid
+        mode = mode & (0o177777 if kind is Kind.SPECIAL else 0o7777)
+        if above.mode & stat_module.S_ISGID:
+            gid = above.gid
+            if kind is Kind.DIRECTORY:
+                mode |= stat_module.S_ISGID
+        now = time.time_ns()
+        return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, ctime_ns=now)
+
+    def row(self, inode: int) -> Entry:
+        """Return the entry of an inode, the root's too. Raises `Stale`."""
+        return self._namespace.root if inode == ROOT_INODE else self._namespace.locate(inode)[2]
+
+    def row_of(self, place: tuple[int, bytes]) -> Entry:
+        """Return the entry of a name that exists."""
+        row = self._namespace.peek(*place)
+        if row is None:
+            raise NoSuchName(f"{place[1]!r} does not exist")
+        return row
+
+    def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
+        """Make a name and hold it; returns its dirty entry, which the store does not have."""
+        expect = self._writeback.reuse(key)
+        entry = self._names.create(
+            parent, name, kind, attributes=attributes, size=size, mtime_ns=attributes.mtime_ns or 0, checked_s=time.time()
+        )
+        dirty = self._writer.mark(entry, key, expect)
+        self.touch(parent)
+        if kind is Kind.DIRECTORY:
+            self._names.note_empty(entry.inode)
+        return dirty
+
+    async def _require_absent(self, parent: int, name: bytes) -> None:
+        try:
+            await self._namespace.lookup(parent, name)
+        except NoSuchName:
+            return
+        raise Exists(f"{name!r} exists")
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Entry]:
+        """Create a file and open it, or open the one that there is unless O_EXCL forbids it; returns (handle, entry)."""
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        async with self.turn((parent, name)):
+            try:
+                found = await self._namespace.lookup(parent, name)
+            except NoSuchName:
+                dirty = self._create(parent, name, mode, caller)
+                if writing:
+                    return self._writer.open_new(dirty), self.row(dirty.inode)
+                handle = self._files.open_staged(dirty, self.row(dirty.inode))
+                await self._writer.sync(dirty)
+                return handle, self.row(dirty.inode)
+        if flags & os.O_EXCL:
+            raise Exists(f"{name!r} exists")
+        if found.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{name!r} is a directory")
+        if writing or flags & os.O_TRUNC:
+            handle = await self._writer.open(found.inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
+        else:
+            handle = await self._files.open(found.inode)
+        return handle, self.row(found.inode)
+
+    def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
+        key = self.new_key(parent, name, Kind.FILE)
+        attributes = msgspec.structs.replace(self._owned(parent, mode, caller, Kind.FILE), mtime_ns=None)
+        dirty = self._make(parent, name, Kind.FILE, attributes, key)
+        self._writer.stage_new(dirty)
+        return dirty
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory; returns its entry."""
+        return await self._make_small(parent, name, Kind.DIRECTORY, mode, caller)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symlink; returns its entry."""
+        return await self._make_small(parent, name, Kind.SYMLINK, 0o777, caller, target)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Make a file without opening it, or a FIFO, socket or device, which stays local; returns its entry."""
+        if not stat_module.S_ISREG(mode):
+            return await self._make_small(parent, name, Kind.SPECIAL, mode, caller, rdev=rdev)
+        async with self.turn((parent, name)):
+            await self._require_absent(parent, name)
+            dirty = self._create(parent, name, mode, caller)
+            dirty.closed = True
+        try:
+            await self._writer.sync(dirty)
+        except (LuxError, OSError):
+            await self._undo(dirty)
+            raise
+        return self.row(dirty.inode)
+
+    async def _make_small(
+        self, parent: int, name: bytes, kind: Kind, mode: int, caller: Caller, target: bytes = b"", rdev: int | None = None
+    ) -> Entry:
+        async with self.turn((parent, name)):
+            await self._require_absent(parent, name)
+            key = self.new_key(parent, name, kind)
+            attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
+            dirty = self._make(parent, name, kind, attributes, key, len(target))
+            dirty.target, dirty.attributes_changed, dirty.closed = target, True, True
+            self._writer.note(dirty, target or None)
+        if self.is_through(key) and kind is not Kind.SPECIAL:
+            try:
+                await self._writeback.push(dirty)
+            except (LuxError, OSError):
+                await self._undo(dirty)
+                raise
+        elif dirty.must_push:
+            self._writeback.schedule(dirty)
+        return self.row(dirty.inode)
+
+    async def _undo(self, dirty: Dirty) -> None:
+        """The store refused what was made: it was never there."""
+        if dirty.place is None:
+            return
+        parent, name = dirty.place
+        row = self.row(dirty.inode)
+        self._writer.orphan(dirty, row)
+        self._names.erase(parent, name)
+        self._namespace.settle(None, parent, name)
+
+    # -- describing
+
+    async def set_attributes(
+        self, inode: int, changes: AttributeChanges, dirty: Dirty | None, caller: Caller
+    ) -> None:
+        """Change size, permissions, owner and times; ``dirty`` is the file if it is open for writing."""
+        if changes.size is not None:
+            if inode == ROOT_INODE or (dirty is None and self.row(inode).kind is Kind.DIRECTORY):
+                raise IsADirectory("a directory has no size to set")
+            await self._writer.truncate(inode, changes.size, dirty)
+            if caller.uid != 0 and (opened := self._entries.get(inode)) is not None and opened.source is not None:
+                self._writer.clear_set_id(opened)
+        plain = (changes.mode, changes.uid, changes.gid, changes.atime_ns, changes.mtime_ns)
+        if any(value is not None for value in plain):
+            await self._describe(inode, changes)
+
+    async def _describe(self, inode: int, changes: AttributeChanges) -> None:
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.place is None:
+            assert dirty.orphan is not None
+            dirty.orphan.attributes = self._changed(dirty.orphan.attributes or Attributes(), dirty.orphan.kind, changes)
+            self._set_times(dirty, changes)
+            return
+        row = await self._known(inode)
+        new = self._changed(row.attributes or Attributes(), row.kind, changes)
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.source is not None:
+            self._set_times(dirty, changes)
+            new = msgspec.structs.replace(new, mtime_ns=(row.attributes or Attributes()).mtime_ns)
+        await self._put_attributes(inode, new)
+
+    async def _known(self, inode: int) -> Entry:
+        """Return the entry of an inode with the attributes that the store has of it."""
+        if inode == ROOT_INODE:
+            return self._namespace.root
+        await self._namespace.current(inode)
+        parent, name, row = self._namespace.locate(inode)
+        await self._namespace.attributes(parent, name, row)
+        return self.row(inode)
+
+    def _changed(self, known: Attributes, kind: Kind, changes: AttributeChanges) -> Attributes:
+        mode = known.mode
+        if (changes.uid is not None or changes.gid is not None) and kind is Kind.FILE and mode is not None:
+            mode = without_set_id(mode)
+        if changes.mode is not None:
+            mode = changes.mode & 0o7777
+            if kind is Kind.SPECIAL:
+                mode |= (known.mode or 0) & ~0o7777
+        return msgspec.structs.replace(
+            known,
+            mode=mode,
+            uid=known.uid if changes.uid is None else changes.uid,
+            gid=known.gid if changes.gid is None else changes.gid,
+            atime_ns=known.atime_ns if changes.atime_ns is None else changes.atime_ns,
+            mtime_ns=known.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+            ctime_ns=time.time_ns(),
+        )
+
+    def _set_times(self, dirty: Dirty, changes: AttributeChanges) -> None:
+        """The times of a file that is being written to are those of its staging file."""
+        if dirty.source is None or (changes.atime_ns is None and changes.mtime_ns is None):
+            return
+        fd = dirty.source.bytes.fd
+        unchanged = not dirty.content_changed(dirty.uploaded)
+        st = os.fstat(fd)
+        os.utime(
+            fd,
+            ns=(
+                st.st_atime_ns if changes.atime_ns is None else changes.atime_ns,
+                st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+            ),
+        )
+        dirty.times_set = True
+        if unchanged:  # the content is what the store has, only its times are not
+            dirty.uploaded, dirty.attributes_changed = dirty.stamp, True
+
+    async def _put_attributes(self, inode: int, new: Attributes) -> None:
+        """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was."""
+        row = self.row(inode)
+        old, row.attributes = row.attributes, new
+        if inode == ROOT_INODE:
+            return  # the bucket has no place for them
+        parent, name = self._namespace.place(inode)
+        self._namespace.put(parent, name, row)
+        key = self._namespace.key(parent, name, row.kind)
+        dirty = self._entries.get(inode) or self._writer.mark(row, key, row.version or None)
+        dirty.attributes_changed = True
+        self._writer.note(dirty)
+        if dirty.writers or not dirty.must_push:
+            return  # they go with the content
+        if not self.is_through(key):
+            dirty.closed = True
+            self._writeback.schedule(dirty)
+            return
+        try:
+            await self._writeback.push(dirty)
+        except (LuxError, OSError):
+            if dirty.place is not None and (row := self.row(inode)).attributes == new:
+                row.attributes = old
+                self._namespace.put(*dirty.place, row)
+                if not dirty.content_changed(dirty.uploaded):
+                    dirty.attributes_changed = False
+                    self._writer.publish(dirty)
+            raise
+
+    async def xattrs(self, inode: int) -> dict[str, bytes]:
+        """Return the extended attributes that programs have set."""
+        dirty = self._entries.get(inode)
+        if dirty is not None:
+            row: Entry = self._writer.row(dirty)
+        else:
+            row = await self._known(inode)
+        return dict((row.attributes.xattrs if row.attributes else None) or {})
+
+    async def set_xattrs(self, inode: int, xattrs: dict[str, bytes]) -> None:
+        """Replace them all."""
+        row = await self._known(inode)
+        new = msgspec.structs.replace(
+            row.attributes or Attributes(), xattrs=xattrs or None, ctime_ns=time.time_ns()
+        )
+        if len(to_metadata(Kind.FILE, Attributes(xattrs=xattrs)).get("xattr", "")) > XATTRS_MOST_BYTES:
+            raise TooManyAttributes("object metadata has no room for so much")
+        await self._put_attributes(inode, new)
+
+    def touch(self, directory: int) -> None:
+        """The entries of a directory have changed: so has its mtime, here."""
+        row = self.row(directory)
+        now = time.time_ns()
+        known = row.attributes or Attributes()
+        if directory == ROOT_INODE or row.attributes is not None:
+            row.attributes = msgspec.structs.replace(known, mtime_ns=now, ctime_ns=now)
+        row.mtime_ns = now
+        if directory != ROOT_INODE:
+            self._namespace.put(*self._namespace.place(directory), row)
+
+    # -- removing
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a file, symlink or special file. What is open of it lives on."""
+        async with self.turn((parent, name)):
+            entry = await self._namespace.lookup(parent, name)
+            if entry.kind is Kind.DIRECTORY:
+                raise IsADirectory(f"{name!r} is a directory")
+            await self.keep_directory(parent, name)
+            await self.remove(parent, name, entry)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        async with self.turn((parent, name)):
+            entry = await self._namespace.lookup(parent, name)
+            if entry.kind is not Kind.DIRECTORY:
+                raise NotADirectory(f"{name!r} is no directory")
+            await self.require_empty(entry.inode, name)
+            await self.keep_directory(parent, name)
+            await self.remove(parent, name, entry)
+
+    async def require_empty(self, directory: int, name: bytes) -> None:
+        """Raise `NotEmpty` unless the directory has no entries."""
+        await self._namespace.listed(directory)
+        await self._names.flush()
+        if self._names.after(directory, b"", 1):
+            raise NotEmpty(f"{name!r} is not empty")
+
+    async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Take a name away, here and in the store. The caller has the turn of the name."""
+        key = self._namespace.key(parent, name, entry.kind)
+        await self._writeback.thawed(key)
+        self._namespace.hold(None, parent, name)
+        removed = not self.in_store(entry)
+        if not removed and self.is_through(key) and not self._files.needs_store(entry.inode):
+            try:
+                await self._writeback.delete_now([key])
+            except StoreError:
+                if self._entries.get(entry.inode) is None:
+                    self._namespace.settle(None, parent, name)
+                raise
+            removed = True
+        version, after = self.version_in_store(entry), self._in_flight(entry)
+        self.forget(parent, name, entry)
+        if removed:
+            self._namespace.settle(None, parent, name)
+        else:
+            self._writeback.delete_later(key, (parent, name), version, after)
+            self._files.defer(key, entry.inode)
+            await self._journal.commit()
+
+    def is_through(self, key: str) -> bool:
+        """Whether changes of a key are made in the store first."""
+        return self._writer.mode_of(key) in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH)
+
+    def in_store(self, entry: Entry) -> bool:
+        """Whether the store may have an object of an entry."""
+        if entry.kind is Kind.SPECIAL:
+            return False
+        dirty = self._entries.get(entry.inode)
+        return dirty is None or dirty.expect != ABSENT or dirty.lock.locked()
+
+    def version_in_store(self, entry: Entry) -> str | None:
+        """Return the version that the store has of an entry, None if that is not known."""
+        dirty = self._entries.get(entry.inode)
+        if dirty is None:
+            return entry.version or None
+        return None if dirty.lock.locked() else dirty.expect
+
+    def _in_flight(self, entry: Entry) -> int:
+        dirty = self._entries.get(entry.inode)
+        return dirty.number if dirty is not None and dirty.lock.locked() else 0
+
+    def forget(self, parent: int, name: bytes, entry: Entry) -> None:
+        """The name is gone here: what is open of it lives on without."""
+        dirty = self._entries.get(entry.inode)
+        if dirty is not None:
+            self._writer.orphan(dirty, entry)
+        self._names.erase(parent, name)
+        self._files.unlinked(entry.inode)
+        self.touch(parent)
+
+    async def keep_directory(self, directory: int, leaving: bytes) -> None:
+        """Before the last entry of a directory goes, see to it that the store has a marker of it."""
+        if directory == ROOT_INODE or self._hierarchical:
+            return
+        await self._names.flush()
+        others = [name for name, _ in self._names.after(directory, b"", 2) if name != leaving]
+        row = self.row(directory)
+        if others or row.version == MARKED or self._entries.get(directory) is not None:
+            return
+        parent, name = self._namespace.place(directory)
+        await self._namespace.attributes(parent, name, row)
+        row = self.row(directory)
+        row.version = MARKED
+        await self._put_attributes(directory, row.attributes or Attributes())
+
+    async def commit(self) -> None:
+        """Make what was noted in the journal durable. Raises OSError."""
+        await self._journal.commit()
+
+    # -- one change of a name at a time
+
+    def turn(self, *places: tuple[int, bytes]) -> Turn:
+        """Wait for a turn to change names."""
+        return Turn(self._turns, places)
+
+
+class Turn:
+    """Holds the locks of some names, taken in one order."""
+
+    def __init__(
+        self, locks: dict[tuple[int, bytes], tuple[trio.Lock, int]], places: tuple[tuple[int, bytes], ...]
+    ) -> None:
+        self._locks = locks
+        self._places = sorted(set(places))
+        self._held: list[tuple[int, bytes]] = []
+
+    async def __aenter__(self) -> None:
+        for place in self._places:
+            lock, users = self._locks.get(place) or (trio.Lock(), 0)
+            self._locks[place] = lock, users + 1
+            try:
+                await lock.acquire()
+            except BaseException:
+                self._leave(place)
+                await self.__aexit__()
+                raise
+            self._held.append(place)
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._held:
+            place = self._held.pop()
+            self._locks[place][0].release()
+            self._leave(place)
+
+    def _leave(self, place: tuple[int, bytes]) -> None:
+        lock, users = self._locks.pop(place)
+        if users > 1:
+            self._locks[place] = lock, users - 1

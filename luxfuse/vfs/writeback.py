@@ -1,0 +1,420 @@
+"""Bringing what is dirty to the under-store: at once for those who wait for it, in the background for the rest.
+
+One push of an entry at a time (`Dirty.lock`), one change of a key at a time (`_key`): so a delete never overtakes the
+upload before it, nor the other way round. A push that fails leaves the entry dirty; it is tried again, with growing
+pauses, for ever: only success, an unlink, or the operator ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.upload import Uploaded, Uploader, has_same_content
+from luxfuse.core.writeback import retry_delay_s
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.journal import DeleteRecord, Journal
+from luxfuse.types import Kind, ObjectInfo
+from luxfuse.understore.base import ABSENT
+from luxfuse.vfs.attributes import to_metadata
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+WRITE_BACK_DELAY_S = 1.0
+"""How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
+CONFLICT_ROUNDS = 5
+CONCURRENT_PUSHES = 32
+DELETE_BATCH = 500
+POLL_S = 0.25
+MARKED = "marker"
+"""As the version of a directory: the store has a marker object of it."""
+PUSHES = 2
+"""Of one file in a row: the content, and its attributes where they could not go with it."""
+
+
+class Conflict(StoreError):
+    """Somebody else has written the object meanwhile, and the mount was told to fail then."""
+
+    errno = 116  # ESTALE
+
+
+class WriteBack:
+    """Pushes the dirty entries of one mount."""
+
+    def __init__(
+        self, *, namespace: Namespace, entries: DirtyEntries, uploader: Uploader, journal: Journal,
+        recovered: Recovered, fail_on_conflict: bool, nursery: trio.Nursery,
+    ) -> None:
+        self._namespace = namespace
+        self._entries = entries
+        self._uploader = uploader
+        self._store = uploader.store
+        self._journal = journal
+        self._recovered = recovered
+        self._fail_on_conflict = fail_on_conflict
+        self._nursery = nursery
+        self._due: dict[Dirty, float] = {}
+        self._pushing: set[Dirty] = set()
+        self._deleting: set[str] = set()
+        self._deletes_due: dict[str, float] = {}
+        self._places: dict[str, tuple[int, bytes]] = {}
+        self._keys: dict[str, tuple[trio.Lock, int]] = {}
+        self._wake = trio.Event()
+        self.idle = trio.Event()
+        self.urgent = False
+        """Whether the write-back delay is left out (draining)."""
+        self.failures = 0
+        self.conflicts = 0
+        self._frozen: dict[str, trio.Event] = {}
+        self.is_read: Callable[[str], bool] = lambda _key: False
+        """Set by the daemon: whether a removed object is still read by somebody who has it open."""
+        self.on_pushed: Callable[[Dirty], None] = lambda _dirty: None
+        """Set by the writer: an entry is in the store; publishes it if nobody writes to it any more."""
+
+    # -- now
+
+    async def push(self, dirty: Dirty) -> None:
+        """Bring an entry to the store, unless it is there. Raises `StoreError`, OSError; it then stays dirty."""
+        async with dirty.lock:
+            try:
+                pushes = 0
+                while dirty.must_push and pushes < PUSHES:
+                    await self.thawed(dirty.key)
+                    async with self._key(dirty.key) as key:
+                        if key == dirty.key and dirty.must_push:  # it may have been renamed meanwhile
+                            await self._push(dirty)
+                            pushes += 1
+            except (LuxError, OSError) as exc:
+                dirty.error = exc if isinstance(exc, LuxError) else StoreError(str(exc))
+                self.failures += 1
+                raise
+            dirty.error, dirty.attempts = None, 0
+        self.on_pushed(dirty)
+
+    @contextlib.contextmanager
+    def freeze(self, *prefixes: str) -> Iterator[None]:
+        """Push and remove nothing below these keys for the block: they are being moved."""
+        thawed = trio.Event()
+        for prefix in prefixes:
+            self._frozen[prefix] = thawed
+        try:
+            yield
+        finally:
+            for prefix in prefixes:
+                del self._frozen[prefix]
+            thawed.set()
+            self._wake.set()
+
+    async def thawed(self, key: str) -> None:
+        """Wait until nothing that the key lies in is being moved."""
+        while (event := next((e for p, e in self._frozen.items() if key.startswith(p)), None)) is not None:
+            await event.wait()
+
+    async def settled(self, prefix: str) -> None:
+        """Wait until no push below ``prefix`` is on its way and every delete there is made. Raises `StoreError`."""
+        while True:
+            pushing = next((d for d in self._entries if d.key.startswith(prefix) and d.lock.locked()), None)
+            if pushing is not None:
+                async with pushing.lock:
+                    continue
+            keys = [key for key in self._journal.deletes if key.startswith(prefix)]
+            if not keys:
+                return
+            places = [self._places.get(key) for key in keys]
+            await self.delete_now(keys)
+            for key, place in zip(keys, places, strict=True):
+                if place is not None:
+                    self._places.setdefault(key, place)
+                self._deleted(key)
+
+    @asynccontextmanager
+    async def _key(self, key: str) -> AsyncIterator[str]:
+        """Wait for a turn to change what the store has under a key."""
+        lock, users = self._keys.get(key) or (trio.Lock(), 0)
+        self._keys[key] = lock, users + 1
+        try:
+            async with lock:
+                yield key
+        finally:
+            lock, users = self._keys.pop(key)
+            if users > 1:
+                self._keys[key] = lock, users - 1
+
+    async def _push(self, dirty: Dirty) -> None:
+        assert dirty.place is not None
+        row = self._namespace.peek(*dirty.place)
+        assert row is not None
+        dirty.attributes_changed = False
+        try:
+            if dirty.source is not None and dirty.content_changed(dirty.uploaded):
+                uploaded = await self._push_content(dirty, row)
+                info, dirty.uploaded, dirty.checksums = uploaded.info, uploaded.stamp, uploaded.checksums
+            elif dirty.kind is Kind.FILE:
+                info = await self._push_attributes(dirty, row)
+            else:
+                metadata = to_metadata(dirty.kind, row.attributes)
+                info = await self._store.put(dirty.key, dirty.target, metadata)
+        except BaseException:
+            dirty.attributes_changed = True
+            raise
+        dirty.expect = info.version or None
+        self._note_pushed(dirty, info)
+
+    def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
+        if dirty.place is None:
+            return
+        row = self._namespace.peek(*dirty.place)
+        if row is None or row.inode != dirty.inode:
+            return
+        row.version = info.version if dirty.kind is not Kind.DIRECTORY else MARKED
+        if dirty.uploaded is not None:
+            row.size = dirty.uploaded.size
+            row.mtime_ns = dirty.uploaded.mtime_ns
+            row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
+        row.checked_s = time.time()
+        self._namespace.put(*dirty.place, row)
+
+    async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
+        source, stamp = dirty.source, dirty.stamp
+        assert source is not None
+        assert stamp is not None
+        for _ in range(CONFLICT_ROUNDS):
+            attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
+            source.key = dirty.key
+            early = source.early
+            try:
+                uploaded = await self._uploader.upload(source, to_metadata(Kind.FILE, attributes), dirty.expect)
+            except VersionChanged:
+                same = await self._resolve(dirty)
+                if same is not None:
+                    return same
+            else:
+                if early is not None:  # its metadata were fixed when the file was not complete
+                    sent = msgspec.structs.replace(attributes, mtime_ns=None)
+                    dirty.attributes_changed = dirty.times_set or to_metadata(Kind.FILE, sent) != early.metadata
+                return uploaded
+        raise StoreUnavailable(f"{dirty.key!r} changes in the under-store again and again")
+
+    async def _resolve(self, dirty: Dirty) -> Uploaded | None:
+        """The store holds another version than expected: take note of it, after saving it if it is somebody else's."""
+        source = dirty.source
+        assert source is not None
+        try:
+            info = await self._store.head(dirty.key)
+        except NotFound:
+            dirty.expect = ABSENT
+            return None
+        if source.old is not None and source.old.version != info.version:
+            source.old = None  # nothing can be copied from it any more
+        stamp = dirty.stamp
+        if source.bytes.complete and stamp is not None:
+            checksums = await self._uploader.checksums(source.bytes, stamp.size)
+            if await has_same_content(self._store, info, checksums, stamp.size):
+                return Uploaded(info, checksums, stamp)  # ours, and the answer got lost; or no difference
+        if info.version == dirty.expect:
+            raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
+        self.conflicts += 1
+        if self._fail_on_conflict:
+            raise Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
+        saved = await self._recovered.save_object(self._store, info)
+        log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
+        dirty.expect = info.version
+        return None
+
+    async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
+        if not self._store.abilities.metadata:
+            return ObjectInfo(dirty.key, row.size, row.version, row.mtime_ns)
+        found = await self._store.head(dirty.key)
+        metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
+        if not (row.attributes and row.attributes.xattrs):
+            metadata.pop("xattr", None)
+        return await self._store.copy(
+            dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size
+        )
+
+    # -- later
+
+    def schedule(self, dirty: Dirty, delay_s: float = WRITE_BACK_DELAY_S) -> None:
+        """Push an entry in the background after a while."""
+        self._due[dirty] = trio.current_time() + delay_s
+        self._wake.set()
+
+    def forget(self, dirty: Dirty) -> None:
+        """An entry need not be pushed any more."""
+        self._due.pop(dirty, None)
+
+    async def run(self) -> None:
+        """Push what is due, until cancelled."""
+        while True:
+            self._start_due()
+            with trio.move_on_after(POLL_S if self._due or self._deletes_due else 3600):
+                await self._wake.wait()
+            self._wake = trio.Event()
+
+    def _start_due(self) -> None:
+        now = trio.current_time() + (1e9 if self.urgent else 0)
+        for dirty, due in sorted(self._due.items(), key=lambda item: item[1]):
+            if len(self._pushing) >= CONCURRENT_PUSHES or due > now:
+                break
+            if dirty in self._pushing:
+                continue
+            del self._due[dirty]
+            self._pushing.add(dirty)
+            self._nursery.start_soon(self._push_quietly, dirty)
+        if not self._deleting:
+            ready = [key for key, due in self._deletes_due.items() if due <= now and self._may_delete(key)]
+            if ready:
+                self._deleting = set(ready[:DELETE_BATCH])
+                self._nursery.start_soon(self._delete_quietly, list(self._deleting))
+
+    async def _push_quietly(self, dirty: Dirty) -> None:
+        try:
+            await self.push(dirty)
+        except (LuxError, OSError) as exc:
+            delay_s = retry_delay_s(dirty.attempts)
+            dirty.attempts += 1
+            if dirty.attempts == 1:
+                log.warning("%r cannot be brought to the under-store yet: %s", dirty.key, exc)
+            if not dirty.finished and dirty.place is not None:
+                self._due[dirty] = trio.current_time() + delay_s
+        except Exception:
+            log.exception("pushing %r failed in an unexpected way", dirty.key)
+            self._due[dirty] = trio.current_time() + 60.0
+        finally:
+            self._pushing.discard(dirty)
+            self._wake.set()
+
+    # -- deletes
+
+    def pending_delete(self, key: str) -> DeleteRecord | None:
+        """Return the delete that is still to be made of a key."""
+        return self._journal.deletes.get(key)
+
+    def delete_later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
+        """Remove an object in the background; its name, which the caller holds, is settled then."""
+        self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
+        self.resume_delete(key, place)
+
+    def resume_delete(self, key: str, place: tuple[int, bytes]) -> None:
+        """Carry on with a delete of the journal."""
+        self._places[key] = place
+        self._deletes_due[key] = trio.current_time() + WRITE_BACK_DELAY_S / 4
+        self._wake.set()
+
+    def reuse(self, key: str) -> str | None:
+        """A key is about to be used anew: forget its delete; returns what the store is then expected to have under it."""
+        record = self._journal.deletes.get(key)
+        if record is None:
+            return ABSENT
+        in_flight = key in self._deleting or bool(record.after)
+        self._journal.drop_delete(key)
+        self._deletes_due.pop(key, None)
+        self._places.pop(key, None)
+        return None if in_flight else record.version
+
+    async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
+        """Copy an object inside the store. Raises `StoreError`."""
+        async with contextlib.AsyncExitStack() as stack:
+            for key in sorted({source, target}):
+                await stack.enter_async_context(self._key(key))
+            return await self._store.copy(source, target, version=version, size=size)
+
+    async def delete_now(self, keys: list[str]) -> None:
+        """Remove objects. Raises `StoreError`: the first failure."""
+        async with contextlib.AsyncExitStack() as stack:
+            for key in sorted(keys):
+                await stack.enter_async_context(self._key(key))
+            failures = await self._store.delete(keys)
+        for error in failures.values():
+            raise error
+
+    def _may_delete(self, key: str) -> bool:
+        record = self._journal.deletes.get(key)
+        if record is None or self.is_read(key):
+            return False
+        return not record.after or record.after not in self._journal.files
+
+    async def _delete_quietly(self, keys: list[str]) -> None:
+        delay_s = 0.0
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                for key in sorted(keys):
+                    await stack.enter_async_context(self._key(key))
+                wanted = [key for key in keys if key in self._journal.deletes]
+                # Children before their directories, where those exist by themselves.
+                failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
+                for key in wanted:
+                    if key not in failures:
+                        self._deleted(key)
+                for key, error in failures.items():
+                    log.info("%r cannot be removed yet: %s", key, error)
+                    self._deletes_due[key] = trio.current_time() + retry_delay_s(3)
+        except StoreError as exc:
+            log.info("%d objects cannot be removed yet: %s", len(keys), exc)
+            self.failures += 1
+            delay_s = retry_delay_s(2)
+        except Exception:
+            log.exception("removing objects failed in an unexpected way")
+            delay_s = 60.0
+        finally:
+            if delay_s:
+                for key in keys:
+                    if key in self._deletes_due:
+                        self._deletes_due[key] = trio.current_time() + delay_s
+            self._deleting = set()
+            self._wake.set()
+
+    def _deleted(self, key: str) -> None:
+        self._deletes_due.pop(key, None)
+        if self._journal.deletes.get(key) is None:
+            return
+        self._journal.drop_delete(key)
+        place = self._places.pop(key, None)
+        if place is not None and self._namespace.peek(*place) is None:
+            self._namespace.settle(None, *place)
+        self._entries.changed.set()
+        self._entries.changed = trio.Event()
+
+    # -- all of it
+
+    @property
+    def pending(self) -> int:
+        """Number of entries and deletes that the store does not have yet."""
+        return sum(1 for d in self._entries if d.must_push or d in self._pushing) + len(self._journal.deletes)
+
+    def hurry(self, prefix: str = "") -> None:
+        """Push everything below a key at once, as far as it is closed."""
+        now = trio.current_time()
+        for dirty in self._entries:
+            if dirty.must_push and dirty.key.startswith(prefix) and (dirty.closed or not dirty.writers):
+                self._due[dirty] = min(self._due.get(dirty, now), now)
+        for key in self._deletes_due:
+            if key.startswith(prefix):
+                self._deletes_due[key] = now
+        self._wake.set()
+
+    async def persist(self, prefix: str) -> None:
+        """Wait until what is below ``prefix`` (or has that key) is in the store. Raises the error of what fails now."""
+        while True:
+            waiting = [d for d in self._entries if d.key.startswith(prefix) and d.must_push]
+            deletes = [key for key in self._journal.deletes if key.startswith(prefix)]
+            if not waiting and not deletes:
+                return
+            self.hurry(prefix)
+            changed = self._entries.changed
+            before = [(d, d.attempts) for d in waiting]
+            with trio.move_on_after(POLL_S):
+                await changed.wait()
+            for dirty, attempts in before:
+                if dirty.error is not None and dirty.attempts > attempts and dirty.must_push:
+                    raise dirty.error

@@ -1,0 +1,553 @@
+"""Writing to files: opening for it, the bytes, and what a close or fsync promises.
+
+Theory of operation
+-------------------
+A file that is opened for writing becomes `Dirty` with a staging file: the cache file itself, taken out of the cache by
+a rename, where the object is whole; a new file where it is empty or truncated; else one with holes over the object
+(`cache.staged`). Its inode number stays, and so does its backing file, so readers in passthrough go on reading it.
+While it is dirty its name is held (`Namespace.hold`). A close or fsync brings the content to the store or to the journal,
+as the write mode says. When nobody writes any more and the store has all of it, `publish` renames the staging file
+back into the cache, as the object version that was uploaded.
+
+What turns one state into another happens without a wait in between; after each wait, it is looked at anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat as stat_module
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.staged import Buffer, StagedBytes
+from luxfuse.cache.upload import OldObject, Source, Uploader
+from luxfuse.core.parts import PART_BYTES
+from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
+from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.journal import Journal
+from luxfuse.index.objects import ObjectRecord
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
+from luxfuse.vfs.attributes import Caller, to_metadata
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 16 << 10
+"""Content up to this size goes into the journal: one synchronous commit instead of two."""
+ROOM_POLL_S = 0.1
+WATCH_INTERVAL_S = 0.25
+MAPPED_INTERVAL_S = 1.0
+EARLY_BYTES = 4 * PART_BYTES
+"""A file that has grown to this size while it is written begins to go up."""
+IO_THREADS = 16
+
+
+class IsADirectory(LuxError):
+    """The inode is a directory."""
+
+    errno = 21  # EISDIR
+
+
+class NoRoom(LuxError):
+    """The cache is full of what is not in the under-store yet."""
+
+    errno = 28  # ENOSPC
+
+
+class Busy(LuxError):
+    """The file cannot be written to now."""
+
+    errno = 16  # EBUSY
+
+
+class Writer:
+    """The files of one mount that are written to."""
+
+    def __init__(
+        self, *, namespace: Namespace, entries: DirtyEntries, files: Files, cache: PageCache, staging: Staging,
+        journal: Journal, kernel: Kernel, writeback: WriteBack, uploader: Uploader, nursery: trio.Nursery,
+        mode_of: Callable[[str], WriteMode], whole_file_bytes: int, room_timeout_s: float,
+    ) -> None:
+        """``mode_of`` tells the write mode of a key; ``room_timeout_s``: how long writers wait for room in the cache."""
+        self._namespace = namespace
+        self._entries = entries
+        self._files = files
+        self._cache = cache
+        self._staging = staging
+        self._journal = journal
+        self._kernel = kernel
+        self._writeback = writeback
+        self._uploader = uploader
+        self._nursery = nursery
+        self.mode_of = mode_of
+        self._whole_file_bytes = whole_file_bytes
+        self._room_timeout_s = room_timeout_s
+        self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self._mapped: set[Dirty] = set()
+        writeback.on_pushed = self.publish
+        files.on_copied_closed = self._copied_closed
+
+    # -- opening
+
+    async def open(self, inode: int, *, truncate: bool, caller: Caller) -> int:
+        """Open a file for writing; returns the handle. Raises `Stale`, `NoRoom`, `StoreError`, OSError."""
+        dirty = await self.begin(inode, truncate=truncate)
+        dirty.writers += 1
+        try:
+            if truncate:
+                await self._content(dirty).truncate(0)
+            if caller.uid != 0:
+                self.clear_set_id(dirty)
+            return self._attach(dirty)
+        except BaseException:
+            self.closed(dirty)
+            raise
+
+    def _attach(self, dirty: Dirty) -> int:
+        return self._files.open_staged(dirty, self.row(dirty), writing=True, room=self._cache.space.has_room(EARLY_BYTES))
+
+    def row(self, dirty: Dirty) -> Entry:
+        """Return the entry of a dirty inode, also if its name is gone."""
+        row = self._namespace.peek(*dirty.place) if dirty.place is not None else dirty.orphan
+        assert row is not None
+        return row
+
+    async def begin(self, inode: int, *, truncate: bool = False) -> Dirty:
+        """Return the inode's dirty entry with a staging file, made now if there is none. Raises as `open`."""
+        while True:
+            dirty = self._entries.get(inode)
+            if dirty is not None and dirty.source is not None:
+                dirty.source.bytes.unseal()
+                return dirty
+            entry = await self._namespace.current(inode)
+            if entry.kind is Kind.DIRECTORY:
+                raise IsADirectory(f"inode {inode} is a directory")
+            parent, name, _ = self._namespace.locate(inode)
+            await self._namespace.attributes(parent, name, entry)
+            await self.wait_for_room(0 if truncate else entry.size)
+            begun = await self._begin(inode, entry, truncate=truncate)
+            if begun is not None:
+                return begun
+
+    async def _begin(self, inode: int, entry: Entry, *, truncate: bool) -> Dirty | None:
+        """Make a staging file; None if something has changed meanwhile."""
+        parent, name, _ = self._namespace.locate(inode)
+        key = self._namespace.key(parent, name, entry.kind)
+        if entry.size == 0 or (truncate and not self._kernel.is_registered(inode)):
+            return self._begin_empty(inode, key, unchanged=entry.size == 0)
+        obj = self._cache.acquire(key, entry.version, entry.size)
+        try:
+            if not obj.whole and entry.size <= self._whole_file_bytes and self._cache.space.degraded is None:
+                await self._cache.fetch_whole(obj)
+            if obj.whole:
+                fd = await self._cache.open_for_kernel(obj)
+                if fd is None:
+                    return None
+                os.close(fd)
+            return self._begin_with(inode, key, entry, obj)
+        except (VersionChanged, NotFound):
+            self._namespace.expire(inode)
+            raise Stale(f"{key!r} changed in the under-store") from None
+        finally:
+            self._cache.release(obj)
+
+    def _is_current(self, inode: int, key: str, version: str | None = None) -> Entry | None:
+        """Return the inode's entry if nothing has changed since it was looked at; no wait may follow."""
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.source is not None:
+            return None
+        parent, name, entry = self._namespace.locate(inode)
+        if self._namespace.key(parent, name, entry.kind) != key:
+            return None
+        return entry if version is None or entry.version == version else None
+
+    def _begin_empty(self, inode: int, key: str, *, unchanged: bool) -> Dirty | None:
+        entry = self._is_current(inode, key)
+        if entry is None or (unchanged and entry.size):
+            return None
+        dirty = self._make_dirty(entry, key)
+        content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
+        self._stage(dirty, content, None)
+        if unchanged:
+            self._set_times(dirty, entry)
+            dirty.uploaded = dirty.stamp
+        return dirty
+
+    def _begin_with(self, inode: int, key: str, shown: Entry, obj: CachedObject) -> Dirty | None:
+        entry = self._is_current(inode, key, shown.version)
+        if entry is None:
+            return None
+        if obj.whole and self._files.shares_file(inode, obj.oid):
+            raise Busy(f"{key!r} is open under two inode numbers")
+        dirty = self._make_dirty(entry, key)
+        sums = {page: obj.pages.checksums[page] for page in range(obj.pages.total) if obj.pages.has(page)}
+        old = OldObject(key, entry.version, entry.size, sums)
+        if obj.whole:
+            fd = self._staging.adopt(obj.oid, dirty.number)
+            _, dirty.accounted_bytes = self._cache.detach(obj)
+            self._cache.space.staged_bytes += dirty.accounted_bytes
+            content = StagedBytes(fd, cache=self._cache, limiter=self._limiter)
+            dirty.checksums = sums
+        else:
+            fd = self._staging.create(dirty.number)
+            os.ftruncate(fd, entry.size)
+            base = self._cache.acquire(key, entry.version, entry.size)
+            content = StagedBytes(fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=entry.size)
+        self._stage(dirty, content, old)
+        self._set_times(dirty, entry)
+        dirty.uploaded = dirty.stamp
+        return dirty
+
+    def _make_dirty(self, entry: Entry, key: str) -> Dirty:
+        """Return the inode's dirty entry, a new one if there is none; its name is held."""
+        dirty = self._entries.get(entry.inode)
+        if dirty is None:
+            dirty = self.mark(entry, key, entry.version)
+        return dirty
+
+    def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
+        """Make an inode dirty, and hold its name. ``expect``: see `Dirty`."""
+        parent, name = self._namespace.place(entry.inode)
+        dirty = Dirty(
+            self._journal.new_id(), entry.inode, entry.kind, self.mode_of(key), (parent, name), key,
+            expect,
+        )
+        self._entries.add(dirty)
+        self._namespace.hold(entry.inode, parent, name)
+        return dirty
+
+    def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None) -> None:
+        dirty.source = Source(dirty.key, content, str(self._staging.path_of(dirty.number)), old)
+        self._files.attach_staged(dirty)
+        self.note(dirty)
+
+    def _set_times(self, dirty: Dirty, entry: Entry) -> None:
+        known = entry.attributes or Attributes()
+        mtime_ns = known.mtime_ns if known.mtime_ns is not None else entry.mtime_ns
+        atime_ns = known.atime_ns if known.atime_ns is not None else mtime_ns
+        os.utime(self._content(dirty).fd, ns=(atime_ns, mtime_ns))
+
+    def stage_new(self, dirty: Dirty) -> None:
+        """Give a file that was just created an empty staging file."""
+        self._stage(dirty, StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter), None)
+
+    def open_new(self, dirty: Dirty) -> int:
+        """Open a file that was just created; returns the handle."""
+        dirty.writers += 1
+        try:
+            return self._attach(dirty)
+        except BaseException:
+            self.closed(dirty)
+            raise
+
+    def note(self, dirty: Dirty, inline: bytes | None = None) -> None:
+        """Bring an entry to the journal, to be committed soon."""
+        self._journal.put_file(dirty.number, dirty.record(self.row(dirty).attributes), inline)
+
+    # -- the bytes
+
+    def _content(self, dirty: Dirty) -> StagedBytes:
+        assert dirty.source is not None
+        return dirty.source.bytes
+
+    async def write(self, dirty: Dirty, offset: int, data: Buffer) -> None:
+        """Write to a file that is open for writing. Raises `NoRoom`, OSError, `StoreError`."""
+        await self.wait_for_room(len(data))
+        await self._content(dirty).write(offset, data)
+        self.account(dirty)
+
+    async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
+        """Set a file's size; ``dirty`` is None unless it is open for writing."""
+        opened = dirty if dirty is not None and dirty.writers else await self.begin(inode, truncate=size == 0)
+        opened.writers += 1
+        try:
+            content = self._content(opened)
+            if content.size != size or opened.uploaded is None:
+                await content.truncate(size)
+            self.account(opened)
+            if opened.writers == 1:
+                await self.sync(opened)
+        finally:
+            self.closed(opened)
+
+    async def fallocate(self, dirty: Dirty, mode: int, offset: int, length: int) -> None:
+        """Reserve or punch, as fallocate(2). Raises OSError."""
+        content = self._content(dirty)
+        if mode & ~FALLOC_KEEP_SIZE and not content.complete:
+            await content.complete_all()
+        await self.wait_for_room(0 if mode & FALLOC_PUNCH_HOLE else length)
+        if not content.complete and not mode & FALLOC_KEEP_SIZE and content.size < offset + length:
+            await content.truncate(offset + length)
+        elif content.complete:
+            with content.in_use():
+                await trio.to_thread.run_sync(_fallocate, content.fd, mode, offset, length, limiter=self._limiter)
+        self.account(dirty)
+
+    async def wait_for_room(self, wanted_bytes: int) -> None:
+        """Wait until so many more bytes fit into the cache. Raises `NoRoom` after the room timeout."""
+        space = self._cache.space
+        if space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
+            return
+        deadline = trio.current_time() + self._room_timeout_s
+        while not (space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)):
+            if trio.current_time() >= deadline or (
+                space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
+            ):
+                raise NoRoom(
+                    f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} are not in the under-store yet"
+                )
+            self._writeback.hurry()
+            await trio.sleep(ROOM_POLL_S)
+
+    def account(self, dirty: Dirty) -> None:
+        """Count what the staging file takes on disk now."""
+        content = self._content(dirty)
+        if content.fd < 0:
+            return
+        now = os.fstat(content.fd).st_blocks * 512
+        self._cache.space.count_staged(now - dirty.accounted_bytes)
+        dirty.accounted_bytes = now
+
+    # -- what a close or an fsync promises
+
+    async def sync(self, dirty: Dirty) -> None:
+        """Bring the content where the write mode wants it. Raises the store's error; the data stay, and are retried."""
+        if dirty.source is not None:
+            self.account(dirty)
+        if dirty.place is None:
+            return
+        dirty.closed = True
+        if dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL:
+            await self._promise(dirty)
+            return
+        try:
+            await self._writeback.push(dirty)
+        except (LuxError, OSError):
+            try:
+                await self._promise(dirty)
+            except OSError:
+                log.exception("%r is neither in the under-store nor safe on disk", dirty.key)
+            self._writeback.schedule(dirty)
+            raise
+
+    async def _promise(self, dirty: Dirty) -> None:
+        """Make the content and its journal record durable. Raises OSError."""
+        stamp = dirty.stamp
+        if stamp is None or dirty.content_changed(dirty.noted):
+            inline = None
+            if dirty.source is not None and stamp is not None:
+                content = self._content(dirty)
+                with content.in_use():
+                    if stamp.size <= INLINE_BYTES and content.complete:
+                        inline = os.pread(content.fd, stamp.size, 0)
+                    else:
+                        await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+            if dirty.place is not None:
+                self.note(dirty, inline)
+            await self._journal.commit()
+            dirty.noted = stamp
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+        elif dirty.mode is not WriteMode.MUST_CACHE:
+            self.publish(dirty)
+
+    async def fsync(self, dirty: Dirty) -> None:
+        """As `sync`; a file without a name is synced to disk."""
+        if dirty.place is None:
+            content = self._content(dirty)
+            with content.in_use():
+                await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+        else:
+            await self.sync(dirty)
+
+    def closed(self, dirty: Dirty) -> None:
+        """A handle for writing is gone."""
+        dirty.writers -= 1
+        assert dirty.writers >= 0
+        if dirty.writers or dirty.finished:
+            return
+        if dirty.source is not None:
+            self.account(dirty)
+        if dirty.place is None:
+            self.discard_if_unused(dirty)
+        elif dirty.must_push:
+            dirty.closed = True
+            self.note(dirty)
+            self._writeback.schedule(dirty)
+        else:
+            self.publish(dirty)
+
+    # -- back into the cache
+
+    def publish(self, dirty: Dirty) -> None:
+        """End the dirty state if the store has everything and nobody can change it any more."""
+        if dirty.finished or dirty.writers or dirty.lock.locked() or dirty.mode is WriteMode.MUST_CACHE:
+            return
+        if dirty.kind is Kind.SPECIAL:
+            return
+        if dirty.place is None:
+            self.discard_if_unused(dirty)
+            return
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+            return
+        if dirty.source is not None:
+            if self._kernel.passthrough and self._may_be_mapped(dirty):
+                self._mapped.add(dirty)
+                return
+            self._put_back(dirty)
+        self._finish(dirty)
+
+    def _may_be_mapped(self, dirty: Dirty) -> bool:
+        """Whether somebody can still write to the file: in passthrough, a mapping outlives the close of its file."""
+        if not self._content(dirty).seal():
+            return True
+        return self._staging.has_writers(self._staging.path_of(dirty.number))
+
+    def _put_back(self, dirty: Dirty) -> None:
+        source, row = dirty.source, self.row(dirty)
+        assert source is not None
+        fd, key = source.bytes.fd, dirty.key
+        st = os.fstat(fd)
+        self.account(dirty)
+        oid = self._cache.object_id(key, row.version)
+        keep = st.st_size > 0 and dirty.checksums and dirty.mode is not WriteMode.THROUGH
+        if keep and self._cache.can_install(key, row.version):
+            self._staging.publish(dirty.number, oid)
+            record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
+            self._cache.space.staged_bytes -= dirty.accounted_bytes
+            self._cache.install(record, dirty.checksums, st.st_ino)
+        else:
+            self._staging.remove(dirty.number)
+            self._cache.space.count_staged(-dirty.accounted_bytes)
+            self._files.retire(dirty.inode)
+        dirty.accounted_bytes = 0
+        self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
+        source.bytes.close()
+        dirty.source = None
+
+    def _finish(self, dirty: Dirty) -> None:
+        self._mapped.discard(dirty)
+        self._journal.drop_file(dirty.number)
+        self._entries.remove(dirty)
+        self._writeback.forget(dirty)
+        if dirty.place is not None:
+            self._namespace.settle(dirty.inode, *dirty.place)
+
+    # -- without a name
+
+    def orphan(self, dirty: Dirty, row: Entry) -> None:
+        """The name of a dirty entry goes: it is not brought to the store any more. Its open handles live on."""
+        dirty.place, dirty.orphan = None, row
+        if dirty.source is not None:
+            dirty.source.cancelled = True
+        self._namespace.let_go(dirty.inode)
+        self._journal.drop_file(dirty.number)
+        self._writeback.forget(dirty)
+        self.discard_if_unused(dirty)
+
+    def discard_if_unused(self, dirty: Dirty) -> None:
+        """Remove the content of an unlinked file that nobody has open."""
+        if dirty.finished or dirty.writers or dirty.lock.locked() or self._files.has_copied_opens(dirty.inode):
+            return
+        if dirty.source is not None:
+            self._staging.remove(dirty.number)
+            self._cache.space.count_staged(-dirty.accounted_bytes)
+            dirty.accounted_bytes = 0
+            self._files.retire(dirty.inode)
+            dirty.source.bytes.close()
+            dirty.source = None
+        self._mapped.discard(dirty)
+        self._entries.remove(dirty)
+
+    def _copied_closed(self, inode: int) -> None:
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.place is None:
+            self.discard_if_unused(dirty)
+
+    # -- set-user-ID
+
+    def clear_set_id(self, dirty: Dirty) -> None:
+        """Somebody without privileges may write: set-user-ID goes, and set-group-ID where the group may execute."""
+        row = self.row(dirty)
+        mode = (row.attributes.mode if row.attributes else None) or 0
+        cleared = without_set_id(mode)
+        if cleared != mode:
+            row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mode=cleared)
+            dirty.attributes_changed = True
+            if dirty.place is not None:
+                self._namespace.put(*dirty.place, row)
+            self._kernel.invalidate_inode(dirty.inode)
+
+    # -- in the background
+
+    async def watch(self) -> None:
+        """Count what programs write on their own, begin uploads early, end mapped files; until cancelled."""
+        mapped_s = 0.0
+        while True:
+            await trio.sleep(WATCH_INTERVAL_S if len(self._entries) else 4 * WATCH_INTERVAL_S)
+            for dirty in self._entries:
+                if dirty.writers and dirty.source is not None:
+                    self.account(dirty)
+                    self._begin_early(dirty)
+            space = self._cache.space
+            if space.ledger.shortage(0):
+                await space.make_room(0)
+            if self._mapped and trio.current_time() - mapped_s > MAPPED_INTERVAL_S:
+                mapped_s = trio.current_time()
+                for dirty in list(self._mapped):
+                    self._mapped.discard(dirty)
+                    self.publish(dirty)
+
+    def _begin_early(self, dirty: Dirty) -> None:
+        source = dirty.source
+        if source is None or source.early is not None or source.old is not None or dirty.sent_early:
+            return
+        if dirty.mode not in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) or dirty.place is None:
+            return
+        if source.bytes.size < EARLY_BYTES or not self._uploader.store.abilities.multipart or dirty.lock.locked():
+            return
+        dirty.sent_early = True
+        known = msgspec.structs.replace(self.row(dirty).attributes or Attributes(), mtime_ns=None)
+        self._nursery.start_soon(self._send_early, dirty, source, to_metadata(Kind.FILE, known))
+
+    async def _send_early(self, dirty: Dirty, source: Source, metadata: dict[str, str]) -> None:
+        try:
+            await self._uploader.send_early(source, metadata, PART_BYTES)
+        except StoreError as exc:
+            log.info("%r does not go up while it is written: %s", dirty.key, exc)
+        except Exception:
+            log.exception("sending %r while it is written failed in an unexpected way", dirty.key)
+
+
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
+
+
+def without_set_id(mode: int) -> int:
+    """Return permissions as a write by somebody without privileges leaves them."""
+    mode &= ~stat_module.S_ISUID
+    return mode & ~stat_module.S_ISGID if mode & stat_module.S_IXGRP else mode
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if mode == 0:
+        os.posix_fallocate(fd, offset, length)
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
