@@ -16,19 +16,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from tests.bench import workloads, writes
 from tests.bench.processes import Failed
+from tests.bench.results import Goal, Row, Value
 from tests.bench.systems import ALL, BUCKET, System, program
 from tests.bench.table import show
-from tests.bench.workloads import SIZES, Bench, create_data, rows_of
+from tests.bench.trials import SIZES, Size
+from tests.bench.workloads import Reads, create_data
+from tests.bench.writes import Writes
 from tests.support import fast_s3
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTES = (
-    "Best of 3 cold or 5 warm trials (size small: 1 or 3), systems taken in turn; no more for one that took over 10 s.",
+    "Best of 3 cold, 3 writing or 5 warm trials (size small: 1, 1, 3), systems taken in turn; no more for one that took "
+    "over 10 s (writing: 40 s).",
     "Cold: remounted with an empty cache, kernel caches dropped, then the server's files read once so that it is fast.",
     "Warm: read once through the same mount before. Server: nginx on loopback, sharing this machine's processors.",
     "'<' and '>': cut off at the time limit, the true figure is worse. Memory: VmHWM of the daemon and its children.",
 )
+
+
+def rows_of(size: Size) -> list[Row]:
+    memory = Row("memory", "daemon's peak memory, all runs", "MB", (Goal(300),), True)
+    return [*workloads.rows_of(size), *writes.rows_of(size), memory]
 
 
 def parse() -> argparse.Namespace:
@@ -79,22 +89,28 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     started = time.monotonic()
+    rows = {row.key: row for row in rows_of(size) if wanted(row.key)}
     systems: list[System] = []
     with fast_s3.FastS3(work / "server", buckets=(BUCKET,)) as server:
         try:
             progress("writing the data")
             create_data(server.bucket_path(BUCKET), size, wanted)
             systems += [kind(server, work) for kind in ALL if kind.name in chosen]
-            rows = Bench(server, systems, size, wanted, progress).run()
+            Reads(server, systems, size, rows, progress).run()
+            Writes(server, systems, size, rows, progress, work=work).run()
+            for system in systems if "memory" in rows else ():
+                if system.memory_bytes:
+                    rows["memory"].values[system.name] = Value(system.memory_bytes / 1e6)
         finally:
             progress("")
             for system in systems:
                 system.stop()
     facts = {**environment(work), "size": arguments.size, "seconds": f"{time.monotonic() - started:.0f}"}
     title = f"luxfuse bench, size {arguments.size}: " + ", ".join(f"{k} {facts[k]}" for k in ("kernel", "cpus", "disk"))
-    show(rows, [s.name for s in systems], title, [*NOTES, f"{facts['rclone']}; {facts['s3fs']}; {facts['seconds']} s"])
+    notes = [*NOTES, f"{facts['rclone']}; {facts['s3fs']}; {facts['seconds']} s"]
+    show(rows.values(), [s.name for s in systems], title, notes)
     if arguments.json:
-        document = {"environment": facts, "rows": [row.as_json() for row in rows]}
+        document = {"environment": facts, "rows": [row.as_json() for row in rows.values()]}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
 """The raw driver: obstore in threads, without any file system. A process of its own, like every reader.
 
 ``python -m tests.bench.raw sequential|files|list ENDPOINT BUCKET KEY [--threads N] [--to DIRECTORY]``;
-without ``--to`` the bytes go nowhere.
+without ``--to`` the bytes go nowhere. ``upload`` puts ``--file`` at KEY as a multipart upload.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from obstore.store import S3Store
 
 RUN_BYTES = 2 << 20  # 1 to 2 MiB in many flights was the fastest size for a local server
 STREAMS = 8
+PART_BYTES, PARTS = 16 << 20, 8  # of 5 to 64 MiB and 2 to 16 at once, none was faster on a local server
 
 
 def sequential(store: S3Store, key: str, to: Path | None) -> dict[str, float]:
@@ -62,14 +63,21 @@ def listing(store: S3Store, prefix: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "files": count}
 
 
+def upload(store: S3Store, key: str, file: Path) -> dict[str, float]:
+    started = time.perf_counter()
+    obstore.put(store, key, file, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS)
+    return {"seconds": time.perf_counter() - started, "bytes": file.stat().st_size}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["sequential", "files", "list"])
+    parser.add_argument("what", choices=["sequential", "files", "list", "upload"])
     parser.add_argument("endpoint")
     parser.add_argument("bucket")
     parser.add_argument("key")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--to", type=Path)
+    parser.add_argument("--file", type=Path)
     a = parser.parse_args()
     store = S3Store(
         a.bucket, endpoint=a.endpoint, region="us-east-1", access_key_id="test", secret_access_key="test-secret",
@@ -79,6 +87,8 @@ def main() -> None:
         result = sequential(store, a.key, a.to)
     elif a.what == "files":
         result = files(store, a.key, a.threads, a.to)
+    elif a.what == "upload":
+        result = upload(store, a.key, a.file)
     else:
         result = listing(store, a.key)
     print(json.dumps(result))

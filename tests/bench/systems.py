@@ -1,7 +1,8 @@
 """The systems that are compared: one class each, all used the same way.
 
-A mounting system is started with an empty cache (`start`), read through `path`, and stopped, which removes its mount
-and its cache. `Failed` from any of them becomes an "n/a" with its reason in the table.
+A mounting system is started with an empty cache (`start`), used through `path`, and stopped, which removes its mount
+and its cache; it is read-only unless started with a write mode. `Failed` from any of them becomes an "n/a" with its
+reason in the table.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tests.bench.processes import Failed
 from tests.support.fast_s3 import FastS3
 
 MOUNT_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 180.0  # what was written is uploaded before luxfuse unmounts
 BUCKET = "bench"
 
 
@@ -46,7 +48,7 @@ class System:
     def path(self) -> Path:
         raise NotImplementedError
 
-    def start(self) -> None:
+    def start(self, write_mode: str | None = None) -> None:
         pass
 
     def observe(self) -> None:
@@ -73,9 +75,15 @@ class Raw(System):
     to: Path | None = None
 
     def run(self, what: str, key: str, *, timeout_s: float, threads: int = 1) -> dict[str, float]:
-        command = [sys.executable, "-m", "tests.bench.raw", what, self.server.endpoint, BUCKET, key]
-        command += ["--threads", str(threads)]
-        command += ["--to", str(self.to)] if self.to is not None else []
+        options = ["--threads", str(threads)]
+        options += ["--to", str(self.to)] if self.to is not None else []
+        return self._run([what, self.server.endpoint, BUCKET, key, *options], timeout_s)
+
+    def upload(self, file: Path, key: str, *, timeout_s: float) -> dict[str, float]:
+        return self._run(["upload", self.server.endpoint, BUCKET, key, "--file", str(file)], timeout_s)
+
+    def _run(self, arguments: list[str], timeout_s: float) -> dict[str, float]:
+        command = [sys.executable, "-m", "tests.bench.raw", *arguments]
         root = Path(__file__).resolve().parents[2]
         result: dict[str, float] = json.loads(processes.run(command, timeout_s=timeout_s, cwd=root))
         return result
@@ -84,7 +92,7 @@ class Raw(System):
 class RawToFile(Raw):
     name = "raw to file"
 
-    def start(self) -> None:
+    def start(self, write_mode: str | None = None) -> None:
         self.stop()
         self.to = self.work
         self.work.mkdir(parents=True)
@@ -100,6 +108,7 @@ class Mounted(System):
 
     def __init__(self, server: FastS3, work: Path) -> None:
         super().__init__(server, work)
+        self.write_mode: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -118,8 +127,9 @@ class Mounted(System):
     def log(self) -> Path:
         return self.work / "log"
 
-    def start(self) -> None:
+    def start(self, write_mode: str | None = None) -> None:
         self.stop()
+        self.write_mode = write_mode
         for directory in (self.path, self.cache, self.state):
             directory.mkdir(parents=True)
         self.mount()
@@ -175,9 +185,13 @@ class Rclone(Mounted):
         }  # fmt: skip
         command = [
             program("rclone"), "mount", f"bench:{BUCKET}", str(self.path), "--vfs-cache-mode", "full",
-            "--cache-dir", str(self.cache), "--dir-cache-time", "1h", "--attr-timeout", "1h", "--read-only",
+            "--cache-dir", str(self.cache), "--dir-cache-time", "1h", "--attr-timeout", "1h",
             "--vfs-fast-fingerprint", "--use-server-modtime",
         ]  # fmt: skip
+        if self.write_mode is None:
+            command.append("--read-only")
+        elif self.write_mode == "cache-through":
+            command += ["--vfs-write-back", "0s"]  # else it waits for 5 s after the close
         self.run_foreground(command, env)
 
 
@@ -190,8 +204,10 @@ class S3fs(Mounted):
         passwd.write_text(f"{self.server.access_key}:{self.server.secret_key}\n")
         options = (
             f"url={self.server.endpoint},use_path_request_style,use_cache={self.cache},passwd_file={passwd},"
-            "stat_cache_expire=3600,max_stat_cache_size=200000,ro"
+            "stat_cache_expire=3600,max_stat_cache_size=200000"
         )
+        if self.write_mode is None:
+            options += ",ro"
         self.run_foreground([program("s3fs"), BUCKET, str(self.path), "-f", "-o", options])
 
 
@@ -206,6 +222,7 @@ class Luxfuse(Mounted):
             program("luxfuse"), "mount", f"s3://{BUCKET}", str(self.path), "--endpoint-url", self.server.endpoint,
             "--storage-option", f"key={self.server.access_key}", "--storage-option", f"secret={self.server.secret_key}",
             "--cache-dir", str(self.cache), "--metadata-ttl", "1h",
+            *(["--read-only"] if self.write_mode is None else ["--write-mode", self.write_mode]),
         ]  # fmt: skip
         processes.run(command, timeout_s=MOUNT_TIMEOUT_S, env=self._env())
         if not processes.is_mounted(self.path):
@@ -223,7 +240,7 @@ class Luxfuse(Mounted):
 
     def unmount(self) -> None:
         try:
-            processes.run([program("luxfuse"), "unmount", str(self.path)], timeout_s=30, env=self._env())
+            processes.run([program("luxfuse"), "unmount", str(self.path)], timeout_s=DRAIN_TIMEOUT_S, env=self._env())
         except Failed:
             processes.free(self.path)
 

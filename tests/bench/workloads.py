@@ -1,4 +1,4 @@
-"""The measurements. Each runs its systems in turn, trial by trial, so that a noisy moment hits all of them alike.
+"""The measurements of reading. Each runs its systems in turn, trial by trial: a noisy moment hits all of them alike.
 
 Cold: the system is remounted with an empty cache, the kernel's caches are dropped, and then the server's own files are
 read once, so that the server answers from memory and only the system under test is cold.
@@ -14,40 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import processes
-from tests.bench.processes import Failed, TooSlow
-from tests.bench.results import PEERS, SUBJECT, Goal, Row, Value
+from tests.bench.processes import Failed
+from tests.bench.results import PEERS, Goal, Row
 from tests.bench.systems import BUCKET, Mounted, Raw, System, program
-from tests.support.fast_s3 import FastS3
+from tests.bench.trials import KIB, MIB, Size, Trials
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 FILE_BYTES = 100 * KIB
 LATENCY_MS = 20
-LONG_TRIAL_S = 10.0  # a system whose trial takes longer gets no further ones
 SETTLE_S = 1.0
 READER = str(Path(__file__).with_name("reader.py"))
 EACH_PEER = tuple((name,) for name in PEERS)
-
-
-@dataclass(frozen=True)
-class Size:
-    big_bytes: int
-    files: int
-    latency_files: int
-    listings: tuple[int, ...]
-    random_s: float
-    trials: int
-    warm_trials: int
-    timeout_s: float
-
-
-SIZES = {
-    "small": Size(128 * MIB, 200, 50, (2_000,), 1.0, 1, 3, 20.0),
-    "full": Size(GIB, 2_000, 500, (10_000, 100_000), 3.0, 3, 5, 60.0),
-}
 
 
 def rows_of(size: Size) -> list[Row]:
@@ -82,7 +61,6 @@ def rows_of(size: Size) -> list[Row]:
         warm_goal = (Goal(1.0),) if count >= 100_000 else ()
         rows.append(Row(f"list-{count}-cold", f"cold: ls -f of {count:,}", "s", (Goal(1.5, ("raw",)),), True))
         rows.append(Row(f"list-{count}-warm", f"warm: ls -f of {count:,}", "s", warm_goal, True))
-    rows.append(Row("memory", "daemon's peak memory, all runs", "MB", (Goal(300),), True))
     return rows
 
 
@@ -94,9 +72,9 @@ def create_data(directory: Path, size: Size, wanted: Callable[[str], bool]) -> N
         with (directory / "big.bin").open("wb") as out:
             for n in range(size.big_bytes // len(pool)):
                 out.write(n.to_bytes(8, "little") + pool[8:])
-    for name, count in (("files", size.files), ("few", size.latency_files)):
+    for name, key, count in (("files", "files-", size.files), ("few", "latency-files", size.latency_files)):
         (directory / name).mkdir()
-        for n in range(count):
+        for n in range(count if any(wanted(row.key) for row in rows_of(size) if row.key.startswith(key)) else 0):
             at = (n * 7919 * 64) % (len(pool) - FILE_BYTES)
             (directory / name / f"img_{n:06}.jpg").write_bytes(pool[at : at + FILE_BYTES])
     for count in size.listings:
@@ -108,70 +86,15 @@ def create_data(directory: Path, size: Size, wanted: Callable[[str], bool]) -> N
     subprocess.run(["sync"], check=True)
 
 
-class Bench:
-    """Runs the wanted rows and fills them in."""
-
-    def __init__(self, server: FastS3, systems: list[System], size: Size, wanted: Callable[[str], bool],
-                 progress: Callable[[str], None]) -> None:  # fmt: skip
-        self.server = server
-        self.systems = systems
-        self.size = size
-        self.rows = {row.key: row for row in rows_of(size) if wanted(row.key)}
-        self.progress = progress
+class Reads(Trials):
+    """The rows about reading."""
 
     # running --------------------------------------------------------------------------------------------------------
 
-    def run(self) -> list[Row]:
+    def run(self) -> None:
         self._warm()
         self._cold()
         self._lists()
-        if "memory" in self.rows:
-            for system in self.systems:
-                if system.memory_bytes:
-                    self.rows["memory"].values[system.name] = Value(system.memory_bytes / 1e6, bound=False)
-        return list(self.rows.values())
-
-    def _trials(self, keys: list[str], systems: list[System], measure: Callable[[System], dict[str, float]]) -> None:
-        """Trials in turn; the best of each figure counts."""
-        wanted = [key for key in keys if key in self.rows]
-        if not wanted:
-            return
-        found: dict[str, dict[str, list[float]]] = {s.name: {} for s in systems}
-        active = [s for s in systems if not self._skip(s, wanted)]
-        all_warm = all("warm" in key or key.startswith("random") for key in wanted)
-        for trial in range(self.size.warm_trials if all_warm else self.size.trials):
-            for system in list(active):
-                self.progress(f"{', '.join(wanted)}: {system.name}, trial {trial + 1}")
-                started = time.monotonic()
-                try:
-                    for key, value in measure(system).items():
-                        found[system.name].setdefault(key, []).append(value)
-                except (Failed, OSError) as error:
-                    active.remove(system)
-                    self._note_failure(system, wanted, error)
-                if time.monotonic() - started > LONG_TRIAL_S and system in active:
-                    active.remove(system)
-        for name, figures in found.items():
-            for key, trials in figures.items():
-                if key in self.rows:
-                    self.rows[key].values[name] = Value(self.rows[key].best(trials), tuple(trials))
-                    self.rows[key].missing.pop(name, None)
-
-    def _skip(self, system: System, keys: list[str]) -> bool:
-        if system.unusable is not None:
-            for key in keys:
-                self.rows[key].missing[system.name] = system.unusable
-        return system.unusable is not None
-
-    def _note_failure(self, system: System, keys: list[str], error: Exception) -> None:
-        for key in keys:
-            self.rows[key].missing[system.name] = str(error)
-            amount = self._amount(key)
-            if isinstance(error, TooSlow) and amount is not None:
-                lower = self.rows[key].lower_is_better
-                self.rows[key].values[system.name] = Value(
-                    error.timeout_s if lower else amount / error.timeout_s, bound=True
-                )
 
     def _amount(self, key: str) -> float | None:
         """How much work a row is, in its unit times seconds: what a cut-off trial did not do in its time."""
@@ -181,9 +104,6 @@ class Bench:
             "seq-cold": self.size.big_bytes / 1e6, "latency-seq": self.size.big_bytes / 1e6,
             "latency-files": self.size.latency_files,
         }.get(key, 1.0 if key.endswith("-cold") else None)  # fmt: skip
-
-    def _some(self, *names: str) -> list[System]:
-        return [s for s in self.systems if s.name in (*names, *PEERS, SUBJECT)]
 
     # commands -------------------------------------------------------------------------------------------------------
 
