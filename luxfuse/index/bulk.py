@@ -43,6 +43,7 @@ class Part:
         changes = Changes()
         prefix = U64.pack(self._directory)
         records: dict[bytes, bytes] = {}
+        needed = _Needed(txn, self._held)
         empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
         # Those that win their names first, and so they keep their inode numbers from listing to listing.
         for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.kind, f.name)):
@@ -54,7 +55,7 @@ class Part:
                 old = decode_entry(stored)
                 if not self._wins(old, item, changes):
                     continue
-                if self._confirm(old, item, now_s):
+                if self._confirm(old, item, now_s) or needed.has(old):
                     records[key] = encode(old)
                     continue
                 _drop_number(txn, old, item.name, changes)
@@ -100,12 +101,13 @@ def complete(
     """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
     changes = Changes()
     prefix = U64.pack(directory)
+    needed = _Needed(txn, held)
     gone = []
     entries = 0
     for key, value in txn.items(Table.NAMES, prefix, prefix):
         entry = decode_entry(value)
         stays = entry.listing >= serial or fetched_s <= entry.checked_s <= now_s
-        if stays or held.ignores(key, fetched_s):
+        if stays or held.ignores(key, fetched_s) or needed.has(entry):
             entries += 1
         else:
             gone.append((key, entry))
@@ -138,6 +140,23 @@ def purge(txn: Transaction, limit: int) -> bool:
             txn.delete(Table.LISTINGS, directory)
         txn.delete(Table.REMOVED, directory)
     return next(txn.items(Table.REMOVED, b""), None) is not None
+
+
+class _Needed:
+    """The directories that have held names below them, found out when it first matters."""
+
+    def __init__(self, txn: Transaction, held: HeldNames) -> None:
+        self._txn = txn
+        self._held = held
+        self._inodes: set[bytes] | None = None
+
+    def has(self, entry: Entry) -> bool:
+        """Whether the entry is one of them."""
+        if entry.kind is not Kind.DIRECTORY:
+            return False
+        if self._inodes is None:
+            self._inodes = self._held.directories(lambda inode: self._txn.get(Table.INODES, inode))
+        return U64.pack(entry.inode) in self._inodes
 
 
 def _drop_number(txn: Transaction, entry: Entry, name: bytes, changes: Changes) -> None:

@@ -1,59 +1,90 @@
 """Names that were changed here and that the store does not show so yet.
 
 What the store says of such a name, be it by a listing or by a look-up, is ignored if it was asked for before the store
-took the change over. The event loop holds and settles; the writer thread looks names up while it merges a listing (both
-are single operations on a dictionary).
+took the change over. The directories above it stay, too: the store has them again once it has the change.
+
+The event loop holds and settles; the writer thread looks names up while it merges a listing. Each of its questions is a
+single operation on a dictionary, and a name is never missing from both while it goes from one to the other.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
+
+from luxfuse.index.store import U64
 
 REMEMBERED_S = 900.0
 """For how long a settled name is remembered: longer than an answer of the store can be on its way."""
 REMEMBERED = 100_000
 """Settled names remembered at most. Beyond it the oldest go: an old answer can then show a removed name for one TTL."""
+_ROOT = U64.pack(1)
 
 
 class HeldNames:
-    """NAMES keys, each with the time up to which the store's words on it are ignored; ``inf`` while it is held."""
+    """NAMES keys that are held, and those that were settled lately, in the order of the times."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._until: dict[bytes, float] = {}
-        self._settled: deque[tuple[float, bytes]] = deque()
+        self._held: set[bytes] = set()
+        self._settled: OrderedDict[bytes, float] = OrderedDict()
+        self._within: dict[bytes, int] = {}
+        """How many names are held in a directory, by inode."""
 
     def hold(self, key: bytes) -> None:
         """Ignore the store's words on a name from now on."""
-        self._until[key] = math.inf
+        if key not in self._held:
+            self._held.add(key)
+            self._settled.pop(key, None)
+            self._within[key[:8]] = self._within.get(key[:8], 0) + 1
 
-    def settle(self, key: bytes) -> None:
-        """The store has what was changed: believe what it is asked for from now on. No effect if the name is not held."""
-        if self.holds(key):
-            now_s = self._clock()
-            self._until[key] = now_s
-            self._settled.append((now_s, key))
-            self._forget_old(now_s)
+    def settle(self, key: bytes, place: Callable[[bytes], bytes | None]) -> None:
+        """The store has what was changed: believe what it is asked for from now on. No effect if the name is not held.
+
+        ``place``: returns the NAMES key of a directory by its inode.
+        """
+        if key not in self._held:
+            return
+        now_s = self._clock()
+        above: bytes | None = key
+        while above is not None:
+            self._settled[above] = now_s
+            self._settled.move_to_end(above)
+            above = None if above[:8] == _ROOT else place(above[:8])
+        self._held.remove(key)
+        self._within[key[:8]] -= 1
+        if not self._within[key[:8]]:
+            del self._within[key[:8]]
+        self._forget_old(now_s)
 
     def holds(self, key: bytes) -> bool:
         """Whether a name is held, and not settled."""
-        return self._until.get(key) == math.inf
+        return key in self._held
 
     def ignores(self, key: bytes, asked_s: float) -> bool:
         """Whether an answer to what was asked at ``asked_s`` says nothing new of the name."""
-        until = self._until.get(key)
-        if until is None or asked_s > until:
-            return False
-        return until == math.inf or until <= self._clock()  # else the clock was set back since
+        if key in self._held:
+            return True
+        until = self._settled.get(key)
+        return until is not None and asked_s <= until <= self._clock()  # else the clock was set back since
+
+    def directories(self, place: Callable[[bytes], bytes | None]) -> set[bytes]:
+        """Return the inodes of all directories that have held names somewhere below. ``place``: as for `settle`."""
+        found: set[bytes] = set()
+        for lowest in list(self._within):
+            inode = lowest
+            while inode not in found and inode != _ROOT:
+                found.add(inode)
+                key = place(inode)
+                if key is None:
+                    break
+                inode = key[:8]
+        return found
 
     def _forget_old(self, now_s: float) -> None:
         settled = self._settled
-        while settled and (len(settled) > REMEMBERED or not 0 <= now_s - settled[0][0] <= REMEMBERED_S):
-            settled_s, key = settled.popleft()
-            if self._until.get(key) == settled_s:  # else it was held again
-                del self._until[key]
+        while settled and (len(settled) > REMEMBERED or not 0 <= now_s - next(iter(settled.values())) <= REMEMBERED_S):
+            settled.popitem(last=False)
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._held) + len(self._settled)

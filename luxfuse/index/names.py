@@ -5,7 +5,8 @@ Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 byte
 of the object: when the object is replaced in the store, the name gets a new inode number, as after ``mv new old``. What
 is written or renamed here keeps its number. Numbers are never reused.
 
-What is changed here is *held* until the store has it (see `held`): the store's words do not undo it.
+What is changed here is *held* until the store has it (see `held`): the store's words do not undo it, nor do they remove
+a directory that it is in.
 
 A directory that goes, or that is written to after it went, is noted in REMOVED in the same transaction; `purger` removes
 what is recorded below it, some rows at a time, and then the note. A directory that comes back has another number.
@@ -194,6 +195,8 @@ class Names:
         old = self.get(parent, name)
         if self._held.ignores(U64.pack(parent) + name, checked_s):
             return old
+        if old is not None and not same(old, found) and self._is_needed(old):
+            return old
         newer = old is not None and checked_s < old.checked_s <= now_s
         if old is not None and same(old, found):
             old.checked_s = old.checked_s if newer else checked_s
@@ -214,6 +217,8 @@ class Names:
         if old is None:
             return None
         if checked_s < old.checked_s <= now_s or self._held.ignores(U64.pack(parent) + name, checked_s):
+            return old
+        if self._is_needed(old):
             return old
         self.erase(parent, name)
         return None
@@ -279,11 +284,18 @@ class Names:
 
     def settle(self, parent: int, name: bytes) -> None:
         """The store shows a held name as it is here: believe what it is asked for from now on."""
-        self._held.settle(U64.pack(parent) + name)
+        self._held.settle(U64.pack(parent) + name, self._place)
 
     def is_held(self, parent: int, name: bytes) -> bool:
         """Whether a name is held, and not settled."""
         return self._held.holds(U64.pack(parent) + name)
+
+    def _place(self, inode: bytes) -> bytes | None:
+        return self._store.get(Table.INODES, inode)
+
+    def _is_needed(self, entry: Entry) -> bool:
+        """Whether names somewhere below a directory are held."""
+        return entry.kind is Kind.DIRECTORY and U64.pack(entry.inode) in self._held.directories(self._place)
 
     # -- listings
 

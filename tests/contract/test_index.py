@@ -91,6 +91,41 @@ async def test_scans_start_where_told_and_end_with_the_prefix(tmp_path: Path) ->
     store.close()
 
 
+async def test_a_scan_can_show_the_newest_values(tmp_path: Path) -> None:
+    store = IndexStore(tmp_path / "i")
+    for number in range(6):
+        store.put(Table.NAMES, b"a%d" % number, b"old")
+    await store.flush()
+    proceed, entered = threading.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow(txn: Transaction) -> None:
+        token.run_sync_soon(entered.set)
+        assert proceed.wait(10)
+
+    store.delete(Table.NAMES, b"a0")
+    store.put(Table.NAMES, b"a1", b"new")
+    store.delete(Table.NAMES, b"a2")
+    store.delete(Table.INODES, b"a5")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run, slow)
+        await entered.wait()
+        store.put(Table.NAMES, b"a2", b"newer")
+        store.delete(Table.NAMES, b"a3")
+        store.put(Table.NAMES, b"b", b"")
+        expected = [(b"a1", b"new"), (b"a2", b"newer"), (b"a4", b"old"), (b"a5", b"old")]
+        assert store.current_items(Table.NAMES, b"a", b"a", 10) == expected
+        assert store.current_items(Table.NAMES, b"a", b"a", 2) == expected[:2]
+        assert store.current_items(Table.NAMES, b"a2", b"a", 2) == expected[1:3]
+        assert sorted(store.uncommitted_keys(Table.NAMES, b"a")) == [b"a2", b"a3"]
+        proceed.set()
+    assert store.current_items(Table.NAMES, b"a", b"a", 10) == [expected[0], *expected[2:]], "added since the commit"
+    await store.flush()
+    assert store.current_items(Table.NAMES, b"a", b"a", 10) == expected
+    assert store.uncommitted_keys(Table.NAMES, b"") == []
+    store.close()
+
+
 async def test_a_function_runs_with_all_earlier_changes_in_one_transaction(tmp_path: Path) -> None:
     store = IndexStore(tmp_path / "i")
     store.put(Table.NAMES, b"a", b"1")

@@ -110,40 +110,92 @@ async def test_settling_what_is_not_held_does_nothing(tree: Tree) -> None:
     assert set(await tree.shown()) == {b"a"}
 
 
+def nowhere(inode: bytes) -> None:
+    return None
+
+
 def test_settled_names_are_remembered_for_a_while_and_boundedly(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = NOW
     names = HeldNames(lambda: now_s)
-    names.hold(b"held")
-    for number in range(10):
-        names.hold(b"%d" % number)
-        names.settle(b"%d" % number)
-    names.hold(b"3")
-    assert names.ignores(b"5", NOW)
+    keys = [U64.pack(number // 5 + 1) + b"%d" % number for number in range(200)]
+    names.hold(keys[0])
+    for key in keys[1:10]:
+        names.hold(key)
+        names.settle(key, nowhere)
+    names.hold(keys[3])
+    assert names.ignores(keys[5], NOW)
     now_s += module.REMEMBERED_S + 1
-    names.hold(b"later")
-    names.settle(b"later")
+    names.hold(keys[10])
+    names.settle(keys[10], nowhere)
     assert len(names) == 3, "held, held again, and the one just settled"
-    assert names.holds(b"held")
-    assert names.holds(b"3")
-    assert not names.ignores(b"5", NOW)
+    assert names.holds(keys[0])
+    assert names.holds(keys[3])
+    assert not names.ignores(keys[5], NOW)
     monkeypatch.setattr(module, "REMEMBERED", 5)
-    for number in range(100, 200):
-        names.hold(b"%d" % number)
-        names.settle(b"%d" % number)
+    for key in keys[100:]:
+        names.hold(key)
+        names.settle(key, nowhere)
     assert len(names) <= 2 + 5
-    assert names.ignores(b"199", now_s)
+    assert names.ignores(keys[199], now_s)
+    names.settle(keys[0], nowhere)
+    names.settle(keys[3], nowhere)
+    assert not names.directories(nowhere)
 
 
 def test_a_time_to_come_counts_for_nothing() -> None:
     """The clock was set back after a name was settled."""
     now_s = NOW
     names = HeldNames(lambda: now_s)
-    names.hold(b"a")
-    names.settle(b"a")
+    key = U64.pack(DIR) + b"a"
+    names.hold(key)
+    names.settle(key, nowhere)
     now_s -= 1000
-    assert not names.ignores(b"a", now_s)
-    names.hold(b"a")
-    assert names.ignores(b"a", now_s)
+    assert not names.ignores(key, now_s)
+    names.hold(key)
+    assert names.ignores(key, now_s)
+
+
+@pytest.mark.parametrize("way", ["gone in a listing", "gone", "a file in a listing", "a file"])
+async def test_a_directory_stays_while_a_name_below_it_is_held(tree: Tree, way: str) -> None:
+    """Another client has removed it while a file in it is written here."""
+    top, below = await tree.grow("a/b", 3, NOW)
+    await tree.grow("c", 3, NOW)
+    tree.names.hold(below, b"new")
+    new = create(tree, b"new", parent=below).inode
+    tree.names.hold(below, b"1")
+    tree.names.erase(below, b"1")
+
+    async def told() -> None:
+        tree.now_s += 10
+        at_s = tree.now_s - 5
+        if way == "gone in a listing":
+            await tree.list([], at_s)
+        elif way == "a file in a listing":
+            await tree.list([file(b"a")], at_s)
+        elif way == "gone":
+            tree.names.remove(DIR, b"a", at_s, tree.now_s)
+        else:
+            tree.names.assign(DIR, b"a", file(b"a"), at_s, None, tree.now_s)
+        await tree.store.flush()
+
+    for _ in range(2):
+        await told()
+        assert tree.entry(b"a").inode == top
+        assert tree.names.locate(below) == (top, b"b")
+        assert tree.entry(b"new", below).inode == new
+        tree.names.settle(below, b"1")
+    if "listing" in way:
+        assert b"c" not in await tree.shown(), "what has nothing held below it goes"
+        await tree.purge()
+    tree.names.settle(below, b"new")
+    tree.now_s += 1
+    asked_before = tree.now_s - 2
+    assert tree.names.remove(DIR, b"a", asked_before, tree.now_s) == tree.entry(b"a"), "as asked for before"
+    await told()
+    assert tree.names.locate(top) is None
+    await tree.purge()
+    await check(tree)
+    assert tree.names.locate(new) is None
 
 
 async def test_what_is_made_here_replaces_what_had_the_name(tree: Tree) -> None:
