@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.vfs import attributes
+from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
 
@@ -22,6 +22,7 @@ MARK_FAST = 1 << 62
 MARK_WRITE = 1 << 58
 INODE_MASK = (1 << 48) - 1
 READ_BYTES = 1 << 20
+CALLER = Caller(uid=0, gid=0, pid=1, umask=0o022)
 
 
 @dataclass
@@ -160,15 +161,13 @@ class FakeKernel:
                 backing.notice = False
                 self.on_first_open(inode)
             return handle
-        if _reads_only(fs):
-            return self._opened(inode, await fs.open(inode))
-        return self._opened(inode, await fs.open(inode, flags, _caller()))
+        return self._opened(inode, await fs.open(inode, flags, CALLER))
 
     async def create(
         self, fs: FileSystem, parent: int, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR | os.O_CREAT
     ) -> tuple[int, int]:
         """Create and open; returns (handle, inode)."""
-        handle, stat = await fs.create(parent, name, mode, flags, _caller())
+        handle, stat = await fs.create(parent, name, mode, flags, CALLER)
         return self._opened(stat.inode, handle), stat.inode
 
     def _opened(self, inode: int, handle: int) -> int:
@@ -187,8 +186,6 @@ class FakeKernel:
         assert length <= READ_BYTES
         if handle & MARK_FAST:
             return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
-        if _reads_only(fs):
-            return bytes(await fs.read(handle, offset, length))
         return bytes(await fs.read(ref_of(handle), offset, length))
 
     async def read_all(self, fs: FileSystem, handle: int) -> bytes:
@@ -224,9 +221,6 @@ class FakeKernel:
         if not handle & MARK_FAST:
             inode = self.handles.pop(handle)
             self.cached_opens[inode] -= 1
-            if _reads_only(fs):
-                fs.release(handle)
-                return
             await fs.release(ref_of(handle))
         elif handle & MARK_WRITE:
             os.close(self.table[handle & INODE_MASK].writers.pop())
@@ -260,11 +254,3 @@ class FakeKernel:
 def ref_of(handle: int) -> Ref:
     """Return what the file system is told of a handle."""
     return Ref(handle & INODE_MASK, None) if handle & MARK_FAST else Ref(None, handle)
-
-
-def _reads_only(fs: FileSystem) -> bool:
-    return not hasattr(fs, "create")
-
-
-def _caller() -> attributes.Caller:
-    return attributes.Caller(uid=0, gid=0, pid=1, umask=0o022)
