@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from luxfuse.core.paths import PathRule, WriteMode, check_pattern
+from luxfuse.core.paths import PathRule, check_pattern
 from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
+from luxfuse.types import WriteMode
 
 ReadMode = Literal["cache", "no-cache"]
 OnConflict = Literal["overwrite", "fail"]
@@ -55,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gid: int | None = None
     umask: int = 0o022
     read_mode: ReadMode = "cache"
-    write_mode: WriteMode = "cache-through"
+    write_mode: WriteMode = WriteMode.CACHE_THROUGH
     path_rules: tuple[PathRule, ...] = ()
     on_conflict: OnConflict = "overwrite"
     metadata_ttl_s: float = 60.0

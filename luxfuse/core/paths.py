@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
-WriteMode = Literal["cache-through", "async-through", "through", "must-cache"]
+from luxfuse.types import WriteMode
 
 
 class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

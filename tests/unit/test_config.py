@@ -15,6 +15,7 @@ from luxfuse.config import CacheDirectory, Settings, build
 from luxfuse.core.paths import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
 from luxfuse.errors import ConfigError
+from luxfuse.types import WriteMode
 
 BASE = {"source": "s3://bucket", "mountpoint": "/mnt/bucket"}
 
@@ -144,7 +145,7 @@ def test_rules_for_paths(tmp_path: Path) -> None:
     file.write_text(RULES)
     settings = build(BASE, {"LUXFUSE_PATH": "/bin"}, str(file))
     assert settings.write_mode == "async-through"
-    assert settings.path_rules == (PathRule("scratch/**", "must-cache"), PathRule("**/*.ckpt", "through"))
+    assert settings.path_rules == (PathRule("scratch/**", WriteMode.MUST_CACHE), PathRule("**/*.ckpt", WriteMode.THROUGH))
 
 
 def test_settings_survive_json() -> None:

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luxfuse.core.paths import PathRule, check_pattern, write_mode_for
+from luxfuse.types import WriteMode
 
 
 def matches(pattern: str, path: str) -> bool:
-    return write_mode_for(path, [PathRule(pattern, "must-cache")], "through") == "must-cache"
+    rules = [PathRule(pattern, WriteMode.MUST_CACHE)]
+    return write_mode_for(path, rules, WriteMode.THROUGH) is WriteMode.MUST_CACHE
 
 
 @pytest.mark.parametrize(
@@ -40,11 +42,10 @@ def test_patterns(pattern: str, inside: list[str], outside: list[str]) -> None:
 
 
 def test_the_first_rule_that_matches_counts() -> None:
-    rules = [PathRule("a/b/**", "through"), PathRule("a/**", "async-through"), PathRule("**/b", "must-cache")]
-    assert write_mode_for("a/b/c", rules, "cache-through") == "through"
-    assert write_mode_for("a/b", rules, "cache-through") == "async-through"
-    assert write_mode_for("c/b", rules, "cache-through") == "must-cache"
-    assert write_mode_for("c", rules, "cache-through") == "cache-through"
+    through, later, never = WriteMode.THROUGH, WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE
+    rules = [PathRule("a/b/**", through), PathRule("a/**", later), PathRule("**/b", never)]
+    expected = {"a/b/c": through, "a/b": later, "c/b": never, "c": WriteMode.CACHE_THROUGH}
+    assert {path: write_mode_for(path, rules, WriteMode.CACHE_THROUGH) for path in expected} == expected
 
 
 @pytest.mark.parametrize(
