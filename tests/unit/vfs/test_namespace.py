@@ -450,7 +450,7 @@ async def test_an_index_that_takes_no_more_changes_keeps_serving_known_names(
         def refuse(*_args: object) -> None:
             raise OSError(errno.ENOSPC, "index takes no changes")
 
-        monkeypatch.setattr(m.index, "_change", refuse)
+        monkeypatch.setattr(m.index, "apply", refuse)
         m.driver.remove("gone")
         m.clock.advance(61)
         assert await m.inode("a") == known
