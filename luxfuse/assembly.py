@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -34,6 +36,7 @@ from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
@@ -58,20 +61,61 @@ class Local:
         self.staging = Staging(directory)
 
 
+@dataclass(frozen=True, slots=True)
+class TreeParts:
+    """The parts of one mount below FUSE."""
+
+    index: IndexStore
+    names: Names
+    objects: Objects
+    space: Space
+    cache: PageCache
+    lister: Lister
+    namespace: Namespace
+    ahead: FilesAhead
+    files: Files
+    fs: FileSystem
+    journal: Journal
+    staging: Staging
+    dirty: DirtyEntries
+    writer: Writer
+    writeback: WriteBack
+    recovered: Recovered
+    recovery: Recovery
+
+
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
     """Build everything; tasks of the parts run in ``nursery``."""
     kernel = KernelSide()
-    index, names, objects = local.index, Names(local.index), Objects(local.index)
-    lister = Lister(store=store, names=names, nursery=nursery)
+    p = build_tree(s, store, local, kernel, nursery)
+    operations = Operations(p.fs, s.negative_ttl_s, read_only=s.read_only)
+    session = Session(
+        operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
+        want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=local.directory.path,
+    )
+    return Parts(
+        store, p.index, p.objects, p.space, p.cache, p.lister, p.namespace, p.ahead, p.files, p.fs, operations, kernel,
+        session, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered, p.recovery,
+    )
+
+
+def build_tree(
+    s: Settings, store: Store, local: Local, kernel: Kernel, nursery: trio.Nursery, *,
+    clock: Callable[[], float] = time.time, buffers_bytes: int | None = None,
+) -> TreeParts:
+    """Build what needs no FUSE. ``clock``: wall-clock seconds; ``buffers_bytes``: else as the memory limit has it."""
+    if buffers_bytes is None:
+        buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
+    index, names, objects = local.index, Names(local.index, clock), Objects(local.index)
+    lister = Lister(store=store, names=names, nursery=nursery, clock=clock)
     namespace = Namespace(
         store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
-        negative_ttl_s=s.negative_ttl_s, nursery=nursery,
+        negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock,
     )
     space = Space(
         local.directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
         writable=s.read_mode != "no-cache",
     )
-    buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
     cache = PageCache(
         store=store, objects=objects, directory=local.directory, space=space, source_id=s.source_id,
         epoch=local.epoch, memory_bytes=buffers_bytes, nursery=nursery,
@@ -126,12 +170,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
         namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier, entries=dirty,
         writer=writer, tree=tree, moves=moves,
     )
-    operations = Operations(fs, s.negative_ttl_s, read_only=s.read_only)
-    session = Session(
-        operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
-        want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=local.directory.path,
-    )
-    return Parts(
-        store, index, objects, space, cache, lister, namespace, ahead, files, fs, operations, kernel, session,
-        local.journal, local.staging, dirty, writer, writeback, recovered, recovery,
+    return TreeParts(
+        index, names, objects, space, cache, lister, namespace, ahead, files, fs, local.journal, local.staging, dirty,
+        writer, writeback, recovered, recovery,
     )

@@ -14,6 +14,7 @@ import trio
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.together import together
+from luxfuse.core import names as naming
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal, OperationRecord
@@ -251,7 +252,7 @@ class Moves:
             self._rekey(dirty, place, new_key, info.version)
             return
         oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
-        row.version, row.checked_s = info.version, time.time()
+        row.version, row.checked_s = info.version, self._namespace.now_s()
         self._namespace.put(*place, row)
         self._files.moved(row.inode, row, new_key, oid)
 
@@ -340,11 +341,11 @@ class Moves:
         """Find the entry of a moved object below its moved directory, and keep what is cached of it."""
         entry: Entry | None = self._tree.row_of(root)
         place = root
-        parts = new_key[cut:].split("/")
+        parts = new_key[cut:].removesuffix(naming.SYMLINK_SUFFIX).split("/")
         for part in parts:
             if entry is None or entry.kind is not Kind.DIRECTORY or not part:
                 break
             place = (entry.inode, part.encode())
             entry = self._namespace.peek(*place)
-        if entry is not None and entry.kind is Kind.FILE and parts[-1] and self._entries.get(entry.inode) is None:
+        if entry is not None and entry.kind is not Kind.DIRECTORY and parts[-1] and self._entries.get(entry.inode) is None:
             self._adopt_version(place, key, new_key, info)

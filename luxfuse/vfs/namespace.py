@@ -177,6 +177,10 @@ class Namespace:
 
     # -- local changes
 
+    def now_s(self) -> float:
+        """Return the time that goes with what is said of a name now."""
+        return self._clock()
+
     def hold(self, inode: int | None, parent: int, name: bytes) -> None:
         """The name is changed here: believe ourselves, not the store, until `settle`. ``inode`` None: it is removed."""
         self._names.hold(parent, name)
@@ -414,6 +418,9 @@ class Namespace:
                 raise
             self.stale_served += 1
             return listing.serial
+        if serial is None and (directory in self._held or self._names.after(directory, b"", 1)):
+            self._names.note_empty(directory)  # the store will have it
+            return self._names.serial(directory)
         if serial is None:
             self.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")

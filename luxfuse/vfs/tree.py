@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat as stat_module
 import time
+from collections import OrderedDict
 
 import msgspec
 import trio
@@ -27,6 +28,7 @@ from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory
 from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
 
+REMOVED_KEPT = 10_000
 KEY_MOST_BYTES = 1024
 """The longest key of S3 and GCS (Azure: as many characters)."""
 
@@ -90,7 +92,12 @@ class Tree:
         self._journal = journal
         self._defaults = defaults
         self._hierarchical = hierarchical
+        self._removed: OrderedDict[int, Entry] = OrderedDict()
         self._turns: dict[tuple[int, bytes], tuple[trio.Lock, int]] = {}
+
+    def removed_directory(self, inode: int) -> Entry | None:
+        """Return the entry of a directory that was removed lately, and may still be open."""
+        return self._removed.get(inode)
 
     # -- making
 
@@ -133,7 +140,8 @@ class Tree:
         """Make a name and hold it; returns its dirty entry, which the store does not have."""
         expect = self._writeback.reuse(key)
         entry = self._names.create(
-            parent, name, kind, attributes=attributes, size=size, mtime_ns=attributes.mtime_ns or 0, checked_s=time.time()
+            parent, name, kind, attributes=attributes, size=size, mtime_ns=attributes.mtime_ns or 0,
+            checked_s=self._namespace.now_s(),
         )
         dirty = self._writer.mark(entry, key, expect)
         self.touch(parent)
@@ -444,6 +452,10 @@ class Tree:
         dirty = self._entries.get(entry.inode)
         if dirty is not None:
             self._writer.orphan(dirty, entry)
+        if entry.kind is Kind.DIRECTORY:
+            self._removed[entry.inode] = entry
+            if len(self._removed) > REMOVED_KEPT:
+                self._removed.popitem(last=False)
         self._names.erase(parent, name)
         self._files.unlinked(entry.inode)
         self.touch(parent)

@@ -8,6 +8,8 @@ pauses, for ever: only success, an unlink, or the operator ends it.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +20,8 @@ import trio
 
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.upload import Uploaded, Uploader, has_same_content
-from luxfuse.core.writeback import retry_delay_s
+from luxfuse.core import names as naming
+from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import DeleteRecord, Journal
@@ -35,6 +38,7 @@ WRITE_BACK_DELAY_S = 1.0
 CONFLICT_ROUNDS = 5
 CONCURRENT_PUSHES = 32
 DELETE_BATCH = 500
+URGENT_RETRY_S = 5.0
 POLL_S = 0.25
 MARKED = "marker"
 """As the version of a directory: the store has a marker object of it."""
@@ -64,15 +68,19 @@ class WriteBack:
         self._fail_on_conflict = fail_on_conflict
         self._nursery = nursery
         self._due: dict[Dirty, float] = {}
+        self._queue: list[tuple[float, int, Dirty]] = []
+        """Heap of what is due when; an item counts if `_due` says the same."""
+        self._serial = itertools.count()
         self._pushing: set[Dirty] = set()
         self._deleting: set[str] = set()
         self._deletes_due: dict[str, float] = {}
+        self._delete_errors: dict[str, StoreError] = {}
         self._places: dict[str, tuple[int, bytes]] = {}
         self._keys: dict[str, tuple[trio.Lock, int]] = {}
         self._wake = trio.Event()
         self.idle = trio.Event()
         self.urgent = False
-        """Whether the write-back delay is left out (draining)."""
+        """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
         self.failures = 0
         self.conflicts = 0
         self._frozen: dict[str, trio.Event] = {}
@@ -99,6 +107,7 @@ class WriteBack:
                 self.failures += 1
                 raise
             dirty.error, dirty.attempts = None, 0
+            dirty.since_s = time.time()
         self.on_pushed(dirty)
 
     @contextlib.contextmanager
@@ -159,7 +168,7 @@ class WriteBack:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
                 uploaded = await self._push_content(dirty, row)
                 info, dirty.uploaded, dirty.checksums = uploaded.info, uploaded.stamp, uploaded.checksums
-            elif dirty.kind is Kind.FILE:
+            elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
                 info = await self._push_attributes(dirty, row)
             else:
                 metadata = to_metadata(dirty.kind, row.attributes)
@@ -181,7 +190,7 @@ class WriteBack:
             row.size = dirty.uploaded.size
             row.mtime_ns = dirty.uploaded.mtime_ns
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
-        row.checked_s = time.time()
+        row.checked_s = self._namespace.now_s()
         self._namespace.put(*dirty.place, row)
 
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
@@ -246,8 +255,16 @@ class WriteBack:
 
     def schedule(self, dirty: Dirty, delay_s: float = WRITE_BACK_DELAY_S) -> None:
         """Push an entry in the background after a while."""
-        self._due[dirty] = trio.current_time() + delay_s
+        self._put_due(dirty, trio.current_time() + (0.0 if self.urgent else delay_s))
         self._wake.set()
+
+    def _put_due(self, dirty: Dirty, due: float) -> None:
+        self._due[dirty] = due
+        heapq.heappush(self._queue, (due, next(self._serial), dirty))
+
+    def is_under_way(self, dirty: Dirty) -> bool:
+        """Whether an entry is being pushed, or is to be."""
+        return dirty in self._due or dirty in self._pushing or dirty.lock.locked()
 
     def forget(self, dirty: Dirty) -> None:
         """An entry need not be pushed any more."""
@@ -262,34 +279,42 @@ class WriteBack:
             self._wake = trio.Event()
 
     def _start_due(self) -> None:
-        now = trio.current_time() + (1e9 if self.urgent else 0)
-        for dirty, due in sorted(self._due.items(), key=lambda item: item[1]):
-            if len(self._pushing) >= CONCURRENT_PUSHES or due > now:
+        now = trio.current_time()
+        while self._queue and len(self._pushing) < CONCURRENT_PUSHES:
+            due, _, dirty = self._queue[0]
+            counts = self._due.get(dirty) == due
+            if counts and due > now:
                 break
-            if dirty in self._pushing:
-                continue
-            del self._due[dirty]
-            self._pushing.add(dirty)
-            self._nursery.start_soon(self._push_quietly, dirty)
+            heapq.heappop(self._queue)
+            if counts and dirty in self._pushing:
+                self._put_due(dirty, now + POLL_S)
+            elif counts:
+                del self._due[dirty]
+                self._pushing.add(dirty)
+                self._nursery.start_soon(self._push_quietly, dirty)
         if not self._deleting:
-            ready = [key for key, due in self._deletes_due.items() if due <= now and self._may_delete(key)]
-            if ready:
-                self._deleting = set(ready[:DELETE_BATCH])
+            ready = (key for key, due in self._deletes_due.items() if due <= now and self._may_delete(key))
+            self._deleting = set(itertools.islice(ready, DELETE_BATCH))
+            if self._deleting:
                 self._nursery.start_soon(self._delete_quietly, list(self._deleting))
+
+    def _pause_s(self, attempts: int) -> float:
+        """Return how long to wait after so many failures before this one."""
+        return min(retry_delay_s(attempts), URGENT_RETRY_S if self.urgent else LONGEST_RETRY_S)
 
     async def _push_quietly(self, dirty: Dirty) -> None:
         try:
             await self.push(dirty)
         except (LuxError, OSError) as exc:
-            delay_s = retry_delay_s(dirty.attempts)
+            delay_s = self._pause_s(dirty.attempts)
             dirty.attempts += 1
             if dirty.attempts == 1:
                 log.warning("%r cannot be brought to the under-store yet: %s", dirty.key, exc)
             if not dirty.finished and dirty.place is not None:
-                self._due[dirty] = trio.current_time() + delay_s
+                self._put_due(dirty, trio.current_time() + delay_s)
         except Exception:
             log.exception("pushing %r failed in an unexpected way", dirty.key)
-            self._due[dirty] = trio.current_time() + 60.0
+            self._put_due(dirty, trio.current_time() + LONGEST_RETRY_S)
         finally:
             self._pushing.discard(dirty)
             self._wake.set()
@@ -308,7 +333,7 @@ class WriteBack:
     def resume_delete(self, key: str, place: tuple[int, bytes]) -> None:
         """Carry on with a delete of the journal."""
         self._places[key] = place
-        self._deletes_due[key] = trio.current_time() + WRITE_BACK_DELAY_S / 4
+        self._deletes_due[key] = trio.current_time() + (0.0 if self.urgent else WRITE_BACK_DELAY_S / 4)
         self._wake.set()
 
     def reuse(self, key: str) -> str | None:
@@ -319,6 +344,7 @@ class WriteBack:
         in_flight = key in self._deleting or bool(record.after)
         self._journal.drop_delete(key)
         self._deletes_due.pop(key, None)
+        self._delete_errors.pop(key, None)
         self._places.pop(key, None)
         return None if in_flight else record.version
 
@@ -337,6 +363,10 @@ class WriteBack:
             failures = await self._store.delete(keys)
         for error in failures.values():
             raise error
+
+    def delete_error(self, key: str) -> StoreError | None:
+        """Return what the last try to remove an object failed with."""
+        return self._delete_errors.get(key)
 
     def _may_delete(self, key: str) -> bool:
         record = self._journal.deletes.get(key)
@@ -358,11 +388,13 @@ class WriteBack:
                         self._deleted(key)
                 for key, error in failures.items():
                     log.info("%r cannot be removed yet: %s", key, error)
-                    self._deletes_due[key] = trio.current_time() + retry_delay_s(3)
+                    self._delete_errors[key] = error
+                    self._deletes_due[key] = trio.current_time() + self._pause_s(3)
         except StoreError as exc:
             log.info("%d objects cannot be removed yet: %s", len(keys), exc)
             self.failures += 1
-            delay_s = retry_delay_s(2)
+            self._delete_errors.update(dict.fromkeys(keys, exc))
+            delay_s = self._pause_s(2)
         except Exception:
             log.exception("removing objects failed in an unexpected way")
             delay_s = 60.0
@@ -376,6 +408,7 @@ class WriteBack:
 
     def _deleted(self, key: str) -> None:
         self._deletes_due.pop(key, None)
+        self._delete_errors.pop(key, None)
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)
@@ -392,29 +425,19 @@ class WriteBack:
         """Number of entries and deletes that the store does not have yet."""
         return sum(1 for d in self._entries if d.must_push or d in self._pushing) + len(self._journal.deletes)
 
-    def hurry(self, prefix: str = "") -> None:
-        """Push everything below a key at once, as far as it is closed."""
+    def hurry(self, prefix: str = "", *, failed: bool = True) -> None:
+        """Push everything at or below a key at once, as far as it is closed; ``failed``: also what has failed lately."""
         now = trio.current_time()
-        for dirty in self._entries:
-            if dirty.must_push and dirty.key.startswith(prefix) and (dirty.closed or not dirty.writers):
-                self._due[dirty] = min(self._due.get(dirty, now), now)
-        for key in self._deletes_due:
-            if key.startswith(prefix):
+        for dirty, due in list(self._due.items()):
+            if due > now and is_at_or_below(dirty.key, prefix) and (failed or dirty.error is None):
+                self._put_due(dirty, now)
+        for key, due in self._deletes_due.items():
+            if due > now and is_at_or_below(key, prefix) and (failed or key not in self._delete_errors):
                 self._deletes_due[key] = now
         self._wake.set()
 
-    async def persist(self, prefix: str) -> None:
-        """Wait until what is below ``prefix`` (or has that key) is in the store. Raises the error of what fails now."""
-        while True:
-            waiting = [d for d in self._entries if d.key.startswith(prefix) and d.must_push]
-            deletes = [key for key in self._journal.deletes if key.startswith(prefix)]
-            if not waiting and not deletes:
-                return
-            self.hurry(prefix)
-            changed = self._entries.changed
-            before = [(d, d.attempts) for d in waiting]
-            with trio.move_on_after(POLL_S):
-                await changed.wait()
-            for dirty, attempts in before:
-                if dirty.error is not None and dirty.attempts > attempts and dirty.must_push:
-                    raise dirty.error
+def is_at_or_below(key: str, path: str) -> bool:
+    """Whether an object's key is that of a file, directory or symlink ``path``, or of something in it; "": everything."""
+    if not path or key == path:
+        return True
+    return key.startswith(path + "/") or key == path + naming.SYMLINK_SUFFIX

@@ -87,6 +87,16 @@ class FakeStore:
         with self._lock:
             del self.objects[key]
 
+    def copied(self) -> FakeStore:
+        """Return a store with the same content, open uploads and versions to come, without faults and counts."""
+        with self._lock:
+            uploads = {name: FakeUpload(u.key, u.metadata, dict(u.parts)) for name, u in self.uploads.items()}
+            other = FakeStore(
+                objects=dict(self.objects), uploads=uploads, abilities=self.abilities, least_part_bytes=self.least_part_bytes
+            )
+            other._now_ns, other._next_upload = self._now_ns, self._next_upload
+            return other
+
     # Faults.
 
     def fail_next(self, n: int = 1, error: Callable[[], StoreError] | None = None, kind: str | None = None) -> None:

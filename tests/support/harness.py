@@ -1,31 +1,48 @@
-"""One mount's parts without FUSE: as the daemon builds them, on a fake store, a fake kernel and a temporary directory."""
+"""One mount's parts without FUSE: as the daemon builds them, on a fake store, a fake kernel and a temporary directory.
+
+`mounted` runs one life of a daemon over the state in a directory; the next one over the same directory is a remount.
+`snapshot` copies what a kill at this instant would leave, on disk and in the store, for another life to take up.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
+from luxfuse.assembly import Local, TreeParts, build_tree
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
+from luxfuse.config import CacheDirectory as CacheSetting
+from luxfuse.config import Settings, WriteMode
 from luxfuse.index import lifecycle
+from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.ahead import FilesAhead, FillBehind
-from luxfuse.vfs.attributes import Defaults
+from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery import Outcome, Recovery
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import Writer
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_store import FakeStore
 
@@ -62,13 +79,53 @@ class Options:
     max_requests: int = 16
     passthrough: bool = True
     flusher: bool = True
+    write_mode: WriteMode = "cache-through"
+    on_conflict: str = "overwrite"
+    room_timeout_s: float = 2.0
+    abort_uploads: bool = True
     directory: Callable[[Path, str], CacheDirectory] = CacheDirectory
+
+    def settings(self, path: Path) -> Settings:
+        """The settings of a daemon that has its state in ``path``."""
+        return Settings(
+            source="fake://bucket", mountpoint=str(path / "mnt"), state_dir=str(path),
+            cache_dir=CacheSetting(str(path / "cache"), self.capacity_bytes), free_space_ratio=self.free_space_ratio,
+            metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
+            whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
+            write_mode=self.write_mode, on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
+        )
+
+
+class Durable:
+    """What is on the platter: lets nobody commit while it is looked at, and knows what was synced."""
+
+    def __init__(self, index: IndexStore, journal: Journal, staging: Staging) -> None:
+        self.lock = threading.RLock()
+        self.synced: set[int] = set()
+        """File numbers of staging files that were brought to the platter at least once."""
+        commit_journal, commit_index, sync = journal._file.commit, index._commit, staging.sync
+
+        def guarded(function: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object) -> object:
+                with self.lock:
+                    return function(*arguments)
+
+            return call
+
+        def note_synced(fd: int) -> None:
+            sync(fd)
+            self.synced.add(os.fstat(fd).st_ino)
+
+        journal._file.commit = guarded(commit_journal)  # type: ignore[method-assign, assignment]
+        index._commit = guarded(commit_index)  # type: ignore[method-assign, assignment]
+        staging.sync = note_synced  # type: ignore[method-assign]
 
 
 @dataclass
 class Mount:
     """The parts, by the names of the daemon."""
 
+    path: Path
     driver: FakeStore
     store: Store
     clock: FakeClock
@@ -85,7 +142,26 @@ class Mount:
     ahead: FilesAhead
     files: Files
     fs: FileSystem
+    journal: Journal
+    staging: Staging
+    dirty: DirtyEntries
+    writer: Writer
+    writeback: WriteBack
+    recovered: Recovered
+    recovery: Recovery
     nursery: trio.Nursery
+    durable: Durable
+    outcome: Outcome = field(default_factory=Outcome)
+    """What recovery found."""
+
+    async def drain(self, timeout_s: float = 20.0) -> None:
+        """Bring everything to the store, as before an unmount."""
+        self.writeback.urgent = True
+        with trio.fail_after(timeout_s):
+            while self.writeback.pending:
+                self.writeback.hurry()
+                await trio.sleep(0.002)
+        self.writeback.urgent = False
 
     async def inode(self, path: str) -> int:
         """Look a path up, name by name."""
@@ -140,72 +216,130 @@ class Mount:
 async def mounted(
     path: Path, driver: FakeStore, options: Options | None = None, *, clean_end: bool = True, **changes: object
 ) -> AsyncIterator[Mount]:
-    """Build all parts over the state in ``path``; ``clean_end`` False leaves the index as a killed daemon would."""
+    """Build all parts over the state in ``path`` and recover what is there.
+
+    At the end what is dirty is brought to the store; ``clean_end`` False leaves all as a killed daemon would.
+    """
     o = options or Options()
     for name, value in changes.items():
         assert hasattr(o, name), name
         setattr(o, name, value)
-    clock = FakeClock()
     store = Store(
         driver, request_timeout_s=o.request_timeout_s, max_requests=o.max_requests, rng=random.Random(0)
     )
-    directory = o.directory(path / "cache", "source")
-    index = IndexStore(path / "index")
-    try:
+    with contextlib.ExitStack() as stack:
+        directory = o.directory(path / "cache", "source")
+        stack.callback(directory.close)
+        journal = Journal(path / "journal")
+        stack.callback(journal.close)
+        index = IndexStore(path / "index")
+        stack.callback(index.close)
         beginning = await lifecycle.begin(index, directory.identity)
         if not beginning.same_cache:
             await Objects(index).clear()
             directory.doom_all()
+        local = Local(directory, index, journal, beginning.epoch)
+        stack.callback(local.staging.close)
+        durable = Durable(index, journal, local.staging)
         async with trio.open_nursery() as nursery:
-            yield _build(o, driver, store, clock, directory, index, beginning, nursery)
+            mount = _build(o, path, driver, store, local, beginning, durable, nursery)
+            stack.callback(_close_files, mount)
+            await _begin(o, mount)
+            yield mount
+            if clean_end:
+                await mount.drain()
+                mount.files.note_touched()
+                mount.cache.close()
+                await journal.commit()
             nursery.cancel_scope.cancel()
         if clean_end:
             await lifecycle.end(index)
-    finally:
-        index.close()
-        directory.close()
 
 
 def _build(
-    o: Options, driver: FakeStore, store: Store, clock: FakeClock, directory: CacheDirectory, index: IndexStore,
-    beginning: lifecycle.Beginning, nursery: trio.Nursery,
+    o: Options, path: Path, driver: FakeStore, store: Store, local: Local, beginning: lifecycle.Beginning,
+    durable: Durable, nursery: trio.Nursery,
 ) -> Mount:
-    kernel = FakeKernel(passthrough=o.passthrough)
-    names = Names(index, clock)
-    lister = Lister(store=store, names=names, nursery=nursery, clock=clock)
-    namespace = Namespace(
-        store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=o.metadata_ttl_s,
-        negative_ttl_s=o.negative_ttl_s, nursery=nursery, clock=clock,
+    kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock()
+    p: TreeParts = build_tree(
+        o.settings(path), store, local, kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
     )
-    objects = Objects(index)
-    space = Space(directory, objects, capacity_bytes=o.capacity_bytes, free_space_ratio=o.free_space_ratio)
-    cache = PageCache(
-        store=store, objects=objects, directory=directory, space=space, source_id="source", epoch=beginning.epoch,
-        memory_bytes=o.memory_bytes, nursery=nursery,
-    )
-    ahead = FilesAhead(
-        namespace=namespace, cache=cache, limit_bytes=o.readahead_bytes, largest_bytes=o.whole_file_bytes
-    )
-    files = Files(
-        namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
-        whole_file_bytes=o.whole_file_bytes, readahead_bytes=o.readahead_bytes,
-    )
-
-    def lost_files() -> None:
-        cache.forget_all_pages()
-        files.forget_all()
-
-    space.lost_files = lost_files
-    fs = FileSystem(
-        namespace=namespace, files=files, cache=cache, defaults=Defaults(1000, 1000, 0o022, 1), tier="ssd"
-    )
-    nursery.start_soon(store.watch_deadlines)
-    if o.flusher:
-        nursery.start_soon(index.flusher)
     return Mount(
-        driver, store, clock, kernel, index, beginning, names, lister, namespace, directory, objects, space, cache, ahead,
-        files, fs, nursery,
+        path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
+        p.space, p.cache, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered,
+        p.recovery, nursery, durable,
     )
+
+
+async def _begin(o: Options, mount: Mount) -> None:
+    """Recover and start the background tasks, in the order of the daemon."""
+    start = mount.nursery.start_soon
+    start(mount.store.watch_deadlines)
+    if o.flusher:
+        start(mount.index.flusher)
+    start(mount.journal.committer)
+    mount.outcome = await mount.recovery.run()
+    if o.abort_uploads:
+        await mount.recovery.abort_uploads()
+    start(mount.writer.watch)
+    start(mount.writeback.run)
+
+
+def _close_files(mount: Mount) -> None:
+    """What the end of a process closes."""
+    for backing in mount.kernel.table.values():
+        for fd in (backing.fd, *backing.writers):
+            os.close(fd)
+    for dirty in mount.dirty:
+        if dirty.source is not None and dirty.source.bytes.fd >= 0:
+            os.close(dirty.source.bytes.fd)
+            dirty.source.bytes.fd = -1
+
+
+def snapshot(mount: Mount, target: Path, *, power_cut: bool = False) -> FakeStore:
+    """Copy to ``target`` what is on disk at this instant; returns a copy of the store as it is at this instant.
+
+    ``power_cut``: staging files that were never synced are lost. (What a synced one got since is kept: either may be.)
+    """
+    with mount.durable.lock:
+        driver = mount.driver.copied()
+        for name in ("journal", "index", "cache", "recovered"):
+            if (mount.path / name).exists():
+                _copy_tree(mount.path / name, target / name)
+        if power_cut:
+            for path in (mount.path / "cache").glob("*/staging/*"):
+                if path.stat().st_ino not in mount.durable.synced:
+                    (target / path.relative_to(mount.path)).unlink(missing_ok=True)
+    return driver
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _copy_tree(Path(entry.path), target / entry.name)
+            elif entry.name not in ("lock", "lock.mdb"):
+                with contextlib.suppress(FileNotFoundError):  # a thread has just removed it
+                    _copy_file(Path(entry.path), target / entry.name)
+    shutil.copystat(source, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file, its holes as holes."""
+    with source.open("rb") as fin, target.open("wb") as out:
+        st = os.fstat(fin.fileno())
+        position = 0
+        while position < st.st_size:
+            try:
+                position = os.lseek(fin.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(fin.fileno(), position, os.SEEK_HOLE)
+            os.pwrite(out.fileno(), os.pread(fin.fileno(), end - position, position), position)
+            position = end
+        out.truncate(st.st_size)
+        os.utime(out.fileno(), ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 def random_bytes(size: int, seed: int) -> bytes:
