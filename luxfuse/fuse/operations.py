@@ -115,6 +115,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
+        await self._fs.before_readdir(start_id)
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
             if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry), cookie):

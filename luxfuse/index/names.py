@@ -232,7 +232,7 @@ class Names:
         checked_s: float,
         attributes: Attributes | None,
     ) -> Entry:
-        serial = old.listing if old is not None else self._serial(parent)
+        serial = old.listing if old is not None else self.serial(parent)
         entry = Entry(
             self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial, attributes
         )
@@ -304,7 +304,8 @@ class Names:
         value = self._store.get(Table.LISTINGS, U64.pack(directory))
         return None if value is None else decode_listing(value)
 
-    def _serial(self, directory: int) -> int:
+    def serial(self, directory: int) -> int:
+        """Return the serial number of the last complete listing of a directory, 0 if there is none."""
         listing = self.listing(directory)
         return listing.serial if listing else 0
 
@@ -326,7 +327,7 @@ class Names:
 
     def _new_serial(self, directory: int) -> int:
         """No number comes twice: entries of a listing that failed half-way must not pass for ones of the next."""
-        serial = max(self._serial(directory), self._last_serial) + 1
+        serial = max(self.serial(directory), self._last_serial) + 1
         self._store.put(Table.META, b"serial", U64.pack(serial))
         self._last_serial = serial
         return serial

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import secrets
@@ -65,7 +66,8 @@ class AzureWrites:
         answer = self._run(
             what,
             self._blob(key).upload_blob,
-            bytes(data),
+            _body(data),
+            length=len(data),
             overwrite=True,
             metadata=metadata,
             content_settings=ContentSettings(content_type=content_type(key)),
@@ -142,7 +144,7 @@ class AzureWrites:
 
         errors = sync(self._fs.loop, delete_all)
         if len(keys) == 1 and errors[0] is not None:
-            raise errors[0]
+            raise errors[0] from None
         return {key: error for key, error in zip(keys, errors, strict=True) if error is not None}
 
     def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
@@ -154,7 +156,7 @@ class AzureWrites:
         # All block ids of a blob must have one length, those of other uploads too. Each try has a block of its own, so
         # that one that is overtaken by its repetition changes nothing.
         block = f"{_record(upload, what)[0]}-{number:05d}-{os.urandom(4).hex()}"
-        self._run(what, self._blob(key).stage_block, block, bytes(data), length=len(data))
+        self._run(what, self._blob(key).stage_block, block, _body(data), length=len(data))
         return block
 
     def copy_part(
@@ -191,6 +193,11 @@ class AzureWrites:
             return sync(self._fs.loop, function, *arguments, **named, **self._options)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, "az") from None
+
+
+def _body(data: Buffer) -> io.BytesIO:
+    """Return ``data`` as aiohttp likes to send it: in pieces, so that the event loop is not held up."""
+    return io.BytesIO(data if isinstance(data, bytes) else bytes(data))
 
 
 def _condition(expect: str | None) -> dict[str, Any]:

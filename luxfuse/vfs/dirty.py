@@ -51,6 +51,8 @@ class Dirty:
     finished: bool = False
     orphan: Entry | None = None
     """What was recorded of a name that is gone."""
+    unprivileged: bool = False
+    """Whether somebody who is not root has it open for writing: set-user-ID goes with the first write."""
     times_set: bool = False
     """Whether a program has set the times of the content."""
     sent_early: bool = False

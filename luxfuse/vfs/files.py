@@ -130,7 +130,10 @@ class Files:
 
     async def open(self, inode: int) -> int:
         """Open a file for reading; returns the file handle. Raises `Stale`, `StoreError`."""
-        entry = await self._namespace.current(inode)
+        try:
+            entry = await self._namespace.current(inode)
+        except Stale:
+            return self._open_again(inode)
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.source is not None:
             return self.open_staged(dirty, entry)
@@ -148,6 +151,19 @@ class Files:
             raise Stale(f"{key!r} changed in the under-store") from None
         finally:
             self._cache.release(obj)
+
+    def _open_again(self, inode: int) -> int:
+        """Open a file that has lost its name, if it is open already (by /proc/self/fd). Raises `Stale`."""
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.source is not None and dirty.orphan is not None:
+            return self.open_staged(dirty, dirty.orphan)
+        copied = self._copied.get(inode)
+        if copied is not None:
+            return self._open_copied(copied.entry, copied.obj)
+        handle = self._kernel.acquire(inode, 0.0) if inode in self._registry.registered else None
+        if handle is None:
+            raise Stale(f"inode {inode} has no name and is not open")
+        return handle
 
     async def _open_object(self, parent: int, name: bytes, entry: Entry, obj: CachedObject) -> int:
         inode = entry.inode
@@ -187,17 +203,16 @@ class Files:
                 continue
             self._register(parent, name, entry, obj, fd)
 
-    def open_staged(self, dirty: Dirty, entry: Entry, *, writing: bool = False, room: bool = True) -> int:
+    def open_staged(self, dirty: Dirty, entry: Entry, *, writing: bool = False, copy: bool = False) -> int:
         """Open a file that is being written to; returns the handle.
 
-        In passthrough if its content is complete in the staging file. Without ``room`` in the cache a first open for
-        writing is copied, so that the writer can be made to wait.
+        In passthrough if its content is complete in the staging file, unless a first open is to ``copy``.
         """
         inode = dirty.inode
         source = dirty.source
         assert source is not None
         possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
-        if possible and not self._kernel.is_registered(inode) and (room or not writing):
+        if possible and not self._kernel.is_registered(inode) and not copy:
             self._register_staged(dirty, entry, source.bytes.fd)
         if possible and self._kernel.is_registered(inode):
             handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry), writing=writing)
@@ -272,6 +287,10 @@ class Files:
             inodes.discard(inode)
             if not inodes:
                 del self._registry.by_object[oid]
+
+    def released(self, inode: int) -> None:
+        """A passthrough open for writing is over."""
+        self._kernel.released(inode)
 
     def retire(self, inode: int) -> None:
         """Take the backing of an inode away, at its last close if it is open."""

@@ -120,6 +120,10 @@ class FileSystem:
         dirty = self._dirty.get(inode)
         if dirty is not None:
             return self._stat_dirty(dirty, self._writer.row(dirty))
+        if (removed := self._tree.removed_directory(inode)) is not None:
+            gone = stat_of(removed, self._defaults, 0.0)
+            gone.nlink = 0
+            return gone
         pinned = self.files.pinned(inode)
         if pinned is not None:
             try:
@@ -197,8 +201,8 @@ class FileSystem:
         """Set an extended attribute; it travels in the object's metadata."""
         if name.startswith(XATTR_PREFIX):
             raise NotPermitted(f"{name!r} is read-only")
-        if name.startswith(b"system."):
-            raise NotSupported(f"{name!r}: access control lists are not kept")
+        if not name.startswith((b"user.", b"trusted.", b"security.")):
+            raise NotSupported(f"{name!r}: attributes of that kind are not kept")
         await self._tree.set_xattrs(inode, {**await self._tree.xattrs(inode), os.fsdecode(name): value})
 
     async def removexattr(self, inode: int, name: bytes) -> None:
@@ -214,19 +218,28 @@ class FileSystem:
 
     async def opendir(self, inode: int) -> tuple[int, bool]:
         """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds)."""
+        if self._tree.removed_directory(inode) is not None:
+            return self._new_directory_handle(inode), False
         if inode != ROOT_INODE and (await self.namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
         serial = await self.namespace.listed(inode)
-        await self.namespace.flush()
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial
         self._kernel_has.move_to_end(inode)
         if len(self._kernel_has) > LISTINGS_REMEMBERED:
             self._kernel_has.popitem(last=False)
+        return self._new_directory_handle(inode), holds
+
+    def _new_directory_handle(self, inode: int) -> int:
         handle = self._next_handle
         self._next_handle = handle % 0xFFFF_FFFF + 1
         self._directories[handle] = _DirectoryHandle(inode, {})
-        return handle, holds
+        return handle
+
+    async def before_readdir(self, cookie: int) -> None:
+        """To be awaited before `readdir`: what begins from the start shows all that was changed until now."""
+        if cookie == 0:
+            await self.namespace.flush()
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield (name, attributes, cookie of this entry) of the entries after ``cookie`` (0: from the start).
@@ -337,6 +350,8 @@ class FileSystem:
         dirty, writing = self._written(ref)
         if ref.number is not None:
             self.files.release(ref.number)
+        elif ref.inode is not None:
+            self.files.released(ref.inode)
         if dirty is not None and writing:
             self._writer.closed(dirty)
 

@@ -97,25 +97,82 @@ class Moves:
             raise NotADirectory(f"{name!r} is no directory")
 
     async def _exchange(self, place: Place, new_place: Place) -> None:
-        """Three moves over a third name; a restart makes those that are missing."""
+        """Swap two names: in the store over a third key, here at once."""
         number = self._journal.new_id()
+        first, second = self._tree.row_of(place), self._tree.row_of(new_place)
         between = (place[0], f".luxfuse-exchange-{number:x}".encode())
-        keys = [
-            self._namespace.key(*where, kind)
-            for where, kind in (
-                (place, self._tree.row_of(place).kind),
-                (new_place, self._tree.row_of(new_place).kind),
-                (between, self._tree.row_of(place).kind),
-            )
-        ]
-        steps = ((place, between), (new_place, place), (between, new_place))
-        arguments = {"first": keys[0], "second": keys[1], "between": keys[2]}
+        keys = self._namespace.key(*place, first.kind), self._namespace.key(*new_place, second.kind)
+        new_keys = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
+        between_key = self._namespace.key(*between, first.kind)
+        for entry, key in zip((first, second), keys, strict=True):
+            await self._bring(entry, key)
+        with self._writeback.freeze(*keys, between_key):
+            for entry, where in ((first, place), (second, new_place)):
+                self._namespace.hold(entry.inode, *where)
+            arguments = {"first": keys[0], "second": keys[1], "between": between_key}
+            try:
+                copies = await self._swap_objects(number, arguments, (first, second), new_keys)
+            finally:
+                self._journal.drop_operation(number)
+            self._names.move(*place, *between)
+            self._names.move(*new_place, *place)
+            self._names.move(*between, *new_place)
+            self._namespace.forget_prefixes()
+            for where, key, new_key, copied in (
+                (new_place, keys[0], new_keys[0], copies[0]), (place, keys[1], new_keys[1], copies[1]),
+            ):
+                self._note_exchanged(where, key, new_key, copied)
+            self._changed(place, new_place)
+            await self._journal.commit()
+
+    def _note_exchanged(self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo]) -> None:
+        row = self._tree.row_of(place)
+        if row.kind is Kind.DIRECTORY:
+            self._rekey_below(key, new_key, place, place, copied)
+            for old, info in copied.items():
+                self._note_copied(old, new_key + old[len(key) :], place, len(new_key), info)
+        elif key in copied:
+            self._adopt_version(place, key, new_key, copied[key])
+        elif (dirty := self._entries.get(row.inode)) is not None:
+            self._rekey(dirty, place, new_key, ABSENT)
+        if self._entries.get(row.inode) is None:
+            self._namespace.settle(row.inode, *place)
+
+    async def _bring(self, entry: Entry, key: str) -> None:
+        """Bring what is dirty of an entry to the store, so that there are objects to be moved."""
+        await self._writeback.settled(key)
+        below = self._entries.below(key) if entry.kind is Kind.DIRECTORY else [self._entries.get(entry.inode)]
+        for dirty in below:
+            if dirty is not None and dirty.must_push:
+                await self._writeback.push(dirty)
+
+    async def _swap_objects(
+        self, number: int, arguments: dict[str, str], entries: tuple[Entry, Entry], new_keys: tuple[str, str]
+    ) -> tuple[dict[str, ObjectInfo], dict[str, ObjectInfo]]:
+        """Make the three moves in the store; returns what was copied, by the old keys."""
         began_s = time.time()
-        for step, (source, target) in enumerate(steps):
+        key, other, between = arguments["first"], arguments["second"], arguments["between"]
+        moved: list[dict[str, ObjectInfo]] = []
+        for step, (entry, source, target) in enumerate(
+            ((entries[0], key, between), (entries[1], other, new_keys[1]), (entries[0], between, new_keys[0]))
+        ):
             self._journal.put_operation(number, OperationRecord(SWAP, arguments, step, began_s))
-            await self._move(source, target)
-        self._journal.drop_operation(number)
-        await self._journal.commit()
+            await self._journal.commit()
+            moved.append(await self._transfer(entry, source, target))
+        first = {key + old[len(between) :]: info for old, info in moved[2].items()}
+        return first, moved[1]
+
+    async def _transfer(self, entry: Entry, source: str, target: str) -> dict[str, ObjectInfo]:
+        """Copy an object, or all below a prefix, and remove the original; returns the copies by their old keys."""
+        if entry.kind is Kind.DIRECTORY:
+            copied, keys = await self._copy_below(source, target)
+            await self._writeback.delete_now(keys or [source])
+            return copied
+        if not self._tree.in_store(entry):
+            return {}
+        info = await self._writeback.copy(source, target, None, entry.size)
+        await self._writeback.delete_now([source])
+        return {source: info}
 
     # -- one move
 
@@ -248,8 +305,11 @@ class Moves:
         """An entry of the store has a new key, and so a new version: keep what is cached of it."""
         row = self._tree.row_of(place)
         dirty = self._entries.get(row.inode)
-        if dirty is not None:  # somebody began to write to it while it was copied
+        if dirty is not None:  # somebody has it open for writing: the copy has what was uploaded
+            uploaded = dirty.uploaded
             self._rekey(dirty, place, new_key, info.version)
+            row.version, dirty.uploaded = info.version, uploaded
+            self._namespace.put(*place, row)
             return
         oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
         row.version, row.checked_s = info.version, self._namespace.now_s()

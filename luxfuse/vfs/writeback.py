@@ -436,6 +436,8 @@ class WriteBack:
                 self._deletes_due[key] = now
         self._wake.set()
 
+
+
 def is_at_or_below(key: str, path: str) -> bool:
     """Whether an object's key is that of a file, directory or symlink ``path``, or of something in it; "": everything."""
     if not path or key == path:

@@ -47,6 +47,7 @@ INLINE_BYTES = 16 << 10
 ROOM_POLL_S = 0.1
 WATCH_INTERVAL_S = 0.25
 MAPPED_INTERVAL_S = 1.0
+PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
 EARLY_BYTES = 4 * PART_BYTES
 """A file that has grown to this size while it is written begins to go up."""
 IO_THREADS = 16
@@ -107,14 +108,27 @@ class Writer:
             if truncate:
                 await self._content(dirty).truncate(0)
             if caller.uid != 0:
-                self.clear_set_id(dirty)
+                dirty.unprivileged = True
             return self._attach(dirty)
         except BaseException:
             self.closed(dirty)
             raise
 
     def _attach(self, dirty: Dirty) -> int:
-        return self._files.open_staged(dirty, self.row(dirty), writing=True, room=self._cache.space.has_room(EARLY_BYTES))
+        row = self.row(dirty)
+        # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
+        copy = not self._cache.space.has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(row))
+        handle = self._files.open_staged(dirty, row, writing=True, copy=copy)
+        if dirty.unprivileged and not self._files.has_copied_opens(dirty.inode):
+            self.clear_set_id(dirty)
+        if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes
+            self._kernel.invalidate_inode(dirty.inode)
+        return handle
+
+    @staticmethod
+    def _has_set_id(row: Entry) -> bool:
+        mode = (row.attributes.mode if row.attributes else None) or 0
+        return without_set_id(mode) != mode
 
     def row(self, dirty: Dirty) -> Entry:
         """Return the entry of a dirty inode, also if its name is gone."""
@@ -271,9 +285,7 @@ class Writer:
         opened = dirty if dirty is not None and dirty.writers else await self.begin(inode, truncate=size == 0)
         opened.writers += 1
         try:
-            content = self._content(opened)
-            if content.size != size or opened.uploaded is None:
-                await content.truncate(size)
+            await self._content(opened).truncate(size)
             self.account(opened)
             if opened.writers == 1:
                 await self.sync(opened)
@@ -306,7 +318,7 @@ class Writer:
                 raise NoRoom(
                     f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} are not in the under-store yet"
                 )
-            self._writeback.hurry()
+            self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
 
     def account(self, dirty: Dirty) -> None:
@@ -403,7 +415,9 @@ class Writer:
             return
         if dirty.source is not None:
             if self._kernel.passthrough and self._may_be_mapped(dirty):
-                self._mapped.add(dirty)
+                if dirty not in self._mapped:
+                    self._mapped.add(dirty)
+                    self._nursery.start_soon(self._publish_soon, dirty)
                 return
             self._put_back(dirty)
         self._finish(dirty)
@@ -413,6 +427,13 @@ class Writer:
         if not self._content(dirty).seal():
             return True
         return self._staging.has_writers(self._staging.path_of(dirty.number))
+
+    async def _publish_soon(self, dirty: Dirty) -> None:
+        """The kernel lets go of a backing file a little after the close: look again before it passes for mapped."""
+        for delay_s in PUBLISH_AGAIN_S:
+            await trio.sleep(delay_s)
+            if dirty in self._mapped:
+                self.publish(dirty)
 
     def _put_back(self, dirty: Dirty) -> None:
         source, row = dirty.source, self.row(dirty)
@@ -506,7 +527,6 @@ class Writer:
             if self._mapped and trio.current_time() - mapped_s > MAPPED_INTERVAL_S:
                 mapped_s = trio.current_time()
                 for dirty in list(self._mapped):
-                    self._mapped.discard(dirty)
                     self.publish(dirty)
 
     def _begin_early(self, dirty: Dirty) -> None:
