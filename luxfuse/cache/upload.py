@@ -20,6 +20,7 @@ from luxfuse.cache.together import together
 from luxfuse.core.parts import SINGLE_BYTES, Part, plan_parts
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
+from luxfuse.steps import reached
 from luxfuse.tiers.directory import read_exact
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 from luxfuse.understore.base import UnderStore
@@ -172,14 +173,18 @@ class Uploader:
                 await self.abort(early.key, early.upload)
             early = None
             upload = await self.store.begin_upload(source.key, metadata)
+            reached("upload.begun")
             self._journal.note_upload(source.key, upload)
+            reached("upload.noted")
         try:
             tags = await self._send(source, upload, parts, early, sums)
+            reached("upload.parts")
             info = await self.store.complete_upload(source.key, upload, sorted(tags.items()), expect=expect)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(5):
                 await self.abort(source.key, upload)
             raise
+        reached("upload.completed")
         self._journal.drop_upload(source.key, upload)
         return Uploaded(info, sums, stamp)
 
@@ -219,6 +224,7 @@ class Uploader:
                 if source.cancelled:
                     raise Cancelled(f"{source.key!r} is not wanted any more")
                 tags[part.number] = await self._send_part(source, upload, part, sums)
+                reached("upload.part")
 
         async with together() as start:
             for part in parts:
@@ -287,6 +293,7 @@ class Uploader:
         try:
             sums: dict[int, int] = {}
             early.tags[part.number] = await self._send_part(source, early.upload, part, sums)
+            reached("upload.early-part")
             early.checksums.update(sums)
         finally:
             self._slots.release_on_behalf_of(slot)

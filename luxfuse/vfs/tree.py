@@ -19,6 +19,7 @@ from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
+from luxfuse.steps import reached
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import XATTRS_MOST_BYTES, AttributeChanges, Caller, Defaults, stat_of, to_metadata
@@ -219,12 +220,14 @@ class Tree:
             dirty = self._make(parent, name, kind, attributes, key, len(target))
             dirty.target, dirty.attributes_changed, dirty.closed = target, True, True
             self._writer.note(dirty, target or None)
+            reached("make.noted")
         if self.is_through(key) and kind is not Kind.SPECIAL:
             try:
                 await self._writeback.push(dirty)
             except (LuxError, OSError):
                 await self._undo(dirty)
                 raise
+            reached("make.stored")
         elif dirty.must_push:
             self._writeback.schedule(dirty)
         return self.row(dirty.inode)
@@ -327,6 +330,7 @@ class Tree:
         dirty = self._entries.get(inode) or self._writer.mark(row, key, row.version or None)
         dirty.attributes_changed = True
         self._writer.note(dirty)
+        reached("describe.noted")
         if dirty.writers or not dirty.must_push:
             return  # they go with the content
         if not self.is_through(key):
@@ -407,6 +411,7 @@ class Tree:
         key = self._namespace.key(parent, name, entry.kind)
         await self._writeback.thawed(key)
         self._namespace.hold(None, parent, name)
+        reached("remove.held")
         removed = not self.in_store(entry)
         if not removed and self.is_through(key) and not self._files.needs_store(entry.inode):
             try:
@@ -415,15 +420,19 @@ class Tree:
                 if self._entries.get(entry.inode) is None:
                     self._namespace.settle(None, parent, name)
                 raise
+            reached("remove.stored")
             removed = True
         version, after = self.version_in_store(entry), self._in_flight(entry)
         self.forget(parent, name, entry)
+        reached("remove.local")
         if removed:
             self._namespace.settle(None, parent, name)
         else:
             self._writeback.delete_later(key, (parent, name), version, after)
             self._files.defer(key, entry.inode)
+            reached("remove.noted")
             await self._journal.commit()
+            reached("remove.committed")
 
     def is_through(self, key: str) -> bool:
         """Whether changes of a key are made in the store first."""

@@ -25,6 +25,7 @@ from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import DeleteRecord, Journal
+from luxfuse.steps import reached
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import to_metadata
@@ -164,6 +165,7 @@ class WriteBack:
         row = self._namespace.peek(*dirty.place)
         assert row is not None
         dirty.attributes_changed = False
+        reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
                 uploaded = await self._push_content(dirty, row)
@@ -176,8 +178,10 @@ class WriteBack:
         except BaseException:
             dirty.attributes_changed = True
             raise
+        reached("push.stored")
         dirty.expect = info.version or None
         self._note_pushed(dirty, info)
+        reached("push.noted")
 
     def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
         if dirty.place is None:
@@ -383,6 +387,7 @@ class WriteBack:
                 wanted = [key for key in keys if key in self._journal.deletes]
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
+                reached("delete.stored")
                 for key in wanted:
                     if key not in failures:
                         self._deleted(key)
@@ -412,6 +417,7 @@ class WriteBack:
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)
+        reached("delete.dropped")
         place = self._places.pop(key, None)
         if place is not None and self._namespace.peek(*place) is None:
             self._namespace.settle(None, *place)

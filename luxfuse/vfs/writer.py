@@ -31,6 +31,7 @@ from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord
+from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind, WriteMode
 from luxfuse.vfs.attributes import Caller, to_metadata
@@ -208,10 +209,12 @@ class Writer:
         old = OldObject(key, entry.version, entry.size, sums)
         if obj.whole:
             fd = self._staging.adopt(obj.oid, dirty.number)
+            reached("begin.adopted")
             _, dirty.accounted_bytes = self._cache.detach(obj)
             self._cache.space.staged_bytes += dirty.accounted_bytes
             content = StagedBytes(fd, cache=self._cache, limiter=self._limiter)
             dirty.checksums = sums
+            reached("begin.detached")
         else:
             fd = self._staging.create(dirty.number)
             os.ftruncate(fd, entry.size)
@@ -244,6 +247,7 @@ class Writer:
         dirty.source = Source(dirty.key, content, str(self._staging.path_of(dirty.number)), old)
         self._files.attach_staged(dirty)
         self.note(dirty)
+        reached("begin.noted")
 
     def _set_times(self, dirty: Dirty, entry: Entry) -> None:
         known = entry.attributes or Attributes()
@@ -364,9 +368,11 @@ class Writer:
                         inline = os.pread(content.fd, stamp.size, 0)
                     else:
                         await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+            reached("promise.synced")
             if dirty.place is not None:
                 self.note(dirty, inline)
             await self._journal.commit()
+            reached("promise.committed")
             dirty.noted = stamp
         if dirty.must_push:
             self._writeback.schedule(dirty)
@@ -445,9 +451,11 @@ class Writer:
         keep = st.st_size > 0 and dirty.checksums and dirty.mode is not WriteMode.THROUGH
         if keep and self._cache.can_install(key, row.version):
             self._staging.publish(dirty.number, oid)
+            reached("publish.renamed")
             record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
             self._cache.space.staged_bytes -= dirty.accounted_bytes
             self._cache.install(record, dirty.checksums, st.st_ino)
+            reached("publish.installed")
         else:
             self._staging.remove(dirty.number)
             self._cache.space.count_staged(-dirty.accounted_bytes)
@@ -460,6 +468,7 @@ class Writer:
     def _finish(self, dirty: Dirty) -> None:
         self._mapped.discard(dirty)
         self._journal.drop_file(dirty.number)
+        reached("publish.dropped")
         self._entries.remove(dirty)
         self._writeback.forget(dirty)
         if dirty.place is not None:
@@ -483,6 +492,7 @@ class Writer:
             return
         if dirty.source is not None:
             self._staging.remove(dirty.number)
+            reached("discard.removed")
             self._cache.space.count_staged(-dirty.accounted_bytes)
             dirty.accounted_bytes = 0
             self._files.retire(dirty.inode)

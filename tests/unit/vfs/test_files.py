@@ -14,6 +14,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import ahead, files
 from luxfuse.vfs.files import BadHandle
 from luxfuse.vfs.namespace import Stale
+from tests.support.fake_kernel import ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, mounted, pages, random_bytes, until
 
@@ -57,12 +58,12 @@ async def test_a_large_file_is_copied_while_it_is_filled_and_handed_over_once_wh
 
 async def test_handles_end(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of(a=10, empty=0), passthrough=False) as m:
-        handle = await m.fs.open(await m.inode("a"))
-        m.fs.release(handle)
+        handle = await m.open("a")
+        await m.kernel.release(m.fs, handle)
         with pytest.raises(BadHandle):
-            m.fs.release(handle)
+            await m.fs.release(ref_of(handle))
         with pytest.raises(BadHandle):
-            await m.fs.read(handle, 0, 1)
+            await m.fs.read(ref_of(handle), 0, 1)
         assert await m.read_all("empty") == b""
         assert not m.cache._live
         assert not m.files._copied

@@ -201,7 +201,7 @@ async def test_a_replaced_object_is_a_new_inode_and_the_old_one_is_stale(tmp_pat
         assert new != old
         assert (await m.fs.getattr(new)).size == 11
         with pytest.raises(Stale):
-            await m.fs.open(old)
+            await m.kernel.open(m.fs, old)
 
 
 async def test_a_removed_object_is_gone_after_the_ttl(tmp_path: Path) -> None:
