@@ -19,6 +19,7 @@ from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.index.names import Names
+from luxfuse.steps import reached
 from luxfuse.types import Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
@@ -122,8 +123,10 @@ class Moves:
                 (new_place, keys[0], new_keys[0], copies[0]), (place, keys[1], new_keys[1], copies[1]),
             ):
                 self._note_exchanged(where, key, new_key, copied)
+            reached("exchange.named")
             self._changed(place, new_place)
             await self._journal.commit()
+            reached("exchange.dropped")
 
     def _note_exchanged(self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo]) -> None:
         row = self._tree.row_of(place)
@@ -157,8 +160,11 @@ class Moves:
             ((entries[0], key, between), (entries[1], other, new_keys[1]), (entries[0], between, new_keys[0]))
         ):
             self._journal.put_operation(number, OperationRecord(SWAP, arguments, step, began_s))
+            reached("exchange.noted")
             await self._journal.commit()
+            reached("exchange.committed")
             moved.append(await self._transfer(entry, source, target))
+            reached("exchange.moved")
         first = {key + old[len(between) :]: info for old, info in moved[2].items()}
         return first, moved[1]
 
@@ -166,11 +172,13 @@ class Moves:
         """Copy an object, or all below a prefix, and remove the original; returns the copies by their old keys."""
         if entry.kind is Kind.DIRECTORY:
             copied, keys = await self._copy_below(source, target)
+            reached("exchange.copied")
             await self._writeback.delete_now(keys or [source])
             return copied
         if not self._tree.in_store(entry):
             return {}
         info = await self._writeback.copy(source, target, None, entry.size)
+        reached("exchange.copied")
         await self._writeback.delete_now([source])
         return {source: info}
 
@@ -207,6 +215,7 @@ class Moves:
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
         self._rekey(dirty, new_place, new_key, expect)
+        reached("move-dirty.rekeyed")
         if was_there:
             self._namespace.hold(None, *place)
             after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
@@ -217,6 +226,7 @@ class Moves:
             self._writeback.delete_later(replaced, new_place, None, 0)
         self._changed(place, new_place)
         await self._journal.commit()
+        reached("move-dirty.committed")
         if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
             await self._writer.sync(dirty)
         elif not dirty.writers:
@@ -266,9 +276,12 @@ class Moves:
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
         self._namespace.hold(entry.inode, *place)
         self._namespace.hold(None, *new_place)
+        reached("move.noted")
         try:
             await self._journal.commit()
+            reached("move.committed")
             info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
+            reached("move.copied")
         except (LuxError, OSError) as exc:
             self._journal.drop_operation(number)
             self._namespace.settle(entry.inode, *place)
@@ -286,8 +299,11 @@ class Moves:
         self._changed(place, new_place)
         self._namespace.settle(entry.inode, *new_place)
         self._namespace.hold(None, *place)
+        reached("move.named")
         await self._delete_moved([key, *([replaced] if replaced else [])], place, key)
+        reached("move.deleted")
         self._journal.drop_operation(number)
+        reached("move.dropped")
 
     async def _delete_moved(self, keys: list[str], place: Place, key: str) -> None:
         """The copies are made: remove the originals, later if the store does not do it now."""
@@ -328,9 +344,12 @@ class Moves:
             self._namespace.hold(None, *new_place)
             arguments = {"source": prefix, "target": new_prefix}
             self._journal.put_operation(number, OperationRecord(MOVE_DIRECTORY, arguments, 0, time.time()))
+            reached("move-directory.noted")
             try:
                 await self._journal.commit()
+                reached("move-directory.committed")
                 copied, keys = await self._copy_below(prefix, new_prefix)
+                reached("move-directory.copied")
             except BaseException:
                 await self._undo_copies(number, entry, place, new_place)
                 raise
@@ -343,12 +362,16 @@ class Moves:
                 self._note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
             self._changed(place, new_place)
             self._namespace.hold(None, *place)
+            reached("move-directory.named")
             await self._journal.commit()
+            reached("move-directory.names-committed")
             await self._delete_moved(keys or [prefix], place, prefix)
+            reached("move-directory.deleted")
             self._journal.drop_operation(number)
             if self._entries.get(entry.inode) is None:
                 self._namespace.settle(entry.inode, *new_place)
             await self._journal.commit()
+            reached("move-directory.dropped")
 
     async def _undo_copies(self, number: int, entry: Entry, place: Place, new_place: Place) -> None:
         """The copying failed: everything is where it was, beside copies below the new name, which then exists."""
@@ -368,6 +391,7 @@ class Moves:
             async with limiter:
                 target = new_prefix + info.key[len(prefix) :]
                 copied[info.key] = await self._store.copy(info.key, target, version=info.version or None, size=info.size)
+                reached("move-directory.copied-one")
 
         async for page in self._store.list_all(prefix):
             keys += [info.key for info in page.objects]

@@ -28,6 +28,7 @@ from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import FileRecord, Journal, OperationRecord
 from luxfuse.index.names import ROOT_INODE, Names
+from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.understore.retrying import Store
@@ -76,6 +77,7 @@ class Recovery:
         # The moves that an exchange is made of before the exchange, which makes those that are missing.
         for number, operation in sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0])):
             await self._finish(operation)
+            reached("recover.moved")
             self._journal.drop_operation(number)
             outcome.moves += 1
         for key in list(self._journal.deletes):
@@ -83,17 +85,21 @@ class Recovery:
             self._namespace.hold(None, *place)
             self._names.erase(*place)
             self._writeback.resume_delete(key, place)
+            reached("recover.delete")
             outcome.deletes += 1
         for number, record in sorted(self._journal.files.items()):
             if await self._resume(number, record):
+                reached("recover.resumed")
                 outcome.files += 1
             else:
                 outcome.recovered += await self._set_aside(number, record)
+                reached("recover.set-aside")
         known = {dirty.number for dirty in self._entries}
         for number in list(self._staging.stored()):
             if number not in known:
                 outcome.recovered += await self._keep(number, f"unknown-{number:x}")
         await self._journal.commit()
+        reached("recover.committed")
         return outcome
 
     async def abort_uploads(self) -> None:
@@ -102,6 +108,7 @@ class Recovery:
             try:
                 with trio.move_on_after(ABORT_DEADLINE_S):
                     await self._store.abort_upload(key, upload)
+                    reached("recover.aborted")
                     self._journal.drop_upload(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
@@ -132,6 +139,7 @@ class Recovery:
             info = await self._store.head(source)
             if version is None or info.version == version:
                 await self._store.copy(source, target, version=info.version, size=info.size)
+                reached("recover.copied")
                 await self._delete([source])
         except (NotFound, VersionChanged):
             return  # it was finished
@@ -144,6 +152,7 @@ class Recovery:
                 await self._store.copy(
                     info.key, target + info.key[len(source) :], version=info.version or None, size=info.size
                 )
+                reached("recover.copied")
         await self._delete(keys)
 
     async def _delete(self, keys: list[str]) -> None:
@@ -256,6 +265,7 @@ class Recovery:
                 self._names.erase(parent, name)
                 self._names.forget_listing(parent)
         self._journal.drop_file(number)
+        reached("recover.dropped")
         return await self._keep(number, record.key)
 
     async def _keep(self, number: int, key: str) -> int:
