@@ -32,6 +32,9 @@ from luxfuse.understore.whole_files import put_in_parts
 
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=False, hierarchical=False)
 DELETES_AT_ONCE = 32
+LARGE_BYTES = 1 << 20
+"""The service client gives `upload_blob` of more to aiohttp in one piece, which blocks fsspec's event loop."""
+
 COPY_POLL_S = 0.5
 COPY_LIMIT_S = 600.0
 
@@ -63,6 +66,10 @@ class AzureWrites:
     def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         what = f"PUT {key!r}"
         metadata = checked_metadata(metadata, what)
+        if len(data) >= LARGE_BYTES:
+            upload = self.begin_upload(key, metadata)
+            info = self.complete_upload(key, upload, [(1, self.upload_part(key, upload, 1, data))], expect=expect)
+            return ObjectInfo(key, len(data), info.version, info.mtime_ns, info.metadata)
         answer = self._run(
             what,
             self._blob(key).upload_blob,

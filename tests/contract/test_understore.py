@@ -1,21 +1,16 @@
-"""The under-store contract: one suite, run on the fake and on every driver against a real server."""
+"""The under-store contract: one suite, run on the fake and on every driver against a real server. Reads."""
 
 from __future__ import annotations
 
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
-from tests.support.fake_store import FakeStore
 from tests.support.servers_store import (  # noqa: F401
     AZURITE_ACCOUNT,
     AZURITE_KEY,
@@ -26,150 +21,26 @@ from tests.support.servers_store import (  # noqa: F401
     nginx_files,
     strict_moto_url,
 )
+from tests.support.store_targets import (  # noqa: F401
+    CEPH_TARGETS,
+    SECRET,
+    TARGETS,
+    Target,
+    fast_server,
+    open_target,
+    s3_target,
+)
 
-SECRET = "s3cr3t/Key+Value=="
-TIMEOUT_S = 10.0
 MANY = 2500
 
 ODD_KEYS = ["e//f", "w/../q", "w/./r", "/lead", "trailing//"]
 FILE_KEYS = ["sp ace/a b", "a%b", "p%20q", "a#b", "a?b", "plus+plus", "é ü/ñ", "日本", "quo'\"", "~", "a&b=c", "a;b"]
-TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-az", "fsspec-az", "memory", "local", "http"]
-CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
-
-
-@dataclass
-class Target:
-    """One store under test, with a way to change it behind the driver's back."""
-
-    name: str
-    source: str
-    options: dict[str, str]
-    endpoint: str | None
-    driver: str
-    put: Callable[[str, bytes], Any]
-    delete: Callable[[str], Any]
-    features: frozenset[str]
-    fake: FakeStore | None = None
-
-    def open(self, **changes: Any) -> UnderStore:
-        if self.fake is not None:
-            return self.fake
-        settings: dict[str, Any] = {
-            "endpoint_url": self.endpoint,
-            "storage_options": self.options,
-            "driver": self.driver,
-            "request_timeout_s": TIMEOUT_S,
-        }
-        source = changes.pop("source", self.source)
-        return open_driver(source, **{**settings, **changes})
-
-
-OBJECTS = frozenset({"odd keys", "metadata", "buckets", "endpoint"})
-FILES: frozenset[str] = frozenset()
-
-
-def s3_client(url: str, key: str = "key", secret: str = SECRET) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", endpoint_url=url, aws_access_key_id=key, aws_secret_access_key=secret,
-                        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}))  # fmt: skip
-
-
-def s3_target(request: pytest.FixtureRequest, driver: str, prefix: str = "") -> Target:
-    url = request.getfixturevalue("moto_url")
-    client = s3_client(url)
-    bucket = f"b-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=bucket)
-
-    def put(key: str, data: bytes) -> None:
-        client.put_object(Bucket=bucket, Key=prefix + key, Body=data, Metadata={"Mode": "33188"})
-
-    return Target(
-        f"{driver}-s3", f"s3://{bucket}/{prefix}".rstrip("/"), {"key": "key", "secret": SECRET}, url, driver, put,
-        lambda key: client.delete_object(Bucket=bucket, Key=prefix + key), OBJECTS,
-    )  # fmt: skip
-
-
-def ceph_target(request: pytest.FixtureRequest, driver: str) -> Target:
-    server = request.getfixturevalue("ceph_rgw")
-    client = s3_client(server.endpoint, server.access_key, server.secret_key)
-    bucket = f"b-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=bucket)
-    options = {"key": server.access_key, "secret": server.secret_key}
-    return Target(
-        f"{driver}-ceph", f"s3://{bucket}", options, server.endpoint, driver,
-        lambda key, data: client.put_object(Bucket=bucket, Key=key, Body=data, Metadata={"Mode": "33188"}),
-        lambda key: client.delete_object(Bucket=bucket, Key=key), OBJECTS | {"newlines", "credentials"},
-    )  # fmt: skip
-
-
-def az_target(request: pytest.FixtureRequest, driver: str) -> Target:
-    from azure.storage.blob import BlobServiceClient
-
-    url = request.getfixturevalue("azurite_url")
-    service = BlobServiceClient(url, credential=AZURITE_KEY)
-    request.addfinalizer(service.close)
-    bucket = f"b-{uuid.uuid4().hex[:12]}"
-    container = service.create_container(bucket)
-    # Azurite resolves ".." as a URL does.
-    return Target(
-        f"{driver}-az", f"az://{bucket}", {"account_name": AZURITE_ACCOUNT, "account_key": AZURITE_KEY}, url, driver,
-        lambda key, data: container.upload_blob(key, data, overwrite=True, metadata={"Mode": "33188"}),
-        container.delete_blob, OBJECTS | {"newlines", "no dots", "credentials"},
-    )  # fmt: skip
-
-
-def directory_target(name: str, source: str, directory: Path) -> Target:
-    def put(key: str, data: bytes) -> None:
-        path = directory / key
-        if key.endswith("/"):
-            path.mkdir(parents=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".tmp-{uuid.uuid4().hex}"
-        temporary.write_bytes(data)
-        temporary.rename(path)
-
-    return Target(name, source, {}, None, "auto", put, lambda key: (directory / key).unlink(), FILES)
-
-
-def memory_target() -> Target:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    root = f"/b-{uuid.uuid4().hex[:12]}"
-    memory.makedirs(root)
-    return Target("memory", f"memory:/{root}", {}, None, "auto",
-                  lambda key, data: memory.makedirs(f"{root}/{key}") if key.endswith("/")
-                  else memory.pipe_file(f"{root}/{key}", data),
-                  lambda key: memory.rm_file(f"{root}/{key}"), FILES)  # fmt: skip
 
 
 @pytest.fixture(params=[*TARGETS, *CEPH_TARGETS])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every store in turn, each test with a bucket or directory of its own."""
-    name = request.param
-    driver, _, rest = name.partition("-")
-    if name == "fake":
-        fake = FakeStore()
-        yield Target("fake", "", {}, None, "", fake.place, fake.remove, frozenset({"odd keys"}), fake)
-    elif rest.startswith("s3"):
-        yield s3_target(request, driver, "pre fix/deep/" if rest.endswith("prefix") else "")
-    elif rest == "ceph":
-        yield ceph_target(request, driver)
-    elif rest == "az":
-        yield az_target(request, driver)
-    elif name == "memory":
-        yield memory_target()
-    elif name == "local":
-        yield directory_target("local", f"file://{tmp_path}", tmp_path)
-    else:
-        server = request.getfixturevalue("nginx_files")
-        directory = server.directory / uuid.uuid4().hex
-        directory.mkdir()
-        yield directory_target("http", f"{server.url}/{directory.name}", directory)
-        shutil.rmtree(directory)
+    yield from open_target(request, request.param)
 
 
 @pytest.fixture

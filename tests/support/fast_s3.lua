@@ -712,7 +712,13 @@ local function serve_bucket(bucket, method, args)
     return list_objects(bucket, args)
 end
 
+-- Keys that are no paths would lead to other files.
+local function is_path(key)
+    return not ("/" .. key):find("//", 1, true) and not ("/" .. key .. "/"):find("/%.%.?/")
+end
+
 local function serve_object(bucket, key, method, args)
+    if not is_path(key) then return fail((method == "PUT" or method == "POST") and "InvalidArgument" or "NoSuchKey") end
     local path = object_path(bucket, key)
     if method == "GET" or method == "HEAD" then
         local found = stat(data .. "/" .. bucket)

@@ -1,0 +1,182 @@
+"""The stores that the under-store contract is run on, each with a way to change it behind the driver's back."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.factory import open_driver
+from tests.support import fast_s3
+from tests.support.fake_store import FakeStore
+from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
+
+SECRET = "s3cr3t/Key+Value=="
+TIMEOUT_S = 10.0
+TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "fsspec-fast", "obstore-az",
+           "fsspec-az", "memory", "local", "http"]  # fmt: skip
+CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
+
+
+@dataclass
+class Target:
+    """One store under test, with a way to change it behind the driver's back."""
+
+    name: str
+    source: str
+    options: dict[str, str]
+    endpoint: str | None
+    driver: str
+    put: Callable[[str, bytes], Any]
+    delete: Callable[[str], Any]
+    features: frozenset[str]
+    fake: FakeStore | None = None
+
+    def open(self, **changes: Any) -> UnderStore:
+        if self.fake is not None:
+            return self.fake
+        settings: dict[str, Any] = {
+            "endpoint_url": self.endpoint,
+            "storage_options": self.options,
+            "driver": self.driver,
+            "request_timeout_s": TIMEOUT_S,
+        }
+        source = changes.pop("source", self.source)
+        return open_driver(source, **{**settings, **changes})
+
+
+OBJECTS = frozenset({"odd keys", "metadata", "buckets", "endpoint"})
+FILES: frozenset[str] = frozenset()
+
+
+def s3_client(url: str, key: str = "key", secret: str = SECRET) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", endpoint_url=url, aws_access_key_id=key, aws_secret_access_key=secret,
+                        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}))  # fmt: skip
+
+
+def s3_target(request: pytest.FixtureRequest, driver: str, prefix: str = "") -> Target:
+    url = request.getfixturevalue("moto_url")
+    client = s3_client(url)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+
+    def put(key: str, data: bytes) -> None:
+        client.put_object(Bucket=bucket, Key=prefix + key, Body=data, Metadata={"Mode": "33188"})
+
+    return Target(
+        f"{driver}-s3", f"s3://{bucket}/{prefix}".rstrip("/"), {"key": "key", "secret": SECRET}, url, driver, put,
+        lambda key: client.delete_object(Bucket=bucket, Key=prefix + key), OBJECTS,
+    )  # fmt: skip
+
+
+def ceph_target(request: pytest.FixtureRequest, driver: str) -> Target:
+    server = request.getfixturevalue("ceph_rgw")
+    client = s3_client(server.endpoint, server.access_key, server.secret_key)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+    options = {"key": server.access_key, "secret": server.secret_key}
+    return Target(
+        f"{driver}-ceph", f"s3://{bucket}", options, server.endpoint, driver,
+        lambda key, data: client.put_object(Bucket=bucket, Key=key, Body=data, Metadata={"Mode": "33188"}),
+        lambda key: client.delete_object(Bucket=bucket, Key=key), OBJECTS | {"newlines", "credentials"},
+    )  # fmt: skip
+
+
+def az_target(request: pytest.FixtureRequest, driver: str) -> Target:
+    from azure.storage.blob import BlobServiceClient
+
+    url = request.getfixturevalue("azurite_url")
+    service = BlobServiceClient(url, credential=AZURITE_KEY)
+    request.addfinalizer(service.close)
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    container = service.create_container(bucket)
+    # Azurite resolves ".." as a URL does.
+    return Target(
+        f"{driver}-az", f"az://{bucket}", {"account_name": AZURITE_ACCOUNT, "account_key": AZURITE_KEY}, url, driver,
+        lambda key, data: container.upload_blob(key, data, overwrite=True, metadata={"Mode": "33188"}),
+        container.delete_blob, OBJECTS | {"newlines", "no dots", "credentials"},
+    )  # fmt: skip
+
+
+def directory_target(name: str, source: str, directory: Path) -> Target:
+    def put(key: str, data: bytes) -> None:
+        path = directory / key
+        if key.endswith("/"):
+            path.mkdir(parents=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".tmp-{uuid.uuid4().hex}"
+        temporary.write_bytes(data)
+        temporary.rename(path)
+
+    return Target(name, source, {}, None, "auto", put, lambda key: (directory / key).unlink(), FILES)
+
+
+def memory_target() -> Target:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    root = f"/b-{uuid.uuid4().hex[:12]}"
+    memory.makedirs(root)
+    return Target("memory", f"memory:/{root}", {}, None, "auto",
+                  lambda key, data: memory.makedirs(f"{root}/{key}") if key.endswith("/")
+                  else memory.pipe_file(f"{root}/{key}", data),
+                  lambda key: memory.rm_file(f"{root}/{key}"), FILES)  # fmt: skip
+
+
+def fast_target(request: pytest.FixtureRequest, driver: str) -> Target:
+    server = request.getfixturevalue("fast_server")
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    client = s3_client(server.endpoint, server.access_key, server.secret_key)
+    client.create_bucket(Bucket=bucket)
+    options = {"key": server.access_key, "secret": server.secret_key}
+    return Target(
+        f"{driver}-fast", f"s3://{bucket}", options, server.endpoint, driver,
+        lambda key, data: client.put_object(Bucket=bucket, Key=key, Body=data, Metadata={"Mode": "33188"}),
+        lambda key: client.delete_object(Bucket=bucket, Key=key), OBJECTS - {"odd keys"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def fast_server() -> Iterator[fast_s3.FastS3]:
+    """The fast S3 server of the tests."""
+    if reason := fast_s3.available():
+        pytest.skip(reason)
+    with fast_s3.FastS3() as server:
+        yield server
+
+
+def open_target(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
+    """Yield the target ``name`` of `TARGETS`, with a bucket or directory of its own."""
+    tmp_path: Path = request.getfixturevalue("tmp_path")
+    driver, _, rest = name.partition("-")
+    if name == "fake":
+        fake = FakeStore()
+        yield Target("fake", "", {}, None, "", fake.place, fake.remove, frozenset({"odd keys"}), fake)
+    elif rest.startswith("s3"):
+        yield s3_target(request, driver, "pre fix/deep/" if rest.endswith("prefix") else "")
+    elif rest == "fast":
+        yield fast_target(request, driver)
+    elif rest == "ceph":
+        yield ceph_target(request, driver)
+    elif rest == "az":
+        yield az_target(request, driver)
+    elif name == "memory":
+        yield memory_target()
+    elif name == "local":
+        yield directory_target("local", f"file://{tmp_path}", tmp_path)
+    else:
+        server = request.getfixturevalue("nginx_files")
+        directory = server.directory / uuid.uuid4().hex
+        directory.mkdir()
+        yield directory_target("http", f"{server.url}/{directory.name}", directory)
+        shutil.rmtree(directory)
