@@ -212,6 +212,8 @@ class Files:
         source = dirty.source
         assert source is not None
         possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
+        if copy and self._kernel.retire(inode, only_idle=True):
+            self._drop_record(inode)
         if possible and not self._kernel.is_registered(inode) and not copy:
             self._register_staged(dirty, entry, source.bytes.fd)
         if possible and self._kernel.is_registered(inode):
@@ -235,9 +237,18 @@ class Files:
             self._registry.registered[dirty.inode] = _Registered(parent, name, dirty.key, entry, None)
             self._bound_registered()
 
-    def shares_file(self, inode: int, oid: bytes) -> bool:
-        """Whether another inode number has the object's file as its backing."""
-        return bool(self._registry.by_object.get(oid, set()) - {inode})
+    def may_adopt(self, inode: int, oid: bytes) -> bool:
+        """Whether the object's file may be written to: no other inode has it as its backing, nor the inode another."""
+        registered = self._registry.registered.get(inode)
+        if registered is not None and registered.oid != oid:
+            if not self._kernel.retire(inode, only_idle=True):
+                return False
+            self._drop_record(inode)
+        for other in self._registry.by_object.get(oid, set()) - {inode}:
+            if not self._kernel.retire(other, only_idle=True):
+                return False
+            self._drop_record(other)
+        return True
 
     def attach_staged(self, dirty: Dirty) -> None:
         """A file begins to be written to: those who have it open see its staging file from now on."""
@@ -278,8 +289,12 @@ class Files:
         self._forget_object(inode, registered.oid)
         registered.entry, registered.key = entry, key
         registered.parent, registered.name = self._namespace.place(inode)
-        registered.oid = oid or self._cache.object_id(key, entry.version)
-        self._registry.by_object.setdefault(registered.oid, set()).add(inode)
+        if oid is None:  # the cache has nothing of it any more: the file that is open is all there is
+            registered.oid = None
+            self.retire(inode)
+            return
+        registered.oid = oid
+        self._registry.by_object.setdefault(oid, set()).add(inode)
 
     def _forget_object(self, inode: int, oid: bytes) -> None:
         inodes = self._registry.by_object.get(oid)

@@ -87,6 +87,8 @@ class WriteBack:
         self._frozen: dict[str, trio.Event] = {}
         self.is_read: Callable[[str], bool] = lambda _key: False
         """Set by the daemon: whether a removed object is still read by somebody who has it open."""
+        self.on_new_version: Callable[[Dirty, Entry, str], None] = lambda _dirty, _row, _old: None
+        """Set by the writer: an object has another version, though the same content, than the one given."""
         self.on_pushed: Callable[[Dirty], None] = lambda _dirty: None
         """Set by the writer: an entry is in the store; publishes it if nobody writes to it any more."""
 
@@ -189,6 +191,7 @@ class WriteBack:
         row = self._namespace.peek(*dirty.place)
         if row is None or row.inode != dirty.inode:
             return
+        old_version = row.version
         row.version = info.version if dirty.kind is not Kind.DIRECTORY else MARKED
         if dirty.uploaded is not None:
             row.size = dirty.uploaded.size
@@ -196,6 +199,8 @@ class WriteBack:
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
         row.checked_s = self._namespace.now_s()
         self._namespace.put(*dirty.place, row)
+        if dirty.source is None and old_version and row.version != old_version:
+            self.on_new_version(dirty, row, old_version)
 
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source, stamp = dirty.source, dirty.stamp

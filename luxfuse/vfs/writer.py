@@ -97,6 +97,7 @@ class Writer:
         self._limiter = trio.CapacityLimiter(IO_THREADS)
         self._mapped: set[Dirty] = set()
         writeback.on_pushed = self.publish
+        writeback.on_new_version = self._keep_cached
         files.on_copied_closed = self._copied_closed
 
     # -- opening
@@ -202,8 +203,10 @@ class Writer:
         entry = self._is_current(inode, key, shown.version)
         if entry is None:
             return None
-        if obj.whole and self._files.shares_file(inode, obj.oid):
-            raise Busy(f"{key!r} is open under two inode numbers")
+        if obj.whole and not self._files.may_adopt(inode, obj.oid):
+            raise Busy(f"{key!r} is open with another cache file")
+        if not obj.whole and self._kernel.is_registered(inode):
+            raise Busy(f"{key!r} is open, and no longer whole in the cache")
         dirty = self._make_dirty(entry, key)
         sums = {page: obj.pages.checksums[page] for page in range(obj.pages.total) if obj.pages.has(page)}
         old = OldObject(key, entry.version, entry.size, sums)
@@ -473,6 +476,13 @@ class Writer:
         self._writeback.forget(dirty)
         if dirty.place is not None:
             self._namespace.settle(dirty.inode, *dirty.place)
+
+    def _keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
+        """New attributes made a new version of an object: what is cached of the old one is as good."""
+        if dirty.kind is Kind.DIRECTORY:
+            return
+        oid = self._cache.rename(dirty.key, old_version, row.size, dirty.key, row.version)
+        self._files.moved(dirty.inode, row, dirty.key, oid)
 
     # -- without a name
 
