@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.failures import from_status
@@ -28,6 +28,8 @@ SINGLE_COPY_BYTES = 1 << 30
 """Larger objects are copied in parts: S3 itself draws the line at 5 GiB, but takes long for that."""
 
 COPIED_PART_BYTES = 256 << 20
+
+NO_VERSION = '"no-such-version"'
 
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
 
@@ -47,6 +49,7 @@ class S3Client:
         self._always = {"RequestPayer": "requester"} if arguments.get("requester_pays") else {}
         self._new = dict(arguments.get("s3_additional_kwargs") or {})
         self._conditional = True
+        self._matches_sources: bool | None = None
 
     @property
     def abilities(self) -> Abilities:
@@ -106,9 +109,7 @@ class S3Client:
         if size > SINGLE_COPY_BYTES:
             return self._copy_in_parts(source, target, version, size, arguments, expect, what)
         arguments = {"MetadataDirective": "REPLACE", **arguments} if metadata is not None else {}
-        answer = self._conditionally(
-            "copy_object", what, target, expect, **self._source(source, version, what), **arguments
-        )["CopyObjectResult"]
+        answer = self._copy_from("copy_object", what, source, version, target, expect, arguments)["CopyObjectResult"]
         mtime_ns = to_ns(answer["LastModified"]) if answer.get("LastModified") else 0
         return ObjectInfo(target, size, self._version(target, answer), mtime_ns, arguments.get("Metadata"))
 
@@ -183,30 +184,25 @@ class S3Client:
         self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
     ) -> str:
         what = f"COPY {source!r} [{start}, {end}) to {key!r} part {number}"
-        answer = self._call(
-            "upload_part_copy",
-            what,
-            Key=self._prefix + key,
-            UploadId=upload,
-            PartNumber=number,
-            CopySourceRange=f"bytes={start}-{end - 1}",
-            **self._source(source, version, what),
-        )
+        arguments = {"UploadId": upload, "PartNumber": number, "CopySourceRange": f"bytes={start}-{end - 1}"}
+        answer = self._copy_from("upload_part_copy", what, source, version, key, None, arguments)
+        if version is not None and not self._matches_sources:
+            self._require(source, version, what)
         tag: str = answer["CopyPartResult"]["ETag"]
         return tag
 
     def complete_upload(
         self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
     ) -> ObjectInfo:
+        what = f"COMPLETE {key!r}"
         listed = [{"PartNumber": number, "ETag": tag} for number, tag in parts]
-        answer = self._conditionally(
-            "complete_multipart_upload",
-            f"COMPLETE {key!r}",
-            key,
-            expect,
-            UploadId=upload,
-            MultipartUpload={"Parts": listed},
-        )
+        arguments = {"UploadId": upload, "MultipartUpload": {"Parts": listed}}
+        try:
+            answer = self._conditionally("complete_multipart_upload", what, key, expect, **arguments)
+        except StoreUnavailable:
+            # Some servers answer 500 for an upload that is gone, and would for ever.
+            self._call("list_parts", what, Key=self._prefix + key, UploadId=upload, MaxParts=1)
+            raise
         return ObjectInfo(key, -1, self._version(key, answer), 0)
 
     def abort_upload(self, key: str, upload: str) -> None:
@@ -222,14 +218,35 @@ class S3Client:
     def _head(self, key: str, what: str) -> dict[str, Any]:
         return self._call("head_object", what, Key=self._prefix + key)
 
-    def _source(self, key: str, version: str | None, what: str) -> dict[str, Any]:
-        source: dict[str, Any] = {"CopySource": {"Bucket": self._bucket, "Key": self._prefix + key}}
+    def _copy_from(
+        self,
+        method: str,
+        what: str,
+        source: str,
+        version: str | None,
+        key: str,
+        expect: str | None,
+        arguments: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Make a request that copies ``source`` if that is ``version``.
+
+        Some servers (Ceph's is one) ignore the condition. A first copy with a version that cannot be tells.
+        """
+        arguments = {**arguments, "CopySource": {"Bucket": self._bucket, "Key": self._prefix + source}}
         if version is None:
-            return source
+            return self._conditionally(method, what, key, expect, **arguments)
+        if version.startswith('"') and self._matches_sources is None and expect is None:
+            try:
+                self._conditionally(method, what, key, None, **arguments, CopySourceIfMatch=NO_VERSION)
+            except VersionChanged:
+                self._matches_sources = True
+            else:
+                self._matches_sources = False
         if version.startswith('"'):
-            return {**source, "CopySourceIfMatch": version}
-        self._require(key, version, what)
-        return source
+            arguments["CopySourceIfMatch"] = version
+        if not self._matches_sources or not version.startswith('"'):
+            self._require(source, version, what)
+        return self._conditionally(method, what, key, expect, **arguments)
 
     def _conditionally(self, method: str, what: str, key: str, expect: str | None, **arguments: Any) -> dict[str, Any]:
         """Make a request that writes ``key`` if that is as expected."""
