@@ -32,8 +32,11 @@ def place(request: pytest.FixtureRequest, _places: Places) -> Iterator[Place]:
     if isinstance(outcome, processes.TimedOut):
         _places.free(kind)
     unexpected = _places.new_log_lines(kind)
+    message = "unexpected log lines of the daemon:\n" + "\n".join(unexpected[:20])
     if unexpected and outcome is None:
-        pytest.fail("unexpected log lines of the daemon:\n" + "\n".join(unexpected[:20]), pytrace=False)
+        pytest.fail(message, pytrace=False)
+    elif unexpected:
+        print(message)  # pytest shows it with the failure
 
 
 _OUTCOME = pytest.StashKey[BaseException | None]()

@@ -113,3 +113,21 @@ def test_a_log_that_is_opened_for_each_line(place: Place) -> None:
         with (place / "log").open("a") as log:
             log.write(f"line {i}\n")
     assert read(place / "log").decode().splitlines() == [f"line {i}" for i in range(30)]
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: os.chmod(path, 0o600), lambda path: os.chown(path, 7, 8), lambda path: os.utime(path, (1, 1)),
+    lambda path: os.setxattr(path, "user.name", b"value"), lambda path: os.truncate(path, 7),
+    lambda path: os.rename(path, f"{path}.moved") or os.rename(f"{path}.moved", path),
+], ids=["chmod", "chown", "utime", "setxattr", "truncate", "rename"])  # fmt: skip
+def test_after_a_change_that_is_no_write(place: Place, change) -> None:
+    """To a file that was just closed: the append must go to the file that all see."""
+    for path in (place / "one", place / "two"):
+        make(path, b"content")
+        change(path)
+        with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            os.write(fd, b" and more")
+            assert os.fstat(fd).st_size == 16
+            assert read(path) == b"content and more"
+        assert os.stat(path).st_size == 16
+        assert read(path) == b"content and more"
