@@ -283,6 +283,9 @@ class Files:
         copied = self._copied.get(inode)
         if copied is not None:
             copied.entry = entry
+            if copied.obj is not None and oid is None:
+                self._cache.release(copied.obj)
+                copied.obj = self._cache.acquire(key, entry.version, entry.size)
         registered = self._registry.registered.get(inode)
         if registered is None or registered.oid is None:
             return

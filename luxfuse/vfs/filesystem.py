@@ -28,6 +28,7 @@ XATTRS = (b"version", b"cached_bytes", b"tier", b"state")
 BATCH = 256
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
+POSITIONS_REMEMBERED = 256
 
 
 class NoSuchAttribute(LuxError):
@@ -58,7 +59,8 @@ class NotALink(LuxError):
 class _DirectoryHandle:
     inode: int
     names: dict[int, bytes]
-    """Where to go on after each cookie handed out in the last two batches."""
+    """Where to go on after each cookie handed out lately. Shared by the handles of a directory, since the kernel goes on
+    with one where it has cached what another returned."""
 
 
 class FileSystem:
@@ -79,6 +81,7 @@ class FileSystem:
         self._tier = tier
         self._directories: dict[int, _DirectoryHandle] = {}
         self._next_handle = 1
+        self._positions: OrderedDict[int, dict[int, bytes]] = OrderedDict()
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
 
     # -- attributes
@@ -233,7 +236,10 @@ class FileSystem:
     def _new_directory_handle(self, inode: int) -> int:
         handle = self._next_handle
         self._next_handle = handle % 0xFFFF_FFFF + 1
-        self._directories[handle] = _DirectoryHandle(inode, {})
+        self._directories[handle] = _DirectoryHandle(inode, self._positions.setdefault(inode, {}))
+        self._positions.move_to_end(inode)
+        if len(self._positions) > POSITIONS_REMEMBERED:
+            self._positions.popitem(last=False)
         return handle
 
     async def before_readdir(self, cookie: int) -> None:
@@ -255,11 +261,13 @@ class FileSystem:
             above = ROOT_INODE if inode == ROOT_INODE else self._parent(inode)
             yield b"..", self._dot(above), 2
         after = b"" if cookie <= 2 else self._position(state, cookie)
-        if len(state.names) > 4 * BATCH:
-            state.names = {cookie: after}
+        if len(state.names) > 8 * BATCH:
+            for old in list(state.names)[: 4 * BATCH]:
+                del state.names[old]
         while True:
             batch = self.namespace.after(inode, after, BATCH)
             for name, entry in batch:
+                state.names.pop(entry.inode, None)
                 state.names[entry.inode] = name
                 yield name, self._stat(entry), entry.inode
             if len(batch) < BATCH:
