@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -106,6 +107,8 @@ class Namespace:
         self._questions: dict[tuple[int, bytes], _Question] = {}
         self._asked: Counter[int] = Counter()
         self._held: set[int] = set()
+        self.believe_from_s = -math.inf
+        """What was heard before is asked again: a run that was killed may have changed names since without a record."""
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -166,14 +169,21 @@ class Namespace:
         """Return for how long what is known of the entry holds; a moment while the store is unreachable."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return self._ttl
-        left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl)
+        left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl) if self._believed(entry.checked_s) else 0.0
         return left if left > 0 or self._store.reachable else STALE_TTL_S
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether the entry need not be asked for."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return True
-        return freshness.is_fresh(entry.checked_s, self._clock(), self._ttl)
+        return self._holds(entry.checked_s, self._ttl)
+
+    def _believed(self, since_s: float) -> bool:
+        return since_s >= self.believe_from_s
+
+    def _holds(self, since_s: float, ttl_s: float) -> bool:
+        """Whether what was heard at a time still holds."""
+        return self._believed(since_s) and freshness.is_fresh(since_s, self._clock(), ttl_s)
 
     # -- local changes
 
@@ -266,12 +276,11 @@ class Namespace:
             self._names.put(parent, name, entry)
 
     def _known_missing(self, parent: int, name: bytes) -> bool:
-        now = self._clock()
         since = self._negatives.get((parent, name), -1e18)
         listing = self._names.listing(parent)
         if listing is not None:
             since = max(since, listing.fetched_s)
-        return freshness.is_fresh(since, now, self._negative_ttl)
+        return self._holds(since, self._negative_ttl)
 
     async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
         """Ask the store for one name; the callers that come meanwhile share the answer."""
@@ -382,7 +391,7 @@ class Namespace:
     def _list_instead(self, parent: int) -> None:
         """After a few names asked for one by one, list the whole directory in the background."""
         listing = self._names.listing(parent)
-        if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
+        if listing is not None and self._holds(listing.fetched_s, self._ttl):
             return
         self._asked[parent] += 1
         if self._asked[parent] >= freshness.RELIST_AFTER_LOOKUPS and not self.lister.is_listing(parent):
@@ -404,7 +413,7 @@ class Namespace:
         An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
         """
         listing = self._names.listing(directory)
-        if listing is not None and freshness.is_fresh(listing.fetched_s, self._clock(), self._ttl):
+        if listing is not None and self._holds(listing.fetched_s, self._ttl):
             return listing.serial
         self._asked.pop(directory, None)
         if listing is not None and not self._store.reachable:

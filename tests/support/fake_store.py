@@ -92,7 +92,8 @@ class FakeStore:
         with self._lock:
             uploads = {name: FakeUpload(u.key, u.metadata, dict(u.parts)) for name, u in self.uploads.items()}
             other = FakeStore(
-                objects=dict(self.objects), uploads=uploads, abilities=self.abilities, least_part_bytes=self.least_part_bytes
+                objects=dict(self.objects), uploads=uploads, abilities=self.abilities,
+                least_part_bytes=self.least_part_bytes,
             )
             other._now_ns, other._next_upload = self._now_ns, self._next_upload
             return other

@@ -84,6 +84,9 @@ class Options:
     room_timeout_s: float = 2.0
     abort_uploads: bool = True
     directory: Callable[[Path, str], CacheDirectory] = CacheDirectory
+    beginning_s: float = BEGINNING_S
+    on_built: Callable[[Mount], None] | None = None
+    """Called before recovery begins."""
 
     def settings(self, path: Path) -> Settings:
         """The settings of a daemon that has its state in ``path``."""
@@ -238,12 +241,14 @@ async def mounted(
         if not beginning.same_cache:
             await Objects(index).clear()
             directory.doom_all()
-        local = Local(directory, index, journal, beginning.epoch)
+        local = Local(directory, index, journal, beginning.epoch, clean=beginning.clean)
         stack.callback(local.staging.close)
         durable = Durable(index, journal, local.staging)
         async with trio.open_nursery() as nursery:
             mount = _build(o, path, driver, store, local, beginning, durable, nursery)
             stack.callback(_close_files, mount)
+            if o.on_built is not None:
+                o.on_built(mount)
             await _begin(o, mount)
             yield mount
             if clean_end:
@@ -260,7 +265,7 @@ def _build(
     o: Options, path: Path, driver: FakeStore, store: Store, local: Local, beginning: lifecycle.Beginning,
     durable: Durable, nursery: trio.Nursery,
 ) -> Mount:
-    kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock()
+    kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock(o.beginning_s)
     p: TreeParts = build_tree(
         o.settings(path), store, local, kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
     )

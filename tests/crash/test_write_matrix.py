@@ -1,0 +1,421 @@
+"""The daemon is killed at every named step of every change, and the next one finishes it or undoes it.
+
+Each case does one change, takes a copy of disk and store at each step (`lives.Killer`), and gives every copy to a new
+daemon: the tree that it shows and the bucket that it leaves must be what was acknowledged, or that with the change that
+was under way; nothing may be left over. Recovery is killed at each of its steps in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache import upload
+from luxfuse.core import parts
+from luxfuse.errors import StoreUnavailable
+from luxfuse.vfs import writer
+from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, check, explain, idle, placed, seen, tree_of
+from tests.support.harness import MIB, Mount, Options, mounted, pages, random_bytes
+
+Act = Callable[[User], Awaitable[None]]
+
+OLD, NEW, MORE = random_bytes(5000, 1), random_bytes(7000, 2), random_bytes(3000, 3)
+BIG, BIGGER = random_bytes(pages(5) + 17, 4), random_bytes(pages(6) + 4321, 5)
+
+
+def file(data: bytes, mode: int = DEFAULT_MODE) -> tuple[bytes, int]:
+    return data, mode
+
+
+BEGINNING: Tree = {
+    "a": file(OLD), "b": file(MORE), "x": file(b"x", 0o600), "link": "a", "empty": None, "full": None,
+    "full/1": file(b"one"), "full/2": file(OLD), "full/deep": None, "full/deep/3": file(b"three"),
+    "full/hollow": None, "target": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One change. ``before`` is done, and acknowledged, before the kills begin."""
+
+    name: str
+    act: Act
+    before: Act | None = None
+    tree: Tree = field(default_factory=lambda: BEGINNING)
+    modes: tuple[str, ...] = ("cache-through", "async-through")
+
+
+CASES: list[Case] = []
+
+
+def case(before: Act | None = None, tree: Tree = BEGINNING) -> Callable[[Act], Act]:
+    def add(act: Act) -> Act:
+        CASES.append(Case(act.__name__, act, before, tree))
+        return act
+
+    return add
+
+
+@case()
+async def create(u: User) -> None:
+    await u.create("new", NEW)
+
+
+@case()
+async def create_large(u: User) -> None:
+    await u.create("new", BIG)
+
+
+@case()
+async def create_empty(u: User) -> None:
+    await u.create("full/new", b"")
+
+
+@case()
+async def overwrite(u: User) -> None:
+    await u.rewrite("a", NEW)
+
+
+@case()
+async def write_inside(u: User) -> None:
+    await u.rewrite("a", MORE, 1000, truncate=False)
+
+
+@case()
+async def write_inside_a_cached_file(u: User) -> None:
+    assert await u.m.read_all("a") == OLD
+    await u.rewrite("a", MORE, 1000, truncate=False)
+
+
+@case(tree={"big": file(BIG)})
+async def write_inside_a_large_file(u: User) -> None:
+    await u.rewrite("big", MORE, pages(2) + 5, truncate=False)
+
+
+@case(tree={"big": file(BIG)})
+async def append_to_a_large_file(u: User) -> None:
+    await u.rewrite("big", NEW, len(BIG), truncate=False)
+
+
+@case(tree={"big": file(BIG)})
+async def replace_a_large_file(u: User) -> None:
+    await u.rewrite("big", BIGGER)
+
+
+async def written_twice(u: User) -> None:
+    await u.create("new", OLD)
+
+
+@case(before=written_twice)
+async def write_again(u: User) -> None:
+    await u.rewrite("new", NEW, 6000, truncate=False)
+
+
+@case(before=written_twice)
+async def overwrite_what_is_dirty(u: User) -> None:
+    await u.rewrite("new", NEW, dirty=True)
+
+
+@case()
+async def append_with_fsync(u: User) -> None:
+    await u.create("log", b"")
+    handle = await u.open("log", os.O_WRONLY)
+    written = b""
+    for number in range(3):
+        line = random_bytes(400, number)
+        with u.doing(u.now | {"log": file(written + line)}):
+            u.unclosed = True
+            await u.m.kernel.write(u.m.fs, handle, len(written), line)
+            await u.m.kernel.fsync(u.m.fs, handle)
+            u.unclosed = False
+        written += line
+    await u.m.kernel.close(u.m.fs, handle)
+
+
+@case()
+async def truncate(u: User) -> None:
+    await u.truncate("a", 100)
+
+
+@case()
+async def truncate_to_nothing(u: User) -> None:
+    await u.truncate("a", 0)
+
+
+@case()
+async def extend(u: User) -> None:
+    await u.truncate("full/1", 9000)
+
+
+@case(tree={"big": file(BIG)})
+async def truncate_a_large_file(u: User) -> None:
+    await u.truncate("big", pages(3) + 100)
+
+
+@case()
+async def chmod(u: User) -> None:
+    await u.chmod("a", 0o600)
+
+
+@case(before=written_twice)
+async def chmod_of_what_is_dirty(u: User) -> None:
+    await u.chmod("new", 0o755)
+
+
+@case()
+async def rename(u: User) -> None:
+    await u.rename("a", "full/a")
+
+
+@case()
+async def rename_over(u: User) -> None:
+    await u.rename("a", "b")
+
+
+@case()
+async def rename_over_a_symlink(u: User) -> None:
+    await u.rename("a", "link")
+
+
+@case()
+async def rename_a_symlink_over_a_file(u: User) -> None:
+    await u.rename("link", "a")
+
+
+@case()
+async def rename_the_last_of_a_directory(u: User) -> None:
+    await u.rename("full/deep/3", "three")
+
+
+@case(before=written_twice)
+async def rename_what_is_dirty(u: User) -> None:
+    await u.rename("new", "newer")
+
+
+@case(before=written_twice)
+async def rename_what_is_dirty_over(u: User) -> None:
+    await u.rename("new", "a")
+
+
+async def changed(u: User) -> None:
+    await u.rewrite("a", NEW, 2000, truncate=False)
+
+
+@case(before=changed)
+async def rename_what_is_changed(u: User) -> None:
+    await u.rename("a", "full/a")
+
+
+@case(before=changed)
+async def rename_over_what_is_changed(u: User) -> None:
+    await u.rename("b", "a")
+
+
+@case(before=changed)
+async def rename_away_and_make_anew(u: User) -> None:
+    await u.rename("a", "aside")
+    await u.create("a", MORE)
+
+
+@case()
+async def save_as_editors_do(u: User) -> None:
+    await u.create("a.tmp", NEW)
+    await u.rename("a", "a~")
+    await u.rename("a.tmp", "a")
+    await u.unlink("a~")
+
+
+@case()
+async def rename_a_directory(u: User) -> None:
+    await u.rename("full", "moved")
+
+
+@case()
+async def rename_a_directory_over_an_empty_one(u: User) -> None:
+    await u.rename("full", "target")
+
+
+@case()
+async def rename_an_empty_directory(u: User) -> None:
+    await u.rename("empty", "full/inside")
+
+
+async def dirty_children(u: User) -> None:
+    await u.create("full/new", NEW)
+    await u.rewrite("full/2", MORE, 100, truncate=False)
+    await u.mkdir("full/made")
+    await u.symlink("full/deep/link", "../1")
+    await u.chmod("full/1", 0o611)
+
+
+@case(before=dirty_children)
+async def rename_a_directory_with_dirty_children(u: User) -> None:
+    await u.rename("full", "moved")
+
+
+@case(before=dirty_children)
+async def rename_a_directory_twice(u: User) -> None:
+    await u.rename("full", "moved")
+    await u.rename("moved", "empty/again")
+
+
+@case()
+async def exchange_files(u: User) -> None:
+    await u.rename("a", "full/1", 2)
+
+
+@case(before=dirty_children)
+async def exchange_dirty_files(u: User) -> None:
+    await u.rename("a", "full/new", 2)
+
+
+@case()
+async def exchange_a_file_and_a_directory(u: User) -> None:
+    await u.rename("a", "full", 2)
+
+
+@case(before=dirty_children)
+async def exchange_directories(u: User) -> None:
+    await u.rename("full", "empty", 2)
+
+
+@case()
+async def unlink(u: User) -> None:
+    await u.unlink("a")
+
+
+@case()
+async def unlink_the_last_of_a_directory(u: User) -> None:
+    await u.unlink("full/deep/3")
+
+
+@case(before=written_twice)
+async def unlink_what_is_dirty(u: User) -> None:
+    await u.unlink("new")
+
+
+@case(before=changed)
+async def unlink_what_is_changed(u: User) -> None:
+    await u.unlink("a")
+
+
+@case()
+async def unlink_and_make_anew(u: User) -> None:
+    await u.unlink("a")
+    await u.create("a", NEW)
+
+
+@case()
+async def unlink_a_symlink(u: User) -> None:
+    await u.unlink("link")
+
+
+@case()
+async def rmdir(u: User) -> None:
+    await u.rmdir("empty")
+
+
+@case()
+async def remove_a_tree(u: User) -> None:
+    for path in ("full/1", "full/2", "full/deep/3"):
+        await u.unlink(path)
+    for path in ("full/deep", "full/hollow", "full"):
+        await u.rmdir(path)
+
+
+@case()
+async def mkdir(u: User) -> None:
+    await u.mkdir("made")
+
+
+@case()
+async def make_a_tree(u: User) -> None:
+    await u.mkdir("made")
+    await u.mkdir("made/inside")
+    await u.create("made/inside/file", NEW)
+    await u.symlink("made/link", "inside/file")
+
+
+@case()
+async def symlink(u: User) -> None:
+    await u.symlink("full/new", "../a")
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads in parts from 2 MiB on."""
+    monkeypatch.setattr(upload, "SINGLE_BYTES", pages(2))
+    monkeypatch.setattr(parts, "PART_BYTES", pages(1))
+    monkeypatch.setattr(parts, "LEAST_PART_BYTES", pages(1))
+    monkeypatch.setattr(writer, "PART_BYTES", pages(1))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system in memory where there is one: nothing here outlives a power cut anyway."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    path = Path("/dev/shm") / f"luxfuse-{os.getpid()}-{tmp_path.name}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def options(mode: str, *, passthrough: bool) -> Options:
+    return Options(write_mode=mode, passthrough=passthrough, whole_file_bytes=pages(2), max_requests=8)  # type: ignore[arg-type]
+
+
+QUIET = ("finishing the", "was being written when the last run ended", "is gone; fetching it again", "damaged page")
+
+
+async def live(place: Path, wanted: Case, o: Options, killer: Killer) -> None:
+    """Do the change once, with copies taken on the way until everything is in the bucket."""
+    driver = placed(wanted.tree)
+    async with mounted(place / "life", driver, o) as m:
+        assert await seen(m) == wanted.tree
+        user = User(m, dict(wanted.tree))
+        if wanted.before is not None:
+            await wanted.before(user)
+        with killer.watching(m, lambda: (user.states, user.unclosed)):
+            await wanted.act(user)
+            killer("returned")
+            await m.drain()
+            await idle(m)
+        assert tree_of(driver) == user.now, explain("the bucket without any kill", tree_of(driver), [user.now])
+        assert await seen(m) == user.now
+
+
+def chosen(limit: int) -> Callable[[str, int], bool]:
+    """A step that comes often (each part, each file) is only interesting a few times."""
+    return lambda _step, time: time <= limit
+
+
+@pytest.mark.expected_logs(*QUIET)
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "copying"])
+@pytest.mark.parametrize("mode", ["cache-through", "async-through"])
+@pytest.mark.parametrize("wanted", CASES, ids=lambda c: c.name)
+async def test_killed_at_every_step(place: Path, wanted: Case, mode: str, passthrough: bool) -> None:
+    o = options(mode, passthrough=passthrough)
+    killer = Killer(place / "kills", chosen(3))
+    killer.power_cut = not passthrough
+    await live(place, wanted, o, killer)
+    assert len(killer.kills) >= 2
+    rng = random.Random(wanted.name + mode)
+    for number, kill in enumerate(killer.kills):
+        again = Killer(kill.path, chosen(2)) if passthrough and rng.random() < 0.5 else None
+        await check(kill, options(mode, passthrough=passthrough), again)
+        for second in again.kills if again is not None else ():
+            second.step = f"{kill.step} and {second.step}"
+            await check(second, options(mode, passthrough=passthrough))
+        shutil.rmtree(kill.path)
