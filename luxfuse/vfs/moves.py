@@ -119,19 +119,20 @@ class Moves:
             self._names.move(*new_place, *place)
             self._names.move(*between, *new_place)
             self._namespace.forget_prefixes()
-            for where, key, new_key, copied in (
-                (new_place, keys[0], new_keys[0], copies[0]), (place, keys[1], new_keys[1], copies[1]),
-            ):
-                self._note_exchanged(where, key, new_key, copied)
+            below = self._entries.below(keys[0]), self._entries.below(keys[1])  # before any of them changes its key
+            self._note_exchanged(new_place, keys[0], new_keys[0], copies[0], below[0])
+            self._note_exchanged(place, keys[1], new_keys[1], copies[1], below[1])
             reached("exchange.named")
             self._changed(place, new_place)
             await self._journal.commit()
             reached("exchange.dropped")
 
-    def _note_exchanged(self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo]) -> None:
+    def _note_exchanged(
+        self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo], below: list[Dirty]
+    ) -> None:
         row = self._tree.row_of(place)
         if row.kind is Kind.DIRECTORY:
-            self._rekey_below(key, new_key, place, place, copied)
+            self._rekey_below(below, key, new_key, place, copied)
             for old, info in copied.items():
                 self._note_copied(old, new_key + old[len(key) :], place, len(new_key), info)
         elif key in copied:
@@ -357,7 +358,8 @@ class Moves:
                 self._tree.forget(*new_place, target)
             self._names.move(*place, *new_place)
             self._namespace.forget_prefixes()
-            self._rekey_below(prefix, new_prefix, place, new_place, copied)
+            below = self._entries.below(prefix)
+            self._rekey_below(below, prefix, new_prefix, new_place, copied)
             for key, info in copied.items():
                 self._note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
             self._changed(place, new_place)
@@ -403,23 +405,24 @@ class Moves:
         return copied, keys
 
     def _rekey_below(
-        self, prefix: str, new_prefix: str, place: Place, new_place: Place, copied: dict[str, ObjectInfo]
+        self, below: list[Dirty], prefix: str, new_prefix: str, root: Place, copied: dict[str, ObjectInfo]
     ) -> None:
         """What is dirty below the directory, or is the directory itself, goes up under its new key."""
-        for dirty in self._entries.below(prefix):
-            at = new_place if dirty.place == place else dirty.place
-            if at is not None:
-                info, uploaded = copied.get(dirty.key), dirty.uploaded
-                self._rekey(dirty, at, new_prefix + dirty.key[len(prefix) :], info.version if info else ABSENT)
-                if info is not None and dirty.source is not None:
-                    dirty.uploaded = uploaded
-                    row = self._tree.row_of(at)
-                    row.version = info.version
-                    self._namespace.put(*at, row)
-                if at == new_place:
-                    self._namespace.hold(dirty.inode, *new_place)
-                if dirty.must_push and (dirty.closed or not dirty.writers):
-                    self._writeback.schedule(dirty)
+        for dirty in below:
+            if dirty.place is None:
+                continue
+            if dirty.key == prefix:
+                dirty.place = root
+                self._namespace.hold(dirty.inode, *root)
+            info, uploaded = copied.get(dirty.key), dirty.uploaded
+            self._rekey(dirty, dirty.place, new_prefix + dirty.key[len(prefix) :], info.version if info else ABSENT)
+            if info is not None and dirty.source is not None:
+                dirty.uploaded = uploaded
+                row = self._tree.row_of(dirty.place)
+                row.version = info.version
+                self._namespace.put(*dirty.place, row)
+            if dirty.must_push and (dirty.closed or not dirty.writers):
+                self._writeback.schedule(dirty)
 
     def _note_copied(self, key: str, new_key: str, root: Place, cut: int, info: ObjectInfo) -> None:
         """Find the entry of a moved object below its moved directory, and keep what is cached of it."""
