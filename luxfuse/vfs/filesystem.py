@@ -59,8 +59,9 @@ class NotALink(LuxError):
 class _DirectoryHandle:
     inode: int
     names: dict[int, bytes]
-    """Where to go on after each cookie handed out lately. Shared by the handles of a directory, since the kernel goes on
-    with one where it has cached what another returned."""
+    """Where to go on after each cookie handed out lately."""
+    others: dict[int, bytes]
+    """The same of all handles of the directory: the kernel goes on with one where it has cached what another returned."""
 
 
 class FileSystem:
@@ -236,7 +237,7 @@ class FileSystem:
     def _new_directory_handle(self, inode: int) -> int:
         handle = self._next_handle
         self._next_handle = handle % 0xFFFF_FFFF + 1
-        self._directories[handle] = _DirectoryHandle(inode, self._positions.setdefault(inode, {}))
+        self._directories[handle] = _DirectoryHandle(inode, {}, self._positions.setdefault(inode, {}))
         self._positions.move_to_end(inode)
         if len(self._positions) > POSITIONS_REMEMBERED:
             self._positions.popitem(last=False)
@@ -261,14 +262,16 @@ class FileSystem:
             above = ROOT_INODE if inode == ROOT_INODE else self._parent(inode)
             yield b"..", self._dot(above), 2
         after = b"" if cookie <= 2 else self._position(state, cookie)
-        if len(state.names) > 8 * BATCH:
-            for old in list(state.names)[: 4 * BATCH]:
-                del state.names[old]
+        for names in (state.names, state.others):
+            if len(names) > 8 * BATCH:
+                for old in list(names)[: 4 * BATCH]:
+                    del names[old]
         while True:
             batch = self.namespace.after(inode, after, BATCH)
             for name, entry in batch:
-                state.names.pop(entry.inode, None)
-                state.names[entry.inode] = name
+                for names in (state.names, state.others):
+                    names.pop(entry.inode, None)
+                    names[entry.inode] = name
                 yield name, self._stat(entry), entry.inode
             if len(batch) < BATCH:
                 return
@@ -281,7 +284,7 @@ class FileSystem:
         return state
 
     def _position(self, state: _DirectoryHandle, cookie: int) -> bytes:
-        known = state.names.get(cookie)
+        known = state.names.get(cookie) or state.others.get(cookie)
         if known is None:
             known = self.namespace.position(cookie)
         return known
