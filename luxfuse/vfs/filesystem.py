@@ -83,6 +83,7 @@ class FileSystem:
         self._directories: dict[int, _DirectoryHandle] = {}
         self._next_handle = 1
         self._positions: OrderedDict[int, dict[int, bytes]] = OrderedDict()
+        moves.on_renamed = self._forget_positions
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
 
     # -- attributes
@@ -269,13 +270,17 @@ class FileSystem:
         while True:
             batch = self.namespace.after(inode, after, BATCH)
             for name, entry in batch:
-                for names in (state.names, state.others):
+                for names in (state.names, state.others if state.others is self._positions.get(inode) else {}):
                     names.pop(entry.inode, None)
                     names[entry.inode] = name
                 yield name, self._stat(entry), entry.inode
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]
+
+    def _forget_positions(self, inode: int) -> None:
+        """Handles that are open keep what they share, as it is now; later ones begin with nothing."""
+        self._positions.pop(inode, None)
 
     def _directory(self, handle: int) -> _DirectoryHandle:
         state = self._directories.get(handle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import trio
 
@@ -62,6 +63,8 @@ class Moves:
         self._journal = journal
         self._cache = cache
         self._store = store
+        self.on_renamed: Callable[[int], None] = lambda _directory: None
+        """Set by the file system: inode numbers stand for other names in a directory now."""
 
     async def rename(self, place: Place, new_place: Place, flags: int) -> None:
         """rename(2), with RENAME_NOREPLACE (1) or RENAME_EXCHANGE (2)."""
@@ -262,9 +265,9 @@ class Moves:
         return expect
 
     def _changed(self, place: Place, new_place: Place) -> None:
-        self._tree.touch(place[0])
-        if new_place[0] != place[0]:
-            self._tree.touch(new_place[0])
+        for directory in {place[0], new_place[0]}:
+            self._tree.touch(directory)
+            self.on_renamed(directory)
 
     async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str) -> None:
         entry = self._tree.row_of(place)
