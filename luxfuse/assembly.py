@@ -33,6 +33,7 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
+from luxfuse.vfs.backlog import Backlog
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -53,11 +54,13 @@ LEAST_BUFFERS_BYTES = 16 << 20
 class Local:
     """What lies on this machine: the cache directory with its staging files, the index, the journal."""
 
-    def __init__(self, directory: CacheDirectory, index: IndexStore, journal: Journal, epoch: int) -> None:
+    def __init__(self, directory: CacheDirectory, index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
+        """``clean``: the last run ended cleanly, with everything committed."""
         self.directory = directory
         self.index = index
         self.journal = journal
         self.epoch = epoch
+        self.clean = clean
         self.staging = Staging(directory)
 
 
@@ -93,9 +96,11 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
         operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=local.directory.path,
     )
+    backlog = Backlog(entries=p.dirty, journal=p.journal, writeback=p.writeback, store=store)
     return Parts(
         store, p.index, p.objects, p.space, p.cache, p.lister, p.namespace, p.ahead, p.files, p.fs, operations, kernel,
-        session, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered, p.recovery,
+        session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered,
+        p.recovery,
     )
 
 
@@ -112,6 +117,8 @@ def build_tree(
         store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
         negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock,
     )
+    if not local.clean:
+        namespace.believe_from_s = clock()
     space = Space(
         local.directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
         writable=s.read_mode != "no-cache",

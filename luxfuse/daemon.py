@@ -12,9 +12,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import trio
@@ -27,7 +28,7 @@ from luxfuse.control import registry, server
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
-from luxfuse.index import lifecycle
+from luxfuse.index import leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
@@ -38,34 +39,44 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.backlog import Backlog
 from luxfuse.vfs.files import Files
 
 log = logging.getLogger(__name__)
 
-Ready = Callable[[str | None], None]
+
+class Ready(Protocol):
+    """Told once how mounting went: ``error`` is one line, or None; ``notes`` are lines for whoever mounts."""
+
+    def __call__(self, error: str | None, notes: Sequence[str] = (), /) -> None:
+        """Take it."""
+
 
 FILES_OPEN = 65_536
 PROBE_DEADLINE_S = 10.0
 ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
-"""For how long files that are open when a signal comes may still be read."""
+"""For how long files that are open when a signal comes may still be used; and then, how long what is closed may go up."""
 TOUCH_INTERVAL_S = 5.0
 REFILL_INTERVAL_S = 0.02
 DRAIN_PATIENCE_S = 60.0
 """After an unmount, for how long without progress the store is waited for; what is left goes up at the next mount."""
+STARTING_INTERVAL_S = 5.0
+"""How often whoever mounts hears that it takes long."""
 
 
-def run(settings: Settings, ready: Ready) -> int:
-    """Mount, call ``ready(None)`` once the tree answers, serve until unmounted; returns the exit code.
+def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambda _why: None) -> int:
+    """Mount, call ``ready(None, notes)`` once the tree answers, serve until unmounted; returns the exit code.
 
-    Before that every failure is given to ``ready`` as one line, and the result is 1.
+    Before that every failure is given to ``ready`` as one line, and the result is 1. While that takes long, ``waiting``
+    is told why, again and again.
     """
     started = False
 
-    def report(error: str | None) -> None:
+    def report(error: str | None, notes: Sequence[str] = ()) -> None:
         nonlocal started
         started = started or error is None
-        ready(error)
+        ready(error, notes)
 
     _raise_file_limit()
     os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
@@ -73,7 +84,7 @@ def run(settings: Settings, ready: Ready) -> int:
         with registry.claim(settings) as claim:
             logs.configure(settings, claim.directory)
             mounts.check(settings.mountpoint)
-            trio.run(_Daemon(settings, claim.directory, report).main, strict_exception_groups=True)
+            trio.run(_Daemon(settings, claim.directory, report, waiting).main, strict_exception_groups=True)
         return 0
     except BaseException as exc:
         if started:
@@ -102,11 +113,14 @@ def _one_line(exc: BaseException) -> str:
 
 
 class _Daemon:
-    def __init__(self, settings: Settings, state: Path, ready: Ready) -> None:
+    def __init__(self, settings: Settings, state: Path, ready: Ready, waiting: Callable[[str], None]) -> None:
         self._settings = settings
         self._state = state
         self._ready = ready
-        self._signalled: int | None = None
+        self._waiting = waiting
+        self._notes: list[str] = []
+        self._started = False
+        self._drain_scope = trio.CancelScope()
 
     async def main(self) -> None:
         settings = self._settings
@@ -116,13 +130,14 @@ class _Daemon:
         )
         try:
             await self._probe(store)
+            self._insist_on_read_only(store)
             directory = await trio.to_thread.run_sync(
                 CacheDirectory, Path(settings.cache_dir.path), settings.source_id
             )
             try:
                 with self._journal(directory) as journal:
                     async with self._index(directory) as (index, beginning):
-                        local = Local(directory, index, journal, beginning.epoch)
+                        local = Local(directory, index, journal, beginning.epoch, clean=beginning.clean)
                         await self._serve(store, local, beginning)
             finally:
                 directory.close()
@@ -153,6 +168,14 @@ class _Daemon:
             where = safe_url(self._settings.endpoint_url) if self._settings.endpoint_url else "its endpoint"
             raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
 
+    def _insist_on_read_only(self, store: Store) -> None:
+        if not store.abilities.writable and not self._settings.read_only:
+            self._settings = msgspec.structs.replace(self._settings, read_only=True)
+            self._notes.append(
+                f"{safe_url(self._settings.source)}: nothing can be written to this kind of store; "
+                "it is mounted as with --read-only"
+            )
+
     def _path(self, kind: str, directory: CacheDirectory) -> Path:
         """Return where the index or journal of a cache directory is kept."""
         name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
@@ -161,11 +184,17 @@ class _Daemon:
     @contextlib.contextmanager
     def _journal(self, directory: CacheDirectory) -> Iterator[Journal]:
         path = self._path("journal", directory)
+        s = self._settings
+        origin = leftovers.Origin(
+            mountpoint=s.mountpoint, source=safe_url(s.source), source_id=s.source_id, cache=str(directory.path)
+        )
         try:
             journal = Journal(path)
+            leftovers.write_origin(path, origin)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:
+            self._note_other_journals(path.parent, origin)
             yield journal
         finally:
             journal.close()
@@ -200,6 +229,7 @@ class _Daemon:
             background.start_soon(self._note_touched, parts.files)
             sweeper = Sweeper(parts.cache, local.directory)
             parts.space.recovered = sweeper.request
+            background.start_soon(self._say_what_takes_long)
             await self._recover(parts)
             background.start_soon(sweeper.run)
             if not beginning.clean:
@@ -213,30 +243,61 @@ class _Daemon:
                 await serving.start(parts.session.serve)
                 await serving.start(server.serve, self._state / registry.SOCKET, service)
                 await self._await_answer()
-                self._ready(None)
+                self._started = True
+                self._ready(None, self._notes)
                 log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
                 await parts.session.ended.wait()
-                await self._drain(service)
+                await self._drain(parts.backlog)
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)
             parts.files.note_touched()
             parts.cache.close()
-            await local.journal.commit()
+            try:
+                await local.journal.commit()
+            except OSError as exc:
+                log.critical("the last changes are not in the journal, and lost if they are not in the store: %s", exc)
             background.cancel_scope.cancel()
         await trio.to_thread.run_sync(local.staging.close)
 
     async def _recover(self, parts: Parts) -> None:
         """Take up what the last run left in the journal."""
+        source = safe_url(self._settings.source)
         try:
             outcome = await parts.recovery.run()
         except LuxError as exc:
-            raise MountError(f"what the last run left cannot be finished: {exc}; try again") from None
+            raise MountError(
+                f"{source}: the last run left renames that cannot be finished now: {exc}; mount again when that is mended"
+            ) from None
+        except OSError as exc:
+            raise MountError(f"{source}: what the last run left cannot be taken up: {exc}; mend that first") from None
         if outcome.files or outcome.deletes or outcome.moves:
-            log.info(
-                "the last run left %d changed files, %d deletes and %d renames: they go up now", outcome.files,
-                outcome.deletes, outcome.moves,
+            found = f"{outcome.files} changed files, {outcome.deletes} deletes and {outcome.moves} unfinished renames"
+            self._note(f"{source}: the last run left {found}: they go to the under-store now")
+        if outcome.recovered:
+            self._note(
+                f"{source}: {outcome.recovered} files were being written when the last run ended; what there was of "
+                f"them is in {parts.recovered.directory}"
             )
         await parts.recovery.abort_uploads()
+
+    def _note(self, line: str) -> None:
+        log.info("%s", line)
+        self._notes.append(line)
+
+    def _note_other_journals(self, journals: Path, own: leftovers.Origin) -> None:
+        """Say so if changes of the same source wait in a journal that belongs to another cache directory."""
+        for left in leftovers.find(journals):
+            if left.any and left.origin.source_id == own.source_id and left.origin.cache != own.cache:
+                self._note(
+                    f"{own.source}: another cache directory, {left.origin.cache}, holds {left.text} that are not in the "
+                    f"under-store: mount the source with that one as --cache-dir to bring them there"
+                )
+
+    async def _say_what_takes_long(self) -> None:
+        while not self._started:
+            await trio.sleep(STARTING_INTERVAL_S)
+            if not self._started:
+                self._waiting(f"{safe_url(self._settings.source)}: still finishing what the last run left")
 
     async def _refill(self, staging: Staging) -> None:
         """Keep spare staging files at hand, so that making a file is quick."""
@@ -246,9 +307,19 @@ class _Daemon:
                     await trio.to_thread.run_sync(staging.refill)
             await trio.sleep(REFILL_INTERVAL_S)
 
-    async def _drain(self, service: Service) -> None:
+    async def _drain(self, backlog: Backlog) -> None:
         """The mount is gone: bring what is dirty to the store, as long as that makes progress."""
-        await service.drain(patience_s=DRAIN_PATIENCE_S if self._signalled is None else PATIENCE_S)
+        with self._drain_scope:
+            async with aclosing(backlog.drain()) as steps:
+                async for step in steps:
+                    if step.stalled_s > DRAIN_PATIENCE_S:
+                        break
+        tally = backlog.tally()
+        if tally.files or tally.deletes:
+            log.info(
+                "%d files and %d deletes are not in the under-store; the next mount brings them there", tally.files,
+                tally.deletes,
+            )
 
     async def _await_answer(self) -> None:
         """The tree answers when a stat of its root comes back."""
@@ -260,18 +331,26 @@ class _Daemon:
     async def _handle_signals(self, session: Session) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                self._signalled = number
+                if session.ended.is_set():
+                    log.info("ending on %s", signal.Signals(number).name)
+                    self._drain_scope.cancel()
+                    continue
                 log.info("unmounting on %s", signal.Signals(number).name)
-                try:
-                    await session.unmount()
-                except MountError as exc:
-                    log.info("%s; detaching it, and ending in %g s", exc, PATIENCE_S)
-                    with contextlib.suppress(MountError):  # it went away meanwhile
-                        await session.unmount(lazy=True)
-                with trio.move_on_after(PATIENCE_S):
-                    await session.ended.wait()
-                    return
-                await session.terminate()
+                await self._leave(session)
+                self._drain_scope.deadline = trio.current_time() + PATIENCE_S
+
+    async def _leave(self, session: Session) -> None:
+        """Take the mount away; who has a file open gets a moment to end."""
+        try:
+            await session.unmount()
+        except MountError as exc:
+            log.info("%s; detaching it, and ending in %g s", exc, PATIENCE_S)
+            with contextlib.suppress(MountError):  # it went away meanwhile
+                await session.unmount(lazy=True)
+        with trio.move_on_after(PATIENCE_S):
+            await session.ended.wait()
+            return
+        await session.terminate()
 
     async def _note_touched(self, files: Files) -> None:
         while True:
@@ -280,17 +359,21 @@ class _Daemon:
 
 
 def main() -> int:
-    """Run as a process of its own: settings as JSON on stdin, one line of JSON to the descriptor of --ready-fd."""
+    """Run as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd."""
     parser = argparse.ArgumentParser(prog="luxfuse.daemon")
     parser.add_argument("--ready-fd", type=int, required=True)
     ready_fd = parser.parse_args().ready_fd
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
 
-    def ready(error: str | None) -> None:
-        os.write(ready_fd, msgspec.json.encode({"error": error}) + b"\n")
+    def ready(error: str | None, notes: Sequence[str] = ()) -> None:
+        os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
         os.close(ready_fd)
 
-    return run(settings, ready)
+    def waiting(why: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more, which ready will find out
+            os.write(ready_fd, msgspec.json.encode({"waiting": why}) + b"\n")
+
+    return run(settings, ready, waiting)
 
 
 if __name__ == "__main__":

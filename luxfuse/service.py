@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import trio
 
 from luxfuse import __version__
 from luxfuse.cache.page_cache import PageCache
@@ -22,13 +22,14 @@ from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.index.journal import Journal
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.backlog import Backlog, Progress, Tally
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -38,9 +39,6 @@ from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 
-log = logging.getLogger(__name__)
-
-DRAIN_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -64,6 +62,7 @@ class Parts:
     dirty: DirtyEntries
     writer: Writer
     writeback: WriteBack
+    backlog: Backlog
     recovered: Recovered
     recovery: Recovery
 
@@ -75,20 +74,19 @@ class Service:
         self._settings = settings
         self._parts = parts
         self._started_s = started_s
-        self._draining = False
-        self._drained_bytes = 0
 
     def status(self) -> dict[str, object]:
         """Return the status document; see `luxfuse.control.status`."""
         s, p = self._settings, self._parts
-        reasons = self._degraded_reasons()
+        tally = p.backlog.tally()
+        reasons = self._degraded_reasons(tally)
         requests, fast_opens = passthrough.statistics()
         return {
             "mountpoint": s.mountpoint,
             "source": safe_url(s.source),
             "pid": os.getpid(),
             "version": __version__,
-            "state": "draining" if self._draining else "degraded" if reasons else "serving",
+            "state": "draining" if p.backlog.draining else "degraded" if reasons else "serving",
             "degraded_reasons": reasons,
             "passthrough": p.kernel.passthrough,
             "passthrough_reason": p.kernel.reason,
@@ -105,16 +103,20 @@ class Service:
                 "stale_served": p.namespace.stale_served,
             },
             "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
-            "dirty": self._dirty(),
+            "dirty": self._dirty(tally),
             "recovered": {"files": p.recovered.count(), "path": str(p.recovered.directory)},
             "peers": [],
         }
 
-    def _degraded_reasons(self) -> list[str]:
+    def _degraded_reasons(self, tally: Tally) -> list[str]:
         p = self._parts
         reasons = [p.space.degraded] if p.space.degraded else []
         if p.index.failing:
             reasons.append(p.index.failing)
+        if p.journal.failing:
+            reasons.append(f"the journal cannot be written, so a crash would lose changes: {p.journal.failing}")
+        if tally.failing:
+            reasons.append(f"{tally.failing} changes cannot be brought to the under-store yet: {tally.error}")
         if not p.store.reachable:
             reasons.append("the under-store cannot be reached")
         return reasons
@@ -177,21 +179,20 @@ class Service:
             "in_flight_bytes": p.cache.budget.held_bytes,
         }
 
-    def _dirty(self) -> dict[str, object]:
+    def _dirty(self, tally: Tally) -> dict[str, object]:
         """What the store does not have yet, but should."""
-        p = self._parts
-        waiting = [d for d in p.dirty if d.must_push]
-        oldest = min((d.since_s for d in waiting), default=None)
-        failing = next((d for d in waiting if d.error is not None), None)
+        writeback = self._parts.writeback
         return {
-            "files": len(waiting),
-            "bytes": sum(d.stamp.size for d in waiting if d.stamp is not None),
-            "oldest_s": max(0.0, time.time() - oldest) if oldest is not None else 0.0,
-            "deletes": len(p.journal.deletes),
-            "local_only": sum(1 for d in p.dirty if d.mode is WriteMode.MUST_CACHE or d.kind is Kind.SPECIAL),
-            "failures": p.writeback.failures,
-            "conflicts": p.writeback.conflicts,
-            "error": f"{failing.key}: {failing.error}" if failing is not None else None,
+            "files": tally.files,
+            "bytes": tally.bytes,
+            "oldest_s": max(0.0, time.time() - tally.since_s) if tally.since_s is not None else 0.0,
+            "open_files": tally.open_files,
+            "deletes": tally.deletes,
+            "failing": tally.failing,
+            "error": tally.error,
+            "local_only": tally.local_only,
+            "failures": writeback.failures,
+            "conflicts": writeback.conflicts,
         }
 
     def metrics(self) -> str:
@@ -208,43 +209,47 @@ class Service:
                 errors.append(f"{path}: {exc}")
         return errors
 
-    async def persist(self, paths: list[str]) -> list[str]:
-        """Wait until what is at and below each path is in the store; returns one line for each that failed."""
-        errors = []
+    async def persist(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Bring what is at and below each path to the store; see `Backlog.persist`. The last item has the failures."""
+        known, missing = [], []
         for path in paths:
-            key = path.strip("/")
-            try:
-                await self._parts.writeback.persist(key)
-            except LuxError as exc:
-                errors.append(f"{path}: {exc}")
-        return errors
+            if self._parts.backlog.has_changes(path) or await self._exists(path):
+                known.append(path)
+            else:
+                missing.append(f"{path}: there is no such file or directory")
+        async with aclosing(self._parts.backlog.persist(known)) as steps:
+            async for step in steps:
+                line = _line(step)
+                if step.done:
+                    line["failures"] = [*missing, *step.failures]
+                yield line
 
-    async def drain(self, *, patience_s: float) -> bool:
-        """Bring everything to the store; False once there has been no progress for so long."""
-        writeback = self._parts.writeback
-        writeback.urgent = True
-        left, since_s = writeback.pending, trio.current_time()
-        while left:
-            writeback.hurry()
-            await trio.sleep(DRAIN_POLL_S)
-            now_left = writeback.pending
-            put_bytes = self._parts.store.statistics().put_bytes
-            if now_left < left or put_bytes != self._drained_bytes:
-                since_s = trio.current_time()
-            elif trio.current_time() - since_s > patience_s:
-                log.warning("%d changes are not in the under-store; the next mount brings them there", now_left)
-                return False
-            left, self._drained_bytes = now_left, put_bytes
+    async def _exists(self, path: str) -> bool:
+        inode = ROOT_INODE
+        try:
+            for name in path.split("/") if path else ():
+                inode = (await self._parts.fs.lookup(inode, os.fsencode(name))).inode
+        except LuxError as exc:
+            return exc.errno not in (errno.ENOENT, errno.ENOTDIR)
         return True
 
+    async def drain(self) -> AsyncGenerator[dict[str, object], None]:
+        """Bring everything that is closed to the store, while this is iterated; ends when it is there."""
+        async with aclosing(self._parts.backlog.drain()) as steps:
+            async for step in steps:
+                yield _line(step)
+
     async def unmount(self, *, lazy: bool) -> None:
-        """Take the mount away; the daemon then ends. Raises `MountError` where it is busy."""
-        self._draining = True
-        try:
-            await self._parts.session.unmount(lazy=lazy)
-        except LuxError:
-            self._draining = False
-            raise
+        """Take the mount away; the daemon then brings what is left to the store, and ends.
+
+        Raises `MountError` where it is busy.
+        """
+        await self._parts.session.unmount(lazy=lazy)
+        self._parts.backlog.hasten()
+
+
+def _line(step: Progress) -> dict[str, object]:
+    return asdict(step)
 
 
 def _resident_bytes() -> int:

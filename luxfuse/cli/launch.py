@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from luxfuse.cli.errors import CommandFailed
+from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.config import Settings
 from luxfuse.control import registry
 from luxfuse.errors import LuxError, MountError
@@ -34,24 +36,41 @@ def in_background(settings: Settings) -> None:
             process = _spawn(settings, log_path, write_fd)
         finally:
             os.close(write_fd)
-        answer = _read_line(ready.fileno(), time.monotonic() + READY_DEADLINE_S)
+        answer = _await_answer(ready.fileno())
     if answer is None:
         _stop(process, settings.mountpoint)
         raise CommandFailed(
             f"{settings.mountpoint}: the daemon was not ready within {READY_DEADLINE_S:g} s; see {log_path}"
         )
-    try:
-        error = msgspec.json.decode(answer, type=dict[str, str | None]).get("error")
-    except msgspec.DecodeError:
+    if not answer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_PATIENCE_S)
         _stop(process, settings.mountpoint)
-        raise CommandFailed(f"{settings.mountpoint}: the daemon ended before it was ready; see {log_path}") from None
-    if error is not None:
+        raise CommandFailed(f"{settings.mountpoint}: the daemon ended before it was ready; see {log_path}")
+    if (error := answer.get("error")) is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_PATIENCE_S)
-        raise CommandFailed(error)
+        raise CommandFailed(str(error))
+    for note in answer.get("notes", []):
+        say(str(note))
     process.returncode = 0  # it lives on without us, which Popen would warn about
+
+
+def _await_answer(fd: int) -> dict[str, Any] | None:
+    """Return what the daemon says when it is ready, {} if it ends before, None if it is silent for too long."""
+    lines = _Lines(fd)
+    waiting = None
+    while (line := lines.next(time.monotonic() + READY_DEADLINE_S)) is not None:
+        try:
+            answer = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return {}
+        if "waiting" not in answer:
+            return answer
+        if answer["waiting"] != waiting:
+            waiting = answer["waiting"]
+            say(str(waiting))
+    return None
 
 
 def _daemon_command(write_fd: int) -> list[str]:
@@ -83,18 +102,25 @@ def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Pope
     return process
 
 
-def _read_line(fd: int, give_up_at: float) -> bytes | None:
-    """Return what comes before a newline or the end; None if neither comes in time."""
-    received = b""
-    while b"\n" not in received and len(received) < _ANSWER_MAX_BYTES:
-        left_s = give_up_at - time.monotonic()
-        if left_s <= 0 or not select.select([fd], [], [], left_s)[0]:
-            return None
-        chunk = os.read(fd, 4096)
-        if not chunk:
-            break
-        received += chunk
-    return received.partition(b"\n")[0]
+class _Lines:
+    """The lines of a pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._received = b""
+
+    def next(self, give_up_at: float) -> bytes | None:
+        """Return what comes before a newline or the end; None if neither comes in time."""
+        while b"\n" not in self._received and len(self._received) < _ANSWER_MAX_BYTES:
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0 or not select.select([self._fd], [], [], left_s)[0]:
+                return None
+            chunk = os.read(self._fd, 4096)
+            if not chunk:
+                break
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        return line
 
 
 def _stop(process: subprocess.Popen[bytes], where: str) -> None:
@@ -117,7 +143,9 @@ def in_foreground(settings: Settings) -> int:
 
     errors: list[str] = []
 
-    def ready(error: str | None) -> None:
+    def ready(error: str | None, notes: Sequence[str] = ()) -> None:
+        for note in notes:
+            say(note)
         if error is None:
             notify_systemd("READY=1")
         else:

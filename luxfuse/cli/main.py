@@ -31,6 +31,7 @@ app.command("status")(report.status)
 app.command("list")(report.list_)
 app.command("metrics")(report.metrics)
 app.command("refresh")(report.refresh)
+app.command("persist")(report.persist)
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -10,21 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luxfuse.core.units import format_size
+from luxfuse.core.units import format_age, format_size
 
 _STATE_STYLES = {"serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red"}
-
-
-def format_age(seconds: float) -> str:
-    """Return a duration for people: ``5 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if hours < 1:
-        return f"{minutes} min"
-    if days < 1:
-        return f"{hours} h {minutes % 60} min"
-    return f"{days} d {hours % 24} h"
 
 
 def _console() -> Console:
@@ -60,7 +48,8 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     else:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
-    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore), ("problems", _problems)):
+    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore),
+                       ("not uploaded", _dirty), ("recovered", _recovered), ("problems", _problems)):
         if text := make(status):
             rows.append((name, text))
     rows.append(("memory", format_size(status.get("memory_bytes", 0))))
@@ -98,6 +87,35 @@ def _understore(status: Mapping[str, Any]) -> str:
     return f"{counts or 'no requests'}, {received} received ({escape(str(status.get('driver')))}){state}"
 
 
+def _dirty(status: Mapping[str, Any]) -> str:
+    dirty = status.get("dirty", {})
+    files, deletes, local = (dirty.get(name, 0) for name in ("files", "deletes", "local_only"))
+    parts = []
+    if files:
+        still_open = f", {dirty['open_files']} of them open" if dirty.get("open_files") else ""
+        parts.append(f"{files} files ({format_size(dirty.get('bytes', 0))}{still_open})")
+    if deletes:
+        parts.append(f"{deletes} deletes")
+    if parts:
+        parts.append(f"the oldest {format_age(float(dirty.get('oldest_s', 0)))} old")
+    if local:
+        parts.append(f"{local} files are local only")
+    if dirty.get("failing"):
+        parts.append(
+            f"[yellow]{dirty['failing']} failed when last tried ({escape(str(dirty.get('error')))}): they are kept "
+            "and tried again; mend the cause, then run: luxfuse persist[/]"
+        )
+    return ", ".join(parts) or "nothing"
+
+
+def _recovered(status: Mapping[str, Any]) -> str:
+    recovered = status.get("recovered", {})
+    if not recovered.get("files"):
+        return ""
+    where = escape(str(recovered.get("path")))
+    return f"[yellow]{recovered['files']} files in {where}: copy back what is wanted, then remove them there[/]"
+
+
 def _problems(status: Mapping[str, Any]) -> str:
     """Return the counters that should be zero and are not."""
     watched = (
@@ -105,6 +123,7 @@ def _problems(status: Mapping[str, Any]) -> str:
         ("understore", "retries", "retries"),
         ("cache", "checksum_failures", "wrong checksums"),
         ("cache", "write_failures", "failed cache writes"),
+        ("dirty", "conflicts", "files also written by somebody else"),
         ("names", "skipped_keys", "keys not shown"),
         ("fuse", "errors", "internal errors"),
     )

@@ -1,4 +1,4 @@
-"""``luxfuse status``, ``list``, ``metrics`` and ``refresh``: commands that ask a daemon and print."""
+"""``luxfuse status``, ``list``, ``metrics``, ``refresh`` and ``persist``: commands that ask a daemon and print."""
 
 from __future__ import annotations
 
@@ -115,13 +115,8 @@ def metrics(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.
 
 def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directories in a mount.")]) -> int:
     """Forget what is known of the paths, so that changes made in the bucket show at once."""
-    by_mount: dict[str, tuple[MountRecord, list[str]]] = {}
-    for path in paths:
-        record = _record(path)
-        inside = str(Path(mounts.resolve(path)).relative_to(record.mountpoint))
-        by_mount.setdefault(record.mountpoint, (record, []))[1].append("" if inside == "." else inside)
     failed = False
-    for record, inside_paths in by_mount.values():
+    for record, inside_paths in _by_mount(paths):
         try:
             errors = ControlClient(record.socket_path, _REFRESH_DEADLINE_S).refresh(inside_paths)
         except (DaemonUnreachable, DaemonRefused) as exc:
@@ -130,6 +125,35 @@ def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directorie
             say(f"refresh: {record.mountpoint}: {error}")
         failed = failed or bool(errors)
     return 1 if failed else 0
+
+
+def persist(paths: Annotated[list[str], typer.Argument(help="Files or directories in a mount.")]) -> int:
+    """Bring what was written at and below the paths to the under-store, and wait until it is there."""
+    from luxfuse.cli.progress import Display
+
+    failed = False
+    for record, inside_paths in _by_mount(paths):
+        step: dict[str, Any] = {}
+        try:
+            with Display(record.mountpoint) as display:
+                for step in ControlClient(record.socket_path).persist(inside_paths):
+                    display.show(step)
+        except (DaemonUnreachable, DaemonRefused) as exc:
+            raise _failed(record, exc) from None
+        for line in [*step.get("notes", []), *step.get("failures", [])]:
+            say(f"persist: {record.mountpoint}: {line}")
+        failed = failed or bool(step.get("failures"))
+    return 1 if failed else 0
+
+
+def _by_mount(paths: list[str]) -> list[tuple[MountRecord, list[str]]]:
+    """Return the paths relative to their mounts, by mount; "" is the mountpoint itself."""
+    by_mount: dict[str, tuple[MountRecord, list[str]]] = {}
+    for path in paths:
+        record = _record(path)
+        inside = str(Path(mounts.resolve(path)).relative_to(record.mountpoint))
+        by_mount.setdefault(record.mountpoint, (record, []))[1].append("" if inside == "." else inside)
+    return list(by_mount.values())
 
 
 def _print_json(value: object) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from luxfuse.control.address import short_address
 from luxfuse.errors import LuxError
+
+_LINE_MAX_BYTES = 4 << 20
+
+Steps = Generator[dict[str, Any], None, None]
+"""Progress, line by line; close it to give up. See `luxfuse.vfs.backlog.Progress` for the fields."""
 
 
 class DaemonUnreachable(LuxError):
@@ -38,7 +45,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class ControlClient:
-    """A client of one daemon; each call is one connection and takes at most ``deadline_s``."""
+    """A client of one daemon; each call is one connection, and the daemon never silent for ``deadline_s``."""
 
     def __init__(self, socket_path: str | Path, deadline_s: float = 5.0) -> None:
         self._socket_path = Path(socket_path)
@@ -56,6 +63,17 @@ class ControlClient:
         """Forget what is known of ``paths`` (relative to the mount); returns one line per path that failed."""
         return [str(error) for error in self._json("POST", "/v1/refresh", {"paths": paths}).get("errors", [])]
 
+    def persist(self, paths: list[str]) -> Steps:
+        """Bring what is at and below ``paths`` (relative to the mount) to the under-store; yields how far that is.
+
+        The last item has ``done``, and lists of lines: ``failures`` and ``notes``. Stop iterating to give it up.
+        """
+        return self._lines("/v1/persist", {"paths": paths})
+
+    def drain(self) -> Steps:
+        """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""
+        return self._lines("/v1/drain", None)
+
     def unmount(self, *, lazy: bool = False) -> None:
         """Ask the daemon to unmount and end. Raises DaemonRefused when the mount is busy."""
         self._json("POST", "/v1/unmount", {"lazy": lazy})
@@ -72,26 +90,52 @@ class ControlClient:
 
     def _exchange(self, method: str, target: str, body: dict[str, Any] | None) -> bytes:
         give_up_at = time.monotonic() + self._deadline_s
+        with self._asking(method, target, body) as (connection, sock):
+            sock.settimeout(max(0.01, give_up_at - time.monotonic()))
+            response = connection.getresponse()
+            return _checked(response).read()
+
+    def _lines(self, target: str, body: dict[str, Any] | None) -> Steps:
+        """Yield the lines of an answer that goes on for long; each comes within the deadline."""
+        with self._asking("POST", target, body) as (connection, _sock):
+            response = _checked(connection.getresponse())
+            done = False
+            while line := response.readline(_LINE_MAX_BYTES):
+                item = json.loads(line)
+                if "aborted" in item:
+                    raise DaemonRefused(str(item["aborted"]), 500)
+                done = bool(item.get("done"))
+                yield item
+            if not done:
+                raise DaemonUnreachable("the daemon broke off")
+
+    @contextlib.contextmanager
+    def _asking(
+        self, method: str, target: str, body: dict[str, Any] | None
+    ) -> Iterator[tuple[http.client.HTTPConnection, socket.socket]]:
+        """Send a request; errors of the block mean that the daemon cannot be asked. Raises DaemonUnreachable."""
         connection = _UnixConnection(self._socket_path, self._deadline_s)
         try:
             payload = None if body is None else json.dumps(body).encode()
             connection.request(method, target, body=payload, headers={"Connection": "close"})
-            connection.sock.settimeout(max(0.01, give_up_at - time.monotonic()))
-            response = connection.getresponse()
-            content = response.read()
+            yield connection, connection.sock
         except TimeoutError:
             raise DaemonUnreachable(f"the daemon does not answer within {self._deadline_s:g} s") from None
         except (ConnectionRefusedError, FileNotFoundError):
             raise DaemonUnreachable("the daemon is not running") from None
         except PermissionError:
             raise DaemonUnreachable("the control socket belongs to another user") from None
-        except (OSError, http.client.HTTPException) as exc:
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             raise DaemonUnreachable(f"the daemon broke off: {exc or type(exc).__name__}") from None
         finally:
             connection.close()
-        if response.status >= 400:
-            raise DaemonRefused(_error_text(content, response.status), response.status)
-        return content
+
+
+def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    """Return the response unless it is an error. Raises DaemonRefused."""
+    if response.status >= 400:
+        raise DaemonRefused(_error_text(response.read(), response.status), response.status)
+    return response
 
 
 def _error_text(content: bytes, status: int) -> str:

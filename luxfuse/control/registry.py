@@ -128,6 +128,11 @@ def _lock(fd: int, directory: Path, mountpoint: str) -> None:
             if time.monotonic() > give_up_at:
                 record = _read(directory)
                 pid = f" (pid {record.pid})" if record else ""
+                if mounts.find_mount(mountpoint) is None:
+                    raise MountError(
+                        f"{mountpoint}: a daemon{pid} is about to mount there, or still brings changes of the last mount "
+                        f"to the under-store; wait, or end it with: luxfuse unmount --force {mountpoint}"
+                    ) from None
                 raise MountError(f"{mountpoint} is already mounted by luxfuse{pid}; unmount it first") from None
             time.sleep(0.02)
 

@@ -5,9 +5,13 @@
 | GET /v1/status | | the status document, `luxfuse.control.status` |
 | GET /v1/metrics | | Prometheus text |
 | POST /v1/refresh | {"paths": [...]}, relative to the mount | {"errors": [...]} |
+| POST /v1/persist | {"paths": [...]}, relative to the mount | lines of progress; the last has done, failures, notes |
+| POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
 
-Errors are {"error": "one line"}.
+Errors are {"error": "one line"}. Lines of progress are one JSON object each, about ten a second, until all is done; the
+daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`; a line that has
+``aborted`` instead says why it is the last.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -49,6 +53,12 @@ class ControlService(Protocol):
 
     async def refresh(self, paths: list[str]) -> list[str]:
         """Forget what is known of the paths; returns one line for each that failed."""
+
+    def persist(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Bring what is at and below the paths to the under-store; yields how far that is."""
+
+    def drain(self) -> AsyncGenerator[dict[str, object], None]:
+        """Bring everything that is closed to the under-store; yields how far that is."""
 
     async def unmount(self, *, lazy: bool) -> None:
         """Unmount and begin to end."""
@@ -103,10 +113,13 @@ def _application(service: ControlService) -> Router:
         return PlainTextResponse(service.metrics(), media_type=_PROMETHEUS)
 
     async def refresh(request: Request) -> Response:
-        paths = (await _body(request)).get("paths")
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise _BadRequest("paths: a list of strings is needed")
-        return JSONResponse({"errors": await service.refresh(paths)})
+        return JSONResponse({"errors": await service.refresh(await _paths(request))})
+
+    async def persist(request: Request) -> Response:
+        return _Lines(service.persist(await _paths(request)))
+
+    async def drain(_request: Request) -> Response:
+        return _Lines(service.drain())
 
     async def unmount(request: Request) -> Response:
         lazy = (await _body(request)).get("lazy", False)
@@ -119,6 +132,8 @@ def _application(service: ControlService) -> Router:
         Route("/v1/status", _guard(status), methods=["GET"]),
         Route("/v1/metrics", _guard(metrics), methods=["GET"]),
         Route("/v1/refresh", _guard(refresh), methods=["POST"]),
+        Route("/v1/persist", _guard(persist), methods=["POST"]),
+        Route("/v1/drain", _guard(drain), methods=["POST"]),
         Route("/v1/unmount", _guard(unmount), methods=["POST"]),
     ]
     return Router(routes, default=_not_found)
@@ -146,6 +161,39 @@ def _guard(endpoint: Endpoint) -> Endpoint:
     return guarded
 
 
+class _Lines(Response):
+    """Sends each item as a line of JSON, and stops asking for more when the client hangs up."""
+
+    def __init__(self, items: AsyncGenerator[dict[str, object], None]) -> None:
+        super().__init__(media_type="application/x-ndjson")
+        del self.headers["content-length"]
+        self._items = items
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with trio.open_nursery() as nursery, aclosing(self._items), aclosing(self._guarded()) as lines:
+            nursery.start_soon(watch)
+            async for line in lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+            nursery.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _guarded(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for item in self._items:
+                yield json.dumps(item).encode() + b"\n"
+        except LuxError as exc:
+            yield json.dumps({"aborted": " ".join(str(exc).split())}).encode() + b"\n"
+        except Exception:
+            log.exception("a control request failed in its course")
+            yield json.dumps({"aborted": "unexpected error in the daemon; see its log"}).encode() + b"\n"
+
+
 def _error(status: int, text: str) -> Response:
     return JSONResponse({"error": " ".join(text.split())}, status_code=status)
 
@@ -153,6 +201,13 @@ def _error(status: int, text: str) -> Response:
 async def _not_found(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "http":
         await _error(404, "no such request; is the daemon of another version?")(scope, receive, send)
+
+
+async def _paths(request: Request) -> list[str]:
+    paths = (await _body(request)).get("paths")
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise _BadRequest("paths: a list of strings is needed")
+    return paths
 
 
 async def _body(request: Request) -> dict[str, Any]:

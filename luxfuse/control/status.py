@@ -40,7 +40,10 @@ class ReadStatus(TypedDict):
 
 
 class UnderstoreStatus(TypedDict):
-    """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``."""
+    """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``.
+
+    ``timeouts`` ran into their deadline; ``in_flight`` are waited for now.
+    """
 
     gets: int
     heads: int
@@ -49,24 +52,34 @@ class UnderstoreStatus(TypedDict):
     deletes: int
     errors: int
     retries: int
+    timeouts: int
+    in_flight: int
     get_bytes: int
+    put_bytes: int
     state: str
 
 
 class CacheStatus(TypedDict):
-    """The page cache."""
+    """The page cache. ``in_flight_bytes`` are being fetched, ``buffered_bytes`` kept in memory for a moment."""
 
     objects: int
     evictions: int
     evicted_bytes: int
     checksum_failures: int
     write_failures: int
+    verified_bytes: int
+    files_ahead: int
+    buffered_bytes: int
+    in_flight_bytes: int
 
 
 class NameStatus(TypedDict):
-    """Keys of the bucket that cannot be shown as files."""
+    """The tree. ``skipped_keys`` cannot be shown as files; ``listings`` are those of directories that were made;
+    ``stale_served`` counts answers from what was known, because the store could not be asked."""
 
     skipped_keys: int
+    listings: int
+    stale_served: int
 
 
 class FuseStatus(TypedDict):
@@ -78,17 +91,31 @@ class FuseStatus(TypedDict):
 
 
 class DirtyStatus(TypedDict):
-    """Data that is not in the bucket yet."""
+    """Changes that are not in the bucket yet. Many are not counted anew for each document, but every second or so.
+
+    ``files`` counts directories and symlinks too, ``open_files`` those of them that are open for writing; ``oldest_s`` is
+    how long ago the oldest change was made. ``deletes`` are objects still to be removed. ``failing``: files and
+    deletes that failed when they were tried last; ``error`` says how one of them did. ``local_only``: files that never go
+    to the bucket. ``failures`` and ``conflicts`` count failed tries, and files that somebody else had written meanwhile.
+    """
 
     files: int
     bytes: int
     oldest_s: float
+    open_files: int
+    deletes: int
+    failing: int
+    error: str | None
+    local_only: int
+    failures: int
+    conflicts: int
 
 
 class RecoveredStatus(TypedDict):
-    """Files saved aside after a crash."""
+    """Files saved aside: after a crash, what was being written; after a conflict, the other version. In ``path``."""
 
     files: int
+    path: str
 
 
 class PeerStatus(TypedDict):

@@ -195,10 +195,14 @@ def _fusermount(path: str, lazy: bool) -> None:
 def _raise_unmount(path: str, code: int) -> None:
     if code != errno.EBUSY:
         raise MountError(f"{path} cannot be unmounted: {os.strerror(code)}")
-    users = holders(path)
+    raise busy(path, holders(path))
+
+
+def busy(path: str, users: Sequence[str]) -> MountError:
+    """Return the error that says who uses a mount; ``users`` as from `holders`."""
     shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
     who = f"in use by {shown}" if users else "in use"
-    raise MountError(f"{path} is busy: {who}; end them first, or use: luxfuse unmount --lazy {path}")
+    return MountError(f"{path} is busy: {who}; end them first, or use: luxfuse unmount --lazy {path}")
 
 
 def holders(path: str) -> list[str]:

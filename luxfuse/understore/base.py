@@ -37,6 +37,9 @@ class Abilities:
     hierarchical: bool
     """Directories exist by themselves: ``put("d/")`` makes one, ``delete(["d/"])`` removes an empty one."""
 
+    writable: bool = True
+    """Else every write raises `ReadOnlyStore`."""
+
 
 class WriteSide(Protocol):
     """The methods of an `UnderStore` that write, and the listing that goes with them.

@@ -91,7 +91,9 @@ class ReadOnlyWrites(NoMultipart):
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities(metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True)
+        return Abilities(
+            metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True, writable=False
+        )
 
     def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         raise _read_only(f"PUT {key!r}")

@@ -27,6 +27,6 @@ def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest
     monkeypatch.setattr(daemon, "_raise_file_limit", lambda: None)
     monkeypatch.setattr(daemon.registry, "claim", claim)
     told: list[str | None] = []
-    assert daemon.run(object(), told.append) == 1
+    assert daemon.run(object(), lambda error, _notes=(): told.append(error)) == 1
     assert told == ["far enough"]
     assert seen == [0o077]

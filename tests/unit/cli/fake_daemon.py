@@ -18,13 +18,23 @@ from luxfuse.errors import MountError
 from tests.unit.control.samples import sample_status
 
 
+def step(**fields: object) -> dict[str, object]:
+    plain: dict[str, object] = {
+        "files": 0, "bytes": 0, "deletes": 0, "open_files": 0, "put_bytes": 0, "stalled_s": 0.0, "error": None,
+        "done": False, "failures": [], "notes": [],
+    }  # fmt: skip
+    return {**plain, **fields}
+
+
 class Service:
     def __init__(self, settings: Settings, end: trio.Event) -> None:
         self._settings = settings
         self._end = end
+        self.draining = False
 
     def status(self) -> dict[str, object]:
-        return {**sample_status(self._settings.mountpoint), "pid": os.getpid()}
+        state = "draining" if self.draining else "serving"
+        return {**sample_status(self._settings.mountpoint), "pid": os.getpid(), "state": state}
 
     def metrics(self) -> str:
         return "luxfuse_up 1\n"
@@ -32,6 +42,29 @@ class Service:
     async def refresh(self, paths: list[str]) -> list[str]:
         await trio.lowlevel.checkpoint()
         return [f"{path}: no such file" for path in paths if "missing" in path]
+
+    async def persist(self, paths: list[str]):
+        await trio.lowlevel.checkpoint()
+        yield step(files=3, bytes=3 << 20)
+        yield step(
+            done=True, notes=["a.tmp: local only (must-cache)"] if "" in paths else [],
+            failures=[f"{path}: is open for writing" for path in paths if "open" in path],
+        )
+
+    async def drain(self):
+        mode = self._settings.source.partition("://")[2]
+        self.draining = True
+        try:
+            if mode == "stuck":
+                while True:
+                    await trio.sleep(0.05)
+                    yield step(files=2, bytes=5 << 20, deletes=1, stalled_s=61.0, error="big: PUT 'big': 503")
+            for left in range(20, 0, -1) if mode == "slow-drain" else ():
+                await trio.sleep(0.05)
+                yield step(files=left, bytes=left << 20, put_bytes=(20 - left) << 20)
+            yield step(done=True)
+        finally:
+            self.draining = False
 
     async def unmount(self, *, lazy: bool) -> None:
         await trio.lowlevel.checkpoint()
@@ -61,7 +94,8 @@ async def end_on_signal(signals, end: trio.Event) -> None:
 
 def run(settings: Settings, ready_fd: int) -> int:
     def answer(error: str | None) -> None:
-        os.write(ready_fd, json.dumps({"error": error}).encode() + b"\n")
+        notes = ["the last run left 2 changed files"] if settings.source == "fake://notes" else []
+        os.write(ready_fd, json.dumps({"error": error, "notes": notes}).encode() + b"\n")
 
     if settings.source == "fake://error":
         answer("s3://bucket: no such bucket; create it first")
@@ -69,6 +103,10 @@ def run(settings: Settings, ready_fd: int) -> int:
     if settings.source == "fake://dies":
         print("about to die", flush=True)
         return 3
+    if settings.source == "fake://busy-beginning":
+        for _ in range(4):
+            time.sleep(0.3)
+            os.write(ready_fd, b'{"waiting": "still finishing"}\n')
     if settings.source == "fake://slow":
         time.sleep(60)
     try:

@@ -69,7 +69,7 @@ def test_from_mount_to_unmount(luxfuse: Run, tmp_path: Path) -> None:
     where = tmp_path / "mnt"
     where.mkdir()
     assert luxfuse("mount", "fake://ok", where) == Outcome(0, "", "")
-    assert "already mounted by luxfuse (pid " in luxfuse("mount", "fake://ok", where).line
+    assert "is about to mount there, or still brings changes" in luxfuse("mount", "fake://ok", where).line
 
     shown = luxfuse("status", where)
     assert shown.code == 0
@@ -169,6 +169,8 @@ def test_a_dead_daemon(luxfuse: Run, tmp_path: Path, state: Path) -> None:
         (["status", "/nowhere"], 1, "/nowhere is not in a luxfuse mount; see: luxfuse list"),
         (["metrics", "/nowhere"], 1, "is not in a luxfuse mount"),
         (["refresh", "/nowhere"], 1, "is not in a luxfuse mount"),
+        (["persist", "/nowhere"], 1, "is not in a luxfuse mount"),
+        (["persist"], 2, "Missing argument"),
         (["unmount", "/nowhere"], 1, "is not a luxfuse mount"),
         (["s3://b", "/m", "-o", "novelty"], 2, "-o novelty: unknown option"),
         (["s3://b"], 2, "write: mount.luxfuse SOURCE MOUNTPOINT"),
@@ -186,7 +188,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     shown = luxfuse("--help")
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh"]
+    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist"]
     assert luxfuse().code == 2
 
 

@@ -29,7 +29,7 @@ def test_a_claim_is_exclusive_and_listed(tmp_path: Path) -> None:
         assert (record.mountpoint, record.source, record.pid) == ("/nowhere/bucket", "s3://bucket", os.getpid())
         assert record.alive
         assert record.socket_path == claim.socket_path
-        with pytest.raises(MountError, match=rf"already mounted by luxfuse \(pid {os.getpid()}\); unmount it first"):
+        with pytest.raises(MountError, match=rf"a daemon \(pid {os.getpid()}\) is about to mount there, or still brings"):
             registry.claim(settings)
         with registry.claim(settings_for(tmp_path, "/nowhere/other")):
             assert len(registry.list_mounts(settings.state_dir)) == 2

@@ -1,0 +1,123 @@
+"""How far something is that takes long: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from luxfuse.cli.errors import say
+from luxfuse.core.units import format_age, format_size
+
+LINE_INTERVAL_S = 5.0
+BAR_AFTER_S = 0.5
+"""What takes less shows no bar."""
+WINDOW_S = 20.0
+"""The rate is that of the last so many seconds."""
+REQUEST_BYTES = 64 << 10
+"""A file or delete takes about as long as so many bytes more."""
+
+
+class Meter:
+    """Rate and time left, from what the daemon says. Times in seconds, of any clock."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float, int]] = deque()
+        self._total = 0.0
+        self._done = 0.0
+        self.text = ""
+
+    def feed(self, now_s: float, step: Mapping[str, Any]) -> None:
+        """Take in a line of progress."""
+        items = step["files"] - step["open_files"] + step["deletes"]
+        left = step["bytes"] + items * REQUEST_BYTES
+        if not self._samples:
+            self._total, self._first_bytes = float(left), step["put_bytes"]
+        self._total = max(self._total, left)
+        sent = min(step["put_bytes"] - self._first_bytes, self._total - REQUEST_BYTES)
+        self._done = max(self._done, self._total - left, sent) if left else self._total
+        self._samples.append((now_s, self._done, step["put_bytes"]))
+        while now_s - self._samples[0][0] > WINDOW_S:
+            self._samples.popleft()
+        self.text = self._describe(step)
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, between 0 and 1."""
+        return min(1.0, self._done / self._total) if self._total else 1.0
+
+    @property
+    def rate_bytes_s(self) -> float:
+        """Bytes sent to the store a second, lately."""
+        (first_s, _, first), (last_s, _, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the present pace; None if nothing moves."""
+        (first_s, first, _), (last_s, last, _) = self._samples[0], self._samples[-1]
+        return (self._total - last) * (last_s - first_s) / (last - first) if last > first else None
+
+    def _describe(self, step: Mapping[str, Any]) -> str:
+        parts = [left_text(step)]
+        if step["error"] is None or step["stalled_s"] < LINE_INTERVAL_S:
+            parts.append(f"{format_size(self.rate_bytes_s)}/s")
+            if self.left_s is not None:
+                parts.append(f"about {format_age(self.left_s)} left")
+        if step["error"] is not None:
+            parts.append(f"waiting for the under-store: {step['error']}")
+        return ", ".join(parts)
+
+
+def left_text(step: Mapping[str, Any]) -> str:
+    """Return what is left, in words."""
+    parts = [f"{step['files']} files ({format_size(step['bytes'])})"]
+    if step["deletes"]:
+        parts.append(f"{step['deletes']} deletes")
+    return " and ".join(parts)
+
+
+class Display:
+    """Shows progress on stderr for the length of a block. ``title`` says of what."""
+
+    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._title = title
+        self._clock = clock
+        self._meter = Meter()
+        self._began_s = self._said_s = clock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def show(self, step: Mapping[str, Any]) -> None:
+        """Show a line of progress."""
+        now_s = self._clock()
+        self._meter.feed(now_s, step)
+        if sys.stderr.isatty():
+            if self._bar is None and now_s - self._began_s > BAR_AFTER_S and not step.get("done"):
+                self._begin_bar()
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._meter.fraction, text=self._meter.text)
+        elif now_s - self._said_s >= LINE_INTERVAL_S:
+            self._said_s = now_s
+            say(f"{self._title}: {self._meter.text}")
+
+    def _begin_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True,
+        )
+        self._task = self._bar.add_task(self._title, total=1.0, text="")
+        self._bar.start()
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()

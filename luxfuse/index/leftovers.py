@@ -1,0 +1,122 @@
+"""What the journals of this machine hold that is not in the under-store: looked at without using them.
+
+Beside each journal lies ``origin.json``, which says what it belongs to, so that commands and other mounts can tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import msgspec
+
+from luxfuse.core.units import format_size
+from luxfuse.index.journal_file import FORMAT_VERSION, Table
+from luxfuse.index.records import FileRecord
+from luxfuse.index.store import U64
+from luxfuse.types import Kind, WriteMode
+
+ORIGIN = "origin.json"
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a journal is. ``cache`` is the directory with the staging files."""
+
+    mountpoint: str
+    source: str
+    source_id: str
+    cache: str
+
+
+class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
+    """Changes that are not in the under-store.
+
+    ``bytes`` are those of ``files``; ``unclosed``: files that were being written, which do not count in ``files``;
+    ``moves`` are renames that were cut short.
+    """
+
+    origin: Origin
+    files: int = 0
+    bytes: int = 0
+    unclosed: int = 0
+    deletes: int = 0
+    moves: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.files or self.unclosed or self.deletes or self.moves)
+
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+        size = f" ({format_size(self.bytes)})" if self.files else ""
+        parts = [
+            _count(self.files, "changed file") + size, _count(self.unclosed, "unclosed file"),
+            _count(self.deletes, "delete"), _count(self.moves, "unfinished rename"),
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}" if number else ""
+
+
+def write_origin(journal: Path, origin: Origin) -> None:
+    """Say whose a journal is. Raises OSError."""
+    path = journal / ORIGIN
+    encoded = msgspec.json.encode(origin)
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == encoded:
+            return
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(encoded)
+    fresh.replace(path)
+
+
+def find(journals: Path) -> Iterator[Leftovers]:
+    """Yield what is left in each journal below a directory that nobody uses; those that cannot be read are left out."""
+    try:
+        paths = sorted(journals.iterdir())
+    except OSError:
+        return
+    for path in paths:
+        try:
+            origin = msgspec.json.decode((path / ORIGIN).read_bytes(), type=Origin)
+            if not _in_use(Path(origin.cache)):
+                yield _read(path, origin)
+        except (OSError, msgspec.MsgspecError, lmdb.Error):
+            continue
+
+
+def _in_use(cache: Path) -> bool:
+    """Whether a daemon holds the cache directory. To try its lock would get in the way of a daemon that starts."""
+    try:
+        inode = (cache / "lock").stat().st_ino
+    except FileNotFoundError:
+        return False
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any(" FLOCK " in line and f":{inode} " in line for line in locks)
+
+
+def _read(path: Path, origin: Origin) -> Leftovers:
+    decode = msgspec.msgpack.Decoder(FileRecord).decode
+    files = size = unclosed = 0
+    with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(Table), create=False) as env:
+        databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in Table}
+        with env.begin() as txn:
+            if txn.get(b"format", db=databases[Table.META]) != U64.pack(FORMAT_VERSION):
+                raise OSError("a journal of another version")
+            for _, value in txn.cursor(db=databases[Table.FILES]):
+                record = decode(value)
+                if record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL:
+                    continue
+                if record.closed:
+                    files, size = files + 1, size + record.size
+                elif record.size:
+                    unclosed += 1
+            deletes = txn.stat(databases[Table.DELETES])["entries"]
+            moves = txn.stat(databases[Table.OPERATIONS])["entries"]
+    return Leftovers(origin=origin, files=files, bytes=size, unclosed=unclosed, deletes=deletes, moves=moves)
