@@ -147,7 +147,14 @@ class LocalWrites(FsspecWrites):
         root = self._root or "/"
         if not Path(root).is_dir():
             raise BucketMissing(f"{what}: the directory {root!r} does not exist")
-        Path(path).mkdir(parents=True, exist_ok=True)
+        for attempt in range(ATTEMPTS):
+            try:
+                Path(path).mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:  # as in `_open_new`
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     def _install(self, temporary: str, path: str, expect: str | None, what: str) -> None:
         if expect is None:

@@ -107,7 +107,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return writer.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
-        if self._family == "s3" and len(keys) != 1:
+        if self._family == "s3":  # obstore makes a bulk request even for one key, and tells only of its first failure
             return self._writer().delete(keys)
         plain = [key for key in keys if not has_odd_segment(key)]
         failures = self._own.delete(plain) if plain else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,14 +144,18 @@ class ObstoreWrites(NoMultipart):
         """Let the bytes come here and go back, as obstore cannot replace metadata."""
         found = obstore.get(self._patient_store(), source)
         kept = {str(name): value for name, value in found.attributes.items() if name != str(name).lower()}
-        obstore.put(
-            self._patient_store(),
-            target,
-            found.stream(min_chunk_size=1 << 20),
-            attributes={**kept, **metadata},
-            chunk_size=PART_BYTES,
-            max_concurrency=4,
-        )
+        with tempfile.TemporaryFile() as file:
+            for piece in found.stream(min_chunk_size=1 << 20):
+                file.write(piece)
+            file.seek(0)
+            obstore.put(
+                self._patient_store(),
+                target,
+                file,
+                attributes={**kept, **metadata},
+                chunk_size=PART_BYTES,
+                max_concurrency=4,
+            )
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         if len(keys) == 1:

@@ -3,7 +3,7 @@
 One monitor, one OSD and one gateway, all on loopback and children of this process, with everything they write in a
 temporary directory. No manager: nothing here needs its statistics.
 
-Not S3: PUT with If-Match is wrong, which does not matter to mounts, as they only read.
+Not S3: PUT with If-Match is wrong; conditions on copies and on the end of a multipart upload are ignored.
 """
 
 from __future__ import annotations

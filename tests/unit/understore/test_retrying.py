@@ -12,8 +12,9 @@ from trio.testing import MockClock
 
 from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
+from luxfuse.understore.base import ABSENT
 from luxfuse.understore.calls import DOWN_AFTER_FAILURES
-from luxfuse.understore.retrying import LIST_PATIENCE, Store
+from luxfuse.understore.retrying import LIST_PATIENCE, PATIENT_BYTES, Store
 from tests.support.fake_store import FakeStore
 
 
@@ -248,3 +249,110 @@ async def test_programming_errors_are_not_swallowed(fake):
     with pytest.raises(ZeroDivisionError):
         await store.call("get", lambda _driver: 1 / 0, what="x")
     assert store.statistics().in_flight == 0
+
+
+async def test_writes_pass_through_and_are_counted(fake, tmp_path):
+    store = make(fake)
+    await store.put("a", b"12345", {"mode": "1"})
+    (tmp_path / "f").write_bytes(b"1234567")
+    await store.put_file("b", str(tmp_path / "f"), {})
+    info = await store.copy("a", "c", size=5)
+    upload = await store.begin_upload("m", {})
+    parts = [(1, await store.upload_part("m", upload, 1, b"123"))]
+    parts.append((2, await store.copy_part("m", upload, 2, "c", info.version, 1, 4)))
+    await store.complete_upload("m", upload, parts)
+    await store.abort_upload("m", upload)
+    assert fake.objects["m"][0] == b"123234"
+    assert [info.key async for page in store.list_all("") for info in page.objects] == ["a", "b", "c", "d/x", "m"]
+    assert await store.delete(["a", "none"]) == {}
+    found = store.statistics()
+    assert (found.puts, found.deletes, found.put_bytes, found.lists) == (7, 2, 15, 1)
+    assert fake.writes == [
+        ("put", "a"), ("put_file", "b"), ("copy", "c"), ("complete_upload", "m"), ("delete", "a"),
+    ]  # fmt: skip
+
+
+async def test_writes_are_retried(fake, mock_clock):
+    store = make(fake)
+    fake.fail_next(2, kind="put")
+    await store.put("a", b"data", {})
+    assert (store.statistics().puts, store.statistics().retries, store.statistics().put_bytes) == (3, 2, 4)
+    fake.lose_answer_next("put")
+    with pytest.raises(VersionChanged):  # its own first try: only the caller can tell
+        await store.put("b", b"data", {}, expect=ABSENT)
+    assert fake.objects["b"][0] == b"data"
+
+
+async def test_patience_grows_with_the_size(fake):
+    store = make(fake, timeout_s=0.2)
+    fake.hold("put")
+    started_s = trio.current_time()
+    with pytest.raises(StoreUnavailable):
+        await store.put("a", b"small", {})
+    assert trio.current_time() - started_s < 0.4
+    started_s = trio.current_time()
+    with pytest.raises(StoreUnavailable):
+        await store.put("a", bytes(PATIENT_BYTES), {})
+    assert trio.current_time() - started_s >= 0.4
+    fake.release()
+
+
+async def test_reads_do_not_wait_for_writes(fake):
+    store = make(fake, timeout_s=5, max_requests=2)
+    fake.hold("put")
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(store.put, f"k{number}", b"data", {})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await read(store, fake) == b"234"
+        assert fake.counts["put"] == 2
+        fake.release()
+    assert fake.counts["put"] == 4
+
+
+async def test_deletes_are_split(fake):
+    keys = [f"k{number}" for number in range(2500)]
+    for key in keys:
+        fake.place(key, b"x")
+    store = make(fake)
+    assert await store.delete([*keys, "none"]) == {}
+    assert (fake.counts["delete"], list(fake.objects)) == (3, ["d/x"])
+    assert await store.delete([]) == {}
+
+
+class Stubborn(FakeStore):
+    """Fails for some keys of a request."""
+
+    def delete(self, keys):
+        failures = super().delete([key for key in keys if key[0] not in "ab"])
+        for key in keys:
+            if key[0] == "a" and self.counts["delete"] < 3:
+                failures[key] = StoreUnavailable("busy")
+            elif key[0] == "a":
+                super().delete([key])
+            elif key[0] == "b":
+                failures[key] = AccessDenied("no")
+        return failures
+
+
+async def test_only_what_may_succeed_is_deleted_again(mock_clock):
+    fake = Stubborn()
+    for key in ("a1", "a2", "b", "c"):
+        fake.place(key, b"x")
+    store = make(fake)
+    failures = await store.delete(["a1", "a2", "b", "c"])
+    assert {key: type(error) for key, error in failures.items()} == {"b": AccessDenied}
+    assert list(fake.objects) == ["b"]
+    assert store.statistics().deletes == 3
+
+
+async def test_keys_that_cannot_be_deleted_in_time_are_told(mock_clock):
+    fake = Stubborn()
+    fake.place("a1", b"x")
+    store = make(fake, timeout_s=5)
+    fake.delete = lambda keys: {key: StoreUnavailable("busy") for key in keys}
+    failures = await store.delete(["a1", "a2"])
+    assert {key: type(error) for key, error in failures.items()} == {"a1": StoreUnavailable, "a2": StoreUnavailable}
+    fake.delete = lambda keys: (_ for _ in ()).throw(AccessDenied("no"))
+    with pytest.raises(AccessDenied):
+        await store.delete(["a1"])

@@ -1,0 +1,207 @@
+"""S3 servers that refuse writes, know no conditions, fail for some keys only or take bodies slowly."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+from luxfuse.errors import (
+    AccessDenied,
+    BucketMissing,
+    NotFound,
+    QuotaExceeded,
+    StoreError,
+    StoreFull,
+    StoreRejected,
+    StoreUnavailable,
+    VersionChanged,
+)
+from luxfuse.understore.base import ABSENT, UnderStore
+from luxfuse.understore.factory import open_driver
+
+SECRET = "s3cr3t/Key+Value=="
+ANSWERS = {
+    "slow-down": (503, "SlowDown"), "broken": (500, "InternalError"), "denied": (403, "AccessDenied"),
+    "quota": (403, "QuotaExceeded"), "minio-quota": (400, "XMinioAdminBucketQuotaExceeded"),
+    "full": (507, "InsufficientStorage"), "no-bucket": (404, "NoSuchBucket"), "busy": (409, "OperationAborted"),
+    "conflict": (409, "ConditionalRequestConflict"), "changed": (412, "PreconditionFailed"),
+    "gone": (404, "NoSuchKey"), "large": (400, "EntityTooLarge"), "closed": (404, "NoSuchUpload"),
+}  # fmt: skip
+CLASSES = [
+    ("slow-down", StoreUnavailable), ("broken", StoreUnavailable), ("denied", AccessDenied), ("quota", QuotaExceeded),
+    ("minio-quota", QuotaExceeded), ("full", StoreFull), ("no-bucket", BucketMissing), ("busy", StoreUnavailable),
+    ("conflict", StoreUnavailable), ("large", StoreRejected),
+]  # fmt: skip
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The key's name says how it is served."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[tuple[str, dict[str, str]]]] = []
+
+    def serve(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        mode = self.path.partition("?")[0].rpartition("/")[2]
+        if mode == "slowly":
+            while length > 0:
+                length -= len(self.rfile.read(min(length, 256 << 10)))
+                time.sleep(0.03)
+        body = self.rfile.read(length)
+        self.seen.append((f"{self.command} {self.path}", {k.lower(): v for k, v in self.headers.items()}))
+        conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
+        if mode == "hangs":
+            time.sleep(4)
+        if mode in ANSWERS:
+            self.answer(*ANSWERS[mode])
+        elif mode == "unconditional" and conditional:
+            self.answer(501, "NotImplemented")
+        elif "delete" in self.path:
+            self.delete(body.decode())
+        else:
+            self.answer(200, "", '"right"')
+
+    do_PUT = do_POST = do_DELETE = do_GET = do_HEAD = serve
+
+    def delete(self, body: str) -> None:
+        keys = re.findall("<Key>(.*?)</Key>", body)
+        self.answer(200, "", body="<DeleteResult>" + "".join(
+            f"<Error><Key>{key}</Key><Code>{ANSWERS[key][1]}</Code><Message>no</Message></Error>"
+            for key in keys if key in ANSWERS) + "</DeleteResult>")  # fmt: skip
+
+    def answer(self, status: int, code: str, etag: str = "", body: str = "") -> None:
+        data = (f"<Error><Code>{code}</Code><Message>{SECRET}</Message></Error>" if code else body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", "Sun, 22 Nov 2020 19:49:04 GMT")
+        if etag:
+            self.send_header("ETag", etag)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *arguments: object) -> None:
+        pass  # clients that went away
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=["obstore", "fsspec"])
+def store(request: pytest.FixtureRequest, url: str) -> Iterator[UnderStore]:
+    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=1.0,
+                         storage_options={"key": "k", "secret": SECRET})  # fmt: skip
+    Handler.seen.clear()
+    yield driver
+    driver.close()
+
+
+def assert_clean(error: StoreError, url: str) -> None:
+    assert "\n" not in str(error)
+    assert SECRET not in str(error)
+    assert url not in str(error)
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+
+
+@pytest.mark.parametrize(("key", "error"), CLASSES)
+def test_failures_have_their_class_and_one_clean_line(store, url, key, error):
+    requests = [lambda: store.put(key, b"data", {}), lambda: store.put(key, b"data", {}, expect=ABSENT),
+                lambda: store.put(key, b"data", {}, expect='"old"'), lambda: store.begin_upload(key, {}),
+                lambda: store.upload_part(key, "upload", 1, b"x" * (1 << 20)), lambda: store.copy("x", key, size=1),
+                lambda: store.complete_upload(key, "upload", [(1, '"part"')])]  # fmt: skip
+    for number, request in enumerate(requests):
+        with pytest.raises(StoreError) as caught:
+            request()
+        assert type(caught.value) is error, number
+        assert key in str(caught.value)
+        assert_clean(caught.value, url)
+
+
+def test_conditions(store):
+    for request in (lambda: store.put("changed", b"data", {}, expect='"old"'),
+                    lambda: store.put("changed", b"data", {}, expect=ABSENT),
+                    lambda: store.put("gone", b"data", {}, expect='"old"'),
+                    lambda: store.complete_upload("gone", "upload", [(1, '"part"')], expect='"old"'),
+                    lambda: store.copy("changed", "changed", version='"old"', size=1)):  # fmt: skip
+        with pytest.raises(VersionChanged):
+            request()
+    for expect in (None, ABSENT, '"old"'):
+        with pytest.raises(NotFound):
+            store.complete_upload("closed", "upload", [(1, '"part"')], expect=expect)
+
+
+def test_server_without_conditions(store, caplog, expected_logs):
+    expected_logs.append("conditional writes")
+    assert store.abilities.conditional
+    for _ in range(2):
+        assert store.put("unconditional", b"data", {"a": "b"}, expect='"old"').version == '"right"'
+    assert not store.abilities.conditional
+    assert store.put("unconditional", b"data", {}, expect=ABSENT).version == '"right"'
+    conditions = ["if-match" in headers or "if-none-match" in headers for _, headers in Handler.seen]
+    assert conditions == [True, False, False, False]
+    assert len([record for record in caplog.records if "conditional writes" in record.message]) == 1
+
+
+def test_some_keys_of_many_are_not_deleted(store):
+    failures = store.delete(["a", "denied", "slow-down", "b", "gone", "broken"])
+    assert {key: type(error) for key, error in failures.items()} == {
+        "denied": AccessDenied, "slow-down": StoreUnavailable, "broken": StoreUnavailable}  # fmt: skip
+    assert failures["slow-down"].retryable
+    assert not failures["denied"].retryable
+    (request,) = Handler.seen
+    assert "content-md5" in request[1]  # older servers insist
+
+
+def test_single_deletes(store):
+    assert store.delete(["fine"]) == {}
+    assert store.delete(["gone"]) == {}
+    with pytest.raises(AccessDenied):
+        store.delete(["denied"])
+
+
+def test_what_is_sent(store):
+    store.put("page.html", b"data", {"mode": "33188"})
+    store.put("d/", b"", {})
+    (page, directory) = Handler.seen
+    assert page[0].startswith("PUT /bucket/page.html")
+    assert page[1]["content-type"] == "text/html"
+    assert page[1]["x-amz-meta-mode"] == "33188"
+    assert directory[0].startswith("PUT /bucket/d/")
+    assert directory[1]["content-type"] == "application/x-directory"
+    assert not any("expect" in headers or "x-amz-sdk-checksum-algorithm" in headers for _, headers in Handler.seen)
+
+
+def test_slow_line_is_no_failure(store):
+    """The whole body takes longer than the time-out of a second, each slice of it less."""
+    assert store.upload_part("slowly", "upload", 1, memoryview(bytes(16 << 20))) == '"right"'
+    assert store.put("slowly", bytes(16 << 20), {}).version == '"right"'
+
+
+def test_server_that_hangs(store):
+    for request in (lambda: store.put("hangs", b"data", {}), lambda: store.upload_part("hangs", "u", 1, b"data"),
+                    lambda: store.complete_upload("hangs", "u", [(1, '"part"')])):  # fmt: skip
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            request()
+        assert time.monotonic() - started < 3.5
