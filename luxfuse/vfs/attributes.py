@@ -1,16 +1,19 @@
 """What `stat` shows for an entry, and what travels with an object.
 
 mode, uid, gid, mtime, atime, ctime and extended attributes travel in object metadata under the keys that s3fs-fuse uses
-(decimal numbers, ``mode`` with the file type, times in seconds with a fraction; its wiki page "File attributes", and
-``xattr``: URL-quoted JSON of names and base64 values). rclone reads and writes ``mtime`` in the same form. They are known
-once a HEAD or GET has happened; a listing does not return them.
+(numbers, ``mode`` with the file type, times in seconds with a fraction; its wiki page "File attributes", and ``xattr``:
+URL-quoted JSON of names and base64 values). rclone uses the same keys, but writes ``mode`` in octal, and ``atime`` as
+RFC 3339. We write ``mode`` in octal after a zero, which s3fs reads as C does and rclone as octal; of what they write we
+read both. Attributes are known once a HEAD or GET has happened; a listing does not return them.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import datetime
 import json
+import re
 import stat
 import urllib.parse
 from collections.abc import Mapping
@@ -81,13 +84,17 @@ class Defaults:
 
 
 _NOTHING_SAID = Attributes()
+_TIME = re.compile(
+    r"(\d{1,19})(?:\.(\d*))?|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII
+)
+"""Seconds, or a date and time of day with its zone (RFC 3339); either with a fraction."""
 
 
 def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
     """Read object metadata; None where there was none to read, parts that make no sense are left out."""
     if metadata is None:
         return None
-    mode = _integer(metadata.get("mode"))
+    mode = _mode(metadata.get("mode"))
     return Attributes(
         mode=None if mode is None else mode & 0o7777,
         uid=_integer(metadata.get("uid")),
@@ -104,7 +111,7 @@ def to_metadata(kind: Kind, attributes: Attributes | None) -> dict[str, str]:
     known = attributes or _NOTHING_SAID
     metadata = {}
     if known.mode is not None:
-        metadata["mode"] = str(_KIND_BITS[kind] | known.mode)
+        metadata["mode"] = f"0{_KIND_BITS[kind] | known.mode:o}"
     for name, number in (("uid", known.uid), ("gid", known.gid)):
         if number is not None:
             metadata[name] = str(number)
@@ -125,22 +132,38 @@ def _xattrs(text: str | None) -> dict[str, bytes] | None:
         return None
 
 
-def _integer(text: str | None) -> int | None:
+_FILE_TYPES = frozenset(
+    (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+)
+
+
+def _mode(text: str | None) -> int | None:
+    """Read a mode: octal after a zero, else decimal (s3fs), or octal where that alone has a file type (rclone)."""
+    for base in (8,) if text and text.startswith("0") else (10, 8):
+        value = _integer(text, base)
+        if value is not None and value < 1 << 16 and stat.S_IFMT(value) in _FILE_TYPES:
+            return value
+    return None
+
+
+def _integer(text: str | None, base: int = 10) -> int | None:
     try:
-        value = int(text) if text else None
+        value = int(text, base) if text else None
     except ValueError:
         return None
     return value if value is not None and 0 <= value < 1 << 32 else None
 
 
 def _nanoseconds(text: str | None) -> int | None:
-    if not text:
+    found = _TIME.fullmatch(text or "")
+    if found is None:
         return None
-    seconds, _, fraction = text.partition(".")
+    seconds, fraction, date, date_fraction, zone = found.groups()
     try:
-        value = int(seconds) * 10**9 + int(fraction[:9].ljust(9, "0") or 0)
-    except ValueError:
+        whole = int(seconds) if seconds else int(datetime.datetime.fromisoformat(date + zone).timestamp())
+    except (ValueError, OverflowError):
         return None
+    value = whole * 10**9 + int((fraction or date_fraction or "")[:9].ljust(9, "0"))
     return value if 0 <= value < 1 << 63 else None
 
 

@@ -18,7 +18,7 @@ import trio
 from luxfuse import steps
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
-from luxfuse.vfs.attributes import AttributeChanges
+from luxfuse.vfs.attributes import AttributeChanges, parse_attributes
 from luxfuse.vfs.namespace import NoSuchName, Stale
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -57,7 +57,8 @@ def tree_of(driver: FakeStore) -> Tree:
             tree[key[: -len(LINK)]] = data.decode()
         elif not key.endswith("/"):
             assert key not in tree, f"{key} is a file and a directory"
-            tree[key] = data, int(metadata.get("mode", DEFAULT_MODE)) & 0o7777
+            known = parse_attributes(metadata)
+            tree[key] = data, known.mode if known and known.mode is not None else DEFAULT_MODE
     return tree
 
 
