@@ -76,11 +76,11 @@ class Recovery:
         outcome = Outcome()
         # The moves that an exchange is made of before the exchange, which makes those that are missing.
         for number, operation in sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0])):
-            await self._finish(operation)
+            await self._finish(number, operation)
             reached("recover.moved")
             self._journal.drop_operation(number)
             outcome.moves += 1
-        for key in list(self._journal.deletes):
+        for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
             place = self._place(key)
             self._namespace.hold(None, *place)
             self._names.erase(*place)
@@ -115,23 +115,29 @@ class Recovery:
 
     # -- moves
 
-    async def _finish(self, operation: OperationRecord) -> None:
+    async def _finish(self, number: int, operation: OperationRecord) -> None:
         arguments = operation.arguments
         log.info("finishing the %s of %s", operation.kind, ", ".join(f"{k} {v!r}" for k, v in arguments.items()))
         if operation.kind == MOVE:
             await self._move(arguments["source"], arguments["target"], arguments["version"] or None)
+            if arguments.get("replaced"):
+                await self._delete([arguments["replaced"]])
         elif operation.kind == MOVE_DIRECTORY:
             await self._move_below(arguments["source"], arguments["target"])
         elif operation.kind == SWAP:
             first, second, between = arguments["first"], arguments["second"], arguments["between"]
             steps = ((first, between), (second, _like(first, second)), (between, _like(second, first)))
-            for source, target in steps[operation.step :]:
+            for step in range(operation.step, len(steps)):
+                source, target = steps[step]
+                operation.step = step  # what was moved already must not be moved back by the next restart
+                self._journal.put_operation(number, operation)
+                await self._journal.commit()
                 if source.endswith("/"):
                     await self._move_below(source, target)
                 else:
                     await self._move(source, target, None)
-        for key in arguments.values():
-            if "/" in key or naming.name_of(key) is not None:
+        for name, key in arguments.items():
+            if key and name != "version":
                 self._forget_listing(key)
 
     async def _move(self, source: str, target: str, version: str | None) -> None:
@@ -188,7 +194,7 @@ class Recovery:
         if not record.closed:
             return False
         content = None
-        if record.kind is Kind.FILE and record.content:
+        if record.kind is Kind.FILE and self._has_content(number, record):
             content = await trio.to_thread.run_sync(self._open, number, record)
             if content is None:
                 return False
@@ -197,7 +203,7 @@ class Recovery:
         entry = self._entry(parent, name, record)
         dirty = Dirty(
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, record.expect,
-            closed=True, since_s=record.since_s, attributes_changed=not record.content or record.kind is not Kind.FILE,
+            closed=True, since_s=record.since_s, attributes_changed=content is None,
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
@@ -212,6 +218,19 @@ class Recovery:
         if dirty.must_push:
             self._writeback.schedule(dirty)
         return True
+
+    def _has_content(self, number: int, record: FileRecord) -> bool:
+        """Whether the staging file of a file is not what the store has; one that is goes."""
+        if record.content:
+            return True
+        try:
+            st = self._staging.path_of(number).stat()
+        except FileNotFoundError:
+            return False
+        if (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
+            return True  # a program wrote to it on its own
+        self._staging.remove(number)
+        return False
 
     def _open(self, number: int, record: FileRecord) -> StagedBytes | None:
         """Open the content of a file, from the journal where the staging file has not got it. Blocks."""
@@ -266,7 +285,7 @@ class Recovery:
                 self._names.forget_listing(parent)
         self._journal.drop_file(number)
         reached("recover.dropped")
-        return await self._keep(number, record.key)
+        return await self._keep(number, record.key) if self._has_content(number, record) else 0
 
     async def _keep(self, number: int, key: str) -> int:
         path = self._staging.path_of(number)
