@@ -71,3 +71,8 @@ def format_age(seconds: float) -> str:
     if days < 1:
         return f"{hours} h {minutes % 60} min"
     return f"{days} d {hours % 24} h"
+
+
+def format_count(count: int, what: str) -> str:
+    """Return a number of things for people: ``1 file``, ``2 files``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

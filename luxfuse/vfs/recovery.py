@@ -90,10 +90,10 @@ class Recovery:
         for number, record in sorted(self._journal.files.items()):
             if await self._resume(number, record):
                 reached("recover.resumed")
-                outcome.files += 1
             else:
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")
+        outcome.files = sum(dirty.must_push for dirty in self._entries)
         known = {dirty.number for dirty in self._entries}
         for number in list(self._staging.stored()):
             if number not in known:
@@ -207,6 +207,7 @@ class Recovery:
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
+            dirty.noted = dirty.stamp
             dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
             self._cache.space.count_staged(dirty.accounted_bytes)
         elif record.kind is Kind.SYMLINK:
