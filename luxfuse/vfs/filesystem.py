@@ -141,7 +141,7 @@ class FileSystem:
                 return self._stat(entry)
             return stat_of(entry, self._defaults, 0.0)
         entry = await self.namespace.current(inode)
-        if entry.attributes is None and entry.kind is Kind.FILE and inode != ROOT_INODE:
+        if entry.attributes is None and entry.kind in (Kind.FILE, Kind.DIRECTORY) and inode != ROOT_INODE:
             # The kernel asks again before it refuses something because of a mode that only a listing told.
             parent, name, _ = self.namespace.locate(inode)
             await self.namespace.attributes(parent, name, entry)

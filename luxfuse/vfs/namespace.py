@@ -57,6 +57,10 @@ class NotADirectory(LuxError):
     errno = 20  # ENOTDIR
 
 
+def _changed_ns(known: Entry | None) -> int:
+    return (known.attributes.ctime_ns or 0) if known is not None and known.attributes is not None else 0
+
+
 class KernelBusy(LuxError):
     """The kernel still serves what it knew."""
 
@@ -341,12 +345,14 @@ class Namespace:
             return None
         self._negatives.pop((parent, name), None)
         attributes = parse_attributes(info.metadata) if info else None
+        if attributes is not None and found.kind is Kind.DIRECTORY and _changed_ns(known) > (attributes.ctime_ns or 0):
+            attributes = None  # the marker does not hear of it when the entries change, nor the store of our own times
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
         """Find out what a name is; the kind that it was is tried first, by one request."""
         if guess is Kind.DIRECTORY and await self._store.has_prefix(base + "/"):
-            return Found(name, Kind.DIRECTORY), None
+            return Found(name, Kind.DIRECTORY), await self._marker(base)
         if guess in (Kind.FILE, Kind.SYMLINK):
             suffix = naming.SYMLINK_SUFFIX if guess is Kind.SYMLINK else ""
             info = await self._head(base + suffix)
@@ -360,7 +366,7 @@ class Namespace:
         if both.error is not None:
             raise both.error
         if both.is_directory:
-            return Found(name, Kind.DIRECTORY), None
+            return Found(name, Kind.DIRECTORY), await self._marker(base)
         info = both.info
         if info is not None:
             return Found(name, Kind.FILE, info.size, info.version, info.mtime_ns), info
@@ -369,6 +375,13 @@ class Namespace:
             if info is not None:
                 return Found(name, Kind.SYMLINK, info.size, info.version, info.mtime_ns), info
         return None, None
+
+    async def _marker(self, base: str) -> ObjectInfo | None:
+        """Describe the marker of a directory that is there, as far as the store tells."""
+        try:
+            return await self._head(base + "/") if self._store.abilities.metadata else None
+        except StoreError:
+            return None
 
     async def _collect_head(self, key: str, both: _Both) -> None:
         try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luxfuse.errors import AccessDenied
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import Defaults, parse_attributes, stat_of, to_metadata
+from tests.support.fake_store import FakeStore
+from tests.support.harness import mounted
 
 SECOND = 10**9
 MOMENT = 981_173_106 * SECOND + 123_456_789
@@ -147,3 +151,38 @@ def test_stat_of_other_kinds() -> None:
     assert stat_of(Entry(5, Kind.SPECIAL, 0, "", 0, 0.0, 0, fifo), DEFAULTS, 0).mode == stat.S_IFIFO | 0o600
     device = Attributes(mode=stat.S_IFCHR | 0o600, rdev=0x103)
     assert stat_of(Entry(5, Kind.SPECIAL, 0, "", 0, 0.0, 0, device), DEFAULTS, 0).rdev == 0x103
+
+
+async def test_a_directory_has_the_attributes_of_its_marker(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("d/", b"", {"mode": "16832", "uid": "5", "mtime": "981173106.123456789"})
+    driver.place("d/sub/file", b"x")
+    async with mounted(tmp_path, driver) as m:
+        shown = await m.fs.getattr(await m.inode("d"))
+        assert (shown.mode, shown.uid, shown.mtime_ns) == (stat.S_IFDIR | 0o700, 5, MOMENT)
+        assert (await m.fs.getattr(await m.inode("d/sub"))).mode == stat.S_IFDIR | 0o755
+        driver.place("d/", b"", {"mode": "16877"})
+        m.clock.advance(61)
+        assert (await m.fs.getattr(await m.inode("d"))).mode == stat.S_IFDIR | 0o755
+
+
+async def test_of_a_directory_that_was_listed_the_marker_is_asked_for_once(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("d/", b"", {"mode": "16832"})
+    driver.place("e/file", b"x")
+    async with mounted(tmp_path, driver) as m:
+        listed = await m.entries()
+        for _ in range(3):
+            assert (await m.fs.getattr(listed[b"d"])).mode == stat.S_IFDIR | 0o700
+            assert (await m.fs.getattr(listed[b"e"])).mode == stat.S_IFDIR | 0o755
+        assert driver.counts["head"] == 2
+
+
+async def test_a_directory_is_there_even_if_its_marker_cannot_be_described(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("d/", b"", {"mode": "16832"})
+    async with mounted(tmp_path, driver) as m:
+        listed = await m.entries()
+        m.clock.advance(61)
+        driver.fail_next(1, lambda: AccessDenied("HEAD: 403 Forbidden"), "head")
+        assert await m.inode("d") == listed[b"d"]
