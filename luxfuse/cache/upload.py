@@ -175,6 +175,7 @@ class Uploader:
             upload = await self.store.begin_upload(source.key, metadata)
             reached("upload.begun")
             self._journal.note_upload(source.key, upload)
+            await self._journal.commit()  # before there is anything in it that takes room
             reached("upload.noted")
         try:
             tags = await self._send(source, upload, parts, early, sums)
@@ -271,6 +272,7 @@ class Uploader:
         """
         upload = await self.store.begin_upload(source.key, metadata)
         self._journal.note_upload(source.key, upload)
+        await self._journal.commit()
         early = source.early = EarlyParts(source.key, upload, metadata, part_bytes)
         try:
             async with together() as start:

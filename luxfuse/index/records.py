@@ -15,7 +15,9 @@ class FileRecord(msgspec.Struct, array_like=True):
     believed to be in the store under the key; "" = absent; None = unknown. Content below ``base_size`` whose staging
     pages are holes comes from the object ``base_key`` of ``base_version``; 0: staging is complete. ``stamp``: mtime in
     ns of the staging file when it was last noted. ``closed``: closed or fsynced at least once: uploaded after a crash.
-    ``content``: False if only attributes changed. ``since_s``: wall-clock time of the first change.
+    ``content``: False if the content was what the store has
+    when this was noted (a program may have written to the staging file since: it then has another mtime). ``since_s``:
+    wall-clock time of the first change.
     """
 
     key: str

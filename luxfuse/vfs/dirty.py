@@ -93,7 +93,7 @@ class Dirty:
             size=now.size if now is not None else len(self.target),
             stamp=now.mtime_ns if now is not None else 0,
             closed=self.closed,
-            content=self.source is not None or self.kind is not Kind.FILE,
+            content=self.content_changed(self.uploaded) or self.kind is not Kind.FILE,
             since_s=self.since_s,
         )
 

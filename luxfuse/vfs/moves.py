@@ -227,7 +227,8 @@ class Moves:
         else:
             self._namespace.settle(None, *place)
         if replaced:
-            self._writeback.delete_later(replaced, new_place, None, 0)
+            after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            self._writeback.delete_later(replaced, new_place, None, after)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
@@ -276,7 +277,7 @@ class Moves:
         if target is not None:
             await self._not_in_flight(target.inode)
         number = self._journal.new_id()
-        arguments = {"source": key, "target": new_key, "version": entry.version}
+        arguments = {"source": key, "target": new_key, "version": entry.version, "replaced": replaced}
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
         self._namespace.hold(entry.inode, *place)
         self._namespace.hold(None, *new_place)

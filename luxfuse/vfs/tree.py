@@ -329,12 +329,12 @@ class Tree:
         key = self._namespace.key(parent, name, row.kind)
         dirty = self._entries.get(inode) or self._writer.mark(row, key, row.version or None)
         dirty.attributes_changed = True
+        dirty.closed = dirty.closed or dirty.source is None or not dirty.writers
         self._writer.note(dirty)
         reached("describe.noted")
         if dirty.writers or not dirty.must_push:
             return  # they go with the content
         if not self.is_through(key):
-            dirty.closed = True
             self._writeback.schedule(dirty)
             return
         try:
@@ -423,10 +423,13 @@ class Tree:
             reached("remove.stored")
             removed = True
         version, after = self.version_in_store(entry), self._in_flight(entry)
+        promised = self._is_promised(entry)
         self.forget(parent, name, entry)
         reached("remove.local")
         if removed:
             self._namespace.settle(None, parent, name)
+            if promised:  # a restart would bring it back
+                await self._journal.commit()
         else:
             self._writeback.delete_later(key, (parent, name), version, after)
             self._files.defer(key, entry.inode)
@@ -451,6 +454,11 @@ class Tree:
         if dirty is None:
             return entry.version or None
         return None if dirty.lock.locked() else dirty.expect
+
+    def _is_promised(self, entry: Entry) -> bool:
+        dirty = self._entries.get(entry.inode)
+        record = self._journal.files.get(dirty.number) if dirty is not None else None
+        return record is not None and record.closed
 
     def _in_flight(self, entry: Entry) -> int:
         dirty = self._entries.get(entry.inode)

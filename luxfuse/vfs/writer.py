@@ -193,10 +193,7 @@ class Writer:
             return None
         dirty = self._make_dirty(entry, key)
         content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
-        self._stage(dirty, content, None)
-        if unchanged:
-            self._set_times(dirty, entry)
-            dirty.uploaded = dirty.stamp
+        self._stage(dirty, content, None, entry if unchanged else None)
         return dirty
 
     def _begin_with(self, inode: int, key: str, shown: Entry, obj: CachedObject) -> Dirty | None:
@@ -223,9 +220,7 @@ class Writer:
             os.ftruncate(fd, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=entry.size)
-        self._stage(dirty, content, old)
-        self._set_times(dirty, entry)
-        dirty.uploaded = dirty.stamp
+        self._stage(dirty, content, old, entry)
         return dirty
 
     def _make_dirty(self, entry: Entry, key: str) -> Dirty:
@@ -246,8 +241,12 @@ class Writer:
         self._namespace.hold(entry.inode, parent, name)
         return dirty
 
-    def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None) -> None:
+    def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
+        """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
         dirty.source = Source(dirty.key, content, str(self._staging.path_of(dirty.number)), old)
+        if unchanged is not None:
+            self._set_times(dirty, unchanged)
+            dirty.uploaded = dirty.stamp
         self._files.attach_staged(dirty)
         self.note(dirty)
         reached("begin.noted")
@@ -260,7 +259,8 @@ class Writer:
 
     def stage_new(self, dirty: Dirty) -> None:
         """Give a file that was just created an empty staging file."""
-        self._stage(dirty, StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter), None)
+        content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
+        self._stage(dirty, content, None, None)
 
     def open_new(self, dirty: Dirty) -> int:
         """Open a file that was just created; returns the handle."""
@@ -271,9 +271,18 @@ class Writer:
             self.closed(dirty)
             raise
 
-    def note(self, dirty: Dirty, inline: bytes | None = None) -> None:
-        """Bring an entry to the journal, to be committed soon."""
-        self._journal.put_file(dirty.number, dirty.record(self.row(dirty).attributes), inline)
+    def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False) -> None:
+        """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is what was promised now.
+
+        Otherwise content that the journal has stays what was promised.
+        """
+        record = dirty.record(self.row(dirty).attributes)
+        before = self._journal.files.get(dirty.number)
+        if inline is None and not synced and before is not None and before.has_inline:
+            record.has_inline = True
+            if dirty.source is not None and dirty.content_changed(dirty.noted):
+                record.stamp, record.size = before.stamp, before.size
+        self._journal.put_file(dirty.number, record, inline)
 
     # -- the bytes
 
@@ -373,7 +382,7 @@ class Writer:
                         await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
             reached("promise.synced")
             if dirty.place is not None:
-                self.note(dirty, inline)
+                self.note(dirty, inline, synced=dirty.source is not None)
             await self._journal.commit()
             reached("promise.committed")
             dirty.noted = stamp
