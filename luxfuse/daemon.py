@@ -25,6 +25,7 @@ from luxfuse.assembly import Local, build
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
+from luxfuse.core.units import format_count
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
@@ -270,14 +271,13 @@ class _Daemon:
             ) from None
         except OSError as exc:
             raise MountError(f"{source}: what the last run left cannot be taken up: {exc}; mend that first") from None
-        if outcome.files or outcome.deletes or outcome.moves:
-            found = f"{outcome.files} changed files, {outcome.deletes} deletes and {outcome.moves} unfinished renames"
-            self._note(f"{source}: the last run left {found}: they go to the under-store now")
+        counts = {"changed file": outcome.files, "delete": outcome.deletes, "unfinished rename": outcome.moves}
+        found = [format_count(count, what) for what, count in counts.items() if count]
+        said = [f"{', '.join(found)}, which go to the under-store now"] if found else []
         if outcome.recovered:
-            self._note(
-                f"{source}: {outcome.recovered} files were being written when the last run ended; what there was of "
-                f"them is in {parts.recovered.directory}"
-            )
+            said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
+        if said:
+            self._note(f"{source}: the last run left {'; and '.join(said)}")
         await parts.recovery.abort_uploads()
 
     def _note(self, line: str) -> None:

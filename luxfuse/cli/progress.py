@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from luxfuse.cli.errors import say
-from luxfuse.core.units import format_age, format_size
+from luxfuse.core.units import format_age, format_count, format_size
 
 LINE_INTERVAL_S = 5.0
 BAR_AFTER_S = 0.5
@@ -74,14 +74,14 @@ class Meter:
 
 def left_text(step: Mapping[str, Any]) -> str:
     """Return what is left, in words."""
-    parts = [f"{step['files']} files ({format_size(step['bytes'])})"]
+    parts = [f"{format_count(step['files'], 'file')} ({format_size(step['bytes'])})"]
     if step["deletes"]:
-        parts.append(f"{step['deletes']} deletes")
+        parts.append(format_count(step["deletes"], "delete"))
     return " and ".join(parts)
 
 
 class Display:
-    """Shows progress on stderr for the length of a block. ``title`` says of what."""
+    """Shows progress on stderr for the length of a block. ``title`` says of what, where there is no terminal."""
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
@@ -109,10 +109,10 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True,
+            BarColumn(bar_width=20), TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True),
+            transient=True,
         )
-        self._task = self._bar.add_task(self._title, total=1.0, text="")
+        self._task = self._bar.add_task("", total=1.0, text="")
         self._bar.start()
 
     def __enter__(self) -> Display:

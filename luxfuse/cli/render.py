@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luxfuse.core.units import format_age, format_size
+from luxfuse.core.units import format_age, format_count, format_size
 
 _STATE_STYLES = {"serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red"}
 
@@ -93,13 +93,13 @@ def _dirty(status: Mapping[str, Any]) -> str:
     parts = []
     if files:
         still_open = f", {dirty['open_files']} of them open" if dirty.get("open_files") else ""
-        parts.append(f"{files} files ({format_size(dirty.get('bytes', 0))}{still_open})")
+        parts.append(f"{format_count(files, 'file')} ({format_size(dirty.get('bytes', 0))}{still_open})")
     if deletes:
-        parts.append(f"{deletes} deletes")
+        parts.append(format_count(deletes, "delete"))
     if parts:
         parts.append(f"the oldest {format_age(float(dirty.get('oldest_s', 0)))} old")
     if local:
-        parts.append(f"{local} files are local only")
+        parts.append(f"{format_count(local, 'file')} local only")
     if dirty.get("failing"):
         parts.append(
             f"[yellow]{dirty['failing']} failed when last tried ({escape(str(dirty.get('error')))}): they are kept "
@@ -112,8 +112,8 @@ def _recovered(status: Mapping[str, Any]) -> str:
     recovered = status.get("recovered", {})
     if not recovered.get("files"):
         return ""
-    where = escape(str(recovered.get("path")))
-    return f"[yellow]{recovered['files']} files in {where}: copy back what is wanted, then remove them there[/]"
+    files, where = format_count(recovered["files"], "file"), escape(str(recovered.get("path")))
+    return f"[yellow]{files} in {where}: copy back what is wanted, then remove them there[/]"
 
 
 def _problems(status: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from luxfuse.core.units import format_size
+from luxfuse.core.units import format_count, format_size
 from luxfuse.index.journal_file import FORMAT_VERSION, Table
 from luxfuse.index.records import FileRecord
 from luxfuse.index.store import U64
@@ -52,16 +52,11 @@ class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """All of it in words."""
-        size = f" ({format_size(self.bytes)})" if self.files else ""
-        parts = [
-            _count(self.files, "changed file") + size, _count(self.unclosed, "unclosed file"),
-            _count(self.deletes, "delete"), _count(self.moves, "unfinished rename"),
-        ]
-        return ", ".join(part for part in parts if part)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}" if number else ""
+        parts = []
+        if self.files:
+            parts.append(f"{format_count(self.files, 'changed file')} ({format_size(self.bytes)})")
+        others = {"unclosed file": self.unclosed, "delete": self.deletes, "unfinished rename": self.moves}
+        return ", ".join(parts + [format_count(count, what) for what, count in others.items() if count])
 
 
 def write_origin(journal: Path, origin: Origin) -> None:
