@@ -32,8 +32,10 @@ def _append_records(path: Path, writer: int, length: int, *, reopen: bool) -> No
 
 def _assert_all_there(data: bytes, length: int) -> None:
     records = [data[i : i + length] for i in range(0, len(data), length)]
-    assert len(data) == RECORDS * WRITERS * length
-    assert sorted(records) == sorted(_record(w, n, length) for w in range(WRITERS) for n in range(RECORDS))
+    wanted = [_record(writer, number, length) for writer in range(WRITERS) for number in range(RECORDS)]
+    lost = sorted(record[:6].decode() for record in set(wanted) - set(records))
+    assert not lost, f"{len(lost)} records are lost: {lost}"
+    assert sorted(records) == sorted(wanted)
     for writer in range(WRITERS):  # each writer's records are in the order in which it wrote them
         numbers = [record[:7] for record in records if record.startswith(b"%d:" % writer)]
         assert numbers == sorted(numbers)
