@@ -1,7 +1,8 @@
 """Real programs on a mount and, for comparison, on the local disk; what they leave is compared down to the bucket.
 
 `Stage` has a directory of each, in which commands run as processes of their own; the test process never touches the
-mount. `MANIFEST` is the program that says what is in a tree.
+mount. `MANIFEST` is the program that says what is in a tree: kinds, sizes and contents as a listing of the bucket gives
+them first, modes, owners and times as the store knows them, which only a request for the one object tells.
 """
 
 from __future__ import annotations
@@ -28,23 +29,32 @@ MODES: Mapping[str, Sequence[str]] = {
 }
 
 MANIFEST = """
-import hashlib, json, os, stat, sys
-root, found = sys.argv[1], {}
+import ctypes, hashlib, json, os, stat, struct, sys
+root, found = os.fsencode(sys.argv[1]), {}
+libc, buffer = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(256)
+
+def attributes(path):
+    # What the store says, not what a listing told: statx with AT_SYMLINK_NOFOLLOW and AT_STATX_FORCE_SYNC.
+    if libc.statx(-100, path, 0x2100, 0x7ff, buffer) != 0:
+        raise OSError(ctypes.get_errno(), os.fsdecode(path))
+    uid, gid, mode = struct.unpack_from("IIH", buffer, 20)
+    seconds, nanoseconds = struct.unpack_from("qI", buffer, 112)
+    return {"mode": stat.S_IMODE(mode), "owner": [uid, gid], "mtime_ns": seconds * 10**9 + nanoseconds}
+
 for directory, names, files in os.walk(root):
     for name in sorted([*names, *files]):
         path = os.path.join(directory, name)
         st = os.lstat(path)
-        entry = {"kind": stat.S_IFMT(st.st_mode), "mode": stat.S_IMODE(st.st_mode), "owner": [st.st_uid, st.st_gid],
-                 "mtime_ns": st.st_mtime_ns}
+        entry = {"kind": stat.S_IFMT(st.st_mode)}
         if stat.S_ISLNK(st.st_mode):
-            entry["target"] = os.readlink(path)
+            entry["target"] = os.fsdecode(os.readlink(path))
         elif stat.S_ISREG(st.st_mode):
             with open(path, "rb") as file:
                 data = file.read()
             entry["size"], entry["sha256"] = len(data), hashlib.sha256(data).hexdigest()
             if st.st_size != len(data):
                 entry["stat_size"] = st.st_size
-        found[os.path.relpath(path, root)] = entry
+        found[os.fsdecode(os.path.relpath(path, root))] = entry | attributes(path)
 print(json.dumps(found))
 """
 
