@@ -1,7 +1,8 @@
 """The async face of an under-store: its methods with deadlines and retries, as `Calls` makes them.
 
 Writes are retried like reads. So a conditional write may find its own first try, whose answer got lost, and raise
-`VersionChanged`; and `complete_upload` may find no upload any more (`NotFound`). Only the caller can tell.
+`VersionChanged`; and `complete_upload` may find no upload any more (`NotFound`). Only the caller can tell. A write whose
+deadline passed may still have its effect later, when the thread that it was left to gets through.
 """
 
 from __future__ import annotations
