@@ -53,7 +53,7 @@ class Ready(Protocol):
         """Take it."""
 
 
-FILES_OPEN = 65_536
+FILES_OPEN = 1 << 20
 PROBE_DEADLINE_S = 10.0
 ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
@@ -98,8 +98,12 @@ def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambd
 
 
 def _raise_file_limit() -> None:
-    """Files in passthrough stay open."""
+    """Files in passthrough and files that are not in the under-store yet stay open."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES_OPEN:
+        with contextlib.suppress(ValueError, OSError):  # only root may
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_OPEN, FILES_OPEN))
+            return
     wanted = FILES_OPEN if hard == resource.RLIM_INFINITY else min(hard, FILES_OPEN)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

@@ -96,8 +96,8 @@ def _ask(where: str, record: MountRecord) -> None:
             except DaemonRefused as exc:
                 raise CommandFailed(str(exc)) from None
             except DaemonUnreachable as exc:
-                # It may have ended before the answer was out.
-                if not _ended(record, pidfd, time.monotonic() + _TERM_PATIENCE_S):
+                # It may have ended before the answer was out, or be about to.
+                if _is_mounted(where) and not _ended(record, pidfd, time.monotonic() + _TERM_PATIENCE_S):
                     raise CommandFailed(f"{where}: {exc}; try: luxfuse unmount --force {where}") from None
             _await_end(where, record, pidfd, display)
     finally:

@@ -24,6 +24,7 @@ WRITES_AND_WAITS = """
 import os, sys, time
 fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 os.write(fd, b"x" * 100_000)
+time.sleep(0.3)  # the journal hears of it a moment later
 print("written", flush=True)
 time.sleep(60)
 """
