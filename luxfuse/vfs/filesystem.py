@@ -118,7 +118,11 @@ class FileSystem:
         if name == b"..":
             above = ROOT_INODE if parent == ROOT_INODE else self.namespace.locate(parent)[0]
             return await self.getattr(above)
-        return self._stat(await self.namespace.lookup(parent, name))
+        entry = await self.namespace.lookup(parent, name)
+        if entry.attributes is None and entry.kind is Kind.DIRECTORY:
+            await self.namespace.attributes(parent, name, entry)  # else the listings might hide them for ever
+            entry = self.namespace.peek(parent, name) or entry
+        return self._stat(entry)
 
     async def getattr(self, inode: int) -> Stat:
         """Return an inode's attributes; of an open file those of the version that is open."""

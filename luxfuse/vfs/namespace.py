@@ -57,8 +57,13 @@ class NotADirectory(LuxError):
     errno = 20  # ENOTDIR
 
 
-def _changed_ns(known: Entry | None) -> int:
-    return (known.attributes.ctime_ns or 0) if known is not None and known.attributes is not None else 0
+def _changed_s(known: Entry | None) -> int:
+    return _seconds(known.attributes) if known is not None and known.attributes is not None else 0
+
+
+def _seconds(attributes: Attributes) -> int:
+    """Return the ctime in whole seconds, as s3fs writes it."""
+    return (attributes.ctime_ns or 0) // 10**9
 
 
 class KernelBusy(LuxError):
@@ -345,8 +350,8 @@ class Namespace:
             return None
         self._negatives.pop((parent, name), None)
         attributes = parse_attributes(info.metadata) if info else None
-        if attributes is not None and found.kind is Kind.DIRECTORY and _changed_ns(known) > (attributes.ctime_ns or 0):
-            attributes = None  # the marker does not hear of it when the entries change, nor the store of our own times
+        if attributes is not None and found.kind is Kind.DIRECTORY and _changed_s(known) > _seconds(attributes):
+            attributes = None  # what we know is newer: the marker does not hear of it when the entries change
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
@@ -377,9 +382,10 @@ class Namespace:
         return None, None
 
     async def _marker(self, base: str) -> ObjectInfo | None:
-        """Describe the marker of a directory that is there, as far as the store tells."""
+        """Describe the marker of a directory that is there, or the want of one; None if the store does not tell."""
+        nothing = ObjectInfo(base + "/", 0, "", 0, {})
         try:
-            return await self._head(base + "/") if self._store.abilities.metadata else None
+            return (await self._head(base + "/") if self._store.abilities.metadata else None) or nothing
         except StoreError:
             return None
 
