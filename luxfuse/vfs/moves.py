@@ -277,7 +277,9 @@ class Moves:
         if target is not None:
             await self._not_in_flight(target.inode)
         number = self._journal.new_id()
-        arguments = {"source": key, "target": new_key, "version": entry.version, "replaced": replaced}
+        arguments = {
+            "source": key, "target": new_key, "version": entry.version, "replaced": replaced, "inode": str(entry.inode),
+        }
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
         self._namespace.hold(entry.inode, *place)
         self._namespace.hold(None, *new_place)
@@ -345,9 +347,11 @@ class Moves:
         with self._writeback.freeze(prefix, new_prefix):
             await self._writeback.settled(prefix)
             await self._writeback.settled(new_prefix)
+            for dirty in self._entries.below(prefix):
+                await self._writer.complete(dirty)  # what it lacks goes with the old key
             self._namespace.hold(entry.inode, *place)
             self._namespace.hold(None, *new_place)
-            arguments = {"source": prefix, "target": new_prefix}
+            arguments = {"source": prefix, "target": new_prefix, "inode": str(entry.inode)}
             self._journal.put_operation(number, OperationRecord(MOVE_DIRECTORY, arguments, 0, time.time()))
             reached("move-directory.noted")
             try:

@@ -17,6 +17,7 @@ import os
 import time
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from luxfuse.cache.page_cache import PageCache
@@ -40,6 +41,8 @@ from luxfuse.vfs.writeback import WriteBack
 log = logging.getLogger(__name__)
 
 IO_THREADS = 4
+KEYS = {"source", "target", "replaced", "first", "second", "between"}
+"""The arguments of operations that are keys."""
 ABORT_DEADLINE_S = 5.0
 
 
@@ -78,6 +81,7 @@ class Recovery:
         for number, operation in sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0])):
             await self._finish(number, operation)
             reached("recover.moved")
+            self._rekey(operation)
             self._journal.drop_operation(number)
             outcome.moves += 1
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
@@ -136,9 +140,33 @@ class Recovery:
                     await self._move_below(source, target)
                 else:
                     await self._move(source, target, None)
-        for name, key in arguments.items():
-            if key and name != "version":
-                self._forget_listing(key)
+        for name in KEYS & arguments.keys():
+            if arguments[name]:
+                self._forget_listing(arguments[name])
+
+    def _rekey(self, operation: OperationRecord) -> None:
+        """Give what is dirty of moved keys its new key; what the move has replaced is gone."""
+        arguments = operation.arguments
+        moves: tuple[tuple[str, str], ...]
+        if operation.kind == SWAP:
+            first, second = arguments["first"], arguments["second"]
+            moves = ((first, _like(second, first)), (second, _like(first, second)))
+        else:
+            source, target = arguments["source"], arguments["target"]
+            moves = ((source, target),)
+            self._journal.drop_delete(target)
+            for number, record in list(self._journal.files.items()):
+                if record.key in (target, arguments.get("replaced")) and str(record.inode) != arguments.get("inode"):
+                    self._journal.drop_file(number)
+                    self._staging.remove(number)
+        for number, record in list(self._journal.files.items()):
+            for source, target in moves:
+                keys = (source,) if operation.kind == SWAP else (source, target)
+                at = next((key for key in keys if _is_in(record.key, key)), None)
+                if at is not None:  # copying again gave a new version to what has its new key already
+                    moved = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=None)
+                    self._journal.put_file(number, moved)
+                    break
 
     async def _move(self, source: str, target: str, version: str | None) -> None:
         try:
@@ -200,6 +228,8 @@ class Recovery:
                 return False
         inline = self._journal.inline(number)
         parent, name = self._place(record.key)
+        if record.kind is Kind.FILE and content is None and not await self._look_up(parent, name, record):
+            return False
         entry = self._entry(parent, name, record)
         dirty = Dirty(
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, record.expect,
@@ -218,6 +248,20 @@ class Recovery:
             self._journal.put_file(number, dirty.record(entry.attributes), inline)
         if dirty.must_push:
             self._writeback.schedule(dirty)
+        return True
+
+    async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> bool:
+        """Record what the store has of a file of which only the attributes changed; False if it has nothing."""
+        try:
+            info = await self._store.head(record.key)
+        except NotFound:
+            return False
+        entry = self._names.get(parent, name)
+        if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
+            self._names.create(
+                parent, name, Kind.FILE, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
+                checked_s=0.0,
+            )
         return True
 
     def _has_content(self, number: int, record: FileRecord) -> bool:
@@ -264,6 +308,10 @@ class Recovery:
             entry.attributes = record.attributes
             self._names.put(parent, name, entry)
             return entry
+        if entry is not None and entry.kind is record.kind and not record.content:
+            entry.attributes = record.attributes
+            self._names.put(parent, name, entry)
+            return entry
         if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY:
             entry.attributes = record.attributes
             self._names.put(parent, name, entry)
@@ -299,6 +347,10 @@ class Recovery:
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
         log.warning("%r was being written when the last run ended; what there was of it is %s", key, kept)
         return 1
+
+
+def _is_in(key: str, moved: str) -> bool:
+    return key == moved or (moved.endswith("/") and key.startswith(moved))
 
 
 def _like(key: str, other: str) -> str:

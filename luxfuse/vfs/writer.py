@@ -296,6 +296,18 @@ class Writer:
         await self._content(dirty).write(offset, data)
         self.account(dirty)
 
+    async def complete(self, dirty: Dirty) -> None:
+        """Make a file independent of the object that it was, durably. Raises `StoreError`, OSError."""
+        if dirty.source is None:
+            return
+        content = dirty.source.bytes
+        if not content.complete:
+            await content.complete_all()
+            with content.in_use():
+                await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+            self.note(dirty)
+        dirty.source.old = None
+
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
         """Set a file's size; ``dirty`` is None unless it is open for writing."""
         opened = dirty if dirty is not None and dirty.writers else await self.begin(inode, truncate=size == 0)

@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import trio
 
 from luxfuse.cache import upload
 from luxfuse.core import parts
-from luxfuse.errors import StoreUnavailable
 from luxfuse.vfs import writer
 from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, check, explain, idle, placed, seen, tree_of
-from tests.support.harness import MIB, Mount, Options, mounted, pages, random_bytes
+from tests.support.harness import Options, mounted, pages, random_bytes
 
 Act = Callable[[User], Awaitable[None]]
 
@@ -260,6 +258,36 @@ async def rename_a_directory_with_dirty_children(u: User) -> None:
     await u.rename("full", "moved")
 
 
+async def large_child(u: User) -> None:
+    await u.rewrite("full/big", MORE, pages(2) + 5, truncate=False)
+    await u.chmod("full/big", 0o640)
+
+
+@case(before=large_child, tree={"full": None, "full/big": file(BIG), "full/small": file(OLD)})
+async def rename_a_directory_with_a_large_dirty_child(u: User) -> None:
+    await u.rename("full", "moved")
+
+
+@case(before=large_child, tree={"full": None, "full/big": file(BIG), "full/small": file(OLD)})
+async def rename_a_large_dirty_file(u: User) -> None:
+    await u.rename("full/big", "big")
+
+
+async def unlinked(u: User) -> None:
+    await u.unlink("b")
+    await u.unlink("full/2")
+
+
+@case(before=unlinked)
+async def rename_to_what_was_unlinked(u: User) -> None:
+    await u.rename("a", "b")
+
+
+@case(before=unlinked)
+async def rename_a_directory_of_which_some_was_unlinked(u: User) -> None:
+    await u.rename("full", "moved")
+
+
 @case(before=dirty_children)
 async def rename_a_directory_twice(u: User) -> None:
     await u.rename("full", "moved")
@@ -412,7 +440,7 @@ async def test_killed_at_every_step(place: Path, wanted: Case, mode: str, passth
     await live(place, wanted, o, killer)
     assert len(killer.kills) >= 2
     rng = random.Random(wanted.name + mode)
-    for number, kill in enumerate(killer.kills):
+    for kill in killer.kills:
         again = Killer(kill.path, chosen(2)) if passthrough and rng.random() < 0.5 else None
         await check(kill, options(mode, passthrough=passthrough), again)
         for second in again.kills if again is not None else ():
