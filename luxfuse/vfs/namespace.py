@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PREFIXES_KEPT = 10_000
 NEGATIVES_KEPT = 20_000
+LIST_AHEAD_ENTRIES = 10_000
 KERNEL_BATCH = 5_000
 """Names of a directory that the kernel is told to forget at once."""
 STALE_TTL_S = 1.0
@@ -289,7 +290,14 @@ class Namespace:
         listing = self._names.listing(parent)
         if listing is not None:
             since = max(since, listing.fetched_s)
+            if listing.entries <= LIST_AHEAD_ENTRIES and not self._holds(listing.fetched_s, self._negative_ttl / 2):
+                self._list_ahead(parent)
         return self._holds(since, self._negative_ttl)
+
+    def _list_ahead(self, directory: int) -> None:
+        """Files are being made in a directory: list it before its listing is too old to say which names are free."""
+        if not self.lister.is_listing(directory) and directory not in self._held and self._store.reachable:
+            self._nursery.start_soon(self._list_quietly, directory, True)
 
     async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
         """Ask the store for one name; the callers that come meanwhile share the answer."""
@@ -418,9 +426,12 @@ class Namespace:
         if len(self._asked) > PREFIXES_KEPT:
             self._asked.clear()
 
-    async def _list_quietly(self, directory: int) -> None:
+    async def _list_quietly(self, directory: int, again: bool = False) -> None:
         try:
-            await self.listed(directory)
+            if again:
+                await self.lister.fetch(directory, self.prefix(directory), self._clock() - self._negative_ttl / 2)
+            else:
+                await self.listed(directory)
         except LuxError as exc:
             log.info("listing ahead of directory %d failed: %s", directory, exc)
 
