@@ -45,7 +45,7 @@ for directory, names, files in os.walk(root):
     for name in sorted([*names, *files]):
         path = os.path.join(directory, name)
         st = os.lstat(path)
-        entry = {"kind": stat.S_IFMT(st.st_mode)}
+        entry = {"kind": stat.S_IFMT(st.st_mode)} | attributes(path)
         if stat.S_ISLNK(st.st_mode):
             entry["target"] = os.fsdecode(os.readlink(path))
         elif stat.S_ISREG(st.st_mode):
@@ -54,20 +54,22 @@ for directory, names, files in os.walk(root):
             entry["size"], entry["sha256"] = len(data), hashlib.sha256(data).hexdigest()
             if st.st_size != len(data):
                 entry["stat_size"] = st.st_size
-        found[os.fsdecode(os.path.relpath(path, root))] = entry | attributes(path)
+        found[os.fsdecode(os.path.relpath(path, root))] = entry
 print(json.dumps(found))
 """
 
 Tree = dict[str, dict[str, Any]]
 
 
-def without_times(tree: Tree, *, directories_only: bool = False) -> Tree:
-    """The tree without modification times, or only directories without theirs."""
+REGULAR, DIRECTORY, LINK = 0o100000, 0o040000, 0o120000
+
+
+def without_times(tree: Tree, *kinds: int) -> Tree:
+    """The tree without the modification times of what is of these kinds."""
     return {
-        path: {k: v for k, v in entry.items()
-               if k != "mtime_ns" or (directories_only and entry["kind"] != 0o040000)}
+        path: {k: v for k, v in entry.items() if k != "mtime_ns" or entry["kind"] not in kinds}
         for path, entry in tree.items()
-    }  # fmt: skip
+    }
 
 
 def difference(seen: Tree, expected: Tree) -> list[str]:
@@ -127,10 +129,11 @@ class Stage:
 
     def compare_with_local(self, *, times: bool = False, ignore: Callable[[str], bool] = lambda _: False) -> None:
         """The mount must hold what the local disk holds; ``times``: those of files too; ``ignore``: by path."""
+        kinds = (DIRECTORY,) if times else (REGULAR, DIRECTORY, LINK)
         here, there = (
             {
                 path: entry
-                for path, entry in without_times(self.tree(root), directories_only=times).items()
+                for path, entry in without_times(self.tree(root), *kinds).items()
                 if not ignore(path)
             }
             for root in (self.path, self.local)
@@ -138,7 +141,10 @@ class Stage:
         assert_same(here, there, "the mount beside the local disk")
 
     def compare_again(self, *, directory_times: bool = False) -> None:
-        """Unmount; the bucket must hold what the mount held; so must a mount that knows nothing before."""
+        """Unmount; the bucket must hold what the mount held; so must a mount that knows nothing before.
+
+        Directories have times of their own in the bucket only if they were set; links show those of their object.
+        """
         before = self.tree()
         done = self.mount.unmount(timeout_s=60)
         assert done.returncode == 0, done.stderr
@@ -147,9 +153,8 @@ class Stage:
             shutil.rmtree(directory)
         self.mount.mount()
         after = self.tree()
-        if not directory_times:
-            before, after = (without_times(tree, directories_only=True) for tree in (before, after))
-        assert_same(after, before, "through an empty cache")
+        kinds = (LINK,) if directory_times else (LINK, DIRECTORY)
+        assert_same(without_times(after, *kinds), without_times(before, *kinds), "through an empty cache")
 
     def _compare_bucket(self, tree: Tree) -> None:
         """Plain objects at plain keys and nothing else, as any S3 tool would see them."""
@@ -159,7 +164,7 @@ class Stage:
         keys = {path for path in objects if os.path.basename(path) != MARKER}
         files = {path: [e["size"], e["sha256"]] for path, e in tree.items() if "sha256" in e}
         links = {f"{path}{LINK_SUFFIX}": e["target"] for path, e in tree.items() if "target" in e}
-        directories = {path for path, e in tree.items() if e["kind"] == 0o040000}
+        directories = {path for path, e in tree.items() if e["kind"] == DIRECTORY}
         expected = files.keys() | links.keys()
         assert not (problems := sorted(expected - keys)), f"not in the bucket: {problems[:SHOWN]}"
         assert not (problems := sorted(keys - expected)), f"only in the bucket: {problems[:SHOWN]}"
