@@ -92,20 +92,20 @@ class ControlClient:
         give_up_at = time.monotonic() + self._deadline_s
         with self._asking(method, target, body) as (connection, sock):
             sock.settimeout(max(0.01, give_up_at - time.monotonic()))
-            response = connection.getresponse()
-            return _checked(response).read()
+            with connection.getresponse() as response:
+                return _checked(response).read()
 
     def _lines(self, target: str, body: dict[str, Any] | None) -> Steps:
         """Yield the lines of an answer that goes on for long; each comes within the deadline."""
         with self._asking("POST", target, body) as (connection, _sock):
-            response = _checked(connection.getresponse())
             done = False
-            while line := response.readline(_LINE_MAX_BYTES):
-                item = json.loads(line)
-                if "aborted" in item:
-                    raise DaemonRefused(str(item["aborted"]), 500)
-                done = bool(item.get("done"))
-                yield item
+            with _checked(connection.getresponse()) as response:  # it owns the socket now: closing it hangs up
+                while line := response.readline(_LINE_MAX_BYTES):
+                    item = json.loads(line)
+                    if "aborted" in item:
+                        raise DaemonRefused(str(item["aborted"]), 500)
+                    done = bool(item.get("done"))
+                    yield item
             if not done:
                 raise DaemonUnreachable("the daemon broke off")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from luxfuse.cli import launch, main, unmount
+from luxfuse.cli import launch, main, progress, unmount
 from luxfuse.control import registry
 
 ROOT = Path(__file__).parents[3]
@@ -121,6 +121,57 @@ def test_a_busy_mount_stays(luxfuse: Run, tmp_path: Path) -> None:
     assert "is busy: in use by cat (pid 7)" in outcome.line
     assert luxfuse("unmount", tmp_path, "--force").code == 0
     assert luxfuse("list").out == "no mounts\n"
+
+
+def test_persist(luxfuse: Run, tmp_path: Path) -> None:
+    luxfuse("mount", "fake://ok", tmp_path)
+    assert luxfuse("persist", tmp_path / "a") == Outcome(0, "", "")
+    whole = luxfuse("persist", tmp_path)
+    assert (whole.code, whole.line) == (0, f"luxfuse: persist: {tmp_path}: a.tmp: local only (must-cache)")
+    failed = luxfuse("persist", tmp_path / "a", tmp_path / "d/open")
+    assert (failed.code, failed.line) == (1, f"luxfuse: persist: {tmp_path}: d/open: is open for writing")
+
+
+def test_what_the_daemon_notes_at_its_start(luxfuse: Run, tmp_path: Path) -> None:
+    outcome = luxfuse("mount", "fake://notes", tmp_path)
+    assert outcome.code == 0
+    assert outcome.line == "luxfuse: the last run left 2 changed files"
+
+
+def test_a_start_that_takes_long(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "READY_DEADLINE_S", 1.5)
+    outcome = luxfuse("mount", "fake://busy-beginning", tmp_path)
+    assert outcome.code == 0
+    assert outcome.line == "luxfuse: still finishing"
+
+
+def test_unmounting_drains_and_says_how_far_it_is(
+    luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.4)
+    luxfuse("mount", "fake://slow-drain", tmp_path)
+    outcome = luxfuse("unmount", tmp_path)
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    assert 1 <= len(lines) <= 3
+    for line in lines:
+        assert re.fullmatch(
+            rf"luxfuse: {tmp_path}: \d+ files \(\d+\.\d MiB\), \d+\.\d MiB/s, about \d s left", line
+        ), line
+
+
+def test_unmounting_gives_up_where_nothing_moves(luxfuse: Run, tmp_path: Path) -> None:
+    luxfuse("mount", "fake://stuck", tmp_path)
+    outcome = luxfuse("unmount", tmp_path)
+    assert outcome.code == 1
+    assert outcome.line == (
+        f"luxfuse: {tmp_path}: 2 files (5.0 MiB) and 1 delete are still not in the under-store, without progress for 60 s "
+        f"(big: PUT 'big': 503); it stays mounted: try again, or leave them to the next mount with: "
+        f"luxfuse unmount --force {tmp_path}"
+    )
+    time.sleep(0.2)
+    assert json.loads(luxfuse("status", tmp_path, "--json").out)["state"] == "serving"
+    assert luxfuse("unmount", tmp_path, "--lazy").code == 0
 
 
 def test_a_hung_daemon(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ class FakeService:
         self.refreshed: list[str] = []
         self.unmounted: list[bool] = []
         self.fault: Exception | None = None
+        self.draining = False
 
     def status(self) -> dict[str, object]:
         if self.fault:
@@ -40,6 +41,21 @@ class FakeService:
         await trio.lowlevel.checkpoint()
         self.refreshed += paths
         return [f"{path}: no such file" for path in paths if path == "gone"]
+
+    async def persist(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        yield {"files": len(paths), "done": False}
+        if self.fault:
+            raise self.fault
+        yield {"files": 0, "done": True, "failures": [f"{path}: no" for path in paths if path == "\udcff"]}
+
+    async def drain(self) -> AsyncGenerator[dict[str, object], None]:
+        self.draining = True
+        try:
+            while True:
+                yield {"files": 1, "done": False}
+                await trio.sleep(0.01)
+        finally:
+            self.draining = False
 
     async def unmount(self, *, lazy: bool) -> None:
         await trio.lowlevel.checkpoint()
@@ -66,6 +82,9 @@ async def test_every_request(tmp_path: Path) -> None:
         assert await call(client.status) == sample_status()
         assert await call(client.metrics) == "luxfuse_up 1\n"
         assert await call(client.refresh, ["a/ö", "gone"]) == ["gone: no such file"]
+        assert await call(lambda: list(client.persist(["a", "\udcff"]))) == [
+            {"files": 2, "done": False}, {"files": 0, "done": True, "failures": ["\udcff: no"]}
+        ]
         await call(client.unmount)
         assert service.refreshed == ["a/ö", "gone"]
         assert service.unmounted == [False]
@@ -109,6 +128,30 @@ async def test_an_unexpected_failure_tells_nothing(tmp_path: Path, expected_logs
         assert (await call(client.status))["pid"] == 42
 
 
+async def test_a_client_that_hangs_up_ends_what_it_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        steps = client.drain()
+        for _ in range(3):
+            assert (await call(next, steps))["files"] == 1
+        assert service.draining
+        await call(steps.close)
+        with trio.fail_after(5):
+            while service.draining:
+                await trio.sleep(0.01)
+        assert await call(client.status)
+
+
+async def test_a_failure_in_the_course_of_an_answer(tmp_path: Path, expected_logs: list[str]) -> None:
+    expected_logs.append("a control request failed in its course")
+    async with serving(tmp_path / "control.sock") as (service, client):
+        service.fault = StoreUnavailable("no\nroute")
+        with pytest.raises(DaemonRefused, match=r"^no route$"):
+            await call(lambda: list(client.persist(["a"])))
+        service.fault = RuntimeError("secret")
+        with pytest.raises(DaemonRefused, match="unexpected error"):
+            await call(lambda: list(client.persist(["a"])))
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body", "status"),
     [
@@ -117,6 +160,8 @@ async def test_an_unexpected_failure_tells_nothing(tmp_path: Path, expected_logs
         ("POST", "/v1/refresh", b"{", 400),
         ("POST", "/v1/refresh", b"[]", 400),
         ("POST", "/v1/refresh", b'{"paths": [1]}', 400),
+        ("POST", "/v1/persist", b'{"paths": "a"}', 400),
+        ("GET", "/v1/drain", None, 405),
         ("POST", "/v1/unmount", b'{"lazy": "yes"}', 400),
         ("POST", "/v1/refresh", b" " * (5 << 20), 400),
     ],
@@ -201,5 +246,17 @@ def test_a_sick_daemon(tmp_path: Path, answer: bytes | None, error: type[Excepti
     try:
         with pytest.raises(error, match=text):
             ControlClient(tmp_path / "s", deadline_s=0.3).status()
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"), [(b'{"files": 1}\n', "broke off"), (b'{"files": 1}\n{"fil', "broke off"), (b"", "broke off")]
+)
+def test_progress_that_is_cut_off(tmp_path: Path, lines: bytes, text: str) -> None:
+    thread = answering(tmp_path / "s", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + lines)
+    try:
+        with pytest.raises(DaemonUnreachable, match=text):
+            list(ControlClient(tmp_path / "s", deadline_s=1).drain())
     finally:
         thread.join()
