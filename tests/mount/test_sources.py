@@ -51,7 +51,7 @@ def test_local_directory(mounting: Mounts, tmp_path: Path) -> None:
 
 def test_http(mounting: Mounts, nginx_files: FileServer) -> None:
     write(nginx_files.directory)
-    mount = mounting(nginx_files.url, "--metadata-ttl", "500ms")
+    mount = mounting(nginx_files.url, "--read-only", "--metadata-ttl", "500ms")
     assert mount.do("tree", str(mount.path)) == TREE
     for _ in range(2):
         for name, data in FILES.items():
