@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,17 +27,35 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stamp(NamedTuple):
-    """What changes whenever a file is written to: its times in nanoseconds, and its size in bytes."""
+    """What changes whenever a file is written to: its times in nanoseconds, and its size in bytes.
+
+    ``uncertain``: the last change was so recent that another one may leave the same times.
+    """
 
     mtime_ns: int
     ctime_ns: int
     size: int
+    uncertain: bool = False
+
+    def differs(self, before: Stamp) -> bool:
+        """Whether the file may have changed since the stamp ``before`` was taken."""
+        return before.uncertain or self[:3] != before[:3]
+
+
+def _has_coarse_times(release: str) -> bool:
+    """Whether file times advance with the timer tick only: before Linux 6.13 (multigrain timestamps)."""
+    major, minor = (int(re.match(r"\d*", part)[0] or 0) for part in (*release.split("."), "0")[:2])  # type: ignore[index]
+    return (major, minor) < (6, 13)
+
+
+TICK_NS = 20_000_000 if _has_coarse_times(os.uname().release) else 0
 
 
 def stamp_of(fd: int) -> Stamp:
     """Return the stamp of an open file; no I/O."""
     st = os.fstat(fd)
-    return Stamp(st.st_mtime_ns, st.st_ctime_ns, st.st_size)
+    uncertain = TICK_NS > 0 and time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < TICK_NS
+    return Stamp(st.st_mtime_ns, st.st_ctime_ns, st.st_size, uncertain)
 
 
 class StagedBytes:
