@@ -34,6 +34,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.backlog import Backlog
+from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -164,6 +165,10 @@ def build_tree(
     tree = Tree(
         namespace=namespace, names=names, entries=dirty, files=files, writer=writer, writeback=writeback,
         journal=local.journal, defaults=defaults, hierarchical=store.abilities.hierarchical,
+    )
+    Conflicts(
+        namespace=namespace, tree=tree, writer=writer, journal=local.journal, staging=local.staging,
+        recovered=recovered, nursery=nursery,
     )
     moves = Moves(
         namespace=namespace, names=names, tree=tree, entries=dirty, files=files, writer=writer, writeback=writeback,

@@ -46,9 +46,13 @@ class Dirty:
     """Of the pages of the content that has the stamp ``uploaded``."""
     since_s: float = field(default_factory=time.time)
     error: LuxError | None = None
+    conflict: LuxError | None = None
+    """Somebody else has written the object, and this is not to replace it: it is set aside when it is closed."""
     attempts: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock)
     finished: bool = False
+    doomed: bool = False
+    """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     orphan: Entry | None = None
     """What was recorded of a name that is gone."""
     unprivileged: bool = False
@@ -66,12 +70,14 @@ class Dirty:
     def content_changed(self, since: Stamp | None) -> bool:
         """Whether the content may not be what it was at ``since``."""
         now = self.stamp
-        return now is not None and (since is None or now != since)
+        return now is not None and (since is None or now.differs(since))
 
     @property
     def must_push(self) -> bool:
         """Whether there is something that the under-store should have and has not."""
         if self.place is None or self.mode is WriteMode.MUST_CACHE or self.kind is Kind.SPECIAL:
+            return False
+        if self.conflict is not None:
             return False
         return self.attributes_changed or self.content_changed(self.uploaded)
 
@@ -95,6 +101,7 @@ class Dirty:
             closed=self.closed,
             content=self.content_changed(self.uploaded) or self.kind is not Kind.FILE,
             since_s=self.since_s,
+            doomed=self.doomed,
         )
 
 

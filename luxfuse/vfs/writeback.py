@@ -97,6 +97,8 @@ class WriteBack:
     async def push(self, dirty: Dirty) -> None:
         """Bring an entry to the store, unless it is there. Raises `StoreError`, OSError; it then stays dirty."""
         async with dirty.lock:
+            if dirty.conflict is not None and dirty.place is not None:
+                raise dirty.conflict
             try:
                 pushes = 0
                 while dirty.must_push and pushes < PUSHES:
@@ -212,7 +214,7 @@ class WriteBack:
             early = source.early
             try:
                 uploaded = await self._uploader.upload(source, to_metadata(Kind.FILE, attributes), dirty.expect)
-            except VersionChanged:
+            except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
                 same = await self._resolve(dirty)
                 if same is not None:
                     return same
@@ -230,12 +232,12 @@ class WriteBack:
         try:
             info = await self._store.head(dirty.key)
         except NotFound:
-            dirty.expect = ABSENT
+            dirty.expect, source.old = ABSENT, None
             return None
         if source.old is not None and source.old.version != info.version:
             source.old = None  # nothing can be copied from it any more
         stamp = dirty.stamp
-        if source.bytes.complete and stamp is not None:
+        if stamp is not None:
             checksums = await self._uploader.checksums(source.bytes, stamp.size)
             if await has_same_content(self._store, info, checksums, stamp.size):
                 return Uploaded(info, checksums, stamp)  # ours, and the answer got lost; or no difference
@@ -243,7 +245,8 @@ class WriteBack:
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
         self.conflicts += 1
         if self._fail_on_conflict:
-            raise Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
+            dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
+            raise dirty.conflict
         saved = await self._recovered.save_object(self._store, info)
         log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
         dirty.expect = info.version
@@ -314,6 +317,8 @@ class WriteBack:
     async def _push_quietly(self, dirty: Dirty) -> None:
         try:
             await self.push(dirty)
+        except Conflict:
+            self.on_pushed(dirty)  # nothing is tried again
         except (LuxError, OSError) as exc:
             delay_s = self._pause_s(dirty.attempts)
             dirty.attempts += 1

@@ -96,6 +96,8 @@ class Writer:
         self._room_timeout_s = room_timeout_s
         self._limiter = trio.CapacityLimiter(IO_THREADS)
         self._mapped: set[Dirty] = set()
+        self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
+        """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
         writeback.on_pushed = self.publish
         writeback.on_new_version = self._keep_cached
         files.on_copied_closed = self._copied_closed
@@ -377,7 +379,8 @@ class Writer:
                 await self._promise(dirty)
             except OSError:
                 log.exception("%r is neither in the under-store nor safe on disk", dirty.key)
-            self._writeback.schedule(dirty)
+            if dirty.conflict is None:
+                self._writeback.schedule(dirty)
             raise
 
     async def _promise(self, dirty: Dirty) -> None:
@@ -439,6 +442,9 @@ class Writer:
             return
         if dirty.place is None:
             self.discard_if_unused(dirty)
+            return
+        if dirty.conflict is not None:
+            self.on_conflict(dirty)
             return
         if dirty.must_push:
             self._writeback.schedule(dirty)

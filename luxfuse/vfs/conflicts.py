@@ -1,0 +1,82 @@
+"""Files that are not to replace what somebody else has written meanwhile (``--on-conflict fail``).
+
+Whoever closes or syncs such a file is told (`Conflict`, ESTALE). When nobody has it open for writing any more, its content
+is kept in the recovered directory, and the name shows what the store has.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from luxfuse.cache.recovered import Recovered
+from luxfuse.errors import LuxError, StoreError
+from luxfuse.index.journal import Journal
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.vfs.dirty import Dirty
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class Conflicts:
+    """Sets the losing files of one mount aside."""
+
+    def __init__(
+        self, *, namespace: Namespace, tree: Tree, writer: Writer, journal: Journal, staging: Staging,
+        recovered: Recovered, nursery: trio.Nursery,
+    ) -> None:
+        self._namespace = namespace
+        self._tree = tree
+        self._writer = writer
+        self._journal = journal
+        self._staging = staging
+        self._recovered = recovered
+        self._nursery = nursery
+        writer.on_conflict = self.begin
+
+    def begin(self, dirty: Dirty) -> None:
+        """Set a file aside that nobody has open for writing."""
+        self._nursery.start_soon(self._quietly, dirty)
+
+    async def _quietly(self, dirty: Dirty) -> None:
+        try:
+            await self._set_aside(dirty)
+        except Exception:
+            log.exception("%r cannot be set aside; its content stays in the staging directory", dirty.key)
+
+    async def _set_aside(self, dirty: Dirty) -> None:
+        key = dirty.key
+        async with dirty.lock:
+            if dirty.finished or dirty.writers or dirty.place is None or dirty.source is None:
+                return
+            content = dirty.source.bytes
+            try:
+                await content.complete_all()
+            except (StoreError, OSError) as exc:
+                log.warning("%r: what was not changed of it cannot be fetched any more: %s", key, exc)
+            if dirty.writers or dirty.place is None:
+                return  # its next close comes here again
+            dirty.closed = False  # should we be killed now, the next run keeps it, and does not upload it
+            await self._take_out(dirty, *dirty.place)
+        self._writer.discard_if_unused(dirty)
+        try:
+            await self._namespace.refresh(key)
+        except LuxError as exc:
+            log.info("%r is looked up when it is used: %s", key, exc)
+
+    async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
+        row = self._writer.row(dirty)
+        record = dirty.record(row.attributes)
+        self._tree.forget(parent, name, row)
+        self._namespace.settle(None, parent, name)
+        self._journal.put_file(dirty.number, record)
+        reached("conflict.noted")
+        kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, dirty.number, dirty.key)
+        reached("conflict.kept")
+        self._journal.drop_file(dirty.number)
+        log.warning("%r was written by somebody else meanwhile; our version is kept as %s", dirty.key, kept)
