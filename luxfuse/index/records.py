@@ -17,7 +17,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     ns of the staging file when it was last noted. ``closed``: closed or fsynced at least once: uploaded after a crash.
     ``content``: False if the content was what the store has
     when this was noted (a program may have written to the staging file since: it then has another mtime). ``since_s``:
-    wall-clock time of the first change.
+    wall-clock time of the first change. ``doomed``: what the store has under the key was removed before this was made.
     """
 
     key: str
@@ -35,6 +35,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     content: bool
     since_s: float
     has_inline: bool = False
+    doomed: bool = False
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

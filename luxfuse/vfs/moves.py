@@ -215,6 +215,7 @@ class Moves:
         old_key, version = dirty.key, dirty.expect
         was_there = version != ABSENT and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
+        dirty.doomed = self._writeback.pending_delete(new_key) is not None
         expect = self._take_target(new_place, new_key)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)

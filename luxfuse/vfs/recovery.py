@@ -27,7 +27,7 @@ from luxfuse.cache.upload import Source
 from luxfuse.core import names as naming
 from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry
-from luxfuse.index.journal import FileRecord, Journal, OperationRecord
+from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
@@ -48,12 +48,16 @@ ABORT_DEADLINE_S = 5.0
 
 @dataclass(slots=True)
 class Outcome:
-    """How many files go up now, deletes and moves were found, and files are kept in the recovered directory."""
+    """How many files go up now, deletes and moves were found, and files are kept in the recovered directory.
+
+    ``lost``: files whose content was promised, but is not on the disk any more: somebody has emptied the cache directory.
+    """
 
     files: int = 0
     deletes: int = 0
     moves: int = 0
     recovered: int = 0
+    lost: int = 0
 
 
 class Recovery:
@@ -85,16 +89,16 @@ class Recovery:
             self._journal.drop_operation(number)
             outcome.moves += 1
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
-            place = self._place(key)
-            self._namespace.hold(None, *place)
-            self._names.erase(*place)
-            self._writeback.resume_delete(key, place)
+            self._resume_delete(key)
             reached("recover.delete")
             outcome.deletes += 1
         for number, record in sorted(self._journal.files.items()):
             if await self._resume(number, record):
                 reached("recover.resumed")
             else:
+                if record.closed:
+                    outcome.lost += 1
+                    log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")
         outcome.files = sum(dirty.must_push for dirty in self._entries)
@@ -116,6 +120,12 @@ class Recovery:
                     self._journal.drop_upload(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
+
+    def _resume_delete(self, key: str) -> None:
+        place = self._place(key)
+        self._namespace.hold(None, *place)
+        self._names.erase(*place)
+        self._writeback.resume_delete(key, place)
 
     # -- moves
 
@@ -326,7 +336,10 @@ class Recovery:
         """A file that was never closed: keep what was written, and let the name show what the store has."""
         parent, name = self._place(record.key)
         entry = self._names.get(parent, name)
-        if entry is not None and entry.inode == record.inode:
+        if record.doomed:
+            self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
+            self._resume_delete(record.key)
+        elif entry is not None and entry.inode == record.inode:
             if record.expect:
                 self._namespace.expire(entry.inode)
             else:

@@ -145,6 +145,7 @@ class Tree:
             checked_s=self._namespace.now_s(),
         )
         dirty = self._writer.mark(entry, key, expect)
+        dirty.doomed = expect != ABSENT
         self.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.note_empty(entry.inode)
