@@ -277,9 +277,12 @@ class _Daemon:
             raise MountError(f"{source}: what the last run left cannot be taken up: {exc}; mend that first") from None
         counts = {"changed file": outcome.files, "delete": outcome.deletes, "unfinished rename": outcome.moves}
         found = [format_count(count, what) for what, count in counts.items() if count]
-        said = [f"{', '.join(found)}, which go to the under-store now"] if found else []
+        said = [f"{', '.join(found)}, going to the under-store now"] if found else []
         if outcome.recovered:
             said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
+        if outcome.lost:
+            lost = format_count(outcome.lost, "changed file")
+            said.append(f"{lost} that cannot be found in the cache directory any more, and lost; see the log")
         if said:
             self._note(f"{source}: the last run left {'; and '.join(said)}")
         await parts.recovery.abort_uploads()

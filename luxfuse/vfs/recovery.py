@@ -96,7 +96,7 @@ class Recovery:
             if await self._resume(number, record):
                 reached("recover.resumed")
             else:
-                if record.closed:
+                if record.closed and not await self._was_pushed(record):
                     outcome.lost += 1
                     log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 outcome.recovered += await self._set_aside(number, record)
@@ -331,6 +331,14 @@ class Recovery:
             parent, name, record.kind, attributes=record.attributes, size=size, version=record.expect or "",
             mtime_ns=record.stamp, checked_s=0.0,
         )
+
+    async def _was_pushed(self, record: FileRecord) -> bool:
+        """Whether content that is not here any more went to the store: the last run ended before the journal said so."""
+        try:
+            info = await self._store.head(record.key)
+        except StoreError:
+            return False
+        return info.size == record.size and info.version != record.expect
 
     async def _set_aside(self, number: int, record: FileRecord) -> int:
         """A file that was never closed: keep what was written, and let the name show what the store has."""

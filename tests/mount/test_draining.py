@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -329,7 +330,7 @@ class TestNextMount:
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         recovered = next((mount.state / "recovered").iterdir())
-        assert "7 changed files, which go to the under-store now; and 1 unclosed file, kept in " in done.stderr
+        assert "7 changed files, going to the under-store now; and 1 unclosed file, kept in " in done.stderr
         assert str(recovered) in done.stderr
         (kept,) = recovered.iterdir()
         assert kept.name.startswith("half")
@@ -342,6 +343,17 @@ class TestNextMount:
         assert stored(objects) == 5
         assert (objects / "large").read_bytes() == content("kill", 3 * MIB)
         assert not (objects / "half").exists()
+
+    def test_what_was_lost_with_the_cache_directory_is_told(self, mount: Mount, proxy: FaultProxy) -> None:
+        mount.expected_logs.append("is not in the cache directory any more")
+        refuse(proxy)
+        write(mount, {"large": content("lost", MIB)})
+        mount.unmount("--force")
+        shutil.rmtree(mount.cache)
+        proxy.clear()
+        done = mount.try_mount()
+        assert done.returncode == 0
+        assert "1 changed file that cannot be found in the cache directory any more, and lost" in done.stderr
 
     def test_changes_with_another_cache_directory_are_told_of(self, mount: Mount, proxy: FaultProxy) -> None:
         refuse(proxy)
