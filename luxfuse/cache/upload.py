@@ -8,6 +8,8 @@ checksums returned belong to the bytes that the store has, whatever programs wri
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,11 +19,10 @@ from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.disk import checksum
 from luxfuse.cache.staged import StagedBytes, Stamp, stamp_of
 from luxfuse.cache.together import together
-from luxfuse.core.parts import SINGLE_BYTES, Part, plan_parts
+from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES, Part, plan_parts
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
-from luxfuse.tiers.directory import read_exact
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
@@ -29,6 +30,7 @@ from luxfuse.understore.retrying import Store
 log = logging.getLogger(__name__)
 
 HASH_RUN_BYTES = 8 << 20
+BUFFERS_KEPT = 4
 
 
 class ChangedMeanwhile(StoreUnavailable):
@@ -74,6 +76,10 @@ class EarlyParts:
     stopped: bool = False
     running: trio.Event = field(default_factory=trio.Event)
 
+    def fits(self, size: int) -> bool:
+        """Whether a file of ``size`` bytes can be made of such parts."""
+        return size <= self.part_bytes * MOST_PARTS
+
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
@@ -84,17 +90,41 @@ class Uploaded:
     stamp: Stamp
 
 
-def read_checked(fd: int, start: int, length: int) -> tuple[bytes, dict[int, int]]:
-    """Read bytes from a page's start on and checksum their pages. Raises `ChangedMeanwhile` if there are fewer."""
-    data = read_exact(fd, length, start)
-    if len(data) != length:
-        raise ChangedMeanwhile("the file changed while it was read")
-    view = memoryview(data)
-    first = start // PAGE_BYTES
-    return data, {
-        first + number: checksum(view[offset : offset + PAGE_BYTES])
-        for number, offset in enumerate(range(0, length, PAGE_BYTES))
-    }
+def read_checked(fd: int, start: int, view: memoryview) -> dict[int, int]:
+    """Fill ``view`` from a page's start on and checksum its pages. Raises `ChangedMeanwhile` if the file is too short."""
+    sums = {}
+    for offset in range(0, len(view), PAGE_BYTES):
+        page = view[offset : offset + PAGE_BYTES]
+        read_into(fd, page, start + offset)
+        sums[(start + offset) // PAGE_BYTES] = checksum(page)
+    return sums
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> None:
+    """Fill ``view`` from ``offset`` on. Raises `ChangedMeanwhile` if the file is too short."""
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if not count:
+            raise ChangedMeanwhile("the file changed while it was read")
+        view, offset = view[count:], offset + count
+
+
+class _PageBuffer(threading.local):
+    """A page for each thread: fresh memory is dear on virtual machines."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(PAGE_BYTES))
+
+
+_page_buffer = _PageBuffer()
+
+
+def page_checksums(fd: int, start: int, length: int) -> dict[int, int]:
+    """Return the checksums of the pages from ``start`` on, by page number. Raises `ChangedMeanwhile`."""
+    sums: dict[int, int] = {}
+    for offset in range(start, start + length, PAGE_BYTES):
+        sums |= read_checked(fd, offset, _page_buffer.view[: min(PAGE_BYTES, start + length - offset)])
+    return sums
 
 
 class Uploader:
@@ -107,6 +137,7 @@ class Uploader:
         self._budget = budget
         self._slots = trio.CapacityLimiter(max_uploads)
         self._readers = trio.CapacityLimiter(max_uploads)
+        self._buffers: list[bytearray] = []
 
     async def upload(self, source: Source, metadata: Mapping[str, str], expect: str | None) -> Uploaded:
         """Make the object be what the file is. Raises `VersionChanged` if the store holds another one than ``expect``."""
@@ -124,7 +155,8 @@ class Uploader:
         fd, key = source.bytes.fd, source.key
 
         def put(driver: UnderStore) -> tuple[ObjectInfo, dict[int, int]]:
-            data, sums = read_checked(fd, 0, stamp.size)
+            data = memoryview(bytearray(stamp.size))
+            sums = read_checked(fd, 0, data)
             return driver.put(key, data, metadata, expect=expect), sums
 
         with source.bytes.in_use():
@@ -147,7 +179,7 @@ class Uploader:
         async def run(first: int) -> None:
             length = min(HASH_RUN_BYTES, size - first)
             async with self._readers:
-                found = await trio.to_thread.run_sync(lambda: read_checked(data.fd, first, length)[1])
+                found = await trio.to_thread.run_sync(page_checksums, data.fd, first, length)
             sums.update({page: value for page, value in found.items() if data.has(page)})
 
         with data.in_use():
@@ -165,8 +197,8 @@ class Uploader:
         if early is not None:
             early.stopped = True
             await early.running.wait()
-        parts, sums = await self._plan(source, early, stamp.size)
-        if early is not None and early.key == source.key and early.tags:
+        parts, sums = await self._plan(source, early if early is None or early.fits(stamp.size) else None, stamp.size)
+        if early is not None and early.key == source.key and early.tags and early.fits(stamp.size):
             upload = early.upload
         else:
             if early is not None:
@@ -245,10 +277,17 @@ class Uploader:
         length = part.end - part.start
         with source.bytes.in_use():
             async with self._budget.hold(length):
-                data, found = await trio.to_thread.run_sync(
-                    read_checked, source.bytes.fd, part.start, length, limiter=self._readers
+                buffer = self._buffers.pop() if self._buffers else bytearray(PART_BYTES)
+                if length > len(buffer):
+                    buffer = bytearray(length)
+                data = memoryview(buffer)[:length]
+                found = await trio.to_thread.run_sync(
+                    read_checked, source.bytes.fd, part.start, data, limiter=self._readers
                 )
                 tag = await self.store.upload_part(source.key, upload, part.number, data)
+                # Only after success: a request that ran into its deadline may still be sending.
+                if len(buffer) == PART_BYTES and len(self._buffers) < BUFFERS_KEPT:
+                    self._buffers.append(buffer)
         sums.update(found)
         return tag
 
@@ -279,7 +318,7 @@ class Uploader:
                 number = 0
                 while not early.stopped and not source.cancelled:
                     size = source.bytes.size
-                    while (number + 2) * part_bytes <= size and not early.stopped:
+                    while (number + 2) * part_bytes <= size and number < MOST_PARTS and not early.stopped:
                         part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
                         slot = object()
                         await self._slots.acquire_on_behalf_of(slot)
