@@ -1,0 +1,303 @@
+"""Uploads of staging files: the right bytes in as few requests as possible, whatever programs write meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.disk import checksum
+from luxfuse.cache.staged import StagedBytes
+from luxfuse.cache.upload import Cancelled, OldObject, Source, Uploader, has_same_content
+from luxfuse.core.parts import LEAST_PART_BYTES, PART_BYTES
+from luxfuse.errors import StoreRejected, VersionChanged
+from luxfuse.index.journal import Journal
+from luxfuse.types import PAGE_BYTES
+from luxfuse.understore.base import ABSENT, Abilities
+from luxfuse.understore.retrying import Store
+from tests.support.fake_store import FakeStore
+from tests.support.harness import pages, random_bytes, until
+
+METADATA = {"mode": "0100644"}
+
+
+@dataclass
+class Bench:
+    """An uploader over a fake store, and a file to go up."""
+
+    path: Path
+    driver: FakeStore
+    store: Store
+    uploader: Uploader
+    journal: Journal
+    budget: ByteBudget
+
+    def source(self, data: bytes, old: OldObject | None = None) -> Source:
+        """A complete staging file."""
+        path = self.path / "file"
+        path.write_bytes(data)
+        content = StagedBytes(os.open(path, os.O_RDWR), cache=None, limiter=trio.CapacityLimiter(4))  # type: ignore[arg-type]
+        return Source("key", content, str(path), old)
+
+    def place(self, data: bytes) -> OldObject:
+        """Store an object; returns what is known of it."""
+        info = self.driver.place("key", data)
+        return OldObject("key", info.version, len(data), sums_of(data))
+
+    @property
+    def stored(self) -> bytes:
+        return self.driver.objects["key"][0]
+
+
+def sums_of(data: bytes) -> dict[int, int]:
+    """The checksum of each page."""
+    return {at // PAGE_BYTES: checksum(data[at : at + PAGE_BYTES]) for at in range(0, len(data), PAGE_BYTES)}
+
+
+@asynccontextmanager
+async def bench(
+    path: Path, driver: FakeStore | None = None, *, budget: int = 64 << 20, uploads: int = 4
+) -> AsyncIterator[Bench]:
+    """An uploader whose buffers and parts on their way are bounded by ``budget`` bytes and ``uploads``."""
+    path.mkdir(exist_ok=True)
+    driver = driver or FakeStore()
+    driver.least_part_bytes = LEAST_PART_BYTES
+    store = Store(driver, request_timeout_s=5, max_requests=16, rng=random.Random(0))
+    journal = Journal(path / "journal")
+    bytes_ = ByteBudget(budget)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.watch_deadlines)
+            nursery.start_soon(journal.committer)
+            yield Bench(
+                path, driver, store, Uploader(store=store, journal=journal, budget=bytes_, max_uploads=uploads), journal,
+                bytes_,
+            )  # fmt: skip
+            nursery.cancel_scope.cancel()
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE_BYTES, pages(16)])
+async def test_a_small_file_is_one_request(tmp_path: Path, size: int) -> None:
+    data = random_bytes(size, 1)
+    async with bench(tmp_path) as b:
+        done = await b.uploader.upload(b.source(data), METADATA, ABSENT)
+        assert b.driver.objects["key"][0] == data
+        assert b.driver.objects["key"][3] == METADATA
+        assert done.info.version == b.driver.objects["key"][1]
+        assert done.checksums == sums_of(data)
+        assert done.stamp.size == size
+        assert b.driver.writes == [("put", "key")]
+        assert b.budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("size", [pages(16) + 1, pages(24), pages(33) + 4097])
+async def test_a_large_file_goes_up_in_parts(tmp_path: Path, size: int) -> None:
+    data = random_bytes(size, 2)
+    async with bench(tmp_path) as b:
+        done = await b.uploader.upload(b.source(data), METADATA, ABSENT)
+        assert b.stored == data
+        assert done.checksums == sums_of(data)
+        assert b.driver.counts["upload_part"] == -(-size // PART_BYTES)
+        assert b.driver.uploads == {}
+        assert b.journal.uploads == set()
+        assert b.budget.held_bytes == 0
+
+
+async def test_a_store_without_parts_gets_the_whole_file(tmp_path: Path) -> None:
+    plain = Abilities(metadata=True, conditional=True, multipart=False, part_copy=False, hierarchical=False)
+    data = random_bytes(pages(20), 3)
+    async with bench(tmp_path, FakeStore(abilities=plain)) as b:
+        done = await b.uploader.upload(b.source(data), METADATA, ABSENT)
+        assert b.stored == data
+        assert done.checksums == sums_of(data)
+        assert b.driver.writes == [("put_file", "key")]
+
+
+@pytest.mark.parametrize("page", [0, 30, 63])
+async def test_unchanged_pages_are_copied_inside_the_store(tmp_path: Path, page: int) -> None:
+    before = random_bytes(pages(64), 4)
+    after = bytearray(before)
+    after[page * PAGE_BYTES + 7] ^= 1
+    async with bench(tmp_path) as b:
+        old = b.place(before)
+        done = await b.uploader.upload(b.source(bytes(after), old), METADATA, old.version)
+        assert b.stored == bytes(after)
+        assert done.checksums == sums_of(bytes(after))
+        assert b.store.statistics().put_bytes <= LEAST_PART_BYTES
+        assert b.driver.counts["upload_part"] == 1
+
+
+async def test_what_cannot_be_copied_is_sent(tmp_path: Path) -> None:
+    """No part copy, or no page that is known to be the same."""
+    before = random_bytes(pages(20), 5)
+    async with bench(tmp_path) as b:
+        old = b.place(before)
+        unknown = OldObject("key", old.version, old.size, {})
+        await b.uploader.upload(b.source(before, unknown), METADATA, old.version)
+        assert b.driver.counts["copy_part"] == 0
+        assert b.stored == before
+        poor = Abilities(metadata=True, conditional=True, multipart=True, part_copy=False, hierarchical=False)
+        b.driver.abilities = poor
+        await b.uploader.upload(b.source(before, b.place(before)), METADATA, None)
+        assert b.driver.counts["copy_part"] == 0
+        assert b.stored == before
+
+
+async def test_somebody_elses_version_is_not_replaced(tmp_path: Path) -> None:
+    for size in (10, pages(20)):
+        async with bench(tmp_path / str(size)) as b:
+            theirs = b.place(b"theirs")
+            with pytest.raises(VersionChanged):
+                await b.uploader.upload(b.source(random_bytes(size, 6)), METADATA, ABSENT)
+            with pytest.raises(VersionChanged):
+                await b.uploader.upload(b.source(random_bytes(size, 6)), METADATA, '"other"')
+            assert b.stored == b"theirs"
+            assert b.driver.uploads == {}
+            await b.uploader.upload(b.source(random_bytes(size, 6)), METADATA, theirs.version)
+            assert b.stored == random_bytes(size, 6)
+
+
+@pytest.mark.parametrize("kind", ["upload_part", "complete_upload", "begin_upload"])
+async def test_an_upload_that_fails_is_aborted(tmp_path: Path, kind: str) -> None:
+    async with bench(tmp_path) as b:
+        b.driver.fail_next(1, lambda: StoreRejected("no"), kind)
+        with pytest.raises(StoreRejected):
+            await b.uploader.upload(b.source(random_bytes(pages(20), 7)), METADATA, ABSENT)
+        assert b.driver.uploads == {}
+        assert b.journal.uploads == set()
+        assert b.budget.held_bytes == 0
+        assert "key" not in b.driver.objects
+
+
+async def test_an_upload_that_cannot_be_aborted_stays_in_the_journal(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "abort_upload")
+        with pytest.raises(StoreRejected):
+            await b.uploader.upload(b.source(random_bytes(pages(20), 7)), METADATA, ABSENT)
+        assert len(b.driver.uploads) == len(b.journal.uploads) == 1
+
+
+async def test_cancelling_ends_an_upload(tmp_path: Path) -> None:
+    async with bench(tmp_path, uploads=1) as b:
+        source = b.source(random_bytes(pages(40), 8))
+        b.driver.hold("upload_part")
+        async with trio.open_nursery() as nursery:
+
+            async def upload() -> None:
+                with pytest.raises(Cancelled):
+                    await b.uploader.upload(source, METADATA, ABSENT)
+
+            nursery.start_soon(upload)
+            await until(lambda: b.driver.counts["upload_part"] == 1)
+            source.cancelled = True
+            b.driver.release()
+        assert b.driver.uploads == {}
+        assert b.driver.counts["upload_part"] == 1
+
+
+async def test_parts_in_memory_are_bounded(tmp_path: Path) -> None:
+    async with bench(tmp_path, budget=2 * PART_BYTES, uploads=8) as b:
+        b.driver.hold("upload_part")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.upload, b.source(random_bytes(pages(64), 9)), METADATA, ABSENT)
+            await until(lambda: b.driver.counts["upload_part"] == 2)
+            await trio.sleep(0.05)
+            assert b.driver.counts["upload_part"] == 2
+            assert b.budget.held_bytes == 2 * PART_BYTES
+            b.driver.release()
+        assert b.stored == random_bytes(pages(64), 9)
+
+
+# -- while the file is written
+
+
+async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
+    data = bytearray(random_bytes(pages(40), 10))
+    async with bench(tmp_path) as b:
+        source = b.source(bytes(data))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            assert len(b.journal.uploads) == 1
+            data[pages(9)] ^= 1
+            os.pwrite(source.bytes.fd, bytes(data[pages(9) : pages(9) + 1]), pages(9))
+            done = await b.uploader.upload(source, {"mode": "other"}, ABSENT)
+        assert b.stored == bytes(data)
+        assert done.checksums == sums_of(bytes(data))
+        assert b.driver.counts["upload_part"] == 4 + 2  # the changed one and the last
+        assert b.driver.counts["begin_upload"] == 1
+        assert b.driver.objects["key"][3] == METADATA  # those of the beginning
+        assert b.journal.uploads == set()
+
+
+async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Path) -> None:
+    data = random_bytes(pages(40), 11)
+    async with bench(tmp_path) as b:
+        source = b.source(data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            source.key = "renamed"
+            await b.uploader.upload(source, METADATA, ABSENT)
+        assert b.driver.objects["renamed"][0] == data
+        assert "key" not in b.driver.objects
+        assert b.driver.uploads == {}
+        assert b.journal.uploads == set()
+
+
+async def test_a_file_that_became_small_after_early_parts(tmp_path: Path) -> None:
+    data = random_bytes(pages(40), 12)
+    for size in (0, 5, pages(12)):
+        async with bench(tmp_path / str(size)) as b:
+            source = b.source(data)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+                await until(lambda source=source: source.early is not None and len(source.early.tags) == 4)  # type: ignore[misc]
+                os.ftruncate(source.bytes.fd, size)
+                done = await b.uploader.upload(source, METADATA, ABSENT)
+            assert b.stored == data[:size]
+            assert done.checksums == sums_of(data[:size])
+            assert b.driver.uploads == {}
+
+
+async def test_early_parts_that_fail_do_not_harm(tmp_path: Path) -> None:
+    data = random_bytes(pages(40), 13)
+    async with bench(tmp_path) as b:
+        source = b.source(data)
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            await until(lambda: source.early is not None and source.early.running.is_set())
+            await b.uploader.upload(source, METADATA, ABSENT)
+        assert b.stored == data
+        assert b.driver.uploads == {}
+
+
+# -- whose version it is
+
+
+async def test_has_same_content(tmp_path: Path) -> None:
+    data = random_bytes(pages(3) + 5, 14)
+    async with bench(tmp_path) as b:
+        b.place(data)
+        info = b.driver.head("key")
+        sums = sums_of(data)
+        assert await has_same_content(b.store, info, sums, len(data))
+        assert await has_same_content(b.store, info, {2: sums[2]}, len(data))
+        assert not await has_same_content(b.store, info, sums | {1: 0}, len(data))
+        assert not await has_same_content(b.store, info, sums, len(data) - 1)
+        assert not await has_same_content(b.store, info, {}, len(data))
+        b.place(data)
+        assert not await has_same_content(b.store, info, sums, len(data))
+        b.place(b"")
+        assert await has_same_content(b.store, b.driver.head("key"), {}, 0)
