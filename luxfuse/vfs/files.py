@@ -315,6 +315,13 @@ class Files:
         if self._kernel.retire(inode, only_idle=False):
             self._drop_record(inode)
 
+    def retire_idle(self, inode: int) -> bool:
+        """Take the backing of an inode away unless it is open; returns whether it has none now."""
+        if not self._kernel.retire(inode, only_idle=True):
+            return False
+        self._drop_record(inode)
+        return True
+
     def needs_store(self, inode: int) -> bool:
         """Whether somebody has the inode open and will need pages that only the store has."""
         copied = self._copied.get(inode)

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 INLINE_BYTES = 16 << 10
 """Content up to this size goes into the journal: one synchronous commit instead of two."""
 ROOM_POLL_S = 0.1
-WATCH_INTERVAL_S = 0.25
+WATCH_INTERVAL_S = 0.1
 MAPPED_INTERVAL_S = 1.0
 PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
 EARLY_BYTES = 4 * PART_BYTES
@@ -436,9 +436,9 @@ class Writer:
 
     def publish(self, dirty: Dirty) -> None:
         """End the dirty state if the store has everything and nobody can change it any more."""
-        if dirty.finished or dirty.writers or dirty.lock.locked() or dirty.mode is WriteMode.MUST_CACHE:
+        if dirty.finished or dirty.writers or dirty.lock.locked():
             return
-        if dirty.kind is Kind.SPECIAL:
+        if dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL:
             return
         if dirty.place is None:
             self.discard_if_unused(dirty)
@@ -449,14 +449,17 @@ class Writer:
         if dirty.must_push:
             self._writeback.schedule(dirty)
             return
-        if dirty.source is not None:
-            if self._kernel.passthrough and self._may_be_mapped(dirty):
-                if dirty not in self._mapped:
-                    self._mapped.add(dirty)
-                    self._nursery.start_soon(self._publish_soon, dirty)
-                return
-            self._put_back(dirty)
-        self._finish(dirty)
+        if dirty.source is None:
+            self._finish(dirty)
+        elif self._kernel.passthrough and self._may_be_mapped(dirty):
+            if dirty not in self._mapped:
+                self._mapped.add(dirty)
+                self._nursery.start_soon(self._publish_soon, dirty)
+        elif (keep := self._can_keep(dirty)) or self._files.retire_idle(dirty.inode):
+            self._put_back(dirty, keep=keep)
+            self._finish(dirty)
+        else:
+            self._mapped.add(dirty)  # who reads it in passthrough keeps its file: later writers must write to that one
 
     def _may_be_mapped(self, dirty: Dirty) -> bool:
         """Whether somebody can still write to the file: in passthrough, a mapping outlives the close of its file."""
@@ -471,15 +474,19 @@ class Writer:
             if dirty in self._mapped:
                 self.publish(dirty)
 
-    def _put_back(self, dirty: Dirty) -> None:
+    def _can_keep(self, dirty: Dirty) -> bool:
+        """Whether the staging file can become the cache file of the object."""
+        wanted = self._content(dirty).size > 0 and bool(dirty.checksums) and dirty.mode is not WriteMode.THROUGH
+        return wanted and self._cache.can_install(dirty.key, self.row(dirty).version)
+
+    def _put_back(self, dirty: Dirty, *, keep: bool) -> None:
         source, row = dirty.source, self.row(dirty)
         assert source is not None
         fd, key = source.bytes.fd, dirty.key
         st = os.fstat(fd)
         self.account(dirty)
         oid = self._cache.object_id(key, row.version)
-        keep = st.st_size > 0 and dirty.checksums and dirty.mode is not WriteMode.THROUGH
-        if keep and self._cache.can_install(key, row.version):
+        if keep:
             self._staging.publish(dirty.number, oid)
             reached("publish.renamed")
             record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
@@ -489,7 +496,6 @@ class Writer:
         else:
             self._staging.remove(dirty.number)
             self._cache.space.count_staged(-dirty.accounted_bytes)
-            self._files.retire(dirty.inode)
         dirty.accounted_bytes = 0
         self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
         source.bytes.close()
