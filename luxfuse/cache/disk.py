@@ -142,6 +142,8 @@ class Opened:
     stamp: int
     damaged: tuple[int, ...] = ()
     verified_bytes: int = 0
+    resize: bool = False
+    """The file has another size than the object: it must be set, by who knows that the file is still the object's."""
 
 
 def open_verified(
@@ -158,13 +160,10 @@ def open_verified(
             data = read_exact(fd, page_bytes(page, size), page * PAGE_BYTES)
             if len(data) != page_bytes(page, size) or checksum(data) != expected:
                 damaged.append(page)
-        if st.st_size != size:
-            os.ftruncate(fd, size)
-            st = os.fstat(fd)
         if damaged:
             os.close(fd)
             return Opened(-1, st.st_mtime_ns, tuple(damaged), size)
-        return Opened(fd, st.st_mtime_ns, (), size)
+        return Opened(fd, st.st_mtime_ns, (), size, st.st_size != size)
     except BaseException:
         os.close(fd)
         raise

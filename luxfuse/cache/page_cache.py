@@ -444,6 +444,8 @@ class PageCache:
             if self._still_there(obj, oid):
                 self._lose_file(obj, exc)
             return None
+        if not self._still_there(obj, oid):
+            return None  # somebody began to write to the file meanwhile
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
             self._distrust(obj)
@@ -579,15 +581,19 @@ class PageCache:
             if self._still_there(obj, oid):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid):
-            if opened.fd >= 0:
+        if not self._still_there(obj, oid) or obj.record is not record:
+            if opened.fd >= 0:  # somebody began to write to the file meanwhile
                 os.close(opened.fd)
             return None
+        stamp = opened.stamp
+        if opened.resize:
+            os.ftruncate(opened.fd, obj.size)
+            stamp = os.fstat(opened.fd).st_mtime_ns
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:
             self._mend(obj, opened.damaged)
             return None
-        if record.epoch != self._epoch or record.stamp != opened.stamp:
-            record.epoch, record.stamp = self._epoch, opened.stamp
+        if record.epoch != self._epoch or record.stamp != stamp:
+            record.epoch, record.stamp = self._epoch, stamp
             self._save(obj)
         return opened.fd

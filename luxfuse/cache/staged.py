@@ -78,6 +78,11 @@ class StagedBytes:
         self._sealed = False
 
     @property
+    def closed(self) -> bool:
+        """Whether the content is given up, or is a cache object again."""
+        return self._closing
+
+    @property
     def _base_pages(self) -> int:
         return -(-self.base_bytes // PAGE_BYTES)
 

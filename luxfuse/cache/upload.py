@@ -201,7 +201,7 @@ class Uploader:
         if early is not None and early.key == source.key and early.tags and early.fits(stamp.size):
             upload = early.upload
         else:
-            if early is not None:
+            if early is not None and early.upload:
                 await self.abort(early.key, early.upload)
             early = None
             upload = await self.store.begin_upload(source.key, metadata)
@@ -309,14 +309,14 @@ class Uploader:
 
         What did change by then is noticed by its checksum and sent again.
         """
-        upload = await self.store.begin_upload(source.key, metadata)
-        self._journal.note_upload(source.key, upload)
-        await self._journal.commit()
-        early = source.early = EarlyParts(source.key, upload, metadata, part_bytes)
+        early = source.early = EarlyParts(source.key, "", metadata, part_bytes)
         try:
+            early.upload = await self.store.begin_upload(source.key, metadata)
+            self._journal.note_upload(source.key, early.upload)
+            await self._journal.commit()
             async with together() as start:
                 number = 0
-                while not early.stopped and not source.cancelled:
+                while not early.stopped and not source.cancelled and not source.bytes.closed:
                     size = source.bytes.size
                     while (number + 2) * part_bytes <= size and number < MOST_PARTS and not early.stopped:
                         part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
@@ -329,6 +329,18 @@ class Uploader:
             log.info("sending %r while it is written stopped: %s", source.key, exc)
         finally:
             early.running.set()
+        if not early.stopped and (source.cancelled or source.bytes.closed):  # nobody will take the parts over
+            source.early = None
+            await self.abort(early.key, upload)
+
+    async def give_up_early(self, source: Source) -> None:
+        """Nobody wants the file any more: abort what went up of it while it was written."""
+        early, source.early = source.early, None
+        if early is not None:
+            early.stopped = True
+            await early.running.wait()
+            if early.upload:
+                await self.abort(early.key, early.upload)
 
     async def _send_early_part(self, source: Source, early: EarlyParts, part: Part, slot: object) -> None:
         try:

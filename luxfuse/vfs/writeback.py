@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 WRITE_BACK_DELAY_S = 1.0
 """How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
 CONFLICT_ROUNDS = 5
+WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
 DELETE_BATCH = 500
 URGENT_RETRY_S = 5.0
@@ -82,6 +83,7 @@ class WriteBack:
         self.idle = trio.Event()
         self.urgent = False
         """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
+        self._warn_again_s = 0.0
         self.failures = 0
         self.conflicts = 0
         self._frozen: dict[str, trio.Event] = {}
@@ -314,6 +316,13 @@ class WriteBack:
         """Return how long to wait after so many failures before this one."""
         return min(retry_delay_s(attempts), URGENT_RETRY_S if self.urgent else LONGEST_RETRY_S)
 
+    def _warn(self, text: str, *arguments: object) -> None:
+        """Log a warning, but not one for each file of an outage; `status` has the numbers."""
+        now = trio.current_time()
+        level = logging.WARNING if now >= self._warn_again_s else logging.INFO
+        self._warn_again_s = max(self._warn_again_s, now + WARN_INTERVAL_S if level == logging.WARNING else 0.0)
+        log.log(level, text, *arguments)
+
     async def _push_quietly(self, dirty: Dirty) -> None:
         try:
             await self.push(dirty)
@@ -323,7 +332,7 @@ class WriteBack:
             delay_s = self._pause_s(dirty.attempts)
             dirty.attempts += 1
             if dirty.attempts == 1:
-                log.warning("%r cannot be brought to the under-store yet: %s", dirty.key, exc)
+                self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, exc)
             if not dirty.finished and dirty.place is not None:
                 self._put_due(dirty, trio.current_time() + delay_s)
         except Exception:
