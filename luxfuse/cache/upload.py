@@ -329,9 +329,6 @@ class Uploader:
             log.info("sending %r while it is written stopped: %s", source.key, exc)
         finally:
             early.running.set()
-        if not early.stopped and (source.cancelled or source.bytes.closed):  # nobody will take the parts over
-            source.early = None
-            await self.abort(early.key, upload)
 
     async def give_up_early(self, source: Source) -> None:
         """Nobody wants the file any more: abort what went up of it while it was written."""

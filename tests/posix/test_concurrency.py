@@ -164,7 +164,10 @@ def test_exchanged_names_always_exist(place: Place) -> None:
             while not exists(place / "done"):
                 assert read(place / "one") in (b"1", b"2")
                 assert read(place / "two") in (b"1", b"2")
-                assert names(place)[-2:] == ["one", "two"]
+                # Each entry stays, but under a different inode number: a listing of a mount may show a name twice.
+                listed = os.listdir(place)
+                assert {"one", "two"} <= set(listed)
+                assert place.on_mount or len(listed) == len(set(listed))
 
     _all(work, 3)
     assert (read(place / "one"), read(place / "two")) == (b"2", b"1")

@@ -66,6 +66,10 @@ def test_a_file_without_name_is_opened_again_by_proc(place: Place) -> None:
     with opened(place / "file") as fd:
         os.unlink(place / "file")
         assert Path(f"/proc/self/fd/{fd}").read_bytes() == b"content"
+        if place.on_mount:  # it was not open for writing when it lost its name
+            with fails_with(errno.ESTALE):
+                os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))
+            return
         with opened(f"/proc/self/fd/{fd}", os.O_RDWR) as writer:
             os.pwrite(writer, b"CON", 0)
         assert os.pread(fd, 10, 0) == b"CONtent"
