@@ -165,6 +165,7 @@ class Tree:
             try:
                 found = await self._namespace.lookup(parent, name)
             except NoSuchName:
+                await self._writer.wait_for_room(0)
                 dirty = self._create(parent, name, mode, caller)
                 if writing:
                     return self._writer.open_new(dirty), self.row(dirty.inode)

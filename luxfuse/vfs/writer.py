@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat as stat_module
 from collections.abc import Callable
 
@@ -95,6 +96,7 @@ class Writer:
         self._whole_file_bytes = whole_file_bytes
         self._room_timeout_s = room_timeout_s
         self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self._most_dirty = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
@@ -152,7 +154,8 @@ class Writer:
                 raise IsADirectory(f"inode {inode} is a directory")
             parent, name, _ = self._namespace.locate(inode)
             await self._namespace.attributes(parent, name, entry)
-            await self.wait_for_room(0 if truncate else entry.size)
+            fetched = not truncate and entry.size <= self._whole_file_bytes  # a larger one takes room page by page
+            await self.wait_for_room(entry.size if fetched else 0)
             begun = await self._begin(inode, entry, truncate=truncate)
             if begun is not None:
                 return begun
@@ -336,17 +339,26 @@ class Writer:
         self.account(dirty)
 
     async def wait_for_room(self, wanted_bytes: int) -> None:
-        """Wait until so many more bytes fit into the cache. Raises `NoRoom` after the room timeout."""
+        """Wait until so many more bytes fit into the cache. Raises `NoRoom` after the room timeout.
+
+        Files that are not in the store yet keep a descriptor each, so there is a bound on their number, too.
+        """
         space = self._cache.space
-        if space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
+        few = len(self._entries) < self._most_dirty
+        if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
             return
         deadline = trio.current_time() + self._room_timeout_s
-        while not (space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)):
+        while not (
+            len(self._entries) < self._most_dirty
+            and space.has_room(wanted_bytes)
+            and await space.make_room(wanted_bytes)
+        ):
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):
                 raise NoRoom(
-                    f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} are not in the under-store yet"
+                    f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
+                    "files are not in the under-store yet"
                 )
             self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
@@ -524,6 +536,8 @@ class Writer:
         dirty.place, dirty.orphan = None, row
         if dirty.source is not None:
             dirty.source.cancelled = True
+            if dirty.source.early is not None:
+                self._nursery.start_soon(self._uploader.give_up_early, dirty.source)
         self._namespace.let_go(dirty.inode)
         self._journal.drop_file(dirty.number)
         self._writeback.forget(dirty)
@@ -595,6 +609,8 @@ class Writer:
         self._nursery.start_soon(self._send_early, dirty, source, to_metadata(Kind.FILE, known))
 
     async def _send_early(self, dirty: Dirty, source: Source, metadata: dict[str, str]) -> None:
+        if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
+            return  # it goes up whole already, or not at all
         try:
             await self._uploader.send_early(source, metadata, PART_BYTES)
         except StoreError as exc:
