@@ -24,6 +24,7 @@ from luxfuse.tiers.directory import read_exact, write_all
 from luxfuse.types import PAGE_BYTES
 
 Buffer = bytes | bytearray | memoryview
+Key = tuple[int, int, int]
 
 
 class Stamp(NamedTuple):
@@ -75,6 +76,8 @@ class StagedBytes:
         self._changing = trio.Lock()
         self._users = 0
         self._closing = False
+        self._filled: tuple[Key | None, set[Key]] = (None, set())
+        """The stamp after the last page was filled, without its certainty, and those since when only that happened."""
         self._sealed = False
 
     @property
@@ -145,10 +148,21 @@ class StagedBytes:
         assert self.base is not None
         start = page * PAGE_BYTES
         data = await self._cache.read(self.base, start, min(start + PAGE_BYTES, self.base_bytes) - start)
-        before = os.fstat(self.fd)
+        before, times = stamp_of(self.fd)[:3], os.fstat(self.fd)
         await trio.to_thread.run_sync(write_all, self.fd, data, start, limiter=self._limiter)
-        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # this is not a change of the content
+        os.utime(self.fd, ns=(times.st_atime_ns, times.st_mtime_ns))  # this is not a change of the content
+        last, earlier = self._filled
+        if before != last:
+            earlier = set()
+        earlier.add(before)
+        self._filled = stamp_of(self.fd)[:3], earlier
         self._present.add(page)
+
+    def has_changed(self, now: Stamp, before: Stamp) -> bool:
+        """Whether the content with the stamp ``now`` may differ from that at ``before``; filled pages do not count."""
+        last, earlier = self._filled
+        only_filled = now[:3] == last and before[:3] in earlier and not before.uncertain
+        return now.differs(before) and not only_filled
 
     async def fill(self, pages: range) -> None:
         """Bring pages into the staging file. Raises `StoreError`, OSError."""

@@ -70,7 +70,9 @@ class Dirty:
     def content_changed(self, since: Stamp | None) -> bool:
         """Whether the content may not be what it was at ``since``."""
         now = self.stamp
-        return now is not None and (since is None or now.differs(since))
+        if now is None or since is None or self.source is None:
+            return now is not None
+        return self.source.bytes.has_changed(now, since)
 
     @property
     def must_push(self) -> bool:

@@ -25,10 +25,10 @@ Headers = list[tuple[str, str]]
 BLOCK_BYTES = 1 << 16
 BACKLOG = 128
 BODILESS = (204, 304)
-CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError"}
+CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 507: "XMinioStorageFull"}
 REASONS = {
     403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
-    503: "Service Unavailable",
+    503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ class Faults:
     stall_probability: float = 0.0
     truncate_probability: float = 0.0
     error_status: int = 503
+    error_code: str | None = None  # the S3 error code, if not the usual one of the status
     retry_after_s: int | None = None
     wrong_etag: str | None = None  # replaces the ETag of every response that has one
     drop_if_match: bool = False  # the server then ignores If-Match
@@ -306,7 +307,7 @@ class _Exchange:
         body = _read_body(self._from_client, headers)
         keep = (_get(headers, "connection") or "").lower() != "close"
         if fate.fault == "error":
-            self._send_error(method, fate.status, faults.retry_after_s)
+            self._send_error(method, fate.status, faults)
             return keep
         if faults.drop_if_match:
             headers = _without(headers, "if-match")
@@ -321,14 +322,15 @@ class _Exchange:
             return False
         return keep
 
-    def _send_error(self, method: str, status: int, retry_after_s: int | None) -> None:
+    def _send_error(self, method: str, status: int, faults: Faults) -> None:
+        code = faults.error_code or CODES.get(status, "SlowDown")
         body = b"" if method == "HEAD" else (
-            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{CODES.get(status, "SlowDown")}</Code>'
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code>'
             "<Message>injected</Message></Error>"
         ).encode()  # fmt: skip
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-        if retry_after_s is not None:
-            headers.append(("Retry-After", str(retry_after_s)))
+        if faults.retry_after_s is not None:
+            headers.append(("Retry-After", str(faults.retry_after_s)))
         self._client.sendall(_head(f"HTTP/1.1 {status} {REASONS.get(status, 'Injected')}", headers) + body)
 
     def _ask(self, line: str, headers: Headers, body: bytes) -> tuple[str, Headers]:
