@@ -430,7 +430,7 @@ def aws(s3: FastS3) -> Callable[..., str]:
 
 
 def test_the_aws_command_line_both_ways(
-    aws: Callable[..., str], mount: Mount, data: Path, bucket: str, tmp_path: Path
+    aws: Callable[..., str], mount: Mount, data: Path, bucket: str, tmp_path: Path, fresh
 ) -> None:
     python(mount, MAKE, mount.path, data)
     assert {line.split(maxsplit=3)[3] for line in aws("ls", "--recursive", f"s3://{bucket}").splitlines()} == KEYS
@@ -439,7 +439,8 @@ def test_the_aws_command_line_both_ways(
         assert (tmp_path / "back" / name).read_bytes() == DATA[expected]
     aws("cp", data / "large", f"s3://{bucket}/theirs/large")
     aws("cp", f"s3://{bucket}/dir/small", f"s3://{bucket}/theirs/copy")
-    found = look(mount, mount.path, ["theirs/copy", "theirs/large"])
+    other = fresh()
+    found = look(other, other.path, ["theirs/copy", "theirs/large"])
     assert found["theirs/large"]["sha256"] == hashlib.sha256(DATA["large"]).hexdigest()
     assert (found["theirs/large"]["mode"], found["theirs/large"]["owner"]) == (0o644, [os.getuid(), os.getgid()])
     assert found["theirs/copy"]["mode"] == 0o640  # its metadata are copied with it
