@@ -119,7 +119,7 @@ def build_tree(
         negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock,
     )
     if not local.clean:
-        namespace.believe_from_s = clock()
+        namespace.believe_from_s = names.believe_from_s = clock()
     space = Space(
         local.directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
         writable=s.read_mode != "no-cache",

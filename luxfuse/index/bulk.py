@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from luxfuse.core.names import wins
-from luxfuse.index.entries import Changes, Entry, Found, Listing, decode_entry, encode, same
+from luxfuse.index.entries import Changes, Entry, Found, Listing, decode_entry, distrusted, encode, same
 from luxfuse.index.held import HeldNames
 from luxfuse.index.store import U64, Table, Transaction
 from luxfuse.types import Kind
@@ -30,6 +30,7 @@ class Part:
         last: bool,
         held: HeldNames,
         new_inode: Callable[[], int],
+        believe_from_s: float,
     ) -> None:
         self._directory = directory
         self._serial = serial
@@ -37,6 +38,7 @@ class Part:
         self._last = last
         self._held = held
         self._new_inode = new_inode
+        self._believe_from_s = believe_from_s
 
     def merge(self, txn: Transaction, found: Iterable[Found], now_s: float) -> Changes:
         """Record it. ``now_s``: later than every lookup in this transaction."""
@@ -52,7 +54,7 @@ class Part:
                 continue
             stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
             if stored is not None:
-                old = decode_entry(stored)
+                old = distrusted(decode_entry(stored), self._believe_from_s)
                 if not self._wins(old, item, changes):
                     continue
                 if self._confirm(old, item, now_s) or needed.has(old):

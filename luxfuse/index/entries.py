@@ -81,6 +81,16 @@ decode_entry = msgspec.msgpack.Decoder(Entry).decode
 decode_listing = msgspec.msgpack.Decoder(Listing).decode
 
 
+def distrusted(entry: Entry, believe_from_s: float) -> Entry:
+    """Forget the attributes of an entry that was recorded before a run that was killed.
+
+    That run may have changed them in the store without leaving a record here; and a version need not tell.
+    """
+    if entry.checked_s < believe_from_s and entry.kind is not Kind.SPECIAL:
+        entry.attributes = None
+    return entry
+
+
 def same(entry: Entry, found: Found) -> bool:
     """Whether a name still stands for what is recorded of it."""
     return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)

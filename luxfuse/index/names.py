@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +33,7 @@ from luxfuse.index.entries import (
     Listing,
     decode_entry,
     decode_listing,
+    distrusted,
     encode,
     same,
 )
@@ -61,6 +63,8 @@ class Names:
     def __init__(self, store: IndexStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self.believe_from_s = -math.inf
+        """The attributes of what was asked for before are asked for again: see `distrusted`."""
         self._numbers = threading.Lock()
         self._running: dict[int, int] = {}
         stored = store.get(Table.META, b"next_inode")
@@ -89,7 +93,7 @@ class Names:
         if entry is None and (value := self._store.get(Table.NAMES, key)) is not None:
             if len(self._entries) >= ENTRIES_KEPT:
                 self._entries.clear()
-            entry = self._entries[key] = decode_entry(value)
+            entry = self._entries[key] = distrusted(decode_entry(value), self.believe_from_s)
         return entry
 
     def locate(self, inode: int) -> tuple[int, bytes] | None:
@@ -343,7 +347,10 @@ class Names:
 
         What it returns as deferred belongs into the ``last`` call.
         """
-        part = bulk.Part(directory, serial, checked_s, last=last, held=self._held, new_inode=self._new_inode)
+        part = bulk.Part(
+            directory, serial, checked_s, last=last, held=self._held, new_inode=self._new_inode,
+            believe_from_s=self.believe_from_s,
+        )
 
         def merge(txn: Transaction) -> Changes:
             changes = part.merge(txn, found, self._clock())

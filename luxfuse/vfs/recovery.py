@@ -270,7 +270,7 @@ class Recovery:
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(
                 parent, name, Kind.FILE, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
-                checked_s=0.0,
+                checked_s=self._namespace.now_s(),
             )
         return True
 
@@ -315,21 +315,21 @@ class Recovery:
     def _entry(self, parent: int, name: bytes, record: FileRecord) -> Entry:
         entry = self._names.get(parent, name)
         if entry is not None and entry.kind is record.kind and entry.inode == record.inode:
-            entry.attributes = record.attributes
+            entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
         if entry is not None and entry.kind is record.kind and not record.content:
-            entry.attributes = record.attributes
+            entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
         if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY:
-            entry.attributes = record.attributes
+            entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
         size = record.size
         return self._names.create(
             parent, name, record.kind, attributes=record.attributes, size=size, version=record.expect or "",
-            mtime_ns=record.stamp, checked_s=0.0,
+            mtime_ns=record.stamp, checked_s=self._namespace.now_s(),
         )
 
     async def _was_pushed(self, record: FileRecord) -> bool:
