@@ -51,6 +51,9 @@ class System:
     def start(self, write_mode: str | None = None) -> None:
         pass
 
+    def settle(self, path: Path) -> None:
+        """Waits until a file that was read is whole in the cache, where the system can tell."""
+
     def observe(self) -> None:
         """Notes the memory used so far."""
 
@@ -227,6 +230,13 @@ class Luxfuse(Mounted):
         processes.run(command, timeout_s=MOUNT_TIMEOUT_S, env=self._env())
         if not processes.is_mounted(self.path):
             raise Failed("luxfuse mount returned, but nothing is mounted")
+
+    def settle(self, path: Path) -> None:
+        state = "import os, sys; print(os.getxattr(sys.argv[1], 'user.luxfuse.state').decode())"
+        processes.wait_until(
+            lambda: processes.run([sys.executable, "-I", "-S", "-c", state, str(path)], timeout_s=10) == "cached\n",
+            MOUNT_TIMEOUT_S, "caching the whole file",
+        )  # fmt: skip
 
     def daemon_pid(self) -> int | None:
         try:

@@ -163,6 +163,7 @@ class Writes(Trials):
         shutil.copyfile(self._big_file(), self.server.bucket_path(BUCKET) / "rewritten.bin")
         path, size = system.path / "rewritten.bin", self.size
         processes.run([sys.executable, "-I", "-S", READER, "sequential", str(path)], timeout_s=size.write_timeout_s)
+        system.settle(path)
         subprocess.run(["sync"], check=True)
         time.sleep(SETTLE_S)
         command = [
