@@ -119,6 +119,8 @@ class Namespace:
         self._held: set[int] = set()
         self.believe_from_s = -math.inf
         """What was heard before is asked again: a run that was killed may have changed names since without a record."""
+        self.is_doomed: Callable[[int, bytes], bool] = lambda _parent, _name: False
+        """Set by the write-back: whether an object that stands for a name is still to be removed."""
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -208,8 +210,9 @@ class Namespace:
             self._held.add(inode)
 
     def settle(self, inode: int | None, parent: int, name: bytes) -> None:
-        """The store has what was changed."""
-        self._names.settle(parent, name)
+        """The store has what was changed. The name stays held while an object that also stands for it is to be removed."""
+        if not self.is_doomed(parent, name):
+            self._names.settle(parent, name)
         if inode is not None:
             self._held.discard(inode)
 

@@ -30,7 +30,7 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.namespace import Namespace, Stale
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class WriteBack:
         self._recovered = recovered
         self._fail_on_conflict = fail_on_conflict
         self._nursery = nursery
+        namespace.is_doomed = self._is_doomed
         self._due: dict[Dirty, float] = {}
         self._queue: list[tuple[float, int, Dirty]] = []
         """Heap of what is due when; an item counts if `_due` says the same."""
@@ -348,6 +349,16 @@ class WriteBack:
         """Return the delete that is still to be made of a key."""
         return self._journal.deletes.get(key)
 
+    def _is_doomed(self, parent: int, name: bytes) -> bool:
+        """Whether a file, a directory or a symlink of this name is still to be removed from the store."""
+        if not self._journal.deletes:
+            return False
+        try:
+            key = self._namespace.key(parent, name, Kind.FILE)
+        except Stale:
+            return False
+        return any(each in self._journal.deletes for each in (key, key + "/", key + naming.SYMLINK_SUFFIX))
+
     def delete_later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
         """Remove an object in the background; its name, which the caller holds, is settled then."""
         self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
@@ -438,8 +449,10 @@ class WriteBack:
         self._journal.drop_delete(key)
         reached("delete.dropped")
         place = self._places.pop(key, None)
-        if place is not None and self._namespace.peek(*place) is None:
-            self._namespace.settle(None, *place)
+        if place is not None:
+            entry = self._namespace.peek(*place)
+            if entry is None or self._entries.get(entry.inode) is None:
+                self._namespace.settle(entry.inode if entry is not None else None, *place)
         self._entries.changed.set()
         self._entries.changed = trio.Event()
 
