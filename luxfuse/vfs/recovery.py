@@ -12,6 +12,7 @@ The journal alone is believed: names that the index lacks are made anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -23,6 +24,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.staged import StagedBytes
+from luxfuse.cache.together import together
 from luxfuse.cache.upload import Source
 from luxfuse.core import names as naming
 from luxfuse.errors import NotFound, StoreError, VersionChanged
@@ -32,15 +34,17 @@ from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writeback import DELETE_BATCH, WriteBack
 
 log = logging.getLogger(__name__)
 
 IO_THREADS = 4
+CONCURRENT_HEADS = 16
 KEYS = {"source", "target", "replaced", "first", "second", "between"}
 """The arguments of operations that are keys."""
 ABORT_DEADLINE_S = 5.0
@@ -88,10 +92,11 @@ class Recovery:
             self._rekey(operation)
             self._journal.drop_operation(number)
             outcome.moves += 1
+        outcome.deletes = len(self._journal.deletes)
+        await self._delete_what_waits_for_nothing()
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
             self._resume_delete(key)
             reached("recover.delete")
-            outcome.deletes += 1
         for number, record in sorted(self._journal.files.items()):
             if await self._resume(number, record):
                 reached("recover.resumed")
@@ -120,6 +125,39 @@ class Recovery:
                     self._journal.drop_upload(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
+
+    async def _delete_what_waits_for_nothing(self) -> None:
+        """Make as many deletes as can be made now, so that their names need not be held."""
+        ready = sorted((k for k, d in self._journal.deletes.items() if d.after not in self._journal.files), reverse=True)
+        try:
+            for start in range(0, len(ready), DELETE_BATCH):
+                batch = ready[start : start + DELETE_BATCH]
+                ours = await self._not_replaced(batch)
+                failures = await self._store.delete(ours) if ours else {}
+                reached("recover.deleted")
+                for key in set(batch) - failures.keys():
+                    self._journal.drop_delete(key)
+                    self._forget_listing(key)
+        except StoreError as exc:
+            log.info("deletes of the last run cannot be made yet: %s", exc)
+
+    async def _not_replaced(self, keys: list[str]) -> list[str]:
+        """Leave out what somebody else has written anew since it was removed here."""
+        replaced: set[str] = set()
+        limiter = trio.CapacityLimiter(CONCURRENT_HEADS)
+
+        async def ask(key: str, version: str) -> None:
+            async with limiter:
+                with contextlib.suppress(NotFound):
+                    if (await self._store.head(key)).version != version:
+                        replaced.add(key)
+
+        async with together() as start:
+            for key in keys:
+                version = self._journal.deletes[key].version
+                if version and not key.endswith("/"):
+                    start(ask, key, version)
+        return [key for key in keys if key not in replaced]
 
     def _resume_delete(self, key: str) -> None:
         place = self._place(key)
@@ -206,7 +244,9 @@ class Recovery:
     def _forget_listing(self, key: str) -> None:
         parent, name = self._place(key)
         self._names.forget_listing(parent)
-        self._names.erase(parent, name)
+        entry = self._names.get(parent, name)
+        if entry is None or entry.kind is _kind_of(key):  # else it is another object, which also stands for the name
+            self._names.erase(parent, name)
 
     # -- names
 
@@ -322,7 +362,9 @@ class Recovery:
             entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
-        if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY:
+        # A directory that was made here is another one than what the index has under the name, with what is in that.
+        made = record.expect == ABSENT
+        if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY and not made:
             entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
@@ -368,6 +410,10 @@ class Recovery:
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
         log.warning("%r was being written when the last run ended; what there was of it is %s", key, kept)
         return 1
+
+
+def _kind_of(key: str) -> Kind:
+    return Kind.DIRECTORY if key.endswith("/") else Kind.SYMLINK if key.endswith(naming.SYMLINK_SUFFIX) else Kind.FILE
 
 
 def _is_in(key: str, moved: str) -> bool:
