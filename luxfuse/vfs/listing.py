@@ -100,7 +100,8 @@ class Lister:
             if len(batch) >= MERGE_ENTRIES:
                 await self._add(directory, total, await self._names.merge(directory, serial, batch, began_s, last=False))
                 batch = []
-        if not exists:
+        if not exists:  # beside what was made here and is not there yet
+            await self._add(directory, total, await self._names.complete(directory, serial, began_s))
             return None
         await self._add(directory, total, await self._names.merge(directory, serial, batch + total.deferred, began_s))
         await self._add(directory, total, await self._names.complete(directory, serial, began_s))
