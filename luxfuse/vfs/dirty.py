@@ -51,6 +51,8 @@ class Dirty:
     attempts: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock)
     finished: bool = False
+    resumed: bool = False
+    """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
     doomed: bool = False
     """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     orphan: Entry | None = None

@@ -213,7 +213,7 @@ class Moves:
     async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str) -> None:
         """The store does not have the content yet: it will go up under the new key."""
         old_key, version = dirty.key, dirty.expect
-        was_there = version != ABSENT and dirty.kind is not Kind.SPECIAL
+        was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
         dirty.doomed = self._writeback.pending_delete(new_key) is not None
         expect = self._take_target(new_place, new_key)
@@ -224,7 +224,7 @@ class Moves:
         if was_there:
             self._namespace.hold(None, *place)
             after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
-            self._writeback.delete_later(old_key, place, version, after)
+            self._writeback.delete_later(old_key, place, None if dirty.resumed else version, after)
         else:
             self._namespace.settle(None, *place)
         if replaced:

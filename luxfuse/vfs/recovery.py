@@ -97,7 +97,9 @@ class Recovery:
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
             self._resume_delete(key)
             reached("recover.delete")
-        for number, record in sorted(self._journal.files.items()):
+        # Directories first, outer ones before inner ones: what is in them may have been changed before they were made.
+        records = self._journal.files.items()
+        for number, record in sorted(records, key=lambda r: (r[1].kind is not Kind.DIRECTORY, r[1].key, r[0])):
             if await self._resume(number, record):
                 reached("recover.resumed")
             else:
@@ -283,7 +285,7 @@ class Recovery:
         entry = self._entry(parent, name, record)
         dirty = Dirty(
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, record.expect,
-            closed=True, since_s=record.since_s, attributes_changed=content is None,
+            closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))

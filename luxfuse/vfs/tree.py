@@ -448,14 +448,14 @@ class Tree:
         if entry.kind is Kind.SPECIAL:
             return False
         dirty = self._entries.get(entry.inode)
-        return dirty is None or dirty.expect != ABSENT or dirty.lock.locked()
+        return dirty is None or dirty.expect != ABSENT or dirty.resumed or dirty.lock.locked()
 
     def version_in_store(self, entry: Entry) -> str | None:
         """Return the version that the store has of an entry, None if that is not known."""
         dirty = self._entries.get(entry.inode)
         if dirty is None:
             return entry.version or None
-        return None if dirty.lock.locked() else dirty.expect
+        return None if dirty.lock.locked() or dirty.resumed else dirty.expect
 
     def _is_promised(self, entry: Entry) -> bool:
         dirty = self._entries.get(entry.inode)
