@@ -161,16 +161,14 @@ class Writes(Trials):
     def _random(self, system: System) -> float:
         """fio on a file that was read whole through the same mount, so that it is in the cache.
 
-        Since Linux 6.16 a small write to ext4 costs up to nine times as much in large folios of the page cache as in small
-        ones. So that all have the same kind, the kernel's caches are dropped and filled by one more read.
+        The kernel's caches are dropped before: what a small write to ext4 costs depends on the folios that are there, up to
+        nine times as much in the large ones that large reads and writes make, and so they would differ.
         """
         shutil.copyfile(self._big_file(), self.server.bucket_path(BUCKET) / "rewritten.bin")
         path, size = system.path / "rewritten.bin", self.size
-        read = [sys.executable, "-I", "-S", READER, "sequential", str(path)]
-        processes.run(read, timeout_s=size.write_timeout_s)
+        processes.run([sys.executable, "-I", "-S", READER, "sequential", str(path)], timeout_s=size.write_timeout_s)
         system.settle(path)
         drop_caches()
-        processes.run(read, timeout_s=size.write_timeout_s)
         time.sleep(SETTLE_S)
         command = [
             program("fio"), "--name=random", f"--filename={path}", "--rw=randwrite", "--bs=4k", "--ioengine=psync",
