@@ -116,6 +116,8 @@ class Files:
         self._next_handle = 1
         self._registry = _Files()
         self._deferred: dict[str, int] = {}
+        self._nameless: set[int] = set()
+        """Removed inodes that are open."""
         self.counters = FileCounters()
         cache.may_drop = self._may_drop
         ahead.hand_over = self._register
@@ -153,7 +155,9 @@ class Files:
             self._cache.release(obj)
 
     def _open_again(self, inode: int) -> int:
-        """Open a file that has lost its name, if it is open already (by /proc/self/fd). Raises `Stale`."""
+        """Open a file that was removed here, if it is open already (by /proc/self/fd). Raises `Stale`."""
+        if inode not in self._nameless:
+            raise Stale(f"inode {inode} was replaced or is gone")
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.source is not None and dirty.orphan is not None:
             return self.open_staged(dirty, dirty.orphan)
@@ -342,6 +346,8 @@ class Files:
 
     def unlinked(self, inode: int) -> None:
         """The name of an inode is gone: its backing goes with the last close."""
+        if inode in self._copied or inode in self._registry.registered:
+            self._nameless.add(inode)
         dirty = self._dirty.get(inode)
         if dirty is None or dirty.source is None:
             self.retire(inode)
@@ -472,6 +478,7 @@ class Files:
             del self._copied[state.inode]
             if state.shared.obj is not None:
                 self._cache.release(state.shared.obj)
+            self._nameless.discard(state.inode)
             self.on_copied_closed(state.inode)
 
     # -- backing ids and eviction
@@ -479,6 +486,7 @@ class Files:
     def _drop_record(self, inode: int) -> None:
         """The inode has no backing any more."""
         registered = self._registry.registered.pop(inode, None)
+        self._nameless.discard(inode)
         if registered is not None and registered.oid is not None:
             self._forget_object(inode, registered.oid)
 

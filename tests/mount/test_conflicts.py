@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,10 +38,14 @@ def scribe() -> Iterator[Scribing]:
 
 def kept(mount: Mount) -> list[Path]:
     """The files in the recovered directory."""
-    status = mount.status()["recovered"]
-    found = sorted(Path(status["path"]).iterdir()) if Path(status["path"]).exists() else []
-    assert status["files"] == len(found)
-    return found
+    def found() -> list[Path] | None:
+        status = mount.status()["recovered"]
+        files = sorted(Path(status["path"]).iterdir()) if Path(status["path"]).exists() else []
+        return files if status["files"] == len(files) else None
+
+    while (files := found()) is None:  # it may be on its way; the test has a time limit
+        time.sleep(0.05)
+    return files
 
 
 def stored(s3: FastS3, bucket: str, key: str) -> bytes:
