@@ -215,11 +215,13 @@ class WriteBack:
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
             early = source.early
+            metadata = to_metadata(Kind.FILE, attributes)
             try:
-                uploaded = await self._uploader.upload(source, to_metadata(Kind.FILE, attributes), dirty.expect)
+                uploaded = await self._uploader.upload(source, metadata, dirty.expect)
             except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
                 same = await self._resolve(dirty)
-                if same is not None:
+                if same is not None:  # but it may have been described otherwise since
+                    dirty.attributes_changed = (same.info.metadata or {}) != metadata and self._store.abilities.metadata
                     return same
             else:
                 if early is not None:  # its metadata were fixed when the file was not complete
