@@ -396,7 +396,7 @@ class Moves:
         keys: list[str] = []
         copied: dict[str, ObjectInfo] = {}
         limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
-        changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None}
+        changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None and d.closed}
 
         async def copy(info: ObjectInfo) -> None:
             async with limiter:

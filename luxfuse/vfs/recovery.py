@@ -92,6 +92,7 @@ class Recovery:
             self._rekey(operation)
             self._journal.drop_operation(number)
             outcome.moves += 1
+        await self._move_what_was_not_closed()
         outcome.deletes = len(self._journal.deletes)
         await self._delete_what_waits_for_nothing()
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
@@ -127,6 +128,19 @@ class Recovery:
                     self._journal.drop_upload(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
+
+    async def _move_what_was_not_closed(self) -> None:
+        """Files that were renamed while they were open for writing do not go up: move what the store has of them."""
+        for key, delete in list(self._journal.deletes.items()):
+            record = self._journal.files.get(delete.after)
+            if record is None or record.closed:
+                continue
+            if self._place(key) != self._place(record.key):  # else it is what the rename has replaced
+                await self._move(key, record.key, delete.version)
+                self._journal.put_file(delete.after, msgspec.structs.replace(record, expect=None, doomed=False))
+                self._journal.drop_delete(key)
+                self._forget_listing(key)
+                reached("recover.moved-unclosed")
 
     async def _delete_what_waits_for_nothing(self) -> None:
         """Make as many deletes as can be made now, so that their names need not be held."""
