@@ -173,7 +173,8 @@ class FileSystem:
             return self._own_xattr(inode, name[len(XATTR_PREFIX) :])
         if name.startswith(b"system.") or name == b"security.capability":
             raise NoSuchAttribute(f"no attribute {name!r}")
-        value = (await self._tree.xattrs(inode)).get(os.fsdecode(name))
+        # `ls -l` looks for security.selinux in every file; that is not worth a request for each.
+        value = (await self._tree.xattrs(inode, ask=not name.startswith(b"security."))).get(os.fsdecode(name))
         if value is None:
             raise NoSuchAttribute(f"no attribute {name!r}")
         return value

@@ -350,13 +350,13 @@ class Tree:
                     self._writer.publish(dirty)
             raise
 
-    async def xattrs(self, inode: int) -> dict[str, bytes]:
-        """Return the extended attributes that programs have set."""
+    async def xattrs(self, inode: int, *, ask: bool = True) -> dict[str, bytes]:
+        """Return the extended attributes that programs have set; without ``ask``, only as far as they are known."""
         dirty = self._entries.get(inode)
         if dirty is not None:
             row: Entry = self._writer.row(dirty)
         else:
-            row = await self._known(inode)
+            row = await self._known(inode) if ask else self.row(inode)
         return dict((row.attributes.xattrs if row.attributes else None) or {})
 
     async def set_xattrs(self, inode: int, xattrs: dict[str, bytes]) -> None:
