@@ -506,6 +506,8 @@ async def play(path: Path, lives: list[tuple[list[str], str]], rng: random.Rando
                 player.killed = True
                 # What is open dies with this life, whose end concerns nobody any more.
                 for o_ in player.open_files:
+                    if o_.writing:  # what was said of its mode goes with the content, and so at the next close
+                        o_.node.states = o_.node.states or {o_.node.data}
                     await m.kernel.release(m.fs, o_.handle)
             elif number < len(lives) - 1:
                 await player.close_all()
