@@ -110,6 +110,8 @@ class Moves:
         between_key = self._namespace.key(*between, first.kind)
         for entry, key in zip((first, second), keys, strict=True):
             await self._bring(entry, key)
+        for key in new_keys:
+            await self._writeback.settled(key)  # a delete of what had the name before must not meet the new object
         with self._writeback.freeze(*keys, between_key):
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
