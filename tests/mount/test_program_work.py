@@ -132,7 +132,7 @@ def make_tree(root: Path) -> None:
 def set_times(root: Path, rng: random.Random) -> None:
     """A time of its own for each entry, to the nanosecond; directories after what is in them."""
     for directory, names, files in os.walk(root, topdown=False):
-        for name in [*names, *files]:
+        for name in [*names, *files, "."]:
             when = EPOCH_S * 10**9 + rng.randrange(10**16)
             os.utime(os.path.join(directory, name), ns=(when, when), follow_symlinks=False)
 
