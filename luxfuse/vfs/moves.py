@@ -217,6 +217,7 @@ class Moves:
         old_key, version = dirty.key, dirty.expect
         was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
+        was_doomed = dirty.doomed
         dirty.doomed = self._writeback.pending_delete(new_key) is not None
         expect = self._take_target(new_place, new_key)
         self._namespace.hold(dirty.inode, *new_place)
@@ -225,7 +226,7 @@ class Moves:
         reached("move-dirty.rekeyed")
         if was_there:
             self._namespace.hold(None, *place)
-            after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            after = 0 if was_doomed or dirty.mode is WriteMode.MUST_CACHE else dirty.number
             self._writeback.delete_later(old_key, place, None if dirty.resumed else version, after)
         else:
             self._namespace.settle(None, *place)

@@ -136,11 +136,21 @@ class Recovery:
             if record is None or record.closed:
                 continue
             if self._place(key) != self._place(record.key):  # else it is what the rename has replaced
+                if await self._is_there(record):
+                    self._journal.drop_file(delete.after)
+                    continue
                 await self._move(key, record.key, delete.version)
                 self._journal.put_file(delete.after, msgspec.structs.replace(record, expect=None, doomed=False))
                 self._journal.drop_delete(key)
                 self._forget_listing(key)
                 reached("recover.moved-unclosed")
+
+    async def _is_there(self, record: FileRecord) -> bool:
+        """Whether the store has another object than expected: it got the file before the journal said that it is closed."""
+        try:
+            return (await self._store.head(record.key)).version != record.expect
+        except NotFound:
+            return False
 
     async def _delete_what_waits_for_nothing(self) -> None:
         """Make as many deletes as can be made now, so that their names need not be held."""
