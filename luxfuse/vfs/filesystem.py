@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.names import NAME_MAX_BYTES
-from luxfuse.errors import LuxError
+from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
@@ -135,22 +135,38 @@ class FileSystem:
             return gone
         pinned = self.files.pinned(inode)
         if pinned is not None:
-            try:
-                _, _, entry = self.namespace.locate(inode)
-            except Stale:
-                gone = stat_of(pinned, self._defaults, 1.0)
-                gone.nlink = 0
-                return gone
-            if self.namespace.is_fresh(entry):
-                return self._stat(entry)
-            return stat_of(entry, self._defaults, 0.0)
+            return await self._stat_open(inode, pinned)
         entry = await self.namespace.current(inode)
-        if entry.attributes is None and entry.kind in (Kind.FILE, Kind.DIRECTORY) and inode != ROOT_INODE:
-            # The kernel asks again before it refuses something because of a mode that only a listing told.
-            parent, name, _ = self.namespace.locate(inode)
-            await self.namespace.attributes(parent, name, entry)
+        if await self._learn_attributes(entry):
             entry = await self.namespace.current(inode)
         return self._stat(entry)
+
+    async def _stat_open(self, inode: int, pinned: Entry) -> Stat:
+        try:
+            entry = self.namespace.locate(inode)[2]
+        except Stale:
+            gone = stat_of(pinned, self._defaults, 1.0)
+            gone.nlink = 0
+            return gone
+        if await self._learn_attributes(entry):
+            return await self.getattr(inode)
+        if self.namespace.is_fresh(entry):
+            return self._stat(entry)
+        return stat_of(entry, self._defaults, 0.0)
+
+    async def _learn_attributes(self, entry: Entry) -> bool:
+        """Ask for what a listing does not tell; returns whether it is known now.
+
+        The kernel asks us again before it refuses something because of a mode that only a listing told.
+        """
+        if entry.attributes is not None or entry.inode == ROOT_INODE or entry.kind is Kind.SYMLINK:
+            return False
+        try:
+            parent, name, _ = self.namespace.locate(entry.inode)
+            await self.namespace.attributes(parent, name, entry)
+            return self.namespace.locate(entry.inode)[2].attributes is not None
+        except (StoreError, Stale):
+            return False  # an outage: what the listing told must do
 
     async def readlink(self, inode: int) -> bytes:
         """Return a symlink's target."""

@@ -272,7 +272,6 @@ class Tree:
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.source is not None:
             self._set_times(dirty, changes)
-            new = msgspec.structs.replace(new, mtime_ns=(row.attributes or Attributes()).mtime_ns)
         await self._put_attributes(inode, new)
 
     async def _known(self, inode: int) -> Entry:
