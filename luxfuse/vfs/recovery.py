@@ -95,9 +95,6 @@ class Recovery:
         await self._move_what_was_not_closed()
         outcome.deletes = len(self._journal.deletes)
         await self._delete_what_waits_for_nothing()
-        for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
-            self._resume_delete(key)
-            reached("recover.delete")
         # Directories first, outer ones before inner ones: what is in them may have been changed before they were made.
         records = self._journal.files.items()
         for number, record in sorted(records, key=lambda r: (r[1].kind is not Kind.DIRECTORY, r[1].key, r[0])):
@@ -109,6 +106,10 @@ class Recovery:
                     log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")
+        await self._delete_what_waits_for_nothing()
+        for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
+            self._resume_delete(key)
+            reached("recover.delete")
         outcome.files = sum(dirty.must_push for dirty in self._entries)
         known = {dirty.number for dirty in self._entries}
         for number in list(self._staging.stored()):
@@ -188,7 +189,7 @@ class Recovery:
     def _resume_delete(self, key: str) -> None:
         place = self._place(key)
         self._namespace.hold(None, *place)
-        self._names.erase(*place)
+        self._erase(*place, key)
         self._writeback.resume_delete(key, place)
 
     # -- moves
@@ -270,9 +271,12 @@ class Recovery:
     def _forget_listing(self, key: str) -> None:
         parent, name = self._place(key)
         self._names.forget_listing(parent)
+        self._erase(parent, name, key)
+
+    def _erase(self, parent: int, name: bytes, key: str) -> None:
         entry = self._names.get(parent, name)
-        if entry is None or entry.kind is _kind_of(key):  # else it is another object, which also stands for the name
-            self._names.erase(parent, name)
+        if entry is None or (entry.kind is _kind_of(key) and self._entries.get(entry.inode) is None):
+            self._names.erase(parent, name)  # else it is another object, which also stands for the name
 
     # -- names
 
@@ -412,9 +416,8 @@ class Recovery:
         """A file that was never closed: keep what was written, and let the name show what the store has."""
         parent, name = self._place(record.key)
         entry = self._names.get(parent, name)
-        if record.doomed:
+        if record.doomed and not await self._is_there(record):
             self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
-            self._resume_delete(record.key)
         elif entry is not None and entry.inode == record.inode:
             if record.expect:
                 self._namespace.expire(entry.inode)
