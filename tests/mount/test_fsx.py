@@ -20,6 +20,8 @@ from tests.support.fsx import Fsx, Hook, Mismatch
 from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
 
 OPERATIONS = 20_000
+IN_EVERY_RUN = {("async-through", 1), ("cache-through", 6), ("async-through-copying", 6)}
+"""Modes and numbers of handles on mounts; the other combinations are slow tests."""
 TIME_LIMIT_S = 150.0
 CACHE_BYTES = 24 * MIB
 FILLERS = 4
@@ -187,8 +189,14 @@ MODES = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("handles", [1, 6])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "handles"),
+    [
+        pytest.param(mode, handles, marks=[] if (mode, handles) in IN_EVERY_RUN else pytest.mark.slow)
+        for mode in MODES
+        for handles in (1, 6)
+    ],
+)
 def test_mount_agrees_with_the_model(
     mounting: Mounts, s3: FastS3, bucket: str, seed: int, mode: str, handles: int
 ) -> None:
