@@ -486,7 +486,8 @@ class Files:
     def _drop_record(self, inode: int) -> None:
         """The inode has no backing any more."""
         registered = self._registry.registered.pop(inode, None)
-        self._nameless.discard(inode)
+        if inode not in self._copied:
+            self._nameless.discard(inode)
         if registered is not None and registered.oid is not None:
             self._forget_object(inode, registered.oid)
 
