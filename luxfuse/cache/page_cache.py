@@ -434,17 +434,17 @@ class PageCache:
         sums = [obj.pages.checksums[p] for p in wanted]
         trusted = frozenset(p for p in wanted if p in obj.trusted)
         stamp = 0 if obj.flights else obj.record.stamp
-        distrusts, oid = obj.distrusts, obj.oid
+        distrusts, oid, record = obj.distrusts, obj.oid, obj.record
         try:
             loaded = await trio.to_thread.run_sync(
                 disk.load, self._directory, oid, obj.size, offset, length, sums, trusted, stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid):
+            if self._still_there(obj, oid, record):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid):
+        if not self._still_there(obj, oid, record):
             return None  # somebody began to write to the file meanwhile
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
@@ -495,9 +495,12 @@ class PageCache:
         if oid not in self.space.removing:
             await self.space.remove(oid)
 
-    def _still_there(self, obj: CachedObject, oid: bytes) -> bool:
-        """Whether the file that a thread went for is still the object's: it may have become a staging file, or moved."""
-        return obj.oid == oid and obj.pages.count > 0
+    def _still_there(self, obj: CachedObject, oid: bytes, record: ObjectRecord) -> bool:
+        """Whether the file that a thread went for was the object's all the while.
+
+        It may have become a staging file, maybe come back since, or moved.
+        """
+        return obj.oid == oid and obj.record is record and obj.pages.count > 0
 
     # -- files that are written to, renamed or made here
 
@@ -578,10 +581,10 @@ class PageCache:
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid):
+            if self._still_there(obj, oid, record):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid) or obj.record is not record:
+        if not self._still_there(obj, oid, record):
             if opened.fd >= 0:  # somebody began to write to the file meanwhile
                 os.close(opened.fd)
             return None
