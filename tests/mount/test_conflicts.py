@@ -53,7 +53,7 @@ def stored(s3: FastS3, bucket: str, key: str) -> bytes:
     return (s3.root / bucket / key).read_bytes()
 
 
-@pytest.fixture(params=["passthrough", "copying"])
+@pytest.fixture(params=["passthrough", pytest.param("copying", marks=pytest.mark.slow)])
 def options(request: pytest.FixtureRequest) -> dict[str, str]:
     """Of both ways to write."""
     return {"passthrough": "true" if request.param == "passthrough" else "false"}

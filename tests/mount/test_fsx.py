@@ -20,7 +20,7 @@ from tests.support.fsx import Fsx, Hook, Mismatch
 from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
 
 OPERATIONS = 20_000
-IN_EVERY_RUN = {("async-through", 1), ("cache-through", 6), ("async-through-copying", 6)}
+IN_EVERY_RUN = {("cache-through", 6), ("async-through-copying", 1)}
 """Modes and numbers of handles on mounts; the other combinations are slow tests."""
 TIME_LIMIT_S = 150.0
 CACHE_BYTES = 24 * MIB

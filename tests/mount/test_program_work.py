@@ -21,7 +21,7 @@ from tests.support.programs import assert_same
 
 __all__ = ["staging"]
 
-IN_MODES = pytest.mark.parametrize("mode", ["async-through", "cache-through"])
+IN_MODES = pytest.mark.parametrize("mode", ["async-through", pytest.param("cache-through", marks=pytest.mark.slow)])
 EPOCH_S = 1_700_000_000
 
 
