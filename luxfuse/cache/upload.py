@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HASH_RUN_BYTES = 8 << 20
 BUFFERS_KEPT = 4
+EARLY_POLL_S = 0.02
 
 
 class ChangedMeanwhile(StoreUnavailable):
@@ -347,9 +348,6 @@ class Uploader:
             early.checksums.update(sums)
         finally:
             self._slots.release_on_behalf_of(slot)
-
-
-EARLY_POLL_S = 0.02
 
 
 def _parts_of_size(size: int, part_bytes: int) -> list[Part]:

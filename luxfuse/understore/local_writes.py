@@ -12,11 +12,11 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from luxfuse.errors import BucketMissing, NotFound, StoreError, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
@@ -38,21 +38,9 @@ class LocalWrites(FsspecWrites):
         self._abilities = ABILITIES
         self._replacing = threading.Lock()
 
-    def list_all(self, prefix: str) -> Iterator[ListPage]:
-        """List everything; a symbolic link to a directory is one more directory, whose inside is not looked at."""
-        waiting = [prefix]
-        while waiting:
-            directory = waiting.pop()
-            for number, page in enumerate(self.list_directory(directory)):
-                if not number and directory:
-                    yield ListPage([ObjectInfo(directory, 0, "", 0)])
-                if page.objects:
-                    yield ListPage(page.objects)
-                for inner in page.prefixes:
-                    if Path(self._target(inner, "LIST")).is_symlink():
-                        yield ListPage([ObjectInfo(inner, 0, "", 0)])
-                    else:
-                        waiting.append(inner)
+    def _is_entered(self, prefix: str) -> bool:
+        """A symbolic link to a directory is one more directory, whose inside is not looked at."""
+        return not Path(self._target(prefix, "LIST")).is_symlink()
 
     def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         what = f"PUT {key!r}"

@@ -114,7 +114,6 @@ class DirtyEntries:
 
     def __init__(self) -> None:
         self._by_inode: dict[int, Dirty] = {}
-        self.changed = trio.Event()
 
     def get(self, inode: int) -> Dirty | None:
         """Return what is dirty of an inode."""
@@ -130,8 +129,6 @@ class DirtyEntries:
         if self._by_inode.get(dirty.inode) is dirty:
             del self._by_inode[dirty.inode]
         dirty.finished = True
-        self.changed.set()
-        self.changed = trio.Event()
 
     def __iter__(self) -> Iterator[Dirty]:
         return iter(list(self._by_inode.values()))

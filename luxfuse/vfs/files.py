@@ -188,9 +188,8 @@ class Files:
             if mode is OpenMode.COPY:
                 return self._open_copied(entry, obj)
             if mode is OpenMode.JOIN:
-                if not self._kernel.is_intact(inode) and self._kernel.retire(inode, only_idle=True):
-                    self._drop_record(inode)  # somebody wrote to the cache file: verify it before it is used again
-                    continue
+                if not self._kernel.is_intact(inode) and self.retire_idle(inode):
+                    continue  # somebody wrote to the cache file: verify it before it is used again
                 handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry))
                 if handle is None:
                     continue  # it was retired, and its last open ended just now in the kernel's thread
@@ -216,8 +215,8 @@ class Files:
         source = dirty.source
         assert source is not None
         possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
-        if copy and self._kernel.retire(inode, only_idle=True):
-            self._drop_record(inode)
+        if copy:
+            self.retire_idle(inode)
         if possible and not self._kernel.is_registered(inode) and not copy:
             self._register_staged(dirty, entry, source.bytes.fd)
         if possible and self._kernel.is_registered(inode):
@@ -230,29 +229,26 @@ class Files:
         return handle
 
     def _register_staged(self, dirty: Dirty, entry: Entry, fd: int) -> None:
-        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # so that writers can be counted
-        try:
-            stamp = os.fstat(fd).st_mtime_ns
-            registered = self._kernel.register(dirty.inode, readable, stamp, self._namespace.remaining_s(entry))
-        finally:
-            os.close(readable)
-        if registered:
+        if self._hand_over(entry, fd, os.fstat(fd).st_mtime_ns):
             parent, name = dirty.place or (0, b"")
             self._registry.registered[dirty.inode] = _Registered(parent, name, dirty.key, entry, None)
             self._bound_registered()
 
+    def _hand_over(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
+        """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            valid_s = self._namespace.remaining_s(entry)
+            return self._kernel.register(entry.inode, readable, stamp_ns, valid_s, notice=notice)
+        finally:
+            os.close(readable)
+
     def may_adopt(self, inode: int, oid: bytes) -> bool:
         """Whether the object's file may be written to: no other inode has it as its backing, nor the inode another."""
         registered = self._registry.registered.get(inode)
-        if registered is not None and registered.oid != oid:
-            if not self._kernel.retire(inode, only_idle=True):
-                return False
-            self._drop_record(inode)
-        for other in self._registry.by_object.get(oid, set()) - {inode}:
-            if not self._kernel.retire(other, only_idle=True):
-                return False
-            self._drop_record(other)
-        return True
+        if registered is not None and registered.oid != oid and not self.retire_idle(inode):
+            return False
+        return all(self.retire_idle(other) for other in self._registry.by_object.get(oid, set()) - {inode})
 
     def attach_staged(self, dirty: Dirty) -> None:
         """A file begins to be written to: those who have it open see its staging file from now on."""
@@ -279,7 +275,7 @@ class Files:
         if registered is not None:
             parent, name = dirty.place or (registered.parent, registered.name)
             self._registry.registered[inode] = _Registered(parent, name, dirty.key, entry, oid)
-            self._registry.by_object.setdefault(oid, set()).add(inode)
+            self._note_object(inode, oid)
             self._kernel.restamp(inode, stamp_ns, self._namespace.remaining_s(entry))
 
     def moved(self, inode: int, entry: Entry, key: str, oid: bytes | None) -> None:
@@ -301,6 +297,9 @@ class Files:
             self.retire(inode)
             return
         registered.oid = oid
+        self._note_object(inode, oid)
+
+    def _note_object(self, inode: int, oid: bytes) -> None:
         self._registry.by_object.setdefault(oid, set()).add(inode)
 
     def _forget_object(self, inode: int, oid: bytes) -> None:
@@ -380,24 +379,18 @@ class Files:
                 return
             if self._kernel.is_registered(inode) or inode in self._copied or not self._kernel.passthrough:
                 return
-            valid_s = self._namespace.remaining_s(entry)
-            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # so that writers can be counted
-            try:
-                if not self._kernel.register(inode, readable, obj.record.stamp, valid_s, notice=notice):
-                    return
-            finally:
-                os.close(readable)
+            if not self._hand_over(entry, fd, obj.record.stamp, notice=notice):
+                return
         finally:
             os.close(fd)
         self._registry.registered[inode] = _Registered(parent, name, obj.record.key, entry, obj.oid)
-        self._registry.by_object.setdefault(obj.oid, set()).add(inode)
+        self._note_object(inode, obj.oid)
         self._bound_registered()
 
     def _bound_registered(self) -> None:
         for _ in range(len(self._registry.registered) - self._registered_bound):
             for oldest in list(islice(self._registry.registered, RETIRE_TRIES)):
-                if self._kernel.retire(oldest, only_idle=True):
-                    self._drop_record(oldest)
+                if self.retire_idle(oldest):
                     break
                 self._registry.registered.move_to_end(oldest)  # open: look at others first
 
@@ -492,11 +485,7 @@ class Files:
             self._forget_object(inode, registered.oid)
 
     def _may_drop(self, oid: bytes) -> bool:
-        for inode in list(self._registry.by_object.get(oid, ())):
-            if not self._kernel.retire(inode, only_idle=True):
-                return False
-            self._drop_record(inode)
-        return True
+        return all(self.retire_idle(inode) for inode in list(self._registry.by_object.get(oid, ())))
 
     def note_touched(self) -> None:
         """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""

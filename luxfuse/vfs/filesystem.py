@@ -111,8 +111,7 @@ class FileSystem:
 
     async def lookup(self, parent: int, name: bytes) -> Stat:
         """Return a name's attributes. Raises `NoSuchName`, `NameTooLong`."""
-        if len(name) > NAME_MAX_BYTES:
-            raise NameTooLong(f"a name of {len(name)} bytes; {NAME_MAX_BYTES} are the most")
+        self._check_name(name)
         if name == b".":
             return await self.getattr(parent)
         if name == b"..":
@@ -203,14 +202,13 @@ class FileSystem:
             raise NoSuchAttribute(f"no attribute {name!r}")
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.source is not None:
-            values = {"version": entry.version, "cached_bytes": str(dirty.source.bytes.size), "state": "dirty",
-                      "tier": self._tier}
-            return values[name.decode()].encode()
-        key = self.namespace.key(parent, base, entry.kind)
-        cached = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else 0
-        state = "cached" if cached == entry.size else "partial" if cached else "remote"
-        values = {"version": entry.version, "cached_bytes": str(cached), "state": state,
-                  "tier": self._tier if cached else "none"}
+            cached, state, tier = dirty.source.bytes.size, "dirty", self._tier
+        else:
+            key = self.namespace.key(parent, base, entry.kind)
+            cached = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else 0
+            state = "cached" if cached == entry.size else "partial" if cached else "remote"
+            tier = self._tier if cached else "none"
+        values = {"version": entry.version, "cached_bytes": str(cached), "state": state, "tier": tier}
         return values[name.decode()].encode()
 
     async def listxattr(self, inode: int) -> list[bytes]:

@@ -134,7 +134,7 @@ class Namespace:
             return ""
         known = self._prefixes.get(directory)
         if known is None:
-            parent, name = self._located(directory)
+            parent, name = self.place(directory)
             known = f"{self.prefix(parent)}{name.decode()}/"
             self._prefixes[directory] = known
             if len(self._prefixes) > PREFIXES_KEPT:
@@ -146,19 +146,16 @@ class Namespace:
         suffix = naming.SYMLINK_SUFFIX if kind is Kind.SYMLINK else "/" if kind is Kind.DIRECTORY else ""
         return f"{self.prefix(parent)}{name.decode()}{suffix}"
 
-    def _located(self, inode: int) -> tuple[int, bytes]:
+    def place(self, inode: int) -> tuple[int, bytes]:
+        """Return (parent, name) of an inode number. Raises `Stale`."""
         located = self._names.locate(inode)
         if located is None:
             raise Stale(f"inode {inode} is no longer in use")
         return located
 
-    def place(self, inode: int) -> tuple[int, bytes]:
-        """Return (parent, name) of an inode number. Raises `Stale`."""
-        return self._located(inode)
-
     def locate(self, inode: int) -> tuple[int, bytes, Entry]:
         """Return (parent, name, entry) of an inode number, fresh or not. Raises `Stale`."""
-        parent, name = self._located(inode)
+        parent, name = self.place(inode)
         entry = self._names.get(parent, name)
         if entry is None or entry.inode != inode:
             raise Stale(f"inode {inode} was replaced")
@@ -171,7 +168,7 @@ class Namespace:
     def position(self, inode: int) -> bytes:
         """Return the name that an inode number stands for or stood for. Raises `Stale`."""
         former = self._names.former_name(inode)
-        return former if former is not None else self._located(inode)[1]
+        return former if former is not None else self.place(inode)[1]
 
     def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
         """Return the next ``limit`` entries of a directory after ``name``, by name."""

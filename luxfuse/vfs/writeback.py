@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -81,7 +81,6 @@ class WriteBack:
         self._places: dict[str, tuple[int, bytes]] = {}
         self._keys: dict[str, tuple[trio.Lock, int]] = {}
         self._wake = trio.Event()
-        self.idle = trio.Event()
         self.urgent = False
         """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
         self._warn_again_s = 0.0
@@ -153,6 +152,14 @@ class WriteBack:
                 if place is not None:
                     self._places.setdefault(key, place)
                 self._deleted(key)
+
+    @asynccontextmanager
+    async def _turns(self, keys: Iterable[str]) -> AsyncIterator[None]:
+        """Wait for a turn to change what the store has under each key; in one order, so that none waits for another."""
+        async with contextlib.AsyncExitStack() as stack:
+            for key in sorted(set(keys)):
+                await stack.enter_async_context(self._key(key))
+            yield
 
     @asynccontextmanager
     async def _key(self, key: str) -> AsyncIterator[str]:
@@ -386,16 +393,12 @@ class WriteBack:
 
     async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
         """Copy an object inside the store. Raises `StoreError`."""
-        async with contextlib.AsyncExitStack() as stack:
-            for key in sorted({source, target}):
-                await stack.enter_async_context(self._key(key))
+        async with self._turns((source, target)):
             return await self._store.copy(source, target, version=version, size=size)
 
     async def delete_now(self, keys: list[str]) -> None:
         """Remove objects. Raises `StoreError`: the first failure."""
-        async with contextlib.AsyncExitStack() as stack:
-            for key in sorted(keys):
-                await stack.enter_async_context(self._key(key))
+        async with self._turns(keys):
             failures = await self._store.delete(keys)
         for error in failures.values():
             raise error
@@ -413,9 +416,7 @@ class WriteBack:
     async def _delete_quietly(self, keys: list[str]) -> None:
         delay_s = 0.0
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                for key in sorted(keys):
-                    await stack.enter_async_context(self._key(key))
+            async with self._turns(keys):
                 wanted = [key for key in keys if key in self._journal.deletes]
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
@@ -434,7 +435,7 @@ class WriteBack:
             delay_s = self._pause_s(2)
         except Exception:
             log.exception("removing objects failed in an unexpected way")
-            delay_s = 60.0
+            delay_s = LONGEST_RETRY_S
         finally:
             if delay_s:
                 for key in keys:
@@ -455,8 +456,6 @@ class WriteBack:
             entry = self._namespace.peek(*place)
             if entry is None or self._entries.get(entry.inode) is None:
                 self._namespace.settle(entry.inode if entry is not None else None, *place)
-        self._entries.changed.set()
-        self._entries.changed = trio.Event()
 
     # -- all of it
 

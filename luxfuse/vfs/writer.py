@@ -14,11 +14,12 @@ What turns one state into another happens without a wait in between; after each 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 import stat as stat_module
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import trio
@@ -109,13 +110,19 @@ class Writer:
     async def open(self, inode: int, *, truncate: bool, caller: Caller) -> int:
         """Open a file for writing; returns the handle. Raises `Stale`, `NoRoom`, `StoreError`, OSError."""
         dirty = await self.begin(inode, truncate=truncate)
-        dirty.writers += 1
-        try:
+        with self._opening(dirty):
             if truncate:
                 await self._content(dirty).truncate(0)
             if caller.uid != 0:
                 dirty.unprivileged = True
             return self._attach(dirty)
+
+    @contextlib.contextmanager
+    def _opening(self, dirty: Dirty) -> Iterator[None]:
+        """Count one more open for writing, unless it fails."""
+        dirty.writers += 1
+        try:
+            yield
         except BaseException:
             self.closed(dirty)
             raise
@@ -197,8 +204,7 @@ class Writer:
         if entry is None or (unchanged and entry.size):
             return None
         dirty = self._make_dirty(entry, key)
-        content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
-        self._stage(dirty, content, None, entry if unchanged else None)
+        self.stage_new(dirty, unchanged=entry if unchanged else None)
         return dirty
 
     def _begin_with(self, inode: int, key: str, shown: Entry, obj: CachedObject) -> Dirty | None:
@@ -262,19 +268,15 @@ class Writer:
         atime_ns = known.atime_ns if known.atime_ns is not None else mtime_ns
         os.utime(self._content(dirty).fd, ns=(atime_ns, mtime_ns))
 
-    def stage_new(self, dirty: Dirty) -> None:
-        """Give a file that was just created an empty staging file."""
+    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
+        """Give a file an empty staging file; see `_stage`."""
         content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
-        self._stage(dirty, content, None, None)
+        self._stage(dirty, content, None, unchanged)
 
     def open_new(self, dirty: Dirty) -> int:
         """Open a file that was just created; returns the handle."""
-        dirty.writers += 1
-        try:
+        with self._opening(dirty):
             return self._attach(dirty)
-        except BaseException:
-            self.closed(dirty)
-            raise
 
     def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False) -> None:
         """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is what was promised now.
