@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.hierarchy import Hierarchy, by_tier
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.space import Space
+from luxfuse.cache.space import Hooks, Space
 from luxfuse.cache.upload import Uploader
+from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
 from luxfuse.core.paths import write_mode_for
 from luxfuse.fuse.kernel import KernelSide
@@ -52,17 +54,27 @@ BASE_MEMORY_BYTES = 112 << 20
 LEAST_BUFFERS_BYTES = 16 << 20
 
 
-class Local:
-    """What lies on this machine: the cache directory with its staging files, the index, the journal."""
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A cache directory in use, as the user wrote it, and its number in the index."""
 
-    def __init__(self, directory: CacheDirectory, index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
-        """``clean``: the last run ended cleanly, with everything committed."""
-        self.directory = directory
+    setting: CacheSetting
+    directory: CacheDirectory
+    number: int
+
+
+class Local:
+    """What lies on this machine: the cache directories with their staging files, the index, the journal."""
+
+    def __init__(self, caches: Sequence[Cache], index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
+        """``caches``: the home directory first. ``clean``: the last run ended cleanly, with everything committed."""
+        self.caches = caches
+        self.directory = caches[0].directory
         self.index = index
         self.journal = journal
         self.epoch = epoch
         self.clean = clean
-        self.staging = Staging(directory)
+        self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ class TreeParts:
     index: IndexStore
     names: Names
     objects: Objects
-    space: Space
+    hierarchy: Hierarchy
     cache: PageCache
     lister: Lister
     namespace: Namespace
@@ -95,11 +107,12 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     operations = Operations(p.fs, s.negative_ttl_s, read_only=s.read_only)
     session = Session(
         operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
-        want_passthrough=s.passthrough and s.read_mode != "no-cache", cache_directory=local.directory.path,
+        want_passthrough=s.passthrough and s.read_mode != "no-cache",
+        cache_directories=[cache.directory.path for cache in local.caches],
     )
     backlog = Backlog(entries=p.dirty, journal=p.journal, writeback=p.writeback, store=store)
     return Parts(
-        store, p.index, p.objects, p.space, p.cache, p.lister, p.namespace, p.ahead, p.files, p.fs, operations, kernel,
+        store, p.index, p.objects, p.hierarchy, p.cache, p.lister, p.namespace, p.ahead, p.files, p.fs, operations, kernel,
         session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered,
         p.recovery,
     )
@@ -120,13 +133,10 @@ def build_tree(
     )
     if not local.clean:
         namespace.believe_from_s = names.believe_from_s = clock()
-    space = Space(
-        local.directory, objects, capacity_bytes=s.cache_dir.size_bytes, free_space_ratio=s.free_space_ratio,
-        writable=s.read_mode != "no-cache",
-    )
+    hierarchy = _hierarchy(s, local, objects)
     cache = PageCache(
-        store=store, objects=objects, directory=local.directory, space=space, source_id=s.source_id,
-        epoch=local.epoch, memory_bytes=buffers_bytes, nursery=nursery,
+        store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
+        memory_bytes=buffers_bytes, nursery=nursery,
     )
     ahead = FilesAhead(
         namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
@@ -137,12 +147,12 @@ def build_tree(
         whole_file_bytes=s.whole_file_threshold_bytes, readahead_bytes=s.readahead_bytes, dirty=dirty,
     )
 
-    def lost_files() -> None:
-        lifecycle.adopt(index, local.directory.identity)
-        cache.forget_all_pages()
+    def lost_files(space: Space) -> None:
+        lifecycle.adopt(index, space.number, str(space.directory.path), space.directory.identity)
+        cache.forget_files(space)
         files.forget_all()
 
-    space.lost_files = lost_files
+    hierarchy.hooks.lost_files = lost_files
     uploader = Uploader(
         store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads
     )
@@ -179,10 +189,30 @@ def build_tree(
         recovered=recovered, writeback=writeback, cache=cache, store=store,
     )
     fs = FileSystem(
-        namespace=namespace, files=files, cache=cache, defaults=defaults, tier=s.cache_dir.tier, entries=dirty,
-        writer=writer, tree=tree, moves=moves,
+        namespace=namespace, files=files, cache=cache, defaults=defaults, entries=dirty, writer=writer,
+        tree=tree, moves=moves,
     )
     return TreeParts(
-        index, names, objects, space, cache, lister, namespace, ahead, files, fs, local.journal, local.staging, dirty,
+        index, names, objects, hierarchy, cache, lister, namespace, ahead, files, fs, local.journal, local.staging, dirty,
         writer, writeback, recovered, recovery,
     )
+
+
+def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
+    hooks = Hooks()
+    spaces = []
+    for cache in local.caches:
+        ratio = cache.setting.free_space_ratio
+        spaces.append(Space(
+            cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
+            capacity_bytes=_capacity_bytes(cache), free_space_ratio=s.free_space_ratio if ratio is None else ratio,
+            writable=s.read_mode != "no-cache",
+        ))  # fmt: skip
+    return Hierarchy(spaces[0], by_tier(spaces), hooks)
+
+
+def _capacity_bytes(cache: Cache) -> int | None:
+    setting = cache.setting
+    if setting.size_ratio is None:
+        return setting.size_bytes
+    return int(cache.directory.space().total_bytes * setting.size_ratio)

@@ -18,7 +18,7 @@ import msgspec
 from luxfuse.core.paths import PathRule, check_pattern
 from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
-from luxfuse.types import WriteMode
+from luxfuse.types import Tier, WriteMode
 
 ReadMode = Literal["cache", "no-cache"]
 OnConflict = Literal["overwrite", "fail"]
@@ -30,11 +30,18 @@ _FOREVER_S = 10 * 365 * 86400.0
 
 
 class CacheDirectory(msgspec.Struct, frozen=True):
-    """One cache directory; ``size_bytes`` None means: bounded by the free-space ratio alone."""
+    """One cache directory. Bounded by ``size_bytes``, or by ``size_ratio`` of its file system, and by what is left free.
+
+    When it is filled beyond ``high_watermark``, the coldest is moved away until ``low_watermark``, both parts of its size.
+    """
 
     path: str
     size_bytes: int | None = None
-    tier: Literal["mem", "ssd", "hdd"] = "ssd"
+    tier: Tier = "ssd"
+    size_ratio: float | None = None
+    free_space_ratio: float | None = None
+    high_watermark: float = 0.98
+    low_watermark: float = 0.96
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str
     mountpoint: str
-    cache_dir: CacheDirectory
+    cache_dirs: tuple[CacheDirectory, ...]
     state_dir: str
     free_space_ratio: float = 0.1
     memory_limit_bytes: int = 256 * MIB
@@ -127,21 +134,41 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def parse_cache_dir(text: str, where: str = "--cache-dir") -> CacheDirectory:
-    """Read ``DIR[,size=50GiB][,tier=ssd]``."""
+    """Read ``DIR[,size=50GiB][,tier=ssd]`` and the other options of a cache directory."""
     path, *options = text.split(",")
-    size: int | None = None
-    tier = "ssd"
-    for option in options:
-        name, _, value = option.partition("=")
-        if name == "size":
-            size = _convert(parse_size, value, where)
-        elif name == "tier" and value in ("mem", "ssd", "hdd"):
-            tier = value
-        else:
-            raise ConfigError(f"{where}: {option!r} is not understood; write DIR,size=50GiB,tier=mem|ssd|hdd")
+    values: dict[str, Any] = {"path": str(Path(path).absolute())}
     if not path:
         raise ConfigError(f"{where}: the directory is empty; write DIR,size=50GiB")
-    return CacheDirectory(str(Path(path).absolute()), size, tier)  # type: ignore[arg-type]
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "size" and value.strip().endswith("%"):
+            values["size_ratio"] = _ratio(value, f"{where}: size")
+        elif name == "size":
+            values["size_bytes"] = _convert(parse_size, value, where)
+        elif name == "tier" and value in ("mem", "ssd", "hdd"):
+            values["tier"] = value
+        elif name in ("free_space_ratio", "high_watermark", "low_watermark"):
+            values[name] = _ratio(value, f"{where}: {name}")
+        else:
+            raise ConfigError(
+                f"{where}: {option!r} is not understood; write DIR,size=50GiB,tier=mem|ssd|hdd, and free_space_ratio, "
+                "high_watermark and low_watermark between 0 and 1 or in percent"
+            )
+    directory = msgspec.convert(values, CacheDirectory)
+    if directory.low_watermark > directory.high_watermark:
+        raise ConfigError(f"{where} {path}: low_watermark is above high_watermark; give a lower one")
+    return directory
+
+
+def _ratio(text: str, where: str) -> float:
+    stripped = text.strip()
+    try:
+        ratio = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 1:
+        raise ConfigError(f"{where}: {text!r} is no part of a whole; write it like 0.9 or 90%")
+    return ratio
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -197,23 +224,26 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
     values["storage_options"] = {str(k): str(v) for k, v in storage_options.items()}
     values["path_rules"] = _path_rules(merged.get("path") or [])
     values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
-    values["cache_dir"] = _cache_dir(merged, environ)
+    values["cache_dirs"] = _cache_dirs(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
     return _validate(values)
 
 
-def _cache_dir(merged: Mapping[str, Any], environ: Mapping[str, str]) -> CacheDirectory:
+def _cache_dirs(merged: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[CacheDirectory, ...]:
     written = merged.get("cache_dir") or str(cache_root(environ))
-    if isinstance(written, (list, tuple)):
-        if len(written) > 1:
-            raise ConfigError("--cache-dir: only one directory is supported so far; give one")
-        written = written[0]
-    if not isinstance(written, str):
-        raise ConfigError("cache_dir: must be text: DIR,size=50GiB")
-    directory = parse_cache_dir(written)
+    texts = written if isinstance(written, (list, tuple)) else [written]
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError("cache_dir: must be text, or a list of texts: DIR,size=50GiB")
+    directories = [parse_cache_dir(text) for text in texts]
+    paths = [directory.path for directory in directories]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(f"--cache-dir {twice}: is given twice; leave one out")
     if (size := merged.get("cache_size")) is not None:
-        directory = CacheDirectory(directory.path, _convert(parse_size, size, "--cache-size"), directory.tier)
-    return directory
+        if len(directories) > 1:
+            raise ConfigError("--cache-size: is for a single --cache-dir; write the size of each: DIR,size=50GiB")
+        size_bytes = _convert(parse_size, size, "--cache-size")
+        directories = [msgspec.structs.replace(directories[0], size_bytes=size_bytes, size_ratio=None)]
+    return tuple(directories)
 
 
 def _path_rules(tables: Any) -> list[PathRule]:
@@ -249,8 +279,9 @@ def _validate(values: dict[str, Any]) -> Settings:
         raise ConfigError("--free-space-ratio: must be at least 0 and below 1")
     if settings.memory_limit_bytes < 32 * MIB:
         raise ConfigError("--memory-limit: must be at least 32MiB")
-    if settings.cache_dir.size_bytes is not None and settings.cache_dir.size_bytes < MIB:
-        raise ConfigError("--cache-size: must be at least 1MiB (one page)")
+    for directory in settings.cache_dirs:
+        if directory.size_bytes is not None and directory.size_bytes < MIB:
+            raise ConfigError(f"--cache-dir {directory.path}: its size must be at least 1MiB (one page)")
     if not 1 <= settings.max_requests <= 1024:
         raise ConfigError("max_requests: must be between 1 and 1024")
     if not 1 <= settings.max_uploads <= 256:

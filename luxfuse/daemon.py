@@ -21,8 +21,9 @@ import msgspec
 import trio
 
 from luxfuse import logs
-from luxfuse.assembly import Local, build
+from luxfuse.assembly import Cache, Local, build
 from luxfuse.cache.sweep import Sweeper
+from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.core.units import format_count
@@ -136,16 +137,12 @@ class _Daemon:
         try:
             await self._probe(store)
             self._insist_on_read_only(store)
-            directory = await trio.to_thread.run_sync(
-                CacheDirectory, Path(settings.cache_dir.path), settings.source_id
-            )
-            try:
-                with self._journal(directory) as journal:
-                    async with self._index(directory) as (index, beginning):
-                        local = Local(directory, index, journal, beginning.epoch, clean=beginning.clean)
+            async with self._claimed() as claimed:
+                home = claimed[0][1]
+                with self._journal(home) as journal:
+                    async with self._index(home, claimed) as (index, caches, beginning):
+                        local = Local(caches, index, journal, beginning.epoch, clean=beginning.clean)
                         await self._serve(store, local, beginning)
-            finally:
-                directory.close()
         finally:
             await trio.to_thread.run_sync(store.close)
 
@@ -181,6 +178,23 @@ class _Daemon:
                 "it is mounted as with --read-only"
             )
 
+    @asynccontextmanager
+    async def _claimed(self) -> AsyncIterator[list[tuple[CacheSetting, CacheDirectory]]]:
+        """Claim the cache directories, the home directory first. Raises `ConfigError`."""
+        claimed: list[tuple[CacheSetting, CacheDirectory]] = []
+        try:
+            for setting in self._settings.cache_dirs:
+                path, source_id = Path(setting.path), self._settings.source_id
+                claimed.append((setting, await trio.to_thread.run_sync(CacheDirectory, path, source_id)))
+            yield sorted(claimed, key=lambda cache: self._homeliness(*cache))
+        finally:
+            for _, directory in claimed:
+                directory.close()
+
+    def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
+        """What is staged stays where it was; else memory is no place for it."""
+        return not self._path("journal", directory).exists(), setting.tier == "mem"
+
     def _path(self, kind: str, directory: CacheDirectory) -> Path:
         """Return where the index or journal of a cache directory is kept."""
         name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
@@ -205,18 +219,26 @@ class _Daemon:
             journal.close()
 
     @asynccontextmanager
-    async def _index(self, directory: CacheDirectory) -> AsyncIterator[tuple[IndexStore, lifecycle.Beginning]]:
-        path = self._path("index", directory)
+    async def _index(
+        self, home: CacheDirectory, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
+    ) -> AsyncIterator[tuple[IndexStore, list[Cache], lifecycle.Beginning]]:
+        path = self._path("index", home)
         try:
             index = IndexStore(path)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:
-            beginning = await lifecycle.begin(index, directory.identity)
-            if not beginning.same_cache:
-                await Objects(index).clear()
-                await trio.to_thread.run_sync(directory.doom_all)
-            yield index, beginning
+            beginning = await lifecycle.begin(index)
+            caches: list[Cache] = []
+            for setting, directory in claimed:
+                known = lifecycle.number_of(
+                    index, str(directory.path), directory.identity, {cache.number for cache in caches}
+                )
+                if not known.same:
+                    await Objects(index).clear(known.number)
+                    await trio.to_thread.run_sync(directory.doom_all)
+                caches.append(Cache(setting, directory, known.number))
+            yield index, caches, beginning
             with trio.CancelScope(shield=True):
                 await lifecycle.end(index)
         except OSError as exc:
@@ -230,10 +252,11 @@ class _Daemon:
             background.start_soon(local.index.flusher)
             background.start_soon(local.journal.committer)
             background.start_soon(store.watch_deadlines)
-            background.start_soon(parts.space.watch)
+            for space in parts.hierarchy:
+                background.start_soon(space.watch)
             background.start_soon(self._note_touched, parts.files)
-            sweeper = Sweeper(parts.cache, local.directory)
-            parts.space.recovered = sweeper.request
+            sweeper = Sweeper(parts.cache)
+            parts.hierarchy.hooks.recovered = sweeper.request
             background.start_soon(self._say_what_takes_long)
             await self._recover(parts)
             background.start_soon(sweeper.run)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from luxfuse import __version__
+from luxfuse.cache.hierarchy import TIERS, Hierarchy
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.space import Space
 from luxfuse.config import Settings
 from luxfuse.control import metrics
 from luxfuse.errors import LuxError
@@ -47,7 +47,7 @@ class Parts:
     store: Store
     index: IndexStore
     objects: Objects
-    space: Space
+    hierarchy: Hierarchy
     cache: PageCache
     lister: Lister
     namespace: Namespace
@@ -93,7 +93,7 @@ class Service:
             "uptime_s": time.monotonic() - self._started_s,
             "memory_bytes": _resident_bytes(),
             "driver": p.store.driver.driver,
-            "tiers": [self._tier()],
+            "tiers": self._tiers(),
             "reads": self._reads(fast_opens),
             "understore": self._understore(),
             "cache": self._cache(),
@@ -110,7 +110,7 @@ class Service:
 
     def _degraded_reasons(self, tally: Tally) -> list[str]:
         p = self._parts
-        reasons = [p.space.degraded] if p.space.degraded else []
+        reasons = [space.degraded for space in p.hierarchy if space.degraded]
         if p.index.failing:
             reasons.append(p.index.failing)
         if p.journal.failing:
@@ -121,27 +121,27 @@ class Service:
             reasons.append("the under-store cannot be reached")
         return reasons
 
-    def _tier(self) -> dict[str, object]:
-        s, p = self._settings, self._parts
-        return {
-            "name": s.cache_dir.tier,
-            "path": s.cache_dir.path,
-            "capacity_bytes": p.space.capacity_bytes,
-            "used_bytes": p.space.ledger.used_bytes,
-            "state": "degraded" if p.space.degraded else "serving",
-        }
+    def _tiers(self) -> list[dict[str, object]]:
+        return [
+            {
+                "name": space.tier,
+                "path": space.directory.name,
+                "capacity_bytes": space.capacity_bytes,
+                "used_bytes": space.ledger.used_bytes,
+                "state": "degraded" if space.degraded else "serving",
+            }
+            for space in self._parts.hierarchy
+        ]
 
     def _reads(self, fast_opens: int) -> dict[str, int]:
         counters, files = self._parts.cache.counters, self._parts.files.counters
-        disk = dict.fromkeys(("ssd_bytes", "hdd_bytes"), 0)
-        memory = counters.memory_bytes
-        if self._settings.cache_dir.tier == "mem":
-            memory += counters.disk_bytes
-        else:
-            disk[f"{self._settings.cache_dir.tier}_bytes"] = counters.disk_bytes
+        tiers = dict.fromkeys(TIERS, 0)
+        for space in self._parts.hierarchy:
+            tiers[space.tier] += space.read_bytes
         return {
-            "memory_bytes": memory,
-            **disk,
+            "memory_bytes": counters.memory_bytes + tiers["mem"],
+            "ssd_bytes": tiers["ssd"],
+            "hdd_bytes": tiers["hdd"],
             "peer_bytes": 0,
             "understore_bytes": counters.understore_bytes,
             "passthrough_opens": files.passthrough_opens + fast_opens,
@@ -169,10 +169,10 @@ class Service:
         p = self._parts
         return {
             "objects": p.objects.count,
-            "evictions": p.space.evictions,
-            "evicted_bytes": p.space.evicted_bytes,
+            "evictions": p.hierarchy.total(lambda space: space.evictions),
+            "evicted_bytes": p.hierarchy.total(lambda space: space.evicted_bytes),
             "checksum_failures": p.cache.counters.checksum_failures,
-            "write_failures": p.space.write_failures,
+            "write_failures": p.hierarchy.total(lambda space: space.write_failures),
             "verified_bytes": p.cache.counters.verified_bytes,
             "files_ahead": p.ahead.files,
             "buffered_bytes": p.cache.recent.held_bytes,

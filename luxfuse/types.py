@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
 PAGE_BYTES = 1 << 20
 """Size of a cache page. Presence and checksums are kept per page."""
+
+Tier = Literal["mem", "ssd", "hdd"]
+"""What a cache directory lies on: memory (tmpfs), or a fast or slow disk."""
 
 
 class Kind(enum.IntEnum):

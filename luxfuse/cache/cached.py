@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import trio
 
+from luxfuse.cache.space import Space
 from luxfuse.core.spans import page_bytes
 from luxfuse.index.objects import ObjectRecord, Pages
 from luxfuse.types import PAGE_BYTES
@@ -45,14 +46,16 @@ class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
     __slots__ = (
-        "distrusts", "file_number", "flights", "loaded_stamp", "oid", "pages", "record", "strangers", "trusted",
+        "distrusts", "file_number", "flights", "loaded_stamp", "oid", "pages", "record", "space", "strangers", "trusted",
         "unsaved", "users",
     )  # fmt: skip
 
-    def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages) -> None:
+    def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages, space: Space | None = None) -> None:
         self.oid = oid
         self.record = record
         self.pages = pages
+        self.space = space
+        """The directory that has its file, or is to get it; None if none does."""
         self.users = 0
         self.file_number = 0
         """Inode number of the cache file; 0 while we have not seen it."""
@@ -87,8 +90,15 @@ class CachedObject:
         missing_tail = PAGE_BYTES - page_bytes(last, self.size) if self.pages.has(last) else 0
         return self.pages.count * PAGE_BYTES - missing_tail
 
+    def put_in(self, space: Space) -> None:
+        """Its file is, or is to be, in this directory."""
+        self.space = space
+        self.record.directory = space.number
+
     def forget_pages(self) -> None:
         """The file is gone: nothing is on disk."""
+        if not self.flights:
+            self.space = None
         self.pages = Pages(self.record.size)
         self.file_number = 0
         self.strangers = 0

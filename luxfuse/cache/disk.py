@@ -35,19 +35,18 @@ class Stored:
 
 
 def store_run(
-    directory: CacheDirectory,
+    directory: CacheDirectory | None,
     oid: bytes,
     size: int,
     pages: range,
     data: memoryview,
     *,
-    keep: bool,
     create: bool,
     keep_open: bool,
 ) -> Stored:
-    """Checksum the pages of a run and, if ``keep``, write them to the object's file of ``size`` bytes."""
+    """Checksum the pages of a run and, if there is a directory, write them to the object's file of ``size`` bytes."""
     sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
-    if not keep:
+    if directory is None:
         return Stored(sums)
     try:
         alone = len(data) >= size  # one run is the whole object: nobody else writes to its file

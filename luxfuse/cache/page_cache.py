@@ -27,12 +27,12 @@ import trio
 from luxfuse.cache import disk
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import Buffer, CachedObject, Flight
+from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs, page_bytes, pages_of
 from luxfuse.errors import DeadlinePassed, StoreError
 from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
-from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
@@ -52,7 +52,6 @@ class Counters:
     """Bytes served to readers by where they came from, and what went wrong; all rise from the start on."""
 
     memory_bytes: int = 0
-    disk_bytes: int = 0
     understore_bytes: int = 0
     checksum_failures: int = 0
     verified_bytes: int = 0
@@ -66,8 +65,7 @@ class PageCache:
         *,
         store: Store,
         objects: Objects,
-        directory: CacheDirectory,
-        space: Space,
+        hierarchy: Hierarchy,
         source_id: str,
         epoch: int,
         memory_bytes: int,
@@ -76,8 +74,7 @@ class PageCache:
         """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
         self._store = store
         self._objects = objects
-        self._directory = directory
-        self.space = space
+        self.hierarchy = hierarchy
         self._source_id = source_id
         self._epoch = epoch
         self._nursery = nursery
@@ -90,8 +87,8 @@ class PageCache:
         self._closed = False
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
-        space.release = self._release_for_eviction
-        space.after_removal = self._after_removal
+        hierarchy.hooks.release = self._release_for_eviction
+        hierarchy.hooks.after_removal = self._after_removal
 
     # -- objects
 
@@ -117,9 +114,10 @@ class PageCache:
 
     def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
         # While its file is being removed, an object is as good as not cached; `_after_removal` tells how that ended.
-        found = None if oid in self.space.removing else self._objects.load(oid)
-        if found is not None and found[0].size == size:
-            return CachedObject(oid, *found)
+        found = None if oid in self.hierarchy.removing else self._objects.load(oid)
+        space = self.hierarchy.by_number(found[0].directory) if found is not None else None
+        if found is not None and space is not None and found[0].size == size:
+            return CachedObject(oid, *found, space)
         return CachedObject(oid, ObjectRecord(key, version, size, epoch=self._epoch), Pages(size))
 
     def touch(self, obj: CachedObject) -> None:
@@ -143,18 +141,19 @@ class PageCache:
         else:
             self._objects.touch(oid, time.time_ns() // 1000)
 
-    def knows(self, oid: bytes) -> bool:
-        """Whether the object's file belongs to something: recorded, being filled, or on its way out."""
+    def knows(self, oid: bytes, space: Space) -> bool:
+        """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
         obj = self._live.get(oid)
-        if obj is not None and (obj.pages.count or obj.flights):
+        if obj is not None and (obj.pages.count or obj.flights) and obj.space is space:
             return True
-        return oid in self.space.removing or self._objects.known(oid)
+        return oid in self.hierarchy.removing or self._objects.directory_of(oid) == space.number
 
-    def cached_bytes(self, key: str, version: str, size: int) -> int:
-        """Return how many bytes of an object version are on disk."""
+    def cached_bytes(self, key: str, version: str, size: int) -> tuple[int, str]:
+        """Return how many bytes of an object version are cached, and in which tier, or ``none``."""
         obj = self.acquire(key, version, size)
         try:
-            return obj.cached_bytes
+            cached = obj.cached_bytes
+            return cached, obj.space.tier if cached and obj.space is not None else "none"
         finally:
             self.release(obj)
 
@@ -174,13 +173,15 @@ class PageCache:
             obj.unsaved = self._objects.known(oid)
         elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
             obj.record, obj.pages = found
+            obj.space = self.hierarchy.by_number(obj.record.directory)
 
-    def forget_all_pages(self) -> None:
-        """The cache directory came back without its files."""
+    def forget_files(self, space: Space) -> None:
+        """A cache directory came back without its files, or goes."""
         self._idle.clear()
         for obj in self._live.values():
-            obj.forget_pages()
-            obj.record.allocated_bytes = 0
+            if obj.space is space:
+                obj.forget_pages()
+                obj.record.allocated_bytes = 0
 
     # -- fetching
 
@@ -213,33 +214,56 @@ class PageCache:
 
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
-        if obj.oid not in self.space.removing and self.budget.try_hold(flight.length):
-            keep = self.space.try_reserve(flight.length)
-            if keep is not None:
+        if obj.oid not in self.hierarchy.removing and self.budget.try_hold(flight.length):
+            decided, space = self._try_reserve(obj, flight.length)
+            if decided:
                 self._store.submit(
                     "get",
-                    self._job(obj, flight, keep),
-                    lambda result, error: self._answered(obj, flight, keep, result, error),
+                    self._job(obj, flight, space),
+                    lambda result, error: self._answered(obj, flight, space, result, error),
                     flight.length,
                 )
                 return
             self.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
 
+    def _try_reserve(self, obj: CachedObject, wanted_bytes: int) -> tuple[bool, Space | None]:
+        """Reserve room at once; see `Hierarchy.try_reserve`."""
+        if obj.space is None:
+            decided, space = self.hierarchy.try_reserve(obj.size, wanted_bytes)
+            if space is not None:
+                obj.put_in(space)
+            return decided, space
+        reserved = obj.space.try_reserve(wanted_bytes)
+        return reserved is not None, obj.space if reserved else None
+
+    async def _reserve(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
+        """Reserve room, in the directory that has the object's file or will get it; None: do without."""
+        while True:
+            wanted = obj.space
+            space = await self.hierarchy.reserve(wanted_bytes) if wanted is None else wanted
+            if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
+                return None
+            if obj.space is None:
+                obj.put_in(space)
+            if obj.space is space:
+                return space
+            space.settle(wanted_bytes, 0)  # another flight's pages went elsewhere meanwhile, or the file moved
+
     def _answered(
-        self, obj: CachedObject, flight: Flight, keep: bool, result: _Fetched | None, error: StoreError | None
+        self, obj: CachedObject, flight: Flight, space: Space | None, result: _Fetched | None, error: StoreError | None
     ) -> None:
         stored_bytes = 0
         try:
             if result is not None:
-                stored_bytes = self._land(obj, flight, keep, result)
+                stored_bytes = self._land(obj, flight, space, result)
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
             error = StoreError(f"internal error while fetching: {type(exc).__name__}")
         finally:
             flight.attempt += 1
-            if keep:
-                self.space.settle(flight.length, stored_bytes)
+            if space is not None:
+                space.settle(flight.length, stored_bytes)
             self.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
             self._store.note_retry()
@@ -273,18 +297,18 @@ class PageCache:
             self._end(obj, flight)
 
     async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
-        while (removal := self.space.removing.get(obj.oid)) is not None:
+        while (removal := self.hierarchy.removing.get(obj.oid)) is not None:
             await removal.wait()
-        keep = await self.space.reserve(flight.length)
+        space = await self._reserve(obj, flight.length)
         stored_bytes = 0
         try:
-            stored_bytes = self._land(obj, flight, keep, await self._get(obj, flight, keep))
+            stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
         finally:
-            if keep:
-                self.space.settle(flight.length, stored_bytes)
+            if space is not None:
+                space.settle(flight.length, stored_bytes)
 
-    async def _get(self, obj: CachedObject, flight: Flight, keep: bool) -> _Fetched:
-        job = self._job(obj, flight, keep)
+    async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> _Fetched:
+        job = self._job(obj, flight, space)
         if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
             try:
                 return await self._store.attempt("get", job, flight.length)
@@ -302,6 +326,8 @@ class PageCache:
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
+        if not obj.flights and obj.pages.count == 0:
+            obj.space = None  # nothing came of it
         flight.done.set()
         if flight.on_end is not None:
             try:
@@ -310,8 +336,8 @@ class PageCache:
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self.release(obj)
 
-    def _job(self, obj: CachedObject, flight: Flight, keep: bool) -> Callable[[UnderStore], _Fetched]:
-        record, directory, oid = obj.record, self._directory, obj.oid
+    def _job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], _Fetched]:
+        record, oid = obj.record, obj.oid
         start = flight.pages.start * PAGE_BYTES
         keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
         attempt = flight.attempt
@@ -321,11 +347,10 @@ class PageCache:
                 raise StoreError("nobody waits for it any more")
             data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
             # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
-            wanted = keep and flight.attempt == attempt
+            directory = space.directory if space is not None and flight.attempt == attempt else None
             # A file that has pages must be there: a new one in its place would show holes where they were.
             stored = disk.store_run(
-                directory, oid, record.size, flight.pages, data, keep=wanted, create=obj.pages.count == 0,
-                keep_open=keep_open,
+                directory, oid, record.size, flight.pages, data, create=obj.pages.count == 0, keep_open=keep_open
             )
             if stored.fd >= 0 and flight.attempt != attempt:
                 os.close(stored.fd)
@@ -333,18 +358,18 @@ class PageCache:
 
         return job
 
-    def _land(self, obj: CachedObject, flight: Flight, keep: bool, fetched: _Fetched) -> int:
+    def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: _Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched
         self.counters.understore_bytes += flight.length
         if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
             self._lose_file(obj, stored.error)
-        elif stored.error is not None:
-            self.space.fail(stored.error)
+        elif stored.error is not None and space is not None:
+            space.fail(stored.error)
         elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
             self._lose_file(obj, FileNotFoundError())
         allocated = 0
-        if keep and stored.file_number:
+        if space is not None and stored.file_number:
             obj.file_number = stored.file_number
             allocated = self._record(obj, flight.pages, stored, flight.length)
         if flight.keep_in_memory or not allocated:
@@ -434,18 +459,19 @@ class PageCache:
         sums = [obj.pages.checksums[p] for p in wanted]
         trusted = frozenset(p for p in wanted if p in obj.trusted)
         stamp = 0 if obj.flights else obj.record.stamp
-        distrusts, oid, record = obj.distrusts, obj.oid, obj.record
+        distrusts, oid, record, space = obj.distrusts, obj.oid, obj.record, obj.space
+        assert space is not None
         try:
             loaded = await trio.to_thread.run_sync(
-                disk.load, self._directory, oid, obj.size, offset, length, sums, trusted, stamp,
+                disk.load, space.directory, oid, obj.size, offset, length, sums, trusted, stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid, record):
+            if self._still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record):
-            return None  # somebody began to write to the file meanwhile
+        if not self._still_there(obj, oid, record, space):
+            return None  # somebody began to write to the file meanwhile, or it moved
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
             self._distrust(obj)
@@ -455,7 +481,7 @@ class PageCache:
         if loaded.damaged:
             self._mend(obj, loaded.damaged)
             return None
-        self.counters.disk_bytes += length
+        space.read_bytes += length
         return loaded.data
 
     def _distrust(self, obj: CachedObject) -> None:
@@ -472,35 +498,39 @@ class PageCache:
             if obj.pages.has(page):
                 obj.pages.remove(page)
                 obj.record.allocated_bytes -= min(obj.record.allocated_bytes, allocated_bytes(page_bytes(page, obj.size)))
-                self.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
+                if obj.space is not None:
+                    obj.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
             obj.trusted.discard(page)
         obj.record.whole = False
         self._save(obj, range(min(damaged), max(damaged) + 1))
 
     def _lose_file(self, obj: CachedObject, exc: OSError) -> None:
         """The cache file cannot be read: go on without it."""
+        space = obj.space
+        assert space is not None
         if isinstance(exc, FileNotFoundError):
             log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
         else:
-            self.space.fail(exc)
+            space.fail(exc)
             if not self._closed:
-                self._nursery.start_soon(self._remove_unreadable, obj.oid)
+                self._nursery.start_soon(self._remove_unreadable, obj.oid, space)
         freed = self._objects.drop(obj.oid)
-        self.space.ledger.free(freed or 0)
+        space.ledger.free(freed or 0)
         obj.forget_pages()
         obj.unsaved = freed is None
         obj.record.allocated_bytes = 0
 
-    async def _remove_unreadable(self, oid: bytes) -> None:
-        if oid not in self.space.removing:
-            await self.space.remove(oid)
+    async def _remove_unreadable(self, oid: bytes, space: Space) -> None:
+        if oid not in self.hierarchy.removing:
+            await space.remove(oid)
 
-    def _still_there(self, obj: CachedObject, oid: bytes, record: ObjectRecord) -> bool:
+    @staticmethod
+    def _still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
         """Whether the file that a thread went for was the object's all the while.
 
-        It may have become a staging file, maybe come back since, or moved.
+        It may have become a staging file, maybe come back since, or have another name or directory.
         """
-        return obj.oid == oid and obj.record is record and obj.pages.count > 0
+        return obj.oid == oid and obj.record is record and obj.space is space and obj.pages.count > 0
 
     # -- files that are written to, renamed or made here
 
@@ -508,9 +538,10 @@ class PageCache:
         """Forget an object whose file becomes a staging file; returns its pages, and its bytes, which stay counted."""
         pages, allocated = obj.pages, obj.record.allocated_bytes
         obj.unsaved = self._objects.drop(obj.oid) is None
+        if obj.space is not None:
+            obj.space.directory.last_writes.forget(obj.oid)
         obj.forget_pages()
         obj.record.allocated_bytes = 0
-        self._directory.last_writes.forget(obj.oid)
         return pages, allocated
 
     def object_id(self, key: str, version: str) -> bytes:
@@ -523,9 +554,14 @@ class PageCache:
         obj = self._live.get(oid) or self._idle.get(oid)
         if obj is not None and (obj.pages.count or obj.flights):
             return False
-        return oid not in self.space.removing and not self._objects.known(oid)
+        return oid not in self.hierarchy.removing and not self._is_recorded(oid)
 
-    def install(self, record: ObjectRecord, checksums: Mapping[int, int], file_number: int) -> bytes:
+    def _is_recorded(self, oid: bytes) -> bool:
+        """Whether the index has the object in a directory that is in use."""
+        number = self._objects.directory_of(oid)
+        return number is not None and self.hierarchy.by_number(number) is not None
+
+    def install(self, record: ObjectRecord, checksums: Mapping[int, int], file_number: int, space: Space) -> bytes:
         """Take over an object whose file was just put in its place, with these pages; returns its id."""
         oid = object_id(self._source_id, record.key, record.version)
         pages = Pages(record.size)
@@ -537,6 +573,7 @@ class PageCache:
             obj = CachedObject(oid, record, pages)
         obj.record, obj.pages, obj.file_number, obj.loaded_stamp = record, pages, file_number, record.stamp
         obj.trusted = set(checksums)
+        obj.put_in(space)
         if oid not in self._live:
             self._idle[oid] = obj
         self._save(obj, range(pages.total))
@@ -550,9 +587,9 @@ class PageCache:
         oid, new = object_id(self._source_id, key, version), object_id(self._source_id, new_key, new_version)
         obj = self.acquire(key, version, size)
         try:
-            if obj.pages.count == 0 or obj.flights or not self.can_install(new_key, new_version):
+            if obj.space is None or obj.pages.count == 0 or obj.flights or not self.can_install(new_key, new_version):
                 return new if oid == new else None
-            self._directory.rename(oid, new)
+            obj.space.directory.rename(oid, new)
             self._objects.drop(oid)
         except OSError as exc:
             log.info("what is cached of %r is not kept under its new name: %s", key, exc)
@@ -574,17 +611,19 @@ class PageCache:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
         stamp = record.stamp if record.epoch == self._epoch else 0
-        oid = obj.oid
+        oid, space = obj.oid, obj.space
+        if space is None:
+            return None
         try:
             opened = await trio.to_thread.run_sync(
-                disk.open_verified, self._directory, oid, obj.size, obj.pages.checksums, stamp,
+                disk.open_verified, space.directory, oid, obj.size, obj.pages.checksums, stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid, record):
+            if self._still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record):
+        if not self._still_there(obj, oid, record, space):
             if opened.fd >= 0:  # somebody began to write to the file meanwhile
                 os.close(opened.fd)
             return None

@@ -1,4 +1,4 @@
-"""Room in the cache directory: reservations, eviction, and what happens when the directory is sick.
+"""Room in one cache directory: reservations, eviction, and what happens when the directory is sick.
 
 A sick directory is bypassed: nothing is reserved while it is degraded, so fetches serve their readers from memory.
 A probe every `PROBE_INTERVAL_S` finds out when it can be written again.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import trio
 
 from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.index.objects import Objects
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.types import Tier
 
 log = logging.getLogger(__name__)
 
@@ -27,43 +29,58 @@ EVICT_AHEAD_BYTES = 16 << 20
 """Free this much more than is needed, so that eviction runs once for many fetches."""
 
 
+@dataclass(slots=True)
+class Hooks:
+    """What the directories of a mount share, and whom they ask and tell."""
+
+    removing: dict[bytes, trio.Event] = field(default_factory=dict)
+    """Objects whose files are being unlinked: a new file of the same name must wait."""
+    release: Callable[[bytes], bool] = lambda _oid: True
+    """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
+    before_eviction: Callable[[], None] = lambda: None
+    """Set by vfs: brings the order of last uses up to date."""
+    after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
+    """Set by the page cache: called when a file was removed, or could not be."""
+    lost_files: Callable[[Space], None] = lambda _space: None
+    """Set by the daemon: called when a directory came back without its files."""
+    recovered: Callable[[], None] = lambda: None
+    """Set by the daemon: called when a sick directory is used again; it may hold files that nobody counts."""
+
+
 class Space:
-    """Decides for each fetch whether its bytes may go to disk."""
+    """Decides for each fetch whether its bytes may go to one directory."""
 
     def __init__(
         self,
         directory: CacheDirectory,
         objects: Objects,
+        hooks: Hooks,
         *,
+        number: int,
+        tier: Tier,
         capacity_bytes: int | None,
         free_space_ratio: float,
         writable: bool = True,
     ) -> None:
-        self._directory = directory
+        """``number``: of the directory in the index."""
+        self.directory = directory
+        self.number = number
+        self.tier = tier
         self._objects = objects
         self._ratio = free_space_ratio
         self._writable = writable
         self._evicting = trio.Lock()
         self._stuck_until = 0.0
-        self.removing: dict[bytes, trio.Event] = {}
-        """Objects whose files are being unlinked: a new file of the same name must wait."""
-        self.ledger = Ledger(capacity_bytes, objects.used_bytes)
+        self.hooks = hooks
+        self.ledger = Ledger(capacity_bytes, objects.used_bytes_in(number))
+        self.read_bytes = 0
+        """Bytes that the daemon read from here for its readers."""
         self.staged_bytes = 0
         """Bytes of staging files: counted in the ledger, never evicted."""
         self.degraded: str | None = None
         self.evictions = 0
         self.evicted_bytes = 0
         self.write_failures = 0
-        self.release: Callable[[bytes], bool] = lambda _oid: True
-        """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
-        self.before_eviction: Callable[[], None] = lambda: None
-        """Set by the page cache: brings the order of last uses up to date."""
-        self.after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
-        """Set by the page cache: called when a file was removed, or could not be."""
-        self.lost_files: Callable[[], None] = lambda: None
-        """Set by the daemon: called when the directory came back without its files."""
-        self.recovered: Callable[[], None] = lambda: None
-        """Set by the daemon: called when a sick directory is used again; it may hold files that nobody counts."""
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -71,19 +88,29 @@ class Space:
         return self.ledger.capacity_bytes
 
     @property
-    def _shut(self) -> bool:
+    def fullness(self) -> float:
+        """Part of the capacity, or of the file system less its floor, that is taken."""
+        ledger = self.ledger
+        taken = ledger.used_bytes + ledger.reserved_bytes
+        if ledger.capacity_bytes is not None:
+            return taken / max(1, ledger.capacity_bytes)
+        free = max(0, (ledger.fs_free_bytes or 0) - ledger.free_floor_bytes)
+        return taken / max(1, taken + free)
+
+    @property
+    def shut(self) -> bool:
         """Nothing may be stored: the directory is sick or not to be written, or the index could not record it."""
         return self.degraded is not None or not self._writable or self._objects.refusing
 
     def try_reserve(self, wanted_bytes: int) -> bool | None:
         """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""
-        if self._shut:
+        if self.shut:
             return False
         return True if self.ledger.reserve(allocated_bytes(wanted_bytes)) else None
 
     async def reserve(self, wanted_bytes: int) -> bool:
         """Promise room for ``wanted_bytes``, evicting if need be. False: do without the disk."""
-        if self._shut:
+        if self.shut:
             return False
         wanted = allocated_bytes(wanted_bytes)
         if self.ledger.shortage(wanted) and trio.current_time() < self._stuck_until:
@@ -100,18 +127,18 @@ class Space:
 
     async def _evict(self, shortage_bytes: int) -> bool:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
-        self.before_eviction()
+        self.hooks.before_eviction()
         target = shortage_bytes + min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
-        in_use = set(self.removing)
+        in_use = set(self.hooks.removing)
         freed_bytes = 0
         while freed_bytes < target:
             try:
-                chosen = await self._objects.victims(in_use, target - freed_bytes)
+                chosen = await self._objects.victims(self.number, in_use, target - freed_bytes)
             except OSError as exc:
                 self.fail(exc)
                 break
             for oid in chosen:
-                if oid in self.removing or not self.release(oid):
+                if oid in self.hooks.removing or not self.hooks.release(oid):
                     in_use.add(oid)
                     continue
                 freed = await self.remove(oid)
@@ -129,10 +156,12 @@ class Space:
 
         The caller made sure that nobody uses the file. After a crash in between, the record is one of a lost file.
         """
-        self.removing[oid] = gone = trio.Event()
+        self.hooks.removing[oid] = gone = trio.Event()
         removed = False
         try:
-            await trio.to_thread.run_sync(self._directory.remove, oid)
+            await trio.to_thread.run_sync(self.directory.remove, oid)
+            if self._objects.directory_of(oid) not in (None, self.number):
+                return 0  # it was left here when the object moved, or went elsewhere while the directory was away
             removed = True
             freed = self._objects.drop(oid) or 0  # a record that must stay is one of a lost file, and still counts
             self.ledger.free(freed)
@@ -142,8 +171,8 @@ class Space:
             self.fail(exc)
             return None
         finally:
-            del self.removing[oid]
-            self.after_removal(oid, removed)
+            del self.hooks.removing[oid]
+            self.hooks.after_removal(oid, removed)
             gone.set()
 
     def settle(self, reserved_bytes: int, stored_bytes: int) -> None:
@@ -173,7 +202,7 @@ class Space:
     def fail(self, exc: OSError) -> None:
         """Note that the directory failed; it is bypassed until a probe succeeds."""
         self.write_failures += 1
-        reason = f"cache directory {self._directory.name}: {exc.strerror or exc}"
+        reason = f"cache directory {self.directory.name}: {exc.strerror or exc}"
         if self.degraded is None:
             log.warning("%s; reading from the under-store until it recovers", reason)
         self.degraded = reason
@@ -189,7 +218,7 @@ class Space:
 
     async def _observe(self) -> None:
         try:
-            space = await trio.to_thread.run_sync(self._directory.space)
+            space = await trio.to_thread.run_sync(self.directory.space)
         except OSError as exc:
             self.fail(exc)
             return
@@ -201,7 +230,7 @@ class Space:
 
     async def _probe(self) -> None:
         try:
-            kept = await trio.to_thread.run_sync(self._directory.probe)
+            kept = await trio.to_thread.run_sync(self.directory.probe)
         except OSError as exc:
             if exc.errno == errno.ENOSPC:  # somebody else filled the disk: give back what we can
                 async with self._evicting:
@@ -209,13 +238,13 @@ class Space:
             return
         if not kept:
             try:
-                await self._objects.clear()
+                await self._objects.clear(self.number)
             except OSError as exc:
                 self.fail(exc)
                 return
-            self.lost_files()
-        self.ledger.used_bytes = self._objects.used_bytes + self.staged_bytes
-        log.info("cache directory %s is used again", self._directory.name)
+            self.hooks.lost_files(self)
+        self.ledger.used_bytes = self._objects.used_bytes_in(self.number) + self.staged_bytes
+        log.info("cache directory %s is used again", self.directory.name)
         self.degraded = None
-        self.recovered()
+        self.hooks.recovered()
         await self._observe()

@@ -8,7 +8,7 @@ from itertools import islice
 import trio
 
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.cache.space import Space
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +19,10 @@ INTERVAL_S = 3600.0
 
 
 class Sweeper:
-    """Clears the cache directory of what nobody counts, whenever `request` says that there may be something."""
+    """Clears the cache directories of what nobody counts, whenever `request` says that there may be something."""
 
-    def __init__(self, cache: PageCache, directory: CacheDirectory) -> None:
+    def __init__(self, cache: PageCache) -> None:
         self._cache = cache
-        self._directory = directory
         self._wanted = trio.Event()
 
     def request(self) -> None:
@@ -32,23 +31,25 @@ class Sweeper:
 
     async def run(self) -> None:
         """First remove what earlier runs gave up as a whole; then sweep when asked to, and now and then."""
-        await trio.to_thread.run_sync(self._directory.remove_doomed, abandon_on_cancel=True)
+        for space in list(self._cache.hierarchy):
+            await trio.to_thread.run_sync(space.directory.remove_doomed, abandon_on_cancel=True)
         while True:
             with trio.move_on_after(INTERVAL_S):
                 await self._wanted.wait()
             self._wanted = trio.Event()
-            await sweep(self._cache, self._directory)
+            for space in list(self._cache.hierarchy):
+                await sweep(self._cache, space)
 
 
-async def sweep(cache: PageCache, directory: CacheDirectory) -> None:
-    """Look at every cache file once. A file that a fetch is writing right now belongs to something and stays."""
-    stored = directory.stored()
+async def sweep(cache: PageCache, space: Space) -> None:
+    """Look at every cache file of a directory once. A file that a fetch is writing right now belongs to something."""
+    stored = space.directory.stored()
     removed = 0
     try:
         while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
             for oid in batch:
-                if not cache.knows(oid):
-                    if await cache.space.remove(oid) is None:
+                if not cache.knows(oid, space):
+                    if await space.remove(oid) is None:
                         return  # the disk fails; once it recovers, this is asked for again
                     removed += 1
             await trio.sleep(PAUSE_S)

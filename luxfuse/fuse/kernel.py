@@ -31,6 +31,7 @@ class KernelSide:
 
     def __init__(self) -> None:
         self._device_fd = -1
+        self._accepted: set[int] = set()
         self.passthrough = False
         self.reason: str | None = "not mounted yet"
         self._invalidations: deque[tuple[int, bytes | None]] = deque(maxlen=INVALIDATIONS_BOUND)
@@ -41,16 +42,26 @@ class KernelSide:
         self.on_first_open: Callable[[int], None] = lambda _inode: None
         self.on_drained: Callable[[int], None] = lambda _inode: None
 
-    def enable(self, device_fd: int, probe_fd: int) -> None:
-        """Turn passthrough on if the kernel accepts ``probe_fd``, a file in the cache directory, as a backing file."""
+    def enable(self, device_fd: int) -> None:
+        """The kernel offers passthrough; `probe` then tells for which cache directories."""
         self._device_fd = device_fd
+
+    def probe(self, fd: int) -> None:
+        """Use passthrough for a cache directory if the kernel accepts ``fd``, a file in it, as a backing file."""
         try:
-            self._close(self._open(probe_fd))
+            self._close(self._open(fd))
         except OSError as exc:
-            self.disable(f"the kernel refuses the cache directory's file system ({exc.strerror})")
+            if not self._accepted:
+                self.disable(f"the kernel refuses the cache directory's file system ({exc.strerror})")
+            log.info("files of device %d are copied: the kernel refuses its file system", os.fstat(fd).st_dev)
         else:
+            self._accepted.add(os.fstat(fd).st_dev)
             self.passthrough = True
             self.reason = None
+
+    def accepts(self, device: int) -> bool:
+        """See `Kernel`."""
+        return device in self._accepted
 
     def disable(self, reason: str) -> None:
         """Serve everything by copying, and say why."""

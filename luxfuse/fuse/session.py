@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -51,7 +52,7 @@ class Session:
 
     def __init__(
         self, operations: Operations, kernel: KernelSide, *, mountpoint: str, source: str, allow_other: bool,
-        want_passthrough: bool, cache_directory: Path,
+        want_passthrough: bool, cache_directories: Sequence[Path],
     ) -> None:
         self._operations = operations
         self._kernel = kernel
@@ -59,7 +60,7 @@ class Session:
         self._source = source
         self._allow_other = allow_other
         self._want_passthrough = want_passthrough
-        self._cache_directory = cache_directory
+        self._cache_directories = cache_directories
         self.privileged = os.geteuid() == 0
         self._mounted = False
         self._initialised = False
@@ -127,7 +128,7 @@ class Session:
         if offered and self._want_passthrough:
             out[3] |= FUSE_INIT_EXT
             out[10] |= FUSE_PASSTHROUGH_2
-            out[11] = _stack_depth(self._cache_directory)
+            out[11] = max(map(_stack_depth, self._cache_directories))
         out[3] |= flags & FUSE_HANDLE_KILLPRIV_V2
         INIT_OUT.pack_into(reply, OUT_HEADER_BYTES, *out)
         os.write(device, reply)
@@ -139,11 +140,13 @@ class Session:
         elif not offered:
             self._kernel.disable("the kernel does not offer it; Linux 6.9 or later does")
         else:
-            probe = os.open(self._cache_directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                self._kernel.enable(device, probe)
-            finally:
-                os.close(probe)
+            self._kernel.enable(device)
+            for directory in self._cache_directories:
+                probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                try:
+                    self._kernel.probe(probe)
+                finally:
+                    os.close(probe)
 
     # -- as a plain user
 

@@ -1,8 +1,9 @@
 """Cache objects: which pages of which object version lie in the cache, with checksums, and when they were last used.
 
 Keys: OBJECTS ``id`` (16 bytes) -> `ObjectRecord`; CHUNKS ``id + chunk (4 bytes)`` -> presence bitmap (16 bytes, one
-bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; RECENCY
-``last use (8 bytes, microseconds) + id`` -> allocated bytes (8 bytes). META ``cache_used`` holds the sum of those.
+bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; RECENCY ``number of the
+cache directory (1 byte) + last use (8 bytes, microseconds) + id`` -> allocated bytes (8 bytes). META ``cache_used`` and
+the number of a directory: the sum of those; ``cache_objects``: how many there are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import array
 import logging
 import sys
+from itertools import islice
 
 import msgspec
 import xxhash
@@ -23,13 +25,17 @@ log = logging.getLogger(__name__)
 CHUNK_PAGES = 128
 _BITMAP_BYTES = CHUNK_PAGES // 8
 VICTIM_SCAN = 10_000
+CLEAR_BATCH = 2_000
+DIRECTORIES = 64
+"""Most cache directories that one index knows at a time."""
 
 
 class ObjectRecord(msgspec.Struct, array_like=True):
     """What is stored of one cached object.
 
     ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
-    our last write to it, so that anybody else's write shows.
+    our last write to it, so that anybody else's write shows. ``directory`` is the number of the cache directory that has
+    the file (see `lifecycle`).
     """
 
     key: str
@@ -40,6 +46,7 @@ class ObjectRecord(msgspec.Struct, array_like=True):
     whole: bool = False
     epoch: int = 0
     stamp: int = 0
+    directory: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -111,16 +118,27 @@ def _little(sums: array.array[int]) -> bytes:
 
 
 class Objects:
-    """The cache objects of one cache directory. ``now_us`` arguments are wall-clock microseconds."""
+    """The cache objects of all cache directories. ``now_us`` arguments are wall-clock microseconds."""
 
     def __init__(self, store: IndexStore) -> None:
         self._store = store
-        stored = store.get(Table.META, b"cache_used")
-        self.used_bytes = U64.unpack(stored)[0] if stored else 0
+        self._used: dict[int, int] = {}
+        for number in range(DIRECTORIES):
+            if (stored := store.get(Table.META, _used_key(number))) is not None:
+                self._used[number] = U64.unpack(stored)[0]
         stored = store.get(Table.META, b"cache_objects")
         self.count = U64.unpack(stored)[0] if stored else 0
         self.refused = 0
         """Changes that were lost because the index took none."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that all files take."""
+        return sum(self._used.values())
+
+    def used_bytes_in(self, directory: int) -> int:
+        """Return the bytes that the files of a cache directory take."""
+        return self._used.get(directory, 0)
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return what is known of an object; None if it is not cached."""
@@ -146,16 +164,17 @@ class Objects:
         old = self._store.get(Table.OBJECTS, oid)
         before = _decode(old) if old is not None else None
         changes: Changes = {}
-        if before is not None and before.used_us != record.used_us:
-            changes[Table.RECENCY, U64.pack(before.used_us) + oid] = None
+        if before is not None:
+            changes[Table.RECENCY, _recency_key(before, oid)] = None
         changes[Table.OBJECTS, oid] = _encode(record)
-        changes[Table.RECENCY, U64.pack(record.used_us) + oid] = U64.pack(record.allocated_bytes)
+        changes[Table.RECENCY, _recency_key(record, oid)] = U64.pack(record.allocated_bytes)
         if pages is not None and changed is not None and len(changed):
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
-        return self._change(
-            changes, record.allocated_bytes - (before.allocated_bytes if before else 0), 0 if before else 1
-        )
+        deltas = {record.directory: record.allocated_bytes}
+        if before is not None:
+            deltas[before.directory] = deltas.get(before.directory, 0) - before.allocated_bytes
+        return self._change(changes, deltas, 0 if before else 1)
 
     def touch(self, oid: bytes, now_us: int) -> None:
         """Record a use of an object that is not loaded."""
@@ -171,36 +190,53 @@ class Objects:
         if value is None:
             return 0
         record = _decode(value)
-        changes: Changes = {(Table.OBJECTS, oid): None, (Table.RECENCY, U64.pack(record.used_us) + oid): None}
+        changes: Changes = {(Table.OBJECTS, oid): None, (Table.RECENCY, _recency_key(record, oid)): None}
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
             changes[Table.CHUNKS, _chunk_key(oid, number)] = None
-        return record.allocated_bytes if self._change(changes, -record.allocated_bytes, -1) else None
+        return record.allocated_bytes if self._change(changes, {record.directory: -record.allocated_bytes}, -1) else None
 
     def known(self, oid: bytes) -> bool:
-        """Whether the object is cached, in part at least."""
+        """Whether the object is recorded."""
         return self._store.get(Table.OBJECTS, oid) is not None
 
-    async def victims(self, in_use: set[bytes], needed_bytes: int) -> list[bytes]:
-        """Choose the least recently used objects whose files free ``needed_bytes``; nothing is dropped yet."""
+    def directory_of(self, oid: bytes) -> int | None:
+        """Return the number of the directory that has an object's file; None if the object is not cached."""
+        value = self._store.get(Table.OBJECTS, oid)
+        return None if value is None else _decode(value).directory
+
+    async def victims(self, directory: int, in_use: set[bytes], needed_bytes: int) -> list[bytes]:
+        """Choose the least recently used objects of a directory that free ``needed_bytes``; nothing is dropped yet."""
         await self._store.flush()
-        items = self._store.committed_items(Table.RECENCY, b"", b"", VICTIM_SCAN + len(in_use))
-        return choose_victims(((key[8:], U64.unpack(value)[0]) for key, value in items), in_use, needed_bytes)
+        prefix = bytes((directory,))
+        items = self._store.committed_items(Table.RECENCY, prefix, prefix, VICTIM_SCAN + len(in_use))
+        return choose_victims(((key[9:], U64.unpack(value)[0]) for key, value in items), in_use, needed_bytes)
 
-    async def clear(self) -> None:
-        """Forget every object, because the cache directory is another one or was emptied."""
+    async def clear(self, directory: int) -> None:
+        """Forget every object of a directory, because it is another one now, or was emptied."""
+        prefix = bytes((directory,))
 
-        def forget(txn: Transaction) -> None:
-            for table in (Table.OBJECTS, Table.CHUNKS, Table.RECENCY):
-                txn.clear(table)
+        def forget(txn: Transaction) -> int:
+            gone = list(islice(txn.items(Table.RECENCY, prefix, prefix), CLEAR_BATCH))
+            for key, _ in gone:
+                oid = key[9:]
+                value = txn.get(Table.OBJECTS, oid)
+                if value is not None:
+                    for number in range(-(-page_count(_decode(value).size) // CHUNK_PAGES)):
+                        txn.delete(Table.CHUNKS, _chunk_key(oid, number))
+                    txn.delete(Table.OBJECTS, oid)
+                txn.delete(Table.RECENCY, key)
+            return len(gone)
 
-        await self._store.run(forget)
-        self._change({}, -self.used_bytes, -self.count)
+        while count := await self._store.run(forget):
+            self._change({}, {}, -count)
+        self._change({}, {directory: -self.used_bytes_in(directory)}, 0)
 
-    def _change(self, changes: Changes, delta_bytes: int, delta_objects: int) -> bool:
-        """Make ``changes`` and count them; False if the index takes none: what it describes is only a cache."""
-        used_bytes, count = max(0, self.used_bytes + delta_bytes), max(0, self.count + delta_objects)
-        if delta_bytes:
-            changes[Table.META, b"cache_used"] = U64.pack(used_bytes)
+    def _change(self, changes: Changes, delta_bytes: dict[int, int], delta_objects: int) -> bool:
+        """Make ``changes`` and count them, bytes by directory; False if the index takes none: it is only a cache."""
+        used = {number: max(0, self.used_bytes_in(number) + delta) for number, delta in delta_bytes.items() if delta}
+        count = max(0, self.count + delta_objects)
+        for number, total in used.items():
+            changes[Table.META, _used_key(number)] = U64.pack(total)
         if delta_objects:
             changes[Table.META, b"cache_objects"] = U64.pack(count)
         try:
@@ -210,8 +246,17 @@ class Objects:
                 log.warning("what changes in the cache is not recorded: %s", exc)
             self.refused += 1
             return False
-        self.used_bytes, self.count = used_bytes, count
+        self._used.update(used)
+        self.count = count
         return True
+
+
+def _used_key(directory: int) -> bytes:
+    return b"cache_used" + bytes((directory,))
+
+
+def _recency_key(record: ObjectRecord, oid: bytes) -> bytes:
+    return bytes((record.directory,)) + U64.pack(record.used_us) + oid
 
 
 def _chunk_key(oid: bytes, number: int) -> bytes:

@@ -31,7 +31,7 @@ from luxfuse.errors import IndexFormatError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAP_BYTES = 1 << 40
 """Address space only; the file grows with what is in it."""
 COMMIT_INTERVAL_S = 0.1

@@ -93,7 +93,7 @@ class CacheDirectory:
                     break
             else:
                 raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
-            self._device = self.path.stat().st_dev
+            self.device = self.path.stat().st_dev
             self.identity = self._prepare()
         except OSError as exc:
             raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
@@ -132,7 +132,7 @@ class CacheDirectory:
         A cache disk that went away leaves an empty mountpoint on another file system: filling that would be wrong.
         Raises OSError while it cannot be written. False: it can, but the files that were here are lost.
         """
-        if _existing_parent(self.path).stat().st_dev != self._device:
+        if _existing_parent(self.path).stat().st_dev != self.device:
             raise OSError(errno.ENODEV, "the cache directory's file system is gone")
         _make_private(self.path)
         self._lock_again()

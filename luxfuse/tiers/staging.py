@@ -1,7 +1,8 @@
 """Staging files: the bytes of files that are written to, until they are in the store. They lie beside the cache files.
 
-``staging/<id as 16 hex digits>`` in the cache directory; ids come from the journal. A cache file becomes a staging file,
-and a staging file a cache file, by being renamed: whoever has it open keeps it.
+``staging/<id as 16 hex digits>`` in a cache directory; ids come from the journal. A cache file becomes a staging file,
+and a staging file a cache file, by being renamed in its directory: whoever has it open keeps it. New files are made in
+the *home* directory.
 
 Creating a file takes a rename where a spare one is ready (``spare-<number>``); `refill` makes spare ones in a thread.
 """
@@ -17,7 +18,7 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from luxfuse.core.spans import page_count
@@ -32,24 +33,37 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC
 
 
 class Staging:
-    """The staging files of one cache directory. Threads may share it; `refill`, `sync` and `recover` block for long."""
+    """The staging files of a mount. Threads may share it; `refill`, `sync` and `recover` block for long."""
 
-    def __init__(self, directory: CacheDirectory) -> None:
-        """Take the directory's staging files over, but remove the spare ones of an earlier run. Raises OSError."""
-        self._directory = directory
-        self.path = directory.path / "staging"
+    def __init__(self, home: CacheDirectory, others: Sequence[CacheDirectory] = ()) -> None:
+        """Take the directories' staging files over, but remove the spare ones of an earlier run. Raises OSError."""
+        self._home = home
+        self.path = home.path / "staging"
+        self._elsewhere: dict[int, CacheDirectory] = {}
+        """The directories of staging files that are not at home."""
         self._spares: deque[tuple[Path, int]] = deque()
         self._numbers = itertools.count()
         self._refilling = threading.Lock()
         self._syncing = threading.Lock()
-        self._unsynced: set[int] = set()
+        self._unsynced: dict[tuple[int, int], Path] = {}
+        """Files (device and inode number) whose names are not on the platter yet, and the directories of these."""
         self._tells_holes: bool | None = None
         for spare in self.path.glob("spare-*"):
             spare.unlink()
+        for directory in others:
+            self.add(directory)
+
+    def add(self, directory: CacheDirectory) -> None:
+        """Take over what is staged in another directory. Raises OSError."""
+        self._elsewhere.update(dict.fromkeys(_stored(directory.path / "staging"), directory))
+
+    def directory_of(self, number: int) -> CacheDirectory:
+        """Return the directory that a staging file lies in, or would be made in."""
+        return self._elsewhere.get(number, self._home)
 
     def path_of(self, number: int) -> Path:
         """Return the path of a staging file."""
-        return self.path / f"{number:016x}"
+        return self.directory_of(number).path / "staging" / f"{number:016x}"
 
     # -- making, taking and giving away
 
@@ -91,41 +105,46 @@ class Staging:
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         fd = self.take(path)
-        self._unsynced.add(os.fstat(fd).st_ino)
+        self._unsynced[_identity(os.fstat(fd))] = path.parent
         return fd
 
-    def adopt(self, oid: bytes, number: int) -> int:
+    def adopt(self, directory: CacheDirectory, oid: bytes, number: int) -> int:
         """Make an object's cache file a staging file; returns a descriptor for reading and writing. Raises OSError."""
-        fd = os.open(self._directory.file_of(oid), _FLAGS)
+        source, target = directory.file_of(oid), directory.path / "staging" / f"{number:016x}"
+        fd = os.open(source, _FLAGS)
         try:
-            self._directory.file_of(oid).rename(self.path_of(number))
+            source.rename(target)
         except BaseException:
             os.close(fd)
             raise
-        self._directory.last_writes.forget(oid)
-        self._unsynced.add(os.fstat(fd).st_ino)
+        if directory is not self._home:
+            self._elsewhere[number] = directory
+        directory.last_writes.forget(oid)
+        self._unsynced[_identity(os.fstat(fd))] = target.parent
         return fd
 
     def publish(self, number: int, oid: bytes) -> None:
         """Make a staging file an object's cache file; one that is there is replaced. Raises OSError."""
-        path, target = self.path_of(number), self._directory.file_of(oid)
-        self._unsynced.discard(path.stat().st_ino)
+        directory, path = self.directory_of(number), self.path_of(number)
+        target = directory.file_of(oid)
+        self._unsynced.pop(_identity(path.stat()), None)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         path.rename(target)
-        self._directory.last_writes.forget(oid)
+        self._elsewhere.pop(number, None)
+        directory.last_writes.forget(oid)
 
     def remove(self, number: int) -> None:
         """Remove a staging file; it need not exist. Raises OSError."""
         path = self.path_of(number)
         with contextlib.suppress(FileNotFoundError):
-            self._unsynced.discard(path.stat().st_ino)
+            self._unsynced.pop(_identity(path.stat()), None)
             path.unlink()
+        self._elsewhere.pop(number, None)
 
     def stored(self) -> Iterator[int]:
         """Yield the id of every staging file."""
-        for entry in os.scandir(self.path):
-            if _ID.fullmatch(entry.name):
-                yield int(entry.name, 16)
+        yield from _stored(self.path)
+        yield from list(self._elsewhere)
 
     def recover(self, number: int, to: Path) -> Path:
         """Move a staging file out, durably, to ``to`` or, where that exists, to a name with a number; returns its path.
@@ -145,7 +164,8 @@ class Staging:
                     target.unlink()
                 raise
             _sync_directory(target.parent)
-            self._unsynced.discard(os.fstat(fd).st_ino)
+            self._unsynced.pop(_identity(os.fstat(fd)), None)
+            self._elsewhere.pop(number, None)
         finally:
             os.close(fd)
         return target
@@ -169,16 +189,17 @@ class Staging:
 
     def sync(self, fd: int) -> None:
         """Bring a staging file to the platter, and its name if that is new. Blocks. Raises OSError."""
-        inode = os.fstat(fd).st_ino
-        if inode not in self._unsynced:
+        file = _identity(os.fstat(fd))
+        if file not in self._unsynced:
             os.fdatasync(fd)
             return
         os.fsync(fd)
         with self._syncing:  # one that waits here finds its name synced
-            if inode in self._unsynced:
-                named = set(self._unsynced)
-                _sync_directory(self.path)
-                self._unsynced -= named
+            if (directory := self._unsynced.get(file)) is not None:
+                named = [other for other, where in list(self._unsynced.items()) if where == directory]
+                _sync_directory(directory)
+                for other in named:
+                    self._unsynced.pop(other, None)
 
     def data_ranges(self, fd: int, size: int) -> list[range]:
         """Return the pages below ``size`` that have no hole in them, as ranges of page numbers.
@@ -244,6 +265,16 @@ class Staging:
                 spare, fd = self._spares.popleft()
                 os.close(fd)
                 spare.unlink(missing_ok=True)
+
+
+def _stored(staging: Path) -> Iterator[int]:
+    for entry in os.scandir(staging):
+        if _ID.fullmatch(entry.name):
+            yield int(entry.name, 16)
+
+
+def _identity(st: os.stat_result) -> tuple[int, int]:
+    return st.st_dev, st.st_ino
 
 
 def _reserve(wanted: Path) -> Path:

@@ -136,9 +136,10 @@ class FillBehind:
         self._nursery.start_soon(self._fill, obj)
 
     def _fits(self, obj: CachedObject) -> bool:
-        space = self._cache.space
+        hierarchy = self._cache.hierarchy
+        most = hierarchy.largest_bytes if obj.space is None else obj.space.capacity_bytes
         missing = obj.size - obj.cached_bytes
-        return space.degraded is None and (space.capacity_bytes is None or missing <= space.capacity_bytes // 2)
+        return hierarchy.usable and (most is None or missing <= most // 2)
 
     async def _fill(self, obj: CachedObject) -> None:
         try:

@@ -124,7 +124,7 @@ class Files:
         kernel.on_first_open = self._opened_by_kernel
         kernel.on_drained = self._drop_record
         self._registered_bound = min(REGISTERED_BOUND, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        cache.space.before_eviction = self.note_touched
+        cache.hierarchy.hooks.before_eviction = self.note_touched
         self.on_copied_closed: Callable[[int], None] = lambda _inode: None
         """Set by the writer: the last copied open of an inode is gone."""
 
@@ -182,8 +182,8 @@ class Files:
                 registered=self._kernel.is_registered(inode),
                 copied_opens=copied.opens if copied else 0,
                 whole=obj.whole,
-                fetchable=not fetched and entry.size <= self._whole_file_bytes and self._cache.space.degraded is None,
-                passthrough_possible=self._kernel.passthrough and hand_overs < HAND_OVER_TRIES,
+                fetchable=not fetched and entry.size <= self._whole_file_bytes and self._cache.hierarchy.usable,
+                passthrough_possible=self._may_hand_over(obj) and hand_overs < HAND_OVER_TRIES,
             )
             if mode is OpenMode.COPY:
                 return self._open_copied(entry, obj)
@@ -206,6 +206,9 @@ class Files:
                 continue
             self._register(parent, name, entry, obj, fd)
 
+    def _may_hand_over(self, obj: CachedObject) -> bool:
+        return self._kernel.passthrough and (obj.space is None or self._kernel.accepts(obj.space.directory.device))
+
     def open_staged(self, dirty: Dirty, entry: Entry, *, writing: bool = False, copy: bool = False) -> int:
         """Open a file that is being written to; returns the handle.
 
@@ -215,6 +218,7 @@ class Files:
         source = dirty.source
         assert source is not None
         possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
+        possible = possible and self._kernel.accepts(os.fstat(source.bytes.fd).st_dev)
         if copy:
             self.retire_idle(inode)
         if possible and not self._kernel.is_registered(inode) and not copy:
@@ -377,7 +381,7 @@ class Files:
             dirty = self._dirty.get(inode)
             if dirty is not None and dirty.source is not None:
                 return
-            if self._kernel.is_registered(inode) or inode in self._copied or not self._kernel.passthrough:
+            if self._kernel.is_registered(inode) or inode in self._copied or not self._may_hand_over(obj):
                 return
             if not self._hand_over(entry, fd, obj.record.stamp, notice=notice):
                 return
@@ -497,7 +501,7 @@ class Files:
                 self._registry.registered.move_to_end(inode)
 
     def forget_all(self) -> None:
-        """Take every backing away, at the last close where the inode is open (the cache directory lost its files)."""
+        """Take every backing away, at the last close where the inode is open (a cache directory lost its files)."""
         for inode in list(self._registry.registered):
             self.retire(inode)
 

@@ -68,7 +68,7 @@ class FileSystem:
     """One mount's tree. Errors are `LuxError` with the errno to return."""
 
     def __init__(
-        self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults, tier: str,
+        self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults,
         entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves,
     ) -> None:
         self.namespace = namespace
@@ -79,7 +79,6 @@ class FileSystem:
         self._moves = moves
         self._cache = cache
         self._defaults = defaults
-        self._tier = tier
         self._directories: dict[int, _DirectoryHandle] = {}
         self._next_handle = 1
         self._positions: OrderedDict[int, dict[int, bytes]] = OrderedDict()
@@ -201,13 +200,13 @@ class FileSystem:
         if entry.kind is not Kind.FILE:
             raise NoSuchAttribute(f"no attribute {name!r}")
         dirty = self._dirty.get(inode)
+        tier: str
         if dirty is not None and dirty.source is not None:
-            cached, state, tier = dirty.source.bytes.size, "dirty", self._tier
+            cached, state, tier = dirty.source.bytes.size, "dirty", self._writer.tier_of(dirty)
         else:
             key = self.namespace.key(parent, base, entry.kind)
-            cached = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else 0
+            cached, tier = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else (0, "none")
             state = "cached" if cached == entry.size else "partial" if cached else "remote"
-            tier = self._tier if cached else "none"
         values = {"version": entry.version, "cached_bytes": str(cached), "state": state, "tier": tier}
         return values[name.decode()].encode()
 

@@ -20,6 +20,9 @@ class Kernel(Protocol):
     def passthrough(self) -> bool:
         """Whether files can be handed to the kernel at all."""
 
+    def accepts(self, device: int) -> bool:
+        """Whether files of a file system (its ``st_dev``) can be handed over."""
+
     on_first_open: Callable[[int], None]
     """Called with an inode that was registered with ``notice``, soon after its first open."""
     on_drained: Callable[[int], None]
@@ -76,6 +79,10 @@ class NoKernel:
     def __init__(self) -> None:
         self.on_first_open: Callable[[int], None] = lambda _inode: None
         self.on_drained: Callable[[int], None] = lambda _inode: None
+
+    def accepts(self, device: int) -> bool:
+        """Nothing can be handed over."""
+        return False
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """Refuse."""

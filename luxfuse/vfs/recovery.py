@@ -319,7 +319,8 @@ class Recovery:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
             dirty.noted = dirty.stamp
             dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
-            self._cache.space.count_staged(dirty.accounted_bytes)
+            space = self._cache.hierarchy.of(self._staging.directory_of(number))
+            space.count_staged(dirty.accounted_bytes)
         elif record.kind is Kind.SYMLINK:
             dirty.target = inline or b""
         self._entries.add(dirty)

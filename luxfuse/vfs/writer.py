@@ -26,6 +26,7 @@ import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.space import Space
 from luxfuse.cache.staged import Buffer, StagedBytes
 from luxfuse.cache.upload import OldObject, Source, Uploader
 from luxfuse.core.parts import PART_BYTES
@@ -35,7 +36,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import Kind, WriteMode
+from luxfuse.types import Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
@@ -130,7 +131,7 @@ class Writer:
     def _attach(self, dirty: Dirty) -> int:
         row = self.row(dirty)
         # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
-        copy = not self._cache.space.has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(row))
+        copy = not self._space(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(row))
         handle = self._files.open_staged(dirty, row, writing=True, copy=copy)
         if dirty.unprivileged and not self._files.has_copied_opens(dirty.inode):
             self.clear_set_id(dirty)
@@ -175,14 +176,17 @@ class Writer:
             return self._begin_empty(inode, key, unchanged=entry.size == 0)
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
-            if not obj.whole and entry.size <= self._whole_file_bytes and self._cache.space.degraded is None:
+            if not obj.whole and entry.size <= self._whole_file_bytes and self._cache.hierarchy.usable:
                 await self._cache.fetch_whole(obj)
             if obj.whole:
                 fd = await self._cache.open_for_kernel(obj)
                 if fd is None:
                     return None
                 os.close(fd)
-            return self._begin_with(inode, key, entry, obj)
+            begun = self._begin_with(inode, key, entry, obj)
+            if begun is not None and obj.whole and begun.source is not None:  # it was in memory, and is to be on disk
+                await begun.source.bytes.complete_all()
+            return begun
         except (VersionChanged, NotFound):
             self._namespace.expire(inode)
             raise Stale(f"{key!r} changed in the under-store") from None
@@ -211,18 +215,22 @@ class Writer:
         entry = self._is_current(inode, key, shown.version)
         if entry is None:
             return None
-        if obj.whole and not self._files.may_adopt(inode, obj.oid):
+        # Memory does not outlive the machine: what is written to goes to a disk, unless somebody reads it in passthrough.
+        adopted = obj.space if obj.whole and not (self._is_volatile(obj.space) and self._files.retire_idle(inode)) else None
+        if adopted is not None and not self._files.may_adopt(inode, obj.oid):
             raise Busy(f"{key!r} is open with another cache file")
-        if not obj.whole and self._kernel.is_registered(inode):
+        if adopted is None and self._kernel.is_registered(inode):
             raise Busy(f"{key!r} is open, and no longer whole in the cache")
+        if self._is_volatile(adopted) and self.mode_of(key) is WriteMode.MUST_CACHE:
+            raise Busy(f"{key!r} is open in a cache directory in memory, where nothing can be kept")
         dirty = self._make_dirty(entry, key)
         sums = {page: obj.pages.checksums[page] for page in range(obj.pages.total) if obj.pages.has(page)}
         old = OldObject(key, entry.version, entry.size, sums)
-        if obj.whole:
-            fd = self._staging.adopt(obj.oid, dirty.number)
+        if adopted is not None:
+            fd = self._staging.adopt(adopted.directory, obj.oid, dirty.number)
             reached("begin.adopted")
             _, dirty.accounted_bytes = self._cache.detach(obj)
-            self._cache.space.staged_bytes += dirty.accounted_bytes
+            adopted.staged_bytes += dirty.accounted_bytes
             content = StagedBytes(fd, cache=self._cache, limiter=self._limiter)
             dirty.checksums = sums
             reached("begin.detached")
@@ -345,7 +353,7 @@ class Writer:
 
         Files that are not in the store yet keep a descriptor each, so there is a bound on their number, too.
         """
-        space = self._cache.space
+        space = self._cache.hierarchy.home
         few = len(self._entries) < self._most_dirty
         if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
             return
@@ -371,8 +379,24 @@ class Writer:
         if content.fd < 0:
             return
         now = os.fstat(content.fd).st_blocks * 512
-        self._cache.space.count_staged(now - dirty.accounted_bytes)
+        self._space(dirty).count_staged(now - dirty.accounted_bytes)
         dirty.accounted_bytes = now
+
+    def _space(self, dirty: Dirty) -> Space:
+        """Return where the staging file is."""
+        return self._cache.hierarchy.of(self._staging.directory_of(dirty.number))
+
+    def _is_volatile(self, space: Space | None) -> bool:
+        return space is not None and space.tier == "mem" and space is not self._cache.hierarchy.home
+
+    def tier_of(self, dirty: Dirty) -> Tier:
+        """Return the tier of the staging file."""
+        return self._space(dirty).tier
+
+    def _remove_staged(self, dirty: Dirty) -> None:
+        space = self._space(dirty)
+        self._staging.remove(dirty.number)
+        space.count_staged(-dirty.accounted_bytes)
 
     # -- what a close or an fsync promises
 
@@ -383,7 +407,8 @@ class Writer:
         if dirty.place is None:
             return
         dirty.closed = True
-        if dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL:
+        local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
+        if local and (dirty.source is None or not self._is_volatile(self._space(dirty))):
             await self._promise(dirty)
             return
         try:
@@ -501,15 +526,15 @@ class Writer:
         self.account(dirty)
         oid = self._cache.object_id(key, row.version)
         if keep:
+            space = self._space(dirty)
             self._staging.publish(dirty.number, oid)
             reached("publish.renamed")
             record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
-            self._cache.space.staged_bytes -= dirty.accounted_bytes
-            self._cache.install(record, dirty.checksums, st.st_ino)
+            space.staged_bytes -= dirty.accounted_bytes
+            self._cache.install(record, dirty.checksums, st.st_ino, space)
             reached("publish.installed")
         else:
-            self._staging.remove(dirty.number)
-            self._cache.space.count_staged(-dirty.accounted_bytes)
+            self._remove_staged(dirty)
         dirty.accounted_bytes = 0
         self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
         source.bytes.close()
@@ -550,9 +575,8 @@ class Writer:
         if dirty.finished or dirty.writers or dirty.lock.locked() or self._files.has_copied_opens(dirty.inode):
             return
         if dirty.source is not None:
-            self._staging.remove(dirty.number)
+            self._remove_staged(dirty)
             reached("discard.removed")
-            self._cache.space.count_staged(-dirty.accounted_bytes)
             dirty.accounted_bytes = 0
             self._files.retire(dirty.inode)
             dirty.source.bytes.close()
@@ -590,9 +614,9 @@ class Writer:
                 if dirty.writers and dirty.source is not None:
                     self.account(dirty)
                     self._begin_early(dirty)
-            space = self._cache.space
-            if space.ledger.shortage(0):
-                await space.make_room(0)
+            for space in list(self._cache.hierarchy):
+                if space.ledger.shortage(0):
+                    await space.make_room(0)
             if self._mapped and trio.current_time() - mapped_s > MAPPED_INTERVAL_S:
                 mapped_s = trio.current_time()
                 for dirty in list(self._mapped):

@@ -58,7 +58,7 @@ async def work(mount: Mount, seed: int, rounds: int = 14) -> None:
 async def check_survivor(path: Path, driver: FakeStore) -> None:
     """Everything that a run after the crash must do right."""
     async with mounted(path, driver, **OPTIONS) as m:
-        await sweep(m.cache, m.directory)
+        await sweep(m.cache, m.space)
         assert all(m.objects.known(oid) for oid in m.directory.stored()), "an unknown file stays"
         for key in sorted(driver.objects):
             assert await m.read_all(key) == driver.objects[key][0]
@@ -66,7 +66,7 @@ async def check_survivor(path: Path, driver: FakeStore) -> None:
             assert set(await m.entries(directory)) == {
                 key[3:].encode() for key in driver.objects if key.startswith(directory)
             }
-        await until(lambda: m.cache.budget.idle and not m.space.removing)
+        await until(lambda: m.cache.budget.idle and not m.hierarchy.removing)
         assert m.space.ledger.used_bytes == m.objects.used_bytes <= OPTIONS["capacity_bytes"]
         assert m.disk_bytes() <= OPTIONS["capacity_bytes"] + len(CONTENTS) * 4096
 
@@ -170,7 +170,7 @@ async def test_a_lost_index_is_a_cold_cache_and_no_leftovers(tmp_path: Path) -> 
         await work(m, 1)
     shutil.rmtree(tmp_path / "index")
     async with mounted(tmp_path, driver, **OPTIONS) as m:
-        assert not m.beginning.same_cache
+        assert not m.objects.count
         assert list(m.directory.stored()) == []
     await check_survivor(tmp_path, driver)
 

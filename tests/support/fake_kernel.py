@@ -59,6 +59,10 @@ class FakeKernel:
 
     # -- what the vfs asks for
 
+    def accepts(self, device: int) -> bool:
+        """See `Kernel`."""
+        return True
+
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """See `Kernel`."""
         assert self.passthrough

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
+from msgspec import structs
 
-from luxfuse.assembly import Local, TreeParts, build_tree
+from luxfuse.assembly import Cache, Local, TreeParts, build_tree
+from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
@@ -69,6 +71,8 @@ class Options:
     """What tests vary; the defaults are small and quiet."""
 
     capacity_bytes: int | None = 64 * MIB
+    more_caches: tuple[CacheSetting, ...] = ()
+    """Further cache directories, with paths relative to the state; the first one is an SSD."""
     free_space_ratio: float = 0.0
     memory_bytes: int = 16 * MIB
     metadata_ttl_s: float = 60.0
@@ -92,7 +96,11 @@ class Options:
         """The settings of a daemon that has its state in ``path``."""
         return Settings(
             source="fake://bucket", mountpoint=str(path / "mnt"), state_dir=str(path),
-            cache_dir=CacheSetting(str(path / "cache"), self.capacity_bytes), free_space_ratio=self.free_space_ratio,
+            cache_dirs=(
+                CacheSetting(str(path / "cache"), self.capacity_bytes),
+                *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
+            ),
+            free_space_ratio=self.free_space_ratio,
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
             write_mode=self.write_mode, on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
@@ -140,7 +148,7 @@ class Mount:
     namespace: Namespace
     directory: CacheDirectory
     objects: Objects
-    space: Space
+    hierarchy: Hierarchy
     cache: PageCache
     ahead: FilesAhead
     files: Files
@@ -156,6 +164,11 @@ class Mount:
     durable: Durable
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
+
+    @property
+    def space(self) -> Space:
+        """The home directory's."""
+        return self.hierarchy.home
 
     async def drain(self, timeout_s: float = 20.0) -> None:
         """Bring everything to the store, as before an unmount."""
@@ -201,11 +214,12 @@ class Mount:
     def disk_bytes(self) -> int:
         """Bytes that cache files take on disk now."""
         total = 0
-        for path in self.directory.path.glob("objects/*/*"):
-            try:
-                total += path.stat().st_blocks * 512
-            except FileNotFoundError:
-                continue
+        for space in self.hierarchy:
+            for path in space.directory.path.glob("objects/*/*"):
+                try:
+                    total += path.stat().st_blocks * 512
+                except FileNotFoundError:
+                    continue
         return total
 
     def file_of(self, key: str) -> Path:
@@ -213,7 +227,7 @@ class Mount:
         version = self.driver.objects[key][1]
         obj = self.cache.acquire(key, version, len(self.driver.objects[key][0]))
         self.cache.release(obj)
-        return self.directory.file_of(obj.oid)
+        return (obj.space or self.space).directory.file_of(obj.oid)
 
 
 @asynccontextmanager
@@ -232,17 +246,25 @@ async def mounted(
         driver, request_timeout_s=o.request_timeout_s, max_requests=o.max_requests, rng=random.Random(0)
     )
     with contextlib.ExitStack() as stack:
-        directory = o.directory(path / "cache", "source")
-        stack.callback(directory.close)
+        settings = o.settings(path)
+        directories = [o.directory(Path(setting.path), "source") for setting in settings.cache_dirs]
+        for directory in directories:
+            stack.callback(directory.close)
         journal = Journal(path / "journal")
         stack.callback(journal.close)
         index = IndexStore(path / "index")
         stack.callback(index.close)
-        beginning = await lifecycle.begin(index, directory.identity)
-        if not beginning.same_cache:
-            await Objects(index).clear()
-            directory.doom_all()
-        local = Local(directory, index, journal, beginning.epoch, clean=beginning.clean)
+        beginning = await lifecycle.begin(index)
+        caches: list[Cache] = []
+        for setting, directory in zip(settings.cache_dirs, directories, strict=True):
+            known = lifecycle.number_of(
+                index, str(directory.path), directory.identity, {cache.number for cache in caches}
+            )
+            if not known.same:
+                await Objects(index).clear(known.number)
+                directory.doom_all()
+            caches.append(Cache(setting, directory, known.number))
+        local = Local(caches, index, journal, beginning.epoch, clean=beginning.clean)
         stack.callback(local.staging.close)
         durable = Durable(index, journal, local.staging)
         async with trio.open_nursery() as nursery:
@@ -272,7 +294,7 @@ def _build(
     )
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
-        p.space, p.cache, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered,
+        p.hierarchy, p.cache, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered,
         p.recovery, nursery, durable,
     )
 

@@ -92,7 +92,7 @@ async def test_the_capacity_holds_at_every_instant_under_sixteen_readers(tmp_pat
                 for seed in range(16):
                     readers.start_soon(reader, seed)
             done.set()
-        await until(lambda: m.cache.budget.idle and not m.space.removing)
+        await until(lambda: m.cache.budget.idle and not m.hierarchy.removing)
         assert samples > 10
         assert m.space.evictions
         assert m.space.ledger.used_bytes == m.objects.used_bytes
@@ -295,7 +295,7 @@ async def test_a_failing_index_does_not_end_the_watch(tmp_path: Path, monkeypatc
         m.space.fail(OSError(errno.EIO, "made up"))
         failures = 2
 
-        async def clear() -> None:
+        async def clear(_directory: int) -> None:
             nonlocal failures
             failures -= 1
             if failures >= 0:
@@ -329,7 +329,7 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
         path = m.directory.file_of(being_filled.oid)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
-        await sweep(m.cache, m.directory)
+        await sweep(m.cache, m.space)
         assert not any(m.directory.file_of(oid).exists() for oid in strangers)
         assert path.exists(), "a file that a fetch is writing was removed"
         assert len(cached(m)) == 6
@@ -391,7 +391,7 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
             real(oid)
 
         monkeypatch.setattr(m.directory, "remove", remove)
-        assert m.space.release(oid)
+        assert m.hierarchy.hooks.release(oid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(m.space.remove, oid)
             await until(begun.is_set)
@@ -517,8 +517,8 @@ async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytes
     driver.place("k", random_bytes(pages(1), 1))
     driver.place("left", random_bytes(pages(1), 2))
     async with mounted(tmp_path, driver) as m:
-        sweeper = Sweeper(m.cache, m.directory)
-        m.space.recovered = sweeper.request
+        sweeper = Sweeper(m.cache)
+        m.hierarchy.hooks.recovered = sweeper.request
         m.nursery.start_soon(sweeper.run)
         await cache_whole(m, "k")
         path = m.directory.file_of(acquire(m, "left").oid)  # in use, but nothing of it is known to be on disk
@@ -542,5 +542,5 @@ async def test_what_an_earlier_run_gave_up_is_removed_at_the_start(tmp_path: Pat
         m.directory.doom_all()  # and the daemon dies
     async with mounted(tmp_path, driver) as m:
         assert list(m.directory.path.glob("doomed-*"))
-        m.nursery.start_soon(Sweeper(m.cache, m.directory).run)
+        m.nursery.start_soon(Sweeper(m.cache).run)
         await until(lambda: not list(m.directory.path.glob("doomed-*")))

@@ -66,7 +66,7 @@ def test_fstab_helper(started: list[Settings], tmp_path: Path, capsys: pytest.Ca
     (settings,) = started
     assert (settings.source, settings.mountpoint) == ("s3://b", str(tmp_path.resolve()))
     assert settings.endpoint_url == "http://h:1"
-    assert settings.cache_dir.size_bytes == 1 << 30
+    assert settings.cache_dirs[0].size_bytes == 1 << 30
     assert not settings.read_only
     assert fstab.run(["s3://b", "/m", "-o", "ro,write_mode=through"]) == 0
     assert started.pop().read_only

@@ -247,7 +247,7 @@ async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> Non
     operations = Operations(fs, 0.0, read_only="ro" in flags)  # type: ignore[arg-type]
     session = Session(
         operations, kernel, mountpoint=mountpoint, source="small", allow_other=os.geteuid() == 0,
-        want_passthrough="copy" not in flags, cache_directory=Path(directory),
+        want_passthrough="copy" not in flags, cache_directories=[Path(directory)],
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(session.serve)

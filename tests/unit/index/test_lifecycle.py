@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.errors import ConfigError
 from luxfuse.index import lifecycle
+from luxfuse.index.objects import DIRECTORIES
 from luxfuse.index.store import IndexStore
 
 
@@ -16,9 +18,9 @@ def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-async def begin(path: Path, identity: str = "cache") -> tuple[IndexStore, lifecycle.Beginning]:
+async def begin(path: Path) -> tuple[IndexStore, lifecycle.Beginning]:
     store = IndexStore(path / "i")
-    return store, await lifecycle.begin(store, identity)
+    return store, await lifecycle.begin(store)
 
 
 async def end(store: IndexStore, *, clean: bool = True) -> None:
@@ -27,9 +29,9 @@ async def end(store: IndexStore, *, clean: bool = True) -> None:
     store.close()
 
 
-async def test_the_first_run_has_nothing_to_verify_and_no_cache_of_ours(tmp_path: Path, boot: Path) -> None:
+async def test_the_first_run_has_nothing_to_verify(tmp_path: Path, boot: Path) -> None:
     store, beginning = await begin(tmp_path)
-    assert beginning == lifecycle.Beginning(epoch=1, clean=True, same_cache=False)
+    assert beginning == lifecycle.Beginning(epoch=1, clean=True)
     await end(store)
 
 
@@ -38,7 +40,6 @@ async def test_the_epoch_rises_after_unclean_stops_only(tmp_path: Path, boot: Pa
     for clean in (True, True, False, True, False, False, True):
         store, beginning = await begin(tmp_path)
         epochs.append((beginning.epoch, beginning.clean))
-        assert beginning.same_cache == (len(epochs) > 1)
         await end(store, clean=clean)
     assert epochs == [(1, True), (1, True), (1, True), (2, False), (2, True), (3, False), (4, False)]
 
@@ -52,12 +53,25 @@ async def test_a_restart_of_the_machine_counts_as_unclean(tmp_path: Path, boot: 
     await end(store)
 
 
-async def test_another_cache_directory_is_noticed(tmp_path: Path, boot: Path) -> None:
-    store, _ = await begin(tmp_path, "one")
+async def test_directories_keep_their_numbers_while_they_are_away(tmp_path: Path, boot: Path) -> None:
+    def numbers(store: IndexStore, *directories: tuple[str, str]) -> list[lifecycle.Known]:
+        found: list[lifecycle.Known] = []
+        for path, identity in directories:
+            found.append(lifecycle.number_of(store, path, identity, {known.number for known in found}))
+        return found
+
+    store, _ = await begin(tmp_path)
+    one, two = numbers(store, ("/a", "one"), ("/b", "two"))
+    assert (one.same, two.same) == (False, False)
+    assert one.number != two.number
     await end(store)
-    store, other = await begin(tmp_path, "two")
-    assert not other.same_cache
-    await end(store)
-    store, again = await begin(tmp_path, "two")
-    assert again.same_cache
+    store, _ = await begin(tmp_path)
+    assert numbers(store, ("/elsewhere", "two")) == [lifecycle.Known(two.number, same=True)], "it has moved"
+    assert numbers(store, ("/b", "two"), ("/c", "three"))[1].number not in (one.number, two.number)
+    assert numbers(store, ("/a", "anew")) == [lifecycle.Known(one.number, same=False)], "what was there is lost"
+    assert numbers(store, ("/a", "anew")) == [lifecycle.Known(one.number, same=True)]
+    for number in range(2 * DIRECTORIES):
+        assert not numbers(store, (f"/n{number}", f"n{number}"))[0].same
+    with pytest.raises(ConfigError, match="more than"):
+        lifecycle.number_of(store, "/x", "x", range(DIRECTORIES))
     await end(store)

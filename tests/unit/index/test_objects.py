@@ -103,7 +103,7 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
                 assert loaded is not None
                 assert loaded[0].used_us == record.used_us
                 assert loaded[1].count * PAGE_BYTES == record.allocated_bytes
-        everything = await objects.victims(set(), 1 << 60)
+        everything = await objects.victims(0, set(), 1 << 60)
         assert everything == [oid for oid, _ in sorted(model.items(), key=lambda item: item[1].used_us)]
         assert len(store.committed_items(Table.RECENCY, b"", b"", 100)) == len(model), "a stale place in the order"
         for oid in list(model):
@@ -123,7 +123,7 @@ async def test_clearing_forgets_everything(tmp_path: Path) -> None:
     pages.add(0, 1)
     objects.save(b"a" * 16, ObjectRecord("k", "v", 10, allocated_bytes=allocated_bytes(10)), pages, range(1))
     assert objects.used_bytes == 4096
-    await objects.clear()
+    await objects.clear(0)
     assert (objects.used_bytes, objects.count) == (0, 0)
     assert not objects.known(b"a" * 16)
     assert objects.load(b"a" * 16) is None

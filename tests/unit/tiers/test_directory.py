@@ -131,7 +131,7 @@ def test_a_directory_that_another_daemon_took_meanwhile_is_left_alone(tmp_path: 
 def test_another_file_system_in_its_place_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d = CacheDirectory(tmp_path / "mnt", "s")
     shutil.rmtree(tmp_path / "mnt")
-    d._device += 1
+    d.device += 1
     with pytest.raises(OSError, match="file system is gone"):
         d.probe()
     assert not (tmp_path / "mnt").exists()

@@ -126,7 +126,7 @@ def test_threads_get_files_of_their_own(staging: Staging) -> None:
 def test_a_cache_file_becomes_a_staging_file_and_again_a_cache_file(directory: CacheDirectory, staging: Staging) -> None:
     fd = directory.open(OID, create=True)
     os.write(fd, b"old")
-    writable = staging.adopt(OID, 7)
+    writable = staging.adopt(directory, OID, 7)
     assert os.path.samestat(os.fstat(fd), os.fstat(writable)), "readers keep their file"
     assert list(directory.stored()) == []
     assert list(staging.stored()) == [7]
@@ -140,7 +140,7 @@ def test_a_cache_file_becomes_a_staging_file_and_again_a_cache_file(directory: C
     os.close(fd)
     os.close(writable)
     with pytest.raises(FileNotFoundError):
-        staging.adopt(OID, 8)
+        staging.adopt(directory, OID, 8)
     with pytest.raises(FileNotFoundError):
         staging.publish(8, OID)
 
@@ -270,8 +270,8 @@ def test_a_new_name_is_synced_with_its_file_once(staging: Staging, monkeypatch: 
 
 def test_an_adopted_file_is_synced_as_a_new_one(directory: CacheDirectory, staging: Staging) -> None:
     os.close(directory.open(OID, create=True))
-    fd = staging.adopt(OID, 1)
-    assert staging._unsynced == {os.fstat(fd).st_ino}
+    fd = staging.adopt(directory, OID, 1)
+    assert staging._unsynced == {(os.fstat(fd).st_dev, os.fstat(fd).st_ino): staging.path}
     staging.sync(fd)
     assert not staging._unsynced
     os.close(fd)

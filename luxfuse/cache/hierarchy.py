@@ -1,0 +1,105 @@
+"""The cache directories of one mount, in their tiers: where the file of an object goes.
+
+An object version has its file in one directory. New pages go to the highest tier that takes the whole object at once;
+where none does, the lowest tier makes room. What is cold moves down, what is warm up, in the background (`mover`).
+The *home* directory has the staging files of what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from luxfuse.cache.space import Hooks, Space
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.types import Tier
+
+TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")
+"""From the highest, the fastest, to the lowest."""
+
+
+@dataclass(slots=True)
+class Hierarchy:
+    """All `Space` of a mount, from the highest tier to the lowest; in one tier, in the order of the settings."""
+
+    home: Space
+    spaces: list[Space]
+    hooks: Hooks = field(default_factory=Hooks)
+
+    def __iter__(self) -> Iterator[Space]:
+        return iter(self.spaces)
+
+    def by_number(self, number: int) -> Space | None:
+        """Return a directory by its number; None if it is not in use."""
+        for space in self.spaces:
+            if space.number == number:
+                return space
+        return None
+
+    def of(self, directory: CacheDirectory) -> Space:
+        """Return the space of a directory that is in use."""
+        return next(space for space in self.spaces if space.directory is directory)
+
+    @property
+    def removing(self) -> dict[bytes, trio.Event]:
+        """Objects whose files are being removed: see `Hooks`."""
+        return self.hooks.removing
+
+    @property
+    def usable(self) -> bool:
+        """Whether something can be stored anywhere."""
+        return any(not space.shut for space in self.spaces)
+
+    @property
+    def largest_bytes(self) -> int | None:
+        """Capacity of the largest directory in use; None if one has no bound but the free-space ratio."""
+        capacities = [space.capacity_bytes for space in self.spaces if not space.shut]
+        return None if None in capacities else max((c for c in capacities if c is not None), default=0)
+
+    def total(self, count: Callable[[Space], int]) -> int:
+        """Return the sum of a number over all directories."""
+        return sum(count(space) for space in self.spaces)
+
+    def below(self, space: Space) -> list[Space]:
+        """Return the directories that can take files of lower tiers than this one's, the nearest first."""
+        level = TIERS.index(space.tier)
+        return [other for other in self.spaces if TIERS.index(other.tier) > level and not other.shut]
+
+    def above(self, space: Space) -> list[Space]:
+        """Return the directories that can take files of higher tiers than this one's, the highest first."""
+        level = TIERS.index(space.tier)
+        return [other for other in self.spaces if TIERS.index(other.tier) < level and not other.shut]
+
+    def try_reserve(self, size_bytes: int, wanted_bytes: int) -> tuple[bool, Space | None]:
+        """Reserve room for the first pages, ``wanted_bytes``, of an object; see `Space.settle`.
+
+        Returns whether that is decided, and where they go: None, if decided, means that they are not to be stored.
+        """
+        usable = [space for space in self.spaces if not space.shut]
+        if not usable:
+            return True, None
+        for space in by_room(usable):
+            fits = space is usable[-1] or not space.ledger.shortage(allocated_bytes(size_bytes))
+            if fits and space.try_reserve(wanted_bytes):
+                return True, space
+        return False, None
+
+    async def reserve(self, wanted_bytes: int) -> Space | None:
+        """Reserve room for the first pages of an object, evicting if need be: in the lowest tier, if that can be."""
+        for space in reversed(by_room([space for space in self.spaces if not space.shut])):
+            if await space.reserve(wanted_bytes):
+                return space
+        return None
+
+
+def by_room(spaces: list[Space]) -> list[Space]:
+    """Return directories from the highest tier down; in one tier, the emptiest first."""
+    return sorted(spaces, key=lambda space: (TIERS.index(space.tier), space.fullness))
+
+
+def by_tier(spaces: list[Space]) -> list[Space]:
+    """Return directories from the highest tier down; in one tier, in the order given."""
+    return sorted(spaces, key=lambda space: TIERS.index(space.tier))
