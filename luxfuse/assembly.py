@@ -12,6 +12,7 @@ import trio
 
 from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.hierarchy import Hierarchy, by_tier
+from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Hooks, Space
@@ -86,6 +87,7 @@ class TreeParts:
     objects: Objects
     hierarchy: Hierarchy
     cache: PageCache
+    mover: Mover
     lister: Lister
     namespace: Namespace
     ahead: FilesAhead
@@ -112,9 +114,8 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     )
     backlog = Backlog(entries=p.dirty, journal=p.journal, writeback=p.writeback, store=store)
     return Parts(
-        store, p.index, p.objects, p.hierarchy, p.cache, p.lister, p.namespace, p.ahead, p.files, p.fs, operations, kernel,
-        session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered,
-        p.recovery,
+        store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
+        kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
     )
 
 
@@ -193,8 +194,8 @@ def build_tree(
         tree=tree, moves=moves,
     )
     return TreeParts(
-        index, names, objects, hierarchy, cache, lister, namespace, ahead, files, fs, local.journal, local.staging, dirty,
-        writer, writeback, recovered, recovery,
+        index, names, objects, hierarchy, cache, Mover(cache, objects), lister, namespace, ahead, files, fs, local.journal,
+        local.staging, dirty, writer, writeback, recovered, recovery,
     )
 
 
@@ -206,6 +207,7 @@ def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
         spaces.append(Space(
             cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
             capacity_bytes=_capacity_bytes(cache), free_space_ratio=s.free_space_ratio if ratio is None else ratio,
+            high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
             writable=s.read_mode != "no-cache",
         ))  # fmt: skip
     return Hierarchy(spaces[0], by_tier(spaces), hooks)

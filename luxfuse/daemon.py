@@ -260,6 +260,7 @@ class _Daemon:
             background.start_soon(self._say_what_takes_long)
             await self._recover(parts)
             background.start_soon(sweeper.run)
+            background.start_soon(parts.mover.run)
             if not beginning.clean:
                 sweeper.request()
             background.start_soon(parts.writer.watch)

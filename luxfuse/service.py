@@ -12,6 +12,7 @@ from pathlib import Path
 
 from luxfuse import __version__
 from luxfuse.cache.hierarchy import TIERS, Hierarchy
+from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.config import Settings
@@ -49,6 +50,7 @@ class Parts:
     objects: Objects
     hierarchy: Hierarchy
     cache: PageCache
+    mover: Mover
     lister: Lister
     namespace: Namespace
     ahead: FilesAhead

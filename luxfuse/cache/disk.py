@@ -166,3 +166,24 @@ def open_verified(
     except BaseException:
         os.close(fd)
         raise
+
+
+def copy_pages(
+    source: CacheDirectory, target: CacheDirectory, oid: bytes, size: int, pages: Sequence[int], checksums: Sequence[int]
+) -> bool:
+    """Copy pages of an object to the file in which it comes to ``target``; False if one is damaged. Raises OSError."""
+    fd = source.open(oid)
+    try:
+        out = target.open_arrival(oid)
+        try:
+            os.ftruncate(out, size)
+            for page, expected in zip(pages, checksums, strict=True):
+                data = read_exact(fd, page_bytes(page, size), page * PAGE_BYTES)
+                if len(data) != page_bytes(page, size) or checksum(data) != expected:
+                    return False
+                write_all(out, data, page * PAGE_BYTES)
+        finally:
+            os.close(out)
+    finally:
+        os.close(fd)
+    return True

@@ -605,6 +605,15 @@ class PageCache:
         self._save(obj, range(obj.pages.total))
         return new
 
+    def relocate(self, obj: CachedObject, space: Space, st: os.stat_result) -> None:
+        """The object's file is in another directory now; all its pages were checked on the way there."""
+        obj.put_in(space)
+        obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns
+        obj.record.epoch = self._epoch
+        obj.file_number, obj.strangers = st.st_ino, 0
+        obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
+        self._save(obj)
+
     # -- handing over to the kernel
 
     async def open_for_kernel(self, obj: CachedObject) -> int | None:

@@ -60,14 +60,17 @@ class Space:
         tier: Tier,
         capacity_bytes: int | None,
         free_space_ratio: float,
+        high_watermark: float = 1.0,
+        low_watermark: float = 1.0,
         writable: bool = True,
     ) -> None:
-        """``number``: of the directory in the index."""
+        """``number``: of the directory in the index. Watermarks: parts of what it may hold."""
         self.directory = directory
         self.number = number
         self.tier = tier
         self._objects = objects
         self._ratio = free_space_ratio
+        self._high, self._low = high_watermark, low_watermark
         self._writable = writable
         self._evicting = trio.Lock()
         self._stuck_until = 0.0
@@ -125,10 +128,31 @@ class Space:
                     return False
         return self.ledger.reserve(wanted)
 
-    async def _evict(self, shortage_bytes: int) -> bool:
+    @property
+    def above_watermark_bytes(self) -> int:
+        """Bytes to get rid of to be at the low watermark again; 0 unless above the high one."""
+        ledger = self.ledger
+        taken = ledger.used_bytes + ledger.reserved_bytes
+        capacity = ledger.capacity_bytes
+        if capacity is None:
+            capacity = taken + max(0, (ledger.fs_free_bytes or 0) - ledger.free_floor_bytes)
+        return int(taken - self._low * capacity) if taken > self._high * capacity else 0
+
+    async def coldest(self, wanted_bytes: int) -> list[bytes]:
+        """Return the objects that are to go first, of that size together. Raises OSError."""
+        return await self._objects.victims(self.number, set(self.hooks.removing), wanted_bytes)
+
+    async def free_ahead(self, wanted_bytes: int) -> None:
+        """Evict before there is need, so that who needs room does not wait for it."""
+        async with self._evicting:
+            await self._evict(wanted_bytes, ahead_bytes=0)
+
+    async def _evict(self, shortage_bytes: int, ahead_bytes: int | None = None) -> bool:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
         self.hooks.before_eviction()
-        target = shortage_bytes + min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
+        if ahead_bytes is None:
+            ahead_bytes = min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
+        target = shortage_bytes + ahead_bytes
         in_use = set(self.hooks.removing)
         freed_bytes = 0
         while freed_bytes < target:

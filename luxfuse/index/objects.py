@@ -199,6 +199,11 @@ class Objects:
         """Whether the object is recorded."""
         return self._store.get(Table.OBJECTS, oid) is not None
 
+    def allocated_bytes(self, oid: bytes) -> int:
+        """Return the bytes that an object's file takes; 0 if it is not recorded."""
+        value = self._store.get(Table.OBJECTS, oid)
+        return 0 if value is None else _decode(value).allocated_bytes
+
     def directory_of(self, oid: bytes) -> int | None:
         """Return the number of the directory that has an object's file; None if the object is not cached."""
         value = self._store.get(Table.OBJECTS, oid)

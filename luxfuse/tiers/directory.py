@@ -1,7 +1,8 @@
 """Cache files in one directory. Every method here blocks: call it in a thread.
 
-Layout below the directory: ``cache.json`` (format version, identity), ``lock``, ``objects/ab/<id in hex>``, and
-``staging``, which is made here and otherwise left alone (see `staging`). An object file is sparse and holds each cached
+Layout below the directory: ``cache.json`` (format version, identity), ``lock``, ``objects/ab/<id in hex>``, ``moving``
+(files that come from another directory, or have gone to one), and ``staging``, which is made here and otherwise left
+alone (see `staging`). An object file is sparse and holds each cached
 page at its own offset. The identity ties the files to the index that describes them: when they do not match, the files
 are worthless and are removed.
 """
@@ -108,6 +109,9 @@ class CacheDirectory:
         objects = self.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
         _make_private(self.path / "staging")
+        _make_private(self.path / "moving")
+        for left in (self.path / "moving").iterdir():
+            left.unlink()
         described = self.path / "cache.json"
         try:
             found = json.loads(described.read_text())
@@ -197,6 +201,34 @@ class CacheDirectory:
         target.parent.mkdir(mode=0o700, exist_ok=True)
         self.file_of(oid).rename(target)
         self.last_writes.forget(oid)
+
+    # -- to and from other directories
+
+    def open_arrival(self, oid: bytes) -> int:
+        """Open the file that an object comes in, made if need be; the caller closes it. Raises OSError."""
+        return os.open(self._arrival(oid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def arrive(self, oid: bytes) -> os.stat_result:
+        """Make the file that an object came in its cache file, and return its state. Raises OSError."""
+        target = self.file_of(oid)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        self._arrival(oid).rename(target)
+        self.last_writes.forget(oid)
+        return target.stat()
+
+    def forget_arrival(self, oid: bytes) -> None:
+        """The object does not come. Raises OSError."""
+        self._arrival(oid).unlink(missing_ok=True)
+
+    def put_aside(self, oid: bytes) -> Path:
+        """Take the name of an object's file away; returns where the file is, for the caller to remove. Raises OSError."""
+        aside = self.path / "moving" / f"gone-{oid.hex()}"
+        self.file_of(oid).rename(aside)
+        self.last_writes.forget(oid)
+        return aside
+
+    def _arrival(self, oid: bytes) -> Path:
+        return self.path / "moving" / oid.hex()
 
     def stored(self) -> Iterator[bytes]:
         """Yield the id of every object file (for the sweep after an unclean stop)."""

@@ -22,6 +22,7 @@ from msgspec import structs
 
 from luxfuse.assembly import Cache, Local, TreeParts, build_tree
 from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
@@ -97,7 +98,7 @@ class Options:
         return Settings(
             source="fake://bucket", mountpoint=str(path / "mnt"), state_dir=str(path),
             cache_dirs=(
-                CacheSetting(str(path / "cache"), self.capacity_bytes),
+                CacheSetting(str(path / "cache"), self.capacity_bytes, high_watermark=1.0, low_watermark=1.0),
                 *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
             ),
             free_space_ratio=self.free_space_ratio,
@@ -150,6 +151,7 @@ class Mount:
     objects: Objects
     hierarchy: Hierarchy
     cache: PageCache
+    mover: Mover
     ahead: FilesAhead
     files: Files
     fs: FileSystem
@@ -294,8 +296,8 @@ def _build(
     )
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
-        p.hierarchy, p.cache, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback, p.recovered,
-        p.recovery, nursery, durable,
+        p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
+        p.recovered, p.recovery, nursery, durable,
     )
 
 

@@ -1,0 +1,229 @@
+"""Moves cache files between directories, in the background: what is cold down, what is warm up.
+
+Theory of operation
+-------------------
+A move copies the file, page by page and checked, to a file that no name stands for (``moving/``), while readers go on.
+It ends in one step of the event loop, in which nobody has the old file open (`Files.may_drop`) and nothing has changed
+since: the new file gets its name, the record its directory, the old file is put out of the way. Until then whoever has
+the object open, or opens it besides, keeps the old file; a finished copy waits for the last close. A crash at any point
+leaves one of the two files as the object's: the other is in ``moving/``, which is emptied at the start, or is removed by
+the sweep after an unclean end.
+
+Copies yield to what is fetched for readers, and keep to `BYTES_PER_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.cache import disk
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.space import Space
+from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.steps import reached
+from luxfuse.types import PAGE_BYTES
+
+log = logging.getLogger(__name__)
+
+BYTES_PER_S = 256 << 20
+SLICE_PAGES = 8
+YIELD_S = 0.02
+LONGEST_YIELD_S = 0.5
+"""For how long one slice waits at most for fetches under way: moves must not stop for ever."""
+INTERVAL_S = 0.25
+WAITING_BOUND = 32
+"""Finished copies that wait for the last close of their objects."""
+PATIENCE_S = 60.0
+"""For how long they do."""
+WANTED_BOUND = 1024
+"""Objects that are to move up."""
+ROUND_OBJECTS = 256
+"""Objects that one round moves down, before others get their turn."""
+
+
+@dataclass(slots=True, eq=False)
+class _Move:
+    """One object on its way. It is counted as used, and its room in ``target`` reserved, until `_finish` or `_drop`."""
+
+    obj: CachedObject
+    record: ObjectRecord
+    pages: int
+    source: Space
+    target: Space
+    bytes: int
+    patience_until_s: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the object is still what was copied."""
+        obj = self.obj
+        same = obj.record is self.record and obj.space is self.source and obj.pages.count == self.pages
+        return same and not obj.flights and obj.record.allocated_bytes == self.bytes
+
+
+class Mover:
+    """Keeps the directories of a mount below their high watermarks, and brings up what is wanted there."""
+
+    def __init__(self, cache: PageCache, objects: Objects) -> None:
+        self._cache = cache
+        self._objects = objects
+        self._waiting: list[_Move] = []
+        self._wanted: deque[tuple[bytes, Space]] = deque(maxlen=WANTED_BOUND)
+        self._stir = trio.Event()
+        self.moved_down = 0
+        self.moved_up = 0
+        self.moved_bytes = 0
+
+    def promote(self, oid: bytes, target: Space) -> None:
+        """Bring an object up to ``target`` soon, if it has room."""
+        self._wanted.append((oid, target))
+        self._stir.set()
+
+    async def run(self) -> None:
+        """Move until cancelled."""
+        try:
+            while True:
+                with trio.move_on_after(INTERVAL_S):
+                    await self._stir.wait()
+                self._stir = trio.Event()
+                await self.round()
+        finally:
+            with trio.CancelScope(shield=True):
+                for move in list(self._waiting):
+                    await self._drop(move)
+
+    async def round(self) -> None:
+        """Do what is to be done now."""
+        await self._end_waiting()
+        for space in reversed(list(self._cache.hierarchy)):  # the lowest first, so that the higher ones find room there
+            try:
+                await self._relieve(space)
+            except OSError as exc:
+                space.fail(exc)
+        while self._wanted:
+            oid, target = self._wanted.popleft()
+            if target in self._cache.hierarchy.spaces and await self.move(oid, target):
+                self.moved_up += 1
+
+    async def _relieve(self, space: Space) -> None:
+        """Bring a directory from above its high watermark to its low one: down where there is room, else out."""
+        excess = space.above_watermark_bytes
+        if not excess or space.shut:
+            return
+        below = self._cache.hierarchy.below(space)
+        freed = 0
+        if below:
+            self._cache.hierarchy.hooks.before_eviction()
+            for oid in (await space.coldest(excess))[:ROUND_OBJECTS]:
+                size = self._objects.allocated_bytes(oid)
+                target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)
+                if target is not None and await self.move(oid, target):
+                    self.moved_down += 1
+                    freed += size
+        if not freed:
+            await space.free_ahead(excess)
+
+    # -- one move
+
+    async def move(self, oid: bytes, target: Space) -> bool:
+        """Move one object; returns whether it is in ``target`` now, or will be at its last close."""
+        found = self._objects.load(oid)
+        if found is None or oid in self._cache.hierarchy.removing or len(self._waiting) >= WAITING_BOUND:
+            return False
+        obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
+        source = obj.space
+        if source is None or source is target or target.shut or obj.oid != oid or obj.flights or not obj.pages.count:
+            self._cache.release(obj)
+            return False
+        move = _Move(obj, obj.record, obj.pages.count, source, target, obj.record.allocated_bytes)
+        if not target.ledger.reserve(move.bytes):
+            self._cache.release(obj)
+            return False
+        try:
+            copied = await self._copy(move)
+        except OSError as exc:
+            log.info("%r stays in %s: %s", obj.record.key, source.directory.name, exc)
+            copied = False
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._drop(move)
+            raise
+        if not copied:
+            await self._drop(move)
+            return False
+        if await self._finish(move):
+            return True
+        move.patience_until_s = trio.current_time() + PATIENCE_S
+        self._waiting.append(move)
+        return move.holds
+
+    async def _copy(self, move: _Move) -> bool:
+        """Copy what is cached of the object; False if it has changed meanwhile, or a page is damaged."""
+        obj, pages = move.obj, move.obj.pages
+        present = [page for page in range(pages.total) if pages.has(page)]
+        reached("relocate.begun")
+        for first in range(0, len(present), SLICE_PAGES):
+            began_s = trio.current_time()
+            await self._yield()
+            part = present[first : first + SLICE_PAGES]
+            good = await trio.to_thread.run_sync(
+                disk.copy_pages, move.source.directory, move.target.directory, obj.oid, obj.size, part,
+                [pages.checksums[page] for page in part],
+            )
+            if not good or not move.holds:
+                return False
+            reached("relocate.copied")
+            await trio.sleep_until(began_s + len(part) * PAGE_BYTES / BYTES_PER_S)
+        return True
+
+    async def _yield(self) -> None:
+        with trio.move_on_after(LONGEST_YIELD_S):
+            while not self._cache.budget.idle:  # noqa: ASYNC110 (as the others that fetch when nobody else does)
+                await trio.sleep(YIELD_S)
+
+    async def _end_waiting(self) -> None:
+        for move in list(self._waiting):
+            if not move.holds or trio.current_time() > move.patience_until_s:
+                self._waiting.remove(move)
+                await self._drop(move)
+            elif await self._finish(move):
+                self._waiting.remove(move)
+
+    async def _finish(self, move: _Move) -> bool:
+        """Let the copy take the place of the old file, unless that is in use; False if it is, or something has changed."""
+        obj, source, target = move.obj, move.source, move.target
+        if not move.holds or target.shut or not self._cache.may_drop(obj.oid):
+            return False
+        try:
+            st = target.directory.arrive(obj.oid)
+        except OSError as exc:
+            target.fail(exc)
+            return False
+        reached("relocate.arrived")
+        self._cache.relocate(obj, target, st)
+        reached("relocate.recorded")
+        try:
+            old = source.directory.put_aside(obj.oid)
+        except OSError as exc:
+            source.fail(exc)
+            old = None
+        target.ledger.settle(move.bytes, move.bytes)
+        source.ledger.free(move.bytes)
+        self.moved_bytes += move.bytes
+        self._cache.release(obj)
+        if old is not None:
+            await trio.to_thread.run_sync(os.unlink, old)
+        reached("relocate.removed")
+        return True
+
+    async def _drop(self, move: _Move) -> None:
+        """Give a move up."""
+        move.target.ledger.settle(move.bytes, 0)
+        self._cache.release(move.obj)
+        await trio.to_thread.run_sync(move.target.directory.forget_arrival, move.obj.oid)

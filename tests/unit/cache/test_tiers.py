@@ -1,0 +1,299 @@
+"""Several cache directories: where objects go, how they move, and that no reader notices."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache import mover
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.space import Space
+from luxfuse.cache.sweep import sweep
+from luxfuse.config import CacheDirectory
+from luxfuse.index.names import ROOT_INODE
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, Options, mounted, pages, random_bytes, until
+
+MEM = CacheDirectory("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
+HDD = CacheDirectory("hdd", pages(16), "hdd", high_watermark=1.0, low_watermark=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mover, "BYTES_PER_S", 1 << 60)
+
+
+def options(**changes: object) -> Options:
+    given = {"capacity_bytes": pages(8), "more_caches": (MEM, HDD), "whole_file_bytes": pages(4), **changes}
+    return Options(**given)  # type: ignore[arg-type]
+
+
+def store(count: int = 12, size: int = pages(1)) -> FakeStore:
+    driver = FakeStore()
+    for number in range(count):
+        driver.place(f"k{number:02}", random_bytes(size, number))
+    return driver
+
+
+def acquire(m: Mount, key: str) -> CachedObject:
+    data, version, _, _ = m.driver.objects[key]
+    obj = m.cache.acquire(key, version, len(data))
+    m.cache.release(obj)
+    return obj
+
+
+def tier(m: Mount, key: str) -> str | None:
+    obj = acquire(m, key)
+    return obj.space.tier if obj.space is not None and obj.pages.count else None
+
+
+def space(m: Mount, name: str) -> Space:
+    return next(s for s in m.hierarchy if s.tier == name)
+
+
+def consistent(m: Mount) -> None:
+    """Every directory holds the files that the index has there, and counts their bytes."""
+    for s in m.hierarchy:
+        stored = set(s.directory.stored())
+        assert stored == {oid for oid in stored if m.objects.directory_of(oid) == s.number}
+        on_disk = sum(s.directory.file_of(oid).stat().st_blocks * 512 for oid in stored)
+        assert s.ledger.used_bytes == m.objects.used_bytes_in(s.number) + s.staged_bytes == on_disk + s.staged_bytes
+        assert s.ledger.reserved_bytes == 0
+        assert not list((s.directory.path / "moving").iterdir())
+
+
+async def read_all(m: Mount, count: int) -> None:
+    for number in range(count):
+        assert await m.read_all(f"k{number:02}") == m.driver.objects[f"k{number:02}"][0]
+
+
+async def test_new_objects_go_to_the_highest_tier_with_room_for_all_of_them(tmp_path: Path) -> None:
+    driver = store(14)
+    driver.place("large", random_bytes(pages(3), 99))
+    async with mounted(tmp_path, driver, options()) as m:
+        assert [s.tier for s in m.hierarchy] == ["mem", "ssd", "hdd"]
+        await read_all(m, 2)
+        assert await m.read_all("large") == driver.objects["large"][0]
+        await read_all(m, 14)
+        assert Counter(tier(m, f"k{n:02}") for n in range(14)) == {"mem": 4, "ssd": 5, "hdd": 5}
+        assert tier(m, "large") == "ssd"
+        consistent(m)
+        assert driver.counts["get"] == 16
+        await read_all(m, 14)
+        assert driver.counts["get"] == 16
+
+
+async def test_the_lowest_tier_makes_room_when_all_are_full(tmp_path: Path) -> None:
+    driver = store(40)
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 40)
+        assert {tier(m, f"k{n:02}") for n in range(4)} == {"mem"}, "nobody moved or dropped them"
+        assert space(m, "hdd").evictions > 0
+        assert space(m, "mem").evictions == space(m, "ssd").evictions == 0
+        for s in m.hierarchy:
+            assert s.capacity_bytes is not None
+            assert s.ledger.used_bytes <= s.capacity_bytes
+        consistent(m)
+
+
+async def test_what_is_above_the_high_watermark_moves_down_the_coldest_first(tmp_path: Path) -> None:
+    driver = store(8)
+    cold = CacheDirectory("mem", pages(4), "mem", high_watermark=0.75, low_watermark=0.5)
+    async with mounted(tmp_path, driver, options(more_caches=(cold, HDD))) as m:
+        await read_all(m, 4)
+        m.files.note_touched()
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        await m.mover.round()
+        assert [tier(m, f"k{n:02}") for n in range(4)] == ["mem", "ssd", "ssd", "mem"]
+        assert m.mover.moved_down == 2
+        consistent(m)
+        await read_all(m, 4)
+        assert driver.counts["get"] == 4, "everything is still cached"
+
+
+async def test_the_lowest_tier_is_freed_ahead_of_need(tmp_path: Path) -> None:
+    driver = store(8)
+    lowest = CacheDirectory("hdd", pages(4), "hdd", high_watermark=0.75, low_watermark=0.5)
+    async with mounted(tmp_path, driver, options(more_caches=(lowest,), capacity_bytes=pages(4))) as m:
+        await read_all(m, 8)
+        assert space(m, "hdd").evictions == 0
+        await m.mover.round()
+        assert space(m, "hdd").ledger.used_bytes == pages(2)
+        assert space(m, "hdd").evictions == 2
+        consistent(m)
+
+
+async def test_whoever_has_a_file_open_keeps_it_while_it_moves(tmp_path: Path) -> None:
+    driver = store(1)
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options()) as m:
+        handle = await m.open("k00")
+        obj = acquire(m, "k00")
+        backing = m.kernel.backing_of[await m.inode("k00")]
+        assert await m.mover.move(obj.oid, space(m, "hdd"))
+        assert tier(m, "k00") == "mem", "it waits for the last close"
+        beside = await m.open("k00")
+        assert m.kernel.backing_of[await m.inode("k00")] == backing, "the same file"
+        assert await m.kernel.read_all(m.fs, beside) == data
+        await m.mover.round()
+        assert tier(m, "k00") == "mem"
+        await m.kernel.release(m.fs, handle)
+        await m.kernel.release(m.fs, beside)
+        await m.mover.round()
+        assert tier(m, "k00") == "hdd"
+        assert await m.read_all("k00") == data
+        again = await m.open("k00")
+        assert m.kernel.backing_of[await m.inode("k00")] != backing
+        await m.kernel.release(m.fs, again)
+        assert driver.counts["get"] == 1
+        consistent(m)
+
+
+async def test_copying_readers_go_on_while_an_object_moves(tmp_path: Path) -> None:
+    driver = store(1, pages(4))
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options(passthrough=False, memory_bytes=pages(1))) as m:
+        handle = await m.open("k00")
+        obj = acquire(m, "k00")
+        m.cache.acquire("k00", driver.objects["k00"][1], pages(4))
+        await m.cache.fetch_whole(obj)
+        gets = driver.counts["get"]
+        done = trio.Event()
+        rounds = 0
+
+        async def reader() -> None:
+            nonlocal rounds
+            rng = random.Random(3)
+            while not done.is_set():
+                offset = rng.randrange(len(data))
+                assert bytes(await m.cache.read(obj, offset, 3000)) == data[offset : offset + 3000]
+                rounds += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(reader)
+            for number in range(12):
+                assert await m.mover.move(obj.oid, space(m, ("ssd", "hdd", "mem")[number % 3]))
+                await m.mover.round()
+                await trio.sleep(0.01)
+            done.set()
+        assert rounds > 20
+        m.cache.release(obj)
+        await m.kernel.release(m.fs, handle)
+        assert driver.counts["get"] == gets, "nothing was fetched again"
+        consistent(m)
+
+
+@pytest.mark.expected_logs("damaged page")
+async def test_a_damaged_page_does_not_move(tmp_path: Path) -> None:
+    driver = store(1)
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        path = m.file_of("k00")
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        with path.open("r+b") as f:
+            f.write(b"\0\0\0\0")
+        os.utime(path, ns=times)
+        assert not await m.mover.move(acquire(m, "k00").oid, space(m, "hdd"))
+        assert tier(m, "k00") == "mem"
+        consistent(m)
+        os.utime(path)
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+
+
+async def test_a_move_is_given_up_when_the_object_changes(tmp_path: Path) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        obj = m.cache.acquire("k00", driver.objects["k00"][1], pages(3))
+        await m.cache.read(obj, 0, 100)
+        move = m.mover.move
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move, obj.oid, space(m, "hdd"))
+            await trio.lowlevel.checkpoint()
+            m.cache.start(obj, range(1, 2))
+        await until(lambda: not obj.flights)
+        m.cache.release(obj)
+        assert tier(m, "k00") == "mem"
+        consistent(m)
+
+
+async def test_directories_that_are_away_lose_nothing(tmp_path: Path) -> None:
+    driver = store(8)
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 8)
+        assert [tier(m, f"k{n:02}") for n in range(8)] == ["mem"] * 4 + ["ssd"] * 4
+    async with mounted(tmp_path, driver, options(more_caches=())) as m:
+        assert [tier(m, f"k{n:02}") for n in range(8)] == [None] * 4 + ["ssd"] * 4
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        assert tier(m, "k00") == "ssd"
+    async with mounted(tmp_path, driver, options()) as m:
+        assert [tier(m, f"k{n:02}") for n in range(8)] == ["ssd"] + ["mem"] * 3 + ["ssd"] * 4
+        await sweep(m.cache, space(m, "mem"))
+        consistent(m)
+        await read_all(m, 8)
+        assert driver.counts["get"] == 9
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers", "is gone; fetching it again")
+async def test_a_directory_that_is_lost_is_done_without(tmp_path: Path) -> None:
+    driver = store(6)
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 6)
+        shutil.rmtree(space(m, "mem").directory.path)
+        space(m, "mem").fail(OSError(5, "made up"))
+        for inode in [await m.inode(f"k{n:02}") for n in range(6)]:
+            m.files.retire(inode)
+        await read_all(m, 6)
+        assert [tier(m, f"k{n:02}") for n in range(6)] == ["ssd"] * 6
+        assert m.hierarchy.usable
+
+
+async def test_what_is_written_goes_to_a_disk(tmp_path: Path) -> None:
+    driver = store(1)
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options(write_mode="async-through")) as m:
+        await read_all(m, 1)
+        assert tier(m, "k00") == "mem"
+        handle = await m.kernel.open(m.fs, await m.inode("k00"), os.O_RDWR)
+        inode = await m.inode("k00")
+        await m.kernel.write(m.fs, handle, 5, b"new")
+        assert m.writer.tier_of(m.dirty.get(inode)) == "ssd"
+        await m.kernel.close(m.fs, handle)
+        assert m.journal.files, "it is promised by the journal"
+        assert driver.counts["put"] == 0
+        await m.drain()
+        assert driver.objects["k00"][0] == data[:5] + b"new" + data[8:]
+        consistent(m)
+
+
+async def test_a_file_that_is_read_in_memory_is_written_there_and_promised_by_the_store(tmp_path: Path) -> None:
+    driver = store(1)
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options(write_mode="async-through")) as m:
+        reader = await m.open("k00")
+        handle = await m.kernel.open(m.fs, await m.inode("k00"), os.O_RDWR)
+        inode = await m.inode("k00")
+        await m.kernel.write(m.fs, handle, 5, b"new")
+        assert m.writer.tier_of(m.dirty.get(inode)) == "mem"
+        assert (await m.kernel.read_all(m.fs, reader))[:9] == data[:5] + b"new" + data[8:9]
+        await m.kernel.close(m.fs, handle)
+        assert driver.objects["k00"][0] == data[:5] + b"new" + data[8:], "memory does not outlive a power cut"
+        await m.kernel.release(m.fs, reader)
+        await m.drain()
+        consistent(m)
+
+
+async def test_a_new_file_is_staged_at_home(tmp_path: Path) -> None:
+    async with mounted(tmp_path, FakeStore(), options()) as m:
+        handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"new")
+        await m.kernel.write(m.fs, handle, 0, b"data")
+        assert list((space(m, "ssd").directory.path / "staging").glob("0*"))
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        assert tier(m, "new") == "ssd"
