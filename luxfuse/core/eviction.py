@@ -16,11 +16,11 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-SEGMENTS = range(4)
 WINDOW = 0
 """Where what is new is on probation."""
 MAIN = 1
 """Where all else is."""
+SEGMENTS = (WINDOW, MAIN)
 MAX_RANK = (1 << 64) - 1
 
 
@@ -107,87 +107,30 @@ def lowest_first(order: Order) -> Iterator[tuple[bytes, int]]:
         yield oid, allocated_bytes
 
 
-class Lru:
-    """Least recently used. Hits nothing when more than the cache holds is read over and over in the same order.
-
-    Holds one number; the rank is the tick of the last use.
-    """
+class _ByRank:
+    """What policies have in common whose order is that of the ranks alone. Holds one number, the tick."""
 
     __slots__ = ("_tick",)
-    _STATE = struct.Struct(">4sBQ")
+    _NAME: bytes
+    _PER_TICK = 1
+    """By how much the rank of a new object rises with each tick."""
+    _STATE = struct.Struct(">8sBQ")
+    _VERSION = 1
 
     def __init__(self) -> None:
         self._tick = 0
 
-    def on_insert(self, oid: bytes, allocated_bytes: int, order: Order, *, used: bool) -> Standing:
-        """See `Policy`."""
-        return self._newest()
-
-    def on_use(self, oid: bytes, standing: Standing) -> Standing:
-        """See `Policy`."""
-        return self._newest()
-
-    def _newest(self) -> Standing:
+    def _now(self) -> int:
         self._tick += 1
-        return Standing(MAIN, self._tick)
-
-    def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:
-        """See `Policy`."""
-        return Choice(choose_victims(lowest_first(order), in_use, needed_bytes), [])
-
-    def resume(self, highest_rank: int) -> None:
-        """See `Policy`."""
-        self._tick = max(self._tick, highest_rank)
-
-    def state(self) -> bytes:
-        """See `Policy`."""
-        return self._STATE.pack(b"lru", 1, self._tick)
-
-    def load(self, state: bytes) -> bool:
-        """See `Policy`."""
-        if len(state) != self._STATE.size or not state.startswith(b"lru\0\1"):
-            return False
-        self._tick = self._STATE.unpack(state)[2]
-        return True
-
-
-class Lrfu:
-    """Least recently and frequently used (Lee and others, 2001), as in Alluxio 2, with its parameters.
-
-    Each use counts F(x) = (1/ATTENUATION)^(STEP x) when it is x ticks ago; the sum over an object's uses is its CRF.
-    All CRFs shrink by the same factor with each tick, so log2(CRF) + d*tick, with d = STEP*log2(ATTENUATION), keeps the
-    order for ever: it is the rank, in fixed point, and holds all that is needed to compute the next one.
-    """
-
-    __slots__ = ("_tick",)
-    ATTENUATION = 2.0
-    STEP = 0.25
-    _UNIT = 1 << 24
-    """Of the rank: it lasts for 2^40 halvings."""
-    _PER_TICK = round(STEP * math.log2(ATTENUATION) * _UNIT)
-    _STATE = struct.Struct(">4sBQ")
-    _NEGLIGIBLE = 64.0
-
-    def __init__(self) -> None:
-        self._tick = 0
+        return self._tick * self._PER_TICK
 
     def on_insert(self, oid: bytes, allocated_bytes: int, order: Order, *, used: bool) -> Standing:
         """See `Policy`. What was fetched ahead stands as if it had been used."""
-        self._tick += 1
-        return Standing(MAIN, self._tick * self._PER_TICK)
-
-    def on_use(self, oid: bytes, standing: Standing) -> Standing:
-        """See `Policy`."""
-        self._tick += 1
-        now = self._tick * self._PER_TICK
-        log2_crf = (standing.rank - now) / self._UNIT
-        if log2_crf < -self._NEGLIGIBLE:
-            return Standing(MAIN, now)
-        return Standing(MAIN, now + round(math.log2(1.0 + 2.0**log2_crf) * self._UNIT))
+        return Standing(MAIN, self._now())
 
     def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:
         """See `Policy`."""
-        return Choice(choose_victims(lowest_first(order), in_use, needed_bytes), [])
+        return Choice(choose_victims(_lowest_first(order), in_use, needed_bytes), [])
 
     def resume(self, highest_rank: int) -> None:
         """See `Policy`."""
@@ -195,11 +138,57 @@ class Lrfu:
 
     def state(self) -> bytes:
         """See `Policy`."""
-        return self._STATE.pack(b"lrfu", 1, self._tick)
+        return self._STATE.pack(self._NAME, self._VERSION, self._tick)
 
     def load(self, state: bytes) -> bool:
         """See `Policy`."""
-        if len(state) != self._STATE.size or not state.startswith(b"lrfu\1"):
+        if len(state) != self._STATE.size:
             return False
-        self._tick = self._STATE.unpack(state)[2]
+        name, version, tick = self._STATE.unpack(state)
+        if name.rstrip(b"\0") != self._NAME or version != self._VERSION:
+            return False
+        self._tick = tick
         return True
+
+
+def _lowest_first(order: Order) -> Iterator[tuple[bytes, int]]:
+    for _, oid, allocated_bytes in heapq.merge(*map(order.ascending, SEGMENTS)):
+        yield oid, allocated_bytes
+
+
+class Lru(_ByRank):
+    """Least recently used; the rank is the tick of the last use.
+
+    Hits nothing when more than the cache holds is read over and over in the same order.
+    """
+
+    __slots__ = ()
+    _NAME = b"lru"
+
+    def on_use(self, oid: bytes, standing: Standing) -> Standing:
+        """See `Policy`."""
+        return Standing(MAIN, self._now())
+
+
+class Lrfu(_ByRank):
+    """Least recently and frequently used (Lee and others, 2001), as in Alluxio 2, with its parameters.
+
+    Each use counts F(x) = (1/ATTENUATION)^(STEP x) when it is x ticks ago; the sum over an object's uses is its CRF.
+    All CRFs shrink by the same factor with each tick, so log2(CRF) + d*tick, with d = STEP*log2(ATTENUATION), keeps the
+    order for ever: it is the rank, in fixed point, and holds all that is needed to compute the next one.
+    """
+
+    __slots__ = ()
+    _NAME = b"lrfu"
+    ATTENUATION = 2.0
+    STEP = 0.25
+    _UNIT = 1 << 24
+    """1.0 in a rank: ranks last for 2^40 halvings of the CRF."""
+    _PER_TICK = round(STEP * math.log2(ATTENUATION) * _UNIT)
+    _NEGLIGIBLE = -64.0
+
+    def on_use(self, oid: bytes, standing: Standing) -> Standing:
+        """See `Policy`."""
+        now = self._now()
+        log2_crf = max(self._NEGLIGIBLE, (standing.rank - now) / self._UNIT)
+        return Standing(MAIN, now + round(math.log2(1.0 + 2.0**log2_crf) * self._UNIT))

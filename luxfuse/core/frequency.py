@@ -2,8 +2,8 @@
 
 A count-min sketch (Cormode and Muthukrishnan, 2005) of 4-bit counters with conservative update: each of `ROWS` rows
 has one counter for an object, the least of them is its estimate, and only those that equal the least are raised. So an
-estimate is never too low, and too high only where all rows collide. After `SAMPLE_PER_ENTRY` uses for each entry all
-counters are halved, so that what was popular once is forgotten (Einziger, Friedman and Manes, TinyLFU, 2017).
+estimate is never too low, and too high only where all rows collide. After a number of
+uses all counters are halved, so that what was popular once is forgotten (Einziger, Friedman and Manes, TinyLFU, 2017).
 
 An entry costs `BYTES_PER_ENTRY`; as the number of entries is a power of two, an object costs at most twice that. A use
 costs `ROWS` look-ups. Halving is one pass of C code over the table (`bytes.translate`), less than a millisecond for each
@@ -22,7 +22,7 @@ MIN_ENTRIES = 1 << 9
 MAX_ENTRIES = 1 << 21
 """32 MiB. With more objects than that, the estimates get coarser."""
 MAX_COUNT = 15
-SAMPLE_PER_ENTRY = 10
+MIN_SAMPLE = 100
 
 _HALVED = bytes((byte >> 1) & 0x77 for byte in range(256))
 _HEADER = struct.Struct(">BBBxIQ")
@@ -44,10 +44,10 @@ class FrequencySketch:
         self._table = bytearray(self.entries * BYTES_PER_ENTRY)
         self._mask = self.entries * COUNTERS_PER_ENTRY - 1
         self._additions = 0
-        self._sample = SAMPLE_PER_ENTRY * self.entries
+        self._sample = MIN_SAMPLE
 
-    def fit(self, objects: int) -> None:
-        """Adjust to a cache of ``objects`` objects: the size, which only grows, and after how many uses to halve.
+    def fit(self, objects: int, sample: int) -> None:
+        """Adjust to a cache of ``objects`` objects, by growing if need be, and halve after ``sample`` uses from now on.
 
         A counter's position is its hash modulo the row's length; so a row that is appended to itself has, for each id,
         the old value at the new place.
@@ -57,7 +57,7 @@ class FrequencySketch:
             self._table = bytearray().join(2 * self._table[start : start + row] for start in range(0, ROWS * row, row))
             self.entries *= 2
             self._mask = self.entries * COUNTERS_PER_ENTRY - 1
-        self._sample = SAMPLE_PER_ENTRY * max(objects, MIN_ENTRIES // SAMPLE_PER_ENTRY)
+        self._sample = max(sample, MIN_SAMPLE)
 
     def add(self, oid: bytes) -> None:
         """Count one use."""
