@@ -72,8 +72,8 @@ class Policy(Protocol):
     def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:
         """Choose objects whose files free ``needed_bytes``, none of ``in_use``; all others if they do not suffice."""
 
-    def resume(self, highest_rank: int) -> None:
-        """Give ranks above ``highest_rank``, the highest of the order, from now on."""
+    def resume(self, order: Order, highest_rank: int) -> None:
+        """Go on with an order that is there, after `load` or without: give ranks above its highest from now on."""
 
     def state(self) -> bytes:
         """Return what `load` takes after a restart. Losing it costs hits, no more."""
@@ -132,7 +132,7 @@ class _ByRank:
         """See `Policy`."""
         return Choice(choose_victims(_lowest_first(order), in_use, needed_bytes), [])
 
-    def resume(self, highest_rank: int) -> None:
+    def resume(self, order: Order, highest_rank: int) -> None:
         """See `Policy`."""
         self._tick = max(self._tick, -(-highest_rank // self._PER_TICK))
 

@@ -133,9 +133,10 @@ class TinyLfu:
         self._main_limit = a_round.main_limit
         return a_round.choice()
 
-    def resume(self, highest_rank: int) -> None:
+    def resume(self, order: Order, highest_rank: int) -> None:
         """See `Policy`."""
         self._tick = max(self._tick, highest_rank)
+        self._observe(order.count)
 
     def state(self) -> bytes:
         """See `Policy`."""

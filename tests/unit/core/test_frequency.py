@@ -46,7 +46,7 @@ def test_ten_times_as_many_ids_as_entries_are_still_told_from_unknown_ones() -> 
     """A cache that holds a tenth of the data."""
     sketch = sketch_of(dict.fromkeys(ids(10 * MIN_ENTRIES), 3))
     unknown = ids(1000, first=10 * MIN_ENTRIES)
-    assert sum(sketch.estimate(oid) > 2 for oid in unknown) < 250
+    assert sum(sketch.estimate(oid) > 2 for oid in unknown) < 300
 
 
 def test_growing_forgets_nothing() -> None:
