@@ -20,6 +20,7 @@ from luxfuse.cache.upload import Uploader
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
 from luxfuse.core.paths import write_mode_for
+from luxfuse.core.policies import POLICIES
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
@@ -206,7 +207,8 @@ def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
         ratio = cache.setting.free_space_ratio
         spaces.append(Space(
             cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
-            capacity_bytes=_capacity_bytes(cache), free_space_ratio=s.free_space_ratio if ratio is None else ratio,
+            policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
+            free_space_ratio=s.free_space_ratio if ratio is None else ratio,
             high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
             writable=s.read_mode != "no-cache",
         ))  # fmt: skip

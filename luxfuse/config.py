@@ -20,9 +20,10 @@ from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
 from luxfuse.types import Tier, WriteMode
 
-ReadMode = Literal["cache", "no-cache"]
+ReadMode = Literal["cache", "cache-promote", "no-cache"]
 OnConflict = Literal["overwrite", "fail"]
 Driver = Literal["auto", "obstore", "fsspec"]
+EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 
 MIB = 1 << 20
 # What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity.
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gid: int | None = None
     umask: int = 0o022
     read_mode: ReadMode = "cache"
+    eviction_policy: EvictionPolicy = "tinylfu"
     write_mode: WriteMode = WriteMode.CACHE_THROUGH
     path_rules: tuple[PathRule, ...] = ()
     on_conflict: OnConflict = "overwrite"
@@ -107,7 +109,7 @@ _DURATIONS = {
 }
 _PLAIN = {
     *("source", "mountpoint", "foreground", "read_only", "allow_other", "uid", "gid", "umask", "passthrough"),
-    *("read_mode", "write_mode", "on_conflict", "free_space_ratio", "max_requests", "max_uploads"),
+    *("read_mode", "eviction_policy", "write_mode", "on_conflict", "free_space_ratio", "max_requests", "max_uploads"),
     *("endpoint_url", "driver", "storage_options", "log_file", "log_level"),
 }
 _SPECIAL = {"cache_dir", "cache_size", "state_dir", "path"}

@@ -22,6 +22,7 @@ import trio
 
 from luxfuse import logs
 from luxfuse.assembly import Cache, Local, build
+from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
@@ -60,6 +61,8 @@ ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
 """For how long files that are open when a signal comes may still be used; and then, how long what is closed may go up."""
 TOUCH_INTERVAL_S = 5.0
+POLICY_INTERVAL_S = 600.0
+"""How often what the eviction policies have learnt goes to the index: up to 32 MiB each."""
 REFILL_INTERVAL_S = 0.02
 DRAIN_PATIENCE_S = 60.0
 """After an unmount, for how long without progress the store is waited for; what is left goes up at the next mount."""
@@ -255,6 +258,7 @@ class _Daemon:
             for space in parts.hierarchy:
                 background.start_soon(space.watch)
             background.start_soon(self._note_touched, parts.files)
+            background.start_soon(self._keep_policy_states, parts.hierarchy)
             sweeper = Sweeper(parts.cache)
             parts.hierarchy.hooks.recovered = sweeper.request
             background.start_soon(self._say_what_takes_long)
@@ -280,6 +284,7 @@ class _Daemon:
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)
             parts.files.note_touched()
+            parts.hierarchy.keep_policy_states()
             parts.cache.close()
             try:
                 await local.journal.commit()
@@ -387,6 +392,11 @@ class _Daemon:
         while True:
             await trio.sleep(TOUCH_INTERVAL_S)
             files.note_touched()
+
+    async def _keep_policy_states(self, hierarchy: Hierarchy) -> None:
+        while True:
+            await trio.sleep(POLICY_INTERVAL_S)
+            hierarchy.keep_policy_states()
 
 
 def main() -> int:

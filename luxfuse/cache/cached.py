@@ -47,7 +47,7 @@ class CachedObject:
 
     __slots__ = (
         "distrusts", "file_number", "flights", "loaded_stamp", "oid", "pages", "record", "space", "strangers", "trusted",
-        "unsaved", "users",
+        "unsaved", "used", "users",
     )  # fmt: skip
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages, space: Space | None = None) -> None:
@@ -57,6 +57,8 @@ class CachedObject:
         self.space = space
         """The directory that has its file, or is to get it; None if none does."""
         self.users = 0
+        self.used = False
+        """Whether somebody asked for it since it was loaded: it was not only fetched ahead."""
         self.file_number = 0
         """Inode number of the cache file; 0 while we have not seen it."""
         self.flights: dict[int, Flight] = {}

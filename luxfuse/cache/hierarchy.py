@@ -63,6 +63,11 @@ class Hierarchy:
         """Return the sum of a number over all directories."""
         return sum(count(space) for space in self.spaces)
 
+    def keep_policy_states(self) -> None:
+        """Note what the eviction policies have learnt in the index."""
+        for space in self.spaces:
+            space.keep_policy_state()
+
     def below(self, space: Space) -> list[Space]:
         """Return the directories that can take files of lower tiers than this one's, the nearest first."""
         level = TIERS.index(space.tier)

@@ -120,8 +120,8 @@ class Mover:
         freed = 0
         if below:
             self._cache.hierarchy.hooks.before_eviction()
-            for oid in (await space.coldest(excess))[:ROUND_OBJECTS]:
-                size = self._objects.allocated_bytes(oid)
+            for oid in (await space.coldest(excess, self._cache.hierarchy.removing))[:ROUND_OBJECTS]:
+                size = record.allocated_bytes if (record := self._objects.record(oid)) is not None else 0
                 target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)
                 if target is not None and await self.move(oid, target):
                     self.moved_down += 1
@@ -206,7 +206,7 @@ class Mover:
             target.fail(exc)
             return False
         reached("relocate.arrived")
-        self._cache.relocate(obj, target, st)
+        self._cache.relocate(obj, target, st, used=source in self._cache.hierarchy.below(target))
         reached("relocate.recorded")
         try:
             old = source.directory.put_aside(obj.oid)

@@ -89,6 +89,7 @@ class PageCache:
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
         hierarchy.hooks.release = self._release_for_eviction
         hierarchy.hooks.after_removal = self._after_removal
+        hierarchy.hooks.record_of = self._record_of
 
     # -- objects
 
@@ -122,8 +123,9 @@ class PageCache:
 
     def touch(self, obj: CachedObject) -> None:
         """Note that the object is used now, for eviction."""
-        obj.record.used_us = max(time.time_ns() // 1000, obj.record.used_us + 1)
-        if obj.pages.count:
+        obj.used = True
+        obj.record.used_us = time.time_ns() // 1000
+        if obj.pages.count and obj.space is not None and obj.space.use(obj.oid, obj.record):
             self._save(obj)
 
     def _save(self, obj: CachedObject, changed: range | None = None) -> None:
@@ -138,8 +140,15 @@ class PageCache:
         obj = self._live.get(oid) or self._idle.get(oid)
         if obj is not None:
             self.touch(obj)
-        else:
-            self._objects.touch(oid, time.time_ns() // 1000)
+        elif (record := self._objects.record(oid)) is not None:
+            space = self.hierarchy.by_number(record.directory)
+            record.used_us = time.time_ns() // 1000
+            if space is not None and space.use(oid, record):
+                self._objects.save(oid, record)
+
+    def _record_of(self, oid: bytes) -> ObjectRecord | None:
+        obj = self._live.get(oid) or self._idle.get(oid)
+        return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
 
     def knows(self, oid: bytes, space: Space) -> bool:
         """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
@@ -386,6 +395,8 @@ class PageCache:
         strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
         if strange or stored.strangers > obj.strangers:
             self._distrust(obj)
+        if obj.pages.count == 0 and obj.space is not None:
+            obj.space.insert(obj.oid, obj.record, used=obj.used)
         for page, checksum in zip(pages, stored.checksums, strict=True):
             obj.pages.add(page, checksum)
             if stored.strangers >= obj.strangers:
@@ -395,7 +406,6 @@ class PageCache:
         record = obj.record
         record.allocated_bytes += allocated
         record.stamp = max(record.stamp, stored.stamp)
-        record.used_us = max(record.used_us, time.time_ns() // 1000)
         record.whole = obj.pages.whole
         self._save(obj, pages)
         return allocated
@@ -568,6 +578,7 @@ class PageCache:
         for page, value in checksums.items():
             pages.add(page, value)
         record.used_us, record.epoch, record.whole = time.time_ns() // 1000, self._epoch, pages.whole
+        space.insert(oid, record, used=True)
         obj = self._live.get(oid) or self._idle.pop(oid, None)
         if obj is None:
             obj = CachedObject(oid, record, pages)
@@ -605,9 +616,10 @@ class PageCache:
         self._save(obj, range(obj.pages.total))
         return new
 
-    def relocate(self, obj: CachedObject, space: Space, st: os.stat_result) -> None:
+    def relocate(self, obj: CachedObject, space: Space, st: os.stat_result, *, used: bool) -> None:
         """The object's file is in another directory now; all its pages were checked on the way there."""
         obj.put_in(space)
+        space.insert(obj.oid, obj.record, used=used)
         obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns
         obj.record.epoch = self._epoch
         obj.file_number, obj.strangers = st.st_ino, 0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
 
+from luxfuse.core.eviction import Policy
 from luxfuse.core.ledger import Ledger, allocated_bytes
-from luxfuse.index.objects import Objects
+from luxfuse.index.objects import DirectoryOrder, ObjectRecord, Objects
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import Tier
 
@@ -37,6 +38,8 @@ class Hooks:
     """Objects whose files are being unlinked: a new file of the same name must wait."""
     release: Callable[[bytes], bool] = lambda _oid: True
     """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
+    record_of: Callable[[bytes], ObjectRecord | None] = lambda _oid: None
+    """Set by the page cache: the record of an object, in memory or in the index."""
     before_eviction: Callable[[], None] = lambda: None
     """Set by vfs: brings the order of last uses up to date."""
     after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
@@ -56,6 +59,7 @@ class Space:
         objects: Objects,
         hooks: Hooks,
         *,
+        policy: Policy,
         number: int,
         tier: Tier,
         capacity_bytes: int | None,
@@ -69,6 +73,10 @@ class Space:
         self.number = number
         self.tier = tier
         self._objects = objects
+        self._policy = policy
+        self._order = DirectoryOrder(objects, number)
+        policy.load(objects.policy_state(number))
+        policy.resume(self._order, objects.highest_rank(number))
         self._ratio = free_space_ratio
         self._high, self._low = high_watermark, low_watermark
         self._writable = writable
@@ -138,9 +146,31 @@ class Space:
             capacity = taken + max(0, (ledger.fs_free_bytes or 0) - ledger.free_floor_bytes)
         return int(taken - self._low * capacity) if taken > self._high * capacity else 0
 
-    async def coldest(self, wanted_bytes: int) -> list[bytes]:
-        """Return the objects that are to go first, of that size together. Raises OSError."""
-        return await self._objects.victims(self.number, set(self.hooks.removing), wanted_bytes)
+    # -- which objects go
+
+    def insert(self, oid: bytes, record: ObjectRecord, *, used: bool) -> None:
+        """Give an object that comes into the directory its standing; ``used``: somebody asked for it."""
+        record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), self._order, used=used)
+
+    def use(self, oid: bytes, record: ObjectRecord) -> bool:
+        """Note that an object is used; returns whether its standing has changed."""
+        before = record.standing
+        record.standing = self._policy.on_use(oid, before)
+        return record.standing != before
+
+    def keep_policy_state(self) -> None:
+        """Note what the eviction policy has learnt in the index."""
+        self._objects.keep_policy_state(self.number, self._policy.state())
+
+    async def coldest(self, wanted_bytes: int, in_use: Collection[bytes] = ()) -> list[bytes]:
+        """Return the objects, none of ``in_use``, that are to go first, of that size together. Raises OSError."""
+        await self._objects.settle()
+        choice = self._policy.choose(self._order, in_use, wanted_bytes)
+        for oid, standing in choice.moves:
+            if (record := self.hooks.record_of(oid)) is not None and record.directory == self.number:
+                record.standing = standing
+                self._objects.save(oid, record)
+        return choice.victims
 
     async def free_ahead(self, wanted_bytes: int) -> None:
         """Evict before there is need, so that who needs room does not wait for it."""
@@ -157,7 +187,7 @@ class Space:
         freed_bytes = 0
         while freed_bytes < target:
             try:
-                chosen = await self._objects.victims(self.number, in_use, target - freed_bytes)
+                chosen = await self.coldest(target - freed_bytes, in_use)
             except OSError as exc:
                 self.fail(exc)
                 break

@@ -39,7 +39,13 @@ def mount(
     ] = None,
     read_only: Annotated[bool | None, typer.Option("--read-only", help="Refuse every change.")] = None,
     allow_other: Annotated[bool | None, typer.Option("--allow-other", help="Let other users in.")] = None,
-    read_mode: Annotated[str | None, typer.Option(metavar="cache|no-cache", help="Default cache.")] = None,
+    read_mode: Annotated[
+        str | None,
+        typer.Option(metavar="cache|cache-promote|no-cache", help="cache-promote: up to the highest tier. Default cache."),
+    ] = None,
+    eviction_policy: Annotated[
+        str | None, typer.Option(metavar="tinylfu|lru|lrfu", help="What goes when the cache is full. Default tinylfu.")
+    ] = None,
     write_mode: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +88,7 @@ def mount(
         "read_only": read_only,
         "allow_other": allow_other,
         "read_mode": read_mode,
+        "eviction_policy": eviction_policy,
         "write_mode": write_mode,
         "on_conflict": on_conflict,
         "metadata_ttl": metadata_ttl,

@@ -1,22 +1,25 @@
 """Cache objects: which pages of which object version lie in the cache, with checksums, and when they were last used.
 
 Keys: OBJECTS ``id`` (16 bytes) -> `ObjectRecord`; CHUNKS ``id + chunk (4 bytes)`` -> presence bitmap (16 bytes, one
-bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; RECENCY ``number of the
-cache directory (1 byte) + last use (8 bytes, microseconds) + id`` -> allocated bytes (8 bytes). META ``cache_used`` and
-the number of a directory: the sum of those; ``cache_objects``: how many there are.
+bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; STANDINGS ``number of the
+cache directory (1 byte) + segment (1 byte) + rank (8 bytes) + id`` -> allocated bytes (8 bytes): see `core.eviction`.
+META ``cache_used``, directory, segment: the sum of those, and how many there are (8 bytes each).
 """
 
 from __future__ import annotations
 
 import array
 import logging
+import struct
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
 import xxhash
 
-from luxfuse.core.eviction import choose_victims
+from luxfuse.core.eviction import SEGMENTS, Cached, Standing
 from luxfuse.core.spans import page_count
 from luxfuse.index.store import U64, Changes, IndexStore, Table, Transaction
 
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 
 CHUNK_PAGES = 128
 _BITMAP_BYTES = CHUNK_PAGES // 8
-VICTIM_SCAN = 10_000
+SCAN_BATCH = 256
 CLEAR_BATCH = 2_000
 DIRECTORIES = 64
 """Most cache directories that one index knows at a time."""
@@ -35,7 +38,7 @@ class ObjectRecord(msgspec.Struct, array_like=True):
 
     ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
     our last write to it, so that anybody else's write shows. ``directory`` is the number of the cache directory that has
-    the file (see `lifecycle`).
+    the file (see `lifecycle`), ``segment`` and ``rank`` are its standing among the others there.
     """
 
     key: str
@@ -47,8 +50,20 @@ class ObjectRecord(msgspec.Struct, array_like=True):
     epoch: int = 0
     stamp: int = 0
     directory: int = 0
+    segment: int = 0
+    rank: int = 0
+
+    @property
+    def standing(self) -> Standing:
+        """How soon it has to go."""
+        return Standing(self.segment, self.rank)
+
+    @standing.setter
+    def standing(self, standing: Standing) -> None:
+        self.segment, self.rank = standing
 
 
+_TOTALS = struct.Struct(">QQ")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ObjectRecord).decode
 
@@ -118,27 +133,36 @@ def _little(sums: array.array[int]) -> bytes:
 
 
 class Objects:
-    """The cache objects of all cache directories. ``now_us`` arguments are wall-clock microseconds."""
+    """The cache objects of all cache directories."""
 
     def __init__(self, store: IndexStore) -> None:
         self._store = store
-        self._used: dict[int, int] = {}
-        for number in range(DIRECTORIES):
-            if (stored := store.get(Table.META, _used_key(number))) is not None:
-                self._used[number] = U64.unpack(stored)[0]
-        stored = store.get(Table.META, b"cache_objects")
-        self.count = U64.unpack(stored)[0] if stored else 0
+        self._totals: dict[tuple[int, int], tuple[int, int]] = {}
+        """Bytes and number of objects by directory and segment."""
+        for directory in range(DIRECTORIES):
+            for segment in SEGMENTS:
+                if (stored := store.get(Table.META, _totals_key(directory, segment))) is not None:
+                    self._totals[directory, segment] = _TOTALS.unpack(stored)
         self.refused = 0
         """Changes that were lost because the index took none."""
 
     @property
     def used_bytes(self) -> int:
         """Bytes that all files take."""
-        return sum(self._used.values())
+        return sum(used for used, _ in self._totals.values())
+
+    @property
+    def count(self) -> int:
+        """Number of objects."""
+        return sum(count for _, count in self._totals.values())
+
+    def totals(self, directory: int, segment: int) -> tuple[int, int]:
+        """Return bytes and number of the objects of one segment."""
+        return self._totals.get((directory, segment), (0, 0))
 
     def used_bytes_in(self, directory: int) -> int:
         """Return the bytes that the files of a cache directory take."""
-        return self._used.get(directory, 0)
+        return sum(self.totals(directory, segment)[0] for segment in SEGMENTS)
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return what is known of an object; None if it is not cached."""
@@ -165,24 +189,14 @@ class Objects:
         before = _decode(old) if old is not None else None
         changes: Changes = {}
         if before is not None:
-            changes[Table.RECENCY, _recency_key(before, oid)] = None
+            changes[Table.STANDINGS, _standing_key(before, oid)] = None
         changes[Table.OBJECTS, oid] = _encode(record)
-        changes[Table.RECENCY, _recency_key(record, oid)] = U64.pack(record.allocated_bytes)
+        changes[Table.STANDINGS, _standing_key(record, oid)] = U64.pack(record.allocated_bytes)
         if pages is not None and changed is not None and len(changed):
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
-        deltas = {record.directory: record.allocated_bytes}
-        if before is not None:
-            deltas[before.directory] = deltas.get(before.directory, 0) - before.allocated_bytes
-        return self._change(changes, deltas, 0 if before else 1)
-
-    def touch(self, oid: bytes, now_us: int) -> None:
-        """Record a use of an object that is not loaded."""
-        value = self._store.get(Table.OBJECTS, oid)
-        if value is not None:
-            record = _decode(value)
-            record.used_us = max(now_us, record.used_us)
-            self.save(oid, record)
+        deltas = [(record, 1)] if before is None else [(before, -1), (record, 1)]
+        return self._change(changes, deltas)
 
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
@@ -190,60 +204,89 @@ class Objects:
         if value is None:
             return 0
         record = _decode(value)
-        changes: Changes = {(Table.OBJECTS, oid): None, (Table.RECENCY, _recency_key(record, oid)): None}
+        changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, _standing_key(record, oid)): None}
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
             changes[Table.CHUNKS, _chunk_key(oid, number)] = None
-        return record.allocated_bytes if self._change(changes, {record.directory: -record.allocated_bytes}, -1) else None
+        return record.allocated_bytes if self._change(changes, [(record, -1)]) else None
 
     def known(self, oid: bytes) -> bool:
         """Whether the object is recorded."""
         return self._store.get(Table.OBJECTS, oid) is not None
 
-    def allocated_bytes(self, oid: bytes) -> int:
-        """Return the bytes that an object's file takes; 0 if it is not recorded."""
+    def record(self, oid: bytes) -> ObjectRecord | None:
+        """Return what is known of an object, without its pages; None if it is not cached."""
         value = self._store.get(Table.OBJECTS, oid)
-        return 0 if value is None else _decode(value).allocated_bytes
+        return None if value is None else _decode(value)
 
     def directory_of(self, oid: bytes) -> int | None:
         """Return the number of the directory that has an object's file; None if the object is not cached."""
-        value = self._store.get(Table.OBJECTS, oid)
-        return None if value is None else _decode(value).directory
+        record = self.record(oid)
+        return None if record is None else record.directory
 
-    async def victims(self, directory: int, in_use: set[bytes], needed_bytes: int) -> list[bytes]:
-        """Choose the least recently used objects of a directory that free ``needed_bytes``; nothing is dropped yet."""
+    async def settle(self) -> None:
+        """Commit what has changed, so that `ordered` gives it in order. Raises OSError."""
         await self._store.flush()
-        prefix = bytes((directory,))
-        items = self._store.committed_items(Table.RECENCY, prefix, prefix, VICTIM_SCAN + len(in_use))
-        return choose_victims(((key[9:], U64.unpack(value)[0]) for key, value in items), in_use, needed_bytes)
+
+    def ordered(self, directory: int, segment: int) -> Iterator[Cached]:
+        """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; see `settle`."""
+        prefix = bytes((directory, segment))
+        start = prefix
+        while items := self._store.current_items(Table.STANDINGS, start, prefix, SCAN_BATCH):
+            for key, value in items:
+                yield Cached(U64.unpack_from(key, 2)[0], key[10:], U64.unpack(value)[0])
+            start = items[-1][0] + b"\0"
+
+    def highest_rank(self, directory: int) -> int:
+        """Return the highest rank of a directory's objects; 0 if there are none. Nothing may be uncommitted."""
+        keys = [self._store.last_committed_key(Table.STANDINGS, bytes((directory, segment))) for segment in SEGMENTS]
+        return max((U64.unpack_from(key, 2)[0] for key in keys if key is not None), default=0)
+
+    def policy_state(self, directory: int) -> bytes:
+        """Return what `keep_policy_state` kept last; empty if nothing."""
+        return self._store.get(Table.META, _policy_key(directory)) or b""
+
+    def keep_policy_state(self, directory: int, state: bytes) -> None:
+        """Keep the state of the eviction policy of a directory."""
+        try:
+            self._store.put(Table.META, _policy_key(directory), state)
+        except OSError as exc:
+            log.info("the state of the eviction policy is not kept: %s", exc)
 
     async def clear(self, directory: int) -> None:
         """Forget every object of a directory, because it is another one now, or was emptied."""
         prefix = bytes((directory,))
 
         def forget(txn: Transaction) -> int:
-            gone = list(islice(txn.items(Table.RECENCY, prefix, prefix), CLEAR_BATCH))
+            gone = list(islice(txn.items(Table.STANDINGS, prefix, prefix), CLEAR_BATCH))
             for key, _ in gone:
-                oid = key[9:]
+                oid = key[10:]
                 value = txn.get(Table.OBJECTS, oid)
                 if value is not None:
                     for number in range(-(-page_count(_decode(value).size) // CHUNK_PAGES)):
                         txn.delete(Table.CHUNKS, _chunk_key(oid, number))
                     txn.delete(Table.OBJECTS, oid)
-                txn.delete(Table.RECENCY, key)
+                txn.delete(Table.STANDINGS, key)
             return len(gone)
 
-        while count := await self._store.run(forget):
-            self._change({}, {}, -count)
-        self._change({}, {directory: -self.used_bytes_in(directory)}, 0)
+        while await self._store.run(forget):
+            pass
+        for segment in SEGMENTS:
+            self._totals.pop((directory, segment), None)
+            self._store.delete(Table.META, _totals_key(directory, segment))
 
-    def _change(self, changes: Changes, delta_bytes: dict[int, int], delta_objects: int) -> bool:
-        """Make ``changes`` and count them, bytes by directory; False if the index takes none: it is only a cache."""
-        used = {number: max(0, self.used_bytes_in(number) + delta) for number, delta in delta_bytes.items() if delta}
-        count = max(0, self.count + delta_objects)
-        for number, total in used.items():
-            changes[Table.META, _used_key(number)] = U64.pack(total)
-        if delta_objects:
-            changes[Table.META, b"cache_objects"] = U64.pack(count)
+    def _change(self, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
+        """Make ``changes`` and count them, records that come (1) and go (-1); False if the index takes none.
+
+        What it describes is only a cache.
+        """
+        totals: dict[tuple[int, int], tuple[int, int]] = {}
+        for record, sign in deltas:
+            where = record.directory, record.segment
+            used, count = totals.get(where) or self.totals(*where)
+            totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
+        for where, total in totals.items():
+            if total != self.totals(*where):
+                changes[Table.META, _totals_key(*where)] = _TOTALS.pack(*total)
         try:
             self._store.apply(changes)
         except OSError as exc:
@@ -251,17 +294,41 @@ class Objects:
                 log.warning("what changes in the cache is not recorded: %s", exc)
             self.refused += 1
             return False
-        self._used.update(used)
-        self.count = count
+        self._totals.update(totals)
         return True
 
 
-def _used_key(directory: int) -> bytes:
-    return b"cache_used" + bytes((directory,))
+@dataclass(frozen=True, slots=True)
+class DirectoryOrder:
+    """The objects of one directory as an eviction policy sees them; implements `core.eviction.Order`."""
+
+    objects: Objects
+    directory: int
+
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return sum(self.objects.totals(self.directory, segment)[1] for segment in SEGMENTS)
+
+    def bytes_in(self, segment: int) -> int:
+        """Return the allocated bytes of a segment."""
+        return self.objects.totals(self.directory, segment)[0]
+
+    def ascending(self, segment: int) -> Iterator[Cached]:
+        """Give a segment's objects from the lowest rank on."""
+        return self.objects.ordered(self.directory, segment)
 
 
-def _recency_key(record: ObjectRecord, oid: bytes) -> bytes:
-    return bytes((record.directory,)) + U64.pack(record.used_us) + oid
+def _totals_key(directory: int, segment: int) -> bytes:
+    return b"cache_used" + bytes((directory, segment))
+
+
+def _policy_key(directory: int) -> bytes:
+    return b"policy" + bytes((directory,))
+
+
+def _standing_key(record: ObjectRecord, oid: bytes) -> bytes:
+    return bytes((record.directory, record.segment)) + U64.pack(record.rank) + oid
 
 
 def _chunk_key(oid: bytes, number: int) -> bytes:

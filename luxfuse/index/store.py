@@ -49,7 +49,7 @@ class Table(IntEnum):
     LISTINGS = 3
     OBJECTS = 4
     CHUNKS = 5
-    RECENCY = 6
+    STANDINGS = 6
     REMOVED = 7
 
 
@@ -182,6 +182,15 @@ class IndexStore:
                 if len(found) >= limit:
                     break
         return found
+
+    def last_committed_key(self, table: Table, prefix: bytes) -> bytes | None:
+        """Return the last committed key that begins with ``prefix``, which does not end in 0xff."""
+        beyond = prefix[:-1] + bytes((prefix[-1] + 1,))
+        with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
+            if cursor.prev() if cursor.set_range(beyond) else cursor.last():
+                key: bytes = cursor.key()
+                return key if key.startswith(prefix) else None
+        return None
 
     def current_items(self, table: Table, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Like `committed_items`, but with their newest values, and without those deleted since the last commit."""

@@ -72,6 +72,7 @@ class Options:
     """What tests vary; the defaults are small and quiet."""
 
     capacity_bytes: int | None = 64 * MIB
+    eviction_policy: str = "tinylfu"
     more_caches: tuple[CacheSetting, ...] = ()
     """Further cache directories, with paths relative to the state; the first one is an SSD."""
     free_space_ratio: float = 0.0
@@ -101,7 +102,7 @@ class Options:
                 CacheSetting(str(path / "cache"), self.capacity_bytes, high_watermark=1.0, low_watermark=1.0),
                 *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
             ),
-            free_space_ratio=self.free_space_ratio,
+            free_space_ratio=self.free_space_ratio, eviction_policy=self.eviction_policy,  # type: ignore[arg-type]
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
             write_mode=self.write_mode, on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
@@ -279,6 +280,7 @@ async def mounted(
             if clean_end:
                 await mount.drain()
                 mount.files.note_touched()
+                mount.hierarchy.keep_policy_states()
                 mount.cache.close()
                 await journal.commit()
             nursery.cancel_scope.cancel()

@@ -104,7 +104,7 @@ async def test_the_least_recently_used_goes_first(tmp_path: Path, tight: None) -
     driver = FakeStore()
     for number in range(6):
         driver.place(f"k{number}", random_bytes(pages(1), number))
-    async with mounted(tmp_path, driver, capacity_bytes=pages(4)) as m:
+    async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=pages(4)) as m:
         for number in range(4):
             await cache_whole(m, f"k{number}")
         await cache_whole(m, "k0")  # used once more
@@ -118,7 +118,7 @@ async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path,
     driver = FakeStore()
     for number in range(4):
         driver.place(f"k{number}", random_bytes(pages(1), number))
-    async with mounted(tmp_path, driver, capacity_bytes=pages(3), readahead_bytes=0) as m:
+    async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=pages(3), readahead_bytes=0) as m:
         for number in range(3):
             await m.read_all(f"k{number}")
         m.files.note_touched()
@@ -134,7 +134,7 @@ async def test_what_is_used_stays_and_the_next_oldest_goes_instead(tmp_path: Pat
     driver.place("old", random_bytes(pages(8), 99))
     for number in range(10):
         driver.place(f"k{number}", random_bytes(pages(1), number))
-    async with mounted(tmp_path, driver, capacity_bytes=pages(11)) as m:
+    async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=pages(11)) as m:
         old = acquire(m, "old")
         m.cache.touch(old)
         await m.cache.fetch_whole(old)
@@ -151,7 +151,7 @@ async def test_a_file_that_the_kernel_has_open_stays(tmp_path: Path, tight: None
     driver.place("old", random_bytes(pages(2), 99))
     for number in range(6):
         driver.place(f"k{number}", random_bytes(pages(1), number))
-    async with mounted(tmp_path, driver, capacity_bytes=pages(4), readahead_bytes=0) as m:
+    async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=pages(4), readahead_bytes=0) as m:
         handle = await m.open("old")
         assert m.kernel.is_passthrough(handle)
         for number in range(6):
@@ -180,7 +180,7 @@ async def test_the_free_space_floor_is_kept(tmp_path: Path, tight: None, monkeyp
     driver = FakeStore()
     for number in range(6):
         driver.place(f"k{number}", random_bytes(pages(1), number))
-    async with mounted(tmp_path, driver, capacity_bytes=None, free_space_ratio=0.5) as m:
+    async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=None, free_space_ratio=0.5) as m:
         total, others = pages(10), [pages(1)]
 
         def look() -> FileSystemSpace:

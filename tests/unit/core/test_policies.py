@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import xxhash
@@ -117,7 +118,7 @@ def test_lrfu_keeps_the_order_of_alluxios_sum() -> None:
         known = order.standings.get(oid)
         order.place(oid, policy.on_use(oid, known) if known else policy.on_insert(oid, 1, order, used=True), 1)
         ranked = [cached.oid for cached in order.ascending(MAIN)]
-        assert all(sums[low] <= sums[high] * (1 + 1e-5) for low, high in zip(ranked, ranked[1:], strict=False))
+        assert all(sums[low] <= sums[high] * (1 + 1e-5) for low, high in pairwise(ranked))
 
 
 def test_lrfu_ranks_fit_for_a_trillion_uses_and_stay_exact() -> None:

@@ -8,8 +8,9 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from luxfuse.core.eviction import Standing
 from luxfuse.core.ledger import allocated_bytes
-from luxfuse.index.objects import CHUNK_PAGES, ObjectRecord, Objects, Pages, object_id
+from luxfuse.index.objects import CHUNK_PAGES, DirectoryOrder, ObjectRecord, Objects, Pages, object_id
 from luxfuse.index.store import IndexStore, Table
 from luxfuse.types import PAGE_BYTES
 
@@ -78,13 +79,13 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
                 page = rng.randrange(pages.total)
                 pages.add(page, clock)
                 record.allocated_bytes = pages.count * PAGE_BYTES
-                record.used_us = clock
+                record.standing, record.directory = Standing(rng.randrange(2), clock), rng.randrange(3)
                 objects.save(oid, record, pages, range(page, page + 1))
                 model[oid] = record
             elif action == "touch":
-                objects.touch(oid, clock)
                 if oid in model:
-                    model[oid].used_us = clock
+                    model[oid].standing = Standing(rng.randrange(2), clock)
+                    objects.save(oid, model[oid])
             elif action == "drop":
                 freed = objects.drop(oid)
                 gone = model.pop(oid, None)
@@ -101,15 +102,31 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
             for oid, record in model.items():
                 loaded = objects.load(oid)
                 assert loaded is not None
-                assert loaded[0].used_us == record.used_us
+                assert loaded[0] == record
                 assert loaded[1].count * PAGE_BYTES == record.allocated_bytes
-        everything = await objects.victims(0, set(), 1 << 60)
-        assert everything == [oid for oid, _ in sorted(model.items(), key=lambda item: item[1].used_us)]
-        assert len(store.committed_items(Table.RECENCY, b"", b"", 100)) == len(model), "a stale place in the order"
+            for directory in range(3):
+                there = [record for record in model.values() if record.directory == directory]
+                order = DirectoryOrder(objects, directory)
+                assert order.count == len(there)
+                assert objects.used_bytes_in(directory) == sum(record.allocated_bytes for record in there)
+                for segment in range(2):
+                    assert order.bytes_in(segment) == sum(r.allocated_bytes for r in there if r.segment == segment)
+        await objects.settle()
+        for directory in range(3):
+            ranks = []
+            for segment in range(2):
+                wanted = sorted(
+                    (record.rank, oid, record.allocated_bytes)
+                    for oid, record in model.items() if (record.directory, record.segment) == (directory, segment)
+                )  # fmt: skip
+                assert list(DirectoryOrder(objects, directory).ascending(segment)) == wanted
+                ranks += [rank for rank, _, _ in wanted]
+            assert objects.highest_rank(directory) == max(ranks, default=0)
+        assert len(store.committed_items(Table.STANDINGS, b"", b"", 100)) == len(model), "a stale place in the order"
         for oid in list(model):
             objects.drop(oid)
         await store.flush()
-        for table in (Table.OBJECTS, Table.CHUNKS, Table.RECENCY):
+        for table in (Table.OBJECTS, Table.CHUNKS, Table.STANDINGS):
             assert store.committed_items(table, b"", b"", 10) == []
         store.close()
 
@@ -121,12 +138,17 @@ async def test_clearing_forgets_everything(tmp_path: Path) -> None:
     objects = Objects(store)
     pages = Pages(10)
     pages.add(0, 1)
-    objects.save(b"a" * 16, ObjectRecord("k", "v", 10, allocated_bytes=allocated_bytes(10)), pages, range(1))
-    assert objects.used_bytes == 4096
+    for oid, directory in ((b"a" * 16, 0), (b"b" * 16, 1)):
+        record = ObjectRecord("k", "v", 10, allocated_bytes=allocated_bytes(10), directory=directory)
+        objects.save(oid, record, pages, range(1))
+    assert objects.used_bytes == 2 * 4096
     await objects.clear(0)
-    assert (objects.used_bytes, objects.count) == (0, 0)
     assert not objects.known(b"a" * 16)
     assert objects.load(b"a" * 16) is None
+    assert (objects.used_bytes, objects.count) == (4096, 1)
+    assert objects.known(b"b" * 16), "it is in another directory"
+    await objects.clear(1)
+    assert (objects.used_bytes, objects.count) == (0, 0)
     store.close()
 
 
@@ -150,7 +172,7 @@ async def test_what_the_index_cannot_take_is_left_out_as_a_whole(
     before = dict(store._pending)
     assert not objects.save(two, ObjectRecord("l", "v", pages.total * PAGE_BYTES, PAGE_BYTES, 7), pages, range(2))
     assert objects.drop(one) is None
-    objects.touch(one, 9)
+    assert not objects.save(one, ObjectRecord("k", "v", pages.total * PAGE_BYTES, 2 * PAGE_BYTES, 9))
     assert store._pending == before
     assert (objects.used_bytes, objects.count) == (2 * PAGE_BYTES, 1)
     assert not objects.known(two)
@@ -160,5 +182,5 @@ async def test_what_the_index_cannot_take_is_left_out_as_a_whole(
     assert not objects.refusing
     assert objects.drop(one) == 2 * PAGE_BYTES
     await store.flush()
-    assert store.committed_items(Table.RECENCY, b"", b"", 10) == []
+    assert store.committed_items(Table.STANDINGS, b"", b"", 10) == []
     store.close()
