@@ -22,6 +22,8 @@ DIRECTORY_MARK = MARK | passthrough.MARK_CACHE_DIR
 WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
 """Any of these, and an open changes something or may."""
 CAPABILITY = b"security.capability"
+CREATED_S = 0.01
+"""For how long the kernel may believe the attributes of an empty file that it has just made."""
 STATFS_BLOCK = 1 << 20
 STATFS_BLOCKS = 1 << 30
 """A bucket has no size; this says 1 PiB, so that no program thinks that it is full."""
@@ -151,7 +153,10 @@ class Operations(pyfuse3.Operations):
     async def create(self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any) -> Any:
         """Make a file and open it for whatever ``flags`` say."""
         handle, stat = await self._fs.create(parent_inode, name, mode & 0o7777, flags, caller_of(ctx))
-        return _opened(handle, flags), to_kernel(stat)
+        entry = to_kernel(stat)
+        if stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
+            entry.attr_timeout = max(entry.attr_timeout, CREATED_S)
+        return _opened(handle, flags), entry
 
     @guarded
     async def read(self, fh: Any, off: int, size: int) -> Any:

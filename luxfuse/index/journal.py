@@ -82,6 +82,8 @@ class Journal:
         self._writer = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
         self._changed = trio.Event()
+        self._writes = 0
+        """Commits that were begun."""
         self._file = JournalFile(path)
         try:
             self._load()
@@ -224,11 +226,19 @@ class Journal:
         waited_for.result()
 
     async def committer(self) -> None:
-        """Commit notes in the background at the latest `COMMIT_DELAY_S` after they were made, until cancelled."""
+        """Commit notes in the background at the latest twice `COMMIT_DELAY_S` after they were made, until cancelled.
+
+        Where others commit all the while, theirs take the notes along: a commit of its own would only keep them waiting.
+        """
         while True:
             await self._changed.wait()
-            await trio.sleep(COMMIT_DELAY_S)
             self._changed = trio.Event()
+            writes = self._writes
+            await trio.sleep(COMMIT_DELAY_S)
+            if self._writes != writes:
+                if self._pending:
+                    self._changed.set()
+                continue
             try:
                 await self.commit()
             except OSError:
@@ -258,6 +268,7 @@ class Journal:
     async def _write(self) -> None:
         changes, self._pending = self._pending, {}
         self._committing = changes
+        self._writes += 1
         try:
             await trio.to_thread.run_sync(self._file.commit, changes, limiter=self._thread)
         except BaseException as exc:

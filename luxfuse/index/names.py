@@ -74,8 +74,9 @@ class Names:
         self._last_serial = U64.unpack(stored)[0] if stored else 0
         self._former: dict[int, bytes] = {}
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, Entry | None] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
+        self._listings: dict[int, Listing | None] = {}
         self._held = HeldNames(clock)
         self._orphans = trio.Event()
         if store.committed_items(Table.REMOVED, b"", b"", 1):
@@ -89,12 +90,15 @@ class Names:
     def get(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, fresh or not."""
         key = U64.pack(parent) + name
-        entry = self._entries.get(key)
-        if entry is None and (value := self._store.get(Table.NAMES, key)) is not None:
+        try:
+            return self._entries[key]
+        except KeyError:
+            value = self._store.get(Table.NAMES, key)
             if len(self._entries) >= ENTRIES_KEPT:
                 self._entries.clear()
-            entry = self._entries[key] = distrusted(decode_entry(value), self.believe_from_s)
-        return entry
+            entry = None if value is None else distrusted(decode_entry(value), self.believe_from_s)
+            self._entries[key] = entry
+            return entry
 
     def locate(self, inode: int) -> tuple[int, bytes] | None:
         """Return (parent, name) of an inode number that is or was in use; None if unknown."""
@@ -305,8 +309,18 @@ class Names:
 
     def listing(self, directory: int) -> Listing | None:
         """Return the last complete listing of a directory, fresh or not."""
-        value = self._store.get(Table.LISTINGS, U64.pack(directory))
-        return None if value is None else decode_listing(value)
+        try:
+            return self._listings[directory]
+        except KeyError:
+            value = self._store.get(Table.LISTINGS, U64.pack(directory))
+            if len(self._listings) >= ENTRIES_KEPT:
+                self._listings.clear()
+            listing = self._listings[directory] = None if value is None else decode_listing(value)
+            return listing
+
+    def _put_listing(self, directory: int, listing: Listing) -> None:
+        self._store.put(Table.LISTINGS, U64.pack(directory), encode(listing))
+        self._listings[directory] = listing
 
     def serial(self, directory: int) -> int:
         """Return the serial number of the last complete listing of a directory, 0 if there is none."""
@@ -317,12 +331,12 @@ class Names:
         """Make the next use of the directory list it again."""
         listing = self.listing(directory)
         if listing is not None:
-            self._store.put(Table.LISTINGS, U64.pack(directory), encode(Listing(listing.serial, 0.0, listing.entries)))
+            self._put_listing(directory, Listing(listing.serial, 0.0, listing.entries))
 
     def note_empty(self, directory: int) -> None:
         """Record a complete listing, as of now, of a directory that was just made here: there is nothing in it."""
         serial = self._new_serial(directory)
-        self._store.put(Table.LISTINGS, U64.pack(directory), encode(Listing(serial, self._clock(), 0)))
+        self._put_listing(directory, Listing(serial, self._clock(), 0))
 
     def begin_listing(self, directory: int) -> int:
         """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens."""
@@ -415,3 +429,4 @@ class Names:
     def _forget_decoded(self) -> None:
         self._entries.clear()
         self._places.clear()
+        self._listings.clear()

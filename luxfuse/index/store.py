@@ -27,6 +27,7 @@ import lmdb
 import trio
 
 from luxfuse.errors import IndexFormatError
+from luxfuse.index.growth import grow_ahead
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -244,6 +245,7 @@ class IndexStore:
 
     def _commit(self, changes: Changes, function: Callable[[Transaction], T]) -> T:
         try:
+            grow_ahead(self._env, self.path / "data.mdb")
             with self._env.begin(write=True) as txn:
                 for (table, key), value in changes.items():
                     if value is None:

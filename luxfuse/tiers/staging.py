@@ -128,8 +128,11 @@ class Staging:
         directory, path = self.directory_of(number), self.path_of(number)
         target = directory.file_of(oid)
         self._unsynced.pop(_identity(path.stat()), None)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        path.rename(target)
+        try:
+            path.rename(target)
+        except FileNotFoundError:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            path.rename(target)
         self._elsewhere.pop(number, None)
         directory.last_writes.forget(oid)
 

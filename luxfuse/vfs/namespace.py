@@ -296,7 +296,7 @@ class Namespace:
 
     def _list_ahead(self, directory: int) -> None:
         """Files are being made in a directory: list it before its listing is too old to say which names are free."""
-        if not self.lister.is_listing(directory) and directory not in self._held and self._store.reachable:
+        if not self.lister.is_listing(directory) and self._store.reachable:
             self._nursery.start_soon(self._list_quietly, directory, True)
 
     async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
@@ -429,7 +429,9 @@ class Namespace:
     async def _list_quietly(self, directory: int, again: bool = False) -> None:
         try:
             if again:
-                await self.lister.fetch(directory, self.prefix(directory), self._clock() - self._negative_ttl / 2)
+                asked_s = self._clock() - self._negative_ttl / 2
+                if await self.lister.fetch(directory, self.prefix(directory), asked_s) is None and directory in self._held:
+                    self._names.note_empty(directory)  # the store will have it
             else:
                 await self.listed(directory)
         except LuxError as exc:

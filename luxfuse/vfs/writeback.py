@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 WRITE_BACK_DELAY_S = 1.0
 """How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
+POSTPONED_S = 4.0
+"""How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
 CONFLICT_ROUNDS = 5
 WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
@@ -74,6 +76,8 @@ class WriteBack:
         self._queue: list[tuple[float, int, Dirty]] = []
         """Heap of what is due when; an item counts if `_due` says the same."""
         self._serial = itertools.count()
+        self._quiet_s = 0.0
+        """When it is to be thought that nobody makes files just now."""
         self._pushing: set[Dirty] = set()
         self._deleting: set[str] = set()
         self._deletes_due: dict[str, float] = {}
@@ -279,8 +283,12 @@ class WriteBack:
 
     def schedule(self, dirty: Dirty, delay_s: float = WRITE_BACK_DELAY_S) -> None:
         """Push an entry in the background after a while."""
-        self._put_due(dirty, trio.current_time() + (0.0 if self.urgent else delay_s))
-        self._wake.set()
+        idle = not self._due and not self._deletes_due
+        now = trio.current_time()
+        self._quiet_s = now + WRITE_BACK_DELAY_S
+        self._put_due(dirty, now + (0.0 if self.urgent else delay_s))
+        if idle or self.urgent:  # else `run` looks again soon
+            self._wake.set()
 
     def _put_due(self, dirty: Dirty, due: float) -> None:
         self._due[dirty] = due
@@ -304,10 +312,11 @@ class WriteBack:
 
     def _start_due(self) -> None:
         now = trio.current_time()
+        until = now - POSTPONED_S if now < self._quiet_s and not self.urgent else now
         while self._queue and len(self._pushing) < CONCURRENT_PUSHES:
             due, _, dirty = self._queue[0]
             counts = self._due.get(dirty) == due
-            if counts and due > now:
+            if counts and due > until:
                 break
             heapq.heappop(self._queue)
             if counts and dirty in self._pushing:
@@ -467,9 +476,10 @@ class WriteBack:
     def hurry(self, prefix: str = "", *, failed: bool = True) -> None:
         """Push everything at or below a key at once, as far as it is closed; ``failed``: also what has failed lately."""
         now = trio.current_time()
+        overdue = now - POSTPONED_S
         for dirty, due in list(self._due.items()):
-            if due > now and is_at_or_below(dirty.key, prefix) and (failed or dirty.error is None):
-                self._put_due(dirty, now)
+            if due > overdue and is_at_or_below(dirty.key, prefix) and (failed or dirty.error is None):
+                self._put_due(dirty, overdue)
         for key, due in self._deletes_due.items():
             if due > now and is_at_or_below(key, prefix) and (failed or key not in self._delete_errors):
                 self._deletes_due[key] = now

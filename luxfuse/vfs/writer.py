@@ -297,6 +297,8 @@ class Writer:
             record.has_inline = True
             if dirty.source is not None and dirty.content_changed(dirty.noted):
                 record.stamp, record.size = before.stamp, before.size
+        if inline is None and record == before:
+            return
         self._journal.put_file(dirty.number, record, inline)
 
     # -- the bytes
