@@ -140,6 +140,7 @@ def build_tree(
         store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
         memory_bytes=buffers_bytes, nursery=nursery,
     )
+    mover = Mover(cache, objects, promote=s.read_mode == "cache-promote")
     ahead = FilesAhead(
         namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
     )
@@ -195,8 +196,8 @@ def build_tree(
         tree=tree, moves=moves,
     )
     return TreeParts(
-        index, names, objects, hierarchy, cache, Mover(cache, objects), lister, namespace, ahead, files, fs, local.journal,
-        local.staging, dirty, writer, writeback, recovered, recovery,
+        index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
+        dirty, writer, writeback, recovered, recovery,
     )
 
 

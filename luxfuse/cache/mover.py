@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import trio
@@ -25,6 +25,7 @@ from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
+from luxfuse.core.promotion import Uses
 from luxfuse.index.objects import ObjectRecord, Objects
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES
@@ -70,20 +71,31 @@ class _Move:
 class Mover:
     """Keeps the directories of a mount below their high watermarks, and brings up what is wanted there."""
 
-    def __init__(self, cache: PageCache, objects: Objects) -> None:
+    def __init__(self, cache: PageCache, objects: Objects, *, promote: bool = False) -> None:
+        """``promote``: what is read moves up to the highest tier at once (`cache-promote`)."""
         self._cache = cache
         self._objects = objects
+        self._promote = promote
         self._waiting: list[_Move] = []
-        self._wanted: deque[tuple[bytes, Space]] = deque(maxlen=WANTED_BOUND)
+        self._wanted: OrderedDict[bytes, None] = OrderedDict()
+        self._uses = Uses()
+        cache.on_use = self._used
         self._stir = trio.Event()
         self.moved_down = 0
         self.moved_up = 0
         self.moved_bytes = 0
 
-    def promote(self, oid: bytes, target: Space) -> None:
-        """Bring an object up to ``target`` soon, if it has room."""
-        self._wanted.append((oid, target))
-        self._stir.set()
+    def _used(self, oid: bytes, record: ObjectRecord, space: Space) -> None:
+        """Somebody uses an object: if it is in a lower tier, consider to bring it up soon."""
+        if not self._cache.hierarchy.above(space):
+            return
+        self._uses.add(oid, record.used_us)
+        if self._promote or self._uses.deserves_free_room(oid):
+            self._wanted[oid] = None
+            self._wanted.move_to_end(oid)
+            if len(self._wanted) > WANTED_BOUND:
+                self._wanted.popitem(last=False)
+            self._stir.set()
 
     async def run(self) -> None:
         """Move until cancelled."""
@@ -106,10 +118,41 @@ class Mover:
                 await self._relieve(space)
             except OSError as exc:
                 space.fail(exc)
-        while self._wanted:
-            oid, target = self._wanted.popleft()
-            if target in self._cache.hierarchy.spaces and await self.move(oid, target):
+        for _ in range(len(self._wanted)):
+            await self._raise(self._wanted.popitem(last=False)[0])
+
+    async def _raise(self, oid: bytes) -> None:
+        """Move an object up if it deserves that, as high as it can come."""
+        record = self._objects.record(oid)
+        space = self._cache.hierarchy.by_number(record.directory) if record is not None else None
+        if record is None or space is None:
+            return
+        for target in self._cache.hierarchy.above(space):
+            try:
+                fits = await self._has_place(oid, record, target)
+            except OSError as exc:
+                target.fail(exc)
+                continue
+            if fits and await self.move(oid, target):
                 self.moved_up += 1
+                self._uses.forget(oid)
+                return
+
+    async def _has_place(self, oid: bytes, record: ObjectRecord, target: Space) -> bool:
+        """Whether there is room in a higher tier, made if need be by moving down what deserves it less."""
+        wanted = record.allocated_bytes
+        if not target.ledger.shortage(wanted) and target.stays_below_watermark(wanted):
+            return True
+        for other in await target.coldest(wanted, self._cache.hierarchy.removing):
+            there = self._cache.hierarchy.hooks.record_of(other)
+            if there is None or not (self._promote or self._uses.deserves_place_of(oid, there.used_us)):
+                return False
+            below = self._cache.hierarchy.below(target)
+            lower = next((space for space in below if not space.ledger.shortage(there.allocated_bytes)), None)
+            if lower is None or not await self.move(other, lower):
+                return False
+            self.moved_down += 1
+        return not target.ledger.shortage(wanted)
 
     async def _relieve(self, space: Space) -> None:
         """Bring a directory from above its high watermark to its low one: down where there is room, else out."""

@@ -87,6 +87,8 @@ class PageCache:
         self._closed = False
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
+        self.on_use: Callable[[bytes, ObjectRecord, Space], None] = lambda _oid, _record, _space: None
+        """Set by the mover: told of each use of a cached object."""
         hierarchy.hooks.release = self._release_for_eviction
         hierarchy.hooks.after_removal = self._after_removal
         hierarchy.hooks.record_of = self._record_of
@@ -125,8 +127,10 @@ class PageCache:
         """Note that the object is used now, for eviction."""
         obj.used = True
         obj.record.used_us = time.time_ns() // 1000
-        if obj.pages.count and obj.space is not None and obj.space.use(obj.oid, obj.record):
-            self._save(obj)
+        if obj.pages.count and obj.space is not None:
+            if obj.space.use(obj.oid, obj.record):
+                self._save(obj)
+            self.on_use(obj.oid, obj.record, obj.space)
 
     def _save(self, obj: CachedObject, changed: range | None = None) -> None:
         """Bring an object's record, and the ``changed`` pages, to the index; what that cannot take it gets later."""
@@ -143,8 +147,10 @@ class PageCache:
         elif (record := self._objects.record(oid)) is not None:
             space = self.hierarchy.by_number(record.directory)
             record.used_us = time.time_ns() // 1000
-            if space is not None and space.use(oid, record):
-                self._objects.save(oid, record)
+            if space is not None:
+                if space.use(oid, record):
+                    self._objects.save(oid, record)
+                self.on_use(oid, record, space)
 
     def _record_of(self, oid: bytes) -> ObjectRecord | None:
         obj = self._live.get(oid) or self._idle.get(oid)

@@ -100,13 +100,19 @@ class Space:
 
     @property
     def fullness(self) -> float:
-        """Part of the capacity, or of the file system less its floor, that is taken."""
-        ledger = self.ledger
-        taken = ledger.used_bytes + ledger.reserved_bytes
-        if ledger.capacity_bytes is not None:
-            return taken / max(1, ledger.capacity_bytes)
-        free = max(0, (ledger.fs_free_bytes or 0) - ledger.free_floor_bytes)
-        return taken / max(1, taken + free)
+        """Part of what it may hold that is taken."""
+        return self._taken_bytes / max(1, self._full_bytes)
+
+    @property
+    def _taken_bytes(self) -> int:
+        return self.ledger.used_bytes + self.ledger.reserved_bytes
+
+    @property
+    def _full_bytes(self) -> int:
+        """What it may hold: its capacity, or what it holds and the file system has free above its floor."""
+        if self.ledger.capacity_bytes is not None:
+            return self.ledger.capacity_bytes
+        return self._taken_bytes + max(0, (self.ledger.fs_free_bytes or 0) - self.ledger.free_floor_bytes)
 
     @property
     def shut(self) -> bool:
@@ -139,12 +145,12 @@ class Space:
     @property
     def above_watermark_bytes(self) -> int:
         """Bytes to get rid of to be at the low watermark again; 0 unless above the high one."""
-        ledger = self.ledger
-        taken = ledger.used_bytes + ledger.reserved_bytes
-        capacity = ledger.capacity_bytes
-        if capacity is None:
-            capacity = taken + max(0, (ledger.fs_free_bytes or 0) - ledger.free_floor_bytes)
-        return int(taken - self._low * capacity) if taken > self._high * capacity else 0
+        taken = self._taken_bytes
+        return int(taken - self._low * self._full_bytes) if taken > self._high * self._full_bytes else 0
+
+    def stays_below_watermark(self, wanted_bytes: int) -> bool:
+        """Whether so many bytes more would not bring it above the high watermark."""
+        return self._taken_bytes + wanted_bytes <= self._high * self._full_bytes
 
     # -- which objects go
 

@@ -73,6 +73,7 @@ class Options:
 
     capacity_bytes: int | None = 64 * MIB
     eviction_policy: str = "tinylfu"
+    read_mode: str = "cache"
     more_caches: tuple[CacheSetting, ...] = ()
     """Further cache directories, with paths relative to the state; the first one is an SSD."""
     free_space_ratio: float = 0.0
@@ -103,6 +104,7 @@ class Options:
                 *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
             ),
             free_space_ratio=self.free_space_ratio, eviction_policy=self.eviction_policy,  # type: ignore[arg-type]
+            read_mode=self.read_mode,  # type: ignore[arg-type]
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
             write_mode=self.write_mode, on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]

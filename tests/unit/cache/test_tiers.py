@@ -297,3 +297,58 @@ async def test_a_new_file_is_staged_at_home(tmp_path: Path) -> None:
         await m.kernel.close(m.fs, handle)
         await m.drain()
         assert tier(m, "new") == "ssd"
+
+
+async def test_what_is_used_more_often_moves_up(tmp_path: Path) -> None:
+    driver = store(6)
+    async with mounted(tmp_path, driver, options(more_caches=(MEM,), passthrough=False)) as m:
+        await read_all(m, 6)
+        assert [tier(m, f"k{n:02}") for n in range(6)] == ["mem"] * 4 + ["ssd"] * 2
+        for _ in range(2):  # as in two epochs: no reason to change anything
+            await read_all(m, 6)
+            await m.mover.round()
+        assert [tier(m, f"k{n:02}") for n in range(6)] == ["mem"] * 4 + ["ssd"] * 2
+        for _ in range(3):
+            assert await m.read_all("k05") == driver.objects["k05"][0]
+        await m.mover.round()
+        assert tier(m, "k05") == "mem"
+        assert (m.mover.moved_up, m.mover.moved_down) == (1, 1)
+        assert Counter(tier(m, f"k{n:02}") for n in range(6)) == {"mem": 4, "ssd": 2}
+        assert driver.counts["get"] == 6
+        consistent(m)
+
+
+async def test_cache_promote_brings_up_what_is_read(tmp_path: Path) -> None:
+    driver = store(6)
+    changes = {"more_caches": (MEM,), "passthrough": False, "read_mode": "cache-promote"}
+    async with mounted(tmp_path, driver, options(**changes)) as m:
+        await read_all(m, 6)
+        await m.mover.round()
+        await m.read_all("k04")
+        await m.mover.round()
+        assert tier(m, "k04") == "mem"
+        consistent(m)
+
+
+async def use(m: Mount, key: str) -> None:
+    data, version, _, _ = m.driver.objects[key]
+    obj = m.cache.acquire(key, version, len(data))
+    m.cache.touch(obj)
+    await m.cache.fetch_whole(obj)
+    m.cache.release(obj)
+
+
+async def test_what_policies_have_learnt_survives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some files are read again and again, then, after a restart, everything once: they are still there."""
+    monkeypatch.setattr("luxfuse.cache.space.EVICT_AHEAD_BYTES", 0)
+    driver = store(200, 40_960)
+    small = options(more_caches=(), capacity_bytes=50 * 40_960)
+    hot = [f"k{n:02}" for n in range(40)]
+    async with mounted(tmp_path, driver, small) as m:
+        for _ in range(6):
+            for key in hot:
+                await use(m, key)
+    async with mounted(tmp_path, driver, small) as m:
+        for number in range(200):
+            await use(m, f"k{number:02}")
+        assert [tier(m, key) for key in hot].count("ssd") >= 38
