@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import logging
 import sys
+from collections.abc import Iterable
 from itertools import islice
 
 import msgspec
@@ -152,6 +153,10 @@ class Objects:
                 pages.load(number, chunk)
         return record, pages
 
+    async def expect(self, oids: Iterable[bytes]) -> None:
+        """Prepare for these objects to be loaded soon, and saved for the first time."""
+        await self._store.warm(Table.OBJECTS, oids)
+
     @property
     def refusing(self) -> bool:
         """Whether the index takes no changes now."""
@@ -233,6 +238,7 @@ class Objects:
             return len(gone)
 
         while count := await self._store.run(forget):
+            self._store.cool()
             self._change({}, {}, -count)
         self._change({}, {directory: -self.used_bytes_in(directory)}, 0)
 
