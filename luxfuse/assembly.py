@@ -44,6 +44,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.load import Loads
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
@@ -101,6 +102,7 @@ class TreeParts:
     writeback: WriteBack
     recovered: Recovered
     recovery: Recovery
+    loads: Loads
 
 
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
@@ -117,6 +119,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     return Parts(
         store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
         kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
+        p.loads,
     )
 
 
@@ -198,6 +201,7 @@ def build_tree(
     return TreeParts(
         index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
         dirty, writer, writeback, recovered, recovery,
+        Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
     )
 
 

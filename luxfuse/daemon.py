@@ -280,6 +280,7 @@ class _Daemon:
                 self._ready(None, self._notes)
                 log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
                 await parts.session.ended.wait()
+                parts.loads.stop()
                 await self._drain(parts.backlog)
                 serving.cancel_scope.cancel()
             log.info("unmounted %s", self._settings.mountpoint)

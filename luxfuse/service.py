@@ -35,6 +35,7 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.load import Loads, watch
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.writeback import WriteBack
@@ -67,6 +68,7 @@ class Parts:
     backlog: Backlog
     recovered: Recovered
     recovery: Recovery
+    loads: Loads
 
 
 class Service:
@@ -240,6 +242,28 @@ class Service:
         async with aclosing(self._parts.backlog.drain()) as steps:
             async for step in steps:
                 yield _line(step)
+
+    async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Bring what is at and below the paths into the cache, while this is iterated; ends when it is there."""
+        job = self._parts.loads.start(paths)
+        try:
+            async with aclosing(watch(job)) as steps:
+                async for step in steps:
+                    yield asdict(step)
+        finally:
+            job.stop()
+
+    def start_load(self, paths: list[str]) -> int:
+        """The same in the background; returns the number of the job. Raises `LoadRefused`."""
+        return self._parts.loads.start(paths).number
+
+    def loads(self) -> list[dict[str, object]]:
+        """Return how far the loads are: those that run, and the last that ended."""
+        return [asdict(progress) for progress in self._parts.loads.progress()]
+
+    def stop_loads(self) -> int:
+        """End all loads; returns how many those are."""
+        return self._parts.loads.stop()
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.

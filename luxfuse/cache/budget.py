@@ -30,6 +30,11 @@ class ByteBudget:
         """Bytes held now."""
         return self._held
 
+    @property
+    def limit_bytes(self) -> int:
+        """The most that is held at once."""
+        return self._limit
+
     def _fits(self, claim: int) -> bool:
         return self._held == 0 or self._held + claim <= self._limit
 

@@ -17,10 +17,10 @@ Buffer = bytes | bytearray | memoryview
 class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
-    __slots__ = ("_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "length", "on_end", "pages")
+    __slots__ = ("_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "later", "length", "on_end", "pages")
 
     def __init__(
-        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None
+        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None, later: bool = False
     ) -> None:
         """A request for ``pages`` of an object of ``size_bytes``; see `PageCache.start` for the rest."""
         self.pages = pages
@@ -28,6 +28,7 @@ class Flight:
         self.length = min(size_bytes, pages.stop * PAGE_BYTES) - pages.start * PAGE_BYTES
         self.keep_in_memory = keep_in_memory
         self.on_end = on_end
+        self.later = later
         self.fd = -1
         self.attempt = 0
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""

@@ -48,6 +48,8 @@ def store_run(
     sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
     if directory is None:
         return Stored(sums)
+    if create and len(data) >= size:
+        return _store_whole(directory, oid, data, sums, keep_open=keep_open)
     try:
         alone = len(data) >= size  # one run is the whole object: nobody else writes to its file
         with contextlib.nullcontext() if alone else directory.writing(oid):
@@ -80,6 +82,34 @@ def store_run(
         return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino, found, strangers)
     os.close(fd)
     return Stored(sums, st.st_mtime_ns, None, -1, st.st_ino, found, strangers)
+
+
+def _store_whole(
+    directory: CacheDirectory, oid: bytes, data: memoryview, sums: tuple[int, ...], *, keep_open: bool
+) -> Stored:
+    """Write an object that fits into one run and has no pages yet: whatever was in its file, with few system calls.
+
+    Each of them passes the interpreter lock on, which is what many small files cost most.
+    """
+    try:
+        fd = directory.open(oid, create=True)
+        try:
+            write_all(fd, data, 0)
+            st = os.fstat(fd)
+            if st.st_size != len(data):
+                os.ftruncate(fd, len(data))
+                st = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                directory.remove(oid)
+            raise
+    except OSError as exc:
+        return Stored(sums, error=exc)
+    if not keep_open:
+        os.close(fd)
+        fd = -1
+    return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,17 @@ class Hierarchy:
         capacities = [space.capacity_bytes for space in self.spaces if not space.shut]
         return None if None in capacities else max((c for c in capacities if c is not None), default=0)
 
+    @property
+    def writable(self) -> bool:
+        """Whether anything is ever stored."""
+        return any(space.writable for space in self.spaces)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What can be held of clean objects so that no eviction reaches them; None while that is not known."""
+        most = [space.most_bytes for space in self.spaces if not space.shut]
+        return None if None in most else sum(m for m in most if m is not None)
+
     def total(self, count: Callable[[Space], int]) -> int:
         """Return the sum of a number over all directories."""
         return sum(count(space) for space in self.spaces)

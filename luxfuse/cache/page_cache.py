@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -105,6 +105,10 @@ class PageCache:
         obj.users += 1
         return obj
 
+    async def expect(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Prepare for many objects (key, version) to be acquired soon."""
+        await self._objects.expect([object_id(self._source_id, key, version) for key, version in versions])
+
     def release(self, obj: CachedObject) -> None:
         """Give an object back."""
         obj.users -= 1
@@ -155,6 +159,14 @@ class PageCache:
     def _record_of(self, oid: bytes) -> ObjectRecord | None:
         obj = self._live.get(oid) or self._idle.get(oid)
         return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
+
+    def record_of(self, oid: bytes) -> ObjectRecord | None:
+        """Return what is recorded of a cached object."""
+        obj = self._live.get(oid) or self._idle.get(oid)
+        if obj is not None:
+            return obj.record
+        found = self._objects.load(oid)
+        return found[0] if found is not None else None
 
     def knows(self, oid: bytes, space: Space) -> bool:
         """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
@@ -208,21 +220,67 @@ class PageCache:
         keep_in_memory: bool = True,
         run: int = RUN_PAGES,
         on_end: Callable[[int], None] | None = None,
+        later: bool = False,
     ) -> list[Flight]:
         """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights.
 
         ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
-        whole object, else -1.
+        whole object, else -1. ``later``: the requests of others go first.
         """
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
-            flight = Flight(missing, obj.size, keep_in_memory, on_end)
+            flight = Flight(missing, obj.size, keep_in_memory, on_end, later)
             for page in missing:
                 obj.flights[page] = flight
             obj.users += 1  # the flight's own use, until `_end`
             self._launch(obj, flight)
             started.append(flight)
         return started
+
+    def start_small(self, objs: Sequence[CachedObject]) -> list[Flight]:
+        """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
+
+        The requests are made one after the other in one turn of a thread, after those of others: what there is to do for
+        each turn costs more than the request for a small file.
+        """
+        flights = []
+        for obj in objs:
+            flight = Flight(range(obj.pages.total), obj.size, False, None, True)
+            for page in flight.pages:
+                obj.flights[page] = flight
+            obj.users += 1
+            flights.append(flight)
+        if not self._launch_together(objs, flights):
+            for obj, flight in zip(objs, flights, strict=True):
+                self._launch(obj, flight)
+        return flights
+
+    def _launch_together(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> bool:
+        total = sum(flight.length for flight in flights)
+        if any(obj.oid in self.hierarchy.removing for obj in objs) or not self.budget.try_hold(total):
+            return False
+        spaces: list[Space | None] = []
+        for obj, flight in zip(objs, flights, strict=True):
+            decided, space = self._try_reserve(obj, flight.length)
+            if not decided:
+                for other, reserved in zip(flights, spaces, strict=False):
+                    if reserved is not None:
+                        reserved.settle(other.length, 0)
+                self.budget.give_back(total)
+                return False
+            spaces.append(space)
+        whole = list(zip(objs, flights, spaces, strict=True))
+        jobs = [self._job(obj, flight, space) for obj, flight, space in whole]
+
+        def all_of_them(driver: UnderStore) -> list[tuple[_Fetched | None, StoreError | None]]:
+            return [_outcome(job, driver) for job in jobs]
+
+        def answered(results: list[tuple[_Fetched | None, StoreError | None]] | None, error: StoreError | None) -> None:
+            for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
+                self._answered(obj, flight, space, result, why)
+
+        self._store.submit("get", all_of_them, answered, total, later=True, requests=len(whole))
+        return True
 
     def _available(self, obj: CachedObject, page: int) -> bool:
         return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
@@ -237,6 +295,7 @@ class PageCache:
                     self._job(obj, flight, space),
                     lambda result, error: self._answered(obj, flight, space, result, error),
                     flight.length,
+                    later=flight.later,
                 )
                 return
             self.budget.give_back(flight.length)
@@ -666,3 +725,10 @@ class PageCache:
             record.epoch, record.stamp = self._epoch, stamp
             self._save(obj)
         return opened.fd
+
+
+def _outcome(job: Callable[[UnderStore], _Fetched], driver: UnderStore) -> tuple[_Fetched | None, StoreError | None]:
+    try:
+        return job(driver), None
+    except StoreError as exc:
+        return None, exc

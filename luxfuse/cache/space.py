@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PROBE_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 1.0
 EVICTION_ROUNDS = 3
+IN_USE_BOUND = 20_000
+"""After meeting so many objects that must stay, eviction gives up for the moment: each round looks at them again."""
 STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
 EVICT_AHEAD_BYTES = 16 << 20
@@ -115,6 +117,28 @@ class Space:
         return self._taken_bytes + max(0, (self.ledger.fs_free_bytes or 0) - self.ledger.free_floor_bytes)
 
     @property
+    def writable(self) -> bool:
+        """Whether anything is ever stored."""
+        return self._writable
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What can be held of clean objects so that no eviction reaches them; None while that is not known."""
+        ledger = self.ledger
+        if ledger.fs_free_bytes is not None:
+            most = max(0, ledger.used_bytes + ledger.fs_free_bytes - ledger.free_floor_bytes)
+            most = most if ledger.capacity_bytes is None else min(most, ledger.capacity_bytes)
+        elif ledger.capacity_bytes is not None:
+            most = ledger.capacity_bytes
+        else:
+            return None
+        return max(0, min(most - self._ahead_bytes, int(most * self._low)) - self.staged_bytes)
+
+    @property
+    def _ahead_bytes(self) -> int:
+        return min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
+
+    @property
     def shut(self) -> bool:
         """Nothing may be stored: the directory is sick or not to be written, or the index could not record it."""
         return self.degraded is not None or not self._writable or self._objects.refusing
@@ -186,9 +210,7 @@ class Space:
     async def _evict(self, shortage_bytes: int, ahead_bytes: int | None = None) -> bool:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
         self.hooks.before_eviction()
-        if ahead_bytes is None:
-            ahead_bytes = min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
-        target = shortage_bytes + ahead_bytes
+        target = shortage_bytes + (self._ahead_bytes if ahead_bytes is None else ahead_bytes)
         in_use = set(self.hooks.removing)
         freed_bytes = 0
         while freed_bytes < target:
@@ -207,7 +229,7 @@ class Space:
                 in_use.add(oid)
                 freed_bytes += freed
                 self.evictions += 1
-            if not chosen:
+            if not chosen or len(in_use) > IN_USE_BOUND:
                 break
         return freed_bytes > 0
 

@@ -12,6 +12,7 @@ import typer
 from luxfuse import __version__
 from luxfuse.cli import fstab, report
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
+from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
 from luxfuse.cli.unmount import unmount
 from luxfuse.config import state_root
@@ -32,6 +33,7 @@ app.command("list")(report.list_)
 app.command("metrics")(report.metrics)
 app.command("refresh")(report.refresh)
 app.command("persist")(report.persist)
+app.command("load")(load)
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from luxfuse.cli.errors import say
 from luxfuse.core.units import format_age, format_count, format_size
@@ -80,13 +80,89 @@ def left_text(step: Mapping[str, Any]) -> str:
     return " and ".join(parts)
 
 
+class LoadMeter:
+    """Rate and time left of a load. Times in seconds, of any clock."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._step: Mapping[str, Any] = {}
+        self.text = ""
+
+    def feed(self, now_s: float, step: Mapping[str, Any]) -> None:
+        """Take in a line of progress."""
+        self._step = step
+        self._samples.append((now_s, step["loaded_bytes"], step["loaded_files"]))
+        while now_s - self._samples[0][0] > WINDOW_S:
+            self._samples.popleft()
+        self.text = self._describe()
+
+    @property
+    def _left(self) -> tuple[int, int]:
+        """Files and bytes still to come, of those found so far."""
+        s = self._step
+        files = s["files"] - s["loaded_files"] - s["present_files"] - s["left_out_files"] - s["failed_files"]
+        return files, max(0, s["bytes"] - s["loaded_bytes"] - s["present_bytes"] - s["left_out_bytes"])
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, between 0 and 1, of what was found so far."""
+        files, size = self._left
+        total = self._step["bytes"] + self._step["files"] * REQUEST_BYTES
+        return 1 - (size + files * REQUEST_BYTES) / total if total else 1.0
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Files and bytes fetched a second, lately."""
+        (first_s, first_bytes, first_files), (last_s, last_bytes, last_files) = self._samples[0], self._samples[-1]
+        seconds = last_s - first_s
+        return ((last_files - first_files) / seconds, (last_bytes - first_bytes) / seconds) if seconds > 0 else (0.0, 0.0)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the present pace; None if nothing moves, or it is not known yet how much there is."""
+        files, size = self._left
+        files_s, bytes_s = self.rates
+        pace = bytes_s + files_s * REQUEST_BYTES
+        return (size + files * REQUEST_BYTES) / pace if pace > 0 and not self._step["walking"] else None
+
+    def _describe(self) -> str:
+        s = self._step
+        done = s["loaded_files"] + s["present_files"]
+        total = f"at least {s['files']}" if s["walking"] else str(s["files"])
+        size = s["loaded_bytes"] + s["present_bytes"]
+        parts = [f"{done} of {total} files ({format_size(size)} of {format_size(s['bytes'])})"]
+        if s["failed_files"]:
+            parts.append(f"{s['failed_files']} failed")
+        files_s, bytes_s = self.rates
+        if files_s or bytes_s:
+            parts.append(f"{format_size(bytes_s)}/s, {files_s:.0f} files/s")
+        if self.left_s is not None:
+            parts.append(f"about {format_age(self.left_s)} left")
+        return ", ".join(parts)
+
+
+class Gauge(Protocol):
+    """What a `Display` shows."""
+
+    text: str
+
+    def feed(self, now_s: float, step: Mapping[str, Any]) -> None:
+        """Take in a line of progress."""
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, between 0 and 1."""
+
+
 class Display:
     """Shows progress on stderr for the length of a block. ``title`` says of what, where there is no terminal."""
 
-    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, title: str, meter: Gauge | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._title = title
         self._clock = clock
-        self._meter = Meter()
+        self._meter = meter or Meter()
         self._began_s = self._said_s = clock()
         self._bar: Any = None
         self._task: Any = None

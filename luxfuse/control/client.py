@@ -17,7 +17,7 @@ from luxfuse.errors import LuxError
 _LINE_MAX_BYTES = 4 << 20
 
 Steps = Generator[dict[str, Any], None, None]
-"""Progress, line by line; close it to give up. See `luxfuse.vfs.backlog.Progress` for the fields."""
+"""Progress, line by line; close it to give up. See `luxfuse.control.server` for the fields."""
 
 
 class DaemonUnreachable(LuxError):
@@ -69,6 +69,25 @@ class ControlClient:
         The last item has ``done``, and lists of lines: ``failures`` and ``notes``. Stop iterating to give it up.
         """
         return self._lines("/v1/persist", {"paths": paths})
+
+    def load(self, paths: list[str]) -> Steps:
+        """Bring what is at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
+
+        See `luxfuse.vfs.load.LoadProgress`. Stop iterating to end it.
+        """
+        return self._lines("/v1/load", {"paths": paths})
+
+    def start_load(self, paths: list[str]) -> int:
+        """The same in the background; returns the number of the job."""
+        return int(self._json("POST", "/v1/load/start", {"paths": paths})["job"])
+
+    def loads(self) -> list[dict[str, Any]]:
+        """Return how far each load is."""
+        return list(self._json("GET", "/v1/load/jobs")["jobs"])
+
+    def stop_loads(self) -> int:
+        """End all loads; returns how many those are."""
+        return int(self._json("POST", "/v1/load/stop")["stopped"])
 
     def drain(self) -> Steps:
         """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""

@@ -6,12 +6,16 @@
 | GET /v1/metrics | | Prometheus text |
 | POST /v1/refresh | {"paths": [...]}, relative to the mount | {"errors": [...]} |
 | POST /v1/persist | {"paths": [...]}, relative to the mount | lines of progress; the last has done, failures, notes |
+| POST /v1/load | {"paths": [...]}, or patterns | lines of progress; the last has done, failures |
+| POST /v1/load/start | {"paths": [...]} | {"job": number}: the same in the background |
+| GET /v1/load/jobs | | {"jobs": [...]}: a line of progress of each: those that run, and the last that ended |
+| POST /v1/load/stop | | {"stopped": how many} |
 | POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
 
 Errors are {"error": "one line"}. Lines of progress are one JSON object each, about ten a second, until all is done; the
-daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`; a line that has
-``aborted`` instead says why it is the last.
+daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`, of a load those of
+`luxfuse.vfs.load.LoadProgress`; a line that has ``aborted`` instead says why it is the last.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ from luxfuse.errors import LuxError, MountError
 log = logging.getLogger("luxfuse.control")
 
 _BODY_MAX_BYTES = 4 << 20
+_LOAD_MAX_BYTES = 16 << 20
+"""A list of paths may be long."""
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -56,6 +62,18 @@ class ControlService(Protocol):
 
     def persist(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Bring what is at and below the paths to the under-store; yields how far that is."""
+
+    def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Bring what is at and below the paths into the cache; yields how far that is."""
+
+    def start_load(self, paths: list[str]) -> int:
+        """The same in the background; returns the number of the job."""
+
+    def loads(self) -> list[dict[str, object]]:
+        """Return how far each load is."""
+
+    def stop_loads(self) -> int:
+        """End all loads; returns how many those are."""
 
     def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the under-store; yields how far that is."""
@@ -118,6 +136,18 @@ def _application(service: ControlService) -> Router:
     async def persist(request: Request) -> Response:
         return _Lines(service.persist(await _paths(request)))
 
+    async def load(request: Request) -> Response:
+        return _Lines(service.load(await _paths(request, _LOAD_MAX_BYTES)))
+
+    async def start_load(request: Request) -> Response:
+        return JSONResponse({"job": service.start_load(await _paths(request, _LOAD_MAX_BYTES))})
+
+    async def loads(_request: Request) -> Response:
+        return JSONResponse({"jobs": service.loads()})
+
+    async def stop_loads(_request: Request) -> Response:
+        return JSONResponse({"stopped": service.stop_loads()})
+
     async def drain(_request: Request) -> Response:
         return _Lines(service.drain())
 
@@ -133,6 +163,10 @@ def _application(service: ControlService) -> Router:
         Route("/v1/metrics", _guard(metrics), methods=["GET"]),
         Route("/v1/refresh", _guard(refresh), methods=["POST"]),
         Route("/v1/persist", _guard(persist), methods=["POST"]),
+        Route("/v1/load", _guard(load), methods=["POST"]),
+        Route("/v1/load/start", _guard(start_load), methods=["POST"]),
+        Route("/v1/load/jobs", _guard(loads), methods=["GET"]),
+        Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
         Route("/v1/drain", _guard(drain), methods=["POST"]),
         Route("/v1/unmount", _guard(unmount), methods=["POST"]),
     ]
@@ -203,20 +237,23 @@ async def _not_found(scope: Any, receive: Any, send: Any) -> None:
         await _error(404, "no such request; is the daemon of another version?")(scope, receive, send)
 
 
-async def _paths(request: Request) -> list[str]:
-    paths = (await _body(request)).get("paths")
+async def _paths(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> list[str]:
+    paths = (await _body(request, most_bytes)).get("paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise _BadRequest("paths: a list of strings is needed")
     return paths
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
     raw = bytearray()
+    size = 0
     async with aclosing(request.stream()) as stream:
         async for chunk in stream:
-            raw += chunk
-            if len(raw) > _BODY_MAX_BYTES:
-                raise _BadRequest("the request is too large")
+            size += len(chunk)
+            if size <= most_bytes:  # else it is received all the same: a client that still sends hears no answer
+                raw += chunk
+    if size > most_bytes:
+        raise _BadRequest(f"the request is too large: {most_bytes >> 20} MiB are the most; give fewer paths")
     try:
         body = json.loads(raw or b"{}")
     except ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -43,6 +43,24 @@ def check_pattern(pattern: str) -> None:
         raise ValueError("a name in it is empty or consists of dots, which no path has")
     if any("**" in part and part != "**" for part in parts):
         raise ValueError("** stands for whole names; write it between slashes")
+
+
+def has_pattern(path: str) -> bool:
+    """Whether a path may stand for others than itself."""
+    return any(character in path for character in "*?[")
+
+
+def literal_part(path: str) -> str:
+    """Return the path without the part from the first pattern on: the directory of all that it may stand for."""
+    parts = path.split("/")
+    first = next((number for number, part in enumerate(parts) if has_pattern(part)), len(parts))
+    return "/".join(parts[:first])
+
+
+def name_matcher(glob: str) -> Callable[[bytes], bool]:
+    """Return what tells whether a name of a directory matches one part of a pattern (not ``**``)."""
+    expression = re.compile(_name(glob), re.DOTALL)
+    return lambda name: expression.fullmatch(name.decode("utf-8", "surrogateescape")) is not None
 
 
 @functools.lru_cache(maxsize=1024)

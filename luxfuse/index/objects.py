@@ -12,7 +12,7 @@ import array
 import logging
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -176,6 +176,10 @@ class Objects:
                 pages.load(number, chunk)
         return record, pages
 
+    async def expect(self, oids: Iterable[bytes]) -> None:
+        """Prepare for these objects to be loaded soon, and saved for the first time."""
+        await self._store.warm(Table.OBJECTS, oids)
+
     @property
     def refusing(self) -> bool:
         """Whether the index takes no changes now."""
@@ -269,10 +273,11 @@ class Objects:
             return len(gone)
 
         while await self._store.run(forget):
-            pass
+            self._store.cool()
         for segment in SEGMENTS:
             self._totals.pop((directory, segment), None)
             self._store.delete(Table.META, _totals_key(directory, segment))
+
 
     def _change(self, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
         """Make ``changes`` and count them, records that come (1) and go (-1); False if the index takes none.

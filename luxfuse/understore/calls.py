@@ -21,7 +21,7 @@ from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
-from luxfuse.understore.workers import Workers
+from luxfuse.understore.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -176,17 +176,21 @@ class Calls:
         function: Callable[[UnderStore], T],
         done: Callable[[T | None, StoreError | None], None],
         size_bytes: int = 0,
+        *,
+        later: bool = False,
+        requests: int = 1,
     ) -> None:
         """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
 
         The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
         ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
         while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
-        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers.
+        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers. ``later``: those of others that wait
+        for a thread go first. ``requests``: how many the driver makes, one after the other, within that deadline.
         """
         if self._workers is None:
             self._workers = Workers(self._max_requests)
-        self._attempts[kind] += 1
+        self._attempts[kind] += requests
         self._in_flight += 1
         self._next_submission += 1
         number = self._next_submission
@@ -196,7 +200,9 @@ class Calls:
             submission.began_s = time.monotonic()
             return function(self.driver)
 
-        self._workers.submit(job, lambda result, error: self._finish(number, result, error), size_bytes)
+        self._workers.submit(
+            job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests, later=later
+        )
 
     async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
         """Like `submit`, and wait for the result. Raises `StoreError`."""
@@ -254,6 +260,11 @@ class Calls:
     def note_put_bytes(self, size_bytes: int) -> None:
         """Count bytes that a `call` of the caller's own has written."""
         self._put_bytes += size_bytes
+
+    @property
+    def width(self) -> int:
+        """About how many bulk requests at once keep the store busy."""
+        return self._workers.width if self._workers is not None else FEWEST
 
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered."""

@@ -32,7 +32,10 @@ class Workers:
 
     def __init__(self, limit: int) -> None:
         self._concurrency = Concurrency(FEWEST, limit)
-        self._jobs: queue.SimpleQueue[tuple[Job, Done, int] | None] = queue.SimpleQueue()
+        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True for each job, False for each thread that is to end."""
+        self._jobs: deque[tuple[Job, Done, int, int]] = deque()
+        self._later: deque[tuple[Job, Done, int, int]] = deque()
         self._outcomes: deque[tuple[Done, Any, BaseException | None, float, int]] = deque()
         self._token = trio.lowlevel.current_trio_token()
         self._outstanding = 0
@@ -40,10 +43,20 @@ class Workers:
         self._most = limit
         self._lost = 0
 
-    def submit(self, job: Job, done: Done, size_bytes: int) -> None:
-        """Run ``job``, which fetches about ``size_bytes``, in a thread and then ``done`` in the event loop."""
+    @property
+    def width(self) -> int:
+        """How many jobs run at once, if there are as many."""
+        return self._concurrency.limit
+
+    def submit(self, job: Job, done: Done, size_bytes: int, requests: int = 1, *, later: bool = False) -> None:
+        """Run ``job`` in a thread and then ``done`` in the event loop.
+
+        It makes so many ``requests``, one after the other, each for about ``size_bytes``. ``later``: the others that
+        wait go first.
+        """
         self._outstanding += 1
-        self._jobs.put((job, done, size_bytes))
+        (self._later if later else self._jobs).append((job, done, size_bytes, requests))
+        self._turns.put(True)
         self._start_threads(1)
 
     def _start_threads(self, at_most: int) -> None:
@@ -59,20 +72,27 @@ class Workers:
             self._threads += 1
 
     def _work(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, done, size_bytes = item
+        while self._turns.get():
+            job, done, size_bytes, requests = self._next()
             result, error = None, None
             began_s = time.perf_counter()
             try:
                 result = job()
             except BaseException as exc:  # noqa: BLE001 (it is handed to whoever submitted the job)
                 error = exc
-            self._outcomes.append((done, result, error, time.perf_counter() - began_s, size_bytes))
-            del item, job, done, result, error  # an idle thread must not keep a page alive
+            self._outcomes.append((done, result, error, (time.perf_counter() - began_s) / requests, size_bytes))
+            del job, done, result, error  # an idle thread must not keep a page alive
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
             except trio.RunFinishedError:
                 return
+
+    def _next(self) -> tuple[Job, Done, int, int]:
+        """Take a job: there is one for each turn."""
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            return self._later.popleft()
 
     def _deliver(self) -> None:
         while self._outcomes:
@@ -94,4 +114,4 @@ class Workers:
     def close(self) -> None:
         """Let the threads end once they are idle."""
         for _ in range(self._threads):
-            self._jobs.put(None)
+            self._turns.put(False)

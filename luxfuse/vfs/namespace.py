@@ -439,6 +439,11 @@ class Namespace:
 
     # -- listings
 
+    def is_listed(self, directory: int) -> bool:
+        """Whether the directory's listing is fresh."""
+        listing = self._names.listing(directory)
+        return listing is not None and self._holds(listing.fetched_s, self._ttl)
+
     async def listed(self, directory: int) -> int:
         """Make sure that the directory's listing is fresh; returns its serial.
 

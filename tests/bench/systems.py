@@ -231,6 +231,9 @@ class Luxfuse(Mounted):
         if not processes.is_mounted(self.path):
             raise Failed("luxfuse mount returned, but nothing is mounted")
 
+    def command(self, *arguments: str, timeout_s: float) -> str:
+        return processes.run([program("luxfuse"), *arguments], timeout_s=timeout_s, env=self._env())
+
     def settle(self, path: Path) -> None:
         state = "import os, sys; print(os.getxattr(sys.argv[1], 'user.luxfuse.state').decode())"
         processes.wait_until(

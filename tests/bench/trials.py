@@ -19,6 +19,7 @@ class Size:
     big_bytes: int
     files: int
     latency_files: int
+    load_files: int
     listings: tuple[int, ...]
     random_s: float
     trials: int
@@ -31,8 +32,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size(128 * MIB, 200, 50, (2_000,), 1.0, 1, 3, 20.0, 1.0, 200, 1_000, 40.0),
-    "full": Size(GIB, 2_000, 500, (10_000, 100_000), 3.0, 3, 5, 60.0, 8.0, 2_000, 20_000, 240.0),
+    "small": Size(128 * MIB, 200, 50, 500, (2_000,), 1.0, 1, 3, 20.0, 1.0, 200, 1_000, 40.0),
+    "full": Size(GIB, 2_000, 500, 20_000, (10_000, 100_000), 3.0, 3, 5, 60.0, 8.0, 2_000, 20_000, 240.0),
 }
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from tests.bench import processes
 from tests.bench.processes import Failed
-from tests.bench.results import PEERS, Goal, Row
-from tests.bench.systems import BUCKET, Mounted, Raw, System, program
+from tests.bench.results import PEERS, SUBJECT, Goal, Row
+from tests.bench.systems import BUCKET, Luxfuse, Mounted, Raw, System, program
 from tests.bench.trials import KIB, MIB, Size, Trials
 
 FILE_BYTES = 100 * KIB
 LATENCY_MS = 20
+LOAD_THREADS = 8
 SETTLE_S = 1.0
 READER = str(Path(__file__).with_name("reader.py"))
 EACH_PEER = tuple((name,) for name in PEERS)
@@ -57,6 +58,11 @@ def rows_of(size: Size) -> list[Row]:
         Row("latency-files", f"cold, {LATENCY_MS} ms: {few}, 1 reader", "files/s", (Goal(10, PEERS),)),
         Row("latency-seq", f"cold, {LATENCY_MS} ms: {big}, 1 MiB reads", "MB/s", tuple(over_peers)),
     ]
+    load_goal = (Goal(0.8, ("raw to file",)),)
+    rows += [
+        Row("load-files", f"luxfuse load: {size.load_files:,} files of 100 KiB", "files/s", load_goal),
+        Row("load-seq", f"luxfuse load: {big}", "MB/s", load_goal),
+    ]
     for count in size.listings:
         warm_goal = (Goal(1.0),) if count >= 100_000 else ()
         rows.append(Row(f"list-{count}-cold", f"cold: ls -f of {count:,}", "s", (Goal(1.5, ("raw",)),), True))
@@ -68,11 +74,14 @@ def create_data(directory: Path, size: Size, wanted: Callable[[str], bool]) -> N
     """Writes the bucket's objects as files; only what the wanted rows need."""
     with Path("/dev/urandom").open("rb") as source:
         pool = source.read(16 * MIB)
-    if any(map(wanted, ("seq-warm", "mmap-warm", "random-1", "random-8", "seq-cold", "latency-seq"))):
+    if any(map(wanted, ("seq-warm", "mmap-warm", "random-1", "random-8", "seq-cold", "latency-seq", "load-seq"))):
         with (directory / "big.bin").open("wb") as out:
             for n in range(size.big_bytes // len(pool)):
                 out.write(n.to_bytes(8, "little") + pool[8:])
-    for name, key, count in (("files", "files-", size.files), ("few", "latency-files", size.latency_files)):
+    for name, key, count in (
+        ("files", "files-", size.files), ("few", "latency-files", size.latency_files),
+        ("load", "load-files", size.load_files),
+    ):  # fmt: skip
         (directory / name).mkdir()
         for n in range(count if any(wanted(row.key) for row in rows_of(size) if row.key.startswith(key)) else 0):
             at = (n * 7919 * 64) % (len(pool) - FILE_BYTES)
@@ -102,7 +111,8 @@ class Reads(Trials):
             return self.size.files
         return {
             "seq-cold": self.size.big_bytes / 1e6, "latency-seq": self.size.big_bytes / 1e6,
-            "latency-files": self.size.latency_files,
+            "latency-files": self.size.latency_files, "load-files": self.size.load_files,
+            "load-seq": self.size.big_bytes / 1e6,
         }.get(key, 1.0 if key.endswith("-cold") else None)  # fmt: skip
 
     # commands -------------------------------------------------------------------------------------------------------
@@ -200,8 +210,34 @@ class Reads(Trials):
                 f"files-cold-{readers}", "files", self._some("raw", "raw to file"),
                 lambda s, readers=readers: many(s, "files", files, readers),
             )  # fmt: skip
+        self._loads()
         self._cold_trials("latency-files", "few", self._some("raw"), lambda s: many(s, "few", few, 1), LATENCY_MS)
         self._cold_trials("latency-seq", "big.bin", self._some("raw"), sequential, LATENCY_MS)
+
+    def _loads(self) -> None:
+        systems = [s for s in self.systems if s.name in ("raw to file", SUBJECT)]
+        big, files = self.size.big_bytes, self.size.load_files
+
+        def load_files(system: System) -> float:
+            if isinstance(system, Raw):
+                result = system.run("files", "load", threads=LOAD_THREADS, timeout_s=self.size.timeout_s)
+                return files / _checked(result, files * FILE_BYTES)["seconds"]
+            return files / self._load(system, "load")
+
+        def load_big(system: System) -> float:
+            if isinstance(system, Raw):
+                result = system.run("sequential", "big.bin", timeout_s=self.size.timeout_s)
+                return big / 1e6 / _checked(result, big)["seconds"]
+            return big / 1e6 / self._load(system, "big.bin")
+
+        self._cold_trials("load-files", "load", systems, load_files)
+        self._cold_trials("load-seq", "big.bin", systems, load_big)
+
+    def _load(self, system: System, name: str) -> float:
+        assert isinstance(system, Luxfuse)
+        started = time.perf_counter()
+        system.command("load", str(system.path / name), timeout_s=self.size.timeout_s)
+        return time.perf_counter() - started
 
     def _cold_trials(self, key: str, name: str, systems: list[System], action: Callable[[System], float],
                      latency_ms: float = 0) -> None:  # fmt: skip

@@ -42,6 +42,7 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Outcome, Recovery
 from luxfuse.vfs.writeback import WriteBack
@@ -167,6 +168,7 @@ class Mount:
     recovery: Recovery
     nursery: trio.Nursery
     durable: Durable
+    loads: Loads
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
 
@@ -301,7 +303,7 @@ def _build(
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
         p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
-        p.recovered, p.recovery, nursery, durable,
+        p.recovered, p.recovery, nursery, durable, p.loads,
     )
 
 

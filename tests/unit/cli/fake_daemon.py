@@ -26,11 +26,21 @@ def step(**fields: object) -> dict[str, object]:
     return {**plain, **fields}
 
 
+def load_step(**fields: object) -> dict[str, object]:
+    plain: dict[str, object] = {
+        "job": 1, "paths": ["a"], "state": "running", "walking": False, "files": 0, "bytes": 0, "loaded_files": 0,
+        "loaded_bytes": 0, "present_files": 0, "present_bytes": 0, "left_out_files": 0, "left_out_bytes": 0,
+        "failed_files": 0, "note": None, "done": False, "failures": [],
+    }  # fmt: skip
+    return {**plain, **fields}
+
+
 class Service:
     def __init__(self, settings: Settings, end: trio.Event) -> None:
         self._settings = settings
         self._end = end
         self.draining = False
+        self.jobs: list[dict[str, object]] = []
 
     def status(self) -> dict[str, object]:
         state = "draining" if self.draining else "serving"
@@ -50,6 +60,31 @@ class Service:
             done=True, notes=["a.tmp: local only (must-cache)"] if "" in paths else [],
             failures=[f"{path}: is open for writing" for path in paths if "open" in path],
         )
+
+    def _load(self, paths: list[str]) -> dict[str, object]:
+        bad = [path for path in paths if "missing" in path]
+        left_out = sum("large" in path for path in paths)
+        return load_step(
+            job=len(self.jobs) + 1, paths=paths[:3], state="done", done=True, files=len(paths), bytes=len(paths) << 20,
+            loaded_files=len(paths) - len(bad) - left_out, loaded_bytes=(len(paths) - len(bad) - left_out) << 20,
+            failed_files=len(bad), failures=[f"{path}: no such file" for path in bad], left_out_files=left_out,
+            note="1 file left out: enlarge the cache" if left_out else None,
+        )  # fmt: skip
+
+    async def load(self, paths: list[str]):
+        await trio.lowlevel.checkpoint()
+        yield load_step(files=len(paths), walking=True)
+        yield self._load(paths)
+
+    def start_load(self, paths: list[str]) -> int:
+        self.jobs.append(self._load(paths))
+        return len(self.jobs)
+
+    def loads(self) -> list[dict[str, object]]:
+        return self.jobs
+
+    def stop_loads(self) -> int:
+        return len(self.jobs)
 
     async def drain(self):
         mode = self._settings.source.partition("://")[2]

@@ -239,7 +239,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     shown = luxfuse("--help")
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist"]
+    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist", "load"]
     assert luxfuse().code == 2
 
 
@@ -271,3 +271,58 @@ def test_commands_start_without_heavy_imports(arguments: list[str], tmp_path: Pa
         check=True,
     )
     assert done.stdout.endswith("heavy: []\n")
+
+
+def test_load(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    assert luxfuse("load", where / "a", where) == Outcome(0, f"{where}: 2 files loaded (2.0 MiB)\n", "")
+    outcome = luxfuse("load", where / "a", where / "missing")
+    assert outcome.code == 1
+    assert outcome.out == f"{where}: 1 file loaded (1.0 MiB), 1 failed\n"
+    assert outcome.line == f"luxfuse: load: {where}: missing: no such file"
+    outcome = luxfuse("load", where / "large")
+    assert (outcome.code, outcome.line) == (1, f"luxfuse: load: {where}: 1 file left out: enlarge the cache")
+
+    listed = tmp_path / "list"
+    listed.write_text(f"{where}/a\n\n{where}/b c\n")
+    assert "2 files loaded" in luxfuse("load", "--from-file", listed).out
+    monkeypatch.setattr(sys, "stdin", listed.open())
+    assert "3 files loaded" in luxfuse("load", where / "x", "--from-file", "-").out
+    assert "No such file or directory" in luxfuse("load", "--from-file", tmp_path / "gone").line
+
+
+def test_load_in_the_background(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    assert luxfuse("load", "--progress", where) == Outcome(0, f"{where}: no load\n", "")
+    assert luxfuse("load", "--stop", where) == Outcome(0, f"{where}: no load runs\n", "")
+    begun = luxfuse("load", "--background", where / "a", where / "missing")
+    assert begun == Outcome(0, f"load 1 of {where} has begun; see: luxfuse load --progress {where}\n", "")
+    outcome = luxfuse("load", "--progress", where, where / "a")
+    assert outcome.code == 1
+    assert outcome.out == f"{where}: load 1 (a, missing): done, 1 file loaded (1.0 MiB), 1 failed\n"
+    assert "no such file" in outcome.line
+    assert luxfuse("load", "--stop", where) == Outcome(0, f"{where}: 1 load stopped\n", "")
+
+
+def test_load_wants_paths_of_a_living_mount(luxfuse: Run, tmp_path: Path) -> None:
+    assert luxfuse("load").code == 2
+    assert "no path is given" in luxfuse("load").line
+    assert "exclude each other" in luxfuse("load", tmp_path, "--progress", "--stop").line
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    outcome = luxfuse("load", where / "a", tmp_path / "elsewhere")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.line == f"luxfuse: {tmp_path / 'elsewhere'} is not in a luxfuse mount; see: luxfuse list"
+    (record,) = registry.list_mounts(Path(os.environ["LUXFUSE_STATE_DIR"]))
+    os.kill(record.pid, signal.SIGKILL)
+    while registry.is_alive(record.directory):
+        time.sleep(0.01)
+    for flags in ((), ("--background",), ("--progress",), ("--stop",)):
+        outcome = luxfuse("load", where / "a", *flags)
+        assert outcome.code == 1
+        assert "has died" in outcome.line

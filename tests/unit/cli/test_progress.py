@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luxfuse.cli.progress import Meter
+from luxfuse.cli.progress import LoadMeter, Meter
 
 MIB = 1 << 20
 
@@ -63,3 +63,30 @@ def test_nothing_to_do() -> None:
     meter = Meter()
     meter.feed(0.0, step())
     assert (meter.fraction, meter.rate_bytes_s, meter.left_s) == (1.0, 0.0, None)
+
+
+def load_step(**fields: Any) -> dict[str, Any]:
+    kinds = ("loaded", "present", "left_out", "failed")
+    plain: dict[str, Any] = {f"{kind}_{what}": 0 for kind in kinds for what in ("files", "bytes")}
+    return {**plain, "walking": False, "files": 0, "bytes": 0, **fields}
+
+
+def test_a_load_at_an_even_pace() -> None:
+    meter = LoadMeter()
+    for second in range(6):
+        meter.feed(float(second), load_step(files=20, bytes=20 * MIB, present_files=10, present_bytes=10 * MIB,
+                                            loaded_files=second, loaded_bytes=second * MIB))  # fmt: skip
+    assert meter.fraction == 0.75
+    assert meter.left_s is not None
+    assert round(meter.left_s) == 5
+    assert meter.text == "15 of 20 files (15.0 MiB of 20.0 MiB), 1.0 MiB/s, 1 files/s, about 5 s left"
+
+
+def test_how_long_a_load_takes_is_not_told_before_all_is_found() -> None:
+    meter = LoadMeter()
+    for second in range(2):
+        meter.feed(float(second), load_step(files=10, bytes=10 * MIB, walking=True, loaded_files=second, failed_files=2))
+    assert meter.left_s is None
+    assert meter.text.startswith("1 of at least 10 files (0 B of 10.0 MiB), 2 failed, ")
+    meter.feed(2.0, load_step())
+    assert meter.fraction == 1.0

@@ -48,6 +48,25 @@ class FakeService:
             raise self.fault
         yield {"files": 0, "done": True, "failures": [f"{path}: no" for path in paths if path == "\udcff"]}
 
+    async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        self.draining = True
+        try:
+            yield {"files": len(paths), "done": False}
+            yield {"files": len(paths), "done": True}
+        finally:
+            self.draining = False
+
+    def start_load(self, paths: list[str]) -> int:
+        if self.fault:
+            raise self.fault
+        return len(paths)
+
+    def loads(self) -> list[dict[str, object]]:
+        return [{"job": 1}]
+
+    def stop_loads(self) -> int:
+        return 3
+
     async def drain(self) -> AsyncGenerator[dict[str, object], None]:
         self.draining = True
         try:
@@ -260,3 +279,22 @@ def test_progress_that_is_cut_off(tmp_path: Path, lines: bytes, text: str) -> No
             list(ControlClient(tmp_path / "s", deadline_s=1).drain())
     finally:
         thread.join()
+
+
+async def test_loads(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        steps = await call(lambda: list(client.load(["a", "b"])))
+        assert [step["done"] for step in steps] == [False, True]
+        assert not service.draining
+        assert await call(client.start_load, ["a", "b"]) == 2
+        assert await call(client.loads) == [{"job": 1}]
+        assert await call(client.stop_loads) == 3
+        long = [f"{'x' * 100}{n}" for n in range(100_000)]
+        assert await call(client.start_load, long) == 100_000
+        with pytest.raises(DaemonRefused, match="too large: 16 MiB are the most"):
+            await call(client.start_load, long * 2)
+        with pytest.raises(DaemonRefused, match="too large: 4 MiB are the most"):
+            await call(client.refresh, long)
+        service.fault = StoreUnavailable("enough loads run")
+        with pytest.raises(DaemonRefused, match="enough loads run"):
+            await call(client.start_load, ["a"])

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luxfuse.core.paths import PathRule, check_pattern, write_mode_for
+from luxfuse.core.paths import (
+    PathRule,
+    check_pattern,
+    has_pattern,
+    literal_part,
+    name_matcher,
+    write_mode_for,
+)
 from luxfuse.types import WriteMode
 
 
@@ -62,3 +69,20 @@ def test_one_name_is_matched_as_by_fnmatch(pattern: str, name: str) -> None:
     if "**" not in pattern:
         check_pattern(pattern)
         assert matches(pattern, name) == fnmatch.fnmatchcase(name, pattern)
+
+
+@pytest.mark.parametrize(
+    ("path", "literal"),
+    [("", ""), ("a/b", "a/b"), ("a/b*", "a"), ("*", ""), ("a/**/c", "a"), ("a/b?/c", "a"), ("a/[x]/c", "a")],
+)
+def test_the_literal_part_of_a_pattern(path: str, literal: str) -> None:
+    assert literal_part(path) == literal
+    assert has_pattern(path) == (literal != path)
+
+
+def test_one_name_is_matched_as_in_a_whole_path() -> None:
+    for pattern, name in (("*.jpg", "a.jpg"), ("i?g", "img"), ("[a-c]x", "bx"), ("[!a]x", "bx")):
+        assert name_matcher(pattern)(name.encode())
+        assert matches(f"d/{pattern}", f"d/{name}")
+    assert not name_matcher("*.jpg")(b"a.png")
+    assert not name_matcher("[!a]x")(b"ax")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -183,4 +184,30 @@ async def test_what_the_index_cannot_take_is_left_out_as_a_whole(
     assert objects.drop(one) == 2 * PAGE_BYTES
     await store.flush()
     assert store.committed_items(Table.STANDINGS, b"", b"", 10) == []
+    store.close()
+
+
+async def test_values_read_ahead_are_right_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = IndexStore(tmp_path)
+    keys = [bytes([n]) * 16 for n in range(6)]
+    for key in keys[:3]:
+        store.put(Table.OBJECTS, key, b"old" + key)
+    await store.flush()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.warm, Table.OBJECTS, keys)
+        await trio.testing.wait_all_tasks_blocked()
+        store.put(Table.OBJECTS, keys[0], b"new")  # while they are being read
+        store.put(Table.OBJECTS, keys[3], b"new")
+        nursery.start_soon(store.warm, Table.OBJECTS, keys)  # the second one does nothing
+        await store.flush()
+    monkeypatch.setattr(store, "_env", None)  # nothing is asked for that was read, but for what changed
+    assert store.get(Table.OBJECTS, keys[1]) == b"old" + keys[1]
+    assert store.get(Table.OBJECTS, keys[4]) is None
+    monkeypatch.undo()
+    assert store.get(Table.OBJECTS, keys[0]) == store.get(Table.OBJECTS, keys[3]) == b"new"
+    store.delete(Table.OBJECTS, keys[1])
+    store.put(Table.OBJECTS, keys[5], b"late")
+    await store.flush()
+    assert store.get(Table.OBJECTS, keys[1]) is None
+    assert store.get(Table.OBJECTS, keys[5]) == b"late"
     store.close()

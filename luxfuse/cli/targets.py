@@ -1,0 +1,46 @@
+"""Which mounts the paths of a command line are in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from luxfuse import config
+from luxfuse.cli.errors import CommandFailed
+from luxfuse.control import registry
+from luxfuse.control.registry import MountRecord
+from luxfuse.fuse import mountpoint as mounts
+
+
+def living_mount(path: str) -> MountRecord:
+    """Return the mount at or around ``path``. Raises `CommandFailed` if there is none, or its daemon is dead."""
+    return _alive(registry.find(config.state_root(), path), path)
+
+
+def _alive(record: MountRecord | None, path: str) -> MountRecord:
+    if record is None:
+        raise CommandFailed(f"{path} is not in a luxfuse mount; see: luxfuse list")
+    if not record.alive:
+        raise CommandFailed(
+            f"{record.mountpoint}: the daemon (pid {record.pid}) has died; see {record.log_path}, "
+            f"then run: luxfuse unmount {record.mountpoint}"
+        )
+    return record
+
+
+def by_mount(paths: Iterable[str]) -> list[tuple[MountRecord, list[str]]]:
+    """Return the paths relative to their mounts, by mount; "" is the mountpoint itself. Raises `CommandFailed`."""
+    known = sorted(registry.list_mounts(config.state_root()), key=lambda record: len(record.mountpoint), reverse=True)
+    mounted = list(mounts.read_mounts())
+    found: dict[str, tuple[MountRecord, list[str]]] = {}
+    for path in paths:
+        where = mounts.resolve(path, mounted)
+        record = _alive(next((r for r in known if mounts.is_inside(where, r.mountpoint)), None), path)
+        inside = str(Path(where).relative_to(record.mountpoint))
+        found.setdefault(record.mountpoint, (record, []))[1].append("" if inside == "." else inside)
+    return list(found.values())
+
+
+def failed(record: MountRecord, exc: Exception) -> CommandFailed:
+    """Return what to raise when a daemon does not do what it was asked for."""
+    return CommandFailed(f"{record.mountpoint}: {exc}; see {record.log_path}")

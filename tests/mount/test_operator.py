@@ -1,0 +1,149 @@
+"""What operators do with a live mount: real commands, their real output, and what comes of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
+
+KIB = 1 << 10
+
+
+@pytest.fixture
+def tree(fill: Callable[..., None]) -> dict[str, bytes]:
+    objects = {f"d/{n % 4}/{n:03}.bin": content(n, 20 * KIB + n) for n in range(60)}
+    objects |= {"big": content("big", 5 * MIB + 7), "d/empty": b"", "odd/a b\u00e9.txt": content("odd", KIB)}
+    fill(objects)
+    return objects
+
+
+@pytest.fixture
+def mount(mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes]) -> Mount:
+    return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+
+
+def refused(done: subprocess.CompletedProcess[str], *texts: str, code: int = 1) -> None:
+    assert done.returncode == code, (done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("luxfuse: ") for line in lines), done.stderr
+    for text in texts:
+        assert any(text in line for line in lines), (text, done.stderr)
+
+
+# -- load
+
+
+def test_load_brings_everything_and_reads_ask_nobody(mount: Mount, tree: dict[str, bytes]) -> None:
+    done = mount.cli("load", mount.path, check=True)
+    size = sum(map(len, tree.values())) / MIB
+    assert done.stdout == f"{mount.path}: {len(tree) - 1} files loaded ({size:.1f} MiB), 1 there already\n"
+    assert done.stderr == ""
+    before = mount.status()["understore"]
+    assert before["heads"] == 0
+    for name, data in tree.items():
+        assert mount.read(name) == digest(data)
+    after = mount.status()["understore"]
+    assert after["gets"] == before["gets"]
+    again = mount.cli("load", mount.path / "d", mount.path / "big", check=True)
+    assert again.stdout == f"{mount.path}: 0 files loaded (0 B), 62 there already\n"
+    assert mount.status()["understore"]["gets"] == before["gets"]
+
+
+def test_load_of_patterns_lists_and_odd_names(mount: Mount, tree: dict[str, bytes], tmp_path: Path) -> None:
+    assert "30 files loaded" in mount.cli("load", f"{mount.path}/d/[02]/*.bin", check=True).stdout
+    listed = mount.base / "list"
+    listed.write_text(f"{mount.path}/odd/a b\u00e9.txt\n{mount.path}/d/1/001.bin\n")
+    assert "2 files loaded" in mount.cli("load", "--from-file", listed, check=True).stdout
+    done = mount.cli("load", f"{mount.path}/nothing*", mount.path / "gone", mount.path / "big")
+    refused(done, "nothing*: nothing matches", "gone: there is no such file or directory")
+    assert done.stdout == f"{mount.path}: 1 file loaded (5.0 MiB), 2 failed\n"
+    refused(mount.cli("load", tmp_path / "elsewhere"), "is not in a luxfuse mount")
+    refused(mount.cli("load"), "no path is given", code=2)
+
+
+def test_a_load_survives_a_restart(mounting: Mounts, proxy: FaultProxy, bucket: str, tree: dict[str, bytes]) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    mount.cli("load", mount.path / "d" / "0", check=True)
+    mount.kill()
+    mount.cli("unmount", mount.path, check=True)
+    mount.mount()
+    done = mount.cli("load", mount.path / "d", check=True)
+    assert done.stdout.startswith(f"{mount.path}: 45 files loaded")
+    assert "16 there already" in done.stdout
+
+
+def test_a_load_in_the_background_is_shown_and_stopped_by_another_operator(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None]
+) -> None:
+    fill({f"many/{n:04}": content(n, 64 * KIB) for n in range(400)})
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"max_requests": 2})
+    s3.set(latency_ms=20)
+    try:
+        begun = mount.cli("load", "--background", mount.path, check=True)
+        assert begun.stdout == f"load 1 of {mount.path} has begun; see: luxfuse load --progress {mount.path}\n"
+        shown = mount.cli("load", "--progress", mount.path, check=True).stdout
+        assert re.search(r"load 1 \(\.\): running, \d+ files? loaded \(.*\), (at least )?\d+ to come\n$", shown), shown
+        stopped = mount.cli("load", "--stop", mount.path / "many", check=True)
+        assert stopped.stdout == f"{mount.path}: 1 load stopped\n"
+        shown_again = mount.cli("load", "--progress", mount.path)
+        assert shown_again.returncode == 1
+        assert "load 1 (.): stopped, " in shown_again.stdout
+    finally:
+        s3.set(latency_ms=0)
+    wait_for("what was on its way", lambda: mount.status()["cache"]["in_flight_bytes"] == 0)
+    there = mount.status()["cache"]["objects"]
+    assert 0 < there < 400
+    done = mount.cli("load", mount.path, check=True)
+    assert f"{there} there already" in done.stdout
+
+
+def test_two_operators_load_the_same_at_once(mount: Mount, tree: dict[str, bytes]) -> None:
+    outcomes: list[subprocess.CompletedProcess[str]] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(mount.cli("load", mount.path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes
+    # One for each small file, three for the large one.
+    assert mount.gets() == len(tree) - 2 + 3
+
+
+def test_a_load_that_is_too_large_for_the_cache_says_so(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None]
+) -> None:
+    fill({f"d/{n:02}": content(n, MIB) for n in range(20)})
+    mount = mounting(f"s3://{bucket}", "--cache-size", "8MiB", endpoint_url=s3.endpoint)
+    done = mount.cli("load", mount.path)
+    refused(done, "13 files (13.0 MiB) left out: what is asked for is more than the cache holds (7.5 MiB)")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == f"{mount.path}: 7 files loaded (7.0 MiB), 13 left out\n"
+    status = mount.status()
+    assert status["cache"]["evictions"] == 0
+    assert status["understore"]["gets"] == 7
+
+
+def test_a_load_while_the_store_is_away_ends(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, tree: dict[str, bytes]
+) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "1s"})
+    mount.cli("load", mount.path / "d" / "0", check=True)
+    proxy.outage(True)
+    done = mount.cli("load", mount.path / "d")
+    assert done.returncode == 1
+    assert done.stderr
+    assert mount.read("d/0/000.bin") == digest(tree["d/0/000.bin"])
+
+
+def test_commands_of_a_dead_daemon_say_so(mount: Mount) -> None:
+    mount.kill()
+    for command in (("load", mount.path), ("load", "--progress", mount.path), ("load", "--stop", mount.path)):
+        refused(mount.cli(*command), "has died", "luxfuse unmount")
