@@ -191,6 +191,14 @@ def test_a_burst_of_uses_is_one_use() -> None:
     assert cache.order.standings[xxhash.xxh3_128_digest((499).to_bytes(8))] == standing
 
 
+def test_a_newcomer_stays_while_it_is_used() -> None:
+    cache = Cache(1000)
+    for number in range(1500):
+        cache.read(number)
+    cache.read(5000)
+    assert all(cache.read(5000) for number in range(6000, 9000) if not cache.read(number))
+
+
 def test_what_is_fetched_ahead_is_not_counted() -> None:
     policy, order = TinyLfu(), MemoryOrder()
     order.place(IDS[0], policy.on_insert(IDS[0], 1, order, used=False), 1)
