@@ -45,6 +45,8 @@ def test_it_is_nearly_always_right_with_as_many_ids_as_entries() -> None:
 def test_ten_times_as_many_ids_as_entries_are_still_told_from_unknown_ones() -> None:
     """A cache that holds a tenth of the data."""
     sketch = sketch_of(dict.fromkeys(ids(10 * MIN_ENTRIES), 3))
+    overestimated = sum(sketch.estimate(oid) > 3 for oid in ids(10 * MIN_ENTRIES))
+    assert overestimated < MIN_ENTRIES
     unknown = ids(1000, first=10 * MIN_ENTRIES)
     assert sum(sketch.estimate(oid) > 2 for oid in unknown) < 300
 
@@ -59,13 +61,32 @@ def test_growing_forgets_nothing() -> None:
 
 
 def test_all_counters_are_halved_after_the_sample() -> None:
-    few, many = ids(2)
-    sketch = sketch_of({few: 3, many: 10}, sample=114)
-    for oid in ids(100, first=2):
+    few, many, *others = ids(200)
+    sketch = sketch_of({few: 3, many: 10}, sample=113)
+    for oid in others[:99]:
         sketch.add(oid)
     assert (sketch.estimate(few), sketch.estimate(many)) == (3, 10)
-    sketch.add(ids(1, first=102)[0])
+    sketch.add(others[99])
     assert (sketch.estimate(few), sketch.estimate(many)) == (1, 5)
+
+
+def test_a_halving_under_way_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweep byte by byte, or all at once: all counts are the same at all times, also of what is used meanwhile."""
+    slow, fast = FrequencySketch(), FrequencySketch()
+    known = ids(400)
+    for place in range(1700):
+        oid = known[place * 7 % 400]
+        for sketch, sweep_bytes in ((slow, 8), (fast, 1 << 30)):
+            monkeypatch.setattr(frequency, "SWEEP_BYTES", sweep_bytes)
+            sketch.fit(100, 1600)
+            sketch.add(oid)
+        if place == 1650:
+            assert slow.state() != fast.state()
+        if place % 10 == 0:
+            assert [slow.estimate(oid) for oid in known] == [fast.estimate(oid) for oid in known]
+    slow.fit(MIN_ENTRIES + 1, 1600)
+    fast.fit(MIN_ENTRIES + 1, 1600)
+    assert [slow.estimate(oid) for oid in known] == [fast.estimate(oid) for oid in known]
 
 
 def test_an_object_costs_less_than_64_bytes_and_the_sketch_has_an_upper_limit(monkeypatch: pytest.MonkeyPatch) -> None:

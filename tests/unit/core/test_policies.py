@@ -27,7 +27,7 @@ STEPS = st.lists(
 )
 
 
-def numbers_of(policy: Policy, order: MemoryOrder) -> dict[bytes, Standing]:
+def check_places(order: MemoryOrder) -> None:
     for segment in (WINDOW, MAIN):
         listed = list(order.ascending(segment))
         assert [cached.oid for cached in listed] == sorted(
@@ -36,7 +36,6 @@ def numbers_of(policy: Policy, order: MemoryOrder) -> dict[bytes, Standing]:
         )
     assert all(standing.segment in (WINDOW, MAIN) for standing in order.standings.values())
     assert all(0 <= standing.rank < 1 << 64 for standing in order.standings.values())
-    return order.standings
 
 
 def evict(policy: Policy, order: MemoryOrder, in_use: set[bytes], needed_bytes: int) -> None:
@@ -77,7 +76,7 @@ def test_it_frees_enough_never_what_is_in_use_and_each_object_has_one_place(name
             assert fresh.state() == policy.state()
             fresh.resume(order, highest)
             policy = fresh
-        numbers_of(policy, order)
+        check_places(order)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,6 +190,14 @@ def test_a_burst_of_uses_is_one_use() -> None:
     assert cache.order.standings[xxhash.xxh3_128_digest((499).to_bytes(8))] == standing
 
 
+def test_a_newcomer_stays_while_it_is_used() -> None:
+    cache = Cache(1000)
+    for number in range(1500):
+        cache.read(number)
+    cache.read(5000)
+    assert all(cache.read(5000) for number in range(6000, 9000) if not cache.read(number))
+
+
 def test_what_is_fetched_ahead_is_not_counted() -> None:
     policy, order = TinyLfu(), MemoryOrder()
     order.place(IDS[0], policy.on_insert(IDS[0], 1, order, used=False), 1)
@@ -213,3 +220,27 @@ def test_a_large_window_moves_in_bounded_rounds() -> None:
         order.apply(choice)
         rounds += 1
     assert rounds <= 6
+
+
+def test_what_was_admitted_goes_too_if_the_rest_is_in_use() -> None:
+    policy, order = TinyLfu(), MemoryOrder()
+    ids = [xxhash.xxh3_128_digest(number.to_bytes(8)) for number in range(100)]
+    for rank, oid in enumerate(ids):
+        order.place(oid, Standing(WINDOW, rank), 1)
+    policy.resume(order, len(ids))
+    evict(policy, order, set(ids[50:]), 60)
+    assert set(order.standings) == set(ids[50:])
+
+
+def test_who_was_beaten_in_vain_can_still_be_dropped() -> None:
+    """A newcomer of two bytes beats one object, and loses against the next."""
+    policy, order = TinyLfu(), MemoryOrder()
+    weak, strong, newcomer = IDS[:3]
+    for oid, segment, size, uses in ((weak, MAIN, 1, 0), (strong, MAIN, 1, 9), (newcomer, WINDOW, 2, 6)):
+        order.place(oid, Standing(segment, 1), size)
+        for _ in range(uses):
+            policy._sketch.add(oid)
+    policy.resume(order, 2)
+    choice = policy.choose(order, (), 3)
+    assert choice.victims == [newcomer, weak]
+    assert not choice.moves
