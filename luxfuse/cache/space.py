@@ -136,7 +136,7 @@ class Space:
 
     @property
     def _ahead_bytes(self) -> int:
-        return min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 16) // 16)
+        return min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 100) // 100)
 
     @property
     def shut(self) -> bool:

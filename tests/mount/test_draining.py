@@ -181,7 +181,7 @@ class TestUnmounting:
         with starting(mount, "unmount", mount.path) as command:
             wait_for("it drains", lambda: mount.status()["state"] == "draining")
             command.send_signal(signal.SIGINT)
-            _, err = command.communicate(timeout=10)
+            _, err = command.communicate(timeout=30)
         assert command.returncode == 1
         assert err == f"luxfuse: interrupted: {mount.path} stays mounted, and goes on as before\n"
         wait_for("it does not drain any more", lambda: mount.status()["state"] == "degraded")

@@ -27,9 +27,10 @@ def data(fill) -> bytes:
 def evict_everything(mount: Mount, fill) -> None:
     """Read as much as fits into the cache, so that whatever can go goes."""
     before = mount.status()["cache"]["evictions"]
-    fill({f"filler{i}": content(("filler", i), 8 * MIB) for i in range(5)})
+    fill({f"evicting{i}": content(("evicting", i), 8 * MIB) for i in range(5)})
+    mount.cli("refresh", mount.path, check=True)
     for i in range(5):
-        assert mount.read(f"filler{i}") == digest(content(("filler", i), 8 * MIB))
+        assert mount.read(f"evicting{i}") == digest(content(("evicting", i), 8 * MIB))
     assert mount.status()["cache"]["evictions"] > before
 
 

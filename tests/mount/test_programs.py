@@ -99,7 +99,8 @@ def test_dbench_completes(staging: Staging) -> None:
     stage = staging("async-through")
     out = stage.run(["dbench", "-D", stage.path, "-t", "2", "--skip-cleanup", "3"], where=stage.scratch, timeout_s=60)
     assert "Throughput" in out
-    assert "fail" not in out.lower().replace("failed 0", "")
+    # Its processes start without a barrier where the machine has no semaphore left.
+    assert "fail" not in out.lower().replace("failed 0", "").replace("failed to create barrier semaphore", "")
     assert any("sha256" in entry for entry in stage.tree().values())
     stage.compare_again()
 

@@ -50,8 +50,11 @@ def test_local_directory(mounting: Mounts, tmp_path: Path) -> None:
 
 
 def test_http(mounting: Mounts, nginx_files: FileServer) -> None:
-    write(nginx_files.directory)
-    mount = mounting(nginx_files.url, "--read-only", "--metadata-ttl", "500ms")
+    root = nginx_files.directory / "sources"
+    write(root)
+    for directory in (root, *(path for path in root.rglob("*") if path.is_dir())):  # it serves as another user
+        directory.chmod(0o755)
+    mount = mounting(f"{nginx_files.url}/sources/", "--read-only", "--metadata-ttl", "500ms")
     assert mount.do("tree", str(mount.path)) == TREE
     for _ in range(2):
         for name, data in FILES.items():
@@ -59,7 +62,7 @@ def test_http(mounting: Mounts, nginx_files: FileServer) -> None:
     assert mount.error("stat", f"{mount.path}/no such file") == "ENOENT"
     fresh = nginx_files.directory.parent / "fresh"
     fresh.write_bytes(b"changed")
-    fresh.replace(nginx_files.directory / "top")
+    fresh.replace(root / "top")
     wait_for("the change", lambda: mount.read("top") == digest(b"changed"))
 
 

@@ -192,7 +192,7 @@ async def test_what_does_not_fit_is_left_out_and_nothing_of_the_load_evicted(tmp
         assert (step.loaded_files, step.left_out_files, step.left_out_bytes) == (7, 5, 5 * MIB)
         assert step.note is not None
         assert "5 files (5.0 MiB) left out" in step.note
-        assert "(7.5 MiB)" in step.note
+        assert "(7.9 MiB)" in step.note
         assert whole(mount, *(f"d/{n:02}" for n in range(7)))
         assert store.counts["get"] == 2 + 7
         again = await run(mount, "d")
