@@ -74,6 +74,8 @@ class EarlyParts:
     part_bytes: int
     tags: dict[int, str] = field(default_factory=dict)
     checksums: dict[int, int] = field(default_factory=dict)
+    begun: int = 0
+    """Parts that went up or are on their way."""
     stopped: bool = False
     running: trio.Event = field(default_factory=trio.Event)
 
@@ -194,41 +196,50 @@ class Uploader:
     async def _in_parts(
         self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
     ) -> Uploaded:
-        early, source.early = source.early, None
+        early = await self._usable_early(source, stamp.size)
         if early is not None:
-            early.stopped = True
-            await early.running.wait()
-        parts, sums = await self._plan(source, early if early is None or early.fits(stamp.size) else None, stamp.size)
-        if early is not None and early.key == source.key and early.tags and early.fits(stamp.size):
             upload = early.upload
         else:
-            if early is not None and early.upload:
-                await self.abort(early.key, early.upload)
-            early = None
+            parts, sums = await self._plan(source, stamp.size)
             upload = await self.store.begin_upload(source.key, metadata)
             reached("upload.begun")
             self._journal.note_upload(source.key, upload)
             await self._journal.commit()  # before there is anything in it that takes room
             reached("upload.noted")
         try:
-            tags = await self._send(source, upload, parts, early, sums)
+            if early is not None:
+                tags, sums = await self._send_rest(source, early, stamp.size)
+            else:
+                tags = await self._send(source, upload, parts, sums)
             reached("upload.parts")
             info = await self.store.complete_upload(source.key, upload, sorted(tags.items()), expect=expect)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(5):
+                if early is not None:
+                    await early.running.wait()
                 await self.abort(source.key, upload)
             raise
         reached("upload.completed")
         self._journal.drop_upload(source.key, upload)
         return Uploaded(info, sums, stamp)
 
-    async def _plan(
-        self, source: Source, early: EarlyParts | None, size: int
-    ) -> tuple[list[Part], dict[int, int]]:
+    async def _usable_early(self, source: Source, size: int) -> EarlyParts | None:
+        """Let no further part go up early; returns those that did if an object of ``size`` bytes can be made of them."""
+        early, source.early = source.early, None
+        if early is None:
+            return None
+        early.stopped = True
+        if not early.tags:  # it has just begun, or fails
+            await early.running.wait()
+        if early.key == source.key and early.tags and early.fits(size):
+            return early
+        await early.running.wait()
+        if early.upload:
+            await self.abort(early.key, early.upload)
+        return None
+
+    async def _plan(self, source: Source, size: int) -> tuple[list[Part], dict[int, int]]:
         old, data = source.old, source.bytes
-        if early is not None:
-            sums = await self.checksums(data, size)
-            return _parts_of_size(size, early.part_bytes), sums
         if old is None or not self.store.abilities.part_copy:
             await data.complete_all()
             return plan_parts(size, lambda _page: False, can_copy=False), {}
@@ -248,8 +259,26 @@ class Uploader:
                 await data.fill(range(part.start // PAGE_BYTES, -(-min(part.end, data.base_bytes) // PAGE_BYTES)))
         return parts, sums
 
+    async def _send_rest(self, source: Source, early: EarlyParts, size: int) -> tuple[dict[int, str], dict[int, int]]:
+        """Send what has not gone up early, and again what has changed since; returns tags and checksums."""
+        parts = _parts_of_size(size, early.part_bytes)
+        begun = early.begun
+        sums: dict[int, int] = {}
+
+        async def check() -> None:
+            sums.update(await self.checksums(source.bytes, min(size, begun * early.part_bytes)))
+            await early.running.wait()
+
+        async with together() as start:
+            start(check)
+            tags = await self._send(source, early.upload, parts[begun:], sums)
+        changed = [part for part in parts[:begun] if not _is_there(early, part, sums)]
+        tags |= {part.number: early.tags[part.number] for part in parts[:begun] if part not in changed}
+        tags |= await self._send(source, early.upload, changed, sums)
+        return tags, sums
+
     async def _send(
-        self, source: Source, upload: str, parts: list[Part], early: EarlyParts | None, sums: dict[int, int]
+        self, source: Source, upload: str, parts: list[Part], sums: dict[int, int]
     ) -> dict[int, str]:
         tags: dict[int, str] = {}
 
@@ -262,10 +291,7 @@ class Uploader:
 
         async with together() as start:
             for part in parts:
-                if early is not None and _is_there(early, part, sums):
-                    tags[part.number] = early.tags[part.number]
-                else:
-                    start(send, part)
+                start(send, part)
         return tags
 
     async def _send_part(self, source: Source, upload: str, part: Part, sums: dict[int, int]) -> str:
@@ -323,8 +349,11 @@ class Uploader:
                         part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
                         slot = object()
                         await self._slots.acquire_on_behalf_of(slot)
+                        if early.stopped:
+                            self._slots.release_on_behalf_of(slot)
+                            break
                         start(self._send_early_part, source, early, part, slot)
-                        number += 1
+                        number = early.begun = number + 1
                     await trio.sleep(EARLY_POLL_S)
         except StoreError as exc:
             log.info("sending %r while it is written stopped: %s", source.key, exc)

@@ -240,6 +240,28 @@ async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
         assert b.journal.uploads == set()
 
 
+async def test_the_rest_goes_up_beside_early_parts_that_are_still_on_their_way(tmp_path: Path) -> None:
+    data = random_bytes(pages(56) + 5, 15)
+    async with bench(tmp_path, uploads=8, budget=16 * PART_BYTES) as b:
+        source = b.source(data[: pages(40)])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            b.driver.hold("upload_part")
+            os.pwrite(source.bytes.fd, data[pages(40) :], pages(40))
+            await until(lambda: b.driver.counts["upload_part"] == 6)
+            changed = bytes([data[pages(44)] ^ 1])
+            os.pwrite(source.bytes.fd, changed, pages(44))
+            expected = data[: pages(44)] + changed + data[pages(44) + 1 :]
+            nursery.start_soon(b.uploader.upload, source, METADATA, ABSENT)
+            await until(lambda: b.driver.counts["upload_part"] == 8)
+            b.driver.release()
+        assert b.stored == expected
+        assert b.driver.counts["upload_part"] == 8 + 1  # the one that changed on its way
+        assert b.driver.uploads == {}
+        assert b.journal.uploads == set()
+
+
 async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Path) -> None:
     data = random_bytes(pages(40), 11)
     async with bench(tmp_path) as b:
