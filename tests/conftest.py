@@ -33,7 +33,19 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.when == "call":
         item.stash[_CALL_PASSED] = report.passed
+    # What is expected, maybe hundreds of times, would hide what has failed.
+    patterns = [pattern for marker in item.iter_markers("expected_logs") for pattern in marker.args]
+    if patterns:
+        report.sections = [
+            (title, _without(patterns, text) if title.startswith("Captured log") else text)
+            for title, text in report.sections
+        ]
     return report
+
+
+def _without(patterns: list[str], text: str) -> str:
+    kept = [line for line in text.splitlines() if not any(re.search(pattern, line) for pattern in patterns)]
+    return "\n".join(kept)
 
 
 _CALL_PASSED = pytest.StashKey[bool]()

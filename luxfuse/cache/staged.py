@@ -20,6 +20,7 @@ import trio
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.spans import pages_of
+from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.tiers.directory import read_exact, write_all
 from luxfuse.types import PAGE_BYTES
 
@@ -79,6 +80,8 @@ class StagedBytes:
         self._filled: tuple[Key | None, set[Key]] = (None, set())
         """The stamp after the last page was filled, without its certainty, and those since when only that happened."""
         self._sealed = False
+        self._replaced: trio.Event | None = None
+        """Set while the store may already have another version of the base, of which we have not heard."""
 
     @property
     def closed(self) -> bool:
@@ -118,11 +121,40 @@ class StagedBytes:
             if self.has(page):
                 parts.append(await trio.to_thread.run_sync(read_exact, self.fd, high - low, low, limiter=self._limiter))
             else:
-                assert self.base is not None
-                end = min(high, self.base_bytes)
-                found = await self._cache.read(self.base, low, end - low) if low < end else b""
+                found = await self._read_base(low, min(high, self.base_bytes))
                 parts.append(bytes(found).ljust(high - low, b"\0") if low + len(found) < high else found)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_base(self, start: int, end: int) -> Buffer:
+        """Return bytes of the object that a page which the staging file lacks comes from."""
+        while start < end:
+            base = self.base
+            if base is None:  # the staging file has become complete meanwhile
+                return await trio.to_thread.run_sync(read_exact, self.fd, end - start, start, limiter=self._limiter)
+            try:
+                return await self._cache.read(base, start, end - start)
+            except (VersionChanged, NotFound):
+                if self._replaced is not None:
+                    await self._replaced.wait()
+                if self.base is base:
+                    raise
+        return b""
+
+    def expect_replacement(self) -> None:
+        """The store is about to get the content as a new version of the base: who needs the old one waits."""
+        self._replaced = self._replaced or trio.Event()
+
+    def end_replacement(self) -> None:
+        """It is known what became of that; see `rebase`."""
+        if self._replaced is not None:
+            self._replaced.set()
+            self._replaced = None
+
+    def rebase(self, key: str, version: str, size: int) -> None:
+        """Take the pages that the staging file lacks from another object of ``size`` bytes, which has the same ones."""
+        if self.base is not None:
+            old, self.base = self.base, self._cache.acquire(key, version, size)
+            self._cache.release(old)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write ``data``. Raises OSError, and `StoreError` where a page had to be fetched first."""
@@ -145,9 +177,8 @@ class StagedBytes:
     async def _fill(self, page: int) -> None:
         if self.has(page):
             return
-        assert self.base is not None
         start = page * PAGE_BYTES
-        data = await self._cache.read(self.base, start, min(start + PAGE_BYTES, self.base_bytes) - start)
+        data = await self._read_base(start, min(start + PAGE_BYTES, self.base_bytes))
         before, times = stamp_of(self.fd)[:3], os.fstat(self.fd)
         await trio.to_thread.run_sync(write_all, self.fd, data, start, limiter=self._limiter)
         os.utime(self.fd, ns=(times.st_atime_ns, times.st_mtime_ns))  # this is not a change of the content

@@ -212,6 +212,7 @@ class Uploader:
             else:
                 tags = await self._send(source, upload, parts, sums)
             reached("upload.parts")
+            source.bytes.expect_replacement()
             info = await self.store.complete_upload(source.key, upload, sorted(tags.items()), expect=expect)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(5):

@@ -20,6 +20,8 @@ from __future__ import annotations
 import errno
 import logging
 import struct
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -70,6 +72,8 @@ class Journal:
         self.path = path
         self.files: dict[int, FileRecord] = {}
         self.deletes: dict[str, DeleteRecord] = {}
+        self.deletes_below: Counter[str] = Counter()
+        """By key prefix of a directory: how many objects in it, or further below, are to be deleted."""
         self.operations: dict[int, OperationRecord] = {}
         self.uploads: set[tuple[str, str]] = set()
         self.failing: str | None = None
@@ -99,6 +103,7 @@ class Journal:
         self.files = {U64.unpack(key)[0]: _decode_file(value) for key, value in rows(Table.FILES)}
         self.operations = {U64.unpack(key)[0]: _decode_operation(value) for key, value in rows(Table.OPERATIONS)}
         self.deletes = dict(_decode_delete(value) for _, value in rows(Table.DELETES))
+        self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
         self.uploads = {_decode_upload(value) for _, value in rows(Table.UPLOADS)}
         self._inline = {U64.unpack(key)[0] for key, _ in rows(Table.INLINE)}
 
@@ -164,13 +169,23 @@ class Journal:
         """Note an object to be deleted. Raises OSError ENOSPC, with nothing noted, where there are too many."""
         if key not in self.deletes:
             self._check_room(len(self.deletes))
+            self.deletes_below.update(directories_of(key))
         self.deletes[key] = record
         self._note(Table.DELETES, _digest(key), _encode((key, record)))
 
     def drop_delete(self, key: str) -> None:
         """The object is deleted, or not to be deleted any more; it need not be known."""
         if self.deletes.pop(key, None) is not None:
+            for prefix in directories_of(key):
+                self.deletes_below[prefix] -= 1
+                if not self.deletes_below[prefix]:
+                    del self.deletes_below[prefix]
             self._note(Table.DELETES, _digest(key), None)
+
+    def is_waiting(self, record: DeleteRecord) -> bool:
+        """Whether the file that a delete comes after has content that the under-store does not have."""
+        after = self.files.get(record.after)
+        return after is not None and after.content
 
     def put_operation(self, number: int, record: OperationRecord) -> None:
         """Note a change of several steps, or how far it has come."""
@@ -303,6 +318,11 @@ class Journal:
 
 def _inline_bytes(changes: Rows) -> int:
     return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
+
+
+def directories_of(key: str) -> list[str]:
+    """Return the key prefixes of the directories that an object lies in, from the top on."""
+    return list(accumulate(f"{part}/" for part in key.rstrip("/").split("/")[:-1]))
 
 
 def _digest(*parts: str) -> bytes:

@@ -7,7 +7,7 @@ deadline passed may still have its effect later, when the thread that it was lef
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import trio
 
@@ -66,12 +66,13 @@ class Store(Calls):
         async for page in self._pages(lambda driver: driver.list_directory(prefix), f"LIST {prefix!r}"):
             yield page
 
-    async def list_all(self, prefix: str) -> AsyncIterator[ListPage]:
+    def list_all(self, prefix: str) -> AsyncGenerator[ListPage, None]:
         """Yield everything below ``prefix``; see `UnderStore.list_all`. Failures are as in `list_directory`."""
-        async for page in self._pages(lambda driver: driver.list_all(prefix), f"LIST {prefix!r}"):
-            yield page
+        return self._pages(lambda driver: driver.list_all(prefix), f"LIST {prefix!r}")
 
-    async def _pages(self, lister: Callable[[UnderStore], Iterator[ListPage]], what: str) -> AsyncIterator[ListPage]:
+    async def _pages(
+        self, lister: Callable[[UnderStore], Iterator[ListPage]], what: str
+    ) -> AsyncGenerator[ListPage, None]:
         pages, page = await self.call(
             "list", lambda driver: _first(lister(driver)), what=what, patience=LIST_PATIENCE
         )

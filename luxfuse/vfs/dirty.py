@@ -53,6 +53,10 @@ class Dirty:
     finished: bool = False
     resumed: bool = False
     """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
+    stored: tuple[str, str] | None = None
+    """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
+    promised: tuple[int, int] | None = None
+    """Of one that is resumed: mtime in ns and size of the content that the run which was killed may have brought up."""
     doomed: bool = False
     """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     orphan: Entry | None = None
@@ -85,6 +89,11 @@ class Dirty:
             return False
         return self.attributes_changed or self.content_changed(self.uploaded)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether part of the content is only in the object that the file was."""
+        return self.source is not None and not self.source.bytes.complete
+
     def record(self, attributes: Attributes | None) -> FileRecord:
         """Return what the journal keeps of it."""
         content = self.source.bytes if self.source is not None else None
@@ -106,6 +115,7 @@ class Dirty:
             content=self.content_changed(self.uploaded) or self.kind is not Kind.FILE,
             since_s=self.since_s,
             doomed=self.doomed,
+            stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,
         )
 
 
@@ -114,6 +124,8 @@ class DirtyEntries:
 
     def __init__(self) -> None:
         self._by_inode: dict[int, Dirty] = {}
+        self._partial: set[Dirty] = set()
+        self._displaced: set[Dirty] = set()
 
     def get(self, inode: int) -> Dirty | None:
         """Return what is dirty of an inode."""
@@ -128,7 +140,27 @@ class DirtyEntries:
         """It is not dirty any more, or given up."""
         if self._by_inode.get(dirty.inode) is dirty:
             del self._by_inode[dirty.inode]
+        self._partial.discard(dirty)
+        self._displaced.discard(dirty)
         dirty.finished = True
+
+    def note_partial(self, dirty: Dirty) -> None:
+        """The content of one lies in part in an object of the store; see `based_on`."""
+        self._partial.add(dirty)
+
+    def based_on(self, key: str) -> list[Dirty]:
+        """Return those that need the object under a key for what their staging files lack."""
+        self._partial = {dirty for dirty in self._partial if dirty.needs_base}
+        return [d for d in self._partial if d.source and d.source.bytes.base and d.source.bytes.base.record.key == key]
+
+    def note_displaced(self, dirty: Dirty) -> None:
+        """One has another key than what the store has of it; see `stored_under`."""
+        self._displaced.add(dirty)
+
+    def stored_under(self, key: str) -> list[Dirty]:
+        """Return those of which the store has what was promised last under a key that is not theirs any more."""
+        self._displaced = {d for d in self._displaced if d.place is not None and d.stored and d.stored[0] != d.key}
+        return [d for d in self._displaced if d.stored and d.stored[0] == key]
 
     def __iter__(self) -> Iterator[Dirty]:
         return iter(list(self._by_inode.values()))

@@ -332,7 +332,11 @@ class Files:
     def needs_store(self, inode: int) -> bool:
         """Whether somebody has the inode open and will need pages that only the store has."""
         copied = self._copied.get(inode)
-        return copied is not None and copied.staged is None and copied.obj is not None and not copied.obj.whole
+        if copied is None:
+            return False
+        if copied.staged is not None:
+            return not copied.staged.complete
+        return copied.obj is not None and not copied.obj.whole
 
     def defer(self, key: str, inode: int) -> None:
         """The object is to be removed once nobody reads the inode any more."""

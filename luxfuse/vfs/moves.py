@@ -153,6 +153,7 @@ class Moves:
         below = self._entries.below(key) if entry.kind is Kind.DIRECTORY else [self._entries.get(entry.inode)]
         for dirty in below:
             if dirty is not None and dirty.must_push:
+                dirty.closed = True  # what goes up is as good as synced
                 await self._writeback.push(dirty)
 
     async def _swap_objects(
@@ -198,6 +199,7 @@ class Moves:
         if entry.kind is Kind.DIRECTORY:
             await self._move_directory(place, new_place, key, new_key)
             return
+        await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
         dirty = await self._not_in_flight(entry.inode)
         if dirty is not None and (dirty.source is not None or dirty.expect == ABSENT or dirty.kind is Kind.SPECIAL):
             await self._move_dirty(place, new_place, dirty, new_key)
@@ -217,7 +219,6 @@ class Moves:
         old_key, version = dirty.key, dirty.expect
         was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
-        was_doomed = dirty.doomed
         dirty.doomed = self._writeback.pending_delete(new_key) is not None
         expect = self._take_target(new_place, new_key)
         self._namespace.hold(dirty.inode, *new_place)
@@ -226,7 +227,9 @@ class Moves:
         reached("move-dirty.rekeyed")
         if was_there:
             self._namespace.hold(None, *place)
-            after = 0 if was_doomed or dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            own = dirty.stored is not None and dirty.stored[0] == old_key  # else it is what an earlier move has replaced
+            after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
+            self._entries.note_displaced(dirty)
             self._writeback.delete_later(old_key, place, None if dirty.resumed else version, after)
         else:
             self._namespace.settle(None, *place)
@@ -280,6 +283,7 @@ class Moves:
         target = self._namespace.peek(*new_place)
         if target is not None:
             await self._not_in_flight(target.inode)
+        await self._writeback.spare(new_key)
         number = self._journal.new_id()
         arguments = {
             "source": key, "target": new_key, "version": entry.version, "replaced": replaced, "inode": str(entry.inode),
@@ -332,12 +336,24 @@ class Moves:
         """An entry of the store has a new key, and so a new version: keep what is cached of it."""
         row = self._tree.row_of(place)
         dirty = self._entries.get(row.inode)
-        if dirty is not None:  # somebody has it open for writing: the copy has what was uploaded
-            uploaded = dirty.uploaded
-            self._rekey(dirty, place, new_key, info.version)
-            row.version, dirty.uploaded = info.version, uploaded
+        if dirty is not None:
+            self._rekey_copied(dirty, place, new_key, info)
+        else:
+            self._keep_cached(place, row, key, new_key, info)
+
+    def _rekey_copied(self, dirty: Dirty, place: Place, new_key: str, info: ObjectInfo) -> None:
+        """What is dirty has a new key, under which the store has a copy of what it had of it under the old one."""
+        old_key, uploaded, row = dirty.key, dirty.uploaded, self._tree.row_of(place)
+        if dirty.stored is not None and dirty.stored[0] == old_key:
+            dirty.stored = (new_key, info.version)
+        self._rekey(dirty, place, new_key, info.version)
+        if dirty.source is not None:  # somebody has it open for writing: the copy has what was uploaded
+            dirty.uploaded, row.version = uploaded, info.version
             self._namespace.put(*place, row)
-            return
+        elif dirty.kind is not Kind.DIRECTORY:
+            self._keep_cached(place, row, old_key, new_key, info)
+
+    def _keep_cached(self, place: Place, row: Entry, key: str, new_key: str, info: ObjectInfo) -> None:
         oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
         row.version, row.checked_s = info.version, self._namespace.now_s()
         self._namespace.put(*place, row)
@@ -348,9 +364,8 @@ class Moves:
     async def _move_directory(self, place: Place, new_place: Place, prefix: str, new_prefix: str) -> None:
         entry = self._tree.row_of(place)
         number = self._journal.new_id()
+        await self._writeback.settled(prefix, new_prefix)
         with self._writeback.freeze(prefix, new_prefix):
-            await self._writeback.settled(prefix)
-            await self._writeback.settled(new_prefix)
             for dirty in self._entries.below(prefix):
                 await self._writer.complete(dirty)  # what it lacks goes with the old key
             self._namespace.hold(entry.inode, *place)
@@ -426,13 +441,11 @@ class Moves:
             if dirty.key == prefix:
                 dirty.place = root
                 self._namespace.hold(dirty.inode, *root)
-            info, uploaded = copied.get(dirty.key), dirty.uploaded
-            self._rekey(dirty, dirty.place, new_prefix + dirty.key[len(prefix) :], info.version if info else ABSENT)
-            if info is not None and dirty.source is not None:
-                dirty.uploaded = uploaded
-                row = self._tree.row_of(dirty.place)
-                row.version = info.version
-                self._namespace.put(*dirty.place, row)
+            info, new_key = copied.get(dirty.key), new_prefix + dirty.key[len(prefix) :]
+            if info is not None:
+                self._rekey_copied(dirty, dirty.place, new_key, info)
+            else:
+                self._rekey(dirty, dirty.place, new_key, ABSENT)
             if dirty.must_push and (dirty.closed or not dirty.writers):
                 self._writeback.schedule(dirty)
 

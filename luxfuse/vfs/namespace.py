@@ -236,7 +236,7 @@ class Namespace:
 
     async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
         """Return what object metadata says of an entry; asks the store if a listing is all that we have of it."""
-        if entry.attributes is not None or entry.inode == ROOT_INODE or self.is_held(parent, name):
+        if entry.attributes is not None or entry.inode == ROOT_INODE or entry.inode in self._held:
             return entry.attributes or Attributes()
         info = await self._head(self.key(parent, name, entry.kind))
         found = (parse_attributes(info.metadata) if info is not None else None) or Attributes()

@@ -29,11 +29,11 @@ from luxfuse.cache.upload import Source
 from luxfuse.core import names as naming
 from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry
-from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
+from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord, directories_of
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
@@ -107,9 +107,11 @@ class Recovery:
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")
         await self._delete_what_waits_for_nothing()
+        gone = await self._gone_directories()
         for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
-            self._resume_delete(key)
+            self._resume_delete(key, gone)
             reached("recover.delete")
+        await self._show_others(gone)
         outcome.files = sum(dirty.must_push for dirty in self._entries)
         known = {dirty.number for dirty in self._entries}
         for number in list(self._staging.stored()):
@@ -132,22 +134,23 @@ class Recovery:
 
     async def _move_what_was_not_closed(self) -> None:
         """Files that were renamed while they were open for writing do not go up: move what the store has of them."""
-        for key, delete in list(self._journal.deletes.items()):
-            record = self._journal.files.get(delete.after)
-            if record is None or record.closed:
+        for number, record in list(self._journal.files.items()):
+            if record.closed or record.stored is None:
                 continue
-            if self._place(key) != self._place(record.key):  # else it is what the rename has replaced
-                if await self._is_there(record):
-                    self._journal.drop_file(delete.after)
-                    continue
-                await self._move(key, record.key, delete.version)
-                self._journal.put_file(delete.after, msgspec.structs.replace(record, expect=None, doomed=False))
-                self._journal.drop_delete(key)
-                self._forget_listing(key)
-                reached("recover.moved-unclosed")
+            if await self._is_there(record):
+                self._journal.drop_file(number)
+                continue
+            source, version = record.stored
+            await self._move(source, record.key, version or None)
+            self._journal.put_file(number, msgspec.structs.replace(record, expect=None, doomed=False, stored=None))
+            self._journal.drop_delete(source)
+            self._forget_listing(source)
+            reached("recover.moved-unclosed")
 
     async def _is_there(self, record: FileRecord) -> bool:
         """Whether the store has another object than expected: it got the file before the journal said that it is closed."""
+        if record.expect is None:
+            return False  # it is found out and noted before the upload
         try:
             return (await self._store.head(record.key)).version != record.expect
         except NotFound:
@@ -155,7 +158,7 @@ class Recovery:
 
     async def _delete_what_waits_for_nothing(self) -> None:
         """Make as many deletes as can be made now, so that their names need not be held."""
-        ready = sorted((k for k, d in self._journal.deletes.items() if d.after not in self._journal.files), reverse=True)
+        ready = sorted((k for k, d in self._journal.deletes.items() if not self._journal.is_waiting(d)), reverse=True)
         try:
             for start in range(0, len(ready), DELETE_BATCH):
                 batch = ready[start : start + DELETE_BATCH]
@@ -186,11 +189,67 @@ class Recovery:
                     start(ask, key, version)
         return [key for key in keys if key not in replaced]
 
-    def _resume_delete(self, key: str) -> None:
+    async def _gone_directories(self) -> set[str]:
+        """Return the key prefixes of directories of which the store has nothing but what is to be deleted."""
+        gone: set[str] = set()
+        changed = {prefix for d in self._entries for prefix in (*directories_of(d.key), d.key)}
+        try:
+            for prefix in sorted(self._journal.deletes_below):  # outer ones first
+                if prefix not in changed and (_above(prefix) in gone or await self._has_only_doomed(prefix)):
+                    gone.add(prefix)
+        except StoreError as exc:
+            log.info("which directories are left below names that are to be removed cannot be asked for yet: %s", exc)
+        return gone
+
+    async def _has_only_doomed(self, prefix: str) -> bool:
+        async with contextlib.aclosing(self._store.list_all(prefix)) as pages:
+            async for page in pages:
+                if any(info.key not in self._journal.deletes for info in page.objects):
+                    return False
+        return True
+
+    def _resume_delete(self, key: str, gone: set[str]) -> None:
+        above = next((prefix for prefix in directories_of(key) if prefix in gone), None)
+        if above is not None:
+            place = self._place(above)
+            self._namespace.hold(None, *place)
+            self._erase(*place, above)
+            self._writeback.resume_delete(key, None)
+            return
         place = self._place(key)
         self._namespace.hold(None, *place)
         self._erase(*place, key)
         self._writeback.resume_delete(key, place)
+
+    async def _show_others(self, gone: set[str]) -> None:
+        """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store."""
+        try:
+            for key in self._journal.deletes:
+                if gone.intersection(directories_of(key)):
+                    continue
+                parent, name = self._place(key)
+                if self._names.get(parent, name) is None:
+                    await self._show(parent, name, removed=key)
+        except StoreError as exc:
+            log.info("what stands for names that are to be removed cannot be asked for yet: %s", exc)
+
+    async def _show(self, parent: int, name: bytes, removed: str) -> None:
+        for kind in (Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK):
+            key = self._namespace.key(parent, name, kind)
+            if key == removed or key in self._journal.deletes:
+                continue
+            info = None
+            if kind is not Kind.DIRECTORY:
+                with contextlib.suppress(NotFound):
+                    info = await self._store.head(key)
+            elif await self._store.has_prefix(key):
+                info = ObjectInfo(key, 0, "", 0)
+            if info is not None:
+                self._names.create(
+                    parent, name, kind, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
+                    checked_s=self._namespace.now_s(),
+                )
+                return
 
     # -- moves
 
@@ -234,13 +293,19 @@ class Recovery:
                 if record.key in (target, arguments.get("replaced")) and str(record.inode) != arguments.get("inode"):
                     self._journal.drop_file(number)
                     self._staging.remove(number)
-        for number, record in list(self._journal.files.items()):
+        for number, found in list(self._journal.files.items()):
+            record = found
             for source, target in moves:
                 keys = (source,) if operation.kind == SWAP else (source, target)
                 at = next((key for key in keys if _is_in(record.key, key)), None)
                 if at is not None:  # copying again gave a new version to what has its new key already
-                    moved = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=None)
-                    self._journal.put_file(number, moved)
+                    record = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=None)
+                    self._journal.put_file(number, record)
+                    break
+            for source, target in moves:
+                if record.stored is not None and _is_in(record.stored[0], source):
+                    stored = target + record.stored[0][len(source) :], ""
+                    self._journal.put_file(number, msgspec.structs.replace(record, stored=stored))
                     break
 
     async def _move(self, source: str, target: str, version: str | None) -> None:
@@ -308,12 +373,16 @@ class Recovery:
                 return False
         inline = self._journal.inline(number)
         parent, name = self._place(record.key)
-        if record.kind is Kind.FILE and content is None and not await self._look_up(parent, name, record):
-            return False
+        expect: str | None = record.expect
+        if record.kind is Kind.FILE and content is None:
+            expect = await self._look_up(parent, name, record)
+            if expect is None:
+                return False
         entry = self._entry(parent, name, record)
         dirty = Dirty(
-            number, entry.inode, record.kind, record.mode, (parent, name), record.key, record.expect,
+            number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
             closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
+            promised=(record.stamp, record.size),
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
@@ -324,6 +393,8 @@ class Recovery:
         elif record.kind is Kind.SYMLINK:
             dirty.target = inline or b""
         self._entries.add(dirty)
+        if dirty.needs_base:
+            self._entries.note_partial(dirty)
         self._namespace.hold(entry.inode, parent, name)
         if record.inode != entry.inode:
             self._journal.put_file(number, dirty.record(entry.attributes), inline)
@@ -331,19 +402,19 @@ class Recovery:
             self._writeback.schedule(dirty)
         return True
 
-    async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> bool:
-        """Record what the store has of a file of which only the attributes changed; False if it has nothing."""
+    async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
+        """Record what the store has of a file of which only the attributes changed; returns its version, None for none."""
         try:
             info = await self._store.head(record.key)
         except NotFound:
-            return False
+            return None
         entry = self._names.get(parent, name)
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(
                 parent, name, Kind.FILE, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
                 checked_s=self._namespace.now_s(),
             )
-        return True
+        return info.version
 
     def _has_content(self, number: int, record: FileRecord) -> bool:
         """Whether the staging file of a file is not what the store has; one that is goes."""
@@ -444,6 +515,10 @@ class Recovery:
 
 def _kind_of(key: str) -> Kind:
     return Kind.DIRECTORY if key.endswith("/") else Kind.SYMLINK if key.endswith(naming.SYMLINK_SUFFIX) else Kind.FILE
+
+
+def _above(prefix: str) -> str:
+    return prefix[: prefix.rstrip("/").rfind("/") + 1]
 
 
 def _is_in(key: str, moved: str) -> bool:

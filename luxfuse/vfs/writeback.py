@@ -12,23 +12,25 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.upload import Uploaded, Uploader, has_same_content
+from luxfuse.cache.upload import OldObject, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
-from luxfuse.index.journal import DeleteRecord, Journal
+from luxfuse.index.journal import DeleteRecord, Journal, directories_of
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
-from luxfuse.vfs.attributes import to_metadata
+from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.namespace import Namespace, Stale
 
@@ -97,6 +99,10 @@ class WriteBack:
         """Set by the writer: an object has another version, though the same content, than the one given."""
         self.on_pushed: Callable[[Dirty], None] = lambda _dirty: None
         """Set by the writer: an entry is in the store; publishes it if nobody writes to it any more."""
+        self.complete: Callable[[Dirty], Awaitable[None]]
+        """Set by the writer: brings what a file needs of an object into its staging file, as that is about to go."""
+        self.secure: Callable[[Dirty], Awaitable[None]]
+        """Set by the writer: makes what there is of a file durable here, as what was promised of it last is about to go."""
 
     # -- now
 
@@ -111,12 +117,14 @@ class WriteBack:
                     await self.thawed(dirty.key)
                     async with self._key(dirty.key) as key:
                         if key == dirty.key and dirty.must_push:  # it may have been renamed meanwhile
+                            await self.spare(key, dirty)
                             await self._push(dirty)
                             pushes += 1
             except (LuxError, OSError) as exc:
-                dirty.error = exc if isinstance(exc, LuxError) else StoreError(str(exc))
-                self.failures += 1
-                raise
+                if dirty.place is not None:  # else it was removed meanwhile
+                    dirty.error = exc if isinstance(exc, LuxError) else StoreError(str(exc))
+                    self.failures += 1
+                    raise
             dirty.error, dirty.attempts = None, 0
             dirty.since_s = time.time()
         self.on_pushed(dirty)
@@ -140,14 +148,14 @@ class WriteBack:
         while (event := next((e for p, e in self._frozen.items() if key.startswith(p)), None)) is not None:
             await event.wait()
 
-    async def settled(self, prefix: str) -> None:
-        """Wait until no push below ``prefix`` is on its way and every delete there is made. Raises `StoreError`."""
+    async def settled(self, *prefixes: str) -> None:
+        """Wait until no push below ``prefixes`` is on its way and every delete there is made. Raises `StoreError`."""
         while True:
-            pushing = next((d for d in self._entries if d.key.startswith(prefix) and d.lock.locked()), None)
+            pushing = next((d for d in self._entries if d.key.startswith(prefixes) and d.lock.locked()), None)
             if pushing is not None:
                 async with pushing.lock:
                     continue
-            keys = [key for key in self._journal.deletes if key.startswith(prefix)]
+            keys = [key for key in self._journal.deletes if key.startswith(prefixes)]
             if not keys:
                 return
             places = [self._places.get(key) for key in keys]
@@ -178,6 +186,20 @@ class WriteBack:
             if users > 1:
                 self._keys[key] = lock, users - 1
 
+    async def spare(self, key: str, changed: Dirty | None = None) -> None:
+        """What the store has under a key is about to go: see to it that no other file needs it. Raises `StoreError`."""
+        for dirty in self._entries.based_on(key):
+            if dirty is not changed:
+                await self.complete(dirty)
+        await self.secure_stored(key, changed)
+
+    async def secure_stored(self, key: str, changed: Dirty | None = None) -> None:
+        """The part of `spare` that is about what was promised. Raises OSError."""
+        for dirty in self._entries.stored_under(key):
+            record = self._journal.files.get(dirty.number)
+            if dirty is not changed and record is not None and not record.closed:
+                await self.secure(dirty)
+
     async def _push(self, dirty: Dirty) -> None:
         assert dirty.place is not None
         row = self._namespace.peek(*dirty.place)
@@ -198,6 +220,8 @@ class WriteBack:
             raise
         reached("push.stored")
         dirty.expect = info.version or None
+        dirty.resumed = dirty.doomed = False
+        dirty.stored = (dirty.key, info.version)
         self._note_pushed(dirty, info)
         reached("push.noted")
 
@@ -215,31 +239,63 @@ class WriteBack:
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
         row.checked_s = self._namespace.now_s()
         self._namespace.put(*dirty.place, row)
+        self._note_expected(dirty, row)
         if dirty.source is None and old_version and row.version != old_version:
             self.on_new_version(dirty, row, old_version)
+
+    def _note_expected(self, dirty: Dirty, row: Entry) -> None:
+        """Tell the journal what the store has: it stays there for as long as the file is open."""
+        before = self._journal.files.get(dirty.number)
+        if before is None:
+            return
+        record = dirty.record(row.attributes)
+        record.has_inline = before.has_inline and dirty.kind is not Kind.FILE
+        if dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
+            record.content, record.stamp, record.size = False, dirty.uploaded.mtime_ns, dirty.uploaded.size
+        self._journal.put_file(dirty.number, record)
 
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source, stamp = dirty.source, dirty.stamp
         assert source is not None
         assert stamp is not None
+        if dirty.expect is None:
+            await self._learn_expected(dirty)
         for _ in range(CONFLICT_ROUNDS):
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
             early = source.early
             metadata = to_metadata(Kind.FILE, attributes)
             try:
-                uploaded = await self._uploader.upload(source, metadata, dirty.expect)
-            except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
-                same = await self._resolve(dirty)
-                if same is not None:  # but it may have been described otherwise since
+                try:
+                    uploaded = await self._uploader.upload(source, metadata, dirty.expect)
+                except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
+                    same = await self._resolve(dirty)
+                    if same is None:
+                        continue
+                    uploaded = same  # but it may have been described otherwise since
                     dirty.attributes_changed = (same.info.metadata or {}) != metadata and self._store.abilities.metadata
-                    return same
-            else:
-                if early is not None:  # its metadata were fixed when the file was not complete
-                    sent = msgspec.structs.replace(attributes, mtime_ns=None)
-                    dirty.attributes_changed = dirty.times_set or to_metadata(Kind.FILE, sent) != early.metadata
+                else:
+                    if early is not None:  # its metadata were fixed when the file was not complete
+                        sent = msgspec.structs.replace(attributes, mtime_ns=None)
+                        dirty.attributes_changed = dirty.times_set or to_metadata(Kind.FILE, sent) != early.metadata
+                if source.old is not None:
+                    source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
+                source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
                 return uploaded
+            finally:
+                source.bytes.end_replacement()
         raise StoreUnavailable(f"{dirty.key!r} changes in the under-store again and again")
+
+    async def _learn_expected(self, dirty: Dirty) -> None:
+        """Find out what is about to be replaced, so that a restart can tell whether it was."""
+        try:
+            dirty.expect = (await self._store.head(dirty.key)).version
+        except NotFound:
+            dirty.expect = ABSENT
+        before = self._journal.files.get(dirty.number)
+        if before is not None:
+            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=dirty.expect))
+            await self._journal.commit()
 
     async def _resolve(self, dirty: Dirty) -> Uploaded | None:
         """The store holds another version than expected: take note of it, after saving it if it is somebody else's."""
@@ -250,7 +306,8 @@ class WriteBack:
         except NotFound:
             dirty.expect, source.old = ABSENT, None
             return None
-        if source.old is not None and source.old.version != info.version:
+        old_is_gone = source.old is not None and source.old.version != info.version
+        if old_is_gone:
             source.old = None  # nothing can be copied from it any more
         stamp = dirty.stamp
         if stamp is not None:
@@ -258,7 +315,12 @@ class WriteBack:
             if await has_same_content(self._store, info, checksums, stamp.size):
                 return Uploaded(info, checksums, stamp)  # ours, and the answer got lost; or no difference
         if info.version == dirty.expect:
+            if old_is_gone:
+                return None
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
+        if dirty.resumed and _is_promised(dirty, info):
+            dirty.expect = info.version
+            return None
         self.conflicts += 1
         if self._fail_on_conflict:
             dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
@@ -275,9 +337,19 @@ class WriteBack:
         metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
         if not (row.attributes and row.attributes.xattrs):
             metadata.pop("xattr", None)
-        return await self._store.copy(
-            dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size
-        )
+        source = dirty.source
+        if source is not None:
+            source.bytes.expect_replacement()
+        try:
+            info = await self._store.copy(dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size)
+            if source is not None and found.version == dirty.expect:  # the new version has the same bytes
+                if source.old is not None:
+                    source.old = replace(source.old, key=dirty.key, version=info.version)
+                source.bytes.rebase(dirty.key, info.version, found.size)
+        finally:
+            if source is not None:
+                source.bytes.end_replacement()
+        return info
 
     # -- later
 
@@ -375,6 +447,8 @@ class WriteBack:
             key = self._namespace.key(parent, name, Kind.FILE)
         except Stale:
             return False
+        if key + "/" in self._journal.deletes_below:  # else the store would still show a directory that is gone
+            return True
         return any(each in self._journal.deletes for each in (key, key + "/", key + naming.SYMLINK_SUFFIX))
 
     def delete_later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
@@ -382,9 +456,10 @@ class WriteBack:
         self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
         self.resume_delete(key, place)
 
-    def resume_delete(self, key: str, place: tuple[int, bytes]) -> None:
-        """Carry on with a delete of the journal."""
-        self._places[key] = place
+    def resume_delete(self, key: str, place: tuple[int, bytes] | None) -> None:
+        """Carry on with a delete of the journal; ``place``: the name that is held, if it is not gone with its directory."""
+        if place is not None:
+            self._places[key] = place
         self._deletes_due[key] = trio.current_time() + (0.0 if self.urgent else WRITE_BACK_DELAY_S / 4)
         self._wake.set()
 
@@ -393,8 +468,9 @@ class WriteBack:
         record = self._journal.deletes.get(key)
         if record is None:
             return ABSENT
-        in_flight = key in self._deleting or bool(record.after)
+        in_flight = key in self._deleting
         self._journal.drop_delete(key)
+        self._settle_above(key)
         self._deletes_due.pop(key, None)
         self._delete_errors.pop(key, None)
         self._places.pop(key, None)
@@ -403,11 +479,14 @@ class WriteBack:
     async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
         """Copy an object inside the store. Raises `StoreError`."""
         async with self._turns((source, target)):
+            await self.spare(target)
             return await self._store.copy(source, target, version=version, size=size)
 
     async def delete_now(self, keys: list[str]) -> None:
         """Remove objects. Raises `StoreError`: the first failure."""
         async with self._turns(keys):
+            for key in keys:
+                await self.spare(key)
             failures = await self._store.delete(keys)
         for error in failures.values():
             raise error
@@ -420,13 +499,15 @@ class WriteBack:
         record = self._journal.deletes.get(key)
         if record is None or self.is_read(key):
             return False
-        return not record.after or record.after not in self._journal.files
+        return not self._journal.is_waiting(record)
 
     async def _delete_quietly(self, keys: list[str]) -> None:
         delay_s = 0.0
         try:
             async with self._turns(keys):
                 wanted = [key for key in keys if key in self._journal.deletes]
+                for key in wanted:
+                    await self.spare(key)
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
                 reached("delete.stored")
@@ -465,6 +546,19 @@ class WriteBack:
             entry = self._namespace.peek(*place)
             if entry is None or self._entries.get(entry.inode) is None:
                 self._namespace.settle(entry.inode if entry is not None else None, *place)
+        self._settle_above(key)
+
+    def _settle_above(self, key: str) -> None:
+        """Directories were held for the sake of a delete below: let go of those where nothing more is to be deleted."""
+        parent = ROOT_INODE
+        for prefix in directories_of(key):
+            name = prefix[:-1].rpartition("/")[2].encode()
+            entry = self._namespace.peek(parent, name)
+            if prefix not in self._journal.deletes_below and (entry is None or self._entries.get(entry.inode) is None):
+                self._namespace.settle(None, parent, name)
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                return
+            parent = entry.inode
 
     # -- all of it
 
@@ -485,6 +579,11 @@ class WriteBack:
                 self._deletes_due[key] = now
         self._wake.set()
 
+
+def _is_promised(dirty: Dirty, info: ObjectInfo) -> bool:
+    """Whether an object is what the run that was killed was about to bring up."""
+    known = parse_attributes(info.metadata)
+    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) == dirty.promised
 
 
 def is_at_or_below(key: str, path: str) -> bool:

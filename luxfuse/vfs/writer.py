@@ -104,6 +104,8 @@ class Writer:
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
         writeback.on_pushed = self.publish
         writeback.on_new_version = self._keep_cached
+        writeback.complete = self.complete
+        writeback.secure = self._secure
         files.on_copied_closed = self._copied_closed
 
     # -- opening
@@ -157,6 +159,9 @@ class Writer:
             if dirty is not None and dirty.source is not None:
                 dirty.source.bytes.unseal()
                 return dirty
+            if dirty is not None and dirty.lock.locked():  # its attributes make a new version of the object
+                async with dirty.lock:
+                    continue
             entry = await self._namespace.current(inode)
             if entry.kind is Kind.DIRECTORY:
                 raise IsADirectory(f"inode {inode} is a directory")
@@ -196,7 +201,7 @@ class Writer:
     def _is_current(self, inode: int, key: str, version: str | None = None) -> Entry | None:
         """Return the inode's entry if nothing has changed since it was looked at; no wait may follow."""
         dirty = self._entries.get(inode)
-        if dirty is not None and dirty.source is not None:
+        if dirty is not None and (dirty.source is not None or dirty.lock.locked()):
             return None
         parent, name, entry = self._namespace.locate(inode)
         if self._namespace.key(parent, name, entry.kind) != key:
@@ -240,6 +245,8 @@ class Writer:
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=entry.size)
         self._stage(dirty, content, old, entry)
+        if not content.complete:
+            self._entries.note_partial(dirty)
         return dirty
 
     def _make_dirty(self, entry: Entry, key: str) -> Dirty:
@@ -254,7 +261,7 @@ class Writer:
         parent, name = self._namespace.place(entry.inode)
         dirty = Dirty(
             self._journal.new_id(), entry.inode, entry.kind, self.mode_of(key), (parent, name), key,
-            expect,
+            expect, stored=(key, entry.version) if entry.kind is Kind.FILE and entry.version else None,
         )
         self._entries.add(dirty)
         self._namespace.hold(entry.inode, parent, name)
@@ -322,8 +329,10 @@ class Writer:
             await content.complete_all()
             with content.in_use():
                 await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
-            self.note(dirty)
-        dirty.source.old = None
+            if dirty.place is not None:
+                self.note(dirty)
+        if dirty.source is not None:
+            dirty.source.old = None
 
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
         """Set a file's size; ``dirty`` is None unless it is open for writing."""
@@ -446,6 +455,11 @@ class Writer:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:
             self.publish(dirty)
+
+    async def _secure(self, dirty: Dirty) -> None:
+        """Promise what there is of a file, though nobody has asked for it."""
+        dirty.closed = True
+        await self._promise(dirty)
 
     async def fsync(self, dirty: Dirty) -> None:
         """As `sync`; a file without a name is synced to disk."""

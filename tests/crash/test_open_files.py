@@ -1,0 +1,378 @@
+"""What becomes of files that are open for writing while they are brought up, renamed, replaced or removed, and of a kill
+then: each test is one sequence of calls, with the state looked at afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache import upload
+from luxfuse.core import parts
+from luxfuse.index.names import ROOT_INODE
+from tests.crash.lives import Tree, User, idle, placed, seen, tree_of
+from tests.support.fake_kernel import CALLER
+from tests.support.fake_store import FakeStore
+from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
+
+LARGE = random_bytes(pages(4) + 17, 1)
+MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "SINGLE_BYTES", pages(2))
+    monkeypatch.setattr(parts, "PART_BYTES", pages(1))
+    monkeypatch.setattr(parts, "LEAST_PART_BYTES", pages(1))
+
+
+def options(mode: str = "cache-through", **changes: object) -> Options:
+    return Options(write_mode=mode, capacity_bytes=pages(24), whole_file_bytes=pages(2), **changes)  # type: ignore[arg-type]
+
+
+def later(mode: str = "cache-through") -> Options:
+    """Of the life after a kill."""
+    return options(mode, beginning_s=BEGINNING_S + 1000)
+
+
+def user(m: Mount, tree: Tree | None = None) -> User:
+    return User(m, dict(tree or {}))
+
+
+async def write(m: Mount, path: str, data: bytes, flags: int = os.O_RDWR, offset: int = 0) -> int:
+    """Open a file, write to it, and leave it open; returns the handle."""
+    handle = await m.kernel.open(m.fs, await m.inode(path), flags)
+    await m.kernel.write(m.fs, handle, offset, data)
+    return handle
+
+
+async def killed(m: Mount, target: Path) -> FakeStore:
+    """Take a copy for the next life of what a kill leaves, after the directory was synced."""
+    await m.fs.fsyncdir(ROOT_INODE)
+    return snapshot(m, target)
+
+
+async def content(m: Mount, path: str) -> bytes:
+    return (await seen(m))[path][0]  # type: ignore[index, return-value]
+
+
+# -- pushed while it is open
+
+
+async def test_a_file_that_went_up_while_it_was_open_is_no_conflict_after_a_kill(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        await user(m).create("f", b"promised")
+        handle = await m.kernel.open(m.fs, await m.inode("f"), os.O_RDWR)
+        await m.drain()
+        await m.kernel.write(m.fs, handle, 0, b"and more than that")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert await content(m, "f") == b"and more than that"
+        await m.drain()
+        assert not m.recovered.count()
+        assert driver.objects["f"][0] == b"and more than that"
+
+
+async def test_an_answer_that_got_lost_in_a_kill_is_no_conflict(tmp_path: Path) -> None:
+    async with mounted(tmp_path / "a", FakeStore(), options("async-through")) as m:
+        await user(m).create("f", b"promised")
+        handle = await write(m, "f", b"and more than that", os.O_RDWR)
+        record = next(iter(m.journal.files.values()))
+        seconds, nanoseconds = divmod(record.stamp, 10**9)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    driver.place("f", b"promised", {"mtime": f"{seconds}.{nanoseconds:09}"})  # it is there, and nobody has noted it
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        await m.drain()
+        assert not m.recovered.count()
+        assert driver.objects["f"][0] == b"and more than that"
+
+
+async def test_a_version_that_new_attributes_made_is_no_conflict_after_a_kill(tmp_path: Path) -> None:
+    async with mounted(tmp_path / "a", FakeStore(), options()) as m:
+        handle, inode = await m.kernel.create(m.fs, ROOT_INODE, b"f", 0o644, os.O_RDONLY | os.O_CREAT)
+        await m.fs.setxattr(inode, b"user.x", b"y")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later()) as m:
+        await m.kernel.close(m.fs, await write(m, "f", b"new"))
+        await m.drain()
+        assert not m.recovered.count()
+        assert driver.objects["f"][0] == b"new"
+
+
+# -- what a file that was changed in part needs of its object
+
+
+@MODES
+async def test_parts_that_were_never_fetched_are_there_after_an_fsync(tmp_path: Path, mode: str) -> None:
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path, driver, options(mode)) as m:
+        handle = await write(m, "f", b"new")
+        await m.kernel.fsync(m.fs, handle)
+        await m.drain()
+        await m.kernel.write(m.fs, handle, pages(2) + 5, b"newer")
+        wanted = bytearray(LARGE)
+        wanted[:3], wanted[pages(2) + 5 : pages(2) + 10] = b"new", b"newer"
+        assert await m.kernel.read_all(m.fs, handle) == wanted
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        assert driver.objects["f"][0] == wanted
+
+
+async def test_parts_that_were_never_fetched_are_there_after_a_chmod(tmp_path: Path) -> None:
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path, driver, options()) as m:
+        handle = await m.kernel.open(m.fs, await m.inode("f"), os.O_RDWR)
+        await user(m, {"f": (LARGE, 0o644)}).set("f", mode=0o600)
+        await m.kernel.fsync(m.fs, handle)
+        assert driver.counts["copy"] == 1
+        await m.kernel.write(m.fs, handle, pages(2) + 5, b"newer")
+        assert (await m.kernel.read_all(m.fs, handle))[: pages(2)] == LARGE[: pages(2)]
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        assert driver.objects["f"][0] == LARGE[: pages(2) + 5] + b"newer" + LARGE[pages(2) + 10 :]
+
+
+async def test_who_reads_while_the_object_is_replaced_by_us_waits_for_the_new_one(tmp_path: Path) -> None:
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path, driver, options()) as m:
+        handle = await write(m, "f", b"new")
+        real, replaced, go_on = driver.complete_upload, trio.Event(), trio.Event()
+
+        def complete(*arguments: object, **named: object) -> object:
+            info = real(*arguments, **named)  # type: ignore[arg-type]
+            trio.from_thread.run_sync(replaced.set)
+            trio.from_thread.run(go_on.wait)
+            return info
+
+        driver.complete_upload = complete  # type: ignore[assignment]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.kernel.fsync, m.fs, handle)
+            await replaced.wait()
+            nursery.start_soon(m.kernel.write, m.fs, handle, pages(3) + 5, b"newer")
+            await trio.sleep(0.05)
+            go_on.set()
+        driver.complete_upload = real  # type: ignore[method-assign]
+        await m.kernel.close(m.fs, handle)
+        assert driver.objects["f"][0] == b"new" + LARGE[3 : pages(3) + 5] + b"newer" + LARGE[pages(3) + 10 :]
+
+
+@MODES
+async def test_a_removed_file_that_is_open_keeps_what_was_never_fetched(tmp_path: Path, mode: str) -> None:
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path, driver, options(mode)) as m:
+        handle = await write(m, "f", b"new")
+        await user(m).unlink("f")
+        await user(m).create("f", b"another")
+        m.writeback.hurry()
+        await trio.sleep(0.05)
+        assert await m.kernel.read_all(m.fs, handle) == b"new" + LARGE[3:]
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        await idle(m)
+        assert tree_of(driver) == {"f": (b"another", 0o644)}
+
+
+async def test_a_removed_file_in_a_directory_that_moves_leaves_nothing_in_the_journal(tmp_path: Path) -> None:
+    driver = placed({"d": None, "d/f": (LARGE, 0o644)})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        handle = await write(m, "d/f", b"new")
+        await user(m).unlink("d/f")
+        await user(m).rename("d", "e")
+        assert await m.kernel.read_all(m.fs, handle) == b"new" + LARGE[3:]
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        await idle(m)
+
+
+async def test_a_push_that_an_unlink_ends_is_no_failure(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await user(m).create("f", LARGE)
+        driver.hold("begin_upload")
+        m.writeback.hurry()
+        await until(lambda: driver.counts["begin_upload"] > 0)
+        await user(m).unlink("f")
+        driver.release()
+        await m.drain()
+        await idle(m)
+        assert not m.writeback.failures
+        assert not driver.objects
+        assert not driver.uploads
+
+
+# -- renamed while it is open
+
+
+@MODES
+async def test_what_was_promised_survives_that_its_old_name_is_used_anew(tmp_path: Path, mode: str) -> None:
+    driver = placed({"old": (b"promised", 0o644), "new": (b"replaced", 0o644)})
+    async with mounted(tmp_path / "a", driver, options(mode)) as m:
+        handle = await write(m, "old", b"not closed", os.O_RDWR | os.O_TRUNC)
+        await user(m).rename("old", "new")
+        await user(m).create("old", b"another")
+        m.writeback.hurry()
+        await trio.sleep(0.05)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later(mode)) as m:
+        assert await content(m, "new") in (b"promised", b"not closed")
+        assert await content(m, "old") == b"another"
+        await m.drain()
+        await idle(m)
+        assert tree_of(driver)["new"][0] in (b"promised", b"not closed")  # type: ignore[index]
+
+
+@pytest.mark.expected_logs("was being written when the last run ended")
+async def test_what_was_promised_is_not_what_a_rename_has_replaced(tmp_path: Path) -> None:
+    driver = placed({"a": (b"promised", 0o644), "b": (b"replaced", 0o644)})
+    async with mounted(tmp_path / "a", driver, options()) as m:
+        handle = await write(m, "a", b"not closed", os.O_RDWR | os.O_TRUNC)
+        await user(m).rename("a", "b")
+        await user(m).rename("b", "c")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later()) as m:
+        await m.drain()
+        assert await seen(m) == {"c": (b"promised", 0o644)}
+        await idle(m)
+        assert tree_of(driver) == {"c": (b"promised", 0o644)}
+
+
+@pytest.mark.expected_logs("was being written when the last run ended")
+async def test_what_was_promised_survives_that_a_rename_is_taken_back(tmp_path: Path) -> None:
+    driver = placed({"a": (b"promised", 0o644), "b": (b"replaced", 0o644)})
+    async with mounted(tmp_path / "a", driver, options()) as m:
+        handle = await write(m, "a", b"not closed", os.O_RDWR | os.O_TRUNC)
+        for old, new in (("a", "b"), ("b", "c"), ("c", "b")):
+            await user(m).rename(old, new)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later()) as m:
+        await m.drain()
+        assert await seen(m) == {"b": (b"promised", 0o644)}
+
+
+@MODES
+async def test_what_was_promised_survives_that_its_old_directory_moves(tmp_path: Path, mode: str) -> None:
+    driver = placed({"d": None, "d/f": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options(mode)) as m:
+        handle = await write(m, "d/f", b"not closed", os.O_RDWR | os.O_TRUNC)
+        await user(m).rename("d/f", "g")
+        await user(m).rename("d", "e")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later(mode)) as m:
+        assert await content(m, "g") in (b"promised", b"not closed")
+        await m.drain()
+        assert set(await seen(m)) == {"g", "e"}
+
+
+async def test_a_file_whose_attributes_wait_moves_with_its_directory(tmp_path: Path) -> None:
+    driver = placed({"d": None, "d/f": (b"content", 0o644)})
+    async with mounted(tmp_path, driver, options("async-through", passthrough=False)) as m:
+        await m.read_all("d/f")
+        await user(m, {"d/f": (b"content", 0o644)}).chmod("d/f", 0o600)
+        await user(m).rename("d", "e")
+        assert await m.read_all("e/f") == b"content"
+
+
+# -- names of objects that wait for their removal
+
+
+async def stored_then_renamed(m: Mount, path: str, new: str) -> int:
+    """Leave the old object of a file to be removed once the file, which is open, has gone up."""
+    handle = await write(m, path, b"not closed")
+    await user(m).rename(path, new)
+    assert path in m.journal.deletes
+    return handle
+
+
+async def brought_up(m: Mount, key: str) -> None:
+    """Wait until an object is in the store and nothing of it in the journal."""
+    m.writeback.hurry()
+    await until(lambda: key in m.driver.objects and all(r.key != key for r in m.journal.files.values()))
+
+
+async def test_a_removal_that_waits_hides_no_other_object_of_the_name(tmp_path: Path) -> None:
+    driver = placed({"c": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through", flusher=False)) as m:
+        handle = await stored_then_renamed(m, "c", "f")
+        await user(m).symlink("c", "target")
+        await brought_up(m, "c.rclonelink")
+        await m.kernel.fsync(m.fs, handle)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    driver.hold("put")
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert "c" in m.journal.deletes
+        assert (await seen(m))["c"] == "target"
+        driver.release()
+
+
+@MODES
+async def test_a_directory_that_was_removed_does_not_come_back_with_what_waits_for_its_removal(
+    tmp_path: Path, mode: str
+) -> None:
+    driver = placed({"d": None, "d/f": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options(mode)) as m:
+        handle = await stored_then_renamed(m, "d/f", "g")
+        await user(m).rmdir("d")
+        m.writeback.hurry()
+        await trio.sleep(0.05)
+        m.clock.advance(61)
+        assert set(await m.entries()) == {b"g"}
+        assert "d/f" in m.journal.deletes
+        # Whatever the next life makes of the file, it promises that the directory is gone.
+        await m.kernel.fsync(m.fs, handle)
+        await m.kernel.write(m.fs, handle, 0, b"more")
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        await idle(m)
+        m.clock.advance(61)
+        assert set(await m.entries()) == {b"g"}
+        await user(m).mkdir("d")
+        await m.drain()
+        m.clock.advance(61)
+        assert set(await m.entries()) == {b"d", b"g"}
+
+
+async def test_a_directory_that_was_removed_stays_away_after_a_kill(tmp_path: Path) -> None:
+    driver = placed({"d": None, "d/f": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        handle = await stored_then_renamed(m, "d/f", "g")
+        await user(m).rmdir("d")
+        await m.kernel.fsync(m.fs, handle)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    driver.hold("put")
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert "d/f" in m.journal.deletes
+        assert set(await m.entries()) == {b"g"}
+        driver.release()
+        await m.drain()
+        await idle(m)
+        m.clock.advance(61)
+        assert set(await m.entries()) == {b"g"}
+
+
+async def test_a_directory_where_a_file_waits_for_its_removal_keeps_its_mode_after_a_kill(tmp_path: Path) -> None:
+    driver = placed({"c": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through", flusher=False)) as m:
+        handle = await stored_then_renamed(m, "c", "f")
+        await m.fs.mkdir(ROOT_INODE, b"c", 0o700, CALLER)
+        await brought_up(m, "c/")
+        await user(m).create("c/x", b"in it")
+        await m.kernel.fsync(m.fs, handle)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    driver.hold("put")
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert "c" in m.journal.deletes
+        assert (await m.fs.getattr(await m.inode("c"))).mode & 0o7777 == 0o700
+        driver.release()
