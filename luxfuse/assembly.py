@@ -42,6 +42,7 @@ from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
@@ -103,6 +104,7 @@ class TreeParts:
     recovered: Recovered
     recovery: Recovery
     loads: Loads
+    inventory: Inventory
 
 
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
@@ -119,7 +121,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     return Parts(
         store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
         kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
-        p.loads,
+        p.loads, p.inventory,
     )
 
 
@@ -202,6 +204,7 @@ def build_tree(
         index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
         dirty, writer, writeback, recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
+        Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging),
     )
 
 

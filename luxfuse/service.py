@@ -34,6 +34,7 @@ from luxfuse.vfs.backlog import Backlog, Progress, Tally
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads, watch
 from luxfuse.vfs.namespace import Namespace
@@ -69,6 +70,7 @@ class Parts:
     recovered: Recovered
     recovery: Recovery
     loads: Loads
+    inventory: Inventory
 
 
 class Service:
@@ -264,6 +266,16 @@ class Service:
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
         return self._parts.loads.stop()
+
+    async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Drop what is cached at and below the paths; the last item has all of it."""
+        async with aclosing(self._parts.inventory.free(paths)) as steps:
+            async for step in steps:
+                yield asdict(step)
+
+    async def locate(self, paths: list[str]) -> list[dict[str, object]]:
+        """Return what is cached of each path, and where."""
+        return await self._parts.inventory.locate(paths)
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.

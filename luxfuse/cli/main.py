@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse import __version__
-from luxfuse.cli import fstab, report
+from luxfuse.cli import cached, fstab, report
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
 from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
@@ -34,6 +34,8 @@ app.command("metrics")(report.metrics)
 app.command("refresh")(report.refresh)
 app.command("persist")(report.persist)
 app.command("load")(load)
+app.command("free")(cached.free)
+app.command("locate")(cached.locate)
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -77,6 +77,14 @@ class ControlClient:
         """
         return self._lines("/v1/load", {"paths": paths})
 
+    def free(self, paths: list[str]) -> Steps:
+        """Drop what is cached at and below ``paths``; yields how far that is. See `luxfuse.vfs.inventory.FreeProgress`."""
+        return self._lines("/v1/free", {"paths": paths})
+
+    def locate(self, paths: list[str]) -> list[dict[str, Any]]:
+        """Return what is cached of each path, and where; see `luxfuse.control.server`."""
+        return list(self._json("POST", "/v1/locate", {"paths": paths})["paths"])
+
     def start_load(self, paths: list[str]) -> int:
         """The same in the background; returns the number of the job."""
         return int(self._json("POST", "/v1/load/start", {"paths": paths})["job"])

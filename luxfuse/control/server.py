@@ -10,8 +10,16 @@
 | POST /v1/load/start | {"paths": [...]} | {"job": number}: the same in the background |
 | GET /v1/load/jobs | | {"jobs": [...]}: a line of progress of each: those that run, and the last that ended |
 | POST /v1/load/stop | | {"stopped": how many} |
+| POST /v1/free | {"paths": [...]} or patterns | lines of progress: `luxfuse.vfs.inventory.FreeProgress` |
+| POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
 | POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
+
+Each path of /v1/locate has ``path`` and either ``error``, or ``kind``. A ``file`` has ``size`` and ``page_bytes`` in bytes,
+``state`` (``clean``, ``dirty`` or ``open for writing``), ``missing_pages`` as ``0-15,20``, and ``places``: each a
+``tier``, its ``directory``, the ``file`` there, ``pages`` in the same manner (``all``; none for a staging file in parts)
+and ``bytes``. A ``directory`` has ``tiers``: each a ``tier``, ``directory``, ``files`` and ``bytes`` on disk; and
+``whole_files``, ``partial_files`` and ``dirty_files``. Versions that the store has no more are counted there.
 
 Errors are {"error": "one line"}. Lines of progress are one JSON object each, about ten a second, until all is done; the
 daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`, of a load those of
@@ -65,6 +73,12 @@ class ControlService(Protocol):
 
     def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Bring what is at and below the paths into the cache; yields how far that is."""
+
+    def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Drop what is cached at and below the paths; yields how far that is."""
+
+    async def locate(self, paths: list[str]) -> list[dict[str, object]]:
+        """Return what is cached of each path, and where."""
 
     def start_load(self, paths: list[str]) -> int:
         """The same in the background; returns the number of the job."""
@@ -139,6 +153,12 @@ def _application(service: ControlService) -> Router:
     async def load(request: Request) -> Response:
         return _Lines(service.load(await _paths(request, _LOAD_MAX_BYTES)))
 
+    async def free(request: Request) -> Response:
+        return _Lines(service.free(await _paths(request)))
+
+    async def locate(request: Request) -> Response:
+        return JSONResponse({"paths": await service.locate(await _paths(request))})
+
     async def start_load(request: Request) -> Response:
         return JSONResponse({"job": service.start_load(await _paths(request, _LOAD_MAX_BYTES))})
 
@@ -167,6 +187,8 @@ def _application(service: ControlService) -> Router:
         Route("/v1/load/start", _guard(start_load), methods=["POST"]),
         Route("/v1/load/jobs", _guard(loads), methods=["GET"]),
         Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
+        Route("/v1/free", _guard(free), methods=["POST"]),
+        Route("/v1/locate", _guard(locate), methods=["POST"]),
         Route("/v1/drain", _guard(drain), methods=["POST"]),
         Route("/v1/unmount", _guard(unmount), methods=["POST"]),
     ]

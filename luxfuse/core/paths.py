@@ -57,6 +57,17 @@ def literal_part(path: str) -> str:
     return "/".join(parts[:first])
 
 
+def covers(path: str) -> Callable[[str], bool]:
+    """Return what tells whether something is at or below a path, or below what a pattern matches."""
+    if not path:
+        return lambda _other: True
+    below = f"{path}/"
+    if not has_pattern(path):
+        return lambda other: other == path or other.startswith(below)
+    expression = re.compile(f"(?:{_text(path)})(?:/.*)?", re.DOTALL)
+    return lambda other: other == path or other.startswith(below) or expression.fullmatch(other) is not None
+
+
 def name_matcher(glob: str) -> Callable[[bytes], bool]:
     """Return what tells whether a name of a directory matches one part of a pattern (not ``**``)."""
     expression = re.compile(_name(glob), re.DOTALL)
@@ -65,9 +76,13 @@ def name_matcher(glob: str) -> Callable[[bytes], bool]:
 
 @functools.lru_cache(maxsize=1024)
 def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(_text(pattern), re.DOTALL)
+
+
+def _text(pattern: str) -> str:
     *above, last = pattern.split("/")
     text = "".join("(?:[^/]+/)*" if part == "**" else _name(part) + "/" for part in above)
-    return re.compile(text + (".+" if last == "**" else _name(last)), re.DOTALL)
+    return text + (".+" if last == "**" else _name(last))
 
 
 def _name(glob: str) -> str:

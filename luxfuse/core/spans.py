@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from luxfuse.types import PAGE_BYTES
 
@@ -22,6 +22,20 @@ def pages_of(offset: int, length: int) -> range:
 def page_bytes(page: int, size_bytes: int) -> int:
     """Return the length of a page of an object of ``size_bytes``: PAGE_BYTES but for the last one."""
     return min(PAGE_BYTES, size_bytes - page * PAGE_BYTES)
+
+
+def ranges_text(pages: Iterable[int]) -> str:
+    """Write ascending numbers as ``0-15,20``."""
+    parts: list[str] = []
+    first = last = -2
+    for page in pages:
+        if page == last + 1:
+            last = page
+            parts[-1] = f"{first}-{last}"
+        else:
+            first = last = page
+            parts.append(str(page))
+    return ",".join(parts)
 
 
 def missing_runs(pages: range, have: Callable[[int], bool], max_pages: int) -> Iterator[range]:

@@ -9,6 +9,7 @@ META ``cache_used``, directory, segment: the sum of those, and how many there ar
 from __future__ import annotations
 
 import array
+import contextlib
 import logging
 import struct
 import sys
@@ -175,6 +176,16 @@ class Objects:
             if (chunk := self._store.get(Table.CHUNKS, _chunk_key(oid, number))) is not None:
                 pages.load(number, chunk)
         return record, pages
+
+    async def flush(self) -> None:
+        """Commit what was changed, so that `scan` finds it; while the index cannot be written, it does not."""
+        with contextlib.suppress(OSError):
+            await self._store.flush()
+
+    def scan(self, after: bytes, limit: int) -> list[tuple[bytes, ObjectRecord]]:
+        """Return up to ``limit`` objects with the ids after ``after``, as they are recorded now."""
+        start = after + b"\0" if after else b""
+        return [(oid, _decode(value)) for oid, value in self._store.current_items(Table.OBJECTS, start, b"", limit)]
 
     async def expect(self, oids: Iterable[bytes]) -> None:
         """Prepare for these objects to be loaded soon, and saved for the first time."""

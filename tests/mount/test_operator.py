@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import threading
@@ -147,3 +148,61 @@ def test_commands_of_a_dead_daemon_say_so(mount: Mount) -> None:
     mount.kill()
     for command in (("load", mount.path), ("load", "--progress", mount.path), ("load", "--stop", mount.path)):
         refused(mount.cli(*command), "has died", "luxfuse unmount")
+
+
+# -- free and locate
+
+
+def test_free_drops_what_is_not_in_use(mount: Mount, tree: dict[str, bytes]) -> None:
+    mount.cli("load", mount.path, check=True)
+    reader = mount.reader()
+    reader("open", "it", f"{mount.path}/d/1/001.bin")
+    done = mount.cli("free", mount.path / "d", check=True)
+    assert done.stdout.endswith("59 files freed (1.4 MiB), 1 stay: 1 open, or being loaded\n"), done.stdout
+    assert len(mount.cache_files()) == 3
+    assert mount.status()["tiers"][0]["used_bytes"] == mount.disk_bytes()
+    reader.close()
+    for name in ("d/1/001.bin", "d/2/002.bin", "big"):
+        assert mount.read(name) == digest(tree[name])
+    again = mount.cli("free", mount.path / "gone", mount.path)
+    refused(again, "gone: there is no such file or directory")
+    assert mount.cache_files() == []
+
+
+def test_free_keeps_what_the_store_has_not_got(mounting: Mounts, proxy: FaultProxy, bucket: str) -> None:
+    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint)
+    mount.run(["ls", mount.path], check=True)
+    proxy.outage(True)
+    mount.run(["sh", "-c", f"printf content > {mount.path}/new"], check=True)
+    done = mount.cli("free", mount.path, "--json", check=True)
+    (document,) = json.loads(done.stdout)
+    assert document["kept"] == {"is not in the under-store yet": 1}
+    located = json.loads(mount.cli("locate", mount.path / "new", "--json", check=True).stdout)
+    assert located[0]["state"] == "dirty"
+    proxy.outage(False)
+    mount.cli("persist", mount.path, check=True)
+
+
+def test_locate_shows_pages_and_tiers(
+    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    options = {"whole_file_threshold": "1MiB", "readahead": "0"}
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options=options)
+    mount.cli("load", mount.path / "d", check=True)
+    done = mount.cli("locate", mount.path / "big", mount.path, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{mount.path}/big: 5.0 MiB"
+    assert lines[1] == "  under-store only: pages 0-5"
+    assert lines[2] == f"{mount.path}: 60 whole files cached"
+    assert lines[3].startswith("  ssd: 60 files (")
+    assert lines[3].endswith(f"in {mount.cache}")
+    mount.cli("load", mount.path / "big", check=True)
+    (found,) = json.loads(mount.cli("locate", mount.path / "big", "--json", check=True).stdout)
+    (place,) = found["places"]
+    assert (place["tier"], place["pages"], place["bytes"]) == ("ssd", "0-5", len(tree["big"]))
+    assert Path(place["file"]).read_bytes() == tree["big"]
+    refused(mount.cli("locate", mount.path / "gone"), "gone: there is no such file or directory")
+    refused(mount.cli("locate", tmp_path), "is not in a luxfuse mount")
+    mount.kill()
+    for command in ("free", "locate"):
+        refused(mount.cli(command, mount.path), "has died")

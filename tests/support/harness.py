@@ -41,6 +41,7 @@ from luxfuse.vfs.ahead import FilesAhead
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
+from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
@@ -169,6 +170,7 @@ class Mount:
     nursery: trio.Nursery
     durable: Durable
     loads: Loads
+    inventory: Inventory
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
 
@@ -303,7 +305,7 @@ def _build(
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
         p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
-        p.recovered, p.recovery, nursery, durable, p.loads,
+        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory,
     )
 
 

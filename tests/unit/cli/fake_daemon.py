@@ -76,6 +76,27 @@ class Service:
         yield load_step(files=len(paths), walking=True)
         yield self._load(paths)
 
+    async def free(self, paths: list[str]):
+        await trio.lowlevel.checkpoint()
+        kept = {"is open, or being loaded": 1, "is open for writing": 2} if "busy" in paths else {}
+        yield {"freed_files": 1, "freed_bytes": 1, "kept": {}, "lines": [], "failures": [], "done": False}
+        yield {
+            "freed_files": len(paths), "freed_bytes": len(paths) << 20, "kept": kept, "lines": [], "done": True,
+            "failures": [f"{path}: no such file" for path in paths if "missing" in path],
+        }  # fmt: skip
+
+    async def locate(self, paths: list[str]) -> list[dict[str, object]]:
+        await trio.lowlevel.checkpoint()
+        place = {"tier": "ssd", "directory": "/c", "file": "/c/objects/ab/abcd", "pages": "0-3,5", "bytes": 5 << 20}
+        file = {"kind": "file", "size": 7 << 20, "page_bytes": 1 << 20, "state": "clean", "missing_pages": "4,6"}
+        tier = {"tier": "mem", "directory": "/m", "files": 3, "bytes": 1 << 20}
+        directory = {"kind": "directory", "whole_files": 2, "partial_files": 1, "dirty_files": 4, "tiers": [tier]}
+        return [
+            {"path": path, "error": "no such file"} if "missing" in path
+            else {"path": path, **directory} if path == "d" else {"path": path, **file, "places": [place]}
+            for path in paths
+        ]  # fmt: skip
+
     def start_load(self, paths: list[str]) -> int:
         self.jobs.append(self._load(paths))
         return len(self.jobs)

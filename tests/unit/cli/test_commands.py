@@ -239,7 +239,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     shown = luxfuse("--help")
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist", "load"]
+    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist", "load", "free", "locate"]
     assert luxfuse().code == 2
 
 
@@ -326,3 +326,39 @@ def test_load_wants_paths_of_a_living_mount(luxfuse: Run, tmp_path: Path) -> Non
         outcome = luxfuse("load", where / "a", *flags)
         assert outcome.code == 1
         assert "has died" in outcome.line
+
+
+def test_free(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    assert luxfuse("free", where) == Outcome(0, f"{where}: 1 file freed (1.0 MiB)\n", "")
+    kept = luxfuse("free", where / "busy", where / "x")
+    assert kept.out == (
+        f"{where}: 2 files freed (2.0 MiB), 3 stay: 1 open, or being loaded, 2 open for writing\n"
+    )
+    assert kept.code == 0
+    outcome = luxfuse("free", where / "missing")
+    assert (outcome.code, outcome.line) == (1, f"luxfuse: free: {where}: missing: no such file")
+    (document,) = json.loads(luxfuse("free", "--json", where / "busy").out)
+    assert (document["mountpoint"], document["freed_files"]) == (str(where), 1)
+    assert "is not in a luxfuse mount" in luxfuse("free", tmp_path).line
+
+
+def test_locate(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    assert luxfuse("locate", where / "f", where / "d").out.splitlines() == [
+        f"{where}/f: 7.0 MiB",
+        "  ssd: pages 0-3,5 (5.0 MiB) in /c/objects/ab/abcd",
+        "  under-store only: pages 4,6",
+        f"{where}/d: 2 whole files, 1 in part, 4 not in the under-store yet cached",
+        "  mem: 3 files (1.0 MiB) in /m",
+    ]
+    outcome = luxfuse("locate", where / "missing", where / "f")
+    assert (outcome.code, outcome.line) == (1, f"luxfuse: locate: {where}/missing: no such file")
+    assert f"{where}/f" in outcome.out
+    found = json.loads(luxfuse("locate", "--json", where / "f").out)
+    assert found[0]["places"][0]["pages"] == "0-3,5"
+    assert "is not in a luxfuse mount" in luxfuse("locate", tmp_path).line

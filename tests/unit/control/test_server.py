@@ -56,6 +56,13 @@ class FakeService:
         finally:
             self.draining = False
 
+    async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        yield {"freed_files": len(paths), "done": True}
+
+    async def locate(self, paths: list[str]) -> list[dict[str, object]]:
+        await trio.lowlevel.checkpoint()
+        return [{"path": path} for path in paths]
+
     def start_load(self, paths: list[str]) -> int:
         if self.fault:
             raise self.fault
@@ -298,3 +305,9 @@ async def test_loads(tmp_path: Path) -> None:
         service.fault = StoreUnavailable("enough loads run")
         with pytest.raises(DaemonRefused, match="enough loads run"):
             await call(client.start_load, ["a"])
+
+
+async def test_free_and_locate(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (_service, client):
+        assert await call(lambda: list(client.free(["a", "b"]))) == [{"freed_files": 2, "done": True}]
+        assert await call(client.locate, ["a"]) == [{"path": "a"}]

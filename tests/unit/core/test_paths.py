@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from luxfuse.core.paths import (
     PathRule,
     check_pattern,
+    covers,
     has_pattern,
     literal_part,
     name_matcher,
@@ -86,3 +87,14 @@ def test_one_name_is_matched_as_in_a_whole_path() -> None:
         assert matches(f"d/{pattern}", f"d/{name}")
     assert not name_matcher("*.jpg")(b"a.png")
     assert not name_matcher("[!a]x")(b"ax")
+
+
+def test_what_a_path_or_pattern_covers() -> None:
+    assert all(covers("")(other) for other in ("a", "a/b"))
+    plain, pattern, deep = covers("a/b"), covers("a/*.d"), covers("a/**")
+    assert [other for other in ("a", "a/b", "a/b/c", "a/bc") if plain(other)] == ["a/b", "a/b/c"]
+    assert [other for other in ("a/x.d", "a/x.d/y/z", "a/y/x.d", "a/*.d/z") if pattern(other)] == [
+        "a/x.d", "a/x.d/y/z", "a/*.d/z",
+    ]  # fmt: skip
+    assert deep("a/b/c")
+    assert not deep("a")

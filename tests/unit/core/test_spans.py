@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luxfuse.core.spans import missing_runs, page_bytes, page_count, pages_of
+from luxfuse.core.spans import missing_runs, page_bytes, page_count, pages_of, ranges_text
 from luxfuse.types import PAGE_BYTES
 
 sizes = st.integers(0, 500 * PAGE_BYTES)
@@ -40,3 +40,9 @@ def test_runs_are_the_missing_pages_in_order(have: set[int], start: int, count: 
     for one, next_one in pairwise(runs):
         # Neighbours are together unless the run is full.
         assert one.stop < next_one.start or len(one) == longest
+
+
+def test_ranges_are_written_short() -> None:
+    assert ranges_text([]) == ""
+    assert ranges_text([0]) == "0"
+    assert ranges_text([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
