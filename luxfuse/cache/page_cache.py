@@ -91,7 +91,7 @@ class PageCache:
         """Set by the mover: told of each use of a cached object."""
         hierarchy.hooks.release = self._release_for_eviction
         hierarchy.hooks.after_removal = self._after_removal
-        hierarchy.hooks.record_of = self._record_of
+        hierarchy.hooks.record_of = self.record_of
 
     # -- objects
 
@@ -156,17 +156,10 @@ class PageCache:
                     self._objects.save(oid, record)
                 self.on_use(oid, record, space)
 
-    def _record_of(self, oid: bytes) -> ObjectRecord | None:
-        obj = self._live.get(oid) or self._idle.get(oid)
-        return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
-
     def record_of(self, oid: bytes) -> ObjectRecord | None:
         """Return what is recorded of a cached object."""
         obj = self._live.get(oid) or self._idle.get(oid)
-        if obj is not None:
-            return obj.record
-        found = self._objects.load(oid)
-        return found[0] if found is not None else None
+        return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
 
     def knows(self, oid: bytes, space: Space) -> bool:
         """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
@@ -471,6 +464,7 @@ class PageCache:
         record = obj.record
         record.allocated_bytes += allocated
         record.stamp = max(record.stamp, stored.stamp)
+        record.used_us = max(record.used_us, time.time_ns() // 1000)
         record.whole = obj.pages.whole
         self._save(obj, pages)
         return allocated
