@@ -15,12 +15,12 @@ from luxfuse.cache.hierarchy import Hierarchy, by_tier
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.space import Hooks, Space
+from luxfuse.cache.space import Hooks, Placing, Space
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
-from luxfuse.core.paths import write_mode_for
 from luxfuse.core.policies import POLICIES
+from luxfuse.core.rules import PathPolicies
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
@@ -32,12 +32,11 @@ from luxfuse.index.store import IndexStore
 from luxfuse.service import Parts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import WriteMode
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
-from luxfuse.vfs.backlog import Backlog
+from luxfuse.vfs.backlog import Backlog, path_of
 from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
@@ -49,6 +48,7 @@ from luxfuse.vfs.load import Loads
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.retention import MarkStore, Retention
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
@@ -105,6 +105,7 @@ class TreeParts:
     recovery: Recovery
     loads: Loads
     inventory: Inventory
+    retention: Retention
 
 
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
@@ -121,7 +122,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     return Parts(
         store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
         kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
-        p.loads, p.inventory,
+        p.loads, p.inventory, p.retention,
     )
 
 
@@ -145,7 +146,16 @@ def build_tree(
         store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
         memory_bytes=buffers_bytes, nursery=nursery,
     )
-    mover = Mover(cache, objects, promote=s.read_mode == "cache-promote")
+    policies = PathPolicies(s.path_rules, s.path_default)
+    marks = MarkStore(objects)
+
+    def placing(key: str) -> Placing:
+        policy = policies.of(path_of(key))
+        return Placing(policy.read_mode != "no-cache", policy.tier)
+
+    hierarchy.hooks.placing = placing
+    hierarchy.hooks.is_pinned = lambda key: policies.of(path_of(key)).pin or marks.marks.pinned(path_of(key))
+    mover = Mover(cache, objects, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
     ahead = FilesAhead(
         namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
     )
@@ -173,7 +183,7 @@ def build_tree(
     writer = Writer(
         namespace=namespace, entries=dirty, files=files, cache=cache, staging=local.staging, journal=local.journal,
         kernel=kernel, writeback=writeback, uploader=uploader, nursery=nursery,
-        mode_of=lambda key: WriteMode(write_mode_for(key.rstrip("/"), s.path_rules, s.write_mode)),
+        mode_of=lambda key: policies.of(path_of(key)).write_mode,
         whole_file_bytes=s.whole_file_threshold_bytes, room_timeout_s=s.room_timeout_s,
     )
     defaults = Defaults(
@@ -198,13 +208,18 @@ def build_tree(
     )
     fs = FileSystem(
         namespace=namespace, files=files, cache=cache, defaults=defaults, entries=dirty, writer=writer,
-        tree=tree, moves=moves,
+        tree=tree, moves=moves, policies=policies,
+    )
+    inventory = Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging)
+    retention = Retention(
+        marks=marks, policies=policies, objects=objects, cache=cache, namespace=namespace, inventory=inventory, tree=tree,
+        clock=clock,
     )
     return TreeParts(
         index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
         dirty, writer, writeback, recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
-        Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging),
+        inventory, retention,
     )
 
 
@@ -218,7 +233,7 @@ def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
             policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
             free_space_ratio=s.free_space_ratio if ratio is None else ratio,
             high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
-            writable=s.read_mode != "no-cache",
+            writable=s.read_mode != "no-cache" or any(rule.read_mode for rule in s.path_rules),
         ))  # fmt: skip
     return Hierarchy(spaces[0], by_tier(spaces), hooks)
 

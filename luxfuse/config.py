@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from luxfuse.core.paths import PathRule, check_pattern
+from luxfuse.core.paths import check_pattern
+from luxfuse.core.rules import PathPolicy, PathRule
 from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
-from luxfuse.types import Tier, WriteMode
+from luxfuse.types import ReadMode, Tier, WriteMode
 
-ReadMode = Literal["cache", "cache-promote", "no-cache"]
 OnConflict = Literal["overwrite", "fail"]
 Driver = Literal["auto", "obstore", "fsspec"]
 EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
@@ -48,7 +48,7 @@ class CacheDirectory(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a daemon needs to know. Sizes in bytes, times in seconds.
 
-    ``path_rules``: exceptions to ``write_mode``, the first that matches counts. ``room_timeout_s``: how long a writer
+    ``path_rules``: what holds for parts of the mount, see `core.rules`. ``room_timeout_s``: how long a writer
     waits for room in the cache directory before it gets ENOSPC.
     """
 
@@ -94,6 +94,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Names the cached content; depends on where the objects come from alone."""
         identity = f"{self.source}\0{self.endpoint_url or ''}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+    @property
+    def path_default(self) -> PathPolicy:
+        """What holds for paths that no rule says anything about."""
+        return PathPolicy(self.write_mode, self.read_mode)
 
 
 _SIZES = {
@@ -250,17 +256,22 @@ def _cache_dirs(merged: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
 
 def _path_rules(tables: Any) -> list[PathRule]:
     if not isinstance(tables, (list, tuple)):
-        raise ConfigError("path: write each rule as a table of its own, [[path]], with pattern and write_mode")
+        raise ConfigError("path: write each rule as a table of its own, [[path]], with pattern and what holds there")
     rules = []
-    for number, table in enumerate(tables, 1):
+    for number, written in enumerate(tables, 1):
         where = f"[[path]] number {number}"
+        table = dict(written) if isinstance(written, Mapping) else written
+        if isinstance(table, dict) and "ttl" in table:
+            table["ttl"] = min(_convert(parse_duration, table["ttl"], f"{where}: ttl"), _FOREVER_S)
         try:
             rule = msgspec.convert(table, PathRule)
             check_pattern(rule.pattern)
         except msgspec.ValidationError as exc:
-            raise ConfigError(f"{where}: {exc}; it needs pattern and write_mode") from None
+            raise ConfigError(f"{where}: {exc}; it needs a pattern, and what holds there, such as write_mode") from None
         except ValueError as exc:
             raise ConfigError(f"{where}: pattern {rule.pattern!r}: {exc}") from None
+        if not rule.says_something:
+            raise ConfigError(f"{where}: it says nothing; write what holds there, such as write_mode")
         rules.append(rule)
     return rules
 

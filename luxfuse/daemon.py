@@ -265,6 +265,7 @@ class _Daemon:
             await self._recover(parts)
             background.start_soon(sweeper.run)
             background.start_soon(parts.mover.run)
+            background.start_soon(parts.retention.run)
             if not beginning.clean:
                 sweeper.request()
             background.start_soon(parts.writer.watch)

@@ -27,6 +27,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.staging import Staging
+from luxfuse.types import TtlAction
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
@@ -39,6 +40,7 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads, watch
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.retention import Retention
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 
@@ -71,6 +73,7 @@ class Parts:
     recovery: Recovery
     loads: Loads
     inventory: Inventory
+    retention: Retention
 
 
 class Service:
@@ -175,6 +178,12 @@ class Service:
         p = self._parts
         return {
             "objects": p.objects.count,
+            "pinned_bytes": p.hierarchy.total(lambda space: space.pinned_bytes),
+            "pins": len(p.retention.marks.pins),
+            "time_limits": len(p.retention.marks.limits),
+            "expired": p.retention.expired,
+            "moved_up": p.mover.moved_up,
+            "moved_down": p.mover.moved_down,
             "evictions": p.hierarchy.total(lambda space: space.evictions),
             "evicted_bytes": p.hierarchy.total(lambda space: space.evicted_bytes),
             "checksum_failures": p.cache.counters.checksum_failures,
@@ -238,6 +247,18 @@ class Service:
         except LuxError as exc:
             return exc.errno not in (errno.ENOENT, errno.ENOTDIR)
         return True
+
+    async def pin(self, paths: list[str]) -> dict[str, object]:
+        """Never evict what is at and below the paths; returns failures and notes."""
+        return asdict(await self._parts.retention.pin(paths))
+
+    async def unpin(self, paths: list[str]) -> dict[str, object]:
+        """Let what is at and below the paths be evicted again; returns failures."""
+        return asdict(await self._parts.retention.unpin(paths))
+
+    async def limit(self, paths: list[str], seconds: float | None, action: TtlAction) -> dict[str, object]:
+        """Set how long what is at and below the paths is kept; returns failures."""
+        return asdict(await self._parts.retention.limit(paths, seconds, action))
 
     async def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the store, while this is iterated; ends when it is there."""

@@ -13,6 +13,10 @@ PAGE_BYTES = 1 << 20
 
 Tier = Literal["mem", "ssd", "hdd"]
 """What a cache directory lies on: memory (tmpfs), or a fast or slow disk."""
+ReadMode = Literal["cache", "cache-promote", "no-cache"]
+"""What is kept of what is read; ``cache-promote``: in the highest tier."""
+TtlAction = Literal["free", "delete"]
+"""What is done when a time limit is over: drop what is cached, or remove the object in the under-store."""
 
 
 class Kind(enum.IntEnum):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.cache.space import Hooks, Space
+from luxfuse.cache.space import Hooks, Placing, Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import Tier
@@ -89,23 +89,31 @@ class Hierarchy:
         level = TIERS.index(space.tier)
         return [other for other in self.spaces if TIERS.index(other.tier) < level and not other.shut]
 
-    def try_reserve(self, size_bytes: int, wanted_bytes: int) -> tuple[bool, Space | None]:
+    def _allowed(self, placing: Placing) -> list[Space]:
+        """Return the directories that something may be put in now."""
+        if not placing.keep:
+            return []
+        highest = TIERS.index(placing.highest) if placing.highest is not None else 0
+        usable = [space for space in self.spaces if not space.shut]
+        return [space for space in usable if TIERS.index(space.tier) >= highest] or usable
+
+    def try_reserve(self, size_bytes: int, wanted_bytes: int, placing: Placing) -> tuple[bool, Space | None]:
         """Reserve room for the first pages, ``wanted_bytes``, of an object; see `Space.settle`.
 
         Returns whether that is decided, and where they go: None, if decided, means that they are not to be stored.
         """
-        usable = [space for space in self.spaces if not space.shut]
+        usable = by_room(self._allowed(placing))
         if not usable:
             return True, None
-        for space in by_room(usable):
+        for space in usable:
             fits = space is usable[-1] or not space.ledger.shortage(allocated_bytes(size_bytes))
             if fits and space.try_reserve(wanted_bytes):
                 return True, space
         return False, None
 
-    async def reserve(self, wanted_bytes: int) -> Space | None:
+    async def reserve(self, wanted_bytes: int, placing: Placing) -> Space | None:
         """Reserve room for the first pages of an object, evicting if need be: in the lowest tier, if that can be."""
-        for space in reversed(by_room([space for space in self.spaces if not space.shut])):
+        for space in reversed(by_room(self._allowed(placing))):
             if await space.reserve(wanted_bytes):
                 return space
         return None

@@ -17,12 +17,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.hierarchy import TIERS
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.core.promotion import Uses
@@ -71,11 +73,11 @@ class _Move:
 class Mover:
     """Keeps the directories of a mount below their high watermarks, and brings up what is wanted there."""
 
-    def __init__(self, cache: PageCache, objects: Objects, *, promote: bool = False) -> None:
-        """``promote``: what is read moves up to the highest tier at once (`cache-promote`)."""
+    def __init__(self, cache: PageCache, objects: Objects, promotes: Callable[[str], bool] = lambda _key: False) -> None:
+        """``promotes``: whether an object (its key) moves up to the highest tier when it is read (`cache-promote`)."""
         self._cache = cache
         self._objects = objects
-        self._promote = promote
+        self._promotes = promotes
         self._waiting: list[_Move] = []
         self._wanted: OrderedDict[bytes, None] = OrderedDict()
         self._uses = Uses()
@@ -87,15 +89,21 @@ class Mover:
 
     def _used(self, oid: bytes, record: ObjectRecord, space: Space) -> None:
         """Somebody uses an object: if it is in a lower tier, consider to bring it up soon."""
-        if not self._cache.hierarchy.above(space):
+        if not self._above(space, record):
             return
         self._uses.add(oid, record.used_us)
-        if self._promote or self._uses.deserves_free_room(oid):
+        if self._promotes(record.key) or self._uses.deserves_free_room(oid):
             self._wanted[oid] = None
             self._wanted.move_to_end(oid)
             if len(self._wanted) > WANTED_BOUND:
                 self._wanted.popitem(last=False)
             self._stir.set()
+
+    def _above(self, space: Space, record: ObjectRecord) -> list[Space]:
+        """Return the directories of higher tiers that an object may be in."""
+        highest = self._cache.hierarchy.hooks.placing(record.key).highest
+        least = TIERS.index(highest) if highest is not None else 0
+        return [other for other in self._cache.hierarchy.above(space) if TIERS.index(other.tier) >= least]
 
     async def run(self) -> None:
         """Move until cancelled."""
@@ -127,7 +135,7 @@ class Mover:
         space = self._cache.hierarchy.by_number(record.directory) if record is not None else None
         if record is None or space is None:
             return
-        for target in self._cache.hierarchy.above(space):
+        for target in self._above(space, record):
             try:
                 fits = await self._has_place(oid, record, target)
             except OSError as exc:
@@ -145,7 +153,7 @@ class Mover:
             return True
         for other in await target.coldest(wanted, self._cache.hierarchy.removing):
             there = self._cache.hierarchy.hooks.record_of(other)
-            if there is None or not (self._promote or self._uses.deserves_place_of(oid, there.used_us)):
+            if there is None or not (self._promotes(record.key) or self._uses.deserves_place_of(oid, there.used_us)):
                 return False
             below = self._cache.hierarchy.below(target)
             lower = next((space for space in below if not space.ledger.shortage(there.allocated_bytes)), None)

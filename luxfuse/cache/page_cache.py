@@ -156,6 +156,10 @@ class PageCache:
                     self._objects.save(oid, record)
                 self.on_use(oid, record, space)
 
+    def keeps(self, obj: CachedObject) -> bool:
+        """Whether anything of the object can be stored now."""
+        return self.hierarchy.usable and self.hierarchy.hooks.placing(obj.record.key).keep
+
     def record_of(self, oid: bytes) -> ObjectRecord | None:
         """Return what is recorded of a cached object."""
         obj = self._live.get(oid) or self._idle.get(oid)
@@ -297,7 +301,8 @@ class PageCache:
     def _try_reserve(self, obj: CachedObject, wanted_bytes: int) -> tuple[bool, Space | None]:
         """Reserve room at once; see `Hierarchy.try_reserve`."""
         if obj.space is None:
-            decided, space = self.hierarchy.try_reserve(obj.size, wanted_bytes)
+            placing = self.hierarchy.hooks.placing(obj.record.key)
+            decided, space = self.hierarchy.try_reserve(obj.size, wanted_bytes, placing)
             if space is not None:
                 obj.put_in(space)
             return decided, space
@@ -308,7 +313,8 @@ class PageCache:
         """Reserve room, in the directory that has the object's file or will get it; None: do without."""
         while True:
             wanted = obj.space
-            space = await self.hierarchy.reserve(wanted_bytes) if wanted is None else wanted
+            placing = self.hierarchy.hooks.placing(obj.record.key)
+            space = await self.hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
             if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
                 return None
             if obj.space is None:
@@ -454,6 +460,7 @@ class PageCache:
         if strange or stored.strangers > obj.strangers:
             self._distrust(obj)
         if obj.pages.count == 0 and obj.space is not None:
+            obj.record.cached_us = time.time_ns() // 1000
             obj.space.insert(obj.oid, obj.record, used=obj.used)
         for page, checksum in zip(pages, stored.checksums, strict=True):
             obj.pages.add(page, checksum)
@@ -636,7 +643,8 @@ class PageCache:
         pages = Pages(record.size)
         for page, value in checksums.items():
             pages.add(page, value)
-        record.used_us, record.epoch, record.whole = time.time_ns() // 1000, self._epoch, pages.whole
+        record.used_us = record.cached_us = time.time_ns() // 1000
+        record.epoch, record.whole = self._epoch, pages.whole
         space.insert(oid, record, used=True)
         obj = self._live.get(oid) or self._idle.pop(oid, None)
         if obj is None:

@@ -10,12 +10,13 @@ import errno
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
-from luxfuse.core.eviction import Policy
+from luxfuse.core.eviction import Policy, Standing
 from luxfuse.core.ledger import Ledger, allocated_bytes
-from luxfuse.index.objects import DirectoryOrder, ObjectRecord, Objects
+from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import Tier
 
@@ -32,6 +33,13 @@ EVICT_AHEAD_BYTES = 16 << 20
 """Free this much more than is needed, so that eviction runs once for many fetches."""
 
 
+class Placing(NamedTuple):
+    """Where an object may be put: nowhere unless ``keep``, and not above ``highest``."""
+
+    keep: bool = True
+    highest: Tier | None = None
+
+
 @dataclass(slots=True)
 class Hooks:
     """What the directories of a mount share, and whom they ask and tell."""
@@ -42,6 +50,10 @@ class Hooks:
     """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
     record_of: Callable[[bytes], ObjectRecord | None] = lambda _oid: None
     """Set by the page cache: the record of an object, in memory or in the index."""
+    is_pinned: Callable[[str], bool] = lambda _key: False
+    """Set by the daemon: whether an object (its key) is never to be evicted."""
+    placing: Callable[[str], Placing] = lambda _key: Placing()
+    """Set by the daemon: where an object may be put."""
     before_eviction: Callable[[], None] = lambda: None
     """Set by vfs: brings the order of last uses up to date."""
     after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
@@ -180,13 +192,23 @@ class Space:
 
     def insert(self, oid: bytes, record: ObjectRecord, *, used: bool) -> None:
         """Give an object that comes into the directory its standing; ``used``: somebody asked for it."""
+        if self.hooks.is_pinned(record.key):
+            record.standing = Standing(PINNED, 0)
+            return
         record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), self._order, used=used)
 
     def use(self, oid: bytes, record: ObjectRecord) -> bool:
         """Note that an object is used; returns whether its standing has changed."""
         before = record.standing
+        if before.segment == PINNED:
+            return False
         record.standing = self._policy.on_use(oid, before)
         return record.standing != before
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of objects that are never evicted."""
+        return self._objects.totals(self.number, PINNED)[0]
 
     def keep_policy_state(self) -> None:
         """Note what the eviction policy has learnt in the index."""

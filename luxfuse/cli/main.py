@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse import __version__
-from luxfuse.cli import cached, fstab, report
+from luxfuse.cli import cached, fstab, report, retention
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
 from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
@@ -33,6 +33,9 @@ app.command("list")(report.list_)
 app.command("metrics")(report.metrics)
 app.command("refresh")(report.refresh)
 app.command("persist")(report.persist)
+app.command("pin")(retention.pin)
+app.command("unpin")(retention.unpin)
+app.command("ttl")(retention.ttl)
 app.command("load")(load)
 app.command("free")(cached.free)
 app.command("locate")(cached.locate)

@@ -97,6 +97,18 @@ class ControlClient:
         """End all loads; returns how many those are."""
         return int(self._json("POST", "/v1/load/stop")["stopped"])
 
+    def pin(self, paths: list[str]) -> dict[str, Any]:
+        """Never evict what is at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
+        return self._json("POST", "/v1/pin", {"paths": paths})
+
+    def unpin(self, paths: list[str]) -> dict[str, Any]:
+        """Let what is at and below ``paths`` be evicted again; returns ``failures``."""
+        return self._json("POST", "/v1/unpin", {"paths": paths})
+
+    def limit(self, paths: list[str], seconds: float | None, action: str) -> dict[str, Any]:
+        """Set how long what is at and below ``paths`` is kept; None: for ever. Returns ``failures``."""
+        return self._json("POST", "/v1/ttl", {"paths": paths, "seconds": seconds, "action": action})
+
     def drain(self) -> Steps:
         """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""
         return self._lines("/v1/drain", None)

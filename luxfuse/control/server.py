@@ -12,6 +12,8 @@
 | POST /v1/load/stop | | {"stopped": how many} |
 | POST /v1/free | {"paths": [...]} or patterns | lines of progress: `luxfuse.vfs.inventory.FreeProgress` |
 | POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
+| POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
+| POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
 | POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
 
@@ -47,6 +49,7 @@ from starlette.routing import Route, Router
 
 from luxfuse.control.address import short_address
 from luxfuse.errors import LuxError, MountError
+from luxfuse.types import TtlAction
 
 log = logging.getLogger("luxfuse.control")
 
@@ -88,6 +91,15 @@ class ControlService(Protocol):
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
+
+    async def pin(self, paths: list[str]) -> dict[str, object]:
+        """Never evict what is at and below the paths."""
+
+    async def unpin(self, paths: list[str]) -> dict[str, object]:
+        """Let what is at and below the paths be evicted again."""
+
+    async def limit(self, paths: list[str], seconds: float | None, action: TtlAction) -> dict[str, object]:
+        """Set how long what is at and below the paths is kept; None: for ever."""
 
     def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the under-store; yields how far that is."""
@@ -159,6 +171,21 @@ def _application(service: ControlService) -> Router:
     async def locate(request: Request) -> Response:
         return JSONResponse({"paths": await service.locate(await _paths(request))})
 
+    async def pin(request: Request) -> Response:
+        return JSONResponse(await service.pin(await _paths(request)))
+
+    async def unpin(request: Request) -> Response:
+        return JSONResponse(await service.unpin(await _paths(request)))
+
+    async def limit(request: Request) -> Response:
+        body = await _body(request)
+        seconds, action = body.get("seconds"), body.get("action")
+        if action not in ("free", "delete"):
+            raise _BadRequest("action: free or delete is needed")
+        if not (seconds is None or (isinstance(seconds, (int, float)) and seconds >= 0)):
+            raise _BadRequest("seconds: a number or null is needed")
+        return JSONResponse(await service.limit(_paths_in(body), seconds, action))
+
     async def start_load(request: Request) -> Response:
         return JSONResponse({"job": service.start_load(await _paths(request, _LOAD_MAX_BYTES))})
 
@@ -189,6 +216,9 @@ def _application(service: ControlService) -> Router:
         Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
         Route("/v1/free", _guard(free), methods=["POST"]),
         Route("/v1/locate", _guard(locate), methods=["POST"]),
+        Route("/v1/pin", _guard(pin), methods=["POST"]),
+        Route("/v1/unpin", _guard(unpin), methods=["POST"]),
+        Route("/v1/ttl", _guard(limit), methods=["POST"]),
         Route("/v1/drain", _guard(drain), methods=["POST"]),
         Route("/v1/unmount", _guard(unmount), methods=["POST"]),
     ]
@@ -260,7 +290,11 @@ async def _not_found(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _paths(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> list[str]:
-    paths = (await _body(request, most_bytes)).get("paths")
+    return _paths_in(await _body(request, most_bytes))
+
+
+def _paths_in(body: dict[str, Any]) -> list[str]:
+    paths = body.get("paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise _BadRequest("paths: a list of strings is needed")
     return paths

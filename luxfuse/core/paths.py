@@ -1,4 +1,4 @@
-"""Rules for parts of a mount, by patterns on paths.
+"""Patterns on paths.
 
 A pattern is matched with the whole path relative to the mount: ``*``, ``?`` and ``[...]`` stand for characters of one
 name, ``**`` as a whole name for any number of directories, none included (at the end: for all that is below).
@@ -8,26 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
-
-import msgspec
-
-from luxfuse.types import WriteMode
+from collections.abc import Callable
 
 
-class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for the paths that ``pattern`` matches."""
-
-    pattern: str
-    write_mode: WriteMode
-
-
-def write_mode_for(path: str, rules: Sequence[PathRule], default: WriteMode) -> WriteMode:
-    """Return the mode of the first rule that matches ``path`` (relative to the mount, without leading slash)."""
-    for rule in rules:
-        if _expression(rule.pattern).fullmatch(path):
-            return rule.write_mode
-    return default
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a path (relative to the mount, without leading slash)."""
+    return _expression(pattern).fullmatch(path) is not None
 
 
 def check_pattern(pattern: str) -> None:

@@ -3,7 +3,8 @@
 Keys: OBJECTS ``id`` (16 bytes) -> `ObjectRecord`; CHUNKS ``id + chunk (4 bytes)`` -> presence bitmap (16 bytes, one
 bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; STANDINGS ``number of the
 cache directory (1 byte) + segment (1 byte) + rank (8 bytes) + id`` -> allocated bytes (8 bytes): see `core.eviction`.
-META ``cache_used``, directory, segment: the sum of those, and how many there are (8 bytes each).
+Those of segment `PINNED` are not evicted. META ``cache_used``, directory, segment: the sum of those, and how many there
+are (8 bytes each).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ CHUNK_PAGES = 128
 _BITMAP_BYTES = CHUNK_PAGES // 8
 SCAN_BATCH = 256
 CLEAR_BATCH = 2_000
+PINNED = max(SEGMENTS) + 1
+"""The segment of what is never evicted: policies do not see it."""
+ALL_SEGMENTS = (*SEGMENTS, PINNED)
 DIRECTORIES = 64
 """Most cache directories that one index knows at a time."""
 
@@ -39,7 +43,8 @@ class ObjectRecord(msgspec.Struct, array_like=True):
 
     ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
     our last write to it, so that anybody else's write shows. ``directory`` is the number of the cache directory that has
-    the file (see `lifecycle`), ``segment`` and ``rank`` are its standing among the others there.
+    the file (see `lifecycle`), ``segment`` and ``rank`` are its standing among the others there, ``cached_us`` is when its
+    first page came, in microseconds since the epoch.
     """
 
     key: str
@@ -51,6 +56,7 @@ class ObjectRecord(msgspec.Struct, array_like=True):
     epoch: int = 0
     stamp: int = 0
     directory: int = 0
+    cached_us: int = 0
     segment: int = 0
     rank: int = 0
 
@@ -141,7 +147,7 @@ class Objects:
         self._totals: dict[tuple[int, int], tuple[int, int]] = {}
         """Bytes and number of objects by directory and segment."""
         for directory in range(DIRECTORIES):
-            for segment in SEGMENTS:
+            for segment in ALL_SEGMENTS:
                 if (stored := store.get(Table.META, _totals_key(directory, segment))) is not None:
                     self._totals[directory, segment] = _TOTALS.unpack(stored)
         self.refused = 0
@@ -163,7 +169,7 @@ class Objects:
 
     def used_bytes_in(self, directory: int) -> int:
         """Return the bytes that the files of a cache directory take."""
-        return sum(self.totals(directory, segment)[0] for segment in SEGMENTS)
+        return sum(self.totals(directory, segment)[0] for segment in ALL_SEGMENTS)
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return what is known of an object; None if it is not cached."""
@@ -256,6 +262,15 @@ class Objects:
         keys = [self._store.last_committed_key(Table.STANDINGS, bytes((directory, segment))) for segment in SEGMENTS]
         return max((U64.unpack_from(key, 2)[0] for key in keys if key is not None), default=0)
 
+    def marks(self) -> bytes:
+        """Return what `keep_marks` kept; empty if nothing."""
+        return self._store.get(Table.META, b"marks") or b""
+
+    async def keep_marks(self, marks: bytes) -> None:
+        """Keep what operators asked for, durably enough for a crash of the daemon. Raises OSError."""
+        self._store.put(Table.META, b"marks", marks)
+        await self._store.flush()
+
     def policy_state(self, directory: int) -> bytes:
         """Return what `keep_policy_state` kept last; empty if nothing."""
         return self._store.get(Table.META, _policy_key(directory)) or b""
@@ -285,7 +300,7 @@ class Objects:
 
         while await self._store.run(forget):
             self._store.cool()
-        for segment in SEGMENTS:
+        for segment in ALL_SEGMENTS:
             self._totals.pop((directory, segment), None)
             self._store.delete(Table.META, _totals_key(directory, segment))
 
@@ -328,11 +343,11 @@ class DirectoryOrder:
 
     def bytes_in(self, segment: int) -> int:
         """Return the allocated bytes of a segment."""
-        return self.objects.totals(self.directory, segment)[0]
+        return self.objects.totals(self.directory, segment)[0] if segment in SEGMENTS else 0
 
     def ascending(self, segment: int) -> Iterator[Cached]:
         """Give a segment's objects from the lowest rank on."""
-        return self.objects.ordered(self.directory, segment)
+        return self.objects.ordered(self.directory, segment) if segment in SEGMENTS else iter(())
 
 
 def _totals_key(directory: int, segment: int) -> bytes:

@@ -182,7 +182,7 @@ class Files:
                 registered=self._kernel.is_registered(inode),
                 copied_opens=copied.opens if copied else 0,
                 whole=obj.whole,
-                fetchable=not fetched and entry.size <= self._whole_file_bytes and self._cache.hierarchy.usable,
+                fetchable=not fetched and entry.size <= self._whole_file_bytes and self._cache.keeps(obj),
                 passthrough_possible=self._may_hand_over(obj) and hand_overs < HAND_OVER_TRIES,
             )
             if mode is OpenMode.COPY:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.names import NAME_MAX_BYTES
+from luxfuse.core.rules import PathPolicies
 from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
@@ -49,6 +50,12 @@ class NotSupported(LuxError):
     errno = 95  # EOPNOTSUPP
 
 
+class ReadOnly(LuxError):
+    """Nothing may be changed there."""
+
+    errno = 30  # EROFS
+
+
 class NotALink(LuxError):
     """The inode is no symlink."""
 
@@ -69,7 +76,7 @@ class FileSystem:
 
     def __init__(
         self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults,
-        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves,
+        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves, policies: PathPolicies,
     ) -> None:
         self.namespace = namespace
         self.files = files
@@ -77,6 +84,7 @@ class FileSystem:
         self._writer = writer
         self._tree = tree
         self._moves = moves
+        self._policies = policies
         self._cache = cache
         self._defaults = defaults
         self._directories: dict[int, _DirectoryHandle] = {}
@@ -224,6 +232,7 @@ class FileSystem:
         """Set an extended attribute; it travels in the object's metadata."""
         if name.startswith(XATTR_PREFIX):
             raise NotPermitted(f"{name!r} is read-only")
+        self._check_inode_writable(inode)
         if not name.startswith((b"user.", b"trusted.", b"security.")):
             raise NotSupported(f"{name!r}: attributes of that kind are not kept")
         await self._tree.set_xattrs(inode, {**await self._tree.xattrs(inode), os.fsdecode(name): value})
@@ -232,6 +241,7 @@ class FileSystem:
         """Remove an extended attribute."""
         if name.startswith(XATTR_PREFIX):
             raise NotPermitted(f"{name!r} is read-only")
+        self._check_inode_writable(inode)
         xattrs = await self._tree.xattrs(inode)
         if xattrs.pop(os.fsdecode(name), None) is None:
             raise NoSuchAttribute(f"no attribute {name!r}")
@@ -331,6 +341,7 @@ class FileSystem:
     async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat]:
         """Create a file and open it; returns (handle, attributes)."""
         self._check_name(name)
+        self._check_writable(parent, name)
         handle, entry = await self._tree.create(parent, name, mode, flags, caller)
         return handle, self._stat(entry)
 
@@ -338,6 +349,7 @@ class FileSystem:
         """Open a file; returns the handle."""
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             return await self.files.open(inode)
+        self._check_inode_writable(inode)
         return await self._writer.open(inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
 
     async def read(self, ref: Ref, offset: int, length: int) -> Buffer:
@@ -404,8 +416,21 @@ class FileSystem:
         if ref is not None:
             opened, writing = self._written(ref)
             dirty = opened if writing else None
+        self._check_inode_writable(inode)
         await self._tree.set_attributes(inode, changes, dirty, caller)
         return await self.getattr(inode)
+
+    def _check_writable(self, parent: int, name: bytes) -> None:
+        """Raise `ReadOnly` where a rule of the configuration forbids changes."""
+        if self._policies.rules and self._policies.of(f"{self.namespace.prefix(parent)}{os.fsdecode(name)}").read_only:
+            raise ReadOnly(f"{name!r} is read-only by a rule of the configuration")
+
+    def _check_inode_writable(self, inode: int) -> None:
+        if self._policies.rules and inode != ROOT_INODE:
+            try:
+                self._check_writable(*self.namespace.place(inode))
+            except Stale:
+                return  # it has no name any more
 
     def _check_name(self, name: bytes) -> None:
         if len(name) > NAME_MAX_BYTES:
@@ -414,29 +439,36 @@ class FileSystem:
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Stat:
         """Make a directory."""
         self._check_name(name)
+        self._check_writable(parent, name)
         return self._stat(await self._tree.mkdir(parent, name, mode, caller))
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Stat:
         """Make a file, or a FIFO, socket or device."""
         self._check_name(name)
+        self._check_writable(parent, name)
         return self._stat(await self._tree.mknod(parent, name, mode, rdev, caller))
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Stat:
         """Make a symlink."""
         self._check_name(name)
+        self._check_writable(parent, name)
         return self._stat(await self._tree.symlink(parent, name, target, caller))
 
     async def unlink(self, parent: int, name: bytes) -> None:
         """Remove what is no directory."""
+        self._check_writable(parent, name)
         await self._tree.unlink(parent, name)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
+        self._check_writable(parent, name)
         await self._tree.rmdir(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Rename a file or directory; see rename(2) for the flags."""
         self._check_name(new_name)
+        self._check_writable(parent, name)
+        self._check_writable(new_parent, new_name)
         await self._moves.rename((parent, name), (new_parent, new_name), flags)
 
     async def refresh(self, path: str) -> None:

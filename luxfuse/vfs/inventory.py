@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.space import Space
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.paths import covers
 from luxfuse.core.spans import ranges_text
@@ -76,7 +77,7 @@ class Inventory:
             if dirty.source is not None and _note(path_of(dirty.key), matchers, matched):
                 state.keep(path_of(dirty.key), DIRTY if dirty.must_push else WRITTEN)
         told_s = trio.current_time()
-        async for oid, record in self._scan():
+        async for oid, record in self.scan():
             path = path_of(record.key)
             if _note(path, matchers, matched):
                 await self._drop(oid, path, state)
@@ -84,18 +85,16 @@ class Inventory:
                 yield state
                 told_s = trio.current_time()
         for path in paths:
-            if path not in matched and (why := await self._missing(path)) is not None:
+            if path not in matched and (why := await self.missing(path)) is not None:
                 state.failures.append(f"{path}: {why}")
         state.done = True
         yield state
 
     async def _drop(self, oid: bytes, path: str, state: FreeProgress) -> None:
-        hierarchy = self._cache.hierarchy
-        number = self._objects.directory_of(oid)
-        space = hierarchy.by_number(number) if number is not None else None
-        if space is None or oid in hierarchy.removing:
+        space = self._space_of(oid)
+        if space is None:
             return  # it has just gone, or its directory is not in use
-        if not hierarchy.hooks.release(oid):
+        if not self._cache.hierarchy.hooks.release(oid):
             state.keep(path, OPEN)
             return
         freed = await space.remove(oid)
@@ -105,7 +104,16 @@ class Inventory:
         state.freed_files += 1
         state.freed_bytes += freed
 
-    async def _missing(self, path: str) -> str | None:
+    async def drop(self, oid: bytes) -> bool:
+        """Drop what is cached of an object unless that is in use; returns whether it was dropped."""
+        space = self._space_of(oid)
+        return space is not None and self._cache.hierarchy.hooks.release(oid) and await space.remove(oid) is not None
+
+    def _space_of(self, oid: bytes) -> Space | None:
+        number = self._objects.directory_of(oid)
+        return None if number is None or oid in self._cache.hierarchy.removing else self._cache.hierarchy.by_number(number)
+
+    async def missing(self, path: str) -> str | None:
         """Say why a path of which nothing is cached leads nowhere; None if it is only not cached."""
         try:
             await self._find(path)
@@ -119,7 +127,7 @@ class Inventory:
             entry = await self._namespace.lookup(entry.inode, os.fsencode(name))
         return entry
 
-    async def _scan(self) -> AsyncIterator[tuple[bytes, ObjectRecord]]:
+    async def scan(self) -> AsyncIterator[tuple[bytes, ObjectRecord]]:
         """Yield all objects that are recorded."""
         await self._objects.flush()
         after = b""
@@ -152,7 +160,7 @@ class Inventory:
             else:
                 described[path] = self._file(path, entry)
         if directories:
-            async for _, record in self._scan():
+            async for _, record in self.scan():
                 for summary in directories.values():
                     if summary.covers(path_of(record.key)):
                         summary.add(record)

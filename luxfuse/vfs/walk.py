@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
@@ -80,8 +81,9 @@ class Walk:
             if path and parents[parent] >= LIST_FROM_PATHS and parent not in listed:
                 listed.add(parent)
                 await self._list_first(parent)
-            async for part in self._parts_of(path):
-                yield part
+            async with aclosing(self._parts_of(path)) as parts:
+                async for part in parts:
+                    yield part
 
     async def _list_first(self, path: str) -> None:
         try:
@@ -103,8 +105,9 @@ class Walk:
             return
         else:
             if entry.kind is Kind.DIRECTORY:
-                async for part in self._below([_Place(entry.inode, f"{path}/" if path else "")]):
-                    yield part
+                async with aclosing(self._below([_Place(entry.inode, f"{path}/" if path else "")])) as below:
+                    async for part in below:
+                        yield part
             elif entry.kind is Kind.FILE:
                 name = os.fsencode(os.path.basename(path))  # noqa: PTH119
                 yield Part(place.inode, place.prefix, names=(name,)), [(name, entry)]
@@ -112,9 +115,10 @@ class Walk:
                 self._fail(path, "is no regular file; give the one that it stands for")
             return
         found = False
-        async for part in self._matching(_Place(ROOT_INODE, ""), path.split("/")):
-            found = True
-            yield part
+        async with aclosing(self._matching(_Place(ROOT_INODE, ""), path.split("/"))) as matching:
+            async for part in matching:
+                found = True
+                yield part
         if not found:
             self._fail(path, "nothing matches this pattern")
 
@@ -162,8 +166,9 @@ class Walk:
         if not await self._listed(place):
             return
         if first == "**":
-            async for found in self._matching(place, rest) if rest else self._below([place]):
-                yield found
+            async with aclosing(self._matching(place, rest) if rest else self._below([place])) as below:
+                async for found in below:
+                    yield found
             if not rest:
                 return
         matches = None if first == "**" else name_matcher(first)
@@ -172,9 +177,9 @@ class Walk:
                 yield part, files
             for inner in _directories(place, entries):
                 deeper = patterns if first == "**" else rest
-                below = self._matching(inner, deeper) if deeper else self._below([inner])
-                async for found in below:
-                    yield found
+                async with aclosing(self._matching(inner, deeper) if deeper else self._below([inner])) as below:
+                    async for found in below:
+                        yield found
 
     async def _listed(self, place: _Place) -> bool:
         """Make sure that the directory's listing is fresh; False if it cannot be."""

@@ -181,7 +181,7 @@ class Writer:
             return self._begin_empty(inode, key, unchanged=entry.size == 0)
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
-            if not obj.whole and entry.size <= self._whole_file_bytes and self._cache.hierarchy.usable:
+            if not obj.whole and entry.size <= self._whole_file_bytes and self._cache.keeps(obj):
                 await self._cache.fetch_whole(obj)
             if obj.whole:
                 fd = await self._cache.open_for_kernel(obj)
@@ -532,6 +532,7 @@ class Writer:
     def _can_keep(self, dirty: Dirty) -> bool:
         """Whether the staging file can become the cache file of the object."""
         wanted = self._content(dirty).size > 0 and bool(dirty.checksums) and dirty.mode is not WriteMode.THROUGH
+        wanted = wanted and self._cache.hierarchy.hooks.placing(dirty.key).keep
         return wanted and self._cache.can_install(dirty.key, self.row(dirty).version)
 
     def _put_back(self, dirty: Dirty, *, keep: bool) -> None:

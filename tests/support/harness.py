@@ -46,6 +46,7 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Outcome, Recovery
+from luxfuse.vfs.retention import Retention
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from tests.support.fake_kernel import FakeKernel
@@ -171,6 +172,7 @@ class Mount:
     durable: Durable
     loads: Loads
     inventory: Inventory
+    retention: Retention
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
 
@@ -305,7 +307,7 @@ def _build(
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
         p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
-        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory,
+        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.retention,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from luxfuse import config
 from luxfuse.config import CacheDirectory, Settings, build
-from luxfuse.core.paths import PathRule
+from luxfuse.core.rules import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
 from luxfuse.errors import ConfigError
 from luxfuse.types import WriteMode
@@ -123,7 +123,7 @@ def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], tex
         ('[[path]]\npattern = "a"', r"\[\[path\]\] number 1: .*write_mode"),
         ('[[path]]\npattern = "a"\nwrite_mode = "maybe"', r"number 1: .*'maybe'"),
         ('[[path]]\npattern = 1\nwrite_mode = "through"', "number 1: .*pattern"),
-        ('[[path]]\npattern = "a"\nwrite_mode = "through"\nttl = 1', "number 1: .*ttl"),
+        ('[[path]]\npattern = "a"\nwrite_mode = "through"\ncolour = 1', "number 1: .*colour"),
         ('[[path]]\npattern = "/a"\nwrite_mode = "through"', "number 1: pattern '/a': it must be relative"),
         (None, "No such file"),
     ],

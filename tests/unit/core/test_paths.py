@@ -9,20 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luxfuse.core.paths import (
-    PathRule,
     check_pattern,
     covers,
     has_pattern,
     literal_part,
+    matches,
     name_matcher,
-    write_mode_for,
 )
-from luxfuse.types import WriteMode
-
-
-def matches(pattern: str, path: str) -> bool:
-    rules = [PathRule(pattern, WriteMode.MUST_CACHE)]
-    return write_mode_for(path, rules, WriteMode.THROUGH) is WriteMode.MUST_CACHE
 
 
 @pytest.mark.parametrize(
@@ -47,13 +40,6 @@ def matches(pattern: str, path: str) -> bool:
 def test_patterns(pattern: str, inside: list[str], outside: list[str]) -> None:
     assert [path for path in inside if not matches(pattern, path)] == []
     assert [path for path in outside if matches(pattern, path)] == []
-
-
-def test_the_first_rule_that_matches_counts() -> None:
-    through, later, never = WriteMode.THROUGH, WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE
-    rules = [PathRule("a/b/**", through), PathRule("a/**", later), PathRule("**/b", never)]
-    expected = {"a/b/c": through, "a/b": later, "c/b": never, "c": WriteMode.CACHE_THROUGH}
-    assert {path: write_mode_for(path, rules, WriteMode.CACHE_THROUGH) for path in expected} == expected
 
 
 @pytest.mark.parametrize(

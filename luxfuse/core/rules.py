@@ -1,0 +1,116 @@
+"""What holds for the parts of a mount: rules of the configuration by pattern, and what operators asked for by path.
+
+A rule says something about the paths that its pattern matches (see `paths`). Of each thing that can be said, the first
+rule that says it about a path counts; where none does, the setting of the mount. A *mark* was made by a command (``luxfuse
+pin``, ``luxfuse ttl``) and holds for a path and all below it; of several time limits that of the longest path counts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import msgspec
+
+from luxfuse.core.paths import matches
+from luxfuse.types import ReadMode, Tier, TtlAction, WriteMode
+
+REMEMBERED = 8192
+MARKS_BOUND = 10_000
+
+
+class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for the paths that ``pattern`` matches; None: nothing is said of it.
+
+    ``tier``: the highest one for what is cached. ``ttl_s``: when what is cached is dropped, in seconds after it came.
+    """
+
+    pattern: str
+    write_mode: WriteMode | None = None
+    read_mode: ReadMode | None = None
+    tier: Tier | None = None
+    pin: bool | None = None
+    ttl_s: float | None = msgspec.field(default=None, name="ttl")
+    read_only: bool | None = None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it is of any use."""
+        said = (self.write_mode, self.read_mode, self.tier, self.pin, self.ttl_s, self.read_only)
+        return any(value is not None for value in said)
+
+
+class PathPolicy(msgspec.Struct, frozen=True):
+    """All that holds for one path."""
+
+    write_mode: WriteMode
+    read_mode: ReadMode
+    tier: Tier | None = None
+    pin: bool = False
+    ttl_s: float | None = None
+    read_only: bool = False
+
+
+class PathPolicies:
+    """Finds what holds for paths relative to the mount, without leading slash. `replace` changes it for all who ask."""
+
+    def __init__(self, rules: Sequence[PathRule], default: PathPolicy) -> None:
+        self.replace(rules, default)
+
+    def replace(self, rules: Sequence[PathRule], default: PathPolicy) -> None:
+        """From now on these rules hold."""
+        self.rules = tuple(rules)
+        self._default = default
+        self.of = functools.lru_cache(REMEMBERED)(self._find) if rules else lambda _path: default
+
+    def _find(self, path: str) -> PathPolicy:
+        said: dict[str, object] = {}
+        for rule in self.rules:
+            if matches(rule.pattern, path):
+                for name in PathPolicy.__struct_fields__:
+                    if (value := getattr(rule, name)) is not None:
+                        said.setdefault(name, value)
+        return msgspec.structs.replace(self._default, **said) if said else self._default
+
+    @property
+    def any_ttl(self) -> bool:
+        """Whether some rule limits a time."""
+        return any(rule.ttl_s is not None for rule in self.rules)
+
+
+class TimeLimit(msgspec.Struct, frozen=True, array_like=True):
+    """How long something is kept, and what is done then."""
+
+    seconds: float
+    action: TtlAction
+
+
+class Marks(msgspec.Struct):
+    """What operators asked for, by path ("": everything). Kept across restarts in the encoded form of this class."""
+
+    pins: set[str] = msgspec.field(default_factory=set)
+    limits: dict[str, TimeLimit] = msgspec.field(default_factory=dict)
+
+    def pinned(self, path: str) -> bool:
+        """Whether a path, or a directory that it is in, is pinned."""
+        return bool(self.pins) and any(above in self.pins for above in above_and_self(path))
+
+    def limit(self, path: str) -> TimeLimit | None:
+        """Return the time limit of a path."""
+        if not self.limits:
+            return None
+        return next((self.limits[above] for above in above_and_self(path) if above in self.limits), None)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many as there can be."""
+        return len(self.pins) + len(self.limits) >= MARKS_BOUND
+
+
+def above_and_self(path: str) -> list[str]:
+    """Return a path and the directories that it is in, the longest first; the last one is ""."""
+    found = []
+    while path:
+        found.append(path)
+        path = path.rpartition("/")[0]
+    return [*found, ""]
