@@ -282,6 +282,32 @@ async def test_a_file_whose_attributes_wait_moves_with_its_directory(tmp_path: P
         assert await m.read_all("e/f") == b"content"
 
 
+async def test_a_new_directory_that_replaces_one_of_the_store_can_be_removed(tmp_path: Path) -> None:
+    driver = placed({"d": None})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await user(m).mkdir("new")
+        await user(m).rename("new", "d")
+        await user(m).rmdir("d")
+        await m.drain()
+        assert tree_of(driver) == {}
+
+
+async def test_a_file_that_gets_shorter_while_it_goes_up_goes_up_as_it_is_then(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, options("async-through", passthrough=False)) as m:
+        await user(m).create("f", LARGE)
+        handle = await m.kernel.open(m.fs, await m.inode("f"), os.O_RDWR)
+        driver.hold("begin_upload")
+        m.writeback.hurry()
+        await until(lambda: driver.counts["begin_upload"] > 0)
+        await user(m).set("f", size=5)
+        driver.release()
+        await m.drain()
+        assert driver.objects["f"][0] == LARGE[:5]
+        assert not m.writeback.failures
+        await m.kernel.close(m.fs, handle)
+
+
 # -- names of objects that wait for their removal
 
 

@@ -28,7 +28,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.namespace import Stale
-from tests.crash.lives import idle, tree_of
+from tests.crash.lives import Tree, explain, idle, tree_of
 from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, snapshot
@@ -459,15 +459,15 @@ class Player:
         await self.look_at_all()
         await self.m.drain()
         await idle(self.m)
-        bucket = tree_of(self.m.driver)
-        wanted = {
+        bucket = {path: what for path, what in tree_of(self.m.driver).items() if path not in REMOTE}
+        wanted: Tree = {
             path: None if node.kind == "directory" else node.target if node.kind == "symlink" else (node.data, node.mode)
             for path in self.paths() if (node := self.node(path)) is not None
         }  # fmt: skip
-        assert {p: what for p, what in bucket.items() if p not in REMOTE} == wanted
+        assert bucket == wanted, explain("the bucket at the end", bucket, [wanted])
         assert not self.m.driver.uploads
         assert self.m.space.staged_bytes == 0
-        assert self.m.recovered.count() == 0 or self.killed
+        assert self.m.recovered.count() == 0 or self.killed, "a conflict with ourselves"
         assert not self.m.files._handles
         assert not self.m.files._copied
 
