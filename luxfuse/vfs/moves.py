@@ -219,7 +219,8 @@ class Moves:
         old_key, version = dirty.key, dirty.expect
         was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
-        dirty.doomed = self._writeback.pending_delete(new_key) is not None
+        comes_back = dirty.stored is not None and dirty.stored[0] == new_key
+        dirty.doomed = self._writeback.pending_delete(new_key) is not None and not comes_back
         expect = self._take_target(new_place, new_key)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)

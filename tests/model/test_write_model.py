@@ -68,6 +68,8 @@ class Open:
     handle: int
     node: Node
     writing: bool
+    truncated: bool = False
+    """Whether it was opened with O_TRUNC: what is truncated while it is open is promised by its close."""
 
 
 class Player:
@@ -157,12 +159,14 @@ class Player:
         opened = await self.expect(lambda: self.m.kernel.create(self.m.fs, *place, mode, flags | os.O_CREAT), *errors)
         if opened is None:
             return
+        is_new = there is None
         if there is None:
             there = parent.entries[name] = Node("file", mode, promised=False, states={b""})
         elif flags & os.O_TRUNC:
             there.changed(b"")
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        self.open_files.append(Open(opened[0], there, writing))  # type: ignore[index]
+        truncated = not is_new and bool(flags & os.O_TRUNC)
+        self.open_files.append(Open(opened[0], there, writing, truncated))  # type: ignore[index]
 
     async def open(self) -> None:
         path = self.existing("file")
@@ -226,7 +230,7 @@ class Player:
         await self.expect(lambda: self.set(inode, size=size), *errors)
         if not errors:
             node.changed(node.data[:size].ljust(size, b"\0"))
-            if not any(o.node is node and o.writing for o in self.open_files):
+            if not any(o.node is node and (o.writing or o.truncated) for o in self.open_files):
                 node.synced()
 
     async def ftruncate(self) -> None:
