@@ -3,7 +3,7 @@
 1. Multipart uploads that were open are aborted.
 2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
    cut short anywhere ends as if it had not been.
-3. Deletes are carried on: their names stay gone.
+3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
 4. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
    their content is kept in the recovered directory, and the name shows what the store has.
 
