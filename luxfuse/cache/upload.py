@@ -20,7 +20,7 @@ from luxfuse.cache.disk import checksum
 from luxfuse.cache.staged import StagedBytes, Stamp, stamp_of
 from luxfuse.cache.together import together
 from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES, Part, plan_parts
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES, ObjectInfo
@@ -34,8 +34,8 @@ BUFFERS_KEPT = 4
 EARLY_POLL_S = 0.02
 
 
-class ChangedMeanwhile(StoreUnavailable):
-    """The file got shorter while it was read: try again."""
+class ChangedMeanwhile(StoreError):
+    """The file got shorter while it was read: try again with what it is now."""
 
 
 class Cancelled(StoreError):

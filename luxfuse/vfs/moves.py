@@ -219,7 +219,8 @@ class Moves:
         old_key, version = dirty.key, dirty.expect
         was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
         replaced = self._replaced(new_place, new_key)
-        dirty.doomed = self._writeback.pending_delete(new_key) is not None
+        comes_back = dirty.stored is not None and dirty.stored[0] == new_key
+        dirty.doomed = self._writeback.pending_delete(new_key) is not None and not comes_back
         expect = self._take_target(new_place, new_key)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
@@ -381,12 +382,14 @@ class Moves:
             except BaseException:
                 await self._undo_copies(number, entry, place, new_place)
                 raise
+            marked = False
             if (target := self._namespace.peek(*new_place)) is not None:
+                marked = self._tree.in_store(target)
                 self._tree.forget(*new_place, target)
             self._names.move(*place, *new_place)
             self._namespace.forget_prefixes()
             below = self._entries.below(prefix)
-            self._rekey_below(below, prefix, new_prefix, new_place, copied)
+            self._rekey_below(below, prefix, new_prefix, new_place, copied, marked=marked)
             for key, info in copied.items():
                 self._note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
             self._changed(place, new_place)
@@ -432,9 +435,13 @@ class Moves:
         return copied, keys
 
     def _rekey_below(
-        self, below: list[Dirty], prefix: str, new_prefix: str, root: Place, copied: dict[str, ObjectInfo]
+        self, below: list[Dirty], prefix: str, new_prefix: str, root: Place, copied: dict[str, ObjectInfo],
+        *, marked: bool = False,
     ) -> None:
-        """What is dirty below the directory, or is the directory itself, goes up under its new key."""
+        """What is dirty below the directory, or is the directory itself, goes up under its new key.
+
+        ``marked``: the store has a marker of the directory that the moved one replaces.
+        """
         for dirty in below:
             if dirty.place is None:
                 continue
@@ -445,7 +452,7 @@ class Moves:
             if info is not None:
                 self._rekey_copied(dirty, dirty.place, new_key, info)
             else:
-                self._rekey(dirty, dirty.place, new_key, ABSENT)
+                self._rekey(dirty, dirty.place, new_key, None if marked and new_key == new_prefix else ABSENT)
             if dirty.must_push and (dirty.closed or not dirty.writers):
                 self._writeback.schedule(dirty)
 

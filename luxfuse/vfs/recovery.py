@@ -3,7 +3,7 @@
 1. Multipart uploads that were open are aborted.
 2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
    cut short anywhere ends as if it had not been.
-3. Deletes are carried on: their names stay gone.
+3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
 4. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
    their content is kept in the recovered directory, and the name shows what the store has.
 
@@ -39,7 +39,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.writeback import DELETE_BATCH, WriteBack
+from luxfuse.vfs.writeback import DELETE_BATCH, MARKED, WriteBack
 
 log = logging.getLogger(__name__)
 
@@ -222,21 +222,25 @@ class Recovery:
         self._writeback.resume_delete(key, place)
 
     async def _show_others(self, gone: set[str]) -> None:
-        """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store."""
+        """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store.
+
+        What the index has may be older than the last commits before a kill.
+        """
         try:
             for key in self._journal.deletes:
                 if gone.intersection(directories_of(key)):
                     continue
                 parent, name = self._place(key)
-                if self._names.get(parent, name) is None:
-                    await self._show(parent, name, removed=key)
+                entry = self._names.get(parent, name)
+                if entry is None or self._entries.get(entry.inode) is None:
+                    await self._show(parent, name, entry)
         except StoreError as exc:
             log.info("what stands for names that are to be removed cannot be asked for yet: %s", exc)
 
-    async def _show(self, parent: int, name: bytes, removed: str) -> None:
+    async def _show(self, parent: int, name: bytes, known: Entry | None) -> None:
         for kind in (Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK):
             key = self._namespace.key(parent, name, kind)
-            if key == removed or key in self._journal.deletes:
+            if key in self._journal.deletes:
                 continue
             info = None
             if kind is not Kind.DIRECTORY:
@@ -245,11 +249,13 @@ class Recovery:
             elif await self._store.has_prefix(key):
                 info = ObjectInfo(key, 0, "", 0)
             if info is not None:
-                self._names.create(
-                    parent, name, kind, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
-                    checked_s=self._namespace.now_s(),
-                )
+                if known is None or known.kind is not kind or known.version not in (info.version, MARKED):
+                    self._names.create(
+                        parent, name, kind, attributes=None, size=info.size, version=info.version,
+                        mtime_ns=info.mtime_ns, checked_s=self._namespace.now_s(),
+                    )
                 return
+        self._names.erase(parent, name)
 
     # -- moves
 

@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.upload import OldObject, Uploaded, Uploader, has_same_content
+from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
@@ -255,12 +255,13 @@ class WriteBack:
         self._journal.put_file(dirty.number, record)
 
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
-        source, stamp = dirty.source, dirty.stamp
+        source = dirty.source
         assert source is not None
-        assert stamp is not None
         if dirty.expect is None:
             await self._learn_expected(dirty)
         for _ in range(CONFLICT_ROUNDS):
+            stamp = dirty.stamp
+            assert stamp is not None
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
             early = source.early
@@ -282,9 +283,11 @@ class WriteBack:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
                 return uploaded
+            except ChangedMeanwhile:
+                continue
             finally:
                 source.bytes.end_replacement()
-        raise StoreUnavailable(f"{dirty.key!r} changes in the under-store again and again")
+        raise StoreUnavailable(f"{dirty.key!r} changes again and again, here or in the under-store")
 
     async def _learn_expected(self, dirty: Dirty) -> None:
         """Find out what is about to be replaced, so that a restart can tell whether it was."""

@@ -4,6 +4,7 @@ then: each test is one sequence of calls, with the state looked at afterwards.""
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,20 @@ async def test_what_was_promised_survives_that_a_rename_is_taken_back(tmp_path: 
         assert await seen(m) == {"b": (b"promised", 0o644)}
 
 
+@pytest.mark.expected_logs("was being written when the last run ended")
+async def test_what_was_promised_survives_that_its_first_name_comes_back(tmp_path: Path) -> None:
+    driver = placed({"a": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options()) as m:
+        handle = await write(m, "a", b"not closed", os.O_RDWR | os.O_TRUNC)
+        await user(m).rename("a", "b")
+        await user(m).rename("b", "a")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later()) as m:
+        await m.drain()
+        assert await seen(m) == {"a": (b"promised", 0o644)}
+
+
 @MODES
 async def test_what_was_promised_survives_that_its_old_directory_moves(tmp_path: Path, mode: str) -> None:
     driver = placed({"d": None, "d/f": (b"promised", 0o644)})
@@ -282,6 +297,32 @@ async def test_a_file_whose_attributes_wait_moves_with_its_directory(tmp_path: P
         assert await m.read_all("e/f") == b"content"
 
 
+async def test_a_new_directory_that_replaces_one_of_the_store_can_be_removed(tmp_path: Path) -> None:
+    driver = placed({"d": None})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await user(m).mkdir("new")
+        await user(m).rename("new", "d")
+        await user(m).rmdir("d")
+        await m.drain()
+        assert tree_of(driver) == {}
+
+
+async def test_a_file_that_gets_shorter_while_it_goes_up_goes_up_as_it_is_then(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, options("async-through", passthrough=False)) as m:
+        await user(m).create("f", LARGE)
+        handle = await m.kernel.open(m.fs, await m.inode("f"), os.O_RDWR)
+        driver.hold("begin_upload")
+        m.writeback.hurry()
+        await until(lambda: driver.counts["begin_upload"] > 0)
+        await user(m).set("f", size=5)
+        driver.release()
+        await m.drain()
+        assert driver.objects["f"][0] == LARGE[:5]
+        assert not m.writeback.failures
+        await m.kernel.close(m.fs, handle)
+
+
 # -- names of objects that wait for their removal
 
 
@@ -303,11 +344,14 @@ async def test_a_removal_that_waits_hides_no_other_object_of_the_name(tmp_path: 
     driver = placed({"c": (b"promised", 0o644)})
     async with mounted(tmp_path / "a", driver, options("async-through", flusher=False)) as m:
         handle = await stored_then_renamed(m, "c", "f")
+        snapshot(m, tmp_path / "old")
         await user(m).symlink("c", "target")
         await brought_up(m, "c.rclonelink")
         await m.kernel.fsync(m.fs, handle)
         driver = await killed(m, tmp_path / "b")
         await m.kernel.close(m.fs, handle)
+    shutil.rmtree(tmp_path / "b" / "index")
+    (tmp_path / "old" / "index").rename(tmp_path / "b" / "index")
     driver.hold("put")
     async with mounted(tmp_path / "b", driver, later("async-through")) as m:
         assert "c" in m.journal.deletes
@@ -375,4 +419,24 @@ async def test_a_directory_where_a_file_waits_for_its_removal_keeps_its_mode_aft
     async with mounted(tmp_path / "b", driver, later("async-through")) as m:
         assert "c" in m.journal.deletes
         assert (await m.fs.getattr(await m.inode("c"))).mode & 0o7777 == 0o700
+        driver.release()
+
+
+async def test_an_index_that_missed_a_removal_shows_nothing_while_another_one_waits(tmp_path: Path) -> None:
+    driver = placed({"c": (b"promised", 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through", flusher=False)) as m:
+        handle = await stored_then_renamed(m, "c", "f")
+        await user(m).mkdir("c")
+        await m.index.flush()
+        snapshot(m, tmp_path / "old")
+        await user(m).rmdir("c")
+        await m.kernel.fsync(m.fs, handle)
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    shutil.rmtree(tmp_path / "b" / "index")
+    (tmp_path / "old" / "index").rename(tmp_path / "b" / "index")
+    driver.hold("put")
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert "c" in m.journal.deletes
+        assert set(await m.entries()) == {b"f"}
         driver.release()

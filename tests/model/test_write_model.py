@@ -28,7 +28,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.namespace import Stale
-from tests.crash.lives import idle, tree_of
+from tests.crash.lives import Tree, explain, idle, tree_of
 from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, snapshot
@@ -68,6 +68,8 @@ class Open:
     handle: int
     node: Node
     writing: bool
+    truncated: bool = False
+    """Whether it was opened with O_TRUNC: what is truncated while it is open is promised by its close."""
 
 
 class Player:
@@ -157,12 +159,14 @@ class Player:
         opened = await self.expect(lambda: self.m.kernel.create(self.m.fs, *place, mode, flags | os.O_CREAT), *errors)
         if opened is None:
             return
+        is_new = there is None
         if there is None:
             there = parent.entries[name] = Node("file", mode, promised=False, states={b""})
         elif flags & os.O_TRUNC:
             there.changed(b"")
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        self.open_files.append(Open(opened[0], there, writing))  # type: ignore[index]
+        truncated = not is_new and bool(flags & os.O_TRUNC)
+        self.open_files.append(Open(opened[0], there, writing, truncated))  # type: ignore[index]
 
     async def open(self) -> None:
         path = self.existing("file")
@@ -226,7 +230,7 @@ class Player:
         await self.expect(lambda: self.set(inode, size=size), *errors)
         if not errors:
             node.changed(node.data[:size].ljust(size, b"\0"))
-            if not any(o.node is node and o.writing for o in self.open_files):
+            if not any(o.node is node and (o.writing or o.truncated) for o in self.open_files):
                 node.synced()
 
     async def ftruncate(self) -> None:
@@ -459,15 +463,15 @@ class Player:
         await self.look_at_all()
         await self.m.drain()
         await idle(self.m)
-        bucket = tree_of(self.m.driver)
-        wanted = {
+        bucket = {path: what for path, what in tree_of(self.m.driver).items() if path not in REMOTE}
+        wanted: Tree = {
             path: None if node.kind == "directory" else node.target if node.kind == "symlink" else (node.data, node.mode)
             for path in self.paths() if (node := self.node(path)) is not None
         }  # fmt: skip
-        assert {p: what for p, what in bucket.items() if p not in REMOTE} == wanted
+        assert bucket == wanted, explain("the bucket at the end", bucket, [wanted])
         assert not self.m.driver.uploads
         assert self.m.space.staged_bytes == 0
-        assert self.m.recovered.count() == 0 or self.killed
+        assert self.m.recovered.count() == 0 or self.killed, "a conflict with ourselves"
         assert not self.m.files._handles
         assert not self.m.files._copied
 
