@@ -302,8 +302,9 @@ async def test_what_others_commit_is_not_committed_in_the_background(
         for _ in range(20):
             journal.put_file(journal.new_id(), record())
             await trio.sleep(0.05)
-            await journal.commit()
             journal.put_file(journal.new_id(), record())
+            await journal.commit()
+        journal.put_file(journal.new_id(), record())
         assert commits == 20
         await until(lambda: not journal.uncommitted)
         assert commits == 21
