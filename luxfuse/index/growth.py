@@ -17,22 +17,32 @@ ROOMY_STEPS = 64
 """A disk with less room than so many steps is left alone."""
 
 
-def grow_ahead(env: Any, file: Path) -> None:
-    """Make room behind the last page in use, if there is little left. Blocks; call it between transactions.
+class Growth:
+    """Keeps the file of one environment longer than what is in use of it."""
 
-    LMDB takes no notice of what is there. It is a help only: if it fails, the commit has to grow the file itself.
-    """
-    used = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    with contextlib.suppress(OSError):
-        size = file.stat().st_size
-        if size - used >= STEP_BYTES // 4:
+    def __init__(self, path: Path) -> None:
+        """``path``: the environment's directory."""
+        self._file = path / "data.mdb"
+        self._size = 0
+        self._page_bytes = 0
+
+    def ahead(self, env: Any) -> None:
+        """Make room behind the last page in use, if there is little left. Blocks; call it between transactions.
+
+        LMDB takes no notice of what is there. It is a help only: if it fails, the commit has to grow the file itself.
+        """
+        self._page_bytes = self._page_bytes or env.stat()["psize"]
+        used: int = (env.info()["last_pgno"] + 1) * self._page_bytes
+        if self._size - used >= STEP_BYTES // 4:
             return
-        disk = os.statvfs(file)
-        if disk.f_bavail * disk.f_frsize < ROOMY_STEPS * STEP_BYTES:
-            return
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            start = max(size, used)
-            os.pwrite(fd, bytes(STEP_BYTES - start % STEP_BYTES), start)
-        finally:
-            os.close(fd)
+        with contextlib.suppress(OSError):
+            self._size = self._file.stat().st_size
+            disk = os.statvfs(self._file)
+            if self._size - used >= STEP_BYTES // 4 or disk.f_bavail * disk.f_frsize < ROOMY_STEPS * STEP_BYTES:
+                return
+            fd = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                start = max(self._size, used)
+                self._size = start + os.pwrite(fd, bytes(STEP_BYTES - start % STEP_BYTES), start)
+            finally:
+                os.close(fd)

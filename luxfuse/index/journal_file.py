@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 
 from luxfuse.errors import IndexFormatError
-from luxfuse.index.growth import grow_ahead
+from luxfuse.index.growth import Growth
 from luxfuse.index.store import U64
 
 FORMAT_VERSION = 1
@@ -42,6 +42,7 @@ class JournalFile:
         """Open or create it in directory ``path``. Raises `IndexFormatError`."""
         self.path = path
         self.damaged = False
+        self._growth = Growth(path)
         self._env: Any = None
         try:
             self._open()
@@ -107,7 +108,7 @@ class JournalFile:
     def commit(self, rows: Rows) -> None:
         """Make changes durable in one transaction. Raises OSError with none of them made, as far as can be told."""
         try:
-            grow_ahead(self._env, self.path / "data.mdb")
+            self._growth.ahead(self._env)
             with self._env.begin(write=True) as txn:
                 for (table, key), value in rows.items():
                     if value is None:

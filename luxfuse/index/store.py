@@ -27,7 +27,7 @@ import lmdb
 import trio
 
 from luxfuse.errors import IndexFormatError
-from luxfuse.index.growth import grow_ahead
+from luxfuse.index.growth import Growth
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,6 +109,7 @@ class IndexStore:
         """Open or create the index in directory ``path``. Raises `IndexFormatError`."""
         self.path = path
         self.failing: str | None = None
+        self._growth = Growth(path)
         self._pending: Changes = {}
         self._committing: Changes = {}
         self._warm: Changes = {}
@@ -283,7 +284,7 @@ class IndexStore:
 
     def _commit(self, changes: Changes, function: Callable[[Transaction], T]) -> T:
         try:
-            grow_ahead(self._env, self.path / "data.mdb")
+            self._growth.ahead(self._env)
             with self._env.begin(write=True) as txn:
                 for (table, key), value in changes.items():
                     if value is None:

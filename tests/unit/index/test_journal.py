@@ -18,7 +18,7 @@ import trio.testing
 from luxfuse.errors import IndexFormatError
 from luxfuse.index import journal as module
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
-from luxfuse.index.journal_file import JournalFile, Table
+from luxfuse.index.journal_file import JournalFile, Rows, Table
 from luxfuse.index.names import Attributes
 from luxfuse.index.store import U64
 from luxfuse.types import Kind, WriteMode
@@ -282,6 +282,33 @@ async def test_a_failing_commit_is_told_to_its_waiters_and_tried_again(
     assert again.files[4] == record("newer")
     assert [again.inline(number) for number in (3, 4, 5)] == [None, None, b"content"]
     again.close()
+
+
+async def test_what_others_commit_is_not_committed_in_the_background(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMMIT_DELAY_S", 0.4)
+    commits = 0
+    commit = journal._file.commit
+
+    def counted(rows: Rows) -> None:
+        nonlocal commits
+        commits += 1
+        commit(rows)
+
+    monkeypatch.setattr(journal._file, "commit", counted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.committer)
+        for _ in range(20):
+            journal.put_file(journal.new_id(), record())
+            await trio.sleep(0.05)
+            journal.put_file(journal.new_id(), record())
+            await journal.commit()
+        journal.put_file(journal.new_id(), record())
+        assert commits == 20
+        await until(lambda: not journal.uncommitted)
+        assert commits == 21
+        nursery.cancel_scope.cancel()
 
 
 async def test_notes_are_committed_in_the_background(journal: Journal, tmp_path: Path) -> None:
