@@ -17,6 +17,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.config import Settings
 from luxfuse.control import metrics
+from luxfuse.core.histogram import BOUNDS_S, Histogram
 from luxfuse.errors import LuxError
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
@@ -111,6 +112,11 @@ class Service:
             "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
             "dirty": self._dirty(tally),
             "recovered": {"files": p.recovered.count(), "path": str(p.recovered.directory)},
+            "latency": {
+                "bounds_s": list(BOUNDS_S),
+                "understore": {kind: _latency(h) for kind, h in p.store.latency.items() if h.count},
+                "fuse": {name: _latency(h) for name, h in p.operations.latency.items() if h.count},
+            },
             "peers": [],
         }
 
@@ -288,6 +294,17 @@ class Service:
 
 def _line(step: Progress) -> dict[str, object]:
     return asdict(step)
+
+
+def _latency(histogram: Histogram) -> dict[str, object]:
+    return {
+        "count": histogram.count,
+        "sum_s": histogram.sum_s,
+        "p50_s": histogram.quantile(0.5),
+        "p95_s": histogram.quantile(0.95),
+        "p99_s": histogram.quantile(0.99),
+        "buckets": list(histogram.counts),
+    }
 
 
 def _resident_bytes() -> int:

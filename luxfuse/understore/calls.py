@@ -11,16 +11,18 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 import trio
 
+from luxfuse.core.histogram import Histogram
 from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
-from luxfuse.understore.base import UnderStore
+from luxfuse.understore.base import Buffer, UnderStore
 from luxfuse.understore.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
@@ -62,10 +64,31 @@ class StoreStatistics:
 
 @dataclass(slots=True)
 class _Submission:
+    kind: RequestKind
     done: Callable[[Any, StoreError | None], None]
     submitted_s: float
+    seconds: list[float] = field(default_factory=list)
+    """How long each request of its job took."""
     began_s: float | None = None
     """When a thread took it up, by `time.monotonic`."""
+
+
+class _TimedReads:
+    """A driver whose reads are timed, as a job also does other things."""
+
+    def __init__(self, driver: UnderStore, seconds: list[float]) -> None:
+        self._driver = driver
+        self._seconds = seconds
+
+    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        began_s = time.perf_counter()
+        try:
+            return self._driver.read(key, start, end, version)
+        finally:
+            self._seconds.append(time.perf_counter() - began_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
 
 
 class Calls:
@@ -87,8 +110,12 @@ class Calls:
         self._rng = rng
         self._clock = clock
         self._attempts: dict[RequestKind, int] = dict.fromkeys(("get", "head", "list", "put", "delete"), 0)
+        self.latency: dict[RequestKind, Histogram] = {kind: Histogram() for kind in self._attempts}
+        """How long the requests took that were answered, or ran into their deadline."""
         self._errors = self._retries = self._in_flight = self._timeouts = 0
         self._get_bytes = self._put_bytes = 0
+        self._durations: deque[tuple[RequestKind, float]] = deque()
+        """Of calls that have ended, from their threads."""
         self._unanswered = 0
         self._state: State = "up"
         self._max_requests = max_requests
@@ -141,7 +168,7 @@ class Calls:
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
-                            function, self.driver, abandon_on_cancel=True, limiter=limiter
+                            self._timed, kind, function, abandon_on_cancel=True, limiter=limiter
                         )
                     except StoreError as exc:
                         last = exc
@@ -161,6 +188,7 @@ class Calls:
                         self._progress_s = self._clock()
                         return result
             # Only the deadline leads here.
+            self.latency[kind].observe(timeout_s)
             self._timeouts += 1
             self._errors += 1
             self._state = "down"
@@ -169,6 +197,20 @@ class Calls:
             raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
         finally:
             self._in_flight -= 1
+            self._note_durations()
+
+    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T]) -> T:
+        """Run a call, in its thread."""
+        began_s = time.perf_counter()
+        try:
+            return function(self.driver)
+        finally:
+            self._durations.append((kind, time.perf_counter() - began_s))
+
+    def _note_durations(self) -> None:
+        while self._durations:
+            kind, seconds = self._durations.popleft()
+            self.latency[kind].observe(seconds)
 
     def submit(
         self,
@@ -194,11 +236,11 @@ class Calls:
         self._in_flight += 1
         self._next_submission += 1
         number = self._next_submission
-        submission = self._submitted[number] = _Submission(done, self._clock())
+        submission = self._submitted[number] = _Submission(kind, done, self._clock())
 
         def job() -> T:
             submission.began_s = time.monotonic()
-            return function(self.driver)
+            return function(cast(UnderStore, _TimedReads(self.driver, submission.seconds)))
 
         self._workers.submit(
             job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests, later=later
@@ -225,6 +267,8 @@ class Calls:
         if submitted is None:
             return  # the deadline passed, and the caller was told
         self._in_flight -= 1
+        for seconds in submitted.seconds:
+            self.latency[submitted.kind].observe(seconds)
         if error is None:
             self._unanswered = 0
             self._state = "up"
@@ -245,6 +289,7 @@ class Calls:
                 if self._workers is not None and self._submitted[number].began_s is not None:
                     self._workers.give_up()
                 self._timeouts += 1
+                self.latency[self._submitted[number].kind].observe(self._timeout_s)
                 self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
                 self._state = "down"
 
@@ -292,7 +337,7 @@ class Calls:
         try:
             with trio.move_on_after(self._timeout_s):
                 return await trio.to_thread.run_sync(
-                    next, pages, None, abandon_on_cancel=True, limiter=self._limiter
+                    self._timed, "list", lambda _driver: next(pages, None), abandon_on_cancel=True, limiter=self._limiter
                 )
             self._timeouts += 1
             self._errors += 1
@@ -303,6 +348,7 @@ class Calls:
             raise
         finally:
             self._in_flight -= 1
+            self._note_durations()
 
     def close(self) -> None:
         """Free the driver's connections. Blocks shortly; further calls are errors."""

@@ -206,3 +206,30 @@ def test_locate_shows_pages_and_tiers(
     mount.kill()
     for command in ("free", "locate"):
         refused(mount.cli(command, mount.path), "has died")
+
+
+# -- stats
+
+
+def test_stats_and_metrics_show_what_happened(
+    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes]
+) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    s3.set(latency_ms=30)
+    try:
+        mount.cli("load", mount.path / "d", check=True)
+    finally:
+        s3.set(latency_ms=0)
+    get = mount.status()["latency"]["understore"]["get"]
+    assert get["count"] == 60
+    assert 0.025 < get["p50_s"] < 1
+    shown = mount.cli("stats", mount.path, check=True).stdout
+    assert shown.startswith(f"{mount.path}  s3://{bucket}\n  state          serving, up ")
+    for text in ("  cache (ssd) ", "  under-store ", "  kernel ", "  not uploaded   nothing\n"):
+        assert text in shown, shown
+    metrics = mount.cli("metrics", mount.path, check=True).stdout
+    assert 'luxfuse_request_seconds_count{kind="get"} 60.0' in metrics
+    mount.do("stat", f"{mount.path}/d/0/000.bin")
+    assert mount.status()["latency"]["fuse"]["lookup"]["count"] > 0
+    mount.kill()
+    refused(mount.cli("stats", mount.path, "--once"), "has died")

@@ -38,6 +38,18 @@ def test_every_number_is_there() -> None:
     assert found["luxfuse_tier_ok|/c|ssd"] == 1
 
 
+def test_latencies_are_histograms() -> None:
+    found = samples(sample_status())
+    assert found["luxfuse_request_seconds_bucket|get|0.001"] == 1
+    assert found["luxfuse_request_seconds_bucket|get|0.01"] == 4
+    assert found["luxfuse_request_seconds_bucket|get|+Inf"] == 6
+    assert found["luxfuse_request_seconds_count|get"] == 6
+    assert found["luxfuse_request_seconds_sum|get"] == 0.05
+    assert found["luxfuse_fuse_request_seconds_count|read"] == 1
+    assert not [name for name in found if "latency" in name]
+    assert "# TYPE luxfuse_request_seconds histogram" in render(sample_status())
+
+
 def test_types_and_help() -> None:
     text = render(sample_status())
     assert "# TYPE luxfuse_understore_gets_total counter" in text
