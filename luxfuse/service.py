@@ -161,8 +161,12 @@ class Service:
         }
 
     def _understore(self) -> dict[str, object]:
-        st = self._parts.store.statistics()
+        st, prices = self._parts.store.statistics(), self._settings.prices
+        get_bytes = self._parts.cache.counters.understore_bytes + st.get_bytes
+        requests = {"get": st.gets, "put": st.puts, "list": st.lists, "head": st.heads, "delete": st.deletes}
         return {
+            "cost": prices.cost(requests, get_bytes, st.put_bytes) if prices is not None else None,
+            "currency": prices.currency if prices is not None else None,
             "gets": st.gets,
             "heads": st.heads,
             "lists": st.lists,
@@ -173,7 +177,7 @@ class Service:
             "retries": st.retries,
             "timeouts": st.timeouts,
             "in_flight": st.in_flight,
-            "get_bytes": self._parts.cache.counters.understore_bytes,
+            "get_bytes": get_bytes,
             "state": "ok" if self._parts.store.reachable else "unreachable",
         }
 

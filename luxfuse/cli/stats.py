@@ -16,6 +16,7 @@ from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.histogram import Histogram
+from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
 
 INTERVAL_S = 1.0
@@ -87,6 +88,8 @@ def rows(sampler: Sampler) -> list[tuple[str, str]]:
     traffic += f"{format_size(sampler.rate('understore', 'put_bytes'))}/s out, {store['in_flight']} under way"
     found.append(("under-store", traffic if store["state"] == "ok" else f"{traffic}, {store['state']}"))
     found += [(f"  {kind}", _timing(rate, h)) for kind, (rate, h) in sampler.latencies("understore").items()]
+    if store.get("cost") is not None:
+        found.append(("cost", cost_text(store["cost"], store["currency"])))
     fuse = list(sampler.latencies("fuse").items())[:BUSIEST]
     found.append(("kernel", f"{sampler.rate('fuse', 'requests'):.0f}/s requests"))
     found += [(f"  {kind}", _timing(rate, h)) for kind, (rate, h) in fuse]

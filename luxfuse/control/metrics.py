@@ -56,6 +56,7 @@ _GAUGES = {
     "dirty_failing": "Changes that failed when they were tried last.",
     "dirty_local_only": "Files that never go to the bucket.",
     "recovered_files": "Files saved aside after a crash or a conflict.",
+    "understore_cost": "Estimated cost of the requests to the bucket since the mount, by the price table.",
     "understore_in_flight": "Requests to the bucket that are waited for.",
     "cache_files_ahead": "Files being fetched before they are asked for.",
     "cache_buffered_bytes": "Bytes kept in memory for a moment.",

@@ -42,8 +42,13 @@ class ReadStatus(TypedDict):
 class UnderstoreStatus(TypedDict):
     """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``.
 
-    ``timeouts`` ran into their deadline; ``in_flight`` are waited for now.
+    ``timeouts`` ran into their deadline; ``in_flight`` are waited for now. ``puts`` are all requests that make something,
+    copies and the steps of multipart uploads among them. ``cost`` is estimated from them with the price table of the
+    configuration, in ``currency``, since the mount; both are None where there is no table.
     """
+
+    cost: float | None
+    currency: str | None
 
     gets: int
     heads: int

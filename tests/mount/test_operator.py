@@ -233,3 +233,22 @@ def test_stats_and_metrics_show_what_happened(
     assert mount.status()["latency"]["fuse"]["lookup"]["count"] > 0
     mount.kill()
     refused(mount.cli("stats", mount.path, "--once"), "has died")
+
+
+def test_what_the_store_costs_is_shown_where_there_is_a_price_table(
+    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = tmp_path / "luxfuse.toml"
+    config.write_text('[prices]\nget = 1000\nput = 5000\nget_gb = 0.0\ncurrency = "EUR"\n')
+    mount = mounting(f"s3://{bucket}", "--config", str(config), endpoint_url=s3.endpoint)
+    assert "about 0.00 EUR since the mount" in mount.cli("status", mount.path, check=True).stdout
+    mount.cli("load", mount.path / "d", check=True)
+    mount.run(["sh", "-c", f"printf content > {mount.path}/new"], check=True)
+    store = mount.status()["understore"]
+    assert (store["gets"], store["currency"]) == (60, "EUR")
+    assert store["cost"] == 60 + 5 * store["puts"]
+    for command in ("status", "stats"):
+        assert f"about {store['cost']:.2f} EUR since the mount" in mount.cli(command, mount.path, check=True).stdout
+    assert f"luxfuse_understore_cost {store['cost']}" in mount.cli("metrics", mount.path, check=True).stdout
+    mount.remount("--config", "/dev/null")
+    assert "cost" not in mount.cli("status", mount.path, check=True).stdout

@@ -31,6 +31,8 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "copied_opens": 4,
         },
         "understore": {
+            "cost": 0.01234,
+            "currency": "EUR",
             "gets": 5,
             "heads": 6,
             "lists": 7,

@@ -31,6 +31,7 @@ def test_every_number_is_there() -> None:
     assert found["luxfuse_passthrough"] == 1
     assert found["luxfuse_uptime_seconds"] == 3700.5
     assert found["luxfuse_understore_gets_total"] == 5
+    assert found["luxfuse_understore_cost"] == 0.01234
     assert found["luxfuse_reads_understore_bytes_total"] == 30
     assert found["luxfuse_cache_objects"] == 9
     assert found["luxfuse_dirty_oldest_seconds"] == 0

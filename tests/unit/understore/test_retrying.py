@@ -391,3 +391,14 @@ async def test_a_request_that_runs_into_its_deadline_counts_with_that(fake):
         assert store.latency["head"].sum_s == 0.25
     finally:
         fake.release()
+
+
+async def test_long_listings_count_as_the_requests_that_they_take():
+    fake = FakeStore()
+    for n in range(2500):
+        fake.place(f"d/{n:04}", b"")
+    store = make(fake)
+    assert sum([len(page.objects) async for page in store.list_all("")]) == 2500
+    assert store.statistics().lists == 3
+    assert sum([len(page.objects) async for page in store.list_directory("d/")]) == 2500
+    assert store.statistics().lists == 6
