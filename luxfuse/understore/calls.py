@@ -9,6 +9,7 @@ keeps its slot until the driver's own time-outs end it. So threads, abandoned on
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Buffer, UnderStore
+from luxfuse.understore.throttle import Throttle
 from luxfuse.understore.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
@@ -102,8 +104,13 @@ class Calls:
         max_requests: int,
         rng: random.Random,
         clock: Callable[[], float] = trio.current_time,
+        get_bytes_s: int | None = None,
+        put_bytes_s: int | None = None,
     ) -> None:
+        """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go."""
         self.driver = driver
+        limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
+        self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items() if limit is not None}
         self._timeout_s = request_timeout_s
         self._limiter = trio.CapacityLimiter(max_requests)
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
@@ -147,21 +154,25 @@ class Calls:
         )
 
     async def call(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1
+        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1, size_bytes: int = 0
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
         Raises the last error once it is not retryable or the deadline does not allow another try, and
         `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests or send
-        much) passes while the driver or the queue for a slot hangs.
+        much) passes while the driver or the queue for a slot hangs. ``size_bytes`` are sent or received: where there is a
+        limit to that, they wait for their turn before the deadline begins.
         """
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
-        retry_until_s = self._clock() + self._timeout_s
+        throttle = self._throttles.get(kind) if size_bytes else None
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
         self._in_flight += 1
         try:
+            if throttle is not None:
+                await throttle.wait(size_bytes)
+            retry_until_s = self._clock() + self._timeout_s
             with trio.move_on_after(timeout_s):
                 while True:
                     self._attempts[kind] += 1
@@ -182,6 +193,8 @@ class Calls:
                             raise
                         await trio.sleep(delay_s)
                         self._retries += 1
+                        if throttle is not None:
+                            throttle.charge(size_bytes)
                     else:
                         self._unanswered = 0
                         self._state = "up"
@@ -242,9 +255,20 @@ class Calls:
             submission.began_s = time.monotonic()
             return function(cast(UnderStore, _TimedReads(self.driver, submission.seconds)))
 
-        self._workers.submit(
-            job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests, later=later
-        )
+        def go() -> None:
+            submission.submitted_s = self._clock()
+            assert self._workers is not None
+            self._workers.submit(
+                job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests,
+                later=later,
+            )  # fmt: skip
+
+        throttle = self._throttles.get(kind)
+        if throttle is None:
+            go()
+        else:
+            submission.submitted_s = math.inf  # nobody is to blame while it is held back
+            throttle.admit(size_bytes, go, background=later)
 
     async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
         """Like `submit`, and wait for the result. Raises `StoreError`."""
@@ -282,7 +306,13 @@ class Calls:
         submitted.done(None, error)
 
     async def watch_deadlines(self) -> None:
-        """Fail submissions whose driver call hangs; until cancelled."""
+        """Fail submissions whose driver call hangs, and let those go that a limit holds back; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for throttle in self._throttles.values():
+                nursery.start_soon(throttle.run)
+            await self._watch_deadlines()
+
+    async def _watch_deadlines(self) -> None:
         while True:
             await trio.sleep(DEADLINE_CHECK_S)
             for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
@@ -312,7 +342,9 @@ class Calls:
         return self._workers.width if self._workers is not None else FEWEST
 
     def stuck_s(self) -> float:
-        """Return for how long no bulk request has been answered."""
+        """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
+        if (throttle := self._throttles.get("get")) is not None and throttle.holding:
+            return 0.0
         return self._clock() - self._progress_s
 
     @property

@@ -55,8 +55,9 @@ class Store(Calls):
     async def read(self, key: str, start: int, end: int, version: str) -> Buffer:
         """Return bytes [start, end) of exactly ``version``; see `UnderStore.read`."""
         data = await self.call(
-            "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})"
-        )
+            "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})",
+            size_bytes=end - start,
+        )  # fmt: skip
         self._get_bytes += end - start
         return data
 
@@ -100,6 +101,7 @@ class Store(Calls):
             lambda driver: driver.put(key, data, metadata, expect=expect),
             what=f"PUT {key!r}",
             patience=_patience(size),
+            size_bytes=size,
         )
         self._put_bytes += size
         return info
@@ -113,7 +115,7 @@ class Store(Calls):
             return driver.put_file(key, path, metadata, expect=expect)
 
         size = (await trio.Path(path).stat()).st_size
-        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size))
+        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size)
         self._put_bytes += size
         return info
 
@@ -177,6 +179,7 @@ class Store(Calls):
             lambda driver: driver.upload_part(key, upload, number, data),
             what=f"PUT {key!r} part {number}",
             patience=_patience(size),
+            size_bytes=size,
         )
         self._put_bytes += size
         return tag

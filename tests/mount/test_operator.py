@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +253,26 @@ def test_what_the_store_costs_is_shown_where_there_is_a_price_table(
     assert f"luxfuse_understore_cost {store['cost']}" in mount.cli("metrics", mount.path, check=True).stdout
     mount.remount("--config", "/dev/null")
     assert "cost" not in mount.cli("status", mount.path, check=True).stdout
+
+
+# -- limits
+
+
+def test_bandwidth_limits_hold_through_a_mount(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None]
+) -> None:
+    data = content("big", 6 * MIB)
+    fill({"big": data, "small": b"small"})
+    mount = mounting(
+        f"s3://{bucket}", "--bandwidth-limit", "2MiB", "--upload-bandwidth-limit", "2MiB", endpoint_url=s3.endpoint
+    )
+    began_s = time.monotonic()
+    assert mount.read("big") == digest(data)
+    # The last run of 2 MiB goes when those before it are paid for.
+    assert time.monotonic() - began_s >= (6 - 2) / 2 - 0.2
+    began_s = time.monotonic()
+    for name in ("copy", "another"):
+        mount.run(["cp", mount.path / "big", mount.path / name], check=True)
+    assert time.monotonic() - began_s >= 6 / 2 - 0.2
+    mount.remount()
+    assert mount.read("another") == digest(data)

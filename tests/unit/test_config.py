@@ -223,3 +223,12 @@ def test_bad_price_tables_are_refused(tmp_path: Path, table: str) -> None:
     file.write_text(f"[prices]\n{table}\n")
     with pytest.raises(ConfigError, match=r"^\[prices\]: "):
         build(BASE, {}, str(file))
+
+
+def test_bandwidth_limits() -> None:
+    settings = made(bandwidth_limit="100MiB", upload_bandwidth_limit=1 << 20)
+    assert (settings.bandwidth_limit_bytes_s, settings.upload_bandwidth_limit_bytes_s) == (100 << 20, 1 << 20)
+    assert made().bandwidth_limit_bytes_s is None
+    for name in ("bandwidth_limit", "upload_bandwidth_limit"):
+        with pytest.raises(ConfigError, match=f"{name}: must be at least 64KiB"):
+            made(**{name: "1KiB"})
