@@ -7,6 +7,7 @@ a user wrote and raises `ConfigError` with one line that names the setting.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from luxfuse.core.paths import check_pattern
+from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
 from luxfuse.core.units import parse_duration, parse_size
 from luxfuse.errors import ConfigError
@@ -26,6 +28,7 @@ Driver = Literal["auto", "obstore", "fsspec"]
 EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 
 MIB = 1 << 20
+LEAST_BANDWIDTH_BYTES_S = 64 << 10
 # What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity.
 _FOREVER_S = 10 * 365 * 86400.0
 
@@ -79,6 +82,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_uploads: int = 16
     room_timeout_s: float = 30.0
     readahead_bytes: int = 64 * MIB
+    prices: Prices | None = None
+    bandwidth_limit_bytes_s: int | None = None
+    upload_bandwidth_limit_bytes_s: int | None = None
     passthrough: bool = True
     foreground: bool = False
     log_file: str | None = None
@@ -106,6 +112,8 @@ _SIZES = {
     "memory_limit": "memory_limit_bytes",
     "whole_file_threshold": "whole_file_threshold_bytes",
     "readahead": "readahead_bytes",
+    "bandwidth_limit": "bandwidth_limit_bytes_s",
+    "upload_bandwidth_limit": "upload_bandwidth_limit_bytes_s",
 }
 _DURATIONS = {
     "metadata_ttl": "metadata_ttl_s",
@@ -118,10 +126,10 @@ _PLAIN = {
     *("read_mode", "eviction_policy", "write_mode", "on_conflict", "free_space_ratio", "max_requests", "max_uploads"),
     *("endpoint_url", "driver", "storage_options", "log_file", "log_level"),
 }
-_SPECIAL = {"cache_dir", "cache_size", "state_dir", "path"}
+_SPECIAL = {"cache_dir", "cache_size", "state_dir", "path", "prices"}
 NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
 """Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""
-FILE_ONLY = frozenset({"storage_options", "path"})
+FILE_ONLY = frozenset({"storage_options", "path", "prices"})
 """Tables, which only a TOML file can hold."""
 
 
@@ -231,6 +239,7 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
         raise ConfigError("storage_options: must be a table of names and values")
     values["storage_options"] = {str(k): str(v) for k, v in storage_options.items()}
     values["path_rules"] = _path_rules(merged.get("path") or [])
+    values["prices"] = _prices(merged["prices"]) if "prices" in merged else None
     values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
     values["cache_dirs"] = _cache_dirs(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
@@ -276,6 +285,17 @@ def _path_rules(tables: Any) -> list[PathRule]:
     return rules
 
 
+def _prices(table: Any) -> Prices:
+    try:
+        prices = msgspec.convert(table, Prices)
+    except msgspec.ValidationError as exc:
+        names = ", ".join(Prices.__struct_fields__)
+        raise ConfigError(f"[prices]: {exc}; it may hold {names}") from None
+    if not all(0 <= value < math.inf for value in msgspec.structs.astuple(prices) if isinstance(value, float)):
+        raise ConfigError("[prices]: a price must be a number from 0 on")
+    return prices
+
+
 def _convert(function: Any, value: Any, name: str) -> Any:
     try:
         return function(value)
@@ -299,6 +319,10 @@ def _validate(values: dict[str, Any]) -> Settings:
         raise ConfigError("max_requests: must be between 1 and 1024")
     if not 1 <= settings.max_uploads <= 256:
         raise ConfigError("max_uploads: must be between 1 and 256")
+    for name in ("bandwidth_limit", "upload_bandwidth_limit"):
+        limit = getattr(settings, _SIZES[name])
+        if limit is not None and limit < LEAST_BANDWIDTH_BYTES_S:
+            raise ConfigError(f"{name}: must be at least 64KiB (a second)")
     if settings.request_timeout_s <= 0:
         raise ConfigError("request_timeout: must be more than 0")
     return settings

@@ -136,6 +136,7 @@ class _Daemon:
         store = Store(
             await self._open_store(), request_timeout_s=settings.request_timeout_s, max_requests=settings.max_requests,
             rng=random.Random(),  # noqa: S311 (jitter)
+            get_bytes_s=settings.bandwidth_limit_bytes_s, put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
         )
         try:
             await self._probe(store)

@@ -17,6 +17,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.config import Settings
 from luxfuse.control import metrics
+from luxfuse.core.histogram import BOUNDS_S, Histogram
 from luxfuse.errors import LuxError
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
@@ -114,6 +115,11 @@ class Service:
             "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
             "dirty": self._dirty(tally),
             "recovered": {"files": p.recovered.count(), "path": str(p.recovered.directory)},
+            "latency": {
+                "bounds_s": list(BOUNDS_S),
+                "understore": {kind: _latency(h) for kind, h in p.store.latency.items() if h.count},
+                "fuse": {name: _latency(h) for name, h in p.operations.latency.items() if h.count},
+            },
             "peers": [],
         }
 
@@ -158,8 +164,12 @@ class Service:
         }
 
     def _understore(self) -> dict[str, object]:
-        st = self._parts.store.statistics()
+        st, prices = self._parts.store.statistics(), self._settings.prices
+        get_bytes = self._parts.cache.counters.understore_bytes + st.get_bytes
+        requests = {"get": st.gets, "put": st.puts, "list": st.lists, "head": st.heads, "delete": st.deletes}
         return {
+            "cost": prices.cost(requests, get_bytes, st.put_bytes) if prices is not None else None,
+            "currency": prices.currency if prices is not None else None,
             "gets": st.gets,
             "heads": st.heads,
             "lists": st.lists,
@@ -170,7 +180,7 @@ class Service:
             "retries": st.retries,
             "timeouts": st.timeouts,
             "in_flight": st.in_flight,
-            "get_bytes": self._parts.cache.counters.understore_bytes,
+            "get_bytes": get_bytes,
             "state": "ok" if self._parts.store.reachable else "unreachable",
         }
 
@@ -309,6 +319,17 @@ class Service:
 
 def _line(step: Progress) -> dict[str, object]:
     return asdict(step)
+
+
+def _latency(histogram: Histogram) -> dict[str, object]:
+    return {
+        "count": histogram.count,
+        "sum_s": histogram.sum_s,
+        "p50_s": histogram.quantile(0.5),
+        "p95_s": histogram.quantile(0.95),
+        "p99_s": histogram.quantile(0.99),
+        "buckets": list(histogram.counts),
+    }
 
 
 def _resident_bytes() -> int:

@@ -389,7 +389,7 @@ class PageCache:
                 if not exc.retryable:
                     raise
                 self._store.note_retry()
-        return await self._store.call("get", job, what=repr(obj.record.key))
+        return await self._store.call("get", job, what=repr(obj.record.key), size_bytes=flight.length)
 
     def close(self) -> None:
         """Start nothing more: the nursery is about to end."""

@@ -164,7 +164,9 @@ class Uploader:
 
         with source.bytes.in_use():
             async with self._budget.hold(stamp.size):
-                info, sums = await self.store.call("put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20))
+                info, sums = await self.store.call(
+                    "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size
+                )
         self.store.note_put_bytes(stamp.size)
         return Uploaded(info, sums, stamp)
 

@@ -14,6 +14,7 @@ from luxfuse.cli import cached, fstab, report, retention
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
 from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
+from luxfuse.cli.stats import stats
 from luxfuse.cli.unmount import unmount
 from luxfuse.config import state_root
 from luxfuse.errors import ConfigError, LuxError
@@ -39,6 +40,7 @@ app.command("ttl")(retention.ttl)
 app.command("load")(load)
 app.command("free")(cached.free)
 app.command("locate")(cached.locate)
+app.command("stats")(stats)
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]

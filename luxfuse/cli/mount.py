@@ -69,6 +69,12 @@ def mount(
     whole_file_threshold: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Files up to this size are fetched whole. Default 16MiB.")
     ] = None,
+    bandwidth_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most bytes a second to receive, such as 100MiB. Default: no limit.")
+    ] = None,
+    upload_bandwidth_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most bytes a second to send. Default: no limit.")
+    ] = None,
     endpoint_url: Annotated[str | None, typer.Option(metavar="URL", help="The store's address, if not AWS.")] = None,
     storage_option: Annotated[
         list[str] | None, typer.Option(metavar=_KEY, help="An option of the store's driver; may be repeated.")
@@ -94,6 +100,8 @@ def mount(
         "metadata_ttl": metadata_ttl,
         "negative_ttl": negative_ttl,
         "whole_file_threshold": whole_file_threshold,
+        "bandwidth_limit": bandwidth_limit,
+        "upload_bandwidth_limit": upload_bandwidth_limit,
         "endpoint_url": endpoint_url,
         "storage_options": parse_storage_options(storage_option) if storage_option else None,
         "driver": driver,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
 
 _STATE_STYLES = {"serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red"}
@@ -48,7 +49,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     else:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
-    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore),
+    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore), ("cost", _cost),
                        ("not uploaded", _dirty), ("recovered", _recovered), ("problems", _problems)):
         if text := make(status):
             rows.append((name, text))
@@ -83,8 +84,15 @@ def _understore(status: Mapping[str, Any]) -> str:
         f"{store[name]} {name}" for name in ("gets", "heads", "lists", "puts", "deletes") if store.get(name)
     )
     state = "" if store.get("state", "ok") == "ok" else f", [yellow]{escape(str(store['state']))}[/]"
-    received = format_size(store.get("get_bytes", 0))
-    return f"{counts or 'no requests'}, {received} received ({escape(str(status.get('driver')))}){state}"
+    traffic = f"{format_size(store.get('get_bytes', 0))} received"
+    if store.get("put_bytes"):
+        traffic += f", {format_size(store['put_bytes'])} sent"
+    return f"{counts or 'no requests'}, {traffic} ({escape(str(status.get('driver')))}){state}"
+
+
+def _cost(status: Mapping[str, Any]) -> str:
+    store = status.get("understore", {})
+    return escape(cost_text(store["cost"], store["currency"])) if store.get("cost") is not None else ""
 
 
 def _dirty(status: Mapping[str, Any]) -> str:

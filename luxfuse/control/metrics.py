@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _COUNTERS = {
@@ -54,6 +56,7 @@ _GAUGES = {
     "dirty_failing": "Changes that failed when they were tried last.",
     "dirty_local_only": "Files that never go to the bucket.",
     "recovered_files": "Files saved aside after a crash or a conflict.",
+    "understore_cost": "Estimated cost of the requests to the bucket since the mount, by the price table.",
     "understore_in_flight": "Requests to the bucket that are waited for.",
     "cache_files_ahead": "Files being fetched before they are asked for.",
     "cache_buffered_bytes": "Bytes kept in memory for a moment.",
@@ -81,13 +84,28 @@ class _StatusCollector(Collector):
         for name in _STATES:
             state.add_metric([name], float(status.get("state") == name))
         yield state
-        for name, value in _numbers("", status):
+        for name, value in _numbers("", {name: value for name, value in status.items() if name != "latency"}):
             yield _family(name, value)
+        if isinstance(latency := status.get("latency"), Mapping):
+            yield from _latencies(latency)
         tiers, peers = status.get("tiers"), status.get("peers")
         if isinstance(tiers, list):
             yield from _tiers(tiers)
         if isinstance(peers, list):
             yield _family("peers", len(peers))
+
+
+def _latencies(latency: Mapping[str, Any]) -> Iterator[Metric]:
+    for side, name, text in (
+        ("understore", "luxfuse_request_seconds", "How long requests to the bucket took."),
+        ("fuse", "luxfuse_fuse_request_seconds", "How long requests of the kernel took."),
+    ):
+        family = HistogramMetricFamily(name, text, labels=["kind"])
+        for kind, histogram in latency.get(side, {}).items():
+            totals = list(accumulate(histogram["buckets"]))
+            bounds = [*map(str, latency["bounds_s"]), "+Inf"]
+            family.add_metric([kind], list(zip(bounds, totals, strict=True)), histogram["sum_s"])
+        yield family
 
 
 def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:

@@ -42,8 +42,13 @@ class ReadStatus(TypedDict):
 class UnderstoreStatus(TypedDict):
     """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``.
 
-    ``timeouts`` ran into their deadline; ``in_flight`` are waited for now.
+    ``timeouts`` ran into their deadline; ``in_flight`` are waited for now. ``puts`` are all requests that make something,
+    copies and the steps of multipart uploads among them. ``cost`` is estimated from them with the price table of the
+    configuration, in ``currency``, since the mount; both are None where there is no table.
     """
+
+    cost: float | None
+    currency: str | None
 
     gets: int
     heads: int
@@ -118,6 +123,28 @@ class RecoveredStatus(TypedDict):
     path: str
 
 
+class LatencyStatus(TypedDict):
+    """How long requests of one kind took since the mount. ``buckets``: how many took at most each of ``bounds_s`` and
+    longer than the bound before; the last, longer than all."""
+
+    count: int
+    sum_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    buckets: list[int]
+
+
+class LatenciesStatus(TypedDict):
+    """Requests to the under-store by kind, retries and time-outs included, without waiting for a thread; and those of the
+    kernel by operation, but for opens and releases that are answered without the daemon's Python. Only kinds that there
+    were."""
+
+    bounds_s: list[float]
+    understore: dict[str, LatencyStatus]
+    fuse: dict[str, LatencyStatus]
+
+
 class PeerStatus(TypedDict):
     """Another node."""
 
@@ -148,4 +175,5 @@ class Status(TypedDict):
     fuse: FuseStatus
     dirty: DirtyStatus
     recovered: RecoveredStatus
+    latency: LatenciesStatus
     peers: list[PeerStatus]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+from luxfuse.core.histogram import Histogram
 from luxfuse.errors import LuxError
 from luxfuse.fuse.lowlevel import pyfuse3
 
@@ -27,10 +29,18 @@ EXPECTED_OF_FILES = frozenset({errno.EOPNOTSUPP, errno.EFBIG})
 
 
 class Counting(Protocol):
-    """What handlers are methods of: ``errors`` counts the answers that were failures."""
+    """What handlers are methods of: ``errors`` counts the answers that were failures, ``latency`` is by handler."""
 
     errors: int
+    latency: dict[str, Histogram]
     read_only: bool
+
+
+def _histogram(latency: dict[str, Histogram], name: str) -> Histogram:
+    found = latency.get(name)
+    if found is None:
+        found = latency[name] = Histogram()
+    return found
 
 
 def guarded(handler: F) -> F:
@@ -38,6 +48,7 @@ def guarded(handler: F) -> F:
 
     @functools.wraps(handler)
     async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
+        began_s = time.perf_counter()
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
@@ -56,6 +67,8 @@ def guarded(handler: F) -> F:
             self.errors += 1
             log.exception("%s failed in an unexpected way", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            _histogram(self.latency, handler.__name__).observe(time.perf_counter() - began_s)
 
     return wrapper  # type: ignore[return-value]
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from luxfuse.core.histogram import Histogram
 from luxfuse.errors import LuxError
 from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, to_kernel, without_set_ids
 from luxfuse.fuse.errnos import changing, guarded
@@ -48,6 +49,8 @@ class Operations(pyfuse3.Operations):
         self._negative_ttl_s = negative_ttl_s
         self.read_only = read_only
         self.errors = 0
+        self.latency: dict[str, Histogram] = {}
+        """How long requests took, by handler; those that are answered in C are not among them."""
         self._directories: dict[int, int] = {}
         """Inode by the number of its open handle."""
 

@@ -9,18 +9,22 @@ keeps its slot until the driver's own time-outs end it. So threads, abandoned on
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 import trio
 
+from luxfuse.core.histogram import Histogram
 from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
-from luxfuse.understore.base import UnderStore
+from luxfuse.understore.base import Buffer, UnderStore
+from luxfuse.understore.throttle import Throttle
 from luxfuse.understore.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
@@ -62,10 +66,31 @@ class StoreStatistics:
 
 @dataclass(slots=True)
 class _Submission:
+    kind: RequestKind
     done: Callable[[Any, StoreError | None], None]
     submitted_s: float
+    seconds: list[float] = field(default_factory=list)
+    """How long each request of its job took."""
     began_s: float | None = None
     """When a thread took it up, by `time.monotonic`."""
+
+
+class _TimedReads:
+    """A driver whose reads are timed, as a job also does other things."""
+
+    def __init__(self, driver: UnderStore, seconds: list[float]) -> None:
+        self._driver = driver
+        self._seconds = seconds
+
+    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+        began_s = time.perf_counter()
+        try:
+            return self._driver.read(key, start, end, version)
+        finally:
+            self._seconds.append(time.perf_counter() - began_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
 
 
 class Calls:
@@ -79,16 +104,25 @@ class Calls:
         max_requests: int,
         rng: random.Random,
         clock: Callable[[], float] = trio.current_time,
+        get_bytes_s: int | None = None,
+        put_bytes_s: int | None = None,
     ) -> None:
+        """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go."""
         self.driver = driver
+        limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
+        self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items() if limit is not None}
         self._timeout_s = request_timeout_s
         self._limiter = trio.CapacityLimiter(max_requests)
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
         self._rng = rng
         self._clock = clock
         self._attempts: dict[RequestKind, int] = dict.fromkeys(("get", "head", "list", "put", "delete"), 0)
+        self.latency: dict[RequestKind, Histogram] = {kind: Histogram() for kind in self._attempts}
+        """How long the requests took that were answered, or ran into their deadline."""
         self._errors = self._retries = self._in_flight = self._timeouts = 0
         self._get_bytes = self._put_bytes = 0
+        self._durations: deque[tuple[RequestKind, float]] = deque()
+        """Of calls that have ended, from their threads."""
         self._unanswered = 0
         self._state: State = "up"
         self._max_requests = max_requests
@@ -120,28 +154,32 @@ class Calls:
         )
 
     async def call(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1
+        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1, size_bytes: int = 0
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
         Raises the last error once it is not retryable or the deadline does not allow another try, and
         `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests or send
-        much) passes while the driver or the queue for a slot hangs.
+        much) passes while the driver or the queue for a slot hangs. ``size_bytes`` are sent or received: where there is a
+        limit to that, they wait for their turn before the deadline begins.
         """
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
-        retry_until_s = self._clock() + self._timeout_s
+        throttle = self._throttles.get(kind) if size_bytes else None
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
         self._in_flight += 1
         try:
+            if throttle is not None:
+                await throttle.wait(size_bytes)
+            retry_until_s = self._clock() + self._timeout_s
             with trio.move_on_after(timeout_s):
                 while True:
                     self._attempts[kind] += 1
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
-                            function, self.driver, abandon_on_cancel=True, limiter=limiter
+                            self._timed, kind, function, abandon_on_cancel=True, limiter=limiter
                         )
                     except StoreError as exc:
                         last = exc
@@ -155,12 +193,15 @@ class Calls:
                             raise
                         await trio.sleep(delay_s)
                         self._retries += 1
+                        if throttle is not None:
+                            throttle.charge(size_bytes)
                     else:
                         self._unanswered = 0
                         self._state = "up"
                         self._progress_s = self._clock()
                         return result
             # Only the deadline leads here.
+            self.latency[kind].observe(timeout_s)
             self._timeouts += 1
             self._errors += 1
             self._state = "down"
@@ -169,6 +210,20 @@ class Calls:
             raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
         finally:
             self._in_flight -= 1
+            self._note_durations()
+
+    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T]) -> T:
+        """Run a call, in its thread."""
+        began_s = time.perf_counter()
+        try:
+            return function(self.driver)
+        finally:
+            self._durations.append((kind, time.perf_counter() - began_s))
+
+    def _note_durations(self) -> None:
+        while self._durations:
+            kind, seconds = self._durations.popleft()
+            self.latency[kind].observe(seconds)
 
     def submit(
         self,
@@ -194,15 +249,26 @@ class Calls:
         self._in_flight += 1
         self._next_submission += 1
         number = self._next_submission
-        submission = self._submitted[number] = _Submission(done, self._clock())
+        submission = self._submitted[number] = _Submission(kind, done, self._clock())
 
         def job() -> T:
             submission.began_s = time.monotonic()
-            return function(self.driver)
+            return function(cast(UnderStore, _TimedReads(self.driver, submission.seconds)))
 
-        self._workers.submit(
-            job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests, later=later
-        )
+        def go() -> None:
+            submission.submitted_s = self._clock()
+            assert self._workers is not None
+            self._workers.submit(
+                job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests,
+                later=later,
+            )  # fmt: skip
+
+        throttle = self._throttles.get(kind)
+        if throttle is None:
+            go()
+        else:
+            submission.submitted_s = math.inf  # nobody is to blame while it is held back
+            throttle.admit(size_bytes, go, background=later)
 
     async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
         """Like `submit`, and wait for the result. Raises `StoreError`."""
@@ -225,6 +291,8 @@ class Calls:
         if submitted is None:
             return  # the deadline passed, and the caller was told
         self._in_flight -= 1
+        for seconds in submitted.seconds:
+            self.latency[submitted.kind].observe(seconds)
         if error is None:
             self._unanswered = 0
             self._state = "up"
@@ -238,13 +306,20 @@ class Calls:
         submitted.done(None, error)
 
     async def watch_deadlines(self) -> None:
-        """Fail submissions whose driver call hangs; until cancelled."""
+        """Fail submissions whose driver call hangs, and let those go that a limit holds back; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for throttle in self._throttles.values():
+                nursery.start_soon(throttle.run)
+            await self._watch_deadlines()
+
+    async def _watch_deadlines(self) -> None:
         while True:
             await trio.sleep(DEADLINE_CHECK_S)
             for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
                 if self._workers is not None and self._submitted[number].began_s is not None:
                     self._workers.give_up()
                 self._timeouts += 1
+                self.latency[self._submitted[number].kind].observe(self._timeout_s)
                 self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
                 self._state = "down"
 
@@ -267,7 +342,9 @@ class Calls:
         return self._workers.width if self._workers is not None else FEWEST
 
     def stuck_s(self) -> float:
-        """Return for how long no bulk request has been answered."""
+        """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
+        if (throttle := self._throttles.get("get")) is not None and throttle.holding:
+            return 0.0
         return self._clock() - self._progress_s
 
     @property
@@ -292,7 +369,7 @@ class Calls:
         try:
             with trio.move_on_after(self._timeout_s):
                 return await trio.to_thread.run_sync(
-                    next, pages, None, abandon_on_cancel=True, limiter=self._limiter
+                    self._timed, "list", lambda _driver: next(pages, None), abandon_on_cancel=True, limiter=self._limiter
                 )
             self._timeouts += 1
             self._errors += 1
@@ -303,6 +380,7 @@ class Calls:
             raise
         finally:
             self._in_flight -= 1
+            self._note_durations()
 
     def close(self) -> None:
         """Free the driver's connections. Blocks shortly; further calls are errors."""

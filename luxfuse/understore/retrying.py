@@ -19,6 +19,9 @@ from luxfuse.understore.calls import Calls
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
 
+LISTED_AT_ONCE = 1000
+"""Entries that one LIST request brings."""
+
 PATIENT_BYTES = 4 << 20
 """A write gets the deadline of one request and as much again for each so many bytes: 16 MiB may take 150 s by default."""
 
@@ -52,8 +55,9 @@ class Store(Calls):
     async def read(self, key: str, start: int, end: int, version: str) -> Buffer:
         """Return bytes [start, end) of exactly ``version``; see `UnderStore.read`."""
         data = await self.call(
-            "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})"
-        )
+            "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})",
+            size_bytes=end - start,
+        )  # fmt: skip
         self._get_bytes += end - start
         return data
 
@@ -76,9 +80,16 @@ class Store(Calls):
         pages, page = await self.call(
             "list", lambda driver: _first(lister(driver)), what=what, patience=LIST_PATIENCE
         )
+        entries = 0
         while page is not None:
+            entries += self._count_listed(entries, len(page.objects) + len(page.prefixes))
             yield page
             page = await self._next_page(pages, what)
+
+    def _count_listed(self, before: int, more: int) -> int:
+        """Count the requests that it takes to list so many entries beside the first; returns ``more``."""
+        self._attempts["list"] += max(0, before + more - 1) // LISTED_AT_ONCE - max(0, before - 1) // LISTED_AT_ONCE
+        return more
 
     async def put(
         self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None
@@ -90,6 +101,7 @@ class Store(Calls):
             lambda driver: driver.put(key, data, metadata, expect=expect),
             what=f"PUT {key!r}",
             patience=_patience(size),
+            size_bytes=size,
         )
         self._put_bytes += size
         return info
@@ -103,7 +115,7 @@ class Store(Calls):
             return driver.put_file(key, path, metadata, expect=expect)
 
         size = (await trio.Path(path).stat()).st_size
-        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size))
+        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size)
         self._put_bytes += size
         return info
 
@@ -167,6 +179,7 @@ class Store(Calls):
             lambda driver: driver.upload_part(key, upload, number, data),
             what=f"PUT {key!r} part {number}",
             patience=_patience(size),
+            size_bytes=size,
         )
         self._put_bytes += size
         return tag

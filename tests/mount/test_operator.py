@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +207,72 @@ def test_locate_shows_pages_and_tiers(
     mount.kill()
     for command in ("free", "locate"):
         refused(mount.cli(command, mount.path), "has died")
+
+
+# -- stats
+
+
+def test_stats_and_metrics_show_what_happened(
+    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes]
+) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    s3.set(latency_ms=30)
+    try:
+        mount.cli("load", mount.path / "d", check=True)
+    finally:
+        s3.set(latency_ms=0)
+    get = mount.status()["latency"]["understore"]["get"]
+    assert get["count"] == 60
+    assert 0.025 < get["p50_s"] < 1
+    shown = mount.cli("stats", mount.path, check=True).stdout
+    assert shown.startswith(f"{mount.path}  s3://{bucket}\n  state          serving, up ")
+    for text in ("  cache (ssd) ", "  under-store ", "  kernel ", "  not uploaded   nothing\n"):
+        assert text in shown, shown
+    metrics = mount.cli("metrics", mount.path, check=True).stdout
+    assert 'luxfuse_request_seconds_count{kind="get"} 60.0' in metrics
+    mount.do("stat", f"{mount.path}/d/0/000.bin")
+    assert mount.status()["latency"]["fuse"]["lookup"]["count"] > 0
+    mount.kill()
+    refused(mount.cli("stats", mount.path, "--once"), "has died")
+
+
+def test_what_the_store_costs_is_shown_where_there_is_a_price_table(
+    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = tmp_path / "luxfuse.toml"
+    config.write_text('[prices]\nget = 1000\nput = 5000\nget_gb = 0.0\ncurrency = "EUR"\n')
+    mount = mounting(f"s3://{bucket}", "--config", str(config), endpoint_url=s3.endpoint)
+    assert "about 0.00 EUR since the mount" in mount.cli("status", mount.path, check=True).stdout
+    mount.cli("load", mount.path / "d", check=True)
+    mount.run(["sh", "-c", f"printf content > {mount.path}/new"], check=True)
+    store = mount.status()["understore"]
+    assert (store["gets"], store["currency"]) == (60, "EUR")
+    assert store["cost"] == 60 + 5 * store["puts"]
+    for command in ("status", "stats"):
+        assert f"about {store['cost']:.2f} EUR since the mount" in mount.cli(command, mount.path, check=True).stdout
+    assert f"luxfuse_understore_cost {store['cost']}" in mount.cli("metrics", mount.path, check=True).stdout
+    mount.remount("--config", "/dev/null")
+    assert "cost" not in mount.cli("status", mount.path, check=True).stdout
+
+
+# -- limits
+
+
+def test_bandwidth_limits_hold_through_a_mount(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None]
+) -> None:
+    data = content("big", 6 * MIB)
+    fill({"big": data, "small": b"small"})
+    mount = mounting(
+        f"s3://{bucket}", "--bandwidth-limit", "2MiB", "--upload-bandwidth-limit", "2MiB", endpoint_url=s3.endpoint
+    )
+    began_s = time.monotonic()
+    assert mount.read("big") == digest(data)
+    # The last run of 2 MiB goes when those before it are paid for.
+    assert time.monotonic() - began_s >= (6 - 2) / 2 - 0.2
+    began_s = time.monotonic()
+    for name in ("copy", "another"):
+        mount.run(["cp", mount.path / "big", mount.path / name], check=True)
+    assert time.monotonic() - began_s >= 6 / 2 - 0.2
+    mount.remount()
+    assert mount.read("another") == digest(data)

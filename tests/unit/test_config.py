@@ -205,3 +205,30 @@ def test_parsing_never_fails_in_another_way(text: str) -> None:
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
 def test_durations_add_up(hours: int, minutes: int, seconds: int) -> None:
     assert parse_duration(f"{hours}h {minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
+
+
+def test_a_price_table(tmp_path: Path) -> None:
+    file = tmp_path / "luxfuse.toml"
+    file.write_text('[prices]\nget = 0.0004\nput = 1\nget_gb = 0.09\ncurrency = "EUR"\n')
+    prices = build(BASE, {}, str(file)).prices
+    assert prices is not None
+    assert (prices.get, prices.put, prices.list, prices.get_gb, prices.currency) == (0.0004, 1.0, 0.0, 0.09, "EUR")
+    assert made().prices is None
+    assert msgspec.json.decode(msgspec.json.encode(build(BASE, {}, str(file))), type=Settings).prices == prices
+
+
+@pytest.mark.parametrize("table", ["get = -1", "gets = 1", 'put = "x"', "get_gb = inf", "list = nan"])
+def test_bad_price_tables_are_refused(tmp_path: Path, table: str) -> None:
+    file = tmp_path / "luxfuse.toml"
+    file.write_text(f"[prices]\n{table}\n")
+    with pytest.raises(ConfigError, match=r"^\[prices\]: "):
+        build(BASE, {}, str(file))
+
+
+def test_bandwidth_limits() -> None:
+    settings = made(bandwidth_limit="100MiB", upload_bandwidth_limit=1 << 20)
+    assert (settings.bandwidth_limit_bytes_s, settings.upload_bandwidth_limit_bytes_s) == (100 << 20, 1 << 20)
+    assert made().bandwidth_limit_bytes_s is None
+    for name in ("bandwidth_limit", "upload_bandwidth_limit"):
+        with pytest.raises(ConfigError, match=f"{name}: must be at least 64KiB"):
+            made(**{name: "1KiB"})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from luxfuse.cli import launch, main, progress, unmount
+from luxfuse.cli import launch, main, progress, stats, unmount
 from luxfuse.control import registry
 
 ROOT = Path(__file__).parents[3]
@@ -73,7 +73,10 @@ def test_from_mount_to_unmount(luxfuse: Run, tmp_path: Path) -> None:
 
     shown = luxfuse("status", where)
     assert shown.code == 0
-    for text in ("serving", "up 1 h 1 min", "passthrough", "512.0 MiB of 1.0 GiB (50 %)", "5 gets", "1 failed"):
+    for text in (
+        "serving", "up 1 h 1 min", "passthrough", "512.0 MiB of 1.0 GiB (50 %)", "5 gets", "1 failed",
+        "about 0.0123 EUR since the mount",
+    ):  # fmt: skip
         assert text in shown.out
     assert luxfuse("status").out == shown.out
     assert json.loads(luxfuse("status", where, "--json").out)["source"] == "s3://bucket"
@@ -239,7 +242,10 @@ def test_help_and_version(luxfuse: Run) -> None:
     shown = luxfuse("--help")
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["mount", "unmount", "status", "list", "metrics", "refresh", "persist", "load", "free", "locate"]
+    assert commands == [
+        *("mount", "unmount", "status", "list", "metrics", "refresh", "persist", "pin", "unpin", "ttl", "load", "free"),
+        *("locate", "stats"),
+    ]  # fmt: skip
     assert luxfuse().code == 2
 
 
@@ -362,3 +368,36 @@ def test_locate(luxfuse: Run, tmp_path: Path) -> None:
     found = json.loads(luxfuse("locate", "--json", where / "f").out)
     assert found[0]["places"][0]["pages"] == "0-3,5"
     assert "is not in a luxfuse mount" in luxfuse("locate", tmp_path).line
+
+
+def test_stats_once(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "INTERVAL_S", 0.01)
+    assert "no mount is running" in luxfuse("stats").line
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    for arguments in ((), (where,), (where, "--once")):
+        shown = luxfuse("stats", *arguments)
+        assert shown.code == 0
+        assert shown.out.startswith(f"{where}  fake://ok\n  state          serving, up 1 h 1 min\n")
+        assert "cache (ssd)    512.0 MiB of 1.0 GiB (50 %) in /c" in shown.out
+    assert "is not in a luxfuse mount" in luxfuse("stats", tmp_path).line
+
+
+def test_live_stats_end_cleanly(state: Path, luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luxfuse.cli.main", "stats", where], stdout=terminal, stderr=subprocess.PIPE, cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while shown.count(b"serving, up") < 2:  # drawn again
+        shown += os.read(master, 65536)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    os.close(master)
+    assert (process.returncode, err) == (0, b"")

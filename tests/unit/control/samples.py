@@ -31,6 +31,8 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "copied_opens": 4,
         },
         "understore": {
+            "cost": 0.01234,
+            "currency": "EUR",
             "gets": 5,
             "heads": 6,
             "lists": 7,
@@ -70,5 +72,14 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "conflicts": 0,
         },
         "recovered": {"files": 0, "path": "/state/recovered/1"},
+        "latency": {
+            "bounds_s": [0.001, 0.01],
+            "understore": {
+                "get": {"count": 6, "sum_s": 0.05, "p50_s": 0.004, "p95_s": 0.009, "p99_s": 0.01, "buckets": [1, 3, 2]}
+            },
+            "fuse": {
+                "read": {"count": 1, "sum_s": 0.0005, "p50_s": 0.0005, "p95_s": 0.001, "p99_s": 0.001, "buckets": [1, 0, 0]}
+            },
+        },
         "peers": [],
     }

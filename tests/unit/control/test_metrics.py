@@ -31,11 +31,24 @@ def test_every_number_is_there() -> None:
     assert found["luxfuse_passthrough"] == 1
     assert found["luxfuse_uptime_seconds"] == 3700.5
     assert found["luxfuse_understore_gets_total"] == 5
+    assert found["luxfuse_understore_cost"] == 0.01234
     assert found["luxfuse_reads_understore_bytes_total"] == 30
     assert found["luxfuse_cache_objects"] == 9
     assert found["luxfuse_dirty_oldest_seconds"] == 0
     assert found["luxfuse_tier_used_bytes|/c|ssd"] == 1 << 29
     assert found["luxfuse_tier_ok|/c|ssd"] == 1
+
+
+def test_latencies_are_histograms() -> None:
+    found = samples(sample_status())
+    assert found["luxfuse_request_seconds_bucket|get|0.001"] == 1
+    assert found["luxfuse_request_seconds_bucket|get|0.01"] == 4
+    assert found["luxfuse_request_seconds_bucket|get|+Inf"] == 6
+    assert found["luxfuse_request_seconds_count|get"] == 6
+    assert found["luxfuse_request_seconds_sum|get"] == 0.05
+    assert found["luxfuse_fuse_request_seconds_count|read"] == 1
+    assert not [name for name in found if "latency" in name]
+    assert "# TYPE luxfuse_request_seconds histogram" in render(sample_status())
 
 
 def test_types_and_help() -> None:

@@ -356,3 +356,49 @@ async def test_keys_that_cannot_be_deleted_in_time_are_told(mock_clock):
     fake.delete = lambda keys: (_ for _ in ()).throw(AccessDenied("no"))
     with pytest.raises(AccessDenied):
         await store.delete(["a1"])
+
+
+async def test_latencies_are_kept_by_kind(fake):
+    store = make(fake)
+    fake.delay_s = 0.02
+    await store.head("d/x")
+    await read(store, fake)
+    version = fake.objects["d/x"][1]
+
+    def job(driver):
+        for _ in range(3):
+            driver.read("d/x", 0, 5, version)
+        time.sleep(0.3)  # what else a job does is no request
+
+    await store.attempt("get", job, 5)
+    with pytest.raises(NotFound):
+        await store.head("gone")
+    counts = {kind: histogram.count for kind, histogram in store.latency.items()}
+    assert counts == {"get": 4, "head": 2, "list": 0, "put": 0, "delete": 0}
+    for kind in ("get", "head"):
+        median = store.latency[kind].quantile(0.5)
+        assert median is not None
+        assert 0.014 < median < 0.29
+    store.close()
+
+
+async def test_a_request_that_runs_into_its_deadline_counts_with_that(fake):
+    store = make(fake, timeout_s=0.25)
+    fake.hold("head")
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.head("d/x")
+        assert store.latency["head"].sum_s == 0.25
+    finally:
+        fake.release()
+
+
+async def test_long_listings_count_as_the_requests_that_they_take():
+    fake = FakeStore()
+    for n in range(2500):
+        fake.place(f"d/{n:04}", b"")
+    store = make(fake)
+    assert sum([len(page.objects) async for page in store.list_all("")]) == 2500
+    assert store.statistics().lists == 3
+    assert sum([len(page.objects) async for page in store.list_directory("d/")]) == 2500
+    assert store.statistics().lists == 6

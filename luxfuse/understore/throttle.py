@@ -1,0 +1,56 @@
+"""Holds requests back so that a bandwidth limit is kept. The event loop never waits: who is held back is called later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.core.bandwidth import BandwidthQueue
+
+LEAST_SLEEP_S = 0.001
+
+
+class Throttle:
+    """One limit of a store. `run` it."""
+
+    def __init__(self, bytes_s: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._queue: BandwidthQueue[Callable[[], None]] = BandwidthQueue(bytes_s, clock())
+        self._stir = trio.Event()
+
+    @property
+    def holding(self) -> bool:
+        """Whether somebody is held back."""
+        return len(self._queue) > 0
+
+    def admit(self, size_bytes: int, go: Callable[[], None], *, background: bool = False) -> None:
+        """Call ``go`` when so many bytes may be transferred: at once, or in the event loop later."""
+        self._queue.put(size_bytes, go, background=background)
+        self._release()
+        self._stir.set()
+
+    async def wait(self, size_bytes: int) -> None:
+        """Wait until so many bytes may be transferred; if that is given up, they count all the same."""
+        go = trio.Event()
+        self.admit(size_bytes, go.set)
+        await go.wait()
+
+    def charge(self, size_bytes: int) -> None:
+        """Count bytes that are transferred once more, without a wait."""
+        self._queue.charge(size_bytes)
+
+    def _release(self) -> None:
+        for go in self._queue.take(self._clock()):
+            go()
+
+    async def run(self) -> None:
+        """Let requests go when it is their time; until cancelled."""
+        while True:
+            wait_s = self._queue.wait_s()
+            if wait_s is None:
+                await self._stir.wait()
+                self._stir = trio.Event()
+                continue
+            await trio.sleep(max(LEAST_SLEEP_S, wait_s))
+            self._release()
