@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -53,7 +53,7 @@ def store_run(
     try:
         alone = len(data) >= size  # one run is the whole object: nobody else writes to its file
         with contextlib.nullcontext() if alone else directory.writing(oid):
-            fd = directory.open(oid, create=create)
+            fd = directory.create(oid) if create else directory.open(oid)
             empty = True
             found = strangers = 0
             try:
@@ -198,22 +198,44 @@ def open_verified(
         raise
 
 
+class ArrivalError(OSError):
+    """What an object is copied to cannot be written."""
+
+
 def copy_pages(
-    source: CacheDirectory, target: CacheDirectory, oid: bytes, size: int, pages: Sequence[int], checksums: Sequence[int]
+    source: CacheDirectory,
+    target: CacheDirectory,
+    oid: bytes,
+    size: int,
+    pages: Sequence[int],
+    checksums: Sequence[int],
+    create: bool,
 ) -> bool:
-    """Copy pages of an object to the file in which it comes to ``target``; False if one is damaged. Raises OSError."""
+    """Copy pages of an object to the file in which it comes to ``target``, a new one if ``create``.
+
+    False if a page is damaged. Raises OSError, `ArrivalError` if it is the target's.
+    """
     fd = source.open(oid)
     try:
-        out = target.open_arrival(oid)
+        with _blaming_target():
+            out = target.open_arrival(oid, size if create else None)
         try:
-            os.ftruncate(out, size)
             for page, expected in zip(pages, checksums, strict=True):
                 data = read_exact(fd, page_bytes(page, size), page * PAGE_BYTES)
                 if len(data) != page_bytes(page, size) or checksum(data) != expected:
                     return False
-                write_all(out, data, page * PAGE_BYTES)
+                with _blaming_target():
+                    write_all(out, data, page * PAGE_BYTES)
         finally:
             os.close(out)
     finally:
         os.close(fd)
     return True
+
+
+@contextlib.contextmanager
+def _blaming_target() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ArrivalError(exc.errno, exc.strerror) from exc

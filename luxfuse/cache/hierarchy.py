@@ -49,6 +49,11 @@ class Hierarchy:
         return self.hooks.removing
 
     @property
+    def moving(self) -> set[bytes]:
+        """Objects on their way to another directory: see `Hooks`."""
+        return self.hooks.moving
+
+    @property
     def usable(self) -> bool:
         """Whether something can be stored anywhere."""
         return any(not space.shut for space in self.spaces)

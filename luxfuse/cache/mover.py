@@ -4,10 +4,12 @@ Theory of operation
 -------------------
 A move copies the file, page by page and checked, to a file that no name stands for (``moving/``), while readers go on.
 It ends in one step of the event loop, in which nobody has the old file open (`Files.may_drop`) and nothing has changed
-since: the new file gets its name, the record its directory, the old file is put out of the way. Until then whoever has
-the object open, or opens it besides, keeps the old file; a finished copy waits for the last close. A crash at any point
-leaves one of the two files as the object's: the other is in ``moving/``, which is emptied at the start, or is removed by
-the sweep after an unclean end.
+since (`_Move.holds`): the new file gets its name, the record its directory, the old file is put out of the way. Until
+then whoever has the object open, or opens it besides, keeps the old file; a finished copy waits for the last close. A
+crash at any point leaves one of the two files as the object's: the other is in ``moving/``, which is emptied at the start,
+or is removed by the sweep after an unclean end.
+
+An object is in one move at a time (`Hooks.moving`), as the copy goes by its id.
 
 Copies yield to what is fetched for readers, and keep to `BYTES_PER_S`.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from luxfuse.cache.hierarchy import TIERS
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.core.promotion import Uses
-from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.index.objects import ObjectRecord, Objects, Pages
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES
 
@@ -55,19 +57,23 @@ class _Move:
     """One object on its way. It is counted as used, and its room in ``target`` reserved, until `_finish` or `_drop`."""
 
     obj: CachedObject
-    record: ObjectRecord
-    pages: int
     source: Space
     target: Space
+    oid: bytes
+    record: ObjectRecord
+    pages: Pages
+    present: bytes
     bytes: int
     patience_until_s: float = 0.0
+    arrived: bool = False
 
     @property
     def holds(self) -> bool:
-        """Whether the object is still what was copied."""
+        """Whether the object is still what was copied: under the same name, with the same pages of the same file."""
         obj = self.obj
-        same = obj.record is self.record and obj.space is self.source and obj.pages.count == self.pages
-        return same and not obj.flights and obj.record.allocated_bytes == self.bytes
+        same = obj.oid == self.oid and obj.record is self.record and obj.space is self.source
+        unchanged = obj.pages is self.pages and obj.pages.present == self.present and not obj.flights
+        return same and unchanged and obj.record.allocated_bytes == self.bytes
 
 
 class Mover:
@@ -78,7 +84,7 @@ class Mover:
         self._cache = cache
         self._objects = objects
         self._promotes = promotes
-        self._waiting: list[_Move] = []
+        self._waiting: deque[_Move] = deque()
         self._wanted: OrderedDict[bytes, None] = OrderedDict()
         self._uses = Uses()
         cache.on_use = self._used
@@ -114,9 +120,8 @@ class Mover:
                 self._stir = trio.Event()
                 await self.round()
         finally:
-            with trio.CancelScope(shield=True):
-                for move in list(self._waiting):
-                    await self._drop(move)
+            while self._waiting:
+                await self._drop(self._waiting.popleft())
 
     async def round(self) -> None:
         """Do what is to be done now."""
@@ -151,7 +156,7 @@ class Mover:
         wanted = record.allocated_bytes
         if not target.ledger.shortage(wanted) and target.stays_below_watermark(wanted):
             return True
-        for other in await target.coldest(wanted, self._cache.hierarchy.removing):
+        for other in await target.coldest(wanted, self._occupied()):
             there = self._cache.hierarchy.hooks.record_of(other)
             if there is None or not (self._promotes(record.key) or self._uses.deserves_place_of(oid, there.used_us)):
                 return False
@@ -171,7 +176,7 @@ class Mover:
         freed = 0
         if below:
             self._cache.hierarchy.hooks.before_eviction()
-            for oid in (await space.coldest(excess, self._cache.hierarchy.removing))[:ROUND_OBJECTS]:
+            for oid in (await space.coldest(excess, self._occupied()))[:ROUND_OBJECTS]:
                 size = record.allocated_bytes if (record := self._objects.record(oid)) is not None else 0
                 target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)
                 if target is not None and await self.move(oid, target):
@@ -180,52 +185,66 @@ class Mover:
         if not freed:
             await space.free_ahead(excess)
 
+    def _occupied(self) -> set[bytes]:
+        """Objects that need not be considered: on their way already."""
+        return self._cache.hierarchy.moving.union(self._cache.hierarchy.removing)
+
     # -- one move
 
     async def move(self, oid: bytes, target: Space) -> bool:
         """Move one object; returns whether it is in ``target`` now, or will be at its last close."""
-        found = self._objects.load(oid)
-        if found is None or oid in self._cache.hierarchy.removing or len(self._waiting) >= WAITING_BOUND:
-            return False
-        obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
-        source = obj.space
-        if source is None or source is target or target.shut or obj.oid != oid or obj.flights or not obj.pages.count:
-            self._cache.release(obj)
-            return False
-        move = _Move(obj, obj.record, obj.pages.count, source, target, obj.record.allocated_bytes)
-        if not target.ledger.reserve(move.bytes):
-            self._cache.release(obj)
+        move = self._begin(oid, target)
+        if move is None:
             return False
         try:
             copied = await self._copy(move)
+        except disk.ArrivalError as exc:
+            target.fail(exc)
+            copied = False
         except OSError as exc:
-            log.info("%r stays in %s: %s", obj.record.key, source.directory.name, exc)
+            log.info("%r stays in %s: %s", move.record.key, move.source.directory.name, exc)
             copied = False
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._drop(move)
+            await self._drop(move)
             raise
         if not copied:
             await self._drop(move)
             return False
-        if await self._finish(move):
-            return True
         move.patience_until_s = trio.current_time() + PATIENCE_S
+        if await self._end(move):
+            return move.arrived
         self._waiting.append(move)
-        return move.holds
+        return True
+
+    def _begin(self, oid: bytes, target: Space) -> _Move | None:
+        """Take hold of an object and reserve its room; None if it cannot move now."""
+        hierarchy = self._cache.hierarchy
+        found = self._objects.load(oid)
+        if found is None or oid in hierarchy.removing or oid in hierarchy.moving or len(self._waiting) >= WAITING_BOUND:
+            return None
+        obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
+        source, size = obj.space, obj.record.allocated_bytes
+        movable = obj.oid == oid and not obj.flights and obj.pages.count > 0
+        if not movable or source is None or source is target or target.shut or not target.ledger.reserve(size):
+            self._cache.release(obj)
+            return None
+        hierarchy.moving.add(oid)
+        return _Move(obj, source, target, oid, obj.record, obj.pages, bytes(obj.pages.present), size)
 
     async def _copy(self, move: _Move) -> bool:
         """Copy what is cached of the object; False if it has changed meanwhile, or a page is damaged."""
-        obj, pages = move.obj, move.obj.pages
+        pages = move.pages
         present = [page for page in range(pages.total) if pages.has(page)]
         reached("relocate.begun")
         for first in range(0, len(present), SLICE_PAGES):
             began_s = trio.current_time()
             await self._yield()
+            if not move.holds:
+                return False
             part = present[first : first + SLICE_PAGES]
             good = await trio.to_thread.run_sync(
-                disk.copy_pages, move.source.directory, move.target.directory, obj.oid, obj.size, part,
-                [pages.checksums[page] for page in part],
+                disk.copy_pages, move.source.directory, move.target.directory, move.oid, move.obj.size, part,
+                [pages.checksums[page] for page in part], first == 0,
             )
             if not good or not move.holds:
                 return False
@@ -239,42 +258,57 @@ class Mover:
                 await trio.sleep(YIELD_S)
 
     async def _end_waiting(self) -> None:
-        for move in list(self._waiting):
-            if not move.holds or trio.current_time() > move.patience_until_s:
-                self._waiting.remove(move)
-                await self._drop(move)
-            elif await self._finish(move):
-                self._waiting.remove(move)
+        for _ in range(len(self._waiting)):
+            if self._waiting:  # another task may end them, too
+                move = self._waiting.popleft()
+                if not await self._end(move):
+                    self._waiting.append(move)
 
-    async def _finish(self, move: _Move) -> bool:
-        """Let the copy take the place of the old file, unless that is in use; False if it is, or something has changed."""
-        obj, source, target = move.obj, move.source, move.target
-        if not move.holds or target.shut or not self._cache.may_drop(obj.oid):
+    async def _end(self, move: _Move) -> bool:
+        """Let a finished copy take the place of the old file, or give it up; False, at once, if it has to wait."""
+        oid, target = move.oid, move.target
+        if not move.holds or trio.current_time() > move.patience_until_s:
+            await self._drop(move)
+            return True
+        if target.shut or move.source.shut or oid in self._cache.hierarchy.removing or not self._cache.may_drop(oid):
             return False
         try:
-            st = target.directory.arrive(obj.oid)
+            st = target.directory.arrive(oid)
         except OSError as exc:
             target.fail(exc)
-            return False
+            await self._drop(move)
+            return True
         reached("relocate.arrived")
-        self._cache.relocate(obj, target, st, used=source in self._cache.hierarchy.below(target))
-        reached("relocate.recorded")
-        try:
-            old = source.directory.put_aside(obj.oid)
-        except OSError as exc:
-            source.fail(exc)
-            old = None
-        target.ledger.settle(move.bytes, move.bytes)
-        source.ledger.free(move.bytes)
-        self.moved_bytes += move.bytes
-        self._cache.release(obj)
-        if old is not None:
-            await trio.to_thread.run_sync(os.unlink, old)
-        reached("relocate.removed")
+        await self._finish(move, st)
         return True
+
+    async def _finish(self, move: _Move, st: os.stat_result) -> None:
+        """The new file has its name: record that, and remove the old one."""
+        source, target = move.source, move.target
+        self._cache.relocate(move.obj, target, st, used=source in self._cache.hierarchy.below(target))
+        reached("relocate.recorded")
+        target.ledger.settle(move.bytes, move.bytes)
+        source.ledger.hold(move.bytes)
+        move.arrived = True
+        self.moved_bytes += move.bytes
+        self._cache.release(move.obj)
+        try:
+            source.directory.put_aside(move.oid)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(source.directory.remove_aside, move.oid)
+        except OSError as exc:
+            source.fail(exc)  # once it is well again, the sweep removes what is left
+        source.ledger.settle(move.bytes, 0)
+        self._cache.hierarchy.moving.discard(move.oid)
+        reached("relocate.removed")
 
     async def _drop(self, move: _Move) -> None:
         """Give a move up."""
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(move.target.directory.forget_arrival, move.oid)
+        except OSError as exc:
+            move.target.fail(exc)
         move.target.ledger.settle(move.bytes, 0)
+        self._cache.hierarchy.moving.discard(move.oid)
         self._cache.release(move.obj)
-        await trio.to_thread.run_sync(move.target.directory.forget_arrival, move.obj.oid)

@@ -168,7 +168,7 @@ class PageCache:
     def knows(self, oid: bytes, space: Space) -> bool:
         """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
         obj = self._live.get(oid)
-        if obj is not None and (obj.pages.count or obj.flights) and obj.space is space:
+        if obj is not None and (obj.pages.count or obj.flights) and obj.space in (None, space):
             return True
         return oid in self.hierarchy.removing or self._objects.directory_of(oid) == space.number
 
@@ -304,7 +304,7 @@ class PageCache:
             placing = self.hierarchy.hooks.placing(obj.record.key)
             decided, space = self.hierarchy.try_reserve(obj.size, wanted_bytes, placing)
             if space is not None:
-                obj.put_in(space)
+                self._put_in(obj, space)
             return decided, space
         reserved = obj.space.try_reserve(wanted_bytes)
         return reserved is not None, obj.space if reserved else None
@@ -318,10 +318,16 @@ class PageCache:
             if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
                 return None
             if obj.space is None:
-                obj.put_in(space)
+                self._put_in(obj, space)
             if obj.space is space:
                 return space
             space.settle(wanted_bytes, 0)  # another flight's pages went elsewhere meanwhile, or the file moved
+
+    @staticmethod
+    def _put_in(obj: CachedObject, space: Space) -> None:
+        """A directory is to get the object's file."""
+        obj.put_in(space)
+        space.directory.expect(obj.oid)
 
     def _answered(
         self, obj: CachedObject, flight: Flight, space: Space | None, result: _Fetched | None, error: StoreError | None
@@ -399,8 +405,9 @@ class PageCache:
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
-        if not obj.flights and obj.pages.count == 0:
-            obj.space = None  # nothing came of it
+        if not obj.flights and obj.pages.count == 0 and obj.space is not None:
+            obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
+            obj.space = None
         flight.done.set()
         if flight.on_end is not None:
             try:

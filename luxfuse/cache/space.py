@@ -46,6 +46,8 @@ class Hooks:
 
     removing: dict[bytes, trio.Event] = field(default_factory=dict)
     """Objects whose files are being unlinked: a new file of the same name must wait."""
+    moving: set[bytes] = field(default_factory=set)
+    """Objects that the mover copies, or has copied, to another directory: nobody else may begin to."""
     release: Callable[[bytes], bool] = lambda _oid: True
     """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
     record_of: Callable[[bytes], ObjectRecord | None] = lambda _oid: None

@@ -53,6 +53,8 @@ async def sweep(cache: PageCache, space: Space) -> None:
                         return  # the disk fails; once it recovers, this is asked for again
                     removed += 1
             await trio.sleep(PAUSE_S)
+        moving = frozenset(cache.hierarchy.moving)  # one that begins after this, and loses its copy, is given up
+        await trio.to_thread.run_sync(space.directory.clear_moving, moving)
     except OSError as exc:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:

@@ -54,6 +54,11 @@ class Ledger:
         if self.fs_free_bytes is not None:
             self.fs_free_bytes -= written_bytes
 
+    def hold(self, used_bytes: int) -> None:
+        """Count ``used_bytes`` as reserved instead: their file belongs to nothing any more, but is still on disk."""
+        self.free(used_bytes)
+        self.reserved_bytes += used_bytes
+
     def add(self, written_bytes: int) -> None:
         """Count ``written_bytes`` that were not reserved, as programs write them on their own."""
         self.used_bytes += written_bytes

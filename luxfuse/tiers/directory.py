@@ -19,7 +19,7 @@ import shutil
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,7 @@ class CacheDirectory:
         self.name = str(base)
         self._writers = threading.BoundedSemaphore(os.cpu_count() or 1)
         self.last_writes = LastWrites()
+        self._expected: set[bytes] = set()
         self._file_locks = [threading.Lock() for _ in range(FILE_LOCKS)]
         try:
             for attempt in range(100):
@@ -96,6 +97,7 @@ class CacheDirectory:
                 raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
             self.device = self.path.stat().st_dev
             self.identity = self._prepare()
+            self.clear_moving(())
         except OSError as exc:
             raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
 
@@ -110,8 +112,6 @@ class CacheDirectory:
         objects.mkdir(mode=0o700, exist_ok=True)
         _make_private(self.path / "staging")
         _make_private(self.path / "moving")
-        for left in (self.path / "moving").iterdir():
-            left.unlink()
         described = self.path / "cache.json"
         try:
             found = json.loads(described.read_text())
@@ -179,6 +179,25 @@ class CacheDirectory:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, flags, 0o600)
 
+    def expect(self, oid: bytes) -> None:
+        """An object gets its file here: what may lie under its name, left by a crash, belongs to nothing. Quick."""
+        self._expected.add(oid)
+
+    def expect_no_more(self, oid: bytes) -> None:
+        """Take `expect` back: nothing came. Quick."""
+        self._expected.discard(oid)
+
+    def create(self, oid: bytes) -> int:
+        """As `open`, but a file that lies there and is not what was expected gives way to a new one. Raises OSError."""
+        fd = self.open(oid, create=True)
+        if oid in self._expected:
+            if os.fstat(fd).st_size:
+                os.close(fd)
+                self.remove(oid)
+                fd = self.open(oid, create=True)
+            self._expected.discard(oid)
+        return fd
+
     @contextlib.contextmanager
     def writing(self, oid: bytes) -> Iterator[None]:
         """Wait for a turn to write to an object's file.
@@ -204,9 +223,17 @@ class CacheDirectory:
 
     # -- to and from other directories
 
-    def open_arrival(self, oid: bytes) -> int:
-        """Open the file that an object comes in, made if need be; the caller closes it. Raises OSError."""
-        return os.open(self._arrival(oid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def open_arrival(self, oid: bytes, size_bytes: int | None) -> int:
+        """Open the file that an object comes in, for the caller to close; with a size: a new one. Raises OSError."""
+        if size_bytes is None:
+            return os.open(self._arrival(oid), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(self._arrival(oid), os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def arrive(self, oid: bytes) -> os.stat_result:
         """Make the file that an object came in its cache file, and return its state. Raises OSError."""
@@ -220,15 +247,28 @@ class CacheDirectory:
         """The object does not come. Raises OSError."""
         self._arrival(oid).unlink(missing_ok=True)
 
-    def put_aside(self, oid: bytes) -> Path:
-        """Take the name of an object's file away; returns where the file is, for the caller to remove. Raises OSError."""
-        aside = self.path / "moving" / f"gone-{oid.hex()}"
-        self.file_of(oid).rename(aside)
+    def put_aside(self, oid: bytes) -> None:
+        """Take the name of an object's file away, for `remove_aside` to remove it. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self.file_of(oid).rename(self._aside(oid))
         self.last_writes.forget(oid)
-        return aside
+
+    def remove_aside(self, oid: bytes) -> None:
+        """Remove what `put_aside` has left. Raises OSError."""
+        self._aside(oid).unlink(missing_ok=True)
+
+    def clear_moving(self, moving: Collection[bytes]) -> None:
+        """Remove what was left of moves, but for those of the objects ``moving``. Raises OSError."""
+        expected = {path.name for oid in moving for path in (self._arrival(oid), self._aside(oid))}
+        for left in (self.path / "moving").iterdir():
+            if left.name not in expected:
+                left.unlink(missing_ok=True)
 
     def _arrival(self, oid: bytes) -> Path:
         return self.path / "moving" / oid.hex()
+
+    def _aside(self, oid: bytes) -> Path:
+        return self.path / "moving" / f"gone-{oid.hex()}"
 
     def stored(self) -> Iterator[bytes]:
         """Yield the id of every object file (for the sweep after an unclean stop)."""

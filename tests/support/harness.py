@@ -343,7 +343,8 @@ def snapshot(mount: Mount, target: Path, *, power_cut: bool = False) -> FakeStor
     """
     with mount.durable.lock:
         driver = mount.driver.copied()
-        for name in ("journal", "index", "cache", "recovered"):
+        caches = sorted({space.directory.path.relative_to(mount.path).parts[0] for space in mount.hierarchy})
+        for name in ("journal", "index", "recovered", *caches):
             if (mount.path / name).exists():
                 _copy_tree(mount.path / name, target / name)
         if power_cut:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ import trio
 
 from luxfuse.cache import mover
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.space import Space
 from luxfuse.cache.sweep import sweep
 from luxfuse.config import CacheDirectory
 from luxfuse.index.names import ROOT_INODE
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, pages, random_bytes, until
+from tests.support.tiers import acquire, consistent, space, store, tier
 
 MEM = CacheDirectory("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
 HDD = CacheDirectory("hdd", pages(16), "hdd", high_watermark=1.0, low_watermark=1.0)
@@ -32,40 +33,6 @@ def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def options(**changes: object) -> Options:
     given = {"capacity_bytes": pages(8), "more_caches": (MEM, HDD), "whole_file_bytes": pages(4), **changes}
     return Options(**given)  # type: ignore[arg-type]
-
-
-def store(count: int = 12, size: int = pages(1)) -> FakeStore:
-    driver = FakeStore()
-    for number in range(count):
-        driver.place(f"k{number:02}", random_bytes(size, number))
-    return driver
-
-
-def acquire(m: Mount, key: str) -> CachedObject:
-    data, version, _, _ = m.driver.objects[key]
-    obj = m.cache.acquire(key, version, len(data))
-    m.cache.release(obj)
-    return obj
-
-
-def tier(m: Mount, key: str) -> str | None:
-    obj = acquire(m, key)
-    return obj.space.tier if obj.space is not None and obj.pages.count else None
-
-
-def space(m: Mount, name: str) -> Space:
-    return next(s for s in m.hierarchy if s.tier == name)
-
-
-def consistent(m: Mount) -> None:
-    """Every directory holds the files that the index has there, and counts their bytes."""
-    for s in m.hierarchy:
-        stored = set(s.directory.stored())
-        assert stored == {oid for oid in stored if m.objects.directory_of(oid) == s.number}
-        on_disk = sum(s.directory.file_of(oid).stat().st_blocks * 512 for oid in stored)
-        assert s.ledger.used_bytes == m.objects.used_bytes_in(s.number) + s.staged_bytes == on_disk + s.staged_bytes
-        assert s.ledger.reserved_bytes == 0
-        assert not list((s.directory.path / "moving").iterdir())
 
 
 async def read_all(m: Mount, count: int) -> None:
@@ -353,3 +320,188 @@ async def test_what_policies_have_learnt_survives_a_restart(tmp_path: Path, monk
             for number in range(40, 200):
                 await use(m, f"k{number:02}")
         assert [tier(m, key) for key in hot].count("ssd") >= 38
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: str, act: Callable[[], object]) -> None:
+    """Do something, once, at a step of a move."""
+    done = False
+
+    def hook(reached: str) -> None:
+        nonlocal done
+        if reached == step and not done:
+            done = True
+            act()
+
+    monkeypatch.setattr(mover, "reached", hook)
+
+
+async def cache_pages(m: Mount, key: str, *wanted: int) -> CachedObject:
+    """Fetch some pages; returns the object, in use."""
+    data, version, _, _ = m.driver.objects[key]
+    obj = m.cache.acquire(key, version, len(data))
+    for page in wanted:
+        await m.cache.read(obj, pages(page), 1)
+    return obj
+
+
+async def check_content(m: Mount, key: str) -> None:
+    m.cache.recent = type(m.cache.recent)(0)
+    assert await m.read_all(key) == m.driver.objects[key][0]
+
+
+async def test_an_object_that_is_renamed_on_its_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy goes by the old name: the rest would come to another file, whose beginning were holes."""
+    monkeypatch.setattr(mover, "SLICE_PAGES", 1)
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        old, version, _, _ = driver.objects["k00"]
+        oid = acquire(m, "k00").oid
+        driver.objects["new"] = driver.objects["k00"]
+        at_step(monkeypatch, "relocate.copied", lambda: m.cache.rename("k00", version, len(old), "new", version))
+        assert not await m.mover.move(oid, space(m, "hdd"))
+        assert tier(m, "new") == "mem"
+        await check_content(m, "new")
+        consistent(m)
+
+
+async def test_other_pages_of_the_same_number_are_not_what_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "SLICE_PAGES", 1)
+    driver = store(1, pages(4))
+    async with mounted(tmp_path, driver, options()) as m:
+        obj = await cache_pages(m, "k00", 0, 1)
+        first = obj.pages.checksums[0]
+
+        def change() -> None:
+            """As if a damaged page were dropped and another one fetched, all between two slices."""
+            obj.pages.remove(0)
+            obj.pages.add(3, 1)
+
+        at_step(monkeypatch, "relocate.copied", change)
+        assert not await m.mover.move(obj.oid, space(m, "hdd"))
+        obj.pages.remove(3)
+        obj.pages.add(0, first)
+        m.cache.release(obj)
+        await check_content(m, "k00")
+        consistent(m)
+
+
+async def test_an_object_is_in_one_move_at_a_time(tmp_path: Path) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        oid = acquire(m, "k00").oid
+        handle = await m.open("k00")
+        assert await m.mover.move(oid, space(m, "hdd")), "waits for the last close"
+        assert not await m.mover.move(oid, space(m, "hdd"))
+        assert not await m.mover.move(oid, space(m, "ssd"))
+        await m.kernel.release(m.fs, handle)
+        await m.mover.round()
+        assert tier(m, "k00") == "hdd"
+        results: list[bool] = []
+
+        async def move(name: str) -> None:
+            results.append(await m.mover.move(oid, space(m, name)))
+
+        async with trio.open_nursery() as nursery:
+            for name in ("ssd", "ssd", "mem"):
+                nursery.start_soon(move, name)
+        assert sorted(results) == [False, False, True]
+        await check_content(m, "k00")
+        consistent(m)
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+async def test_a_copy_that_is_lost_on_its_way_does_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory was lost and made again in the middle of the copy: the rest alone is not the object."""
+    monkeypatch.setattr(mover, "SLICE_PAGES", 1)
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        obj, hdd = acquire(m, "k00"), space(m, "hdd")
+
+        def lose() -> None:
+            shutil.rmtree(hdd.directory.path)
+            hdd.directory.probe()
+
+        at_step(monkeypatch, "relocate.copied", lose)
+        assert not await m.mover.move(obj.oid, hdd)
+        assert hdd.degraded
+        assert tier(m, "k00") == "mem"
+        await check_content(m, "k00")
+        consistent(m)
+
+
+async def test_a_sick_directory_that_recovers_keeps_the_copies_that_wait(tmp_path: Path) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        handle = await m.open("k00")
+        oid, hdd = acquire(m, "k00").oid, space(m, "hdd")
+        assert await m.mover.move(oid, hdd)
+        assert hdd.directory.probe()
+        await sweep(m.cache, hdd)
+        await m.kernel.release(m.fs, handle)
+        await m.mover.round()
+        assert tier(m, "k00") == "hdd"
+        await check_content(m, "k00")
+        consistent(m)
+
+
+@pytest.mark.expected_logs("reading from the under-store until it recovers")
+@pytest.mark.parametrize("failing", ["arrive", "open_arrival", "put_aside", "remove_aside", "forget_arrival"])
+async def test_a_directory_that_fails_in_a_move_ends_nothing_but_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        oid = acquire(m, "k00").oid
+
+        def fail(*_: object) -> None:
+            raise OSError(5, "made up")
+
+        with monkeypatch.context() as patch:
+            at_step(patch, "relocate.copied", lambda: None)
+            patch.setattr(f"luxfuse.tiers.directory.CacheDirectory.{failing}", fail)
+            if failing == "forget_arrival":
+                at_step(patch, "relocate.copied", lambda: acquire(m, "k00").pages.remove(0))
+            moved = await m.mover.move(oid, space(m, "hdd"))
+        assert moved == (failing in ("put_aside", "remove_aside"))
+        sick = space(m, "mem" if moved else "hdd")
+        assert sick.degraded
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        await sick._probe()
+        for s in m.hierarchy:
+            await sweep(m.cache, s)
+        if failing != "forget_arrival":
+            consistent(m)
+        assert not [path for s in m.hierarchy for path in (s.directory.path / "moving").iterdir()]
+
+
+@pytest.mark.parametrize("step", ["relocate.begun", "relocate.copied", "relocate.arrived", "relocate.recorded"])
+async def test_a_move_can_be_cancelled_at_any_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        await read_all(m, 1)
+        with trio.CancelScope() as scope:
+            at_step(monkeypatch, step, scope.cancel)
+            await m.mover.move(acquire(m, "k00").oid, space(m, "hdd"))
+        assert tier(m, "k00") == ("mem" if step in ("relocate.begun", "relocate.copied") else "hdd")
+        await check_content(m, "k00")
+        consistent(m)
+
+
+async def test_moves_that_wait_end_with_the_daemon(tmp_path: Path) -> None:
+    driver = store(1, pages(3))
+    async with mounted(tmp_path, driver, options()) as m:
+        handle = await m.open("k00")
+        assert await m.mover.move(acquire(m, "k00").oid, space(m, "hdd"))
+        with trio.move_on_after(0):
+            await m.mover.run()
+        assert tier(m, "k00") == "mem"
+        consistent(m)
+        await m.kernel.release(m.fs, handle)
