@@ -106,6 +106,7 @@ class TreeParts:
     loads: Loads
     inventory: Inventory
     retention: Retention
+    policies: PathPolicies
 
 
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
@@ -122,7 +123,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     return Parts(
         store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
         kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
-        p.loads, p.inventory, p.retention,
+        p.loads, p.inventory, p.retention, p.policies,
     )
 
 
@@ -219,7 +220,7 @@ def build_tree(
         index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
         dirty, writer, writeback, recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
-        inventory, retention,
+        inventory, retention, policies,
     )
 
 

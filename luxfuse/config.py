@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,8 +45,8 @@ class CacheDirectory(msgspec.Struct, frozen=True):
     tier: Tier = "ssd"
     size_ratio: float | None = None
     free_space_ratio: float | None = None
-    high_watermark: float = 0.98
-    low_watermark: float = 0.96
+    high_watermark: float = 0.99
+    low_watermark: float = 0.98
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     foreground: bool = False
     log_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    config_file: str | None = None
+    """The file that some of these come from."""
+    given: dict[str, Any] = {}
+    """What flags and variables said, as it was written: it wins over the file when that is read again."""
 
     @property
     def mount_id(self) -> str:
@@ -100,7 +105,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Names the cached content; depends on where the objects come from alone."""
         identity = f"{self.source}\0{self.endpoint_url or ''}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
 
     @property
     def path_default(self) -> PathPolicy:
@@ -218,9 +222,8 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
 
     The mountpoint is made absolute without looking at it, since a mount may hang; symbolic links are the caller's.
     """
-    merged: dict[str, Any] = read_file(file) if file else {}
-    merged.update(from_environment(environ))
-    merged.update({name: value for name, value in flags.items() if value is not None})
+    given = {**from_environment(environ), **{name: value for name, value in flags.items() if value is not None}}
+    merged: dict[str, Any] = {**(read_file(file) if file else {}), **given}
     for needed in ("source", "mountpoint"):
         if not merged.get(needed):
             raise ConfigError(f"{needed} is missing; write: luxfuse mount SOURCE MOUNTPOINT")
@@ -243,7 +246,44 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
     values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
     values["cache_dirs"] = _cache_dirs(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
+    values["config_file"], values["given"] = str(Path(file).absolute()) if file else None, given
     return _validate(values)
+
+
+def read_again(settings: Settings) -> Settings:
+    """Return what the configuration file says now, under the same flags and variables. Raises ConfigError with the line."""
+    path = settings.config_file
+    if path is None:
+        raise ConfigError(f"{settings.mountpoint} was mounted without --config: there is no file to read again")
+    kept = {"mountpoint": settings.mountpoint, "state_dir": settings.state_dir, "foreground": settings.foreground}
+    try:
+        new = build({**settings.given, **kept}, {}, path)
+    except ConfigError as exc:
+        raise ConfigError(_with_line(path, str(exc))) from None
+    return msgspec.structs.replace(new, given=settings.given)
+
+
+def _with_line(path: str, text: str) -> str:
+    """Add file and line to what is wrong with a setting."""
+    if text.startswith("--config"):
+        return text
+    rule = re.match(r"\[\[path\]\] number (\d+)", text)
+    name = re.split(r"[:\s]", text.lstrip("-"), maxsplit=1)[0].replace("-", "_")
+    wanted = re.compile(r"\s*\[\[\s*path\s*\]\]" if rule else rf"\s*(\[\s*)?{re.escape(name)}\b")
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    found = [number for number, line in enumerate(lines, 1) if wanted.match(line)]
+    nth = int(rule[1]) - 1 if rule else 0
+    return f"--config {path}{f', line {found[nth]}' if nth < len(found) else ''}: {text}"
+
+
+def written_name(field: str) -> str:
+    """Return a field of `Settings` as users write it."""
+    special = {"path_rules": "path", "cache_dirs": "cache_dir"}
+    names = {field_name: name for name, field_name in {**_SIZES, **_DURATIONS}.items()}
+    return special.get(field) or names.get(field, field)
 
 
 def _cache_dirs(merged: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[CacheDirectory, ...]:

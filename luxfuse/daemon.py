@@ -28,13 +28,14 @@ from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.core.units import format_count
-from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
+from luxfuse.errors import BucketMissing, ConfigError, LuxError, MountError, NotFound
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
 from luxfuse.index import leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
+from luxfuse.reload import Reloader
 from luxfuse.service import Parts, Service
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
@@ -273,8 +274,10 @@ class _Daemon:
             background.start_soon(parts.writeback.run)
             background.start_soon(self._refill, parts.staging)
             service = Service(self._settings, parts, started_s=time.monotonic())
+            service.reread = Reloader(service, parts).reload
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._handle_signals, parts.session)
+                serving.start_soon(self._reload_on_hangup, service)
                 await serving.start(parts.session.serve)
                 await serving.start(server.serve, self._state / registry.SOCKET, service)
                 await self._await_answer()
@@ -377,6 +380,14 @@ class _Daemon:
                 log.info("unmounting on %s", signal.Signals(number).name)
                 await self._leave(session)
                 self._drain_scope.deadline = trio.current_time() + PATIENCE_S
+
+    async def _reload_on_hangup(self, service: Service) -> None:
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                try:
+                    await service.reload()
+                except ConfigError as exc:
+                    log.warning("the configuration stays as it was: %s", exc)
 
     async def _leave(self, session: Session) -> None:
         """Take the mount away; who has a file open gets a moment to end."""

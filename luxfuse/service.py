@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from luxfuse.cache.recovered import Recovered
 from luxfuse.config import Settings
 from luxfuse.control import metrics
 from luxfuse.core.histogram import BOUNDS_S, Histogram
+from luxfuse.core.rules import PathPolicies
 from luxfuse.errors import LuxError
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
@@ -75,19 +76,22 @@ class Parts:
     loads: Loads
     inventory: Inventory
     retention: Retention
+    policies: PathPolicies
 
 
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
 
     def __init__(self, settings: Settings, parts: Parts, *, started_s: float) -> None:
-        self._settings = settings
+        self.settings = settings
         self._parts = parts
         self._started_s = started_s
+        self.reread: Callable[[], Awaitable[list[str]]] = self._nothing_to_read
+        """Set by the daemon: reads the configuration file again; returns the names of what changed."""
 
     def status(self) -> dict[str, object]:
         """Return the status document; see `luxfuse.control.status`."""
-        s, p = self._settings, self._parts
+        s, p = self.settings, self._parts
         tally = p.backlog.tally()
         reasons = self._degraded_reasons(tally)
         requests, fast_opens = passthrough.statistics()
@@ -164,7 +168,7 @@ class Service:
         }
 
     def _understore(self) -> dict[str, object]:
-        st, prices = self._parts.store.statistics(), self._settings.prices
+        st, prices = self._parts.store.statistics(), self.settings.prices
         get_bytes = self._parts.cache.counters.understore_bytes + st.get_bytes
         requests = {"get": st.gets, "put": st.puts, "list": st.lists, "head": st.heads, "delete": st.deletes}
         return {
@@ -257,6 +261,13 @@ class Service:
         except LuxError as exc:
             return exc.errno not in (errno.ENOENT, errno.ENOTDIR)
         return True
+
+    async def _nothing_to_read(self) -> list[str]:
+        return []
+
+    async def reload(self) -> list[str]:
+        """Take up a changed configuration file; returns the names of what changed. Raises `ConfigError`."""
+        return await self.reread()
 
     async def pin(self, paths: list[str]) -> dict[str, object]:
         """Never evict what is at and below the paths; returns failures and notes."""

@@ -285,6 +285,19 @@ class Space:
         """End a reservation (bytes as given to `reserve`) of which ``stored_bytes`` were new on disk."""
         self.ledger.settle(allocated_bytes(reserved_bytes), stored_bytes)
 
+    async def resize(
+        self, size_bytes: int | None, size_ratio: float | None, free_ratio: float, high: float, low: float
+    ) -> None:
+        """Hold so much from now on, in bytes or as a part of the file system; what is too much goes in the background."""
+        if size_ratio is not None:
+            try:
+                size_bytes = int((await trio.to_thread.run_sync(self.directory.space)).total_bytes * size_ratio)
+            except OSError as exc:
+                self.fail(exc)
+                size_bytes = self.ledger.capacity_bytes
+        self.ledger.capacity_bytes = size_bytes
+        self._ratio, self._high, self._low = free_ratio, high, low
+
     def count_staged(self, delta_bytes: int) -> None:
         """Staging files take so much more, or less, on disk."""
         self.staged_bytes += delta_bytes

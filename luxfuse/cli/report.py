@@ -109,6 +109,19 @@ def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directorie
     return 1 if any_failed else 0
 
 
+def reload(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")]) -> int:
+    """Take up the changed configuration file of a mount; a bad one is refused, and the old one stays."""
+    record = living_mount(mountpoint)
+    try:
+        changed = ControlClient(record.socket_path, _REFRESH_DEADLINE_S).reload()
+    except DaemonRefused as exc:
+        raise CommandFailed(f"the configuration stays as it was: {exc}") from None
+    except DaemonUnreachable as exc:
+        raise failed(record, exc) from None
+    print(f"{record.mountpoint}: changed: {', '.join(changed)}" if changed else f"{record.mountpoint}: nothing has changed")
+    return 0
+
+
 def persist(paths: Annotated[list[str], typer.Argument(help="Files or directories in a mount.")]) -> int:
     """Bring what was written at and below the paths to the under-store, and wait until it is there."""
     from luxfuse.cli.progress import Display

@@ -97,6 +97,10 @@ class ControlClient:
         """End all loads; returns how many those are."""
         return int(self._json("POST", "/v1/load/stop")["stopped"])
 
+    def reload(self) -> list[str]:
+        """Read the configuration file again; returns the names of what changed. Raises DaemonRefused with the reason."""
+        return [str(name) for name in self._json("POST", "/v1/reload")["changed"]]
+
     def pin(self, paths: list[str]) -> dict[str, Any]:
         """Never evict what is at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
         return self._json("POST", "/v1/pin", {"paths": paths})

@@ -14,6 +14,7 @@
 | POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
 | POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
 | POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
+| POST /v1/reload | | {"changed": [...]}: names of settings; 400 with the reason if the file is refused |
 | POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
 
@@ -48,7 +49,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
 from luxfuse.control.address import short_address
-from luxfuse.errors import LuxError, MountError
+from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.types import TtlAction
 
 log = logging.getLogger("luxfuse.control")
@@ -91,6 +92,9 @@ class ControlService(Protocol):
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
+
+    async def reload(self) -> list[str]:
+        """Take up a changed configuration file; returns what changed. Raises `ConfigError`, with nothing changed."""
 
     async def pin(self, paths: list[str]) -> dict[str, object]:
         """Never evict what is at and below the paths."""
@@ -171,6 +175,9 @@ def _application(service: ControlService) -> Router:
     async def locate(request: Request) -> Response:
         return JSONResponse({"paths": await service.locate(await _paths(request))})
 
+    async def reload(_request: Request) -> Response:
+        return JSONResponse({"changed": await service.reload()})
+
     async def pin(request: Request) -> Response:
         return JSONResponse(await service.pin(await _paths(request)))
 
@@ -216,6 +223,7 @@ def _application(service: ControlService) -> Router:
         Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
         Route("/v1/free", _guard(free), methods=["POST"]),
         Route("/v1/locate", _guard(locate), methods=["POST"]),
+        Route("/v1/reload", _guard(reload), methods=["POST"]),
         Route("/v1/pin", _guard(pin), methods=["POST"]),
         Route("/v1/unpin", _guard(unpin), methods=["POST"]),
         Route("/v1/ttl", _guard(limit), methods=["POST"]),
@@ -235,6 +243,8 @@ def _guard(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except _BadRequest as exc:
+            return _error(400, str(exc))
+        except ConfigError as exc:
             return _error(400, str(exc))
         except MountError as exc:
             return _error(409, str(exc))

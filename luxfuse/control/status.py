@@ -65,9 +65,19 @@ class UnderstoreStatus(TypedDict):
 
 
 class CacheStatus(TypedDict):
-    """The page cache. ``in_flight_bytes`` are being fetched, ``buffered_bytes`` kept in memory for a moment."""
+    """The page cache. ``in_flight_bytes`` are being fetched, ``buffered_bytes`` kept in memory for a moment.
+
+    ``pinned_bytes`` are never evicted; ``pins`` and ``time_limits`` were made by commands; ``expired`` counts files whose
+    time was over; ``moved_up`` and ``moved_down`` count moves between tiers.
+    """
 
     objects: int
+    pinned_bytes: int
+    pins: int
+    time_limits: int
+    expired: int
+    moved_up: int
+    moved_down: int
     evictions: int
     evicted_bytes: int
     checksum_failures: int

@@ -27,6 +27,11 @@ class BandwidthQueue(Generic[T]):
         self._waiting: dict[bool, deque[tuple[int, T]]] = {False: deque(), True: deque()}
         self._had = {False: 0.0, True: 0.0}
 
+    def set_rate(self, bytes_s: float) -> None:
+        """From now on so many bytes a second."""
+        self._rate = bytes_s
+        self._tokens = min(self._tokens, bytes_s * BURST_S)
+
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 

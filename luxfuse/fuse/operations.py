@@ -46,7 +46,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, fs: FileSystem, negative_ttl_s: float, *, read_only: bool) -> None:
         super().__init__()
         self._fs = fs
-        self._negative_ttl_s = negative_ttl_s
+        self.negative_ttl_s = negative_ttl_s
         self.read_only = read_only
         self.errors = 0
         self.latency: dict[str, Histogram] = {}
@@ -66,7 +66,7 @@ class Operations(pyfuse3.Operations):
                 raise
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
-            missing.entry_timeout = self._negative_ttl_s
+            missing.entry_timeout = self.negative_ttl_s
             return missing
 
     @guarded

@@ -110,7 +110,7 @@ class Calls:
         """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go."""
         self.driver = driver
         limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
-        self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items() if limit is not None}
+        self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items()}
         self._timeout_s = request_timeout_s
         self._limiter = trio.CapacityLimiter(max_requests)
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
@@ -130,6 +130,15 @@ class Calls:
         self._submitted: dict[int, _Submission] = {}
         self._next_submission = 0
         self._progress_s = self._clock()
+
+    def set_bandwidth(self, *, get_bytes_s: int | None, put_bytes_s: int | None) -> None:
+        """Change the most bytes a second to receive and to send; None: any number."""
+        self._throttles["get"].set_rate(get_bytes_s)
+        self._throttles["put"].set_rate(put_bytes_s)
+
+    def _throttle(self, kind: RequestKind) -> Throttle | None:
+        throttle = self._throttles.get(kind)
+        return throttle if throttle is not None and throttle.limited else None
 
     @property
     def reachable(self) -> bool:
@@ -164,7 +173,7 @@ class Calls:
         limit to that, they wait for their turn before the deadline begins.
         """
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
-        throttle = self._throttles.get(kind) if size_bytes else None
+        throttle = self._throttle(kind) if size_bytes else None
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
@@ -263,7 +272,7 @@ class Calls:
                 later=later,
             )  # fmt: skip
 
-        throttle = self._throttles.get(kind)
+        throttle = self._throttle(kind)
         if throttle is None:
             go()
         else:
@@ -343,7 +352,7 @@ class Calls:
 
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
-        if (throttle := self._throttles.get("get")) is not None and throttle.holding:
+        if self._throttles["get"].holding:
             return 0.0
         return self._clock() - self._progress_s
 

@@ -9,15 +9,25 @@ import trio
 from luxfuse.core.bandwidth import BandwidthQueue
 
 LEAST_SLEEP_S = 0.001
+UNLIMITED_BYTES_S = 1 << 60
 
 
 class Throttle:
-    """One limit of a store. `run` it."""
+    """One limit of a store, or none yet. `run` it."""
 
-    def __init__(self, bytes_s: int, clock: Callable[[], float]) -> None:
+    def __init__(self, bytes_s: int | None, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._queue: BandwidthQueue[Callable[[], None]] = BandwidthQueue(bytes_s, clock())
+        self._queue: BandwidthQueue[Callable[[], None]] = BandwidthQueue(bytes_s or UNLIMITED_BYTES_S, clock())
         self._stir = trio.Event()
+        self.limited = bytes_s is not None
+        """Whether anybody has to ask."""
+
+    def set_rate(self, bytes_s: int | None) -> None:
+        """From now on so many bytes a second, None: any number; for those too who are held back."""
+        self.limited = bytes_s is not None
+        self._queue.set_rate(bytes_s or UNLIMITED_BYTES_S)
+        self._release()
+        self._stir.set()
 
     @property
     def holding(self) -> bool:

@@ -128,6 +128,10 @@ class Namespace:
 
     # -- what is known
 
+    def set_ttls(self, *, metadata_s: float, negative_s: float) -> None:
+        """Believe names and attributes, and that names are missing, for so long from now on."""
+        self._ttl, self._negative_ttl = metadata_s, negative_s
+
     def prefix(self, directory: int) -> str:
         """Return the key prefix of a directory: "" or ending in "/". Raises `Stale`."""
         if directory == ROOT_INODE:

@@ -71,7 +71,7 @@ class WriteBack:
         self._store = uploader.store
         self._journal = journal
         self._recovered = recovered
-        self._fail_on_conflict = fail_on_conflict
+        self.fail_on_conflict = fail_on_conflict
         self._nursery = nursery
         namespace.is_doomed = self._is_doomed
         self._due: dict[Dirty, float] = {}
@@ -325,7 +325,7 @@ class WriteBack:
             dirty.expect = info.version
             return None
         self.conflicts += 1
-        if self._fail_on_conflict:
+        if self.fail_on_conflict:
             dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
             raise dirty.conflict
         saved = await self._recovered.save_object(self._store, info)

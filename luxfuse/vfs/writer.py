@@ -96,7 +96,7 @@ class Writer:
         self._nursery = nursery
         self.mode_of = mode_of
         self._whole_file_bytes = whole_file_bytes
-        self._room_timeout_s = room_timeout_s
+        self.room_timeout_s = room_timeout_s
         self._limiter = trio.CapacityLimiter(IO_THREADS)
         self._most_dirty = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3
         self._mapped: set[Dirty] = set()
@@ -368,7 +368,7 @@ class Writer:
         few = len(self._entries) < self._most_dirty
         if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
             return
-        deadline = trio.current_time() + self._room_timeout_s
+        deadline = trio.current_time() + self.room_timeout_s
         while not (
             len(self._entries) < self._most_dirty
             and space.has_room(wanted_bytes)

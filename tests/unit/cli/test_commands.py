@@ -243,8 +243,8 @@ def test_help_and_version(luxfuse: Run) -> None:
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
-        *("mount", "unmount", "status", "list", "metrics", "refresh", "persist", "pin", "unpin", "ttl", "load", "free"),
-        *("locate", "stats"),
+        *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl", "load"),
+        *("free", "locate", "stats"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 

@@ -1,0 +1,78 @@
+"""Takes up a changed configuration file while mounted: on SIGHUP, and for ``luxfuse reload``.
+
+The file is read as at mount time, under the flags and variables of that time. It is taken whole or not at all: what it
+says is checked first, and what cannot change under a mount refuses it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from luxfuse import config
+from luxfuse.config import Settings
+from luxfuse.errors import ConfigError
+from luxfuse.service import Parts, Service
+
+log = logging.getLogger(__name__)
+
+LIVE = frozenset({
+    "path_rules", "write_mode", "metadata_ttl_s", "negative_ttl_s", "free_space_ratio", "cache_dirs", "on_conflict",
+    "room_timeout_s", "bandwidth_limit_bytes_s", "upload_bandwidth_limit_bytes_s", "prices", "log_level",
+})  # fmt: skip
+"""Settings that can change while mounted."""
+
+
+class Reloader:
+    """Changes the settings of a running daemon."""
+
+    def __init__(self, service: Service, parts: Parts) -> None:
+        self._service = service
+        self._parts = parts
+        self._turn = trio.Lock()
+
+    async def reload(self) -> list[str]:
+        """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
+        async with self._turn:
+            return await self._reload(self._service.settings)
+
+    async def _reload(self, old: Settings) -> list[str]:
+        new = await trio.to_thread.run_sync(config.read_again, old)
+        changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
+        if fixed := [config.written_name(name) for name in changed if name not in LIVE]:
+            raise ConfigError(
+                f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
+            )
+        _check_directories(old, new)
+        await self._apply(new, set(changed))
+        self._service.settings = new
+        names = [config.written_name(name) for name in changed]
+        log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
+        return names
+
+    async def _apply(self, new: Settings, changed: set[str]) -> None:
+        p = self._parts
+        if changed & {"path_rules", "write_mode"}:
+            p.policies.replace(new.path_rules, new.path_default)
+            await p.retention.restand([lambda _path: True])
+        p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
+        p.operations.negative_ttl_s = new.negative_ttl_s
+        p.writer.room_timeout_s = new.room_timeout_s
+        p.writeback.fail_on_conflict = new.on_conflict == "fail"
+        p.store.set_bandwidth(get_bytes_s=new.bandwidth_limit_bytes_s, put_bytes_s=new.upload_bandwidth_limit_bytes_s)
+        for space in p.hierarchy:
+            setting = next(d for d in new.cache_dirs if d.path == space.directory.name)
+            ratio = new.free_space_ratio if setting.free_space_ratio is None else setting.free_space_ratio
+            await space.resize(setting.size_bytes, setting.size_ratio, ratio, setting.high_watermark, setting.low_watermark)
+        logging.getLogger().setLevel(new.log_level.upper())
+
+
+def _check_directories(old: Settings, new: Settings) -> None:
+    """Sizes, watermarks and ratios of cache directories can change, the directories themselves cannot."""
+    before, after = ([(d.path, d.tier) for d in s.cache_dirs] for s in (old, new))
+    if before != after:
+        raise ConfigError(
+            f"--config {new.config_file}: cache directories and their tiers cannot change while mounted, only their sizes "
+            "and watermarks; unmount and mount again"
+        )
