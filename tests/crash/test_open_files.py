@@ -106,6 +106,23 @@ async def test_a_version_that_new_attributes_made_is_no_conflict_after_a_kill(tm
         assert driver.objects["f"][0] == b"new"
 
 
+async def test_what_a_restart_has_shown_is_not_taken_back_by_the_next(tmp_path: Path) -> None:
+    async with mounted(tmp_path / "a", FakeStore(), options("async-through")) as m:
+        await user(m).create("f", b"promised")
+        handle = await write(m, "f", b"and more than that")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert await content(m, "f") == b"and more than that"
+        await user(m).rename("f", "g")
+        handle = await m.kernel.open(m.fs, await m.inode("g"), os.O_RDWR)
+        await user(m).set("g", size=3)
+        driver = await killed(m, tmp_path / "c")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "c", driver, later("async-through")) as m:
+        assert await content(m, "g") in (b"and more than that", b"and")
+
+
 # -- what a file that was changed in part needs of its object
 
 
