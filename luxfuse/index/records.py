@@ -18,6 +18,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     ``content``: False if the content was what the store has
     when this was noted (a program may have written to the staging file since: it then has another mtime). ``since_s``:
     wall-clock time of the first change. ``doomed``: what the store has under the key was removed before this was made.
+    ``sending``: mtime in ns and size of content on its way to the store that ``stamp`` and ``size`` do not describe.
     ``stored``: the (key, version) under which the store has what was promised of a file last, where that is another key.
     """
 
@@ -38,6 +39,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     has_inline: bool = False
     doomed: bool = False
     stored: tuple[str, str] | None = None
+    sending: tuple[int, int] | None = None
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

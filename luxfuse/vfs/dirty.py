@@ -55,8 +55,8 @@ class Dirty:
     """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
     stored: tuple[str, str] | None = None
     """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
-    promised: tuple[int, int] | None = None
-    """Of one that is resumed: mtime in ns and size of the content that the run which was killed may have brought up."""
+    sent: tuple[tuple[int, int], ...] = ()
+    """Of one that is resumed: mtime in ns and size of the contents that the run which was killed may have brought up."""
     doomed: bool = False
     """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     orphan: Entry | None = None

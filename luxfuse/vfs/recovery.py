@@ -388,7 +388,7 @@ class Recovery:
         dirty = Dirty(
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
             closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
-            promised=(record.stamp, record.size),
+            sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
@@ -402,8 +402,9 @@ class Recovery:
         if dirty.needs_base:
             self._entries.note_partial(dirty)
         self._namespace.hold(entry.inode, parent, name)
-        if record.inode != entry.inode:
-            self._journal.put_file(number, dirty.record(entry.attributes), inline)
+        as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
+        if record.inode != entry.inode or (inline is not None and not as_noted):
+            self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
         if dirty.must_push:
             self._writeback.schedule(dirty)
         return True
@@ -450,6 +451,8 @@ class Recovery:
             os.ftruncate(fd, 0)
             os.pwrite(fd, inline, 0)
             os.utime(fd, ns=(record.stamp, record.stamp))
+        elif inline is not None and st.st_mtime_ns != record.stamp:
+            self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
         if not record.base_size:
             return StagedBytes(fd, cache=self._cache, limiter=self._limiter)
         present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.staged import Stamp
 from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
@@ -257,11 +258,10 @@ class WriteBack:
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source = dirty.source
         assert source is not None
-        if dirty.expect is None:
-            await self._learn_expected(dirty)
         for _ in range(CONFLICT_ROUNDS):
             stamp = dirty.stamp
             assert stamp is not None
+            await self._announce(dirty, stamp)
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
             early = source.early
@@ -289,15 +289,20 @@ class WriteBack:
                 source.bytes.end_replacement()
         raise StoreUnavailable(f"{dirty.key!r} changes again and again, here or in the under-store")
 
-    async def _learn_expected(self, dirty: Dirty) -> None:
-        """Find out what is about to be replaced, so that a restart can tell whether it was."""
-        try:
-            dirty.expect = (await self._store.head(dirty.key)).version
-        except NotFound:
-            dirty.expect = ABSENT
-        before = self._journal.files.get(dirty.number)
-        if before is not None:
-            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=dirty.expect))
+    async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
+        """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
+        if dirty.expect is None:
+            try:
+                dirty.expect = (await self._store.head(dirty.key)).version
+            except NotFound:
+                dirty.expect = ABSENT
+        before, sending = self._journal.files.get(dirty.number), (stamp.mtime_ns, stamp.size)
+        if before is None:
+            return
+        # Of what was never promised, a restart only asks whether the store has another version.
+        told = not before.closed or sending in ((before.stamp, before.size), before.sending)
+        if before.expect != dirty.expect or not told:
+            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=dirty.expect, sending=sending))
             await self._journal.commit()
 
     async def _resolve(self, dirty: Dirty) -> Uploaded | None:
@@ -321,7 +326,7 @@ class WriteBack:
             if old_is_gone:
                 return None
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
-        if dirty.resumed and _is_promised(dirty, info):
+        if dirty.resumed and _is_sent(dirty, info):
             dirty.expect = info.version
             return None
         self.conflicts += 1
@@ -583,10 +588,10 @@ class WriteBack:
         self._wake.set()
 
 
-def _is_promised(dirty: Dirty, info: ObjectInfo) -> bool:
+def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:
     """Whether an object is what the run that was killed was about to bring up."""
     known = parse_attributes(info.metadata)
-    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) == dirty.promised
+    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.sent
 
 
 def is_at_or_below(key: str, path: str) -> bool:

@@ -13,7 +13,7 @@ import trio
 from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.index.names import ROOT_INODE
-from tests.crash.lives import Tree, User, idle, placed, seen, tree_of
+from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
@@ -93,6 +93,27 @@ async def test_an_answer_that_got_lost_in_a_kill_is_no_conflict(tmp_path: Path) 
         assert driver.objects["f"][0] == b"and more than that"
 
 
+async def test_an_answer_that_got_lost_in_a_kill_is_no_conflict_whatever_went_up(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        await user(m).create("f", b"promised")
+        handle = await write(m, "f", b"and more than that")
+        killer = Killer(tmp_path / "kills", lambda step, time: step == "push.stored")
+        with killer.watching(m, lambda: ([], False)):
+            m.writeback.hurry()
+            await until(lambda: len(killer.kills) > 0)
+        await m.kernel.close(m.fs, handle)
+    kill = killer.kills[0]
+    driver = kill.driver
+    assert driver.objects["f"][0] == b"and more than that"
+    staging = next(kill.path.glob("cache/*/staging/*"))
+    staging.write_bytes(b"and yet more than that")  # by a program, after it went up
+    async with mounted(kill.path, driver, later("async-through")) as m:
+        await m.drain()
+        assert not m.recovered.count()
+        assert driver.objects["f"][0] == b"and yet more than that"
+
+
 async def test_a_version_that_new_attributes_made_is_no_conflict_after_a_kill(tmp_path: Path) -> None:
     async with mounted(tmp_path / "a", FakeStore(), options()) as m:
         handle, inode = await m.kernel.create(m.fs, ROOT_INODE, b"f", 0o644, os.O_RDONLY | os.O_CREAT)
@@ -104,6 +125,23 @@ async def test_a_version_that_new_attributes_made_is_no_conflict_after_a_kill(tm
         await m.drain()
         assert not m.recovered.count()
         assert driver.objects["f"][0] == b"new"
+
+
+async def test_what_a_restart_has_shown_is_not_taken_back_by_the_next(tmp_path: Path) -> None:
+    async with mounted(tmp_path / "a", FakeStore(), options("async-through")) as m:
+        await user(m).create("f", b"promised")
+        handle = await write(m, "f", b"and more than that")
+        driver = await killed(m, tmp_path / "b")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", driver, later("async-through")) as m:
+        assert await content(m, "f") == b"and more than that"
+        await user(m).rename("f", "g")
+        handle = await m.kernel.open(m.fs, await m.inode("g"), os.O_RDWR)
+        await user(m).set("g", size=3)
+        driver = await killed(m, tmp_path / "c")
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "c", driver, later("async-through")) as m:
+        assert await content(m, "g") in (b"and more than that", b"and")
 
 
 # -- what a file that was changed in part needs of its object
