@@ -105,6 +105,10 @@ class PageCache:
         obj.users += 1
         return obj
 
+    async def flush(self) -> None:
+        """Bring to the index's disk what is recorded of the cache; while it cannot be written, that waits."""
+        await self._objects.flush()
+
     async def expect(self, versions: Iterable[tuple[str, str]]) -> None:
         """Prepare for many objects (key, version) to be acquired soon."""
         await self._objects.expect([object_id(self._source_id, key, version) for key, version in versions])

@@ -184,7 +184,7 @@ class Objects:
         return record, pages
 
     async def flush(self) -> None:
-        """Commit what was changed, so that `scan` finds it; while the index cannot be written, it does not."""
+        """Commit what was changed: it survives, and `scan` finds it. While the index cannot be written, it waits."""
         with contextlib.suppress(OSError):
             await self._store.flush()
 

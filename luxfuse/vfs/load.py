@@ -263,6 +263,7 @@ class Load:
                     while self._again:
                         await self._take_again(*self._again.popleft())
                     await self._wait_for_all()
+                    await self._cache.flush()  # what is called loaded survives the daemon from now on
                     nursery.cancel_scope.cancel()
         except Exception:  # it must not end the mount
             log.exception("a load failed in an unexpected way")
