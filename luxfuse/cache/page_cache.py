@@ -413,9 +413,10 @@ class PageCache:
             obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
             obj.space = None
         flight.done.set()
-        if flight.on_end is not None:
+        on_end, flight.on_end = flight.on_end, None  # it may refer to the flight, which would then wait for the collector
+        if on_end is not None:
             try:
-                flight.on_end(flight.fd)
+                on_end(flight.fd)
             except Exception:
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self.release(obj)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import trio
 
+from luxfuse.cache.cached import Flight
 from luxfuse.errors import AccessDenied, StoreUnavailable
 from luxfuse.types import PAGE_BYTES
 from luxfuse.vfs import load
@@ -279,3 +281,20 @@ async def test_loads_are_bounded_and_the_last_are_remembered(tmp_path: Path, mon
             mount.loads.start(["b"])
         mount.loads.stop()
         await until(lambda: not mount.loads.running)
+
+
+async def test_fetched_bytes_are_let_go_at_once(tmp_path: Path) -> None:
+    """Not when the collector comes by: until then a load would hold all that it has fetched."""
+    store = FakeStore()
+    store.place("large", random_bytes(12 * MIB, 1))
+    for n in range(20):
+        store.place(f"small/{n}", random_bytes(5000, n))
+    async with mounted(tmp_path, store) as mount:
+        gc.collect()
+        gc.disable()
+        try:
+            await run(mount, "")
+            left = [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+        finally:
+            gc.enable()
+        assert not left
