@@ -291,10 +291,14 @@ async def test_fetched_bytes_are_let_go_at_once(tmp_path: Path) -> None:
         store.place(f"small/{n}", random_bytes(5000, n))
     async with mounted(tmp_path, store) as mount:
         gc.collect()
+        others = flights()
         gc.disable()
         try:
             await run(mount, "")
-            left = [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+            assert len(flights()) <= len(others)
         finally:
             gc.enable()
-        assert not left
+
+
+def flights() -> list[Flight]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
