@@ -312,6 +312,8 @@ def _path_rules(tables: Any) -> list[PathRule]:
         table = dict(written) if isinstance(written, Mapping) else written
         if isinstance(table, dict) and "ttl" in table:
             table["ttl"] = min(_convert(parse_duration, table["ttl"], f"{where}: ttl"), _FOREVER_S)
+        if isinstance(table, dict) and "max_cached" in table:
+            table["max_cached"] = _convert(parse_size, table["max_cached"], f"{where}: max_cached")
         try:
             rule = msgspec.convert(table, PathRule)
             check_pattern(rule.pattern)

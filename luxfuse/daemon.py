@@ -43,7 +43,7 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.backlog import Backlog
+from luxfuse.vfs.backlog import Backlog, path_of
 from luxfuse.vfs.files import Files
 
 log = logging.getLogger(__name__)
@@ -264,10 +264,13 @@ class _Daemon:
             sweeper = Sweeper(parts.cache)
             parts.hierarchy.hooks.recovered = sweeper.request
             background.start_soon(self._say_what_takes_long)
+            limit_of = parts.policies.limit_of
+            await parts.cache.quotas.replace(parts.policies.limits(), lambda key: limit_of(path_of(key)))
             await self._recover(parts)
             background.start_soon(sweeper.run)
             background.start_soon(parts.mover.run)
             background.start_soon(parts.retention.run)
+            background.start_soon(parts.cache.quotas.run)
             if not beginning.clean:
                 sweeper.request()
             background.start_soon(parts.writer.watch)

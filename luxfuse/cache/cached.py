@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from luxfuse.cache.space import Space
+from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.core.spans import page_bytes
 from luxfuse.index.objects import ObjectRecord, Pages
 from luxfuse.types import PAGE_BYTES
@@ -17,7 +18,10 @@ Buffer = bytes | bytearray | memoryview
 class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
-    __slots__ = ("_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "later", "length", "on_end", "pages")
+    __slots__ = (
+        "_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "later", "length", "on_end", "pages",
+        "quota",
+    )  # fmt: skip
 
     def __init__(
         self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None, later: bool = False
@@ -33,8 +37,16 @@ class Flight:
         self.attempt = 0
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
         self.done = trio.Event()
+        self.quota: Ledger | None = None
+        """Where room for it is reserved besides that in a directory."""
         self.data: memoryview | None = None
         self.error: Exception | None = None
+
+    def settle_quota(self) -> None:
+        """End the reservation in a quota, which counts what is stored by itself."""
+        if self.quota is not None:
+            self.quota.settle(allocated_bytes(self.length), 0)
+            self.quota = None
 
     def page(self, page: int) -> memoryview:
         """Return the bytes of one page of the run, after `done`."""

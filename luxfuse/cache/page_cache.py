@@ -28,6 +28,7 @@ from luxfuse.cache import disk
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import Buffer, CachedObject, Flight
 from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs, page_bytes, pages_of
@@ -75,6 +76,7 @@ class PageCache:
         self._store = store
         self._objects = objects
         self.hierarchy = hierarchy
+        self.quotas = Quotas(objects, hierarchy)
         self._source_id = source_id
         self._epoch = epoch
         self._nursery = nursery
@@ -262,11 +264,12 @@ class PageCache:
             return False
         spaces: list[Space | None] = []
         for obj, flight in zip(objs, flights, strict=True):
-            decided, space = self._try_reserve(obj, flight.length)
+            decided, space = self._try_reserve(obj, flight)
             if not decided:
                 for other, reserved in zip(flights, spaces, strict=False):
                     if reserved is not None:
                         reserved.settle(other.length, 0)
+                        other.settle_quota()
                 self.budget.give_back(total)
                 return False
             spaces.append(space)
@@ -289,7 +292,7 @@ class PageCache:
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
         if obj.oid not in self.hierarchy.removing and self.budget.try_hold(flight.length):
-            decided, space = self._try_reserve(obj, flight.length)
+            decided, space = self._try_reserve(obj, flight)
             if decided:
                 self._store.submit(
                     "get",
@@ -302,19 +305,40 @@ class PageCache:
             self.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
 
-    def _try_reserve(self, obj: CachedObject, wanted_bytes: int) -> tuple[bool, Space | None]:
+    def _try_reserve(self, obj: CachedObject, flight: Flight) -> tuple[bool, Space | None]:
         """Reserve room at once; see `Hierarchy.try_reserve`."""
+        quota = self.quotas.of(obj.record.key)
+        if quota is not None and not quota.reserve(allocated_bytes(flight.length)):
+            return False, None
         if obj.space is None:
             placing = self.hierarchy.hooks.placing(obj.record.key)
-            decided, space = self.hierarchy.try_reserve(obj.size, wanted_bytes, placing)
+            decided, space = self.hierarchy.try_reserve(obj.size, flight.length, placing)
             if space is not None:
                 self._put_in(obj, space)
-            return decided, space
-        reserved = obj.space.try_reserve(wanted_bytes)
-        return reserved is not None, obj.space if reserved else None
+        else:
+            reserved = obj.space.try_reserve(flight.length)
+            decided, space = reserved is not None, obj.space if reserved else None
+        flight.quota = quota
+        if space is None:
+            flight.settle_quota()
+        return decided, space
 
-    async def _reserve(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
+    async def _reserve(self, obj: CachedObject, flight: Flight) -> Space | None:
         """Reserve room, in the directory that has the object's file or will get it; None: do without."""
+        quota = self.quotas.of(obj.record.key)
+        if quota is not None:
+            if not await self.quotas.make_room(quota, flight.length) or not quota.reserve(allocated_bytes(flight.length)):
+                return None
+            flight.quota = quota
+        space = None
+        try:
+            space = await self._reserve_in_directory(obj, flight.length)
+        finally:
+            if space is None:
+                flight.settle_quota()
+        return space
+
+    async def _reserve_in_directory(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
         while True:
             wanted = obj.space
             placing = self.hierarchy.hooks.placing(obj.record.key)
@@ -347,6 +371,7 @@ class PageCache:
             flight.attempt += 1
             if space is not None:
                 space.settle(flight.length, stored_bytes)
+                flight.settle_quota()
             self.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
             self._store.note_retry()
@@ -382,13 +407,14 @@ class PageCache:
     async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
         while (removal := self.hierarchy.removing.get(obj.oid)) is not None:
             await removal.wait()
-        space = await self._reserve(obj, flight.length)
+        space = await self._reserve(obj, flight)
         stored_bytes = 0
         try:
             stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
         finally:
             if space is not None:
                 space.settle(flight.length, stored_bytes)
+                flight.settle_quota()
 
     async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> _Fetched:
         job = self._job(obj, flight, space)

@@ -23,6 +23,7 @@ class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for the paths that ``pattern`` matches; None: nothing is said of it.
 
     ``tier``: the highest one for what is cached. ``ttl_s``: when what is cached is dropped, in seconds after it came.
+    ``max_cached_bytes``: how much may be cached of all that it matches together.
     """
 
     pattern: str
@@ -32,11 +33,14 @@ class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pin: bool | None = None
     ttl_s: float | None = msgspec.field(default=None, name="ttl")
     read_only: bool | None = None
+    max_cached_bytes: int | None = msgspec.field(default=None, name="max_cached")
 
     @property
     def says_something(self) -> bool:
         """Whether it is of any use."""
-        said = (self.write_mode, self.read_mode, self.tier, self.pin, self.ttl_s, self.read_only)
+        said = (
+            self.write_mode, self.read_mode, self.tier, self.pin, self.ttl_s, self.read_only, self.max_cached_bytes,
+        )  # fmt: skip
         return any(value is not None for value in said)
 
 
@@ -71,6 +75,15 @@ class PathPolicies:
                     if (value := getattr(rule, name)) is not None:
                         said.setdefault(name, value)
         return msgspec.structs.replace(self._default, **said) if said else self._default
+
+    def limits(self) -> list[int]:
+        """Return the bytes that may be cached, for each rule that limits that."""
+        return [rule.max_cached_bytes for rule in self.rules if rule.max_cached_bytes is not None]
+
+    def limit_of(self, path: str) -> int | None:
+        """Return the number, in `limits`, of the one that a path counts for: that of the first rule that matches."""
+        limiting = (rule for rule in self.rules if rule.max_cached_bytes is not None)
+        return next((number for number, rule in enumerate(limiting) if matches(rule.pattern, path)), None)
 
     @property
     def any_ttl(self) -> bool:

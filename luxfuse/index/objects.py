@@ -14,7 +14,7 @@ import contextlib
 import logging
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -150,6 +150,8 @@ class Objects:
             for segment in ALL_SEGMENTS:
                 if (stored := store.get(Table.META, _totals_key(directory, segment))) is not None:
                     self._totals[directory, segment] = _TOTALS.unpack(stored)
+        self.on_change: Callable[[bytes, ObjectRecord, int], None] | None = None
+        """Told of each record that comes (1) or goes (-1), where somebody counts more than `totals` does."""
         self.refused = 0
         """Changes that were lost because the index took none."""
 
@@ -217,7 +219,7 @@ class Objects:
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
         deltas = [(record, 1)] if before is None else [(before, -1), (record, 1)]
-        return self._change(changes, deltas)
+        return self._change(oid, changes, deltas)
 
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
@@ -228,7 +230,7 @@ class Objects:
         changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, _standing_key(record, oid)): None}
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
             changes[Table.CHUNKS, _chunk_key(oid, number)] = None
-        return record.allocated_bytes if self._change(changes, [(record, -1)]) else None
+        return record.allocated_bytes if self._change(oid, changes, [(record, -1)]) else None
 
     def known(self, oid: bytes) -> bool:
         """Whether the object is recorded."""
@@ -305,7 +307,7 @@ class Objects:
             self._store.delete(Table.META, _totals_key(directory, segment))
 
 
-    def _change(self, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
+    def _change(self, oid: bytes, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
         """Make ``changes`` and count them, records that come (1) and go (-1); False if the index takes none.
 
         What it describes is only a cache.
@@ -326,6 +328,9 @@ class Objects:
             self.refused += 1
             return False
         self._totals.update(totals)
+        if self.on_change is not None:
+            for record, sign in deltas:
+                self.on_change(oid, record, sign)
         return True
 
 

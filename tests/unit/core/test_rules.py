@@ -57,3 +57,10 @@ def test_marks_are_bounded() -> None:
 def test_above_and_self() -> None:
     assert above_and_self("a/b/c") == ["a/b/c", "a/b", "a", ""]
     assert above_and_self("") == [""]
+
+
+def test_limits_count_for_the_first_rule_that_limits() -> None:
+    rules = [PathRule("x/**", pin=True), PathRule("a/b/**", max_cached_bytes=10), PathRule("a/**", max_cached_bytes=20)]
+    policies = PathPolicies(rules, DEFAULT)
+    assert policies.limits() == [10, 20]
+    assert [policies.limit_of(path) for path in ("x/y", "a/b/c", "a/c", "else")] == [None, 0, 1, None]
