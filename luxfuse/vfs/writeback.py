@@ -117,8 +117,9 @@ class WriteBack:
                 while dirty.must_push and pushes < PUSHES:
                     await self.thawed(dirty.key)
                     async with self._key(dirty.key) as key:
-                        if key == dirty.key and dirty.must_push:  # it may have been renamed meanwhile
+                        if key == dirty.key:  # else it was renamed meanwhile
                             await self.spare(key, dirty)
+                        if key == dirty.key and dirty.must_push:
                             await self._push(dirty)
                             pushes += 1
             except (LuxError, OSError) as exc:

@@ -361,6 +361,23 @@ async def test_a_file_that_gets_shorter_while_it_goes_up_goes_up_as_it_is_then(t
         await m.kernel.close(m.fs, handle)
 
 
+@MODES
+async def test_who_reads_what_a_link_replaces_reads_on(tmp_path: Path, mode: str) -> None:
+    driver = placed({"f": (LARGE, 0o644), "link": "target"})
+    async with mounted(tmp_path, driver, options(mode, passthrough=False)) as m:
+        handle = await m.open("f")
+        await user(m).rename("link", "f")
+        m.writeback.hurry()
+        await trio.sleep(0.05)
+        assert await m.kernel.read_all(m.fs, handle) == LARGE
+        await m.kernel.release(m.fs, handle)
+        await m.drain()
+        await idle(m)
+        assert tree_of(driver) == {"f": "target"}
+        m.clock.advance(61)
+        assert await seen(m) == {"f": "target"}
+
+
 # -- names of objects that wait for their removal
 
 
