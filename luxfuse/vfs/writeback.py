@@ -465,6 +465,19 @@ class WriteBack:
         self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
         self.resume_delete(key, place)
 
+    def hold_below(self, prefix: str, directory: int) -> None:
+        """A directory was made where one was removed: hold the names in it of what is still to be deleted."""
+        if prefix not in self._journal.deletes_below:
+            return
+        for key in self._journal.deletes:
+            first, _, deeper = key[len(prefix) :].partition("/")
+            if not key.startswith(prefix) or not first:
+                continue
+            name = (first if deeper else first.removesuffix(naming.SYMLINK_SUFFIX)).encode()
+            self._namespace.hold(None, directory, name)
+            if not deeper:
+                self._places[key] = directory, name
+
     def resume_delete(self, key: str, place: tuple[int, bytes] | None) -> None:
         """Carry on with a delete of the journal; ``place``: the name that is held, if it is not gone with its directory."""
         if place is not None:
