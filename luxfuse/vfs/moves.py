@@ -218,7 +218,7 @@ class Moves:
         """The store does not have the content yet: it will go up under the new key."""
         old_key, version = dirty.key, dirty.expect
         was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
-        replaced = self._replaced(new_place, new_key)
+        replaced, target = self._replaced(new_place, new_key), self._namespace.peek(*new_place)
         comes_back = dirty.stored is not None and dirty.stored[0] == new_key
         dirty.doomed = self._writeback.pending_delete(new_key) is not None and not comes_back
         expect = self._take_target(new_place, new_key)
@@ -234,9 +234,10 @@ class Moves:
             self._writeback.delete_later(old_key, place, None if dirty.resumed else version, after)
         else:
             self._namespace.settle(None, *place)
-        if replaced:
+        if replaced and target is not None:
             after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
             self._writeback.delete_later(replaced, new_place, None, after)
+            self._files.defer(replaced, target.inode)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
@@ -308,7 +309,9 @@ class Moves:
                 raise Stale(f"{key!r} changed in the under-store") from None
             raise
         self._writeback.reuse(new_key)
+        reader = 0
         if (now := self._namespace.peek(*new_place)) is not None:
+            reader = now.inode if replaced and self._files.needs_store(now.inode) else 0
             self._tree.forget(*new_place, now)
         self._names.move(*place, *new_place)
         self._adopt_version(new_place, key, new_key, info)
@@ -316,7 +319,12 @@ class Moves:
         self._namespace.settle(entry.inode, *new_place)
         self._namespace.hold(None, *place)
         reached("move.named")
-        await self._delete_moved([key, *([replaced] if replaced else [])], place, key)
+        if reader:
+            self._namespace.hold(None, *new_place)
+            self._writeback.delete_later(replaced, new_place, None)
+            self._files.defer(replaced, reader)
+            await self._journal.commit()
+        await self._delete_moved([key, *([replaced] if replaced and not reader else [])], place, key)
         reached("move.deleted")
         self._journal.drop_operation(number)
         reached("move.dropped")

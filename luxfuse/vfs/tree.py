@@ -149,6 +149,7 @@ class Tree:
         self.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.note_empty(entry.inode)
+            self._writeback.hold_below(key, entry.inode)
         return dirty
 
     async def _require_absent(self, parent: int, name: bytes) -> None:

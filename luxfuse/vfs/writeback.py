@@ -117,8 +117,9 @@ class WriteBack:
                 while dirty.must_push and pushes < PUSHES:
                     await self.thawed(dirty.key)
                     async with self._key(dirty.key) as key:
-                        if key == dirty.key and dirty.must_push:  # it may have been renamed meanwhile
+                        if key == dirty.key:  # else it was renamed meanwhile
                             await self.spare(key, dirty)
+                        if key == dirty.key and dirty.must_push:
                             await self._push(dirty)
                             pushes += 1
             except (LuxError, OSError) as exc:
@@ -463,6 +464,19 @@ class WriteBack:
         """Remove an object in the background; its name, which the caller holds, is settled then."""
         self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
         self.resume_delete(key, place)
+
+    def hold_below(self, prefix: str, directory: int) -> None:
+        """A directory was made where one was removed: hold the names in it of what is still to be deleted."""
+        if prefix not in self._journal.deletes_below:
+            return
+        for key in self._journal.deletes:
+            first, _, deeper = key[len(prefix) :].partition("/")
+            if not key.startswith(prefix) or not first:
+                continue
+            name = (first if deeper else first.removesuffix(naming.SYMLINK_SUFFIX)).encode()
+            self._namespace.hold(None, directory, name)
+            if not deeper:
+                self._places[key] = directory, name
 
     def resume_delete(self, key: str, place: tuple[int, bytes] | None) -> None:
         """Carry on with a delete of the journal; ``place``: the name that is held, if it is not gone with its directory."""

@@ -325,9 +325,9 @@ class Writer:
         if dirty.source is None:
             return
         content = dirty.source.bytes
-        if not content.complete:
-            await content.complete_all()
-            with content.in_use():
+        if not content.complete and not content.closed:
+            with content.in_use():  # whoever has it open may close it meanwhile
+                await content.complete_all()
                 await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
             if dirty.place is not None:
                 self.note(dirty)

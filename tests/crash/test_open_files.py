@@ -361,6 +361,23 @@ async def test_a_file_that_gets_shorter_while_it_goes_up_goes_up_as_it_is_then(t
         await m.kernel.close(m.fs, handle)
 
 
+@MODES
+async def test_who_reads_what_a_link_replaces_reads_on(tmp_path: Path, mode: str) -> None:
+    driver = placed({"f": (LARGE, 0o644), "link": "target"})
+    async with mounted(tmp_path, driver, options(mode, passthrough=False)) as m:
+        handle = await m.open("f")
+        await user(m).rename("link", "f")
+        m.writeback.hurry()
+        await trio.sleep(0.05)
+        assert await m.kernel.read_all(m.fs, handle) == LARGE
+        await m.kernel.release(m.fs, handle)
+        await m.drain()
+        await idle(m)
+        assert tree_of(driver) == {"f": "target"}
+        m.clock.advance(61)
+        assert await seen(m) == {"f": "target"}
+
+
 # -- names of objects that wait for their removal
 
 
@@ -478,3 +495,31 @@ async def test_an_index_that_missed_a_removal_shows_nothing_while_another_one_wa
         assert "c" in m.journal.deletes
         assert set(await m.entries()) == {b"f"}
         driver.release()
+
+
+async def test_a_directory_that_is_made_anew_shows_nothing_of_what_was_in_the_one_before(tmp_path: Path) -> None:
+    driver = placed({"d": None, "d/f": (b"f", 0o644), "d/link": "f", "d/e": None, "d/e/g": (b"g", 0o644)})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await seen(m)
+        driver.hold("delete")
+        for path in ("d/f", "d/link", "d/e/g"):
+            await user(m).unlink(path)
+        for path in ("d/e", "d"):
+            await user(m).rmdir(path)
+        await user(m).mkdir("d")
+        m.clock.advance(61)
+        assert await seen(m) == {"d": None}
+        await user(m).mkdir("d/link")
+        await user(m).create("d/f", b"new")
+        await user(m).mkdir("d/e")
+        m.clock.advance(61)
+        wanted: Tree = {"d": None, "d/link": None, "d/e": None, "d/f": (b"new", 0o644)}
+        assert await seen(m) == wanted
+        driver.release()
+        await m.drain()
+        await idle(m)
+        m.clock.advance(61)
+        assert await seen(m) == tree_of(driver) == wanted
+        driver.place("d/e/other", b"remote")
+        m.clock.advance(61)
+        assert await m.read_all("d/e/other") == b"remote"
