@@ -16,6 +16,7 @@ from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Hooks, Space
+from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
@@ -140,6 +141,7 @@ def build_tree(
         store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
         memory_bytes=buffers_bytes, nursery=nursery,
     )
+    Trimmer(cache, objects)
     mover = Mover(cache, objects, promote=s.read_mode == "cache-promote")
     ahead = FilesAhead(
         namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
