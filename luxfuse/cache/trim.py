@@ -2,8 +2,10 @@
 
 Order of steps, so that no page is ever recorded whose bytes are a hole: the record is changed and *committed* without
 the pages, then the file is punched. Meanwhile the object counts as being removed (`Hooks.removing`), so nothing is
-fetched into the file; who was reading from it looks at `CachedObject.cuts` afterwards. Whole objects that the kernel has
-open are left alone: `PageCache.may_drop`.
+fetched into the file; who was reading from it looks at `CachedObject.cuts` afterwards.
+
+What is in use is left alone: what the kernel has open (`PageCache.may_drop`), and other objects unless they want pages
+themselves. Such a one gives those up that were read much less than those that it wants.
 
 After a kill in between, the pages take room that is not counted, until they are fetched again or the object goes.
 """
@@ -85,7 +87,9 @@ class Trimmer:
 
 
 def _coldest(obj: CachedObject, wanted_bytes: int) -> list[int]:
-    """Return pages to do without; none that is read less than those that are on their way to the same object."""
+    """Return pages to do without: of an object in use, such as are read much less than those that are on their way."""
+    if obj.users > 1 and not obj.flights:
+        return []
     wanted = obj.heat.of(obj.flights) if obj.flights else None
     pages: list[int] = []
     freed = 0

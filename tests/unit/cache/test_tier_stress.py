@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from luxfuse.cache import mover
+from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
 from luxfuse.config import CacheDirectory
 from luxfuse.errors import LuxError
@@ -34,6 +35,12 @@ def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "YIELD_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.space.STUCK_S", 0.01)
+    monkeypatch.setattr("luxfuse.cache.trim._coldest", any_page)
+
+
+def any_page(obj: CachedObject, _wanted_bytes: int) -> list[int]:
+    """Take pages out of what is in use, too."""
+    return [page for page in range(obj.pages.total) if obj.pages.has(page)][-1:]
 
 
 class Limits(trio.abc.Instrument):

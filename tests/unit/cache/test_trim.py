@@ -10,17 +10,28 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.cache import disk
+from luxfuse.cache import disk, trim
 from luxfuse.cache.budget import RecentPages
+from luxfuse.cache.cached import CachedObject
 from luxfuse.tiers import directory
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes
+from tests.support.harness import Mount, mounted, pages, random_bytes, until
 from tests.support.tiers import acquire, consistent, store
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luxfuse.cache.space.STUCK_S", 0)
+
+
+@pytest.fixture
+def merciless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the last page that is there, also of what is in use."""
+
+    def last(obj: CachedObject, _wanted_bytes: int) -> list[int]:
+        return [page for page in range(obj.pages.total) if obj.pages.has(page)][-1:]
+
+    monkeypatch.setattr(trim, "_coldest", last)
 
 
 def one(size: int) -> FakeStore:
@@ -72,6 +83,7 @@ async def test_an_idle_large_object_loses_a_part_only(tmp_path: Path) -> None:
     o = {"capacity_bytes": pages(22), "whole_file_bytes": pages(32), "passthrough": False, "memory_bytes": pages(4)}
     async with mounted(tmp_path, driver, **o) as m:
         assert await m.read_all("large") == driver.objects["large"][0]
+        await until(lambda: not acquire(m, "large").users)
         obj = m.cache.acquire("large", driver.objects["large"][1], pages(20) + 5000)
         for _ in range(10):
             await m.cache.read(obj, pages(18), 100)
@@ -116,7 +128,7 @@ async def test_what_the_kernel_has_open_is_never_punched(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-async def test_readers_never_see_a_hole(tmp_path: Path, passthrough: bool) -> None:
+async def test_readers_never_see_a_hole(tmp_path: Path, passthrough: bool, merciless: None) -> None:
     driver = one(pages(6) + 100)
     data = driver.objects["large"][0]
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=passthrough) as m:
@@ -161,6 +173,7 @@ async def test_a_file_system_that_punches_no_holes_drops_whole_objects(
     monkeypatch.setattr(directory, "fallocate", refuse)
     async with mounted(tmp_path, driver, capacity_bytes=pages(22), whole_file_bytes=pages(32), passthrough=False) as m:
         await m.read_all("large")
+        await until(lambda: not acquire(m, "large").users)
         assert not await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1))
         assert len(kept(m)) == 20, "all is as it was"
         assert not m.directory.can_punch
@@ -175,6 +188,7 @@ async def test_pages_stay_where_the_index_cannot_do_without_them(tmp_path: Path,
     driver = one(pages(8))
     async with mounted(tmp_path, driver, passthrough=False) as m:
         await m.read_all("large")
+        await until(lambda: not acquire(m, "large").users)
 
         async def fail() -> None:
             raise OSError(errno.ENOSPC, "made up")
@@ -190,7 +204,7 @@ async def test_pages_stay_where_the_index_cannot_do_without_them(tmp_path: Path,
 
 @pytest.mark.parametrize("function", ["load", "open_verified"])
 async def test_whoever_went_for_a_file_before_it_got_a_hole_looks_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, merciless: None
 ) -> None:
     driver = one(pages(6))
     data = driver.objects["large"][0]
@@ -211,5 +225,18 @@ async def test_whoever_went_for_a_file_before_it_got_a_hole_looks_again(
         assert await m.kernel.read(m.fs, handle, pages(5), pages(1)) == data[pages(5) :]
         assert overtaken == pages(1)
         assert await m.kernel.read_all(m.fs, handle) == data
+        await m.kernel.release(m.fs, handle)
+        consistent(m)
+
+
+async def test_what_is_in_use_gives_nothing_to_others(tmp_path: Path) -> None:
+    driver = store(2, pages(2))
+    driver.place("large", random_bytes(pages(20), 7))
+    async with mounted(tmp_path, driver, capacity_bytes=pages(22), whole_file_bytes=pages(32), passthrough=False) as m:
+        handle = await m.open("large")
+        assert await m.kernel.read_all(m.fs, handle) == driver.objects["large"][0]
+        for key in ("k00", "k01"):
+            assert await m.read_all(key) == driver.objects[key][0]
+        assert len(kept(m)) == 20
         await m.kernel.release(m.fs, handle)
         consistent(m)
