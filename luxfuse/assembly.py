@@ -16,6 +16,7 @@ from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Hooks, Placing, Space
+from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
@@ -147,6 +148,7 @@ def build_tree(
         store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
         memory_bytes=buffers_bytes, nursery=nursery,
     )
+    Trimmer(cache, objects)
     policies = PathPolicies(s.path_rules, s.path_default)
     marks = MarkStore(objects)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from luxfuse.cache.space import Space
+from luxfuse.core.heat import Heat
 from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.core.spans import page_bytes
 from luxfuse.index.objects import ObjectRecord, Pages
@@ -59,8 +60,8 @@ class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
     __slots__ = (
-        "distrusts", "file_number", "flights", "loaded_stamp", "oid", "pages", "record", "space", "strangers", "trusted",
-        "unsaved", "used", "users",
+        "cuts", "distrusts", "file_number", "flights", "heat", "loaded_stamp", "oid", "pages", "record", "space",
+        "strangers", "trusted", "unsaved", "used", "users",
     )  # fmt: skip
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages, space: Space | None = None) -> None:
@@ -75,6 +76,9 @@ class CachedObject:
         self.file_number = 0
         """Inode number of the cache file; 0 while we have not seen it."""
         self.flights: dict[int, Flight] = {}
+        self.heat = Heat(pages.total)
+        self.cuts = 0
+        """How often pages were taken out of the file: what was read from it meanwhile may be holes."""
         self.trusted: set[int] = set()
         """Pages written or verified by this daemon since nobody else wrote to the file."""
         self.strangers = 0

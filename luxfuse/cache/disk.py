@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import page_bytes, pages_of
 from luxfuse.tiers.directory import CacheDirectory, LastWrite, read_exact, write_all
 from luxfuse.types import PAGE_BYTES
@@ -110,6 +111,24 @@ def _store_whole(
         os.close(fd)
         fd = -1
     return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino)
+
+
+def punch_pages(directory: CacheDirectory, oid: bytes, size: int, pages: Sequence[int]) -> Stored:
+    """Take pages out of an object's file. Raises OSError with the pages, or some of them, still there."""
+    with directory.writing(oid):
+        fd = directory.open(oid)
+        try:
+            st = os.fstat(fd)
+            last = directory.last_writes.get(oid)
+            strangers = last.strangers + (last.stamp != st.st_mtime_ns) if last is not None else 0
+            found = 0 if last is not None else st.st_mtime_ns
+            for page in pages:
+                directory.punch(fd, page * PAGE_BYTES, allocated_bytes(page_bytes(page, size)))
+            st = os.fstat(fd)
+            directory.last_writes.put(oid, LastWrite(st.st_mtime_ns, strangers))
+        finally:
+            os.close(fd)
+    return Stored((), st.st_mtime_ns, None, -1, st.st_ino, found, strangers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -494,9 +494,7 @@ class PageCache:
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
-        strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
-        if strange or stored.strangers > obj.strangers:
-            self._distrust(obj)
+        self._look_for_strangers(obj, stored)
         if obj.pages.count == 0 and obj.space is not None:
             obj.record.cached_us = time.time_ns() // 1000
             obj.space.insert(obj.oid, obj.record, used=obj.used)
@@ -513,6 +511,38 @@ class PageCache:
         record.whole = obj.pages.whole
         self._save(obj, pages)
         return allocated
+
+    def _look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
+        strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
+        if strange or stored.strangers > obj.strangers:
+            self._distrust(obj)
+
+    # -- pages that are taken out again: see `trim`
+
+    def cut(self, obj: CachedObject, pages: Sequence[int], freed_bytes: int) -> None:
+        """Forget pages, which are about to be taken out of the object's file."""
+        obj.cuts += 1
+        for page in pages:
+            obj.pages.remove(page)
+            obj.trusted.discard(page)
+        obj.record.allocated_bytes -= freed_bytes
+        obj.record.whole = False
+        self._save(obj, range(min(pages), max(pages) + 1))
+
+    def put_back(self, obj: CachedObject, checksums: Mapping[int, int], allocated_bytes: int) -> None:
+        """The pages are still in the file."""
+        for page, value in checksums.items():
+            obj.pages.add(page, value)
+        obj.record.allocated_bytes += allocated_bytes
+        obj.record.whole = obj.pages.whole
+        self._save(obj, range(min(checksums), max(checksums) + 1))
+
+    def note_written(self, obj: CachedObject, stored: disk.Stored) -> None:
+        """The file has another time stamp, and that is ours."""
+        self._look_for_strangers(obj, stored)
+        obj.strangers = max(obj.strangers, stored.strangers)
+        obj.record.stamp = max(obj.record.stamp, stored.stamp)
+        self._save(obj)
 
     async def fetch_whole(self, obj: CachedObject) -> None:
         """Bring every page of the object to disk. Raises `StoreError`; may leave pages out where the disk is full."""
@@ -531,6 +561,7 @@ class PageCache:
         wanted = pages_of(offset, length)
         if not wanted:
             return b""
+        obj.heat.add(wanted)
         self.start(obj, wanted)
         if all(obj.pages.has(p) and p not in obj.flights and self.recent.get(obj.oid, p) is None for p in wanted):
             data = await self._read_disk(obj, offset, length)
@@ -572,8 +603,8 @@ class PageCache:
         wanted = pages_of(offset, length)
         sums = [obj.pages.checksums[p] for p in wanted]
         trusted = frozenset(p for p in wanted if p in obj.trusted)
-        stamp = 0 if obj.flights else obj.record.stamp
-        distrusts, oid, record, space = obj.distrusts, obj.oid, obj.record, obj.space
+        stamp = 0 if obj.flights or obj.oid in self.hierarchy.removing else obj.record.stamp
+        distrusts, cuts, oid, record, space = obj.distrusts, obj.cuts, obj.oid, obj.record, obj.space
         assert space is not None
         try:
             loaded = await trio.to_thread.run_sync(
@@ -584,8 +615,8 @@ class PageCache:
             if self._still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record, space):
-            return None  # somebody began to write to the file meanwhile, or it moved
+        if not self._still_there(obj, oid, record, space) or obj.cuts != cuts:
+            return None  # somebody began to write to the file meanwhile, or it moved, or has new holes
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
             self._distrust(obj)
@@ -703,7 +734,8 @@ class PageCache:
         oid, new = object_id(self._source_id, key, version), object_id(self._source_id, new_key, new_version)
         obj = self.acquire(key, version, size)
         try:
-            if obj.space is None or obj.pages.count == 0 or obj.flights or not self.can_install(new_key, new_version):
+            busy = obj.flights or oid in self.hierarchy.removing
+            if obj.space is None or obj.pages.count == 0 or busy or not self.can_install(new_key, new_version):
                 return new if oid == new else None
             obj.space.directory.rename(oid, new)
             self._objects.drop(oid)
@@ -737,8 +769,8 @@ class PageCache:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
         stamp = record.stamp if record.epoch == self._epoch else 0
-        oid, space = obj.oid, obj.space
-        if space is None:
+        oid, space, cuts = obj.oid, obj.space, obj.cuts
+        if space is None or not obj.whole:
             return None
         try:
             opened = await trio.to_thread.run_sync(
@@ -749,7 +781,7 @@ class PageCache:
             if self._still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record, space):
+        if not self._still_there(obj, oid, record, space) or obj.cuts != cuts:
             if opened.fd >= 0:  # somebody began to write to the file meanwhile
                 os.close(opened.fd)
             return None

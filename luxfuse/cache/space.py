@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import trio
 
 from luxfuse.core.eviction import Policy, Standing
-from luxfuse.core.ledger import Ledger, allocated_bytes
+from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
 from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import Tier
@@ -50,6 +50,8 @@ class Hooks:
     """Objects that the mover copies, or has copied, to another directory: nobody else may begin to."""
     release: Callable[[bytes], bool] = lambda _oid: True
     """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
+    trim: Callable[[bytes, Space, int], Awaitable[int]] = lambda _oid, _space, _wanted: _nothing()
+    """Set by the trimmer: take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
     record_of: Callable[[bytes], ObjectRecord | None] = lambda _oid: None
     """Set by the page cache: the record of an object, in memory or in the index."""
     is_pinned: Callable[[str], bool] = lambda _key: False
@@ -64,6 +66,10 @@ class Hooks:
     """Set by the daemon: called when a directory came back without its files."""
     recovered: Callable[[], None] = lambda: None
     """Set by the daemon: called when a sick directory is used again; it may hold files that nobody counts."""
+
+
+async def _nothing() -> int:
+    return 0
 
 
 class Space:
@@ -244,13 +250,16 @@ class Space:
                 self.fail(exc)
                 break
             for oid in chosen:
+                in_use.add(oid)
+                if trimmed := await self.hooks.trim(oid, self, max(BLOCK_BYTES, target - freed_bytes)):
+                    freed_bytes += trimmed
+                    self.evicted_bytes += trimmed
+                    continue
                 if oid in self.hooks.removing or not self.hooks.release(oid):
-                    in_use.add(oid)
                     continue
                 freed = await self.remove(oid)
                 if freed is None:
                     return freed_bytes > 0  # the next files would not go either
-                in_use.add(oid)
                 freed_bytes += freed
                 self.evictions += 1
             if not chosen or len(in_use) > IN_USE_BOUND:

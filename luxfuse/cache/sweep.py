@@ -53,9 +53,19 @@ async def sweep(cache: PageCache, space: Space) -> None:
                         return  # the disk fails; once it recovers, this is asked for again
                     removed += 1
             await trio.sleep(PAUSE_S)
-        moving = frozenset(cache.hierarchy.moving)  # one that begins after this, and loses its copy, is given up
-        await trio.to_thread.run_sync(space.directory.clear_moving, moving)
+        await _sweep_moves(cache, space)
     except OSError as exc:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:
         log.info("removed %d cache files that belonged to nothing", removed)
+
+
+async def _sweep_moves(cache: PageCache, space: Space) -> None:
+    """Remove what moves have left behind that could not be removed at once. Raises OSError."""
+    moving = cache.hierarchy.moving
+    left = set(await trio.to_thread.run_sync(space.directory.left_of_moves)) - moving
+    moving.update(left)  # so that none begins meanwhile
+    try:
+        await trio.to_thread.run_sync(space.directory.remove_left, left)
+    finally:
+        moving.difference_update(left)

@@ -10,16 +10,18 @@ are worthless and are removed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,10 @@ from luxfuse.errors import ConfigError
 FORMAT_VERSION = 1
 FILE_LOCKS = 64
 LAST_WRITES = 4096
+_OID = re.compile("[0-9a-f]{32}")
 Buffer = bytes | bytearray | memoryview
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class CacheDirectory:
         self._writers = threading.BoundedSemaphore(os.cpu_count() or 1)
         self.last_writes = LastWrites()
         self._expected: set[bytes] = set()
+        self.can_punch = True
+        """Whether the file system can give the room of a part of a file back, as far as we know."""
         self._file_locks = [threading.Lock() for _ in range(FILE_LOCKS)]
         try:
             for attempt in range(100):
@@ -97,7 +104,7 @@ class CacheDirectory:
                 raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
             self.device = self.path.stat().st_dev
             self.identity = self._prepare()
-            self.clear_moving(())
+            self.remove_left(self.left_of_moves())
         except OSError as exc:
             raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
 
@@ -214,6 +221,14 @@ class CacheDirectory:
             self.file_of(oid).unlink()
         self.last_writes.forget(oid)
 
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        """Give the room of a part of a file back. Raises OSError."""
+        try:
+            fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, length)
+        except OSError as exc:
+            self.can_punch = exc.errno != errno.EOPNOTSUPP
+            raise
+
     def rename(self, oid: bytes, new_oid: bytes) -> None:
         """Give an object's file to another id. Raises OSError."""
         target = self.file_of(new_oid)
@@ -257,12 +272,16 @@ class CacheDirectory:
         """Remove what `put_aside` has left. Raises OSError."""
         self._aside(oid).unlink(missing_ok=True)
 
-    def clear_moving(self, moving: Collection[bytes]) -> None:
-        """Remove what was left of moves, but for those of the objects ``moving``. Raises OSError."""
-        expected = {path.name for oid in moving for path in (self._arrival(oid), self._aside(oid))}
-        for left in (self.path / "moving").iterdir():
-            if left.name not in expected:
-                left.unlink(missing_ok=True)
+    def left_of_moves(self) -> list[bytes]:
+        """Return the objects of which moves, ended or not, have left something here. Raises OSError."""
+        names = [path.name.removeprefix("gone-") for path in (self.path / "moving").iterdir()]
+        return [bytes.fromhex(name) for name in names if _OID.fullmatch(name)]
+
+    def remove_left(self, oids: Iterable[bytes]) -> None:
+        """Remove what moves of these objects have left. Raises OSError."""
+        for oid in oids:
+            self.forget_arrival(oid)
+            self.remove_aside(oid)
 
     def _arrival(self, oid: bytes) -> Path:
         return self.path / "moving" / oid.hex()
@@ -291,6 +310,13 @@ class CacheDirectory:
     def close(self) -> None:
         """Give the directory up."""
         os.close(self._lock)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2). Raises OSError."""
+    if _libc.fallocate(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def write_all(fd: int, data: Buffer, offset: int) -> None:

@@ -19,7 +19,8 @@ import logging
 import os
 import resource
 import stat as stat_module
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import trio
@@ -29,14 +30,17 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.cache.staged import Buffer, StagedBytes
 from luxfuse.cache.upload import OldObject, Source, Uploader
+from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.parts import PART_BYTES
+from luxfuse.core.spans import pages_of
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord
 from luxfuse.steps import reached
+from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import Kind, Tier, WriteMode
+from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
@@ -190,7 +194,8 @@ class Writer:
                 os.close(fd)
             begun = self._begin_with(inode, key, entry, obj)
             if begun is not None and obj.whole and begun.source is not None:  # it was in memory, and is to be on disk
-                await begun.source.bytes.complete_all()
+                with contextlib.suppress(NoRoom):  # or it stays over what is cached
+                    await self._complete(begun)
             return begun
         except (VersionChanged, NotFound):
             self._namespace.expire(inode)
@@ -316,9 +321,29 @@ class Writer:
 
     async def write(self, dirty: Dirty, offset: int, data: Buffer) -> None:
         """Write to a file that is open for writing. Raises `NoRoom`, OSError, `StoreError`."""
-        await self.wait_for_room(len(data))
-        await self._content(dirty).write(offset, data)
-        self.account(dirty)
+        whole_pages = len(pages_of(offset, len(data))) * PAGE_BYTES  # what is written in part may have to be filled
+        async with self._room(dirty, len(data) if self._content(dirty).complete else whole_pages):
+            await self._content(dirty).write(offset, data)
+
+    @asynccontextmanager
+    async def _room(self, dirty: Dirty, wanted_bytes: int) -> AsyncIterator[None]:
+        """Wait for room where the staging file is, keep it for the block, then count what was taken. Raises `NoRoom`."""
+        space, wanted = self._space(dirty), allocated_bytes(wanted_bytes)
+        await self.wait_for_room(wanted, space)
+        reserved = wanted if space.ledger.reserve(wanted) else 0
+        try:
+            yield
+        finally:
+            space.ledger.settle(reserved, 0)
+            if dirty.source is not None:
+                self.account(dirty)
+
+    async def _complete(self, dirty: Dirty) -> None:
+        """Bring everything into the staging file. Raises `NoRoom`, `StoreError`, OSError."""
+        content = self._content(dirty)
+        if not content.complete:
+            async with self._room(dirty, content.size):
+                await content.complete_all()
 
     async def complete(self, dirty: Dirty) -> None:
         """Make a file independent of the object that it was, durably. Raises `StoreError`, OSError."""
@@ -327,7 +352,7 @@ class Writer:
         content = dirty.source.bytes
         if not content.complete and not content.closed:
             with content.in_use():  # whoever has it open may close it meanwhile
-                await content.complete_all()
+                await self._complete(dirty)
                 await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
             if dirty.place is not None:
                 self.note(dirty)
@@ -349,22 +374,24 @@ class Writer:
     async def fallocate(self, dirty: Dirty, mode: int, offset: int, length: int) -> None:
         """Reserve or punch, as fallocate(2). Raises OSError."""
         content = self._content(dirty)
-        if mode & ~FALLOC_KEEP_SIZE and not content.complete:
-            await content.complete_all()
-        await self.wait_for_room(0 if mode & FALLOC_PUNCH_HOLE else length)
+        if mode & ~FALLOC_KEEP_SIZE:
+            await self._complete(dirty)
+        async with self._room(dirty, 0 if mode & FALLOC_PUNCH_HOLE else length):
+            await self._fallocate(content, mode, offset, length)
+
+    async def _fallocate(self, content: StagedBytes, mode: int, offset: int, length: int) -> None:
         if not content.complete and not mode & FALLOC_KEEP_SIZE and content.size < offset + length:
             await content.truncate(offset + length)
         elif content.complete:
             with content.in_use():
                 await trio.to_thread.run_sync(_fallocate, content.fd, mode, offset, length, limiter=self._limiter)
-        self.account(dirty)
 
-    async def wait_for_room(self, wanted_bytes: int) -> None:
-        """Wait until so many more bytes fit into the cache. Raises `NoRoom` after the room timeout.
+    async def wait_for_room(self, wanted_bytes: int, space: Space | None = None) -> None:
+        """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
 
         Files that are not in the store yet keep a descriptor each, so there is a bound on their number, too.
         """
-        space = self._cache.hierarchy.home
+        space = space or self._cache.hierarchy.home
         few = len(self._entries) < self._most_dirty
         if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
             return
@@ -662,9 +689,6 @@ class Writer:
             log.exception("sending %r while it is written failed in an unexpected way", dirty.key)
 
 
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
-
-
 def without_set_id(mode: int) -> int:
     """Return permissions as a write by somebody without privileges leaves them."""
     mode &= ~stat_module.S_ISUID
@@ -674,12 +698,5 @@ def without_set_id(mode: int) -> int:
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     if mode == 0:
         os.posix_fallocate(fd, offset, length)
-        return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
+    else:
+        fallocate(fd, mode, offset, length)

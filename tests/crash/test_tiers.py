@@ -1,4 +1,4 @@
-"""The daemon is killed at every named step of a move between cache directories.
+"""The daemon is killed at every named step of a move between cache directories, and of an eviction in parts.
 
 Whatever the last commit of the index was: the next life has one good copy of each object, or fetches it again, counts
 what is on disk, and leaves nothing that belongs to nobody.
@@ -143,3 +143,23 @@ async def test_killed_again_while_recovering_from_a_kill(tmp_path: Path) -> None
         assert kill.step.startswith("relocate.recorded")
     with trio.fail_after(30):
         await check(kill, sweep_first=True)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_killed_while_pages_are_taken_out_of_a_file(tmp_path: Path, committed: bool) -> None:
+    """No page is recorded that is a hole: that would be found damaged, and logged."""
+    driver = store(1, pages(4))
+    killer = MoveKiller(tmp_path / "kills", committed=committed)
+    async with mounted(tmp_path / "first", driver, options()) as m:
+        await m.read_all("k00")
+        await m.index.flush()
+        with killer.watching(m, lambda: ([], False)):
+            for _ in range(2):
+                assert await m.hierarchy.hooks.trim(acquire(m, "k00").oid, space(m, "mem"), 200_000) == pages(1)
+                assert await m.read_all("k00") == driver.objects["k00"][0]
+        assert set(killer.times) == {"trim.committed", "trim.punched"}
+    for kill in killer.kills:
+        async with mounted(kill.path, kill.driver, options()) as m:
+            assert await m.read_all("k00") == kill.driver.objects["k00"][0], kill.step
+            consistent(m)
+        assert kill.driver.counts["get"] <= 1, "the other pages are there"
