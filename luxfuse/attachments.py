@@ -22,6 +22,7 @@ import trio
 from luxfuse import config
 from luxfuse.assembly import Local, build_tree
 from luxfuse.config import Settings
+from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.service import Parts, VolumeParts, VolumeState
@@ -154,6 +155,8 @@ class Attachments:
         where = self._where(path)
         if not path or any(part in ("", ".", "..") for part in path.split("/")):
             raise MountError(f"{where} is the mountpoint itself or no path; name something inside the mount")
+        if path.encode(errors="ignore") != os.fsencode(path) or len(os.fsencode(path.rpartition("/")[2])) > NAME_MAX_BYTES:
+            raise MountError(f"{where}: the name must be UTF-8, of at most {NAME_MAX_BYTES} bytes")
         if path in self._attached:
             known = self._attached[path]
             raise MountError(f"{where}: {safe_url(known.record.source)} is attached there already; detach it first")

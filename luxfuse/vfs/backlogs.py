@@ -67,8 +67,8 @@ class Backlogs:
         for number, (place, backlog, insides) in enumerate(found, 1):
             async with aclosing(backlog.persist(insides)) as steps:
                 async for step in steps:
-                    failures += [_placed(place, line) for line in step.failures]
-                    notes += [_placed(place, line) for line in step.notes]
+                    failures += [_inside(place, line) for line in step.failures]
+                    notes += [_inside(place, line) for line in step.notes]
                     done = step.done and number == len(found)
                     said = (tuple(failures), tuple(notes)) if done else ((), ())
                     yield replace(step, done=done, failures=said[0], notes=said[1])
@@ -99,8 +99,9 @@ def _merged(steps: Sequence[tuple[str, Progress]]) -> Progress:
 
 
 def _first_error(errors: Sequence[tuple[str, str | None]]) -> str | None:
-    return next((_placed(path, error) for path, error in errors if error), None)
+    return next((f"{place}: {error}" if place else error for place, error in errors if error), None)
 
 
-def _placed(path: str, line: str) -> str:
-    return f"{path}: {line}" if path else line
+def _inside(place: str, line: str) -> str:
+    """Return a line about a path in a volume as one about that path in the mount."""
+    return f"{place}/{line}" if place else line

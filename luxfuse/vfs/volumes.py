@@ -343,7 +343,7 @@ class Volumes:
             local = handle & LOCAL_MASK
             inode = volume.base | fs.directory_of(local)
             node = self._nodes.get(inode)
-            if volume is self.main and node is None and cookie <= LOCAL_MASK:
+            if volume is self.main and (node is None or not node.children) and cookie <= LOCAL_MASK:
                 return fs.readdir(local, cookie)
             if cookie > LOCAL_MASK:  # the entry before was an attach point
                 after = self._point_names.get(cookie >> VOLUME_SHIFT, b"")
