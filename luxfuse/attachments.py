@@ -42,7 +42,7 @@ MOST = 31
 NUMBERS = 255
 BUFFERS_BYTES = 32 << 20
 """For requests in flight, and again for pages in memory, of one attached under-store."""
-RETRY_S = 10.0
+RETRY_S = 5.0
 STALLED_S = 60.0
 """After so long without progress a detach gives up to bring what is left to the store."""
 IDLE_PATIENCE_S = 1.0

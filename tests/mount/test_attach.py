@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.control.client import ControlClient, DaemonRefused
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
@@ -35,10 +37,23 @@ def mount(mounting: Mounts, s3: FastS3, bucket: str) -> Mount:
     return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
 
 
-def attach(
-    mount: Mount, s3: FastS3, bucket: str, path: str, *flags: str, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    return mount.cli("attach", f"s3://{bucket}", mount.path / path, "--endpoint-url", s3.endpoint, *flags, check=check)
+def client(mount: Mount) -> ControlClient:
+    return ControlClient(mount.directory() / "control.sock", 40)
+
+
+def attach(mount: Mount, s3: FastS3, bucket: str, path: str, **options: object) -> list[str]:
+    """As the command does, without the time that it takes to start."""
+    return client(mount).attach(f"s3://{bucket}", path, {"endpoint_url": s3.endpoint, **options})
+
+
+def detach(mount: Mount, path: str, *, force: bool = False) -> None:
+    mount.close_readers()
+    *_, last = client(mount).detach(path, force=force)
+    assert last["done"]
+
+
+def by_command(mount: Mount, s3: FastS3, bucket: str, path: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return mount.cli("attach", f"s3://{bucket}", mount.path / path, "--endpoint-url", s3.endpoint, *flags)
 
 
 def shell(mount: Mount, command: str) -> subprocess.CompletedProcess[str]:
@@ -61,8 +76,8 @@ def test_attached_while_programs_use_the_mount_and_detached_again(
 ) -> None:
     assert mount.do("list", f"{mount.path}/d/m") == ["hidden"]
     assert mount.error("file", f"{mount.path}/d/m/x") == "ENOENT"
-    done = attach(mount, s3, other, "d/m")
-    assert (done.stdout, done.stderr) == ("", "")
+    done = by_command(mount, s3, other, "d/m")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(mount.do("list", f"{mount.path}/d/m")) == ["s", "x"]
     assert mount.error("file", f"{mount.path}/d/m/hidden") == "ENOENT"
     for key in ("x", "s/y", "s/z"):
@@ -100,8 +115,8 @@ def test_renames_across_are_exdev_and_mv_copies(mount: Mount, s3: FastS3, other:
 def test_nested_and_each_with_its_own_options(mount: Mount, s3: FastS3, other: str) -> None:
     third = new_bucket(s3)
     put(s3, third, "deep", b"deep")
-    attach(mount, s3, other, "m", "--write-mode", "async-through")
-    attach(mount, s3, third, "m/s/n", "--read-only", "-o", "metadata_ttl=1s")
+    attach(mount, s3, other, "m", write_mode="async-through")
+    by_command(mount, s3, third, "m/s/n", "--read-only", "-o", "metadata_ttl=1s").check_returncode()
     assert mount.read("m/s/n/deep") == digest(b"deep")
     done = shell(mount, 'echo > "$1/m/s/n/new"')
     assert "Read-only file system" in done.stderr
@@ -109,13 +124,12 @@ def test_nested_and_each_with_its_own_options(mount: Mount, s3: FastS3, other: s
     assert volumes(mount)["m"]["read_only"] is False
     refused(mount.cli("detach", mount.path / "m"), "is busy: another under-store is attached inside, at")
     shell(mount, 'ls -laR "$1"').check_returncode()
-    mount.close_readers()
-    mount.cli("detach", mount.path / "m/s/n", check=True)
-    mount.cli("detach", mount.path / "m", check=True)
+    detach(mount, "m/s/n")
+    detach(mount, "m")
 
 
 def test_attached_again_by_the_next_mount_with_the_same_inodes(mount: Mount, s3: FastS3, other: str) -> None:
-    attach(mount, s3, other, "d/m", "--storage-option", "key=test", "--storage-option", "secret=very-secret")
+    attach(mount, s3, other, "d/m", storage_options={"key": "test", "secret": "very-secret"})
     inode = mount.do("stat", f"{mount.path}/d/m/s/y")["ino"]
     record = mount.directory() / "attached.json"
     assert stat.S_IMODE(record.stat().st_mode) == 0o600
@@ -167,7 +181,7 @@ def test_detach_refuses_while_files_are_open_and_force_keeps_what_is_dirty(
     mount.cli("detach", mount.path / "m", "--force", check=True)
     assert reader("all", "f") == digest(content("x", 30_000)), "what is in passthrough reads on"
     assert mount.error("stat", f"{mount.path}/m") == "ENOENT"
-    refused(attach(mount, s3, other, "m", check=False), "files are still open from before")
+    refused(by_command(mount, s3, other, "m"), "files are still open from before")
     reader("close", "f")
     attach(mount, s3, other, "m")
     assert mount.read("m/x") == digest(content("x", 30_000))
@@ -197,11 +211,11 @@ def test_what_was_not_uploaded_when_detached_by_force_goes_up_after_the_next_att
 
 
 def test_detach_and_unmount_and_persist_bring_everything_up(mount: Mount, s3: FastS3, other: str) -> None:
-    attach(mount, s3, other, "m", "--write-mode", "async-through")
+    attach(mount, s3, other, "m", write_mode="async-through")
     shell(mount, 'for i in $(seq 40); do echo -n $i > "$1/m/n$i"; done').check_returncode()
-    mount.cli("detach", mount.path / "m", check=True)
+    detach(mount, "m")
     assert all((s3.root / other / f"n{i}").read_bytes() == str(i).encode() for i in range(1, 41))
-    attach(mount, s3, other, "m", "--write-mode", "async-through")
+    attach(mount, s3, other, "m", write_mode="async-through")
     shell(mount, 'echo -n 1 > "$1/m/p"').check_returncode()
     mount.cli("persist", mount.path, check=True)
     assert (s3.root / other / "p").exists()
@@ -224,28 +238,45 @@ def test_refresh_load_free_and_locate_reach_into_an_attached_store(mount: Mount,
     refused(mount.cli("free", mount.path / "d/m/x", mount.path / "a"), "in several under-stores of the mount")
 
 
-def test_wrong_orders_are_one_line_and_change_nothing(
-    mount: Mount, s3: FastS3, bucket: str, other: str, tmp_path: Path
-) -> None:
-    url = ("--endpoint-url", s3.endpoint)
-    inside = mount.path / "m"
-    refused(mount.cli("attach", f"s3://{other}", tmp_path / "m", *url), "is not in a luxfuse mount")
-    refused(mount.cli("attach", f"s3://{other}", mount.path, *url), "is the mountpoint itself")
-    refused(mount.cli("attach", f"s3://{other}", mount.path / "none/m", *url), "cannot be attached there")
-    refused(mount.cli("attach", f"s3://{other}", mount.path / "a/m", *url), "cannot be attached there")
-    refused(mount.cli("attach", "s3://no-such-bucket", inside, *url), "create the bucket or correct its name")
-    refused(mount.cli("attach", f"s3://{bucket}", inside, *url), "is in this mount already, at")
-    refused(mount.cli("attach", f"s3://{other}", inside, *url, "--write-mode", "never"), "write_mode")
-    refused(mount.cli("attach", f"s3://{other}", inside, *url, "-o", "allow_other"), "allow_other", code=2)
-    refused(mount.cli("detach", inside), "nothing is attached there")
-    refused(mount.cli("detach", tmp_path), "is not in a luxfuse mount")
+def test_wrong_orders_are_one_line_and_change_nothing(mount: Mount, s3: FastS3, bucket: str, other: str) -> None:
+    wrong: list[tuple[str, str, dict[str, object], str]] = [
+        (other, "", {}, "is the mountpoint itself"),
+        (other, "d/../m", {}, "is the mountpoint itself or no path"),
+        (other, "none/m", {}, "cannot be attached there"),
+        (other, "a/m", {}, "cannot be attached there"),
+        (other, "d/" + "n" * 256, {}, "of at most 255 bytes"),
+        ("no-such-bucket", "m", {}, "create the bucket or correct its name"),
+        (bucket, "m", {}, f"is in this mount already, at {mount.path}"),
+        (other, "m", {"write_mode": "never"}, "write_mode"),
+        (other, "m", {"allow_other": True}, "allow_other: no setting of an attached under-store"),
+    ]
+    for name, path, options, text in wrong:
+        with pytest.raises(DaemonRefused, match=re.escape(text)):
+            attach(mount, s3, name, path, **options)
     assert set(volumes(mount)) == {""}
+    refused(by_command(mount, s3, "no-such-bucket", "m"), "create the bucket or correct its name")
+    refused(mount.cli("detach", mount.path / "m"), "nothing is attached there")
+    refused(by_command(mount, s3, other, "../m"), "is not in a luxfuse mount")
     attach(mount, s3, other, "m")
-    refused(attach(mount, s3, new_bucket(s3), "m", check=False), f"s3://{other} is attached there already")
-    refused(attach(mount, s3, other, "n", check=False), f"is in this mount already, at {inside}")
+    refused(by_command(mount, s3, new_bucket(s3), "m"), f"s3://{other} is attached there already")
+    with pytest.raises(DaemonRefused, match=f"is in this mount already, at {mount.path}/m"):
+        attach(mount, s3, other, "n")
     mount.kill()
-    refused(mount.cli("detach", inside), "has died")
-    refused(attach(mount, s3, other, "n", check=False), "has died")
+    refused(mount.cli("detach", mount.path / "m"), "has died")
+    refused(by_command(mount, s3, other, "n"), "has died")
+
+
+@pytest.mark.usefixtures("plain_user")
+def test_as_a_plain_user(mounting: Mounts, s3: FastS3, bucket: str, other: str) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, plain_user=True)
+    by_command(mount, s3, other, "m").check_returncode()
+    assert mount.read("m/x") == digest(content("x", 30_000))
+    shell(mount, 'echo -n new > "$1/m/new"').check_returncode()
+    assert (s3.root / other / "new").read_bytes() == b"new"
+    mount.remount()
+    assert mount.read("m/new") == digest(b"new")
+    detach(mount, "m")
+    assert mount.error("stat", f"{mount.path}/m") == "ENOENT"
 
 
 def test_two_operators_at_once(mount: Mount, s3: FastS3, other: str) -> None:
@@ -290,7 +321,6 @@ def test_detaching_frees_what_the_volume_held(mount: Mount, s3: FastS3, other: s
         mount.read("m/x")
         shell(mount, 'echo > "$1/m/new"').check_returncode()
         assert {path for path in files() if ours(path)} > held
-        mount.close_readers()
-        mount.cli("detach", mount.path / "m", check=True)
+        detach(mount, "m")
         assert {path for path in files() if ours(path)} == held
     wait_for("its threads have ended", lambda: len(list(threads.iterdir())) <= before + 8)

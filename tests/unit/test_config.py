@@ -248,7 +248,8 @@ def test_an_attached_store_is_as_the_mount_but_for_where_it_is_and_what_it_is_to
         assert (getattr(plain, name) == getattr(base, name)) is (name not in changed), name
     assert plain.endpoint_url is None
     assert plain.storage_options == {}
-    own = config.attached(base, "s3://other", {"metadata_ttl": "9s", "read_only": True, "cache_size": "1GiB", "driver": "auto"})
+    options = {"metadata_ttl": "9s", "read_only": True, "cache_size": "1GiB", "driver": "auto"}
+    own = config.attached(base, "s3://other", options)
     assert (own.metadata_ttl_s, own.read_only, own.cache_dirs[0].size_bytes) == (9.0, True, 1 << 30)
     assert own.cache_dirs[0].path == base.cache_dirs[0].path
     assert own.source_id != base.source_id

@@ -126,10 +126,10 @@ async def test_every_request(tmp_path: Path) -> None:
         assert await call(client.attach, "s3://b", "d/m", {"driver": "auto"}) == ["s3://b", "d/m", "driver"]
         assert (await call(lambda: list(client.detach("d/m", force=True))))[-1] == {"files": 0, "done": True}
         service.fault = MountError("busy: in\nuse")
-        with pytest.raises(DaemonRefused, match="^busy: in use$") as info:
+        with pytest.raises(DaemonRefused, match=r"^busy: in use$") as info:
             await call(client.attach, "s3://b", "d/m", {})
         assert info.value.status == 409
-        with pytest.raises(DaemonRefused, match="^busy: in use$"):
+        with pytest.raises(DaemonRefused, match=r"^busy: in use$"):
             await call(lambda: list(client.detach("d/m", force=False)))
         service.fault = None
         await call(client.unmount)
