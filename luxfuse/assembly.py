@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import trio
@@ -30,7 +30,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
-from luxfuse.service import Parts
+from luxfuse.service import Parts, VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.failures import safe_url
@@ -50,7 +50,9 @@ from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.retention import MarkStore, Retention
+from luxfuse.vfs.shares import KernelShares
 from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.volumes import Volumes
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 
@@ -82,56 +84,27 @@ class Local:
         self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
 
 
-@dataclass(frozen=True, slots=True)
-class TreeParts:
-    """The parts of one mount below FUSE."""
-
-    index: IndexStore
-    names: Names
-    objects: Objects
-    hierarchy: Hierarchy
-    cache: PageCache
-    mover: Mover
-    lister: Lister
-    namespace: Namespace
-    ahead: FilesAhead
-    files: Files
-    fs: FileSystem
-    journal: Journal
-    staging: Staging
-    dirty: DirtyEntries
-    writer: Writer
-    writeback: WriteBack
-    recovered: Recovered
-    recovery: Recovery
-    loads: Loads
-    inventory: Inventory
-    retention: Retention
-    policies: PathPolicies
-
-
 def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
     """Build everything; tasks of the parts run in ``nursery``."""
     kernel = KernelSide()
-    p = build_tree(s, store, local, kernel, nursery)
-    operations = Operations(p.fs, s.negative_ttl_s, read_only=s.read_only)
+    shares = KernelShares(kernel)
+    volumes = Volumes(shares)
+    p = build_tree(s, store, local, shares.share(0), nursery)
+    volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
+    operations = Operations(volumes, read_only=s.read_only)
     session = Session(
         operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
         cache_directories=[cache.directory.path for cache in local.caches],
     )
-    backlog = Backlog(entries=p.dirty, journal=p.journal, writeback=p.writeback, store=store)
-    return Parts(
-        store, p.index, p.objects, p.hierarchy, p.cache, p.mover, p.lister, p.namespace, p.ahead, p.files, p.fs, operations,
-        kernel, session, p.journal, p.staging, p.dirty, p.writer, p.writeback, backlog, p.recovered, p.recovery,
-        p.loads, p.inventory, p.retention, p.policies,
-    )
+    shared = {each.name: getattr(p, each.name) for each in fields(p)}
+    return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)
 
 
 def build_tree(
     s: Settings, store: Store, local: Local, kernel: Kernel, nursery: trio.Nursery, *,
     clock: Callable[[], float] = time.time, buffers_bytes: int | None = None,
-) -> TreeParts:
+) -> VolumeParts:
     """Build what needs no FUSE. ``clock``: wall-clock seconds; ``buffers_bytes``: else as the memory limit has it."""
     if buffers_bytes is None:
         buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
@@ -218,9 +191,10 @@ def build_tree(
         marks=marks, policies=policies, objects=objects, cache=cache, namespace=namespace, inventory=inventory, tree=tree,
         clock=clock,
     )
-    return TreeParts(
-        index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal, local.staging,
-        dirty, writer, writeback, recovered, recovery,
+    return VolumeParts(
+        store, index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal,
+        local.staging, dirty, writer, writeback,
+        Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store), recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
         inventory, retention, policies,
     )

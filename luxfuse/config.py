@@ -133,6 +133,11 @@ _PLAIN = {
 _SPECIAL = {"cache_dir", "cache_size", "state_dir", "path", "prices"}
 NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
 """Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""
+ATTACHABLE = frozenset({
+    *("endpoint_url", "driver", "storage_options", "read_only", "read_mode", "write_mode", "on_conflict", "cache_size"),
+    *("metadata_ttl", "negative_ttl", "whole_file_threshold", "request_timeout", "max_requests", "max_uploads"),
+})  # fmt: skip
+"""Those that an attached under-store can have of its own."""
 FILE_ONLY = frozenset({"storage_options", "path", "prices"})
 """Tables, which only a TOML file can hold."""
 
@@ -286,6 +291,23 @@ def written_name(field: str) -> str:
     return special.get(field) or names.get(field, field)
 
 
+def attached(base: Settings, source: str, options: Mapping[str, Any]) -> Settings:
+    """Return the settings of an under-store that is attached in the mount of ``base``. Raises ConfigError.
+
+    What ``options``, in TOML spelling, leave open is as for the mount, but where the objects come from: that is never
+    taken over, and least of all credentials.
+    """
+    if unknown := sorted(set(options) - ATTACHABLE):
+        raise ConfigError(f"{unknown[0]}: no setting of an attached under-store; see luxfuse attach --help")
+    chosen = build({**options, "source": source, "mountpoint": base.mountpoint, "cache_dir": None, "cache_size": None}, {})
+    fields = {_SIZES.get(name) or _DURATIONS.get(name) or name for name in options if options[name] is not None}
+    fields = (fields - {"cache_size"}) | {"source", "endpoint_url", "storage_options", "driver", "path_rules"}
+    changes = {name: getattr(chosen, name) for name in fields}
+    changes["read_only"] = base.read_only or chosen.read_only
+    changes["cache_dirs"] = _sized(list(base.cache_dirs), options.get("cache_size"))
+    return _check(msgspec.structs.replace(base, **changes))
+
+
 def _cache_dirs(merged: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[CacheDirectory, ...]:
     written = merged.get("cache_dir") or str(cache_root(environ))
     texts = written if isinstance(written, (list, tuple)) else [written]
@@ -295,12 +317,16 @@ def _cache_dirs(merged: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
     paths = [directory.path for directory in directories]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise ConfigError(f"--cache-dir {twice}: is given twice; leave one out")
-    if (size := merged.get("cache_size")) is not None:
-        if len(directories) > 1:
-            raise ConfigError("--cache-size: is for a single --cache-dir; write the size of each: DIR,size=50GiB")
-        size_bytes = _convert(parse_size, size, "--cache-size")
-        directories = [msgspec.structs.replace(directories[0], size_bytes=size_bytes, size_ratio=None)]
-    return tuple(directories)
+    return _sized(directories, merged.get("cache_size"))
+
+
+def _sized(directories: list[CacheDirectory], size: Any) -> tuple[CacheDirectory, ...]:
+    if size is None:
+        return tuple(directories)
+    if len(directories) > 1:
+        raise ConfigError("--cache-size: is for a single --cache-dir; write the size of each: DIR,size=50GiB")
+    size_bytes = _convert(parse_size, size, "--cache-size")
+    return (msgspec.structs.replace(directories[0], size_bytes=size_bytes, size_ratio=None),)
 
 
 def _path_rules(tables: Any) -> list[PathRule]:
@@ -350,6 +376,10 @@ def _validate(values: dict[str, Any]) -> Settings:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"setting not understood: {exc}") from None
+    return _check(settings)
+
+
+def _check(settings: Settings) -> Settings:
     if not 0 <= settings.free_space_ratio < 1:
         raise ConfigError("--free-space-ratio: must be at least 0 and below 1")
     if settings.memory_limit_bytes < 32 * MIB:

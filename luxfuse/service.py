@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from luxfuse import __version__
 from luxfuse.cache.hierarchy import TIERS, Hierarchy
@@ -25,7 +26,7 @@ from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.index.journal import Journal
-from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.staging import Staging
@@ -34,6 +35,7 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
 from luxfuse.vfs.backlog import Backlog, Progress, Tally
+from luxfuse.vfs.backlogs import Backlogs
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -43,16 +45,19 @@ from luxfuse.vfs.load import Loads, watch
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.retention import Retention
+from luxfuse.vfs.shares import KernelShares
+from luxfuse.vfs.volumes import Volumes
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything that makes up a running daemon."""
+class VolumeParts:
+    """Everything that one under-store of a mount has for itself."""
 
     store: Store
     index: IndexStore
+    names: Names
     objects: Objects
     hierarchy: Hierarchy
     cache: PageCache
@@ -62,9 +67,6 @@ class Parts:
     ahead: FilesAhead
     files: Files
     fs: FileSystem
-    operations: Operations
-    kernel: KernelSide
-    session: Session
     journal: Journal
     staging: Staging
     dirty: DirtyEntries
@@ -79,21 +81,63 @@ class Parts:
     policies: PathPolicies
 
 
+@dataclass(frozen=True, slots=True)
+class Parts(VolumeParts):
+    """Everything that makes up a running daemon: the mount's own under-store, and what all share."""
+
+    operations: Operations
+    kernel: KernelSide
+    session: Session
+    volumes: Volumes
+    shares: KernelShares
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """An attached under-store: where, relative to the mount; ``parts`` while it is served; ``error`` says why it is not."""
+
+    path: str
+    settings: Settings
+    state: str
+    error: str | None
+    parts: VolumeParts | None
+
+
+class AttachedVolumes(Protocol):
+    """The further under-stores of a mount. Failures are `LuxError` with one line."""
+
+    def volumes(self) -> list[VolumeState]:
+        """Return all of them, by path."""
+
+    async def attach(self, base: Settings, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
+        """Attach one; what ``options`` leave open is as in ``base``, the mount's settings. Returns lines worth knowing."""
+
+    def detach(self, path: str, *, force: bool) -> AsyncGenerator[Progress, None]:
+        """Bring what was written in it to its store, and take it away; yields how far that is."""
+
+
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
 
-    def __init__(self, settings: Settings, parts: Parts, *, started_s: float) -> None:
+    def __init__(self, settings: Settings, parts: Parts, attached: AttachedVolumes, *, started_s: float) -> None:
         self.settings = settings
         self._parts = parts
+        self._attached = attached
         self._started_s = started_s
         self.reread: Callable[[], Awaitable[list[str]]] = self._nothing_to_read
         """Set by the daemon: reads the configuration file again; returns the names of what changed."""
+        self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in self._volumes()])
+
+    def _volumes(self) -> list[tuple[str, VolumeParts]]:
+        """Return what is served, and where: the mount's own under-store first."""
+        return [("", self._parts), *((each.path, each.parts) for each in self._attached.volumes() if each.parts)]
 
     def status(self) -> dict[str, object]:
         """Return the status document; see `luxfuse.control.status`."""
         s, p = self.settings, self._parts
-        tally = p.backlog.tally()
-        reasons = self._degraded_reasons(tally)
+        tally = self.backlogs.tally()
+        reasons = self._degraded_reasons()
+        each = [parts for _, parts in self._volumes()]
         requests, fast_opens = passthrough.statistics()
         return {
             "mountpoint": s.mountpoint,
@@ -110,107 +154,62 @@ class Service:
             "tiers": self._tiers(),
             "reads": self._reads(fast_opens),
             "understore": self._understore(),
-            "cache": self._cache(),
-            "names": {
-                "skipped_keys": p.lister.skipped_keys,
-                "listings": p.lister.listings,
-                "stale_served": p.namespace.stale_served,
-            },
+            "cache": _total([_cache(parts) for parts in each]),
+            "names": _total([_names(parts) for parts in each]),
             "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
             "dirty": self._dirty(tally),
-            "recovered": {"files": p.recovered.count(), "path": str(p.recovered.directory)},
+            "recovered": {
+                "files": sum(parts.recovered.count() for parts in each),
+                "path": str(p.recovered.directory if len(each) == 1 else p.recovered.directory.parent),
+            },
+            "volumes": self._describe_volumes(),
             "latency": {
                 "bounds_s": list(BOUNDS_S),
-                "understore": {kind: _latency(h) for kind, h in p.store.latency.items() if h.count},
+                "understore": {kind: _latency(h) for kind, h in _latencies(each).items() if h.count},
                 "fuse": {name: _latency(h) for name, h in p.operations.latency.items() if h.count},
             },
             "peers": [],
         }
 
-    def _degraded_reasons(self, tally: Tally) -> list[str]:
-        p = self._parts
-        reasons = [space.degraded for space in p.hierarchy if space.degraded]
-        if p.index.failing:
-            reasons.append(p.index.failing)
-        if p.journal.failing:
-            reasons.append(f"the journal cannot be written, so a crash would lose changes: {p.journal.failing}")
-        if tally.failing:
-            reasons.append(f"{tally.failing} changes cannot be brought to the under-store yet: {tally.error}")
-        if not p.store.reachable:
-            reasons.append("the under-store cannot be reached")
-        return reasons
+    def _degraded_reasons(self) -> list[str]:
+        reasons = [f"{path}: {why}" if path else why for path, parts in self._volumes() for why in _degraded(parts)]
+        return reasons + [f"{each.path}: {each.error}" for each in self._attached.volumes() if each.error]
+
+    def _describe_volumes(self) -> list[dict[str, object]]:
+        own = VolumeState("", self.settings, "serving", None, self._parts)
+        return [_volume(each) for each in (own, *self._attached.volumes())]
 
     def _tiers(self) -> list[dict[str, object]]:
-        return [
-            {
-                "name": space.tier,
-                "path": space.directory.name,
-                "capacity_bytes": space.capacity_bytes,
-                "used_bytes": space.ledger.used_bytes,
-                "state": "degraded" if space.degraded else "serving",
-            }
-            for space in self._parts.hierarchy
-        ]
+        """Volumes use the same directories, each with a limit of its own."""
+        tiers: dict[tuple[str, str], dict[str, Any]] = {}
+        for space in (space for _, parts in self._volumes() for space in parts.hierarchy):
+            tier = tiers.setdefault((space.tier, space.directory.name), {
+                "name": space.tier, "path": space.directory.name, "capacity_bytes": 0, "used_bytes": 0, "state": "serving",
+            })  # fmt: skip
+            unlimited = tier["capacity_bytes"] is None or space.capacity_bytes is None
+            tier["capacity_bytes"] = None if unlimited else tier["capacity_bytes"] + space.capacity_bytes
+            tier["used_bytes"] += space.ledger.used_bytes
+            tier["state"] = "degraded" if space.degraded else tier["state"]
+        return list(tiers.values())
 
-    def _reads(self, fast_opens: int) -> dict[str, int]:
-        counters, files = self._parts.cache.counters, self._parts.files.counters
-        tiers = dict.fromkeys(TIERS, 0)
-        for space in self._parts.hierarchy:
-            tiers[space.tier] += space.read_bytes
-        return {
-            "memory_bytes": counters.memory_bytes + tiers["mem"],
-            "ssd_bytes": tiers["ssd"],
-            "hdd_bytes": tiers["hdd"],
-            "peer_bytes": 0,
-            "understore_bytes": counters.understore_bytes,
-            "passthrough_opens": files.passthrough_opens + fast_opens,
-            "copied_opens": files.copied_opens,
-        }
+    def _reads(self, fast_opens: int) -> dict[str, Any]:
+        total = _total([_reads(parts) for _, parts in self._volumes()])
+        total["passthrough_opens"] += fast_opens
+        return total
 
-    def _understore(self) -> dict[str, object]:
-        st, prices = self._parts.store.statistics(), self.settings.prices
-        get_bytes = self._parts.cache.counters.understore_bytes + st.get_bytes
-        requests = {"get": st.gets, "put": st.puts, "list": st.lists, "head": st.heads, "delete": st.deletes}
+    def _understore(self) -> dict[str, Any]:
+        total, prices = _total([_understore(parts) for _, parts in self._volumes()]), self.settings.prices
+        requests = {name: total[f"{name}s"] for name in ("get", "put", "list", "head", "delete")}
         return {
-            "cost": prices.cost(requests, get_bytes, st.put_bytes) if prices is not None else None,
+            "cost": prices.cost(requests, total["get_bytes"], total["put_bytes"]) if prices is not None else None,
             "currency": prices.currency if prices is not None else None,
-            "gets": st.gets,
-            "heads": st.heads,
-            "lists": st.lists,
-            "puts": st.puts,
-            "deletes": st.deletes,
-            "put_bytes": st.put_bytes,
-            "errors": st.errors,
-            "retries": st.retries,
-            "timeouts": st.timeouts,
-            "in_flight": st.in_flight,
-            "get_bytes": get_bytes,
-            "state": "ok" if self._parts.store.reachable else "unreachable",
-        }
-
-    def _cache(self) -> dict[str, int]:
-        p = self._parts
-        return {
-            "objects": p.objects.count,
-            "pinned_bytes": p.hierarchy.total(lambda space: space.pinned_bytes),
-            "pins": len(p.retention.marks.pins),
-            "time_limits": len(p.retention.marks.limits),
-            "expired": p.retention.expired,
-            "moved_up": p.mover.moved_up,
-            "moved_down": p.mover.moved_down,
-            "evictions": p.hierarchy.total(lambda space: space.evictions),
-            "evicted_bytes": p.hierarchy.total(lambda space: space.evicted_bytes),
-            "checksum_failures": p.cache.counters.checksum_failures,
-            "write_failures": p.hierarchy.total(lambda space: space.write_failures),
-            "verified_bytes": p.cache.counters.verified_bytes,
-            "files_ahead": p.ahead.files,
-            "buffered_bytes": p.cache.recent.held_bytes,
-            "in_flight_bytes": p.cache.budget.held_bytes,
+            **total,
+            "state": "ok" if all(parts.store.reachable for _, parts in self._volumes()) else "unreachable",
         }
 
     def _dirty(self, tally: Tally) -> dict[str, object]:
-        """What the store does not have yet, but should."""
-        writeback = self._parts.writeback
+        """What the stores do not have yet, but should."""
+        each = [parts.writeback for _, parts in self._volumes()]
         return {
             "files": tally.files,
             "bytes": tally.bytes,
@@ -220,8 +219,8 @@ class Service:
             "failing": tally.failing,
             "error": tally.error,
             "local_only": tally.local_only,
-            "failures": writeback.failures,
-            "conflicts": writeback.conflicts,
+            "failures": sum(writeback.failures for writeback in each),
+            "conflicts": sum(writeback.conflicts for writeback in each),
         }
 
     def metrics(self) -> str:
@@ -233,20 +232,22 @@ class Service:
         errors = []
         for path in paths:
             try:
-                await self._parts.fs.refresh(path)
+                volume, inside = self._parts.volumes.split(path)
+                with volume as fs:
+                    await fs.refresh(inside)
             except LuxError as exc:
                 errors.append(f"{path}: {exc}")
         return errors
 
     async def persist(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
-        """Bring what is at and below each path to the store; see `Backlog.persist`. The last item has the failures."""
+        """Bring what is at and below each path to the store; see `Backlogs.persist`. The last item has the failures."""
         known, missing = [], []
         for path in paths:
-            if self._parts.backlog.has_changes(path) or await self._exists(path):
+            if self.backlogs.has_changes(path) or await self._exists(path):
                 known.append(path)
             else:
                 missing.append(f"{path}: there is no such file or directory")
-        async with aclosing(self._parts.backlog.persist(known)) as steps:
+        async with aclosing(self.backlogs.persist(known)) as steps:
             async for step in steps:
                 line = _line(step)
                 if step.done:
@@ -257,7 +258,7 @@ class Service:
         inode = ROOT_INODE
         try:
             for name in path.split("/") if path else ():
-                inode = (await self._parts.fs.lookup(inode, os.fsencode(name))).inode
+                inode = (await self._parts.volumes.lookup(inode, os.fsencode(name))).inode
         except LuxError as exc:
             return exc.errno not in (errno.ENOENT, errno.ENOTDIR)
         return True
@@ -271,53 +272,87 @@ class Service:
 
     async def pin(self, paths: list[str]) -> dict[str, object]:
         """Never evict what is at and below the paths; returns failures and notes."""
-        return asdict(await self._parts.retention.pin(paths))
+        place, parts, inside = self._one_volume(paths)
+        return _placed(place, asdict(await parts.retention.pin(inside)))
 
     async def unpin(self, paths: list[str]) -> dict[str, object]:
         """Let what is at and below the paths be evicted again; returns failures."""
-        return asdict(await self._parts.retention.unpin(paths))
+        place, parts, inside = self._one_volume(paths)
+        return _placed(place, asdict(await parts.retention.unpin(inside)))
 
     async def limit(self, paths: list[str], seconds: float | None, action: TtlAction) -> dict[str, object]:
         """Set how long what is at and below the paths is kept; returns failures."""
-        return asdict(await self._parts.retention.limit(paths, seconds, action))
+        place, parts, inside = self._one_volume(paths)
+        return _placed(place, asdict(await parts.retention.limit(inside, seconds, action)))
 
     async def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the store, while this is iterated; ends when it is there."""
-        async with aclosing(self._parts.backlog.drain()) as steps:
+        async with aclosing(self.backlogs.drain()) as steps:
             async for step in steps:
                 yield _line(step)
 
     async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Bring what is at and below the paths into the cache, while this is iterated; ends when it is there."""
-        job = self._parts.loads.start(paths)
+        place, parts, inside = self._one_volume(paths)
+        job = parts.loads.start(inside)
         try:
             async with aclosing(watch(job)) as steps:
                 async for step in steps:
-                    yield asdict(step)
+                    yield _placed(place, asdict(step))
         finally:
             job.stop()
 
     def start_load(self, paths: list[str]) -> int:
         """The same in the background; returns the number of the job. Raises `LoadRefused`."""
-        return self._parts.loads.start(paths).number
+        _, parts, inside = self._one_volume(paths)
+        return parts.loads.start(inside).number
 
     def loads(self) -> list[dict[str, object]]:
         """Return how far the loads are: those that run, and the last that ended."""
-        return [asdict(progress) for progress in self._parts.loads.progress()]
+        return [
+            _placed(place, asdict(progress)) for place, parts in self._volumes() for progress in parts.loads.progress()
+        ]
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
-        return self._parts.loads.stop()
+        return sum(parts.loads.stop() for _, parts in self._volumes())
 
     async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Drop what is cached at and below the paths; the last item has all of it."""
-        async with aclosing(self._parts.inventory.free(paths)) as steps:
+        place, parts, inside = self._one_volume(paths)
+        async with aclosing(parts.inventory.free(inside)) as steps:
             async for step in steps:
-                yield asdict(step)
+                yield _placed(place, asdict(step))
 
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         """Return what is cached of each path, and where."""
-        return await self._parts.inventory.locate(paths)
+        found: list[dict[str, object]] = []
+        for path in paths:
+            place, parts, inside = self._one_volume([path])
+            for each in await parts.inventory.locate(inside):
+                found.append({**each, "path": f"{place}/{each['path']}".strip("/")})
+        return found
+
+    def _one_volume(self, paths: list[str]) -> tuple[str, VolumeParts, list[str]]:
+        """Return where the volume of the paths is attached, its parts, and what the paths are called in it."""
+        split = [self._parts.volumes.split(path) for path in paths]
+        if len({volume.number for volume, _ in split}) > 1:
+            raise PathsRefused("the paths are in several under-stores of the mount; name those of one at a time")
+        place = paths[0][: len(paths[0]) - len(split[0][1])].rstrip("/") if paths else ""
+        parts = dict(self._volumes()).get(place)
+        if parts is None:
+            raise PathsRefused(f"{place}: the under-store that is attached there cannot be reached")
+        return place, parts, [inside for _, inside in split]
+
+    async def attach(self, source: str, path: str, options: dict[str, Any]) -> list[str]:
+        """Attach a further under-store; returns lines worth knowing."""
+        return await self._attached.attach(self.settings, source, path, options)
+
+    async def detach(self, path: str, *, force: bool) -> AsyncGenerator[dict[str, object], None]:
+        """Take an attached under-store away; yields how far that is."""
+        async with aclosing(self._attached.detach(path, force=force)) as steps:
+            async for step in steps:
+                yield _line(step)
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.
@@ -325,11 +360,128 @@ class Service:
         Raises `MountError` where it is busy.
         """
         await self._parts.session.unmount(lazy=lazy)
-        self._parts.backlog.hasten()
+        self.backlogs.hasten()
+
+
+class PathsRefused(LuxError):
+    """An order cannot be given for these paths. The text is one line."""
+
+
+def _total(documents: Sequence[dict[str, int]]) -> dict[str, Any]:
+    return {name: sum(document[name] for document in documents) for name in documents[0]}
+
+
+def _placed(place: str, step: dict[str, Any]) -> dict[str, object]:
+    """Return progress with paths relative to the mount instead of to the volume at ``place``."""
+    if place:
+        for name in {"paths", "failures", "lines", "notes"} & set(step):
+            step[name] = [f"{place}/{text}".rstrip("/") for text in step[name]]
+    return step
+
+
+def _volume(each: VolumeState) -> dict[str, object]:
+    tally = each.parts.backlog.tally() if each.parts is not None else Tally()
+    error = each.error or next(iter(_degraded(each.parts) if each.parts is not None else ()), None)
+    return {
+        "path": each.path,
+        "source": safe_url(each.settings.source),
+        "state": "degraded" if error and each.state == "serving" else each.state,
+        "error": error,
+        "read_only": each.settings.read_only,
+        "driver": each.parts.store.driver.driver if each.parts is not None else None,
+        "dirty_files": tally.files,
+        "dirty_bytes": tally.bytes,
+        "deletes": tally.deletes,
+    }
+
+
+def _degraded(p: VolumeParts) -> list[str]:
+    tally = p.backlog.tally()
+    reasons = [space.degraded for space in p.hierarchy if space.degraded]
+    if p.index.failing:
+        reasons.append(p.index.failing)
+    if p.journal.failing:
+        reasons.append(f"the journal cannot be written, so a crash would lose changes: {p.journal.failing}")
+    if tally.failing:
+        reasons.append(f"{tally.failing} changes cannot be brought to the under-store yet: {tally.error}")
+    if not p.store.reachable:
+        reasons.append("the under-store cannot be reached")
+    return reasons
+
+
+def _reads(p: VolumeParts) -> dict[str, int]:
+    counters, files = p.cache.counters, p.files.counters
+    tiers = dict.fromkeys(TIERS, 0)
+    for space in p.hierarchy:
+        tiers[space.tier] += space.read_bytes
+    return {
+        "memory_bytes": counters.memory_bytes + tiers["mem"],
+        "ssd_bytes": tiers["ssd"],
+        "hdd_bytes": tiers["hdd"],
+        "peer_bytes": 0,
+        "understore_bytes": counters.understore_bytes,
+        "passthrough_opens": files.passthrough_opens,
+        "copied_opens": files.copied_opens,
+    }
+
+
+def _understore(p: VolumeParts) -> dict[str, int]:
+    st = p.store.statistics()
+    return {
+        "gets": st.gets,
+        "heads": st.heads,
+        "lists": st.lists,
+        "puts": st.puts,
+        "deletes": st.deletes,
+        "put_bytes": st.put_bytes,
+        "errors": st.errors,
+        "retries": st.retries,
+        "timeouts": st.timeouts,
+        "in_flight": st.in_flight,
+        "get_bytes": p.cache.counters.understore_bytes + st.get_bytes,
+    }
+
+
+def _cache(p: VolumeParts) -> dict[str, int]:
+    return {
+        "objects": p.objects.count,
+        "pinned_bytes": p.hierarchy.total(lambda space: space.pinned_bytes),
+        "pins": len(p.retention.marks.pins),
+        "time_limits": len(p.retention.marks.limits),
+        "expired": p.retention.expired,
+        "moved_up": p.mover.moved_up,
+        "moved_down": p.mover.moved_down,
+        "evictions": p.hierarchy.total(lambda space: space.evictions),
+        "evicted_bytes": p.hierarchy.total(lambda space: space.evicted_bytes),
+        "checksum_failures": p.cache.counters.checksum_failures,
+        "write_failures": p.hierarchy.total(lambda space: space.write_failures),
+        "verified_bytes": p.cache.counters.verified_bytes,
+        "files_ahead": p.ahead.files,
+        "buffered_bytes": p.cache.recent.held_bytes,
+        "in_flight_bytes": p.cache.budget.held_bytes,
+    }
+
+
+def _names(p: VolumeParts) -> dict[str, int]:
+    return {
+        "skipped_keys": p.lister.skipped_keys,
+        "listings": p.lister.listings,
+        "stale_served": p.namespace.stale_served,
+    }
 
 
 def _line(step: Progress) -> dict[str, object]:
     return asdict(step)
+
+
+def _latencies(each: Sequence[VolumeParts]) -> dict[str, Histogram]:
+    kinds = {kind for parts in each for kind in parts.store.latency}
+    found: dict[str, Histogram] = {}
+    for kind in sorted(kinds):
+        histograms = [parts.store.latency[kind] for parts in each if kind in parts.store.latency]
+        counts = [sum(column) for column in zip(*(h.counts for h in histograms), strict=True)]
+        found[kind] = Histogram(counts, sum(h.sum_s for h in histograms))
+    return found
 
 
 def _latency(histogram: Histogram) -> dict[str, object]:

@@ -261,6 +261,12 @@ class StagedBytes:
         if self._users == 0:
             self._close()
 
+    def abandon(self) -> None:
+        """Close the file at the end of a run, when nothing uses it or the cache any more."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def _close(self) -> None:
         self.drop_base()
         if self.fd >= 0:

@@ -11,6 +11,7 @@ import typer
 
 from luxfuse import __version__
 from luxfuse.cli import cached, fstab, report, retention
+from luxfuse.cli.attach import attach, detach
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
 from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
@@ -38,6 +39,8 @@ app.command("persist")(report.persist)
 app.command("pin")(retention.pin)
 app.command("unpin")(retention.unpin)
 app.command("ttl")(retention.ttl)
+app.command("attach")(attach)
+app.command("detach")(detach)
 app.command("load")(load)
 app.command("free")(cached.free)
 app.command("locate")(cached.locate)

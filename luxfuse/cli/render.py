@@ -49,6 +49,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     else:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
+    rows += [("attached", _volume(volume)) for volume in status.get("volumes", []) if volume["path"]]
     for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore), ("cost", _cost),
                        ("not uploaded", _dirty), ("recovered", _recovered), ("problems", _problems)):
         if text := make(status):
@@ -62,6 +63,14 @@ def _tier(tier: Mapping[str, Any]) -> str:
     share = f" of {format_size(capacity)} ({100 * used / capacity:.0f} %)" if capacity else ""
     state = "" if tier.get("state") == "serving" else f", {_style(str(tier.get('state')))}"
     return f"{format_size(used)}{share} in {escape(str(tier.get('path')))}{state}"
+
+
+def _volume(volume: Mapping[str, Any]) -> str:
+    state = _style(str(volume["state"])) + (f" ({escape(str(volume['error']))})" if volume["error"] else "")
+    dirty = volume["dirty_files"] + volume["deletes"]
+    waiting = f", {format_count(dirty, 'change')} not uploaded" if dirty else ""
+    read_only = ", read-only" if volume["read_only"] else ""
+    return f"{escape(volume['source'])} at {escape(volume['path'])}: {state}{read_only}{waiting}"
 
 
 def _reads(status: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,15 @@ class ControlClient:
     def limit(self, paths: list[str], seconds: float | None, action: str) -> dict[str, Any]:
         """Set how long what is at and below ``paths`` is kept; None: for ever. Returns ``failures``."""
         return self._json("POST", "/v1/ttl", {"paths": paths, "seconds": seconds, "action": action})
+
+    def attach(self, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
+        """Attach ``source`` at ``path`` (relative to the mount); returns lines worth knowing."""
+        body = {"source": source, "path": path, "options": dict(options)}
+        return [str(note) for note in self._json("POST", "/v1/attach", body).get("notes", [])]
+
+    def detach(self, path: str, *, force: bool) -> Steps:
+        """Bring what was written below ``path`` to its under-store and take that away; yields how far that is."""
+        return self._lines("/v1/detach", {"path": path, "force": force})
 
     def drain(self) -> Steps:
         """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""

@@ -15,6 +15,8 @@
 | POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
 | POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
 | POST /v1/reload | | {"changed": [...]}: names of settings; 400 with the reason if the file is refused |
+| POST /v1/attach | {"source", "path", relative to the mount, "options": {...}} | {"notes": [...]} once attached; or 409 |
+| POST /v1/detach | {"path", "force": bool} | lines of progress; the last has done |
 | POST /v1/drain | | lines of progress; the last has done |
 | POST /v1/unmount | {"lazy": bool} | {} once unmounted; 409 when busy |
 
@@ -104,6 +106,12 @@ class ControlService(Protocol):
 
     async def limit(self, paths: list[str], seconds: float | None, action: TtlAction) -> dict[str, object]:
         """Set how long what is at and below the paths is kept; None: for ever."""
+
+    async def attach(self, source: str, path: str, options: dict[str, Any]) -> list[str]:
+        """Attach a further under-store at a path; returns lines worth knowing."""
+
+    def detach(self, path: str, *, force: bool) -> AsyncGenerator[dict[str, object], None]:
+        """Bring what was written in an attached under-store there, and take it away; yields how far that is."""
 
     def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the under-store; yields how far that is."""
@@ -202,6 +210,20 @@ def _application(service: ControlService) -> Router:
     async def stop_loads(_request: Request) -> Response:
         return JSONResponse({"stopped": service.stop_loads()})
 
+    async def attach(request: Request) -> Response:
+        body = await _body(request)
+        source, path, options = body.get("source"), body.get("path"), body.get("options", {})
+        if not isinstance(source, str) or not isinstance(path, str) or not isinstance(options, dict):
+            raise _BadRequest("source, path and options are needed")
+        return JSONResponse({"notes": await service.attach(source, path, options)})
+
+    async def detach(request: Request) -> Response:
+        body = await _body(request)
+        path, force = body.get("path"), body.get("force", False)
+        if not isinstance(path, str) or not isinstance(force, bool):
+            raise _BadRequest("path and force are needed")
+        return _Lines(service.detach(path, force=force))
+
     async def drain(_request: Request) -> Response:
         return _Lines(service.drain())
 
@@ -227,6 +249,8 @@ def _application(service: ControlService) -> Router:
         Route("/v1/pin", _guard(pin), methods=["POST"]),
         Route("/v1/unpin", _guard(unpin), methods=["POST"]),
         Route("/v1/ttl", _guard(limit), methods=["POST"]),
+        Route("/v1/attach", _guard(attach), methods=["POST"]),
+        Route("/v1/detach", _guard(detach), methods=["POST"]),
         Route("/v1/drain", _guard(drain), methods=["POST"]),
         Route("/v1/unmount", _guard(unmount), methods=["POST"]),
     ]

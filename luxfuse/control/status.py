@@ -155,6 +155,24 @@ class LatenciesStatus(TypedDict):
     fuse: dict[str, LatencyStatus]
 
 
+class VolumeStatus(TypedDict):
+    """One under-store of the mount. ``path``: where it is attached, relative to the mount; "" for the mount's own.
+
+    ``state``: ``serving``, ``degraded``, ``attaching``, ``detaching``, or ``unreachable`` while it could not be attached
+    and its path answers EIO; ``error`` says why. The numbers are parts of the totals in ``dirty``.
+    """
+
+    path: str
+    source: str
+    state: str
+    error: str | None
+    read_only: bool
+    driver: str | None
+    dirty_files: int
+    dirty_bytes: int
+    deletes: int
+
+
 class PeerStatus(TypedDict):
     """Another node."""
 
@@ -186,4 +204,5 @@ class Status(TypedDict):
     dirty: DirtyStatus
     recovered: RecoveredStatus
     latency: LatenciesStatus
+    volumes: list[VolumeStatus]
     peers: list[PeerStatus]

@@ -10,8 +10,8 @@ from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.kernel import Ref
 
-NUMBER_MASK = (1 << 32) - 1
-INODE_MASK = (1 << 48) - 1
+NUMBER_MASK = (1 << 48) - 1
+"""Of a handle: the number that the vfs gave, or the inode where it is in passthrough. Marks are above."""
 LONGEST_S = 1e8
 """Most that a time-out says to the kernel."""
 
@@ -19,7 +19,7 @@ LONGEST_S = 1e8
 def ref_of(fh: int) -> Ref:
     """Return which open file a handle of the kernel means."""
     if fh & passthrough.MARK_FAST:
-        return Ref(fh & INODE_MASK, None)
+        return Ref(fh & NUMBER_MASK, None)
     return Ref(None, fh & NUMBER_MASK)
 
 

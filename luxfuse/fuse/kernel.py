@@ -191,7 +191,8 @@ def _invalidate(batch: list[tuple[int, bytes | None]]) -> None:
             else:
                 pyfuse3.invalidate_entry(pyfuse3.InodeT(inode), pyfuse3.FileNameT(name))
         except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):  # nothing cached, or unmounting
+            # Nothing is cached, or it is not mounted yet (ENOSYS), or not any more.
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOSYS, errno.ENODEV):
                 log.warning("the kernel's cache cannot be invalidated: %s", os.strerror(exc.errno or 0))
 
 

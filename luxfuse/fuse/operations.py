@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +12,13 @@ from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, 
 from luxfuse.fuse.errnos import changing, guarded
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
-from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.volumes import WRITE_FLAGS, Volumes
 
 MARK = passthrough.MARK
 READING_MARK = MARK | passthrough.MARK_NOFLUSH
 WRITING_MARK = MARK
 DIRECTORY_MARK = MARK | passthrough.MARK_CACHE_DIR
-WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
-"""Any of these, and an open changes something or may."""
 CAPABILITY = b"security.capability"
 CREATED_S = 0.01
 """For how long the kernel may believe the attributes of an empty file that it has just made."""
@@ -31,7 +28,7 @@ STATFS_BLOCKS = 1 << 30
 
 
 def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
-    """Return what the kernel is told of an open: ``handle`` as from `FileSystem.open`, with marks if it has none."""
+    """Return what the kernel is told of an open: ``handle`` as from `Volumes.open`, with marks if it has none."""
     if not handle & MARK:
         handle |= WRITING_MARK if flags & WRITE_FLAGS else READING_MARK
     return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
@@ -43,10 +40,9 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, fs: FileSystem, negative_ttl_s: float, *, read_only: bool) -> None:
+    def __init__(self, fs: Volumes, *, read_only: bool) -> None:
         super().__init__()
         self._fs = fs
-        self.negative_ttl_s = negative_ttl_s
         self.read_only = read_only
         self.errors = 0
         self.latency: dict[str, Histogram] = {}
@@ -66,7 +62,7 @@ class Operations(pyfuse3.Operations):
                 raise
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
-            missing.entry_timeout = self.negative_ttl_s
+            missing.entry_timeout = self._fs.negative_ttl_s(parent_inode)
             return missing
 
     @guarded
@@ -120,7 +116,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
-        await self._fs.before_readdir(start_id)
+        await self._fs.before_readdir(fh & NUMBER_MASK, start_id)
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
             if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry), cookie):

@@ -350,6 +350,11 @@ class Calls:
         """About how many bulk requests at once keep the store busy."""
         return self._workers.width if self._workers is not None else FEWEST
 
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is waited for."""
+        return self._in_flight == 0
+
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
         if self._throttles["get"].holding:

@@ -101,7 +101,7 @@ class _Persist:
             self.failures.append(f"{path_of(key)}: {why}")
 
 
-class _Watch:
+class Watch:
     """Tells for how long there was no progress."""
 
     def __init__(self, store: Store) -> None:
@@ -193,37 +193,47 @@ class Backlog:
         self._writeback.urgent = True
         self._writeback.hurry()
 
-    def _slow_down(self) -> None:
+    def slow_down(self) -> None:
+        """Take back one `hasten`."""
         self._drains -= 1
         self._writeback.urgent = self._drains > 0
+
+    @property
+    def any_due(self) -> bool:
+        """Whether anything can go to the store now."""
+        return self._count().due > 0
+
+    def watch(self) -> Watch:
+        """Begin to watch the progress."""
+        return Watch(self._store)
 
     async def drain(self) -> AsyncGenerator[Progress, None]:
         """Bring everything that is closed to the store, for as long as the iteration lasts; ends when it is there."""
         self.hasten()
-        watch = _Watch(self._store)
+        watch = self.watch()
         try:
             while True:
-                tally = self.tally()
-                if not tally.due:
-                    tally = self._tally = self._count()
-                error = self._reason(tally.error)
-                stalled_s = watch.stalled_s(tally.files + tally.deletes, error)
-                done = not tally.due
-                yield self._progress(tally.files, tally.bytes, tally.deletes, tally.open_files, stalled_s, error, done)
-                if done:
+                step = self.step(watch)
+                yield step
+                if step.done:
                     return
                 await trio.sleep(POLL_S)
         finally:
-            self._slow_down()
+            self.slow_down()
+
+    def step(self, watch: Watch) -> Progress:
+        """Return how far a drain has come that ``watch`` watches."""
+        tally = self.tally()
+        if not tally.due:
+            tally = self._tally = self._count()
+        error = self._reason(tally.error)
+        return Progress(
+            tally.files, tally.bytes, tally.deletes, tally.open_files, self._store.statistics().put_bytes,
+            watch.stalled_s(tally.files + tally.deletes, error), error, not tally.due,
+        )
 
     def _reason(self, error: str | None) -> str | None:
         return error or (None if self._store.reachable else UNREACHABLE)
-
-    def _progress(
-        self, files: int, size: int, deletes: int, open_files: int, stalled_s: float, error: str | None, done: bool
-    ) -> Progress:
-        put_bytes = self._store.statistics().put_bytes
-        return Progress(files, size, deletes, open_files, put_bytes, stalled_s, error, done)
 
     # -- some paths
 
@@ -237,7 +247,7 @@ class Backlog:
             self._collect(path, state)
         for path in paths:
             self._writeback.hurry(path)
-        watch = _Watch(self._store)
+        watch = self.watch()
         while True:
             began_s = time.monotonic()
             state.left = [wanted for wanted in state.left if not self._settle(wanted, state)]

@@ -504,6 +504,15 @@ class Files:
                     self._cache.touch_by_id(registered.oid)
                 self._registry.registered.move_to_end(inode)
 
+    def retire_all_idle(self) -> bool:
+        """Take the backings of files that are not open away; returns whether none is left."""
+        return not [inode for inode in list(self._registry.registered) if not self.retire_idle(inode)]
+
+    @property
+    def any_copied(self) -> bool:
+        """Whether any file is open for copying."""
+        return bool(self._handles)
+
     def forget_all(self) -> None:
         """Take every backing away, at the last close where the inode is open (a cache directory lost its files)."""
         for inode in list(self._registry.registered):

@@ -277,8 +277,32 @@ class FileSystem:
         if cookie == 0:
             await self.namespace.flush()
 
-    def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
+    def directory_of(self, handle: int) -> int:
+        """Return the inode of an open directory. Raises `BadHandle`."""
+        return self._directory(handle).inode
+
+    def name_at(self, handle: int, cookie: int) -> bytes:
+        """Return the name that a cookie of an open directory stands for. Raises `BadHandle`, `Stale`."""
+        return self._position(self._directory(handle), cookie)
+
+    def relist(self, inode: int) -> None:
+        """What the kernel has cached of a directory's listing does not hold any more."""
+        self._kernel_has.pop(inode, None)
+
+    def close_idle(self) -> bool:
+        """Give up what is kept for files that are not open; returns whether no file and no directory is open."""
+        return self.files.retire_all_idle() and not self.files.any_copied and not self._directories
+
+    def root_stat(self) -> Stat:
+        """Return the attributes of the root."""
+        return self._stat(self.namespace.root)
+
+    def readdir(
+        self, handle: int, cookie: int, after: bytes | None = None
+    ) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield (name, attributes, cookie of this entry) of the entries after ``cookie`` (0: from the start).
+
+        ``after``: the name that the cookie stands for, where the caller knows better.
 
         Entries come in the byte order of their names, and the position is a name: whatever changes meanwhile, every
         entry that stays comes exactly once.
@@ -290,7 +314,8 @@ class FileSystem:
         if cookie <= 1:
             above = ROOT_INODE if inode == ROOT_INODE else self._parent(inode)
             yield b"..", self._dot(above), 2
-        after = b"" if cookie <= 2 else self._position(state, cookie)
+        if after is None:
+            after = b"" if cookie <= 2 else self._position(state, cookie)
         for names in (state.names, state.others):
             if len(names) > 8 * BATCH:
                 for old in list(names)[: 4 * BATCH]:

@@ -178,3 +178,24 @@ def test_rules_and_their_change_while_mounted(
     wait_for("it is taken up", lambda: mount.status()["cache"]["pinned_bytes"] == 0)
     file.unlink()
     assert "No such file" in mount.cli("reload", mount.path).stderr
+
+
+def test_a_quota_of_a_path(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill({f"few/{n}": content(("few", n), MIB) for n in range(8)} | {f"all/{n}": content(n, MIB) for n in range(4)})
+    file = tmp_path / "luxfuse.toml"
+    file.write_text('[[path]]\npattern = "few/**"\nmax_cached = "3MiB"\n')
+    mount = mounting(f"s3://{bucket}", "--config", str(file), endpoint_url=s3.endpoint)
+    for n in range(4):
+        assert mount.read(f"all/{n}") == digest(content(n, MIB))
+    for n in range(8):
+        assert mount.read(f"few/{n}") == digest(content(("few", n), MIB))
+    assert used(mount)["ssd"] == 7 * MIB
+    file.write_text('[[path]]\npattern = "few/**"\nmax_cached = "1MiB"\n')
+    mount.cli("reload", mount.path, check=True)
+    assert used(mount)["ssd"] == 5 * MIB
+    mount.remount()
+    for n in range(8):
+        assert mount.read(f"few/{n}") == digest(content(("few", n), MIB))
+    assert used(mount)["ssd"] == 5 * MIB

@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 from msgspec import structs
 
-from luxfuse.assembly import Cache, Local, TreeParts, build_tree
+from luxfuse.assembly import Cache, Local, build_tree
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
@@ -33,6 +33,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
+from luxfuse.service import VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
@@ -42,6 +43,7 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.inventory import Inventory
+from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
@@ -95,6 +97,8 @@ class Options:
     abort_uploads: bool = True
     directory: Callable[[Path, str], CacheDirectory] = CacheDirectory
     beginning_s: float = BEGINNING_S
+    share: Kernel | None = None
+    """The kernel as one volume of several sees it."""
     on_built: Callable[[Mount], None] | None = None
     """Called before recovery begins."""
 
@@ -301,8 +305,8 @@ def _build(
     durable: Durable, nursery: trio.Nursery,
 ) -> Mount:
     kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock(o.beginning_s)
-    p: TreeParts = build_tree(
-        o.settings(path), store, local, kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
+    p: VolumeParts = build_tree(
+        o.settings(path), store, local, o.share or kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
     )
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,

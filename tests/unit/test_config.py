@@ -232,3 +232,43 @@ def test_bandwidth_limits() -> None:
     for name in ("bandwidth_limit", "upload_bandwidth_limit"):
         with pytest.raises(ConfigError, match=f"{name}: must be at least 64KiB"):
             made(**{name: "1KiB"})
+
+
+# -- attached under-stores
+
+
+def test_an_attached_store_is_as_the_mount_but_for_where_it_is_and_what_it_is_told() -> None:
+    base = made(
+        endpoint_url="http://secret:9000", storage_options={"key": "k"}, driver="fsspec", metadata_ttl="7s", umask="077",
+        write_mode="async-through", path=[{"pattern": "*.tmp", "write_mode": "must-cache"}], cache_size="5GiB",
+    )  # fmt: skip
+    plain = config.attached(base, "s3://other", {})
+    changed = {"source", "endpoint_url", "storage_options", "driver", "path_rules"}
+    for name in Settings.__struct_fields__:
+        assert (getattr(plain, name) == getattr(base, name)) is (name not in changed), name
+    assert plain.endpoint_url is None
+    assert plain.storage_options == {}
+    options = {"metadata_ttl": "9s", "read_only": True, "cache_size": "1GiB", "driver": "auto"}
+    own = config.attached(base, "s3://other", options)
+    assert (own.metadata_ttl_s, own.read_only, own.cache_dirs[0].size_bytes) == (9.0, True, 1 << 30)
+    assert own.cache_dirs[0].path == base.cache_dirs[0].path
+    assert own.source_id != base.source_id
+
+
+def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
+    assert config.attached(made(read_only=True), "s3://other", {"read_only": False}).read_only
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"allow_other": True}, "allow_other: no setting of an attached under-store"),
+        ({"metadata_ttl": "soon"}, "metadata_ttl"),
+        ({"write_mode": "never"}, "write_mode"),
+        ({"cache_size": "1KiB"}, "its size must be at least 1MiB"),
+        ({"max_requests": 0}, "max_requests"),
+    ],
+)
+def test_wrong_options_of_an_attached_store(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        config.attached(made(), "s3://other", options)

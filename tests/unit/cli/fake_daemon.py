@@ -107,6 +107,18 @@ class Service:
     def stop_loads(self) -> int:
         return len(self.jobs)
 
+    async def attach(self, source: str, path: str, options: dict[str, object]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        if "taken" in path:
+            raise MountError(f"{path}: something is attached there already")
+        return [f"{source} at {path}: {json.dumps(options, sort_keys=True)}"]
+
+    async def detach(self, path: str, *, force: bool):
+        yield step(files=1, bytes=1 << 20)
+        if "busy" in path and not force:
+            raise MountError(f"{path} is busy: in use by cat (pid 7)")
+        yield step(done=True)
+
     async def drain(self):
         mode = self._settings.source.partition("://")[2]
         self.draining = True

@@ -126,6 +126,30 @@ def test_a_busy_mount_stays(luxfuse: Run, tmp_path: Path) -> None:
     assert luxfuse("list").out == "no mounts\n"
 
 
+def test_attach_and_detach(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    luxfuse("mount", "fake://ok", tmp_path)
+    monkeypatch.setenv("LUXFUSE_METADATA_TTL", "7s")
+    monkeypatch.setenv("LUXFUSE_MEMORY_LIMIT", "1GiB")  # of the mount, not of what is attached
+    done = luxfuse(
+        *("attach", "s3://b", tmp_path / "d/m", "--read-only", "--storage-option", "key=k", "-o", "metadata_ttl=9s,ro"),
+        *("--write-mode", "through"),
+    )  # fmt: skip
+    options = '{"metadata_ttl": "9s", "read_only": true, "storage_options": {"key": "k"}, "write_mode": "through"}'
+    assert (done.code, done.line) == (0, f"luxfuse: s3://b at d/m: {options}")
+    refused = luxfuse("attach", "s3://b", tmp_path / "taken")
+    assert (refused.code, refused.line) == (1, "luxfuse: taken: something is attached there already")
+    wrong = luxfuse("attach", "s3://b", tmp_path / "m", "-o", "allow_other")
+    assert wrong.code == 2
+    assert "allow_other: no setting of an attached under-store" in wrong.line
+    assert luxfuse("detach", tmp_path / "d/m") == Outcome(0, "", "")
+    busy = luxfuse("detach", tmp_path / "busy")
+    assert (busy.code, busy.line) == (1, "luxfuse: busy is busy: in use by cat (pid 7)")
+    assert luxfuse("detach", "--force", tmp_path / "busy").code == 0
+    nowhere = luxfuse("detach", "/nowhere/m")
+    assert nowhere.code == 1
+    assert "is not in a luxfuse mount" in nowhere.line
+
+
 def test_persist(luxfuse: Run, tmp_path: Path) -> None:
     luxfuse("mount", "fake://ok", tmp_path)
     assert luxfuse("persist", tmp_path / "a") == Outcome(0, "", "")
@@ -243,8 +267,8 @@ def test_help_and_version(luxfuse: Run) -> None:
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
-        *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl", "load"),
-        *("free", "locate", "stats"),
+        *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl"),
+        *("attach", "detach", "load", "free", "locate", "stats"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 

@@ -81,5 +81,11 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
                 "read": {"count": 1, "sum_s": 0.0005, "p50_s": 0.0005, "p95_s": 0.001, "p99_s": 0.001, "buckets": [1, 0, 0]}
             },
         },
+        "volumes": [
+            {"path": "", "source": "s3://bucket", "state": "serving", "error": None, "read_only": False,
+             "driver": "obstore", "dirty_files": 0, "dirty_bytes": 0, "deletes": 0},
+            {"path": "data/more", "source": "s3://other", "state": "unreachable", "error": "no such bucket",
+             "read_only": True, "driver": None, "dirty_files": 1, "dirty_bytes": 5, "deletes": 1},
+        ],
         "peers": [],
-    }
+    }  # fmt: skip

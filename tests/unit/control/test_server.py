@@ -74,6 +74,18 @@ class FakeService:
     def stop_loads(self) -> int:
         return 3
 
+    async def attach(self, source: str, path: str, options: dict[str, object]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        if self.fault:
+            raise self.fault
+        return [source, path, *options]
+
+    async def detach(self, path: str, *, force: bool) -> AsyncGenerator[dict[str, object], None]:
+        yield {"files": 1, "done": False}
+        if self.fault:
+            raise self.fault
+        yield {"files": 0, "done": force}
+
     async def drain(self) -> AsyncGenerator[dict[str, object], None]:
         self.draining = True
         try:
@@ -111,6 +123,15 @@ async def test_every_request(tmp_path: Path) -> None:
         assert await call(lambda: list(client.persist(["a", "\udcff"]))) == [
             {"files": 2, "done": False}, {"files": 0, "done": True, "failures": ["\udcff: no"]}
         ]
+        assert await call(client.attach, "s3://b", "d/m", {"driver": "auto"}) == ["s3://b", "d/m", "driver"]
+        assert (await call(lambda: list(client.detach("d/m", force=True))))[-1] == {"files": 0, "done": True}
+        service.fault = MountError("busy: in\nuse")
+        with pytest.raises(DaemonRefused, match=r"^busy: in use$") as info:
+            await call(client.attach, "s3://b", "d/m", {})
+        assert info.value.status == 409
+        with pytest.raises(DaemonRefused, match=r"^busy: in use$"):
+            await call(lambda: list(client.detach("d/m", force=False)))
+        service.fault = None
         await call(client.unmount)
         assert service.refreshed == ["a/ö", "gone"]
         assert service.unmounted == [False]

@@ -68,6 +68,9 @@ class SmallFs:
 
     # -- names
 
+    def negative_ttl_s(self, parent: int) -> float:
+        return 0.0
+
     async def lookup(self, parent: int, name: bytes) -> Stat:
         return self.stat(self.find(name))
 
@@ -244,7 +247,7 @@ async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> Non
     os.umask(0)
     kernel = KernelSide()
     fs = SmallFs(kernel, Path(directory), Path(trace))
-    operations = Operations(fs, 0.0, read_only="ro" in flags)  # type: ignore[arg-type]
+    operations = Operations(fs, read_only="ro" in flags)  # type: ignore[arg-type]
     session = Session(
         operations, kernel, mountpoint=mountpoint, source="small", allow_other=os.geteuid() == 0,
         want_passthrough="copy" not in flags, cache_directories=[Path(directory)],

@@ -39,6 +39,9 @@ class Recorder:
         self.answer = answer
         self.asked: list[tuple[Any, ...]] = []
 
+    def negative_ttl_s(self, parent: int) -> float:
+        return 5.0
+
     def __getattr__(self, name: str) -> Any:
         async def method(*args: Any) -> Any:
             self.asked.append((name, *args))
@@ -53,7 +56,7 @@ class Recorder:
 
 def made(answer: Any = None, *, read_only: bool = False) -> tuple[Operations, Recorder]:
     fs = Recorder(answer)
-    return Operations(fs, 5.0, read_only=read_only), fs  # type: ignore[arg-type]
+    return Operations(fs, read_only=read_only), fs  # type: ignore[arg-type]
 
 
 FIELDS = tuple(f"update_{name}" for name in ("mode", "uid", "gid", "size", "atime", "mtime", "ctime"))
