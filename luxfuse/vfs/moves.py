@@ -210,8 +210,7 @@ class Moves:
 
     async def _not_in_flight(self, inode: int) -> Dirty | None:
         while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
-            async with dirty.lock:
-                pass
+            await self._writeback.landed(dirty)
         return dirty
 
     async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str) -> None:

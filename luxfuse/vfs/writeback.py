@@ -131,6 +131,12 @@ class WriteBack:
             dirty.since_s = time.time()
         self.on_pushed(dirty)
 
+    async def landed(self, dirty: Dirty) -> None:
+        """Wait until a push of the entry that is on its way is over."""
+        async with dirty.lock:
+            pass
+        self.on_pushed(dirty)  # which came to nothing while we had the lock
+
     @contextlib.contextmanager
     def freeze(self, *prefixes: str) -> Iterator[None]:
         """Push and remove nothing below these keys for the block: they are being moved."""
@@ -155,8 +161,8 @@ class WriteBack:
         while True:
             pushing = next((d for d in self._entries if d.key.startswith(prefixes) and d.lock.locked()), None)
             if pushing is not None:
-                async with pushing.lock:
-                    continue
+                await self.landed(pushing)
+                continue
             keys = [key for key in self._journal.deletes if key.startswith(prefixes)]
             if not keys:
                 return

@@ -164,8 +164,8 @@ class Writer:
                 dirty.source.bytes.unseal()
                 return dirty
             if dirty is not None and dirty.lock.locked():  # its attributes make a new version of the object
-                async with dirty.lock:
-                    continue
+                await self._writeback.landed(dirty)
+                continue
             entry = await self._namespace.current(inode)
             if entry.kind is Kind.DIRECTORY:
                 raise IsADirectory(f"inode {inode} is a directory")

@@ -144,6 +144,23 @@ async def test_what_a_restart_has_shown_is_not_taken_back_by_the_next(tmp_path: 
         assert await content(m, "g") in (b"and more than that", b"and")
 
 
+@pytest.mark.parametrize("flags", [0, 2], ids=["rename", "exchange"])
+@pytest.mark.parametrize("name", ["d", "d/f"])
+async def test_a_file_that_a_rename_waited_for_is_clean_again(tmp_path: Path, name: str, flags: int) -> None:
+    driver = placed({"d": None, "other": None})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await user(m).create("d/f", LARGE)
+        driver.hold("begin_upload")
+        m.writeback.hurry()
+        await until(lambda: driver.counts["begin_upload"] > 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user(m).rename, name, "other" if flags or name == "d" else "new", flags)
+            await trio.sleep(0.05)
+            driver.release()
+        await m.drain()
+        await idle(m)
+
+
 # -- what a file that was changed in part needs of its object
 
 
