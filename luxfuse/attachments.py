@@ -8,6 +8,7 @@ its place, answers EIO there, and is tried again and again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -326,6 +327,7 @@ class Attachments:
         try:
             await self._take_down(a)
             del self._attached[a.path]
+            await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
             await self._record()
             await self._tree.settle()
             log.info("detached %s from %s", safe_url(a.record.source), self._where(a.path))

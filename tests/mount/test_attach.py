@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -324,3 +325,30 @@ def test_detaching_frees_what_the_volume_held(mount: Mount, s3: FastS3, other: s
         detach(mount, "m")
         assert {path for path in files() if ours(path)} == held
     wait_for("its threads have ended", lambda: len(list(threads.iterdir())) <= before + 8)
+
+
+def test_readers_notice_nothing_beside_it_and_only_estale_inside(
+    mount: Mount, s3: FastS3, bucket: str, other: str, tmp_path: Path
+) -> None:
+    versions: dict[str, dict[str, list[object]]] = {bucket: {}, other: {}}
+    for name, size in (("small", 50_000), ("large", 20 * MIB)):  # in passthrough, and copied
+        (tmp_path / name).write_bytes(content(name, size))
+        for each, key in ((bucket, name), (other, f"changing-{name}")):  # not mapped: ESTALE would be SIGBUS
+            put(s3, each, f"d/{key}", content(name, size))
+            versions[each][key] = [size, str(tmp_path / name)]
+    beside, inside = mount.reader(), mount.reader()
+    attach(mount, s3, other, "d/m")
+    beside.send("stress", f"{mount.path}/d", versions[bucket], 5.0, 1)
+    inside.send("stress", f"{mount.path}/d/m/d", versions[other], 5.0, 2)
+    while not beside.answered():
+        *_, last = client(mount).detach("d/m", force=True)
+        assert last["done"]
+        while "d/m" not in volumes(mount) and not beside.answered():
+            with contextlib.suppress(DaemonRefused):  # files are still open from before
+                attach(mount, s3, other, "d/m")
+    outside = beside.take()
+    assert outside["problems"] == []
+    assert (outside["stale"], outside["missing"]) == (0, 0)
+    assert outside["reads"] > 10
+    # EINVAL: where fstat gives ESTALE, Python's mmap maps 0 bytes.
+    assert [line for line in inside.take()["problems"] if "OSError(22," not in line] == []
