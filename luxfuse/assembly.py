@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.directories import Directories
 from luxfuse.cache.hierarchy import Hierarchy, by_tier
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
@@ -97,6 +98,7 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
         cache_directories=[cache.directory.path for cache in local.caches],
     )
+    p.directories.on_added = lambda directory: session.probe(directory.path)
     shared = {each.name: getattr(p, each.name) for each in fields(p)}
     return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)
 
@@ -132,6 +134,11 @@ def build_tree(
     hierarchy.hooks.placing = placing
     hierarchy.hooks.is_pinned = lambda key: policies.of(path_of(key)).pin or marks.marks.pinned(path_of(key))
     mover = Mover(cache, objects, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
+    directories = Directories(
+        cache=cache, mover=mover, staging=local.staging, index=index, objects=objects, nursery=nursery,
+        source_id=s.source_id,
+        make_space=lambda *cache: _space(s, objects, hierarchy.hooks, Cache(*cache)),
+    )
     ahead = FilesAhead(
         namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
     )
@@ -192,8 +199,8 @@ def build_tree(
         clock=clock,
     )
     return VolumeParts(
-        store, index, names, objects, hierarchy, cache, mover, lister, namespace, ahead, files, fs, local.journal,
-        local.staging, dirty, writer, writeback,
+        store, index, names, objects, hierarchy, cache, mover, directories, lister, namespace, ahead, files, fs,
+        local.journal, local.staging, dirty, writer, writeback,
         Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store), recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
         inventory, retention, policies,
@@ -202,17 +209,19 @@ def build_tree(
 
 def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
     hooks = Hooks()
-    spaces = []
-    for cache in local.caches:
-        ratio = cache.setting.free_space_ratio
-        spaces.append(Space(
-            cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
-            policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
-            free_space_ratio=s.free_space_ratio if ratio is None else ratio,
-            high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
-            writable=s.read_mode != "no-cache" or any(rule.read_mode for rule in s.path_rules),
-        ))  # fmt: skip
+    spaces = [_space(s, objects, hooks, cache) for cache in local.caches]
     return Hierarchy(spaces[0], by_tier(spaces), hooks)
+
+
+def _space(s: Settings, objects: Objects, hooks: Hooks, cache: Cache) -> Space:
+    ratio = cache.setting.free_space_ratio
+    return Space(
+        cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
+        policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
+        free_space_ratio=s.free_space_ratio if ratio is None else ratio,
+        high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
+        writable=s.read_mode != "no-cache" or any(rule.read_mode for rule in s.path_rules),
+    )  # fmt: skip
 
 
 def _capacity_bytes(cache: Cache) -> int | None:

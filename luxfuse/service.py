@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from luxfuse import __version__
+from luxfuse.cache.directories import Directories
 from luxfuse.cache.hierarchy import TIERS, Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
@@ -62,6 +63,7 @@ class VolumeParts:
     hierarchy: Hierarchy
     cache: PageCache
     mover: Mover
+    directories: Directories
     lister: Lister
     namespace: Namespace
     ahead: FilesAhead
@@ -189,7 +191,8 @@ class Service:
             unlimited = tier["capacity_bytes"] is None or space.capacity_bytes is None
             tier["capacity_bytes"] = None if unlimited else tier["capacity_bytes"] + space.capacity_bytes
             tier["used_bytes"] += space.ledger.used_bytes
-            tier["state"] = "degraded" if space.degraded else tier["state"]
+            if space.degraded or space.draining:
+                tier["state"] = "degraded" if space.degraded or tier["state"] == "degraded" else "draining"
         return list(tiers.values())
 
     def _reads(self, fast_opens: int) -> dict[str, Any]:

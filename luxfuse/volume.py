@@ -79,6 +79,7 @@ class VolumeLife:
                 if dirty.source is not None:
                     dirty.source.bytes.abandon()
             await trio.to_thread.run_sync(local.staging.close)
+            parts.directories.close()
 
     async def _begin(self, parts: VolumeParts, beginning: lifecycle.Beginning, background: trio.Nursery) -> None:
         background.start_soon(parts.index.flusher)

@@ -32,6 +32,14 @@ class Hierarchy:
     def __iter__(self) -> Iterator[Space]:
         return iter(self.spaces)
 
+    def add(self, space: Space) -> None:
+        """Use one more directory."""
+        self.spaces = by_tier([*self.spaces, space])
+
+    def remove(self, space: Space) -> None:
+        """Do without a directory from now on."""
+        self.spaces = [other for other in self.spaces if other is not space]
+
     def by_number(self, number: int) -> Space | None:
         """Return a directory by its number; None if it is not in use."""
         for space in self.spaces:

@@ -125,7 +125,7 @@ class Mover:
 
     async def round(self) -> None:
         """Do what is to be done now."""
-        await self._end_waiting()
+        await self.end_waiting()
         for space in reversed(list(self._cache.hierarchy)):  # the lowest first, so that the higher ones find room there
             try:
                 await self._relieve(space)
@@ -220,7 +220,7 @@ class Mover:
         """Take hold of an object and reserve its room; None if it cannot move now."""
         hierarchy = self._cache.hierarchy
         found = self._objects.load(oid)
-        if found is None or oid in hierarchy.removing or oid in hierarchy.moving or len(self._waiting) >= WAITING_BOUND:
+        if found is None or oid in hierarchy.removing or oid in hierarchy.moving or self.full:
             return None
         obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
         source, size = obj.space, obj.record.allocated_bytes
@@ -257,7 +257,13 @@ class Mover:
             while not self._cache.budget.idle:  # noqa: ASYNC110 (as the others that fetch when nobody else does)
                 await trio.sleep(YIELD_S)
 
-    async def _end_waiting(self) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether so many finished copies wait that no move can begin."""
+        return len(self._waiting) >= WAITING_BOUND
+
+    async def end_waiting(self) -> None:
+        """End the moves whose objects are not in use any more."""
         for _ in range(len(self._waiting)):
             if self._waiting:  # another task may end them, too
                 move = self._waiting.popleft()
@@ -270,7 +276,7 @@ class Mover:
         if not move.holds or trio.current_time() > move.patience_until_s:
             await self._drop(move)
             return True
-        if target.shut or move.source.shut or oid in self._cache.hierarchy.removing or not self._cache.may_drop(oid):
+        if target.shut or move.source.degraded or oid in self._cache.hierarchy.removing or not self._cache.may_drop(oid):
             return False
         try:
             st = target.directory.arrive(oid)

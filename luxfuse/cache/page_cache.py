@@ -205,6 +205,23 @@ class PageCache:
             obj.record, obj.pages = found
             obj.space = self.hierarchy.by_number(obj.record.directory)
 
+    def take_up(self, space: Space) -> None:
+        """A cache directory came into use: what the index has there is cached."""
+        for oid in [oid for oid, obj in self._idle.items() if not obj.pages.count]:
+            del self._idle[oid]
+        for oid, obj in self._live.items():
+            if obj.pages.count or self._objects.directory_of(oid) != space.number:
+                continue
+            if obj.flights:  # it gets another file
+                space.ledger.free(self._objects.drop(oid) or 0)
+            elif (found := self._objects.load(oid)) is not None:
+                obj.record, obj.pages = found
+                obj.space, obj.loaded_stamp = space, obj.record.stamp
+
+    def uses(self, space: Space) -> bool:
+        """Whether somebody uses an object that has its file in a directory, or is to get it."""
+        return any(obj.space is space for obj in self._live.values())
+
     def forget_files(self, space: Space) -> None:
         """A cache directory came back without its files, or goes."""
         self._idle.clear()

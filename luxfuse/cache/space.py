@@ -111,6 +111,10 @@ class Space:
         self.staged_bytes = 0
         """Bytes of staging files: counted in the ledger, never evicted."""
         self.degraded: str | None = None
+        self.draining = False
+        """Nothing more is stored here: what is here moves away."""
+        self.gone = False
+        """It is not in use any more."""
         self.evictions = 0
         self.evicted_bytes = 0
         self.write_failures = 0
@@ -159,9 +163,14 @@ class Space:
         return min(EVICT_AHEAD_BYTES, (self.capacity_bytes or EVICT_AHEAD_BYTES * 100) // 100)
 
     @property
+    def free_bytes(self) -> int:
+        """What it could take more."""
+        return max(0, self._full_bytes - self._taken_bytes)
+
+    @property
     def shut(self) -> bool:
-        """Nothing may be stored: the directory is sick or not to be written, or the index could not record it."""
-        return self.degraded is not None or not self._writable or self._objects.refusing
+        """Nothing may be stored: the directory is sick, drained or not to be written, or the index could not record it."""
+        return self.degraded is not None or self.draining or self.gone or not self._writable or self._objects.refusing
 
     def try_reserve(self, wanted_bytes: int) -> bool | None:
         """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""
@@ -336,8 +345,8 @@ class Space:
         self.degraded = reason
 
     async def watch(self) -> None:
-        """Look at the file system regularly and find out when a sick directory is well again; until cancelled."""
-        while True:
+        """Look at the file system regularly and find out when a sick directory is well again; until cancelled or `gone`."""
+        while not self.gone:
             if self.degraded:
                 await self._probe()
             else:

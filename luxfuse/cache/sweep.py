@@ -48,6 +48,8 @@ async def sweep(cache: PageCache, space: Space) -> None:
     try:
         while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
             for oid in batch:
+                if space.gone:
+                    return
                 if not cache.knows(oid, space):
                     if await space.remove(oid) is None:
                         return  # the disk fails; once it recovers, this is asked for again

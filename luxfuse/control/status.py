@@ -14,7 +14,7 @@ StatusState = Literal["serving", "degraded", "draining"]
 class TierStatus(TypedDict):
     """One cache tier. ``capacity_bytes`` None means: bounded by the free-space ratio alone.
 
-    ``state``: ``serving``, or ``degraded`` while it is bypassed because it is full, failing or gone.
+    ``state``: ``serving``, ``draining``, or ``degraded`` while it is bypassed because it is full, failing or gone.
     """
 
     name: str

@@ -142,11 +142,19 @@ class Session:
         else:
             self._kernel.enable(device)
             for directory in self._cache_directories:
-                probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-                try:
-                    self._kernel.probe(probe)
-                finally:
-                    os.close(probe)
+                self._probe(directory)
+
+    def probe(self, directory: Path) -> None:
+        """Find out whether the kernel takes files of one more cache directory, if it takes any. Raises OSError."""
+        if self._kernel.passthrough:
+            self._probe(directory)
+
+    def _probe(self, directory: Path) -> None:
+        probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            self._kernel.probe(probe)
+        finally:
+            os.close(probe)
 
     # -- as a plain user
 

@@ -308,8 +308,10 @@ class CacheDirectory:
             shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
-        """Give the directory up."""
-        os.close(self._lock)
+        """Give the directory up, if that has not been done."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -57,6 +57,10 @@ class Staging:
         """Take over what is staged in another directory. Raises OSError."""
         self._elsewhere.update(dict.fromkeys(_stored(directory.path / "staging"), directory))
 
+    def holds(self, directory: CacheDirectory) -> bool:
+        """Whether there is a staging file in a directory other than the home directory."""
+        return directory in self._elsewhere.values()
+
     def directory_of(self, number: int) -> CacheDirectory:
         """Return the directory that a staging file lies in, or would be made in."""
         return self._elsewhere.get(number, self._home)
@@ -268,6 +272,11 @@ class Staging:
                 spare, fd = self._spares.popleft()
                 os.close(fd)
                 spare.unlink(missing_ok=True)
+
+
+def staged_in(directory: CacheDirectory) -> list[int]:
+    """Return the ids of the staging files in a directory, whoever made them. Blocks. Raises OSError."""
+    return list(_stored(directory.path / "staging"))
 
 
 def _stored(staging: Path) -> Iterator[int]:

@@ -40,6 +40,8 @@ class Dirty:
     writers: int = 0
     closed: bool = False
     accounted_bytes: int = 0
+    reservations: int = 0
+    """Writes under way whose room is reserved."""
     uploaded: Stamp | None = None
     noted: Stamp | None = None
     checksums: dict[int, int] = field(default_factory=dict)

@@ -226,7 +226,7 @@ class Writer:
         if entry is None:
             return None
         # Memory does not outlive the machine: what is written to goes to a disk, unless somebody reads it in passthrough.
-        adopted = obj.space if obj.whole and not (self._is_volatile(obj.space) and self._files.retire_idle(inode)) else None
+        adopted = obj.space if obj.whole and not (self._is_unfit(obj.space) and self._files.retire_idle(inode)) else None
         if adopted is not None and not self._files.may_adopt(inode, obj.oid):
             raise Busy(f"{key!r} is open with another cache file")
         if adopted is None and self._kernel.is_registered(inode):
@@ -331,12 +331,19 @@ class Writer:
         space, wanted = self._space(dirty), allocated_bytes(wanted_bytes)
         await self.wait_for_room(wanted, space)
         reserved = wanted if space.ledger.reserve(wanted) else 0
+        dirty.reservations += 1
         try:
             yield
         finally:
-            space.ledger.settle(reserved, 0)
-            if dirty.source is not None:
-                self.account(dirty)
+            dirty.reservations -= 1
+            if dirty.reservations and dirty.source is not None:  # the last one finds out what all took
+                space.ledger.settle(reserved, reserved)
+                space.staged_bytes += reserved
+                dirty.accounted_bytes += reserved
+            else:
+                space.ledger.settle(reserved, 0)
+                if dirty.source is not None:
+                    self.account(dirty)
 
     async def _complete(self, dirty: Dirty) -> None:
         """Bring everything into the staging file. Raises `NoRoom`, `StoreError`, OSError."""
@@ -414,7 +421,7 @@ class Writer:
     def account(self, dirty: Dirty) -> None:
         """Count what the staging file takes on disk now."""
         content = self._content(dirty)
-        if content.fd < 0:
+        if content.fd < 0 or dirty.reservations:  # what is written now is counted already
             return
         now = os.fstat(content.fd).st_blocks * 512
         self._space(dirty).count_staged(now - dirty.accounted_bytes)
@@ -426,6 +433,10 @@ class Writer:
 
     def _is_volatile(self, space: Space | None) -> bool:
         return space is not None and space.tier == "mem" and space is not self._cache.hierarchy.home
+
+    def _is_unfit(self, space: Space | None) -> bool:
+        """Whether nothing should be staged in a directory if that can be helped."""
+        return space is not None and (space.draining or self._is_volatile(space))
 
     def tier_of(self, dirty: Dirty) -> Tier:
         """Return the tier of the staging file."""

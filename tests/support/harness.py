@@ -21,6 +21,7 @@ import trio
 from msgspec import structs
 
 from luxfuse.assembly import Cache, Local, build_tree
+from luxfuse.cache.directories import Directories
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
@@ -162,6 +163,7 @@ class Mount:
     hierarchy: Hierarchy
     cache: PageCache
     mover: Mover
+    directories: Directories
     ahead: FilesAhead
     files: Files
     fs: FileSystem
@@ -285,6 +287,7 @@ async def mounted(
         async with trio.open_nursery() as nursery:
             mount = _build(o, path, driver, store, local, beginning, durable, nursery)
             stack.callback(_close_files, mount)
+            stack.callback(mount.directories.close)
             if o.on_built is not None:
                 o.on_built(mount)
             await _begin(o, mount)
@@ -308,9 +311,11 @@ def _build(
     p: VolumeParts = build_tree(
         o.settings(path), store, local, o.share or kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
     )
+    p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
-        p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
+        p.hierarchy, p.cache, p.mover, p.directories,
+        p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
         p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.retention,
     )
 

@@ -35,6 +35,7 @@ def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "YIELD_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.space.STUCK_S", 0.01)
+    monkeypatch.setattr("luxfuse.cache.directories.POLL_S", 0.005)
     monkeypatch.setattr("luxfuse.cache.trim._coldest", any_page)
 
 
@@ -47,13 +48,13 @@ class Limits(trio.abc.Instrument):
     """Looks at every ledger after every step of every task."""
 
     def __init__(self, m: Mount) -> None:
-        self.spaces = list(m.hierarchy)
+        self.m = m
         self.steps = 0
         self.over: list[str] = []
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.steps += 1
-        for s in self.spaces:
+        for s in self.m.hierarchy:
             taken = s.ledger.used_bytes + s.ledger.reserved_bytes
             assert s.capacity_bytes is not None
             if taken > s.capacity_bytes + pages(1) or min(s.ledger.used_bytes, s.ledger.reserved_bytes) < 0:
@@ -170,6 +171,14 @@ class Everybody:
         if obj.space is not None:
             await self.m.hierarchy.hooks.trim(obj.oid, obj.space, self.rng.choice((4096, 300_000)))
 
+    async def drain_and_add(self) -> None:
+        for s in list(self.m.hierarchy):
+            if s is not self.m.hierarchy.home:
+                await self.m.directories.drain(s)
+                await trio.sleep(0.01)
+                assert s.capacity_bytes is not None
+                await self.m.directories.add(CacheDirectory(s.directory.name, s.capacity_bytes, s.tier))
+
     async def evict(self) -> None:
         space = self.rng.choice(self.m.hierarchy.spaces)
         if self.rng.random() < 0.3:
@@ -187,9 +196,9 @@ def stress_store(seed: int) -> FakeStore:
     return driver
 
 
-@pytest.mark.parametrize("passthrough", [True, False])
 @pytest.mark.parametrize("seed", range(2))
-async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool) -> None:
+@pytest.mark.parametrize(("passthrough", "draining"), [(True, False), (False, False), (True, True)])
+async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, draining: bool) -> None:
     o = Options(
         capacity_bytes=pages(10), passthrough=passthrough, whole_file_bytes=pages(4), memory_bytes=pages(6),
         more_caches=(
@@ -206,6 +215,8 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool) 
                 for act in (everybody.move, everybody.move, everybody.evict, everybody.trim, m.mover.round):
                     background.start_soon(everybody.until_done, act)
                 background.start_soon(watch_disk, m)
+                if draining:
+                    background.start_soon(everybody.until_done, everybody.drain_and_add)
                 async with trio.open_nursery() as programs:
                     for name, act, count in (
                         ("open", everybody.read_open, 4), ("copy", everybody.read_object, 4), ("write", everybody.write, 3)
@@ -223,6 +234,7 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool) 
             assert limits.steps > 1000
             consistent(m)
             assert m.mover.moved_bytes > pages(10)
+            assert m.directories._added or not draining
             for key, data in everybody.now.items():
                 assert m.driver.objects[key][0] == data
                 await everybody.check(key)
