@@ -195,8 +195,12 @@ class Directories:
         record = self._objects.record(oid)
         if record is None or record.directory != space.number or self._mover.full:
             return False
+        placing = self._hierarchy.hooks.placing(record.key)
+        highest = TIERS.index(placing.highest) if placing.highest is not None else 0
         for target in targets:
-            if not target.ledger.shortage(record.allocated_bytes) and await self._mover.move(oid, target):
+            allowed = placing.keep and TIERS.index(target.tier) >= highest
+            room = not target.ledger.shortage(record.allocated_bytes)
+            if allowed and room and await self._mover.move(oid, target):
                 return True
         if oid in self._hierarchy.removing or not self._hierarchy.hooks.release(oid):
             return False  # in use: what waits for its last close is moved or dropped then

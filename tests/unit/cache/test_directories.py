@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from luxfuse.cache import mover
+from luxfuse.cache.space import Placing
 from luxfuse.config import CacheDirectory
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.directory import CacheDirectory as Claimed
@@ -213,4 +214,17 @@ async def test_a_new_list_of_directories_is_applied(tmp_path: Path) -> None:
         await m.mover.round()
         await read_all(m, 6)
         assert driver.counts["get"] == 6
+        consistent(m)
+
+
+async def test_draining_puts_nothing_above_the_tier_that_it_may_have(tmp_path: Path) -> None:
+    driver = store(2)
+    more = setting("mem", 4), setting("hdd", 4, "hdd")
+    async with mounted(tmp_path, driver, options(*more, capacity_bytes=pages(1))) as m:
+        m.hierarchy.hooks.placing = lambda key: Placing(highest="hdd" if key == "k00" else None)
+        await read_all(m, 2)
+        assert (tier(m, "k00"), tier(m, "k01")) == ("hdd", "mem")
+        assert await m.mover.move(acquire(m, "k01").oid, space(m, "hdd"))
+        await m.directories.drain(space(m, "hdd"))
+        assert (tier(m, "k00"), tier(m, "k01")) == (None, "ssd")
         consistent(m)
