@@ -39,6 +39,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.check import Checks
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -176,6 +177,7 @@ class Mount:
     durable: Durable
     loads: Loads
     inventory: Inventory
+    checks: Checks
     retention: Retention
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
@@ -311,7 +313,7 @@ def _build(
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
         p.hierarchy, p.cache, p.mover, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
-        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.retention,
+        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.checks, p.retention,
     )
 
 
