@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from luxfuse.control.client import ControlClient
+from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
@@ -142,6 +144,21 @@ def test_one_at_a_time_and_it_ends_with_who_asked(mount: Mount, s3: FastS3, buck
     finally:
         s3.set(latency_ms=0)
     wait_for("the end of the check", lambda: mount.cli("check", mount.path).returncode == 0)
+
+
+def test_attached_under_stores_are_checked_too(mount: Mount, s3: FastS3) -> None:
+    other = new_bucket(s3)
+    put(s3, other, "x", content("x", 30_000))
+    mount.cli("attach", f"s3://{other}", mount.path / "o", "--endpoint-url", s3.endpoint, check=True)
+    mount.cli("load", mount.path / "o", check=True)
+    flip(cache_file(mount, "o/x"), 77)
+    flip(cache_file(mount, "d/03"), 77)
+    code, lines, _ = outcome(mount.cli("check", mount.path, "--repair"))
+    assert code == 0
+    done = "page 0 damaged; dropped, to be fetched again"
+    assert lines[:-1] == [f"{mount.path}: d/03: {done}", f"{mount.path}: o/x: {done}"]
+    assert re.search(r": 22 files checked \(.*\), 2 problems, 2 mended$", lines[-1])
+    assert mount.read("o/x") == digest(content("x", 30_000))
 
 
 def test_wrong_paths_and_a_dead_daemon(mount: Mount, tmp_path: Path) -> None:
