@@ -27,6 +27,7 @@ from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.index import lifecycle
+from luxfuse.index.audit import Auditor
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.index.objects import Objects
@@ -39,6 +40,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.backlog import Backlog, path_of
+from luxfuse.vfs.check import Check, Checks
 from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
@@ -198,12 +200,19 @@ def build_tree(
         marks=marks, policies=policies, objects=objects, cache=cache, namespace=namespace, inventory=inventory, tree=tree,
         clock=clock,
     )
+
+    def make_check(repair: bool, place: str) -> Check:
+        return Check(
+            repair=repair, place=place, cache=cache, objects=objects, auditor=Auditor(index, objects), inventory=inventory,
+            staging=local.staging, journal=local.journal, dirty=dirty,
+        )
+
     return VolumeParts(
         store, index, names, objects, hierarchy, cache, mover, directories, lister, namespace, ahead, files, fs,
         local.journal, local.staging, dirty, writer, writeback,
         Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store), recovered, recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
-        inventory, retention, policies,
+        inventory, Checks(make_check, nursery), retention, policies,
     )
 
 

@@ -37,12 +37,14 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
 from luxfuse.vfs.backlog import Backlog, Progress, Tally
 from luxfuse.vfs.backlogs import Backlogs
+from luxfuse.vfs.check import CheckProgress, Checks, together
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.inventory import Inventory
+from luxfuse.vfs.jobs import watch
 from luxfuse.vfs.listing import Lister
-from luxfuse.vfs.load import Loads, watch
+from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.retention import Retention
@@ -79,6 +81,7 @@ class VolumeParts:
     recovery: Recovery
     loads: Loads
     inventory: Inventory
+    checks: Checks
     retention: Retention
     policies: PathPolicies
 
@@ -326,6 +329,23 @@ class Service:
         async with aclosing(parts.inventory.free(inside)) as steps:
             async for step in steps:
                 yield _placed(place, asdict(step))
+
+    async def check(self, *, repair: bool) -> AsyncGenerator[dict[str, object], None]:
+        """Compare the cache with what is recorded of it, one under-store after the other, while this is iterated.
+
+        Raises `CheckRefused`.
+        """
+        before: list[CheckProgress] = []
+        volumes = self._volumes()
+        for number, (place, parts) in enumerate(volumes, 1):
+            job = parts.checks.start(repair=repair, place=place)
+            try:
+                async with aclosing(watch(job)) as steps:
+                    async for step in steps:
+                        yield asdict(together([*before, step], last=number == len(volumes)))
+            finally:
+                job.stop()
+            before.append(job.progress())
 
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         """Return what is cached of each path, and where."""

@@ -10,6 +10,9 @@ from typing import Any
 import trio
 
 Buffer = bytes | bytearray | memoryview
+YIELD_S = 0.02
+LONGEST_YIELD_S = 0.5
+"""For how long one slice of work in the background waits at most: it must not stop for ever."""
 
 
 class ByteBudget:
@@ -34,6 +37,12 @@ class ByteBudget:
     def limit_bytes(self) -> int:
         """The most that is held at once."""
         return self._limit
+
+    async def let_others_go_first(self) -> None:
+        """Wait until nothing is held, for `LONGEST_YIELD_S` at most: for what is done in the background, without end."""
+        with trio.move_on_after(LONGEST_YIELD_S):
+            while not self.idle:  # noqa: ASYNC110 (an event would be set at the end of every request)
+                await trio.sleep(YIELD_S)
 
     def _fits(self, claim: int) -> bool:
         return self._held == 0 or self._held + claim <= self._limit

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
-from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
 from luxfuse.core.spans import page_bytes, pages_of
 from luxfuse.tiers.directory import CacheDirectory, LastWrite, read_exact, write_all
 from luxfuse.types import PAGE_BYTES
@@ -215,6 +216,47 @@ def open_verified(
     except BaseException:
         os.close(fd)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a file was found to be: its mtime in ns, size and bytes on disk, and which of the pages are damaged."""
+
+    stamp: int
+    size: int
+    allocated_bytes: int
+    damaged: tuple[int, ...]
+
+
+def examine(
+    directory: CacheDirectory, oid: bytes, size: int, pages: Sequence[int], checksums: Sequence[int]
+) -> Examined:
+    """Check pages of an object's file, as they are on the disk rather than in memory. Raises OSError."""
+    fd = directory.open_unbuffered(oid)
+    try:
+        st = os.fstat(fd)
+        damaged = []
+        with mmap.mmap(-1, PAGE_BYTES) as memory, memoryview(memory) as view:
+            for page, expected in zip(pages, checksums, strict=True):
+                length = page_bytes(page, size)
+                with view[: min(length, _read_block(fd, view, page))] as data:
+                    if len(data) != length or checksum(data) != expected:
+                        damaged.append(page)
+        return Examined(st.st_mtime_ns, st.st_size, st.st_blocks * 512, tuple(damaged))
+    finally:
+        os.close(fd)
+
+
+def _read_block(fd: int, view: memoryview, page: int) -> int:
+    """Read a page into aligned memory; returns how much there was."""
+    done = 0
+    while done < PAGE_BYTES and done % BLOCK_BYTES == 0:  # else that was the end of the file
+        with view[done:] as rest:
+            part = os.preadv(fd, [rest], page * PAGE_BYTES + done)
+        if not part:
+            break
+        done += part
+    return done
 
 
 class ArrivalError(OSError):

@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_S = 256 << 20
 SLICE_PAGES = 8
-YIELD_S = 0.02
-LONGEST_YIELD_S = 0.5
-"""For how long one slice waits at most for fetches under way: moves must not stop for ever."""
 INTERVAL_S = 0.25
 WAITING_BOUND = 32
 """Finished copies that wait for the last close of their objects."""
@@ -238,7 +235,7 @@ class Mover:
         reached("relocate.begun")
         for first in range(0, len(present), SLICE_PAGES):
             began_s = trio.current_time()
-            await self._yield()
+            await self._cache.budget.let_others_go_first()
             if not move.holds:
                 return False
             part = present[first : first + SLICE_PAGES]
@@ -251,11 +248,6 @@ class Mover:
             reached("relocate.copied")
             await trio.sleep_until(began_s + len(part) * PAGE_BYTES / BYTES_PER_S)
         return True
-
-    async def _yield(self) -> None:
-        with trio.move_on_after(LONGEST_YIELD_S):
-            while not self._cache.budget.idle:  # noqa: ASYNC110 (as the others that fetch when nobody else does)
-                await trio.sleep(YIELD_S)
 
     @property
     def full(self) -> bool:

@@ -78,7 +78,7 @@ class PageCache:
         self.hierarchy = hierarchy
         self.quotas = Quotas(objects, hierarchy)
         self._source_id = source_id
-        self._epoch = epoch
+        self.epoch = epoch
         self._nursery = nursery
         self._live: dict[bytes, CachedObject] = {}
         self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
@@ -131,7 +131,7 @@ class PageCache:
         space = self.hierarchy.by_number(found[0].directory) if found is not None else None
         if found is not None and space is not None and found[0].size == size:
             return CachedObject(oid, *found, space)
-        return CachedObject(oid, ObjectRecord(key, version, size, epoch=self._epoch), Pages(size))
+        return CachedObject(oid, ObjectRecord(key, version, size, epoch=self.epoch), Pages(size))
 
     def touch(self, obj: CachedObject) -> None:
         """Note that the object is used now, for eviction."""
@@ -629,10 +629,10 @@ class PageCache:
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid, record, space):
+            if self.still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record, space) or obj.cuts != cuts:
+        if not self.still_there(obj, oid, record, space) or obj.cuts != cuts:
             return None  # somebody began to write to the file meanwhile, or it moved, or has new holes
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
@@ -641,7 +641,7 @@ class PageCache:
             obj.trusted.update(loaded.verified)
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
-            self._mend(obj, loaded.damaged)
+            self.mend(obj, loaded.damaged)
             return None
         space.read_bytes += length
         return loaded.data
@@ -652,7 +652,24 @@ class PageCache:
         obj.distrusts += 1
         obj.record.epoch = 0
 
-    def _mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
+    def vouch(self, obj: CachedObject, stamp: int) -> None:
+        """All pages of an object were just found good, in a file that has this mtime."""
+        obj.record.epoch, obj.record.stamp, obj.loaded_stamp = self.epoch, stamp, stamp
+        obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
+        obj.strangers = 0
+        if obj.space is not None:
+            obj.space.directory.last_writes.forget(obj.oid)
+        self._save(obj)
+
+    def recount(self, obj: CachedObject, disk_bytes: int) -> None:
+        """The file of an object takes so many bytes on disk, not those that were counted."""
+        assert obj.space is not None
+        obj.space.ledger.free(obj.record.allocated_bytes)
+        obj.space.ledger.add(disk_bytes)
+        obj.record.allocated_bytes = disk_bytes
+        self._save(obj)
+
+    def mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
         """Forget damaged pages, so that they are fetched again."""
         log.warning("%d damaged page(s) of %r in the cache; fetching them again", len(damaged), obj.record.key)
         self.counters.checksum_failures += len(damaged)
@@ -687,7 +704,7 @@ class PageCache:
             await space.remove(oid)
 
     @staticmethod
-    def _still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
+    def still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
         """Whether the file that a thread went for was the object's all the while.
 
         It may have become a staging file, maybe come back since, or have another name or directory.
@@ -730,7 +747,7 @@ class PageCache:
         for page, value in checksums.items():
             pages.add(page, value)
         record.used_us = record.cached_us = time.time_ns() // 1000
-        record.epoch, record.whole = self._epoch, pages.whole
+        record.epoch, record.whole = self.epoch, pages.whole
         space.insert(oid, record, used=True)
         obj = self._live.get(oid) or self._idle.pop(oid, None)
         if obj is None:
@@ -775,7 +792,7 @@ class PageCache:
         obj.put_in(space)
         space.insert(obj.oid, obj.record, used=used)
         obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns
-        obj.record.epoch = self._epoch
+        obj.record.epoch = self.epoch
         obj.file_number, obj.strangers = st.st_ino, 0
         obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
         self._save(obj)
@@ -785,7 +802,7 @@ class PageCache:
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
-        stamp = record.stamp if record.epoch == self._epoch else 0
+        stamp = record.stamp if record.epoch == self.epoch else 0
         oid, space, cuts = obj.oid, obj.space, obj.cuts
         if space is None or not obj.whole:
             return None
@@ -795,10 +812,10 @@ class PageCache:
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
-            if self._still_there(obj, oid, record, space):
+            if self.still_there(obj, oid, record, space):
                 self._lose_file(obj, exc)
             return None
-        if not self._still_there(obj, oid, record, space) or obj.cuts != cuts:
+        if not self.still_there(obj, oid, record, space) or obj.cuts != cuts:
             if opened.fd >= 0:  # somebody began to write to the file meanwhile
                 os.close(opened.fd)
             return None
@@ -808,10 +825,10 @@ class PageCache:
             stamp = os.fstat(opened.fd).st_mtime_ns
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:
-            self._mend(obj, opened.damaged)
+            self.mend(obj, opened.damaged)
             return None
-        if record.epoch != self._epoch or record.stamp != stamp:
-            record.epoch, record.stamp = self._epoch, stamp
+        if record.epoch != self.epoch or record.stamp != stamp:
+            record.epoch, record.stamp = self.epoch, stamp
             self._save(obj)
         return opened.fd
 

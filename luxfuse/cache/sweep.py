@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from itertools import islice
 
 import trio
@@ -43,26 +45,23 @@ class Sweeper:
 
 async def sweep(cache: PageCache, space: Space) -> None:
     """Look at every cache file of a directory once. A file that a fetch is writing right now belongs to something."""
-    stored = space.directory.stored()
     removed = 0
     try:
-        while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
-            for oid in batch:
+        async with aclosing(unknown(cache, space)) as strays:
+            async for oid in strays:
                 if space.gone:
                     return
-                if not cache.knows(oid, space):
-                    if await space.remove(oid) is None:
-                        return  # the disk fails; once it recovers, this is asked for again
-                    removed += 1
-            await trio.sleep(PAUSE_S)
-        await _sweep_moves(cache, space)
+                if await space.remove(oid) is None:
+                    return  # the disk fails; once it recovers, this is asked for again
+                removed += 1
+        await sweep_moves(cache, space)
     except OSError as exc:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:
         log.info("removed %d cache files that belonged to nothing", removed)
 
 
-async def _sweep_moves(cache: PageCache, space: Space) -> None:
+async def sweep_moves(cache: PageCache, space: Space) -> None:
     """Remove what moves have left behind that could not be removed at once. Raises OSError."""
     moving = cache.hierarchy.moving
     left = set(await trio.to_thread.run_sync(space.directory.left_of_moves)) - moving
@@ -71,3 +70,13 @@ async def _sweep_moves(cache: PageCache, space: Space) -> None:
         await trio.to_thread.run_sync(space.directory.remove_left, left)
     finally:
         moving.difference_update(left)
+
+
+async def unknown(cache: PageCache, space: Space) -> AsyncGenerator[bytes, None]:
+    """Yield the ids of the cache files of a directory that belong to nothing, or have just gone. Raises OSError."""
+    stored = space.directory.stored()
+    while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
+        for oid in batch:
+            if not cache.knows(oid, space):
+                yield oid
+        await trio.sleep(PAUSE_S)

@@ -12,6 +12,7 @@ import typer
 from luxfuse import __version__
 from luxfuse.cli import cached, fstab, report, retention
 from luxfuse.cli.attach import attach, detach
+from luxfuse.cli.check import check
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
 from luxfuse.cli.load import load
 from luxfuse.cli.mount import mount
@@ -44,6 +45,7 @@ app.command("detach")(detach)
 app.command("load")(load)
 app.command("free")(cached.free)
 app.command("locate")(cached.locate)
+app.command("check")(check)
 app.command("stats")(stats)
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.

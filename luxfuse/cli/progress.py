@@ -141,6 +141,46 @@ class LoadMeter:
         return ", ".join(parts)
 
 
+class CheckMeter:
+    """Time left of a check. Times in seconds, of any clock."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+        self._step: Mapping[str, Any] = {}
+        self.text = ""
+
+    def feed(self, now_s: float, step: Mapping[str, Any]) -> None:
+        """Take in a line of progress."""
+        self._step = step
+        self._samples.append((now_s, step["bytes"] + step["files"] * REQUEST_BYTES))
+        while now_s - self._samples[0][0] > WINDOW_S:
+            self._samples.popleft()
+        parts = [
+            f"{step['files']} of {format_count(step['total_files'], 'file')} checked "
+            f"({format_size(step['bytes'])} of {format_size(step['total_bytes'])})"
+        ]
+        if step["problems"]:
+            parts.append(format_count(step["problems"], "problem"))
+        if self.left_s:
+            parts.append(f"about {format_age(self.left_s)} left")
+        self.text = ", ".join(parts)
+
+    @property
+    def _total(self) -> int:
+        return int(self._step["total_bytes"] + self._step["total_files"] * REQUEST_BYTES)
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, between 0 and 1."""
+        return self._samples[-1][1] / self._total if self._total else 1.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the present pace; None if nothing moves."""
+        (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]
+        return (self._total - last) * (last_s - first_s) / (last - first) if last > first else None
+
+
 class Gauge(Protocol):
     """What a `Display` shows."""
 

@@ -81,6 +81,13 @@ class ControlClient:
         """Drop what is cached at and below ``paths``; yields how far that is. See `luxfuse.vfs.inventory.FreeProgress`."""
         return self._lines("/v1/free", {"paths": paths})
 
+    def check(self, *, repair: bool) -> Steps:
+        """Compare the cache with what is recorded of it; yields how far that is. See `luxfuse.vfs.check.CheckProgress`.
+
+        Stop iterating to end it.
+        """
+        return self._lines("/v1/check", {"repair": repair})
+
     def locate(self, paths: list[str]) -> list[dict[str, Any]]:
         """Return what is cached of each path, and where; see `luxfuse.control.server`."""
         return list(self._json("POST", "/v1/locate", {"paths": paths})["paths"])

@@ -11,6 +11,7 @@
 | GET /v1/load/jobs | | {"jobs": [...]}: a line of progress of each: those that run, and the last that ended |
 | POST /v1/load/stop | | {"stopped": how many} |
 | POST /v1/free | {"paths": [...]} or patterns | lines of progress: `luxfuse.vfs.inventory.FreeProgress` |
+| POST /v1/check | {"repair": bool} | lines of progress: `luxfuse.vfs.check.CheckProgress` |
 | POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
 | POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
 | POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
@@ -82,6 +83,9 @@ class ControlService(Protocol):
 
     def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Drop what is cached at and below the paths; yields how far that is."""
+
+    def check(self, *, repair: bool) -> AsyncGenerator[dict[str, object], None]:
+        """Compare the cache with what is recorded of it, and mend it if ``repair``; yields how far that is."""
 
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         """Return what is cached of each path, and where."""
@@ -180,6 +184,9 @@ def _application(service: ControlService) -> Router:
     async def free(request: Request) -> Response:
         return _Lines(service.free(await _paths(request)))
 
+    async def check(request: Request) -> Response:
+        return _Lines(service.check(repair=_flag(await _body(request), "repair")))
+
     async def locate(request: Request) -> Response:
         return JSONResponse({"paths": await service.locate(await _paths(request))})
 
@@ -228,10 +235,7 @@ def _application(service: ControlService) -> Router:
         return _Lines(service.drain())
 
     async def unmount(request: Request) -> Response:
-        lazy = (await _body(request)).get("lazy", False)
-        if not isinstance(lazy, bool):
-            raise _BadRequest("lazy: true or false is needed")
-        await service.unmount(lazy=lazy)
+        await service.unmount(lazy=_flag(await _body(request), "lazy"))
         return JSONResponse({})
 
     routes = [
@@ -244,6 +248,7 @@ def _application(service: ControlService) -> Router:
         Route("/v1/load/jobs", _guard(loads), methods=["GET"]),
         Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
         Route("/v1/free", _guard(free), methods=["POST"]),
+        Route("/v1/check", _guard(check), methods=["POST"]),
         Route("/v1/locate", _guard(locate), methods=["POST"]),
         Route("/v1/reload", _guard(reload), methods=["POST"]),
         Route("/v1/pin", _guard(pin), methods=["POST"]),
@@ -332,6 +337,13 @@ def _paths_in(body: dict[str, Any]) -> list[str]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise _BadRequest("paths: a list of strings is needed")
     return paths
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise _BadRequest(f"{name}: true or false is needed")
+    return value
 
 
 async def _body(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:

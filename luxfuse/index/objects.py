@@ -14,7 +14,7 @@ import contextlib
 import logging
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -70,9 +70,9 @@ class ObjectRecord(msgspec.Struct, array_like=True):
         self.segment, self.rank = standing
 
 
-_TOTALS = struct.Struct(">QQ")
+TOTALS = struct.Struct(">QQ")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ObjectRecord).decode
+decode_record = msgspec.msgpack.Decoder(ObjectRecord).decode
 
 
 def object_id(source_id: str, key: str, version: str) -> bytes:
@@ -148,8 +148,8 @@ class Objects:
         """Bytes and number of objects by directory and segment."""
         for directory in range(DIRECTORIES):
             for segment in ALL_SEGMENTS:
-                if (stored := store.get(Table.META, _totals_key(directory, segment))) is not None:
-                    self._totals[directory, segment] = _TOTALS.unpack(stored)
+                if (stored := store.get(Table.META, totals_key(directory, segment))) is not None:
+                    self._totals[directory, segment] = TOTALS.unpack(stored)
         self.on_change: Callable[[bytes, ObjectRecord, int], None] | None = None
         """Told of each record that comes (1) or goes (-1), where somebody counts more than `totals` does."""
         self.refused = 0
@@ -178,7 +178,7 @@ class Objects:
         value = self._store.get(Table.OBJECTS, oid)
         if value is None:
             return None
-        record = _decode(value)
+        record = decode_record(value)
         pages = Pages(record.size)
         for number in range(-(-pages.total // CHUNK_PAGES)):
             if (chunk := self._store.get(Table.CHUNKS, _chunk_key(oid, number))) is not None:
@@ -193,7 +193,7 @@ class Objects:
     def scan(self, after: bytes, limit: int) -> list[tuple[bytes, ObjectRecord]]:
         """Return up to ``limit`` objects with the ids after ``after``, as they are recorded now."""
         start = after + b"\0" if after else b""
-        return [(oid, _decode(value)) for oid, value in self._store.current_items(Table.OBJECTS, start, b"", limit)]
+        return [(oid, decode_record(value)) for oid, value in self._store.current_items(Table.OBJECTS, start, b"", limit)]
 
     async def expect(self, oids: Iterable[bytes]) -> None:
         """Prepare for these objects to be loaded soon, and saved for the first time."""
@@ -209,12 +209,12 @@ class Objects:
     ) -> bool:
         """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
         old = self._store.get(Table.OBJECTS, oid)
-        before = _decode(old) if old is not None else None
+        before = decode_record(old) if old is not None else None
         changes: Changes = {}
         if before is not None:
-            changes[Table.STANDINGS, _standing_key(before, oid)] = None
+            changes[Table.STANDINGS, standing_key(before, oid)] = None
         changes[Table.OBJECTS, oid] = _encode(record)
-        changes[Table.STANDINGS, _standing_key(record, oid)] = U64.pack(record.allocated_bytes)
+        changes[Table.STANDINGS, standing_key(record, oid)] = U64.pack(record.allocated_bytes)
         if pages is not None and changed is not None and len(changed):
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
@@ -226,8 +226,8 @@ class Objects:
         value = self._store.get(Table.OBJECTS, oid)
         if value is None:
             return 0
-        record = _decode(value)
-        changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, _standing_key(record, oid)): None}
+        record = decode_record(value)
+        changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, standing_key(record, oid)): None}
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
             changes[Table.CHUNKS, _chunk_key(oid, number)] = None
         return record.allocated_bytes if self._change(oid, changes, [(record, -1)]) else None
@@ -239,7 +239,7 @@ class Objects:
     def record(self, oid: bytes) -> ObjectRecord | None:
         """Return what is known of an object, without its pages; None if it is not cached."""
         value = self._store.get(Table.OBJECTS, oid)
-        return None if value is None else _decode(value)
+        return None if value is None else decode_record(value)
 
     def directory_of(self, oid: bytes) -> int | None:
         """Return the number of the directory that has an object's file; None if the object is not cached."""
@@ -263,6 +263,14 @@ class Objects:
         """Return the highest rank of a directory's objects; 0 if there are none. Nothing may be uncommitted."""
         keys = [self._store.last_committed_key(Table.STANDINGS, bytes((directory, segment))) for segment in SEGMENTS]
         return max((U64.unpack_from(key, 2)[0] for key in keys if key is not None), default=0)
+
+    def correct_totals(self, differences: Mapping[tuple[int, int], tuple[int, int]]) -> bool:
+        """Add bytes and objects to the totals of directories and segments; False if the index takes no changes now."""
+        totals = {}
+        for where, (used, count) in differences.items():
+            counted_used, counted = self.totals(*where)
+            totals[where] = max(0, counted_used + used), max(0, counted + count)
+        return self._apply({}, totals)
 
     def marks(self) -> bytes:
         """Return what `keep_marks` kept; empty if nothing."""
@@ -294,7 +302,7 @@ class Objects:
                 oid = key[10:]
                 value = txn.get(Table.OBJECTS, oid)
                 if value is not None:
-                    for number in range(-(-page_count(_decode(value).size) // CHUNK_PAGES)):
+                    for number in range(-(-page_count(decode_record(value).size) // CHUNK_PAGES)):
                         txn.delete(Table.CHUNKS, _chunk_key(oid, number))
                     txn.delete(Table.OBJECTS, oid)
                 txn.delete(Table.STANDINGS, key)
@@ -304,7 +312,7 @@ class Objects:
             self._store.cool()
         for segment in ALL_SEGMENTS:
             self._totals.pop((directory, segment), None)
-            self._store.delete(Table.META, _totals_key(directory, segment))
+            self._store.delete(Table.META, totals_key(directory, segment))
 
 
     def _change(self, oid: bytes, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
@@ -317,9 +325,17 @@ class Objects:
             where = record.directory, record.segment
             used, count = totals.get(where) or self.totals(*where)
             totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
+        if not self._apply(changes, totals):
+            return False
+        if self.on_change is not None:
+            for record, sign in deltas:
+                self.on_change(oid, record, sign)
+        return True
+
+    def _apply(self, changes: Changes, totals: Mapping[tuple[int, int], tuple[int, int]]) -> bool:
         for where, total in totals.items():
             if total != self.totals(*where):
-                changes[Table.META, _totals_key(*where)] = _TOTALS.pack(*total)
+                changes[Table.META, totals_key(*where)] = TOTALS.pack(*total)
         try:
             self._store.apply(changes)
         except OSError as exc:
@@ -328,9 +344,6 @@ class Objects:
             self.refused += 1
             return False
         self._totals.update(totals)
-        if self.on_change is not None:
-            for record, sign in deltas:
-                self.on_change(oid, record, sign)
         return True
 
 
@@ -355,7 +368,8 @@ class DirectoryOrder:
         return self.objects.ordered(self.directory, segment) if segment in SEGMENTS else iter(())
 
 
-def _totals_key(directory: int, segment: int) -> bytes:
+def totals_key(directory: int, segment: int) -> bytes:
+    """Return the META key of what the objects of a segment come to."""
     return b"cache_used" + bytes((directory, segment))
 
 
@@ -363,7 +377,8 @@ def _policy_key(directory: int) -> bytes:
     return b"policy" + bytes((directory,))
 
 
-def _standing_key(record: ObjectRecord, oid: bytes) -> bytes:
+def standing_key(record: ObjectRecord, oid: bytes) -> bytes:
+    """Return the STANDINGS key of an object."""
     return bytes((record.directory, record.segment)) + U64.pack(record.rank) + oid
 
 

@@ -58,7 +58,7 @@ Changes = dict[tuple[Table, bytes], bytes | None]
 
 
 class Transaction:
-    """A write transaction in the writer thread, as given to the function of `IndexStore.run`."""
+    """A transaction in a thread, as given to the function of `IndexStore.run`, or of `view`, which only reads."""
 
     def __init__(self, txn: Any, databases: dict[Table, Any]) -> None:
         self._txn = txn
@@ -86,6 +86,10 @@ class Transaction:
         if items:
             with self._txn.cursor(db=self._databases[table]) as cursor:
                 cursor.putmulti(items)
+
+    def count(self, table: Table) -> int:
+        """Return the number of keys of a table."""
+        return int(self._txn.stat(self._databases[table])["entries"])
 
     def items(self, table: Table, start: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, value) in key order from ``start`` on, while keys begin with ``prefix``."""
@@ -281,6 +285,18 @@ class IndexStore:
                 log.info("index %s is written again", self.path)
                 self.failing = None
             return result
+
+    async def view(self, function: Callable[[Transaction], T]) -> T:
+        """Return what ``function`` makes, in a thread, of what is committed at this instant.
+
+        Until it ends the room of what is removed meanwhile is not used again.
+        """
+
+        def read() -> T:
+            with self._env.begin() as txn:
+                return function(Transaction(txn, self._databases))
+
+        return await trio.to_thread.run_sync(read)
 
     def _commit(self, changes: Changes, function: Callable[[Transaction], T]) -> T:
         try:

@@ -186,6 +186,19 @@ class CacheDirectory:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, flags, 0o600)
 
+    def open_unbuffered(self, oid: bytes) -> int:
+        """Open an object's file for reads from the disk itself, past the page cache, where the file system has those.
+
+        They must begin at a multiple of 4 KiB and go to memory that does. Raises OSError.
+        """
+        path = self.file_of(oid)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
     def expect(self, oid: bytes) -> None:
         """An object gets its file here: what may lie under its name, left by a crash, belongs to nothing. Quick."""
         self._expected.add(oid)
@@ -296,6 +309,17 @@ class CacheDirectory:
                 for entry in os.scandir(group):
                     with contextlib.suppress(ValueError):
                         yield bytes.fromhex(entry.name)
+
+    def foreign(self) -> Iterator[Path]:
+        """Yield what lies among the object files, but is none by its name and place; nobody counts or removes it."""
+        for group in sorted((self.path / "objects").iterdir()):
+            if not group.is_dir():
+                if group.name != ".probe":
+                    yield group
+                continue
+            for entry in os.scandir(group):
+                if not (_OID.fullmatch(entry.name) and entry.name.startswith(group.name)):
+                    yield group / entry.name
 
     def doom_all(self) -> None:
         """Put every object file out of the way, because the index knows none of them; `remove_doomed` takes its time."""

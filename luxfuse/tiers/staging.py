@@ -18,7 +18,7 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from luxfuse.core.spans import page_count
@@ -191,6 +191,15 @@ class Staging:
                 part.unlink(missing_ok=True)
             _sync_directory(target.parent)
             source.unlink()
+
+    @staticmethod
+    def present(directories: Iterable[CacheDirectory]) -> dict[int, Path]:
+        """Return the paths of the staging files that there are now, by id. Raises OSError."""
+        found = {}
+        for directory in directories:
+            staging = directory.path / "staging"
+            found.update({number: staging / f"{number:016x}" for number in _stored(staging)})
+        return found
 
     # -- content
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -127,7 +127,7 @@ class Inventory:
             entry = await self._namespace.lookup(entry.inode, os.fsencode(name))
         return entry
 
-    async def scan(self) -> AsyncIterator[tuple[bytes, ObjectRecord]]:
+    async def scan(self) -> AsyncGenerator[tuple[bytes, ObjectRecord], None]:
         """Yield all objects that are recorded."""
         await self._objects.flush()
         after = b""

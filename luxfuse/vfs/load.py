@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -48,7 +48,6 @@ JOBS_AT_ONCE = 16
 JOBS_REMEMBERED = 16
 PARTS_AHEAD = 100_000
 """How far the walk may be ahead: parts of some hundred files."""
-POLL_S = 0.1
 FLIGHTS_FOR_A_THREAD = 8
 """Requests on their way for each thread of the store, so that none of them waits for the event loop. Those of others go
 first."""
@@ -502,12 +501,3 @@ class Loads:
         for job in running:
             job.stop()
         return len(running)
-
-
-async def watch(job: Load) -> AsyncGenerator[LoadProgress, None]:
-    """Yield how far a job is until it has ended, at last with ``done``."""
-    while not job.ended.is_set():
-        yield job.progress()
-        with trio.move_on_after(POLL_S):
-            await job.ended.wait()
-    yield job.progress()

@@ -40,6 +40,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.check import Checks
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -178,6 +179,7 @@ class Mount:
     durable: Durable
     loads: Loads
     inventory: Inventory
+    checks: Checks
     retention: Retention
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
@@ -314,9 +316,8 @@ def _build(
     p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(
         path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
-        p.hierarchy, p.cache, p.mover, p.directories,
-        p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer, p.writeback,
-        p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.retention,
+        p.hierarchy, p.cache, p.mover, p.directories, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer,
+        p.writeback, p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.checks, p.retention,
     )
 
 

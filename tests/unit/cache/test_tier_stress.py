@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.cache import mover
+from luxfuse.cache import budget, mover
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
 from luxfuse.config import CacheDirectory
@@ -31,8 +31,9 @@ CHUNK_BYTES = 300_000
 def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "BYTES_PER_S", 1 << 60)
     monkeypatch.setattr(mover, "SLICE_PAGES", 1)
-    monkeypatch.setattr(mover, "LONGEST_YIELD_S", 0.005)
-    monkeypatch.setattr(mover, "YIELD_S", 0.001)
+    monkeypatch.setattr(budget, "LONGEST_YIELD_S", 0.005)
+    monkeypatch.setattr(budget, "YIELD_S", 0.001)
+    monkeypatch.setattr("luxfuse.vfs.check.SECOND_LOOK_S", 0.01)
     monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.space.STUCK_S", 0.01)
     monkeypatch.setattr("luxfuse.cache.directories.POLL_S", 0.005)
@@ -94,6 +95,7 @@ class Everybody:
         self.locks = {key: trio.Lock() for key in self.now if key.startswith("w")}
         self.done = trio.Event()
         self.did: dict[str, int] = {}
+        self.checked_files = 0
 
     async def repeat(self, name: str, act: Callable[[], Awaitable[object]]) -> None:
         for _ in range(OPERATIONS):
@@ -179,6 +181,14 @@ class Everybody:
                 assert s.capacity_bytes is not None
                 await self.m.directories.add(CacheDirectory(s.directory.name, s.capacity_bytes, s.tier))
 
+    async def look_for_damage(self) -> None:
+        """There is none, whatever goes on meanwhile."""
+        job = self.m.checks.start(repair=True)
+        await job.ended.wait()
+        step = job.progress()
+        self.checked_files += step.files
+        assert (step.lines, step.error) == ((), None)
+
     async def evict(self) -> None:
         space = self.rng.choice(self.m.hierarchy.spaces)
         if self.rng.random() < 0.3:
@@ -212,7 +222,8 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, 
             everybody, limits = Everybody(m, seed), Limits(m)
             trio.lowlevel.add_instrument(limits)
             async with trio.open_nursery() as background:
-                for act in (everybody.move, everybody.move, everybody.evict, everybody.trim, m.mover.round):
+                for act in (everybody.move, everybody.move, everybody.evict, everybody.trim, m.mover.round,
+                            everybody.look_for_damage):  # fmt: skip
                     background.start_soon(everybody.until_done, act)
                 background.start_soon(watch_disk, m)
                 if draining:
@@ -235,6 +246,7 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, 
             consistent(m)
             assert m.mover.moved_bytes > pages(10)
             assert m.directories._added or not draining
+            assert everybody.checked_files > READ
             for key, data in everybody.now.items():
                 assert m.driver.objects[key][0] == data
                 await everybody.check(key)

@@ -85,6 +85,20 @@ class Service:
             "failures": [f"{path}: no such file" for path in paths if "missing" in path],
         }  # fmt: skip
 
+    async def check(self, *, repair: bool):
+        await trio.lowlevel.checkpoint()
+        lines = {
+            "fake://damaged": ["a: page 3 damaged", "/c/objects/ab/abcd: belongs to nothing"],
+            "fake://broken": [],
+        }.get(self._settings.source, [])  # fmt: skip
+        plain = {
+            "repair": repair, "files": 3, "bytes": 3 << 20, "total_files": 3, "total_bytes": 3 << 20, "mended": 0,
+            "problems": 5 * len(lines), "lines": lines, "error": None, "done": False,
+        }  # fmt: skip
+        yield {**plain, "files": 1, "problems": 0, "lines": []}
+        error = "internal error: KeyError" if self._settings.source == "fake://broken" else None
+        yield {**plain, "mended": 10 * repair * bool(lines), "done": True, "error": error}
+
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         await trio.lowlevel.checkpoint()
         place = {"tier": "ssd", "directory": "/c", "file": "/c/objects/ab/abcd", "pages": "0-3,5", "bytes": 5 << 20}

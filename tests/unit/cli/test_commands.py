@@ -268,7 +268,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
         *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl"),
-        *("attach", "detach", "load", "free", "locate", "stats"),
+        *("attach", "detach", "load", "free", "locate", "check", "stats"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 
@@ -373,6 +373,31 @@ def test_free(luxfuse: Run, tmp_path: Path) -> None:
     (document,) = json.loads(luxfuse("free", "--json", where / "busy").out)
     assert (document["mountpoint"], document["freed_files"]) == (str(where), 1)
     assert "is not in a luxfuse mount" in luxfuse("free", tmp_path).line
+
+
+def test_check(luxfuse: Run, tmp_path: Path) -> None:
+    where, damaged, broken = (tmp_path / name for name in ("mnt", "damaged", "broken"))
+    for path, source in ((where, "ok"), (damaged, "damaged"), (broken, "broken")):
+        path.mkdir()
+        luxfuse("mount", f"fake://{source}", path)
+    assert luxfuse("check", where) == Outcome(0, f"{where}: 3 files checked (3.0 MiB), no problem\n", "")
+    found = luxfuse("check", damaged)
+    assert (found.code, found.err) == (1, "")
+    assert found.out.splitlines() == [
+        f"{damaged}: a: page 3 damaged",
+        f"{damaged}: /c/objects/ab/abcd: belongs to nothing",
+        f"{damaged}: 8 more",
+        f"{damaged}: 3 files checked (3.0 MiB), 10 problems",
+    ]
+    mended = luxfuse("check", damaged, "--repair")
+    assert mended.code == 0
+    assert mended.out.endswith(f"{damaged}: 3 files checked (3.0 MiB), 10 problems, 10 mended\n")
+    document = json.loads(luxfuse("check", damaged, "--json").out)
+    assert (document["mountpoint"], document["problems"], document["files"]) == (str(damaged), 10, 3)
+    ended = luxfuse("check", broken)
+    assert ended.code == 1
+    assert ended.line.startswith(f"luxfuse: {broken}: the check ended early: internal error: KeyError; see ")
+    assert "is not in a luxfuse mount" in luxfuse("check", tmp_path).line
 
 
 def test_locate(luxfuse: Run, tmp_path: Path) -> None:

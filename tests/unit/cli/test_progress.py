@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luxfuse.cli.progress import LoadMeter, Meter
+from luxfuse.cli.progress import CheckMeter, LoadMeter, Meter
 
 MIB = 1 << 20
 
@@ -89,4 +89,17 @@ def test_how_long_a_load_takes_is_not_told_before_all_is_found() -> None:
     assert meter.left_s is None
     assert meter.text.startswith("1 of at least 10 files (0 B of 10.0 MiB), 2 failed, ")
     meter.feed(2.0, load_step())
+    assert meter.fraction == 1.0
+
+
+def test_the_time_left_of_a_check() -> None:
+    meter = CheckMeter()
+    step = {"files": 0, "bytes": 0, "total_files": 16, "total_bytes": 15 << 20, "problems": 0}
+    meter.feed(100.0, step)
+    assert (meter.fraction, meter.left_s) == (0.0, None)
+    assert meter.text == "0 of 16 files checked (0 B of 15.0 MiB)"
+    meter.feed(104.0, {**step, "files": 4, "bytes": (3 << 20) + (3 << 18), "problems": 2})
+    assert meter.fraction == 0.25
+    assert meter.text == "4 of 16 files checked (3.8 MiB of 15.0 MiB), 2 problems, about 12 s left"
+    meter.feed(105.0, {**step, "total_files": 0, "total_bytes": 0})
     assert meter.fraction == 1.0

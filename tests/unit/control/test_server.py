@@ -59,6 +59,11 @@ class FakeService:
     async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         yield {"freed_files": len(paths), "done": True}
 
+    async def check(self, *, repair: bool) -> AsyncGenerator[dict[str, object], None]:
+        if self.fault:
+            raise self.fault
+        yield {"repair": repair, "done": True}
+
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         await trio.lowlevel.checkpoint()
         return [{"path": path} for path in paths]
@@ -326,6 +331,15 @@ async def test_loads(tmp_path: Path) -> None:
         service.fault = StoreUnavailable("enough loads run")
         with pytest.raises(DaemonRefused, match="enough loads run"):
             await call(client.start_load, ["a"])
+
+
+async def test_check(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock") as (service, client):
+        for repair in (False, True):
+            assert await call(lambda repair=repair: list(client.check(repair=repair))) == [{"repair": repair, "done": True}]
+        service.fault = StoreUnavailable("a check is running already")
+        with pytest.raises(DaemonRefused, match="a check is running already"):
+            await call(lambda: list(client.check(repair=False)))
 
 
 async def test_free_and_locate(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from luxfuse.cache.cached import Flight
 from luxfuse.errors import AccessDenied, StoreUnavailable
 from luxfuse.types import PAGE_BYTES
 from luxfuse.vfs import load
-from luxfuse.vfs.load import LoadProgress, LoadRefused, watch
+from luxfuse.vfs.jobs import watch
+from luxfuse.vfs.load import LoadProgress, LoadRefused
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
 
