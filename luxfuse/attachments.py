@@ -24,7 +24,7 @@ from luxfuse import config
 from luxfuse.assembly import Local, build_tree
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
-from luxfuse.errors import LuxError, MountError
+from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.service import Parts, VolumeParts, VolumeState
 from luxfuse.understore.failures import safe_url
@@ -107,6 +107,7 @@ class Attachments:
         """Of volumes that are gone and have files open in passthrough: by number, source id and open files."""
         self._last_number = 0
         self._recording = trio.Lock()
+        self._closing = False
 
     # -- what there is
 
@@ -220,7 +221,8 @@ class Attachments:
                 )
                 task_status.started()
                 await a.leave.wait()
-                await self._fall_silent(a, parts)
+                if not self._closing:
+                    await self._fall_silent(a, parts)
         except Exception as exc:
             if files is None:
                 raise
@@ -354,7 +356,9 @@ class Attachments:
         recorded = await trio.to_thread.run_sync(self._read)
         self._last_number = recorded.last_number
         for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):
-            settings = msgspec.structs.replace(self._settings, source=record.source)  # until it is tried
+            settings = msgspec.structs.replace(self._settings, source=record.source)
+            with contextlib.suppress(ConfigError):  # which is told when it is tried
+                settings = config.attached(self._settings, record.source, record.options)
             a = self._attached[record.path] = _Attached(record, settings, Volume(record.number), "unreachable")
             await self._try(a)
             for line in a.notes:
@@ -391,7 +395,8 @@ class Attachments:
                     await self._try(a)
 
     async def close(self) -> None:
-        """End all volumes, the innermost first; they stay on record."""
+        """End all volumes, the innermost first, as the process is about to end; they stay on record."""
+        self._closing = True
         for a in sorted(self._attached.values(), key=lambda a: a.path.count("/"), reverse=True):
             if a.parts is not None:
                 a.leave.set()

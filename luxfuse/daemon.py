@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from luxfuse import logs
-from luxfuse.assembly import build
+from luxfuse.assembly import Local, build
 from luxfuse.attachments import Attachments
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
@@ -29,6 +29,7 @@ from luxfuse.fuse.session import Session
 from luxfuse.reload import Reloader
 from luxfuse.service import Parts, Service
 from luxfuse.understore.failures import safe_url
+from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backlogs import Backlogs
 from luxfuse.volume import VolumeLife, one_line
 
@@ -102,13 +103,14 @@ class _Daemon:
         self._waiting = waiting
         self._notes: list[str] = []
         self._started = False
+        self._opened = trio.Event()
         self._drain_scope = trio.CancelScope()
 
     async def main(self) -> None:
         async with trio.open_nursery() as talking:
             talking.start_soon(self._say_what_takes_long)
             life = VolumeLife(self._settings, self._note)
-            async with life.running(build) as parts:
+            async with life.running(self._build) as parts:
                 self._settings = life.settings
                 async with trio.open_nursery() as volumes:
                     attachments = Attachments(life.settings, parts, self._state, volumes)
@@ -116,6 +118,10 @@ class _Daemon:
                     await self._serve(parts, attachments)
                     await attachments.close()
             talking.cancel_scope.cancel()
+
+    def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
+        self._opened.set()
+        return build(settings, store, local, nursery)
 
     async def _serve(self, parts: Parts, attachments: Attachments) -> None:
         service = Service(self._settings, parts, attachments, started_s=time.monotonic())
@@ -141,6 +147,7 @@ class _Daemon:
         self._notes.append(line)
 
     async def _say_what_takes_long(self) -> None:
+        await self._opened.wait()
         while not self._started:
             await trio.sleep(STARTING_INTERVAL_S)
             if not self._started:

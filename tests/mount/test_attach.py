@@ -211,6 +211,24 @@ def test_what_was_not_uploaded_when_detached_by_force_goes_up_after_the_next_att
     assert mount.read("k/new") == digest(b"kept")
 
 
+def test_what_a_killed_daemon_left_goes_up_at_the_next_mount(
+    mounting: Mounts, s3: FastS3, bucket: str, other: str, proxy: FaultProxy
+) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, expected_logs=LATER)
+    client(mount).attach(f"s3://{other}", "m", {"endpoint_url": proxy.endpoint, "write_mode": "async-through"})
+    proxy.only(lambda request: request.method == "PUT")
+    proxy.set(error_probability=1.0)
+    shell(mount, 'echo -n kept > "$1/m/new"').check_returncode()
+    mount.kill()
+    mount.cli("unmount", mount.path, check=True)
+    proxy.clear()
+    done = mount.try_mount()
+    assert done.returncode == 0
+    assert f"s3://{other}: the last run left 1 changed file, going to the under-store now" in done.stderr
+    assert mount.read("m/new") == digest(b"kept")
+    wait_for("uploaded", (s3.root / other / "new").exists)
+
+
 def test_detach_and_unmount_and_persist_bring_everything_up(mount: Mount, s3: FastS3, other: str) -> None:
     attach(mount, s3, other, "m", write_mode="async-through")
     shell(mount, 'for i in $(seq 40); do echo -n $i > "$1/m/n$i"; done').check_returncode()
