@@ -45,7 +45,8 @@ class Reloader:
             raise ConfigError(
                 f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
             )
-        _check_directories(old, new)
+        _check_tiers(old, new)
+        await self._parts.directories.apply(new.cache_dirs)
         await self._apply(new, set(changed))
         self._service.settings = new
         names = [config.written_name(name) for name in changed]
@@ -64,17 +65,20 @@ class Reloader:
         p.writeback.fail_on_conflict = new.on_conflict == "fail"
         p.store.set_bandwidth(get_bytes_s=new.bandwidth_limit_bytes_s, put_bytes_s=new.upload_bandwidth_limit_bytes_s)
         for space in p.hierarchy:
-            setting = next(d for d in new.cache_dirs if d.path == space.directory.name)
+            setting = next((d for d in new.cache_dirs if d.path == space.directory.name), None)
+            if setting is None:
+                continue  # it is drained
             ratio = new.free_space_ratio if setting.free_space_ratio is None else setting.free_space_ratio
             await space.resize(setting.size_bytes, setting.size_ratio, ratio, setting.high_watermark, setting.low_watermark)
         logging.getLogger().setLevel(new.log_level.upper())
 
 
-def _check_directories(old: Settings, new: Settings) -> None:
-    """Sizes, watermarks and ratios of cache directories can change, the directories themselves cannot."""
-    before, after = ([(d.path, d.tier) for d in s.cache_dirs] for s in (old, new))
-    if before != after:
-        raise ConfigError(
-            f"--config {new.config_file}: cache directories and their tiers cannot change while mounted, only their sizes "
-            "and watermarks; unmount and mount again"
-        )
+def _check_tiers(old: Settings, new: Settings) -> None:
+    """Cache directories can come, go and change their sizes, but not their tiers."""
+    before = {directory.path: directory.tier for directory in old.cache_dirs}
+    for directory in new.cache_dirs:
+        if before.get(directory.path, directory.tier) != directory.tier:
+            raise ConfigError(
+                f"--config {new.config_file}: cache_dir {directory.path}: its tier cannot change while mounted; unmount "
+                "and mount again"
+            )

@@ -68,7 +68,7 @@ def test_opens_across_the_change_of_mode(
 
 def test_passthrough_stays_while_it_is_open(mounting: Mounts, s3: FastS3, bucket: str, data: bytes, fill) -> None:
     """A file in use is neither evicted nor touched, and every further open joins its mode."""
-    mount = mounting(f"s3://{bucket}", "--cache-size", "32MiB", endpoint_url=s3.endpoint)
+    mount = mounting(f"s3://{bucket}", "--cache-size", "32MiB", "--eviction-policy", "lru", endpoint_url=s3.endpoint)
     reader, path = mount.reader(), f"{mount.path}/large"
     assert reader("file", path) == digest(data)
     wait_for("the file is whole", lambda: mount.do("getxattr", path, "user.luxfuse.state") == "cached")
@@ -95,7 +95,7 @@ def test_passthrough_stays_while_it_is_open(mounting: Mounts, s3: FastS3, bucket
 def test_eviction_between_opens(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
     small = content("small", 2 * MIB)
     fill({"small": small})
-    mount = mounting(f"s3://{bucket}", "--cache-size", "20MiB", endpoint_url=s3.endpoint)
+    mount = mounting(f"s3://{bucket}", "--cache-size", "20MiB", "--eviction-policy", "lru", endpoint_url=s3.endpoint)
     for _ in range(3):
         reader = mount.reader()
         reader("open", "it", f"{mount.path}/small")
@@ -109,7 +109,7 @@ def test_eviction_between_opens(mounting: Mounts, s3: FastS3, bucket: str, fill)
 def test_replaced_while_in_passthrough(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
     """The old version's handles, the new one's, and eviction of both, all at once."""
     versions = [content(("replaced", i), 4 * MIB) for i in range(5)]
-    mount_flags = ("--cache-size", "20MiB", "--metadata-ttl", "200ms", "--negative-ttl", "0s")
+    mount_flags = ("--cache-size", "20MiB", "--eviction-policy", "lru", "--metadata-ttl", "200ms", "--negative-ttl", "0s")
     fill({"file": versions[0]})
     mount = mounting(f"s3://{bucket}", *mount_flags, endpoint_url=s3.endpoint)
     reader, path = mount.reader(), f"{mount.path}/file"

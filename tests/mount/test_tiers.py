@@ -199,3 +199,47 @@ def test_a_quota_of_a_path(
     for n in range(8):
         assert mount.read(f"few/{n}") == digest(content(("few", n), MIB))
     assert used(mount)["ssd"] == 5 * MIB
+
+
+@pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
+def test_directories_come_and_go_while_mounted(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path, passthrough: str
+) -> None:
+    files = {f"f{n}": content(("dir", n), MIB) for n in range(6)}
+    fill(files)
+    file = tmp_path / "luxfuse.toml"
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": passthrough})
+    mount.flags = [*(flag for flag in mount.flags if flag not in ("--cache-dir", str(mount.cache))), "--config", str(file)]
+    home, other = mount.cache, tmp_path / "other"
+
+    def configure(*directories: str) -> str:
+        file.write_text(f"cache_dir = {list(directories)}\n")
+        return mount.cli("reload", mount.path).stderr if mount.mounted else ""
+
+    def read_all() -> None:
+        for name, data in files.items():
+            assert mount.read(name) == digest(data)
+
+    configure(f"{home},size=20MiB")
+    mount.mount()
+    read_all()
+    assert configure(f"{home},size=20MiB", f"{other},tier=mem,size=20MiB") == ""
+    fill({"new": content("new", MIB)})
+    mount.cli("refresh", mount.path, check=True)
+    assert mount.read("new") == digest(content("new", MIB))
+    assert tier(mount, "new") == "mem"
+    reader = mount.reader()
+    reader("open", "it", f"{mount.path}/new")
+    assert configure(f"{home},size=20MiB") == ""
+    assert reader("all", "it") == digest(content("new", MIB))
+    reader("close", "it")
+    wait_for("it is gone", lambda: [t["name"] for t in mount.status()["tiers"]] == ["ssd"])
+    gets = mount.gets()
+    read_all()
+    assert mount.read("new") == digest(content("new", MIB))
+    assert mount.gets() == gets, "it has moved"
+    assert "files that are written lie there" in configure(f"{other},size=20MiB")
+    assert mount.read("f0") == digest(files["f0"])
+    assert configure(f"{home},size=3MiB") == ""
+    wait_for("it is smaller", lambda: mount.status()["tiers"][0]["used_bytes"] <= 3 * MIB)
+    assert mount.status()["fuse"]["errors"] == 0
