@@ -50,6 +50,7 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
 from luxfuse.vfs.moves import Moves
+from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.retention import MarkStore, Retention
@@ -113,7 +114,7 @@ def build_tree(
     if buffers_bytes is None:
         buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
     index, names, objects = local.index, Names(local.index, clock), Objects(local.index)
-    lister = Lister(store=store, names=names, nursery=nursery, clock=clock)
+    lister = Lister(store=store, names=names, moving=Moving(names), nursery=nursery, clock=clock)
     namespace = Namespace(
         store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
         negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock,

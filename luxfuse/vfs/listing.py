@@ -14,12 +14,17 @@ from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.moving import Moving
 
 log = logging.getLogger(__name__)
 
 MERGE_ENTRIES = 25_000
 """Entries recorded in one transaction."""
 CONCURRENT_LISTINGS = 8
+
+
+class Moved(LuxError):
+    """The directory, or one above it, was renamed while it was listed under its old name."""
 
 
 class NotRecorded(LuxError):
@@ -38,10 +43,12 @@ class Lister:
     """Lists directories, each one once however many ask."""
 
     def __init__(
-        self, *, store: Store, names: Names, nursery: trio.Nursery, clock: Callable[[], float] = time.time
+        self, *, store: Store, names: Names, moving: Moving, nursery: trio.Nursery,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._names = names
+        self.moving = moving
         self._nursery = nursery
         self._clock = clock
         self._running: dict[int, _Running] = {}
@@ -55,26 +62,28 @@ class Lister:
         """Whether a listing of the directory is on its way."""
         return directory in self._running
 
-    async def fetch(self, directory: int, prefix: str, not_before_s: float) -> int | None:
+    async def fetch(self, directory: int, prefix: str, moves: int, not_before_s: float) -> int | None:
         """List ``prefix`` into ``directory``; returns the listing's serial number, None if it does not exist.
 
-        One that is on its way will do if it did not begin before ``not_before_s``.
+        ``moves``: what `Moving.settled` returned when the prefix was found out. A listing that is on its way will do if
+        it did not begin before ``not_before_s``. Raises `Moved`, `StoreError`,
+        `NotRecorded`.
         """
         while (running := self._running.get(directory)) is not None and running.began_s < not_before_s:
             await running.done.wait()
         if running is None:
             running = self._running[directory] = _Running(trio.Event(), self._clock())
-            self._nursery.start_soon(self._run, directory, prefix, running)
+            self._nursery.start_soon(self._run, directory, prefix, moves, running)
         await running.done.wait()
         if running.error is not None:
             raise running.error
         return running.serial
 
-    async def _run(self, directory: int, prefix: str, running: _Running) -> None:
+    async def _run(self, directory: int, prefix: str, moves: int, running: _Running) -> None:
         running.error = StoreError("the daemon is stopping")
         try:
             async with self._limiter:
-                running.serial = await self._fetch(directory, prefix)
+                running.serial = await self._fetch(directory, prefix, moves)
             running.error = None
         except LuxError as exc:
             running.error = exc
@@ -88,18 +97,20 @@ class Lister:
             del self._running[directory]
             running.done.set()
 
-    async def _fetch(self, directory: int, prefix: str) -> int | None:
+    async def _fetch(self, directory: int, prefix: str, moves: int) -> int | None:
         serial = self._names.begin_listing(directory)
         began_s = self._clock()
         batch: list[Found] = []
         total = Changes()
         exists = directory == ROOT_INODE
         async for page in self._store.list_directory(prefix):
+            self._require_unmoved(directory, prefix, moves)
             exists = True
             self._collect(page, len(prefix), batch)
             if len(batch) >= MERGE_ENTRIES:
                 await self._add(directory, total, await self._names.merge(directory, serial, batch, began_s, last=False))
                 batch = []
+        self._require_unmoved(directory, prefix, moves)
         if not exists:  # beside what was made here and is not there yet
             await self._add(directory, total, await self._names.complete(directory, serial, began_s))
             return None
@@ -109,6 +120,10 @@ class Lister:
         if total.shadowed:
             self._skip(total.shadowed, prefix, "a file and a directory (or symlink) of one name")
         return serial
+
+    def _require_unmoved(self, directory: int, prefix: str, moves: int) -> None:
+        if self.moving.since(directory, moves):
+            raise Moved(f"directory {prefix!r} has another name now")
 
     async def _add(self, directory: int, total: Changes, part: Changes) -> None:
         total.shadowed += part.shadowed

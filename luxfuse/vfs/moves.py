@@ -112,7 +112,8 @@ class Moves:
             await self._bring(entry, key)
         for key in new_keys:
             await self._writeback.settled(key)  # a delete of what had the name before must not meet the new object
-        with self._writeback.freeze(*keys, between_key):
+        directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
+        with self._writeback.freeze(*keys, between_key), self._namespace.moving.exchanged(*directories):
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
             arguments = {"first": keys[0], "second": keys[1], "between": between_key}
@@ -123,7 +124,7 @@ class Moves:
             self._names.move(*place, *between)
             self._names.move(*new_place, *place)
             self._names.move(*between, *new_place)
-            self._namespace.forget_prefixes()
+            self._namespace.moved(*directories)
             below = self._entries.below(keys[0]), self._entries.below(keys[1])  # before any of them changes its key
             self._note_exchanged(new_place, keys[0], new_keys[0], copies[0], below[0])
             self._note_exchanged(place, keys[1], new_keys[1], copies[1], below[1])
@@ -394,7 +395,7 @@ class Moves:
                 marked = self._tree.in_store(target)
                 self._tree.forget(*new_place, target)
             self._names.move(*place, *new_place)
-            self._namespace.forget_prefixes()
+            self._namespace.moved(entry.inode)
             below = self._entries.below(prefix)
             self._rekey_below(below, prefix, new_prefix, new_place, copied, marked=marked)
             for key, info in copied.items():

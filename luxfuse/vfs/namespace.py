@@ -27,7 +27,7 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import parse_attributes
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.listing import Lister, NotRecorded
+from luxfuse.vfs.listing import Lister, Moved, NotRecorded
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Namespace:
         self._store = store
         self._names = names
         self.lister = lister
+        self.moving = lister.moving
         self._kernel = kernel
         self._ttl = metadata_ttl_s
         self._negative_ttl = negative_ttl_s
@@ -234,15 +235,21 @@ class Namespace:
         with contextlib.suppress(OSError):  # the index cannot be written: listings lag behind until it can
             await self._names.flush()
 
-    def forget_prefixes(self) -> None:
-        """A directory has moved: work out anew which key prefixes directories have."""
+    def moved(self, *directories: int) -> None:
+        """Directories have moved: work out anew which key prefixes they have, and those below."""
         self._prefixes.clear()
+        for directory in directories:
+            self.moving.note(directory)
 
     async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
         """Return what object metadata says of an entry; asks the store if a listing is all that we have of it."""
         if entry.attributes is not None or entry.inode == ROOT_INODE or entry.inode in self._held:
             return entry.attributes or Attributes()
-        info = await self._head(self.key(parent, name, entry.kind))
+        while True:
+            moves = await self.moving.settled(parent)
+            info = await self._head(self.key(parent, name, entry.kind))
+            if not self.moving.since(parent, moves):
+                break
         found = (parse_attributes(info.metadata) if info is not None else None) or Attributes()
         if info is not None and entry.kind is not Kind.DIRECTORY and info.version != entry.version:
             return found  # the next look-up finds out what became of it
@@ -349,9 +356,12 @@ class Namespace:
         classified = naming.classify(component) if component is not None else None
         if component is None or classified is None or classified[1] is Kind.SYMLINK:
             return None
-        asked_s = self._clock()
-        base = self.prefix(parent) + component
-        found, info = await self._find(base, name, known.kind if known else None)
+        while True:
+            moves = await self.moving.settled(parent)
+            asked_s = self._clock()
+            found, info = await self._find(self.prefix(parent) + component, name, known.kind if known else None)
+            if not self.moving.since(parent, moves):
+                break
         if found is None:
             newer = self._names.remove(parent, name, asked_s, self._clock())
             if newer is not None:
@@ -433,8 +443,9 @@ class Namespace:
     async def _list_quietly(self, directory: int, again: bool = False) -> None:
         try:
             if again:
-                asked_s = self._clock() - self._negative_ttl / 2
-                if await self.lister.fetch(directory, self.prefix(directory), asked_s) is None and directory in self._held:
+                moves = await self.moving.settled(directory)
+                prefix, asked_s = self.prefix(directory), self._clock() - self._negative_ttl / 2
+                if await self.lister.fetch(directory, prefix, moves, asked_s) is None and directory in self._held:
                     self._names.note_empty(directory)  # the store will have it
             else:
                 await self.listed(directory)
@@ -460,9 +471,12 @@ class Namespace:
         if listing is not None and not self._store.reachable:
             self.stale_served += 1
             return listing.serial
+        moves = await self.moving.settled(directory)
         prefix = self.prefix(directory)
         try:
-            serial = await self.lister.fetch(directory, prefix, self._clock() - self._ttl)
+            serial = await self.lister.fetch(directory, prefix, moves, self._clock() - self._ttl)
+        except Moved:
+            return await self.listed(directory)
         except (StoreUnavailable, NotRecorded):
             if listing is None:
                 raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import trio
 
 from luxfuse.cache import upload
 from luxfuse.core import parts
+from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.names import ROOT_INODE
 from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
 from tests.support.fake_kernel import CALLER
@@ -540,3 +543,118 @@ async def test_a_directory_that_is_made_anew_shows_nothing_of_what_was_in_the_on
         driver.place("d/e/other", b"remote")
         m.clock.advance(61)
         assert await m.read_all("d/e/other") == b"remote"
+
+
+# -- asked for under a name that a directory no longer has
+
+
+class Slow:
+    """Requests about a prefix are made when `ask` is set, and answered when `answer` is."""
+
+    def __init__(self, driver: FakeStore, kind: str, prefix: str) -> None:
+        self.ask, self.answer = threading.Event(), threading.Event()
+        self.waiting = 0
+        real = getattr(driver, kind)
+
+        def request(key: str) -> object:
+            if not key.startswith(prefix):
+                return real(key)
+            self.waiting += 1
+            assert self.ask.wait(10)
+            try:
+                found = real(key)
+                return iter(list(found)) if kind == "list_directory" else found
+            finally:
+                assert self.answer.wait(10)
+
+        setattr(driver, kind, request)
+
+
+MOVES = pytest.mark.parametrize("flags", [0, 2], ids=["rename", "exchange"])
+AND_BACK = pytest.mark.parametrize("back", [False, True], ids=["moved", "moved back"])
+
+
+async def move_meanwhile(m: Mount, slow: Slow, flags: int, back: bool) -> str:
+    """Let requests about a directory reach the store when it has moved; returns its name then."""
+    await until(lambda: slow.waiting > 0)
+    await user(m).rename("d", "other", flags)
+    slow.ask.set()
+    if back:
+        await trio.sleep(0.05)
+        await user(m).rename("other", "d", flags)
+    slow.answer.set()
+    return "d" if back else "other"
+
+
+def with_other(tree: Tree, flags: int) -> FakeStore:
+    return placed({**tree, **({"other": None} if flags else {})})
+
+
+@MOVES
+@AND_BACK
+async def test_a_listing_that_a_move_of_the_directory_overtook_removes_nothing(
+    tmp_path: Path, flags: int, back: bool
+) -> None:
+    driver = with_other({"d": None, "d/e": None, "d/e/f": (b"f", 0o644), "d/e/g": None}, flags)
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await seen(m)
+        m.clock.advance(4)
+        slow = Slow(driver, "list_directory", "d/e/")
+        with pytest.raises(LuxError):
+            await m.inode("d/e/new")  # lists ahead
+        path = await move_meanwhile(m, slow, flags, back)
+        await until(lambda: not m.lister._running)
+        assert set(await m.entries(f"{path}/e")) == {b"f", b"g"}
+
+
+@MOVES
+@AND_BACK
+@pytest.mark.parametrize("kind", ["has_prefix", "head"])
+async def test_a_look_up_that_a_move_of_the_directory_overtook_finds_what_is_there(
+    tmp_path: Path, kind: str, flags: int, back: bool
+) -> None:
+    name = "g" if kind == "has_prefix" else "f"
+    driver = with_other({"d": None, "d/e": None, "d/e/f": (b"f", 0o600), "d/e/g": None}, flags)
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        before = (await m.entries("d/e"))[name.encode()]
+        m.clock.advance(61)
+        directory = await m.inode("d/e")
+        slow, found = Slow(driver, kind, "d/e/"), []
+
+        async def look_up() -> None:
+            stat = await m.fs.lookup(directory, name.encode())
+            found.append((stat.inode, stat.mode & 0o7777))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_up)
+            await move_meanwhile(m, slow, flags, back)
+        assert found == [(before, 0o755 if name == "g" else 0o600)]
+
+
+async def test_who_asks_during_an_exchange_is_told_of_what_there_is_after_it(tmp_path: Path) -> None:
+    driver = placed({"d": None, "d/e": None, "d/e/g": None, "other": None})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await seen(m)
+        m.clock.advance(61)
+        directory, real = await m.inode("d/e"), driver.delete
+        shown: list[bytes] = []
+
+        async def look() -> None:
+            await m.namespace.listed(directory)
+            shown.extend(name for name, _ in m.namespace.after(directory, b"", 10))
+
+        def delete(keys: Sequence[str]) -> dict[str, StoreError]:
+            failures = real(keys)
+            driver.hold("copy")  # from now on, until it is there under its new name, it is between the names
+            return failures
+
+        driver.delete = delete  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user(m).rename, "d", "other", 2)
+            await until(lambda: driver.counts["delete"] > 0)
+            driver.delete = real  # type: ignore[method-assign]
+            nursery.start_soon(look)
+            await trio.sleep(0.05)
+            assert not shown
+            driver.release()
+        assert shown == [b"g"]
