@@ -7,7 +7,7 @@ deadline passed may still have its effect later, when the thread that it was lef
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
 import trio
 
@@ -61,14 +61,13 @@ class Store(Calls):
         self._get_bytes += end - start
         return data
 
-    async def list_directory(self, prefix: str) -> AsyncIterator[ListPage]:
+    def list_directory(self, prefix: str) -> AsyncGenerator[ListPage, None]:
         """Yield the pages of one directory; none if it does not exist.
 
         A failure before the first page is retried from the start; later ones propagate, because pages that were
         already handed out cannot be taken back.
         """
-        async for page in self._pages(lambda driver: driver.list_directory(prefix), f"LIST {prefix!r}"):
-            yield page
+        return self._pages(lambda driver: driver.list_directory(prefix), f"LIST {prefix!r}")
 
     def list_all(self, prefix: str) -> AsyncGenerator[ListPage, None]:
         """Yield everything below ``prefix``; see `UnderStore.list_all`. Failures are as in `list_directory`."""

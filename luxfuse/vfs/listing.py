@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -103,13 +104,15 @@ class Lister:
         batch: list[Found] = []
         total = Changes()
         exists = directory == ROOT_INODE
-        async for page in self._store.list_directory(prefix):
-            self._require_unmoved(directory, prefix, moves)
-            exists = True
-            self._collect(page, len(prefix), batch)
-            if len(batch) >= MERGE_ENTRIES:
-                await self._add(directory, total, await self._names.merge(directory, serial, batch, began_s, last=False))
-                batch = []
+        async with contextlib.aclosing(self._store.list_directory(prefix)) as pages:
+            async for page in pages:
+                self._require_unmoved(directory, prefix, moves)
+                exists = True
+                self._collect(page, len(prefix), batch)
+                if len(batch) >= MERGE_ENTRIES:
+                    part = await self._names.merge(directory, serial, batch, began_s, last=False)
+                    await self._add(directory, total, part)
+                    batch = []
         self._require_unmoved(directory, prefix, moves)
         if not exists:  # beside what was made here and is not there yet
             await self._add(directory, total, await self._names.complete(directory, serial, began_s))

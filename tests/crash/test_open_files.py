@@ -608,6 +608,21 @@ async def test_a_listing_that_a_move_of_the_directory_overtook_removes_nothing(
 
 
 @MOVES
+async def test_a_listing_that_was_made_before_the_directory_moved_is_made_again(tmp_path: Path, flags: int) -> None:
+    driver = with_other({"d": None, "d/e": None, "d/e/f": (b"f", 0o644), "d/e/g": None}, flags)
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        before = await m.entries("d/e")
+        m.clock.advance(61)
+        directory = await m.inode("d/e")
+        slow = Slow(driver, "list_directory", "d/e/")
+        slow.ask.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.namespace.listed, directory)
+            path = await move_meanwhile(m, slow, flags, False)
+        assert await m.entries(f"{path}/e") == before
+
+
+@MOVES
 @AND_BACK
 @pytest.mark.parametrize("kind", ["has_prefix", "head"])
 async def test_a_look_up_that_a_move_of_the_directory_overtook_finds_what_is_there(
