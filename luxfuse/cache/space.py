@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +28,8 @@ OBSERVE_INTERVAL_S = 1.0
 EVICTION_ROUNDS = 3
 IN_USE_BOUND = 20_000
 """After meeting so many objects that must stay, eviction gives up for the moment: each round looks at them again."""
+FULL_BYTES = 64 << 10
+"""A file system with less than that is full."""
 STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
 EVICT_AHEAD_BYTES = 16 << 20
@@ -360,6 +363,13 @@ class Space:
             self.fail(exc)
             return
         self.ledger.observe(space.free_bytes, space.total_bytes, self._ratio)
+        if space.free_bytes < FULL_BYTES and not self._evicting.locked():
+            # Whoever wants room would only be told that there is none, and nobody that the disk is full.
+            async with self._evicting:
+                freed = await self._evict(FULL_BYTES, ahead_bytes=0)
+            if not freed and self.degraded is None:
+                self.fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            return
         short = self.ledger.shortage(0)
         if short and not self._evicting.locked():
             async with self._evicting:

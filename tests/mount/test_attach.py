@@ -184,7 +184,7 @@ def test_detach_refuses_while_files_are_open_and_force_keeps_what_is_dirty(
     assert mount.error("stat", f"{mount.path}/m") == "ENOENT"
     refused(by_command(mount, s3, other, "m"), "files are still open from before")
     reader("close", "f")
-    attach(mount, s3, other, "m")
+    wait_for("the kernel tells of the close", lambda: by_command(mount, s3, other, "m").returncode == 0)
     assert mount.read("m/x") == digest(content("x", 30_000))
 
 

@@ -544,3 +544,24 @@ async def test_what_an_earlier_run_gave_up_is_removed_at_the_start(tmp_path: Pat
         assert list(m.directory.path.glob("doomed-*"))
         m.nursery.start_soon(Sweeper(m.cache).run)
         await until(lambda: not list(m.directory.path.glob("doomed-*")))
+
+
+@pytest.mark.expected_logs("No space left on device")
+async def test_a_full_disk_is_told_of_unless_eviction_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    for number in range(2):
+        driver.place(f"k{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver, capacity_bytes=None) as m:
+        handle = await m.open("k0")
+        await cache_whole(m, "k1")
+        monkeypatch.setattr(m.directory, "space", lambda: FileSystemSpace(0, pages(100)))
+        await m.space._observe()
+        assert m.space.degraded is None
+        assert cached(m) == {"k0"}
+        await m.space._observe()
+        assert m.space.degraded is not None
+        assert "No space left" in m.space.degraded
+        monkeypatch.undo()
+        await m.space._probe()
+        assert m.space.degraded is None
+        await m.kernel.release(m.fs, handle)
