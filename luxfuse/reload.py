@@ -14,7 +14,6 @@ from luxfuse import config
 from luxfuse.config import Settings
 from luxfuse.errors import ConfigError
 from luxfuse.service import Parts, Service
-from luxfuse.vfs.backlog import path_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Reloader:
         p = self._parts
         if changed & {"path_rules", "write_mode"}:
             p.policies.replace(new.path_rules, new.path_default)
-            await p.cache.quotas.replace(p.policies.limits(), lambda key: p.policies.limit_of(path_of(key)))
+            await p.retention.apply_quotas()
             await p.retention.restand([lambda _path: True])
         p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
         p.volumes.main.negative_ttl_s = new.negative_ttl_s

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from luxfuse import __version__
 from luxfuse.cache.directories import Directories
-from luxfuse.cache.hierarchy import TIERS, Hierarchy
+from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
@@ -31,7 +31,7 @@ from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import TtlAction
+from luxfuse.types import TIERS, TtlAction
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead

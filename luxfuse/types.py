@@ -13,6 +13,8 @@ PAGE_BYTES = 1 << 20
 
 Tier = Literal["mem", "ssd", "hdd"]
 """What a cache directory lies on: memory (tmpfs), or a fast or slow disk."""
+TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")
+"""From the highest, the fastest, to the lowest."""
 ReadMode = Literal["cache", "cache-promote", "no-cache"]
 """What is kept of what is read; ``cache-promote``: in the highest tier."""
 TtlAction = Literal["free", "delete"]

@@ -33,7 +33,6 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.files import Files
 
 log = logging.getLogger(__name__)
@@ -91,8 +90,7 @@ class VolumeLife:
         background.start_soon(self._keep_policy_states, parts.hierarchy)
         sweeper = Sweeper(parts.cache)
         parts.hierarchy.hooks.recovered = sweeper.request
-        limit_of = parts.policies.limit_of
-        await parts.cache.quotas.replace(parts.policies.limits(), lambda key: limit_of(path_of(key)))
+        await parts.retention.apply_quotas()
         await self._recover(parts)
         background.start_soon(sweeper.run)
         background.start_soon(parts.cache.quotas.run)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import trio
 
-from luxfuse.cache.hierarchy import TIERS
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
@@ -196,9 +195,8 @@ class Directories:
         if record is None or record.directory != space.number or self._mover.full:
             return False
         placing = self._hierarchy.hooks.placing(record.key)
-        highest = TIERS.index(placing.highest) if placing.highest is not None else 0
         for target in targets:
-            allowed = placing.keep and TIERS.index(target.tier) >= highest
+            allowed = placing.keep and placing.admits(target.tier)
             room = not target.ledger.shortage(record.allocated_bytes)
             if allowed and room and await self._mover.move(oid, target):
                 return True
@@ -217,10 +215,8 @@ class Directories:
 
     def _targets(self, space: Space) -> list[Space]:
         """Return the directories that can take what another one holds: of the nearest tier, the lower one first."""
-        level = TIERS.index(space.tier)
-
         def distance(other: Space) -> tuple[int, int]:
-            below = TIERS.index(other.tier) - level
+            below = other.level - space.level
             return abs(below), -below
 
         return sorted((other for other in self._hierarchy if other is not space and not other.shut), key=distance)

@@ -15,10 +15,6 @@ import trio
 from luxfuse.cache.space import Hooks, Placing, Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.types import Tier
-
-TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")
-"""From the highest, the fastest, to the lowest."""
 
 
 @dataclass(slots=True)
@@ -94,21 +90,18 @@ class Hierarchy:
 
     def below(self, space: Space) -> list[Space]:
         """Return the directories that can take files of lower tiers than this one's, the nearest first."""
-        level = TIERS.index(space.tier)
-        return [other for other in self.spaces if TIERS.index(other.tier) > level and not other.shut]
+        return [other for other in self.spaces if other.level > space.level and not other.shut]
 
     def above(self, space: Space) -> list[Space]:
         """Return the directories that can take files of higher tiers than this one's, the highest first."""
-        level = TIERS.index(space.tier)
-        return [other for other in self.spaces if TIERS.index(other.tier) < level and not other.shut]
+        return [other for other in self.spaces if other.level < space.level and not other.shut]
 
     def _allowed(self, placing: Placing) -> list[Space]:
         """Return the directories that something may be put in now."""
         if not placing.keep:
             return []
-        highest = TIERS.index(placing.highest) if placing.highest is not None else 0
         usable = [space for space in self.spaces if not space.shut]
-        return [space for space in usable if TIERS.index(space.tier) >= highest] or usable
+        return [space for space in usable if placing.admits(space.tier)] or usable
 
     def try_reserve(self, size_bytes: int, wanted_bytes: int, placing: Placing) -> tuple[bool, Space | None]:
         """Reserve room for the first pages, ``wanted_bytes``, of an object; see `Space.settle`.
@@ -134,9 +127,9 @@ class Hierarchy:
 
 def by_room(spaces: list[Space]) -> list[Space]:
     """Return directories from the highest tier down; in one tier, the emptiest first."""
-    return sorted(spaces, key=lambda space: (TIERS.index(space.tier), space.fullness))
+    return sorted(spaces, key=lambda space: (space.level, space.fullness))
 
 
 def by_tier(spaces: list[Space]) -> list[Space]:
     """Return directories from the highest tier down; in one tier, in the order given."""
-    return sorted(spaces, key=lambda space: TIERS.index(space.tier))
+    return sorted(spaces, key=lambda space: space.level)

@@ -26,7 +26,6 @@ import trio
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.hierarchy import TIERS
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.core.promotion import Uses
@@ -104,9 +103,8 @@ class Mover:
 
     def _above(self, space: Space, record: ObjectRecord) -> list[Space]:
         """Return the directories of higher tiers that an object may be in."""
-        highest = self._cache.hierarchy.hooks.placing(record.key).highest
-        least = TIERS.index(highest) if highest is not None else 0
-        return [other for other in self._cache.hierarchy.above(space) if TIERS.index(other.tier) >= least]
+        placing = self._cache.hierarchy.hooks.placing(record.key)
+        return [other for other in self._cache.hierarchy.above(space) if placing.admits(other.tier)]
 
     async def run(self) -> None:
         """Move until cancelled."""

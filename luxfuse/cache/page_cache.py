@@ -250,12 +250,17 @@ class PageCache:
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
             flight = Flight(missing, obj.size, keep_in_memory, on_end, later)
-            for page in missing:
-                obj.flights[page] = flight
-            obj.users += 1  # the flight's own use, until `_end`
+            self._take_off(obj, flight)
             self._launch(obj, flight)
             started.append(flight)
         return started
+
+    @staticmethod
+    def _take_off(obj: CachedObject, flight: Flight) -> None:
+        """Note that pages are on their way: nobody else fetches them now."""
+        for page in flight.pages:
+            obj.flights[page] = flight
+        obj.users += 1  # the flight's own use, until `_end`
 
     def start_small(self, objs: Sequence[CachedObject]) -> list[Flight]:
         """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
@@ -266,9 +271,7 @@ class PageCache:
         flights = []
         for obj in objs:
             flight = Flight(range(obj.pages.total), obj.size, False, None, True)
-            for page in flight.pages:
-                obj.flights[page] = flight
-            obj.users += 1
+            self._take_off(obj, flight)
             flights.append(flight)
         if not self._launch_together(objs, flights):
             for obj, flight in zip(objs, flights, strict=True):
@@ -285,8 +288,7 @@ class PageCache:
             if not decided:
                 for other, reserved in zip(flights, spaces, strict=False):
                     if reserved is not None:
-                        reserved.settle(other.length, 0)
-                        other.settle_quota()
+                        _settle(other, reserved, 0)
                 self.budget.give_back(total)
                 return False
             spaces.append(space)
@@ -387,8 +389,7 @@ class PageCache:
         finally:
             flight.attempt += 1
             if space is not None:
-                space.settle(flight.length, stored_bytes)
-                flight.settle_quota()
+                _settle(flight, space, stored_bytes)
             self.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
             self._store.note_retry()
@@ -430,8 +431,7 @@ class PageCache:
             stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
         finally:
             if space is not None:
-                space.settle(flight.length, stored_bytes)
-                flight.settle_quota()
+                _settle(flight, space, stored_bytes)
 
     async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> _Fetched:
         job = self._job(obj, flight, space)
@@ -831,6 +831,12 @@ class PageCache:
             record.epoch, record.stamp = self.epoch, stamp
             self._save(obj)
         return opened.fd
+
+
+def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:
+    """End the reservations of a flight, of which so many bytes are new on disk."""
+    space.settle(flight.length, stored_bytes)
+    flight.settle_quota()
 
 
 def _outcome(job: Callable[[UnderStore], _Fetched], driver: UnderStore) -> tuple[_Fetched | None, StoreError | None]:

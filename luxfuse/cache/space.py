@@ -19,7 +19,7 @@ from luxfuse.core.eviction import Policy, Standing
 from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
 from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.types import Tier
+from luxfuse.types import TIERS, Tier
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ class Placing(NamedTuple):
 
     keep: bool = True
     highest: Tier | None = None
+
+    def admits(self, tier: Tier) -> bool:
+        """Whether a tier is not too high for it."""
+        return self.highest is None or TIERS.index(tier) >= TIERS.index(self.highest)
 
 
 @dataclass(slots=True)
@@ -104,7 +108,8 @@ class Space:
         policy.resume(self._order, objects.highest_rank(number))
         self._ratio = free_space_ratio
         self._high, self._low = high_watermark, low_watermark
-        self._writable = writable
+        self.writable = writable
+        """Whether anything is ever stored."""
         self._evicting = trio.Lock()
         self._stuck_until = 0.0
         self.hooks = hooks
@@ -144,9 +149,9 @@ class Space:
         return self._taken_bytes + max(0, (self.ledger.fs_free_bytes or 0) - self.ledger.free_floor_bytes)
 
     @property
-    def writable(self) -> bool:
-        """Whether anything is ever stored."""
-        return self._writable
+    def level(self) -> int:
+        """How far below the highest tier it is."""
+        return TIERS.index(self.tier)
 
     @property
     def most_bytes(self) -> int | None:
@@ -173,7 +178,7 @@ class Space:
     @property
     def shut(self) -> bool:
         """Nothing may be stored: the directory is sick, drained or not to be written, or the index could not record it."""
-        return self.degraded is not None or self.draining or self.gone or not self._writable or self._objects.refusing
+        return self.degraded is not None or self.draining or self.gone or not self.writable or self._objects.refusing
 
     def try_reserve(self, wanted_bytes: int) -> bool | None:
         """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""

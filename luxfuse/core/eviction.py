@@ -101,12 +101,6 @@ def choose_victims(oldest_first: Iterable[tuple[bytes, int]], in_use: Collection
     return victims
 
 
-def lowest_first(order: Order) -> Iterator[tuple[bytes, int]]:
-    """Give (object id, allocated bytes) of all segments as if they were one."""
-    for _, oid, allocated_bytes in heapq.merge(*map(order.ascending, SEGMENTS)):
-        yield oid, allocated_bytes
-
-
 class _ByRank:
     """What policies have in common whose order is that of the ranks alone. Holds one number, the tick."""
 
@@ -152,6 +146,7 @@ class _ByRank:
 
 
 def _lowest_first(order: Order) -> Iterator[tuple[bytes, int]]:
+    """Give (object id, allocated bytes) of all segments as if they were one."""
     for _, oid, allocated_bytes in heapq.merge(*map(order.ascending, SEGMENTS)):
         yield oid, allocated_bytes
 

@@ -179,6 +179,11 @@ class Retention:
                             nursery.cancel_scope.cancel()
                             return
 
+    async def apply_quotas(self) -> None:
+        """Let the quotas of the rules hold, as the rules are now."""
+        policies = self._policies
+        await self._cache.quotas.replace(policies.limits(), lambda key: policies.limit_of(path_of(key)))
+
     async def restand(self, matchers: Sequence[Callable[[str], bool]]) -> None:
         """Bring the standing of cached objects whose paths match in line with the pins."""
         async for oid, _ in self._inventory.scan():
