@@ -23,7 +23,8 @@ from typing import Literal
 import trio
 
 from luxfuse.cache.cached import CachedObject, Flight
-from luxfuse.cache.page_cache import RUN_PAGES, PageCache
+from luxfuse.cache.fetching import RUN_PAGES
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.paths import literal_part
 from luxfuse.core.spans import missing_runs

@@ -219,7 +219,7 @@ def _idle_threads(mount: Mount) -> bool:
 
 
 async def test_an_object_in_use_is_one_and_idle_ones_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luxfuse.cache.page_cache.IDLE_OBJECTS", 5)
+    monkeypatch.setattr("luxfuse.cache.contents.IDLE_OBJECTS", 5)
     driver = FakeStore()
     async with mounted(tmp_path, driver) as m:
         one = m.cache.acquire("k", "v", 10)

@@ -1,0 +1,389 @@
+"""What the page cache knows of objects: which pages of each it has, where, and how far they can be trusted.
+
+Each object version in use is one `CachedObject`, shared by all its readers; a few that nobody uses any more are kept at
+hand. `Fetching` fills them, `PageCache` reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.cache import disk
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.quotas import Quotas
+from luxfuse.cache.space import Space
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.spans import page_bytes
+from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
+
+log = logging.getLogger(__name__)
+
+IDLE_OBJECTS = 1024
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes served to readers by where they came from, and what went wrong; all rise from the start on."""
+
+    memory_bytes: int = 0
+    understore_bytes: int = 0
+    checksum_failures: int = 0
+    verified_bytes: int = 0
+
+
+class Contents:
+    """The objects of one mount's cache."""
+
+    def __init__(
+        self, *, objects: Objects, hierarchy: Hierarchy, source_id: str, epoch: int, nursery: trio.Nursery
+    ) -> None:
+        self._objects = objects
+        self.hierarchy = hierarchy
+        self.quotas = Quotas(objects, hierarchy)
+        self._source_id = source_id
+        self.epoch = epoch
+        self._nursery = nursery
+        self._live: dict[bytes, CachedObject] = {}
+        self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
+        self.counters = Counters()
+        self._closed = False
+        self.may_drop: Callable[[bytes], bool] = lambda _oid: True
+        """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
+        self.on_use: Callable[[bytes, ObjectRecord, Space], None] = lambda _oid, _record, _space: None
+        """Set by the mover: told of each use of a cached object."""
+        hierarchy.hooks.release = self._release_for_eviction
+        hierarchy.hooks.after_removal = self._after_removal
+        hierarchy.hooks.record_of = self.record_of
+
+    # -- objects
+
+    def acquire(self, key: str, version: str, size: int) -> CachedObject:
+        """Return the shared object, counted as used; give it back with `release`."""
+        oid = object_id(self._source_id, key, version)
+        obj = self._live.get(oid)
+        if obj is None:
+            obj = self._idle.pop(oid, None) or self._load(oid, key, version, size)
+            self._live[oid] = obj
+        obj.users += 1
+        return obj
+
+    async def flush(self) -> None:
+        """Bring to the index's disk what is recorded of the cache; while it cannot be written, that waits."""
+        await self._objects.flush()
+
+    async def expect(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Prepare for many objects (key, version) to be acquired soon."""
+        await self._objects.expect([object_id(self._source_id, key, version) for key, version in versions])
+
+    def release(self, obj: CachedObject) -> None:
+        """Give an object back."""
+        obj.users -= 1
+        assert obj.users >= 0
+        if obj.users == 0:
+            del self._live[obj.oid]
+            self._idle[obj.oid] = obj
+            if len(self._idle) > IDLE_OBJECTS:
+                self._idle.popitem(last=False)
+
+    def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
+        # While its file is being removed, an object is as good as not cached; `_after_removal` tells how that ended.
+        found = None if oid in self.hierarchy.removing else self._objects.load(oid)
+        space = self.hierarchy.by_number(found[0].directory) if found is not None else None
+        if found is not None and space is not None and found[0].size == size:
+            return CachedObject(oid, *found, space)
+        return CachedObject(oid, ObjectRecord(key, version, size, epoch=self.epoch), Pages(size))
+
+    def touch(self, obj: CachedObject) -> None:
+        """Note that the object is used now, for eviction."""
+        obj.used = True
+        obj.record.used_us = time.time_ns() // 1000
+        if obj.pages.count and obj.space is not None:
+            if obj.space.use(obj.oid, obj.record):
+                self._save(obj)
+            self.on_use(obj.oid, obj.record, obj.space)
+
+    def _save(self, obj: CachedObject, changed: range | None = None) -> None:
+        """Bring an object's record, and the ``changed`` pages, to the index; what that cannot take it gets later."""
+        if obj.unsaved:
+            changed = range(obj.pages.total)
+        saved = self._objects.save(obj.oid, obj.record, obj.pages, changed)
+        obj.unsaved = not saved and (obj.unsaved or changed is not None)
+
+    def touch_by_id(self, oid: bytes) -> None:
+        """Note a use of an object that need not be loaded."""
+        obj = self._live.get(oid) or self._idle.get(oid)
+        if obj is not None:
+            self.touch(obj)
+        elif (record := self._objects.record(oid)) is not None:
+            space = self.hierarchy.by_number(record.directory)
+            record.used_us = time.time_ns() // 1000
+            if space is not None:
+                if space.use(oid, record):
+                    self._objects.save(oid, record)
+                self.on_use(oid, record, space)
+
+    def keeps(self, obj: CachedObject) -> bool:
+        """Whether anything of the object can be stored now."""
+        return self.hierarchy.usable and self.hierarchy.hooks.placing(obj.record.key).keep
+
+    def record_of(self, oid: bytes) -> ObjectRecord | None:
+        """Return what is recorded of a cached object."""
+        obj = self._live.get(oid) or self._idle.get(oid)
+        return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
+
+    def knows(self, oid: bytes, space: Space) -> bool:
+        """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
+        obj = self._live.get(oid)
+        if obj is not None and (obj.pages.count or obj.flights) and obj.space in (None, space):
+            return True
+        return oid in self.hierarchy.removing or self._objects.directory_of(oid) == space.number
+
+    def cached_bytes(self, key: str, version: str, size: int) -> tuple[int, str]:
+        """Return how many bytes of an object version are cached, and in which tier, or ``none``."""
+        obj = self.acquire(key, version, size)
+        try:
+            cached = obj.cached_bytes
+            return cached, obj.space.tier if cached and obj.space is not None else "none"
+        finally:
+            self.release(obj)
+
+    def _release_for_eviction(self, oid: bytes) -> bool:
+        if oid in self._live or not self.may_drop(oid):
+            return False
+        self._idle.pop(oid, None)
+        return True
+
+    def _after_removal(self, oid: bytes, removed: bool) -> None:
+        obj = self._live.get(oid)
+        if obj is None:
+            self._idle.pop(oid, None)  # so that it is loaded as the index has it now
+        elif removed:
+            obj.forget_pages()
+            obj.record.allocated_bytes = 0
+            obj.unsaved = self._objects.known(oid)
+        elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
+            obj.record, obj.pages = found
+            obj.space = self.hierarchy.by_number(obj.record.directory)
+
+    def take_up(self, space: Space) -> None:
+        """A cache directory came into use: what the index has there is cached."""
+        for oid in [oid for oid, obj in self._idle.items() if not obj.pages.count]:
+            del self._idle[oid]
+        for oid, obj in self._live.items():
+            if obj.pages.count or self._objects.directory_of(oid) != space.number:
+                continue
+            if obj.flights:  # it gets another file
+                space.ledger.free(self._objects.drop(oid) or 0)
+            elif (found := self._objects.load(oid)) is not None:
+                obj.record, obj.pages = found
+                obj.space, obj.loaded_stamp = space, obj.record.stamp
+
+    def uses(self, space: Space) -> bool:
+        """Whether somebody uses an object that has its file in a directory, or is to get it."""
+        return any(obj.space is space for obj in self._live.values())
+
+    def forget_files(self, space: Space) -> None:
+        """A cache directory came back without its files, or goes."""
+        self._idle.clear()
+        for obj in self._live.values():
+            if obj.space is space:
+                obj.forget_pages()
+                obj.record.allocated_bytes = 0
+
+
+    def close(self) -> None:
+        """Start nothing more: the nursery is about to end."""
+        self._closed = True
+
+    def _look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
+        strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
+        if strange or stored.strangers > obj.strangers:
+            self._distrust(obj)
+
+    # -- pages that are taken out again: see `trim`
+
+    def cut(self, obj: CachedObject, pages: Sequence[int], freed_bytes: int) -> None:
+        """Forget pages, which are about to be taken out of the object's file."""
+        obj.cuts += 1
+        for page in pages:
+            obj.pages.remove(page)
+            obj.trusted.discard(page)
+        obj.record.allocated_bytes -= freed_bytes
+        obj.record.whole = False
+        self._save(obj, range(min(pages), max(pages) + 1))
+
+    def put_back(self, obj: CachedObject, checksums: Mapping[int, int], allocated_bytes: int) -> None:
+        """The pages are still in the file."""
+        for page, value in checksums.items():
+            obj.pages.add(page, value)
+        obj.record.allocated_bytes += allocated_bytes
+        obj.record.whole = obj.pages.whole
+        self._save(obj, range(min(checksums), max(checksums) + 1))
+
+    def note_written(self, obj: CachedObject, stored: disk.Stored) -> None:
+        """The file has another time stamp, and that is ours."""
+        self._look_for_strangers(obj, stored)
+        obj.strangers = max(obj.strangers, stored.strangers)
+        obj.record.stamp = max(obj.record.stamp, stored.stamp)
+        self._save(obj)
+
+    # -- trust
+
+    def _distrust(self, obj: CachedObject) -> None:
+        """Somebody else wrote to the file: check each page before it is read, and all before the kernel gets the file."""
+        obj.trusted.clear()
+        obj.distrusts += 1
+        obj.record.epoch = 0
+
+    def vouch(self, obj: CachedObject, stamp: int) -> None:
+        """All pages of an object were just found good, in a file that has this mtime."""
+        obj.record.epoch, obj.record.stamp, obj.loaded_stamp = self.epoch, stamp, stamp
+        obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
+        obj.strangers = 0
+        if obj.space is not None:
+            obj.space.directory.last_writes.forget(obj.oid)
+        self._save(obj)
+
+    def recount(self, obj: CachedObject, disk_bytes: int) -> None:
+        """The file of an object takes so many bytes on disk, not those that were counted."""
+        assert obj.space is not None
+        obj.space.ledger.free(obj.record.allocated_bytes)
+        obj.space.ledger.add(disk_bytes)
+        obj.record.allocated_bytes = disk_bytes
+        self._save(obj)
+
+    def mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
+        """Forget damaged pages, so that they are fetched again."""
+        log.warning("%d damaged page(s) of %r in the cache; fetching them again", len(damaged), obj.record.key)
+        self.counters.checksum_failures += len(damaged)
+        for page in damaged:
+            if obj.pages.has(page):
+                obj.pages.remove(page)
+                obj.record.allocated_bytes -= min(obj.record.allocated_bytes, allocated_bytes(page_bytes(page, obj.size)))
+                if obj.space is not None:
+                    obj.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
+            obj.trusted.discard(page)
+        obj.record.whole = False
+        self._save(obj, range(min(damaged), max(damaged) + 1))
+
+    def _lose_file(self, obj: CachedObject, exc: OSError) -> None:
+        """The cache file cannot be read: go on without it."""
+        space = obj.space
+        assert space is not None
+        if isinstance(exc, FileNotFoundError):
+            log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
+        else:
+            space.fail(exc)
+            if not self._closed:
+                self._nursery.start_soon(self._remove_unreadable, obj.oid, space)
+        freed = self._objects.drop(obj.oid)
+        space.ledger.free(freed or 0)
+        obj.forget_pages()
+        obj.unsaved = freed is None
+        obj.record.allocated_bytes = 0
+
+    async def _remove_unreadable(self, oid: bytes, space: Space) -> None:
+        if oid not in self.hierarchy.removing:
+            await space.remove(oid)
+
+    @staticmethod
+    def still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
+        """Whether the file that a thread went for was the object's all the while.
+
+        It may have become a staging file, maybe come back since, or have another name or directory.
+        """
+        return obj.oid == oid and obj.record is record and obj.space is space and obj.pages.count > 0
+
+    # -- files that are written to, renamed or made here
+
+    def detach(self, obj: CachedObject) -> tuple[Pages, int]:
+        """Forget an object whose file becomes a staging file; returns its pages, and its bytes, which stay counted."""
+        pages, allocated = obj.pages, obj.record.allocated_bytes
+        obj.unsaved = self._objects.drop(obj.oid) is None
+        if obj.space is not None:
+            obj.space.directory.last_writes.forget(obj.oid)
+        obj.forget_pages()
+        obj.record.allocated_bytes = 0
+        return pages, allocated
+
+    def object_id(self, key: str, version: str) -> bytes:
+        """Return the id of an object version, which names its file."""
+        return object_id(self._source_id, key, version)
+
+    def can_install(self, key: str, version: str) -> bool:
+        """Whether the file of an object version may be put in its place: there is none, and none is on its way."""
+        oid = object_id(self._source_id, key, version)
+        obj = self._live.get(oid) or self._idle.get(oid)
+        if obj is not None and (obj.pages.count or obj.flights):
+            return False
+        return oid not in self.hierarchy.removing and not self._is_recorded(oid)
+
+    def _is_recorded(self, oid: bytes) -> bool:
+        """Whether the index has the object in a directory that is in use."""
+        number = self._objects.directory_of(oid)
+        return number is not None and self.hierarchy.by_number(number) is not None
+
+    def install(self, record: ObjectRecord, checksums: Mapping[int, int], file_number: int, space: Space) -> bytes:
+        """Take over an object whose file was just put in its place, with these pages; returns its id."""
+        oid = object_id(self._source_id, record.key, record.version)
+        pages = Pages(record.size)
+        for page, value in checksums.items():
+            pages.add(page, value)
+        record.used_us = record.cached_us = time.time_ns() // 1000
+        record.epoch, record.whole = self.epoch, pages.whole
+        space.insert(oid, record, used=True)
+        obj = self._live.get(oid) or self._idle.pop(oid, None)
+        if obj is None:
+            obj = CachedObject(oid, record, pages)
+        obj.record, obj.pages, obj.file_number, obj.loaded_stamp = record, pages, file_number, record.stamp
+        obj.trusted = set(checksums)
+        obj.put_in(space)
+        if oid not in self._live:
+            self._idle[oid] = obj
+        self._save(obj, range(pages.total))
+        return oid
+
+    def rename(self, key: str, version: str, size: int, new_key: str, new_version: str) -> bytes | None:
+        """An object of the store has another key or version now: keep what is cached; returns its new id if there is any.
+
+        What is on its way at the moment is given up, and fetched again when it is needed.
+        """
+        oid, new = object_id(self._source_id, key, version), object_id(self._source_id, new_key, new_version)
+        obj = self.acquire(key, version, size)
+        try:
+            busy = obj.flights or oid in self.hierarchy.removing
+            if obj.space is None or obj.pages.count == 0 or busy or not self.can_install(new_key, new_version):
+                return new if oid == new else None
+            obj.space.directory.rename(oid, new)
+            self._objects.drop(oid)
+        except OSError as exc:
+            log.info("what is cached of %r is not kept under its new name: %s", key, exc)
+            return None
+        finally:
+            self.release(obj)
+        self._idle.pop(oid, None)
+        if self._live.pop(oid, None) is not None:
+            self._live[new] = obj
+        else:
+            self._idle[new] = obj
+        obj.oid, obj.record.key, obj.record.version = new, new_key, new_version
+        self._save(obj, range(obj.pages.total))
+        return new
+
+    def relocate(self, obj: CachedObject, space: Space, st: os.stat_result, *, used: bool) -> None:
+        """The object's file is in another directory now; all its pages were checked on the way there."""
+        obj.put_in(space)
+        space.insert(obj.oid, obj.record, used=used)
+        obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns
+        obj.record.epoch = self.epoch
+        obj.file_number, obj.strangers = st.st_ino, 0
+        obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
+        self._save(obj)

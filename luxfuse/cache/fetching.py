@@ -1,0 +1,374 @@
+"""How pages get into the page cache.
+
+A page that is missing is fetched by one `Flight`, however many wait for it: `start` registers the flight without a wait
+in between, so there is no window in which a second one could begin. A flight holds memory (`ByteBudget`) and, if there is
+room, disk space (`Space`) for its bytes; its worker thread gets, checksums and writes them; then the event loop records
+the pages and wakes the waiters, who take the bytes from the flight itself. Where the disk cannot take them the readers
+are served all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+
+from luxfuse.cache import disk
+from luxfuse.cache.budget import ByteBudget, RecentPages
+from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.cache.contents import Contents
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.space import Space
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.spans import missing_runs
+from luxfuse.errors import DeadlinePassed, StoreError
+from luxfuse.index.objects import Objects
+from luxfuse.types import PAGE_BYTES
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
+
+_Fetched = tuple[memoryview, disk.Stored]
+
+
+RUN_PAGES = 2
+
+
+class Fetching(Contents):
+    """Fills the objects of one mount's cache."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        objects: Objects,
+        hierarchy: Hierarchy,
+        source_id: str,
+        epoch: int,
+        memory_bytes: int,
+        nursery: trio.Nursery,
+    ) -> None:
+        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
+        super().__init__(objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery)
+        self._store = store
+        self.budget = ByteBudget(memory_bytes)
+        self.recent = RecentPages(memory_bytes)
+
+    def start(
+        self,
+        obj: CachedObject,
+        pages: range,
+        *,
+        keep_in_memory: bool = True,
+        run: int = RUN_PAGES,
+        on_end: Callable[[int], None] | None = None,
+        later: bool = False,
+    ) -> list[Flight]:
+        """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights.
+
+        ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
+        whole object, else -1. ``later``: the requests of others go first.
+        """
+        started = []
+        for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
+            flight = Flight(missing, obj.size, keep_in_memory, on_end, later)
+            self._take_off(obj, flight)
+            self._launch(obj, flight)
+            started.append(flight)
+        return started
+
+    @staticmethod
+    def _take_off(obj: CachedObject, flight: Flight) -> None:
+        """Note that pages are on their way: nobody else fetches them now."""
+        for page in flight.pages:
+            obj.flights[page] = flight
+        obj.users += 1  # the flight's own use, until `_end`
+
+    def start_small(self, objs: Sequence[CachedObject]) -> list[Flight]:
+        """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
+
+        The requests are made one after the other in one turn of a thread, after those of others: what there is to do for
+        each turn costs more than the request for a small file.
+        """
+        flights = []
+        for obj in objs:
+            flight = Flight(range(obj.pages.total), obj.size, False, None, True)
+            self._take_off(obj, flight)
+            flights.append(flight)
+        if not self._launch_together(objs, flights):
+            for obj, flight in zip(objs, flights, strict=True):
+                self._launch(obj, flight)
+        return flights
+
+    def _launch_together(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> bool:
+        total = sum(flight.length for flight in flights)
+        if any(obj.oid in self.hierarchy.removing for obj in objs) or not self.budget.try_hold(total):
+            return False
+        spaces: list[Space | None] = []
+        for obj, flight in zip(objs, flights, strict=True):
+            decided, space = self._try_reserve(obj, flight)
+            if not decided:
+                for other, reserved in zip(flights, spaces, strict=False):
+                    if reserved is not None:
+                        _settle(other, reserved, 0)
+                self.budget.give_back(total)
+                return False
+            spaces.append(space)
+        whole = list(zip(objs, flights, spaces, strict=True))
+        jobs = [self._job(obj, flight, space) for obj, flight, space in whole]
+
+        def all_of_them(driver: UnderStore) -> list[tuple[_Fetched | None, StoreError | None]]:
+            return [_outcome(job, driver) for job in jobs]
+
+        def answered(results: list[tuple[_Fetched | None, StoreError | None]] | None, error: StoreError | None) -> None:
+            for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
+                self._answered(obj, flight, space, result, why)
+
+        self._store.submit("get", all_of_them, answered, total, later=True, requests=len(whole))
+        return True
+
+    def _available(self, obj: CachedObject, page: int) -> bool:
+        return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
+
+    def _launch(self, obj: CachedObject, flight: Flight) -> None:
+        """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
+        if obj.oid not in self.hierarchy.removing and self.budget.try_hold(flight.length):
+            decided, space = self._try_reserve(obj, flight)
+            if decided:
+                self._store.submit(
+                    "get",
+                    self._job(obj, flight, space),
+                    lambda result, error: self._answered(obj, flight, space, result, error),
+                    flight.length,
+                    later=flight.later,
+                )
+                return
+            self.budget.give_back(flight.length)
+        self._nursery.start_soon(self._fly, obj, flight)
+
+    def _try_reserve(self, obj: CachedObject, flight: Flight) -> tuple[bool, Space | None]:
+        """Reserve room at once; see `Hierarchy.try_reserve`."""
+        quota = self.quotas.of(obj.record.key)
+        if quota is not None and not quota.reserve(allocated_bytes(flight.length)):
+            return False, None
+        if obj.space is None:
+            placing = self.hierarchy.hooks.placing(obj.record.key)
+            decided, space = self.hierarchy.try_reserve(obj.size, flight.length, placing)
+            if space is not None:
+                self._put_in(obj, space)
+        else:
+            reserved = obj.space.try_reserve(flight.length)
+            decided, space = reserved is not None, obj.space if reserved else None
+        flight.quota = quota
+        if space is None:
+            flight.settle_quota()
+        return decided, space
+
+    async def _reserve(self, obj: CachedObject, flight: Flight) -> Space | None:
+        """Reserve room, in the directory that has the object's file or will get it; None: do without."""
+        quota = self.quotas.of(obj.record.key)
+        if quota is not None:
+            if not await self.quotas.make_room(quota, flight.length) or not quota.reserve(allocated_bytes(flight.length)):
+                return None
+            flight.quota = quota
+        space = None
+        try:
+            space = await self._reserve_in_directory(obj, flight.length)
+        finally:
+            if space is None:
+                flight.settle_quota()
+        return space
+
+    async def _reserve_in_directory(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
+        while True:
+            wanted = obj.space
+            placing = self.hierarchy.hooks.placing(obj.record.key)
+            space = await self.hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
+            if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
+                return None
+            if obj.space is None:
+                self._put_in(obj, space)
+            if obj.space is space:
+                return space
+            space.settle(wanted_bytes, 0)  # another flight's pages went elsewhere meanwhile, or the file moved
+
+    @staticmethod
+    def _put_in(obj: CachedObject, space: Space) -> None:
+        """A directory is to get the object's file."""
+        obj.put_in(space)
+        space.directory.expect(obj.oid)
+
+    def _answered(
+        self, obj: CachedObject, flight: Flight, space: Space | None, result: _Fetched | None, error: StoreError | None
+    ) -> None:
+        stored_bytes = 0
+        try:
+            if result is not None:
+                stored_bytes = self._land(obj, flight, space, result)
+        except Exception as exc:
+            log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
+            error = StoreError(f"internal error while fetching: {type(exc).__name__}")
+        finally:
+            flight.attempt += 1
+            if space is not None:
+                _settle(flight, space, stored_bytes)
+            self.budget.give_back(flight.length)
+        if error is not None and error.retryable and not self._closed:
+            self._store.note_retry()
+            self._nursery.start_soon(self._fly, obj, flight)
+        else:
+            flight.error = error
+            self._end(obj, flight)
+
+    async def _fly(self, obj: CachedObject, flight: Flight) -> None:
+        """Fetch with patience: wait for memory, make room by eviction, retry within the deadline."""
+        flight.error = StoreError("the daemon is stopping")
+        timeout_s = self._store.timeout_s
+        try:
+            while True:
+                # Memory may take its time to come while others are served, but not while nobody is.
+                with trio.move_on_after(timeout_s) as patience:
+                    async with self.budget.hold(flight.length):
+                        patience.deadline = math.inf
+                        await self._fetch(obj, flight)
+                if not patience.cancelled_caught:
+                    break
+                if self._store.stuck_s() >= timeout_s:
+                    raise DeadlinePassed(f"{obj.record.key!r}: the under-store has not answered for {timeout_s:g} s")
+            flight.error = None
+        except (StoreError, OSError) as exc:
+            flight.error = exc
+        except Exception as exc:
+            log.exception("fetching %r failed in an unexpected way", obj.record.key)
+            flight.error = StoreError(f"internal error while fetching: {type(exc).__name__}")
+        finally:
+            self._end(obj, flight)
+
+    async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
+        while (removal := self.hierarchy.removing.get(obj.oid)) is not None:
+            await removal.wait()
+        space = await self._reserve(obj, flight)
+        stored_bytes = 0
+        try:
+            stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
+        finally:
+            if space is not None:
+                _settle(flight, space, stored_bytes)
+
+    async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> _Fetched:
+        job = self._job(obj, flight, space)
+        if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
+            try:
+                return await self._store.attempt("get", job, flight.length)
+            except StoreError as exc:
+                if not exc.retryable:
+                    raise
+                self._store.note_retry()
+        return await self._store.call("get", job, what=repr(obj.record.key), size_bytes=flight.length)
+
+    def _end(self, obj: CachedObject, flight: Flight) -> None:
+        flight.attempt += 1
+        for page in flight.pages:
+            del obj.flights[page]
+        if not obj.flights and obj.pages.count == 0 and obj.space is not None:
+            obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
+            obj.space = None
+        flight.done.set()
+        on_end, flight.on_end = flight.on_end, None  # it may refer to the flight, which would then wait for the collector
+        if on_end is not None:
+            try:
+                on_end(flight.fd)
+            except Exception:
+                log.exception("handing over %r failed in an unexpected way", obj.record.key)
+        self.release(obj)
+
+    def _job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], _Fetched]:
+        record, oid = obj.record, obj.oid
+        start = flight.pages.start * PAGE_BYTES
+        keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
+        attempt = flight.attempt
+
+        def job(driver: UnderStore) -> _Fetched:
+            if flight.attempt != attempt:
+                raise StoreError("nobody waits for it any more")
+            data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
+            # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
+            directory = space.directory if space is not None and flight.attempt == attempt else None
+            # A file that has pages must be there: a new one in its place would show holes where they were.
+            stored = disk.store_run(
+                directory, oid, record.size, flight.pages, data, create=obj.pages.count == 0, keep_open=keep_open
+            )
+            if stored.fd >= 0 and flight.attempt != attempt:
+                os.close(stored.fd)
+            return data, stored
+
+        return job
+
+    def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: _Fetched) -> int:
+        """Record what a flight brought; returns the bytes that are new on disk."""
+        flight.data, stored = fetched
+        self.counters.understore_bytes += flight.length
+        if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
+            self._lose_file(obj, stored.error)
+        elif stored.error is not None and space is not None:
+            space.fail(stored.error)
+        elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
+            self._lose_file(obj, FileNotFoundError())
+        allocated = 0
+        if space is not None and stored.file_number:
+            obj.file_number = stored.file_number
+            allocated = self._record(obj, flight.pages, stored, flight.length)
+        if flight.keep_in_memory or not allocated:
+            for page in flight.pages:
+                self.recent.put(obj.oid, page, flight.page(page))
+        if stored.fd >= 0:
+            if allocated:
+                flight.fd = stored.fd
+            else:
+                os.close(stored.fd)
+        return allocated
+
+    def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
+        self._look_for_strangers(obj, stored)
+        if obj.pages.count == 0 and obj.space is not None:
+            obj.record.cached_us = time.time_ns() // 1000
+            obj.space.insert(obj.oid, obj.record, used=obj.used)
+        for page, checksum in zip(pages, stored.checksums, strict=True):
+            obj.pages.add(page, checksum)
+            if stored.strangers >= obj.strangers:
+                obj.trusted.add(page)
+        obj.strangers = max(obj.strangers, stored.strangers)
+        allocated = allocated_bytes(length)
+        record = obj.record
+        record.allocated_bytes += allocated
+        record.stamp = max(record.stamp, stored.stamp)
+        record.used_us = max(record.used_us, time.time_ns() // 1000)
+        record.whole = obj.pages.whole
+        self._save(obj, pages)
+        return allocated
+    async def fetch_whole(self, obj: CachedObject) -> None:
+        """Bring every page of the object to disk. Raises `StoreError`; may leave pages out where the disk is full."""
+        self.start(obj, range(obj.pages.total), keep_in_memory=False)
+        while obj.flights:
+            flight = next(iter(obj.flights.values()))
+            await flight.done.wait()
+            if flight.error is not None:
+                raise flight.error
+
+
+def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:
+    """End the reservations of a flight, of which so many bytes are new on disk."""
+    space.settle(flight.length, stored_bytes)
+    flight.settle_quota()
+
+
+def _outcome(job: Callable[[UnderStore], _Fetched], driver: UnderStore) -> tuple[_Fetched | None, StoreError | None]:
+    try:
+        return job(driver), None
+    except StoreError as exc:
+        return None, exc
