@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import trio
 
+from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.space import Space
 from luxfuse.core.heat import Heat
 from luxfuse.core.ledger import Ledger, allocated_bytes
@@ -14,18 +16,20 @@ from luxfuse.index.objects import ObjectRecord, Pages
 from luxfuse.types import PAGE_BYTES
 
 Buffer = bytes | bytearray | memoryview
+_claiming = threading.Lock()
 
 
 class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_size", "attempt", "data", "done", "error", "fd", "keep_in_memory", "later", "length", "on_end", "pages",
-        "quota",
+        "_claimed", "_size", "attempt", "budget", "data", "done", "error", "fd", "from_store", "keep_in_memory", "later",
+        "length", "on_end", "pages", "quota", "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
-        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None, later: bool = False
+        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None,
+        budget: ByteBudget, later: bool = False,
     ) -> None:
         """A request for ``pages`` of an object of ``size_bytes``; see `PageCache.start` for the rest."""
         self.pages = pages
@@ -37,11 +41,26 @@ class Flight:
         self.fd = -1
         self.attempt = 0
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
+        self._claimed = -1
+        self.budget = budget
+        """What holds memory for it."""
+        self.from_store = False
+        """Whether no peer is to be asked: one waits for it, as we are to get it for all."""
+        self.waits_for_peer = False
+        """Whether a peer was asked that may have to get it from the under-store first."""
         self.done = trio.Event()
         self.quota: Ledger | None = None
         """Where room for it is reserved besides that in a directory."""
         self.data: memoryview | None = None
         self.error: Exception | None = None
+
+    def claim(self, attempt: int) -> bool:
+        """Whether a thread may store what it got: nobody else did in this attempt, which is not over yet."""
+        with _claiming:
+            if self.attempt != attempt or self._claimed == attempt:
+                return False
+            self._claimed = attempt
+            return True
 
     def settle_quota(self) -> None:
         """End the reservation in a quota, which counts what is stored by itself."""

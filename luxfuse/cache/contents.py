@@ -35,6 +35,7 @@ class Counters:
 
     memory_bytes: int = 0
     understore_bytes: int = 0
+    peer_bytes: int = 0
     checksum_failures: int = 0
     verified_bytes: int = 0
 

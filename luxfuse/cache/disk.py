@@ -45,9 +45,13 @@ def store_run(
     *,
     create: bool,
     keep_open: bool,
+    sums: tuple[int, ...] = (),
 ) -> Stored:
-    """Checksum the pages of a run and, if there is a directory, write them to the object's file of ``size`` bytes."""
-    sums = tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
+    """Checksum the pages of a run and, if there is a directory, write them to the object's file of ``size`` bytes.
+
+    ``sums``: their checksums, where they are known already.
+    """
+    sums = sums or tuple(checksum(data[i : i + PAGE_BYTES]) for i in range(0, len(data), PAGE_BYTES))
     if directory is None:
         return Stored(sums)
     if create and len(data) >= size:

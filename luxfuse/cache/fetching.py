@@ -18,28 +18,28 @@ from collections.abc import Callable, Sequence
 import trio
 
 from luxfuse.cache import disk
+from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
-from luxfuse.cache.contents import Contents
 from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.race import Fetched
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import DeadlinePassed, StoreError
 from luxfuse.index.objects import Objects
-from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
 
-_Fetched = tuple[memoryview, disk.Stored]
-
 
 RUN_PAGES = 2
+SERVING_PART = 4
+"""As much of the memory for requests, one part in so many, there is for those of peers besides."""
 
 
-class Fetching(Contents):
+class Fetching(Attempts):
     """Fills the objects of one mount's cache."""
 
     def __init__(
@@ -54,10 +54,13 @@ class Fetching(Contents):
         nursery: trio.Nursery,
     ) -> None:
         """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
-        super().__init__(objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery)
-        self._store = store
+        super().__init__(
+            store=store, objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
+        )
         self.budget = ByteBudget(memory_bytes)
         self.recent = RecentPages(memory_bytes)
+        self.serving = ByteBudget(memory_bytes // SERVING_PART)
+        """Memory for what peers wait for: it must not wait for readers here, who may wait for those peers."""
 
     def start(
         self,
@@ -68,15 +71,18 @@ class Fetching(Contents):
         run: int = RUN_PAGES,
         on_end: Callable[[int], None] | None = None,
         later: bool = False,
+        for_peer: bool = False,
     ) -> list[Flight]:
         """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights.
 
         ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
-        whole object, else -1. ``later``: the requests of others go first.
+        whole object, else -1. ``later``: the requests of others go first. ``for_peer``: a peer waits for the pages, which
+        come from the under-store.
         """
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
-            flight = Flight(missing, obj.size, keep_in_memory, on_end, later)
+            flight = Flight(missing, obj.size, keep_in_memory, on_end, self.serving if for_peer else self.budget, later)
+            flight.from_store = for_peer
             self._take_off(obj, flight)
             self._launch(obj, flight)
             started.append(flight)
@@ -97,7 +103,7 @@ class Fetching(Contents):
         """
         flights = []
         for obj in objs:
-            flight = Flight(range(obj.pages.total), obj.size, False, None, True)
+            flight = Flight(range(obj.pages.total), obj.size, False, None, self.budget, True)
             self._take_off(obj, flight)
             flights.append(flight)
         if not self._launch_together(objs, flights):
@@ -107,7 +113,9 @@ class Fetching(Contents):
 
     def _launch_together(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> bool:
         total = sum(flight.length for flight in flights)
-        if any(obj.oid in self.hierarchy.removing for obj in objs) or not self.budget.try_hold(total):
+        if self.peers is not None or any(obj.oid in self.hierarchy.removing for obj in objs):
+            return False
+        if not self.budget.try_hold(total):
             return False
         spaces: list[Space | None] = []
         for obj, flight in zip(objs, flights, strict=True):
@@ -122,10 +130,10 @@ class Fetching(Contents):
         whole = list(zip(objs, flights, spaces, strict=True))
         jobs = [self._job(obj, flight, space) for obj, flight, space in whole]
 
-        def all_of_them(driver: UnderStore) -> list[tuple[_Fetched | None, StoreError | None]]:
+        def all_of_them(driver: UnderStore) -> list[tuple[Fetched | None, StoreError | None]]:
             return [_outcome(job, driver) for job in jobs]
 
-        def answered(results: list[tuple[_Fetched | None, StoreError | None]] | None, error: StoreError | None) -> None:
+        def answered(results: list[tuple[Fetched | None, StoreError | None]] | None, error: StoreError | None) -> None:
             for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
                 self._answered(obj, flight, space, result, why)
 
@@ -137,18 +145,12 @@ class Fetching(Contents):
 
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
-        if obj.oid not in self.hierarchy.removing and self.budget.try_hold(flight.length):
+        if obj.oid not in self.hierarchy.removing and flight.budget.try_hold(flight.length):
             decided, space = self._try_reserve(obj, flight)
             if decided:
-                self._store.submit(
-                    "get",
-                    self._job(obj, flight, space),
-                    lambda result, error: self._answered(obj, flight, space, result, error),
-                    flight.length,
-                    later=flight.later,
-                )
+                self._try(obj, flight, space, lambda result, error: self._answered(obj, flight, space, result, error))
                 return
-            self.budget.give_back(flight.length)
+            flight.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
 
     def _try_reserve(self, obj: CachedObject, flight: Flight) -> tuple[bool, Space | None]:
@@ -204,7 +206,7 @@ class Fetching(Contents):
         space.directory.expect(obj.oid)
 
     def _answered(
-        self, obj: CachedObject, flight: Flight, space: Space | None, result: _Fetched | None, error: StoreError | None
+        self, obj: CachedObject, flight: Flight, space: Space | None, result: Fetched | None, error: StoreError | None
     ) -> None:
         stored_bytes = 0
         try:
@@ -217,7 +219,7 @@ class Fetching(Contents):
             flight.attempt += 1
             if space is not None:
                 _settle(flight, space, stored_bytes)
-            self.budget.give_back(flight.length)
+            flight.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
             self._store.note_retry()
             self._nursery.start_soon(self._fly, obj, flight)
@@ -233,7 +235,7 @@ class Fetching(Contents):
             while True:
                 # Memory may take its time to come while others are served, but not while nobody is.
                 with trio.move_on_after(timeout_s) as patience:
-                    async with self.budget.hold(flight.length):
+                    async with flight.budget.hold(flight.length):
                         patience.deadline = math.inf
                         await self._fetch(obj, flight)
                 if not patience.cancelled_caught:
@@ -260,15 +262,16 @@ class Fetching(Contents):
             if space is not None:
                 _settle(flight, space, stored_bytes)
 
-    async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> _Fetched:
-        job = self._job(obj, flight, space)
+    async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
         if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
             try:
-                return await self._store.attempt("get", job, flight.length)
+                return await self._first_try(obj, flight, space)
             except StoreError as exc:
+                flight.attempt += 1
                 if not exc.retryable:
                     raise
                 self._store.note_retry()
+        job = self._job(obj, flight, space)
         return await self._store.call("get", job, what=repr(obj.record.key), size_bytes=flight.length)
 
     def _end(self, obj: CachedObject, flight: Flight) -> None:
@@ -287,32 +290,13 @@ class Fetching(Contents):
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self.release(obj)
 
-    def _job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], _Fetched]:
-        record, oid = obj.record, obj.oid
-        start = flight.pages.start * PAGE_BYTES
-        keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
-        attempt = flight.attempt
-
-        def job(driver: UnderStore) -> _Fetched:
-            if flight.attempt != attempt:
-                raise StoreError("nobody waits for it any more")
-            data = memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B")
-            # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
-            directory = space.directory if space is not None and flight.attempt == attempt else None
-            # A file that has pages must be there: a new one in its place would show holes where they were.
-            stored = disk.store_run(
-                directory, oid, record.size, flight.pages, data, create=obj.pages.count == 0, keep_open=keep_open
-            )
-            if stored.fd >= 0 and flight.attempt != attempt:
-                os.close(stored.fd)
-            return data, stored
-
-        return job
-
-    def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: _Fetched) -> int:
+    def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""
-        flight.data, stored = fetched
-        self.counters.understore_bytes += flight.length
+        flight.data, stored = fetched.data, fetched.stored
+        if fetched.by_peer:
+            self.counters.peer_bytes += flight.length
+        else:
+            self.counters.understore_bytes += flight.length
         if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
             self._lose_file(obj, stored.error)
         elif stored.error is not None and space is not None:
@@ -367,7 +351,7 @@ def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:
     flight.settle_quota()
 
 
-def _outcome(job: Callable[[UnderStore], _Fetched], driver: UnderStore) -> tuple[_Fetched | None, StoreError | None]:
+def _outcome(job: Callable[[UnderStore], Fetched], driver: UnderStore) -> tuple[Fetched | None, StoreError | None]:
     try:
         return job(driver), None
     except StoreError as exc:

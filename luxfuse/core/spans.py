@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from luxfuse.core.members import RANGE_PAGES
 from luxfuse.types import PAGE_BYTES
 
 
@@ -39,7 +40,10 @@ def ranges_text(pages: Iterable[int]) -> str:
 
 
 def missing_runs(pages: range, have: Callable[[int], bool], max_pages: int) -> Iterator[range]:
-    """Group the pages of ``pages`` for which ``have`` is false into runs of neighbours, of ``max_pages`` at most."""
+    """Group the pages of ``pages`` for which ``have`` is false into runs of neighbours, of ``max_pages`` at most.
+
+    No run reaches across the end of a range of `RANGE_PAGES`, because different nodes may have the two.
+    """
     start = None
     for page in pages:
         if have(page):
@@ -48,7 +52,7 @@ def missing_runs(pages: range, have: Callable[[int], bool], max_pages: int) -> I
                 start = None
         elif start is None:
             start = page
-        elif page - start >= max_pages:
+        elif page - start >= max_pages or page % RANGE_PAGES == 0:
             yield range(start, page)
             start = page
     if start is not None:

@@ -1,0 +1,110 @@
+"""One attempt at a flight: at the under-store, or at a peer and, if that fails or is slow, at the under-store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.cache import disk
+from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.cache.contents import Contents
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.race import Done, Fetched, PeerSource, Race
+from luxfuse.cache.space import Space
+from luxfuse.errors import StoreError
+from luxfuse.index.objects import Objects
+from luxfuse.types import PAGE_BYTES
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.retrying import Store
+
+
+class Attempts(Contents):
+    """Knows where pages come from."""
+
+    def __init__(
+        self, *, store: Store, objects: Objects, hierarchy: Hierarchy, source_id: str, epoch: int, nursery: trio.Nursery
+    ) -> None:
+        super().__init__(objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery)
+        self._store = store
+        self.peers: PeerSource | None = None
+        """Set where there is a cluster: asked before the under-store."""
+
+    def _try(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
+        """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
+        if self.peers is None or flight.from_store:
+            self._ask_store(obj, flight, space, done)
+            return
+        race = Race(done)
+        peer_done = race.enter()
+        asked = False
+
+        def ask_store() -> None:
+            nonlocal asked
+            if not asked and not race.over:
+                asked = True
+                self._ask_store(obj, flight, space, race.enter())
+
+        def answered(result: Fetched | None, error: StoreError | None) -> None:
+            if error is not None:
+                ask_store()
+            peer_done(result, error)
+
+        if not self.peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
+            self._ask_store(obj, flight, space, peer_done)
+
+    async def _first_try(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
+        """The same, and wait for the outcome. Raises `StoreError`."""
+        ended = trio.Event()
+        outcome: list[tuple[Fetched | None, StoreError | None]] = []
+
+        def done(result: Fetched | None, error: StoreError | None) -> None:
+            outcome.append((result, error))
+            ended.set()
+
+        self._try(obj, flight, space, done)
+        await ended.wait()
+        result, error = outcome[0]
+        if result is None:
+            raise error or StoreError("no answer")
+        return result
+
+    def _ask_store(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
+        self._store.submit("get", self._job(obj, flight, space), done, flight.length, later=flight.later)
+
+    def _job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], Fetched]:
+        record = obj.record
+        start = flight.pages.start * PAGE_BYTES
+        attempt = flight.attempt
+        keep = self._keeper(obj, flight, space, by_peer=False)
+
+        def job(driver: UnderStore) -> Fetched:
+            if flight.attempt != attempt:
+                raise StoreError("nobody waits for it any more")
+            return keep(memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B"), ())
+
+        return job
+
+    def _keeper(
+        self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True
+    ) -> Callable[[memoryview, tuple[int, ...]], Fetched]:
+        """Return what stores the bytes of a flight, in the thread that got them."""
+        size, oid = obj.record.size, obj.oid
+        keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
+        attempt = flight.attempt
+
+        def keep(data: memoryview, sums: tuple[int, ...]) -> Fetched:
+            # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
+            if not flight.claim(attempt):
+                raise StoreError("nobody waits for it any more")
+            # A file that has pages must be there: a new one in its place would show holes where they were.
+            stored = disk.store_run(
+                space.directory if space is not None else None, oid, size, flight.pages, data,
+                create=obj.pages.count == 0, keep_open=keep_open, sums=sums,
+            )  # fmt: skip
+            if stored.fd >= 0 and flight.attempt != attempt:
+                os.close(stored.fd)
+            return Fetched(data, stored, by_peer)
+
+        return keep
