@@ -167,7 +167,7 @@ class Uploader:
                 info, sums = await self.store.call(
                     "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size
                 )
-        self.store.note_put_bytes(stamp.size)
+        self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)
 
     async def _put_file(

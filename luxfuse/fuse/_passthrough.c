@@ -625,7 +625,8 @@ static PyObject *py_restamp(PyObject *self, PyObject *args)
 	pthread_mutex_lock(&table_lock);
 	struct entry *e = *slot_of(ino);
 	if (e) {
-		e->stamp_ns = stamp_ns;
+		if (stamp_ns >= 0)
+			e->stamp_ns = stamp_ns;
 		e->valid_until_ns = valid_until_ns;
 	}
 	pthread_mutex_unlock(&table_lock);
@@ -783,7 +784,7 @@ static PyMethodDef methods[] = {
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here; fd is duplicated." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more passthrough open." },
 	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing." },
-	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours." },
+	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours; stamp_ns -1: it has not." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of passthrough opens, -1 if not registered." },

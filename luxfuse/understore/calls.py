@@ -130,6 +130,8 @@ class Calls:
         self._submitted: dict[int, _Submission] = {}
         self._next_submission = 0
         self._progress_s = self._clock()
+        self.on_changed: Callable[[str, bool], None] = lambda _key, _gone: None
+        """Told of each key that was written or is gone, as soon as the store has said so."""
 
     def set_bandwidth(self, *, get_bytes_s: int | None, put_bytes_s: int | None) -> None:
         """Change the most bytes a second to receive and to send; None: any number."""
@@ -341,9 +343,10 @@ class Calls:
         """Count a further attempt at what `submit` failed at, made by `call`."""
         self._retries += 1
 
-    def note_put_bytes(self, size_bytes: int) -> None:
-        """Count bytes that a `call` of the caller's own has written."""
+    def note_stored(self, key: str, size_bytes: int) -> None:
+        """Count an object that a `call` of the caller's own has written."""
         self._put_bytes += size_bytes
+        self.on_changed(key, False)
 
     @property
     def width(self) -> int:

@@ -102,7 +102,7 @@ class Store(Calls):
             patience=_patience(size),
             size_bytes=size,
         )
-        self._put_bytes += size
+        self.note_stored(key, size)
         return info
 
     async def put_file(
@@ -115,7 +115,7 @@ class Store(Calls):
 
         size = (await trio.Path(path).stat()).st_size
         info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size)
-        self._put_bytes += size
+        self.note_stored(key, size)
         return info
 
     async def copy(
@@ -134,7 +134,9 @@ class Store(Calls):
             return driver.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
 
         patience = 1 + (size or 0) / COPIED_BYTES
-        return await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
+        info = await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
+        self.on_changed(target, False)
+        return info
 
     async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.
@@ -143,7 +145,10 @@ class Store(Calls):
         """
         failures: dict[str, StoreError] = {}
         for start in range(0, len(keys), MOST_DELETES):
-            failures |= await self._delete_some(list(keys[start : start + MOST_DELETES]))
+            some = list(keys[start : start + MOST_DELETES])
+            failures |= await self._delete_some(some)
+            for key in some:
+                self.on_changed(key, True)
         return failures
 
     async def _delete_some(self, keys: list[str]) -> dict[str, StoreError]:
@@ -198,12 +203,14 @@ class Store(Calls):
         self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
     ) -> ObjectInfo:
         """Make one object of the parts; see `UnderStore.complete_upload`."""
-        return await self.call(
+        info = await self.call(
             "put",
             lambda driver: driver.complete_upload(key, upload, parts, expect=expect),
             what=f"COMPLETE {key!r}",
             patience=1 + len(parts) / 100,
         )
+        self.on_changed(key, False)
+        return info
 
     async def abort_upload(self, key: str, upload: str) -> None:
         """Drop an open upload and its parts."""

@@ -121,6 +121,7 @@ class Files:
         self.counters = FileCounters()
         cache.may_drop = self._may_drop
         ahead.hand_over = self._register
+        namespace.on_doubt = lambda inode: kernel.restamp(inode, -1, 0.0)
         kernel.on_first_open = self._opened_by_kernel
         kernel.on_drained = self._drop_record
         self._registered_bound = min(REGISTERED_BOUND, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)

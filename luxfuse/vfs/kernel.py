@@ -44,7 +44,10 @@ class Kernel(Protocol):
         """Count down an open that was acquired for writing, at its release; may lead to `on_drained`."""
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
-        """The backing file has a new mtime because we, or a program through us, wrote to it. Unregistered: nothing."""
+        """The backing file has a new mtime because we, or a program through us, wrote to it. Unregistered: nothing.
+
+        ``stamp_ns`` -1: the mtime is as it was, only ``valid_s`` is new.
+        """
 
     def is_registered(self, inode: int) -> bool:
         """Whether the inode has a backing, in use or not."""

@@ -20,12 +20,14 @@ import trio
 
 from luxfuse.core import freshness
 from luxfuse.core import names as naming
+from luxfuse.core.notices import Change, ChangeKind
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable
 from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import parse_attributes
+from luxfuse.vfs.doubts import Doubts
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister, Moved, NotRecorded
 
@@ -76,6 +78,7 @@ class KernelBusy(LuxError):
 @dataclass(slots=True)
 class _Question:
     done: trio.Event
+    began_s: float
     answer: Entry | None = None
     error: Exception | None = None
 
@@ -122,6 +125,9 @@ class Namespace:
         """What was heard before is asked again: a run that was killed may have changed names since without a record."""
         self.is_doomed: Callable[[int, bytes], bool] = lambda _parent, _name: False
         """Set by the write-back: whether an object that stands for a name is still to be removed."""
+        self._doubts = Doubts()
+        self.on_doubt: Callable[[int], None] = lambda _inode: None
+        """Set by files: opens of an inode are not to be answered without us."""
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -183,14 +189,27 @@ class Namespace:
         """Return for how long what is known of the entry holds; a moment while the store is unreachable."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return self._ttl
-        left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl) if self._believed(entry.checked_s) else 0.0
+        believed = self._believed(entry.checked_s) and not self._is_doubted(entry)
+        left = freshness.remaining_s(entry.checked_s, self._clock(), self._ttl) if believed else 0.0
         return left if left > 0 or self._store.reachable else STALE_TTL_S
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether the entry need not be asked for."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return True
-        return self._holds(entry.checked_s, self._ttl)
+        return self._holds(entry.checked_s, self._ttl) and not self._is_doubted(entry)
+
+    def _is_doubted(self, entry: Entry) -> bool:
+        """Whether another node has changed it since it was checked."""
+        if entry.checked_s < self._doubts.entries.since(entry.inode):
+            return True
+        if not self._doubts.below.any or (place := self._names.locate(entry.inode)) is None:
+            return False
+        return entry.checked_s < self._doubts.below.since(place[0])
+
+    def _lists(self, directory: int, fetched_s: float, ttl_s: float) -> bool:
+        """Whether a listing of a directory still holds."""
+        return fetched_s >= self._doubts.listings.since(directory) and self._holds(fetched_s, ttl_s)
 
     def _believed(self, since_s: float) -> bool:
         return since_s >= self.believe_from_s
@@ -296,6 +315,52 @@ class Namespace:
         with contextlib.suppress(OSError):  # the index is full: then it holds for its TTL
             self._names.put(parent, name, entry)
 
+    def changed_elsewhere(self, change: Change) -> None:
+        """Another node has changed a key in the store: do not believe any more what was heard of it before."""
+        directory = ROOT_INODE
+        *above, last = change.key.rstrip("/").split("/")
+        for part in above:
+            entry = self._names.get(directory, part.encode())
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                self._doubt(directory, part.encode(), listing=True)
+                return
+            directory = entry.inode
+        name = last.removesuffix(naming.SYMLINK_SUFFIX).encode()
+        if change.kind is not ChangeKind.BELOW:
+            self._doubt(directory, name, listing=change.kind is ChangeKind.GONE or self._names.get(directory, name) is None)
+            return
+        entry = self._names.get(directory, name) if name else self.root
+        if entry is not None and entry.kind is Kind.DIRECTORY:
+            self._doubt_all(directory, name, entry.inode)
+        else:
+            self._doubt(directory, name, listing=True)
+
+    def _doubt(self, directory: int, name: bytes, *, listing: bool) -> None:
+        if self._names.is_held(directory, name):
+            return  # it is ours to say
+        self._negatives.pop((directory, name), None)
+        if listing:
+            self._doubts.listings.note(directory, self._clock())
+        entry = self._names.get(directory, name)
+        if entry is not None:
+            self._doubts.entries.note(entry.inode, self._clock())
+            self._kernel.invalidate_inode(entry.inode)
+            self.on_doubt(entry.inode)
+        self._kernel.invalidate_entry(directory, name)
+
+    def _doubt_all(self, parent: int, name: bytes, directory: int) -> None:
+        """Many entries of a directory changed."""
+        now_s = self._clock()
+        self._doubts.listings.note(directory, now_s)
+        self._doubts.below.note(directory, now_s)
+        for key in [key for key in self._negatives if key[0] == directory]:
+            del self._negatives[key]
+        for child, entry in self._names.after(directory, b"", KERNEL_BATCH):
+            self._kernel.invalidate_entry(directory, child)
+            self.on_doubt(entry.inode)
+        if directory != ROOT_INODE:  # with it the kernel forgets all names below
+            self._kernel.invalidate_entry(parent, name)
+
     def _known_missing(self, parent: int, name: bytes) -> bool:
         since = self._negatives.get((parent, name), -1e18)
         listing = self._names.listing(parent)
@@ -303,7 +368,7 @@ class Namespace:
             since = max(since, listing.fetched_s)
             if listing.entries <= LIST_AHEAD_ENTRIES and not self._holds(listing.fetched_s, self._negative_ttl / 2):
                 self._list_ahead(parent)
-        return self._holds(since, self._negative_ttl)
+        return self._lists(parent, since, self._negative_ttl)
 
     def _list_ahead(self, directory: int) -> None:
         """Files are being made in a directory: list it before its listing is too old to say which names are free."""
@@ -319,7 +384,7 @@ class Namespace:
                 self._nursery.start_soon(self._ask_quietly, parent, name, known)
             return known
         if question is None:
-            question = self._questions[parent, name] = _Question(trio.Event())
+            question = self._questions[parent, name] = _Question(trio.Event(), self._clock())
             self._list_instead(parent)
             self._nursery.start_soon(self._answer, parent, name, known, question)
         await question.done.wait()
@@ -328,11 +393,14 @@ class Namespace:
                 self.stale_served += 1
                 return known
             raise question.error
+        doubted = question.answer is not None and self._is_doubted(question.answer)
+        if doubted or question.began_s < self._doubts.listings.since(parent):
+            return await self._ask(parent, name, known)  # another node has changed something meanwhile
         return question.answer
 
     async def _ask_quietly(self, parent: int, name: bytes, known: Entry) -> None:
         if (parent, name) not in self._questions and len(self._questions) < 4:
-            question = self._questions[parent, name] = _Question(trio.Event())
+            question = self._questions[parent, name] = _Question(trio.Event(), self._clock())
             await self._answer(parent, name, known, question)
 
     async def _answer(self, parent: int, name: bytes, known: Entry | None, question: _Question) -> None:
@@ -432,7 +500,7 @@ class Namespace:
     def _list_instead(self, parent: int) -> None:
         """After a few names asked for one by one, list the whole directory in the background."""
         listing = self._names.listing(parent)
-        if listing is not None and self._holds(listing.fetched_s, self._ttl):
+        if listing is not None and self._lists(parent, listing.fetched_s, self._ttl):
             return
         self._asked[parent] += 1
         if self._asked[parent] >= freshness.RELIST_AFTER_LOOKUPS and not self.lister.is_listing(parent):
@@ -457,7 +525,7 @@ class Namespace:
     def is_listed(self, directory: int) -> bool:
         """Whether the directory's listing is fresh."""
         listing = self._names.listing(directory)
-        return listing is not None and self._holds(listing.fetched_s, self._ttl)
+        return listing is not None and self._lists(directory, listing.fetched_s, self._ttl)
 
     async def listed(self, directory: int) -> int:
         """Make sure that the directory's listing is fresh; returns its serial.
@@ -465,7 +533,7 @@ class Namespace:
         An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
         """
         listing = self._names.listing(directory)
-        if listing is not None and self._holds(listing.fetched_s, self._ttl):
+        if listing is not None and self._lists(directory, listing.fetched_s, self._ttl):
             return listing.serial
         self._asked.pop(directory, None)
         if listing is not None and not self._store.reachable:
@@ -474,7 +542,8 @@ class Namespace:
         moves = await self.moving.settled(directory)
         prefix = self.prefix(directory)
         try:
-            serial = await self.lister.fetch(directory, prefix, moves, self._clock() - self._ttl)
+            since_s = max(self._clock() - self._ttl, self._doubts.listings.since(directory))
+            serial = await self.lister.fetch(directory, prefix, moves, since_s)
         except Moved:
             return await self.listed(directory)
         except (StoreUnavailable, NotRecorded):

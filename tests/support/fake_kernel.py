@@ -95,7 +95,7 @@ class FakeKernel:
         """See `Kernel`."""
         backing = self.table.get(inode)
         if backing is not None:
-            backing.stamp_ns = stamp_ns
+            backing.stamp_ns = stamp_ns if stamp_ns >= 0 else backing.stamp_ns
             backing.fresh = valid_s > 0
 
     def is_registered(self, inode: int) -> bool:

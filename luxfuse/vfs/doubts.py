@@ -1,0 +1,47 @@
+"""What another node said to have changed: what was heard of it before is not believed any more.
+
+Only the times of the doubts are kept, not what they are about; whoever asks the store afterwards has no doubts. So an
+answer that was on its way when a notice came does not count as news.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+REMEMBERED = 20_000
+"""Doubts of each sort. When there are more, the oldest decides for all that were forgotten: nothing older is believed."""
+
+
+class Times:
+    """When something was last doubted, by inode number."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[int, float] = OrderedDict()
+        self._forgotten_s = 0.0
+
+    def note(self, inode: int, now_s: float) -> None:
+        """Doubt what was heard before ``now_s``."""
+        self._times.pop(inode, None)
+        self._times[inode] = now_s
+        if len(self._times) > REMEMBERED:
+            self._forgotten_s = max(self._forgotten_s, self._times.popitem(last=False)[1])
+
+    def since(self, inode: int) -> float:
+        """Return the time before which nothing is believed."""
+        if not self._times:
+            return 0.0
+        return self._times.get(inode, self._forgotten_s)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any doubt."""
+        return bool(self._times)
+
+
+class Doubts:
+    """Doubts about entries, about the listings of directories, and about all entries of a directory."""
+
+    def __init__(self) -> None:
+        self.entries = Times()
+        self.listings = Times()
+        self.below = Times()

@@ -1,0 +1,151 @@
+"""What another node says to have changed is asked for again; what it does not speak of is not."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.core.notices import Change, ChangeKind
+from luxfuse.types import ObjectInfo
+from luxfuse.vfs.namespace import NoSuchName
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted, until
+
+
+def store() -> FakeStore:
+    driver = FakeStore()
+    driver.place("d/a", b"old")
+    driver.place("d/b", b"same")
+    driver.place("top", b"old")
+    return driver
+
+
+def tell(m: Mount, change: Change) -> None:
+    m.clock.advance(0.001)
+    m.namespace.changed_elsewhere(change)
+
+
+async def warm(m: Mount) -> None:
+    for path in ("d/a", "d/b", "top"):
+        await m.read_all(path)
+    await m.entries("d")
+    await m.entries("")
+
+
+async def test_a_written_file_is_seen_at_the_next_open_and_no_other_is_asked_for(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver, passthrough=True) as m:
+        await warm(m)
+        driver.place("d/a", b"new!")
+        assert await m.read_all("d/a") == b"old"
+        tell(m, Change("d/a", ChangeKind.WRITTEN))
+        heads = driver.counts["head"]
+        assert await m.read_all("d/b") == b"same"
+        assert driver.counts["head"] == heads
+        assert await m.read_all("d/a") == b"new!"
+        assert driver.counts["head"] > heads
+
+
+async def test_an_open_file_keeps_its_version_and_the_next_open_has_the_new_one(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver, passthrough=True) as m:
+        await warm(m)
+        handle = await m.open("d/a")
+        assert m.kernel.is_passthrough(handle)
+        driver.place("d/a", b"new!")
+        tell(m, Change("d/a", ChangeKind.WRITTEN))
+        assert not m.kernel.table[open_inode(m)].fresh
+        assert await m.kernel.read_all(m.fs, handle) == b"old"
+        assert await m.read_all("d/a") == b"new!"
+
+
+def open_inode(m: Mount) -> int:
+    """The inode that the kernel has open."""
+    (inode,) = [inode for inode, backing in m.kernel.table.items() if backing.opens]
+    return inode
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.WRITTEN, ChangeKind.BELOW])
+async def test_a_new_file_is_seen_by_name_and_in_listings(tmp_path: Path, kind: ChangeKind) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        with pytest.raises(NoSuchName):
+            await m.inode("d/new")
+        driver.place("d/new", b"x")
+        tell(m, Change("d/new" if kind is ChangeKind.WRITTEN else "d/", kind))
+        assert b"new" in await m.entries("d")
+        assert await m.read_all("d/new") == b"x"
+
+
+async def test_a_removed_file_is_gone(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        driver.remove("d/a")
+        tell(m, Change("d/a", ChangeKind.GONE))
+        with pytest.raises(NoSuchName):
+            await m.inode("d/a")
+        assert b"a" not in await m.entries("d")
+
+
+async def test_a_file_in_a_new_directory_is_seen(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        driver.place("e/f/g", b"deep")
+        tell(m, Change("e/f/g", ChangeKind.WRITTEN))
+        assert b"e" in await m.entries("")
+        assert await m.read_all("e/f/g") == b"deep"
+
+
+async def test_a_change_of_many_in_the_root(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        driver.place("top", b"new!")
+        driver.place("more", b"1")
+        tell(m, Change("", ChangeKind.BELOW))
+        assert await m.read_all("top") == b"new!"
+        assert b"more" in await m.entries("")
+
+
+async def test_an_answer_that_was_on_its_way_is_not_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = store()
+    may_answer, head = threading.Event(), driver.head
+
+    def late(key: str) -> ObjectInfo:
+        info = head(key)
+        may_answer.wait(5)
+        return info
+
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        monkeypatch.setattr(driver, "head", late)
+        tell(m, Change("d/a", ChangeKind.WRITTEN))
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(await m.read_all("d/a"))
+
+        heads = driver.counts["head"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await until(lambda: driver.counts["head"] > heads)
+            driver.place("d/a", b"newer!")
+            tell(m, Change("d/a", ChangeKind.WRITTEN))
+            may_answer.set()
+        assert got == [b"newer!"]
+
+
+async def test_what_is_written_here_is_ours_to_say(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        await warm(m)
+        m.namespace.hold(None, 1, b"top")
+        tell(m, Change("top", ChangeKind.GONE))
+        assert b"top" in await m.entries("")
+        m.namespace.settle(None, 1, b"top")
