@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from luxfuse.core.addresses import DEFAULT_PORT, SEED_FILE, is_wildcard, parse_address, parse_seeds
 from luxfuse.core.paths import check_pattern
 from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
-from luxfuse.core.units import parse_duration, parse_size
+from luxfuse.core.units import parse_duration, parse_size, parse_switch
 from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, Tier, WriteMode
 
@@ -30,6 +31,8 @@ EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 
 MIB = 1 << 20
 LEAST_BANDWIDTH_BYTES_S = 64 << 10
+MOST_REPLICAS = 7
+RACK_BYTES = 64
 # What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity.
 _FOREVER_S = 10 * 365 * 86400.0
 
@@ -53,7 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a daemon needs to know. Sizes in bytes, times in seconds.
 
     ``path_rules``: what holds for parts of the mount, see `core.rules`. ``room_timeout_s``: how long a writer
-    waits for room in the cache directory before it gets ENOSPC.
+    waits for room in the cache directory before it gets ENOSPC. With a ``cluster_key_file`` the mount is a node of a
+    cluster; ``advertise`` None: others reach it under the address of its network interface, at the port of ``listen``.
     """
 
     source: str
@@ -86,6 +90,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prices: Prices | None = None
     bandwidth_limit_bytes_s: int | None = None
     upload_bandwidth_limit_bytes_s: int | None = None
+    cluster_key_file: str | None = None
+    listen: str = f"0.0.0.0:{DEFAULT_PORT}"
+    advertise: str | None = None
+    join: tuple[str, ...] = ()
+    cooperative: bool = True
+    peer_tls: bool = True
+    rack: str = ""
+    durable_replicas: int = 0
     passthrough: bool = True
     foreground: bool = False
     log_file: str | None = None
@@ -129,9 +141,11 @@ _PLAIN = {
     *("source", "mountpoint", "foreground", "read_only", "allow_other", "uid", "gid", "umask", "passthrough"),
     *("read_mode", "eviction_policy", "write_mode", "on_conflict", "free_space_ratio", "max_requests", "max_uploads"),
     *("endpoint_url", "driver", "storage_options", "log_file", "log_level"),
+    *("listen", "advertise", "rack", "durable_replicas"),
 }
-_SPECIAL = {"cache_dir", "cache_size", "state_dir", "path", "prices"}
-NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SPECIAL)
+_SWITCHES = {"cooperative", "peer_tls"}
+_SPECIAL = {"cache_dir", "cache_size", "state_dir", "path", "prices", "cluster_key_file", "join"}
+NAMES = frozenset(_PLAIN | set(_SIZES) | set(_DURATIONS) | _SWITCHES | _SPECIAL)
 """Every setting a user can write, in TOML spelling; flags use dashes, variables LUXFUSE_ and capitals."""
 ATTACHABLE = frozenset({
     *("endpoint_url", "driver", "storage_options", "read_only", "read_mode", "write_mode", "on_conflict", "cache_size"),
@@ -238,6 +252,8 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
             values[_SIZES[name]] = _convert(parse_size, value, name)
         elif name in _DURATIONS:
             values[_DURATIONS[name]] = min(_convert(parse_duration, value, name), _FOREVER_S)
+        elif name in _SWITCHES:
+            values[name] = _convert(parse_switch, value, name)
         elif name in _PLAIN:
             values[name] = value
     if isinstance(values.get("umask"), str):
@@ -251,6 +267,9 @@ def build(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, fil
     values["mountpoint"] = str(Path(str(values["mountpoint"])).absolute())
     values["cache_dirs"] = _cache_dirs(merged, environ)
     values["state_dir"] = str(Path(merged.get("state_dir") or state_root(environ)).absolute())
+    values["join"] = _seeds(merged.get("join"))
+    if key_file := merged.get("cluster_key_file"):
+        values["cluster_key_file"] = str(Path(str(key_file)).absolute())
     values["config_file"], values["given"] = str(Path(file).absolute()) if file else None, given
     return _validate(values)
 
@@ -364,6 +383,15 @@ def _prices(table: Any) -> Prices:
     return prices
 
 
+def _seeds(written: Any) -> tuple[str, ...]:
+    """Return the entries of ``join``, files with their whole path."""
+    entries = _convert(parse_seeds, written or (), "--join")
+    return tuple(
+        SEED_FILE + str(Path(entry.removeprefix(SEED_FILE)).absolute()) if entry.startswith(SEED_FILE) else entry
+        for entry in entries
+    )
+
+
 def _convert(function: Any, value: Any, name: str) -> Any:
     try:
         return function(value)
@@ -397,4 +425,21 @@ def _check(settings: Settings) -> Settings:
             raise ConfigError(f"{name}: must be at least 64KiB (a second)")
     if settings.request_timeout_s <= 0:
         raise ConfigError("request_timeout: must be more than 0")
+    _check_cluster(settings)
     return settings
+
+
+def _check_cluster(settings: Settings) -> None:
+    _convert(parse_address, settings.listen, "--listen")
+    if settings.advertise is not None and is_wildcard(_convert(parse_address, settings.advertise, "--advertise")[0]):
+        raise ConfigError(f"--advertise {settings.advertise}: others cannot reach that; write an address of this machine")
+    if len(settings.rack.encode()) > RACK_BYTES:
+        raise ConfigError(f"--rack: must not be longer than {RACK_BYTES} bytes")
+    if not 0 <= settings.durable_replicas <= MOST_REPLICAS:
+        raise ConfigError(f"--durable-replicas: must be between 0 and {MOST_REPLICAS}")
+    if settings.cluster_key_file is None:
+        for name, given in (("join", settings.join), ("durable-replicas", settings.durable_replicas)):
+            if given:
+                raise ConfigError(
+                    f"--{name}: is for a node of a cluster; give --cluster-key-file FILE, made by: luxfuse cluster init"
+                )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse import __version__
-from luxfuse.cli import cached, fstab, report, retention
+from luxfuse.cli import cached, cluster, fstab, report, retention
 from luxfuse.cli.attach import attach, detach
 from luxfuse.cli.check import check
 from luxfuse.cli.errors import DONE, FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
@@ -47,6 +47,7 @@ app.command("free")(cached.free)
 app.command("locate")(cached.locate)
 app.command("check")(check)
 app.command("stats")(stats)
+app.add_typer(cluster.app, name="cluster")
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]

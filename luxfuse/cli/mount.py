@@ -11,6 +11,7 @@ import typer
 from luxfuse import config
 from luxfuse.cli import launch
 from luxfuse.cli.options import parse_options, parse_storage_options
+from luxfuse.core.addresses import DEFAULT_PORT
 from luxfuse.fuse import mountpoint as mounts
 
 _KEY = "key=value"
@@ -80,6 +81,31 @@ def mount(
         list[str] | None, typer.Option(metavar=_KEY, help="An option of the store's driver; may be repeated.")
     ] = None,
     driver: Annotated[str | None, typer.Option(metavar="auto|obstore|fsspec", help="Default auto.")] = None,
+    cluster_key_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Share the cache with all nodes that have this key; see: luxfuse cluster init"),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help=f"For other nodes, UDP and TCP. Default 0.0.0.0:{DEFAULT_PORT}.")
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="Where other nodes reach this one, if it cannot tell itself.")
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT|file:PATH", help="Some other nodes; a name may have many addresses. Repeatable."),
+    ] = None,
+    cooperative: Annotated[
+        str | None, typer.Option(metavar="on|off", help="Read what is not here from other nodes. Default on.")
+    ] = None,
+    peer_tls: Annotated[
+        str | None, typer.Option(metavar="on|off", help="off: signed, not encrypted; faster. Default on.")
+    ] = None,
+    rack: Annotated[str | None, typer.Option(metavar="NAME", help="Nodes of the same rack are asked first.")] = None,
+    durable_replicas: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="async-through: close and fsync wait until N other nodes have it, too. Default 0."),
+    ] = None,
     foreground: Annotated[bool | None, typer.Option("--foreground", help="Serve until unmounted.")] = None,
     log_file: Annotated[str | None, typer.Option(metavar="FILE", help="Default: in the state directory.")] = None,
 ) -> int:
@@ -105,6 +131,14 @@ def mount(
         "endpoint_url": endpoint_url,
         "storage_options": parse_storage_options(storage_option) if storage_option else None,
         "driver": driver,
+        "cluster_key_file": cluster_key_file,
+        "listen": listen,
+        "advertise": advertise,
+        "join": join or None,
+        "cooperative": cooperative,
+        "peer_tls": peer_tls,
+        "rack": rack,
+        "durable_replicas": durable_replicas,
         "foreground": foreground,
         "log_file": log_file,
     }

@@ -19,7 +19,7 @@ OPTION_NAMES = NAMES - _NOT_HERE
 
 
 def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = False) -> dict[str, Any]:
-    """Return the settings in the texts of ``-o``; later ones win.
+    """Return the settings in the texts of ``-o``; later ones win, but those of ``join`` add up.
 
     ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing, so that it says nothing there, and ``noexec`` for
     ``user``, which is let pass with a warning on stderr.
@@ -39,6 +39,8 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
             say("-o noexec has no effect: programs in the mount can be run; write exec after user to silence this")
         elif name == "storage_option":
             settings.setdefault("storage_options", {}).update(parse_storage_options([value], "-o storage_option"))
+        elif name == "join":
+            settings.setdefault("join", []).append(value)
         elif name in OPTION_NAMES:
             settings[name] = value if separator else True
         elif not sloppy:

@@ -13,7 +13,10 @@ from rich.table import Table
 from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
 
-_STATE_STYLES = {"serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red"}
+_STATE_STYLES = {
+    "serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red", "alive": "green",
+    "suspect": "yellow", "left": "dim",
+}  # fmt: skip
 
 
 def _console() -> Console:
@@ -157,4 +160,24 @@ def show_list(rows: Sequence[Mapping[str, Any]], now: float) -> None:
         up = format_age(max(0.0, now - row["started_at"])) if row["state"] == "running" else "-"
         state = _style(row["state"])
         table.add_row(escape(row["mountpoint"]), escape(row["source"]), state, str(row["pid"]), up, row["version"])
+    _console().print(table)
+
+
+def show_cluster(node: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> None:
+    """Print the nodes of a cluster as one of them, ``node``, which comes first, sees them."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("NODE", "ADDRESS", "STATE", "VERSION", "ROUND TRIP", "RACK", "HOLDS", "SOURCES"):
+        table.add_column(title, overflow="fold")
+    for peer in (node, *peers):
+        trip = peer.get("round_trip_s")
+        table.add_row(
+            escape(peer["label"] or peer["name"]) + (" [dim](this)[/]" if peer is node else ""),
+            escape(peer["address"]),
+            _style(peer["state"]),
+            escape(peer["version"]),
+            "-" if trip is None else f"{1000 * trip:.1f} ms",
+            escape(peer["rack"] or "-"),
+            str(peer["entries"]),
+            str(len(peer["sources"])),
+        )
     _console().print(table)

@@ -20,7 +20,8 @@ _REFRESH_DEADLINE_S = 60.0
 AsJson = Annotated[bool, typer.Option("--json", help="For programs; the fields are stable.")]
 
 
-def _ask_status(record: MountRecord) -> dict[str, Any]:
+def ask_status(record: MountRecord) -> dict[str, Any]:
+    """Return the status document of a mount. Raises `CommandFailed`."""
     try:
         return ControlClient(record.socket_path).status()
     except (DaemonUnreachable, DaemonRefused) as exc:
@@ -33,7 +34,7 @@ def status(
 ) -> int:
     """Show how a mount, or every mount, is doing."""
     if mountpoint is not None:
-        document = _ask_status(living_mount(mountpoint))
+        document = ask_status(living_mount(mountpoint))
         if as_json:
             print_json(document)
         else:
@@ -44,7 +45,7 @@ def status(
     documents, failures = [], []
     for record in registry.list_mounts(config.state_root()):
         try:
-            documents.append(_ask_status(living_mount(record.mountpoint)))
+            documents.append(ask_status(living_mount(record.mountpoint)))
         except CommandFailed as exc:
             failures.append(str(exc))
     if as_json:

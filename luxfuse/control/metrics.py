@@ -70,9 +70,10 @@ _GAUGES = {
     "tier_capacity_bytes": "Most bytes that the tier may hold.",
     "tier_used_bytes": "Bytes that the tier holds.",
     "tier_ok": "1 where the tier works.",
-    "peers": "Known nodes.",
 }
 _STATES = ("serving", "degraded", "draining")
+_NO_NUMBERS = ("latency", "node")
+_PEER_STATES = ("alive", "suspect", "dead", "left")
 
 
 class _StatusCollector(Collector):
@@ -90,7 +91,7 @@ class _StatusCollector(Collector):
         for name in _STATES:
             state.add_metric([name], float(status.get("state") == name))
         yield state
-        for name, value in _numbers("", {name: value for name, value in status.items() if name != "latency"}):
+        for name, value in _numbers("", {name: value for name, value in status.items() if name not in _NO_NUMBERS}):
             yield _family(name, value)
         if isinstance(latency := status.get("latency"), Mapping):
             yield from _latencies(latency)
@@ -98,7 +99,7 @@ class _StatusCollector(Collector):
         if isinstance(tiers, list):
             yield from _tiers(tiers)
         if isinstance(peers, list):
-            yield _family("peers", len(peers))
+            yield from _peers(peers)
 
 
 def _latencies(latency: Mapping[str, Any]) -> Iterator[Metric]:
@@ -144,6 +145,13 @@ def _tiers(tiers: list[Mapping[str, object]]) -> Iterator[Metric]:
                 families[name] = GaugeMetricFamily(f"luxfuse_{name}", text, labels=["tier", "path"])
             families[name].add_metric(labels, value)
     yield from families.values()
+
+
+def _peers(peers: list[Mapping[str, Any]]) -> Iterator[Metric]:
+    states = GaugeMetricFamily("luxfuse_peers", "Other nodes of the cluster, by state.", labels=["state"])
+    for state in _PEER_STATES:
+        states.add_metric([state], sum(peer.get("state") == state for peer in peers))
+    yield states
 
 
 def render(status: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ times in seconds. A number that is not described here still reaches the metrics,
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 StatusState = Literal["serving", "degraded", "draining"]
 
@@ -174,15 +174,31 @@ class VolumeStatus(TypedDict):
 
 
 class PeerStatus(TypedDict):
-    """Another node."""
+    """A node of the cluster. ``address``: where it listens, ``host:port``.
+
+    ``state``: ``alive``; ``suspect``, while it does not answer; ``dead``; ``left``, after it said good-bye.
+    ``round_trip_s``: smoothed; None before it was measured. ``weight``: the capacity of its cache in GiB. ``sources``: the
+    ids of the under-stores that it serves, 16 hexadecimal digits each. ``entries``: how many ranges of objects it is known
+    to hold.
+    """
 
     name: str
+    label: str
     address: str
     state: str
+    version: str
+    rack: str
+    round_trip_s: float | None
+    weight: int
+    sources: list[str]
+    entries: int
 
 
 class Status(TypedDict):
-    """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on."""
+    """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on.
+
+    ``node``: the mount itself as a node of a cluster; None or missing if it is none. ``peers``: the others.
+    """
 
     mountpoint: str
     source: str
@@ -205,4 +221,5 @@ class Status(TypedDict):
     recovered: RecoveredStatus
     latency: LatenciesStatus
     volumes: list[VolumeStatus]
+    node: NotRequired[PeerStatus | None]
     peers: list[PeerStatus]

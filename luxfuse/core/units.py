@@ -52,6 +52,14 @@ def parse_duration(text: str | float) -> float:
     return sum(float(number) * _SECONDS[unit.lower()] for number, unit in _DURATION.findall(stripped))
 
 
+def parse_switch(value: str | bool) -> bool:
+    """Return True for ``on`` and ``true``, False for ``off`` and ``false``. Raises ValueError for anything else."""
+    word = str(value).strip().lower()
+    if word not in ("on", "off", "true", "false"):
+        raise ValueError(f"{value!r} is not understood; write on or off")
+    return word in ("on", "true")
+
+
 def format_size(count: float) -> str:
     """Return ``count`` bytes for people, in binary units: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

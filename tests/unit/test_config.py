@@ -17,6 +17,7 @@ from luxfuse.core.units import format_size, parse_duration, parse_size
 from luxfuse.errors import ConfigError
 from luxfuse.types import WriteMode
 
+CLUSTER = {"cluster_key_file": "/k"}
 BASE = {"source": "s3://bucket", "mountpoint": "/mnt/bucket"}
 
 
@@ -66,6 +67,19 @@ def test_precedence(tmp_path: Path) -> None:
         ({"on_conflict": "fail"}, "on_conflict", "fail"),
         ({"max_uploads": "1"}, "max_uploads", 1),
         ({"room_timeout": "0"}, "room_timeout_s", 0.0),
+        ({}, "cooperative", True),
+        ({"cooperative": "off"}, "cooperative", False),
+        ({"peer_tls": "OFF"}, "peer_tls", False),
+        ({"peer_tls": True}, "peer_tls", True),
+        ({}, "listen", "0.0.0.0:7950"),
+        ({"listen": "[::]:0"}, "listen", "[::]:0"),
+        ({"advertise": "10.0.0.1"}, "advertise", "10.0.0.1"),
+        ({"cluster_key_file": "/k", "join": "a, b:1 [::1]:2,a"}, "join", ("a", "b:1", "[::1]:2")),
+        ({"cluster_key_file": "/k", "join": ["a", "file:/x y"]}, "join", ("a", "file:/x y")),
+        ({"cluster_key_file": "/k", "join": ""}, "join", ()),
+        ({"cluster_key_file": "/a/../k"}, "cluster_key_file", "/a/../k"),
+        ({"cluster_key_file": "/k", "durable_replicas": "2"}, "durable_replicas", 2),
+        ({"rack": "r1"}, "rack", "r1"),
     ],
 )
 def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
@@ -104,6 +118,25 @@ def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
         ({"max_uploads": 257}, "max_uploads"),
         ({"room_timeout": "soon"}, "room_timeout: 'soon' is not a duration"),
         ({"storage_options": "a=b"}, "storage_options"),
+        ({"cooperative": "maybe"}, "cooperative: 'maybe' is not understood; write on or off"),
+        ({"peer_tls": 2}, "write on or off"),
+        ({"join": "a:1"}, "--join: is for a node of a cluster; give --cluster-key-file"),
+        ({"durable_replicas": 1}, "--durable-replicas: is for a node of a cluster"),
+        ({**CLUSTER, "durable_replicas": 8}, "between 0 and 7"),
+        ({**CLUSTER, "durable_replicas": -1}, "between 0 and 7"),
+        ({**CLUSTER, "durable_replicas": "two"}, "durable_replicas"),
+        ({**CLUSTER, "join": "a:b"}, "--join: 'a:b' is no address; write HOST:PORT"),
+        ({**CLUSTER, "join": "::1"}, "[IPv6]:PORT"),
+        ({**CLUSTER, "join": "a:65536"}, "ports go to 65535"),
+        ({**CLUSTER, "join": "a:0"}, "nobody can be reached there"),
+        ({**CLUSTER, "join": "0.0.0.0:1"}, "nobody can be reached there"),
+        ({**CLUSTER, "join": "file:"}, "names no file"),
+        ({**CLUSTER, "join": 3}, "join"),
+        ({**CLUSTER, "join": [f"h{number}" for number in range(65)]}, "more than 64 entries"),
+        ({"listen": "[1.2.3.4]:5"}, "--listen"),
+        ({"listen": ":7950"}, "--listen"),
+        ({"advertise": "0.0.0.0"}, "others cannot reach that"),
+        ({"rack": "x" * 65}, "--rack"),
     ],
 )
 def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], text: str) -> None:
@@ -272,3 +305,11 @@ def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
 def test_wrong_options_of_an_attached_store(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         config.attached(made(), "s3://other", options)
+
+
+def test_files_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = made(cluster_key_file="k", join="file:seeds,a")
+    assert settings.cluster_key_file == f"{tmp_path}/k"
+    assert settings.join == (f"file:{tmp_path}/seeds", "a")
+    assert build({**BASE, "cluster_key_file": "k"}, {"LUXFUSE_JOIN": "a:1 b:2"}).join == ("a:1", "b:2")

@@ -24,6 +24,7 @@ from luxfuse.config import Settings
         ("write-mode=async-through,on_conflict=fail", {"write_mode": "async-through", "on_conflict": "fail"}),
         ("metadata-ttl=5m,metadata_ttl=6m", {"metadata_ttl": "6m"}),
         ("allow_other,uid=1000,umask=027", {"allow_other": True, "uid": "1000", "umask": "027"}),
+        ("join=a:1,peer_tls=off,join=[::1]:2", {"join": ["a:1", "[::1]:2"], "peer_tls": "off"}),
         ("storage_option=key=a=b,storage-option=k=", {"storage_options": {"key": "a=b", "k": ""}}),
     ],
 )

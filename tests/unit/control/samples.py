@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from luxfuse.control.status import Status
+from luxfuse.control.status import PeerStatus, Status
+
+
+def peer(number: int, state: str, round_trip_s: float | None) -> PeerStatus:
+    return {
+        "name": f"{number:016x}",
+        "label": f"host-{number}:/mnt/bucket",
+        "address": f"10.0.0.{number}:7950",
+        "state": state,
+        "version": "0.1.0",
+        "rack": "r1",
+        "round_trip_s": round_trip_s,
+        "weight": 50,
+        "sources": ["00112233445566ff"],
+        "entries": 1000 * number,
+    }
 
 
 def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
@@ -87,5 +102,6 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             {"path": "data/more", "source": "s3://other", "state": "unreachable", "error": "no such bucket",
              "read_only": True, "driver": None, "dirty_files": 1, "dirty_bytes": 5, "deletes": 1},
         ],
-        "peers": [],
+        "node": peer(0, "alive", None),
+        "peers": [peer(1, "alive", 0.00042), peer(2, "suspect", 0.02), peer(3, "dead", None)],
     }  # fmt: skip

@@ -73,3 +73,12 @@ def test_a_tier_without_capacity_and_with_an_odd_path() -> None:
     found = samples(status)
     assert found['luxfuse_tier_ok|/a"b\\c|ssd'] == 0
     assert not [name for name in found if "capacity" in name]
+
+
+def test_nodes_are_counted_by_state() -> None:
+    found = samples(sample_status())
+    states = ("alive", "suspect", "dead", "left")
+    assert [found[f"luxfuse_peers|{state}"] for state in states] == [1, 1, 1, 0]
+    assert not [name for name in found if "node" in name]
+    alone = samples({**sample_status(), "node": None, "peers": []})
+    assert [alone[f"luxfuse_peers|{state}"] for state in states] == [0, 0, 0, 0]
