@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 
 
@@ -85,3 +86,40 @@ class DeadlinePassed(StoreUnavailable):
 
 class BucketMissing(NotFound):
     """The bucket or container itself does not exist."""
+
+
+class PeerError(LuxError):
+    """Another node did not do what it was asked for."""
+
+
+class Refusal(enum.IntEnum):
+    """Why another node did not."""
+
+    NOT_HERE = 1
+    """It does not have that, or not any more."""
+    CHANGED = 2
+    """The object is no longer the version that was asked for, or is gone from the store."""
+    BUSY = 3
+    """It has enough to do: ask again later, or another one."""
+    FAILED = 4
+    """It tried and could not."""
+
+
+class PeerRefused(PeerError):
+    """Another node answered that it does not do it; ``reason`` says why. What serves peers raises it, too.
+
+    ``retry_after_s``: when to ask again, if it is busy and says so.
+    """
+
+    def __init__(self, reason: Refusal, text: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(text or reason.name.lower().replace("_", " "))
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class PeerFailed(PeerError):
+    """Another node could not be asked, or gave no proper answer: network, TLS, deadline, garbage."""
+
+
+class PeerCorrupt(PeerError):
+    """What another node sent is not what its checksums say."""

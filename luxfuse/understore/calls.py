@@ -25,7 +25,7 @@ from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailabl
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Buffer, UnderStore
 from luxfuse.understore.throttle import Throttle
-from luxfuse.understore.workers import FEWEST, Workers
+from luxfuse.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
