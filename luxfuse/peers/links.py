@@ -10,7 +10,8 @@ from collections import deque
 
 from luxfuse.core.members import Address
 from luxfuse.peers.signing import Keys
-from luxfuse.peers.streams import Socket, peer_name, set_up
+from luxfuse.peers.streams import Socket, set_up
+from luxfuse.peers.tls import peer_name
 
 CONNECT_S = 3.0
 """For a connection and its handshake."""

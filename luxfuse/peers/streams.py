@@ -11,8 +11,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import trio
 
@@ -35,15 +34,6 @@ def set_up(sock: socket.socket) -> None:
     stall = struct.pack("ll", int(STALL_S), 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stall)
-
-
-def peer_name(sock: ssl.SSLSocket) -> str:
-    """Return the name of the node at the other end, once the handshake is over. Raises `ssl.CertificateError`."""
-    certificate: Mapping[str, Any] = sock.getpeercert() or {}
-    names = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
-    if len(names) != 1:
-        raise ssl.CertificateError("the certificate of the other side names no node")
-    return str(names[0])
 
 
 class Stream:

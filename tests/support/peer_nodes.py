@@ -13,13 +13,18 @@ import xxhash
 from luxfuse.core.members import NodeInfo, Want
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.client import Client
+from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.provider import Provided
 from luxfuse.peers.server import Server, listen
 from luxfuse.types import PAGE_BYTES
-from tests.support.peer_keys import TestKeys
 
 SERVER, CLIENT = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 SOURCE = b"source 1"
+
+
+def keys_of(name: str, cluster: bytes = b"one") -> Credentials:
+    """What a node proves with that it belongs to a cluster."""
+    return Credentials((cluster.ljust(32),), name=name, stamp_ns=1)
 
 
 def content(size: int, seed: int = 0) -> bytes:
@@ -94,9 +99,9 @@ class Node:
 async def running(objects: dict[str, bytes], *, tls: bool, in_files: bool = False) -> AsyncIterator[Node]:
     """Run a server, and close what is open afterwards."""
     provider = FakeProvider(objects, in_files=in_files)
-    server = Server(listen(("127.0.0.1", 0)), TestKeys(SERVER), tls=tls)
+    server = Server(listen(("127.0.0.1", 0)), keys_of(SERVER), tls=tls)
     server.provider = provider
-    client = Client(TestKeys(CLIENT), tls=tls)
+    client = Client(keys_of(CLIENT), tls=tls)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)

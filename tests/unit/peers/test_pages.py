@@ -7,8 +7,7 @@ import pytest
 from luxfuse.errors import PeerFailed, PeerRefused, Refusal
 from luxfuse.peers.client import Client, Fetched
 from luxfuse.types import PAGE_BYTES
-from tests.support.peer_keys import TestKeys
-from tests.support.peer_nodes import CLIENT, SERVER, content, running, sums_of, want
+from tests.support.peer_nodes import CLIENT, SERVER, content, keys_of, running, sums_of, want
 
 both = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 places = pytest.mark.parametrize("in_files", [True, False], ids=["file", "memory"])
@@ -52,7 +51,7 @@ async def test_node_of_another_name_or_cluster_is_refused(tls) -> None:
         with pytest.raises(PeerFailed, match=f"it is node {SERVER}|another key"):
             await node.fetch(want("a", 10))
         node.info = type(node.info)(SERVER, *node.server.address)
-        stranger = Client(TestKeys(CLIENT, "two"), tls=tls)
+        stranger = Client(keys_of(CLIENT, b"two"), tls=tls)
         with pytest.raises(PeerFailed, match=r"TLS failed|another key"):
             await node.fetch(want("a", 10), client=stranger)
         stranger.close()
