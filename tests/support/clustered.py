@@ -1,0 +1,93 @@
+"""Several mounts without FUSE that read one store as nodes of a cluster: real servers and clients, no gossip."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from luxfuse.cache.peer_source import Peers
+from luxfuse.cache.serving import Serving
+from luxfuse.core.members import Member, MemberState, NodeInfo
+from luxfuse.peers.client import Client
+from luxfuse.peers.server import Server, listen
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted
+from tests.support.peer_nodes import SOURCE, keys_of
+
+
+@dataclass
+class Everyone:
+    """The membership and the directory of one node, as a test has them."""
+
+    info: NodeInfo
+    others: dict[str, Member] = field(default_factory=dict)
+    holding: dict[tuple[bytes, int], list[str]] = field(default_factory=dict)
+
+    def alive(self) -> list[Member]:
+        return list(self.others.values())
+
+    def holders(self, oid: bytes, range_number: int) -> list[str]:
+        return self.holding.get((oid, range_number), [])
+
+
+@dataclass
+class ClusterNode:
+    """One node."""
+
+    mount: Mount
+    everyone: Everyone
+    server: Server
+    client: Client
+    serving: Serving
+    peers: Peers
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Cancelled, the node answers nobody any more."""
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
+        with self.scope:
+            await self.server.run(task_status)
+
+    @property
+    def name(self) -> str:
+        return self.everyone.info.name
+
+    def forget(self, other: ClusterNode) -> None:
+        """The other one is gone, for this one."""
+        self.everyone.others.pop(other.name, None)
+        self.peers.changed()
+
+
+@asynccontextmanager
+async def clustered(
+    path: Path, driver: FakeStore, count: int, *, cooperative: bool = True, **options: object
+) -> AsyncIterator[list[ClusterNode]]:
+    """Run so many nodes."""
+    nodes: list[ClusterNode] = []
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for number in range(count):
+            mount = await stack.enter_async_context(mounted(path / str(number), driver, **options))
+            name = f"{number:016x}"
+            keys = keys_of(name)
+            server = Server(listen(("127.0.0.1", 0)), keys, tls=False)
+            info = NodeInfo(name, *server.address, sources=(SOURCE,))
+            client, everyone = Client(keys, tls=False), Everyone(info)
+            stack.callback(client.close)
+            peers = Peers(everyone, client, everyone, cooperative=cooperative)
+            stack.callback(peers.close)
+            serving = Serving({SOURCE: mount.cache}.get)
+            server.provider = serving
+            mount.cache.peers = peers.source(SOURCE)
+            node = ClusterNode(mount, everyone, server, client, serving, peers)
+            await nursery.start(node.serve)
+            nodes.append(node)
+        for node in nodes:
+            for other in nodes:
+                if other is not node:
+                    node.everyone.others[other.name] = Member(other.everyone.info, MemberState.ALIVE, 1, 0.0)
+        yield nodes
+        nursery.cancel_scope.cancel()
