@@ -47,16 +47,16 @@ class Rejected(Exception):
 
 
 REASONS = {
-    "garbage": "are none of ours",
-    "version": "have another format: a node of another version of luxfuse",
-    "key": "are sealed with a key that we do not have: a node with another key file",
-    "tampered": "were changed on their way",
-    "restarted": "are from before their sender's last start",
-    "replay": "came twice, or very late",
-    "namesake": "are from another node with our name",
-    "own": "are our own",
+    "garbage": "no datagrams of luxfuse",
+    "version": "another format, of another version of luxfuse",
+    "key": "sealed with a key that is not in our key file",
+    "tampered": "changed on the way",
+    "restarted": "from before the last start of the sender",
+    "replay": "seen before, or very late",
+    "namesake": "another node has our name, and a copy of our state directory: stop it, remove its node.json, mount again",
+    "own": "our own",
 }
-"""Why datagrams are rejected, and what they are then."""
+"""Why datagrams are rejected, and how that is said."""
 
 
 @dataclass(frozen=True, slots=True)
