@@ -22,6 +22,7 @@ import trio
 
 from luxfuse import config
 from luxfuse.assembly import Local, build_tree
+from luxfuse.cluster import Cluster, enlisted
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import ConfigError, LuxError, MountError
@@ -95,8 +96,11 @@ class _Attached:
 class Attachments:
     """The attached under-stores of one mount; implements `luxfuse.service.AttachedVolumes`."""
 
-    def __init__(self, settings: Settings, parts: Parts, directory: Path, nursery: trio.Nursery) -> None:
-        """``directory``: where to remember them; their tasks run in ``nursery``."""
+    def __init__(
+        self, settings: Settings, parts: Parts, directory: Path, nursery: trio.Nursery, cluster: Cluster | None = None
+    ) -> None:
+        """``directory``: where to remember them; their tasks run in ``nursery``. ``cluster``: they take part in it."""
+        self._cluster = cluster
         self._settings = settings
         self._main = parts
         self._tree = parts.volumes
@@ -219,8 +223,9 @@ class Attachments:
                 a.volume.serve(
                     parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only
                 )
-                task_status.started()
-                await a.leave.wait()
+                with enlisted(self._cluster, a.settings, parts):
+                    task_status.started()
+                    await a.leave.wait()
                 if not self._closing:
                     await self._fall_silent(a, parts)
         except Exception as exc:

@@ -21,6 +21,7 @@ import trio
 from luxfuse import logs
 from luxfuse.assembly import Local, build
 from luxfuse.attachments import Attachments
+from luxfuse.cluster import Cluster, enlisted, taking_part
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.errors import ConfigError, MountError
@@ -109,23 +110,28 @@ class _Daemon:
     async def main(self) -> None:
         async with trio.open_nursery() as talking:
             talking.start_soon(self._say_what_takes_long)
-            life = VolumeLife(self._settings, self._note)
-            async with life.running(self._build) as parts:
-                self._settings = life.settings
-                async with trio.open_nursery() as volumes:
-                    attachments = Attachments(life.settings, parts, self._state, volumes)
-                    await attachments.restore(self._note)
-                    await self._serve(parts, attachments)
-                    await attachments.close()
+            async with taking_part(self._settings, self._state) as cluster:
+                await self._run(cluster)
             talking.cancel_scope.cancel()
+
+    async def _run(self, cluster: Cluster | None) -> None:
+        life = VolumeLife(self._settings, self._note)
+        async with life.running(self._build) as parts:
+            self._settings = life.settings
+            with enlisted(cluster, life.settings, parts):
+                async with trio.open_nursery() as volumes:
+                    attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
+                    await attachments.restore(self._note)
+                    await self._serve(parts, attachments, cluster)
+                    await attachments.close()
 
     def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
         self._opened.set()
         return build(settings, store, local, nursery)
 
-    async def _serve(self, parts: Parts, attachments: Attachments) -> None:
-        service = Service(self._settings, parts, attachments, started_s=time.monotonic())
-        service.reread = Reloader(service, parts).reload
+    async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
+        service = Service(self._settings, parts, attachments, cluster, started_s=time.monotonic())
+        service.reread = Reloader(service, parts, cluster).reload
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(self._reload_on_hangup, service)

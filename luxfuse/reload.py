@@ -11,6 +11,7 @@ import logging
 import trio
 
 from luxfuse import config
+from luxfuse.cluster import Cluster
 from luxfuse.config import Settings
 from luxfuse.errors import ConfigError
 from luxfuse.service import Parts, Service
@@ -27,15 +28,19 @@ LIVE = frozenset({
 class Reloader:
     """Changes the settings of a running daemon."""
 
-    def __init__(self, service: Service, parts: Parts) -> None:
+    def __init__(self, service: Service, parts: Parts, cluster: Cluster | None = None) -> None:
         self._service = service
+        self._cluster = cluster
         self._parts = parts
         self._turn = trio.Lock()
 
     async def reload(self) -> list[str]:
         """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
         async with self._turn:
-            return await self._reload(self._service.settings)
+            keys = ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
+            if self._cluster is not None and self._service.settings.config_file is None:
+                return keys
+            return keys + await self._reload(self._service.settings)
 
     async def _reload(self, old: Settings) -> list[str]:
         new = await trio.to_thread.run_sync(config.read_again, old)

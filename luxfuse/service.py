@@ -121,11 +121,21 @@ class AttachedVolumes(Protocol):
         """Bring what was written in it to its store, and take it away; yields how far that is."""
 
 
+class Nodes(Protocol):
+    """The cluster that the mount is in."""
+
+    def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return this node and the others, as `status` has them."""
+
+
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
 
-    def __init__(self, settings: Settings, parts: Parts, attached: AttachedVolumes, *, started_s: float) -> None:
+    def __init__(
+        self, settings: Settings, parts: Parts, attached: AttachedVolumes, nodes: Nodes | None = None, *, started_s: float
+    ) -> None:
         self.settings = settings
+        self._nodes = nodes
         self._parts = parts
         self._attached = attached
         self._started_s = started_s
@@ -173,8 +183,14 @@ class Service:
                 "understore": {kind: _latency(h) for kind, h in _latencies(each).items() if h.count},
                 "fuse": {name: _latency(h) for name, h in p.operations.latency.items() if h.count},
             },
-            "peers": [],
+            **self._cluster(),
         }
+
+    def _cluster(self) -> dict[str, object]:
+        if self._nodes is None:
+            return {"node": None, "peers": []}
+        node, peers = self._nodes.describe()
+        return {"node": node, "peers": peers}
 
     def _degraded_reasons(self) -> list[str]:
         reasons = [f"{path}: {why}" if path else why for path, parts in self._volumes() for why in _degraded(parts)]
@@ -441,7 +457,7 @@ def _reads(p: VolumeParts) -> dict[str, int]:
         "memory_bytes": counters.memory_bytes + tiers["mem"],
         "ssd_bytes": tiers["ssd"],
         "hdd_bytes": tiers["hdd"],
-        "peer_bytes": 0,
+        "peer_bytes": counters.peer_bytes,
         "understore_bytes": counters.understore_bytes,
         "passthrough_opens": files.passthrough_opens,
         "copied_opens": files.copied_opens,

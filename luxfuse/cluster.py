@@ -1,0 +1,182 @@
+"""What makes a mount a node of a cluster: it owns the membership, the server and the client, and ties volumes to them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from luxfuse import __version__
+from luxfuse.announcements import Announcements, Listener
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.peer_source import Nobody, Peers
+from luxfuse.cache.serving import Serving
+from luxfuse.config import Settings
+from luxfuse.core.members import Address, Member, MemberState, NodeInfo
+from luxfuse.core.swim import Swim
+from luxfuse.core.swim_config import SwimConfig
+from luxfuse.peers.client import Client
+from luxfuse.peers.credentials import Credentials
+from luxfuse.peers.identity import Identity
+from luxfuse.peers.join import Seeds
+from luxfuse.peers.listening import Listening, advertised, listen
+from luxfuse.peers.membership import PUSH_PULL_PATH, Membership
+from luxfuse.peers.server import Server
+from luxfuse.service import VolumeParts
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+MOST_SOURCES = 24
+"""Under-stores of one mount that other nodes are told of: what a node says of itself is of bounded length."""
+SWEEP_INTERVAL_S = 10.0
+
+
+class Cluster:
+    """This node in its cluster."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, credentials: Credentials, listening: Listening, seeds: Seeds,
+        address: Address,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._credentials = credentials
+        self._volumes: dict[bytes, VolumeParts] = {}
+        info = NodeInfo(
+            name=identity.name, host=address[0], port=address[1], rack=settings.rack, version=__version__,
+            label=f"{socket.gethostname()}:{settings.mountpoint}"[:64],
+        )  # fmt: skip
+        self._client = Client(credentials, tls=settings.peer_tls)
+        self._server = Server(listening.connections, credentials, tls=settings.peer_tls)
+        self.serving = Serving(self._cache_of)
+        self._server.provider = self.serving
+        now_s = trio.current_time()
+        rng = random.Random()  # noqa: S311 (whom to probe)
+        swim = Swim(info, incarnation=identity.incarnation, config=SwimConfig(), rng=rng, now_s=now_s)
+        self.membership = Membership(
+            swim, credentials, self._client, listening.datagrams, info=info, seeds=seeds, identity=identity, rng=rng
+        )
+        self._server.handle(PUSH_PULL_PATH, self.membership.handle_push_pull)
+        self.announcements = Announcements(self.membership, self._listener_of)
+        self.peers = Peers(self.membership, self._client, Nobody(), cooperative=settings.cooperative)
+        self.membership.on_heard.append(self.announcements.heard)
+        self.membership.on_change.append(self._changed)
+
+    def _cache_of(self, source: bytes) -> PageCache | None:
+        volume = self._volumes.get(source)
+        return volume.cache if volume is not None else None
+
+    def _listener_of(self, source: bytes) -> Listener | None:
+        volume = self._volumes.get(source)
+        return volume.namespace if volume is not None else None
+
+    def _changed(self, member: Member) -> None:
+        if member.state in (MemberState.DEAD, MemberState.LEFT):
+            self._client.forget(member.info.address)
+        self.peers.changed(member)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._server.run)
+                await nursery.start(self.membership.run)
+                nursery.start_soon(self.announcements.run)
+                nursery.start_soon(self._sweep)
+                task_status.started()
+        finally:
+            self.peers.close()
+            self._client.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            self._client.sweep()
+
+    # -- volumes
+
+    def add(self, source: bytes, parts: VolumeParts) -> bool:
+        """Let a volume ask peers, and be there for them; False if there are too many."""
+        if source in self._volumes or len(self._volumes) >= MOST_SOURCES:
+            return False
+        self._volumes[source] = parts
+        parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
+        parts.cache.peers = self.peers.source(source)
+        self._tell()
+        return True
+
+    def remove(self, source: bytes) -> None:
+        """End what `add` began."""
+        parts = self._volumes.pop(source)
+        parts.cache.peers = None
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say what we serve now, and with how large a cache."""
+        spaces = [space for parts in self._volumes.values() for space in parts.hierarchy]
+        capacity = sum(space.capacity_bytes or space.directory.space().total_bytes for space in spaces)
+        sources, weight = tuple(sorted(self._volumes)), max(1, capacity // GIB)
+        self.membership.update(msgspec.structs.replace(self.membership.info, sources=sources, weight=weight))
+        self.peers.changed()
+
+    # -- for the operator
+
+    async def reread(self) -> bool:
+        """Take up a changed key file; returns whether it had changed. Raises `ConfigError`."""
+        return await trio.to_thread.run_sync(self._credentials.reread)
+
+    def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return this node and the others, as `status` has them."""
+        return self.membership.describe_self(), self.membership.describe()
+
+
+def source_of(settings: Settings) -> bytes:
+    """Return the id of an under-store as nodes tell it each other, 8 bytes."""
+    return bytes.fromhex(settings.source_id)
+
+
+@contextmanager
+def enlisted(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> Iterator[None]:
+    """A volume takes part in the cluster, if there is one, for the block."""
+    source = source_of(settings)
+    if cluster is None or not cluster.add(source, parts):
+        yield
+        return
+    try:
+        yield
+    finally:
+        cluster.remove(source)
+
+
+@asynccontextmanager
+async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Cluster | None]:
+    """Run this node in its cluster for the block; None without one. ``directory``: its state. Raises `ConfigError`."""
+    if settings.cluster_key_file is None:
+        yield None
+        return
+    identity = await trio.to_thread.run_sync(Identity.open, directory)
+    credentials = Credentials.read(settings.cluster_key_file, name=identity.name, stamp_ns=identity.stamp_ns)
+    listening = await trio.to_thread.run_sync(listen, settings.listen)
+    try:
+        seeds = Seeds(settings.join, family=listening.family)
+        address = await advertised(listening, settings.advertise, await seeds.resolve())
+        cluster = Cluster(settings, identity, credentials, listening, seeds, address)
+    except BaseException:
+        listening.close()
+        raise
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cluster.run)
+        log.info("node %s at %s:%d", identity.name, *address)
+        try:
+            yield cluster
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await cluster.membership.leave()
+            nursery.cancel_scope.cancel()

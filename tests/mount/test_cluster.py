@@ -1,0 +1,142 @@
+"""Mounts that share their caches: daemons of their own on one machine, real sockets between them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.test_fetch_once import assert_each_byte_once
+from tests.support.cluster_mounts import address, cluster_status, join_flags, make_key, nodes, see_each_other, start
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    return make_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("tls", ["on", "off"])
+def test_nodes_that_read_together_fetch_each_byte_once(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, key: Path, tls: str
+) -> None:
+    objects = {"large": content("large", 70 * MIB), "medium": content("medium", 3 * MIB + 1)}
+    objects |= {f"small/{n}": content(n, 40_000 + n) for n in range(30)}
+    fill(objects)
+    members = start(mounting, f"s3://{bucket}", 3, key, "--peer-tls", tls, endpoint_url=proxy.endpoint)
+    for name, data in objects.items():
+        readers = [mount.reader() for mount in members] if name == "large" else []
+        for reader, mount in zip(readers, members, strict=False):
+            reader.send("file", f"{mount.path}/{name}")
+        for reader in readers:
+            assert reader.take() == digest(data)
+        if not readers:
+            assert [mount.read(name) for mount in members] == [digest(data)] * 3
+        assert_each_byte_once(proxy, name, len(data))
+    total = sum(len(data) for data in objects.values())
+    reads = [mount.status()["reads"] for mount in members]
+    assert sum(each["understore_bytes"] for each in reads) == total
+    assert sum(each["peer_bytes"] for each in reads) == 2 * total
+
+
+def test_what_is_closed_on_one_node_is_what_another_opens(mounting: Mounts, s3, bucket: str, key: Path) -> None:
+    a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint)
+    b.do("list", str(b.path))
+    assert b.error("file", f"{b.path}/file") == "ENOENT"
+    for version in range(5):
+        data = content(version, 1000 + version)
+        write(a, "file", data)
+        wait_for("the other node sees it", lambda d=data: seen(b, "file") == digest(d), timeout_s=1, pause_s=0.01)
+    assert "file" in b.do("list", str(b.path))
+    a.do("os.rename", f"{a.path}/file", f"{a.path}/other")
+    wait_for("the new name", lambda: seen(b, "other") == digest(content(4, 1004)), timeout_s=1, pause_s=0.01)
+    wait_for("the old name goes", lambda: seen(b, "file") is None, timeout_s=1, pause_s=0.01)
+    a.do("os.unlink", f"{a.path}/other")
+    wait_for("it goes", lambda: "other" not in b.do("list", str(b.path)), timeout_s=1, pause_s=0.01)
+
+
+def seen(mount: Mount, name: str) -> Any:
+    """What a file is now; None if there is none."""
+    try:
+        return mount.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def write(mount: Mount, name: str, data: bytes) -> None:
+    """Write a file and close it."""
+    program = "import sys; open(sys.argv[1], 'wb').write(bytes.fromhex(sys.argv[2]))"
+    mount.run([mount.python, "-I", "-S", "-c", program, f"{mount.path}/{name}", data.hex()], check=True)
+
+
+def test_the_loss_of_a_node_is_only_a_slower_read(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, key: Path
+) -> None:
+    data = {f"f{n}": content(n, 2 * MIB + n) for n in range(24)}
+    fill(data)
+    a, b, c = start(mounting, f"s3://{bucket}", 3, key, endpoint_url=proxy.endpoint)
+    names = list(data)
+    for name in names[:4]:
+        assert b.read(name) == digest(data[name])
+    b.kill()
+    for name in names:
+        assert a.read(name) == digest(data[name])
+    wait_for("the others know", lambda: nodes(a).get(str(b.path)) == nodes(c).get(str(b.path)) == "dead", timeout_s=40)
+    for name in names:
+        assert c.read(name) == digest(data[name])
+    b.unmount("--force")
+    b.mount()
+    see_each_other([a, b, c])
+    for name in names:
+        assert b.read(name) == digest(data[name])
+
+
+def test_a_node_that_is_unmounted_says_good_bye_and_one_with_another_key_is_nobody(
+    mounting: Mounts, s3, bucket: str, fill, key: Path, tmp_path: Path
+) -> None:
+    data = content("x", 100_000)
+    fill({"file": data})
+    a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint)
+    mounting.expected_logs += [r"another key|wrong key|TLS failed|rejected"]
+    stranger = mounting(
+        f"s3://{bucket}", *join_flags(make_key(tmp_path / "other"), [address(a)]), endpoint_url=s3.endpoint
+    )
+    assert stranger.read("file") == a.read("file") == digest(data)
+    time.sleep(1.5)
+    assert nodes(stranger) == {}
+    assert set(nodes(a)) == {str(b.path)}
+    shown = cluster_status(a)
+    assert shown["node"]["state"] == "alive"
+    assert [peer["sources"] for peer in shown["peers"]] == [shown["node"]["sources"]]
+    table = a.cli("cluster", "status", a.path, check=True).stdout
+    assert address(a) in table
+    assert address(b) in table
+    assert b.unmount().returncode == 0
+    wait_for("it left", lambda: nodes(a).get(str(b.path)) == "left", timeout_s=5)
+    assert a.read("file") == digest(data)
+
+
+def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: str, fill, tmp_path: Path) -> None:
+    data = {f"f{n}": content(n, 50_000) for n in range(6)}
+    fill(data)
+    old, new = "11" * 32, "22" * 32
+    keys = [make_key(tmp_path / name, bytes.fromhex(old)) for name in ("a", "b")]
+    a = mounting(f"s3://{bucket}", *join_flags(keys[0]), endpoint_url=s3.endpoint)
+    b = mounting(f"s3://{bucket}", *join_flags(keys[1], [address(a)]), endpoint_url=s3.endpoint)
+    see_each_other([a, b])
+    names = iter(data)
+    for text in (f"{old}\n{new}\n", f"{new}\n{old}\n", f"{new}\n"):
+        for mount, path in zip((a, b), keys, strict=True):
+            path.write_text(text)
+            assert "cluster_key_file" in mount.cli("reload", mount.path, check=True).stdout
+            name = next(names)
+            assert a.read(name) == b.read(name) == digest(data[name])
+    keys[0].write_text("nonsense\n")
+    refused = a.cli("reload", a.path)
+    assert refused.returncode == 1
+    assert str(keys[0]) in refused.stderr
+    time.sleep(2)
+    assert nodes(a) == {str(b.path): "alive"}
