@@ -1,0 +1,59 @@
+"""When to ask somebody else for the same once more, because the first one is unusually slow.
+
+What takes longer than 95 of 100 such requests took lately is hedged. As that rule alone would let load rise just when all
+are slow, hedges are also paid for: each request earns a twentieth of one, and little can be saved up.
+"""
+
+from __future__ import annotations
+
+from luxfuse.core.recent import Recent
+
+FRACTION = 0.95
+FLOOR_S = 0.01
+"""Sooner it is never worth it."""
+UNKNOWN_S = 0.5
+"""As long as there are too few durations to tell."""
+FEWEST = 20
+EARNED = 0.05
+"""Hedges that a request earns: so large a share of all requests they are in the long run."""
+MOST_SAVED = 10.0
+CLASSES_BYTES = (256 << 10, 2 << 20, 8 << 20)
+"""Upper bounds of the size classes, which are looked at apart; one more has the rest."""
+
+
+class Hedging:
+    """For requests of one kind, as those to other nodes, or to the under-store."""
+
+    def __init__(self) -> None:
+        self._recent = [Recent() for _ in range(len(CLASSES_BYTES) + 1)]
+        self._saved = MOST_SAVED
+        self.hedges = 0
+        self.forgone = 0
+        """Times that a hedge was due and not paid for."""
+
+    def began(self) -> None:
+        """A request, which is no hedge, was made."""
+        self._saved = min(MOST_SAVED, self._saved + EARNED)
+
+    def observe(self, size_bytes: int, seconds: float) -> None:
+        """A request was answered. One that was given up because its hedge was faster counts with the time until then."""
+        self._recent[_class_of(size_bytes)].observe(seconds)
+
+    def delay_s(self, size_bytes: int) -> float:
+        """Return after how many seconds without an answer a hedge is due."""
+        recent = self._recent[_class_of(size_bytes)]
+        found = recent.quantile(FRACTION) if len(recent) >= FEWEST else None
+        return UNKNOWN_S if found is None else max(FLOOR_S, found)
+
+    def take(self) -> bool:
+        """A hedge is due: whether it may be made. If so it counts as made."""
+        if self._saved < 1.0:
+            self.forgone += 1
+            return False
+        self._saved -= 1.0
+        self.hedges += 1
+        return True
+
+
+def _class_of(size_bytes: int) -> int:
+    return sum(size_bytes > bound for bound in CLASSES_BYTES)
