@@ -6,6 +6,7 @@ earlier process left behind go when their directory is removed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -37,6 +38,7 @@ class LocalWrites(FsspecWrites):
     def __init__(self) -> None:
         self._abilities = ABILITIES
         self._replacing = threading.Lock()
+        self._directories = threading.Lock()
 
     def _is_entered(self, prefix: str) -> bool:
         """A symbolic link to a directory is one more directory, whose inside is not looked at."""
@@ -122,14 +124,16 @@ class LocalWrites(FsspecWrites):
         return info
 
     def _open_new(self, temporary: str, what: str) -> int:
-        for attempt in range(ATTEMPTS):
-            try:
-                return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another thread may be removing the empty directory
-                if attempt == ATTEMPTS - 1:
-                    raise
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(temporary, flags, 0o666)
+            # Meanwhile none of our threads removes the empty directories; other programs may.
+            with self._directories:
                 self._make_directories(temporary.rpartition("/")[0], what)
-        raise AssertionError
+                with contextlib.suppress(FileNotFoundError):
+                    return os.open(temporary, flags, 0o666)
+        return os.open(temporary, flags, 0o666)
 
     def _make_directories(self, path: str, what: str) -> None:
         root = self._root or "/"
@@ -138,7 +142,7 @@ class LocalWrites(FsspecWrites):
         for attempt in range(ATTEMPTS):
             try:
                 Path(path).mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError:  # as in `_open_new`
+            except FileNotFoundError:  # somebody removed one of them meanwhile
                 if attempt == ATTEMPTS - 1:
                     raise
             else:
@@ -171,7 +175,8 @@ class LocalWrites(FsspecWrites):
         path = self._target(key, what)
         try:
             if key.endswith("/"):
-                _remove_directory(path)
+                with self._directories:
+                    _remove_directory(path)
             else:
                 Path(path).unlink(missing_ok=True)
             _sync_directory(path)

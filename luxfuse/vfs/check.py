@@ -258,25 +258,30 @@ class Check:
 
     async def _written(self) -> None:
         """Compare staging files, journal, and what is known of them. Only tells."""
-        for text in sorted(await self._twice(self._written_wrong)):
+        for _, text in sorted(await self._twice(self._written_wrong)):
             self._found(text, LEFT_ALONE)
 
-    async def _written_wrong(self) -> set[str]:
+    async def _written_wrong(self) -> set[tuple[int, str]]:
+        """Return staging numbers, which are never used again as keys are, and what is wrong."""
         directories = [space.directory for space in self._cache.hierarchy]
+        staged = {dirty.number for dirty in self._dirty if dirty.source is not None}
         try:
             present = await trio.to_thread.run_sync(self._staging.present, directories)
         except OSError as exc:
-            return {f"staging files: cannot be looked at: {exc.strerror}"}
+            return {(0, f"staging files: cannot be looked at: {exc.strerror}")}
         known = {dirty.number: dirty for dirty in self._dirty}
         wrong = {
-            f"{path}: is a staging file of which nothing is known; the next mount sets it aside"
+            (number, f"{path}: is a staging file of which nothing is known; the next mount sets it aside")
             for number, path in present.items() if number not in known and number not in self._journal.files
         }  # fmt: skip
         for number, dirty in known.items():
-            wrong |= self._dirty_wrong(dirty, there=number in present)
+            # A file that was made while we looked may not have been seen.
+            there = number in present or number not in staged
+            wrong |= {(number, text) for text in self._dirty_wrong(dirty, there=there)}
         for number, record in self._journal.files.items():
             if number not in known:
-                wrong.add(f"{self._name(record.key)}: is in the journal, but does not go up; the next mount looks at it")
+                name = self._name(record.key)
+                wrong.add((number, f"{name}: is in the journal, but does not go up; the next mount looks at it"))
         return wrong
 
     def _dirty_wrong(self, dirty: Dirty, *, there: bool) -> set[str]:

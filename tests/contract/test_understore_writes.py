@@ -21,7 +21,7 @@ from luxfuse.errors import (
     StoreUnavailable,
     VersionChanged,
 )
-from luxfuse.understore.base import ABSENT, UnderStore
+from luxfuse.understore.base import ABSENT, MOST_DELETES, UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support.servers_store import (  # noqa: F401
     azurite_url,
@@ -427,7 +427,8 @@ def test_part_copy(store: UnderStore):
 
 
 def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
-    count = 1200
+    # More than fits in a page, but with obstore and Azure: what is done there is what fsspec-az does.
+    count = 320 if on_moto(target) or target.name == "obstore-az" else 1200
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.put(key, b"x", {}), keys))
@@ -439,8 +440,9 @@ def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     assert infos[0].version == store.head(keys[5]).version
     assert infos[0].size == 1
     assert everything(store, "none/") == []
-    assert store.delete([*keys[:999], "none"]) == {}
-    assert store.delete(keys[999:]) == {}
+    first = MOST_DELETES - 1 if count > MOST_DELETES else count // 2
+    assert store.delete([*keys[:first], "none"]) == {}
+    assert store.delete(keys[first:]) == {}
     assert files(store) == ["manyother"]
 
 

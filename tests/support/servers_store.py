@@ -19,6 +19,8 @@ from tests.support import ceph_rgw as ceph
 from tests.support.ceph_rgw import CephRgw
 
 START_TIMEOUT_S = 40
+MOTO_PAGE = 100
+"""Names that Moto lists at once. It is slow to fill; the fast server has pages of 1000, as S3."""
 AZURITE = Path.home() / ".cache/luxfuse-tests/azurite"
 AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
 AZURITE_ACCOUNT = "devstoreaccount1"
@@ -69,7 +71,7 @@ def moto_url() -> Iterator[str]:
     """Moto's S3."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, port):
+    with running(command, port, MOTO_S3_DEFAULT_MAX_KEYS=str(MOTO_PAGE)):
         yield f"http://127.0.0.1:{port}"
 
 

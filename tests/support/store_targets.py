@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ OBJECTS = frozenset({"odd keys", "metadata", "buckets", "endpoint"})
 FILES: frozenset[str] = frozenset()
 
 
+@functools.cache  # making one takes 50 ms
 def s3_client(url: str, key: str = "key", secret: str = SECRET) -> Any:
     import boto3
     from botocore.config import Config

@@ -76,7 +76,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=[0.02])
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
