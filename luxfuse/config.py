@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +215,8 @@ def _ratio(text: str, where: str) -> float:
 
 def read_file(path: str) -> dict[str, Any]:
     """Return the settings of a TOML file, checked for unknown names."""
+    import tomllib  # every command starts faster without it
+
     try:
         with Path(path).open("rb") as f:
             values = tomllib.load(f)
