@@ -128,6 +128,7 @@ def build_tree(
     )
     Trimmer(cache, objects)
     policies = PathPolicies(s.path_rules, s.path_default)
+    store.follow_rules(policies, path_of)
     marks = MarkStore(objects)
 
     def placing(key: str) -> Placing:

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -124,12 +123,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return PathPolicy(self.write_mode, self.read_mode)
 
 
+_RATES = {
+    "bandwidth_limit": "bandwidth_limit_bytes_s",
+    "upload_bandwidth_limit": "upload_bandwidth_limit_bytes_s",
+}
+"""Bytes a second; in rules too."""
 _SIZES = {
     "memory_limit": "memory_limit_bytes",
     "whole_file_threshold": "whole_file_threshold_bytes",
     "readahead": "readahead_bytes",
-    "bandwidth_limit": "bandwidth_limit_bytes_s",
-    "upload_bandwidth_limit": "upload_bandwidth_limit_bytes_s",
+    **_RATES,
 }
 _DURATIONS = {
     "metadata_ttl": "metadata_ttl_s",
@@ -212,6 +215,8 @@ def _ratio(text: str, where: str) -> float:
 
 def read_file(path: str) -> dict[str, Any]:
     """Return the settings of a TOML file, checked for unknown names."""
+    import tomllib  # every command starts faster without it
+
     try:
         with Path(path).open("rb") as f:
             values = tomllib.load(f)
@@ -357,8 +362,9 @@ def _path_rules(tables: Any) -> list[PathRule]:
         table = dict(written) if isinstance(written, Mapping) else written
         if isinstance(table, dict) and "ttl" in table:
             table["ttl"] = min(_convert(parse_duration, table["ttl"], f"{where}: ttl"), _FOREVER_S)
-        if isinstance(table, dict) and "max_cached" in table:
-            table["max_cached"] = _convert(parse_size, table["max_cached"], f"{where}: max_cached")
+        for name in ("max_cached", *_RATES):
+            if isinstance(table, dict) and name in table:
+                table[name] = _convert(parse_size, table[name], f"{where}: {name}")
         try:
             rule = msgspec.convert(table, PathRule)
             check_pattern(rule.pattern)
@@ -366,6 +372,8 @@ def _path_rules(tables: Any) -> list[PathRule]:
             raise ConfigError(f"{where}: {exc}; it needs a pattern, and what holds there, such as write_mode") from None
         except ValueError as exc:
             raise ConfigError(f"{where}: pattern {rule.pattern!r}: {exc}") from None
+        for name, field in _RATES.items():
+            _check_rate(getattr(rule, field), f"{where}: {name}")
         if not rule.says_something:
             raise ConfigError(f"{where}: it says nothing; write what holds there, such as write_mode")
         rules.append(rule)
@@ -419,10 +427,8 @@ def _check(settings: Settings) -> Settings:
         raise ConfigError("max_requests: must be between 1 and 1024")
     if not 1 <= settings.max_uploads <= 256:
         raise ConfigError("max_uploads: must be between 1 and 256")
-    for name in ("bandwidth_limit", "upload_bandwidth_limit"):
-        limit = getattr(settings, _SIZES[name])
-        if limit is not None and limit < LEAST_BANDWIDTH_BYTES_S:
-            raise ConfigError(f"{name}: must be at least 64KiB (a second)")
+    for name, field in _RATES.items():
+        _check_rate(getattr(settings, field), name)
     if settings.request_timeout_s <= 0:
         raise ConfigError("request_timeout: must be more than 0")
     _check_cluster(settings)
@@ -443,3 +449,8 @@ def _check_cluster(settings: Settings) -> None:
                 raise ConfigError(
                     f"--{name}: is for a node of a cluster; give --cluster-key-file FILE, made by: luxfuse cluster init"
                 )
+
+
+def _check_rate(bytes_s: int | None, name: str) -> None:
+    if bytes_s is not None and bytes_s < LEAST_BANDWIDTH_BYTES_S:
+        raise ConfigError(f"{name}: must be at least 64KiB (a second)")

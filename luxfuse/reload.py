@@ -15,6 +15,7 @@ from luxfuse.cluster import Cluster
 from luxfuse.config import Settings
 from luxfuse.errors import ConfigError
 from luxfuse.service import Parts, Service
+from luxfuse.vfs.backlog import path_of
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Reloader:
         p = self._parts
         if changed & {"path_rules", "write_mode"}:
             p.policies.replace(new.path_rules, new.path_default)
+            p.store.follow_rules(p.policies, path_of)
             await p.retention.apply_quotas()
             await p.retention.restand([lambda _path: True])
         p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -31,6 +32,22 @@ class Attempts(Contents):
         self.peers: PeerSource | None = None
         """Set where there is a cluster: asked before the under-store."""
 
+    def _asks_peers(self, flight: Flight) -> bool:
+        """Whether peers are asked before the under-store."""
+        return self.peers is not None and not flight.from_store
+
+    async def turn(self, obj: CachedObject, size_bytes: int) -> None:
+        """Wait until the rules let so many bytes be fetched in the background; where peers are asked first, they may."""
+        if self.peers is None:
+            await self._store.turn("get", obj.record.key, size_bytes, background=True)
+
+    def _has_turn(self, obj: CachedObject, flight: Flight) -> bool:
+        """Whether the rules let a flight begin now."""
+        if not flight.had_turn:
+            ask = self._store.try_turn
+            flight.had_turn = self._asks_peers(flight) or ask("get", obj.record.key, flight.length)
+        return flight.had_turn
+
     def _try(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
         """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
         if self.peers is None or flight.from_store:
@@ -40,11 +57,17 @@ class Attempts(Contents):
         peer_done = race.enter()
         asked = False
 
+        def in_turn(done: Done[Fetched]) -> None:
+            self._store.admit_turn(
+                "get", obj.record.key, flight.length, partial(self._ask_store, obj, flight, space, done),
+                background=flight.later,
+            )  # fmt: skip
+
         def ask_store() -> None:
             nonlocal asked
             if not asked and not race.over:
                 asked = True
-                self._ask_store(obj, flight, space, race.enter())
+                in_turn(race.enter())
 
         def answered(result: Fetched | None, error: StoreError | None) -> None:
             if error is not None:
@@ -52,7 +75,7 @@ class Attempts(Contents):
             peer_done(result, error)
 
         if not self.peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
-            self._ask_store(obj, flight, space, peer_done)
+            in_turn(peer_done)
 
     async def _first_try(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
         """The same, and wait for the outcome. Raises `StoreError`."""

@@ -23,8 +23,8 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_claimed", "_size", "attempt", "budget", "data", "done", "error", "fd", "from_store", "keep_in_memory", "later",
-        "length", "on_end", "pages", "quota", "waits_for_peer",
+        "_claimed", "_size", "attempt", "budget", "data", "done", "error", "fd", "from_store", "had_turn",
+        "keep_in_memory", "later", "length", "on_end", "pages", "quota", "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +39,8 @@ class Flight:
         self.on_end = on_end
         self.later = later
         self.fd = -1
+        self.had_turn = False
+        """Whether the rules have let it go; see `Calls.turn`."""
         self.attempt = 0
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
         self._claimed = -1

@@ -72,17 +72,18 @@ class Fetching(Attempts):
         on_end: Callable[[int], None] | None = None,
         later: bool = False,
         for_peer: bool = False,
+        had_turn: bool = False,
     ) -> list[Flight]:
         """Begin to fetch the pages of ``pages`` that are neither here nor on their way; returns the new flights.
 
         ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
         whole object, else -1. ``later``: the requests of others go first. ``for_peer``: a peer waits for the pages, which
-        come from the under-store.
+        come from the under-store. ``had_turn``: see `turn`.
         """
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
             flight = Flight(missing, obj.size, keep_in_memory, on_end, self.serving if for_peer else self.budget, later)
-            flight.from_store = for_peer
+            flight.from_store, flight.had_turn = for_peer, had_turn
             self._take_off(obj, flight)
             self._launch(obj, flight)
             started.append(flight)
@@ -99,11 +100,12 @@ class Fetching(Attempts):
         """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
 
         The requests are made one after the other in one turn of a thread, after those of others: what there is to do for
-        each turn costs more than the request for a small file.
+        each turn costs more than the request for a small file. Each has had its `turn`.
         """
         flights = []
         for obj in objs:
             flight = Flight(range(obj.pages.total), obj.size, False, None, self.budget, True)
+            flight.had_turn = True
             self._take_off(obj, flight)
             flights.append(flight)
         if not self._launch_together(objs, flights):
@@ -145,7 +147,8 @@ class Fetching(Attempts):
 
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
-        if obj.oid not in self.hierarchy.removing and flight.budget.try_hold(flight.length):
+        free = obj.oid not in self.hierarchy.removing and self._has_turn(obj, flight)
+        if free and flight.budget.try_hold(flight.length):
             decided, space = self._try_reserve(obj, flight)
             if decided:
                 self._try(obj, flight, space, lambda result, error: self._answered(obj, flight, space, result, error))
@@ -222,16 +225,20 @@ class Fetching(Attempts):
             flight.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._closed:
             self._store.note_retry()
+            self._store.charge_turn("get", obj.record.key, flight.length)
             self._nursery.start_soon(self._fly, obj, flight)
         else:
             flight.error = error
             self._end(obj, flight)
 
     async def _fly(self, obj: CachedObject, flight: Flight) -> None:
-        """Fetch with patience: wait for memory, make room by eviction, retry within the deadline."""
+        """Fetch with patience: wait for a turn and for memory, make room by eviction, retry within the deadline."""
         flight.error = StoreError("the daemon is stopping")
         timeout_s = self._store.timeout_s
         try:
+            if not flight.had_turn:
+                await self._store.turn("get", obj.record.key, flight.length, background=flight.later)
+                flight.had_turn = True
             while True:
                 # Memory may take its time to come while others are served, but not while nobody is.
                 with trio.move_on_after(timeout_s) as patience:
@@ -263,6 +270,7 @@ class Fetching(Attempts):
                 _settle(flight, space, stored_bytes)
 
     async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
+        key = obj.record.key
         if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
             try:
                 return await self._first_try(obj, flight, space)
@@ -271,8 +279,9 @@ class Fetching(Attempts):
                 if not exc.retryable:
                     raise
                 self._store.note_retry()
+                self._store.charge_turn("get", key, flight.length)
         job = self._job(obj, flight, space)
-        return await self._store.call("get", job, what=repr(obj.record.key), size_bytes=flight.length)
+        return await self._store.call("get", job, what=repr(key), size_bytes=flight.length, key=key)
 
     def _end(self, obj: CachedObject, flight: Flight) -> None:
         flight.attempt += 1

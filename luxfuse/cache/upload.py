@@ -163,9 +163,10 @@ class Uploader:
             return driver.put(key, data, metadata, expect=expect), sums
 
         with source.bytes.in_use():
+            await self.store.turn("put", key, stamp.size)
             async with self._budget.hold(stamp.size):
                 info, sums = await self.store.call(
-                    "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size
+                    "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size, key=key
                 )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)
@@ -294,6 +295,8 @@ class Uploader:
 
         async with together() as start:
             for part in parts:
+                if not part.copied:
+                    await self.store.turn("put", source.key, part.end - part.start)
                 start(send, part)
         return tags
 
@@ -351,6 +354,7 @@ class Uploader:
                     while (number + 2) * part_bytes <= size and number < MOST_PARTS and not early.stopped:
                         part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
                         slot = object()
+                        await self.store.turn("put", source.key, part_bytes)
                         await self._slots.acquire_on_behalf_of(slot)
                         if early.stopped:
                             self._slots.release_on_behalf_of(slot)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from pathlib import Path
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -25,6 +24,8 @@ def say(text: str) -> None:
 
 def say_unexpected(exc: BaseException, directory: Path) -> None:
     """Report a bug in one line and keep its traceback in ``directory``, if that can be written."""
+    import traceback
+
     log = directory / "command-errors.log"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from luxfuse.cli.errors import CommandFailed, UsageError, say
-from luxfuse.cli.progress import Display, LoadMeter
+from luxfuse.cli.errors import CommandFailed, UsageError
+from luxfuse.cli.loading import START_DEADLINE_S, complain, how_far, incomplete, load_and_wait
 from luxfuse.cli.targets import by_mount, failed, living_mount
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
-from luxfuse.core.units import format_count, format_size
-
-START_DEADLINE_S = 60.0
-"""A long list of paths takes its time to be read."""
+from luxfuse.core.units import format_count
 
 
 def load(
@@ -45,8 +41,7 @@ def load(
     if progress or stop:
         records = {record.mountpoint: record for record in map(living_mount, wanted)}
         return max([(_show_jobs if progress else _stop)(record) for record in records.values()])
-    run = _load if wait else _start
-    return max([run(record, inside) for record, inside in by_mount(wanted)])
+    return load_and_wait(wanted) if wait else max([_start(record, inside) for record, inside in by_mount(wanted)])
 
 
 def _read_list(name: str) -> list[str]:
@@ -55,20 +50,6 @@ def _read_list(name: str) -> list[str]:
             return [line.rstrip("\r\n") for line in file if line.strip()]
     except OSError as exc:
         raise CommandFailed(f"--from-file {name}: {exc.strerror}") from None
-
-
-def _load(record: MountRecord, paths: list[str]) -> int:
-    steps = ControlClient(record.socket_path, START_DEADLINE_S).load(paths)
-    step: dict[str, Any] = {}
-    try:
-        with Display(record.mountpoint, LoadMeter()) as display:
-            for step in steps:
-                display.show(step)
-    except (DaemonUnreachable, DaemonRefused) as exc:
-        raise failed(record, exc) from None
-    except KeyboardInterrupt:
-        raise CommandFailed(f"load: interrupted: {_done(step)}; run it again for the rest") from None
-    return _report(record, step)
 
 
 def _start(record: MountRecord, paths: list[str]) -> int:
@@ -99,41 +80,7 @@ def _show_jobs(record: MountRecord) -> int:
     for job in jobs:
         state = job["state"] if job["done"] else "running"
         paths = ", ".join(path or "." for path in job["paths"])
-        print(f"{record.mountpoint}: load {job['job']} ({paths}): {state}, {_done(job)}")
+        print(f"{record.mountpoint}: load {job['job']} ({paths}): {state}, {how_far(job)}")
         if job["done"]:
-            _complain(record, job)
-    return 1 if any(job["done"] and _incomplete(job) for job in jobs) else 0
-
-
-def _report(record: MountRecord, step: Mapping[str, Any]) -> int:
-    print(f"{record.mountpoint}: {_done(step)}")
-    _complain(record, step)
-    return 1 if _incomplete(step) else 0
-
-
-def _complain(record: MountRecord, step: Mapping[str, Any]) -> None:
-    for failure in step["failures"]:
-        say(f"load: {record.mountpoint}: {failure}")
-    if step["note"]:
-        say(f"load: {record.mountpoint}: {step['note']}")
-
-
-def _incomplete(step: Mapping[str, Any]) -> bool:
-    return bool(step["failed_files"] or step["left_out_files"] or step["note"] or step["state"] == "stopped")
-
-
-def _done(step: Mapping[str, Any]) -> str:
-    """Say what a load has done so far."""
-    if not step:
-        return "nothing loaded yet"
-    parts = [f"{format_count(step['loaded_files'], 'file')} loaded ({format_size(step['loaded_bytes'])})"]
-    if step["present_files"]:
-        parts.append(f"{step['present_files']} there already")
-    if step["failed_files"]:
-        parts.append(f"{step['failed_files']} failed")
-    if step["left_out_files"]:
-        parts.append(f"{step['left_out_files']} left out")
-    rest = step["files"] - sum(step[f"{kind}_files"] for kind in ("loaded", "present", "failed", "left_out"))
-    if rest > 0:
-        parts.append(f"{'at least ' if step['walking'] else ''}{rest} to come")
-    return ", ".join(parts)
+            complain(record, job)
+    return 1 if any(job["done"] and incomplete(job) for job in jobs) else 0

@@ -27,8 +27,9 @@ class BandwidthQueue(Generic[T]):
         self._waiting: dict[bool, deque[tuple[int, T]]] = {False: deque(), True: deque()}
         self._had = {False: 0.0, True: 0.0}
 
-    def set_rate(self, bytes_s: float) -> None:
+    def set_rate(self, bytes_s: float, now_s: float) -> None:
         """From now on so many bytes a second."""
+        self._come_in(now_s)
         self._rate = bytes_s
         self._tokens = min(self._tokens, bytes_s * BURST_S)
 
@@ -47,10 +48,17 @@ class BandwidthQueue(Generic[T]):
         """Count bytes that did not wait."""
         self._tokens -= size_bytes
 
+    def try_take(self, size_bytes: int, now_s: float) -> bool:
+        """Charge a request that may be sent now, without a place in the queue; False if it must queue."""
+        self._come_in(now_s)
+        if len(self) or self._tokens < 0:
+            return False
+        self._tokens -= size_bytes
+        return True
+
     def take(self, now_s: float) -> list[T]:
         """Return the requests that may be sent now, in order."""
-        self._tokens = min(self._rate * BURST_S, self._tokens + (now_s - self._now_s) * self._rate)
-        self._now_s = now_s
+        self._come_in(now_s)
         taken = []
         while self._tokens >= 0 and (chosen := self._next()) is not None:
             size_bytes, item = self._waiting[chosen].popleft()
@@ -58,6 +66,10 @@ class BandwidthQueue(Generic[T]):
             self._had[chosen] += size_bytes
             taken.append(item)
         return taken
+
+    def _come_in(self, now_s: float) -> None:
+        self._tokens = min(self._rate * BURST_S, self._tokens + (now_s - self._now_s) * self._rate)
+        self._now_s = now_s
 
     def _next(self) -> bool | None:
         """Return which class is next: whether it is the one in the background; None if nobody waits."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -17,13 +18,15 @@ from luxfuse.types import ReadMode, Tier, TtlAction, WriteMode
 
 REMEMBERED = 8192
 MARKS_BOUND = 10_000
+RateName = Literal["bandwidth_limit_bytes_s", "upload_bandwidth_limit_bytes_s"]
 
 
 class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for the paths that ``pattern`` matches; None: nothing is said of it.
 
     ``tier``: the highest one for what is cached. ``ttl_s``: when what is cached is dropped, in seconds after it came.
-    ``max_cached_bytes``: how much may be cached of all that it matches together.
+    ``max_cached_bytes``: how much may be cached of all that it matches together. The bandwidth limits, in bytes a second,
+    are shared by all that it matches too.
     """
 
     pattern: str
@@ -34,12 +37,15 @@ class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_s: float | None = msgspec.field(default=None, name="ttl")
     read_only: bool | None = None
     max_cached_bytes: int | None = msgspec.field(default=None, name="max_cached")
+    bandwidth_limit_bytes_s: int | None = msgspec.field(default=None, name="bandwidth_limit")
+    upload_bandwidth_limit_bytes_s: int | None = msgspec.field(default=None, name="upload_bandwidth_limit")
 
     @property
     def says_something(self) -> bool:
         """Whether it is of any use."""
         said = (
             self.write_mode, self.read_mode, self.tier, self.pin, self.ttl_s, self.read_only, self.max_cached_bytes,
+            self.bandwidth_limit_bytes_s, self.upload_bandwidth_limit_bytes_s,
         )  # fmt: skip
         return any(value is not None for value in said)
 
@@ -84,6 +90,16 @@ class PathPolicies:
         """Return the number, in `limits`, of the one that a path counts for: that of the first rule that matches."""
         limiting = (rule for rule in self.rules if rule.max_cached_bytes is not None)
         return next((number for number, rule in enumerate(limiting) if matches(rule.pattern, path)), None)
+
+    def rates(self, name: RateName) -> dict[str, int]:
+        """Return the bytes a second that rules allow, by pattern."""
+        limiting = [(rule.pattern, getattr(rule, name)) for rule in self.rules]
+        return {pattern: rate for pattern, rate in reversed(limiting) if rate is not None}  # of two alike, the first
+
+    def rate_of(self, name: RateName, path: str) -> str | None:
+        """Return the pattern, in `rates`, whose limit a path shares: that of the first rule that matches."""
+        limiting = (rule.pattern for rule in self.rules if getattr(rule, name) is not None)
+        return next((pattern for pattern in limiting if matches(pattern, path)), None)
 
     @property
     def any_ttl(self) -> bool:

@@ -21,21 +21,26 @@ import trio
 
 from luxfuse.core.histogram import Histogram
 from luxfuse.core.retry import backoff_delays, next_delay
+from luxfuse.core.rules import PathPolicies, RateName
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Buffer, UnderStore
 from luxfuse.understore.throttle import Throttle
+from luxfuse.understore.turns import Turns
 from luxfuse.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 RequestKind = Literal["get", "head", "list", "put", "delete"]
+Transfer = Literal["get", "put"]
 State = Literal["up", "down"]
 
 DOWN_AFTER_FAILURES = 3
 """This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
 
 DEADLINE_CHECK_S = 0.5
+
+_RATES: dict[Transfer, RateName] = {"get": "bandwidth_limit_bytes_s", "put": "upload_bandwidth_limit_bytes_s"}
 
 WRITES = 32
 """Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
@@ -111,6 +116,7 @@ class Calls:
         self.driver = driver
         limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
         self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items()}
+        self._turns: dict[RequestKind, Turns] = {kind: Turns(clock) for kind in _RATES}
         self._timeout_s = request_timeout_s
         self._limiter = trio.CapacityLimiter(max_requests)
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
@@ -137,6 +143,45 @@ class Calls:
         """Change the most bytes a second to receive and to send; None: any number."""
         self._throttles["get"].set_rate(get_bytes_s)
         self._throttles["put"].set_rate(put_bytes_s)
+
+    def follow_rules(self, policies: PathPolicies, path_of: Callable[[str], str]) -> None:
+        """From now on the limits of these rules hold beside that of the whole store; ``path_of``: the path of a key."""
+        for kind, name in _RATES.items():
+            self._turns[kind].replace(
+                policies.rates(name), lambda key, name=name: policies.rate_of(name, path_of(key))  # type: ignore[misc]
+            )
+
+    async def turn(self, kind: Transfer, key: str, size_bytes: int, *, background: bool = False) -> None:
+        """Wait until the rules let so many bytes of an object go; before anything is held that others need.
+
+        Everybody who transfers content asks for this first, or `try_turn`.
+        """
+        throttle = self._turns[kind].of(key)
+        if throttle is not None:
+            await throttle.wait(size_bytes, background=background)
+
+    def try_turn(self, kind: Transfer, key: str, size_bytes: int) -> bool:
+        """Whether the rules let so many bytes go now; they are counted then."""
+        throttle = self._turns[kind].of(key)
+        return throttle is None or throttle.try_admit(size_bytes)
+
+    def admit_turn(self, kind: Transfer, key: str, size_bytes: int, go: Callable[[], None], *, background: bool) -> None:
+        """Call ``go`` when the rules let so many bytes go: at once, or in the event loop later."""
+        throttle = self._turns[kind].of(key)
+        if throttle is None:
+            go()
+        else:
+            throttle.admit(size_bytes, go, background=background)
+
+    def charge_turn(self, kind: RequestKind, key: str, size_bytes: int) -> None:
+        """Count bytes that go once more."""
+        throttle = self._turns[kind].of(key) if kind in self._turns else None
+        if throttle is not None:
+            throttle.charge(size_bytes)
+
+    def held_back(self, kind: Transfer) -> int:
+        """How many wait for a `turn`."""
+        return self._turns[kind].holding
 
     def _throttle(self, kind: RequestKind) -> Throttle | None:
         throttle = self._throttles.get(kind)
@@ -165,14 +210,16 @@ class Calls:
         )
 
     async def call(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1, size_bytes: int = 0
+        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1,
+        size_bytes: int = 0, key: str | None = None,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
         Raises the last error once it is not retryable or the deadline does not allow another try, and
         `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests or send
         much) passes while the driver or the queue for a slot hangs. ``size_bytes`` are sent or received: where there is a
-        limit to that, they wait for their turn before the deadline begins.
+        limit to that, they wait before the deadline begins. ``key`` is the object that had its `turn`: further attempts are
+        charged to it.
         """
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
         throttle = self._throttle(kind) if size_bytes else None
@@ -206,6 +253,8 @@ class Calls:
                         self._retries += 1
                         if throttle is not None:
                             throttle.charge(size_bytes)
+                        if key is not None:
+                            self.charge_turn(kind, key, size_bytes)
                     else:
                         self._unanswered = 0
                         self._state = "up"
@@ -321,6 +370,8 @@ class Calls:
         async with trio.open_nursery() as nursery:
             for throttle in self._throttles.values():
                 nursery.start_soon(throttle.run)
+            for turns in self._turns.values():
+                nursery.start_soon(turns.run)
             await self._watch_deadlines()
 
     async def _watch_deadlines(self) -> None:
@@ -360,7 +411,7 @@ class Calls:
 
     def stuck_s(self) -> float:
         """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
-        if self._throttles["get"].holding:
+        if self._throttles["get"].holding or self._turns["get"].holding:
             return 0.0
         return self._clock() - self._progress_s
 

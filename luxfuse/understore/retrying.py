@@ -54,9 +54,10 @@ class Store(Calls):
 
     async def read(self, key: str, start: int, end: int, version: str) -> Buffer:
         """Return bytes [start, end) of exactly ``version``; see `UnderStore.read`."""
+        await self.turn("get", key, end - start)
         data = await self.call(
             "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})",
-            size_bytes=end - start,
+            size_bytes=end - start, key=key,
         )  # fmt: skip
         self._get_bytes += end - start
         return data
@@ -95,12 +96,14 @@ class Store(Calls):
     ) -> ObjectInfo:
         """Write a whole object in one request; see `UnderStore.put`."""
         size = len(data)
+        await self.turn("put", key, size)
         info = await self.call(
             "put",
             lambda driver: driver.put(key, data, metadata, expect=expect),
             what=f"PUT {key!r}",
             patience=_patience(size),
             size_bytes=size,
+            key=key,
         )
         self.note_stored(key, size)
         return info
@@ -114,7 +117,8 @@ class Store(Calls):
             return driver.put_file(key, path, metadata, expect=expect)
 
         size = (await trio.Path(path).stat()).st_size
-        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size)
+        await self.turn("put", key, size)
+        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size, key=key)
         self.note_stored(key, size)
         return info
 
@@ -176,7 +180,7 @@ class Store(Calls):
         return await self.call("put", lambda driver: driver.begin_upload(key, metadata), what=f"BEGIN {key!r}")
 
     async def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
-        """Upload one part and return its ETag; see `UnderStore.upload_part`."""
+        """Upload one part, which has had its `turn`, and return its ETag; see `UnderStore.upload_part`."""
         size = len(data)
         tag = await self.call(
             "put",
@@ -184,6 +188,7 @@ class Store(Calls):
             what=f"PUT {key!r} part {number}",
             patience=_patience(size),
             size_bytes=size,
+            key=key,
         )
         self._put_bytes += size
         return tag

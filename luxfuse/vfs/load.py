@@ -32,7 +32,7 @@ from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.objects import ObjectRecord
-from luxfuse.types import Kind
+from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
@@ -361,6 +361,8 @@ class Load:
         small: dict[bytes, _File] = {}
         others: list[_File] = []
         try:
+            for file in files:
+                await self._cache.turn(file.obj, file.obj.size)
             await self._window.room()
             for file in files:
                 obj = file.obj
@@ -393,12 +395,13 @@ class Load:
             self._nursery.start_soon(self._await_other, file, other)
         runs = missing_runs(range(obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, RUN_PAGES)
         for run in list(runs) if obj.pages.total > RUN_PAGES else runs:
+            await self._cache.turn(obj, min(obj.size, run.stop * PAGE_BYTES) - run.start * PAGE_BYTES)
             await window.room()
             if file.error is not None:
                 return
             for page in run:
                 self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
-            for flight in self._cache.start(obj, run, keep_in_memory=False, later=True):
+            for flight in self._cache.start(obj, run, keep_in_memory=False, later=True, had_turn=True):
                 self._note_flight(file, flight)
 
     async def _await_other(self, file: _File, flight: Flight) -> None:

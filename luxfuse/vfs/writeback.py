@@ -44,6 +44,8 @@ POSTPONED_S = 4.0
 CONFLICT_ROUNDS = 5
 WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
+MOST_PUSHES = 1024
+"""With those that the bandwidth limit of a rule holds back."""
 DELETE_BATCH = 500
 URGENT_RETRY_S = 5.0
 POLL_S = 0.25
@@ -400,7 +402,8 @@ class WriteBack:
     def _start_due(self) -> None:
         now = trio.current_time()
         until = now - POSTPONED_S if now < self._quiet_s and not self.urgent else now
-        while self._queue and len(self._pushing) < CONCURRENT_PUSHES:
+        most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
+        while self._queue and len(self._pushing) < most:
             due, _, dirty = self._queue[0]
             counts = self._due.get(dirty) == due
             if counts and due > until:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,36 @@ def test_bandwidth_limits_hold_through_a_mount(
     assert time.monotonic() - began_s >= 6 / 2 - 0.2
     mount.remount()
     assert mount.read("another") == digest(data)
+
+
+def test_a_path_is_held_to_the_rate_of_its_rule_and_a_reload_changes_it(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    data = {name: content(name, 6 * MIB) for name in ("slow/a", "slow/b", "fast/a")}
+    fill(data)
+    config = tmp_path / "luxfuse.toml"
+    rule = '[[path]]\npattern = "slow/**"\nbandwidth_limit = "{0}"\nupload_bandwidth_limit = "{0}"\n'
+    config.write_text(rule.format("64KiB"))
+    mount = mounting(f"s3://{bucket}", "--config", str(config), endpoint_url=s3.endpoint)
+    with ThreadPoolExecutor() as pool:
+        # The first requests go at once, those after them would take minutes.
+        held = mount.reader()
+        held.send("file", f"{mount.path}/slow/a")
+        copying = [
+            pool.submit(mount.run, ["cp", f"{mount.path}/fast/a", f"{mount.path}/slow/{name}"], check=True)
+            for name in ("one", "another")
+        ]
+        assert mount.read("fast/a") == digest(data["fast/a"])
+        mount.run(["cp", mount.path / "fast/a", mount.path / "fast/new"], check=True)
+        assert not held.answered()
+        assert not all(copy.done() for copy in copying)
+        config.write_text(rule.format("2MiB"))
+        assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: path\n"
+        assert held.take() == digest(data["slow/a"])
+        assert [copy.result().returncode for copy in copying] == [0, 0]
+    began_s = time.monotonic()
+    assert mount.read("slow/b") == digest(data["slow/b"])
+    # The last run of 2 MiB goes when those before it are paid for.
+    assert time.monotonic() - began_s >= (6 - 2) / 2 - 0.2
+    mount.remount("--config", str(config))
+    assert mount.read("slow/another") == digest(data["fast/a"])

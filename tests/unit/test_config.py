@@ -267,6 +267,15 @@ def test_bandwidth_limits() -> None:
             made(**{name: "1KiB"})
 
 
+def test_bandwidth_limits_of_rules() -> None:
+    (rule,) = made(path=[{"pattern": "a/**", "bandwidth_limit": "50MiB", "upload_bandwidth_limit": 65536}]).path_rules
+    assert (rule.bandwidth_limit_bytes_s, rule.upload_bandwidth_limit_bytes_s) == (50 << 20, 64 << 10)
+    for name in ("bandwidth_limit", "upload_bandwidth_limit"):
+        for value, why in (("1KiB", "must be at least 64KiB"), ("fast", "size"), (True, "size")):
+            with pytest.raises(ConfigError, match=rf"\[\[path\]\] number 2: {name}: .*{why}"):
+                made(path=[{"pattern": "a", "pin": True}, {"pattern": "b", name: value}])
+
+
 # -- attached under-stores
 
 

@@ -285,11 +285,14 @@ def test_a_bug_is_one_line_and_a_log(luxfuse: Run, state: Path, monkeypatch: pyt
     assert "Traceback" in (state / "command-errors.log").read_text()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["list"], ["unmount", "/nowhere"], ["mount", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["status"], ["list"], ["unmount", "/nowhere"], ["mount", "x"], ["load", "/nowhere"]]
+)
 def test_commands_start_without_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
     program = (
         "import sys; from luxfuse.cli import main; main.guard(lambda: main.run(sys.argv[1:]))\n"
         "heavy = {'trio', 'pyfuse3', 'obstore', 'fsspec', 'starlette', 'hypercorn', 'prometheus_client', 'rich'}\n"
+        "heavy |= {'typer'} if sys.argv[1] == 'load' else set()\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -69,3 +69,15 @@ def test_what_did_not_wait_is_paid_by_those_who_do() -> None:
     queue.put(1, "a")
     assert queue.take(1.0) == []
     assert queue.take(2.0) == ["a"]
+
+
+def test_who_does_not_queue_does_not_overtake_those_who_do() -> None:
+    queue: BandwidthQueue[str] = BandwidthQueue(MIB, 0.0)
+    assert queue.try_take(2 * MIB, 0.0)
+    assert not queue.try_take(1, 1.0)
+    assert queue.try_take(1, 2.0)
+    queue.put(MIB, "a")
+    assert not queue.try_take(1, 2.0)
+    assert queue.take(2.0) == ["a"]
+    assert not queue.try_take(1, 2.5)
+    assert queue.try_take(1, 3.0)

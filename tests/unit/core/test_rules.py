@@ -64,3 +64,18 @@ def test_limits_count_for_the_first_rule_that_limits() -> None:
     policies = PathPolicies(rules, DEFAULT)
     assert policies.limits() == [10, 20]
     assert [policies.limit_of(path) for path in ("x/y", "a/b/c", "a/c", "else")] == [None, 0, 1, None]
+
+
+def test_paths_share_the_rate_of_the_first_rule_that_sets_one() -> None:
+    rules = [
+        PathRule("x/**", pin=True), PathRule("a/b/**", bandwidth_limit_bytes_s=10),
+        PathRule("a/**", bandwidth_limit_bytes_s=20, upload_bandwidth_limit_bytes_s=30), PathRule("a/b/**", ttl_s=1.0),
+        PathRule("a/b/**", bandwidth_limit_bytes_s=40),
+    ]  # fmt: skip
+    policies = PathPolicies(rules, DEFAULT)
+    assert policies.rates("bandwidth_limit_bytes_s") == {"a/b/**": 10, "a/**": 20}
+    assert policies.rates("upload_bandwidth_limit_bytes_s") == {"a/**": 30}
+    found = {path: policies.rate_of("bandwidth_limit_bytes_s", path) for path in ("x/y", "a/b/c", "a/c", "else")}
+    assert found == {"x/y": None, "a/b/c": "a/b/**", "a/c": "a/**", "else": None}
+    assert policies.rate_of("upload_bandwidth_limit_bytes_s", "a/b/c") == "a/**"
+    assert PathRule("**", upload_bandwidth_limit_bytes_s=1).says_something

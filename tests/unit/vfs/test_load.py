@@ -9,9 +9,11 @@ import pytest
 import trio
 
 from luxfuse.cache.cached import Flight
+from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import AccessDenied, StoreUnavailable
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, WriteMode
 from luxfuse.vfs import load
+from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.jobs import watch
 from luxfuse.vfs.load import LoadProgress, LoadRefused
 from tests.support.fake_store import FakeStore
@@ -303,3 +305,31 @@ async def test_fetched_bytes_are_let_go_at_once(tmp_path: Path) -> None:
 
 def flights() -> list[Flight]:
     return [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+
+
+async def test_what_a_rule_holds_to_a_low_rate_takes_nothing_from_the_rest(tmp_path: Path) -> None:
+    store = FakeStore()
+    slow, fast = random_bytes(pages(24), 1), random_bytes(pages(3), 2)
+    store.place("slow/big", slow)
+    store.place("fast/big", fast)
+    for n in range(20):
+        store.place(f"slow/{n}", random_bytes(200 * KIB, n))
+        store.place(f"fast/{n}", random_bytes(200 * KIB, n))
+    async with mounted(tmp_path, store, memory_bytes=8 * MIB) as mount:
+        default = PathPolicy(WriteMode.CACHE_THROUGH, "cache")
+        rule = PathRule("slow/**", bandwidth_limit_bytes_s=64 * KIB)
+        mount.store.follow_rules(PathPolicies([rule], default), path_of)
+        held = mount.loads.start(["slow"])
+        obj = mount.cache.acquire("slow/big", store.objects["slow/big"][1], len(slow))
+        mount.cache.start(obj, range(obj.pages.total))
+        mount.cache.release(obj)
+        await until(lambda: mount.store.held_back("get") >= 10)
+        assert (await run(mount, "fast")).loaded_files == 21
+        assert await mount.read_all("fast/big") == fast
+        assert sum(n for (key, _), n in store.reads.items() if key.startswith("slow")) <= 2
+        assert held.state == "running"
+        mount.store.follow_rules(PathPolicies([], default), path_of)
+        with trio.fail_after(20):
+            await held.ended.wait()
+        assert held.progress().loaded_files + held.progress().present_files == 21
+        assert whole(mount, "slow/big", *(f"slow/{n}" for n in range(20)))

@@ -1,0 +1,56 @@
+"""Bandwidth limits of parts of a mount: whoever wants to transfer something waits for a turn of its path.
+
+A turn is waited for before anything is held that others need: memory, a thread, room, a place among the uploads. So a path
+that is held to a low rate takes nothing away from the others. The limit of the whole store comes after it, see `Calls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from luxfuse.understore.throttle import Throttle
+
+
+class Turns:
+    """The limits of one direction, by what shares them: names that stay the same when the limits change. `run` it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._throttles: dict[str, Throttle] = {}
+        self._shared_by: Callable[[str], str | None] = lambda _key: None
+        self._nursery: trio.Nursery | None = None
+
+    def replace(self, limits: Mapping[str, int], shared_by: Callable[[str], str | None]) -> None:
+        """From now on these limits hold, in bytes a second, for those too who wait; ``shared_by``: which an object has."""
+        for name in self._throttles.keys() - limits.keys():
+            self._throttles.pop(name).close()
+        for name, bytes_s in limits.items():
+            if name in self._throttles:
+                self._throttles[name].set_rate(bytes_s)
+            else:
+                self._throttles[name] = Throttle(bytes_s, self._clock)
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._throttles[name].run)
+        self._shared_by = shared_by
+
+    def of(self, key: str) -> Throttle | None:
+        """Return the limit of an object, by its key."""
+        if not self._throttles:
+            return None
+        name = self._shared_by(key)
+        return None if name is None else self._throttles[name]
+
+    @property
+    def holding(self) -> int:
+        """How many wait for a turn."""
+        return sum(throttle.holding for throttle in self._throttles.values())
+
+    async def run(self) -> None:
+        """Let those go whose turn it is; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for throttle in self._throttles.values():
+                nursery.start_soon(throttle.run)
+            await trio.sleep_forever()
