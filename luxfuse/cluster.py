@@ -65,7 +65,7 @@ class Cluster:
         )
         self._server.handle(PUSH_PULL_PATH, self.membership.handle_push_pull)
         self.announcements = Announcements(self.membership, self._listener_of)
-        self.peers = Peers(self.membership, self._client, Nobody(), cooperative=settings.cooperative)
+        self.peers = Peers(self.membership, self._client, Nobody(), cooperative=settings.cooperative, rng=rng)
         self.membership.on_heard.append(self.announcements.heard)
         self.membership.on_change.append(self._changed)
 
@@ -89,6 +89,7 @@ class Cluster:
                 await nursery.start(self._server.run)
                 await nursery.start(self.membership.run)
                 nursery.start_soon(self.announcements.run)
+                nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._sweep)
                 task_status.started()
         finally:

@@ -7,22 +7,32 @@ under-store is asked. It is asked beside a peer that takes longer than its like 
 from __future__ import annotations
 
 import logging
+import math
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
 
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep
+from luxfuse.core.choice import PeerChoice, Rng
+from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState, NodeInfo, Want
 from luxfuse.core.rendezvous import home
-from luxfuse.errors import PeerCorrupt, PeerError, StoreError
-from luxfuse.peers.client import Client
-from luxfuse.workers import Workers
+from luxfuse.errors import LuxError, PeerCorrupt, PeerError, PeerRefused, Refusal, StoreError
+from luxfuse.peers import client
+from luxfuse.peers.batches import Batches
 
 log = logging.getLogger(__name__)
 
-MOST_REQUESTS = 32
 TIMEOUT_S = 20.0
 """For the answer of a peer; the under-store is asked long before."""
+HEDGE_CHECK_S = 0.005
+CORRUPT_LOG_S = 60.0
+HOMES_KEPT = 4096
+"""To find the home of a range takes about a microsecond for each node of the cluster."""
 
 
 class Members(Protocol):
@@ -51,81 +61,161 @@ class Nobody:
         return []
 
 
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A request to a node. ``due_s``: when the under-store is asked, too."""
+
+    name: str
+    fetch: bool
+    size_bytes: int
+    began_s: float
+    due_s: float
+    too_slow: Callable[[], None]
+
+
 class Peers:
     """What all volumes of a mount share to ask peers."""
 
-    def __init__(self, members: Members, client: Client, holders: Holders, *, cooperative: bool) -> None:
+    def __init__(self, members: Members, fetcher: client.Client, holders: Holders, *, cooperative: bool, rng: Rng) -> None:
         """``cooperative``: ask the home of what nobody holds."""
         self._members = members
-        self._client = client
+        self._batches = Batches(fetcher)
         self._holders = holders
         self._cooperative = cooperative
-        self._workers = Workers(MOST_REQUESTS)
-        self._nodes: dict[bytes, dict[str, NodeInfo]] = {}
-        """By source: who is alive and serves it, this node among them."""
+        self.choice = PeerChoice(members.info.rack, rng)
+        self._hedging = {fetch: Hedging() for fetch in (False, True)}
+        """Apart for those who have to get it first."""
+        self._asked: set[_Asked] = set()
+        self._wake = trio.Event()
+        self._nodes: dict[bytes, dict[str, Member]] = {}
+        """By source: the members that are alive and serve it."""
+        self._homes: OrderedDict[tuple[bytes, int], str] = OrderedDict()
+        self._corrupt_logged_s = -math.inf
         self.asked = self.failed = self.corrupt = 0
 
     def source(self, source: bytes) -> PeerSource:
         """Return the side that a volume sees."""
         return PeerSource(self, source)
 
-    def changed(self, _member: Member | None = None) -> None:
+    def changed(self, member: Member | None = None) -> None:
         """The members, or what they serve, are others now."""
         self._nodes.clear()
+        self._homes.clear()
+        if member is not None and member.state in (MemberState.DEAD, MemberState.LEFT):
+            self.choice.forget(member.info.name)
+            for asked in [asked for asked in self._asked if asked.name == member.info.name]:
+                asked.too_slow()
 
     def close(self) -> None:
         """Let the threads end."""
-        self._workers.close()
+        self._batches.close()
 
-    def nodes(self, source: bytes) -> dict[str, NodeInfo]:
-        """Return who is alive and serves a source, this node among them, by name."""
+    @property
+    def hedges(self) -> int:
+        """How often the under-store was asked because a peer was slow."""
+        return sum(hedging.hedges for hedging in self._hedging.values())
+
+    def nodes(self, source: bytes) -> dict[str, Member]:
+        """Return the other nodes that are alive and serve a source, by name."""
         known = self._nodes.get(source)
         if known is None:
-            others = (member.info for member in self._members.alive() if member.state is MemberState.ALIVE)
-            known = {info.name: info for info in (self._members.info, *others) if source in info.sources}
+            known = {each.info.name: each for each in self._members.alive() if source in each.info.sources}
             self._nodes[source] = known
         return known
 
     def route(self, source: bytes, oid: bytes, range_number: int) -> tuple[NodeInfo, bool] | None:
         """Return whom to ask for a range, and whether it has to get it first; None: the under-store."""
-        nodes, own = self.nodes(source), self._members.info.name
-        if len(nodes) < 2:
+        nodes = self.nodes(source)
+        if not nodes:
             return None
-        for name in self._holders.holders(oid, range_number):
-            if name != own and name in nodes:
-                return nodes[name], False
+        now_s = trio.current_time()
+        holders = [nodes[name] for name in self._holders.holders(oid, range_number) if name in nodes]
+        if holders and (ordered := self.choice.order(holders, now_s)):
+            return ordered[0].info, False
         if not self._cooperative:
             return None
-        responsible = home(oid, range_number, [(info.name, info.weight) for info in nodes.values()])
-        return None if responsible == own else (nodes[responsible], True)
+        responsible = self._home(nodes, oid, range_number, now_s)
+        return (responsible.info, True) if responsible is not None else None
 
-    def ask(self, node: NodeInfo, want: Want, fetch: bool, keep: Keep, done: Done[Fetched]) -> None:
+    def _home(self, nodes: dict[str, Member], oid: bytes, range_number: int, now_s: float) -> Member | None:
+        """Return the home of a range, or who is next where that cannot be asked now; None: this node."""
+        own = self._members.info
+        candidates = dict(nodes)
+        while candidates:
+            known = self._homes.get((oid, range_number)) if len(candidates) == len(nodes) else None
+            if known is None:
+                weights = [(own.name, own.weight), *((each.info.name, each.info.weight) for each in candidates.values())]
+                known = home(oid, range_number, weights)
+                if len(candidates) == len(nodes):
+                    self._homes[oid, range_number] = known
+                    if len(self._homes) > HOMES_KEPT:
+                        self._homes.popitem(last=False)
+            if known == own.name:
+                return None
+            if self.choice.order([candidates[known]], now_s):
+                return candidates[known]
+            del candidates[known]
+        return None
+
+    def ask(self, node: NodeInfo, want: Want, *, fetch: bool, size_bytes: int, keep: Keep, done: Done[Fetched],
+            too_slow: Callable[[], None]) -> None:  # fmt: skip
         """Ask one node; ``done`` hears of the outcome in the event loop."""
+        hedging, now_s = self._hedging[fetch], trio.current_time()
+        asked = _Asked(node.name, fetch, size_bytes, now_s, now_s + hedging.delay_s(size_bytes), too_slow)
         self.asked += 1
+        self.choice.began(node.name)
+        hedging.began()
+        self._asked.add(asked)
+        self._wake.set()
 
-        def job() -> Fetched:
-            (result,) = self._client.fetch(node, [want], fetch=fetch, timeout_s=TIMEOUT_S)
-            if isinstance(result, PeerError):
-                raise result
-            return keep(result.data, result.checksums)
+        def ended(fetched: Fetched | None, error: LuxError | None) -> None:
+            self._asked.discard(asked)
+            done(fetched, self._judge(asked, error))
 
-        def ended(result: Any, error: BaseException | None) -> None:
-            done(result, self._failure(error) if error is not None else None)
+        self._batches.submit(
+            node, want, lambda got: keep(got.data, got.checksums), ended, fetch=fetch, timeout_s=TIMEOUT_S
+        )
 
-        self._workers.submit(job, ended, 0)
-
-
-    def _failure(self, error: BaseException) -> StoreError:
-        """Count a failure, and say of it what those who wait can understand."""
-        if isinstance(error, StoreError):
+    def _judge(self, asked: _Asked, error: LuxError | None) -> StoreError | None:
+        """Learn from how a request ended; returns a failure as those who wait for pages know them."""
+        now_s = trio.current_time()
+        if error is None:
+            self.choice.answered(asked.name, now_s - asked.began_s)
+            self._hedging[asked.fetch].observe(asked.size_bytes, now_s - asked.began_s)
+            return None
+        if isinstance(error, StoreError):  # the under-store was faster
+            self.choice.gave_up(asked.name)
+            self._hedging[asked.fetch].observe(asked.size_bytes, now_s - asked.began_s)
             return error
         self.failed += 1
-        self.corrupt += isinstance(error, PeerCorrupt)
-        if isinstance(error, PeerCorrupt):
-            log.warning("%s", error)
-        elif not isinstance(error, PeerError):
-            log.error("asking a peer failed in an unexpected way", exc_info=error)
+        if isinstance(error, PeerRefused) and error.reason is not Refusal.BUSY:
+            self.choice.answered(asked.name, now_s - asked.began_s)
+        else:
+            self.choice.failed(asked.name, now_s, retry_after_s=getattr(error, "retry_after_s", None))
+        self._report(error, now_s)
         return StoreError(f"from a peer: {error}")
+
+    def _report(self, error: LuxError, now_s: float) -> None:
+        if isinstance(error, PeerCorrupt):
+            self.corrupt += 1
+            if now_s - self._corrupt_logged_s > CORRUPT_LOG_S:
+                self._corrupt_logged_s = now_s
+                log.warning("%s; asking the under-store instead", error)
+        elif not isinstance(error, PeerError):
+            log.error("asking a peer failed in an unexpected way: %s", error)
+
+    async def run(self) -> None:
+        """Have the under-store asked where peers are slow, until cancelled."""
+        while True:
+            await self._wake.wait()
+            while self._asked:
+                await trio.sleep(HEDGE_CHECK_S)
+                now_s = trio.current_time()
+                for asked in [asked for asked in self._asked if now_s >= asked.due_s]:
+                    asked.due_s = math.inf
+                    if self._hedging[asked.fetch].take():
+                        asked.too_slow()
+            self._wake = trio.Event()
 
 
 class PeerSource:
@@ -144,7 +234,9 @@ class PeerSource:
             return False
         node, fetch = route
         flight.waits_for_peer = fetch
-        record = obj.record
-        want = Want(self._source, record.key, record.version, record.size, flight.pages.start, len(flight.pages))
-        self._peers.ask(node, want, fetch, keep, done)
+        record, pages = obj.record, flight.pages
+        want = Want(self._source, record.key, record.version, record.size, pages.start, len(pages))
+        self._peers.ask(
+            node, want, fetch=fetch, size_bytes=flight.length, keep=keep, done=done, too_slow=too_slow
+        )
         return True

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from luxfuse.core.members import NodeInfo, Want
 from luxfuse.errors import LuxError, PeerFailed, PeerRefused, Refusal
@@ -28,8 +28,11 @@ MOST_BYTES = 2 << 20
 MOST_WAITING = 4096
 """Wants that wait for a thread; what comes on top is refused at once."""
 
-Done = Callable[[Fetched | None, LuxError | None], None]
-"""The pages, or why there are none; called in the event loop, must not raise."""
+Keep = Callable[[Fetched], Any]
+"""Takes the pages, in the thread that got them; what it returns, or the `LuxError` that it raises, is the outcome."""
+Done = Callable[[Any, LuxError | None], None]
+"""The outcome, or why there is none; called in the event loop, must not raise."""
+Outcome = tuple[Any, LuxError | None]
 
 
 class Fetcher(Protocol):
@@ -46,10 +49,18 @@ class _Batch:
         self.member = member
         self.fetch = fetch
         self.wants: list[Want] = []
+        self.keeps: list[Keep] = []
         self.dones: list[Done] = []
         self.total_bytes = 0
         self.give_up_at_s = 0.0
         self.begun = False
+
+    def add(self, want: Want, keep: Keep, done: Done, size_bytes: int) -> None:
+        """Take one more want."""
+        self.wants.append(want)
+        self.keeps.append(keep)
+        self.dones.append(done)
+        self.total_bytes += size_bytes
 
 
 class Batches:
@@ -69,8 +80,8 @@ class Batches:
         """How many requests are made at once, if there are as many."""
         return self._workers.width
 
-    def submit(self, member: NodeInfo, want: Want, done: Done, *, fetch: bool, timeout_s: float) -> None:
-        """Fetch the pages of a want from a node and then call ``done``.
+    def submit(self, member: NodeInfo, want: Want, keep: Keep, done: Done, *, fetch: bool, timeout_s: float) -> None:
+        """Fetch the pages of a want from a node, let ``keep`` take them, and then call ``done``.
 
         ``fetch``: see `luxfuse.peers.client.Client.fetch`. The time counts from now on. Raises ValueError for a want
         that cannot be asked for.
@@ -81,39 +92,41 @@ class Batches:
             return
         self._waiting += 1
         give_up_at_s = time.monotonic() + timeout_s
-        if self._under_way >= self._workers.width and self._joins(member, want, done, fetch, size_bytes, give_up_at_s):
+        order = want, keep, done, size_bytes
+        if self._under_way >= self._workers.width and self._joins(member, fetch, order, give_up_at_s):
             return
         batch = _Batch(member, fetch)
         batch.give_up_at_s = give_up_at_s
-        _add(batch, want, done, size_bytes)
+        batch.add(*order)
         self._last[member.name, fetch] = batch
         self._under_way += 1
         self._workers.submit(partial(self._run, batch), partial(self._ended, batch), size_bytes)
 
     def _joins(
-        self, member: NodeInfo, want: Want, done: Done, fetch: bool, size_bytes: int, give_up_at_s: float
+        self, member: NodeInfo, fetch: bool, order: tuple[Want, Keep, Done, int], give_up_at_s: float
     ) -> bool:
         """Put a want into the node's last batch, if that waits for a thread and has room for it."""
         batch = self._last.get((member.name, fetch))
         if batch is None or batch.member != member:
             return False
         with self._lock:
-            if batch.begun or len(batch.wants) >= MOST_WANTS or batch.total_bytes + size_bytes > MOST_BYTES:
+            if batch.begun or len(batch.wants) >= MOST_WANTS or batch.total_bytes + order[-1] > MOST_BYTES:
                 return False
-            _add(batch, want, done, size_bytes)
+            batch.add(*order)
             batch.give_up_at_s = min(batch.give_up_at_s, give_up_at_s)
             return True
 
-    def _run(self, batch: _Batch) -> list[Result]:
-        """In a thread: make the request."""
+    def _run(self, batch: _Batch) -> list[Outcome]:
+        """In a thread: make the request, and let what comes be taken."""
         with self._lock:
             batch.begun = True
         left_s = batch.give_up_at_s - time.monotonic()
         if left_s <= 0:
             raise PeerFailed(f"node {batch.member.name} was not asked in time")
-        return self._client.fetch(batch.member, batch.wants, fetch=batch.fetch, timeout_s=left_s)
+        results = self._client.fetch(batch.member, batch.wants, fetch=batch.fetch, timeout_s=left_s)
+        return [_kept(result, keep) for result, keep in zip(results, batch.keeps, strict=True)]
 
-    def _ended(self, batch: _Batch, results: list[Result] | None, error: BaseException | None) -> None:
+    def _ended(self, batch: _Batch, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         self._under_way -= 1
         self._waiting -= len(batch.wants)
         if self._last.get((batch.member.name, batch.fetch)) is batch:
@@ -122,18 +135,17 @@ class Batches:
             log.error("pages could not be fetched from another node", exc_info=error)
             error = PeerFailed(f"node {batch.member.name}: unexpected error, see the log")
         for number, done in enumerate(batch.dones):
-            result = results[number] if results is not None else None
-            if isinstance(result, Fetched):
-                done(result, None)
-            else:
-                done(None, result if result is not None else error)
+            done(*(outcomes[number] if outcomes is not None else (None, error)))
 
     def close(self) -> None:
         """Let the threads end once they are idle."""
         self._workers.close()
 
 
-def _add(batch: _Batch, want: Want, done: Done, size_bytes: int) -> None:
-    batch.wants.append(want)
-    batch.dones.append(done)
-    batch.total_bytes += size_bytes
+def _kept(result: Result, keep: Keep) -> Outcome:
+    if not isinstance(result, Fetched):
+        return None, result
+    try:
+        return keep(result), None
+    except LuxError as exc:
+        return None, exc

@@ -192,7 +192,7 @@ async def submit_many(client: Client, node: NodeInfo, want: Want) -> float:
         nonlocal left
         if left:
             left -= 1
-            batches.submit(node, want, done, fetch=False, timeout_s=10)
+            batches.submit(node, want, lambda got: got, done, fetch=False, timeout_s=10)
 
     def done(result: Fetched | None, error: Exception | None) -> None:
         nonlocal answered

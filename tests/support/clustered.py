@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,13 +78,14 @@ async def clustered(
             info = NodeInfo(name, *server.address, sources=(SOURCE,))
             client, everyone = Client(keys, tls=False), Everyone(info)
             stack.callback(client.close)
-            peers = Peers(everyone, client, everyone, cooperative=cooperative)
+            peers = Peers(everyone, client, everyone, cooperative=cooperative, rng=random.Random(number))
             stack.callback(peers.close)
             serving = Serving({SOURCE: mount.cache}.get)
             server.provider = serving
             mount.cache.peers = peers.source(SOURCE)
             node = ClusterNode(mount, everyone, server, client, serving, peers)
             await nursery.start(node.serve)
+            nursery.start_soon(peers.run)
             nodes.append(node)
         for node in nodes:
             for other in nodes:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.core.members import RANGE_PAGES
+from luxfuse.core.hedging import Hedging
+from luxfuse.core.members import RANGE_PAGES, Member, MemberState
 from luxfuse.core.rendezvous import home
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.provider import Provided
@@ -15,7 +16,7 @@ from luxfuse.types import PAGE_BYTES
 from luxfuse.vfs.namespace import Stale
 from tests.support.clustered import ClusterNode, clustered
 from tests.support.fake_store import FakeStore
-from tests.support.harness import pages, random_bytes
+from tests.support.harness import pages, random_bytes, until
 
 
 def store_of(**sizes: int) -> FakeStore:
@@ -70,6 +71,51 @@ async def test_a_wrong_entry_of_the_directory_costs_one_refusal(tmp_path: Path) 
         assert await b.mount.read_all("key") == driver.objects["key"][0]
         assert a.serving.refused == 1
         assert bytes_got(driver) == 100_000
+
+
+async def test_a_slow_home_is_hedged_by_the_store(tmp_path: Path) -> None:
+    driver = store_of(**{f"k{n}": 40_000 for n in range(10)})
+    async with clustered(tmp_path, driver, 2) as (a, b):
+        provide, stuck = b.serving.provide, trio.Event()
+
+        async def slowly(want, *, fetch: bool) -> Provided:
+            await stuck.wait()
+            return await provide(want, fetch=fetch)
+
+        b.serving.provide = slowly  # type: ignore[method-assign]
+        for key in driver.objects:
+            assert await a.mount.read_all(key) == driver.objects[key][0]
+        assert a.peers.hedges > 0
+        stuck.set()
+        await until(lambda: not a.peers._asked)
+        assert all(driver.reads[key, (0, 40_000)] <= 2 for key in driver.objects)
+
+
+async def test_the_death_of_a_node_ends_the_wait_for_it(tmp_path: Path) -> None:
+    driver = store_of(**{f"k{n}": 40_000 for n in range(6)})
+    async with clustered(tmp_path, driver, 2) as (a, b):
+        stuck = trio.Event()
+        a.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
+
+        async def never(want, *, fetch: bool) -> Provided:
+            await stuck.wait()
+            raise PeerRefused(Refusal.BUSY)
+
+        b.serving.provide = never  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            for key in driver.objects:
+                nursery.start_soon(a.mount.read_all, key)
+            await until(lambda: bool(a.peers._asked))
+            a.everyone.others.clear()
+            a.peers.changed(Member(b.everyone.info, MemberState.DEAD, 1, 0.0))
+        stuck.set()
+
+
+class NoHedging(Hedging):
+    """Is never due."""
+
+    def delay_s(self, size_bytes: int) -> float:
+        return 1e9
 
 
 async def test_without_cooperation_nobody_fetches_for_others(tmp_path: Path) -> None:
