@@ -133,6 +133,14 @@ class Cluster:
         """Take up a changed key file; returns whether it had changed. Raises `ConfigError`."""
         return await trio.to_thread.run_sync(self._credentials.reread)
 
+    def statistics(self) -> dict[str, int]:
+        """Return what was asked of others, and by others; from the start on."""
+        said = self.announcements
+        return {
+            **self.peers.statistics(), "provided_bytes": self.serving.provided_bytes, "refused": self.serving.refused,
+            "notices_sent": said.sent, "notices_received": said.received,
+        }  # fmt: skip
+
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return this node and the others, as `status` has them."""
         return self.membership.describe_self(), self.membership.describe()

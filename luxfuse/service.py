@@ -127,6 +127,9 @@ class Nodes(Protocol):
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return this node and the others, as `status` has them."""
 
+    def statistics(self) -> dict[str, int]:
+        """Return counters of what nodes ask of each other."""
+
 
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
@@ -190,7 +193,7 @@ class Service:
         if self._nodes is None:
             return {"node": None, "peers": []}
         node, peers = self._nodes.describe()
-        return {"node": node, "peers": peers}
+        return {"node": node, "peers": peers, "cluster": self._nodes.statistics()}
 
     def _degraded_reasons(self) -> list[str]:
         reasons = [f"{path}: {why}" if path else why for path, parts in self._volumes() for why in _degraded(parts)]

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 20.0
 """For the answer of a peer; the under-store is asked long before."""
 HEDGE_CHECK_S = 0.005
+HOME_FLOOR_S = 1.0
+HOME_UNKNOWN_S = 3.0
 CORRUPT_LOG_S = 60.0
 HOMES_KEPT = 4096
 """To find the home of a range takes about a microsecond for each node of the cluster."""
@@ -83,8 +85,8 @@ class Peers:
         self._holders = holders
         self._cooperative = cooperative
         self.choice = PeerChoice(members.info.rack, rng)
-        self._hedging = {fetch: Hedging() for fetch in (False, True)}
-        """Apart for those who have to get it first."""
+        self._hedging = {False: Hedging(), True: Hedging(floor_s=HOME_FLOOR_S, unknown_s=HOME_UNKNOWN_S)}
+        """Apart for those who have to get it first: they are asked so that the store is asked once only."""
         self._asked: set[_Asked] = set()
         self._wake = trio.Event()
         self._nodes: dict[bytes, dict[str, Member]] = {}
@@ -114,6 +116,10 @@ class Peers:
     def hedges(self) -> int:
         """How often the under-store was asked because a peer was slow."""
         return sum(hedging.hedges for hedging in self._hedging.values())
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters, from the start on."""
+        return {"asked": self.asked, "failed": self.failed, "corrupt": self.corrupt, "hedges": self.hedges}
 
     def nodes(self, source: bytes) -> dict[str, Member]:
         """Return the other nodes that are alive and serve a source, by name."""

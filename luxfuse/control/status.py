@@ -194,6 +194,21 @@ class PeerStatus(TypedDict):
     entries: int
 
 
+class ClusterStatus(TypedDict):
+    """What this node asked others for pages (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often
+    it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes.
+    """
+
+    asked: int
+    failed: int
+    corrupt: int
+    hedges: int
+    provided_bytes: int
+    refused: int
+    notices_sent: int
+    notices_received: int
+
+
 class Status(TypedDict):
     """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on.
 
@@ -222,4 +237,5 @@ class Status(TypedDict):
     latency: LatenciesStatus
     volumes: list[VolumeStatus]
     node: NotRequired[PeerStatus | None]
+    cluster: NotRequired[ClusterStatus]
     peers: list[PeerStatus]

@@ -10,9 +10,7 @@ from luxfuse.core.recent import Recent
 
 FRACTION = 0.95
 FLOOR_S = 0.01
-"""Sooner it is never worth it."""
 UNKNOWN_S = 0.5
-"""As long as there are too few durations to tell."""
 FEWEST = 20
 EARNED = 0.05
 """Hedges that a request earns: so large a share of all requests they are in the long run."""
@@ -22,9 +20,12 @@ CLASSES_BYTES = (256 << 10, 2 << 20, 8 << 20)
 
 
 class Hedging:
-    """For requests of one kind, as those to other nodes, or to the under-store."""
+    """For requests of one kind, as those to nodes that have pages, or to those that have to get them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, floor_s: float = FLOOR_S, unknown_s: float = UNKNOWN_S) -> None:
+        """``floor_s``: sooner it is never worth it; ``unknown_s``: while there are too few durations to tell."""
+        self._floor_s = floor_s
+        self._unknown_s = unknown_s
         self._recent = [Recent() for _ in range(len(CLASSES_BYTES) + 1)]
         self._saved = MOST_SAVED
         self.hedges = 0
@@ -43,7 +44,7 @@ class Hedging:
         """Return after how many seconds without an answer a hedge is due."""
         recent = self._recent[_class_of(size_bytes)]
         found = recent.quantile(FRACTION) if len(recent) >= FEWEST else None
-        return UNKNOWN_S if found is None else max(FLOOR_S, found)
+        return self._unknown_s if found is None else max(self._floor_s, found)
 
     def take(self) -> bool:
         """A hedge is due: whether it may be made. If so it counts as made."""

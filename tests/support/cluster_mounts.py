@@ -29,22 +29,27 @@ def address(mount: Mount) -> str:
     return str(mount.status()["node"]["address"])
 
 
+def name(mount: Mount) -> str:
+    """The name of a node; it keeps it when it is mounted again."""
+    return str(json.loads((mount.directory() / "node.json").read_text())["name"])
+
+
 def nodes(mount: Mount) -> dict[str, str]:
-    """The states of the others as a node sees them, by mountpoint."""
-    return {peer["label"].partition(":")[2]: peer["state"] for peer in mount.status()["peers"]}
+    """The states of the others as a node sees them, by name."""
+    return {peer["name"]: peer["state"] for peer in mount.status()["peers"]}
 
 
 def see_each_other(members: Sequence[Mount], *, timeout_s: float = 15.0) -> None:
     """Wait until all nodes see all others alive, and serving what they serve."""
     for mount in members:
-        others = {str(other.path) for other in members if other is not mount}
-        wait_for(f"{mount.path} sees {others}", lambda m=mount, o=others: _serving(m) >= o, timeout_s=timeout_s)
+        others = {name(other) for other in members if other is not mount}
+        wait_for(f"{name(mount)} sees {others}", lambda m=mount, o=others: _serving(m) >= o, timeout_s=timeout_s)
 
 
 def _serving(mount: Mount) -> set[str]:
     status = mount.status()
     alike = [p for p in status["peers"] if p["state"] == "alive" and p["sources"] == status["node"]["sources"]]
-    return {peer["label"].partition(":")[2] for peer in alike}
+    return {peer["name"] for peer in alike}
 
 
 def start(mounting: Mounts, source: str, count: int, key: Path, *flags: str, **settings: Any) -> list[Mount]:
