@@ -103,5 +103,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
              "read_only": True, "driver": None, "dirty_files": 1, "dirty_bytes": 5, "deletes": 1},
         ],
         "node": peer(0, "alive", None),
+        "cluster": {"asked": 12, "failed": 2, "corrupt": 1, "hedges": 1, "provided_bytes": 99, "refused": 3,
+                    "notices_sent": 4, "notices_received": 5},
         "peers": [peer(1, "alive", 0.00042), peer(2, "suspect", 0.02), peer(3, "dead", None)],
     }  # fmt: skip
