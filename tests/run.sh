@@ -5,4 +5,4 @@ set -euo pipefail
 bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr nodejs npm \
     fio stress-ng dbench sqlite3 git rsync make
 cd "$REPOSITORY"
-exec "$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
+exec "$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
