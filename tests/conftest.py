@@ -23,8 +23,18 @@ from luxfuse.fuse import mountpoint
 MOUNT_TESTS = Path(__file__).parent / "mount"
 
 
+TAKES_LONG = ("mount", "contract", "model", "crash", "posix")
+
+
+def _place(item: pytest.Item) -> int:
+    """Where the directory of a test stands in `TAKES_LONG`, or behind it."""
+    directory = item.path.relative_to(Path(__file__).parent).parts[0]
+    return TAKES_LONG.index(directory) if directory in TAKES_LONG else len(TAKES_LONG)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests marked ceph unless -m asks for them."""
+    """Put files that take long first, so that no process is alone with one at the end; skip ceph unless -m asks for it."""
+    items.sort(key=_place)
     if "ceph" not in config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("ceph"):

@@ -35,7 +35,7 @@ def one(mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
     return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
 
 
-def assert_fails(mount: Mount, *words: str, flags: tuple[str, ...] = (), within_s: float = 12.0) -> str:
+def assert_fails(mount: Mount, *words: str, flags: tuple[str, ...] = (), within_s: float = 20.0) -> str:
     """Mounting fails with one line that holds the words, and leaves nothing mounted or running."""
     began = time.monotonic()
     done = mount.try_mount(*flags)

@@ -403,9 +403,9 @@ def pages(count: float) -> int:
     return int(count * PAGE_BYTES)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0, pause_s: float = 0.002) -> None:
     """Wait for what worker threads bring about, and no event tells."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, "it did not happen in time"
-        await trio.sleep(0.002)
+        await trio.sleep(pause_s)

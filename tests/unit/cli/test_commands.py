@@ -203,6 +203,7 @@ def test_unmounting_gives_up_where_nothing_moves(luxfuse: Run, tmp_path: Path) -
 
 def test_a_hung_daemon(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unmount, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(unmount, "_LAZY_DEADLINE_S", 0.3)
     monkeypatch.setattr(unmount, "_TERM_PATIENCE_S", 0.3)
     monkeypatch.setattr("luxfuse.control.client.ControlClient.__init__.__defaults__", (0.3,))
     assert luxfuse("mount", "fake://hung", tmp_path).code == 0

@@ -42,7 +42,7 @@ async def test_uploads_wait_while_files_are_made(tmp_path: Path, mock_clock: Moc
         assert "f0" in driver.objects
         assert len(driver.objects) < number
         quiet_s = trio.current_time()
-        await until(lambda: len(driver.objects) == number)
+        await until(lambda: len(driver.objects) == number, pause_s=0.1)
         assert trio.current_time() - quiet_s < 4
 
 
