@@ -8,14 +8,14 @@ or dead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from luxfuse.core.dissemination import Outbox
 from luxfuse.core.members import MemberState, NodeInfo
 from luxfuse.core.roster import ALIVE, DEAD, LEFT, SUSPECT, Peer, Roster
 from luxfuse.core.suspicion import Health, Suspicion
 from luxfuse.core.swim_config import Counters, SwimConfig
-from luxfuse.core.swim_messages import INCARNATIONS, Alive, Claim, Record, acceptable, encode
+from luxfuse.core.swim_messages import INCARNATIONS, Alive, Claim, Record, acceptable, encode, mark
 
 NEVER = float("inf")
 
@@ -44,7 +44,14 @@ class Beliefs:
         self._counters = counters
         self._changed = changed
         self._suspects: dict[str, Peer] = {}
+        self._quiet = False
+        self._mark = mark(info.name, incarnation)
         self.due_s = NEVER
+
+    @property
+    def view(self) -> int:
+        """A digest of who lives, in which incarnation: equal views have an equal one."""
+        return self._roster.view ^ self._mark
 
     # Of ourselves.
 
@@ -52,6 +59,7 @@ class Beliefs:
         """Say this of ourselves, in an incarnation that is higher than the last one."""
         self.info = info
         self.incarnation = min(incarnation, INCARNATIONS)
+        self._mark = mark(info.name, self.incarnation)
         self._announce()
 
     def _announce(self) -> None:
@@ -91,18 +99,19 @@ class Beliefs:
             self._meet(update, now_s)
             return
         if incarnation <= peer.info_incarnation:
-            if incarnation == peer.info_incarnation and info.address != peer.info.address:
+            if incarnation == peer.info_incarnation and (info.port, info.host) != (peer.info.port, peer.info.host):
                 self._conflict(info)
             return
         if not acceptable(info):
             self._counters.refused += 1
             return
-        peer.info, peer.info_incarnation = info, incarnation
+        self._roster.renew(peer, info, incarnation)
         lives = incarnation > peer.incarnation
         if lives:
             peer.incarnation = incarnation
             self._set(peer, ALIVE, now_s)
-        self._outbox.alive(info.name, encode(update), supersedes=lives)
+        if not self._quiet:
+            self._outbox.alive(info.name, encode(update), supersedes=lives)
         self._changed(peer)
 
     def _meet(self, update: Alive, now_s: float) -> None:
@@ -117,7 +126,8 @@ class Beliefs:
         if gone is not None:
             self._outbox.forget(gone.info.name)
             self._changed(gone)
-        self._outbox.alive(update.info.name, encode(update))
+        if not self._quiet:
+            self._outbox.alive(update.info.name, encode(update))
         self._changed(peer)
 
     def claim(self, claim: Claim, now_s: float) -> None:
@@ -134,7 +144,8 @@ class Beliefs:
                 self._begin_suspicion(peer, claim.by, now_s)
             else:
                 self._set(peer, claim.state, now_s)
-            self._outbox.claim(claim.name, encode(claim), final=claim.state >= DEAD)
+            if not self._quiet:
+                self._outbox.claim(claim.name, encode(claim), final=claim.state >= DEAD)
             if known != claim.state:
                 self._changed(peer)
         elif (claim.incarnation, claim.state) == (peer.incarnation, SUSPECT) and self._confirmed(peer, claim.by):
@@ -152,8 +163,14 @@ class Beliefs:
         if peer.state <= SUSPECT and self._roster.get(peer.info.name) is peer:
             self.claim(Claim(peer.info.name, peer.incarnation, SUSPECT, self.info.name), now_s)
 
-    def take_over(self, record: Record, source: str, now_s: float) -> None:
-        """What another node believes, from an exchange. Its dead may be the living of the other side of a partition."""
+    def take_over(self, records: Sequence[Record], source: str, now_s: float) -> None:
+        """What another node believes, from an exchange. Who knew nobody before keeps it to itself: all others know it."""
+        self._quiet = not self._roster.live
+        for record in records:
+            self._take_over(record, source, now_s)
+        self._quiet = False
+
+    def _take_over(self, record: Record, source: str, now_s: float) -> None:
         name, state = record.info.name, record.state
         if name == self.info.name:
             if state == ALIVE or source == name:
@@ -168,7 +185,7 @@ class Beliefs:
         if state == ALIVE:
             return
         if state == DEAD and peer is not None and peer.state <= SUSPECT:
-            state = SUSPECT
+            state = SUSPECT  # it may live on our side of a partition
         self.claim(Claim(name, record.incarnation, state, source), now_s)
 
     # Time.

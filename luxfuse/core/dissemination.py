@@ -56,18 +56,17 @@ class Lane:
                 del self._where[key]
                 return
 
-    def fill(self, room: int, limit: int, updates: list[bytes]) -> int:
-        """Append what fits into ``room`` bytes, and send each ``limit`` times in all; returns the room left."""
+    def take(self, room: int, updates: list[bytes], taken: list[_Taken]) -> int:
+        """Take out what fits into ``room`` bytes, what was sent least first; returns the room left."""
         if not self._where:
             return room
-        taken: list[tuple[int, Hashable]] = []
-        misfits = 0
-        for number, level in enumerate(self._levels):
-            for key, update in level.items():
+        first, misfits = len(taken), 0
+        for level, waiting in enumerate(self._levels):
+            for key, update in waiting.items():
                 if len(update) <= room:
                     room -= len(update)
                     updates.append(update)
-                    taken.append((number, key))
+                    taken.append((self, level, key, update))
                 else:
                     misfits += 1
                 if room < _SMALLEST_BYTES or misfits == _MISFITS:
@@ -75,19 +74,20 @@ class Lane:
             else:
                 continue
             break
-        for number, key in taken:
-            self._sent(number, key, limit)
+        for _, level, key, _ in taken[first:]:
+            del self._levels[level][key]
+            del self._where[key]
         return room
 
-    def _sent(self, number: int, key: Hashable, limit: int) -> None:
-        update = self._levels[number].pop(key)
-        if number + 1 >= limit:
-            del self._where[key]
-            return
-        if number + 1 == len(self._levels):
+    def put_back(self, key: Hashable, update: bytes, level: int) -> None:
+        """What was taken out, and was now sent so many times."""
+        while len(self._levels) <= level:
             self._levels.append({})
-        self._levels[number + 1][key] = update
-        self._where[key] = number + 1
+        self._levels[level][key] = update
+        self._where[key] = level
+
+
+_Taken = tuple[Lane, int, Hashable, bytes]
 
 
 class Outbox:
@@ -133,13 +133,34 @@ class Outbox:
             self.dropped += 1
 
     def fill(self, room: int, limit: int, updates: list[bytes]) -> None:
-        """Append what goes into the next datagram; broadcasts and members come first in turn."""
-        if not len(self):
-            return
+        """Append what goes into the next datagram, which goes to one node; each is sent ``limit`` times in all."""
+        taken: list[_Taken] = []
+        if len(self):
+            self._take(room, updates, taken)
+            self._put_back(taken, 1, limit)
+
+    def round(self, room: int, limit: int, nodes: int, most: int) -> list[list[bytes]]:
+        """What goes to so many nodes now, in up to ``most`` datagrams: each update once to each of them."""
+        taken: list[_Taken] = []
+        datagrams: list[list[bytes]] = []
+        while len(self) and len(datagrams) < most:
+            datagrams.append([])
+            self._take(room, datagrams[-1], taken)
+        self._put_back(taken, nodes, limit)
+        return datagrams
+
+    def _take(self, room: int, updates: list[bytes], taken: list[_Taken]) -> None:
+        # Broadcasts and members come first in turn.
         self._turn = not self._turn
         lanes = (self._news, self._ends, self._lives) if self._turn else (self._ends, self._lives, self._news)
         for lane in lanes:
-            room = lane.fill(room, limit, updates)
+            room = lane.take(room, updates, taken)
+
+    @staticmethod
+    def _put_back(taken: list[_Taken], copies: int, limit: int) -> None:
+        for lane, level, key, update in taken:
+            if level + copies < limit:
+                lane.put_back(key, update, level + copies)
 
 
 class Repeats:

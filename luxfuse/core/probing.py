@@ -49,7 +49,7 @@ class _Relay:
 class Prober:
     """``send`` takes an address, a body, and the peer that is to hear first what is claimed of it, or None.
 
-    ``suspect`` is told of a node that did not answer.
+    ``view`` says how to sum up what we believe; ``suspect`` is told of a node that did not answer.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Prober:
         start_s: float,
         *,
         send: Callable[[Address, Body, Peer | None], None],
+        view: Callable[[], int],
         suspect: Callable[[Peer, float], None],
     ) -> None:
         self._name = name
@@ -68,6 +69,7 @@ class Prober:
         self._health = health
         self._config = config
         self._send = send
+        self._view = view
         self._suspect = suspect
         self._number = 0
         self._probe: _Probe | None = None
@@ -113,7 +115,7 @@ class Prober:
             return
         relay = self._relays.pop(number, None)
         if relay is not None:
-            self._send(relay.address, Ack(relay.number, source), None)
+            self._send(relay.address, Ack(relay.number, source, self._view()), None)
 
     def nacked(self, number: int) -> None:
         """A helper has heard nothing so far, and we have heard the helper."""
@@ -130,7 +132,7 @@ class Prober:
         relay = _Relay(address, ask.number, now_s + self._config.timeout_s * _NACK_AFTER)
         self._relays[self._number] = relay
         self._relays_due_s = min(self._relays_due_s, relay.due_s)
-        self._send(peer.info.address, Ping(self._number, ask.target, self._name), peer)
+        self._send(peer.info.address, Ping(self._number, ask.target, self._name, self._view()), peer)
         self._settle()
 
     def _begin(self, now_s: float) -> None:
@@ -143,7 +145,7 @@ class Prober:
             self._ping(self._probe)
 
     def _ping(self, probe: _Probe) -> None:
-        self._send(probe.peer.info.address, Ping(probe.number, probe.peer.info.name, self._name), probe.peer)
+        self._send(probe.peer.info.address, Ping(probe.number, probe.peer.info.name, self._name, self._view()), probe.peer)
 
     def _ask_others(self, probe: _Probe) -> None:
         helpers = self._roster.draw(self._config.helpers, probe.peer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.suspicion import Suspicion
 from luxfuse.core.swim_config import Rng
+from luxfuse.core.swim_messages import mark
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
 
@@ -14,7 +15,7 @@ ALIVE, SUSPECT, DEAD, LEFT = MemberState
 class Peer:
     """What we know of another node. Its info may be older than the incarnation in which it is suspect or dead."""
 
-    __slots__ = ("incarnation", "info", "info_incarnation", "round_trip_s", "since_s", "state", "suspicion")
+    __slots__ = ("incarnation", "info", "info_incarnation", "mark", "round_trip_s", "since_s", "state", "suspicion")
 
     def __init__(self, info: NodeInfo, incarnation: int, now_s: float) -> None:
         self.info = info
@@ -24,6 +25,7 @@ class Peer:
         self.since_s = now_s
         self.round_trip_s: float | None = None
         self.suspicion: Suspicion | None = None
+        self.mark = 0
 
     def member(self) -> Member:
         """As others see it."""
@@ -41,6 +43,8 @@ class Roster:
         self._place: dict[str, int] = {}
         self._round: list[Peer] = []
         self._next = 0
+        self.view = 0
+        """The digest of those that live, see ``swim_messages.mark``."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -95,6 +99,17 @@ class Roster:
         elif peer.info.name not in self._place:
             self._enter(peer)
 
+    def renew(self, peer: Peer, info: NodeInfo, incarnation: int) -> None:
+        """A node says something else of itself."""
+        peer.info, peer.info_incarnation = info, incarnation
+        if peer.info.name in self._place:
+            self._mark(peer)
+
+    def _mark(self, peer: Peer) -> None:
+        self.view ^= peer.mark
+        peer.mark = mark(peer.info.name, peer.info_incarnation)
+        self.view ^= peer.mark
+
     def draw(self, count: int, but: Peer | None = None) -> list[Peer]:
         """Up to so many that live, at random, without ``but``."""
         live = self._live
@@ -125,6 +140,7 @@ class Roster:
     def _enter(self, peer: Peer) -> None:
         self._place[peer.info.name] = len(self._live)
         self._live.append(peer)
+        self._mark(peer)
         # A newcomer waits for its first probe as long as any other would, on average.
         self._round.insert(self._rng.randrange(len(self._round) + 1), peer)
 
@@ -132,6 +148,8 @@ class Roster:
         place = self._place.pop(peer.info.name, None)
         if place is None:
             return
+        self.view ^= peer.mark
+        peer.mark = 0
         last = self._live.pop()
         if last is not peer:
             self._live[place] = last

@@ -5,12 +5,13 @@ period (``probing``). One that does not answer is *suspect*: that is told to all
 by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead*. What is told rides on probes, and is
 sent to a few nodes at random while there is something to tell (``dissemination``). ``beliefs`` says what counts.
 
-**Exchanges.** Now and then a node exchanges all that it knows with another one (``PushPull``; over TCP, by the shell).
-There "dead" is taken as "suspect" by who believes otherwise: after a partition each side would else bury the other's
-living. Who does not know a dead one does not take it over, so that all can forget it. With each exchange there is another
-one with one of the dead, or of the seeds at which nobody known listens: so the sides of a healed partition find each
-other. A node that learns in an exchange that it was believed dead repeats it soon: then its side, too, will have learnt
-that, and have raised its incarnations.
+**Exchanges.** Probes and answers carry a digest of who lives in which incarnation. Now and then a node exchanges all
+that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). There "dead" is taken
+as "suspect" by who believes otherwise: after a partition each side would else bury the other's living. Who does not know
+a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the dead, or of
+the seeds at which nobody known listens: so the sides of a healed partition find each other. A node that learns in an
+exchange that it was believed dead repeats it soon: then its side, too, will have learnt that, and have raised its
+incarnations.
 
 **Lives.** A node must start with an incarnation above all that it had under its name before; the seconds of the wall
 clock will do, as long as it changes and is suspected less than once a second on average. If it does not, it hears of
@@ -38,6 +39,7 @@ from luxfuse.core.swim_messages import (
     BROADCAST_BYTES,
     LIFE_BITS,
     Ack,
+    Alive,
     Ask,
     Body,
     Claim,
@@ -96,13 +98,21 @@ class Swim:
         # Nodes that start together shall not probe together.
         start_s = now_s + rng.random() * config.period_s
         self._prober = Prober(
-            info.name, self._roster, self._health, config, start_s, send=self._send, suspect=self._beliefs.unanswered
+            info.name,
+            self._roster,
+            self._health,
+            config,
+            start_s,
+            send=self._send,
+            view=lambda: self._beliefs.view,
+            suspect=self._beliefs.unanswered,
         )
         self._seeds: list[Address] = []
         self._gossiping = False
         self._gossip_due_s = now_s
         self._exchange_due_s = now_s + config.join_s
         self._repeat: tuple[float, Address] | None = None
+        self._unlike: Address | None = None
         self._asked_s = now_s
         self._limit = config.transmissions(1)
         self._left = False
@@ -130,12 +140,12 @@ class Swim:
             self._counters.garbage += 1
             return
         for update in datagram.updates:
-            if isinstance(update, News):
-                self._hear(update)
+            if isinstance(update, Alive):
+                self._beliefs.alive(update, now_s)
             elif isinstance(update, Claim):
                 self._beliefs.claim(update, now_s)
             else:
-                self._beliefs.alive(update, now_s)
+                self._hear(update)
         self._answer(datagram.body, sender, now_s)
         self._schedule(now_s)
 
@@ -178,12 +188,15 @@ class Swim:
         theirs = read_state(state)
         if len(theirs.records) > self._config.members + 1:
             raise ValueError(f"an exchange names {len(theirs.records)} nodes, which is too many")
-        refuted = self._counters.refuted
-        for record in theirs.records:
-            self._beliefs.take_over(record, theirs.source, now_s)
+        refuted, alone = self._counters.refuted, not self._roster.live
+        self._beliefs.take_over(theirs.records, theirs.source, now_s)
         source = self._roster.get(theirs.source)
         if self._counters.refuted > refuted and source is not None:
             self._repeat = now_s + 2 * self._config.period_s, source.info.address
+        if alone and self._roster.live:
+            # Of those who joined at the same time, the others may have known as little as we did.
+            self._exchange_due_s = now_s + (1 + self._rng.random()) * self._config.period_s
+            self._unlike = self._roster.draw(1)[0].info.address
         self._schedule(now_s)
 
     def broadcast(self, payload: bytes, now_s: float) -> None:
@@ -219,7 +232,7 @@ class Swim:
             return
         farewell = encode(Claim(self._name, self._beliefs.incarnation, LEFT, self._name))
         for peer in self._roster.draw(self._limit):
-            self._send_encoded(peer.info.address, _GOSSIP, farewell)
+            self._effects.append(Send(peer.info.address, join(_GOSSIP, [farewell])))
         self._left = True
         self.next_s = NEVER
 
@@ -259,6 +272,7 @@ class Swim:
             case Ping():
                 self._ping(body, sender, now_s)
             case Ack():
+                self._compare(body.view, sender)
                 self._prober.acked(body.number, body.source, now_s)
             case Ask():
                 self._prober.help(body, sender, now_s)
@@ -274,11 +288,18 @@ class Swim:
             self._counters.misdirected += 1
             return
         source = self._roster.get(ping.source)
-        self._send(sender, Ack(ping.number, self._name), source)
+        self._compare(ping.view, sender)
+        self._send(sender, Ack(ping.number, self._name, self._beliefs.view), source)
         if source is None and now_s >= self._asked_s and ping.source != self._name:
             # It knows us, and we have forgotten it, or never heard.
             self._asked_s = now_s + self._config.period_s
             self._push_pull_with(sender)
+
+    def _compare(self, view: int, sender: Address) -> None:
+        if view == self._beliefs.view:
+            self._unlike = None
+        elif not self._outbox:
+            self._unlike = sender
 
     def _hear(self, news: News) -> None:
         if news.origin == self._name:
@@ -291,31 +312,26 @@ class Swim:
         self._outbox.news(news.origin, news.sequence, encode(news))
 
     def _send(self, address: Address, body: Body, about: Peer | None) -> None:
-        self._send_encoded(address, encode(body), self._beliefs.about(about) if about is not None else None)
-
-    def _send_encoded(self, address: Address, body: bytes, first: bytes | None) -> None:
-        updates: list[bytes] = []
-        left = room(body)
-        if first is not None:
-            updates.append(first)
-            left -= len(first)
-        self._outbox.fill(left, self._limit, updates)
-        self._effects.append(Send(address, join(body, updates)))
+        encoded = encode(body)
+        first = self._beliefs.about(about) if about is not None else None
+        updates = [] if first is None else [first]
+        self._outbox.fill(room(encoded) - len(first or b""), self._limit, updates)
+        self._effects.append(Send(address, join(encoded, updates)))
 
     def _gossip(self, now_s: float) -> None:
         self._gossip_due_s = now_s + self._config.gossip_s
-        for peer in self._roster.draw(self._config.fanout):
-            for _ in range(self._config.burst):
-                if not self._outbox:
-                    return
-                self._send_encoded(peer.info.address, _GOSSIP, None)
+        peers = self._roster.draw(self._config.fanout)
+        for updates in self._outbox.round(room(_GOSSIP), self._limit, len(peers), self._config.burst):
+            datagram = join(_GOSSIP, updates)
+            self._effects += [Send(peer.info.address, datagram) for peer in peers]
 
     # Exchanges.
 
     def _exchange(self, now_s: float) -> None:
         self._beliefs.forget(now_s)
-        for peer in self._roster.draw(1):
-            self._push_pull_with(peer.info.address)
+        if self._unlike is not None:
+            self._push_pull_with(self._unlike)
+            self._unlike = None
         lost = self._roster.lost() + [seed for seed in self._seeds if not self._roster.at(seed)]
         if lost:
             self._push_pull_with(self._rng.choice(lost))

@@ -7,6 +7,7 @@ Fields may be added at the end of each struct: who does not know them skips them
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -29,18 +30,20 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """Are you ``target``, and there? ``source`` asks."""
+    """Are you ``target``, and there? ``source`` asks. ``view``: a digest of what it believes, see ``mark``."""
 
     number: Number
     target: Name
     source: Name
+    view: Number = 0
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """``source`` is there."""
+    """``source`` is there. ``view``: as in Ping."""
 
     number: Number
     source: Name
+    view: Number = 0
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -169,6 +172,12 @@ def _versioned(message: bytes) -> memoryview:
     if message[0] != VERSION:
         raise OldVersion(f"version {message[0]} of the membership protocol; this node speaks {VERSION}")
     return memoryview(message)[1:]
+
+
+def mark(name: str, incarnation: int) -> int:
+    """A node's share in the digest of a view, which is the exclusive or of those of all that live in it; 63 bits."""
+    digest = hashlib.blake2b(f"{incarnation} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def acceptable(info: NodeInfo) -> bool:

@@ -7,15 +7,27 @@ from typing import Any
 
 from luxfuse.core.members import MemberState, NodeInfo
 from luxfuse.core.swim import Changed, Heard, PushPull, Send, Swim, SwimConfig
+from luxfuse.core.swim_messages import Record, State, write_state
 from tests.simulation.network import Clock, Host, Link, Network
 
 INCARNATION = 1_700_000_000
 
 
 class Cluster:
-    """``count`` nodes which all join by the first one, with clocks that differ by days and by 100 millionths."""
+    """``count`` nodes with clocks that differ by days and by 100 millionths.
 
-    def __init__(self, count: int, seed: int, link: Link | None = None, config: SwimConfig | None = None) -> None:
+    They all join by the first one at the same moment; or, ``acquainted``, they know each other already, which is quicker.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        link: Link | None = None,
+        *,
+        acquainted: bool = False,
+        config: SwimConfig | None = None,
+    ) -> None:
         self.config = config or SwimConfig()
         self.network = Network(seed, self._perform, link)
         self.hosts: list[Host] = []
@@ -24,14 +36,20 @@ class Cluster:
         self.heard: dict[bytes, list[str]] = {}
         """Broadcasts, and who heard them."""
         for number in range(count):
-            self.add(number)
+            self.add(number, join=not acquainted)
+        if acquainted:
+            records = [Record(info(number), INCARNATION, INCARNATION, MemberState.ALIVE) for number in range(count)]
+            for host in self.hosts:
+                state = write_state(State(name_of(host), records))
+                host.call(lambda swim, now_s, state=state: swim.merge(state, now_s))
 
-    def add(self, number: int) -> Host:
+    def add(self, number: int, *, join: bool = True) -> Host:
         rng = self.network.rng
         clock = Clock(rng.uniform(0, 1e6), 1 + rng.uniform(-1e-4, 1e-4))
         host = self.network.add(address(number), lambda now_s: self.swim(number, now_s), clock)
         self.hosts.append(host)
-        host.call(lambda swim, now_s: swim.join([address(0)], now_s))
+        if join:
+            host.call(lambda swim, now_s: swim.join([address(0)], now_s))
         return host
 
     def swim(self, number: int, now_s: float, incarnation: int | None = None) -> Swim:
@@ -77,7 +95,8 @@ class Cluster:
     def disagreement(self) -> str:
         names = {name_of(host) for host in self.running()}
         wrong = {name_of(host): names ^ (self._alive(host) | {name_of(host)}) for host in self.running()}
-        return f"at {self.network.now_s:.1f} s: " + "; ".join(f"{name}: {sorted(who)}" for name, who in wrong.items() if who)
+        told = "; ".join(f"{name}: {sorted(who)}" for name, who in wrong.items() if who)
+        return f"at {self.network.now_s:.1f} s some are wrong about: {told}"
 
     def all_believe(self, subject: Host, states: Iterable[MemberState]) -> bool:
         """Whether all others that run believe this one to be in one of these states."""
