@@ -66,13 +66,14 @@ Transition = tuple[bytes, bool]
 class Node(msgspec.Struct, array_like=True, frozen=True):
     """A node. ``mark``: up to where its log is known; ``entries``: how many we have of it.
 
-    ``lacking``: some of its entries were left out. ``retired``: see the module.
+    ``total``: as `BucketSums.total`. ``lacking``: some of its entries were left out. ``retired``: see the module.
     """
 
     name: str
     log_id: bytes = b""
     sequence: int = 0
     entries: int = 0
+    total: int = 0
     lacking: bool = False
     retired: bool = False
 
@@ -214,6 +215,11 @@ class LocationTable:
         return self._nodes[OWN].entries
 
     @property
+    def room(self) -> int:
+        """How many entries of others can still be taken in."""
+        return max(0, self._most - sum(node.entries for number, node in list(self._nodes.items()) if number != OWN))
+
+    @property
     def file_bytes(self) -> int:
         """Bytes of the file that are in use, or were."""
         pages: int = self._env.info()["last_pgno"] + 1
@@ -274,8 +280,12 @@ class LocationTable:
                         sums.toggle(entry)
                         room += -1 if held else 1
                 sums.store()
-                gained = sum(1 if held else -1 for _, held in made)
-                node = replace(node, entries=node.entries + gained, lacking=node.lacking or left_out > 0)
+                node = replace(
+                    node,
+                    entries=node.entries + sum(1 if held else -1 for _, held in made),
+                    total=node.total ^ sums.toggled,
+                    lacking=node.lacking or left_out > 0,
+                )
                 if mark is not None:
                     node = replace(node, log_id=mark.log_id, sequence=mark.sequence)
                 self._put_node(txn, number, node)
@@ -380,12 +390,12 @@ class LocationTable:
                             return b"".join(found), value
         return b"".join(found), b""
 
-    def own_after(self, after: bytes, until: bytes) -> list[bytes]:
-        """Return our own entries after ``after``, up to and with ``until``; b"": all."""
-        found = []
+    def own_after(self, after: bytes, until: bytes, limit: int) -> list[bytes]:
+        """Return up to ``limit`` of our own entries after ``after``, up to and with ``until``; b"": all."""
+        found: list[bytes] = []
         with self._transaction() as txn, txn.cursor(db=self._own) as cursor:
             for value in _values(cursor, after or bytes(ENTRY_BYTES)):
-                if until and value > until:
+                if (until and value > until) or len(found) == limit:
                     break
                 if value != after or not after:
                     found.append(value)
@@ -428,6 +438,8 @@ class _Sums:
         self._txn = txn
         self._database = database
         self._number = number
+        self.toggled = 0
+        """What to add to the sum over all buckets."""
         self._groups: dict[int, list[int]] = {}
 
     def toggle(self, entry: bytes) -> None:
@@ -437,7 +449,9 @@ class _Sums:
         if sums is None:
             stored = self._txn.get(_sums_key(self._number, group), db=self._database)
             sums = self._groups[group] = list(_GROUP_SUMS.unpack(stored or bytes(8 * _GROUP)))
-        sums[place] ^= xxhash.xxh3_64_intdigest(entry)
+        value = xxhash.xxh3_64_intdigest(entry)
+        sums[place] ^= value
+        self.toggled ^= value
 
     def store(self) -> None:
         """Write what has changed."""

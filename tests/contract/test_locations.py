@@ -107,6 +107,7 @@ def test_random_changes_match_sets(tmp_path_factory: pytest.TempPathFactory, ope
         assert set(held_by(table, name, [entry(n // 3, n % 3) for n in range(13)])) == held
         assert table.node(name).entries == len(held)
         assert not table.sums(name).differing(summed(held))
+        assert table.node(name).total == summed(held).total
     assert set(table.names()) == set(model)
     table.close()
 
@@ -141,8 +142,9 @@ def test_our_own_entries_of_a_part(tmp_path: Path) -> None:
     table = LocationTable(tmp_path / "l")
     entries = sorted(entry(number) for number in range(20))
     table.apply_own([(held, True) for held in entries])
-    assert table.own_after(b"", b"") == entries
-    assert table.own_after(entries[4], entries[9]) == entries[5:10]
+    assert table.own_after(b"", b"", 99) == entries
+    assert table.own_after(entries[4], entries[9], 99) == entries[5:10]
+    assert table.own_after(entries[4], b"", 3) == entries[5:8]
     table.close()
 
 
@@ -153,7 +155,7 @@ def test_beyond_the_bound_entries_are_left_out_and_counted(tmp_path: Path) -> No
     table.apply("a", [(entry(number), True) for number in range(15)])
     assert (table.node("a").entries, table.left_out, table.node("a").lacking) == (10, 5, True)
     table.apply("a", [(entry(0), False), (entry(14), True), (entry(13), True)])
-    assert (table.node("a").entries, table.left_out) == (10, 6)
+    assert (table.node("a").entries, table.left_out, table.room) == (10, 6, 0)
     table.accept("a")
     assert not table.node("a").lacking
     table.close()
