@@ -2,7 +2,7 @@
 
 What we hold comes in by `held` and `dropped`; a moment later it is written to the table, and what has really changed goes
 to the log. The others hear where our log ends (`Cluster.broadcast`) and pull; so do we. What is said here of others is a
-hint: a wrong one costs a refusal. While a node is dead its entries are ignored; if it does not come back they are forgotten.
+hint: a wrong one costs a refusal. While a node is dead its entries are ignored; later they are forgotten.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Cluster(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocationStatistics:
-    """``own`` and ``others``: entries now; ``left_out``: entries of others for which there was no room; ``lost``: changes of
-    our own that nobody is told. Counters run from the start on."""
+    """``own`` and ``others``: entries now. ``left_out``: entries of others for which there was no room. ``lost``: changes
+    of our own that nobody is told. Counters run from the start on.
+    """
 
     own: int
     others: int
