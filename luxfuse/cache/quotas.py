@@ -46,9 +46,11 @@ class Quotas:
         """From now on these quotas hold, in bytes; what there is is counted anew."""
         self._ledgers = [Ledger(limit) for limit in limits]
         self._rule_of = rule_of
-        self._objects.on_change = self._changed if limits else None
+        if self._changed in self._objects.on_change:
+            self._objects.on_change.remove(self._changed)
         if not limits:
             return
+        self._objects.on_change.append(self._changed)
         self._counted = b""
         try:
             while found := self._objects.scan(self._counted, SCAN_OBJECTS):

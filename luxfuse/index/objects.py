@@ -16,19 +16,23 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import msgspec
 import xxhash
 
 from luxfuse.core.eviction import SEGMENTS, Cached, Standing
+from luxfuse.core.members import RANGE_PAGES
 from luxfuse.core.spans import page_count
 from luxfuse.index.store import U64, Changes, IndexStore, Table, Transaction
+from luxfuse.types import PAGE_BYTES
 
 log = logging.getLogger(__name__)
 
 CHUNK_PAGES = 128
 _BITMAP_BYTES = CHUNK_PAGES // 8
+RANGE_BYTES = RANGE_PAGES * PAGE_BYTES
 SCAN_BATCH = 256
 CLEAR_BATCH = 2_000
 PINNED = max(SEGMENTS) + 1
@@ -150,8 +154,10 @@ class Objects:
             for segment in ALL_SEGMENTS:
                 if (stored := store.get(Table.META, totals_key(directory, segment))) is not None:
                     self._totals[directory, segment] = TOTALS.unpack(stored)
-        self.on_change: Callable[[bytes, ObjectRecord, int], None] | None = None
+        self.on_change: list[Callable[[bytes, ObjectRecord, int], None]] = []
         """Told of each record that comes (1) or goes (-1), where somebody counts more than `totals` does."""
+        self.on_held: list[Callable[[bytes, int, bool], None]] = []
+        """Told of each range of `RANGE_PAGES` (its object, its number) that is all there from now on, or no more."""
         self.refused = 0
         """Changes that were lost because the index took none."""
 
@@ -219,7 +225,8 @@ class Objects:
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
         deltas = [(record, 1)] if before is None else [(before, -1), (record, 1)]
-        return self._change(oid, changes, deltas)
+        held = self._transitions(oid, before, record, changes) if self.on_held and pages is not None else ()
+        return self._change(oid, changes, deltas, held)
 
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
@@ -228,9 +235,35 @@ class Objects:
             return 0
         record = decode_record(value)
         changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, standing_key(record, oid)): None}
+        held = [(number, False) for number in self.ranges(oid, record)] if self.on_held else ()
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
             changes[Table.CHUNKS, _chunk_key(oid, number)] = None
-        return record.allocated_bytes if self._change(oid, changes, [(record, -1)]) else None
+        return record.allocated_bytes if self._change(oid, changes, [(record, -1)], held) else None
+
+    def ranges(self, oid: bytes, record: ObjectRecord) -> Iterable[int]:
+        """Return the numbers of an object's ranges that are all there, ascending."""
+        return _ranges(record, lambda number: self._store.get(Table.CHUNKS, _chunk_key(oid, number)))
+
+    def _transitions(
+        self, oid: bytes, before: ObjectRecord | None, record: ObjectRecord, changes: Changes
+    ) -> list[tuple[int, bool]]:
+        """Return the ranges that are all there after these changes, or no more, and which of it.
+
+        Of an object with one range the records say it; of others, the chunks that change are compared with what they were.
+        """
+        whole = before is not None and before.whole
+        if whole and record.whole:
+            return []
+        if record.size <= RANGE_BYTES:
+            return [(0, record.whole)] if whole != record.whole and record.size else []
+        found = []
+        for (table, key), chunk in changes.items():
+            if table is Table.CHUNKS and chunk is not None:
+                number = int.from_bytes(key[16:], "big")
+                old = None if before is None else self._store.get(table, key)
+                was = _full(record.size, number, old)
+                found += [(rng, held) for rng, held in _full(record.size, number, chunk).items() if held != was[rng]]
+        return found
 
     def known(self, oid: bytes) -> bool:
         """Whether the object is recorded."""
@@ -295,27 +328,41 @@ class Objects:
     async def clear(self, directory: int) -> None:
         """Forget every object of a directory, because it is another one now, or was emptied."""
         prefix = bytes((directory,))
+        told = bool(self.on_change or self.on_held)
 
-        def forget(txn: Transaction) -> int:
+        def forget(txn: Transaction) -> tuple[int, list[tuple[bytes, ObjectRecord, list[int]]]]:
+            records = []
             gone = list(islice(txn.items(Table.STANDINGS, prefix, prefix), CLEAR_BATCH))
             for key, _ in gone:
                 oid = key[10:]
                 value = txn.get(Table.OBJECTS, oid)
                 if value is not None:
-                    for number in range(-(-page_count(decode_record(value).size) // CHUNK_PAGES)):
+                    record = decode_record(value)
+                    if told:
+                        records.append((oid, record, list(_ranges(record, partial(_stored_chunk, txn, oid)))))
+                    for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
                         txn.delete(Table.CHUNKS, _chunk_key(oid, number))
                     txn.delete(Table.OBJECTS, oid)
                 txn.delete(Table.STANDINGS, key)
-            return len(gone)
+            return len(gone), records
 
-        while await self._store.run(forget):
+        more = 1
+        while more:
+            more, records = await self._store.run(forget)
             self._store.cool()
+            for oid, record, ranges in records:
+                self._tell(oid, [(record, -1)], [(number, False) for number in ranges])
         for segment in ALL_SEGMENTS:
             self._totals.pop((directory, segment), None)
             self._store.delete(Table.META, totals_key(directory, segment))
 
-
-    def _change(self, oid: bytes, changes: Changes, deltas: Sequence[tuple[ObjectRecord, int]]) -> bool:
+    def _change(
+        self,
+        oid: bytes,
+        changes: Changes,
+        deltas: Sequence[tuple[ObjectRecord, int]],
+        held: Sequence[tuple[int, bool]],
+    ) -> bool:
         """Make ``changes`` and count them, records that come (1) and go (-1); False if the index takes none.
 
         What it describes is only a cache.
@@ -327,10 +374,19 @@ class Objects:
             totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
         if not self._apply(changes, totals):
             return False
-        if self.on_change is not None:
-            for record, sign in deltas:
-                self.on_change(oid, record, sign)
+        if self.on_change or held:
+            self._tell(oid, deltas, held)
         return True
+
+    def _tell(
+        self, oid: bytes, deltas: Sequence[tuple[ObjectRecord, int]], held: Sequence[tuple[int, bool]]
+    ) -> None:
+        for listener in self.on_change:
+            for record, sign in deltas:
+                listener(oid, record, sign)
+        for told in self.on_held:
+            for number, is_held in held:
+                told(oid, number, is_held)
 
     def _apply(self, changes: Changes, totals: Mapping[tuple[int, int], tuple[int, int]]) -> bool:
         for where, total in totals.items():
@@ -380,6 +436,35 @@ def _policy_key(directory: int) -> bytes:
 def standing_key(record: ObjectRecord, oid: bytes) -> bytes:
     """Return the STANDINGS key of an object."""
     return bytes((record.directory, record.segment)) + U64.pack(record.rank) + oid
+
+
+def _ranges(record: ObjectRecord, chunk: Callable[[int], bytes | None]) -> Iterable[int]:
+    """Return the ranges of an object that are all there. ``chunk``: returns what is stored of one by its number."""
+    pages = page_count(record.size)
+    if record.whole:
+        return range(-(-pages // RANGE_PAGES))
+    if pages <= RANGE_PAGES:
+        return ()
+    chunks = range(-(-pages // CHUNK_PAGES))
+    return [rng for number in chunks for rng, held in _full(record.size, number, chunk(number)).items() if held]
+
+
+def _full(size: int, number: int, chunk: bytes | None) -> dict[int, bool]:
+    """Tell for each range of a chunk, by its number, whether all its pages are there."""
+    found = {}
+    left = page_count(size) - number * CHUNK_PAGES
+    for half in range(CHUNK_PAGES // RANGE_PAGES):
+        pages = min(RANGE_PAGES, left - half * RANGE_PAGES)
+        if pages > 0:
+            bits = chunk[half * RANGE_PAGES // 8 : (half + 1) * RANGE_PAGES // 8] if chunk else b""
+            wanted = (1 << pages) - 1
+            present = int.from_bytes(bits, "little") & wanted
+            found[number * (CHUNK_PAGES // RANGE_PAGES) + half] = present == wanted
+    return found
+
+
+def _stored_chunk(txn: Transaction, oid: bytes, number: int) -> bytes | None:
+    return txn.get(Table.CHUNKS, _chunk_key(oid, number))
 
 
 def _chunk_key(oid: bytes, number: int) -> bytes:

@@ -79,7 +79,7 @@ async def test_what_is_there_is_counted_while_it_changes_and_cut_to_the_limit(tm
         assert counted(m) == [await used(m, "a/")]
         assert counted(m)[0] <= pages(9)
         await limit(m)
-        assert m.objects.on_change is None
+        assert m.objects.on_change == []
         await m.read_all("a/00")
 
 
