@@ -23,7 +23,8 @@ from luxfuse.fuse import mountpoint
 MOUNT_TESTS = Path(__file__).parent / "mount"
 
 
-TAKES_LONG = ("mount", "contract", "model", "crash", "posix")
+# posix/ comes first because it forks for each test, which takes the longer the more memory a process has by then.
+TAKES_LONG = ("posix", "mount", "contract", "model", "crash", "simulation")
 
 
 def _place(item: pytest.Item) -> int:

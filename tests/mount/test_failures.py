@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from typing import Any
@@ -13,13 +14,17 @@ from tests.support.fault_proxy import FaultProxy, Request
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
 
 SMALL = content("failures small", 3 * MIB + 1)
-LARGE = content("failures large", 24 * MIB)
 DEADLINE_S = 3
+
+
+@functools.cache
+def large_data() -> bytes:
+    return content("failures large", 24 * MIB)
 
 
 @pytest.fixture
 def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
-    fill({"small": SMALL, "large": LARGE, "cached": SMALL, "dir/file": b"x", "tiny": b"tiny"})
+    fill({"small": SMALL, "large": large_data(), "cached": SMALL, "dir/file": b"x", "tiny": b"tiny"})
     made = mounting(
         f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint,
         options={"request_timeout": f"{DEADLINE_S}s"},
@@ -46,14 +51,14 @@ FAULTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_passing_faults_do_not_show(mount: Mount, proxy: FaultProxy, fault: str) -> None:
     proxy.set(**FAULTS[fault])
-    for name, data in (("small", SMALL), ("large", LARGE), ("tiny", b"tiny"), ("dir/file", b"x")):
+    for name, data in (("small", SMALL), ("large", large_data()), ("tiny", b"tiny"), ("dir/file", b"x")):
         assert mount.read(name) == digest(data)
     assert mount.do("list", f"{mount.path}/dir") == ["file"]
     if fault != "latency":
         assert sum(proxy.injected().values()) > 0
         assert mount.status()["understore"]["retries"] > 0
     proxy.clear()
-    for name, data in (("small", SMALL), ("large", LARGE)):
+    for name, data in (("small", SMALL), ("large", large_data())):
         assert mount.read(name) == digest(data)
     assert mount.status()["cache"]["checksum_failures"] == 0
 
@@ -75,7 +80,7 @@ def test_a_lasting_fault_is_an_error_and_passes(mount: Mount, proxy: FaultProxy,
     proxy.clear()
     wait_for("reads go on", lambda: mount.error("file", f"{mount.path}/small") is None)
     assert mount.read("small") == digest(SMALL)
-    assert mount.read("large") == digest(LARGE)
+    assert mount.read("large") == digest(large_data())
     wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
@@ -86,7 +91,7 @@ def test_an_answer_of_another_version_is_refused(mount: Mount, proxy: FaultProxy
         assert mount.error("file", f"{mount.path}/{name}") in ("ESTALE", "EIO"), name
     assert mount.read("cached") == digest(SMALL)
     proxy.clear()
-    for name, data in (("small", SMALL), ("large", LARGE), ("tiny", b"tiny")):
+    for name, data in (("small", SMALL), ("large", large_data()), ("tiny", b"tiny")):
         assert mount.read(name) == digest(data)
 
 
@@ -100,14 +105,14 @@ def test_forbidden_is_not_missing(mount: Mount, proxy: FaultProxy) -> None:
 
 
 def test_outage(mount: Mount, proxy: FaultProxy) -> None:
-    assert mount.read("large") == digest(LARGE)
+    assert mount.read("large") == digest(large_data())
     proxy.outage(True)
     reader = mount.reader()
     reader.send("file", f"{mount.path}/small")
     assert mount.error("stat", f"{mount.path}/unknown") == "EIO"
     with pytest.raises(OSError, match=r"Input/output error"):
         reader.take()
-    for name, data in (("cached", SMALL), ("large", LARGE)):
+    for name, data in (("cached", SMALL), ("large", large_data())):
         assert mount.read(name) == digest(data)
     assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
     assert sorted(mount.do("list", str(mount.path))) == ["cached", "dir", "large", "small", "tiny"]
@@ -149,19 +154,19 @@ def test_outage_while_a_large_file_is_read(mount: Mount, proxy: FaultProxy) -> N
     proxy.set(latency_s=0.02)
     reader = mount.reader()
     reader("open", "it", f"{mount.path}/large")
-    assert reader("pread", "it", 0, MIB) == digest(LARGE[:MIB])
+    assert reader("pread", "it", 0, MIB) == digest(large_data()[:MIB])
     proxy.outage(True)
     # What has arrived is served, the rest is an error; it is complete after the outage.
     outcome = reader.error("all", "it")
     assert outcome in (None, "EIO")
     proxy.outage(False)
     wait_for("recovery", lambda: reader.error("all", "it") is None)
-    assert reader("all", "it") == digest(LARGE)
+    assert reader("all", "it") == digest(large_data())
 
 
 class TestKilled:
     def test_is_warm_again(self, mount: Mount, proxy: FaultProxy) -> None:
-        assert mount.read("large") == digest(LARGE)
+        assert mount.read("large") == digest(large_data())
         wait_for("large is whole", lambda: mount.do("getxattr", f"{mount.path}/large", "user.luxfuse.state") == "cached")
         time.sleep(0.3)  # what is in the index is committed about every 0.1 s
         pid = mount.pid
@@ -177,11 +182,11 @@ class TestKilled:
         assert not mount.mounted
         mount.mount()
         proxy.reset_counts()
-        for name, data in (("cached", SMALL), ("large", LARGE)):
+        for name, data in (("cached", SMALL), ("large", large_data())):
             assert mount.read(name) == digest(data)
         assert not [r for r in proxy.requests if object_gets(r)]
         status = mount.status()
-        assert status["cache"]["verified_bytes"] >= len(SMALL) + len(LARGE)
+        assert status["cache"]["verified_bytes"] >= len(SMALL) + len(large_data())
         assert status["cache"]["checksum_failures"] == 0
         assert mount.read("small") == digest(SMALL)
 
@@ -201,7 +206,7 @@ class TestKilled:
         assert mount.cli("unmount", mount.path).returncode == 0
         proxy.clear()
         mount.mount()
-        whole = {"small": SMALL, "large": LARGE}[name]
+        whole = {"small": SMALL, "large": large_data()}[name]
         assert mount.read(name) == digest(whole)
         assert mount.read("cached") == digest(SMALL)
         assert mount.status()["cache"]["checksum_failures"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -25,7 +26,11 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
 
 WHOLE = content("mounting", MIB + 5)
-LARGE = content("mounting large", 20 * MIB)
+
+
+@functools.cache
+def large_data() -> bytes:
+    return content("mounting large", 20 * MIB)
 
 
 @pytest.fixture
@@ -214,7 +219,7 @@ class TestUnmounting:
     def test_never_waits_for_a_hung_store(
         self, mounting: Mounts, proxy: FaultProxy, bucket: str, fill, how: str
     ) -> None:
-        fill({"large": LARGE})
+        fill({"large": large_data()})
         mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, expected_logs=["."])
         proxy.only(lambda request: "large" in request.path)
         proxy.set(stall_probability=1.0)
@@ -236,7 +241,7 @@ class TestUnmounting:
         else:
             proxy.clear()
             for reader in readers:
-                assert reader.take() == digest(LARGE)
+                assert reader.take() == digest(large_data())
             mount.close_readers()
             wait_for("the daemon has ended", lambda: not is_running(pid))
 

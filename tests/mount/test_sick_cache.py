@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -18,7 +19,11 @@ from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 DISK_BYTES = 64 * MIB
 RECOVERY_S = 20.0
-FILES = {f"file{i}": content(("sick", i), 3 * MIB + i) for i in range(12)} | {"large": content("sick large", 20 * MIB)}
+
+
+@functools.cache
+def all_files() -> dict[str, bytes]:
+    return {f"file{i}": content(("sick", i), 3 * MIB + i) for i in range(12)} | {"large": content("sick large", 20 * MIB)}
 
 
 def flip(path: Path, offset: int, *, secretly: bool) -> None:
@@ -38,7 +43,7 @@ class TestDamage:
 
     @pytest.fixture
     def mount(self, mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
-        fill({"file": FILES["file0"], "large": FILES["large"]})
+        fill({"file": all_files()["file0"], "large": all_files()["large"]})
         made = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, expected_logs=self.EXPECTED)
         for name in ("file", "large"):
             made.read(name)
@@ -48,15 +53,15 @@ class TestDamage:
         return made
 
     def check(self, mount: Mount) -> None:
-        assert mount.read("file") == digest(FILES["file0"])
-        assert mount.read("large") == digest(FILES["large"])
+        assert mount.read("file") == digest(all_files()["file0"])
+        assert mount.read("large") == digest(all_files()["large"])
         status = mount.status()
         assert status["cache"]["checksum_failures"] == 2
         assert status["understore"]["gets"] >= 2
         # Mended: the next ones are right without asking again.
         gets = mount.gets()
-        assert mount.read("file") == digest(FILES["file0"])
-        assert mount.read("large") == digest(FILES["large"])
+        assert mount.read("file") == digest(all_files()["file0"])
+        assert mount.read("large") == digest(all_files()["large"])
         assert mount.gets() == gets
         assert "damaged page" in mount.log()
 
@@ -92,7 +97,7 @@ class TestDamage:
         for path in mount.cache_files():
             os.truncate(path, MIB + 5)
         mount.mount()
-        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+        for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
         assert mount.status()["cache"]["checksum_failures"] > 0
 
@@ -102,7 +107,7 @@ class TestDamage:
         for path in mount.cache_files():
             path.unlink()
         mount.mount()
-        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+        for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
 
     @pytest.mark.parametrize("what", ["cache.json", "objects"])
@@ -114,7 +119,7 @@ class TestDamage:
         else:
             (slot / what).unlink()
         mount.mount()
-        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+        for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
         assert mount.disk_bytes() <= mount.status()["tiers"][0]["used_bytes"] + MIB
 
@@ -122,7 +127,7 @@ class TestDamage:
         mount.unmount()
         shutil.rmtree(mount.state)
         mount.mount()
-        for name, data in (("file", FILES["file0"]), ("large", FILES["large"])):
+        for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
         used = mount.status()["tiers"][0]["used_bytes"]
         assert mount.disk_bytes() <= used + MIB
@@ -177,17 +182,17 @@ class TestDisk:
 
     @pytest.fixture
     def mount(self, disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill) -> Mount:
-        fill(FILES)
+        fill(all_files())
         made = mounting(
             f"s3://{bucket}", "--free-space-ratio", "0", endpoint_url=s3.endpoint, cache_dir=disk.path / "cache",
             expected_logs=self.EXPECTED,
         )  # fmt: skip
-        assert made.read("file0") == digest(FILES["file0"])
-        assert made.read("file1") == digest(FILES["file1"])
+        assert made.read("file0") == digest(all_files()["file0"])
+        assert made.read("file1") == digest(all_files()["file1"])
         return made
 
     def check_all(self, mount: Mount) -> None:
-        for name, data in FILES.items():
+        for name, data in all_files().items():
             assert mount.read(name) == digest(data), name
 
     def check_degraded(self, mount: Mount) -> None:
@@ -204,13 +209,13 @@ class TestDisk:
         self.check_all(mount)
         mount.read("file5")
         gets = mount.gets()
-        assert mount.read("file5") == digest(FILES["file5"])
+        assert mount.read("file5") == digest(all_files()["file5"])
         assert mount.gets() == gets
         assert mount.disk_bytes() > 0
 
     def test_full(self, mount: Mount, disk: Disk) -> None:
         disk.fill_up()
-        for name, data in FILES.items():
+        for name, data in all_files().items():
             assert mount.read(name) == digest(data), name
         disk.make_room()
         self.check_recovered(mount)
@@ -220,14 +225,14 @@ class TestDisk:
         reader("open", "kept", f"{mount.path}/file0")  # so that eviction cannot make room
         reader("open", "kept too", f"{mount.path}/file1")
         disk.fill_up()
-        assert mount.read("file2") == digest(FILES["file2"])
+        assert mount.read("file2") == digest(all_files()["file2"])
         wait_for("it says so", lambda: mount.read("large") and mount.status()["state"] == "degraded")
-        assert reader("all", "kept") == digest(FILES["file0"])
+        assert reader("all", "kept") == digest(all_files()["file0"])
         disk.make_room()
         self.check_recovered(mount)
 
     def test_full_with_a_part_to_keep_free(self, disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
-        fill(FILES)
+        fill(all_files())
         mount = mounting(
             f"s3://{bucket}", "--free-space-ratio", "0.2", endpoint_url=s3.endpoint, cache_dir=disk.path / "cache",
             expected_logs=self.EXPECTED,
@@ -259,16 +264,16 @@ class TestDisk:
         reader("open", "it", f"{mount.path}/file0")
         shutil.rmtree(mount.cache)
         self.check_all(mount)
-        assert reader("all", "it") == digest(FILES["file0"])
+        assert reader("all", "it") == digest(all_files()["file0"])
         self.check_recovered(mount)
-        assert mount.read("file0") == digest(FILES["file0"])
+        assert mount.read("file0") == digest(all_files()["file0"])
 
     def test_detached_and_attached_again(self, mount: Mount, disk: Disk) -> None:
         reader = mount.reader()
         reader("open", "it", f"{mount.path}/file0")
         disk.detach(lazily=True)
         self.check_degraded(mount)
-        assert reader("all", "it") == digest(FILES["file0"])
+        assert reader("all", "it") == digest(all_files()["file0"])
         assert list(disk.path.iterdir()) == []  # nothing goes to the disk below
         disk.attach()
         self.check_recovered(mount)
@@ -280,7 +285,7 @@ def test_cache_size_is_never_exceeded(
 ) -> None:
     """Measured by the file system of the cache, at any moment; its directories take a little over 1 MiB besides."""
     limit = 24 * MIB
-    fill(FILES)
+    fill(all_files())
     mount = mounting(
         f"s3://{bucket}", "--cache-size", "24MiB", "--free-space-ratio", "0", endpoint_url=s3.endpoint,
         cache_dir=disk.path / "cache", options={"passthrough": passthrough},
@@ -292,7 +297,7 @@ def test_cache_size_is_never_exceeded(
 
     before = used()
     readers = [mount.reader() for _ in range(4)]
-    names = sorted(FILES)
+    names = sorted(all_files())
     stop = threading.Event()
     largest = 0
 
@@ -311,7 +316,7 @@ def test_cache_size_is_never_exceeded(
                 reader.send("file_order", str(mount.path), order)
                 reader.order = order  # type: ignore[attr-defined]
             for reader in readers:
-                assert reader.take(60) == [digest(FILES[name]) for name in reader.order]  # type: ignore[attr-defined]
+                assert reader.take(60) == [digest(all_files()[name]) for name in reader.order]  # type: ignore[attr-defined]
     finally:
         stop.set()
         watcher.join()
@@ -323,10 +328,10 @@ def test_cache_size_is_never_exceeded(
 
 
 def test_a_file_larger_than_the_cache(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
-    fill({"large": FILES["large"], "file1": FILES["file1"]})
+    fill({"large": all_files()["large"], "file1": all_files()["file1"]})
     mount = mounting(f"s3://{bucket}", "--cache-size", "4MiB", endpoint_url=s3.endpoint)
     for _ in range(2):
-        assert mount.read("large") == digest(FILES["large"])
-        assert mount.read("file1") == digest(FILES["file1"])
+        assert mount.read("large") == digest(all_files()["large"])
+        assert mount.read("file1") == digest(all_files()["file1"])
         assert mount.disk_bytes() <= 4 * MIB
     assert mount.status()["fuse"]["errors"] == 0
