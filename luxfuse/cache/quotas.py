@@ -23,6 +23,41 @@ MOST_SCANNED = 20_000
 """Objects looked at to make room once: where a quota has fewer than that below all others, it makes none."""
 
 
+class _Counting:
+    """Counts all objects while they change: in the order of their ids, and what changes behind that as it changes."""
+
+    def __init__(self, count: Callable[[str, int], None]) -> None:
+        """``count`` is told of keys, and of bytes that come or (less than 0) go."""
+        self._count = count
+        self._done = b""
+        """The last object that was counted."""
+        self._fresh: dict[bytes, tuple[str, int]] = {}
+        """Objects after that one that have changed since: if they are new, the index may not give them in order yet."""
+
+    def changed(self, oid: bytes, record: ObjectRecord, sign: int) -> None:
+        """A record comes (1) or goes (-1)."""
+        if oid <= self._done:
+            self._count(record.key, sign * record.allocated_bytes)
+        elif sign > 0:
+            self._fresh[oid] = record.key, record.allocated_bytes
+        else:
+            self._fresh.pop(oid, None)
+
+    async def run(self, objects: Objects) -> None:
+        """Count everything once; `changed` must be told of all that changes from now on."""
+        await objects.flush()
+        while found := objects.scan(self._done, SCAN_OBJECTS):
+            for oid, record in found:
+                self._fresh.pop(oid, None)
+                self._count(record.key, record.allocated_bytes)
+            self._done = found[-1][0]
+            for oid in [oid for oid in self._fresh if oid <= self._done]:
+                self._count(*self._fresh.pop(oid))
+            await trio.lowlevel.checkpoint()
+        for key, used_bytes in self._fresh.values():
+            self._count(key, used_bytes)
+
+
 class Quotas:
     """The quotas of one mount. ``rule_of`` tells which one an object (its key) counts for; None: for none."""
 
@@ -31,8 +66,10 @@ class Quotas:
         self._hierarchy = hierarchy
         self._ledgers: list[Ledger] = []
         self._rule_of: Callable[[str], int | None] = lambda _key: None
-        self._counted: bytes | None = None
-        """While all objects are counted: the last one that was. Those after it are still to come."""
+        self._counting: _Counting | None = None
+        """While all objects are counted for the ledgers."""
+        self._recounting: _Counting | None = None
+        """While they are counted to be compared with those."""
         self._making_room = trio.Lock()
 
     def of(self, key: str) -> Ledger | None:
@@ -51,25 +88,44 @@ class Quotas:
         if not limits:
             return
         self._objects.on_change.append(self._changed)
-        self._counted = b""
+        self._counting = _Counting(self._count)
         try:
-            while found := self._objects.scan(self._counted, SCAN_OBJECTS):
-                for oid, record in found:
-                    self._counted = oid
-                    self._count(record, 1)
-                await trio.lowlevel.checkpoint()
+            await self._counting.run(self._objects)
         finally:
-            self._counted = None
+            self._counting = None
         for ledger in self._ledgers:
             await self.make_room(ledger, 0)
 
     def _changed(self, oid: bytes, record: ObjectRecord, sign: int) -> None:
-        if self._counted is None or oid <= self._counted:
-            self._count(record, sign)
+        if self._counting is not None:
+            self._counting.changed(oid, record, sign)
+        else:
+            self._count(record.key, sign * record.allocated_bytes)
+        if self._recounting is not None:
+            self._recounting.changed(oid, record, sign)
 
-    def _count(self, record: ObjectRecord, sign: int) -> None:
-        if (ledger := self.of(record.key)) is not None:
-            ledger.used_bytes = max(0, ledger.used_bytes + sign * record.allocated_bytes)
+    def _count(self, key: str, more_bytes: int) -> None:
+        if (ledger := self.of(key)) is not None:
+            ledger.used_bytes = max(0, ledger.used_bytes + more_bytes)
+
+    async def recount(self) -> list[tuple[Ledger, int]]:
+        """Return the books that are wrong, and what is recorded more than they count, as it is when this returns."""
+        ledgers, used = self._ledgers, dict.fromkeys(self._ledgers, 0)
+        if not ledgers or self._counting is not None or self._recounting is not None:
+            return []
+
+        def count(key: str, more_bytes: int) -> None:
+            if (ledger := self.of(key)) is not None:
+                used[ledger] = used.get(ledger, 0) + more_bytes
+
+        self._recounting = _Counting(count)
+        try:
+            await self._recounting.run(self._objects)
+        finally:
+            self._recounting = None
+        if ledgers is not self._ledgers:
+            return []  # the rules have changed meanwhile
+        return [(ledger, used[ledger] - ledger.used_bytes) for ledger in ledgers if used[ledger] != ledger.used_bytes]
 
     async def make_room(self, ledger: Ledger, wanted_bytes: int) -> bool:
         """Drop objects of a quota until ``wanted_bytes`` fit; False if that cannot be done now. Nothing is reserved."""

@@ -156,7 +156,7 @@ class Check:
             return
         used = sum(used for used, _ in audit.totals.values())
         count = sum(count for _, count in audit.totals.values())
-        size = f"{format_size(abs(used))} too {'little' if used > 0 else 'much'}" if used else "the right size"
+        size = _too_much(used) if used else "the right size"
         files = f"{format_count(abs(count), 'file')} too {'few' if count > 0 else 'many'}" if count else "all files"
         text = f"index: the totals count {size} and {files}" if used or count else "index: the totals are mixed up"
         self._corrected(text, partial(self._auditor.correct_totals, audit))
@@ -226,6 +226,11 @@ class Check:
             if self._repair:
                 space.ledger.add(wrong) if wrong > 0 else space.ledger.free(-wrong)
             self._found(_miscounted(space, "cache", wrong), "corrected", mended=self._repair)
+        for ledger, wrong in await self._cache.quotas.recount():
+            if self._repair:
+                ledger.used_bytes += wrong
+            what = f"quota of {format_size(ledger.capacity_bytes or 0)}: {_too_much(wrong)} counted"
+            self._found(what, "corrected", mended=self._repair)
 
     async def _staged_wrong(self) -> set[tuple[Space, int]]:
         """Return directories and what their staging files take more than is counted."""
@@ -314,7 +319,11 @@ def _text(verdict: Verdict) -> str:
 
 
 def _miscounted(space: Space, what: str, wrong: int) -> str:
-    return f"{space.directory.name}: {what}: {format_size(abs(wrong))} too {'little' if wrong > 0 else 'much'} counted"
+    return f"{space.directory.name}: {what}: {_too_much(wrong)} counted"
+
+
+def _too_much(missing_bytes: int) -> str:
+    return f"{format_size(abs(missing_bytes))} too {'little' if missing_bytes > 0 else 'much'}"
 
 
 def together(steps: Sequence[CheckProgress], *, last: bool) -> CheckProgress:

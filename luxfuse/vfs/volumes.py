@@ -189,10 +189,6 @@ class Volumes:
         """Wait until the kernel has forgotten what it was to forget; False: it takes too long."""
         return await self._kernel.settle()
 
-    def points_below(self, volume: Volume) -> bool:
-        """Whether other volumes are attached inside this one."""
-        return bool(volume.node.children)
-
     def is_shown(self, volume: Volume) -> bool:
         """Whether the directories on the way to an attach point were there when they were last looked for."""
         node: _Node | None = volume.node.parent

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 import trio
 
+from luxfuse.cache import quotas
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until
 
@@ -91,3 +93,32 @@ async def test_an_object_larger_than_its_quota_is_read_without_being_kept_whole(
         assert await m.read_all("a/large") == driver.objects["a/large"][0]
         await until(lambda: m.cache.budget.idle)
         assert counted(m)[0] <= pages(3)
+
+
+@pytest.mark.parametrize("flusher", [True, False])
+async def test_what_comes_and_goes_while_all_is_counted_is_counted_once(
+    tmp_path: Path, flusher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "SCAN_OBJECTS", 1)
+    driver = store()
+    async with mounted(tmp_path, driver, capacity_bytes=pages(60), flusher=flusher) as m:
+        for key in sorted(driver.objects)[::2]:
+            await m.read_all(key)
+
+        async def change() -> None:
+            for key in sorted(driver.objects):
+                await m.read_all(key)
+                if key.endswith("5"):
+                    async for _ in m.inventory.free([key, key[:-1] + "4"]):
+                        pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            await limit(m, pages(60), pages(60))
+            for _ in range(20):
+                assert await m.cache.quotas.recount() == []
+        assert counted(m) == [await used(m, "a/"), await used(m, "b/")]
+        first, second = m.cache.quotas._ledgers
+        first.used_bytes += 8192
+        second.used_bytes -= 4096
+        assert await m.cache.quotas.recount() == [(first, -8192), (second, 4096)]

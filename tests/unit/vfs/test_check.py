@@ -19,7 +19,7 @@ from luxfuse.vfs import check
 from luxfuse.vfs.check import CheckProgress, CheckRefused
 from luxfuse.vfs.jobs import watch
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes, until
+from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
 from tests.support.tiers import acquire, consistent
 
 SIZE = pages(12) + 1000
@@ -235,6 +235,18 @@ async def test_standings_and_totals_of_the_index(tmp_path: Path) -> None:
         assert (await run(m)).problems == 0
         assert m.objects.totals(*where) == (used, count)
         consistent(m)
+
+
+async def test_what_quotas_count(tmp_path: Path) -> None:
+    async with filled(tmp_path) as m:
+        await m.cache.quotas.replace([MIB, 100 * MIB], lambda key: int(not key.startswith("d/")))
+        assert (await run(m)).problems == 0
+        small, big = m.cache.quotas._ledgers
+        small.used_bytes += 8192
+        big.used_bytes -= MIB
+        lines = ["quota of 1.0 MiB: 8.0 KiB too much counted", "quota of 100.0 MiB: 1.0 MiB too little counted"]
+        await finds(m, *lines, outcome="corrected")
+        assert small.used_bytes == 3 * 8192
 
 
 @pytest.mark.parametrize("wrong", [8192, -8192])
