@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -15,13 +17,17 @@ import trio
 
 from luxfuse import __version__
 from luxfuse.announcements import Announcements, Listener
+from luxfuse.cache import locations
+from luxfuse.cache.locations import Locations
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.peer_source import Nobody, Peers
+from luxfuse.cache.peer_source import Peers
 from luxfuse.cache.serving import Serving
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.swim import Swim
 from luxfuse.core.swim_config import SwimConfig
+from luxfuse.index.locations import LocationTable
+from luxfuse.index.objects import Objects
 from luxfuse.peers.client import Client
 from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.identity import Identity
@@ -37,6 +43,11 @@ GIB = 1 << 30
 MOST_SOURCES = 24
 """Under-stores of one mount that other nodes are told of: what a node says of itself is of bounded length."""
 SWEEP_INTERVAL_S = 10.0
+RECONCILE_AFTER_S = 2.0
+"""So long after a volume came, or went, what is held is compared with what others are told of it."""
+SCANNED = 500
+LOCATIONS = "locations"
+CLOSE_S = 10.0
 
 
 class Cluster:
@@ -44,7 +55,7 @@ class Cluster:
 
     def __init__(
         self, settings: Settings, identity: Identity, credentials: Credentials, listening: Listening, seeds: Seeds,
-        address: Address,
+        address: Address, table: LocationTable,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._credentials = credentials
@@ -65,7 +76,10 @@ class Cluster:
         )
         self._server.handle(PUSH_PULL_PATH, self.membership.handle_push_pull)
         self.announcements = Announcements(self.membership, self._listener_of)
-        self.peers = Peers(self.membership, self._client, Nobody(), cooperative=settings.cooperative, rng=rng)
+        self.locations = Locations(table, self._client, self.membership, os.urandom(8))
+        self._server.handle(locations.PATH, self.locations.answer)
+        self.peers = Peers(self.membership, self._client, self.locations, cooperative=settings.cooperative, rng=rng)
+        self._reconcile = trio.Event()
         self.membership.on_heard.append(self.announcements.heard)
         self.membership.on_change.append(self._changed)
 
@@ -91,8 +105,12 @@ class Cluster:
                 nursery.start_soon(self.announcements.run)
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._sweep)
+                nursery.start_soon(self._keep_true)
+                await nursery.start(self.locations.run)
                 task_status.started()
         finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
+                await self.locations.close()
             self.peers.close()
             self._client.close()
 
@@ -100,6 +118,28 @@ class Cluster:
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             self._client.sweep()
+
+    async def _keep_true(self) -> None:
+        """Compare what others are told to be held here with what is, where they may differ."""
+        while True:
+            await self._reconcile.wait()
+            await trio.sleep(RECONCILE_AFTER_S)
+            self._reconcile = trio.Event()
+            try:
+                wrong = await self.locations.reconcile(self._held())
+            except OSError as exc:
+                log.info("what is held here cannot be compared with what other nodes are told: %s", exc)
+            else:
+                if wrong:
+                    log.info("%d ranges were held here, or not, other than other nodes were told", wrong)
+
+    async def _held(self) -> AsyncIterator[tuple[bytes, int]]:
+        """Give all ranges that are held, in order."""
+        each = [_ranges(parts.objects) for parts in self._volumes.values()]
+        for number, held in enumerate(heapq.merge(*each)):
+            yield held
+            if number % SCANNED == 0:
+                await trio.lowlevel.checkpoint()
 
     # -- volumes
 
@@ -110,6 +150,8 @@ class Cluster:
         self._volumes[source] = parts
         parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
         parts.cache.peers = self.peers.source(source)
+        parts.objects.on_held.append(self.locations.transition)
+        self._reconcile.set()
         self._tell()
         return True
 
@@ -117,6 +159,9 @@ class Cluster:
         """End what `add` began."""
         parts = self._volumes.pop(source)
         parts.cache.peers = None
+        parts.objects.on_held.remove(self.locations.transition)
+        if self._volumes:  # else all ends, and what is cached will be there again
+            self._reconcile.set()
         self._tell()
 
     def _tell(self) -> None:
@@ -143,7 +188,18 @@ class Cluster:
 
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return this node and the others, as `status` has them."""
-        return self.membership.describe_self(), self.membership.describe()
+        own = {self.membership.info.name: self.locations.statistics().own}
+        return self.membership.describe_self(own), self.membership.describe(self.locations.counts())
+
+
+def _ranges(objects: Objects) -> Iterator[tuple[bytes, int]]:
+    """Give the ranges that a volume holds, in order."""
+    after = b""
+    while found := objects.scan(after, SCANNED):
+        for oid, record in found:
+            for number in objects.ranges(oid, record):
+                yield oid, number
+            after = oid
 
 
 def source_of(settings: Settings) -> bytes:
@@ -176,7 +232,8 @@ async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Clus
     try:
         seeds = Seeds(settings.join, family=listening.family)
         address = await advertised(listening, settings.advertise, await seeds.resolve())
-        cluster = Cluster(settings, identity, credentials, listening, seeds, address)
+        table = await trio.to_thread.run_sync(LocationTable, directory / LOCATIONS)
+        cluster = Cluster(settings, identity, credentials, listening, seeds, address, table)
     except BaseException:
         listening.close()
         raise

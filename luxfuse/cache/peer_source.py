@@ -55,14 +55,6 @@ class Holders(Protocol):
         """Return the names of nodes that may hold a range of an object."""
 
 
-class Nobody:
-    """Knows of no holders."""
-
-    def holders(self, oid: bytes, range_number: int) -> list[str]:
-        """Nobody."""
-        return []
-
-
 @dataclass(slots=True, eq=False)
 class _Asked:
     """A request to a node. ``due_s``: when the under-store is asked, too."""
