@@ -4,6 +4,9 @@ Of two things said of one node that of the higher incarnation counts, and in one
 ``DEAD``, that more than ``SUSPECT``, that more than ``ALIVE``. So the order in which things are heard does not matter, and
 all come to believe the same. Only the node itself raises its incarnation: when it changes, or hears that it is suspect
 or dead.
+
+But a node that is called dead is given the shortest time of a suspect first by everyone who did not suspect it for so long
+already: it may have been dead to the other side of a partition only. Who never hears "suspect" loses a few seconds by that.
 """
 
 from __future__ import annotations
@@ -138,6 +141,8 @@ class Beliefs:
         peer = self._roster.get(claim.name)
         if peer is None or claim.state == ALIVE:
             return
+        if claim.state == DEAD and peer.state <= SUSPECT and self._too_early(peer, claim, now_s):
+            return
         if (claim.incarnation, claim.state) > (peer.incarnation, peer.state):
             known, peer.incarnation = peer.state, claim.incarnation
             if claim.state == SUSPECT:
@@ -151,6 +156,15 @@ class Beliefs:
         elif (claim.incarnation, claim.state) == (peer.incarnation, SUSPECT) and self._confirmed(peer, claim.by):
             self._outbox.claim(claim.name, encode(claim), final=False)
             self._settle()
+
+    def _too_early(self, peer: Peer, claim: Claim, now_s: float) -> bool:
+        """Whether a node that others call dead has not had its time with us; see that it gets the shortest."""
+        self.claim(Claim(claim.name, claim.incarnation, SUSPECT, claim.by), now_s)
+        if peer.suspicion is None or claim.incarnation < peer.incarnation:
+            return True
+        peer.suspicion.hurry()
+        self._settle()
+        return now_s < peer.suspicion.deadline_s
 
     @staticmethod
     def _confirmed(peer: Peer, by: str) -> bool:
@@ -184,8 +198,6 @@ class Beliefs:
         self.alive(Alive(record.info_incarnation, record.info), now_s)
         if state == ALIVE:
             return
-        if state == DEAD and peer is not None and peer.state <= SUSPECT:
-            state = SUSPECT  # it may live on our side of a partition
         self.claim(Claim(name, record.incarnation, state, source), now_s)
 
     # Time.

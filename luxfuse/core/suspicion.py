@@ -16,7 +16,7 @@ from luxfuse.core.swim_config import SwimConfig
 class Suspicion:
     """One suspect's time: from ``patience`` times the shortest down to it, with each who confirms."""
 
-    __slots__ = ("_accusers", "_longest_s", "_needed", "_shortest_s", "_start_s", "deadline_s")
+    __slots__ = ("_accusers", "_hurried", "_longest_s", "_needed", "_shortest_s", "_start_s", "deadline_s")
 
     def __init__(self, by: str, nodes: int, config: SwimConfig, now_s: float) -> None:
         self._start_s = now_s
@@ -25,6 +25,7 @@ class Suspicion:
         self._longest_s = self._shortest_s * config.patience
         # In a cluster so small that there are not enough others to confirm, nobody is waited for.
         self._needed = config.confirmations if nodes - 2 >= config.confirmations else 0
+        self._hurried = False
         self.deadline_s = 0.0
         self._settle()
 
@@ -36,13 +37,19 @@ class Suspicion:
         self._settle()
         return True
 
+    def hurry(self) -> None:
+        """Somebody calls it dead: let it have only the shortest time."""
+        self._hurried = True
+        self._settle()
+
     def postpone(self, seconds: float) -> None:
         """Do not count a time in which we could hear nothing."""
         self._start_s += seconds
         self._settle()
 
     def _settle(self) -> None:
-        share = math.log(len(self._accusers)) / math.log(self._needed + 1) if self._needed else 1.0
+        hurried = self._hurried or not self._needed
+        share = 1.0 if hurried else math.log(len(self._accusers)) / math.log(self._needed + 1)
         self.deadline_s = self._start_s + self._longest_s - (self._longest_s - self._shortest_s) * min(1.0, share)
 
 

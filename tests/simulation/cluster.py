@@ -120,9 +120,9 @@ def address(number: int) -> tuple[str, int]:
 
 
 def info(number: int, **changes: Any) -> NodeInfo:
-    fields = {"label": f"node{number}:/mnt/data", "rack": f"r{number % 8}", "version": "0.9.0", "sources": (b"s" * 8,)}
     host, port = address(number)
-    return NodeInfo(f"{number:016x}", host, port, **(fields | changes))
+    fields = {"host": host, "port": port, "label": f"node{number}:/mnt/data", "rack": f"r{number % 8}", "version": "0.9.0"}
+    return NodeInfo(f"{number:016x}", sources=(b"s" * 8,), **(fields | changes))
 
 
 def name_of(host: Host) -> str:
