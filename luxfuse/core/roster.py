@@ -127,11 +127,9 @@ class Roster:
     def next(self) -> Peer | None:
         """Whom to probe next: all in random order, then all in another one."""
         while self._live:
-            while self._next < len(self._round):
-                peer = self._round[self._next]
+            if self._next < len(self._round):
                 self._next += 1
-                if peer.state < DEAD and self._peers.get(peer.info.name) is peer:
-                    return peer
+                return self._round[self._next - 1]
             self._round = list(self._live)
             self._rng.shuffle(self._round)
             self._next = 0
@@ -142,12 +140,17 @@ class Roster:
         self._live.append(peer)
         self._mark(peer)
         # A newcomer waits for its first probe as long as any other would, on average.
-        self._round.insert(self._rng.randrange(len(self._round) + 1), peer)
+        turn = self._rng.randrange(len(self._round) + 1)
+        self._round.insert(turn, peer)
+        self._next += turn < self._next
 
     def _quit(self, peer: Peer) -> None:
         place = self._place.pop(peer.info.name, None)
         if place is None:
             return
+        turn = self._round.index(peer)
+        del self._round[turn]
+        self._next -= turn < self._next
         self.view ^= peer.mark
         peer.mark = 0
         last = self._live.pop()
