@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from luxfuse.core.members import MemberState, NodeInfo
 
+T = TypeVar("T")
 VERSION = 1
 PAYLOAD_BYTES = 1200
 """The most that a datagram carries, before it is sealed."""
@@ -153,7 +154,7 @@ def join(body: bytes, updates: Sequence[bytes]) -> bytes:
 
 def read_datagram(message: bytes) -> Datagram:
     """Decode a datagram; raises OldVersion, or ValueError for what is malformed."""
-    return _datagrams.decode(_versioned(message))
+    return _read(_datagrams, message)
 
 
 def write_state(state: State) -> bytes:
@@ -163,15 +164,18 @@ def write_state(state: State) -> bytes:
 
 def read_state(message: bytes) -> State:
     """Decode what two nodes exchange; raises OldVersion, or ValueError for what is malformed."""
-    return _states.decode(_versioned(message))
+    return _read(_states, message)
 
 
-def _versioned(message: bytes) -> memoryview:
+def _read(decoder: msgspec.msgpack.Decoder[T], message: bytes) -> T:
     if not message:
         raise ValueError("empty message")
     if message[0] != VERSION:
         raise OldVersion(f"version {message[0]} of the membership protocol; this node speaks {VERSION}")
-    return memoryview(message)[1:]
+    try:
+        return decoder.decode(memoryview(message)[1:])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def mark(name: str, incarnation: int) -> int:
