@@ -8,7 +8,8 @@ hint: a wrong one costs a refusal. While a node is dead its entries are ignored;
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -177,8 +178,8 @@ class Locations:
                 if made:
                     self._news.set()
 
-    async def reconcile(self, held: AsyncIterator[tuple[bytes, int]]) -> int:
-        """Make our own entries what is ``held``: (object, range), ascending, each as it is when it is yielded.
+    async def reconcile(self, held: AsyncGenerator[tuple[bytes, int], None]) -> int:
+        """Make our own entries what is ``held``: (object, range), ascending, as it is when that is begun, or later.
 
         For after an unclean end. Returns how many were wrong. Raises OSError, and ValueError if the order is not kept.
         """
@@ -188,16 +189,17 @@ class Locations:
         wrong = 0
         after, part = b"", list[bytes]()
         try:
-            async for oid, range_number in held:
-                if range_number >= MOST_RANGES:
-                    continue
-                entry = entry_of(oid, range_number)
-                if entry < (part[-1] if part else after):
-                    raise ValueError("what is held must come in order")
-                part.append(entry)
-                if len(part) >= SLICE:
-                    wrong += await self._correct(after, part, entry)
-                    after, part = entry, []
+            async with aclosing(held):
+                async for oid, range_number in held:
+                    if range_number >= MOST_RANGES:
+                        continue
+                    entry = entry_of(oid, range_number)
+                    if entry < (part[-1] if part else after):
+                        raise ValueError("what is held must come in order")
+                    part.append(entry)
+                    if len(part) >= SLICE:
+                        wrong += await self._correct(after, part, entry)
+                        after, part = entry, []
             wrong += await self._correct(after, part, b"")
         except BaseException:
             self.doubtful = True
@@ -216,6 +218,8 @@ class Locations:
             for entry in these.symmetric_difference(ours) - (self._touched or set()):
                 self._pending[entry] = entry in these
                 wrong += 1
+            if self._touched:
+                self._touched = {entry for entry in self._touched if entry > after}
             await self.flush()
             if upto == until:
                 return wrong

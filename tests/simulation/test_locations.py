@@ -202,7 +202,7 @@ def world(path: Path, seed: int, count: int = 4, loss: float = 0.3) -> World:
     return World(path, seed, count, Link(loss=loss, delay_s=0.01, jitter_s=0.2, duplication=0.1))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_directories_converge_after_loss_restarts_partitions_and_lost_commits(tmp_path: Path, seed: int) -> None:
     here = world(tmp_path, seed)
     network, rng = here.network, here.rng
