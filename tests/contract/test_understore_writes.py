@@ -428,7 +428,7 @@ def test_part_copy(store: UnderStore):
 
 def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     # More than fits in a page, but with obstore and Azure: what is done there is what fsspec-az does.
-    count = 320 if on_moto(target) or target.name == "obstore-az" else 1200
+    count = 320 if on_moto(target) or target.name == "obstore-az" else MOST_DELETES + 20
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.put(key, b"x", {}), keys))

@@ -24,6 +24,7 @@ from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages
 KEYS = ["a", "b1", "b2", "d/x", "d/y", "d/e/z"]
 TTL_S = 60.0
 NEGATIVE_TTL_S = 5.0
+TIMEOUT_S, OUTAGE_TIMEOUT_S = 30.0, 0.1
 SIZES = [0, 1, 5000, pages(1), pages(2) + 17, pages(3)]
 
 
@@ -203,10 +204,12 @@ class Player:
     async def fail(self, _key: str) -> None:
         if self.outage:
             self.m.driver.flaky(0.0, 1)
+            self.m.store._timeout_s = TIMEOUT_S
             await self.m.store.probe()
             self.m.clock.advance(self.ttl_s + 1)  # what was served stale has to be asked for again
         else:
             self.m.driver.flaky(1.0, 1)
+            self.m.store._timeout_s = OUTAGE_TIMEOUT_S
         self.outage = not self.outage
 
 
@@ -220,7 +223,7 @@ def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
     driver = FakeStore()
     rng = random.Random(seed)
     options = Options(capacity_bytes=pages(6), whole_file_bytes=pages(2), metadata_ttl_s=TTL_S,
-                      negative_ttl_s=NEGATIVE_TTL_S, request_timeout_s=0.3)
+                      negative_ttl_s=NEGATIVE_TTL_S)
 
     async def main() -> None:
         async with mounted(path, driver, options, **changes) as m:
@@ -247,7 +250,7 @@ model = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 def test_a_tree_that_changes_behind_the_back(
     tmp_path_factory: pytest.TempPathFactory, actions: list[str], seed: int
 ) -> None:
-    run(tmp_path_factory.mktemp("tree"), actions, seed, request_timeout_s=30.0)
+    run(tmp_path_factory.mktemp("tree"), actions, seed)
 
 
 @settings(model, max_examples=20)
@@ -255,8 +258,7 @@ def test_a_tree_that_changes_behind_the_back(
 def test_a_tree_without_passthrough_and_ttl(
     tmp_path_factory: pytest.TempPathFactory, actions: list[str], seed: int
 ) -> None:
-    run(tmp_path_factory.mktemp("tree"), actions, seed, passthrough=False, metadata_ttl_s=0.0, negative_ttl_s=0.0,
-        request_timeout_s=30.0)
+    run(tmp_path_factory.mktemp("tree"), actions, seed, passthrough=False, metadata_ttl_s=0.0, negative_ttl_s=0.0)
 
 
 @settings(model, max_examples=20)

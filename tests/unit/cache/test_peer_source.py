@@ -83,6 +83,7 @@ async def test_a_slow_home_is_hedged_by_the_store(tmp_path: Path) -> None:
             return await provide(want, fetch=fetch)
 
         b.serving.provide = slowly  # type: ignore[method-assign]
+        a.peers._hedging[True] = Hedging(floor_s=0.1, unknown_s=0.3)  # a home is given seconds
         for key in driver.objects:
             assert await a.mount.read_all(key) == driver.objects[key][0]
         assert a.peers.hedges > 0
