@@ -136,3 +136,19 @@ async def test_a_node_of_another_cluster_is_left_out(tmp_path: Path, tls: bool) 
             with pytest.raises(PeerFailed):
                 await node.greet(other)
         assert one.membership.members() == two.membership.members() == []
+
+
+async def test_a_node_that_starts_again_is_the_same_one_at_another_address(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    keyfile.write_new(key_file)
+    async with running(tmp_path / "one", key_file, tls=True) as one:
+        lives: list[NodeInfo] = []
+        for _ in range(3):
+            async with running(tmp_path / "two", key_file, one.address, tls=True) as two:
+                await until(lambda two=two: [each.info for each in one.membership.alive()] == [two.membership.info])
+                await until(lambda two=two: together(one, two))
+                lives.append(two.membership.info)
+        assert len({info.name for info in lives}) == 1
+        assert len(one.membership.members()) == 1
+        assert one.membership.statistics().rejected == {}
+        assert one.membership._swim.statistics().conflicts == 0
