@@ -52,12 +52,13 @@ class Identity:
                 log.warning("%s comes from another machine: this node gets a name of its own", path)
                 known = None
             now_ns = clock_ns()
+            # By the clock, what was not noted before a crash does not matter; the file is for clocks that are set back.
             record = _Record(
                 FORMAT,
                 known.name if known else secrets.token_hex(8),
                 machine or (known.machine if known else ""),
-                known.incarnation + 1 if known else 1,
-                max(now_ns, known.stamp_ns + 1) if known else now_ns,
+                max(now_ns // 10**9, known.incarnation + 1 if known else 1),
+                max(now_ns, known.stamp_ns + 1 if known else 0),
             )
             _write(path, record)
         except OSError as exc:

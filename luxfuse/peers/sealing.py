@@ -53,7 +53,7 @@ REASONS = {
     "tampered": "changed on the way",
     "restarted": "from before the last start of the sender",
     "replay": "seen before, or very late",
-    "namesake": "another node has our name, and a copy of our state directory: stop it, remove its node.json, mount again",
+    "namesake": "of a node with a copy of our state directory, and so our name: remove node.json there, and mount again",
     "own": "our own",
 }
 """Why datagrams are rejected, and how that is said."""

@@ -27,21 +27,27 @@ def state(tmp_path: Path) -> Path:
     return path
 
 
-def opened(state: Path, now_ns: int = 100) -> Identity:
-    return Identity.open(state, lambda: now_ns)
+SECOND = 10**9
+
+
+def opened(state: Path, now_s: float = 100) -> Identity:
+    return Identity.open(state, lambda: int(now_s * SECOND))
 
 
 def test_the_name_stays_and_the_rest_rises(state: Path) -> None:
-    first = opened(state, 100)
+    first = opened(state, 100.5)
     assert len(bytes.fromhex(first.name)) == 8
-    assert (first.incarnation, first.stamp_ns) == (1, 100)
-    first.note(7)
+    assert (first.incarnation, first.stamp_ns) == (100, 100.5 * SECOND)
+    first.note(107)
     assert (state / FILE).stat().st_mode & 0o777 == 0o600
     second = opened(state, 200)
-    assert (second.name, second.incarnation, second.stamp_ns) == (first.name, 8, 200)
+    assert (second.name, second.incarnation, second.stamp_ns) == (first.name, 200, 200 * SECOND)
     # The clock was set back.
-    assert opened(state, 50).stamp_ns == 201
-    assert opened(state, 50).stamp_ns == 202
+    second.note(204)
+    third = opened(state, 50)
+    assert (third.incarnation, third.stamp_ns) == (205, 200 * SECOND + 1)
+    fourth = opened(state, 200)
+    assert (fourth.incarnation, fourth.stamp_ns) == (206, 200 * SECOND + 2)
 
 
 def test_two_nodes_have_two_names(state: Path, tmp_path: Path) -> None:
@@ -52,9 +58,9 @@ def test_two_nodes_have_two_names(state: Path, tmp_path: Path) -> None:
 def test_a_copy_on_another_machine_gets_a_name_of_its_own(state: Path, machine: Path) -> None:
     name = opened(state).name
     machine.write_text("2" * 32 + "\n")
-    other = opened(state)
+    other = opened(state, 50)
     assert other.name != name
-    assert other.incarnation == 1
+    assert other.incarnation == 50
     assert opened(state).name == other.name
 
 
@@ -79,7 +85,7 @@ def test_the_id_of_the_machine_is_not_given_away(state: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1}'])
 def test_a_damaged_file_gives_a_new_name(state: Path, content: str) -> None:
     (state / FILE).write_text(content)
-    assert opened(state).incarnation == 1
+    assert opened(state).incarnation == 100
 
 
 def test_a_file_of_another_version_is_refused(state: Path) -> None:
