@@ -108,11 +108,11 @@ class Quotas:
         if (ledger := self.of(key)) is not None:
             ledger.used_bytes = max(0, ledger.used_bytes + more_bytes)
 
-    async def recount(self) -> list[tuple[Ledger, int]]:
+    async def recount(self) -> set[tuple[Ledger, int]]:
         """Return the books that are wrong, and what is recorded more than they count, as it is when this returns."""
         ledgers, used = self._ledgers, dict.fromkeys(self._ledgers, 0)
         if not ledgers or self._counting is not None or self._recounting is not None:
-            return []
+            return set()
 
         def count(key: str, more_bytes: int) -> None:
             if (ledger := self.of(key)) is not None:
@@ -124,8 +124,8 @@ class Quotas:
         finally:
             self._recounting = None
         if ledgers is not self._ledgers:
-            return []  # the rules have changed meanwhile
-        return [(ledger, used[ledger] - ledger.used_bytes) for ledger in ledgers if used[ledger] != ledger.used_bytes]
+            return set()  # the rules have changed meanwhile
+        return {(ledger, used[ledger] - ledger.used_bytes) for ledger in ledgers if used[ledger] != ledger.used_bytes}
 
     async def make_room(self, ledger: Ledger, wanted_bytes: int) -> bool:
         """Drop objects of a quota until ``wanted_bytes`` fit; False if that cannot be done now. Nothing is reserved."""

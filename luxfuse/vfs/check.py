@@ -226,7 +226,7 @@ class Check:
             if self._repair:
                 space.ledger.add(wrong) if wrong > 0 else space.ledger.free(-wrong)
             self._found(_miscounted(space, "cache", wrong), "corrected", mended=self._repair)
-        for ledger, wrong in await self._cache.quotas.recount():
+        for ledger, wrong in await self._twice(self._cache.quotas.recount):
             if self._repair:
                 ledger.used_bytes += wrong
             what = f"quota of {format_size(ledger.capacity_bytes or 0)}: {_too_much(wrong)} counted"

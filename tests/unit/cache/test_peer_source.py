@@ -10,9 +10,11 @@ import trio
 from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState
 from luxfuse.core.rendezvous import home
+from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.provider import Provided
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, WriteMode
+from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.namespace import Stale
 from tests.support.clustered import ClusterNode, clustered
 from tests.support.fake_store import FakeStore
@@ -187,3 +189,27 @@ async def test_ranges_of_a_large_object_have_homes_of_their_own(tmp_path: Path) 
     size = 3 * RANGE_PAGES * PAGE_BYTES
     nodes = [(f"{n:016x}", 1) for n in range(3)]
     assert len({home(bytes([n]) * 16, r, nodes) for n in range(8) for r in range(size // PAGE_BYTES // RANGE_PAGES)}) == 3
+
+
+async def test_the_bandwidth_limit_of_a_rule_is_for_what_the_store_is_asked(tmp_path: Path) -> None:
+    driver = store_of(near=pages(6), far=pages(6))
+    default = PathPolicy(WriteMode.CACHE_THROUGH, "cache")
+    async with clustered(tmp_path, driver, 2) as (a, b):
+        a.mount.cache.peers = None
+        assert await a.mount.read_all("near") == driver.objects["near"][0]
+        b.everyone.holding[b.mount.cache.object_id("near", driver.objects["near"][1]), 0] = [a.name]
+        b.mount.store.follow_rules(PathPolicies([PathRule("**", bandwidth_limit_bytes_s=64 << 10)], default), path_of)
+        with trio.fail_after(10):
+            assert await b.mount.read_all("near") == driver.objects["near"][0]
+        assert b.mount.cache.counters.understore_bytes == 0
+
+        async def refuse(want, *, fetch: bool) -> Provided:
+            raise PeerRefused(Refusal.BUSY)
+
+        a.serving.provide = refuse  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.mount.read_all, "far")
+            await until(lambda: b.mount.store.held_back("get") == 2)
+            assert bytes_got(driver) == pages(6) + pages(2)
+            b.mount.store.follow_rules(PathPolicies([], default), path_of)
+        assert bytes_got(driver) == pages(12)
