@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Cluster:
                 if wrong:
                     log.info("%d ranges were held here, or not, other than other nodes were told", wrong)
 
-    async def _held(self) -> AsyncIterator[tuple[bytes, int]]:
+    async def _held(self) -> AsyncGenerator[tuple[bytes, int], None]:
         """Give all ranges that are held, in order."""
         each = [_ranges(parts.objects) for parts in self._volumes.values()]
         for number, held in enumerate(heapq.merge(*each)):
