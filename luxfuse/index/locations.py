@@ -11,7 +11,8 @@ agree whatever happens. Nothing is synced before the end: after a crash of the d
 the machine, which the boot id tells, the table is begun anew, and so it is if it is damaged or of another format.
 
 Transactions are small: LMDB writes each page that changes to a new place, and random entries are on as many pages, which
-are free for use only two transactions later. Measured at 1,000,000 entries: see the bound in the tests.
+are free for use only two transactions later. Measured: 1,000,000 entries of 20 nodes, all replaced at random, take 27.4
+bytes each, what is free in the file included.
 
 A number names a node until that is forgotten, or is to be learnt anew; then the number is *retired*: it is nobody's until
 all entries with it are swept, so forgetting takes no time.
@@ -124,7 +125,8 @@ class LocationTable:
         new = not (self.path / "data.mdb").exists()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._env = lmdb.open(
-            str(self.path), map_size=MAP_BYTES, max_dbs=5, sync=False, metasync=False, mode=0o600, readahead=False
+            str(self.path), map_size=MAP_BYTES, max_dbs=5, sync=False, metasync=False, mode=0o600, max_readers=512,
+            readahead=False,
         )
         try:
             self._meta = self._env.open_db(b"meta")
@@ -174,13 +176,16 @@ class LocationTable:
             with self._env.begin(write=write) as txn:
                 yield txn
         except (lmdb.CorruptedError, lmdb.PanicError, lmdb.PageNotFoundError) as exc:
-            if not self.damaged:
-                log.warning("what other nodes hold cannot be read any more (%s); it is learnt anew after a restart", exc)
-            self.damaged = True
+            self._give_up(exc)
             raise OSError(errno.EIO, f"{self.path}: {exc}") from exc
         except lmdb.Error as exc:
             code = getattr(exc, "code", None)
             raise OSError(code if isinstance(code, int) and code > 0 else errno.EIO, f"{self.path}: {exc}") from exc
+
+    def _give_up(self, why: Exception) -> None:
+        if not self.damaged:
+            log.warning("what other nodes hold cannot be read any more (%s); it is learnt anew after a restart", why)
+        self.damaged = True
 
     # -- in memory, and for the event loop
 
@@ -195,8 +200,8 @@ class LocationTable:
                     if node is not None and not node.retired:
                         names.append(node.name)
                     value = cursor.next_dup() and cursor.value()
-        except lmdb.Error:
-            self.damaged = True
+        except lmdb.Error as exc:
+            self._give_up(exc)
             return []
         return names
 

@@ -14,13 +14,12 @@ import contextlib
 import logging
 import struct
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 import msgspec
-import trio
 import xxhash
 
 from luxfuse.core.eviction import SEGMENTS, Cached, Standing
@@ -244,17 +243,6 @@ class Objects:
     def ranges(self, oid: bytes, record: ObjectRecord) -> Iterable[int]:
         """Return the numbers of an object's ranges that are all there, ascending."""
         return _ranges(record, lambda number: self._store.get(Table.CHUNKS, _chunk_key(oid, number)))
-
-    async def held(self) -> AsyncGenerator[tuple[bytes, int], None]:
-        """Give all that `on_held` has told of, ascending: objects, and numbers of their ranges."""
-        await self.flush()
-        after = b""
-        while found := self.scan(after, SCAN_BATCH):
-            for oid, record in found:
-                for number in self.ranges(oid, record):
-                    yield oid, number
-            after = found[-1][0]
-            await trio.lowlevel.checkpoint()
 
     def _transitions(
         self, oid: bytes, before: ObjectRecord | None, record: ObjectRecord, changes: Changes
