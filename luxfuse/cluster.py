@@ -45,6 +45,7 @@ MOST_SOURCES = 24
 SWEEP_INTERVAL_S = 10.0
 RECONCILE_AFTER_S = 2.0
 """So long after a volume came, or went, what is held is compared with what others are told of it."""
+DOUBTS_INTERVAL_S = 60.0
 SCANNED = 500
 LOCATIONS = "locations"
 CLOSE_S = 10.0
@@ -122,7 +123,10 @@ class Cluster:
     async def _keep_true(self) -> None:
         """Compare what others are told to be held here with what is, where they may differ."""
         while True:
-            await self._reconcile.wait()
+            with trio.move_on_after(DOUBTS_INTERVAL_S) as asleep:
+                await self._reconcile.wait()
+            if asleep.cancelled_caught and not self.locations.doubtful:
+                continue
             await trio.sleep(RECONCILE_AFTER_S)
             self._reconcile = trio.Event()
             try:
@@ -135,7 +139,10 @@ class Cluster:
 
     async def _held(self) -> AsyncGenerator[tuple[bytes, int], None]:
         """Give all ranges that are held, in order."""
-        each = [_ranges(parts.objects) for parts in self._volumes.values()]
+        volumes = list(self._volumes.values())
+        for parts in volumes:
+            await parts.objects.flush()
+        each = [_ranges(parts.objects) for parts in volumes]
         for number, held in enumerate(heapq.merge(*each)):
             yield held
             if number % SCANNED == 0:
