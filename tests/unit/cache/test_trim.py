@@ -90,8 +90,9 @@ async def test_an_idle_large_object_loses_a_part_only(tmp_path: Path) -> None:
         m.cache.release(obj)
         for key in ("k00", "k01"):
             assert await m.read_all(key) == driver.objects[key][0]
+        await until(lambda: len(kept(m)) < 20)  # what makes room runs beside the readers
         assert m.space.evictions == 0
-        assert 14 <= len(kept(m)) < 20
+        assert len(kept(m)) >= 14
         assert {18, 16, 20} <= kept(m), "the stretch that was read most"
         consistent(m)
         m.cache.recent = RecentPages(0)
