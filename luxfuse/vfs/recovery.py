@@ -389,6 +389,7 @@ class Recovery:
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
             closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
             sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
+            generation=record.generation, holders=record.holders,
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
