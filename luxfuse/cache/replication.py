@@ -187,7 +187,7 @@ class Replicator:
         self.copies = copies
         self._releases: defaultdict[str, dict[FileId, _Release]] = defaultdict(dict)
         """By holder."""
-        self._unaware: set[str] = set()
+        self._unaware: dict[str, None] = {}
         """Those who may hold what was removed."""
 
     def write(self, number: int, generation: int) -> Write:
@@ -282,7 +282,7 @@ class Replicator:
             if file not in releases and len(releases) >= RELEASES_BOUND:
                 releases.pop(next(iter(releases)))  # it will ask
             if removed:
-                self._unaware.add(name)
+                self._unaware[name] = None
             before = releases.get(file)
             releases[file] = _Release(generation, removed or (before is not None and before.removed))
 
@@ -296,13 +296,13 @@ class Replicator:
                 left = len(releases)
                 await self._tell(name)
             if not any(release.removed for release in releases.values()):
-                self._unaware.discard(name)
+                self._unaware.pop(name, None)
 
         if not self._unaware:
             return
         with trio.move_on_after(RETRACT_DEADLINE_S):
             async with trio.open_nursery() as nursery:
-                for name in self._unaware:
+                for name in list(self._unaware):
                     nursery.start_soon(tell, name)
 
     async def tell_holders(self) -> None:

@@ -176,12 +176,9 @@ class Holder:
             if write.file in self._uploading:
                 outcomes.append(held.outcome)
                 continue
-            if held.state is State.TAKEN:
-                held = await self._give_back(held)
-            elif held.effective:
+            if held.effective:
                 outcomes.append(held.outcome)
-            if held is not None:
-                await self._run(self.files.drop, write.file, write.generation)
+            await self._forget(write.file, write.generation)
         return Answer(outcomes=tuple(outcomes))
 
     async def ask(self, peer: str, order: Ask) -> Answer:
@@ -195,6 +192,12 @@ class Holder:
             if held is not None:
                 outcomes.append(held.outcome)
         return Answer(outcomes=tuple(outcomes))
+
+    async def _forget(self, file: FileId, generation: int) -> None:
+        held = self.files.holdings.get(file)
+        if held is not None and held.state is State.TAKEN:
+            await self._give_back(held)
+        await self._run(self.files.drop, file, generation)
 
     async def _give_back(self, held: Holding) -> Holding | None:
         """An upload that failed is the writer's business again; what it may have done, the store will tell."""
@@ -424,7 +427,7 @@ class Holder:
         generations = {outcome.write.file: outcome.write.generation for outcome in outcomes}
         for file in answer.unneeded:
             if file in generations and file not in self._uploading:
-                await self._run(self.files.drop, file, generations[file])
+                await self._forget(file, generations[file])
 
 
 def _covers(other: Write, write: Write) -> bool:
