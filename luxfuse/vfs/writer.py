@@ -509,7 +509,7 @@ class Writer:
     def _is_to_be_replicated(self, dirty: Dirty) -> bool:
         """Whether other nodes are to hold the content before it is acknowledged."""
         wanted = self.replication is not None and self.replication.copies > 0
-        return wanted and dirty.kind is Kind.FILE and dirty.mode is WriteMode.ASYNC_THROUGH and dirty.source is not None
+        return wanted and dirty.kind is Kind.FILE and dirty.mode == WriteMode.ASYNC_THROUGH and dirty.source is not None
 
     def _plan_replicas(self, dirty: Dirty) -> None:
         """Give what is about to be promised a generation, and choose who holds it: the journal is to know first."""

@@ -303,10 +303,10 @@ class Node:
         record = next((r for r in self.journal.files.values() if r.key == key), None)
         if record is None or record.lock.locked() or record.expect != "" or record.resumed:
             return
+        self.cluster.removed.add((self.name, record.number))
         del self.journal.files[record.number]
         self.volume.release(record.number, record.generation, record.holders, removed=True)
         await self.volume.retract()
-        self.cluster.removed.add((self.name, record.number))
 
     def _promise(self, record: Record, data: bytes) -> None:
         planned = self.volume.plan(record.number, record.holders)
@@ -418,13 +418,21 @@ def recovered(cluster: Cluster) -> set[bytes]:
 
 
 def check_order(cluster: Cluster) -> None:
-    """No write has effect twice, and none comes after a later one of its writer."""
+    """No write has effect twice, and none comes after a later one of its writer.
+
+    But where another program has replaced what a holder brought up, and the writer cannot ask that holder when it is back,
+    that is a conflict like any other: theirs is kept aside, and the writer's put in its place.
+    """
     effects: set[Write] = set()
+    foreign = {put.version: put.content for put in cluster.puts if not put.by}
     latest: dict[tuple[str, str], tuple[int, int]] = {}
     for put in cluster.puts:
         if put.write is None:
             continue
-        assert put.write not in effects, f"{put.write} had effect twice"
+        if put.write in effects:
+            conflict = put.by == put.write.file.writer and foreign.get(put.over) in cluster.saved
+            assert conflict, f"{put.write} had effect twice"
+            continue
         effects.add(put.write)
         place, order = (put.key, put.write.file.writer), (put.write.file.number, put.write.generation)
         assert latest.get(place, (0, 0)) < order, f"{put.write} came after {latest[place]} under {put.key!r}"
