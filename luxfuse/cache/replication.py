@@ -146,8 +146,7 @@ class Replication:
                 answer = await self.holder.ask(peer, message)
             case Needed():
                 volume = self._volumes.get(message.source)
-                unneeded = volume.unneeded(peer, message.outcomes) if volume is not None else ()
-                answer = Answer(unneeded=tuple(unneeded))
+                answer = volume.needed(peer, message.outcomes) if volume is not None else Answer()
         return encode(answer)
 
     async def run(self) -> None:
@@ -187,6 +186,7 @@ class Replicator:
         self.copies = copies
         self._releases: defaultdict[str, dict[FileId, _Release]] = defaultdict(dict)
         """By holder."""
+        self._lost: set[int] = set()
         self._unaware: dict[str, None] = {}
         """Those who may hold what was removed."""
 
@@ -356,18 +356,29 @@ class Replicator:
         except StoreError as exc:
             log.warning("%r was removed here while another node uploaded it, and is there again: %s", outcome.key, exc)
 
-    def unneeded(self, peer: str, outcomes: Sequence[Outcome]) -> list[FileId]:
-        """Return which of the replicas that ``peer`` has of our files it need not keep."""
-        found = []
+    def note_lost(self, number: int) -> None:
+        """The content of a file that the journal knows is not here any more: its holders are to bring it to the store."""
+        self._lost.add(number)
+
+    def needed(self, peer: str, outcomes: Sequence[Outcome]) -> Answer:
+        """Say which of the replicas that ``peer`` has of our files it need not keep, and which it is to bring up."""
+        found, wanted = [], []
         for outcome in outcomes:
             file = outcome.write.file
             if (file.writer, file.journal) != (self._node.name, self._journal.identity):
                 continue
             record = self._journal.files.get(file.number)
+            if record is not None and file.number in self._lost:
+                if outcome.state in (State.DONE, State.KEPT) and outcome.write.generation >= record.generation:
+                    self._lost.discard(file.number)
+                    self._journal.drop_file(file.number)
+                elif outcome.state is State.HELD:
+                    wanted.append(file)
+                continue
             moved = record is not None and record.generation > outcome.write.generation and peer not in record.holders
             if record is None or not record.content or moved:
                 found.append(file)
-        return found
+        return Answer(unneeded=tuple(found), wanted=tuple(wanted))
 
     # -- what became of it
 

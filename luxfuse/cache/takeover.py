@@ -117,6 +117,8 @@ class Holder:
         self._uploading: set[FileId] = set()
         self._again: dict[FileId, tuple[float, int]] = {}
         """When a failed upload is tried again, and how often it has failed."""
+        self._wanted: set[FileId] = set()
+        """What its writer has lost, and wants us to bring to the store."""
         self._limiter = trio.CapacityLimiter(IO_THREADS)
         self.counts = HolderStatistics()
 
@@ -242,6 +244,8 @@ class Holder:
             return False
         if file in self._uploading or now_s < self._again.get(file, (0.0, 0))[0]:
             return False
+        if file in self._wanted:
+            return True
         gone_s = self._absences.gone_s(file.writer, now_s)
         wait_s = takes_over_in_s(self._name, held.replica.holders, gone_s, self._is_here)
         return wait_s is not None and wait_s <= 0
@@ -259,6 +263,7 @@ class Holder:
         try:
             await self._take_over(held)
             self._again.pop(file, None)
+            self._wanted.discard(file)
         except (LuxError, OSError) as exc:
             self._fail(file)
             log.warning("%r, left by node %s, cannot be uploaded yet: %s", held.replica.key, file.writer, exc)
@@ -425,6 +430,7 @@ class Holder:
             log.info("node %s does not say which replicas it still needs: %s", writer, exc)
             return
         generations = {outcome.write.file: outcome.write.generation for outcome in outcomes}
+        self._wanted.update(file for file in answer.wanted if file in generations and file in self.files.holdings)
         for file in answer.unneeded:
             if file in generations and file not in self._uploading:
                 await self._forget(file, generations[file])

@@ -143,11 +143,13 @@ Message = Describe | Drop | Ask | Needed
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``refused``: why nothing was done, or "". ``outcomes``: to `Ask`. ``unneeded``: to `Needed`."""
+    """``refused``: why nothing was done, or "". ``outcomes``: to `Ask`. ``unneeded``: to `Needed`;
+    ``wanted``: of those, what the writer has lost itself, so that the holder is to bring it to the store."""
 
     refused: str = ""
     outcomes: tuple[Outcome, ...] = ()
     unneeded: tuple[FileId, ...] = ()
+    wanted: tuple[FileId, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 
 from luxfuse.cache import takeover as shell
 from luxfuse.cache.replication import Replication
@@ -68,7 +68,7 @@ class Peers:
             volume = replication.volume(
                 SOURCE, store=mount.store, recovered=mount.recovered, journal=mount.journal, copies=self.copies
             )
-            mount.writer.replication = mount.writeback.replication = volume
+            mount.writer.replication = mount.writeback.replication = mount.recovery.replication = volume
             self.nodes[name] = replication
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)
@@ -255,3 +255,21 @@ async def test_a_later_content_takes_the_place_of_the_earlier_with_its_holder(tm
         await gone(peers, work)
         await until(lambda: stored(peers.driver, "file") == b"third" + b"d content")
         assert peers.driver.writes == [("put", "file")]
+
+
+@pytest.mark.expected_logs("is not in the cache directory any more")
+async def test_a_holder_uploads_what_the_writer_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shell, "SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(shell, "OLD_S", -1.0)
+    monkeypatch.setattr(rules, "TAKEOVER_S", 3600.0)
+    peers, data = Peers(tmp_path, FakeStore()), random_bytes(100_000, 1)
+    async with peers.node(2):
+        await gone(peers, lambda m: put(m, b"file", data))
+        shutil.rmtree(tmp_path / f"{1:016x}" / "cache")
+        async with peers.node(1) as writer:
+            assert writer.outcome.lost == 1
+            await until(lambda: stored(peers.driver, "file") == data)
+            await until(lambda: not writer.journal.files)
+            await until(lambda: not peers.nodes[f"{2:016x}"].holder.files.holdings)
+            writer.clock.advance(1000)
+            assert await writer.read_all("file") == data

@@ -1,8 +1,8 @@
 """A cluster in virtual time for `test_takeover`: real replication on every node, a store that can fail, and a checker.
 
-What is real: `cache.replication`, `cache.takeover`, `tiers.replicas` with files on disk, `core.takeover`. What is modelled:
-the journal and the pushes of a writer (`Author`), in the order of steps of `vfs.writer` and `vfs.writeback`; membership; the
-transport. Everything random comes from one seed, and no thread runs, so that a run is repeated by its seed.
+What is real: `cache.replication`, `cache.takeover`, `tiers.replicas` with files on disk, `core.takeover`. What is
+modelled: the journal and the pushes of a writer (`Node`), in the order of steps of `vfs.writer` and `vfs.writeback`;
+membership; the transport. Everything random comes from one seed, and no thread runs, so a run is repeated by its seed.
 """
 
 from __future__ import annotations
@@ -232,8 +232,9 @@ class Node:
         """Run until killed."""
         with trio.CancelScope() as self.scope:
             self.replication = Replication(
-                name=self.name, rack="", root=self.path / "replicas", capacity_bytes=10_000, rpc=Wire(self.cluster, self.name),
-                alive=self._alive, member=self._member, clock=lambda: START_S + trio.current_time(),
+                name=self.name, rack="", root=self.path / "replicas", capacity_bytes=10_000,
+                rpc=Wire(self.cluster, self.name), alive=self._alive, member=self._member,
+                clock=lambda: START_S + trio.current_time(),
             )
             self.replication.holder._run = self._inline  # type: ignore[method-assign]
             self.volume = self.replication.volume(
@@ -341,7 +342,8 @@ class Node:
         others = tuple(name for name in record.holders if name not in took)
         record.holders, record.replicated, record.described = (*took, *others), generation, data
         gone = record.number not in self.journal.files
-        self.volume.release(record.number, generation, record.holders if gone or not record.content else others, removed=gone)
+        unneeded = record.holders if gone or not record.content else others
+        self.volume.release(record.number, generation, unneeded, removed=gone)
 
     # -- pushing, in the steps of `vfs.writeback`
 

@@ -13,7 +13,7 @@ import trio._core._run as trio_run
 import trio.testing
 
 from luxfuse.core.takeover import FOLLOW_S, TAKEOVER_S
-from tests.simulation.replicas import Cluster, Node, check_foreign, check_kept, check_order, recovered
+from tests.simulation.replicas import Cluster, Node, check_foreign, check_kept, check_order
 
 pytestmark = pytest.mark.expected_logs("cannot be uploaded yet", "is not uploaded: ", "and is there again")
 KEYS = ("a", "b", "dir/c")
