@@ -271,7 +271,7 @@ class WriteBack:
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source = dirty.source
         assert source is not None
-        for _ in range(CONFLICT_ROUNDS):
+        for attempt in range(CONFLICT_ROUNDS):
             stamp = dirty.stamp
             assert stamp is not None
             await self._announce(dirty, stamp)
@@ -281,7 +281,7 @@ class WriteBack:
             metadata, generation = self._described(dirty, to_metadata(Kind.FILE, attributes)), dirty.generation
             try:
                 try:
-                    uploaded = await self._taken_over(dirty, metadata) if dirty.resumed else None
+                    uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
                     uploaded = uploaded or await self._uploader.upload(source, metadata, dirty.expect)
                 except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
                     same = await self._resolve(dirty)

@@ -273,3 +273,31 @@ async def test_a_holder_uploads_what_the_writer_has_lost(tmp_path: Path, monkeyp
             await until(lambda: not peers.nodes[f"{2:016x}"].holder.files.holdings)
             writer.clock.advance(1000)
             assert await writer.read_all("file") == data
+
+
+@pytest.mark.expected_logs("was written by somebody else meanwhile; their version is kept as")
+async def test_what_replaced_an_earlier_content_that_was_taken_over_is_a_conflict_once(tmp_path: Path):
+    peers, name = Peers(tmp_path, FakeStore()), f"{1:016x}"
+    async with peers.node(2):
+
+        async def work(m: Mount) -> None:
+            await put(m, b"file", b"first")
+            peers.dead.add(name)
+            await until(lambda: stored(peers.driver, "file") == b"first")
+            peers.dead.discard(name)
+            peers.dead.add(f"{2:016x}")
+            peers.driver.hold("put")
+            handle = await m.kernel.open(m.fs, await m.inode("file"), os.O_RDWR)
+            await m.kernel.write(m.fs, handle, 0, b"other")
+            m.nursery.start_soon(m.kernel.fsync, m.fs, handle)  # has to go to the store, and does not get there
+            await until(lambda: any(record.generation == 2 for record in m.journal.files.values()))
+            await m.journal.commit()
+
+        await gone(peers, work)
+        peers.driver.place("file", b"by another program")
+        peers.driver.release()
+        peers.dead.clear()
+        async with peers.node(1) as writer:
+            await writer.drain()
+            assert stored(peers.driver, "file") == b"other"
+            assert writer.recovered.count() == writer.writeback.conflicts == 1

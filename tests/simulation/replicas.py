@@ -358,9 +358,11 @@ class Node:
 
     async def _push(self, record: Record) -> None:
         async with record.lock:
+            asked = False
             while record.content and self.journal.files.get(record.number) is record:
                 generation, data, key = record.generation, record.data, record.key
-                outcome = await self._taken_over(record, generation) if record.resumed else None
+                outcome = await self._taken_over(record, generation) if record.resumed and not asked else None
+                asked = True
                 version = outcome.version if outcome else await self._bring(record, generation, data, key)
                 if version is None:
                     continue
