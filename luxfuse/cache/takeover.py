@@ -74,7 +74,7 @@ class Rpc(Protocol):
         """Send a small message and return the answer."""
 
     async def send_file(
-        self, address: Address, path: str, header: bytes, fd: int, length: int, *, name: str | None, timeout_s: float
+        self, address: Address, path: str, header: bytes, fd: int, length: int, *, name: str, timeout_s: float
     ) -> bytes:
         """Send the first ``length`` bytes of an open file after a header, and return the answer. Moves no file offset."""
 
