@@ -6,6 +6,7 @@ Here come the other version of a write conflict, and what was being written, but
 from __future__ import annotations
 
 import itertools
+import os
 import time
 import urllib.parse
 from pathlib import Path
@@ -53,6 +54,18 @@ class Recovered:
                 end = min(start + COPY_BYTES, info.size)
                 await file.write(await store.read(info.key, start, end, info.version))
         await trio.to_thread.run_sync(part.rename, target)
+        return target
+
+    def keep_file(self, path: Path, key: str) -> Path:
+        """Move the file of a replica here, durably; both are in the state directory. Blocks. Raises OSError."""
+        target = self._target(key)
+        path.rename(target)
+        for directory in (target.parent, path.parent):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         return target
 
     def keep_staging(self, staging: Staging, number: int, key: str) -> Path:

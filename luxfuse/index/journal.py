@@ -2,7 +2,7 @@
 
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
 (key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload);
-META: ``format``, ``next_id``. (Digests, because object keys are longer than LMDB takes as keys.)
+META: ``format``, ``next_id``, ``identity``. (Digests, because object keys are longer than LMDB takes as keys.)
 
 Theory of operation
 -------------------
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import secrets
 import struct
 from collections import Counter
 from itertools import accumulate
@@ -93,7 +94,13 @@ class Journal:
             self._load()
             self._next_id = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
             self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
-            self._file.commit({(Table.META, b"next_id"): U64.pack(self._reserving)})
+            rows: Rows = {(Table.META, b"next_id"): U64.pack(self._reserving)}
+            identity = self._file.get(Table.META, b"identity")
+            if identity is None:
+                identity = rows[Table.META, b"identity"] = secrets.token_hex(4).encode()
+            self.identity = identity.decode()
+            """Made once: numbers of files are unique with it, among all journals."""
+            self._file.commit(rows)
         except (msgspec.MsgspecError, struct.error, OSError) as exc:
             self._file.close()
             raise self._file.unusable(str(exc)) from exc

@@ -20,6 +20,8 @@ class FileRecord(msgspec.Struct, array_like=True):
     wall-clock time of the first change. ``doomed``: what the store has under the key was removed before this was made.
     ``sending``: mtime in ns and size of content on its way to the store that ``stamp`` and ``size`` do not describe.
     ``stored``: the (key, version) under which the store has what was promised of a file last, where that is another key.
+    ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that
+    were asked to.
     """
 
     key: str
@@ -40,6 +42,8 @@ class FileRecord(msgspec.Struct, array_like=True):
     doomed: bool = False
     stored: tuple[str, str] | None = None
     sending: tuple[int, int] | None = None
+    generation: int = 0
+    holders: tuple[str, ...] = ()
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

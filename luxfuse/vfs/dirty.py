@@ -69,6 +69,15 @@ class Dirty:
     """Whether a program has set the times of the content."""
     sent_early: bool = False
     """Whether an upload began while the file was being written."""
+    generation: int = 0
+    """Of what was promised last, where other nodes are to hold replicas of it; 0: none was."""
+    holders: tuple[str, ...] = ()
+    """The nodes that may hold a replica."""
+    replicated: int = 0
+    """The generation that enough of them hold."""
+    replicated_stamp: Stamp | None = None
+    """The stamp of the content in it."""
+    replicating: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def stamp(self) -> Stamp | None:
@@ -118,6 +127,8 @@ class Dirty:
             since_s=self.since_s,
             doomed=self.doomed,
             stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,
+            generation=self.generation,
+            holders=self.holders,
         )
 
 

@@ -483,6 +483,7 @@ class FileSystem:
         """Remove what is no directory."""
         self._check_writable(parent, name)
         await self._tree.unlink(parent, name)
+        await self._writer.tell_holders()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -495,6 +496,7 @@ class FileSystem:
         self._check_writable(parent, name)
         self._check_writable(new_parent, new_name)
         await self._moves.rename((parent, name), (new_parent, new_name), flags)
+        await self._writer.tell_holders()
 
     async def refresh(self, path: str) -> None:
         """Ask the store again about a path and what is directly below it. Raises `NoSuchName`, `StoreError`."""

@@ -23,6 +23,7 @@ import trio
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.together import together
 from luxfuse.cache.upload import Source
@@ -81,6 +82,8 @@ class Recovery:
         self._cache = cache
         self._store = store
         self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self.replication: Replicator | None = None
+        """Where other nodes may hold what was promised, and is not here any more."""
 
     async def run(self) -> Outcome:
         """Do all of it. Raises `StoreError` if a move cannot be finished now, OSError if the disk fails."""
@@ -104,6 +107,9 @@ class Recovery:
                 if record.closed and not await self._was_pushed(record):
                     outcome.lost += 1
                     log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
+                    if record.holders and self.replication is not None:
+                        self.replication.note_lost(number)
+                        continue
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")
         await self._delete_what_waits_for_nothing()
@@ -389,6 +395,7 @@ class Recovery:
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
             closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
             sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
+            generation=record.generation, holders=record.holders,
         )
         if content is not None:
             dirty.source = Source(record.key, content, str(self._staging.path_of(number)))

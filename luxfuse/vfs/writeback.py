@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -20,9 +20,11 @@ import msgspec
 import trio
 
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import Stamp
 from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
+from luxfuse.core.replicas import write_of
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
@@ -96,6 +98,8 @@ class WriteBack:
         self.failures = 0
         self.conflicts = 0
         self._frozen: dict[str, trio.Event] = {}
+        self.replication: Replicator | None = None
+        """Where other nodes hold what was promised, and may have brought it to the store while they took us for dead."""
         self.is_read: Callable[[str], bool] = lambda _key: False
         """Set by the daemon: whether a removed object is still read by somebody who has it open."""
         self.on_new_version: Callable[[Dirty, Entry, str], None] = lambda _dirty, _row, _old: None
@@ -267,17 +271,18 @@ class WriteBack:
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source = dirty.source
         assert source is not None
-        for _ in range(CONFLICT_ROUNDS):
+        for attempt in range(CONFLICT_ROUNDS):
             stamp = dirty.stamp
             assert stamp is not None
             await self._announce(dirty, stamp)
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
             early = source.early
-            metadata = to_metadata(Kind.FILE, attributes)
+            metadata, generation = self._described(dirty, to_metadata(Kind.FILE, attributes)), dirty.generation
             try:
                 try:
-                    uploaded = await self._uploader.upload(source, metadata, dirty.expect)
+                    uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
+                    uploaded = uploaded or await self._uploader.upload(source, metadata, dirty.expect)
                 except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
                     same = await self._resolve(dirty)
                     if same is None:
@@ -291,12 +296,51 @@ class WriteBack:
                 if source.old is not None:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
+                if self.replication is not None:
+                    self.replication.release(dirty.number, generation, dirty.holders)
                 return uploaded
             except ChangedMeanwhile:
                 continue
             finally:
                 source.bytes.end_replacement()
         raise StoreUnavailable(f"{dirty.key!r} changes again and again, here or in the under-store")
+
+    def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
+        """Return the metadata of an object, with the write id if others may hold replicas of the file."""
+        if self.replication is None or not dirty.generation:
+            return metadata
+        return self.replication.described(metadata, dirty.number, dirty.generation, dirty.key)
+
+    def _is_of_same_file(self, dirty: Dirty, info: ObjectInfo) -> bool:
+        """Whether an object is an earlier content of a file, by us or by somebody who held it."""
+        found = write_of(info.metadata, dirty.key)
+        ours = self.replication.write(dirty.number, 0) if self.replication is not None else None
+        return found is not None and ours is not None and found.file == ours.file
+
+    async def _taken_over(self, dirty: Dirty, metadata: Mapping[str, str]) -> Uploaded | None:
+        """Ask the holders of replicas if they took us for dead; returns what they brought up, if that is all there is.
+
+        Where it is not, what they brought up is what the store is expected to have.
+        """
+        stamp, source = dirty.stamp, dirty.source
+        if self.replication is None or not dirty.holders or stamp is None or source is None:
+            return None
+        outcome = await self.replication.outcome(dirty.number, dirty.holders)
+        if outcome is None:
+            return None
+        if outcome.key != dirty.key:
+            await self.replication.remove_again(outcome)  # it was renamed since
+            return None
+        if outcome.write.generation != dirty.generation or dirty.content_changed(dirty.noted):
+            dirty.expect = outcome.version
+            return None
+        checksums = await self._uploader.checksums(source.bytes, stamp.size)
+        with contextlib.suppress(NotFound):
+            info = await self._store.head(dirty.key)
+            if info.version == outcome.version and self._store.abilities.metadata:
+                dirty.attributes_changed = (info.metadata or {}) != metadata
+        log.info("%r was uploaded by another node that held it", dirty.key)
+        return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, stamp.mtime_ns), checksums, stamp)
 
     async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
         """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
@@ -335,9 +379,12 @@ class WriteBack:
             if old_is_gone:
                 return None
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
-        if dirty.resumed and _is_sent(dirty, info):
+        if (dirty.resumed and _is_sent(dirty, info)) or self._is_of_same_file(dirty, info):
             dirty.expect = info.version
             return None
+        taken = await self._taken_over(dirty, info.metadata or {})
+        if taken is not None or info.version == dirty.expect:
+            return taken  # theirs came after ours
         self.conflicts += 1
         if self.fail_on_conflict:
             dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")

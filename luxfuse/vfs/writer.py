@@ -27,11 +27,13 @@ import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.replication import NotReplicated, Replicator
 from luxfuse.cache.space import Space
-from luxfuse.cache.staged import Buffer, StagedBytes
+from luxfuse.cache.staged import Buffer, StagedBytes, Stamp
 from luxfuse.cache.upload import OldObject, Source, Uploader
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.parts import PART_BYTES
+from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
@@ -106,6 +108,10 @@ class Writer:
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
+        self.replication: Replicator | None = None
+        """Where other nodes are to hold what was promised until the store has it."""
+        self._misled: set[Dirty] = set()
+        """Those that have another key than their holders know."""
         writeback.on_pushed = self.publish
         writeback.on_new_version = self._keep_cached
         writeback.complete = self.complete
@@ -303,8 +309,11 @@ class Writer:
 
         Otherwise content that the journal has stays what was promised.
         """
-        record = dirty.record(self.row(dirty).attributes)
         before = self._journal.files.get(dirty.number)
+        if before is not None and before.key != dirty.key and dirty.holders:
+            dirty.generation += 1
+            self._misled.add(dirty)
+        record = dirty.record(self.row(dirty).attributes)
         if inline is None and not synced and before is not None and before.has_inline:
             record.has_inline = True
             if dirty.source is not None and dirty.content_changed(dirty.noted):
@@ -459,7 +468,8 @@ class Writer:
         local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
         if local and (dirty.source is None or not self._is_volatile(self._space(dirty))):
             await self._promise(dirty)
-            return
+            if await self._replicate(dirty):
+                return
         try:
             await self._writeback.push(dirty)
         except (LuxError, OSError):
@@ -484,6 +494,8 @@ class Writer:
                     else:
                         await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
             reached("promise.synced")
+            if self._is_to_be_replicated(dirty):
+                self._plan_replicas(dirty)
             if dirty.place is not None:
                 self.note(dirty, inline, synced=dirty.source is not None)
             await self._journal.commit()
@@ -493,6 +505,97 @@ class Writer:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:
             self.publish(dirty)
+
+    def _is_to_be_replicated(self, dirty: Dirty) -> bool:
+        """Whether other nodes are to hold the content before it is acknowledged."""
+        wanted = self.replication is not None and self.replication.copies > 0
+        return wanted and dirty.kind is Kind.FILE and dirty.mode == WriteMode.ASYNC_THROUGH and dirty.source is not None
+
+    def _plan_replicas(self, dirty: Dirty) -> None:
+        """Give what is about to be promised a generation, and choose who holds it: the journal is to know first."""
+        assert self.replication is not None
+        planned = self.replication.plan(dirty.number, dirty.holders)
+        former = tuple(name for name in dirty.holders if name not in planned)
+        dirty.generation += 1
+        dirty.holders = (*planned, *former)[:MOST_HOLDERS]
+
+    async def _replicate(self, dirty: Dirty) -> bool:
+        """Have other nodes hold what the journal has promised; False: they do not, so it has to go to the store now."""
+        replication = self.replication
+        if replication is None or not self._is_to_be_replicated(dirty) or not dirty.must_push:
+            return True  # there is nothing to be lost
+        async with dirty.replicating:
+            if dirty.source is None or dirty.place is None or not dirty.must_push:
+                return True
+            content, stamp = self._content(dirty), dirty.noted
+            if not content.complete or stamp is None:
+                return False  # the store makes the better copy of what it has
+            if dirty.generation == 0:  # promised by a run without replicas
+                self._plan_replicas(dirty)
+                self.note(dirty)
+                await self._journal.commit()
+            if dirty.replicated == dirty.generation:
+                return True
+            with content.in_use():
+                try:
+                    await self._send_replicas(replication, dirty, content.fd, stamp)
+                except NotReplicated as exc:
+                    log.info("%r goes to the under-store at once: %s", dirty.key, exc)
+                    return False
+        return True
+
+    async def _send_replicas(self, replication: Replicator, dirty: Dirty, fd: int, stamp: Stamp) -> None:
+        """Have enough nodes hold the content that has ``stamp``; ``fd`` -1: if they do. Raises `NotReplicated`."""
+        generation, key = dirty.generation, dirty.key
+        attributes = msgspec.structs.replace(self.row(dirty).attributes or Attributes(), mtime_ns=stamp.mtime_ns)
+        same = dirty.replicated if dirty.replicated_stamp == stamp else 0
+        planned = dirty.holders[: replication.copies]
+        took = await replication.replicate(
+            replication.write(dirty.number, generation), key, to_metadata(Kind.FILE, attributes), dirty.expect, planned,
+            fd, stamp.size, same,
+        )
+        others = tuple(name for name in dirty.holders if name not in took)
+        dirty.holders = (*took, *others)[:MOST_HOLDERS]
+        dirty.replicated, dirty.replicated_stamp = generation, stamp
+        if dirty.place is None:
+            replication.release(dirty.number, generation, dirty.holders, removed=True)
+        elif not dirty.must_push:
+            replication.release(dirty.number, generation, dirty.holders)
+        else:
+            replication.release(dirty.number, generation, others)  # not before enough have what comes after
+            self.note(dirty)
+
+    async def tell_holders(self) -> None:
+        """Tell the holders of replicas what has another name now, or none: to be called before that is acknowledged."""
+        replication = self.replication
+        if replication is None:
+            return
+        await replication.retract()
+        for dirty in list(self._misled):  # those of others, too: who comes second waits for who was first
+            if dirty.place is None or dirty.source is None or not dirty.must_push or not dirty.replicated:
+                pass
+            elif not self._is_to_be_replicated(dirty):
+                replication.release(dirty.number, dirty.generation, dirty.holders, removed=True)
+            elif not await self._rename_replicas(replication, dirty) and not dirty.writers:
+                await self._writeback.push(dirty)
+            self._misled.discard(dirty)
+
+    async def _rename_replicas(self, replication: Replicator, dirty: Dirty) -> bool:
+        """Tell the holders of a file its new key. False: they do not hold it any more."""
+        async with dirty.replicating:
+            stamp = dirty.replicated_stamp
+            if stamp is None or dirty.replicated == dirty.generation or dirty.source is None or dirty.place is None:
+                return True
+            content = dirty.source.bytes
+            # What is being written to is not what they hold: that stays what was promised, under the new key.
+            fd = content.fd if not dirty.content_changed(stamp) else -1
+            with content.in_use():
+                try:
+                    await self._send_replicas(replication, dirty, fd, stamp)
+                except NotReplicated as exc:
+                    log.info("%r goes to the under-store at once: %s", dirty.key, exc)
+                    return False
+        return True
 
     async def _secure(self, dirty: Dirty) -> None:
         """Promise what there is of a file, though nobody has asked for it."""
@@ -622,6 +725,8 @@ class Writer:
                 self._nursery.start_soon(self._uploader.give_up_early, dirty.source)
         self._namespace.let_go(dirty.inode)
         self._journal.drop_file(dirty.number)
+        if self.replication is not None and dirty.holders:
+            self.replication.release(dirty.number, dirty.generation, dirty.holders, removed=True)
         self._writeback.forget(dirty)
         self.discard_if_unused(dirty)
 
