@@ -22,7 +22,7 @@ import trio
 
 from luxfuse import config
 from luxfuse.assembly import Local, build_tree
-from luxfuse.cluster import Cluster, enlisted
+from luxfuse.cluster import Cluster, source_of
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import ConfigError, LuxError, MountError
@@ -214,7 +214,7 @@ class Attachments:
             share = self._main.shares.share(a.record.number)
             return build_tree(settings, store, local, share, nursery, buffers_bytes=BUFFERS_BYTES)
 
-        life = VolumeLife(a.settings, a.notes.append)
+        life = VolumeLife(a.settings, a.notes.append, self._cluster)
         files: Files | None = None
         try:
             async with life.running(build) as parts:
@@ -223,9 +223,10 @@ class Attachments:
                 a.volume.serve(
                     parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only
                 )
-                with enlisted(self._cluster, a.settings, parts):
-                    task_status.started()
-                    await a.leave.wait()
+                task_status.started()
+                await a.leave.wait()
+                if self._cluster is not None:
+                    self._cluster.remove(source_of(a.settings))
                 if not self._closing:
                     await self._fall_silent(a, parts)
         except Exception as exc:

@@ -21,6 +21,7 @@ from luxfuse.cache import locations
 from luxfuse.cache.locations import Locations
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.peer_source import Peers
+from luxfuse.cache.replication import Replication
 from luxfuse.cache.serving import Serving
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
@@ -48,6 +49,9 @@ RECONCILE_AFTER_S = 2.0
 DOUBTS_INTERVAL_S = 60.0
 SCANNED = 500
 LOCATIONS = "locations"
+REPLICAS = "replicas"
+REPLICAS_BYTES = 16 << 30
+"""Of what others have written: what is more they have to leave to other nodes, or to bring to the store at once."""
 CLOSE_S = 10.0
 
 
@@ -56,7 +60,7 @@ class Cluster:
 
     def __init__(
         self, settings: Settings, identity: Identity, credentials: Credentials, listening: Listening, seeds: Seeds,
-        address: Address, table: LocationTable,
+        address: Address, table: LocationTable, directory: Path,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._credentials = credentials
@@ -81,6 +85,11 @@ class Cluster:
         self._server.handle(locations.PATH, self.locations.answer)
         self.peers = Peers(self.membership, self._client, self.locations, cooperative=settings.cooperative, rng=rng)
         self._reconcile = trio.Event()
+        self.replication = Replication(
+            name=info.name, rack=info.rack, root=directory / REPLICAS, capacity_bytes=REPLICAS_BYTES, rpc=self._client,
+            alive=self.membership.alive, member=self.membership.member,
+        )
+        self.replication.register(self._server)
         self.membership.on_heard.append(self.announcements.heard)
         self.membership.on_change.append(self._changed)
 
@@ -107,6 +116,7 @@ class Cluster:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self._keep_true)
+                nursery.start_soon(self.replication.run)
                 await nursery.start(self.locations.run)
                 task_status.started()
         finally:
@@ -150,6 +160,17 @@ class Cluster:
 
     # -- volumes
 
+    def prepare(self, source: bytes, parts: VolumeParts, copies: int) -> None:
+        """A volume is about to recover: let it know of replicas of its writes, and have ``copies`` of new ones made."""
+        replicator = self.replication.volume(
+            source, store=parts.store, recovered=parts.recovered, journal=parts.journal, copies=copies
+        )
+        parts.writer.replication = parts.writeback.replication = parts.recovery.replication = replicator
+
+    def end(self, source: bytes) -> None:
+        """End what `prepare` began."""
+        self.replication.end_volume(source)
+
     def add(self, source: bytes, parts: VolumeParts) -> bool:
         """Let a volume ask peers, and be there for them; False if there are too many."""
         if source in self._volumes or len(self._volumes) >= MOST_SOURCES:
@@ -163,8 +184,10 @@ class Cluster:
         return True
 
     def remove(self, source: bytes) -> None:
-        """End what `add` began."""
-        parts = self._volumes.pop(source)
+        """End what `add` began, if it has not ended yet."""
+        parts = self._volumes.pop(source, None)
+        if parts is None:
+            return
         parts.cache.peers = None
         parts.objects.on_held.remove(self.locations.transition)
         if self._volumes:  # else all ends, and what is cached will be there again
@@ -187,11 +210,18 @@ class Cluster:
 
     def statistics(self) -> dict[str, int]:
         """Return what was asked of others, and by others; from the start on."""
-        said = self.announcements
+        said, replicas = self.announcements, self.replication.statistics()
         return {
             **self.peers.statistics(), "provided_bytes": self.serving.provided_bytes, "refused": self.serving.refused,
             "notices_sent": said.sent, "notices_received": said.received,
+            "replicas_sent": replicas.sent, "replicas_forgone": replicas.fallbacks,
+            "replicas_held": replicas.held_files, "replicas_held_bytes": replicas.held_bytes,
         }  # fmt: skip
+
+    def degraded(self) -> list[str]:
+        """Return what does not work as it should, a line each."""
+        why = self.replication.degraded
+        return [f"what is written goes to the under-store at once: {why}"] if why else []
 
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return this node and the others, as `status` has them."""
@@ -212,6 +242,20 @@ def _ranges(objects: Objects) -> Iterator[tuple[bytes, int]]:
 def source_of(settings: Settings) -> bytes:
     """Return the id of an under-store as nodes tell it each other, 8 bytes."""
     return bytes.fromhex(settings.source_id)
+
+
+@contextmanager
+def prepared(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> Iterator[None]:
+    """A volume exists for the block, and can have replicas of what is written to it, if there is a cluster."""
+    if cluster is None:
+        yield
+        return
+    source = source_of(settings)
+    cluster.prepare(source, parts, settings.durable_replicas)
+    try:
+        yield
+    finally:
+        cluster.end(source)
 
 
 @contextmanager
@@ -240,7 +284,7 @@ async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Clus
         seeds = Seeds(settings.join, family=listening.family)
         address = await advertised(listening, settings.advertise, await seeds.resolve())
         table = await trio.to_thread.run_sync(LocationTable, directory / LOCATIONS)
-        cluster = Cluster(settings, identity, credentials, listening, seeds, address, table)
+        cluster = Cluster(settings, identity, credentials, listening, seeds, address, table, directory)
     except BaseException:
         listening.close()
         raise

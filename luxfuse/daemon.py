@@ -22,7 +22,7 @@ import trio
 from luxfuse import logs
 from luxfuse.assembly import Local, build
 from luxfuse.attachments import Attachments
-from luxfuse.cluster import Cluster, enlisted, taking_part
+from luxfuse.cluster import Cluster, taking_part
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.errors import ConfigError, MountError
@@ -121,15 +121,14 @@ class _Daemon:
             talking.cancel_scope.cancel()
 
     async def _run(self, cluster: Cluster | None) -> None:
-        life = VolumeLife(self._settings, self._note)
+        life = VolumeLife(self._settings, self._note, cluster)
         async with life.running(self._build) as parts:
             self._settings = life.settings
-            with enlisted(cluster, life.settings, parts):
-                async with trio.open_nursery() as volumes:
-                    attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
-                    await attachments.restore(self._note)
-                    await self._serve(parts, attachments, cluster)
-                    await attachments.close()
+            async with trio.open_nursery() as volumes:
+                attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
+                await attachments.restore(self._note)
+                await self._serve(parts, attachments, cluster)
+                await attachments.close()
 
     def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
         self._opened.set()

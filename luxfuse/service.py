@@ -130,6 +130,9 @@ class Nodes(Protocol):
     def statistics(self) -> dict[str, int]:
         """Return counters of what nodes ask of each other."""
 
+    def degraded(self) -> list[str]:
+        """Return what does not work as it should, a line each."""
+
 
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
@@ -197,6 +200,7 @@ class Service:
 
     def _degraded_reasons(self) -> list[str]:
         reasons = [f"{path}: {why}" if path else why for path, parts in self._volumes() for why in _degraded(parts)]
+        reasons += self._nodes.degraded() if self._nodes is not None else []
         return reasons + [f"{each.path}: {each.error}" for each in self._attached.volumes() if each.error]
 
     def _describe_volumes(self) -> list[dict[str, object]]:

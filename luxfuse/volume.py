@@ -18,6 +18,7 @@ import trio
 from luxfuse.assembly import Cache, Local
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
+from luxfuse.cluster import Cluster, enlisted, prepared
 from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
 from luxfuse.core.units import format_count
@@ -49,9 +50,10 @@ P = TypeVar("P", bound=VolumeParts)
 class VolumeLife:
     """One under-store with ``settings``; ``note`` takes lines for whoever mounts or attaches it."""
 
-    def __init__(self, settings: Settings, note: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, note: Callable[[str], None], cluster: Cluster | None = None) -> None:
         self.settings = settings
         self._note = note
+        self._cluster = cluster
 
     @asynccontextmanager
     async def running(self, build: Callable[[Settings, Store, Local, trio.Nursery], P]) -> AsyncIterator[P]:
@@ -62,8 +64,10 @@ class VolumeLife:
         async with self._opened() as (store, local, beginning):
             async with trio.open_nursery() as background:
                 parts = build(self.settings, store, local, background)
-                await self._begin(parts, beginning, background)
-                yield parts
+                with prepared(self._cluster, self.settings, parts):
+                    await self._begin(parts, beginning, background)
+                    with enlisted(self._cluster, self.settings, parts):
+                        yield parts
                 parts.files.note_touched()
                 parts.hierarchy.keep_policy_states()
                 parts.cache.close()

@@ -26,6 +26,8 @@ _COUNTERS = {
     "cluster_refused": "Requests for pages of other nodes that were refused.",
     "cluster_notices_sent": "Notices of changes sent to other nodes.",
     "cluster_notices_received": "Notices of changes that other nodes sent.",
+    "cluster_replicas_sent": "Replicas of writes that other nodes took.",
+    "cluster_replicas_forgone": "Writes that too few other nodes took, so that they went to the bucket at once.",
     "understore_gets": "GET requests to the bucket, retries included.",
     "understore_heads": "HEAD requests to the bucket, retries included.",
     "understore_lists": "LIST requests to the bucket, retries included.",

@@ -196,7 +196,9 @@ class PeerStatus(TypedDict):
 
 class ClusterStatus(TypedDict):
     """What this node asked others for pages (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often
-    it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes.
+    it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes;
+    replicas of writes that others took (``replicas_sent``), or could not, so that the write went to the store at once
+    (``replicas_forgone``), and those that are held here for others.
     """
 
     asked: int
@@ -207,6 +209,10 @@ class ClusterStatus(TypedDict):
     refused: int
     notices_sent: int
     notices_received: int
+    replicas_sent: int
+    replicas_forgone: int
+    replicas_held: int
+    replicas_held_bytes: int
 
 
 class Status(TypedDict):
