@@ -149,6 +149,8 @@ class Holder:
             reached("holder.received")
         except (ValueError, Refused, OSError) as exc:
             log.info("a replica from %s is not taken: %s", peer, exc)
+            async for _ in chunks:  # the connection would break before the answer is read
+                pass
             return encode(Answer(refused=str(exc)))
         finally:
             if arrival is not None:
