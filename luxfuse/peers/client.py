@@ -39,6 +39,9 @@ from luxfuse.types import PAGE_BYTES
 MOST_MESSAGES = 16
 """Control messages under way at once."""
 
+PROVIDING = 0.75
+"""This share of the time the other node has to get the pages; the rest is for sending them, or saying they are late."""
+
 checksum = xxhash.xxh3_64_intdigest
 
 
@@ -98,7 +101,7 @@ class Client:
         `wire.wants_bytes`. Raises `PeerRefused` if it is busy, `PeerFailed`.
         """
         lengths = wants_bytes(wants)
-        body = encoded(PagesRequest(list(wants), fetch, timeout_s))
+        body = encoded(PagesRequest(list(wants), fetch, timeout_s * PROVIDING))
         with Call(self._caller, member.address, member.name, timeout_s) as call:
             call.ask(PAGES_PATH, [], body)
             answers = decode_answers(call.meta(), wants)

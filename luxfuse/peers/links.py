@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -65,8 +66,9 @@ class Link:
             view = view[count:]
 
     def is_stale(self) -> bool:
-        """Whether a connection that should be silent has something to say: that it was closed."""
-        return bool(self._poll.poll(0))
+        """Whether a connection that should be silent has something to say: most often that it was closed."""
+        unread = self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
+        return bool(unread or self._poll.poll(0))
 
     def close(self) -> None:
         """Hang up."""

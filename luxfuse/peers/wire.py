@@ -52,7 +52,7 @@ class Outcome(enum.IntEnum):
 
 
 class PagesRequest(msgspec.Struct, frozen=True, array_like=True):
-    """``fetch``: get what is missing from the under-store first. ``timeout_s``: so long the answer is waited for."""
+    """``fetch``: get what is missing from the under-store first. ``timeout_s``: it is then to say what it has."""
 
     wants: list[Want]
     fetch: bool
