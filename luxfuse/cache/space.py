@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import trio
 
-from luxfuse.core.eviction import Policy, Standing
+from luxfuse.core.eviction import EASY, LAST, PLAIN, Policy, Spared, Standing
 from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
 from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
 from luxfuse.tiers.directory import CacheDirectory
@@ -63,6 +63,10 @@ class Hooks:
     """Set by the page cache: the record of an object, in memory or in the index."""
     is_pinned: Callable[[str], bool] = lambda _key: False
     """Set by the daemon: whether an object (its key) is never to be evicted."""
+    held_elsewhere: Callable[[bytes], bool] = lambda _oid: False
+    """Set by the daemon: whether another node holds an object as well, so that it goes before its like. Must be quick."""
+    counted_on: Callable[[bytes], bool] = lambda _oid: False
+    """Set by the daemon: whether an object is to go last, because no more nodes hold it than should. Must be quick."""
     placing: Callable[[str], Placing] = lambda _key: Placing()
     """Set by the daemon: where an object may be put."""
     before_eviction: Callable[[], None] = lambda: None
@@ -242,12 +246,32 @@ class Space:
     async def coldest(self, wanted_bytes: int, in_use: Collection[bytes] = ()) -> list[bytes]:
         """Return the objects, none of ``in_use``, that are to go first, of that size together. Raises OSError."""
         await self._objects.settle()
-        choice = self._policy.choose(self._order, in_use, wanted_bytes)
-        for oid, standing in choice.moves:
+        order = Spared(self._order, self._ease)
+        choice = self._policy.choose(order, in_use, wanted_bytes)
+        self._restand(choice.moves)
+        if not order.left_out:
+            return choice.victims
+        victims = choice.victims
+        missing_bytes = wanted_bytes - order.bytes_of(victims)
+        if missing_bytes > 0:
+            choice = self._policy.choose(self._order, {*in_use, *victims}, missing_bytes)
+            self._restand(choice.moves)
+            victims += choice.victims
+        else:  # so that they need not be passed over again soon
+            self._restand((oid, self._policy.on_use(oid, standing)) for oid, standing in order.left_out)
+        return victims
+
+    def _ease(self, oid: bytes) -> int:
+        """How readily an object goes."""
+        if self.hooks.counted_on(oid):
+            return LAST
+        return EASY if self.hooks.held_elsewhere(oid) else PLAIN
+
+    def _restand(self, moves: Iterable[tuple[bytes, Standing]]) -> None:
+        for oid, standing in moves:
             if (record := self.hooks.record_of(oid)) is not None and record.directory == self.number:
                 record.standing = standing
                 self._objects.save(oid, record)
-        return choice.victims
 
     async def free_ahead(self, wanted_bytes: int) -> None:
         """Evict before there is need, so that who needs room does not wait for it."""

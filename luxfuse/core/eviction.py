@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 import math
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 WINDOW = 0
@@ -99,6 +100,63 @@ def choose_victims(oldest_first: Iterable[tuple[bytes, int]], in_use: Collection
         victims.append(object_id)
         freed += allocated_bytes
     return victims
+
+
+NEXT = 16
+"""So many of the next to go are looked at together."""
+SPARED_BOUND = 128
+"""So many are passed over in one round; further ones go as their rank says."""
+EASY, PLAIN, LAST = range(3)
+"""How readily an object goes: others hold it as well; as its rank says; after all else, because others count on it."""
+
+
+class Spared:
+    """An order in which, of the next few, those come first that go easily, and those are left out that are to go last.
+
+    So policies choose as ever, from an order that is only a little different; it is the same where all are `PLAIN`. What
+    comes is among the `NEXT` of the lowest rank at that time; what goes easily has the rank 0 in the main segment, so that
+    policies that weigh several against each other let it go first, too. One round of eviction is made with it.
+    """
+
+    def __init__(self, order: Order, ease: Callable[[bytes], int]) -> None:
+        """``ease``: how readily an object goes, `EASY` to `LAST`; asked once for each that is looked at."""
+        self._order = order
+        self._ease = ease
+        self.left_out: list[tuple[bytes, Standing]] = []
+        """What was passed over: it goes if all else does not suffice."""
+        self._bytes: dict[bytes, int] = {}
+
+    @property
+    def count(self) -> int:
+        """See `Order`."""
+        return self._order.count
+
+    def bytes_in(self, segment: int) -> int:
+        """See `Order`."""
+        return self._order.bytes_in(segment)
+
+    def bytes_of(self, victims: Iterable[bytes]) -> int:
+        """Return the allocated bytes of objects that were chosen from here."""
+        return sum(self._bytes[oid] for oid in victims)
+
+    def ascending(self, segment: int) -> Iterator[Cached]:
+        """See `Order`; the ranks do not quite ascend."""
+        easy: deque[Cached] = deque()
+        plain: deque[Cached] = deque()
+        rest = self._order.ascending(segment)
+        while True:
+            while len(easy) + len(plain) < NEXT and (cached := next(rest, None)) is not None:
+                ease = self._ease(cached.oid)
+                if ease == LAST and len(self.left_out) < SPARED_BOUND:
+                    self.left_out.append((cached.oid, Standing(segment, cached.rank)))
+                else:
+                    (easy if ease == EASY else plain).append(cached)
+            if not easy and not plain:
+                return
+            first = bool(easy) and segment == MAIN
+            chosen = (easy or plain).popleft()
+            self._bytes[chosen.oid] = chosen.allocated_bytes
+            yield chosen._replace(rank=0) if first else chosen
 
 
 class _ByRank:
