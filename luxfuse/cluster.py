@@ -21,7 +21,7 @@ from luxfuse.cache import locations
 from luxfuse.cache.locations import Locations
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.peer_source import Peers
-from luxfuse.cache.replication import Replication
+from luxfuse.cache.replication import Replication, Replicator
 from luxfuse.cache.serving import Serving
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
@@ -53,6 +53,7 @@ REPLICAS = "replicas"
 REPLICAS_BYTES = 16 << 30
 """Of what others have written: what is more they have to leave to other nodes, or to bring to the store at once."""
 CLOSE_S = 10.0
+LAST_WORDS_S = 2.0
 
 
 class Cluster:
@@ -89,6 +90,7 @@ class Cluster:
             name=info.name, rack=info.rack, root=directory / REPLICAS, capacity_bytes=REPLICAS_BYTES, rpc=self._client,
             alive=self.membership.alive, member=self.membership.member,
         )
+        self._replicators: dict[bytes, Replicator] = {}
         self.replication.register(self._server)
         self.membership.on_heard.append(self.announcements.heard)
         self.membership.on_change.append(self._changed)
@@ -166,9 +168,12 @@ class Cluster:
             source, store=parts.store, recovered=parts.recovered, journal=parts.journal, copies=copies
         )
         parts.writer.replication = parts.writeback.replication = parts.recovery.replication = replicator
+        self._replicators[source] = replicator
 
-    def end(self, source: bytes) -> None:
-        """End what `prepare` began."""
+    async def end(self, source: bytes) -> None:
+        """End what `prepare` began: tell others, for a moment, what they need not hold any more."""
+        with trio.move_on_after(LAST_WORDS_S, shield=True):
+            await self._replicators.pop(source).tell_holders()
         self.replication.end_volume(source)
 
     def add(self, source: bytes, parts: VolumeParts) -> bool:
@@ -244,8 +249,8 @@ def source_of(settings: Settings) -> bytes:
     return bytes.fromhex(settings.source_id)
 
 
-@contextmanager
-def prepared(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> Iterator[None]:
+@asynccontextmanager
+async def prepared(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> AsyncIterator[None]:
     """A volume exists for the block, and can have replicas of what is written to it, if there is a cluster."""
     if cluster is None:
         yield
@@ -255,7 +260,7 @@ def prepared(cluster: Cluster | None, settings: Settings, parts: VolumeParts) ->
     try:
         yield
     finally:
-        cluster.end(source)
+        await cluster.end(source)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class VolumeLife:
         async with self._opened() as (store, local, beginning):
             async with trio.open_nursery() as background:
                 parts = build(self.settings, store, local, background)
-                with prepared(self._cluster, self.settings, parts):
+                async with prepared(self._cluster, self.settings, parts):
                     await self._begin(parts, beginning, background)
                     with enlisted(self._cluster, self.settings, parts):
                         yield parts

@@ -36,7 +36,7 @@ from luxfuse.core.replicas import (
     encode,
     write_of,
 )  # fmt: skip
-from luxfuse.core.takeover import ABSENT, TAKEOVER_S, Absences, Verdict, judge, takes_over_in_s
+from luxfuse.core.takeover import ABSENT, Absences, Verdict, judge, takes_over_in_s
 from luxfuse.core.writeback import retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.steps import reached
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 PATH = "/v1/replicas"
 ORDERS_PATH = "/v1/replicas/orders"
+HEARD_S = 10.0
+"""A writer that has said something to us so lately is here, whatever is believed of it."""
 LOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
 OLD_S = 120.0
@@ -258,7 +260,7 @@ class Holder:
 
     def _is_writer_here(self, name: str) -> bool:
         heard_s = self._heard_s.get(name)
-        return self._is_here(name) or (heard_s is not None and trio.current_time() - heard_s < TAKEOVER_S)
+        return self._is_here(name) or (heard_s is not None and trio.current_time() - heard_s < HEARD_S)
 
     async def _take_over_quietly(self, held: Holding) -> None:
         file = held.replica.write.file

@@ -27,8 +27,8 @@ SOURCE = b"source-1"
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead writers are replaced at once, and files go up by themselves only if a test waits for it."""
-    for module in (rules, shell):
-        monkeypatch.setattr(module, "TAKEOVER_S", 0.0)
+    monkeypatch.setattr(rules, "TAKEOVER_S", 0.0)
+    monkeypatch.setattr(shell, "HEARD_S", 0.0)
     monkeypatch.setattr(shell, "LOOK_INTERVAL_S", 0.01)
     monkeypatch.setattr(writeback, "WRITE_BACK_DELAY_S", 3600.0)
 

@@ -74,8 +74,9 @@ def seen(mount: Mount, name: str) -> Any:
 
 def write(mount: Mount, name: str, data: bytes) -> None:
     """Write a file and close it."""
-    program = "import sys; open(sys.argv[1], 'wb').write(bytes.fromhex(sys.argv[2]))"
-    mount.run([mount.python, "-I", "-S", "-c", program, f"{mount.path}/{name}", data.hex()], check=True)
+    source = mount.base / "written"
+    source.write_bytes(data)
+    mount.run(["cp", source, mount.path / name], check=True)
 
 
 def test_the_loss_of_a_node_is_only_a_slower_read(
@@ -146,3 +147,40 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
     assert str(keys[0]) in refused.stderr
     time.sleep(2)
     assert nodes(a) == {name(b): "alive"}
+
+
+@pytest.mark.slow  # another node waits for a minute before it takes over
+def test_a_write_outlives_its_writer_and_is_uploaded_once(
+    mounting: Mounts, proxy: FaultProxy, s3, bucket: str, key: Path
+) -> None:
+    mounting.expected_logs += [r"under-store", r"took over|uploaded|taken over|recovered"]
+    flags = ["--write-mode", "async-through", "--durable-replicas", "2"]
+    members = start(mounting, f"s3://{bucket}", 3, key, *flags, endpoint_url=proxy.endpoint)
+    a, b, c = members
+    write(a, "before", b"1")
+    wait_for("it is in the store", (s3.root / bucket / "before").exists)
+    proxy.only(lambda request: request.method in ("PUT", "POST"))
+    proxy.set(error_probability=1.0)
+    data = {"small": content("s", 1000), "large": content("l", 3 * MIB)}
+    for each, text in data.items():
+        write(a, each, text)
+    wait_for("two nodes hold both", lambda: [m.status()["cluster"]["replicas_held"] for m in (b, c)] == [2, 2])
+    a.kill()
+    proxy.clear()
+    asked = len(proxy.requests)
+    wait_for(
+        "one of them brings them up", lambda: all((s3.root / bucket / each).exists() for each in data), timeout_s=120
+    )
+    for each, text in data.items():
+        assert (s3.root / bucket / each).read_bytes() == text
+        assert b.read(each) == c.read(each) == digest(text)
+    puts = [request for request in proxy.requests[asked:] if request.method == "PUT"]
+    assert sorted(request.path.rpartition("/")[2] for request in puts) == sorted(data)
+    a.unmount("--force")
+    assert a.try_mount().returncode == 0  # it says what the last run left
+    wait_for("the writer knows", lambda: a.status()["dirty"]["files"] == 0)
+    for each, text in data.items():
+        assert a.read(each) == digest(text)
+    assert a.status()["dirty"]["conflicts"] == 0
+    held = [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)]
+    assert held == [0, 0], "only what became of them is remembered"
