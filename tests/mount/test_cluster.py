@@ -150,6 +150,7 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
 
 
 @pytest.mark.slow  # another node waits for a minute before it takes over
+@pytest.mark.timeout(400)
 def test_a_write_outlives_its_writer_and_is_uploaded_once(
     mounting: Mounts, proxy: FaultProxy, s3, bucket: str, key: Path
 ) -> None:
@@ -182,5 +183,7 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
     for each, text in data.items():
         assert a.read(each) == digest(text)
     assert a.status()["dirty"]["conflicts"] == 0
-    held = [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)]
-    assert held == [0, 0], "only what became of them is remembered"
+    wait_for(
+        "only what became of them is remembered",
+        lambda: [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)] == [0, 0], timeout_s=150,
+    )
