@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from luxfuse.core.members import NodeInfo
-from luxfuse.errors import PeerFailed, PeerRefused, Refusal
+from luxfuse.errors import PeerFailed, PeerRefused, Refusal, StoreFull
 from luxfuse.peers import batches as module
 from luxfuse.peers.batches import Batches
 from luxfuse.peers.client import Fetched
@@ -36,6 +36,11 @@ class Asked:
         ]
 
 
+def itself(found: Fetched) -> Fetched:
+    """Keep pages by handing them on."""
+    return found
+
+
 class Outcomes:
     """What came, by key."""
 
@@ -54,7 +59,7 @@ class Outcomes:
 async def filled(asked: Asked, batches: Batches, outcomes: Outcomes) -> None:
     """Give each thread something to do."""
     for number in range(2):
-        batches.submit(NODE, want(f"first {number}", 10), outcomes.of(f"first {number}"), fetch=False, timeout_s=5)
+        batches.submit(NODE, want(f"first {number}", 10), itself, outcomes.of(f"first {number}"), fetch=False, timeout_s=5)
     with trio.fail_after(5):
         while len(asked.requests) < 2:
             await trio.sleep(0.005)
@@ -65,10 +70,10 @@ async def test_wants_go_together_when_there_are_more_than_threads() -> None:
     batches = Batches(asked, threads=2)
     await filled(asked, batches, outcomes)
     for number in range(20):
-        batches.submit(NODE, want(str(number), 10), outcomes.of(str(number)), fetch=False, timeout_s=5)
-    batches.submit(NODE, want("missing", 10), outcomes.of("missing"), fetch=False, timeout_s=5)
-    batches.submit(NODE, want("fetch", 10), outcomes.of("fetch"), fetch=True, timeout_s=5)
-    batches.submit(NODE, want("large", 2 << 20), outcomes.of("large"), fetch=False, timeout_s=5)
+        batches.submit(NODE, want(str(number), 10), itself, outcomes.of(str(number)), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("missing", 10), itself, outcomes.of("missing"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("fetch", 10), itself, outcomes.of("fetch"), fetch=True, timeout_s=5)
+    batches.submit(NODE, want("large", 2 << 20), itself, outcomes.of("large"), fetch=False, timeout_s=5)
     asked.gate.set()
     await outcomes.wait(25)
     assert asked.requests[:2] == [["first 0"], ["first 1"]]
@@ -90,12 +95,30 @@ async def test_an_error_is_that_of_all_in_the_request() -> None:
     await outcomes.wait(2)
     assert list(outcomes.found.values()) == [asked.error] * 2
     asked.error = ZeroDivisionError()
-    batches.submit(NODE, want("a", 10), outcomes.of("a"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=5)
     await outcomes.wait(3)
     assert isinstance(outcomes.found["a"], PeerFailed)
-    batches.submit(NODE, want("late", 10), outcomes.of("late"), fetch=False, timeout_s=-1)
+    batches.submit(NODE, want("late", 10), itself, outcomes.of("late"), fetch=False, timeout_s=-1)
     await outcomes.wait(4)
     assert "not asked in time" in str(outcomes.found["late"])
+    batches.close()
+
+
+async def test_what_cannot_be_kept_fails_alone() -> None:
+    asked, outcomes = Asked(), Outcomes()
+    batches = Batches(asked, threads=2)
+    await filled(asked, batches, outcomes)
+
+    def full(_found: Fetched) -> None:
+        raise StoreFull("no room")
+
+    batches.submit(NODE, want("a", 10), full, outcomes.of("a"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("b", 10), itself, outcomes.of("b"), fetch=False, timeout_s=5)
+    asked.gate.set()
+    await outcomes.wait(4)
+    assert asked.requests[2:] == [["a", "b"]]
+    assert isinstance(outcomes.found["a"], StoreFull)
+    assert isinstance(outcomes.found["b"], Fetched)
     batches.close()
 
 
@@ -104,7 +127,7 @@ async def test_too_many_are_refused(monkeypatch) -> None:
     asked, outcomes = Asked(), Outcomes()
     batches = Batches(asked, threads=2)
     await filled(asked, batches, outcomes)
-    batches.submit(NODE, want("a", 10), outcomes.of("a"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=5)
     assert isinstance(outcomes.found["a"], PeerRefused)
     asked.gate.set()
     await outcomes.wait(3)
@@ -117,7 +140,7 @@ async def test_from_a_node() -> None:
     async with running(objects, tls=True, in_files=True) as node:
         batches = Batches(node.client, threads=2)
         for key, data in objects.items():
-            batches.submit(node.info, want(key, len(data)), outcomes.of(key), fetch=False, timeout_s=5)
+            batches.submit(node.info, want(key, len(data)), itself, outcomes.of(key), fetch=False, timeout_s=5)
         await outcomes.wait(100)
         batches.close()
     assert {key: bytes(each.data) for key, each in outcomes.found.items()} == objects

@@ -226,13 +226,13 @@ async def test_too_many_connections_are_closed(monkeypatch) -> None:
         assert isinstance((await node.fetch(want("a", 10)))[0], Fetched)
 
 
-async def test_what_is_not_provided_in_time_is_busy() -> None:
+async def test_what_is_not_provided_in_time_is_busy(monkeypatch) -> None:
+    monkeypatch.setattr(server, "PROVIDE_MAX_S", 0.2)
     async with running({"a": content(10)}, tls=True) as node:
         node.provider.gate = trio.Event()
-        body = [want("a", 10)]
-        answer = await trio.to_thread.run_sync(lambda: node.client.fetch(node.info, body, fetch=True, timeout_s=0.4))
-        assert isinstance(answer[0], PeerRefused)
-        assert answer[0].reason is Refusal.BUSY
+        (answer,) = await node.fetch(want("a", 10), fetch=True)
+        assert isinstance(answer, PeerRefused)
+        assert answer.reason is Refusal.BUSY
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
