@@ -27,7 +27,7 @@ class Hedging:
         self._floor_s = floor_s
         self._unknown_s = unknown_s
         self._recent = [Recent() for _ in range(len(CLASSES_BYTES) + 1)]
-        self._saved = MOST_SAVED
+        self._saved = 1.0
         self.hedges = 0
         self.forgone = 0
         """Times that a hedge was due and not paid for."""

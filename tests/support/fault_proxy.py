@@ -81,7 +81,10 @@ class _Reset(Exception):
 class FaultProxy:
     """Use as a context manager; ``endpoint`` is what clients talk to."""
 
-    def __init__(self, upstream: str, *, seed: int = 0, faults: Faults | None = None) -> None:
+    def __init__(
+        self, upstream: str, *, seed: int = 0, faults: Faults | None = None, host: str = "127.0.0.1"
+    ) -> None:
+        self.host = host
         parts = urllib.parse.urlsplit(upstream)
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._random = random.Random(seed)
@@ -101,7 +104,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> FaultProxy:
         self._listen()
@@ -113,7 +116,7 @@ class FaultProxy:
     def _listen(self) -> None:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
+        listener.bind((self.host, self.port))
         listener.listen(BACKLOG)
         self.port = listener.getsockname()[1]
         self._listener = listener
