@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -240,4 +241,36 @@ async def test_what_is_in_use_gives_nothing_to_others(tmp_path: Path) -> None:
             assert await m.read_all(key) == driver.objects[key][0]
         assert len(kept(m)) == 20
         await m.kernel.release(m.fs, handle)
+        consistent(m)
+
+
+async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merciless: None
+) -> None:
+    driver = one(pages(2))
+    data = driver.objects["large"][0]
+    async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False) as m:
+        obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
+        await m.cache.fetch_whole(obj)  # by one run
+        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        real, token = disk.store_run, trio.lowlevel.current_trio_token()
+
+        async def lose_and_fetch_the_other() -> None:
+            assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+            assert not obj.pages.count
+            other, = m.cache.start(obj, range(1), keep_in_memory=False)
+            await other.done.wait()
+
+        def overtake(*arguments: Any, **named: Any) -> disk.Stored:
+            stored = real(*arguments, **named)
+            monkeypatch.setattr(disk, "store_run", real)
+            trio.from_thread.run(lose_and_fetch_the_other, trio_token=token)
+            return stored
+
+        monkeypatch.setattr(disk, "store_run", overtake)
+        assert bytes(await m.cache.read(obj, pages(1), pages(1))) == data[pages(1) :]
+        assert obj.whole
+        m.cache.recent = RecentPages(0)
+        assert bytes(await m.cache.read(obj, 0, pages(2))) == data
+        m.cache.release(obj)
         consistent(m)
