@@ -99,6 +99,7 @@ def _store_whole(
     """
     try:
         fd = directory.open(oid, create=True)
+        directory.expect_no_more(oid)  # or the next page that is written would be taken for the first, and get a new file
         try:
             write_all(fd, data, 0)
             st = os.fstat(fd)

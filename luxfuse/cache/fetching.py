@@ -287,7 +287,7 @@ class Fetching(Attempts):
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
-        if not obj.flights and obj.pages.count == 0 and obj.space is not None:
+        if not obj.flights and obj.pages.count == 0 and obj.space is not None and not self._has_file(obj):
             obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
             obj.space = None
         flight.done.set()
@@ -298,6 +298,10 @@ class Fetching(Attempts):
             except Exception:
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self.release(obj)
+
+    def _has_file(self, obj: CachedObject) -> bool:
+        """Whether an object without pages has a file all the same: all of them were taken out of it."""
+        return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
 
     def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""

@@ -206,7 +206,7 @@ class CacheDirectory:
         self._expected.add(oid)
 
     def expect_no_more(self, oid: bytes) -> None:
-        """Take `expect` back: nothing came. Quick."""
+        """Take `expect` back: nothing came, or all of it over what lay there. Quick."""
         self._expected.discard(oid)
 
     def create(self, oid: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -67,11 +68,10 @@ def blocks(m: Mount) -> dict[str, int]:
     found = {}
     for s in m.hierarchy:
         total = 0
-        for path in s.directory.path.glob("*/**/*"):
-            try:
-                total += path.stat().st_blocks * 512 if path.is_file() else 0
-            except FileNotFoundError:
-                continue
+        for parent, _, names in os.walk(s.directory.path):  # which does not mind that directories go
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(f"{parent}/{name}").st_blocks * 512 if parent != str(s.directory.path) else 0
         found[s.tier] = total
     return found
 

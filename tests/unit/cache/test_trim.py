@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio
 from luxfuse.cache import disk, trim
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
+from luxfuse.config import CacheDirectory
 from luxfuse.tiers import directory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until
@@ -240,4 +242,61 @@ async def test_what_is_in_use_gives_nothing_to_others(tmp_path: Path) -> None:
             assert await m.read_all(key) == driver.objects[key][0]
         assert len(kept(m)) == 20
         await m.kernel.release(m.fs, handle)
+        consistent(m)
+
+
+async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merciless: None
+) -> None:
+    driver = one(pages(2))
+    data = driver.objects["large"][0]
+    async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False) as m:
+        obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
+        await m.cache.fetch_whole(obj)  # by one run
+        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        real, token = disk.store_run, trio.lowlevel.current_trio_token()
+
+        async def lose_and_fetch_the_other() -> None:
+            assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+            assert not obj.pages.count
+            other, = m.cache.start(obj, range(1), keep_in_memory=False)
+            await other.done.wait()
+
+        def overtake(*arguments: Any, **named: Any) -> disk.Stored:
+            stored = real(*arguments, **named)
+            monkeypatch.setattr(disk, "store_run", real)
+            trio.from_thread.run(lose_and_fetch_the_other, trio_token=token)
+            return stored
+
+        monkeypatch.setattr(disk, "store_run", overtake)
+        assert bytes(await m.cache.read(obj, pages(1), pages(1))) == data[pages(1) :]
+        assert obj.whole
+        m.cache.recent = RecentPages(0)
+        assert bytes(await m.cache.read(obj, 0, pages(2))) == data
+        m.cache.release(obj)
+        consistent(m)
+
+
+async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path, merciless: None) -> None:
+    driver = one(pages(2))
+    data = driver.objects["large"][0]
+    more = (CacheDirectory("hdd", pages(12), "hdd"),)
+    async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False, more_caches=more) as m:
+        obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
+        await m.cache.fetch_whole(obj)
+        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        m.space.draining = True  # so that what comes now is not stored
+        driver.hold()
+        flight, = m.cache.start(obj, range(1, 2), keep_in_memory=False)
+        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        driver.release()
+        await flight.done.wait()
+        assert not obj.pages.count
+        m.cache.recent = RecentPages(0)
+        assert bytes(await m.cache.read(obj, 0, pages(2))) == data
+        consistent(m)
+        m.space.draining = False
+        m.cache.recent = RecentPages(0)
+        await m.cache.fetch_whole(obj)
+        m.cache.release(obj)
         consistent(m)
