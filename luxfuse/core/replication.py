@@ -17,7 +17,7 @@ What is read often gains copies by itself, because each node that reads keeps on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -169,21 +169,22 @@ def missing_copies(
 
 
 def witnesses(
-    rule: ReplicaRule, own: str, holders: Iterable[Collection[str]], nodes: Collection[str], ranked: Ranked
-) -> list[str] | None:
-    """Return who must say that they hold an object before ``own`` gives its copy up; None if it is to keep it.
+    rule: ReplicaRule, own: str, holders: Mapping[int, Collection[str]], nodes: Collection[str], ranked: Ranked
+) -> dict[str, list[int]] | None:
+    """Return who must say that they hold which ranges before ``own`` gives its copy up; None if it is to keep it.
 
     ``holders``: for each range that ``own`` holds, who does.
     """
     if rule.most is None:
         return None
-    before: set[str] = set()
-    for each in holders:
-        alive = {name for name in each if name in nodes} | {own}
+    found: dict[str, list[int]] = {}
+    for number, names in holders.items():
+        alive = {name for name in names if name in nodes} | {own}
         if len(alive) <= rule.most:
             return None
         order = list(ranked(alive))
         if order.index(own) < rule.most:
             return None
-        before.update(order[: max(1, rule.least)])
-    return sorted(before) or None
+        for name in order[: max(1, rule.least)]:
+            found.setdefault(name, []).append(number)
+    return found or None
