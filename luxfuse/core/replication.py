@@ -76,9 +76,11 @@ class ReplicaRules:
     def __init__(self, entries: Mapping[str, ReplicaRule] | None = None) -> None:
         self._entries: dict[str, ReplicaRule] = dict(entries or {})
         self._digest: bytes | None = None
+        self._count = 0
+        self._put({})
 
     def __len__(self) -> int:
-        return sum(not rule.ended for rule in self._entries.values())
+        return self._count
 
     @property
     def entries(self) -> Mapping[str, ReplicaRule]:
@@ -119,7 +121,7 @@ class ReplicaRules:
         gone = [path for path, rule in self._entries.items() if _forgotten(rule, now_us)]
         for path in gone:
             del self._entries[path]
-        self._digest = None
+        self._put({})
         return bool(gone)
 
     def _put(self, entries: Mapping[str, ReplicaRule]) -> None:
@@ -130,10 +132,11 @@ class ReplicaRules:
             for path in sorted(self._entries, key=lambda path: (_age(self._entries[path]), path))[:excess]:
                 del self._entries[path]
         self._digest = None
+        self._count = sum(not rule.ended for rule in self._entries.values())
 
     def of(self, path: str) -> ReplicaRule | None:
         """Return the rule for a path: that of the path itself, or of the deepest directory around it that has one."""
-        if not self._entries:
+        if not self._count:
             return None
         found = (self._entries.get(above) for above in above_and_self(path))
         return next((rule for rule in found if rule is not None and not rule.ended), None)

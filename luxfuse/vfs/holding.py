@@ -18,7 +18,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.members import RANGE_PAGES, Want
 from luxfuse.core.spans import page_count
-from luxfuse.errors import PeerRefused, Refusal
+from luxfuse.errors import LuxError, PeerRefused, Refusal
 from luxfuse.types import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ class Shelf(Protocol):
     def holds(self, want: Want) -> bool:
         """Whether all pages are held."""
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether so many bytes more can be stored without giving anything up."""
+    def has_room(self, want: Want, size_bytes: int) -> bool:
+        """Whether it may be stored, and so many bytes more can be without giving anything up."""
 
     async def fetch(self, want: Want) -> None:
-        """Get the pages that are missing. What fails is fetched another time."""
+        """Get the pages that are missing; what fails is fetched another time. Raises `LuxError`, OSError."""
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Holding:
         if want in waiting.wants or want in waiting.under_way:
             return COMING
         size = _bytes_of(want)
-        if len(waiting.wants) >= MOST_WAITING or not shelf.has_room(waiting.bytes + size):
+        if len(waiting.wants) >= MOST_WAITING or not shelf.has_room(want, waiting.bytes + size):
             self.refused += 1
             return NO
         waiting.wants[want] = None
@@ -125,6 +125,8 @@ class Holding:
                 if (shelf := self._shelf_of(want.source)) is not None:
                     await shelf.fetch(want)
                     self.fetched += 1
+            except (LuxError, OSError) as exc:
+                log.info("no copy of %r is made now: %s", want.key, exc)
             finally:
                 waiting.under_way.discard(want)
                 waiting.bytes -= _bytes_of(want)
@@ -159,17 +161,17 @@ class CacheShelf:
         finally:
             self._cache.release(obj)
 
-    def has_room(self, size_bytes: int) -> bool:
+    def has_room(self, want: Want, size_bytes: int) -> bool:
         """See there."""
-        return any(space.free_bytes >= size_bytes for space in self._cache.hierarchy if not space.shut)
+        placing = self._cache.hierarchy.hooks.placing(want.key)
+        roomy = any(space.free_bytes >= size_bytes for space in self._cache.hierarchy if not space.shut)
+        return placing.keep and roomy
 
     async def fetch(self, want: Want) -> None:
         """See there."""
         cache = self._cache
         obj = cache.acquire(want.key, want.version, want.size)
         try:
-            if not cache.keeps(obj):
-                return
             for first in range(want.first, want.first + want.count, RUN_PAGES):
                 pages = range(first, min(first + RUN_PAGES, want.first + want.count))
                 while not cache.budget.idle:  # noqa: ASYNC110 (an event would be set at the end of every request)
@@ -181,7 +183,6 @@ class CacheShelf:
                 for flight in {obj.flights[page] for page in pages if page in obj.flights}:
                     await flight.done.wait()
                     if flight.error is not None:
-                        log.info("no copy of %r is made now: %s", want.key, flight.error)
-                        return
+                        raise flight.error
         finally:
             cache.release(obj)

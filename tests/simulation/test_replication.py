@@ -1,4 +1,4 @@
-"""Rules of replicas on 30 nodes that come, go and lose sight of each other, in virtual time: real shells, simulated caches."""
+"""Rules of replicas on 30 nodes that come, go and lose sight of each other, in virtual time, with simulated caches."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Node:
         assert range_number == 0
         return [name for name in self.believed.get(oid, []) if name != self.info.name]
 
-    async def request(self, address: object, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5) -> bytes:
-        other = self.world.nodes[name or ""]
+    async def request(self, _address: object, path: str, body: bytes, *, name: str, **_: float) -> bytes:
+        other = self.world.nodes[name]
         await trio.sleep(self.world.rng.uniform(0, 0.01))
         if not self.world.reaches(self, other):
             raise PeerFailed("not reached")
@@ -147,7 +147,7 @@ class Node:
     def holds(self, want: Want) -> bool:
         return want.key.encode()[2:] in self.held
 
-    def has_room(self, size_bytes: int) -> bool:
+    def has_room(self, _want: Want, size_bytes: int) -> bool:
         return len(self.held) * SIZE + size_bytes <= self.room * SIZE
 
     async def fetch(self, want: Want) -> None:
@@ -240,7 +240,7 @@ def test_the_dead_are_replaced_and_those_who_come_back_make_no_storm(seed: int) 
     simulated(scenario, seed)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_halves_of_a_parted_network_agree_again(seed: int) -> None:
     async def scenario(world: World, _nursery: trio.Nursery) -> None:
         hold(world, 6)
