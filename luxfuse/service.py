@@ -134,6 +134,15 @@ class Nodes(Protocol):
         """Return what does not work as it should, a line each."""
 
 
+class Replicas(Protocol):
+    """Has other nodes of the cluster hold copies of what is cached."""
+
+    async def order(
+        self, parts: VolumeParts, paths: Sequence[str], least: int, most: int | None
+    ) -> tuple[list[str], list[str]]:
+        """Make rules, or end them (``least`` 0); returns lines: failures by path, and notes. Raises `LuxError`, OSError."""
+
+
 class Service:
     """Implements `luxfuse.control.server.ControlService`."""
 
@@ -147,6 +156,8 @@ class Service:
         self._started_s = started_s
         self.reread: Callable[[], Awaitable[list[str]]] = self._nothing_to_read
         """Set by the daemon: reads the configuration file again; returns the names of what changed."""
+        self.replicas: Replicas | None = None
+        """Set by the daemon where the mount is in a cluster."""
         self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in self._volumes()])
 
     def _volumes(self) -> list[tuple[str, VolumeParts]]:
@@ -313,6 +324,20 @@ class Service:
         """Set how long what is at and below the paths is kept; returns failures."""
         place, parts, inside = self._one_volume(paths)
         return _placed(place, asdict(await parts.retention.limit(inside, seconds, action)))
+
+    async def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, object]:
+        """Have what is at and below the paths held by so many nodes; returns failures and notes. Raises `PathsRefused`."""
+        if self.replicas is None:
+            raise PathsRefused("the mount is in no cluster; mount it with --cluster-key-file, see: luxfuse cluster --help")
+        place, parts, inside = self._one_volume(paths)
+        missing = {path: await parts.inventory.missing(path) for path in inside} if least else {}
+        failures = [f"{path or '.'}: {why}" for path, why in missing.items() if why is not None]
+        there = [path for path in inside if missing.get(path) is None]
+        try:
+            refused, notes = await self.replicas.order(parts, there, least, most)
+        except OSError as exc:
+            raise PathsRefused(f"the rules cannot be kept: {exc}") from exc
+        return {**_placed(place, {"failures": [*failures, *refused]}), "notes": notes}
 
     async def drain(self) -> AsyncGenerator[dict[str, object], None]:
         """Bring everything that is closed to the store, while this is iterated; ends when it is there."""

@@ -82,7 +82,11 @@ def _file(answer: Mapping[str, Any]) -> list[str]:
         pages = f"pages {place['pages']}" if place["pages"] else "in parts"
         lines.append(f"  {place['tier']}: {pages} ({format_size(place['bytes'])}) in {place['file']}")
     if answer["missing_pages"]:
-        lines.append(f"  under-store only: pages {answer['missing_pages']}")
+        elsewhere = "not here" if answer["nodes"] else "under-store only"
+        lines.append(f"  {elsewhere}: pages {answer['missing_pages']}")
+    for node in answer["nodes"]:
+        part = "" if node["ranges"] == node["of"] else f" ({node['ranges']} of {node['of']} ranges)"
+        lines.append(f"  node {node['label']}{part}")
     return lines
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "pin": "retention.pin",
     "unpin": "retention.unpin",
     "ttl": "retention.ttl",
+    "replicate": "retention.replicate",
     "attach": "attach.attach",
     "detach": "attach.detach",
     "load": "load.load",

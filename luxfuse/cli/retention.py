@@ -1,4 +1,4 @@
-"""``luxfuse pin``, ``unpin`` and ``ttl``: what stays in the cache, and what goes by itself."""
+"""``luxfuse pin``, ``unpin``, ``ttl`` and ``replicate``: what stays in the cache, what goes by itself, what others hold."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from luxfuse.cli.errors import UsageError, say
 from luxfuse.cli.targets import by_mount, failed
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
+from luxfuse.core.replication import MOST_COPIES
 from luxfuse.core.units import parse_duration
 
 DEADLINE_S = 600.0
@@ -49,6 +50,28 @@ def ttl(
             f"{path}: files would be deleted in the under-store, {duration} after their last change; add --yes if so wanted"
         )
     return _order("ttl", [path], lambda client, inside: client.limit(inside, limit, action))
+
+
+def replicate(
+    paths: Paths,
+    least: Annotated[
+        int | None, typer.Option("--min", min=0, max=MOST_COPIES, metavar="N", help="At least; 0 ends the rule.")
+    ] = None,
+    most: Annotated[int | None, typer.Option("--max", min=1, max=MOST_COPIES, metavar="N", help="At most.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="End the rules of the paths.")] = False,
+) -> int:
+    """Have what is cached of the paths held by so many nodes of the cluster, now and later.
+
+    Nothing is loaded for it: copies are made of what some node has cached. To begin with all of it, run luxfuse load first.
+    """
+    if off and (least is not None or most is not None):
+        raise UsageError("--off: leave out --min and --max")
+    least = 0 if off else least
+    if least is None:
+        raise UsageError("say how many nodes are to hold it: --min N, and --max N if there is a limit; or --off")
+    if most is not None and (least == 0 or most < least):
+        raise UsageError(f"--max {most}: is of no use with --min {least}")
+    return _order("replicate", paths, lambda client, inside: client.replicate(inside, least, most))
 
 
 def _order(name: str, paths: list[str], order: Callable[[ControlClient, list[str]], dict[str, Any]]) -> int:

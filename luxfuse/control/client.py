@@ -120,6 +120,10 @@ class ControlClient:
         """Set how long what is at and below ``paths`` is kept; None: for ever. Returns ``failures``."""
         return self._json("POST", "/v1/ttl", {"paths": paths, "seconds": seconds, "action": action})
 
+    def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, Any]:
+        """Have ``paths`` held by so many nodes, ``least`` 0: as it comes. Returns ``failures`` and ``notes``."""
+        return self._json("POST", "/v1/replicate", {"paths": paths, "min": least, "max": most})
+
     def attach(self, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
         """Attach ``source`` at ``path`` (relative to the mount); returns lines worth knowing."""
         body = {"source": source, "path": path, "options": dict(options)}

@@ -15,6 +15,7 @@
 | POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
 | POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
 | POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
+| POST /v1/replicate | {"paths": [...], "min": number (0: the rule ends), "max": number or null} | the same |
 | POST /v1/reload | | {"changed": [...]}: names of settings; 400 with the reason if the file is refused |
 | POST /v1/attach | {"source", "path", relative to the mount, "options": {...}} | {"notes": [...]} once attached; or 409 |
 | POST /v1/detach | {"path", "force": bool} | lines of progress; the last has done |
@@ -24,8 +25,10 @@
 Each path of /v1/locate has ``path`` and either ``error``, or ``kind``. A ``file`` has ``size`` and ``page_bytes`` in bytes,
 ``state`` (``clean``, ``dirty`` or ``open for writing``), ``missing_pages`` as ``0-15,20``, and ``places``: each a
 ``tier``, its ``directory``, the ``file`` there, ``pages`` in the same manner (``all``; none for a staging file in parts)
-and ``bytes``. A ``directory`` has ``tiers``: each a ``tier``, ``directory``, ``files`` and ``bytes`` on disk; and
-``whole_files``, ``partial_files`` and ``dirty_files``. Versions that the store has no more are counted there.
+and ``bytes``; and ``nodes``, the others of the cluster that hold ranges of it: each a ``node``, its ``label``, and how
+many ``ranges`` it holds ``of`` how many. A ``directory`` has ``tiers``: each a ``tier``, ``directory``, ``files`` and
+``bytes`` on disk; and ``whole_files``, ``partial_files`` and ``dirty_files``. Versions that the store has no more are
+counted there.
 
 Errors are {"error": "one line"}. Lines of progress are one JSON object each, about ten a second, until all is done; the
 daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`, of a load those of
@@ -52,6 +55,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
 from luxfuse.control.address import short_address
+from luxfuse.core.replication import MOST_COPIES
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.types import TtlAction
 
@@ -110,6 +114,9 @@ class ControlService(Protocol):
 
     async def limit(self, paths: list[str], seconds: float | None, action: TtlAction) -> dict[str, object]:
         """Set how long what is at and below the paths is kept; None: for ever."""
+
+    async def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, object]:
+        """Have what is at and below the paths held by so many nodes; ``least`` 0: by as many as it comes."""
 
     async def attach(self, source: str, path: str, options: dict[str, Any]) -> list[str]:
         """Attach a further under-store at a path; returns lines worth knowing."""
@@ -208,6 +215,14 @@ def _application(service: ControlService) -> Router:
             raise _BadRequest("seconds: a number or null is needed")
         return JSONResponse(await service.limit(_paths_in(body), seconds, action))
 
+    async def replicate(request: Request) -> Response:
+        body = await _body(request)
+        least = _count(body, "min")
+        most = None if body.get("max") is None else _count(body, "max")
+        if most is not None and most < max(1, least):
+            raise _BadRequest("max: is smaller than min")
+        return JSONResponse(await service.replicate(_paths_in(body), least, most))
+
     async def start_load(request: Request) -> Response:
         return JSONResponse({"job": service.start_load(await _paths(request, _LOAD_MAX_BYTES))})
 
@@ -254,6 +269,7 @@ def _application(service: ControlService) -> Router:
         Route("/v1/pin", _guard(pin), methods=["POST"]),
         Route("/v1/unpin", _guard(unpin), methods=["POST"]),
         Route("/v1/ttl", _guard(limit), methods=["POST"]),
+        Route("/v1/replicate", _guard(replicate), methods=["POST"]),
         Route("/v1/attach", _guard(attach), methods=["POST"]),
         Route("/v1/detach", _guard(detach), methods=["POST"]),
         Route("/v1/drain", _guard(drain), methods=["POST"]),
@@ -337,6 +353,13 @@ def _paths_in(body: dict[str, Any]) -> list[str]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise _BadRequest("paths: a list of strings is needed")
     return paths
+
+
+def _count(body: dict[str, Any], name: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_COPIES:
+        raise _BadRequest(f"{name}: a number from 0 to {MOST_COPIES} is needed")
+    return value
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:

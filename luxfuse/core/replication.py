@@ -17,7 +17,7 @@ What is read often gains copies by itself, because each node that reads keeps on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -76,9 +76,11 @@ class ReplicaRules:
     def __init__(self, entries: Mapping[str, ReplicaRule] | None = None) -> None:
         self._entries: dict[str, ReplicaRule] = dict(entries or {})
         self._digest: bytes | None = None
+        self._count = 0
+        self._put({})
 
     def __len__(self) -> int:
-        return sum(not rule.ended for rule in self._entries.values())
+        return self._count
 
     @property
     def entries(self) -> Mapping[str, ReplicaRule]:
@@ -119,7 +121,7 @@ class ReplicaRules:
         gone = [path for path, rule in self._entries.items() if _forgotten(rule, now_us)]
         for path in gone:
             del self._entries[path]
-        self._digest = None
+        self._put({})
         return bool(gone)
 
     def _put(self, entries: Mapping[str, ReplicaRule]) -> None:
@@ -130,10 +132,11 @@ class ReplicaRules:
             for path in sorted(self._entries, key=lambda path: (_age(self._entries[path]), path))[:excess]:
                 del self._entries[path]
         self._digest = None
+        self._count = sum(not rule.ended for rule in self._entries.values())
 
     def of(self, path: str) -> ReplicaRule | None:
         """Return the rule for a path: that of the path itself, or of the deepest directory around it that has one."""
-        if not self._entries:
+        if not self._count:
             return None
         found = (self._entries.get(above) for above in above_and_self(path))
         return next((rule for rule in found if rule is not None and not rule.ended), None)
@@ -169,21 +172,22 @@ def missing_copies(
 
 
 def witnesses(
-    rule: ReplicaRule, own: str, holders: Iterable[Collection[str]], nodes: Collection[str], ranked: Ranked
-) -> list[str] | None:
-    """Return who must say that they hold an object before ``own`` gives its copy up; None if it is to keep it.
+    rule: ReplicaRule, own: str, holders: Mapping[int, Collection[str]], nodes: Collection[str], ranked: Ranked
+) -> dict[str, list[int]] | None:
+    """Return who must say that they hold which ranges before ``own`` gives its copy up; None if it is to keep it.
 
     ``holders``: for each range that ``own`` holds, who does.
     """
     if rule.most is None:
         return None
-    before: set[str] = set()
-    for each in holders:
-        alive = {name for name in each if name in nodes} | {own}
+    found: dict[str, list[int]] = {}
+    for number, names in holders.items():
+        alive = {name for name in names if name in nodes} | {own}
         if len(alive) <= rule.most:
             return None
         order = list(ranked(alive))
         if order.index(own) < rule.most:
             return None
-        before.update(order[: max(1, rule.least)])
-    return sorted(before) or None
+        for name in order[: max(1, rule.least)]:
+            found.setdefault(name, []).append(number)
+    return found or None

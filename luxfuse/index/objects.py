@@ -314,6 +314,15 @@ class Objects:
         self._store.put(Table.META, b"marks", marks)
         await self._store.flush()
 
+    def replica_rules(self) -> bytes:
+        """Return what `keep_replica_rules` kept; empty if nothing."""
+        return self._store.get(Table.META, b"replica_rules") or b""
+
+    async def keep_replica_rules(self, rules: bytes) -> None:
+        """Keep how many nodes are to hold what, as `keep_marks` does. Raises OSError."""
+        self._store.put(Table.META, b"replica_rules", rules)
+        await self._store.flush()
+
     def policy_state(self, directory: int) -> bytes:
         """Return what `keep_policy_state` kept last; empty if nothing."""
         return self._store.get(Table.META, _policy_key(directory)) or b""

@@ -65,6 +65,8 @@ class Inventory:
         self._objects = objects
         self._dirty = dirty
         self._staging = staging
+        self.nodes_of: Callable[[bytes, int], list[dict[str, object]]] | None = None
+        """Set by the cluster: which other nodes hold an object of this id and size, as `locate` tells it."""
 
     # -- dropping
 
@@ -186,6 +188,7 @@ class Inventory:
             return {
                 "path": path, "kind": "file", "size": entry.size, "page_bytes": PAGE_BYTES, "state": "clean",
                 "places": places, "missing_pages": ranges_text(absent),
+                "nodes": self.nodes_of(obj.oid, entry.size) if self.nodes_of is not None else [],
             }  # fmt: skip
         finally:
             self._cache.release(obj)
@@ -201,7 +204,7 @@ class Inventory:
                 "tier": space.tier, "directory": space.directory.name, "pages": "" if not content.complete else "all",
                 "file": str(self._staging.path_of(dirty.number)), "bytes": size,
             }],
-            "missing_pages": "",
+            "missing_pages": "", "nodes": [],
         }  # fmt: skip
 
     def _directory(self, path: str, summary: _Summary) -> dict[str, object]:

@@ -103,6 +103,7 @@ class Service:
         await trio.lowlevel.checkpoint()
         place = {"tier": "ssd", "directory": "/c", "file": "/c/objects/ab/abcd", "pages": "0-3,5", "bytes": 5 << 20}
         file = {"kind": "file", "size": 7 << 20, "page_bytes": 1 << 20, "state": "clean", "missing_pages": "4,6"}
+        file["nodes"] = [{"node": "0" * 16, "label": "h:/m", "ranges": 1, "of": 1}] if "shared" in paths else []
         tier = {"tier": "mem", "directory": "/m", "files": 3, "bytes": 1 << 20}
         directory = {"kind": "directory", "whole_files": 2, "partial_files": 1, "dirty_files": 4, "tiers": [tier]}
         return [
@@ -110,6 +111,10 @@ class Service:
             else {"path": path, **directory} if path == "d" else {"path": path, **file, "places": [place]}
             for path in paths
         ]  # fmt: skip
+
+    async def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return {"failures": [f"{path}: no such file" for path in paths if "missing" in path], "notes": [f"{least} {most}"]}
 
     def start_load(self, paths: list[str]) -> int:
         self.jobs.append(self._load(paths))

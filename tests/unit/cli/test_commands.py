@@ -269,7 +269,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
         *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl"),
-        *("attach", "detach", "load", "free", "locate", "check", "stats", "cluster"),
+        *("replicate", "attach", "detach", "load", "free", "locate", "check", "stats", "cluster"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 
@@ -402,6 +402,27 @@ def test_check(luxfuse: Run, tmp_path: Path) -> None:
     assert ended.code == 1
     assert ended.line.startswith(f"luxfuse: {broken}: the check ended early: internal error: KeyError; see ")
     assert "is not in a luxfuse mount" in luxfuse("check", tmp_path).line
+
+
+def test_replicate(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    luxfuse("mount", "fake://ok", where)
+    assert luxfuse("replicate", where / "a", "--min", 2, "--max", 3).line == f"luxfuse: replicate: {where}: 2 3"
+    assert luxfuse("replicate", where / "a", "--off").line.endswith("0 None")
+    assert luxfuse("replicate", where / "a", "--min", 0).line.endswith("0 None")
+    outcome = luxfuse("replicate", where / "missing", "--min", 2)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1] == f"luxfuse: replicate: {where}: missing: no such file"
+    for wrong, text in [
+        ((), "--min N"), (("--max", 3), "--min N"), (("--min", 3, "--max", 2), "--max 2: is of no use with --min 3"),
+        (("--off", "--min", 2), "--off: leave out"), (("--min", 0, "--max", 2), "--max 2"), (("--min", -1), "min"),
+    ]:  # fmt: skip
+        outcome = luxfuse("replicate", where / "a", *wrong)
+        assert outcome.code == 2
+        assert text in outcome.line
+    assert "  node h:/m" in luxfuse("locate", where / "shared").out.splitlines()
+    assert "  not here: pages 4,6" in luxfuse("locate", where / "shared").out.splitlines()
 
 
 def test_locate(luxfuse: Run, tmp_path: Path) -> None:

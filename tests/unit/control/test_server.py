@@ -68,6 +68,10 @@ class FakeService:
         await trio.lowlevel.checkpoint()
         return [{"path": path} for path in paths]
 
+    async def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return {"failures": [], "notes": [f"{paths} {least} {most}"]}
+
     def start_load(self, paths: list[str]) -> int:
         if self.fault:
             raise self.fault
@@ -118,6 +122,15 @@ async def serving(path: Path) -> AsyncIterator[tuple[FakeService, ControlClient]
 
 async def call(function: Callable[..., T], *args: object) -> T:
     return await trio.to_thread.run_sync(function, *args)
+
+
+@pytest.mark.parametrize(("least", "most"), [(-1, None), (True, None), ("2", None), (2, 1), (0, 0), (1, 10_001)])
+async def test_rules_of_replicas_must_make_sense(tmp_path: Path, least: int, most: int | None) -> None:
+    async with serving(tmp_path / "control.sock") as (_, client):
+        with pytest.raises(DaemonRefused, match=r"^(min|max): ") as caught:
+            await call(client.replicate, ["a"], least, most)
+        assert caught.value.status == 400
+        assert (await call(client.replicate, ["a"], 2, 2))["notes"] == ["['a'] 2 2"]
 
 
 async def test_every_request(tmp_path: Path) -> None:

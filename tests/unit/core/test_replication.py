@@ -137,12 +137,13 @@ def test_the_first_holder_orders_what_is_missing_and_nobody_else() -> None:
 def test_those_with_enough_others_before_them_give_their_copy_up() -> None:
     rule = ReplicaRule(2, 3, 1, "n")
     holders = set(ORDER[1:6])
-    assert [witnesses(rule, name, [holders], NODES, rank) is not None for name in ORDER[1:6]] == [False] * 3 + [True] * 2
-    assert witnesses(rule, ORDER[5], [holders], NODES, rank) == sorted(ORDER[1:3])
-    assert witnesses(rule, ORDER[5], [holders, set(ORDER[4:6])], NODES, rank) is None, "one of its ranges is needed"
-    assert witnesses(ReplicaRule(2, None, 1, "n"), ORDER[5], [holders], NODES, rank) is None
-    assert witnesses(rule, ORDER[5], [holders], [ORDER[5], *ORDER[1:3]], rank) is None, "the others are dead"
-    assert witnesses(rule, ORDER[5], [], NODES, rank) is None, "it holds nothing"
+    assert [witnesses(rule, name, {0: holders}, NODES, rank) is not None for name in ORDER[1:6]] == [False] * 3 + [True] * 2
+    more = {0: holders, 7: {*ORDER[2:6]}}
+    assert witnesses(rule, ORDER[5], more, NODES, rank) == {ORDER[1]: [0], ORDER[2]: [0, 7], ORDER[3]: [7]}
+    assert witnesses(rule, ORDER[5], {0: holders, 7: ORDER[4:6]}, NODES, rank) is None, "one of its ranges is needed"
+    assert witnesses(ReplicaRule(2, None, 1, "n"), ORDER[5], {0: holders}, NODES, rank) is None
+    assert witnesses(rule, ORDER[5], {0: holders}, [ORDER[5], *ORDER[1:3]], rank) is None, "the others are dead"
+    assert witnesses(rule, ORDER[5], {}, NODES, rank) is None, "it holds nothing"
 
 
 @given(st.sets(st.sampled_from(NODES), min_size=1), st.integers(1, 4), st.integers(0, 3), st.data())
@@ -152,7 +153,7 @@ def test_a_witnessed_copy_is_never_one_of_the_last(held: set[str], least: int, m
     leaving = set()
     for name in held:
         believed = data.draw(st.sets(st.sampled_from(NODES)))
-        asked = witnesses(rule, name, [believed], NODES, rank)
+        asked = witnesses(rule, name, {0: believed}, NODES, rank)
         if asked is not None and held.issuperset(asked):
             leaving.add(name)
     assert len(held - leaving) >= min(least, len(held))
