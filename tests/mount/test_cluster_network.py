@@ -132,6 +132,7 @@ def test_both_sides_of_a_partition_read_on_and_it_heals(cluster: Cluster) -> Non
         wait_for("at once", lambda n=n: seen(theirs[0], "between") == digest(b"healed%d" % n), timeout_s=1, pause_s=0.02)
 
 
+@pytest.mark.remounts
 def test_nodes_die_and_are_mounted_again_while_others_read(cluster: Cluster) -> None:
     """One is killed, one is mounted again in an orderly way; programs on the others notice nothing."""
     *rest, d, e = cluster.members
