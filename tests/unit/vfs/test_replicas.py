@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import trio
 
-from luxfuse.clean_replicas import CleanReplicas
 from luxfuse.cache.space import Placing
+from luxfuse.clean_replicas import CleanReplicas
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState, NodeInfo, Want
 from luxfuse.core.rendezvous import ranked
 from luxfuse.core.replication import PATH_MAX_BYTES
