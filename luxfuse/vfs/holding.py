@@ -18,7 +18,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.members import RANGE_PAGES, Want
 from luxfuse.core.spans import page_count
-from luxfuse.errors import LuxError, PeerRefused, Refusal
+from luxfuse.errors import LuxError, PeerRefused, Refusal, StoreError
 from luxfuse.types import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -183,6 +183,6 @@ class CacheShelf:
                 for flight in {obj.flights[page] for page in pages if page in obj.flights}:
                     await flight.done.wait()
                     if flight.error is not None:
-                        raise flight.error
+                        raise StoreError(str(flight.error)) from flight.error
         finally:
             cache.release(obj)
