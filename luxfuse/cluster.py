@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.peer_source import Peers
 from luxfuse.cache.replication import Replication, Replicator
 from luxfuse.cache.serving import Serving
+from luxfuse.clean_replicas import CleanReplicas
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.swim import Swim
@@ -92,8 +94,10 @@ class Cluster:
         )
         self._replicators: dict[bytes, Replicator] = {}
         self.replication.register(self._server)
-        self.membership.on_heard.append(self.announcements.heard)
-        self.membership.on_change.append(self._changed)
+        self.replicas = CleanReplicas(self.membership, self._client, self.locations, rng, time.time)
+        self.replicas.register(self._server)
+        self.membership.on_heard += [self.announcements.heard, self.replicas.heard]
+        self.membership.on_change += [self._changed, self.replicas.members_changed]
 
     def _cache_of(self, source: bytes) -> PageCache | None:
         volume = self._volumes.get(source)
@@ -119,6 +123,7 @@ class Cluster:
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self._keep_true)
                 nursery.start_soon(self.replication.run)
+                nursery.start_soon(self.replicas.run)
                 await nursery.start(self.locations.run)
                 task_status.started()
         finally:
@@ -184,6 +189,7 @@ class Cluster:
         parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
         parts.cache.peers = self.peers.source(source)
         parts.objects.on_held.append(self.locations.transition)
+        self.replicas.add(source, parts)
         self._reconcile.set()
         self._tell()
         return True
@@ -195,6 +201,7 @@ class Cluster:
             return
         parts.cache.peers = None
         parts.objects.on_held.remove(self.locations.transition)
+        self.replicas.remove(source)
         if self._volumes:  # else all ends, and what is cached will be there again
             self._reconcile.set()
         self._tell()
@@ -220,7 +227,7 @@ class Cluster:
             **self.peers.statistics(), "provided_bytes": self.serving.provided_bytes, "refused": self.serving.refused,
             "notices_sent": said.sent, "notices_received": said.received,
             "replicas_sent": replicas.sent, "replicas_forgone": replicas.fallbacks,
-            "replicas_held": replicas.held_files, "replicas_held_bytes": replicas.held_bytes,
+            "replicas_held": replicas.held_files, "replicas_held_bytes": replicas.held_bytes, **self.replicas.statistics(),
         }  # fmt: skip
 
     def degraded(self) -> list[str]:

@@ -136,6 +136,7 @@ class _Daemon:
 
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         service = Service(self._settings, parts, attachments, cluster, started_s=time.monotonic())
+        service.replicas = cluster.replicas if cluster is not None else None
         service.reread = Reloader(service, parts, cluster).reload
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)

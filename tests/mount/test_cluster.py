@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,34 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
         "only what became of them is remembered",
         lambda: [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)] == [0, 0], timeout_s=150,
     )
+
+
+@pytest.mark.slow  # nodes wait for half a minute after one has come
+@pytest.mark.timeout(300)
+def test_what_one_node_holds_is_replicated_by_a_rule(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, key: Path
+) -> None:
+    data = {f"d/{n}": content(n, 200_000) for n in range(5)}
+    fill(data)
+    a, b, c = start(mounting, f"s3://{bucket}", 3, key, "--cooperative", "off", endpoint_url=proxy.endpoint)
+    for each, text in data.items():
+        assert a.read(each) == digest(text)
+    refused = a.cli("replicate", a.path / "missing", "--min", "2")
+    assert refused.returncode == 1
+    assert "missing" in refused.stderr
+    b.cli("replicate", b.path / "d", "--min", "3", check=True)
+    holders = [name(mount) for mount in (b, c)]
+    wait_for("all hold it", lambda: located(a, "d/0") == sorted(holders), timeout_s=120, pause_s=1)
+    gets = len(proxy.requests)
+    for mount in (b, c):
+        for each, text in data.items():
+            assert mount.read(each) == digest(text)
+    assert not [request for request in proxy.requests[gets:] if request.method == "GET" and request.range]
+    assert sum(mount.status()["reads"]["understore_bytes"] for mount in (a, b, c)) == 1_000_000
+    c.cli("replicate", c.path / "d", "--off", check=True)
+
+
+def located(mount: Mount, file: str) -> list[str]:
+    """The other nodes that hold a file."""
+    (found,) = json.loads(mount.cli("locate", mount.path / file, "--json", check=True).stdout)
+    return sorted(node["node"] for node in found["nodes"])

@@ -105,6 +105,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "node": peer(0, "alive", None),
         "cluster": {"asked": 12, "failed": 2, "corrupt": 1, "hedges": 1, "provided_bytes": 99, "refused": 3,
                     "notices_sent": 4, "notices_received": 5, "replicas_sent": 6, "replicas_forgone": 1, "replicas_held": 2,
-                    "replicas_held_bytes": 77},
+                    "replicas_held_bytes": 77, "rules": 1, "copies_ordered": 9, "copies_taken": 8, "copies_dropped": 1,
+                    "copies_accepted": 7, "copies_refused": 2},
         "peers": [peer(1, "alive", 0.00042), peer(2, "suspect", 0.02), peer(3, "dead", None)],
     }  # fmt: skip
