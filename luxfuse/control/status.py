@@ -198,8 +198,8 @@ class ClusterStatus(TypedDict):
     """What this node asked others for pages (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often
     it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes;
     replicas of writes that others took (``replicas_sent``), or could not, so that the write went to the store at once
-    (``replicas_forgone``), and those that are held here for others. ``rules`` of ``luxfuse replicate`` that are known, copies
-    that this node ordered of others and was ordered to make, and copies that it gave up because there were too many.
+    (``replicas_forgone``), and those that are held here for others. ``rules`` of ``luxfuse replicate`` that are known,
+    copies that this node ordered of others and was ordered to make, and those that it gave up as one too many.
     """
 
     asked: int
