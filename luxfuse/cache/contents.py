@@ -6,6 +6,7 @@ hand. `Fetching` fills them, `PageCache` reads them.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -299,7 +300,7 @@ class Contents:
     def still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
         """Whether the file that a thread went for was the object's all the while.
 
-        It may have become a staging file, maybe come back since, or have another name or directory.
+        It may have become a staging file or moved, maybe come back since, or have another name.
         """
         return obj.oid == oid and obj.record is record and obj.space is space and obj.pages.count > 0
 
@@ -381,6 +382,7 @@ class Contents:
 
     def relocate(self, obj: CachedObject, space: Space, st: os.stat_result, *, used: bool) -> None:
         """The object's file is in another directory now; all its pages were checked on the way there."""
+        obj.record = copy.copy(obj.record)  # also if it comes back, that is not the file that it was: see `still_there`
         obj.put_in(space)
         space.insert(obj.oid, obj.record, used=used)
         obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns

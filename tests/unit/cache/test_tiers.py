@@ -8,11 +8,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from luxfuse.cache import mover
+from luxfuse.cache import disk, mover
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
 from luxfuse.config import CacheDirectory
@@ -505,3 +506,25 @@ async def test_moves_that_wait_end_with_the_daemon(tmp_path: Path) -> None:
         assert tier(m, "k00") == "mem"
         consistent(m)
         await m.kernel.release(m.fs, handle)
+
+
+async def test_a_file_that_moved_away_and_back_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = store(1)
+    async with mounted(tmp_path, driver, options()) as m:
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        m.files.retire(await m.inode("k00"))
+        oid, real = acquire(m, "k00").oid, disk.open_verified
+
+        def overtaken(*arguments: Any) -> disk.Opened:
+            opened = real(*arguments)
+            monkeypatch.setattr(disk, "open_verified", real)
+            for name in ("hdd", "mem"):
+                assert trio.from_thread.run(m.mover.move, oid, space(m, name))
+            return opened
+
+        monkeypatch.setattr(disk, "open_verified", overtaken)
+        handle = await m.open("k00")
+        assert m.kernel.is_passthrough(handle)
+        assert os.fstat(m.kernel.table[await m.inode("k00")].fd).st_ino == m.file_of("k00").stat().st_ino
+        await m.kernel.release(m.fs, handle)
+        consistent(m)
