@@ -6,6 +6,7 @@ hand. `Fetching` fills them, `PageCache` reads them.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -96,7 +97,8 @@ class Contents:
 
     def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
         # While its file is being removed, an object is as good as not cached; `_after_removal` tells how that ended.
-        found = None if oid in self.hierarchy.removing else self._objects.load(oid)
+        hooks = self.hierarchy.hooks
+        found = None if oid in hooks.removing and oid not in hooks.strays else self._objects.load(oid)
         space = self.hierarchy.by_number(found[0].directory) if found is not None else None
         if found is not None and space is not None and found[0].size == size:
             return CachedObject(oid, *found, space)
@@ -171,8 +173,16 @@ class Contents:
             obj.record.allocated_bytes = 0
             obj.unsaved = self._objects.known(oid)
         elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
-            obj.record, obj.pages = found
-            obj.space = self.hierarchy.by_number(obj.record.directory)
+            space = self.hierarchy.by_number(found[0].directory)
+            if not obj.flights:
+                obj.record, obj.pages = found
+                obj.space = space
+            elif space is not None and obj.space is None:
+                self._give_up_file(oid, space)
+
+    def _give_up_file(self, oid: bytes, space: Space) -> None:
+        """An object of which pages are on their way already gets another file than the recorded one, which is swept."""
+        space.ledger.free(self._objects.drop(oid) or 0)
 
     def take_up(self, space: Space) -> None:
         """A cache directory came into use: what the index has there is cached."""
@@ -181,8 +191,8 @@ class Contents:
         for oid, obj in self._live.items():
             if obj.pages.count or self._objects.directory_of(oid) != space.number:
                 continue
-            if obj.flights:  # it gets another file
-                space.ledger.free(self._objects.drop(oid) or 0)
+            if obj.flights:
+                self._give_up_file(oid, space)
             elif (found := self._objects.load(oid)) is not None:
                 obj.record, obj.pages = found
                 obj.space, obj.loaded_stamp = space, obj.record.stamp
@@ -299,7 +309,7 @@ class Contents:
     def still_there(obj: CachedObject, oid: bytes, record: ObjectRecord, space: Space) -> bool:
         """Whether the file that a thread went for was the object's all the while.
 
-        It may have become a staging file, maybe come back since, or have another name or directory.
+        It may have become a staging file or moved, maybe come back since, or have another name.
         """
         return obj.oid == oid and obj.record is record and obj.space is space and obj.pages.count > 0
 
@@ -381,6 +391,7 @@ class Contents:
 
     def relocate(self, obj: CachedObject, space: Space, st: os.stat_result, *, used: bool) -> None:
         """The object's file is in another directory now; all its pages were checked on the way there."""
+        obj.record = copy.copy(obj.record)  # also if it comes back, that is not the file that it was: see `still_there`
         obj.put_in(space)
         space.insert(obj.oid, obj.record, used=used)
         obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns

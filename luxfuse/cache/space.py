@@ -53,6 +53,8 @@ class Hooks:
 
     removing: dict[bytes, trio.Event] = field(default_factory=dict)
     """Objects whose files are being unlinked: a new file of the same name must wait."""
+    strays: set[bytes] = field(default_factory=set)
+    """Of those, objects that have their file in another directory: they are as cached as ever."""
     moving: set[bytes] = field(default_factory=set)
     """Objects that the mover copies, or has copied, to another directory: nobody else may begin to."""
     release: Callable[[bytes], bool] = lambda _oid: True
@@ -313,6 +315,8 @@ class Space:
         The caller made sure that nobody uses the file. After a crash in between, the record is one of a lost file.
         """
         self.hooks.removing[oid] = gone = trio.Event()
+        if self._objects.directory_of(oid) not in (None, self.number):
+            self.hooks.strays.add(oid)
         removed = False
         try:
             await trio.to_thread.run_sync(self.directory.remove, oid)
@@ -328,6 +332,7 @@ class Space:
             return None
         finally:
             del self.hooks.removing[oid]
+            self.hooks.strays.discard(oid)
             self.hooks.after_removal(oid, removed)
             gone.set()
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from luxfuse.cache import mover
+from luxfuse.cache import disk, mover
+from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
 from luxfuse.config import CacheDirectory
@@ -505,3 +508,92 @@ async def test_moves_that_wait_end_with_the_daemon(tmp_path: Path) -> None:
         assert tier(m, "k00") == "mem"
         consistent(m)
         await m.kernel.release(m.fs, handle)
+
+
+async def test_a_file_that_moved_away_and_back_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = store(1)
+    async with mounted(tmp_path, driver, options()) as m:
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        m.files.retire(await m.inode("k00"))
+        oid, real = acquire(m, "k00").oid, disk.open_verified
+
+        def overtaken(*arguments: Any) -> disk.Opened:
+            opened = real(*arguments)
+            monkeypatch.setattr(disk, "open_verified", real)
+            for name in ("hdd", "mem"):
+                assert trio.from_thread.run(m.mover.move, oid, space(m, name))
+            return opened
+
+        monkeypatch.setattr(disk, "open_verified", overtaken)
+        handle = await m.open("k00")
+        assert m.kernel.is_passthrough(handle)
+        assert os.fstat(m.kernel.table[await m.inode("k00")].fd).st_ino == m.file_of("k00").stat().st_ino
+        await m.kernel.release(m.fs, handle)
+        consistent(m)
+
+
+async def test_an_object_is_read_while_a_second_file_of_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = store(1)
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options(passthrough=False)) as m:
+        assert await m.read_all("k00") == data
+        oid, hdd = acquire(m, "k00").oid, space(m, "hdd")
+        stray = hdd.directory.file_of(oid)
+        stray.parent.mkdir()
+        stray.write_bytes(bytes(len(data)))
+        m.cache._idle.clear()
+        m.cache.recent = RecentPages(0)
+        real, begun, go_on = hdd.directory.remove, threading.Event(), threading.Event()
+
+        def slowly(oid: bytes) -> None:
+            begun.set()
+            go_on.wait(10)
+            real(oid)
+
+        monkeypatch.setattr(hdd.directory, "remove", slowly)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sweep, m.cache, hdd)
+            await until(begun.is_set)
+            obj = m.cache.acquire("k00", driver.objects["k00"][1], len(data))
+            assert bytes(await m.cache.read(obj, 0, 5000)) == data[:5000]
+            m.cache.release(obj)
+            go_on.set()
+        assert driver.counts["get"] == 1
+        assert not stray.exists()
+        consistent(m)
+
+
+async def test_pages_that_are_on_their_way_are_not_those_of_a_file_that_could_not_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: list
+) -> None:
+    expected_logs.append("reading from the under-store until it recovers")
+    driver = store(1)
+    data = driver.objects["k00"][0]
+    async with mounted(tmp_path, driver, options(passthrough=False)) as m:
+        assert await m.read_all("k00") == data
+        oid, mem = acquire(m, "k00").oid, space(m, "mem")
+        assert m.hierarchy.hooks.release(oid)
+        m.cache.recent = RecentPages(0)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def fail(_oid: bytes) -> None:
+            begun.set()
+            go_on.wait(10)
+            raise OSError(5, "made up")
+
+        monkeypatch.setattr(mem.directory, "remove", fail)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mem.remove, oid)
+            await until(begun.is_set)
+            obj = m.cache.acquire("k00", driver.objects["k00"][1], len(data))
+            flight, = m.cache.start(obj, range(1), keep_in_memory=False)
+            go_on.set()
+        assert not obj.pages.count, "they come"
+        await flight.done.wait()
+        assert obj.whole
+        assert obj.space is not mem
+        assert bytes(await m.cache.read(obj, 0, len(data))) == data
+        m.cache.release(obj)
+        assert mem.ledger.used_bytes == m.objects.used_bytes_in(mem.number) == 0
