@@ -7,6 +7,7 @@ be lost. What is lost altogether, or could not be said, is found out after ``met
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -54,7 +55,7 @@ class Announcements:
         self._listener_of = listener_of
         self._pending: dict[bytes, list[tuple[str, bool]]] = defaultdict(list)
         self._wake = trio.Event()
-        self._number = 0
+        self._number = secrets.randbits(60)  # others remember the numbers of this node's life before
         self._heard = Heard()
         self.sent = self.received = self.garbage = 0
 
@@ -74,9 +75,9 @@ class Announcements:
             self._wake = trio.Event()
             pending, self._pending = self._pending, defaultdict(list)
             for source, changes in pending.items():
-                self._tell(source, coalesce(changes))
+                await self._tell(source, coalesce(changes))
 
-    def _tell(self, source: bytes, changes: Sequence[Change]) -> None:
+    async def _tell(self, source: bytes, changes: Sequence[Change]) -> None:
         interested = [member.info.name for member in self._gossip.alive() if source in member.info.sources]
         for payload in encode(self._number, source, changes):
             self._number += 1
@@ -84,6 +85,7 @@ class Announcements:
             self._gossip.broadcast(payload)
             for name in interested[:TOLD_DIRECTLY]:
                 self._gossip.notify(name, payload)
+            await trio.lowlevel.checkpoint()
 
     def heard(self, origin: str, payload: bytes) -> None:
         """Take what another node gossips; what is no notice is for others."""

@@ -31,6 +31,8 @@ class Attempts(Contents):
         self._store = store
         self.peers: PeerSource | None = None
         """Set where there is a cluster: asked before the under-store."""
+        self.asking_peers = 0
+        """Requests to peers that are under way, those that nobody waits for any more included."""
 
     def _asks_peers(self, flight: Flight) -> bool:
         """Whether peers are asked before the under-store."""
@@ -70,11 +72,14 @@ class Attempts(Contents):
                 in_turn(race.enter())
 
         def answered(result: Fetched | None, error: StoreError | None) -> None:
+            self.asking_peers -= 1
             if error is not None:
                 ask_store()
             peer_done(result, error)
 
+        self.asking_peers += 1
         if not self.peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
+            self.asking_peers -= 1
             in_turn(peer_done)
 
     async def _first_try(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:

@@ -156,8 +156,8 @@ class Peers:
         return None
 
     def ask(self, node: NodeInfo, want: Want, *, fetch: bool, size_bytes: int, keep: Keep, done: Done[Fetched],
-            too_slow: Callable[[], None]) -> None:  # fmt: skip
-        """Ask one node; ``done`` hears of the outcome in the event loop."""
+            too_slow: Callable[[], None], later: bool = False) -> None:  # fmt: skip
+        """Ask one node; ``done`` hears of the outcome in the event loop. ``later``: others that wait go first."""
         hedging, now_s = self._hedging[fetch], trio.current_time()
         asked = _Asked(node.name, fetch, size_bytes, now_s, now_s + hedging.delay_s(size_bytes), too_slow)
         self.asked += 1
@@ -171,7 +171,7 @@ class Peers:
             done(fetched, self._judge(asked, error))
 
         self._batches.submit(
-            node, want, lambda got: keep(got.data, got.checksums), ended, fetch=fetch, timeout_s=TIMEOUT_S
+            node, want, lambda got: keep(got.data, got.checksums), ended, fetch=fetch, timeout_s=TIMEOUT_S, later=later
         )
 
     def _judge(self, asked: _Asked, error: LuxError | None) -> StoreError | None:
@@ -235,6 +235,6 @@ class PeerSource:
         record, pages = obj.record, flight.pages
         want = Want(self._source, record.key, record.version, record.size, pages.start, len(pages))
         self._peers.ask(
-            node, want, fetch=fetch, size_bytes=flight.length, keep=keep, done=done, too_slow=too_slow
+            node, want, fetch=fetch, size_bytes=flight.length, keep=keep, done=done, too_slow=too_slow, later=flight.later
         )
         return True

@@ -62,7 +62,7 @@ class Operations(pyfuse3.Operations):
                 raise
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
-            missing.entry_timeout = self._fs.negative_ttl_s(parent_inode)
+            missing.entry_timeout = self._fs.negative_ttl_s(parent_inode, name)
             return missing
 
     @guarded

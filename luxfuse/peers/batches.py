@@ -45,9 +45,10 @@ class Fetcher(Protocol):
 class _Batch:
     """Wants that go to one node with one request. It takes more of them until a thread has begun with it."""
 
-    def __init__(self, member: NodeInfo, fetch: bool) -> None:
+    def __init__(self, member: NodeInfo, fetch: bool, later: bool) -> None:
         self.member = member
         self.fetch = fetch
+        self.later = later
         self.wants: list[Want] = []
         self.keeps: list[Keep] = []
         self.dones: list[Done] = []
@@ -70,8 +71,8 @@ class Batches:
         self._client = client
         self._workers = Workers(threads)
         self._lock = threading.Lock()
-        self._last: dict[tuple[str, bool], _Batch] = {}
-        """The batch of each node, and kind, that may take more."""
+        self._last: dict[tuple[str, bool, bool], _Batch] = {}
+        """The batch of each node, kind and urgency that may take more."""
         self._under_way = 0
         self._waiting = 0
 
@@ -80,11 +81,13 @@ class Batches:
         """How many requests are made at once, if there are as many."""
         return self._workers.width
 
-    def submit(self, member: NodeInfo, want: Want, keep: Keep, done: Done, *, fetch: bool, timeout_s: float) -> None:
+    def submit(
+        self, member: NodeInfo, want: Want, keep: Keep, done: Done, *, fetch: bool, timeout_s: float, later: bool = False
+    ) -> None:
         """Fetch the pages of a want from a node, let ``keep`` take them, and then call ``done``.
 
-        ``fetch``: see `luxfuse.peers.client.Client.fetch`. The time counts from now on. Raises ValueError for a want
-        that cannot be asked for.
+        ``fetch``: see `luxfuse.peers.client.Client.fetch`. The time counts from now on. ``later``: others that wait go
+        first. Raises ValueError for a want that cannot be asked for.
         """
         size_bytes = want_bytes(want)
         if self._waiting >= MOST_WAITING:
@@ -93,20 +96,21 @@ class Batches:
         self._waiting += 1
         give_up_at_s = time.monotonic() + timeout_s
         order = want, keep, done, size_bytes
-        if self._under_way >= self._workers.width and self._joins(member, fetch, order, give_up_at_s):
+        if self._under_way >= self._workers.width and self._joins((member, fetch, later), order, give_up_at_s):
             return
-        batch = _Batch(member, fetch)
+        batch = _Batch(member, fetch, later)
         batch.give_up_at_s = give_up_at_s
         batch.add(*order)
-        self._last[member.name, fetch] = batch
+        self._last[member.name, fetch, later] = batch
         self._under_way += 1
-        self._workers.submit(partial(self._run, batch), partial(self._ended, batch), size_bytes)
+        self._workers.submit(partial(self._run, batch), partial(self._ended, batch), size_bytes, later=later)
 
     def _joins(
-        self, member: NodeInfo, fetch: bool, order: tuple[Want, Keep, Done, int], give_up_at_s: float
+        self, which: tuple[NodeInfo, bool, bool], order: tuple[Want, Keep, Done, int], give_up_at_s: float
     ) -> bool:
         """Put a want into the node's last batch, if that waits for a thread and has room for it."""
-        batch = self._last.get((member.name, fetch))
+        member, fetch, later = which
+        batch = self._last.get((member.name, fetch, later))
         if batch is None or batch.member != member:
             return False
         with self._lock:
@@ -129,8 +133,9 @@ class Batches:
     def _ended(self, batch: _Batch, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         self._under_way -= 1
         self._waiting -= len(batch.wants)
-        if self._last.get((batch.member.name, batch.fetch)) is batch:
-            del self._last[batch.member.name, batch.fetch]
+        key = batch.member.name, batch.fetch, batch.later
+        if self._last.get(key) is batch:
+            del self._last[key]
         if error is not None and not isinstance(error, LuxError):
             log.error("pages could not be fetched from another node", exc_info=error)
             error = PeerFailed(f"node {batch.member.name}: unexpected error, see the log")

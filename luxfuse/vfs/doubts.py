@@ -10,6 +10,8 @@ from collections import OrderedDict
 
 REMEMBERED = 20_000
 """Doubts of each sort. When there are more, the oldest decides for all that were forgotten: nothing older is believed."""
+AHEAD_S = 1.0
+"""What was heard so long after now is believed to be of now (`core.freshness`)."""
 
 
 class Times:
@@ -26,11 +28,21 @@ class Times:
         if len(self._times) > REMEMBERED:
             self._forgotten_s = max(self._forgotten_s, self._times.popitem(last=False)[1])
 
-    def since(self, inode: int) -> float:
+    def since(self, inode: int, now_s: float) -> float:
         """Return the time before which nothing is believed."""
         if not self._times:
             return 0.0
-        return self._times.get(inode, self._forgotten_s)
+        since_s = self._times.get(inode, self._forgotten_s)
+        if since_s <= now_s + AHEAD_S:
+            return since_s
+        self._set_back(now_s)
+        return now_s + AHEAD_S
+
+    def _set_back(self, now_s: float) -> None:
+        """The clock was set back: what is heard from now on would be doubted until it is as late again."""
+        for inode, noted_s in self._times.items():
+            self._times[inode] = min(noted_s, now_s + AHEAD_S)
+        self._forgotten_s = min(self._forgotten_s, now_s + AHEAD_S)
 
     @property
     def any(self) -> bool:

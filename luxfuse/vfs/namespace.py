@@ -38,6 +38,8 @@ NEGATIVES_KEPT = 20_000
 LIST_AHEAD_ENTRIES = 10_000
 KERNEL_BATCH = 5_000
 """Names of a directory that the kernel is told to forget at once."""
+ASKED_AGAIN = 3
+"""How often a name is asked for at once because another node changed something while the answer was on its way."""
 STALE_TTL_S = 1.0
 """For how long the kernel may believe what could not be checked because the store is unreachable."""
 
@@ -201,15 +203,20 @@ class Namespace:
 
     def _is_doubted(self, entry: Entry) -> bool:
         """Whether another node has changed it since it was checked."""
-        if entry.checked_s < self._doubts.entries.since(entry.inode):
+        now_s = self._clock()
+        if entry.checked_s < self._doubts.entries.since(entry.inode, now_s):
             return True
         if not self._doubts.below.any or (place := self._names.locate(entry.inode)) is None:
             return False
-        return entry.checked_s < self._doubts.below.since(place[0])
+        return entry.checked_s < self._doubts.below.since(place[0], now_s)
 
     def _lists(self, directory: int, fetched_s: float, ttl_s: float) -> bool:
         """Whether a listing of a directory still holds."""
-        return fetched_s >= self._doubts.listings.since(directory) and self._holds(fetched_s, ttl_s)
+        return fetched_s >= self._listing_doubted_s(directory) and self._holds(fetched_s, ttl_s)
+
+    def _listing_doubted_s(self, directory: int) -> float:
+        """Return the time before which nothing is believed of which names a directory has."""
+        return self._doubts.listings.since(directory, self._clock())
 
     def _believed(self, since_s: float) -> bool:
         return since_s >= self.believe_from_s
@@ -355,11 +362,19 @@ class Namespace:
         self._doubts.below.note(directory, now_s)
         for key in [key for key in self._negatives if key[0] == directory]:
             del self._negatives[key]
+            self._kernel.invalidate_entry(*key)
         for child, entry in self._names.after(directory, b"", KERNEL_BATCH):
             self._kernel.invalidate_entry(directory, child)
             self.on_doubt(entry.inode)
         if directory != ROOT_INODE:  # with it the kernel forgets all names below
             self._kernel.invalidate_entry(parent, name)
+
+    def is_doubtful(self, parent: int, name: bytes) -> bool:
+        """Whether another node changed the directory since the name was last heard to be missing from it."""
+        doubted_s, listing = self._listing_doubted_s(parent), self._names.listing(parent)
+        if not doubted_s or self.is_held(parent, name):
+            return False
+        return max(self._negatives.get((parent, name), 0.0), listing.fetched_s if listing is not None else 0.0) < doubted_s
 
     def _known_missing(self, parent: int, name: bytes) -> bool:
         since = self._negatives.get((parent, name), -1e18)
@@ -376,13 +391,30 @@ class Namespace:
             self._nursery.start_soon(self._list_quietly, directory, True)
 
     async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
-        """Ask the store for one name; the callers that come meanwhile share the answer."""
+        """Ask the store for one name; the callers that come meanwhile share the answer.
+
+        It is asked again if another node changes something meanwhile, but not for ever: where others write all the time
+        there is no end of that. The second answer was asked for after the caller came: it may have it, but not keep it.
+        """
+        answer = None
+        for _ in range(ASKED_AGAIN):
+            question = await self._answered(parent, name, known)
+            if question is None:
+                return known
+            answer = question.answer
+            doubted = answer is not None and self._is_doubted(answer)
+            if not doubted and question.began_s >= self._listing_doubted_s(parent):
+                return answer
+        return answer
+
+    async def _answered(self, parent: int, name: bytes, known: Entry | None) -> _Question | None:
+        """Wait for the answer to the question for a name, the one under way if there is one; None: ``known`` will do."""
         question = self._questions.get((parent, name))
         if known is not None and not self._store.reachable:
             self.stale_served += 1
             if question is None:
                 self._nursery.start_soon(self._ask_quietly, parent, name, known)
-            return known
+            return None
         if question is None:
             question = self._questions[parent, name] = _Question(trio.Event(), self._clock())
             self._list_instead(parent)
@@ -391,12 +423,9 @@ class Namespace:
         if question.error is not None:
             if known is not None and isinstance(question.error, StoreUnavailable | NotRecorded):
                 self.stale_served += 1
-                return known
+                return None
             raise question.error
-        doubted = question.answer is not None and self._is_doubted(question.answer)
-        if doubted or question.began_s < self._doubts.listings.since(parent):
-            return await self._ask(parent, name, known)  # another node has changed something meanwhile
-        return question.answer
+        return question
 
     async def _ask_quietly(self, parent: int, name: bytes, known: Entry) -> None:
         if (parent, name) not in self._questions and len(self._questions) < 4:
@@ -542,7 +571,7 @@ class Namespace:
         moves = await self.moving.settled(directory)
         prefix = self.prefix(directory)
         try:
-            since_s = max(self._clock() - self._ttl, self._doubts.listings.since(directory))
+            since_s = max(self._clock() - self._ttl, self._listing_doubted_s(directory))
             serial = await self.lister.fetch(directory, prefix, moves, since_s)
         except Moved:
             return await self.listed(directory)

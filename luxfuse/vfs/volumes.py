@@ -231,9 +231,11 @@ class Volumes:
             raise Busy(f"{os.fsdecode(name)}: an under-store is attached there or below; detach it first")
         return self._changeable(parent)
 
-    def negative_ttl_s(self, parent: int) -> float:
-        """Return for how long the kernel may believe that a name is missing."""
-        return self._volume(parent).negative_ttl_s
+    def negative_ttl_s(self, parent: int, name: bytes) -> float:
+        """Return for how long the kernel may believe that a name is missing, as it was just told."""
+        volume = self._volume(parent)
+        doubtful = volume.fs is not None and volume.fs.namespace.is_doubtful(parent & LOCAL_MASK, name)
+        return 0.0 if doubtful else volume.negative_ttl_s
 
     # -- names and attributes
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
+from luxfuse.attachments import Attachments
 from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState
 from luxfuse.core.rendezvous import home
@@ -112,6 +114,36 @@ async def test_the_death_of_a_node_ends_the_wait_for_it(tmp_path: Path) -> None:
             a.everyone.others.clear()
             a.peers.changed(Member(b.everyone.info, MemberState.DEAD, 1, 0.0))
         stuck.set()
+
+
+async def test_a_volume_that_is_detached_waits_for_peers_that_are_asked(tmp_path: Path) -> None:
+    driver = store_of(**{f"k{n}": 40_000 for n in range(6)})
+    async with clustered(tmp_path, driver, 2) as (a, b):
+        provide, stuck, ended = b.serving.provide, trio.Event(), trio.Event()
+        a.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
+
+        async def slowly(want, *, fetch: bool) -> Provided:
+            await stuck.wait()
+            return await provide(want, fetch=fetch)
+
+        b.serving.provide = slowly  # type: ignore[method-assign]
+        volume = SimpleNamespace(settings=SimpleNamespace(request_timeout_s=5.0))
+        parts = SimpleNamespace(loads=SimpleNamespace(stop=list), cache=a.mount.cache, store=a.mount.store)
+
+        async def detach() -> None:
+            await Attachments._fall_silent(None, volume, parts)  # type: ignore[arg-type]
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            for key in driver.objects:
+                nursery.start_soon(a.mount.read_all, key)
+            await until(lambda: bool(a.peers._asked) and a.mount.store.idle)
+            nursery.start_soon(detach)
+            with trio.move_on_after(0.1):
+                await ended.wait()
+            assert not ended.is_set()
+            stuck.set()
+        assert a.mount.cache.asking_peers == 0
 
 
 class NoHedging(Hedging):

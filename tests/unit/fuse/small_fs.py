@@ -68,7 +68,7 @@ class SmallFs:
 
     # -- names
 
-    def negative_ttl_s(self, parent: int) -> float:
+    def negative_ttl_s(self, parent: int, name: bytes) -> float:
         return 0.0
 
     async def lookup(self, parent: int, name: bytes) -> Stat:

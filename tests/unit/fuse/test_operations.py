@@ -39,7 +39,7 @@ class Recorder:
         self.answer = answer
         self.asked: list[tuple[Any, ...]] = []
 
-    def negative_ttl_s(self, parent: int) -> float:
+    def negative_ttl_s(self, parent: int, name: bytes) -> float:
         return 5.0
 
     def __getattr__(self, name: str) -> Any:

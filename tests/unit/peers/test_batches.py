@@ -145,3 +145,18 @@ async def test_from_a_node() -> None:
         batches.close()
     assert {key: bytes(each.data) for key, each in outcomes.found.items()} == objects
     assert node.server.counters.requests < 30
+
+
+async def test_what_can_wait_lets_others_go_first() -> None:
+    asked, outcomes = Asked(), Outcomes()
+    batches = Batches(asked, threads=1)
+    batches.submit(NODE, want("first", 10), itself, outcomes.of("first"), fetch=False, timeout_s=5)
+    with trio.fail_after(5):
+        while not asked.requests:
+            await trio.sleep(0.005)
+    for key, later in (("load 1", True), ("load 2", True), ("read", False)):
+        batches.submit(NODE, want(key, 10), itself, outcomes.of(key), fetch=False, timeout_s=5, later=later)
+    asked.gate.set()
+    await outcomes.wait(4)
+    assert asked.requests == [["first"], ["read"], ["load 1", "load 2"]]
+    batches.close()

@@ -149,3 +149,47 @@ async def test_what_is_written_here_is_ours_to_say(tmp_path: Path) -> None:
         tell(m, Change("top", ChangeKind.GONE))
         assert b"top" in await m.entries("")
         m.namespace.settle(None, 1, b"top")
+
+
+async def test_a_directory_that_changes_all_the_time_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = store()
+    head, told = driver.head, 0
+
+    def meanwhile(key: str) -> ObjectInfo:
+        nonlocal told
+        told += 1
+        trio.from_thread.run_sync(tell, m, Change(f"d/new{told}", ChangeKind.WRITTEN))
+        return head(key)
+
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        directory = await m.inode("d")
+        monkeypatch.setattr(driver, "head", meanwhile)
+        tell(m, Change("d/a", ChangeKind.WRITTEN))
+        assert await m.namespace.lookup(directory, b"a")
+        with pytest.raises(NoSuchName):
+            await m.namespace.lookup(directory, b"missing")
+        assert told <= 10
+        assert m.namespace.is_doubtful(directory, b"missing"), "the kernel must not keep that"
+        monkeypatch.undo()
+        with pytest.raises(NoSuchName):
+            await m.namespace.lookup(directory, b"missing")
+        assert not m.namespace.is_doubtful(directory, b"missing")
+
+
+async def test_doubts_end_though_the_clock_is_set_back(tmp_path: Path) -> None:
+    driver = store()
+    async with mounted(tmp_path, driver) as m:
+        await warm(m)
+        tell(m, Change("", ChangeKind.BELOW))
+        tell(m, Change("d/a", ChangeKind.GONE))
+        m.clock.advance(-3600)
+        driver.place("d/a", b"new!")
+        assert await m.read_all("d/a") == b"new!"
+        m.clock.advance(2)
+        await warm(m)
+        counts = dict(driver.counts)
+        assert await m.read_all("d/a") == b"new!"
+        assert await m.read_all("top") == b"old"
+        await m.entries("d")
+        assert {kind: driver.counts[kind] - counts[kind] for kind in ("head", "list")} == {"head": 0, "list": 0}

@@ -203,8 +203,8 @@ async def test_writes_go_to_the_store_of_their_volume(tmp_path: Path) -> None:
         await tree.write("new", b"outer")
         assert above.driver.objects["new"][0] == b"inner"
         assert below.driver.objects["new"][0] == b"outer"
-        assert tree.fs.negative_ttl_s(ROOT_OF_ONE) == 6.0
-        assert tree.fs.negative_ttl_s(ROOT_INODE) == 5.0
+        assert tree.fs.negative_ttl_s(ROOT_OF_ONE, b"x") == 6.0
+        assert tree.fs.negative_ttl_s(ROOT_INODE, b"x") == 5.0
 
 
 async def test_what_the_kernel_says_reaches_the_volume_that_it_is_about(tmp_path: Path) -> None:
