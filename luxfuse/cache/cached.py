@@ -23,7 +23,7 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_claimed", "_size", "attempt", "budget", "data", "done", "error", "fd", "from_store", "had_turn",
+        "_claimed", "_size", "asks_peer", "attempt", "budget", "data", "done", "error", "fd", "from_store", "had_turn",
         "keep_in_memory", "later", "length", "on_end", "pages", "quota", "waits_for_peer",
     )  # fmt: skip
 
@@ -48,6 +48,8 @@ class Flight:
         """What holds memory for it."""
         self.from_store = False
         """Whether no peer is to be asked: one waits for it, as we are to get it for all."""
+        self.asks_peer = False
+        """Whether a peer was asked."""
         self.waits_for_peer = False
         """Whether a peer was asked that may have to get it from the under-store first."""
         self.done = trio.Event()

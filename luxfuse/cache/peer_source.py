@@ -231,7 +231,7 @@ class PeerSource:
         if route is None:
             return False
         node, fetch = route
-        flight.waits_for_peer = fetch
+        flight.asks_peer, flight.waits_for_peer = True, fetch
         record, pages = obj.record, flight.pages
         want = Want(self._source, record.key, record.version, record.size, pages.start, len(pages))
         self._peers.ask(

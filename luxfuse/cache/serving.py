@@ -57,7 +57,7 @@ class Serving:
             cache.start(obj, pages, keep_in_memory=False, for_peer=True)
         from_memory: dict[int, memoryview] = {}
         for page in pages:
-            data = await _arrival(cache, obj, page)
+            data = await _arrival(cache, obj, page, fetch=fetch)
             if data is not None:
                 from_memory[page] = data
         cache.touch(obj)
@@ -97,13 +97,17 @@ class Serving:
         return Provided(length, sums, data=data, on_release=lambda: cache.release(obj))
 
 
-async def _arrival(cache: PageCache, obj: CachedObject, page: int) -> memoryview | None:
-    """Wait for a page that is on its way; returns it if it is in memory. Raises `PeerRefused` if it does not come."""
+async def _arrival(cache: PageCache, obj: CachedObject, page: int, *, fetch: bool) -> memoryview | None:
+    """Wait for a page that is on its way; returns it if it is in memory. Raises `PeerRefused` if it does not come.
+
+    Who takes us for a holder waits for no other peer, who takes us for the home only for a holder: else nodes that the
+    directory is wrong about, or that do not agree on the home, could wait for each other.
+    """
     flight = obj.flights.get(page)
     if flight is None:
         kept = cache.recent.get(obj.oid, page)
         return None if kept is None else memoryview(kept)
-    if flight.waits_for_peer:
+    if flight.waits_for_peer or (flight.asks_peer and not fetch):
         raise PeerRefused(Refusal.NOT_HERE, "asked for elsewhere")
     await flight.done.wait()
     if flight.error is not None:

@@ -165,9 +165,10 @@ class Uploader:
         with source.bytes.in_use():
             await self.store.turn("put", key, stamp.size)
             async with self._budget.hold(stamp.size):
-                info, sums = await self.store.call(
-                    "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size, key=key
-                )
+                with self.store.changing(key):
+                    info, sums = await self.store.call(
+                        "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size, key=key
+                    )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)
 

@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -137,7 +138,7 @@ class Calls:
         self._next_submission = 0
         self._progress_s = self._clock()
         self.on_changed: Callable[[str, bool], None] = lambda _key, _gone: None
-        """Told of each key that was written or is gone, as soon as the store has said so."""
+        """Told of each key that was written or is gone, as soon as the store has said so; and of each that may be."""
 
     def set_bandwidth(self, *, get_bytes_s: int | None, put_bytes_s: int | None) -> None:
         """Change the most bytes a second to receive and to send; None: any number."""
@@ -397,7 +398,15 @@ class Calls:
     def note_stored(self, key: str, size_bytes: int) -> None:
         """Count an object that a `call` of the caller's own has written."""
         self._put_bytes += size_bytes
-        self.on_changed(key, False)
+
+    @contextmanager
+    def changing(self, *keys: str, gone: bool = False) -> Iterator[None]:
+        """Tell at the end of the block, which asks for it, of a change; if it fails, too: the answer may have got lost."""
+        try:
+            yield
+        finally:
+            for key in keys:
+                self.on_changed(key, gone)
 
     @property
     def width(self) -> int:

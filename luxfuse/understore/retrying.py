@@ -97,14 +97,15 @@ class Store(Calls):
         """Write a whole object in one request; see `UnderStore.put`."""
         size = len(data)
         await self.turn("put", key, size)
-        info = await self.call(
-            "put",
-            lambda driver: driver.put(key, data, metadata, expect=expect),
-            what=f"PUT {key!r}",
-            patience=_patience(size),
-            size_bytes=size,
-            key=key,
-        )
+        with self.changing(key):
+            info = await self.call(
+                "put",
+                lambda driver: driver.put(key, data, metadata, expect=expect),
+                what=f"PUT {key!r}",
+                patience=_patience(size),
+                size_bytes=size,
+                key=key,
+            )
         self.note_stored(key, size)
         return info
 
@@ -118,7 +119,8 @@ class Store(Calls):
 
         size = (await trio.Path(path).stat()).st_size
         await self.turn("put", key, size)
-        info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size, key=key)
+        with self.changing(key):
+            info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size, key=key)
         self.note_stored(key, size)
         return info
 
@@ -138,9 +140,8 @@ class Store(Calls):
             return driver.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
 
         patience = 1 + (size or 0) / COPIED_BYTES
-        info = await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
-        self.on_changed(target, False)
-        return info
+        with self.changing(target):
+            return await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
 
     async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.
@@ -150,9 +151,8 @@ class Store(Calls):
         failures: dict[str, StoreError] = {}
         for start in range(0, len(keys), MOST_DELETES):
             some = list(keys[start : start + MOST_DELETES])
-            failures |= await self._delete_some(some)
-            for key in some:
-                self.on_changed(key, True)
+            with self.changing(*some, gone=True):
+                failures |= await self._delete_some(some)
         return failures
 
     async def _delete_some(self, keys: list[str]) -> dict[str, StoreError]:
@@ -208,14 +208,13 @@ class Store(Calls):
         self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
     ) -> ObjectInfo:
         """Make one object of the parts; see `UnderStore.complete_upload`."""
-        info = await self.call(
-            "put",
-            lambda driver: driver.complete_upload(key, upload, parts, expect=expect),
-            what=f"COMPLETE {key!r}",
-            patience=1 + len(parts) / 100,
-        )
-        self.on_changed(key, False)
-        return info
+        with self.changing(key):
+            return await self.call(
+                "put",
+                lambda driver: driver.complete_upload(key, upload, parts, expect=expect),
+                what=f"COMPLETE {key!r}",
+                patience=1 + len(parts) / 100,
+            )
 
     async def abort_upload(self, key: str, upload: str) -> None:
         """Drop an open upload and its parts."""

@@ -217,6 +217,16 @@ async def test_two_nodes_that_take_each_other_for_the_home_do_not_wait_for_each_
             await read_everywhere(nodes, driver, ["key"])
 
 
+async def test_two_nodes_that_take_each_other_for_holders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    driver = store_of(key=pages(2))
+    async with clustered(tmp_path, driver, 2) as nodes:
+        for node, other in zip(nodes, reversed(nodes), strict=True):
+            node.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
+            node.everyone.holding[node.mount.cache.object_id("key", driver.objects["key"][1]), 0] = [other.name]
+        with trio.fail_after(5):
+            await read_everywhere(nodes, driver, ["key"])
+
+
 async def test_ranges_of_a_large_object_have_homes_of_their_own(tmp_path: Path) -> None:
     size = 3 * RANGE_PAGES * PAGE_BYTES
     nodes = [(f"{n:016x}", 1) for n in range(3)]

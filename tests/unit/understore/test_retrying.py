@@ -402,3 +402,23 @@ async def test_long_listings_count_as_the_requests_that_they_take():
     assert store.statistics().lists == 3
     assert sum([len(page.objects) async for page in store.list_directory("d/")]) == 2500
     assert store.statistics().lists == 6
+
+
+async def test_a_change_is_told_of_though_its_answer_is_lost(mock_clock):
+    class Mute(FakeStore):
+        def put(self, key, data, metadata, *, expect=None):
+            super().put(key, data, metadata, expect=expect)
+            raise StoreUnavailable("connection reset")
+
+        def delete(self, keys):
+            super().delete(keys)
+            raise StoreUnavailable("connection reset")
+
+    told = []
+    store = make(Mute(), timeout_s=1.0)
+    store.on_changed = lambda key, gone: told.append((key, gone))
+    with pytest.raises(StoreUnavailable):
+        await store.put("a", b"x", {})
+    with pytest.raises(StoreUnavailable):
+        await store.delete(["a", "b"])
+    assert told == [("a", False), ("a", True), ("b", True)]
