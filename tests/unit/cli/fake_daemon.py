@@ -191,7 +191,7 @@ def run(settings: Settings, ready_fd: int) -> int:
         print("about to die", flush=True)
         return 3
     if settings.source == "fake://busy-beginning":
-        for _ in range(4):
+        for _ in range(11):
             time.sleep(0.3)
             os.write(ready_fd, b'{"waiting": "still finishing"}\n')
     if settings.source == "fake://slow":

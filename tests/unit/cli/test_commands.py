@@ -166,7 +166,7 @@ def test_what_the_daemon_notes_at_its_start(luxfuse: Run, tmp_path: Path) -> Non
 
 
 def test_a_start_that_takes_long(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "READY_DEADLINE_S", 1.5)
+    monkeypatch.setattr(launch, "READY_DEADLINE_S", 3.0)
     outcome = luxfuse("mount", "fake://busy-beginning", tmp_path)
     assert outcome.code == 0
     assert outcome.line == "luxfuse: still finishing"
