@@ -184,6 +184,7 @@ class Cluster:
     def add(self, source: bytes, parts: VolumeParts) -> bool:
         """Let a volume ask peers, and be there for them; False if there are too many."""
         if source in self._volumes or len(self._volumes) >= MOST_SOURCES:
+            log.warning("an under-store takes no part in the cluster: %d of this mount do, which is the most", MOST_SOURCES)
             return False
         self._volumes[source] = parts
         parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
