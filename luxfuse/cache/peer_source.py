@@ -32,6 +32,9 @@ TIMEOUT_S = 20.0
 HEDGE_CHECK_S = 0.005
 HOME_FLOOR_S = 1.0
 HOME_UNKNOWN_S = 3.0
+PATIENCE_S = 2.0
+HOME_PATIENCE_S = 6.0
+"""After this the under-store is asked, too, however often that was done lately."""
 CORRUPT_LOG_S = 60.0
 HOMES_KEPT = 4096
 """To find the home of a range takes about a microsecond for each node of the cluster."""
@@ -210,10 +213,19 @@ class Peers:
                 await trio.sleep(HEDGE_CHECK_S)
                 now_s = trio.current_time()
                 for asked in [asked for asked in self._asked if now_s >= asked.due_s]:
-                    asked.due_s = math.inf
-                    if self._hedging[asked.fetch].take():
-                        asked.too_slow()
+                    self._hedge(asked, now_s)
             self._wake = trio.Event()
+
+
+    def _hedge(self, asked: _Asked, now_s: float) -> None:
+        """A peer is slow: have the under-store asked, too, if that is paid for, or if it is late anyhow."""
+        late_s = asked.began_s + (HOME_PATIENCE_S if asked.fetch else PATIENCE_S)
+        if self._hedging[asked.fetch].take() or now_s >= late_s:
+            asked.due_s = math.inf
+            self.choice.slow(asked.name, now_s)
+            asked.too_slow()
+        else:
+            asked.due_s = late_s
 
 
 class PeerSource:

@@ -97,11 +97,19 @@ class PeerChoice:
     def failed(self, name: str, now_s: float, *, retry_after_s: float | None = None) -> None:
         """The node could not be asked, or is too busy; it may have said when to ask again."""
         peer = self._ended(name)
-        ban_s = min(LONGEST_BAN_S, FIRST_BAN_S * 2.0**peer.failures)
-        if retry_after_s is not None:
-            ban_s = min(LONGEST_BAN_S, retry_after_s)
+        if retry_after_s is None:
+            self._ban(peer, now_s)
         else:
-            peer.failures = min(peer.failures + 1, 16)
+            peer.banned_until_s = max(peer.banned_until_s, now_s + min(LONGEST_BAN_S, retry_after_s))
+
+    def slow(self, name: str, now_s: float) -> None:
+        """A request to the node, which goes on, takes too long: ask others meanwhile, as after a failure."""
+        self._ban(self._peer(name), now_s)
+
+    @staticmethod
+    def _ban(peer: _Peer, now_s: float) -> None:
+        ban_s = min(LONGEST_BAN_S, FIRST_BAN_S * 2.0**peer.failures)
+        peer.failures = min(peer.failures + 1, 16)
         peer.banned_until_s = max(peer.banned_until_s, now_s + ban_s)
 
     def gave_up(self, name: str) -> None:

@@ -96,6 +96,28 @@ async def test_a_slow_home_is_hedged_by_the_store(tmp_path: Path) -> None:
         assert all(driver.reads[key, (0, 40_000)] <= 2 for key in driver.objects)
 
 
+async def test_a_node_that_is_always_slow_costs_little_though_no_hedge_is_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luxfuse.cache.peer_source.HOME_PATIENCE_S", 0.3)
+    driver = store_of(**{f"k{n:02}": 40_000 for n in range(30)})
+    async with clustered(tmp_path, driver, 2) as (a, b):
+        stuck = trio.Event()
+        hedging = a.peers._hedging[True] = Hedging(floor_s=0.05, unknown_s=0.05)
+        hedging._saved = 0.0
+
+        async def never(want, *, fetch: bool) -> Provided:
+            await stuck.wait()
+            raise PeerRefused(Refusal.BUSY)
+
+        b.serving.provide = never  # type: ignore[method-assign]
+        with trio.fail_after(15):
+            for key in driver.objects:
+                assert await a.mount.read_all(key) == driver.objects[key][0]
+        assert a.peers.asked < 15, "it is asked less and less often"
+        stuck.set()
+
+
 async def test_the_death_of_a_node_ends_the_wait_for_it(tmp_path: Path) -> None:
     driver = store_of(**{f"k{n}": 40_000 for n in range(6)})
     async with clustered(tmp_path, driver, 2) as (a, b):

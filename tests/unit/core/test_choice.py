@@ -93,3 +93,13 @@ def test_what_is_known_is_forgotten_with_the_node() -> None:
     assert chosen.quantile_s("a", 0.5) is None
     chosen.gave_up("a")
     assert chosen.outstanding("a") == 0
+
+
+def test_a_slow_node_is_left_out_while_its_request_goes_on() -> None:
+    choice = PeerChoice("", random.Random(1))
+    choice.began("a")
+    choice.slow("a", 10.0)
+    assert choice.outstanding("a") == 1
+    assert choice.order([member("a"), member("b")], 10.1) == [member("b")]
+    choice.answered("a", 3.0)
+    assert len(choice.order([member("a"), member("b")], 10.1)) == 2
