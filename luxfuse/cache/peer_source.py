@@ -34,7 +34,8 @@ HOME_FLOOR_S = 1.0
 HOME_UNKNOWN_S = 3.0
 PATIENCE_S = 2.0
 HOME_PATIENCE_S = 6.0
-"""After this the under-store is asked, too, however often that was done lately."""
+PATIENCE_FACTOR = 4.0
+"""After this, or so many times what is usual, the under-store is asked, too, however often that was done lately."""
 CORRUPT_LOG_S = 60.0
 HOMES_KEPT = 4096
 """To find the home of a range takes about a microsecond for each node of the cluster."""
@@ -60,13 +61,14 @@ class Holders(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request to a node. ``due_s``: when the under-store is asked, too."""
+    """A request to a node. ``due_s``: when the under-store may be asked, too; ``late_s``: when it is."""
 
     name: str
     fetch: bool
     size_bytes: int
     began_s: float
     due_s: float
+    late_s: float
     too_slow: Callable[[], None]
 
 
@@ -162,10 +164,12 @@ class Peers:
             too_slow: Callable[[], None], later: bool = False) -> None:  # fmt: skip
         """Ask one node; ``done`` hears of the outcome in the event loop. ``later``: others that wait go first."""
         hedging, now_s = self._hedging[fetch], trio.current_time()
-        asked = _Asked(node.name, fetch, size_bytes, now_s, now_s + hedging.delay_s(size_bytes), too_slow)
+        delay_s = hedging.delay_s(size_bytes)
+        patience_s = max(HOME_PATIENCE_S if fetch else PATIENCE_S, PATIENCE_FACTOR * delay_s)
+        asked = _Asked(node.name, fetch, size_bytes, now_s, now_s + delay_s, now_s + patience_s, too_slow)
         self.asked += 1
         self.choice.began(node.name)
-        hedging.began()
+        hedging.began(len(self.nodes(want.source)) or 1)
         self._asked.add(asked)
         self._wake.set()
 
@@ -219,13 +223,15 @@ class Peers:
 
     def _hedge(self, asked: _Asked, now_s: float) -> None:
         """A peer is slow: have the under-store asked, too, if that is paid for, or if it is late anyhow."""
-        late_s = asked.began_s + (HOME_PATIENCE_S if asked.fetch else PATIENCE_S)
-        if self._hedging[asked.fetch].take() or now_s >= late_s:
-            asked.due_s = math.inf
-            self.choice.slow(asked.name, now_s)
-            asked.too_slow()
-        else:
-            asked.due_s = late_s
+        hedging = self._hedging[asked.fetch]
+        if now_s < asked.late_s and not hedging.take():
+            asked.due_s = asked.late_s
+            return
+        if now_s >= asked.late_s:
+            hedging.insist()
+        asked.due_s = math.inf
+        self.choice.slow(asked.name, now_s)
+        asked.too_slow()
 
 
 class PeerSource:

@@ -32,9 +32,9 @@ class Hedging:
         self.forgone = 0
         """Times that a hedge was due and not paid for."""
 
-    def began(self) -> None:
-        """A request, which is no hedge, was made."""
-        self._saved = min(MOST_SAVED, self._saved + EARNED)
+    def began(self, alike: int = 1) -> None:
+        """A request, which is no hedge, was made; so many do the same, and hedge at the expense of the same store."""
+        self._saved = min(MOST_SAVED, self._saved + EARNED / alike)
 
     def observe(self, size_bytes: int, seconds: float) -> None:
         """A request was answered. One that was given up because its hedge was faster counts with the time until then."""
@@ -45,6 +45,11 @@ class Hedging:
         recent = self._recent[_class_of(size_bytes)]
         found = recent.quantile(FRACTION) if len(recent) >= FEWEST else None
         return self._unknown_s if found is None else max(self._floor_s, found)
+
+    def insist(self) -> None:
+        """A hedge is made whether it is paid for or not."""
+        self._saved = max(0.0, self._saved - 1.0)
+        self.hedges += 1
 
     def take(self) -> bool:
         """A hedge is due: whether it may be made. If so it counts as made."""
