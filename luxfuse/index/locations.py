@@ -110,6 +110,9 @@ class LocationTable:
         """Held until memory agrees with what was written."""
         self._nodes: dict[int, Node] = {}
         self._numbers: dict[str, int] = {}
+        self._users = threading.Condition()
+        self._in_use = 0
+        self._closing = False
         try:
             try:
                 self.clean = self._open()
@@ -160,7 +163,10 @@ class LocationTable:
             raise ValueError("the machine stopped while it was in use")
 
     def close(self) -> None:
-        """Close it, so that it is known to be as it should. Blocks; nothing else may be under way."""
+        """Close it, so that it is known to be as it should. Blocks; waits for what is under way, and lets nothing begin."""
+        with self._users:
+            self._closing = True
+            self._users.wait_for(lambda: self._in_use == 0)
         if not self.damaged:
             with contextlib.suppress(lmdb.Error):
                 with self._env.begin(write=True) as txn:
@@ -171,9 +177,23 @@ class LocationTable:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Keep it open for the block: LMDB does not survive what is done to a closed environment. Raises OSError."""
+        with self._users:
+            if self._closing:
+                raise OSError(errno.EBADF, f"{self.path}: is closed")
+            self._in_use += 1
+        try:
+            yield
+        finally:
+            with self._users:
+                self._in_use -= 1
+                self._users.notify_all()
+
+    @contextlib.contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Any]:
         try:
-            with self._env.begin(write=write) as txn:
+            with self._used(), self._env.begin(write=write) as txn:
                 yield txn
         except (lmdb.CorruptedError, lmdb.PanicError, lmdb.PageNotFoundError) as exc:
             self._give_up(exc)
@@ -193,7 +213,7 @@ class LocationTable:
         """Return the names of the nodes that hold an entry, for all we know. Takes microseconds."""
         names: list[str] = []
         try:
-            with self._env.begin(db=self._others) as txn, txn.cursor() as cursor:
+            with self._used(), self._env.begin(db=self._others) as txn, txn.cursor() as cursor:
                 value = cursor.set_range_dup(_ENTRIES, entry + b"\0\0") and cursor.value()
                 while value and value.startswith(entry):
                     node = self._nodes.get(int.from_bytes(value[ENTRY_BYTES:], "big"))
@@ -202,6 +222,8 @@ class LocationTable:
                     value = cursor.next_dup() and cursor.value()
         except lmdb.Error as exc:
             self._give_up(exc)
+            return []
+        except OSError:  # closed: the node leaves
             return []
         return names
 
@@ -227,8 +249,12 @@ class LocationTable:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file that are in use, or were."""
-        pages: int = self._env.info()["last_pgno"] + 1
-        return pages * int(self._env.stat()["psize"])
+        try:
+            with self._used():
+                pages: int = self._env.info()["last_pgno"] + 1
+                return pages * int(self._env.stat()["psize"])
+        except OSError:  # closed
+            return 0
 
     @property
     def retired(self) -> frozenset[int]:

@@ -246,3 +246,13 @@ def test_an_entry_costs_less_than_48_bytes_after_random_churn(tmp_path: Path, mo
     assert sum(table.node(name).entries for name in held) == 150_000
     assert table.file_bytes / 150_000 < 48
     table.close()
+
+
+def test_what_is_done_to_a_closed_table_fails_instead_of_the_process(tmp_path: Path) -> None:
+    table = LocationTable(tmp_path / "l")
+    table.apply_own([(entry_of(bytes(16), 0), True)])
+    table.close()
+    assert table.holders(entry_of(bytes(16), 0)) == []
+    assert table.file_bytes == 0
+    with pytest.raises(OSError, match="is closed"):
+        table.apply_own([(entry_of(bytes(16), 1), True)])

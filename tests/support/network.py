@@ -23,8 +23,15 @@ def missing() -> str | None:
     for program in ("ip", "nft", "nsenter"):
         if shutil.which(program) is None:
             return f"needs {program} (Debian: iproute2 nftables)"
-    if run("ip", "netns", "list", check=False).returncode:
-        return "needs network namespaces"
+    name = f"luxfuse-{os.getpid()}-probe"
+    try:
+        run("ip", "netns", "add", name)
+        run("ip", "link", "add", f"lx{os.getpid() % 100_000}p", "type", "veth", "peer", "name", "eth0", "netns", name)
+        run("nsenter", f"--net=/run/netns/{name}", "nft", "add", "table", "inet", TABLE)
+    except AssertionError as exc:
+        return f"needs network namespaces with veth and nftables ({exc})"
+    finally:
+        run("ip", "netns", "delete", name, check=False)
     return None
 
 

@@ -68,8 +68,17 @@ class Node:
         raise NotImplementedError
 
     async def run(self) -> None:
-        with self.scope:
-            await self.locations.run()
+        self.ended = trio.Event()
+        try:
+            with self.scope:
+                await self.locations.run()
+        finally:
+            self.ended.set()
+
+    async def close(self) -> None:
+        self.scope.cancel()
+        await self.ended.wait()
+        await self.locations.close()
 
 
 class World:
@@ -95,8 +104,7 @@ async def world(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.Monke
         nursery.start_soon(node.run)
     yield world
     for node in world.nodes:
-        node.scope.cancel()
-        await node.locations.close()
+        await node.close()
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -171,10 +179,8 @@ async def test_a_node_that_starts_again_tells_what_it_has_then(world: World, nur
     for number in range(300):
         a.locations.held(oid(number), 0)
     await until(lambda: b.locations.counts().get("n0") == 300)
-    a.scope.cancel()
     world.mute.add(a)
-    await trio.sleep(0.02)
-    await a.locations.close()
+    await a.close()
     a.open()
     assert not a.locations.doubtful
     a.locations.dropped(oid(7), 0)
