@@ -227,6 +227,7 @@ class Cluster:
         return {
             **self.peers.statistics(), "provided_bytes": self.serving.provided_bytes, "refused": self.serving.refused,
             "notices_sent": said.sent, "notices_received": said.received,
+            "datagrams_rejected": sum(self.membership.rejections.counts.values()),
             "replicas_sent": replicas.sent, "replicas_forgone": replicas.fallbacks,
             "replicas_held": replicas.held_files, "replicas_held_bytes": replicas.held_bytes, **self.replicas.statistics(),
         }  # fmt: skip

@@ -26,6 +26,7 @@ _COUNTERS = {
     "cluster_refused": "Requests for pages of other nodes that were refused.",
     "cluster_notices_sent": "Notices of changes sent to other nodes.",
     "cluster_notices_received": "Notices of changes that other nodes sent.",
+    "cluster_datagrams_rejected": "Datagrams of strangers, damaged, or seen before.",
     "cluster_replicas_sent": "Replicas of writes that other nodes took.",
     "cluster_replicas_forgone": "Writes that too few other nodes took, so that they went to the bucket at once.",
     "understore_gets": "GET requests to the bucket, retries included.",

@@ -197,6 +197,7 @@ class PeerStatus(TypedDict):
 class ClusterStatus(TypedDict):
     """What this node asked others for pages (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often
     it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes;
+    datagrams that did not prove to be of a node, or came again (``datagrams_rejected``; the log says why);
     replicas of writes that others took (``replicas_sent``), or could not, so that the write went to the store at once
     (``replicas_forgone``), and those that are held here for others. ``rules`` of ``luxfuse replicate`` that are known,
     copies that this node ordered of others and was ordered to make, and those that it gave up as one too many.
@@ -210,6 +211,7 @@ class ClusterStatus(TypedDict):
     refused: int
     notices_sent: int
     notices_received: int
+    datagrams_rejected: int
     replicas_sent: int
     replicas_forgone: int
     replicas_held: int

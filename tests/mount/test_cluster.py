@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,10 @@ def test_a_node_that_is_unmounted_says_good_bye_and_one_with_another_key_is_nobo
     time.sleep(1.5)
     assert nodes(stranger) == {}
     assert set(nodes(a)) == {name(b)}
+    host, _, port = address(a).rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"nonsense", (host, int(port)))
+    wait_for("it is counted", lambda: a.status()["cluster"]["datagrams_rejected"] == 1)
     shown = cluster_status(a)
     assert shown["node"]["state"] == "alive"
     assert [peer["sources"] for peer in shown["peers"]] == [shown["node"]["sources"]]
