@@ -8,15 +8,17 @@ from typing import Protocol
 
 import trio
 
+from luxfuse.cache.peer_source import Holders
 from luxfuse.cache.space import Hooks
 from luxfuse.core.members import RANGE_PAGES, Member, NodeInfo
 from luxfuse.core.spans import page_count
 from luxfuse.core.units import format_count
+from luxfuse.peers.client import Rpc
 from luxfuse.peers.server import Server
 from luxfuse.service import VolumeParts
 from luxfuse.vfs.holding import HOLD_PATH, CacheShelf, Holding
-from luxfuse.vfs.replica_rules import RULES_PATH, Rng, Rpc, RuleExchange, RulesRefused, RuleStore
-from luxfuse.vfs.replicating import Holders, Replicating
+from luxfuse.vfs.replica_rules import RULES_PATH, Rng, RuleExchange, RulesRefused, RuleStore
+from luxfuse.vfs.replicating import Replicating
 from luxfuse.vfs.stock import VolumeStock
 
 LOCATED_RANGES = 4096

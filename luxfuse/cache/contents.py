@@ -28,6 +28,7 @@ from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
 log = logging.getLogger(__name__)
 
 IDLE_OBJECTS = 1024
+DISK_READERS = 8
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Contents:
         self._live: dict[bytes, CachedObject] = {}
         self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
         self.counters = Counters()
+        self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
         self._closed = False
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""

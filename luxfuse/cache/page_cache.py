@@ -14,35 +14,12 @@ import trio
 from luxfuse.cache import disk
 from luxfuse.cache.cached import Buffer, CachedObject
 from luxfuse.cache.fetching import Fetching
-from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.core.spans import pages_of
-from luxfuse.index.objects import Objects
 from luxfuse.types import PAGE_BYTES
-from luxfuse.understore.retrying import Store
-
-DISK_READERS = 8
 
 
 class PageCache(Fetching):
     """The cache of one mount."""
-
-    def __init__(
-        self,
-        *,
-        store: Store,
-        objects: Objects,
-        hierarchy: Hierarchy,
-        source_id: str,
-        epoch: int,
-        memory_bytes: int,
-        nursery: trio.Nursery,
-    ) -> None:
-        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
-        super().__init__(
-            store=store, objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch,
-            memory_bytes=memory_bytes, nursery=nursery,
-        )  # fmt: skip
-        self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
 
     async def read(self, obj: CachedObject, offset: int, length: int) -> Buffer:
         """Return ``length`` bytes at ``offset``, fewer only at the end of the object. Raises `StoreError`."""

@@ -22,7 +22,7 @@ from typing import Protocol
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.takeover import BATCH, ORDERS_PATH, PATH, Holder, HolderStatistics, Place, Rpc
+from luxfuse.cache.takeover import BATCH, ORDERS_PATH, PATH, Holder, HolderStatistics, Place
 from luxfuse.core.members import Member, MemberState
 from luxfuse.core.replicas import (
     WRITE_METADATA,
@@ -44,6 +44,7 @@ from luxfuse.core.replicas import (
 from luxfuse.core.takeover import ranked
 from luxfuse.errors import LuxError, NotFound, StoreError
 from luxfuse.index.journal import Journal
+from luxfuse.peers.client import Rpc
 from luxfuse.steps import reached
 from luxfuse.tiers.replicas import ReplicaFiles
 from luxfuse.understore.retrying import Store

@@ -12,14 +12,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.together import together
 from luxfuse.cache.upload import has_same_content, page_checksums
-from luxfuse.core.members import Address, Member, MemberState
+from luxfuse.core.members import Member, MemberState
 from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES
 from luxfuse.core.replicas import (
     Answer,
@@ -39,6 +39,7 @@ from luxfuse.core.replicas import (
 from luxfuse.core.takeover import ABSENT, Absences, Verdict, judge, takes_over_in_s
 from luxfuse.core.writeback import retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
+from luxfuse.peers.client import Rpc
 from luxfuse.steps import reached
 from luxfuse.tiers.directory import read_exact
 from luxfuse.tiers.replicas import Arrival, Holding, Refused, ReplicaFiles
@@ -65,20 +66,6 @@ ASK_DEADLINE_S = 3.0
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-class Rpc(Protocol):
-    """Requests to other nodes; failures are `LuxError`."""
-
-    async def request(
-        self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5
-    ) -> bytes:
-        """Send a small message and return the answer."""
-
-    async def send_file(
-        self, address: Address, path: str, header: bytes, fd: int, length: int, *, name: str, timeout_s: float
-    ) -> bytes:
-        """Send the first ``length`` bytes of an open file after a header, and return the answer. Moves no file offset."""
 
 
 @dataclass(frozen=True, slots=True)

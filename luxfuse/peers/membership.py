@@ -11,7 +11,7 @@ import random
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -19,6 +19,7 @@ from luxfuse.core.addresses import format_address
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.swim import Changed, Effect, Heard, PushPull, Send, Swim
 from luxfuse.errors import LuxError
+from luxfuse.peers.client import Rpc
 from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.identity import Identity
 from luxfuse.peers.join import Seeds
@@ -42,15 +43,6 @@ TOGETHER_S = 60.0
 WATCH_S = 5.0
 NAMESAKE_S = 600.0
 """Said so often."""
-
-
-class Rpc(Protocol):
-    """Control messages between nodes."""
-
-    async def request(
-        self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5
-    ) -> bytes:
-        """Return the answer. Raises `LuxError`."""
 
 
 @dataclass(frozen=True, slots=True)

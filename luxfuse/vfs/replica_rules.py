@@ -13,10 +13,11 @@ from typing import Protocol
 import msgspec
 import trio
 
-from luxfuse.core.members import Address, Member, MemberState
+from luxfuse.core.members import Member, MemberState
 from luxfuse.core.replication import DIGEST_BYTES, PATH_MAX_BYTES, ReplicaRule, ReplicaRules, TooManyRules
 from luxfuse.errors import LuxError
 from luxfuse.index.objects import Objects
+from luxfuse.peers.client import Rpc
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,6 @@ class Members(Protocol):
 
     def broadcast(self, payload: bytes) -> None:
         """Gossip to all."""
-
-
-class Rpc(Protocol):
-    """Control messages between nodes."""
-
-    async def request(
-        self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5
-    ) -> bytes:
-        """Return the answer. Raises `LuxError`."""
 
 
 class Rng(Protocol):

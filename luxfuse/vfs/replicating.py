@@ -19,13 +19,14 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from luxfuse.core.members import RANGE_PAGES, Member, MemberState, NodeInfo, Want
+from luxfuse.cache.peer_source import Holders, Members
+from luxfuse.core.members import RANGE_PAGES, MemberState, NodeInfo, Want
 from luxfuse.core.rendezvous import ranked
 from luxfuse.core.replication import ReplicaRule, missing_copies, witnesses
 from luxfuse.core.spans import page_count
 from luxfuse.errors import LuxError
+from luxfuse.peers.client import Rpc
 from luxfuse.vfs.holding import COMING, HELD, HOLD_PATH, MOST_WANTS, NO, HoldRequest, encode
-from luxfuse.vfs.replica_rules import Rpc
 
 log = logging.getLogger(__name__)
 
@@ -40,24 +41,6 @@ SLICE = 200
 HOLD_S = 10.0
 MOST_REFUSING = 64
 """So many nodes may refuse in one pass; then the next one is waited for. None is asked again in the same pass."""
-
-
-class Members(Protocol):
-    """The part of the membership that is needed here."""
-
-    @property
-    def info(self) -> NodeInfo:
-        """This node."""
-
-    def alive(self) -> list[Member]:
-        """The others that live."""
-
-
-class Holders(Protocol):
-    """Who holds what, as far as known."""
-
-    def holders(self, oid: bytes, range_number: int) -> list[str]:
-        """Return the names of nodes that hold a range of an object."""
 
 
 class HeldObject(NamedTuple):
