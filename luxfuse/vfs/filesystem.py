@@ -219,14 +219,12 @@ class FileSystem:
         return values[name.decode()].encode()
 
     async def listxattr(self, inode: int) -> list[bytes]:
-        """Return the names of the extended attributes."""
+        """Return the names of the extended attributes that programs have set.
+
+        Not those of ``user.luxfuse.*``: a program that copies attributes would write them onto its copy.
+        """
         found = [os.fsencode(name) for name in await self._tree.xattrs(inode)]
-        dirty = self._dirty.get(inode)
-        if dirty is not None and dirty.place is None:
-            return found
-        if inode == ROOT_INODE or self.namespace.locate(inode)[2].kind is not Kind.FILE:
-            return found
-        return found + [XATTR_PREFIX + name for name in XATTRS]
+        return [name for name in found if not name.startswith(XATTR_PREFIX)]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
         """Set an extended attribute; it travels in the object's metadata."""

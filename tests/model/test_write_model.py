@@ -454,7 +454,7 @@ class Player:
             node.data, node.mode = data, stat.mode & 0o7777
             node.xattrs = {
                 n.decode(): await self.m.fs.getxattr(inode, n)
-                for n in await self.m.fs.listxattr(inode) if not n.startswith(b"user.luxfuse")
+                for n in await self.m.fs.listxattr(inode)
             }  # fmt: skip
             node.synced()
 

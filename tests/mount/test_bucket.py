@@ -47,7 +47,7 @@ print(json.dumps(found))
 
 XATTRS = """
 import json, os, sys
-print(json.dumps({n: os.getxattr(sys.argv[1], n).decode() for n in os.listxattr(sys.argv[1]) if ".luxfuse." not in n}))
+print(json.dumps({n: os.getxattr(sys.argv[1], n).decode() for n in os.listxattr(sys.argv[1])}))
 """
 
 MAKE = f"""
