@@ -36,6 +36,7 @@ from luxfuse.service import Parts, VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.failures import safe_url
+from luxfuse.understore.locations import key_limits
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
@@ -177,9 +178,11 @@ def build_tree(
         uid=os.getuid() if s.uid is None else s.uid, gid=os.getgid() if s.gid is None else s.gid, umask=s.umask,
         mtime_ns=time.time_ns(),
     )
+    limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
     tree = Tree(
         namespace=namespace, names=names, entries=dirty, files=files, writer=writer, writeback=writeback,
         journal=local.journal, defaults=defaults, hierarchical=store.abilities.hierarchical,
+        limits=limits,
     )
     Conflicts(
         namespace=namespace, tree=tree, writer=writer, journal=local.journal, staging=local.staging,
@@ -191,7 +194,7 @@ def build_tree(
     )
     recovery = Recovery(
         namespace=namespace, names=names, entries=dirty, journal=local.journal, staging=local.staging,
-        recovered=recovered, writeback=writeback, cache=cache, store=store,
+        recovered=recovered, writeback=writeback, cache=cache, store=store, limits=limits,
     )
     fs = FileSystem(
         namespace=namespace, files=files, cache=cache, defaults=defaults, entries=dirty, writer=writer,

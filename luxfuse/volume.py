@@ -242,6 +242,9 @@ class VolumeLife:
         said = [f"{', '.join(found)}, going to the under-store now"] if found else []
         if outcome.recovered:
             said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
+        if outcome.refused:
+            refused = format_count(outcome.refused, "changed name")
+            said.append(f"{refused} too long for the under-store, kept in {parts.recovered.directory}; see the log")
         if outcome.lost:
             lost = format_count(outcome.lost, "changed file")
             said.append(f"{lost} that cannot be found in the cache directory any more, and lost; see the log")

@@ -61,13 +61,29 @@ class Recovered:
         target = self._target(key)
         path.rename(target)
         for directory in (target.parent, path.parent):
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            _sync(directory)
+        return target
+
+    def keep_bytes(self, data: bytes, key: str) -> Path:
+        """Keep a small content, durably. Blocks. Raises OSError."""
+        target = self._target(key)
+        part = target.with_name(f".{target.name}.part")
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
+        _sync(target.parent)
         return target
 
     def keep_staging(self, staging: Staging, number: int, key: str) -> Path:
         """Move a staging file here. Blocks. Raises OSError."""
         return staging.recover(number, self._target(key))
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -8,14 +8,58 @@ Rules, in this order, for the entries of one directory:
 3. Where two entries would have one name, a directory wins over a file, and a file over a symlink: the loser is skipped.
 
 Skipped keys are counted, and the first of each mount is logged; the objects stay reachable by other tools.
+
+The other way round, a name that is made must have a key that the store can hold (`too_long`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from luxfuse.types import Kind
 
 NAME_MAX_BYTES = 255
 SYMLINK_SUFFIX = ".rclonelink"
+KEY_MOST = 1024
+"""The longest key of S3 and Google in bytes, of Azure in characters."""
+PATH_MOST_BYTES = 4095 - 32
+"""The longest path on a file system, less what a temporary name beside the file may need."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How long a key may be in a store: ``most``, in which ``prefix``, the part before the mount's keys, counts.
+
+    ``characters``: the store counts UTF-16 characters, else bytes of UTF-8.
+    """
+
+    most: int = KEY_MOST
+    prefix: str = ""
+    characters: bool = False
+
+    def length(self, key: str) -> int:
+        """Return the length of a key as the store counts it."""
+        whole = self.prefix + key
+        return len(whole.encode("utf-16-le")) // 2 if self.characters else len(whole.encode())
+
+
+def too_long(key: str, limits: KeyLimits) -> str | None:
+    """Say what of a key is too long for a store, None if nothing is.
+
+    No part may be longer than a file name, on any store: some servers keep objects in files, and none says so before
+    it refuses one. (The part of a symlink's object is longer than its name.)
+    """
+    for part in key.removesuffix("/").split("/"):
+        if (size := len(part.encode())) > NAME_MAX_BYTES:
+            return f"a part of the key would have {size} bytes, {NAME_MAX_BYTES} are the most"
+    return too_long_below(key, limits)
+
+
+def too_long_below(key: str, limits: KeyLimits) -> str | None:
+    """As `too_long` for what comes along with its directory: the parts of the key below that are as they were."""
+    if (length := limits.length(key)) > limits.most:
+        return f"the key would have {length} {'characters' if limits.characters else 'bytes'}, {limits.most} are the most"
+    return None
 
 
 def name_of(component: str) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from luxfuse.core.names import PATH_MOST_BYTES, KeyLimits
 from luxfuse.errors import ConfigError
 from luxfuse.understore.failures import safe_url
 
@@ -51,6 +52,17 @@ def parse_location(source: str) -> Location:
         raise ConfigError(f"source {safe_url(source)!r}: names no bucket; write {family}://BUCKET[/PREFIX]")
     prefix = prefix.strip("/")
     return Location(family, netloc, f"{prefix}/" if prefix else "", account)
+
+
+def key_limits(source: str, *, hierarchical: bool) -> KeyLimits:
+    """Return how long keys may be at ``source``; ``hierarchical``: its directories exist by themselves."""
+    family = family_of(source)
+    if family is not None:
+        return KeyLimits(prefix=parse_location(source).prefix, characters=family == "az")
+    if not hierarchical:
+        return KeyLimits()
+    path = source.partition("://")[2] if "://" in source else source
+    return KeyLimits(PATH_MOST_BYTES, path.rstrip("/") + "/")
 
 
 def has_odd_segment(path: str) -> bool:

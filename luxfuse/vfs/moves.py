@@ -7,6 +7,7 @@ object; while that goes on, nothing below it is pushed or removed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -107,7 +108,9 @@ class Moves:
         between = (place[0], f".luxfuse-exchange-{number:x}".encode())
         keys = self._namespace.key(*place, first.kind), self._namespace.key(*new_place, second.kind)
         new_keys = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
-        between_key = self._namespace.key(*between, first.kind)
+        between_key = self._tree.new_key(*between, first.kind)
+        await self._require_room(keys[0], between_key, new_keys[0])
+        await self._require_room(keys[1], new_keys[1])
         for entry, key in zip((first, second), keys, strict=True):
             await self._bring(entry, key)
         for key in new_keys:
@@ -132,6 +135,21 @@ class Moves:
             self._changed(place, new_place)
             await self._journal.commit()
             reached("exchange.dropped")
+
+    async def _require_room(self, prefix: str, *new_prefixes: str) -> None:
+        """Raise `KeyTooLong` if the store could not hold all that is below a directory, once that has its new name."""
+        for new_prefix in new_prefixes:
+            if not prefix.endswith("/") or not self._tree.may_be_too_long(prefix, new_prefix):
+                continue
+            self._require_room_for_dirty(prefix, new_prefix)
+            async with contextlib.aclosing(self._store.list_all(prefix)) as pages:
+                async for page in pages:
+                    for info in page.objects:
+                        self._tree.check_key_below(new_prefix + info.key[len(prefix) :])
+
+    def _require_room_for_dirty(self, prefix: str, new_prefix: str) -> None:
+        for dirty in self._entries.below(prefix):
+            self._tree.check_key_below(new_prefix + dirty.key[len(prefix) :])
 
     def _note_exchanged(
         self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo], below: list[Dirty]
@@ -373,6 +391,7 @@ class Moves:
     async def _move_directory(self, place: Place, new_place: Place, prefix: str, new_prefix: str) -> None:
         entry = self._tree.row_of(place)
         number = self._journal.new_id()
+        await self._require_room(prefix, new_prefix)
         await self._writeback.settled(prefix, new_prefix)
         with self._writeback.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
@@ -387,6 +406,7 @@ class Moves:
                 reached("move-directory.committed")
                 copied, keys = await self._copy_below(prefix, new_prefix)
                 reached("move-directory.copied")
+                self._require_room_for_dirty(prefix, new_prefix)  # what was made meanwhile
             except BaseException:
                 await self._undo_copies(number, entry, place, new_place)
                 raise

@@ -4,7 +4,8 @@
 2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
    cut short anywhere ends as if it had not been.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
-4. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
+4. What the store can never hold, because its key is too long, is kept in the recovered directory.
+5. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
    their content is kept in the recovered directory, and the name shows what the store has.
 
 The journal alone is believed: names that the index lacks are made anew.
@@ -17,6 +18,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import trio
@@ -34,7 +36,7 @@ from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRe
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo
+from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
@@ -63,6 +65,8 @@ class Outcome:
     moves: int = 0
     recovered: int = 0
     lost: int = 0
+    refused: int = 0
+    """Files, directories and symlinks that the store can never hold."""
 
 
 class Recovery:
@@ -70,7 +74,7 @@ class Recovery:
 
     def __init__(
         self, *, namespace: Namespace, names: Names, entries: DirtyEntries, journal: Journal, staging: Staging,
-        recovered: Recovered, writeback: WriteBack, cache: PageCache, store: Store,
+        recovered: Recovered, writeback: WriteBack, cache: PageCache, store: Store, limits: naming.KeyLimits,
     ) -> None:
         self._namespace = namespace
         self._names = names
@@ -81,6 +85,7 @@ class Recovery:
         self._writeback = writeback
         self._cache = cache
         self._store = store
+        self._limits = limits
         self._limiter = trio.CapacityLimiter(IO_THREADS)
         self.replication: Replicator | None = None
         """Where other nodes may hold what was promised, and is not here any more."""
@@ -101,7 +106,10 @@ class Recovery:
         # Directories first, outer ones before inner ones: what is in them may have been changed before they were made.
         records = self._journal.files.items()
         for number, record in sorted(records, key=lambda r: (r[1].kind is not Kind.DIRECTORY, r[1].key, r[0])):
-            if await self._resume(number, record):
+            if refusal := self._refusal(record):
+                outcome.refused += 1
+                await self._give_up(number, record, refusal)
+            elif await self._resume(number, record):
                 reached("recover.resumed")
             else:
                 if record.closed and not await self._was_pushed(record):
@@ -515,6 +523,42 @@ class Recovery:
         self._journal.drop_file(number)
         reached("recover.dropped")
         return await self._keep(number, record.key) if self._has_content(number, record) else 0
+
+    def _refusal(self, record: FileRecord) -> str | None:
+        """Say why the store can never hold what is to go there, None if it can. An earlier version asked too late."""
+        if record.kind is Kind.SPECIAL or record.mode is WriteMode.MUST_CACHE:
+            return None
+        return naming.too_long(record.key, self._limits)
+
+    async def _give_up(self, number: int, record: FileRecord, refusal: str) -> None:
+        """Keep what can never go to the store, and let the name show what the store has: nothing."""
+        kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
+        log.warning(
+            "%r can never be brought to the under-store: %s; %s", record.key, refusal,
+            f"what there was of it is {kept}" if kept else "there was nothing in it",
+        )
+        parent, name = self._place(record.key)
+        entry = self._names.get(parent, name)
+        if entry is not None and entry.kind is record.kind:
+            self._names.erase(parent, name)
+            self._names.forget_listing(parent)
+        self._journal.drop_file(number)
+        reached("recover.refused")
+
+    def _keep_refused(self, number: int, record: FileRecord) -> Path | None:
+        """Move a content to the recovered directory, if there is any. Blocks."""
+        if record.kind is not Kind.FILE:
+            target = self._journal.inline(number)
+            return self._recovered.keep_bytes(target, record.key) if target else None
+        content = self._open(number, record) if self._has_content(number, record) else None
+        if content is None:
+            return None
+        empty = content.size == 0
+        content.close()
+        if empty:
+            self._staging.remove(number)
+            return None
+        return self._recovered.keep_staging(self._staging, number, record.key)
 
     async def _keep(self, number: int, key: str) -> int:
         path = self._staging.path_of(number)

@@ -30,8 +30,6 @@ from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
 
 REMOVED_KEPT = 10_000
-KEY_MOST_BYTES = 1024
-"""The longest key of S3 and GCS (Azure: as many characters)."""
 
 
 class Exists(LuxError):
@@ -81,9 +79,9 @@ class Tree:
 
     def __init__(
         self, *, namespace: Namespace, names: Names, entries: DirtyEntries, files: Files, writer: Writer,
-        writeback: WriteBack, journal: Journal, defaults: Defaults, hierarchical: bool,
+        writeback: WriteBack, journal: Journal, defaults: Defaults, hierarchical: bool, limits: naming.KeyLimits,
     ) -> None:
-        """``hierarchical``: directories of the store exist by themselves."""
+        """``hierarchical``: directories of the store exist by themselves; ``limits``: how long its keys may be."""
         self._namespace = namespace
         self._names = names
         self._entries = entries
@@ -93,6 +91,7 @@ class Tree:
         self._journal = journal
         self._defaults = defaults
         self._hierarchical = hierarchical
+        self._limits = limits
         self._removed: OrderedDict[int, Entry] = OrderedDict()
         self._turns: dict[tuple[int, bytes], tuple[trio.Lock, int]] = {}
 
@@ -110,9 +109,22 @@ class Tree:
         if naming.classify(component) is None or component.endswith(naming.SYMLINK_SUFFIX):
             raise ReservedName(f"the name {name!r} stands for a symlink in the bucket")
         key = self._namespace.key(parent, name, kind)
-        if not self._hierarchical and len(key.encode()) > KEY_MOST_BYTES:
-            raise KeyTooLong(f"the path makes a key of more than {KEY_MOST_BYTES} bytes")
+        self.check_key(key)
         return key
+
+    def check_key(self, key: str) -> None:
+        """Raise `KeyTooLong` if the store cannot hold a key: nothing could ever be brought there."""
+        if refusal := naming.too_long(key, self._limits):
+            raise KeyTooLong(refusal)
+
+    def check_key_below(self, key: str) -> None:
+        """The same for a key that comes along with its directory. Raises `KeyTooLong`."""
+        if refusal := naming.too_long_below(key, self._limits):
+            raise KeyTooLong(refusal)
+
+    def may_be_too_long(self, prefix: str, new_prefix: str) -> bool:
+        """Whether keys below a directory get longer with its new name."""
+        return self._limits.length(new_prefix) > self._limits.length(prefix)
 
     def _owned(self, parent: int, mode: int, caller: Caller, kind: Kind) -> Attributes:
         """Return the attributes of what the caller makes; a set-group-ID directory passes its group on."""

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from luxfuse.core.names import NAME_MAX_BYTES, SYMLINK_SUFFIX, classify, component_of, name_of, wins
+from luxfuse.core.names import (
+    NAME_MAX_BYTES,
+    PATH_MOST_BYTES,
+    SYMLINK_SUFFIX,
+    KeyLimits,
+    classify,
+    component_of,
+    name_of,
+    too_long,
+    too_long_below,
+    wins,
+)
 from luxfuse.types import Kind
 
 any_text = st.text(st.characters(), max_size=300)  # lone surrogates included
@@ -60,3 +71,50 @@ def test_a_directory_wins_over_a_file_and_a_file_over_a_link() -> None:
     for low, old in enumerate(order):
         for high, new in enumerate(order):
             assert wins(new, old) == (high > low)
+
+
+S3 = KeyLimits(prefix="training/")
+AZURE = KeyLimits(prefix="training/", characters=True)
+LOCAL = KeyLimits(PATH_MOST_BYTES, "/mnt/disk/")
+
+
+def deep(length: int, letter: str = "d") -> str:
+    """A key of so many letters, none of whose parts is too long."""
+    key = f"{letter * 99}/" * (length // 100 + 1)
+    return key[: length - 1].rstrip("/").ljust(length, letter)
+
+
+@pytest.mark.parametrize(
+    ("key", "limits", "fits"),
+    [
+        ("n" * 255, S3, True),
+        ("n" * 256, S3, False),
+        ("é" * 127, S3, True),
+        ("é" * 128, S3, False),
+        ("d" * 255 + "/", S3, True),
+        ("d" * 256 + "/", S3, False),
+        ("l" * 244 + SYMLINK_SUFFIX, S3, True),
+        ("l" * 245 + SYMLINK_SUFFIX, S3, False),
+        ("d" * 256 + "/n", S3, False),
+        ("l" * 245 + SYMLINK_SUFFIX, LOCAL, False),
+        (deep(1015), S3, True),
+        (deep(1016), S3, False),
+        (deep(1014) + "/", S3, True),
+        (deep(1015) + "/", S3, False),
+        (deep(600, "é"), S3, False),
+        (deep(600, "é"), AZURE, True),
+        (deep(1015, "é"), AZURE, True),
+        (deep(1016), AZURE, False),
+        (deep(600, "😀"), AZURE, False),
+        (deep(1016), LOCAL, True),
+        (deep(PATH_MOST_BYTES - 10), LOCAL, True),
+        (deep(PATH_MOST_BYTES - 9), LOCAL, False),
+    ],
+)
+def test_a_key_that_a_store_cannot_hold_is_too_long(key: str, limits: KeyLimits, fits: bool) -> None:
+    assert (too_long(key, limits) is None) == fits
+
+
+def test_parts_that_come_along_with_a_directory_are_not_looked_at() -> None:
+    assert too_long_below("d/" + "l" * 245 + SYMLINK_SUFFIX, S3) is None
+    assert too_long_below(deep(1016), S3) == "the key would have 1025 bytes, 1024 are the most"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.core.names import PATH_MOST_BYTES, KeyLimits
 from luxfuse.errors import AccessDenied, ConfigError, StoreRejected
 from luxfuse.understore import factory
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.locations import Location, has_odd_segment, parse_location
+from luxfuse.understore.locations import Location, has_odd_segment, key_limits, parse_location
 
 SECRET = "s3cr3t/Key+Value=="
 KEYS = {"key": "AKIAEXAMPLE", "secret": SECRET}
@@ -166,6 +167,10 @@ def test_urls_are_shown_without_secrets(url, shown):
 
 
 def test_locations():
+    assert key_limits("s3://b/p/q", hierarchical=False) == KeyLimits(1024, "p/q/")
+    assert key_limits("az://c", hierarchical=False) == KeyLimits(1024, "", characters=True)
+    assert key_limits("/srv/data", hierarchical=True) == KeyLimits(PATH_MOST_BYTES, "/srv/data/")
+    assert key_limits("sftp://host/data/", hierarchical=True) == KeyLimits(PATH_MOST_BYTES, "host/data/")
     assert parse_location("s3://b") == Location("s3", "b", "")
     assert parse_location("gcs://b/p/q/") == Location("gs", "b", "p/q/")
     assert parse_location("abfs://c@acc.dfs.core.windows.net/p") == Location("az", "c", "p/", "acc")
