@@ -95,6 +95,7 @@ class S3Client:
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         arguments: dict[str, Any] = {}
+        looked = False
         if metadata is not None:
             metadata = checked_metadata(metadata, what)
         if metadata is not None or size is None or size > SINGLE_COPY_BYTES:
@@ -102,14 +103,15 @@ class S3Client:
             size, etag = found["ContentLength"], self._describe(source, found).version
             if version not in (None, etag):
                 raise VersionChanged(f"{what}: version is {etag}, not {version}")
-            version = etag
+            version, looked = etag, True
             arguments = {name: found[name] for name in _HEADERS if found.get(name)}
             kept = found.get("Metadata", {}) if metadata is None else metadata
             arguments["Metadata"] = kept
         if size > SINGLE_COPY_BYTES:
             return self._copy_in_parts(source, target, version, size, arguments, expect, what)
         arguments = {"MetadataDirective": "REPLACE", **arguments} if metadata is not None else {}
-        answer = self._copy_from("copy_object", what, source, version, target, expect, arguments)["CopyObjectResult"]
+        answer = self._copy_from("copy_object", what, source, version, target, expect, arguments, looked=looked)
+        answer = answer["CopyObjectResult"]
         mtime_ns = to_ns(answer["LastModified"]) if answer.get("LastModified") else 0
         return ObjectInfo(target, size, self._version(target, answer), mtime_ns, arguments.get("Metadata"))
 
@@ -227,25 +229,31 @@ class S3Client:
         key: str,
         expect: str | None,
         arguments: Mapping[str, Any],
+        *,
+        looked: bool = False,
     ) -> dict[str, Any]:
-        """Make a request that copies ``source`` if that is ``version``.
+        """Make a request that copies ``source`` if that is ``version``; ``looked``: a HEAD has just said that it is.
 
-        Some servers (Ceph's is one) ignore the condition. A first copy with a version that cannot be tells.
+        Some servers (Ceph's is one) ignore the condition. A first copy with a version that cannot be tells; as such a
+        server makes it, its outcome is that of the copy: where the source is the target, it may be a new version.
         """
         arguments = {**arguments, "CopySource": {"Bucket": self._bucket, "Key": self._prefix + source}}
         if version is None:
             return self._conditionally(method, what, key, expect, **arguments)
-        if version.startswith('"') and self._matches_sources is None and expect is None:
+        comparable = version.startswith('"')
+        probing = comparable and self._matches_sources is None and expect is None
+        if not looked and (probing or not comparable or not self._matches_sources):
+            self._require(source, version, what)
+        if probing:
             try:
-                self._conditionally(method, what, key, None, **arguments, CopySourceIfMatch=NO_VERSION)
+                answer = self._conditionally(method, what, key, None, **arguments, CopySourceIfMatch=NO_VERSION)
             except VersionChanged:
                 self._matches_sources = True
             else:
                 self._matches_sources = False
-        if version.startswith('"'):
+                return answer
+        if comparable:
             arguments["CopySourceIfMatch"] = version
-        if not self._matches_sources or not version.startswith('"'):
-            self._require(source, version, what)
         return self._conditionally(method, what, key, expect, **arguments)
 
     def _conditionally(self, method: str, what: str, key: str, expect: str | None, **arguments: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -58,7 +58,9 @@ class Dirty:
     stored: tuple[str, str] | None = None
     """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
     sent: tuple[tuple[int, int], ...] = ()
-    """Of one that is resumed: mtime in ns and size of the contents that the run which was killed may have brought up."""
+    """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
+    described: Mapping[str, str] | None = None
+    """The metadata that a copy was asked for which may have been made unheard of."""
     doomed: bool = False
     """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     orphan: Entry | None = None

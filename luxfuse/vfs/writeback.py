@@ -22,7 +22,7 @@ import trio
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import Stamp
-from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Uploaded, Uploader, has_same_content
+from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.replicas import write_of
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
@@ -44,6 +44,8 @@ WRITE_BACK_DELAY_S = 1.0
 POSTPONED_S = 4.0
 """How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
 CONFLICT_ROUNDS = 5
+MOST_SENT = 15
+"""Contents remembered of a file that may have arrived unheard of, beside the last."""
 WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
 MOST_PUSHES = 1024
@@ -59,6 +61,12 @@ PUSHES = 2
 
 class Conflict(StoreError):
     """Somebody else has written the object meanwhile, and the mount was told to fail then."""
+
+    errno = 116  # ESTALE
+
+
+class Replaced(StoreError):
+    """Somebody else has replaced or removed the object whose attributes were changed here: there is nothing to push."""
 
     errno = 116  # ESTALE
 
@@ -229,6 +237,9 @@ class WriteBack:
             else:
                 metadata = to_metadata(dirty.kind, row.attributes)
                 info = await self._store.put(dirty.key, dirty.target, metadata)
+        except Replaced:
+            self._namespace.expire(dirty.inode)
+            raise
         except BaseException:
             dirty.attributes_changed = True
             raise
@@ -282,7 +293,7 @@ class WriteBack:
             try:
                 try:
                     uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
-                    uploaded = uploaded or await self._uploader.upload(source, metadata, dirty.expect)
+                    uploaded = uploaded or await self._upload(dirty, source, metadata, stamp)
                 except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
                     same = await self._resolve(dirty)
                     if same is None:
@@ -304,6 +315,14 @@ class WriteBack:
             finally:
                 source.bytes.end_replacement()
         raise StoreUnavailable(f"{dirty.key!r} changes again and again, here or in the under-store")
+
+    async def _upload(self, dirty: Dirty, source: Source, metadata: Mapping[str, str], stamp: Stamp) -> Uploaded:
+        """Upload the content; what may have arrived without an answer is remembered as sent by us."""
+        try:
+            return await self._uploader.upload(source, metadata, dirty.expect)
+        except StoreError:  # also one that finds another version: that may be of a first try
+            dirty.sent = (*dirty.sent[-MOST_SENT:], (stamp.mtime_ns, stamp.size))
+            raise
 
     def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
         """Return the metadata of an object, with the write id if others may hold replicas of the file."""
@@ -379,7 +398,7 @@ class WriteBack:
             if old_is_gone:
                 return None
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
-        if (dirty.resumed and _is_sent(dirty, info)) or self._is_of_same_file(dirty, info):
+        if _is_sent(dirty, info) or self._is_of_same_file(dirty, info):
             dirty.expect = info.version
             return None
         taken = await self._taken_over(dirty, info.metadata or {})
@@ -397,16 +416,12 @@ class WriteBack:
     async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
         if not self._store.abilities.metadata:
             return ObjectInfo(dirty.key, row.size, row.version, row.mtime_ns)
-        found = await self._store.head(dirty.key)
-        metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
-        if not (row.attributes and row.attributes.xattrs):
-            metadata.pop("xattr", None)
         source = dirty.source
         if source is not None:
             source.bytes.expect_replacement()
         try:
-            info = await self._store.copy(dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size)
-            if source is not None and found.version == dirty.expect:  # the new version has the same bytes
+            found, info = await self._describe_object(dirty, row)
+            if source is not None:  # the new version has the same bytes
                 if source.old is not None:
                     source.old = replace(source.old, key=dirty.key, version=info.version)
                 source.bytes.rebase(dirty.key, info.version, found.size)
@@ -414,6 +429,36 @@ class WriteBack:
             if source is not None:
                 source.bytes.end_replacement()
         return info
+
+    async def _describe_object(self, dirty: Dirty, row: Entry) -> tuple[ObjectInfo, ObjectInfo]:
+        """Give the object the attributes of ``row``; returns what it was, and what it is. Raises `Replaced`.
+
+        Servers may give a copy another version, and answers get lost: what has the attributes that were sent is ours.
+        """
+        known = dirty.expect or row.version
+        for _ in range(CONFLICT_ROUNDS):
+            try:
+                found = await self._store.head(dirty.key)
+            except NotFound:
+                raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
+            if found.version != known and found.metadata != dirty.described and not _has(found, row):
+                raise Replaced(f"{dirty.key!r} was replaced by somebody else meanwhile")
+            known = found.version
+            metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
+            if not (row.attributes and row.attributes.xattrs):
+                metadata.pop("xattr", None)
+            if metadata == found.metadata:
+                return found, found
+            dirty.described = metadata
+            try:
+                info = await self._store.copy(
+                    dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size
+                )
+            except VersionChanged:
+                continue
+            dirty.described = None
+            return found, info
+        raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
 
     # -- later
 
@@ -482,7 +527,7 @@ class WriteBack:
     async def _push_quietly(self, dirty: Dirty) -> None:
         try:
             await self.push(dirty)
-        except Conflict:
+        except (Conflict, Replaced):
             self.on_pushed(dirty)  # nothing is tried again
         except (LuxError, OSError) as exc:
             delay_s = self._pause_s(dirty.attempts)
@@ -658,8 +703,14 @@ class WriteBack:
         self._wake.set()
 
 
+def _has(info: ObjectInfo, row: Entry) -> bool:
+    """Whether an object has all the attributes of an entry, to the nanosecond of the change: nobody else wrote it."""
+    wanted = to_metadata(Kind.FILE, row.attributes)
+    return "ctime" in wanted and info.size == row.size and wanted.items() <= (info.metadata or {}).items()
+
+
 def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:
-    """Whether an object is what the run that was killed was about to bring up."""
+    """Whether an object is what we, or the run that was killed, tried to bring up, and never heard of again."""
     known = parse_attributes(info.metadata)
     return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.sent
 
