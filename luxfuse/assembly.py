@@ -19,8 +19,8 @@ from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Hooks, Placing, Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
-from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
 from luxfuse.fuse.kernel import KernelSide

@@ -13,16 +13,14 @@ import trio
 from luxfuse import config
 from luxfuse.cluster import Cluster
 from luxfuse.config import Settings
+from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError
 from luxfuse.service import Parts, Service
 from luxfuse.vfs.backlog import path_of
 
 log = logging.getLogger(__name__)
 
-LIVE = frozenset({
-    "path_rules", "write_mode", "metadata_ttl_s", "negative_ttl_s", "free_space_ratio", "cache_dirs", "on_conflict",
-    "room_timeout_s", "bandwidth_limit_bytes_s", "upload_bandwidth_limit_bytes_s", "prices", "log_level",
-})  # fmt: skip
+LIVE = frozenset(setting.field_name for setting in SETTINGS if setting.live)
 """Settings that can change while mounted."""
 
 

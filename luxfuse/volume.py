@@ -19,8 +19,8 @@ from luxfuse.assembly import Cache, Local
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.cluster import Cluster, enlisted, prepared
-from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.core.units import format_count
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
 from luxfuse.index import leftovers, lifecycle

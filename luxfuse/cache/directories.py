@@ -18,7 +18,7 @@ import trio
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
-from luxfuse.config import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.errors import ConfigError
 from luxfuse.index import lifecycle
 from luxfuse.index.objects import ALL_SEGMENTS, Objects

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from luxfuse.cli.errors import UsageError, say
-from luxfuse.config import FILE_ONLY, NAMES
+from luxfuse.config import parse_pairs
+from luxfuse.core.settings import BY_NAME, SETTINGS, Setting
+from luxfuse.core.units import shown
+from luxfuse.core.values import nearest
 
 # Words for mount(8) and systemd, or what is so anyway: a mount never honours set-user-id files or devices.
 _USER = frozenset(("user", "users", "owner", "group"))
@@ -14,19 +18,20 @@ _NOISE = _USER | {
     *("defaults", "auto", "noauto", "nouser", "_netdev", "nofail", "exec", "suid", "nosuid", "dev", "nodev"),
     *("atime", "noatime", "relatime", "strictatime", "diratime", "nodiratime", "sync", "async"),
 }
-_NOT_HERE = FILE_ONLY | {"source", "mountpoint", "foreground", "state_dir"}
-OPTION_NAMES = NAMES - _NOT_HERE
+_SETTINGS = {setting.option: setting for setting in SETTINGS if "option" in setting.places}
+_WORD = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
 def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = False) -> dict[str, Any]:
-    """Return the settings in the texts of ``-o``; later ones win, but those of ``join`` add up.
+    """Return the settings in the texts of ``-o``; later ones win, but those that may be repeated add up.
 
+    A value with commas stands in double quotes, as mount(8) has it: ``cache_dir="/c,size=1GiB"``.
     ``fstab``: mount(8) writes ``rw`` whenever ``ro`` is missing, so that it says nothing there, and ``noexec`` for
     ``user``, which is let pass with a warning on stderr.
-    ``sloppy``: unknown names are let pass. Raises UsageError.
+    ``sloppy``: unknown names are let pass. Raises UsageError, and ConfigError for a pair that is none.
     """
     settings: dict[str, Any] = {}
-    for word in (word for text in texts for word in text.split(",") if word):
+    for word in (word for text in texts for word in _WORD.findall(text)):
         name, separator, value = word.partition("=")
         name = name.replace("-", "_") if not name.startswith("x-") else name
         if name.startswith("x-") or (name in _NOISE and not separator) or (fstab and name in _USER):
@@ -37,23 +42,24 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
             settings["read_only"] = word == "ro"
         elif word == "noexec" and fstab:
             say("-o noexec has no effect: programs in the mount can be run; write exec after user to silence this")
-        elif name == "storage_option":
-            settings.setdefault("storage_options", {}).update(parse_storage_options([value], "-o storage_option"))
-        elif name == "join":
-            settings.setdefault("join", []).append(value)
-        elif name in OPTION_NAMES:
-            settings[name] = value if separator else True
+        elif name in _SETTINGS:
+            _add(settings, _SETTINGS[name], value if separator else None)
         elif not sloppy:
-            raise UsageError(f"-o {word}: unknown option; see luxfuse mount --help")
+            hint = nearest(name, _SETTINGS)
+            what = "cannot be given here" if name in BY_NAME else f"unknown option{hint}"
+            raise UsageError(f"-o {shown(word)[1:-1]}: {what}; see luxfuse mount --help")
+    for name, given in settings.items():
+        if BY_NAME[name].kind.shape == "pairs":
+            settings[name] = parse_pairs(given, f"-o {BY_NAME[name].option}")
     return settings
 
 
-def parse_storage_options(texts: Iterable[str], where: str = "--storage-option") -> dict[str, str]:
-    """Return ``key=value`` texts as a dictionary. Raises UsageError, which does not repeat a value."""
-    options = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise UsageError(f"{where}: write it as key=value")
-        options[name] = value
-    return options
+def _add(settings: dict[str, Any], setting: Setting, value: str | None) -> None:
+    if value is None and setting.kind.shape != "switch":
+        raise UsageError(f"-o {setting.option}: a value is missing; write {setting.option}={setting.kind.metavar}")
+    if value is not None and len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    if setting.kind.shape in ("many", "pairs"):
+        settings.setdefault(setting.name, []).append(value)
+    else:
+        settings[setting.name] = True if value is None else value

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+MOST_BYTES = (1 << 63) - 1
+"""What the kernel and JSON can hold."""
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error repeats it: in one line, and not too long."""
+    text = repr(value) if isinstance(value, str) and value.isprintable() else ascii(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def parse_size(text: str | int) -> int:
@@ -16,16 +25,25 @@ def parse_size(text: str | int) -> int:
 
     Raises ValueError for anything else, TypeError for neither text nor number.
     """
-    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
-        return text
-    if not isinstance(text, str):
-        raise TypeError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
-    match = _SIZE.match(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write it like 512MiB or 50GiB")
-    number, power, unit = match.groups()
-    base = 1000 if power and unit.lower() == "b" else 1024
-    return int(float(number) * base ** _POWERS[power.lower()])
+    refusal = f"{shown(text)} is not a size; write it like 512MiB or 50GiB"
+    if isinstance(text, int) and not isinstance(text, bool):
+        count: float = text
+    elif not isinstance(text, str):
+        raise TypeError(refusal)
+    else:
+        match = _SIZE.match(text)
+        if match is None:
+            raise ValueError(refusal)
+        number, power, unit = match.groups()
+        base = 1000 if power and unit.lower() == "b" else 1024
+        count = float(number) * base ** _POWERS[power.lower()]
+        if number.isdecimal() and len(number) < 20:
+            count = int(number) * base ** _POWERS[power.lower()]
+    if count < 0:
+        raise ValueError(refusal)
+    if count > MOST_BYTES:
+        raise ValueError(f"{shown(text)} is too large; a size is less than 8192PiB")
+    return int(count)
 
 
 def parse_duration(text: str | float) -> float:
@@ -33,7 +51,7 @@ def parse_duration(text: str | float) -> float:
 
     Raises ValueError for anything else, negative ones included, and TypeError for neither text nor number.
     """
-    refusal = f"{text!r} is not a duration; write it like 60s, 1h30m or never"
+    refusal = f"{shown(text)} is not a duration; write it like 60s, 1h30m or never"
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise TypeError(refusal)
     stripped = str(text).strip().lower()
@@ -56,7 +74,7 @@ def parse_switch(value: str | bool) -> bool:
     """Return True for ``on`` and ``true``, False for ``off`` and ``false``. Raises ValueError for anything else."""
     word = str(value).strip().lower()
     if word not in ("on", "off", "true", "false"):
-        raise ValueError(f"{value!r} is not understood; write on or off")
+        raise ValueError(f"{shown(value)} is not understood; write on or off")
     return word in ("on", "true")
 
 

@@ -13,7 +13,7 @@ import trio
 
 from luxfuse.cache import mover
 from luxfuse.cache.sweep import sweep
-from luxfuse.config import CacheDirectory
+from luxfuse.core.cache_directory import CacheDirectory
 from tests.crash.lives import Kill, Killer
 from tests.support.harness import Mount, Options, mounted, pages
 from tests.support.tiers import acquire, consistent, space, store, tier

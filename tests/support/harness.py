@@ -27,8 +27,8 @@ from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
-from luxfuse.config import CacheDirectory as CacheSetting
 from luxfuse.config import Settings, WriteMode
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.index import lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names

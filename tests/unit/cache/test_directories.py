@@ -12,7 +12,7 @@ import trio
 
 from luxfuse.cache import mover
 from luxfuse.cache.space import Placing
-from luxfuse.config import CacheDirectory
+from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.directory import CacheDirectory as Claimed
 from tests.support.harness import Mount, Options, mounted, pages, until

@@ -14,7 +14,7 @@ import trio
 from luxfuse.cache import budget, mover
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
-from luxfuse.config import CacheDirectory
+from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.namespace import Stale

@@ -18,7 +18,7 @@ from luxfuse.cache import disk, mover
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
-from luxfuse.config import CacheDirectory
+from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.index.names import ROOT_INODE
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, pages, random_bytes, until

@@ -14,7 +14,7 @@ import trio
 from luxfuse.cache import disk, trim
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
-from luxfuse.config import CacheDirectory
+from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.tiers import directory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until

@@ -237,7 +237,7 @@ def test_a_dead_daemon(luxfuse: Run, tmp_path: Path, state: Path) -> None:
         (["mount", "--nonsense"], 2, "No such option: --nonsense; see: luxfuse mount --help"),
         (["mount"], 2, "source is missing"),
         (["mount", "s3://b"], 2, "mountpoint is missing"),
-        (["mount", "s3://b", "/m", "--write-mode", "back"], 2, "write_mode"),
+        (["mount", "s3://b", "/m", "--write-mode", "back"], 2, "--write-mode: 'back' is not one of cache-through"),
         (["mount", "s3://b", "/m", "-o", "on_conflict=merge"], 2, "on_conflict"),
         (["mount", "s3://b", "/m", "-o", "novelty=1"], 2, "-o novelty=1: unknown option"),
         (["mount", "s3://b", "/m", "--cache-size", "big"], 2, "--cache-size: 'big' is not a size"),

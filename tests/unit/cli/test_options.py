@@ -12,6 +12,7 @@ from luxfuse.cli import fstab, launch, mount
 from luxfuse.cli.errors import CommandFailed, UsageError
 from luxfuse.cli.options import parse_options
 from luxfuse.config import Settings
+from luxfuse.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,9 @@ from luxfuse.config import Settings
         ("allow_other,uid=1000,umask=027", {"allow_other": True, "uid": "1000", "umask": "027"}),
         ("join=a:1,peer_tls=off,join=[::1]:2", {"join": ["a:1", "[::1]:2"], "peer_tls": "off"}),
         ("storage_option=key=a=b,storage-option=k=", {"storage_options": {"key": "a=b", "k": ""}}),
+        ("price=get=1,price=put=2", {"prices": {"get": "1", "put": "2"}}),
+        ("cache_dir=/a,cache_dir=/b", {"cache_dir": ["/a", "/b"]}),
+        ("passthrough=off,log_level=debug", {"passthrough": "off", "log_level": "debug"}),
     ],
 )
 def test_options(text: str, expected: dict[str, Any]) -> None:
@@ -34,11 +38,18 @@ def test_options(text: str, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x", "path=x"]
+    "text", ["noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x", "path=x", "uid",
+             "storage_option=a=1,storage_option=a=2"]
 )
 def test_refused_options(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises((UsageError, ConfigError)):
         parse_options([text])
+
+
+def test_a_value_with_commas_stands_in_quotes() -> None:
+    assert parse_options(['cache_dir="/c,size=1GiB,tier=hdd",ro']) == {
+        "cache_dir": ["/c,size=1GiB,tier=hdd"], "read_only": True
+    }  # fmt: skip
 
 
 def test_what_mount_writes_of_itself_is_let_pass(capsys: pytest.CaptureFixture[str]) -> None:

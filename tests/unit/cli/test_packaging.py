@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from luxfuse.config import NAMES
+from tests.support import readme
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ["examples/bootstrap.sh", "examples/quickstart.sh", "tests/run.sh", ".ci/run"]
@@ -30,8 +29,6 @@ def test_scripts_can_be_read(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], timeout=20, check=True)
 
 
-def test_the_readme_names_every_setting_and_no_other() -> None:
-    text = (ROOT / "README.md").read_text().partition("## Settings")[2].partition("## ")[0]
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert named == NAMES - {"state_dir"}
+def test_the_readme_has_every_setting_as_the_code_has_it() -> None:
+    text = readme.README.read_text()
+    assert text == readme.replaced(text), "write it anew: python -m tests.support.readme"

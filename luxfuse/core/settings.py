@@ -1,0 +1,201 @@
+"""The table of settings: each is said here, once.
+
+From it come the fields' defaults in `luxfuse.config.Settings`, what is read from flags, ``-o``, variables and files, the
+commands' options and their help, and README's table. So a new setting is a row here and a field there, and
+``python -m tests.support.readme`` for README.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from luxfuse.core import values
+from luxfuse.core.addresses import DEFAULT_PORT
+from luxfuse.core.cache_directory import parse_cache_dirs
+from luxfuse.core.rule_tables import parse_rules
+from luxfuse.core.values import Kind
+
+MOST_REPLICAS = 7
+Place = Literal["argument", "flag", "option", "variable", "file"]
+EVERYWHERE: frozenset[Place] = frozenset(("flag", "option", "variable", "file"))
+_ARGUMENT: frozenset[Place] = frozenset(("argument", "variable", "file"))
+
+
+class Setting(NamedTuple):
+    """One setting.
+
+    ``name``: as in a TOML file; flags have dashes instead, variables LUXFUSE_ in front and capitals. ``help``: for --help
+    and README, with single words in backquotes. ``default``: as it is written, None if there is none; ``shown_default``:
+    what is told of it where that says more. ``attachable``: an attached under-store can have one of its own.
+    ``live``: it can change while mounted. ``places``: where it can stand. ``item``: what flag and ``-o`` are called, if
+    they give one of several. ``field``: of `Settings`; else the name with the kind's unit.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any = None
+    shown_default: str = ""
+    attachable: bool = False
+    live: bool = False
+    places: frozenset[Place] = EVERYWHERE
+    item: str = ""
+    field: str = ""
+
+    @property
+    def field_name(self) -> str:
+        """The field of `luxfuse.config.Settings` that it becomes."""
+        return self.field or self.name + self.kind.unit
+
+    @property
+    def option(self) -> str:
+        """Its name in ``-o``."""
+        return self.item or self.name
+
+    @property
+    def flag(self) -> str:
+        """Its flag."""
+        return f"--{self.option.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"LUXFUSE_{self.name.upper()}"
+
+    @property
+    def told_default(self) -> str:
+        """What people are told of its default; empty if there is nothing to tell."""
+        return self.shown_default or ("" if self.default is None else str(self.default))
+
+
+SETTINGS = (
+    Setting("source", values.text("SOURCE"), "What to mount: `s3://bucket/prefix` or any fsspec URL.", places=_ARGUMENT),
+    Setting("mountpoint", values.text("MOUNTPOINT"), "An empty directory.", places=_ARGUMENT),
+    Setting(
+        "cache_dir", Kind("DIR[,size=SIZE][,tier=TIER]", parse_cache_dirs, "many"),
+        "Where cached data goes; `tier`: `mem`, `ssd` or `hdd`. May be repeated, see Tiers in README.md.",
+        shown_default="/var/cache/luxfuse, ~/.cache/luxfuse", live=True, field="cache_dirs",
+    ),
+    Setting(
+        "cache_size", values.size("1MiB"), "Most bytes to cache, such as `50GiB`, where there is one cache directory.",
+        shown_default="no limit", attachable=True, live=True, field="cache_dirs",
+    ),
+    Setting(
+        "eviction_policy", values.choice("tinylfu", "lru", "lrfu"),
+        "What goes when the cache is full. `tinylfu` keeps what is used most often, and so a part of a data set that is "
+        "larger than the cache; `lru` and `lrfu` are as in Alluxio.", "tinylfu",
+    ),
+    Setting("free_space_ratio", values.RATIO, "Part of the cache's disk to leave free.", "0.1", live=True),
+    Setting("memory_limit", values.size("32MiB"), "Bound on the daemon's memory for requests and pages.", "256MiB"),
+    Setting(
+        "metadata_ttl", values.DURATION, "How long names and attributes are believed; `never`: always.", "60s",
+        attachable=True, live=True,
+    ),
+    Setting(
+        "negative_ttl", values.DURATION, "How long a missing name stays missing.", "5s", attachable=True, live=True,
+    ),
+    Setting(
+        "whole_file_threshold", values.size(), "Files up to this size are fetched whole.", "16MiB", attachable=True,
+    ),
+    Setting("readahead", values.size(), "Most read-ahead of one file.", "64MiB"),
+    Setting(
+        "read_mode", values.choice("cache", "cache-promote", "no-cache"),
+        "`cache-promote` brings what is read up to the highest tier, `no-cache` keeps nothing on disk.", "cache",
+        attachable=True,
+    ),
+    Setting(
+        "endpoint_url", values.text("URL"), "The store's address: another server with the same protocol.",
+        shown_default="the store's own", attachable=True,
+    ),
+    Setting(
+        "driver", values.choice("auto", "obstore", "fsspec"),
+        "`obstore` (Rust; S3, Azure, GCS) or `fsspec`; `auto` takes obstore where it understands the options.", "auto",
+        attachable=True,
+    ),
+    Setting(
+        "storage_options", values.OPTIONS, "Options of the store's driver.", attachable=True, item="storage_option",
+    ),
+    Setting(
+        "request_timeout", values.TIME_OUT, "Deadline of one request with its retries.", "30s", attachable=True,
+    ),
+    Setting("max_requests", values.whole(1, 1024), "Requests to the store at once.", "64", attachable=True),
+    Setting("allow_other", values.SWITCH, "Let other users in.", "off"),
+    Setting(
+        "bandwidth_limit", values.RATE, "Most bytes a second to receive from the store, such as `100MiB`.",
+        shown_default="no limit", live=True,
+    ),
+    Setting(
+        "upload_bandwidth_limit", values.RATE, "Most bytes a second to send to the store.", shown_default="no limit",
+        live=True,
+    ),
+    Setting(
+        "prices", values.PRICES,
+        "What `get`, `put`, `list`, `head` and `delete` cost for 1,000 requests, `get_gb` and `put_gb` for 10^9 bytes, in "
+        "`currency` (USD): `luxfuse status` then estimates the cost since the mount.", live=True, item="price",
+    ),
+    Setting("uid", values.IDENTITY, "Owner of all files whose owner is not known.", shown_default="the mounting user's"),
+    Setting("gid", values.IDENTITY, "Group of all files whose group is not known.", shown_default="the mounting user's"),
+    Setting("umask", values.UMASK, "What the mode of files lacks if it is not known.", "022"),
+    Setting("read_only", values.SWITCH, "Refuse every change; also `-o ro`.", "off", attachable=True),
+    Setting(
+        "write_mode", values.choice("cache-through", "async-through", "through", "must-cache"),
+        "What close and fsync wait for: the store (`cache-through`, and `through`, which keeps no copy) or the local disk "
+        "(`async-through`); `must-cache` is never uploaded.", "cache-through", attachable=True, live=True,
+    ),
+    Setting(
+        "path", Kind("TABLES", parse_rules, "rules"),
+        "Tables `[[path]]` in the file: what holds for the paths that `pattern` matches, see Rules in README.md.",
+        live=True, places=frozenset(("file",)), field="path_rules",
+    ),
+    Setting(
+        "on_conflict", values.choice("overwrite", "fail"),
+        "If somebody else changed the object meanwhile: `overwrite` keeps theirs aside, `fail` gives ESTALE.", "overwrite",
+        attachable=True, live=True,
+    ),
+    Setting("max_uploads", values.whole(1, 256), "Files uploaded at once.", "16", attachable=True),
+    Setting(
+        "room_timeout", values.DURATION,
+        "How long writers wait for room in the cache directory before they get ENOSPC.", "30s", live=True,
+    ),
+    Setting(
+        "cluster_key_file", values.FILE,
+        "Makes the mount a node of a cluster: the key that `luxfuse cluster init` wrote, the same on all nodes.",
+    ),
+    Setting(
+        "join", values.SEEDS,
+        "Other nodes: an address, a name with many addresses, or a file with one address a line. May be repeated.",
+    ),
+    Setting("listen", values.LISTEN, "Where other nodes are listened to, by UDP and TCP.", f"0.0.0.0:{DEFAULT_PORT}"),
+    Setting(
+        "advertise", values.ADVERTISE, "Where other nodes reach this one, if it cannot tell itself.",
+        shown_default="the network interface's",
+    ),
+    Setting(
+        "cooperative", values.SWITCH, "`off`: read from nodes that have something, but let none get it for all.", "on",
+    ),
+    Setting("peer_tls", values.SWITCH, "`off`: what nodes say is signed, but not encrypted, which is faster.", "on"),
+    Setting("rack", values.short_text("NAME", 64), "Nodes of the same rack are asked first.", ""),
+    Setting(
+        "durable_replicas", values.whole(0, MOST_REPLICAS),
+        "With `async-through`: so many other nodes have what was written before close and fsync return.", "0",
+    ),
+    Setting("passthrough", values.SWITCH, "`off`: read through the daemon even where the kernel could.", "on"),
+    Setting(
+        "foreground", values.SWITCH, "Serve in this process until unmounted.", "off",
+        places=frozenset(("flag", "variable", "file")),
+    ),
+    Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
+    Setting("log_level", values.choice("debug", "info", "warning", "error"), "What is logged.", "info", live=True),
+)  # fmt: skip
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def default(name: str) -> Any:
+    """Return the default of a setting as `luxfuse.config.Settings` has it."""
+    setting = BY_NAME[name]
+    return None if setting.default is None else setting.kind.parse(setting.default)
+
+
+def names(place: Place) -> frozenset[str]:
+    """Return the names of the settings that can stand somewhere."""
+    return frozenset(setting.name for setting in SETTINGS if place in setting.places)

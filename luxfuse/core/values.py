@@ -1,0 +1,213 @@
+"""Kinds of values that a setting can have: how each is written, and what is allowed.
+
+A kind's ``parse`` takes what stands in a flag, a variable, a TOML file or a JSON order, and returns what the daemon works
+with. It raises ValueError or TypeError with what is wrong and what is allowed, without the setting's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from luxfuse.core.addresses import is_wildcard, parse_address, parse_seeds
+from luxfuse.core.prices import Prices
+from luxfuse.core.units import parse_duration, parse_size, parse_switch, shown
+
+FOREVER_S = 10 * 365 * 86400.0
+"""What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity."""
+
+
+class Kind(NamedTuple):
+    """``shape``: how values are given, which says how flags, ``-o`` and variables hold them.
+
+    ``one``; ``switch``: on or off; ``many``: may be repeated; ``pairs``: NAME=VALUE, may be repeated, a table in a file;
+    ``rules``: tables, which only a file can hold. ``unit``: the end of the field's name in `luxfuse.config.Settings`.
+    ``path``: it names a file, and is made absolute.
+    """
+
+    metavar: str
+    parse: Callable[[Any], Any]
+    shape: Literal["one", "switch", "many", "pairs", "rules"] = "one"
+    unit: str = ""
+    path: bool = False
+    choices: tuple[str, ...] = ()
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return ``; did you mean ...?`` if one of the words is like ``word``, else nothing."""
+    import difflib  # every command starts faster without it
+
+    plain = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word[:100].lower(), plain, 1)
+    return f"; did you mean {plain[found[0]]}?" if found else ""
+
+
+def check_text(value: Any) -> str:
+    """Return a text that can go to the daemon as JSON and to the kernel. Raises ValueError, and TypeError for others."""
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(value)} is not UTF-8, which it must be") from None
+    if "\0" in value:
+        raise ValueError(f"{shown(value)} holds a NUL character, which no name can")
+    return value
+
+
+def text(metavar: str, *, empty: bool = False, path: bool = False) -> Kind:
+    """Any text; ``empty``: also none."""
+
+    def parse(value: Any) -> str:
+        if not check_text(value).strip() and not empty:
+            raise ValueError(f"is empty; write {metavar}, or leave it out")
+        return str(value)
+
+    return Kind(metavar, parse, path=path)
+
+
+def choice(*words: str) -> Kind:
+    """One of some words."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            hint = nearest(value, words) if isinstance(value, str) else ""
+            raise ValueError(f"{shown(value)} is not one of {', '.join(words)}{hint}")
+        return value
+
+    return Kind("|".join(words), parse, choices=words)
+
+
+def whole(least: int, most: int) -> Kind:
+    """A whole number from ``least`` to ``most``."""
+    allowed = f"write a whole number from {least} to {most}"
+
+    def parse(value: Any) -> int:
+        digits = value.strip() if isinstance(value, str) else ""
+        if digits.isascii() and digits.removeprefix("-").isdigit() and len(digits) < 20:
+            value = int(digits)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{shown(value)}: {allowed}")
+        return value
+
+    return Kind("N", parse)
+
+
+def parse_ratio(value: Any) -> float:
+    """Return a part of a whole, 0 to 1: ``0.9`` or ``90%``. Raises ValueError."""
+    written = value.strip() if isinstance(value, str) else value
+    try:
+        if isinstance(written, str) and written.endswith("%"):
+            ratio = float(written[:-1]) / 100
+        else:
+            ratio = math.nan if isinstance(written, bool) else float(written)
+    except (ValueError, TypeError, OverflowError):
+        ratio = math.nan
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{shown(value)} is no part of a whole; write it like 0.9 or 90%")
+    return ratio
+
+
+def _parse_free_part(value: Any) -> float:
+    ratio = parse_ratio(value)
+    if ratio == 1:
+        raise ValueError(f"{shown(value)}: must be at least 0 and below 1")
+    return ratio
+
+
+def _parse_umask(value: Any) -> int:
+    written = value.strip() if isinstance(value, str) else ""
+    if written.isascii() and written.isdigit() and len(written) < 8 and not set(written) & {"8", "9"}:
+        value = int(written, 8)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 0o777:
+        raise ValueError(f"{shown(value)}: write up to three octal digits, 000 to 777, such as 022")
+    return value
+
+
+def _parse_duration(value: Any) -> float:
+    return min(parse_duration(value), FOREVER_S)
+
+
+def _parse_time_out(value: Any) -> float:
+    seconds = _parse_duration(value)
+    if seconds <= 0:
+        raise ValueError(f"{shown(value)}: must be more than 0")
+    return seconds
+
+
+def size(least: str = "0", *, unit: str = "_bytes", per: str = "") -> Kind:
+    """Bytes, at least so many; ``per``: a second, say."""
+    least_bytes = parse_size(least)
+
+    def parse(value: Any) -> int:
+        count = parse_size(value)
+        if count < least_bytes:
+            raise ValueError(f"{shown(value)}: must be at least {least}{per}")
+        return count
+
+    return Kind("SIZE", parse, unit=unit)
+
+
+def _parse_address(value: Any) -> str:
+    parse_address(check_text(value))
+    return str(value)
+
+
+def _parse_own_address(value: Any) -> str:
+    if is_wildcard(parse_address(check_text(value))[0]):
+        raise ValueError(f"{shown(value)}: others cannot reach that; write an address of this machine")
+    return str(value)
+
+
+def _parse_seeds(value: Any) -> tuple[str, ...]:
+    return tuple(check_text(entry) for entry in parse_seeds(value))
+
+
+def _parse_pairs(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise TypeError("must be a table of names and values")
+    for item in value.values():
+        if isinstance(item, (list, dict)):
+            raise TypeError("must be a table of names and values, not of tables or lists")
+    return {check_text(name): check_text(str(item)) for name, item in value.items()}
+
+
+def _parse_prices(value: Any) -> Prices:
+    try:
+        prices = msgspec.convert(value, Prices, strict=False)
+    except msgspec.ValidationError as exc:
+        raise ValueError(f"{exc}; it may hold {', '.join(Prices.__struct_fields__)}") from None
+    if not all(0 <= price < math.inf for price in msgspec.structs.astuple(prices) if isinstance(price, float)):
+        raise ValueError("a price must be a number from 0 on")
+    check_text(prices.currency)
+    return prices
+
+
+def short_text(metavar: str, most_bytes: int) -> Kind:
+    """A text of some bytes, or none."""
+
+    def parse(value: Any) -> str:
+        if len(check_text(value).encode()) > most_bytes:
+            raise ValueError(f"{shown(value)}: must not be longer than {most_bytes} bytes")
+        return str(value)
+
+    return Kind(metavar, parse)
+
+
+SWITCH = Kind("on|off", parse_switch, "switch")
+DURATION = Kind("DURATION", _parse_duration, unit="_s")
+TIME_OUT = Kind("DURATION", _parse_time_out, unit="_s")
+RATIO = Kind("RATIO", _parse_free_part)
+UMASK = Kind("OCTAL", _parse_umask)
+IDENTITY = whole(0, 2**32 - 2)
+"""A user or group: the kernel takes the last number for "none"."""
+RATE = size("64KiB", unit="_bytes_s", per=" (a second)")
+FILE = text("FILE", path=True)
+LISTEN = Kind("HOST:PORT", _parse_address)
+ADVERTISE = Kind("HOST[:PORT]", _parse_own_address)
+SEEDS = Kind("HOST:PORT|file:PATH", _parse_seeds, "many")
+OPTIONS = Kind("KEY=VALUE", _parse_pairs, "pairs")
+PRICES = Kind("KIND=PRICE", _parse_prices, "pairs")
