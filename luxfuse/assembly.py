@@ -43,6 +43,7 @@ from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.backlog import Backlog, path_of
 from luxfuse.vfs.check import Check, Checks
 from luxfuse.vfs.conflicts import Conflicts
+from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -128,6 +129,8 @@ def build_tree(
         memory_bytes=buffers_bytes, nursery=nursery,
     )
     Trimmer(cache, objects)
+    descriptions = Descriptions(namespace=namespace, names=names, store=store, kernel=kernel, clock=clock)
+    cache.clock, cache.on_described = clock, descriptions.heard
     policies = PathPolicies(s.path_rules, s.path_default)
     store.follow_rules(policies, path_of)
     marks = MarkStore(objects)

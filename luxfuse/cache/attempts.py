@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +17,7 @@ from luxfuse.cache.race import Done, Fetched, PeerSource, Race
 from luxfuse.cache.space import Space
 from luxfuse.errors import StoreError
 from luxfuse.index.objects import Objects
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
@@ -31,6 +32,10 @@ class Attempts(Contents):
         self._store = store
         self.peers: PeerSource | None = None
         """Set where there is a cluster: asked before the under-store."""
+        self.clock: Callable[[], float] = time.time
+        """Wall-clock seconds."""
+        self.on_described: Callable[[ObjectInfo, float], None] = lambda _info, _asked_s: None
+        """Told what the under-store said of an object beside its bytes, and when it was asked."""
         self.asking_peers = 0
         """Requests to peers that are under way, those that nobody waits for any more included."""
 
@@ -110,7 +115,10 @@ class Attempts(Contents):
         def job(driver: UnderStore) -> Fetched:
             if flight.attempt != attempt:
                 raise StoreError("nobody waits for it any more")
-            return keep(memoryview(driver.read(record.key, start, start + flight.length, record.version)).cast("B"), ())
+            asked_s, told = self.clock(), list[ObjectInfo]()
+            data = driver.read(record.key, start, start + flight.length, record.version, on_described=told.append)
+            fetched = keep(memoryview(data).cast("B"), ())
+            return fetched._replace(info=told[-1], asked_s=asked_s) if told else fetched
 
         return job
 

@@ -306,6 +306,8 @@ class Fetching(Attempts):
     def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched.data, fetched.stored
+        if fetched.info is not None:
+            self.on_described(fetched.info, fetched.asked_s)
         if fetched.by_peer:
             self.counters.peer_bytes += flight.length
         else:

@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.disk import Stored
 from luxfuse.errors import StoreError
+from luxfuse.types import ObjectInfo
 
 T = TypeVar("T")
 Done = Callable[[T | None, StoreError | None], None]
@@ -19,6 +20,9 @@ class Fetched(NamedTuple):
     data: memoryview
     stored: Stored
     by_peer: bool = False
+    info: ObjectInfo | None = None
+    """What the under-store said of the object besides, asked at ``asked_s``; None: it did not."""
+    asked_s: float = 0.0
 
 
 Keep = Callable[[memoryview, tuple[int, ...]], Fetched]

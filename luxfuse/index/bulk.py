@@ -10,7 +10,17 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from luxfuse.core.names import wins
-from luxfuse.index.entries import Changes, Entry, Found, Listing, decode_entry, distrusted, encode, same
+from luxfuse.index.entries import (
+    Changes,
+    Entry,
+    Found,
+    Listing,
+    decode_entry,
+    distrusted,
+    encode,
+    is_described,
+    same,
+)
 from luxfuse.index.held import HeldNames
 from luxfuse.index.store import U64, Table, Transaction
 from luxfuse.types import Kind
@@ -31,7 +41,9 @@ class Part:
         held: HeldNames,
         new_inode: Callable[[], int],
         believe_from_s: float,
+        by_time: bool,
     ) -> None:
+        """``by_time``: attributes are forgotten where the time of an object's last change says that they may be others."""
         self._directory = directory
         self._serial = serial
         self._checked_s = checked_s
@@ -39,6 +51,7 @@ class Part:
         self._held = held
         self._new_inode = new_inode
         self._believe_from_s = believe_from_s
+        self._by_time = by_time
 
     def merge(self, txn: Transaction, found: Iterable[Found], now_s: float) -> Changes:
         """Record it. ``now_s``: later than every lookup in this transaction."""
@@ -57,7 +70,7 @@ class Part:
                 old = distrusted(decode_entry(stored), self._believe_from_s)
                 if not self._wins(old, item, changes):
                     continue
-                if self._confirm(old, item, now_s) or needed.has(old):
+                if self._confirm(old, item, now_s, changes) or needed.has(old):
                     records[key] = encode(old)
                     continue
                 _drop_number(txn, old, item.name, changes)
@@ -82,14 +95,25 @@ class Part:
             return False
         return True
 
-    def _confirm(self, old: Entry, item: Found, now_s: float) -> bool:
+    def _confirm(self, old: Entry, item: Found, now_s: float, changes: Changes) -> bool:
         """Whether the entry stays: it is the same, or a lookup since the listing began knows better."""
         newer = self._checked_s < old.checked_s <= now_s
         if not newer and not same(old, item):
             return False
+        if not newer and old.kind is not Kind.DIRECTORY and self._by_time:
+            self._compare_times(old, item, changes)
         old.checked_s = old.checked_s if newer else self._checked_s
         old.listing = self._serial
         return True
+
+    @staticmethod
+    def _compare_times(old: Entry, item: Found, changes: Changes) -> None:
+        if not is_described(old, item):
+            changes.names.append(item.name)
+            old.attributes = None
+        if item.mtime_ns // 10**9 != old.mtime_ns // 10**9:  # answers for single objects have whole seconds
+            old.mtime_ns = item.mtime_ns
+        old.described_s = item.mtime_ns // 10**9 if old.attributes is not None else 0.0
 
     def _entry(self, item: Found) -> Entry:
         return Entry(

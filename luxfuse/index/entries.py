@@ -28,7 +28,9 @@ class Attributes(msgspec.Struct, frozen=True, array_like=True):
 class Entry(msgspec.Struct, array_like=True):
     """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it.
 
-    A time in the future (the clock was set back since) counts as the oldest.
+    A time in the future (the clock was set back since) counts as the oldest. ``described_s`` tells how old the attributes
+    are. Of an object: the second in which it had been changed last when they were heard, by the store's clock; negative:
+    not later than that, by ours; 0: not known. Of a directory: when its marker was asked for, by our clock.
     """
 
     inode: int
@@ -39,6 +41,7 @@ class Entry(msgspec.Struct, array_like=True):
     checked_s: float
     listing: int = 0
     attributes: Attributes | None = None
+    described_s: float = 0.0
 
 
 class Listing(msgspec.Struct, array_like=True, frozen=True):
@@ -89,6 +92,31 @@ def distrusted(entry: Entry, believe_from_s: float) -> Entry:
     if entry.checked_s < believe_from_s and entry.kind is not Kind.SPECIAL:
         entry.attributes = None
     return entry
+
+
+CLOCKS_APART_S = 2.0
+"""How much later than our clock says a store may say that it has made what we sent it."""
+
+
+def describe(entry: Entry, attributes: Attributes | None, mtime_ns: int, now_s: float) -> None:
+    """Note the attributes of an entry. ``mtime_ns``: when the store had changed its object last, 0 if it did not say."""
+    entry.attributes = attributes
+    entry.described_s = 0.0
+    if attributes is not None:
+        entry.described_s = now_s if entry.kind is Kind.DIRECTORY else mtime_ns // 10**9 or -now_s
+
+
+def is_described(entry: Entry, found: Found) -> bool:
+    """Whether the attributes of an entry are those of the object that a listing has found, which has the same version.
+
+    A copy of an object onto itself, as for another mode, need not change its version: its time of change tells.
+    """
+    changed_s = found.mtime_ns // 10**9
+    if entry.attributes is None or entry.kind is Kind.DIRECTORY or not entry.described_s or not changed_s:
+        return True
+    if entry.described_s > 0:
+        return changed_s == entry.described_s
+    return changed_s <= -entry.described_s + CLOCKS_APART_S
 
 
 def same(entry: Entry, found: Found) -> bool:

@@ -33,6 +33,7 @@ from luxfuse.index.entries import (
     Listing,
     decode_entry,
     decode_listing,
+    describe,
     distrusted,
     encode,
     same,
@@ -65,6 +66,8 @@ class Names:
         self._clock = clock
         self.believe_from_s = -math.inf
         """The attributes of what was asked for before are asked for again: see `distrusted`."""
+        self.keeps_attributes = True
+        """Whether the store does; else those that are known here are all that there are."""
         self._numbers = threading.Lock()
         self._running: dict[int, int] = {}
         stored = store.get(Table.META, b"next_inode")
@@ -155,7 +158,7 @@ class Names:
     ) -> Entry:
         """Record what was made here, under a new inode number. What had the name is gone."""
         found = Found(name, kind, size, version, mtime_ns)
-        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes)
+        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0)
 
     def erase(self, parent: int, name: bytes) -> None:
         """Forget a name, whatever the store says; it need not exist."""
@@ -208,13 +211,36 @@ class Names:
         newer = old is not None and checked_s < old.checked_s <= now_s
         if old is not None and same(old, found):
             old.checked_s = old.checked_s if newer else checked_s
-            old.attributes = attributes if attributes is not None else old.attributes
+            if attributes is not None:
+                describe(old, attributes, found.mtime_ns, checked_s)
             old.size = found.size
             self.put(parent, name, old)
             return old
         if old is not None and newer:
             return old
-        return self._replace(parent, name, old, found, checked_s, attributes)
+        return self._replace(parent, name, old, found, checked_s, attributes, described_ns=found.mtime_ns)
+
+    def describe(
+        self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes, now_s: float
+    ) -> Entry | None:
+        """Record what the answer to another question, asked at ``checked_s``, said of a name; returns its entry.
+
+        None, and nothing is recorded, if the name is another version here, or was changed here, or is known better.
+        """
+        old = self.get(parent, name)
+        if old is None or not same(old, found) or self._held.ignores(U64.pack(parent) + name, checked_s):
+            return None
+        if old.kind is Kind.DIRECTORY:  # its marker does not tell whether it is there
+            if checked_s < old.described_s <= now_s:
+                return None
+        elif checked_s < old.checked_s <= now_s:
+            if old.attributes is not None or old.mtime_ns // 10**9 != found.mtime_ns // 10**9:
+                return None
+        else:
+            old.checked_s, old.size = checked_s, found.size
+        describe(old, attributes, found.mtime_ns, checked_s)
+        self.put(parent, name, old)
+        return old
 
     def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
         """Forget a name that was gone at ``checked_s``; returns its entry if a later listing knows better.
@@ -239,11 +265,13 @@ class Names:
         found: Found,
         checked_s: float,
         attributes: Attributes | None,
+        described_ns: int,
     ) -> Entry:
         serial = old.listing if old is not None else self.serial(parent)
         entry = Entry(
-            self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial, attributes
+            self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial
         )
+        describe(entry, attributes, described_ns, checked_s)
         rows: Rows = {}
         if old is not None:
             self._drop(rows, old)
@@ -363,7 +391,7 @@ class Names:
         """
         part = bulk.Part(
             directory, serial, checked_s, last=last, held=self._held, new_inode=self._new_inode,
-            believe_from_s=self.believe_from_s,
+            believe_from_s=self.believe_from_s, by_time=self.keeps_attributes,
         )
 
         def merge(txn: Transaction) -> Changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,8 @@ from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
 
 Buffer = bytes | bytearray | memoryview
+OnDescribed = Callable[[ObjectInfo], None]
+"""Takes what the answer to a read says of the object, user metadata included; in the thread that reads."""
 
 ABSENT = ""
 """As ``expect`` of a write: there must be no such object yet."""
@@ -153,9 +155,13 @@ class UnderStore(WriteSide, Protocol):
     def has_prefix(self, prefix: str) -> bool:
         """Whether any key starts with ``prefix`` (which ends in "/"), the marker itself included."""
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         """Return bytes [start, end) of exactly ``version`` of the object; exactly ``end - start`` bytes.
 
-        Raises `VersionChanged` if the store now holds another version (If-Match, and the returned ETag is compared
-        because some servers ignore If-Match), `NotFound` if it is gone, `StoreUnavailable` for a short body.
+        ``on_described`` is called before it returns if the answer told the object's metadata too, as `head` does; where a
+        store keeps none, or the driver does not get to see them, it is not. Raises `VersionChanged` if the store now holds
+        another version (If-Match, and the returned ETag is compared because some servers ignore If-Match), `NotFound` if it
+        is gone, `StoreUnavailable` for a short body.
         """

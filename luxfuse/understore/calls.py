@@ -25,7 +25,7 @@ from luxfuse.core.retry import backoff_delays, next_delay
 from luxfuse.core.rules import PathPolicies, RateName
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
-from luxfuse.understore.base import Buffer, UnderStore
+from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
 from luxfuse.understore.throttle import Throttle
 from luxfuse.understore.turns import Turns
 from luxfuse.workers import FEWEST, Workers
@@ -88,10 +88,12 @@ class _TimedReads:
         self._driver = driver
         self._seconds = seconds
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         began_s = time.perf_counter()
         try:
-            return self._driver.read(key, start, end, version)
+            return self._driver.read(key, start, end, version, on_described=on_described)
         finally:
             self._seconds.append(time.perf_counter() - began_s)
 

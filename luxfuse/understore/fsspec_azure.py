@@ -11,7 +11,7 @@ from fsspec.asyn import sync
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.azure_writes import AzureWrites, quoted
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
@@ -44,10 +44,10 @@ class AzureDriver(AzureWrites, FsspecDriver):
             found = sync(self._fs.loop, blob.get_blob_properties, **self._options)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family) from None
-        metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
-        if metadata.get("hdi_isfolder") == "true":
+        info = _describe(key, found)
+        if (info.metadata or {}).get("hdi_isfolder") == "true":
             raise NotFound(f"{what}: is a directory")
-        return ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)
+        return info
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         full, skip = self._prefix + prefix, len(self._prefix)
@@ -92,13 +92,15 @@ class AzureDriver(AzureWrites, FsspecDriver):
                 return
             yield page
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"
         blob = self._container.get_blob_client(self._prefix + key)
 
-        async def fetch() -> tuple[bytes, str]:
+        async def fetch() -> tuple[bytes, ObjectInfo]:
             stream = await blob.download_blob(
                 offset=start,
                 length=end - start,
@@ -106,7 +108,7 @@ class AzureDriver(AzureWrites, FsspecDriver):
                 match_condition=MatchConditions.IfNotModified,
                 **self._options,
             )
-            return await stream.readall(), quoted(stream.properties.etag)
+            return await stream.readall(), _describe(key, stream.properties)
 
         try:
             data, found = sync(self._fs.loop, fetch)
@@ -115,9 +117,17 @@ class AzureDriver(AzureWrites, FsspecDriver):
             if isinstance(error, VersionChanged):
                 self.head(key)  # Azure answers 412 for a blob that is gone, too
             raise error from None
-        return checked(data, end - start, found, version, what)
+        data = checked(data, end - start, found.version, version, what)
+        if on_described is not None:
+            on_described(found)
+        return data
 
     def close(self) -> None:
         """Close the connections on fsspec's own event loop."""
         sync(self._fs.loop, self._fs.service_client.close)
         FsspecDriver.close(self)
+
+
+def _describe(key: str, found: Any) -> ObjectInfo:
+    metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
+    return ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)

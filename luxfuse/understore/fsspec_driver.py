@@ -14,7 +14,7 @@ from typing import Any
 
 from luxfuse.errors import NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
@@ -110,7 +110,9 @@ class FsspecDriver(FsspecWrites):
     def has_prefix(self, prefix: str) -> bool:
         return next(self.list_directory(prefix), None) is not None
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
         try:

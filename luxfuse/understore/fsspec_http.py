@@ -15,7 +15,7 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.delegated import ReadOnlyWrites
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.fsspec_driver import FsspecDriver
@@ -97,7 +97,9 @@ class HttpDriver(ReadOnlyWrites, FsspecDriver):
         found = await asyncio.gather(*map(describe, keys))
         return [info for info in found if info is not None]
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"

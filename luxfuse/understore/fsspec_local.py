@@ -9,7 +9,7 @@ from typing import Any
 
 from luxfuse.errors import BucketMissing, NotFound
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
@@ -63,7 +63,9 @@ class LocalDriver(LocalWrites, FsspecDriver):
         if page.objects or page.prefixes or not yielded:
             yield page
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         try:
             fd = os.open(self._local(key, what), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

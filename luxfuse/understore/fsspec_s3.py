@@ -10,7 +10,7 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, Buffer, WriteSide
+from luxfuse.understore.base import Abilities, Buffer, OnDescribed, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import FsspecDriver
@@ -75,7 +75,9 @@ class S3Driver(DelegatedWrites, FsspecDriver):
         response = self._list(f"LIST {prefix!r}", Prefix=self._prefix + prefix, MaxKeys=1)
         return bool(response.get("Contents"))
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"
@@ -93,7 +95,12 @@ class S3Driver(DelegatedWrites, FsspecDriver):
             body.close()
         if whole:
             raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
-        return checked(data, end - start, _describe(key, response, total, None).version, version, what)
+        metadata = {name.lower(): value for name, value in response.get("Metadata", {}).items()}
+        info = _describe(key, response, _total(response, total), metadata)
+        found = checked(data, end - start, info.version, version, what)
+        if on_described is not None:
+            on_described(info)
+        return found
 
     def close(self) -> None:
         """Close the connections, some of them on fsspec's own event loop."""
@@ -111,6 +118,11 @@ class S3Driver(DelegatedWrites, FsspecDriver):
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family, bucket_level=bucket_level) from None
         return response
+
+
+def _total(response: Mapping[str, Any], length: int) -> int:
+    """Return the size of the whole object, of which an answer has ``length`` bytes."""
+    return int(response.get("ContentRange", f"/{length}").rpartition("/")[2])
 
 
 def _describe(key: str, described: dict[str, Any], size: int, metadata: dict[str, str] | None) -> ObjectInfo:

@@ -18,7 +18,7 @@ from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import NotFound, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, UnderStore
+from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
 from luxfuse.understore.failures import checked
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_failures import obstore_failure
@@ -71,12 +71,10 @@ class ObstoreReads:
             return self._fallback().head(key)
         except Exception as exc:  # noqa: BLE001
             raise obstore_failure(exc, self._family, f"HEAD {key!r}") from None
-        meta = result.meta
-        # Attributes of the protocol are capitalised ("Content-Type"), user metadata is in lower case.
-        metadata = {str(k): v for k, v in result.attributes.items() if k == k.lower()}
-        if self._azure and metadata.get("hdi_isfolder") == "true":
+        info = _info_of(key, result)
+        if self._azure and (info.metadata or {}).get("hdi_isfolder") == "true":
             raise NotFound(f"HEAD {key!r}: is a directory")
-        return ObjectInfo(key, meta["size"], version_of(meta), mtime_ns_of(meta["last_modified"]), metadata)
+        return info
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         if prefix and has_odd_segment(prefix[:-1]):
@@ -143,40 +141,49 @@ class ObstoreReads:
         except StoreRejected:
             return False  # adlfs is not installed
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         if key[-1:] == "/" or key[:1] == "/" or version[:1] != '"':  # obstore would strip the "/" silently
-            return self._read_unusual(key, start, end, version)
+            return self._read_unusual(key, start, end, version, on_described)
         try:
             result = obstore.get(self._store, key, options={"range": (start, end), "if_match": version})
             data = memoryview(result.bytes())
         except ValueError:
-            return self._fallback().read(key, start, end, version)
+            return self._fallback().read(key, start, end, version, on_described=on_described)
         except Exception as exc:  # noqa: BLE001
             if start == end:
                 return b""
             if "non-partial response" in str(exc):
-                return self._read_whole(key, start, end, version)
+                return self._read_whole(key, start, end, version, on_described)
             error = obstore_failure(exc, self._family, f"GET {key!r} [{start}, {end})")
             if self._azure and isinstance(error, VersionChanged):
                 self.head(key)  # Azure answers 412 for a blob that is gone, too
             raise error from None
         if (found := result.meta["e_tag"]) != version or len(data) != end - start:
             return checked(data, end - start, found or "", version, f"GET {key!r} [{start}, {end})")
+        if on_described is not None:
+            on_described(_info_of(key, result))
         return data
 
-    def _read_unusual(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def _read_unusual(
+        self, key: str, start: int, end: int, version: str, on_described: OnDescribed | None
+    ) -> Buffer:
         """Read what `read` cannot: keys that obstore refuses, and versions that are no ETag of its own."""
         if version[:1] == '"' or has_odd_segment(key) or self._family == "gs":
-            return self._fallback().read(key, start, end, version)
+            return self._fallback().read(key, start, end, version, on_described=on_described)
         what = f"GET {key!r} [{start}, {end})"
         try:
             result = obstore.get(self._store, key, options={"range": (start, end)})
             data, found = memoryview(result.bytes()), version_of(result.meta)
         except Exception as exc:  # noqa: BLE001
             raise obstore_failure(exc, self._family, what) from None
-        return checked(data, end - start, found, version, what)
+        content = checked(data, end - start, found, version, what)
+        if on_described is not None:
+            on_described(_info_of(key, result))
+        return content
 
-    def _read_whole(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def _read_whole(self, key: str, start: int, end: int, version: str, on_described: OnDescribed | None) -> Buffer:
         """Serve a server that ignores Range, as far as that is possible without reading more than asked for."""
         what = f"GET {key!r} [{start}, {end})"
         try:
@@ -188,7 +195,10 @@ class ObstoreReads:
             raise obstore_failure(exc, self._family, what) from None
         if not whole:
             raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
-        return checked(data, end, meta["e_tag"] or "", version, what)
+        content = checked(data, end, meta["e_tag"] or "", version, what)
+        if on_described is not None:
+            on_described(_info_of(key, result))
+        return content
 
     def close(self) -> None:
         with self._lock:
@@ -201,6 +211,14 @@ class ObstoreReads:
             if self._fallback_driver is None:
                 self._fallback_driver = self._open_fallback()
             return self._fallback_driver
+
+
+def _info_of(key: str, result: Any) -> ObjectInfo:
+    """Return what the answer to a GET or HEAD says of an object."""
+    meta = result.meta
+    # Attributes of the protocol are capitalised ("Content-Type"), user metadata is in lower case.
+    metadata = {str(k): v for k, v in result.attributes.items() if k == k.lower()}
+    return ObjectInfo(key, meta["size"], version_of(meta), mtime_ns_of(meta["last_modified"]), metadata)
 
 
 def version_of(meta: Any) -> str:

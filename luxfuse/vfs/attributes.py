@@ -94,6 +94,8 @@ def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
     """Read object metadata; None where there was none to read, parts that make no sense are left out."""
     if metadata is None:
         return None
+    if not metadata:
+        return _NOTHING_SAID
     mode = _mode(metadata.get("mode"))
     return Attributes(
         mode=None if mode is None else mode & 0o7777,
@@ -104,6 +106,16 @@ def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
         ctime_ns=_nanoseconds(metadata.get("ctime")),
         xattrs=_xattrs(metadata.get("xattr")),
     )
+
+
+def marker_attributes(known: Attributes | None, said: Attributes) -> Attributes:
+    """Return the attributes of a directory whose marker says ``said``.
+
+    The marker does not hear of it when the entries change: then the times that are known here are later.
+    """
+    if known is None or (known.ctime_ns or 0) // 10**9 <= (said.ctime_ns or 0) // 10**9:  # s3fs writes whole seconds
+        return said
+    return msgspec.structs.replace(said, mtime_ns=known.mtime_ns, atime_ns=known.atime_ns, ctime_ns=known.ctime_ns)
 
 
 def to_metadata(kind: Kind, attributes: Attributes | None) -> dict[str, str]:

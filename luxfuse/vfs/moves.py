@@ -18,7 +18,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.together import together
 from luxfuse.core import names as naming
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
-from luxfuse.index.entries import Entry
+from luxfuse.index.entries import Entry, describe
 from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -383,6 +383,7 @@ class Moves:
     def _keep_cached(self, place: Place, row: Entry, key: str, new_key: str, info: ObjectInfo) -> None:
         oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
         row.version, row.checked_s = info.version, self._namespace.now_s()
+        describe(row, row.attributes, info.mtime_ns, row.checked_s)
         self._namespace.put(*place, row)
         self._files.moved(row.inode, row, new_key, oid)
 

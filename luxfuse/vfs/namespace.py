@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -26,7 +26,7 @@ from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.attributes import parse_attributes
+from luxfuse.vfs.attributes import marker_attributes, parse_attributes
 from luxfuse.vfs.doubts import Doubts
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister, Moved, NotRecorded
@@ -60,15 +60,6 @@ class NotADirectory(LuxError):
     """The inode is no directory."""
 
     errno = 20  # ENOTDIR
-
-
-def _changed_s(known: Entry | None) -> int:
-    return _seconds(known.attributes) if known is not None and known.attributes is not None else 0
-
-
-def _seconds(attributes: Attributes) -> int:
-    """Return the ctime in whole seconds, as s3fs writes it."""
-    return (attributes.ctime_ns or 0) // 10**9
 
 
 class KernelBusy(LuxError):
@@ -130,6 +121,8 @@ class Namespace:
         self._doubts = Doubts()
         self.on_doubt: Callable[[int], None] = lambda _inode: None
         """Set by files: opens of an inode are not to be answered without us."""
+        self.attributes: Callable[[int, bytes, Entry], Awaitable[Attributes]]
+        """Set by `Descriptions`: returns what object metadata says of an entry, asked for if need be."""
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -248,6 +241,10 @@ class Namespace:
         """An inode number is not held any more; its name may be, by another."""
         self._held.discard(inode)
 
+    def is_ours(self, inode: int) -> bool:
+        """Whether what is known of an inode is ours to say: it is changed here, or the root."""
+        return inode == ROOT_INODE or inode in self._held
+
     def is_held(self, parent: int, name: bytes) -> bool:
         """Whether the name is ours to say."""
         return self._names.is_held(parent, name)
@@ -266,24 +263,6 @@ class Namespace:
         self._prefixes.clear()
         for directory in directories:
             self.moving.note(directory)
-
-    async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
-        """Return what object metadata says of an entry; asks the store if a listing is all that we have of it."""
-        if entry.attributes is not None or entry.inode == ROOT_INODE or entry.inode in self._held:
-            return entry.attributes or Attributes()
-        while True:
-            moves = await self.moving.settled(parent)
-            info = await self._head(self.key(parent, name, entry.kind))
-            if not self.moving.since(parent, moves):
-                break
-        found = (parse_attributes(info.metadata) if info is not None else None) or Attributes()
-        if info is not None and entry.kind is not Kind.DIRECTORY and info.version != entry.version:
-            return found  # the next look-up finds out what became of it
-        current = self._names.get(parent, name)
-        if current is not None and current.inode == entry.inode and current.attributes is None:
-            current.attributes = found
-            self._names.put(parent, name, current)
-        return found
 
     # -- lookup and revalidation
 
@@ -469,8 +448,9 @@ class Namespace:
             return None
         self._negatives.pop((parent, name), None)
         attributes = parse_attributes(info.metadata) if info else None
-        if attributes is not None and found.kind is Kind.DIRECTORY and _changed_s(known) > _seconds(attributes):
-            attributes = None  # what we know is newer: the marker does not hear of it when the entries change
+        if attributes is not None and found.kind is Kind.DIRECTORY:
+            now = self._names.get(parent, name)
+            attributes = marker_attributes(now.attributes if now is not None else None, attributes)
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
@@ -502,9 +482,10 @@ class Namespace:
 
     async def _marker(self, base: str) -> ObjectInfo | None:
         """Describe the marker of a directory that is there, or the want of one; None if the store does not tell."""
-        nothing = ObjectInfo(base + "/", 0, "", 0, {})
+        if not self._names.keeps_attributes:
+            return None
         try:
-            return (await self._head(base + "/") if self._store.abilities.metadata else None) or nothing
+            return await self._head(base + "/") or ObjectInfo(base + "/", 0, "", 0, {})
         except StoreError:
             return None
 

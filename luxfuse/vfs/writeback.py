@@ -27,7 +27,7 @@ from luxfuse.core import names as naming
 from luxfuse.core.replicas import write_of
 from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
-from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
@@ -263,6 +263,7 @@ class WriteBack:
             row.mtime_ns = dirty.uploaded.mtime_ns
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
         row.checked_s = self._namespace.now_s()
+        describe(row, row.attributes, info.mtime_ns, row.checked_s)
         self._namespace.put(*dirty.place, row)
         self._note_expected(dirty, row)
         if dirty.source is None and old_version and row.version != old_version:
@@ -359,7 +360,7 @@ class WriteBack:
             if info.version == outcome.version and self._store.abilities.metadata:
                 dirty.attributes_changed = (info.metadata or {}) != metadata
         log.info("%r was uploaded by another node that held it", dirty.key)
-        return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, stamp.mtime_ns), checksums, stamp)
+        return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, 0), checksums, stamp)
 
     async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
         """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
@@ -415,7 +416,7 @@ class WriteBack:
 
     async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
         if not self._store.abilities.metadata:
-            return ObjectInfo(dirty.key, row.size, row.version, row.mtime_ns)
+            return ObjectInfo(dirty.key, row.size, row.version, 0)
         source = dirty.source
         if source is not None:
             source.bytes.expect_replacement()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support.servers_store import (  # noqa: F401
@@ -83,6 +84,18 @@ def test_head_read_and_listing_agree(target: Target, store: UnderStore):
         assert info.metadata is not None
         assert info.metadata["mode"] == "33188"
         assert not any(name.lower() == "content-type" for name in info.metadata)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 10), (3, 7)])
+def test_a_read_describes_the_object_as_head_does(target: Target, store: UnderStore, start: int, end: int):
+    target.put("x", b"0123456789")
+    info = store.head("x")
+    told: list[ObjectInfo] = []
+    store.read("x", start, end, info.version, on_described=told.append)
+    if "metadata" in target.features:
+        assert told == [info]
+    else:
+        assert told in ([], [info])
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 10), (9, 10), (3, 7), (0, 0), (10, 10)])

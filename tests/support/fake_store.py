@@ -15,7 +15,7 @@ from pathlib import Path
 
 from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, MOST_DELETES, Abilities, Buffer
+from luxfuse.understore.base import ABSENT, MOST_DELETES, Abilities, Buffer, OnDescribed
 from luxfuse.understore.metadata import checked_metadata
 
 PAGE_ENTRIES = 1000
@@ -179,7 +179,9 @@ class FakeStore:
         with self._lock:
             return any(key.startswith(prefix) for key in self.objects)
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         with self._lock:
             self.reads[key, (start, end)] += 1
         self._request("get")
@@ -187,6 +189,7 @@ class FakeStore:
             if key not in self.objects:
                 raise NotFound(f"GET {key!r}: 404 Not Found")
             data, found, _, _ = self.objects[key]
+            info = self._describe(key, with_metadata=True)
             if self._wrong_etags:
                 self._wrong_etags -= 1
                 found = '"wrong"'
@@ -198,6 +201,8 @@ class FakeStore:
             raise VersionChanged(f"GET {key!r}: version is {found}, not {version}")
         if len(body) != end - start:
             raise StoreUnavailable(f"GET {key!r}: {len(body)} bytes came")
+        if on_described is not None and self.abilities.metadata:
+            on_described(info)
         return body
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:

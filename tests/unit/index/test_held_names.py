@@ -207,7 +207,7 @@ async def test_what_is_made_here_replaces_what_had_the_name(tree: Tree) -> None:
     assert tree.names.former_name(old) == b"a"
     await tree.names.flush()
     tree.names._forget_decoded()
-    assert tree.entry(b"a") == Entry(made.inode, Kind.FILE, 3, "v", 7, NOW, made.listing, attributes)
+    assert tree.entry(b"a") == Entry(made.inode, Kind.FILE, 3, "v", 7, NOW, made.listing, attributes, -NOW)
     await tree.purge()
     assert set(await check(tree)) == {b"a"}
 
