@@ -11,7 +11,8 @@
  * A thread of ours, the *lane*, is the only reader of /dev/fuse. What needs no decision it answers itself, without the
  * interpreter lock: OPEN for reading of an inode that Python has registered with a backing id and whose freshness has
  * not run out, RELEASE of a passthrough handle that only reads, FORGET (inode numbers are persistent here, so lookup
- * counts mean nothing), and the question for file capabilities, which comes with writes and is always answered by no.
+ * counts mean nothing), and the questions for file capabilities, which come with writes, and for access control lists,
+ * which `ls -l` asks of each file: there are none of either.
  * Everything else goes to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
  *
  * The table below is the only place that counts passthrough opens. Python alone adds and retires entries. Opens are
@@ -216,6 +217,7 @@ static void entry_released(uint64_t ino)
 /* ------------------------------------------------------------------ the lane */
 
 #define CAPABILITY "security.capability"
+#define ACLS "system.posix_acl_"
 
 static int send_reply(uint64_t unique, int error, const void *payload, size_t size)
 {
@@ -255,6 +257,15 @@ static bool answer_open(const struct fuse_in_header *in, const struct fuse_open_
 	return true;
 }
 
+/* What to answer for an attribute that no file can have, 0 for others. Programs take EOPNOTSUPP for the whole mount's word,
+ * and need not ask about the next file; the kernel wants ENODATA where it asks for capabilities. */
+static int never_there(const char *name, size_t size)
+{
+	if (size == sizeof CAPABILITY && !memcmp(name, CAPABILITY, size))
+		return ENODATA;
+	return size > sizeof ACLS && !memcmp(name, ACLS, sizeof ACLS - 1) ? EOPNOTSUPP : 0;
+}
+
 static bool answer(const void *data, size_t size)
 {
 	const struct fuse_in_header *in = data;
@@ -277,10 +288,10 @@ static bool answer(const void *data, size_t size)
 	}
 	case FUSE_GETXATTR: {
 		const size_t start = sizeof *in + sizeof(struct fuse_getxattr_in);
-		if (size < start + sizeof CAPABILITY || memcmp((const char *)data + start, CAPABILITY, sizeof CAPABILITY))
-			return false;
-		send_reply(in->unique, ENODATA, NULL, 0);
-		return true;
+		int error = size > start ? never_there((const char *)data + start, size - start) : 0;
+		if (error)
+			send_reply(in->unique, error, NULL, 0);
+		return error != 0;
 	}
 	default:
 		return false;

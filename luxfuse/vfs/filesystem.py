@@ -25,6 +25,7 @@ from luxfuse.vfs.tree import NotPermitted, Tree
 from luxfuse.vfs.writer import Writer
 
 XATTR_PREFIX = b"user.luxfuse."
+SELINUX = b"security.selinux"
 XATTRS = (b"version", b"cached_bytes", b"tier", b"state")
 BATCH = 256
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
@@ -193,10 +194,14 @@ class FileSystem:
         """Return an extended attribute: one that was set, or one of ``user.luxfuse.*`` of a file."""
         if name.startswith(XATTR_PREFIX):
             return self._own_xattr(inode, name[len(XATTR_PREFIX) :])
-        if name.startswith(b"system.") or name == b"security.capability":
+        if name == b"security.capability":  # the kernel asks, and would pass on any other error
             raise NoSuchAttribute(f"no attribute {name!r}")
-        # `ls -l` looks for security.selinux in every file; that is not worth a request for each.
+        if name.startswith(b"system."):
+            raise NotSupported(f"{name!r}: attributes of that kind are not kept")
+        # `ls -l` looks for security.selinux in every file; that is not worth a request to the store for each.
         value = (await self._tree.xattrs(inode, ask=not name.startswith(b"security."))).get(os.fsdecode(name))
+        if value is None and name == SELINUX:  # no label is ever made here: `ls` then leaves the other files alone
+            raise NotSupported("no security labels are kept here")
         if value is None:
             raise NoSuchAttribute(f"no attribute {name!r}")
         return value

@@ -172,8 +172,26 @@ def test_attributes(mount: Mount) -> None:
     assert mount.do("getxattr", fresh, "user.luxfuse.state") == "remote"
     assert mount.do("getxattr", fresh, "user.luxfuse.cached_bytes") == "0"
     assert mount.error("getxattr", path, "user.luxfuse.nothing") == "ENODATA"
-    assert mount.error("getxattr", path, "security.selinux") == "ENODATA"
+    assert mount.error("getxattr", path, "security.capability") == "ENODATA"
     assert mount.do("os.listxattr", str(mount.path)) == []
+
+
+def test_a_long_listing_does_not_ask_about_labels_and_lists_of_each_file(mount: Mount) -> None:
+    """`ls -l` asks a file system that says that it has none of them once, and goes on to other attributes."""
+    before = _count(mount, "getxattr")
+    files = sum(mount.run(["ls", "-l", mount.path / way]).stdout.count("\n") - 1 for way in WAYS)
+    assert files == len(WAYS) * len(SIZES)
+    assert _count(mount, "getxattr") - before <= 3 * len(WAYS)
+    path = f"{mount.path}/executable"
+    for name in ("security.selinux", "system.posix_acl_access", "system.posix_acl_default"):
+        assert mount.error("getxattr", path, name) == "ENOTSUP", name
+    assert mount.error("getxattr", path, "user.nothing") == "ENODATA"
+
+
+def _count(mount: Mount, handler: str) -> int:
+    """How many requests of a kind have reached the handlers."""
+    histogram = mount.status()["latency"]["fuse"].get(handler)
+    return int(histogram["count"]) if histogram else 0
 
 
 def test_owner_and_access(mount: Mount) -> None:
