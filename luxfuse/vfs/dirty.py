@@ -14,6 +14,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord
 from luxfuse.types import Kind, WriteMode
+from luxfuse.understore.base import ABSENT
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +102,13 @@ class Dirty:
         if self.conflict is not None:
             return False
         return self.attributes_changed or self.content_changed(self.uploaded)
+
+    @property
+    def may_be_stored(self) -> bool:
+        """Whether the store may have something of it under its key, but for a push that is on its way."""
+        if self.kind is Kind.SPECIAL:
+            return False
+        return self.expect != ABSENT or (self.resumed and self.mode is not WriteMode.MUST_CACHE)
 
     @property
     def needs_base(self) -> bool:

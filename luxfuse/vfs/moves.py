@@ -79,10 +79,13 @@ class Moves:
             if flags == EXCHANGE:
                 if target is None:
                     raise NoSuchName(f"{new_place[1]!r} does not exist")
+                await self._keep_directory(entry, new_place)
+                await self._keep_directory(target, place)
                 await self._exchange(place, new_place)
             elif target is None or target.inode != entry.inode:
                 await self._check_target(entry, target, new_place[1])
                 await self._tree.keep_directory(*place)
+                await self._keep_directory(entry, new_place)
                 await self._move(place, new_place)
 
     async def _find(self, place: Place) -> Entry | None:
@@ -90,6 +93,11 @@ class Moves:
             return await self._namespace.lookup(*place)
         except NoSuchName:
             return None
+
+    async def _keep_directory(self, entry: Entry, new_place: Place) -> None:
+        """What is of this machine only may take the place of all that the store has of a directory."""
+        if self._tree.stays_here(entry):
+            await self._tree.keep_directory(*new_place)
 
     async def _check_target(self, entry: Entry, target: Entry | None, name: bytes) -> None:
         if target is None:
@@ -163,8 +171,7 @@ class Moves:
             self._adopt_version(place, key, new_key, copied[key])
         elif (dirty := self._entries.get(row.inode)) is not None:
             self._rekey(dirty, place, new_key, ABSENT)
-        if self._entries.get(row.inode) is None:
-            self._namespace.settle(row.inode, *place)
+        self._settle(row.inode, place)
 
     async def _bring(self, entry: Entry, key: str) -> None:
         """Bring what is dirty of an entry to the store, so that there are objects to be moved."""
@@ -220,7 +227,7 @@ class Moves:
             return
         await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
         dirty = await self._not_in_flight(entry.inode)
-        if dirty is not None and (dirty.source is not None or dirty.expect == ABSENT or dirty.kind is Kind.SPECIAL):
+        if dirty is not None and (dirty.source is not None or not dirty.may_be_stored or dirty.expect == ABSENT):
             await self._move_dirty(place, new_place, dirty, new_key)
             return
         if dirty is not None:
@@ -235,11 +242,14 @@ class Moves:
     async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str) -> None:
         """The store does not have the content yet: it will go up under the new key."""
         old_key, version = dirty.key, dirty.expect
-        was_there = (version != ABSENT or dirty.resumed) and dirty.kind is not Kind.SPECIAL
-        replaced, target = self._replaced(new_place, new_key), self._namespace.peek(*new_place)
+        was_there = dirty.may_be_stored
+        local = dirty.kind is Kind.SPECIAL
+        target = self._namespace.peek(*new_place)
+        replaced = self._replaced(new_place, new_key, local=local)
+        replaced_version = self._tree.version_in_store(target) if target is not None else None
         comes_back = dirty.stored is not None and dirty.stored[0] == new_key
-        dirty.doomed = self._writeback.pending_delete(new_key) is not None and not comes_back
-        expect = self._take_target(new_place, new_key)
+        dirty.doomed = not local and self._writeback.pending_delete(new_key) is not None and not comes_back
+        expect = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
         self._rekey(dirty, new_place, new_key, expect)
@@ -253,12 +263,14 @@ class Moves:
         else:
             self._namespace.settle(None, *place)
         if replaced and target is not None:
-            after = 0 if dirty.mode is WriteMode.MUST_CACHE else dirty.number
-            self._writeback.delete_later(replaced, new_place, None, after)
+            after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            self._writeback.delete_later(replaced, new_place, replaced_version, after)
             self._files.defer(replaced, target.inode)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
+        if local and replaced and self._tree.is_through(replaced) and not self._files.is_deferred(replaced):
+            await self._writeback.delete_noted(replaced)
         if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
             await self._writer.sync(dirty)
         elif not dirty.writers:
@@ -274,16 +286,26 @@ class Moves:
             dirty.attributes_changed = True
         self._writer.note(dirty)
 
-    def _replaced(self, place: Place, new_key: str) -> str:
-        """Return the key of what a move replaces, if the new object does not take that key; else ""."""
+    def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
+        """Return the key of the object that a move replaces, if no other one takes that key; else "".
+
+        ``local``: what is moved is of this machine only.
+        """
         target = self._namespace.peek(*place)
         if target is None or not self._tree.in_store(target):
             return ""
         key = self._namespace.key(*place, target.kind)
-        return key if key != new_key else ""
+        return key if local or key != new_key else ""
 
-    def _take_target(self, place: Place, new_key: str) -> str | None:
-        """Forget what has the new name; returns what the store is expected to have under the new key."""
+    def _take_target(self, place: Place, new_key: str, *, local: bool) -> str | None:
+        """Forget what has the new name; returns what the store is expected to have under the new key.
+
+        ``local``: as for `_replaced`; the store has nothing of that, and what it has goes.
+        """
+        if local:
+            if (target := self._namespace.peek(*place)) is not None:
+                self._tree.forget(*place, target)
+            return ABSENT
         expect = self._writeback.reuse(new_key)
         target = self._namespace.peek(*place)
         if target is not None:
@@ -299,7 +321,7 @@ class Moves:
 
     async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str) -> None:
         entry = self._tree.row_of(place)
-        replaced = self._replaced(new_place, new_key)
+        replaced = self._replaced(new_place, new_key, local=False)
         target = self._namespace.peek(*new_place)
         if target is not None:
             await self._not_in_flight(target.inode)
@@ -319,7 +341,7 @@ class Moves:
             reached("move.copied")
         except (LuxError, OSError) as exc:
             self._journal.drop_operation(number)
-            self._namespace.settle(entry.inode, *place)
+            self._settle(entry.inode, place)
             if target is None or self._entries.get(target.inode) is None:
                 self._namespace.settle(None, *new_place)
             if isinstance(exc, NotFound | VersionChanged):
@@ -334,7 +356,7 @@ class Moves:
         self._names.move(*place, *new_place)
         self._adopt_version(new_place, key, new_key, info)
         self._changed(place, new_place)
-        self._namespace.settle(entry.inode, *new_place)
+        self._settle(entry.inode, new_place)
         self._namespace.hold(None, *place)
         reached("move.named")
         if reader:
@@ -346,6 +368,13 @@ class Moves:
         reached("move.deleted")
         self._journal.drop_operation(number)
         reached("move.dropped")
+
+    def _settle(self, inode: int, place: Place) -> None:
+        """The store has what has the name, unless somebody has begun to change it, or it is not to go there."""
+        if self._entries.get(inode) is None:
+            self._namespace.settle(inode, *place)
+        else:
+            self._namespace.hold(inode, *place)
 
     async def _delete_moved(self, keys: list[str], place: Place, key: str) -> None:
         """The copies are made: remove the originals, later if the store does not do it now."""
@@ -429,16 +458,14 @@ class Moves:
             await self._delete_moved(keys or [prefix], place, prefix)
             reached("move-directory.deleted")
             self._journal.drop_operation(number)
-            if self._entries.get(entry.inode) is None:
-                self._namespace.settle(entry.inode, *new_place)
+            self._settle(entry.inode, new_place)
             await self._journal.commit()
             reached("move-directory.dropped")
 
     async def _undo_copies(self, number: int, entry: Entry, place: Place, new_place: Place) -> None:
         """The copying failed: everything is where it was, beside copies below the new name, which then exists."""
         self._journal.drop_operation(number)
-        if self._entries.get(entry.inode) is None:
-            self._namespace.settle(entry.inode, *place)
+        self._settle(entry.inode, place)
         self._namespace.settle(None, *new_place)
 
     async def _copy_below(self, prefix: str, new_prefix: str) -> tuple[dict[str, ObjectInfo], list[str]]:
@@ -478,6 +505,8 @@ class Moves:
                 dirty.place = root
                 self._namespace.hold(dirty.inode, *root)
             info, new_key = copied.get(dirty.key), new_prefix + dirty.key[len(prefix) :]
+            if dirty.kind is Kind.SPECIAL:
+                info = None  # it is somebody else's object, which has come to have its key
             if info is not None:
                 self._rekey_copied(dirty, dirty.place, new_key, info)
             else:

@@ -319,7 +319,9 @@ class Recovery:
                 keys = (source,) if operation.kind == SWAP else (source, target)
                 at = next((key for key in keys if _is_in(record.key, key)), None)
                 if at is not None:  # copying again gave a new version to what has its new key already
-                    record = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=None)
+                    never = record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL
+                    expect = ABSENT if never and record.expect == ABSENT else None
+                    record = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=expect)
                     self._journal.put_file(number, record)
                     break
             for source, target in moves:

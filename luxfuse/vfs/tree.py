@@ -30,6 +30,7 @@ from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
 
 REMOVED_KEPT = 10_000
+NAMES_AT_ONCE = 16
 
 
 class Exists(LuxError):
@@ -151,7 +152,8 @@ class Tree:
 
     def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
         """Make a name and hold it; returns its dirty entry, which the store does not have."""
-        expect = self._writeback.reuse(key)
+        # What the store does not get takes no object's place: one that was removed here still has to go.
+        expect = self._writeback.reuse(key) if kind is not Kind.SPECIAL else ABSENT
         entry = self._names.create(
             parent, name, kind, attributes=attributes, size=size, mtime_ns=attributes.mtime_ns or 0,
             checked_s=self._namespace.now_s(),
@@ -460,7 +462,7 @@ class Tree:
         if entry.kind is Kind.SPECIAL:
             return False
         dirty = self._entries.get(entry.inode)
-        return dirty is None or dirty.expect != ABSENT or dirty.resumed or dirty.lock.locked()
+        return dirty is None or dirty.may_be_stored or dirty.lock.locked()
 
     def version_in_store(self, entry: Entry) -> str | None:
         """Return the version that the store has of an entry, None if that is not known."""
@@ -492,19 +494,39 @@ class Tree:
         self.touch(parent)
 
     async def keep_directory(self, directory: int, leaving: bytes) -> None:
-        """Before the last entry of a directory goes, see to it that the store has a marker of it."""
+        """Before the last entry of a directory that the store has goes, see to it that the store has a marker of it."""
         if directory == ROOT_INODE or self._hierarchical:
             return
         await self._names.flush()
-        others = [name for name, _ in self._names.after(directory, b"", 2) if name != leaving]
         row = self.row(directory)
-        if others or row.version == MARKED or self._entries.get(directory) is not None:
+        if self._others_stored(directory, leaving) or row.version == MARKED or self._entries.get(directory) is not None:
             return
         parent, name = self._namespace.place(directory)
         await self._namespace.attributes(parent, name, row)
         row = self.row(directory)
         row.version = MARKED
         await self._put_attributes(directory, row.attributes or Attributes())
+
+    def _others_stored(self, directory: int, leaving: bytes) -> bool:
+        """Whether a directory has an entry beside one that is in the store, or was promised to go there."""
+        after = b""
+        while batch := self._names.after(directory, after, NAMES_AT_ONCE):
+            if any(name != leaving and self._is_stored_or_promised(entry) for name, entry in batch):
+                return True
+            after = batch[-1][0]
+        return False
+
+    def _is_stored_or_promised(self, entry: Entry) -> bool:
+        if self.stays_here(entry):
+            return False
+        dirty = self._entries.get(entry.inode)
+        return dirty is None or dirty.may_be_stored or dirty.closed
+
+    def stays_here(self, entry: Entry) -> bool:
+        """Whether an entry is of this machine only: the store has nothing of it, and gets nothing."""
+        dirty = self._entries.get(entry.inode)
+        never = dirty is not None and dirty.mode is WriteMode.MUST_CACHE and not dirty.may_be_stored
+        return never or entry.kind is Kind.SPECIAL
 
     async def commit(self) -> None:
         """Make what was noted in the journal durable. Raises OSError."""

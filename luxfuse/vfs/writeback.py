@@ -615,6 +615,19 @@ class WriteBack:
         for error in failures.values():
             raise error
 
+    async def delete_noted(self, key: str) -> None:
+        """Make a delete of the journal now; where the store does not take it, it is tried again later."""
+        try:
+            async with self._turns([key]):
+                if key in self._journal.deletes:
+                    await self.spare(key)
+                    for error in (await self._store.delete([key])).values():
+                        raise error
+                    self._deleted(key)
+        except StoreError as exc:
+            log.warning("%r was replaced, but its object cannot be removed yet: %s", key, exc)
+            self._delete_errors[key] = exc
+
     def delete_error(self, key: str) -> StoreError | None:
         """Return what the last try to remove an object failed with."""
         return self._delete_errors.get(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.vfs import writer
-from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, check, explain, idle, placed, seen, tree_of
+from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, check, explain, idle, in_bucket, placed, seen, tree_of
 from tests.support.harness import Options, mounted, pages, random_bytes
 
 Act = Callable[[User], Awaitable[None]]
@@ -376,6 +377,81 @@ async def symlink(u: User) -> None:
     await u.symlink("full/new", "../a")
 
 
+FIFO = stat.S_IFIFO | 0o644
+
+
+async def made_fifo(u: User) -> None:
+    await u.mknod("fifo", FIFO)
+
+
+@case()
+async def mkfifo(u: User) -> None:
+    await u.mknod("full/fifo", FIFO)
+
+
+@case(before=made_fifo)
+async def rename_a_fifo_over_a_file(u: User) -> None:
+    await u.rename("fifo", "a")
+
+
+@case(before=made_fifo)
+async def rename_a_fifo_over_a_symlink(u: User) -> None:
+    await u.rename("fifo", "link")
+
+
+@case(before=made_fifo)
+async def rename_a_fifo_over_the_last_of_a_directory(u: User) -> None:
+    await u.rename("fifo", "full/deep/3")
+    await u.unlink("full/deep/3")
+
+
+@case(before=made_fifo)
+async def rename_a_file_over_a_fifo(u: User) -> None:
+    await u.rename("a", "fifo")
+
+
+@case(before=made_fifo)
+async def exchange_a_fifo_and_a_file(u: User) -> None:
+    await u.rename("fifo", "full/deep/3", 2)
+
+
+@case(before=made_fifo)
+async def exchange_a_fifo_and_a_directory(u: User) -> None:
+    await u.rename("full", "fifo", 2)
+
+
+async def fifos_over_others(u: User) -> None:
+    for path in ("full/1", "full/deep/3"):
+        await u.mknod("fifo", FIFO)
+        await u.rename("fifo", path)
+
+
+@case(before=fifos_over_others)
+async def rename_a_directory_with_fifos(u: User) -> None:
+    await u.rename("full", "moved")
+
+
+async def unlinked_and_made_a_fifo(u: User) -> None:
+    await u.unlink("a")
+    await u.mknod("a", FIFO)
+
+
+@case()
+async def unlink_and_make_a_fifo(u: User) -> None:
+    await unlinked_and_made_a_fifo(u)
+
+
+@case(before=unlinked_and_made_a_fifo)
+async def rename_over_a_fifo_in_place_of_a_file(u: User) -> None:
+    await u.rename("b", "a")
+
+
+@case(before=unlinked_and_made_a_fifo)
+async def unlink_a_fifo_in_place_of_a_file(u: User) -> None:
+    await u.unlink("a")
+    await u.create("a", NEW)
+
+
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads in parts from 2 MiB on."""
@@ -420,7 +496,8 @@ async def live(place: Path, wanted: Case, o: Options, killer: Killer) -> None:
             killer("returned")
             await m.drain()
             await idle(m)
-        assert tree_of(driver) == user.now, explain("the bucket without any kill", tree_of(driver), [user.now])
+        wanted_there = in_bucket(user.now)
+        assert tree_of(driver) == wanted_there, explain("the bucket without any kill", tree_of(driver), [wanted_there])
         assert await seen(m) == user.now
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import WriteMode
 from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.namespace import Stale
 from tests.crash.lives import Tree, explain, idle, tree_of
@@ -40,12 +42,17 @@ SECONDS = 9.0
 """How long one of the tests here may take; examples that come later pass unseen."""
 
 
+SPECIAL = [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK]
+EVERY = "file directory symlink special"
+
+
 @dataclass(eq=False)
 class Node:
-    """A file, directory or symlink."""
+    """A file, directory, symlink, or what is of this machine only: a FIFO, socket or device."""
 
     kind: str
     mode: int
+    """Of a special file with its type."""
     data: bytes = b""
     target: str = ""
     xattrs: dict[str, bytes] = field(default_factory=dict)
@@ -83,9 +90,21 @@ class Player:
         self.remote: dict[str, tuple[float, bytes]] = {}
         self.log: list[str] = []
 
+    def place_objects(self) -> None:
+        """Begin with what others have put into the bucket; its directory has no marker."""
+        objects = {"a": b"theirs", "c/b": self.some_bytes(), "c/a": b""}
+        for key, data in objects.items():
+            self.m.driver.place(key, data)
+        self.m.driver.place("b.rclonelink", b"a")
+        below = {name: Node("file", 0o644, objects[f"c/{name}"]) for name in ("a", "b")}
+        self.root.entries = {
+            "a": Node("file", 0o644, b"theirs"), "b": Node("symlink", 0o777, target="a"),
+            "c": Node("directory", 0o755, entries=below),
+        }  # fmt: skip
+
     # -- choosing
 
-    def paths(self, kinds: str = "file directory symlink") -> list[str]:
+    def paths(self, kinds: str = EVERY) -> list[str]:
         found = []
 
         def walk(node: Node, prefix: str) -> None:
@@ -108,7 +127,7 @@ class Player:
         parents = ["", *(p for p in self.paths("directory") if p.count("/") < 2)]
         return f"{self.rng.choice(parents)}/{self.rng.choice(NAMES)}".strip("/")
 
-    def existing(self, kinds: str = "file directory symlink") -> str | None:
+    def existing(self, kinds: str = EVERY) -> str | None:
         found = self.paths(kinds)
         return self.rng.choice(found) if found else None
 
@@ -146,8 +165,8 @@ class Player:
         parent, name = self.split(path)
         there = parent.entries.get(name)
         flags = self.rng.choice([0, 0, os.O_EXCL, os.O_TRUNC]) | self.rng.choice([os.O_RDWR, os.O_WRONLY, os.O_RDONLY])
-        if there is not None and there.kind == "symlink":
-            return  # the kernel follows it
+        if there is not None and there.kind in ("symlink", "special"):
+            return  # the kernel follows it, or opens it itself
         errors = []
         if there is not None:
             if flags & os.O_EXCL:
@@ -283,6 +302,14 @@ class Player:
         await self.expect(lambda: self.m.fs.symlink(*place, target.encode(), CALLER), *errors)
         parent.entries.setdefault(name, Node("symlink", 0o777, target=target))
 
+    async def mknod(self) -> None:
+        path = self.anywhere()
+        parent, name = self.split(path)
+        place, mode = await self.place(path), self.rng.choice(SPECIAL) | 0o644
+        errors = [errno.EEXIST] if name in parent.entries else []
+        await self.expect(lambda: self.m.fs.mknod(*place, mode, 0, CALLER), *errors)
+        parent.entries.setdefault(name, Node("special", mode))
+
     async def unlink(self) -> None:
         path = self.existing() if self.rng.random() < 0.8 else self.anywhere()
         if path is None:
@@ -339,13 +366,13 @@ class Player:
             parent.entries[name] = target
 
     async def chmod(self) -> None:
-        path = self.existing("file directory")
+        path = self.existing("file directory special")
         if path is not None:
             node = self.node(path)
             assert node is not None
             mode = self.rng.choice([0o600, 0o640, 0o755])
             await self.set(await self.m.inode(path), mode=mode)
-            node.mode = mode
+            node.mode = mode | stat.S_IFMT(node.mode)
 
     async def set_xattr(self) -> None:
         path = self.existing("file directory")
@@ -364,19 +391,22 @@ class Player:
 
     async def look(self, path: str, node: Node) -> None:
         """Compare one name with its node."""
-        stat = await self.m.fs.getattr(await self.m.inode(path))
-        kinds = {0o040000: "directory", 0o120000: "symlink", 0o100000: "file"}
-        assert kinds[stat.mode & 0o170000] == node.kind, path
+        found = await self.m.fs.getattr(await self.m.inode(path))
+        kinds = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFREG: "file"}
+        assert kinds.get(stat.S_IFMT(found.mode), "special") == node.kind, path
         if node.kind == "symlink":
-            assert (await self.m.fs.readlink(stat.inode)).decode() == node.target
+            assert (await self.m.fs.readlink(found.inode)).decode() == node.target
             return
-        assert stat.mode & 0o7777 == node.mode, f"{path} has mode {stat.mode & 0o7777:o}, not {node.mode:o}"
+        mode = found.mode if node.kind == "special" else stat.S_IMODE(found.mode)
+        assert mode == node.mode, f"{path} has mode {mode:o}, not {node.mode:o}"
+        if node.kind == "special":
+            return
         for name in ("user.x", "user.y"):
             errors = [] if name in node.xattrs else [errno.ENODATA]
-            value = await self.expect(lambda name=name: self.m.fs.getxattr(stat.inode, name.encode()), *errors)
+            value = await self.expect(lambda name=name: self.m.fs.getxattr(found.inode, name.encode()), *errors)
             assert value == node.xattrs.get(name), f"{path} has another {name}"
         if node.kind == "file":
-            assert stat.size == len(node.data), f"{path} has size {stat.size}, not {len(node.data)}"
+            assert found.size == len(node.data), f"{path} has size {found.size}, not {len(node.data)}"
         else:
             below = {n.decode() for n in await self.m.entries(path)}
             assert below == set(node.entries), f"{path} lists {sorted(below)}, not {sorted(node.entries)}"
@@ -450,39 +480,64 @@ class Player:
             if node.promised:
                 assert node.states is not None
                 assert data in node.states, f"{path} has a content that it never had"
-            stat = await self.m.fs.getattr(inode)
-            node.data, node.mode = data, stat.mode & 0o7777
+            node.data, node.mode = data, stat.S_IMODE((await self.m.fs.getattr(inode)).mode)
             node.xattrs = {
                 n.decode(): await self.m.fs.getxattr(inode, n)
                 for n in await self.m.fs.listxattr(inode)
             }  # fmt: skip
             node.synced()
 
+    def check_bucket(self) -> None:
+        """The bucket holds the same tree, but what is of this machine only."""
+        bucket = {path: what for path, what in tree_of(self.m.driver).items() if path not in REMOTE}
+        wanted: Tree = {
+            path: None if node.kind == "directory" else node.target if node.kind == "symlink" else (node.data, node.mode)
+            for path in self.paths("file directory symlink") if (node := self.node(path)) is not None
+        }  # fmt: skip
+        if self.pushes:
+            assert bucket == wanted, explain("the bucket at the end", bucket, [wanted])
+        ghosts = [path for path, what in bucket.items() if path not in wanted or type(what) is not type(wanted[path])]
+        assert not ghosts, f"removed, and still in the bucket: {ghosts}"
+
     async def end(self) -> None:
         await self.close_all()
         await self.look_at_all()
         await self.m.drain()
-        await idle(self.m)
-        bucket = {path: what for path, what in tree_of(self.m.driver).items() if path not in REMOTE}
-        wanted: Tree = {
-            path: None if node.kind == "directory" else node.target if node.kind == "symlink" else (node.data, node.mode)
-            for path in self.paths() if (node := self.node(path)) is not None
-        }  # fmt: skip
-        assert bucket == wanted, explain("the bucket at the end", bucket, [wanted])
+        self.check_bucket()
+        for path in self.paths("special"):  # is all that it stood in for gone, too?
+            await self.m.fs.unlink(*await self.place(path))
+            parent, name = self.split(path)
+            del parent.entries[name]
+        await self.look_at_all()
+        await self.m.drain()
+        self.check_bucket()
+        if self.pushes:
+            await idle(self.m)
+            assert self.m.space.staged_bytes == 0
         assert not self.m.driver.uploads
-        assert self.m.space.staged_bytes == 0
         assert self.m.recovered.count() == 0 or self.killed, "a conflict with ourselves"
         assert not self.m.files._handles
         assert not self.m.files._copied
+
+    @property
+    def pushes(self) -> bool:
+        """Whether what is changed here goes to the store."""
+        return self.m.writer.mode_of("a") is not WriteMode.MUST_CACHE
 
     killed = False
 
 
 ACTIONS = (
     ["create"] * 5 + ["open"] * 3 + ["write"] * 6 + ["read"] * 3 + ["close"] * 4 + ["fsync", "truncate", "ftruncate"]
-    + ["read_path"] * 3 + ["mkdir"] * 3 + ["symlink", "unlink", "unlink", "rmdir"] + ["rename"] * 4
+    + ["read_path"] * 3 + ["mkdir"] * 3 + ["symlink", "unlink", "unlink", "rmdir", "mknod"] + ["rename"] * 4
     + ["chmod", "set_xattr", "look_at_one", "look_at_all", "wait", "remote_change", "evict", "drain", "drain"]
 )
+CHANGES_OF_NAMES = (
+    ["rename"] * 10 + ["create"] * 4 + ["mknod"] * 4 + ["unlink"] * 4 + ["mkdir", "symlink", "write", "close"] * 3
+    + ["open", "drain", "rmdir"] * 2 + ["fsync", "truncate", "chmod", "set_xattr", "read_path", "look_at_one"]
+    + ["look_at_all", "evict", "wait"]
+)
+"""Kinds against each other: renames over what is there, exchanges, what is made where something was removed."""
 ENDS = ["remount", "kill"]
 """Of one life; another one follows."""
 
@@ -495,6 +550,8 @@ async def play(path: Path, lives: list[tuple[list[str], str]], rng: random.Rando
         async with mounted(path, driver, o) as m:
             if player is None:
                 player = Player(m, rng)
+                if rng.random() < 0.5:
+                    player.place_objects()
             player.m = m
             await player.accept()
             await player.look_at_all()
@@ -572,5 +629,36 @@ def test_a_tree_that_is_written_to(
     except BaseException:
         limit.failed = True
         raise
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+async def _played(base: Path, mode: str, seed: int) -> None:
+    rng = random.Random(seed)
+    lives = [
+        ([rng.choice(CHANGES_OF_NAMES) for _ in range(rng.randrange(5, 45))], rng.choice(ENDS))
+        for _ in range(rng.randrange(1, 4))
+    ]
+    options = Options(
+        capacity_bytes=pages(24), whole_file_bytes=pages(2), write_mode=mode, passthrough=rng.random() < 0.5,  # type: ignore[arg-type]
+        metadata_ttl_s=60.0,
+    )
+    await play(base / f"life-{seed}-0", lives, rng, options)
+
+
+@pytest.mark.expected_logs("was being written when the last run ended", "is gone; fetching it again", "finishing the")
+@pytest.mark.parametrize("plays", [15, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", list(WriteMode))
+def test_kinds_against_each_other(mode: WriteMode, plays: int) -> None:
+    """Files, directories, symlinks, FIFOs, sockets and devices take each other's names, in all write modes."""
+    chosen = os.environ.get("LUXFUSE_SEED")
+    first = int(chosen) if chosen else random.randrange(1 << 32)
+    base = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    try:
+        for seed in range(first, first + (1 if chosen else plays)):
+            print(f"LUXFUSE_SEED={seed}")
+            trio.run(_played, base, mode, seed)
+            shutil.rmtree(base)
+            base.mkdir()
     finally:
         shutil.rmtree(base, ignore_errors=True)

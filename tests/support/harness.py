@@ -116,7 +116,7 @@ class Options:
             read_mode=self.read_mode,  # type: ignore[arg-type]
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
-            write_mode=self.write_mode, on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
+            write_mode=WriteMode(self.write_mode), on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
         )
 
 
