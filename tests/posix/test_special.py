@@ -53,6 +53,20 @@ def test_a_fifo_renamed_and_removed_while_open(place: Place) -> None:
     assert names(place) == []
 
 
+def test_a_fifo_takes_the_place_of_a_file(place: Place) -> None:
+    """What it replaced is gone for good: under the same name, something else can be made."""
+    make(place / "file", b"old")
+    os.mkfifo(place / "fifo")
+    os.rename(place / "fifo", place / "file")
+    assert stat.S_ISFIFO(os.stat(place / "file").st_mode)
+    os.unlink(place / "file")
+    with fails_with(errno.ENOENT):
+        os.stat(place / "file")
+    assert names(place) == []
+    os.mkdir(place / "file")
+    assert names(place) == ["file"]
+
+
 def test_mode_and_owner_of_a_fifo(place: Place) -> None:
     os.umask(0o027)
     as_user(PLAIN_UID, os.mkfifo, place / "fifo", 0o666)
