@@ -4,6 +4,6 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../examples/bootstrap.sh"
 bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr nodejs npm \
-    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make
+    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server
 cd "$REPOSITORY"
 exec "$VENV/bin/python" -m pytest -n "$(($(nproc) + 1))" --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"

@@ -7,26 +7,23 @@ page-wise listings and exact keys where a store can do better. `open_fsspec` cho
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from luxfuse.errors import NotFound, StoreRejected, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
+from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
 from luxfuse.understore.locations import family_of, has_dot_segment
-from luxfuse.understore.times import to_ns
 
 PAGE_ENTRIES = 1000
 
-_ETAGS = ("ETag", "etag", "e_tag")
-_MTIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created")
-_NOT_THREAD_SAFE = ("ftp",)
+T = TypeVar("T")
 
 
 class FsspecDriver(FsspecWrites):
@@ -41,42 +38,54 @@ class FsspecDriver(FsspecWrites):
         self._timeout_s = request_timeout_s
         # gcsfs has keys, all others that come here have directories.
         self._abilities = dataclasses.replace(ABILITIES, hierarchical=not family)
-        protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-        self._guard: AbstractContextManager[Any] = (
-            threading.Lock() if protocol in _NOT_THREAD_SAFE else nullcontext()
-        )
+        self._filesystems = FileSystems(filesystem, timeout_s=request_timeout_s, prepare=self._prepare)
+
+    def _prepare(self, filesystem: Any) -> None:
+        """Set what connections need, each when it has been made."""
 
     def probe(self) -> None:
         for _ in self.list_directory(""):
             return
 
+    def _ask(self, what: str, operation: Callable[[Any], T], *, bucket_level: bool = False) -> T:
+        """Return ``operation(file system)``, which changes nothing. Raises `StoreError`."""
+        try:
+            return self._filesystems.run(operation, again=True)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, self._family, bucket_level=bucket_level) from None
+
     def head(self, key: str) -> ObjectInfo:
         what = f"HEAD {key!r}"
         path = self._file_path(key, what)
-        try:
-            with self._guard:
-                info = self._fs.info(path)
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what, self._family) from None
+        info = self._ask(what, lambda filesystem: filesystem.info(path))
         if info.get("type") == "directory":
             raise NotFound(f"{what}: is a directory")
-        return _describe(key, info)
+        return describe(key, info)
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         if prefix and has_dot_segment(prefix[:-1]):
             return
         path = self._path(prefix).rstrip("/")
         try:
-            with self._guard:
-                entries = self._fs.ls(path, detail=True)
-        except Exception as exc:  # noqa: BLE001
-            error = failure(exc, f"LIST {prefix!r}", self._family, bucket_level=not prefix)
-            if prefix and type(error) is NotFound:
+            entries = self._ask(
+                f"LIST {prefix!r}", lambda filesystem: filesystem.ls(path, detail=True), bucket_level=not prefix
+            )
+        except NotFound as exc:
+            if prefix and type(exc) is NotFound:
                 return
-            raise error from None
-        if len(entries) == 1 and entries[0]["name"].rstrip("/") == path and entries[0].get("type") == "file":
+            raise
+        if len(entries) == 1 and self._is_itself(entries[0], path):
             return  # ls of a file lists the file
         yield from self._pages(prefix, path, entries)
+
+    def _is_itself(self, entry: Mapping[str, Any], path: str) -> bool:
+        """Whether the only entry of ``path`` is ``path`` itself, which FTP calls like a file in a directory of its name."""
+        name = entry["name"].rstrip("/")
+        if entry.get("type") != "file":
+            return False
+        if name == f"{path}/{path.rpartition('/')[2]}":
+            return self._ask(f"HEAD {path!r}", lambda filesystem: kind_of(filesystem, path)) == "file"
+        return bool(name == path)
 
     def _pages(self, prefix: str, path: str, entries: list[dict[str, Any]]) -> Iterator[ListPage]:
         page = ListPage()
@@ -90,7 +99,7 @@ class FsspecDriver(FsspecWrites):
             if entry.get("type") == "directory":
                 page.prefixes.append(f"{prefix}{name}/")
             elif entry.get("type") == "file":
-                page.objects.append(_describe(prefix + name, entry))
+                page.objects.append(describe(prefix + name, entry))
             if len(page.objects) + len(page.prefixes) >= PAGE_ENTRIES:
                 yield page
                 page, yielded = ListPage(), True
@@ -99,13 +108,10 @@ class FsspecDriver(FsspecWrites):
 
     def _follow(self, key: str) -> dict[str, Any]:
         try:
-            with self._guard:
-                info: dict[str, Any] = self._fs.info(self._path(key))
-            return info
-        except FileNotFoundError:
+            info: dict[str, Any] = self._ask(f"HEAD {key!r}", lambda filesystem: filesystem.info(self._path(key)))
+        except NotFound:
             return {}  # a dangling link
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, f"HEAD {key!r}", self._family) from None
+        return info
 
     def has_prefix(self, prefix: str) -> bool:
         return next(self.list_directory(prefix), None) is not None
@@ -115,15 +121,15 @@ class FsspecDriver(FsspecWrites):
     ) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
+        data = b""
         try:
-            with self._guard:
-                data: bytes = self._fs.cat_file(path, start=start, end=end) if start < end else b""
-        except Exception as exc:  # noqa: BLE001
-            error = failure(exc, what, self._family)
-            if isinstance(error, NotFound | StoreUnavailable):
-                raise error from None
+            if start < end:
+                data = self._ask(what, lambda filesystem: filesystem.cat_file(path, start=start, end=end))
+        except (NotFound, StoreUnavailable):
+            raise
+        except StoreError:
             self._require_version(key, version, what)
-            raise error from None
+            raise
         self._require_version(key, version, what)
         return checked(data, end - start, version, version, what)
 
@@ -133,8 +139,8 @@ class FsspecDriver(FsspecWrites):
             raise VersionChanged(f"{what}: version is {found}, not {version}")
 
     def close(self) -> None:
-        """Free connections: here they end with the file system object."""
-        del self._fs
+        """Free connections."""
+        self._filesystems.close()
 
     def _file_path(self, key: str, what: str) -> str:
         """Return the path of ``key``, which must not lead out of the root."""
@@ -175,15 +181,12 @@ def open_fsspec(
         from luxfuse.understore.fsspec_http import HttpDriver
 
         return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
+    if type(filesystem).__name__ == "SFTPFileSystem":
+        from luxfuse.understore.fsspec_sftp import SftpDriver
+
+        return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)
     if type(filesystem).__name__ == "LocalFileSystem":
         from luxfuse.understore.fsspec_local import LocalDriver
 
         return LocalDriver(filesystem, root)
     return FsspecDriver(filesystem, root, family=family, request_timeout_s=request_timeout_s)
-
-
-def _describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:
-    size = info.get("size") or 0
-    mtime_ns = next((to_ns(info[name]) for name in _MTIMES if info.get(name)), 0)
-    etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
-    return ObjectInfo(key, size, etag or f"{size}-{mtime_ns}", mtime_ns)

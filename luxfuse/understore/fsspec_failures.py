@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from luxfuse.errors import (
     AccessDenied,
+    BucketMissing,
+    NotFound,
     QuotaExceeded,
     ReadOnlyStore,
     StoreError,
@@ -46,6 +49,8 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
             places = CREDENTIAL_PLACES.get(family, "the storage options")
             kind = type(link).__name__
             return AccessDenied(f"{what}: credentials missing or refused ({kind}); they come from: {places}")
+    if isinstance(exc, ftplib.Error):
+        return _of_ftp(exc, what, bucket_level)
     return _without_status(exc, what, family, bucket_level)
 
 
@@ -65,6 +70,19 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
         return StoreRejected(f"{what}: the driver refuses this ({kind})")
     broken = isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE)
     return StoreUnavailable(f"{what}: the connection or the device failed ({kind})" if broken else f"{what}: {kind}")
+
+
+def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:
+    """Return the error for a reply of an FTP server, of which the code is shown: what comes after it may be anything."""
+    code = str(exc)[:3]
+    text = f"{what}: the server answers {code}" if code.isdigit() else f"{what}: the server's answer is no FTP"
+    if code in ("530", "532"):
+        return AccessDenied(f"{text}, not logged in: check the storage options username and password")
+    if code == "550":  # not found, or no access: FTP has one code for both
+        return (BucketMissing if bucket_level else NotFound)(f"{text}, no such file or no access")
+    if code == "552":
+        return StoreFull(f"{text}, no room")
+    return StoreRejected(text) if code.startswith("5") else StoreUnavailable(text)
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

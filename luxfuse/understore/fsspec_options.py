@@ -15,6 +15,7 @@ from fsspec.registry import known_implementations
 from luxfuse.errors import ConfigError, StoreError
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.locations import family_of, parse_location
 
 CONNECT_TIMEOUT_S = 5.0
@@ -38,14 +39,8 @@ _S3_NAMES = {
     "request_payer": "requester_pays",
 }
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
-_WITH_LISTINGS_CACHE = frozenset(["s3", "s3a", "az", "abfs", "abfss", "gs", "gcs", "http", "https"])
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp"}
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
-
-
-def _cache_switch(protocol: str) -> dict[str, bool]:
-    """Switch listing caches off where the driver has one; others (sftp, webdav) hand unknown arguments to their client."""
-    return {"use_listings_cache": False} if protocol in _WITH_LISTINGS_CACHE else {}
 
 
 def open_filesystem(
@@ -62,7 +57,7 @@ def open_filesystem(
         raise ConfigError(f"source {shown!r}: needs the package {module}; install it with: pip install "
                           f"'{_PACKAGES[module]}'")  # fmt: skip
     try:
-        filesystem, root = url_to_fs(source, skip_instance_cache=True, **_cache_switch(protocol), **arguments)
+        filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
     except ImportError as exc:
         package = _PACKAGES.get(exc.name or "", exc.name)
         known = known_implementations.get(protocol, {}).get("err", str(exc))
@@ -79,7 +74,7 @@ def open_filesystem(
     except Exception as exc:  # noqa: BLE001
         # Some file systems (SFTP, WebDAV, HDFS) connect while they are made.
         raise failure(exc, f"connecting to {shown}", family_of(source) or "") from None
-    return filesystem, str(root)
+    return without_listings(filesystem), str(root)
 
 
 def _refused(shown: str, exc: Exception, options: Mapping[str, str]) -> ConfigError:
@@ -110,6 +105,11 @@ def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str]
         )
         arguments.setdefault("encoded", True)
         arguments.setdefault("simple_links", False)
+    if source.startswith(("sftp://", "ssh://")):
+        for name in ("timeout", "banner_timeout", "auth_timeout", "channel_timeout"):
+            arguments.setdefault(name, min(READ_TIMEOUT_S, timeout_s))
+    elif source.startswith("ftp://"):
+        arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
     return arguments
 
 

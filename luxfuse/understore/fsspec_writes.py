@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
@@ -16,19 +16,24 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_infos import describe, kind_of
+from luxfuse.understore.fsspec_pool import FileSystems
 
 ABILITIES = Abilities(metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True)
 COPY_BYTES = 1 << 20
+TICK_S = 1.02
+"""As long as the coarsest times of files stay the same."""
+
+ATTEMPTS = 3
 
 
 class FsspecWrites(NoMultipart):
     """The writing half of `FsspecDriver`."""
 
     _abilities: Abilities
-    _fs: Any
     _family: str
+    _filesystems: FileSystems
     _root: str
-    _guard: AbstractContextManager[Any]
 
     @property
     def abilities(self) -> Abilities:
@@ -64,18 +69,13 @@ class FsspecWrites(NoMultipart):
         path = self._target(key, what)
         if key.endswith("/"):
             return self._make_directory(key, what)
-
-        def put() -> None:
-            self._fs.pipe_file(path, data if isinstance(data, bytes) else bytes(data))
-
-        self._write(what, path, put)
-        return self.head(key)
+        content = data if isinstance(data, bytes) else bytes(data)
+        return self._overwrite(key, what, lambda filesystem: filesystem.pipe_file(path, content))
 
     def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         what = f"PUT {key!r}"
         target = self._target(key, what)
-        self._write(what, target, lambda: self._fs.put_file(path, target))
-        return self.head(key)
+        return self._overwrite(key, what, lambda filesystem: filesystem.put_file(path, target))
 
     def copy(
         self,
@@ -96,15 +96,7 @@ class FsspecWrites(NoMultipart):
         if source == target:
             return found
         from_path, to_path = self._target(source, what), self._target(target, what)
-        self._write(what, to_path, lambda: self._copy(from_path, to_path))
-        return self.head(target)
-
-    def _copy(self, from_path: str, to_path: str) -> None:
-        try:
-            self._fs.cp_file(from_path, to_path)
-        except NotImplementedError:  # SFTP: the bytes come here and go back
-            with self._fs.open(from_path, "rb") as reader, self._fs.open(to_path, "wb") as writer:
-                shutil.copyfileobj(reader, writer, COPY_BYTES)
+        return self._overwrite(target, what, lambda filesystem: copy_file(filesystem, from_path, to_path))
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
@@ -121,15 +113,18 @@ class FsspecWrites(NoMultipart):
 
     def _delete_one(self, key: str, what: str) -> None:
         path = self._target(key, what)
+
+        def delete(filesystem: Any) -> None:
+            if not key.endswith("/"):
+                if kind_of(filesystem, path) != "directory":  # else there is no file of that name
+                    filesystem.rm_file(path)
+            elif kind_of(filesystem, path) == "directory":
+                if filesystem.ls(path, detail=False):
+                    raise rejected(f"{what}: the directory is not empty", errno.ENOTEMPTY)
+                filesystem.rmdir(path)
+
         try:
-            with self._guard:
-                if not key.endswith("/"):
-                    if not self._fs.isdir(path):  # else there is no file of that name
-                        self._fs.rm_file(path)
-                elif self._fs.isdir(path):
-                    if self._fs.ls(path, detail=False):
-                        raise rejected(f"{what}: the directory is not empty", errno.ENOTEMPTY)
-                    self._fs.rmdir(path)
+            self._filesystems.run(delete, again=False)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family) from None
 
@@ -137,32 +132,83 @@ class FsspecWrites(NoMultipart):
         if not self._abilities.hierarchical:
             raise StoreRejected(f"{what}: the driver cannot write directory markers to this store")
         path = self._target(key, what)
-        self._write(what, path, lambda: self._fs.makedirs(path, exist_ok=True))
+        self._write(what, path, lambda filesystem: self._make_all(filesystem, path))
         return ObjectInfo(key, 0, "", 0)
 
-    def _write(self, what: str, path: str, write: Any) -> None:
+    def _overwrite(self, key: str, what: str, write: Callable[[Any], Any]) -> ObjectInfo:
+        """Write a file; its version differs from that of what it replaces, also where it is made of size and time."""
+        path = self._target(key, what)
+        for _ in range(ATTEMPTS):
+            before = self._find(key, path, what)
+            self._write(what, path, write)
+            written = self.head(key)
+            if before is None or written.version != before.version or not written.mtime_ns:
+                break
+            time.sleep(TICK_S)
+        return written
+
+    def _find(self, key: str, path: str, what: str) -> ObjectInfo | None:
+        """Describe the file that is to be replaced, if there is one."""
+        if not self._abilities.hierarchical:
+            return None
         try:
-            with self._guard:
-                if self._abilities.hierarchical:
-                    self._make_parents(path)
-                write()
+            info = self._filesystems.run(lambda filesystem: filesystem.info(path), again=True)
+        except Exception as exc:  # noqa: BLE001
+            error = failure(exc, what, self._family)
+            if isinstance(error, NotFound):
+                return None
+            raise error from None
+        if info["type"] == "directory":
+            raise rejected(f"{what}: a directory is in the way of a file", errno.EISDIR)
+        return describe(key, info)
+
+    def _write(self, what: str, path: str, write: Callable[[Any], Any]) -> None:
+        def make(filesystem: Any) -> None:
+            if self._abilities.hierarchical:
+                self._make_parents(filesystem, path)
+            write(filesystem)
+
+        try:
+            self._filesystems.run(make, again=False)
         except Exception as exc:  # noqa: BLE001
             number = getattr(exc, "errno", None)
             if isinstance(exc, NotADirectoryError | IsADirectoryError | FileExistsError):
                 raise rejected(f"{what}: a file is in the way of a directory, or a directory of a file", number) from None
             raise failure(exc, what, self._family, bucket_level=True) from None
 
-    def _make_parents(self, path: str) -> None:
+    def _make_parents(self, filesystem: Any, path: str) -> None:
         parent = path.rstrip("/").rpartition("/")[0]
-        if len(parent) <= len(self._root) or self._fs.isdir(parent):
+        if len(parent) > len(self._root):
+            self._make_all(filesystem, parent)
+
+    def _make_all(self, filesystem: Any, path: str) -> None:
+        """Make a directory and those above it."""
+        kind = kind_of(filesystem, path)
+        if kind == "directory":
             return
-        if not self._fs.isdir(self._root):
+        if kind is not None:
+            raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
+        if kind_of(filesystem, self._root or "/") != "directory":
             raise FileNotFoundError(errno.ENOENT, "the root is missing")
-        self._fs.makedirs(parent, exist_ok=True)
+        self._make_parents(filesystem, path)
+        try:
+            filesystem.mkdir(path, create_parents=False)
+        except Exception:
+            if kind_of(filesystem, path) != "directory":  # nobody else has made it meanwhile
+                raise
 
     def _target(self, key: str, what: str) -> str:
         """Return the path of a file or directory that may be written."""
         raise NotImplementedError
+
+
+def copy_file(filesystem: Any, from_path: str, to_path: str) -> None:
+    """Copy in the store where the file system can; else (FTP) the bytes come here and go back."""
+    try:
+        filesystem.cp_file(from_path, to_path)
+    except NotImplementedError:
+        with filesystem.open(from_path, "rb") as reader, filesystem.open(to_path, "wb") as writer:
+            shutil.copyfileobj(reader, writer, COPY_BYTES)
 
 
 def rejected(text: str, number: int | None) -> StoreRejected:

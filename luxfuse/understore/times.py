@@ -13,6 +13,8 @@ def to_ns(moment: Any) -> int:
         # A float holds microseconds of today's time exactly enough, nanoseconds not.
         return round(moment * 10**6) * 1000 if moment < 10**12 else int(moment)
     if isinstance(moment, str):
+        if moment[:14].isdigit():  # FTP: 20260131235959.123
+            moment = f"{moment[:8]}T{moment[8:14]}"
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError:

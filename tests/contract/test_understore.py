@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, St
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import (  # noqa: F401
     AZURITE_ACCOUNT,
     AZURITE_KEY,
@@ -223,7 +225,8 @@ def filled() -> dict[str, str]:
 
 
 def test_long_listing_is_complete_and_without_repeats(target: Target, filled: dict[str, str]):
-    page = {"http": 200, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
+    slow = dict.fromkeys(("http", "sftp", "ftp", "webdav"), 200)
+    page = {**slow, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
     many = (PAGES - 1) * page + 10
     names = [f"many/{number:05d}" for number in range(many - 3)]
     names += ["many/sub1/x", "many/sub2/x", "many/sub3/x"]
@@ -262,6 +265,31 @@ def test_many_threads_at_once(target: Target, store: UnderStore):
         list(pool.map(check, range(40)))
 
 
+def read_by_threads(store: UnderStore, key: str, version: str, data: bytes) -> None:
+    """Read all of an object by eight threads at once, a MiB each time."""
+    mib = 1 << 20
+
+    def check(start: int) -> None:
+        assert store.read(key, start, min(start + mib, len(data)), version) == data[start : start + mib]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(0, len(data), mib)))
+
+
+def test_large_object_by_many_threads(target: Target, store: UnderStore):
+    data = random.Random(1).randbytes((4 << 20) + 5 if target.name.endswith("-s3") else (12 << 20) + 5)
+    target.put("d/large", data)
+    version = store.head("d/large").version
+    read_by_threads(store, "d/large", version, data)
+    if target.restart is not None:  # all connections are dead then
+        target.restart()
+        read_by_threads(store, "d/large", version, data)
+        target.restart()
+        assert listing(store, "") == ([], ["d/"])
+        target.restart()
+        assert store.head("d/large").version == version
+
+
 def assert_clean(error: StoreError) -> None:
     """One line, and no secret in it or in what a traceback would show."""
     assert "\n" not in str(error)
@@ -276,7 +304,7 @@ def test_missing_bucket(target: Target):
     if "buckets" in target.features:
         scheme = target.source.partition("://")[0]
         source = f"{scheme}://no-such-{uuid.uuid4().hex[:8]}"
-    elif target.name in ("local", "http", "memory"):
+    elif target.name in ("local", "http", "memory", "sftp", "webdav"):
         source = f"{target.source}/missing"
     else:
         pytest.skip("has no bucket")

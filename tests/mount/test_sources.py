@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mounts, content, digest, wait_for
+from tests.support.servers_files import file_server
 from tests.support.servers_store import FileServer
 
 FILES = {
@@ -76,3 +77,30 @@ def test_s3_by_each_driver(mounting: Mounts, s3: FastS3, bucket: str, fill, driv
             assert mount.read(name) == digest(data), name
     assert mount.status()["driver"] == driver
     assert mount.status()["understore"]["errors"] == 0
+
+
+@pytest.mark.parametrize("protocol", ["sftp"])
+def test_file_servers(mounting: Mounts, request: pytest.FixtureRequest, protocol: str) -> None:
+    """Large files, names that look like syntax, a rename over another file, a server that is restarted."""
+    server = file_server(request, protocol)
+    directory = server.directory / "sources"
+    write(directory)
+    large, name = content("larger", 30 * MIB), "sp ace ü%23+.txt"
+    (directory / "larger").write_bytes(large)
+    (directory / name).write_bytes(b"syntax")
+    options = [f"--storage-option={key}={value}" for key, value in server.options.items()]
+    mount = mounting(f"{server.url.rstrip('/')}{'/' if protocol == 'webdav' else ''}/sources", *options)
+    assert mount.do("tree", str(mount.path)) == sorted([*TREE, "larger", name])
+    assert mount.read("larger") == digest(large)
+    assert mount.read(name) == digest(b"syntax")
+    server.restart()
+    for each, data in FILES.items():
+        assert mount.read(each) == digest(data), each
+    script = (
+        f"cd '{mount.path}'; echo v1 > r; echo v2 > r.t; mv r.t r; cat r; echo new > '{name}'; mkdir d; echo x > d/x; "
+        f"rm '{name}'; rm -r d"
+    )
+    assert mount.run(["sh", "-ec", script], check=True).stdout == "v2\n"
+    assert mount.unmount().returncode == 0
+    assert (directory / "r").read_bytes() == b"v2\n"
+    assert sorted(path.name for path in directory.iterdir()) == ["a directory", "large", "larger", "r", "top"]

@@ -16,12 +16,13 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support import fast_s3
 from tests.support.fake_store import FakeStore
+from tests.support.servers_files import file_server
 from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
 
 SECRET = "s3cr3t/Key+Value=="
 TIMEOUT_S = 10.0
 TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "fsspec-fast", "obstore-az",
-           "fsspec-az", "memory", "local", "http"]  # fmt: skip
+           "fsspec-az", "memory", "local", "http", "sftp", "ftp"]  # fmt: skip
 CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
 
 
@@ -38,6 +39,8 @@ class Target:
     delete: Callable[[str], Any]
     features: frozenset[str]
     fake: FakeStore | None = None
+    restart: Callable[[], None] | None = None
+    """Cuts all connections to the server."""
 
     def open(self, **changes: Any) -> UnderStore:
         if self.fake is not None:
@@ -123,6 +126,37 @@ def directory_target(name: str, source: str, directory: Path) -> Target:
     return Target(name, source, {}, None, "auto", put, lambda key: (directory / key).unlink(), FILES)
 
 
+def served_target(request: pytest.FixtureRequest, protocol: str) -> Target:
+    """A directory of its own on a server of the protocol."""
+    server = file_server(request, protocol)
+    directory = server.directory / uuid.uuid4().hex
+    directory.mkdir()
+    request.addfinalizer(lambda: shutil.rmtree(directory))
+    target = directory_target(protocol, f"{server.url.rstrip('/')}/{directory.name}", directory)
+    if protocol == "webdav":
+        target.source = f"webdav:///{directory.name}"
+    target.options = server.options
+    target.restart = server.restart
+    return target
+
+
+def gs_target(request: pytest.FixtureRequest, driver: str) -> Target:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+
+    server = file_server(request, "gcs")
+    client = storage.Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": server.url})
+    bucket = client.create_bucket(f"b-{uuid.uuid4().hex[:12]}")
+
+    def put(key: str, data: bytes) -> None:
+        blob = bucket.blob(key)
+        blob.metadata = {"mode": "33188"}
+        blob.upload_from_string(data)
+
+    return Target(f"{driver}-gs", f"gs://{bucket.name}", server.options, server.url, driver, put,
+                  bucket.delete_blob, OBJECTS)  # fmt: skip
+
+
 def memory_target() -> Target:
     import fsspec
 
@@ -174,6 +208,10 @@ def open_target(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
         yield az_target(request, driver)
     elif name == "memory":
         yield memory_target()
+    elif rest == "gs":
+        yield gs_target(request, driver)
+    elif name in ("sftp", "ftp", "webdav"):
+        yield served_target(request, name)
     elif name == "local":
         yield directory_target("local", f"file://{tmp_path}", tmp_path)
     else:

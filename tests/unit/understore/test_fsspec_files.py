@@ -14,7 +14,7 @@ import pytest
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, VersionChanged
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
-from luxfuse.understore.fsspec_driver import to_ns
+from luxfuse.understore.times import to_ns
 from tests.support.servers_store import FileServer, nginx_files  # noqa: F401
 
 

@@ -1,0 +1,36 @@
+"""What fsspec's file systems say of a file, each in its own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.times import to_ns
+
+_ETAGS = ("ETag", "etag", "e_tag")
+_MTIMES = ("mtime", "LastModified", "last_modified", "modified", "modify", "updated", "Last-Modified", "created")
+
+
+def describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:
+    """Return the `ObjectInfo` of a file; its version is made of size and time where the store has no other."""
+    size = info.get("size") or 0
+    mtime_ns = next((to_ns(info[name]) for name in _MTIMES if info.get(name)), 0)
+    etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
+    return ObjectInfo(key, size, etag or version_of(size, mtime_ns), mtime_ns)
+
+
+def version_of(size: int, mtime_ns: int) -> str:
+    """Return what stands for a version where the store has none."""
+    return f"{size}-{mtime_ns}"
+
+
+def kind_of(filesystem: Any, path: str) -> str | None:
+    """Return "file", "directory" or another kind; None if there is nothing.
+
+    Unlike fsspec's ``isdir`` and ``exists``, it does not take a connection that failed for a no.
+    """
+    try:
+        return str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
