@@ -12,7 +12,7 @@ from typing import Any
 
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_infos import version_of
@@ -42,7 +42,9 @@ class SftpDriver(FsspecDriver):
         shown = [entry for entry in entries if not entry["name"].rpartition("/")[2].startswith(TEMPORARY)]
         yield from super()._pages(prefix, path, shown)
 
-    def read(self, key: str, start: int, end: int, version: str) -> Buffer:
+    def read(
+        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
+    ) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
 
