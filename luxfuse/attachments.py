@@ -27,6 +27,7 @@ from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.places import check_places
 from luxfuse.service import Parts, VolumeParts, VolumeState
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
@@ -136,6 +137,7 @@ class Attachments:
         """See `AttachedVolumes`. Raises `LuxError` with one line."""
         self._settings = base
         settings = config.attached(self._settings, source, options)
+        await trio.to_thread.run_sync(check_places, settings)
         self._check(path, settings)
         record = Record(path=path, source=source, options=dict(options), number=self._next_number())
         a = self._attached[path] = _Attached(record, settings, Volume(record.number))

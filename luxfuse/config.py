@@ -246,9 +246,15 @@ def _build(given: Mapping[str, Given], environ: Mapping[str, str], file: str | N
     chosen = merged["state_dir"].value if "state_dir" in merged else state_root(environ)
     values["state_dir"] = str(Path(chosen).absolute())
     values["mountpoint"] = str(Path(values["mountpoint"]).absolute())
+    values["source"] = absolute_source(values["source"])
     values["config_file"] = str(Path(file).absolute()) if file else None
     values["given"] = {name: written.value for name, written in given.items()}
     return _check(msgspec.convert(values, Settings))
+
+
+def absolute_source(source: str) -> str:
+    """Return a source as the daemon, which works in another directory, finds it."""
+    return source if "://" in source or source.startswith("/") else str(Path(source).absolute())
 
 
 def _parse(name: str, given: Given, file: str | None) -> Any:

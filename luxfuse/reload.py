@@ -14,7 +14,8 @@ from luxfuse import config
 from luxfuse.cluster import Cluster
 from luxfuse.config import Settings
 from luxfuse.core.settings import SETTINGS
-from luxfuse.errors import ConfigError
+from luxfuse.errors import ConfigError, LuxError
+from luxfuse.fuse.places import check_places
 from luxfuse.service import Parts, Service
 from luxfuse.vfs.backlog import path_of
 
@@ -49,6 +50,7 @@ class Reloader:
                 f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
             )
         _check_tiers(old, new)
+        await trio.to_thread.run_sync(_check_places, new)
         await self._parts.directories.apply(new.cache_dirs)
         await self._apply(new, set(changed))
         self._service.settings = new
@@ -75,6 +77,13 @@ class Reloader:
             ratio = new.free_space_ratio if setting.free_space_ratio is None else setting.free_space_ratio
             await space.resize(setting.size_bytes, setting.size_ratio, ratio, setting.high_watermark, setting.low_watermark)
         logging.getLogger().setLevel(new.log_level.upper())
+
+
+def _check_places(new: Settings) -> None:
+    try:
+        check_places(new)
+    except LuxError as exc:
+        raise ConfigError(f"--config {new.config_file}: {exc}") from None
 
 
 def _check_tiers(old: Settings, new: Settings) -> None:

@@ -33,7 +33,7 @@ def attach(
     chosen = config.for_attached(settings, parse_options(options or []))
     record, inside = _inside(path)
     try:
-        notes = ControlClient(record.socket_path, DEADLINE_S).attach(source, inside, chosen)
+        notes = ControlClient(record.socket_path, DEADLINE_S).attach(config.absolute_source(source), inside, chosen)
     except (DaemonUnreachable, DaemonRefused) as exc:
         raise _failed(record, exc) from None
     for note in notes:

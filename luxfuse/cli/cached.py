@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse.cli.errors import say
+from luxfuse.cli.errors import printable, say
 from luxfuse.cli.report import AsJson, print_json
 from luxfuse.cli.targets import by_mount, failed
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
@@ -77,7 +77,7 @@ def locate(
 
 def _file(answer: Mapping[str, Any]) -> list[str]:
     state = "" if answer["state"] == "clean" else f", {answer['state']}"
-    lines = [f"{answer['path']}: {format_size(answer['size'])}{state}"]
+    lines = [f"{printable(answer['path'])}: {format_size(answer['size'])}{state}"]
     for place in answer["places"]:
         pages = f"pages {place['pages']}" if place["pages"] else "in parts"
         lines.append(f"  {place['tier']}: {pages} ({format_size(place['bytes'])}) in {place['file']}")
@@ -96,7 +96,7 @@ def _directory(answer: Mapping[str, Any]) -> list[str]:
         counts.append(f"{answer['partial_files']} in part")
     if answer["dirty_files"]:
         counts.append(f"{answer['dirty_files']} not in the under-store yet")
-    lines = [f"{answer['path']}: {', '.join(counts)} cached"]
+    lines = [f"{printable(answer['path'])}: {', '.join(counts)} cached"]
     for tier in answer["tiers"]:
         files = format_count(tier["files"], "file")
         lines.append(f"  {tier['tier']}: {files} ({format_size(tier['bytes'])}) in {tier['directory']}")

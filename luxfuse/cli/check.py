@@ -10,7 +10,7 @@ import typer
 from luxfuse.cli.errors import CommandFailed
 from luxfuse.cli.progress import CheckMeter, Display
 from luxfuse.cli.report import AsJson, print_json
-from luxfuse.cli.targets import failed, living_mount
+from luxfuse.cli.targets import failed, mount_at
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.core.units import format_count, format_size
 
@@ -25,7 +25,7 @@ def check(
     as_json: AsJson = False,
 ) -> int:
     """Compare everything in the cache with its checksums and records, behind what programs read."""
-    record = living_mount(mountpoint)
+    record = mount_at(mountpoint)
     step: dict[str, Any] = {}
     try:
         with Display(record.mountpoint, CheckMeter()) as display:

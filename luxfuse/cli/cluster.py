@@ -9,7 +9,7 @@ import typer
 from luxfuse import config
 from luxfuse.cli.errors import CommandFailed
 from luxfuse.cli.report import AsJson, ask_status, print_json
-from luxfuse.cli.targets import living_mount
+from luxfuse.cli.targets import mount_at
 from luxfuse.control import registry
 
 app = typer.Typer(help="Mounts on many machines that share their caches.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def status(
 def _status_of(mountpoint: str | None) -> dict[str, Any]:
     """Return the status document of a mount that is in a cluster. Raises `CommandFailed` if there is none, or several."""
     if mountpoint is not None:
-        document = ask_status(living_mount(mountpoint))
+        document = ask_status(mount_at(mountpoint))
         if not document.get("node"):
             raise CommandFailed(f"{document['mountpoint']} is in no cluster; mount it with --cluster-key-file FILE")
         return document

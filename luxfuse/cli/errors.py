@@ -17,9 +17,14 @@ class UsageError(Exception):
     """The command line cannot be understood; the text is one line."""
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with all that could steer a terminal or break a line escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def say(text: str) -> None:
     """Print one line on stderr, whatever ``text`` holds."""
-    print(f"luxfuse: {' '.join(text.split())}", file=sys.stderr)
+    print(f"luxfuse: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
 def say_unexpected(exc: BaseException, directory: Path) -> None:

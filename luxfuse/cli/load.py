@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from luxfuse.cli.errors import CommandFailed, UsageError
+from luxfuse.cli.errors import CommandFailed, UsageError, printable
 from luxfuse.cli.loading import START_DEADLINE_S, complain, how_far, incomplete, load_and_wait
-from luxfuse.cli.targets import by_mount, failed, living_mount
+from luxfuse.cli.targets import by_mount, failed, mount_around
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.units import format_count
@@ -39,7 +39,7 @@ def load(
     if progress and stop:
         raise UsageError("load: --progress and --stop exclude each other")
     if progress or stop:
-        records = {record.mountpoint: record for record in map(living_mount, wanted)}
+        records = {record.mountpoint: record for record in map(mount_around, wanted)}
         return max([(_show_jobs if progress else _stop)(record) for record in records.values()])
     return load_and_wait(wanted) if wait else max([_start(record, inside) for record, inside in by_mount(wanted)])
 
@@ -79,7 +79,7 @@ def _show_jobs(record: MountRecord) -> int:
         print(f"{record.mountpoint}: no load")
     for job in jobs:
         state = job["state"] if job["done"] else "running"
-        paths = ", ".join(path or "." for path in job["paths"])
+        paths = printable(", ".join(path or "." for path in job["paths"]))
         print(f"{record.mountpoint}: load {job['job']} ({paths}): {state}, {how_far(job)}")
         if job["done"]:
             complain(record, job)

@@ -13,6 +13,7 @@ from luxfuse.cli import launch
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.places import check_places
 
 
 @with_settings()
@@ -37,6 +38,7 @@ def start(flags: Mapping[str, Any], options: Mapping[str, Any], config_file: str
     """Merge flags over ``-o`` options over the environment and the file, and start the daemon. Raises LuxError."""
     settings = config.build(flags, file=config_file, options=options)
     settings = msgspec.structs.replace(settings, mountpoint=mounts.resolve(settings.mountpoint))
+    check_places(settings)
     if settings.foreground:
         return launch.in_foreground(settings)
     launch.in_background(settings)

@@ -11,7 +11,7 @@ import typer
 
 from luxfuse import config
 from luxfuse.cli.errors import CommandFailed, say
-from luxfuse.cli.targets import by_mount, failed, living_mount
+from luxfuse.cli.targets import by_mount, failed, mount_at
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
@@ -34,7 +34,7 @@ def status(
 ) -> int:
     """Show how a mount, or every mount, is doing."""
     if mountpoint is not None:
-        document = ask_status(living_mount(mountpoint))
+        document = ask_status(mount_at(mountpoint))
         if as_json:
             print_json(document)
         else:
@@ -45,7 +45,7 @@ def status(
     documents, failures = [], []
     for record in registry.list_mounts(config.state_root()):
         try:
-            documents.append(ask_status(living_mount(record.mountpoint)))
+            documents.append(ask_status(mount_at(record.mountpoint)))
         except CommandFailed as exc:
             failures.append(str(exc))
     if as_json:
@@ -88,7 +88,7 @@ def list_(as_json: AsJson = False) -> int:
 
 def metrics(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")]) -> int:
     """Print the numbers of a mount in Prometheus text format."""
-    record = living_mount(mountpoint)
+    record = mount_at(mountpoint)
     try:
         sys.stdout.write(ControlClient(record.socket_path).metrics())
     except (DaemonUnreachable, DaemonRefused) as exc:
@@ -112,7 +112,7 @@ def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directorie
 
 def reload(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")]) -> int:
     """Take up the changed configuration file of a mount; a bad one is refused, and the old one stays."""
-    record = living_mount(mountpoint)
+    record = mount_at(mountpoint)
     try:
         changed = ControlClient(record.socket_path, _REFRESH_DEADLINE_S).reload()
     except DaemonRefused as exc:

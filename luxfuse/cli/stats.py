@@ -11,7 +11,7 @@ import typer
 
 from luxfuse import config
 from luxfuse.cli.errors import CommandFailed
-from luxfuse.cli.targets import failed, living_mount
+from luxfuse.cli.targets import failed, mount_at
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
@@ -126,7 +126,7 @@ def stats(
 ) -> int:
     """Show rates, latencies, tiers and uploads, until Ctrl-C. Latencies are those of the last 10 s."""
     if mountpoint is not None:
-        records = [living_mount(mountpoint)]
+        records = [mount_at(mountpoint)]
     else:
         records = [record for record in registry.list_mounts(config.state_root()) if record.alive]
     if not records:

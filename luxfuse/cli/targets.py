@@ -9,10 +9,19 @@ from luxfuse import config
 from luxfuse.cli.errors import CommandFailed
 from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
+from luxfuse.core.units import shown
 from luxfuse.fuse import mountpoint as mounts
 
 
-def living_mount(path: str) -> MountRecord:
+def mount_at(path: str) -> MountRecord:
+    """Return the mount at ``path``. Raises `CommandFailed` if that is no mountpoint, or its daemon is dead."""
+    record = registry.find(config.state_root(), path)
+    if record is not None and mounts.resolve(path) != record.mountpoint:
+        raise CommandFailed(f"{path} is not a mountpoint; the mount that it is in is {record.mountpoint}")
+    return _alive(record, path)
+
+
+def mount_around(path: str) -> MountRecord:
     """Return the mount at or around ``path``. Raises `CommandFailed` if there is none, or its daemon is dead."""
     return _alive(registry.find(config.state_root(), path), path)
 
@@ -34,11 +43,19 @@ def by_mount(paths: Iterable[str]) -> list[tuple[MountRecord, list[str]]]:
     mounted = list(mounts.read_mounts())
     found: dict[str, tuple[MountRecord, list[str]]] = {}
     for path in paths:
-        where = mounts.resolve(path, mounted)
+        where = mounts.resolve(_utf8(path), mounted)
         record = _alive(next((r for r in known if mounts.is_inside(where, r.mountpoint)), None), path)
         inside = str(Path(where).relative_to(record.mountpoint))
         found.setdefault(record.mountpoint, (record, []))[1].append("" if inside == "." else inside)
     return list(found.values())
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise CommandFailed(f"{shown(path)} is not UTF-8, as all names in a mount are; there is no such file") from None
+    return path
 
 
 def failed(record: MountRecord, exc: Exception) -> CommandFailed:

@@ -57,7 +57,7 @@ class ControlClient:
 
     def metrics(self) -> str:
         """Return the metrics in Prometheus text format."""
-        return self._exchange("GET", "/v1/metrics", None).decode()
+        return self._exchange("GET", "/v1/metrics", None).decode(errors="replace")
 
     def refresh(self, paths: list[str]) -> list[str]:
         """Forget what is known of ``paths`` (relative to the mount); returns one line per path that failed."""
@@ -165,6 +165,8 @@ class ControlClient:
             with _checked(connection.getresponse()) as response:  # it owns the socket now: closing it hangs up
                 while line := response.readline(_LINE_MAX_BYTES):
                     item = json.loads(line)
+                    if not isinstance(item, dict):
+                        raise DaemonUnreachable("the daemon's answer cannot be read; is it of another version?")
                     if "aborted" in item:
                         raise DaemonRefused(str(item["aborted"]), 500)
                     done = bool(item.get("done"))

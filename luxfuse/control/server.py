@@ -51,11 +51,12 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route, Router
+from starlette.responses import Response
+from starlette.routing import Router
 
+from luxfuse.control import orders
 from luxfuse.control.address import short_address
-from luxfuse.core.replication import MOST_COPIES
+from luxfuse.control.orders import BadRequest, Order
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.types import TtlAction
 
@@ -131,10 +132,6 @@ class ControlService(Protocol):
         """Unmount and begin to end."""
 
 
-class _BadRequest(Exception):
-    """The request cannot be understood; the text says why."""
-
-
 async def serve(
     socket_path: str | Path,
     service: ControlService,
@@ -173,133 +170,132 @@ def _listening_socket(path: Path) -> socket.socket:
 
 
 def _application(service: ControlService) -> Router:
-    async def status(_request: Request) -> Response:
-        return JSONResponse(service.status())
+    async def status(_body: orders.Nothing) -> Response:
+        return _Json(service.status())
 
-    async def metrics(_request: Request) -> Response:
-        return PlainTextResponse(service.metrics(), media_type=_PROMETHEUS)
+    async def metrics(_body: orders.Nothing) -> Response:
+        return Response(service.metrics().encode(errors="backslashreplace"), media_type=_PROMETHEUS)
 
-    async def refresh(request: Request) -> Response:
-        return JSONResponse({"errors": await service.refresh(await _paths(request))})
+    async def refresh(body: orders.Paths) -> Response:
+        return _Json({"errors": await service.refresh(body.paths)})
 
-    async def persist(request: Request) -> Response:
-        return _Lines(service.persist(await _paths(request)))
+    async def persist(body: orders.Paths) -> Response:
+        return _Lines(service.persist(body.paths))
 
-    async def load(request: Request) -> Response:
-        return _Lines(service.load(await _paths(request, _LOAD_MAX_BYTES)))
+    async def load(body: orders.Paths) -> Response:
+        return _Lines(service.load(body.paths))
 
-    async def free(request: Request) -> Response:
-        return _Lines(service.free(await _paths(request)))
+    async def free(body: orders.Paths) -> Response:
+        return _Lines(service.free(body.paths))
 
-    async def check(request: Request) -> Response:
-        return _Lines(service.check(repair=_flag(await _body(request), "repair")))
+    async def check(body: orders.Check) -> Response:
+        return _Lines(service.check(repair=body.repair))
 
-    async def locate(request: Request) -> Response:
-        return JSONResponse({"paths": await service.locate(await _paths(request))})
+    async def locate(body: orders.Paths) -> Response:
+        return _Json({"paths": await service.locate(body.paths)})
 
-    async def reload(_request: Request) -> Response:
-        return JSONResponse({"changed": await service.reload()})
+    async def reload(_body: orders.Nothing) -> Response:
+        return _Json({"changed": await service.reload()})
 
-    async def pin(request: Request) -> Response:
-        return JSONResponse(await service.pin(await _paths(request)))
+    async def pin(body: orders.Paths) -> Response:
+        return _Json(await service.pin(body.paths))
 
-    async def unpin(request: Request) -> Response:
-        return JSONResponse(await service.unpin(await _paths(request)))
+    async def unpin(body: orders.Paths) -> Response:
+        return _Json(await service.unpin(body.paths))
 
-    async def limit(request: Request) -> Response:
-        body = await _body(request)
-        seconds, action = body.get("seconds"), body.get("action")
-        if action not in ("free", "delete"):
-            raise _BadRequest("action: free or delete is needed")
-        if not (seconds is None or (isinstance(seconds, (int, float)) and seconds >= 0)):
-            raise _BadRequest("seconds: a number or null is needed")
-        return JSONResponse(await service.limit(_paths_in(body), seconds, action))
+    async def limit(body: orders.Limit) -> Response:
+        return _Json(await service.limit(body.paths, body.seconds, body.action))
 
-    async def replicate(request: Request) -> Response:
-        body = await _body(request)
-        least = _count(body, "min")
-        most = None if body.get("max") is None else _count(body, "max")
-        if most is not None and most < max(1, least):
-            raise _BadRequest("max: is smaller than min")
-        return JSONResponse(await service.replicate(_paths_in(body), least, most))
+    async def replicate(body: orders.Replicate) -> Response:
+        if body.max is not None and body.max < max(1, body.min):
+            raise BadRequest("max: is smaller than min")
+        return _Json(await service.replicate(body.paths, body.min, body.max))
 
-    async def start_load(request: Request) -> Response:
-        return JSONResponse({"job": service.start_load(await _paths(request, _LOAD_MAX_BYTES))})
+    async def start_load(body: orders.Paths) -> Response:
+        return _Json({"job": service.start_load(body.paths)})
 
-    async def loads(_request: Request) -> Response:
-        return JSONResponse({"jobs": service.loads()})
+    async def loads(_body: orders.Nothing) -> Response:
+        return _Json({"jobs": service.loads()})
 
-    async def stop_loads(_request: Request) -> Response:
-        return JSONResponse({"stopped": service.stop_loads()})
+    async def stop_loads(_body: orders.Nothing) -> Response:
+        return _Json({"stopped": service.stop_loads()})
 
-    async def attach(request: Request) -> Response:
-        body = await _body(request)
-        source, path, options = body.get("source"), body.get("path"), body.get("options", {})
-        if not isinstance(source, str) or not isinstance(path, str) or not isinstance(options, dict):
-            raise _BadRequest("source, path and options are needed")
-        return JSONResponse({"notes": await service.attach(source, path, options)})
+    async def attach(body: orders.Attach) -> Response:
+        return _Json({"notes": await service.attach(body.source, body.path, body.options)})
 
-    async def detach(request: Request) -> Response:
-        body = await _body(request)
-        path, force = body.get("path"), body.get("force", False)
-        if not isinstance(path, str) or not isinstance(force, bool):
-            raise _BadRequest("path and force are needed")
-        return _Lines(service.detach(path, force=force))
+    async def detach(body: orders.Detach) -> Response:
+        return _Lines(service.detach(body.path, force=body.force))
 
-    async def drain(_request: Request) -> Response:
+    async def drain(_body: orders.Nothing) -> Response:
         return _Lines(service.drain())
 
-    async def unmount(request: Request) -> Response:
-        await service.unmount(lazy=_flag(await _body(request), "lazy"))
-        return JSONResponse({})
+    async def unmount(body: orders.Unmount) -> Response:
+        await service.unmount(lazy=body.lazy)
+        return _Json({})
 
-    routes = [
-        Route("/v1/status", _guard(status), methods=["GET"]),
-        Route("/v1/metrics", _guard(metrics), methods=["GET"]),
-        Route("/v1/refresh", _guard(refresh), methods=["POST"]),
-        Route("/v1/persist", _guard(persist), methods=["POST"]),
-        Route("/v1/load", _guard(load), methods=["POST"]),
-        Route("/v1/load/start", _guard(start_load), methods=["POST"]),
-        Route("/v1/load/jobs", _guard(loads), methods=["GET"]),
-        Route("/v1/load/stop", _guard(stop_loads), methods=["POST"]),
-        Route("/v1/free", _guard(free), methods=["POST"]),
-        Route("/v1/check", _guard(check), methods=["POST"]),
-        Route("/v1/locate", _guard(locate), methods=["POST"]),
-        Route("/v1/reload", _guard(reload), methods=["POST"]),
-        Route("/v1/pin", _guard(pin), methods=["POST"]),
-        Route("/v1/unpin", _guard(unpin), methods=["POST"]),
-        Route("/v1/ttl", _guard(limit), methods=["POST"]),
-        Route("/v1/replicate", _guard(replicate), methods=["POST"]),
-        Route("/v1/attach", _guard(attach), methods=["POST"]),
-        Route("/v1/detach", _guard(detach), methods=["POST"]),
-        Route("/v1/drain", _guard(drain), methods=["POST"]),
-        Route("/v1/unmount", _guard(unmount), methods=["POST"]),
-    ]
-    return Router(routes, default=_not_found)
+    table: dict[str, tuple[str, type[Order], Endpoint]] = {
+        "/v1/status": ("GET", orders.Nothing, status),
+        "/v1/metrics": ("GET", orders.Nothing, metrics),
+        "/v1/refresh": ("POST", orders.Paths, refresh),
+        "/v1/persist": ("POST", orders.Paths, persist),
+        "/v1/load": ("POST", orders.Paths, load),
+        "/v1/load/start": ("POST", orders.Paths, start_load),
+        "/v1/load/jobs": ("GET", orders.Nothing, loads),
+        "/v1/load/stop": ("POST", orders.Nothing, stop_loads),
+        "/v1/free": ("POST", orders.Paths, free),
+        "/v1/check": ("POST", orders.Check, check),
+        "/v1/locate": ("POST", orders.Paths, locate),
+        "/v1/reload": ("POST", orders.Nothing, reload),
+        "/v1/pin": ("POST", orders.Paths, pin),
+        "/v1/unpin": ("POST", orders.Paths, unpin),
+        "/v1/ttl": ("POST", orders.Limit, limit),
+        "/v1/replicate": ("POST", orders.Replicate, replicate),
+        "/v1/attach": ("POST", orders.Attach, attach),
+        "/v1/detach": ("POST", orders.Detach, detach),
+        "/v1/drain": ("POST", orders.Nothing, drain),
+        "/v1/unmount": ("POST", orders.Unmount, unmount),
+    }
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        request = Request(scope, receive)
+        response = await _answer(request, *table[scope["path"]]) if scope["path"] in table else _error(
+            404, "no such request; is the daemon of another version?"
+        )  # fmt: skip
+        await response(scope, receive, send)
+
+    return Router(default=answer, redirect_slashes=False)
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Any], Awaitable[Response]]
 
 
-def _guard(endpoint: Endpoint) -> Endpoint:
-    """Turn every exception of an endpoint into a one-line answer."""
+async def _answer(request: Request, method: str, order: type[Order], endpoint: Endpoint) -> Response:
+    """Call an endpoint and turn every exception into a one-line answer."""
+    try:
+        if request.method != method:
+            return _error(405, f"{request.url.path} wants {method}")
+        most_bytes = _LOAD_MAX_BYTES if request.url.path.startswith("/v1/load") else _BODY_MAX_BYTES
+        body = orders.order_in(await _body(request, most_bytes), order)
+        return await endpoint(body)
+    except (BadRequest, ConfigError) as exc:
+        return _error(400, str(exc))
+    except MountError as exc:
+        return _error(409, str(exc))
+    except LuxError as exc:
+        return _error(502, str(exc))
+    except Exception:
+        log.exception("control request %s failed", request.url.path)
+        return _error(500, "unexpected error in the daemon; see its log")
 
-    async def guarded(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except _BadRequest as exc:
-            return _error(400, str(exc))
-        except ConfigError as exc:
-            return _error(400, str(exc))
-        except MountError as exc:
-            return _error(409, str(exc))
-        except LuxError as exc:
-            return _error(502, str(exc))
-        except Exception:
-            log.exception("control request %s failed", request.url.path)
-            return _error(500, "unexpected error in the daemon; see its log")
 
-    return guarded
+class _Json(Response):
+    """An object as JSON. Text that is no UTF-8 is escaped, as `json` does it."""
+
+    def __init__(self, content: object, status_code: int = 200) -> None:
+        super().__init__(json.dumps(content).encode(), status_code, media_type="application/json")
 
 
 class _Lines(Response):
@@ -336,40 +332,10 @@ class _Lines(Response):
 
 
 def _error(status: int, text: str) -> Response:
-    return JSONResponse({"error": " ".join(text.split())}, status_code=status)
+    return _Json({"error": " ".join(text.split())}, status)
 
 
-async def _not_found(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] == "http":
-        await _error(404, "no such request; is the daemon of another version?")(scope, receive, send)
-
-
-async def _paths(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> list[str]:
-    return _paths_in(await _body(request, most_bytes))
-
-
-def _paths_in(body: dict[str, Any]) -> list[str]:
-    paths = body.get("paths")
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise _BadRequest("paths: a list of strings is needed")
-    return paths
-
-
-def _count(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_COPIES:
-        raise _BadRequest(f"{name}: a number from 0 to {MOST_COPIES} is needed")
-    return value
-
-
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name, False)
-    if not isinstance(value, bool):
-        raise _BadRequest(f"{name}: true or false is needed")
-    return value
-
-
-async def _body(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
+async def _body(request: Request, most_bytes: int) -> bytes:
     raw = bytearray()
     size = 0
     async with aclosing(request.stream()) as stream:
@@ -378,11 +344,5 @@ async def _body(request: Request, most_bytes: int = _BODY_MAX_BYTES) -> dict[str
             if size <= most_bytes:  # else it is received all the same: a client that still sends hears no answer
                 raw += chunk
     if size > most_bytes:
-        raise _BadRequest(f"the request is too large: {most_bytes >> 20} MiB are the most; give fewer paths")
-    try:
-        body = json.loads(raw or b"{}")
-    except ValueError:
-        raise _BadRequest("the request is not JSON") from None
-    if not isinstance(body, dict):
-        raise _BadRequest("a JSON object is needed")
-    return body
+        raise BadRequest(f"the request is too large: {most_bytes >> 20} MiB are the most; give fewer paths")
+    return bytes(raw)

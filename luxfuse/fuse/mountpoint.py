@@ -11,8 +11,10 @@ import errno
 import os
 import re
 import subprocess
+import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT_TIMEOUT_S = 20
 _SYMLINKS_MAX = 40
+_SAID_MAX_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class MountInfo:
 def parse_mountinfo(text: str) -> list[MountInfo]:
     """Return the mounts of a mountinfo file, oldest first. Lines that cannot be read are left out."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold what else ends lines
         left, separator, right = line.partition(" - ")
         before, after = left.split(" "), right.split(" ")
         if not separator or len(before) < 6 or len(after) < 2:
@@ -151,6 +154,31 @@ def mount_device(fd: int, mountpoint: str, source: str, options: Sequence[str], 
         code = ctypes.get_errno()
         hint = "root may mount; a plain user needs fusermount3" if code == errno.EPERM else "see dmesg"
         raise MountError(f"{mountpoint} cannot be mounted: {os.strerror(code)}; {hint}")
+
+
+@contextmanager
+def words_of_fusermount(said: list[str]) -> Iterator[None]:
+    """Have what fusermount3 and libfuse write on stderr in the block put into ``said``, a line each, and then there.
+
+    They are other programs and C code, which know no other way to say why they cannot mount.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    caught = os.memfd_create("fusermount3", os.MFD_CLOEXEC)
+    try:
+        os.dup2(caught, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            text = os.pread(caught, _SAID_MAX_BYTES, 0)
+            sys.stderr.write(text.decode(errors="replace"))
+            sys.stderr.flush()
+            lines = text.decode(errors="replace").splitlines()
+            said += [line.strip().removeprefix("fusermount3: ") for line in lines if line.startswith("fusermount3: ")]
+    finally:
+        os.close(kept)
+        os.close(caught)
 
 
 def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:

@@ -165,13 +165,13 @@ class Session:
         if self._allow_other:
             options.add("allow_other")
         self._kernel.disable("not root: mounted through fusermount3")
+        said: list[str] = []
         try:
-            pyfuse3.init(self._operations, self._mountpoint, options)
+            with mounts.words_of_fusermount(said):
+                pyfuse3.init(self._operations, self._mountpoint, options)
         except RuntimeError:
-            raise MountError(
-                f"{self._mountpoint}: fusermount3 cannot mount here; is the package fuse3 installed, the directory "
-                "yours, and user_allow_other set in /etc/fuse.conf for --allow-other?"
-            ) from None
+            why = "; ".join(said) or "is the package fuse3 installed, and the directory yours?"
+            raise MountError(f"{self._mountpoint}: fusermount3 cannot mount here: {why}") from None
         self._mounted = self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.invalidate)

@@ -260,7 +260,7 @@ def test_refresh_load_free_and_locate_reach_into_an_attached_store(mount: Mount,
 def test_wrong_orders_are_one_line_and_change_nothing(mount: Mount, s3: FastS3, bucket: str, other: str) -> None:
     wrong: list[tuple[str, str, dict[str, object], str]] = [
         (other, "", {}, "is the mountpoint itself"),
-        (other, "d/../m", {}, "is the mountpoint itself or no path"),
+        (other, "d/../m", {}, "must be relative to the mount, without empty parts"),
         (other, "none/m", {}, "cannot be attached there"),
         (other, "a/m", {}, "cannot be attached there"),
         (other, "d/" + "n" * 256, {}, "of at most 255 bytes"),

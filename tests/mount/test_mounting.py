@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ from botocore.config import Config
 from prometheus_client.parser import text_string_to_metric_families
 
 from luxfuse import __version__
+from luxfuse.cli import main as command_line
 from luxfuse.fuse import mountpoint as mounts
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
@@ -435,3 +437,62 @@ def test_mounts_a_bucket_of_moto(mounting: Mounts, moto_url: str, moto_bucket: s
     mount = mounting(f"s3://{moto_bucket}", endpoint_url=moto_url)
     assert mount.do("list", str(mount.path)) == []
     assert mount.status()["driver"] == "obstore"
+
+
+class TestUnforeseenPaths:
+    """One clear line, whatever a path holds, and nothing in the daemon's log."""
+
+    COMMANDS = (
+        ("pin",), ("unpin",), ("ttl", "1h"), ("locate",), ("refresh",), ("load",), ("load", "--background"), ("free",),
+        ("persist",), ("detach",), ("status",), ("check",), ("metrics",), ("reload",), ("unmount",),
+    )  # fmt: skip
+
+    @pytest.fixture
+    def ask(self, one: Mount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        """Runs commands in this process, which is faster; returns exit code, output and errors."""
+        monkeypatch.setenv("LUXFUSE_STATE_DIR", str(one.state))
+
+        def run(*arguments: object) -> tuple[int, str, str]:
+            capsys.readouterr()
+            code = command_line.guard(lambda: command_line.run([str(argument) for argument in arguments]))
+            return code, *capsys.readouterr()
+
+        return run
+
+    @pytest.mark.parametrize("name", ["caf\udce9", "not there"])
+    def test_names_that_are_not_there(self, one: Mount, ask, name: str) -> None:
+        for command, *more in self.COMMANDS:
+            options = [word for word in more if word.startswith("-")]
+            if name.isascii() and (command == "free" or "--background" in options):
+                continue  # nothing there is nothing to do; what a load finds is told by its progress
+            code, _, errors = ask(command, *options, one.path / name, *[word for word in more if not word.startswith("-")])
+            assert code == 1, (command, errors)
+            assert errors.startswith("luxfuse: ")
+            assert errors.count("\n") == 1, (command, errors)
+        assert one.mounted
+
+    def test_names_with_control_characters_work(self, one: Mount, ask) -> None:
+        name = one.path / "a\nb\x1b[31m\u2028c"
+        name.write_bytes(b"x")
+        for command in ("pin", "unpin", "locate", "refresh", "load", "persist", "free"):
+            code, out, errors = ask(command, name)
+            assert (code, errors) == (0, ""), command
+            assert "\x1b" not in out
+        assert ask("ttl", name, "1h") == (0, "", "")
+
+    def test_a_cache_on_luxfuse(self, one: Mount, mounting: Mounts, bucket: str) -> None:
+        other = mounting.make(f"s3://{bucket}", cache_dir=one.path / "cache")
+        done = other.try_mount()
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"luxfuse: cache_dir {one.path}/cache: lies on the luxfuse mount {one.path}; choose a local disk\n"
+        )
+
+
+@pytest.mark.usefixtures("plain_user")
+def test_what_fusermount3_says_is_shown(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    if re.search(r"^user_allow_other", Path("/etc/fuse.conf").read_text(), re.MULTILINE):
+        pytest.skip("/etc/fuse.conf lets everybody in")
+    mount = mounting.make(f"s3://{bucket}", "--allow-other", endpoint_url=s3.endpoint, plain_user=True)
+    said = assert_fails(mount, "fusermount3 cannot mount here: ", "user_allow_other")
+    assert "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf" in said

@@ -29,7 +29,7 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return MountRecord(mountpoint=path, source="s3://b", pid=1, version="1", started_at=0.0, alive=True)
 
     monkeypatch.setattr(cluster, "ask_status", lambda record: documents[record.mountpoint])
-    monkeypatch.setattr(cluster, "living_mount", record)
+    monkeypatch.setattr(cluster, "mount_at", record)
     monkeypatch.setattr(cluster.registry, "list_mounts", lambda _: list(map(record, documents)))
     return documents
 

@@ -39,8 +39,8 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    directory = tmp_path / "state"
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("LUXFUSE_STATE_DIR", str(directory))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(

@@ -72,11 +72,12 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
 
 
 def test_fstab_helper(started: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "m")
     arguments = ["s3://b", f"{tmp_path}/link", "-n", "-v", "-o", "rw,_netdev,endpoint_url=http://h:1,cache_size=1GiB"]
     assert fstab.run(arguments) == 0
     (settings,) = started
-    assert (settings.source, settings.mountpoint) == ("s3://b", str(tmp_path.resolve()))
+    assert (settings.source, settings.mountpoint) == ("s3://b", str(tmp_path.resolve() / "m"))
     assert settings.endpoint_url == "http://h:1"
     assert settings.cache_dirs[0].size_bytes == 1 << 30
     assert not settings.read_only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import stat
 import threading
@@ -46,7 +47,7 @@ class FakeService:
         yield {"files": len(paths), "done": False}
         if self.fault:
             raise self.fault
-        yield {"files": 0, "done": True, "failures": [f"{path}: no" for path in paths if path == "\udcff"]}
+        yield {"files": 0, "done": True, "failures": [f"{path}: no" for path in paths if path == "gone"]}
 
     async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         self.draining = True
@@ -127,7 +128,7 @@ async def call(function: Callable[..., T], *args: object) -> T:
 @pytest.mark.parametrize(("least", "most"), [(-1, None), (True, None), ("2", None), (2, 1), (0, 0), (1, 10_001)])
 async def test_rules_of_replicas_must_make_sense(tmp_path: Path, least: int, most: int | None) -> None:
     async with serving(tmp_path / "control.sock") as (_, client):
-        with pytest.raises(DaemonRefused, match=r"^(min|max): ") as caught:
+        with pytest.raises(DaemonRefused, match=r"min|max") as caught:
             await call(client.replicate, ["a"], least, most)
         assert caught.value.status == 400
         assert (await call(client.replicate, ["a"], 2, 2))["notes"] == ["['a'] 2 2"]
@@ -138,8 +139,8 @@ async def test_every_request(tmp_path: Path) -> None:
         assert await call(client.status) == sample_status()
         assert await call(client.metrics) == "luxfuse_up 1\n"
         assert await call(client.refresh, ["a/ö", "gone"]) == ["gone: no such file"]
-        assert await call(lambda: list(client.persist(["a", "\udcff"]))) == [
-            {"files": 2, "done": False}, {"files": 0, "done": True, "failures": ["\udcff: no"]}
+        assert await call(lambda: list(client.persist(["a", "gone"]))) == [
+            {"files": 2, "done": False}, {"files": 0, "done": True, "failures": ["gone: no"]}
         ]
         assert await call(client.attach, "s3://b", "d/m", {"driver": "auto"}) == ["s3://b", "d/m", "driver"]
         assert (await call(lambda: list(client.detach("d/m", force=True))))[-1] == {"files": 0, "done": True}
@@ -228,6 +229,21 @@ async def test_a_failure_in_the_course_of_an_answer(tmp_path: Path, expected_log
         ("POST", "/v1/persist", b'{"paths": "a"}', 400),
         ("GET", "/v1/drain", None, 405),
         ("POST", "/v1/unmount", b'{"lazy": "yes"}', 400),
+        ("POST", "/v1/unmount", b'{"lazy": false, "force": true}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["\\udce9"]}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["\xe9"]}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["\\u0000"]}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["../x"]}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["/etc"]}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ["a"], "path": "b"}', 400),
+        ("POST", "/v1/refresh", b'{"paths": ' + b"[" * 100_000, 400),
+        ("POST", "/v1/ttl", b'{"paths": ["a"], "seconds": 1e400, "action": "free"}', 400),
+        ("POST", "/v1/ttl", b'{"paths": ["a"], "seconds": NaN, "action": "free"}', 400),
+        ("POST", "/v1/ttl", b'{"paths": ["a"], "seconds": -1, "action": "free"}', 400),
+        ("POST", "/v1/ttl", b'{"paths": ["a"], "seconds": 1, "action": "burn"}', 400),
+        ("POST", "/v1/attach", b'{"source": 1, "path": "a"}', 400),
+        ("POST", "/v1/drain", b'{"now": true}', 400),
+        ("GET", "/v1/status/", None, 404),
         ("POST", "/v1/refresh", b" " * (5 << 20), 400),
     ],
 )
@@ -235,6 +251,9 @@ async def test_bad_requests(tmp_path: Path, method: str, target: str, body: byte
     async with serving(tmp_path / "control.sock") as (service, client):
         answer = await call(raw_request, tmp_path / "control.sock", method, target, body or b"")
         assert answer.split(b" ", 2)[1] == str(status).encode()
+        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert error
+        assert "\n" not in error
         assert not service.refreshed
         assert not service.unmounted
         assert await call(client.status)
@@ -250,7 +269,7 @@ def raw_request(path: Path, method: str, target: str, body: bytes) -> bytes:
             sock.sendall(head.encode() + body)
         except BrokenPipeError:
             pass
-        return sock.recv(65536)
+        return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 async def test_cancelling_ends_it_with_connections_open_and_prints_nothing(
