@@ -19,7 +19,7 @@ from luxfuse.core.addresses import SEED_FILE
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
-from luxfuse.core.settings import BY_NAME, SETTINGS, default, names
+from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SECRET_OPTIONS, SETTINGS, default, names
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, WriteMode
@@ -58,6 +58,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     whole_file_threshold_bytes: int = default("whole_file_threshold")
     endpoint_url: str | None = None
     storage_options: dict[str, str] = {}
+    storage_class: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    sse_customer_key_file: str | None = None
+    acl: str = default("acl")
+    checksum_algorithm: str | None = None
+    requester_pays: bool = default("requester_pays")
+    expected_bucket_owner: str | None = None
     driver: Driver = default("driver")
     request_timeout_s: float = default("request_timeout")
     max_requests: int = default("max_requests")
@@ -94,6 +102,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Names the cached content; depends on where the objects come from alone."""
         identity = f"{self.source}\0{self.endpoint_url or ''}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def driver_options(self) -> dict[str, str]:
+        """What the under-store's driver is told: the storage options, and the settings that say how objects are stored."""
+        chosen = {name: getattr(self, name) for name in OF_OBJECTS}
+        said = {name: value for name, value in chosen.items() if value not in (None, default(name))}
+        return {**self.storage_options, **{name: "true" if value is True else value for name, value in said.items()}}
 
     @property
     def path_default(self) -> PathPolicy:
@@ -198,6 +213,8 @@ def parse_pairs(texts: list[str], where: str) -> dict[str, str]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise ConfigError(f"{where}: write it as key=value")
+        if name in SECRET_OPTIONS and where.startswith("-"):
+            raise ConfigError(f"{where} {name}: everybody can read a command line; use --sse-customer-key-file FILE")
         if pairs.get(name, value) != value:
             raise ConfigError(f"{where}: {name} is given twice; leave one out")
         pairs[name] = value
@@ -306,6 +323,9 @@ def _check(settings: Settings) -> Settings:
                 raise ConfigError(
                     f"--{name}: is for a node of a cluster; give --cluster-key-file FILE, made by: luxfuse cluster init"
                 )
+    if twice := next((name for name in settings.storage_options if settings.driver_options[name]
+                      != settings.storage_options[name]), None):  # fmt: skip
+        raise ConfigError(f"storage option {twice}: contradicts the setting {twice}; leave one out")
     return settings
 
 
@@ -337,7 +357,7 @@ def attached(base: Settings, source: str, options: Mapping[str, Any]) -> Setting
     whole = {**given, "source": Given(source, "source"), "mountpoint": Given(base.mountpoint, "mountpoint")}
     chosen = _build(whole, {}, None)
     fields = {BY_NAME[name].field_name for name in given}
-    fields |= {"source", "endpoint_url", "storage_options", "driver", "path_rules"}
+    fields |= {"source", "endpoint_url", "storage_options", "driver", "path_rules", *OF_OBJECTS}
     changes = {name: getattr(chosen, name) for name in fields}
     changes["read_only"] = base.read_only or chosen.read_only
     changes["cache_dirs"] = _sized(base.cache_dirs, size)

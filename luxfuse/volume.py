@@ -130,7 +130,7 @@ class VolumeLife:
         s = self.settings
         return await trio.to_thread.run_sync(
             lambda: open_driver(
-                s.source, endpoint_url=s.endpoint_url, storage_options=s.storage_options, driver=s.driver,
+                s.source, endpoint_url=s.endpoint_url, storage_options=s.driver_options, driver=s.driver,
                 request_timeout_s=s.request_timeout_s,
             )
         )

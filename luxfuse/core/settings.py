@@ -16,6 +16,13 @@ from luxfuse.core.rule_tables import parse_rules
 from luxfuse.core.values import Kind
 
 MOST_REPLICAS = 7
+ACLS = ("keep", "private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read",
+        "bucket-owner-read", "bucket-owner-full-control")  # fmt: skip
+OF_OBJECTS = ("storage_class", "server_side_encryption", "sse_kms_key_id", "sse_customer_key_file", "acl",
+              "checksum_algorithm", "requester_pays", "expected_bucket_owner")  # fmt: skip
+"""The settings that say how objects are stored; drivers get them as options of the same names."""
+SECRET_OPTIONS = frozenset({"sse_customer_key", "sse_customer_key_base64"})
+"""Storage options that must not stand on a command line."""
 Place = Literal["argument", "flag", "option", "variable", "file"]
 EVERYWHERE: frozenset[Place] = frozenset(("flag", "option", "variable", "file"))
 _ARGUMENT: frozenset[Place] = frozenset(("argument", "variable", "file"))
@@ -114,6 +121,37 @@ SETTINGS = (
     ),
     Setting(
         "storage_options", values.OPTIONS, "Options of the store's driver.", attachable=True, item="storage_option",
+    ),
+    Setting(
+        "storage_class", values.text("CLASS"),
+        "S3 and Azure: the storage class, or access tier, of new objects; those that exist keep theirs.",
+        shown_default="the bucket's", attachable=True,
+    ),
+    Setting(
+        "server_side_encryption", values.choice("AES256", "aws:kms", "aws:kms:dsse"),
+        "S3: how what is written is encrypted.", shown_default="as before, or the bucket's", attachable=True,
+    ),
+    Setting("sse_kms_key_id", values.text("KEY"), "The key for `aws:kms` and `aws:kms:dsse`.", attachable=True),
+    Setting(
+        "sse_customer_key_file", values.FILE,
+        "S3: a private file with a key of 32 bytes, plain or in base64, with which everything here is encrypted (SSE-C).",
+        attachable=True,
+    ),
+    Setting(
+        "acl", values.choice(*ACLS),
+        "S3: the ACL of what is written; `keep`: objects that exist keep theirs, new ones get the bucket's.", "keep",
+        attachable=True,
+    ),
+    Setting(
+        "checksum_algorithm", values.choice("CRC64NVME", "CRC32C", "CRC32", "none"),
+        "S3: the checksum that goes with what is written.", shown_default="CRC64NVME, where the server takes it",
+        attachable=True,
+    ),
+    Setting("requester_pays", values.SWITCH, "S3: who asks pays.", "off", attachable=True),
+    Setting(
+        "expected_bucket_owner", values.text("ACCOUNT"),
+        "S3: the account of 12 digits that has to own the bucket, or requests fail; makes `auto` take the slower fsspec.",
+        attachable=True,
     ),
     Setting(
         "request_timeout", values.TIME_OUT, "Deadline of one request with its retries.", "30s", attachable=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -62,10 +63,11 @@ def _refusal(source: str, options: Mapping[str, str]) -> str | None:
     location = parse_location(source)
     if location.prefix and has_odd_segment(location.prefix[:-1]):
         return f"cannot name the prefix {location.prefix!r}"
-    from luxfuse.understore.obstore_options import unknown_options
+    from luxfuse.understore.obstore_options import known_options, unknown_options
 
     if unknown := unknown_options(family, options):
-        return f"does not know the storage option {unknown[0]!r}"
+        near = difflib.get_close_matches(unknown[0], known_options(family), 1)
+        return f"does not know the storage option {unknown[0]!r}" + (f", but {near[0]}" if near else "")
     return None
 
 

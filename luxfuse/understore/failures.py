@@ -25,6 +25,7 @@ _SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 4
                 # These differ from what their status says elsewhere.
                 "BlobAlreadyExists": 412, "LeaseIdMissing": 403, "BlobImmutableDueToPolicy": 403,
                 "InvalidBlobType": 400, "InvalidBlockList": 404}  # fmt: skip
+_DAMAGED_CODES = ("BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "Md5Mismatch", "Crc64Mismatch")
 _QUOTA_CODES = ("QuotaExceeded", "QuotaExceededException", "XMinioAdminBucketQuotaExceeded", "StorageQuotaExceeded",
                 "AccountStorageQuotaExceeded")  # fmt: skip
 
@@ -65,6 +66,8 @@ def from_status(status: int, what: str, *, code: str = "", family: str = "", buc
         return BucketMissing(f"{text}; the bucket or container does not exist, check the URL and the endpoint")
     if code in _QUOTA_CODES:
         return QuotaExceeded(text)
+    if code in _DAMAGED_CODES:
+        return StoreUnavailable(f"{text}; what arrived there is not what was sent")
     if status in (401, 403) or code in _DENIED_CODES:
         places = CREDENTIAL_PLACES.get(family)
         return AccessDenied(f"{text}; credentials come from: {places}" if places else text)

@@ -16,14 +16,18 @@ from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.times import to_ns
 
 
 class AzureDriver(AzureWrites, FsspecDriver):
     """An `UnderStore` on adlfs."""
 
-    def __init__(self, filesystem: Any, root: str, *, family: str = "az", request_timeout_s: float = 30.0) -> None:
-        super().__init__(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+    def __init__(
+        self, filesystem: Any, root: str, *, request_timeout_s: float = 30.0, objects: ObjectOptions = NO_OPTIONS
+    ) -> None:
+        super().__init__(filesystem, root, family="az", request_timeout_s=request_timeout_s)
+        self._objects = objects
         container, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._container = filesystem.service_client.get_container_client(container)

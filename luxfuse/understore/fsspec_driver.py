@@ -20,6 +20,7 @@ from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_
 from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
 from luxfuse.understore.locations import family_of, has_dot_segment
+from luxfuse.understore.object_options import take_object_options
 
 PAGE_ENTRIES = 1000
 
@@ -172,11 +173,13 @@ def open_fsspec(
         from luxfuse.understore.fsspec_s3 import S3Driver
 
         arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s)
-        return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s)
+        objects = take_object_options(family, storage_options or {}, endpoint_url)[0]
+        return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s, objects=objects)
     if family == "az":
         from luxfuse.understore.fsspec_azure import AzureDriver
 
-        return AzureDriver(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+        objects = take_object_options(family, storage_options or {})[0]
+        return AzureDriver(filesystem, root, request_timeout_s=request_timeout_s, objects=objects)
     if source.startswith(("http://", "https://")):
         from luxfuse.understore.fsspec_http import HttpDriver
 

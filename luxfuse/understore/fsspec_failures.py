@@ -94,6 +94,12 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
+def message_of(exc: BaseException) -> str:
+    """Return the store's own text, as botocore gives it; it may hold anything, and is only to be looked at."""
+    response = getattr(exc, "response", None)
+    return str(response.get("Error", {}).get("Message", "")) if isinstance(response, dict) else ""
+
+
 def status_of(exc: Any) -> tuple[int, str]:
     """Return the HTTP status and the store's code of whatever library error this is; (0, "") if it has none."""
     response = getattr(exc, "response", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -13,10 +14,13 @@ from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 from luxfuse.errors import ConfigError, StoreError
+from luxfuse.understore import object_options
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_known import refuse_unknown, refuse_unknown_inside
 from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.locations import family_of, parse_location
+from luxfuse.understore.object_options import take_object_options
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -36,8 +40,11 @@ _S3_NAMES = {
     "aws_session_token": "token",
     "skip_signature": "anon",
     "endpoint": "endpoint_url",
-    "request_payer": "requester_pays",
 }
+_S3_OURS = frozenset({
+    "region", "region_name", "aws_region", "default_region", "verify", "allow_invalid_certificates", "allow_http",
+    "virtual_hosted_style_request",
+})  # fmt: skip
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp"}
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
@@ -51,11 +58,12 @@ def open_filesystem(
     Raises `ConfigError` for an unknown protocol, a missing package or options that cannot be used.
     """
     shown = safe_url(source)
-    arguments = _arguments(source, endpoint_url, options, request_timeout_s)
     protocol = source.partition("://")[0] if "://" in source else "file"
     if (module := _MODULES.get(family_of(source) or "")) and importlib.util.find_spec(module) is None:
         raise ConfigError(f"source {shown!r}: needs the package {module}; install it with: pip install "
                           f"'{_PACKAGES[module]}'")  # fmt: skip
+    refuse_unknown(source, family_of(source) or "", options, _translated(source), protocol)
+    arguments = _arguments(source, endpoint_url, options, request_timeout_s)
     try:
         filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
     except ImportError as exc:
@@ -77,6 +85,18 @@ def open_filesystem(
     return without_listings(filesystem), str(root)
 
 
+def _translated(source: str) -> frozenset[str]:
+    """Return the options that `_arguments` makes others of."""
+    family = family_of(source) or ""
+    objects = object_options.NAMES.get(family, frozenset())
+    names = objects | {written for written, name in object_options.SYNONYMS.items() if name in objects}
+    if family == "s3":
+        return names | _S3_NAMES.keys() | _S3_OURS
+    if family == "az":
+        return names | _AZURE_NAMES.keys() | {"endpoint_url", "allow_http"}
+    return names
+
+
 def _refused(shown: str, exc: Exception, options: Mapping[str, str]) -> ConfigError:
     # The library's text may repeat values, keys among them, so only its kind and the names are shown.
     names = ", ".join(sorted(options)) or "none given"
@@ -88,6 +108,7 @@ def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str]
     family = family_of(source)
     if family == "s3":
         return s3_arguments(options, endpoint_url, timeout_s)
+    options = take_object_options(family or "", options)[1]
     arguments = {name: _convert(name, value) for name, value in options.items()}
     if family == "az":
         return _azure(source, arguments, endpoint_url)
@@ -122,17 +143,23 @@ def _convert(name: str, value: str) -> Any:
         if plain not in _TRUE + _FALSE:
             raise ConfigError(f"storage option {name}: write true or false")
         return plain in _TRUE
-    if value.startswith("{") and name.endswith("kwargs"):
+    if name.endswith("kwargs"):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except json.JSONDecodeError:
-            raise ConfigError(f"storage option {name}: is not JSON") from None
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(f"storage option {name}: is not JSON, or no object")
+        return found
     return value
 
 
 def s3_arguments(options: Mapping[str, str], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
     """Return the arguments of `s3fs.S3FileSystem`; ``client_kwargs`` and ``config_kwargs`` are always among them."""
+    objects, options = take_object_options("s3", options, endpoint_url)
     arguments = {_S3_NAMES.get(name, name): _convert(name, value) for name, value in options.items()}
+    _check_inner(arguments)
+    arguments["requester_pays"] = objects.requester_pays
     client = dict(arguments.pop("client_kwargs", {}))
     endpoint_url = endpoint_url or arguments.pop("endpoint_url", None)
     # botocore finds these too, but then takes host names for buckets.
@@ -145,8 +172,6 @@ def s3_arguments(options: Mapping[str, str], endpoint_url: str | None, timeout_s
     verify = str(arguments.pop("verify", "true")).lower() in _TRUE
     if arguments.pop("allow_invalid_certificates", False) or not verify:
         client["verify"] = False
-    if encryption := arguments.pop("server_side_encryption", None):
-        arguments["s3_additional_kwargs"] = {"ServerSideEncryption": encryption}
     for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload", "s3_express",
                  "metadata_endpoint"):  # fmt: skip
         arguments.pop(name, None)
@@ -160,6 +185,20 @@ def s3_arguments(options: Mapping[str, str], endpoint_url: str | None, timeout_s
     if bool(arguments.get("key")) != bool(arguments.get("secret")):
         raise ConfigError("storage options: key and secret are needed together")
     return {**arguments, "client_kwargs": client, "config_kwargs": config}
+
+
+def _check_inner(arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for what botocore would fail on later, with a TypeError."""
+    if not arguments.keys() & {"client_kwargs", "config_kwargs"}:
+        return
+    import botocore.config  # type: ignore[import-untyped]
+    import botocore.session  # type: ignore[import-untyped]
+
+    if inner := arguments.get("client_kwargs"):
+        parameters = inspect.signature(botocore.session.Session.create_client).parameters
+        refuse_unknown_inside("client_kwargs", inner, parameters.keys() - {"self", "service_name", "config"})
+    if inner := arguments.get("config_kwargs"):
+        refuse_unknown_inside("config_kwargs", inner, botocore.config.Config.OPTION_DEFAULTS)
 
 
 def _azure(source: str, given: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.s3_client import ABILITIES, S3Client
 from luxfuse.understore.times import to_ns
 
@@ -25,13 +26,22 @@ class S3Driver(DelegatedWrites, FsspecDriver):
     ``arguments`` are those that the file system was made with.
     """
 
-    def __init__(self, filesystem: Any, root: str, arguments: Mapping[str, Any], *, request_timeout_s: float) -> None:
+    def __init__(
+        self,
+        filesystem: Any,
+        root: str,
+        arguments: Mapping[str, Any],
+        *,
+        request_timeout_s: float,
+        objects: ObjectOptions = NO_OPTIONS,
+    ) -> None:
         super().__init__(filesystem, root, family="s3", request_timeout_s=request_timeout_s)
         filesystem.retries = 1  # retries are made above the drivers
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._client: S3Client | None = None
         self._arguments = arguments
+        self._objects = objects
         self._lock = threading.Lock()
 
     @property
@@ -41,7 +51,9 @@ class S3Driver(DelegatedWrites, FsspecDriver):
     def _writer(self) -> WriteSide:
         with self._lock:
             if self._client is None:
-                self._client = S3Client(self._bucket, self._prefix, self._arguments, self._timeout_s)
+                self._client = S3Client(
+                    self._bucket, self._prefix, self._arguments, self._timeout_s, self._objects
+                )
             return self._client
 
     def probe(self) -> None:
@@ -113,8 +125,11 @@ class S3Driver(DelegatedWrites, FsspecDriver):
         return self._call("list_objects_v2", what, bucket_level=True, **arguments)
 
     def _call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
+        keyed = {} if bucket_level else self._objects.keyed
         try:
-            response: dict[str, Any] = self._fs.call_s3(method, Bucket=self._bucket, **arguments)
+            response: dict[str, Any] = self._fs.call_s3(
+                method, Bucket=self._bucket, **self._objects.always, **keyed, **arguments
+            )
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family, bucket_level=bucket_level) from None
         return response

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from obstore.exceptions import InvalidPathError
 
@@ -17,9 +18,10 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer, UnderStore, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
-from luxfuse.understore.obstore_options import open_store
+from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
+from luxfuse.understore.obstore_options import OWN_CHECKSUMS, open_store
 from luxfuse.understore.obstore_reads import ObstoreReads
-from luxfuse.understore.obstore_writes import ObstoreWrites
+from luxfuse.understore.obstore_writes import NeedsMd5, ObstoreWrites
 
 
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
@@ -42,19 +44,24 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             fallback=fallback,
         )
         location, options = parse_location(source), storage_options or {}
-        self._own = ObstoreWrites(
-            self._store,
-            lambda: open_store(location, endpoint_url, options, request_timeout_s, patient=True),
-            self._family,
-        )
+        objects = take_object_options(self._family, options, endpoint_url)[0]
+
+        def open_for_writes(patient: bool, checksums: bool) -> Any:
+            return open_store(
+                location, endpoint_url, options, request_timeout_s, patient=patient, writes=True, checksums=checksums
+            )
+
+        self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
 
         def open_s3_client() -> WriteSide:
             from luxfuse.understore.fsspec_options import s3_arguments
             from luxfuse.understore.s3_client import S3Client
 
             arguments = s3_arguments(options, endpoint_url, request_timeout_s)
-            return S3Client(location.bucket, location.prefix, arguments, request_timeout_s)
+            return S3Client(location.bucket, location.prefix, arguments, request_timeout_s, objects)
 
+        self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
+        """Whether whole objects are put by our own client, for what obstore cannot send."""
         self._open_s3 = open_s3_client
         self._s3: WriteSide | None = None
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
@@ -83,12 +90,15 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return self._fallback() if writer is self._own and any(map(has_odd_segment, keys)) else writer
 
     def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        if has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"'):
+        if self._elsewhere or has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"'):
             return self._writer_for(key).put(key, data, metadata, expect=expect)
         try:
             return self._own.put(key, data, metadata, expect=expect)
         except InvalidPathError:
-            return self._writer_for(key).put(key, data, metadata, expect=expect)
+            pass
+        except NeedsMd5:
+            self._elsewhere = True
+        return self._writer_for(key).put(key, data, metadata, expect=expect)
 
     def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         return self._writer_for(key).put_file(key, path, metadata, expect=expect)

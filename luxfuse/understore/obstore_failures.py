@@ -17,6 +17,7 @@ from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
 from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS_OF_CLASS = (
     (AlreadyExistsError, 412),
@@ -43,6 +44,11 @@ def obstore_status(exc: Exception) -> tuple[int, str]:
     elif "redirect without LOCATION" in text:
         status = 301
     return status, code
+
+
+def obstore_message(exc: Exception) -> str:
+    """Return the store's own text; it may hold anything, and is only to be looked at."""
+    return found[1] if (found := _MESSAGE.search(str(exc))) else ""
 
 
 def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: bool = False) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from luxfuse.errors import AccessDenied, ConfigError
+from luxfuse.understore import object_options
 from luxfuse.understore.failures import CREDENTIAL_PLACES
 from luxfuse.understore.locations import Location
+from luxfuse.understore.object_options import ObjectOptions, take_object_options
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -25,6 +28,8 @@ PATIENCE = 4
 
 _TRUE = ("1", "true", "yes", "on", "requester")
 _REGION_TIMEOUT_S = 3.0
+OWN_CHECKSUMS = ("CRC64NVME",)
+"""What obstore computes, of those that we know."""
 
 _SYNONYMS: dict[str, dict[str, str]] = {
     "s3": {
@@ -40,7 +45,6 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         "aws_region": "region",
         "endpoint_url": "endpoint",
         "anon": "skip_signature",
-        "requester_pays": "request_payer",
     },
     "az": {"sas_token": "sas_key", "endpoint_url": "endpoint", "account_host": "endpoint", "anon": "skip_signature"},
     "gs": {"endpoint_url": "base_url", "anon": "skip_signature"},
@@ -48,9 +52,8 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 _OWN: dict[str, frozenset[str]] = {
     "s3": frozenset({
         "access_key_id", "secret_access_key", "session_token", "region", "default_region", "endpoint", "profile",
-        "skip_signature", "request_payer", "virtual_hosted_style_request", "imdsv1_fallback", "metadata_endpoint",
-        "role_arn", "role_session_name", "web_identity_token_file", "sse_customer_key_base64",
-        "server_side_encryption", "s3_express", "unsigned_payload",
+        "skip_signature", "virtual_hosted_style_request", "imdsv1_fallback", "metadata_endpoint",
+        "role_arn", "role_session_name", "web_identity_token_file", "s3_express", "unsigned_payload",
     }),
     "az": frozenset({
         "account_name", "account_key", "sas_key", "endpoint", "skip_signature", "connection_string", "client_id",
@@ -62,15 +65,22 @@ _OWN: dict[str, frozenset[str]] = {
     }),
 }  # fmt: skip
 _CLIENT = frozenset(["allow_http", "allow_invalid_certificates", "proxy_url", "verify", "use_ssl"])
-_BOOLEAN = frozenset(["skip_signature", "request_payer", "use_azure_cli", "use_emulator", "s3_express",
+_BOOLEAN = frozenset(["skip_signature", "use_azure_cli", "use_emulator", "s3_express",
                       "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload",
                       "allow_http", "allow_invalid_certificates", "verify", "use_ssl"])  # fmt: skip
 
 
 def unknown_options(family: str, options: Mapping[str, str]) -> list[str]:
     """Return the names that obstore has no equivalent for."""
-    known = _OWN[family] | _SYNONYMS[family].keys() | _CLIENT
+    known = known_options(family)
     return sorted(name for name in options if name not in known)
+
+
+def known_options(family: str) -> frozenset[str]:
+    """Return the names of options that a store on obstore can heed."""
+    objects = object_options.NAMES.get(family, frozenset()) - {"expected_bucket_owner"}  # it would not be in listings
+    synonyms = {written for written, name in object_options.SYNONYMS.items() if name in objects}
+    return _OWN[family] | _SYNONYMS[family].keys() | _CLIENT | objects | synonyms
 
 
 def open_store(
@@ -80,14 +90,19 @@ def open_store(
     request_timeout_s: float,
     *,
     patient: bool = False,
+    writes: bool = False,
+    checksums: bool = True,
 ) -> Any:
     """Build the obstore store for ``location``. ``patient`` is for requests that send much.
+
+    ``writes``: only for requests that write objects; ``checksums``: what is written goes with a checksum.
 
     Raises `ConfigError` for options that cannot be used and `AccessDenied` where no credentials are found.
     """
     family = location.family
+    objects, rest = take_object_options(family, options, endpoint_url)
     config: dict[str, Any] = {}
-    for written, value in options.items():
+    for written, value in rest.items():
         name = _SYNONYMS[family].get(written, written)
         config[name] = _boolean(value) if name in _BOOLEAN else value
     client: dict[str, Any] = {name: config.pop(name) for name in _CLIENT & config.keys()}
@@ -98,6 +113,10 @@ def open_store(
     if endpoint_url:
         config[endpoint_name] = endpoint_url
     arguments = {"s3": _s3, "az": _azure, "gs": _gcs}[family](location, config)
+    if family == "s3":
+        arguments |= _s3_objects(objects, checksums)
+        if (acl := objects.canned_acl) and writes:
+            client["default_headers"] = {"x-amz-acl": acl}
     endpoint = config.get(endpoint_name)
     if endpoint and endpoint.startswith("http://"):
         client["allow_http"] = True
@@ -140,6 +159,21 @@ def _s3(location: Location, config: dict[str, Any]) -> dict[str, Any]:
     profile_region = _s3_credentials(location, config)
     if not config.get("region"):
         config["region"] = region or profile_region or ("us-east-1" if endpoint else bucket_region(location.bucket))
+    return config
+
+
+def _s3_objects(objects: ObjectOptions, checksums: bool) -> dict[str, Any]:
+    """Return what says how objects are stored. Whatever is left open here may come from variables of obstore's own."""
+    config: dict[str, Any] = {"request_payer": objects.requester_pays}
+    if objects.customer_key is not None:
+        config["server_side_encryption"] = "sse-c"
+        config["sse_customer_key_base64"] = base64.b64encode(objects.customer_key).decode()
+    elif objects.encryption is not None:
+        config["server_side_encryption"] = objects.encryption
+        if objects.kms_key_id is not None:
+            config["sse_kms_key_id"] = objects.kms_key_id
+    if checksums and objects.checksum in OWN_CHECKSUMS:
+        config["checksum_algorithm"] = objects.checksum
     return config
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import obstore
 from obstore.exceptions import InvalidPathError
 
-from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.metadata import checked_metadata, content_type
-from luxfuse.understore.obstore_failures import obstore_failure, obstore_status
+from luxfuse.understore.object_options import DEFAULT_CHECKSUM, NO_CHECKSUM, NO_OPTIONS, ObjectOptions
+from luxfuse.understore.obstore_failures import obstore_failure, obstore_message, obstore_status
 from luxfuse.understore.obstore_reads import mtime_ns_of, version_of
 
 log = logging.getLogger(__name__)
@@ -31,18 +33,30 @@ DELETES_AT_ONCE = 16
 PAGE_ENTRIES = 1000
 
 
+class NeedsMd5(StoreRejected):
+    """The server wants Content-MD5, which obstore cannot send: another client is to make the request."""
+
+
 class ObstoreWrites(NoMultipart):
     """A `WriteSide` on obstore alone, for keys that it can name.
 
     Markers cannot be written this way. Conditional writes work on S3 and Azure; Google wants generations instead.
     """
 
-    def __init__(self, store: Any, open_patient: Callable[[], Any], family: str) -> None:
+    def __init__(
+        self, store: Any, open_for_writes: Callable[[bool, bool], Any], family: str, objects: ObjectOptions = NO_OPTIONS
+    ) -> None:
+        """``open_for_writes(patient, checksums)``: see `open_store`."""
         self._store = store
-        self._open_patient = open_patient
-        self._patient: Any = None
+        self._open = open_for_writes
+        self._stores: dict[tuple[bool, bool], Any] = {}
+        if objects.canned_acl is None:
+            self._stores[False, True] = store
         self._lock = threading.Lock()
         self._family = family
+        self._storage_class = objects.storage_class
+        self._checksums = family == "s3" and objects.checksum != NO_CHECKSUM
+        self._checksum_required = objects.checksum_required
         self.conditional = family != "gs"
 
     @property
@@ -74,15 +88,21 @@ class ObstoreWrites(NoMultipart):
     def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         what, size = f"PUT {key!r}", len(data)
         metadata = checked_metadata(metadata, what)
-        store = self._patient_store() if size >= PATIENT_FROM_BYTES else self._store
-        attributes = {**metadata, "Content-Type": content_type(key)}
+        attributes = self._attributes(key, metadata)
         mode: Any = None
         if expect is not None and self.conditional:
             mode = "create" if expect == ABSENT else {"e_tag": expect}
+
+        def put(checksums: bool) -> Any:
+            store = self._store_for(size >= PATIENT_FROM_BYTES, checksums)
+            return obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+
         try:
-            result = obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+            result = self._with_checksum(put)
         except Exception as exc:  # noqa: BLE001
             status, code = obstore_status(exc)
+            if self._family == "s3" and wants_md5(status, code, obstore_message(exc)):
+                raise NeedsMd5(f"{what}: the store wants Content-MD5") from None
             if mode is not None and (status == 501 or code == "NotImplemented"):
                 self.forgo_conditions()
                 return self.put(key, data, metadata)
@@ -91,6 +111,25 @@ class ObstoreWrites(NoMultipart):
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise error from None
         return self._written(key, size, result, metadata)
+
+    def _attributes(self, key: str, metadata: Mapping[str, str]) -> dict[str, str]:
+        attributes = {**metadata, "Content-Type": content_type(key)}
+        return attributes | {"Storage-Class": self._storage_class} if self._storage_class else attributes
+
+    def _with_checksum(self, put: Callable[[bool], Any]) -> Any:
+        """Make a request with a checksum; without, from then on, if the server turns out not to take it."""
+        sent = self._checksums
+        try:
+            return put(sent)
+        except Exception as exc:
+            refused = is_refused(*obstore_status(exc), obstore_message(exc))
+            if not (sent and refused) or self._checksum_required:
+                raise
+        result = put(False)  # if it fails again, it was not the checksum
+        if self._checksums:
+            self._checksums = False
+            warn_of_refusal(DEFAULT_CHECKSUM)
+        return result
 
     def forgo_conditions(self) -> None:
         """Make no more conditional writes, as the server has none."""
@@ -101,7 +140,7 @@ class ObstoreWrites(NoMultipart):
     def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
         what, file = f"PUT {key!r}", Path(path)
         metadata = checked_metadata(metadata, what)
-        attributes = {**metadata, "Content-Type": content_type(key)}
+        attributes = self._attributes(key, metadata)
         size = file.stat().st_size
         if expect is not None and self.conditional:
             self._require(key, expect, what)  # obstore knows no conditions for multipart uploads
@@ -205,10 +244,14 @@ class ObstoreWrites(NoMultipart):
             raise self._failure(exc, f"HEAD {key!r}") from None
 
     def _patient_store(self) -> Any:
+        return self._store_for(True, self._checksums)
+
+    def _store_for(self, patient: bool, checksums: bool) -> Any:
         with self._lock:
-            if self._patient is None:
-                self._patient = self._open_patient()
-            return self._patient
+            store = self._stores.get((patient, checksums))
+            if store is None:
+                store = self._stores[patient, checksums] = self._open(patient, checksums)
+            return store
 
     def _failure(self, exc: Exception, what: str, *, bucket_level: bool = False) -> StoreError:
         if isinstance(exc, StoreError):

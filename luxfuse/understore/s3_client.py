@@ -15,9 +15,11 @@ from typing import Any
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.fsspec_failures import failure, status_of
 from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.s3_transport import Body, open_client
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
@@ -35,19 +37,31 @@ ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType")
-_MAKES_OBJECTS = ("put_object", "copy_object", "create_multipart_upload")
+_MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
+_COPIES = frozenset({"copy_object", "upload_part_copy"})
+_TOUCHES_CONTENT = (
+    _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
+)
 
 
 class S3Client:
     """The requests for the keys below ``prefix`` in ``bucket``. Thread-safe; raises `StoreError` only."""
 
-    def __init__(self, bucket: str, prefix: str, arguments: Mapping[str, Any], request_timeout_s: float) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        arguments: Mapping[str, Any],
+        request_timeout_s: float,
+        objects: ObjectOptions = NO_OPTIONS,
+    ) -> None:
         """Make no request. ``arguments`` are those of `s3fs.S3FileSystem`, as `s3_arguments` makes them."""
         self._bucket = bucket
         self._prefix = prefix
-        self._client = open_client(bucket, arguments, request_timeout_s)
-        self._always = {"RequestPayer": "requester"} if arguments.get("requester_pays") else {}
-        self._new = dict(arguments.get("s3_additional_kwargs") or {})
+        self._checksums = Checksums(objects.checksum, required=objects.checksum_required)
+        self._client = open_client(bucket, arguments, request_timeout_s, self._checksums)
+        self._new = {**(arguments.get("s3_additional_kwargs") or {}), **objects.new}
+        self._objects = objects
         self._conditional = True
         self._matches_sources: bool | None = None
 
@@ -308,7 +322,28 @@ class S3Client:
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
+        checksums = self._checksums
+        sent = checksums.sent
+        try:
+            return self._send(method, **arguments)
+        except Exception as exc:
+            if not checksums.yields(method, sent, exc):
+                raise
+        try:
+            answer = self._send(method, **arguments)
+        except Exception as exc:
+            checksums.settle(sent, exc)
+            raise
+        checksums.settle(sent, None)
+        return answer
+
+    def _send(self, method: str, **arguments: Any) -> dict[str, Any]:
+        objects = self._objects
         new = self._new if method in _MAKES_OBJECTS else {}
+        keyed = objects.keyed if method in _TOUCHES_CONTENT else {}
+        source = objects.keyed_source if method in _COPIES else {}
         request = getattr(self._client, method)
-        answer: dict[str, Any] = request(Bucket=self._bucket, **self._always, **new, **arguments)
+        answer: dict[str, Any] = request(
+            Bucket=self._bucket, **{**objects.always, **keyed, **source, **new, **arguments}
+        )
         return answer

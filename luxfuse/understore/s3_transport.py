@@ -5,8 +5,6 @@ The socket's time-out bounds one `sendall`; for a whole part over a slow line it
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +15,7 @@ import botocore.session  # type: ignore[import-untyped]
 from botocore import UNSIGNED
 
 from luxfuse.understore.base import Buffer
+from luxfuse.understore.checksums import Checksums
 
 SLICE_BYTES = 256 << 10
 
@@ -25,29 +24,29 @@ class Body:
     """What botocore wants of a body to hash it; `_send_in_slices` then replaces it by its slices."""
 
     def __init__(self, data: Buffer) -> None:
-        self._view = memoryview(data)
+        self.view = memoryview(data)
         self._at = 0
 
     def __len__(self) -> int:
-        return len(self._view)
+        return len(self.view)
 
     def tell(self) -> int:
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._view))[whence]
+        self._at = offset + (0, self._at, len(self.view))[whence]
         return self._at
 
     def read(self, size: int = -1) -> memoryview:
-        end = len(self._view) if size is None or size < 0 else self._at + size
-        piece = self._view[self._at : end]
+        end = len(self.view) if size is None or size < 0 else self._at + size
+        piece = self.view[self._at : end]
         self._at += len(piece)
         return piece
 
     def slices(self) -> Iterator[memoryview]:
         """Yield the whole body in pieces."""
-        for start in range(0, len(self._view), SLICE_BYTES):
-            yield self._view[start : start + SLICE_BYTES]
+        for start in range(0, len(self.view), SLICE_BYTES):
+            yield self.view[start : start + SLICE_BYTES]
 
 
 def _send_in_slices(request: Any, **_: Any) -> None:
@@ -56,16 +55,12 @@ def _send_in_slices(request: Any, **_: Any) -> None:
         request.headers.pop("Expect", None)  # it would cost a round trip
 
 
-def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Older servers want this checksum of a bulk delete; botocore no longer sends it."""
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
-
-
 _opening = threading.Lock()
 
 
-def open_client(bucket: str, arguments: Mapping[str, Any], request_timeout_s: float) -> Any:
+def open_client(
+    bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, checksums: Checksums
+) -> Any:
     """Return a client with what `s3_arguments` made. Opens no connection."""
     options = dict(arguments["client_kwargs"])
     config = dict(arguments["config_kwargs"])
@@ -93,5 +88,5 @@ def open_client(bucket: str, arguments: Mapping[str, Any], request_timeout_s: fl
             **options,
         )
     client.meta.events.register("before-send.s3", _send_in_slices)
-    client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+    checksums.register(client.meta.events)
     return client

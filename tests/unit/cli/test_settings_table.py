@@ -16,6 +16,7 @@ from luxfuse.core.settings import EVERYWHERE, SETTINGS, Setting
 SAMPLES = {
     "SIZE": "128MiB", "DURATION": "7s", "N": "3", "RATIO": "25%", "OCTAL": "077", "FILE": "/f", "URL": "http://h:1",
     "HOST:PORT": "127.0.0.1:1", "HOST[:PORT]": "10.0.0.1:2", "NAME": "r1",
+    "CLASS": "STANDARD_IA", "KEY": "alias/k", "ACCOUNT": "123456789012",
 }  # fmt: skip
 SEVERAL = {"cache_dir": ["/c,size=1GiB,tier=hdd", "/d"], "join": ["a:1", "file:/x"]}
 PAIRS = {"storage_options": {"key": "a=b", "other": ""}, "prices": {"get": "0.5", "currency": "EUR"}}

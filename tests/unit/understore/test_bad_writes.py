@@ -160,7 +160,7 @@ def test_server_without_conditions(store, caplog, expected_logs):
     assert not store.abilities.conditional
     assert store.put("unconditional", b"data", {}, expect=ABSENT).version == '"right"'
     conditions = ["if-match" in headers or "if-none-match" in headers for _, headers in Handler.seen]
-    assert conditions == [True, False, False, False]
+    assert conditions == [True, True, False, False, False]  # the second without a checksum: that might be what it lacks
     assert len([record for record in caplog.records if "conditional writes" in record.message]) == 1
 
 

@@ -16,7 +16,7 @@ from luxfuse.understore.obstore_writes import PATIENT_FROM_BYTES, ObstoreWrites
 @pytest.fixture(params=["gs", "az"])
 def writes(request: pytest.FixtureRequest) -> ObstoreWrites:
     store = MemoryStore()
-    return ObstoreWrites(store, lambda: store, request.param)
+    return ObstoreWrites(store, lambda patient, checksums: store, request.param)
 
 
 def read(writes: ObstoreWrites, key: str) -> tuple[bytes, dict[str, str]]:

@@ -140,19 +140,3 @@ def test_where_requests_go(options, endpoint, url, monkeypatch):
         client.put("x", b"data", {})
     assert seen == [url]
     client.close()
-
-
-def test_options_for_new_objects(server):
-    arguments = s3_arguments(
-        {"key": "a", "secret": "b", "server_side_encryption": "AES256", "requester_pays": "true"}, server.endpoint, 1.0
-    )
-    client = S3Client("bucket", "pre/", arguments, 1.0)
-    seen = []
-    client._client.meta.events.register_first("before-send.s3", lambda request, **_: seen.append(request.headers))
-    client.put("x", b"data", {})
-    client.delete(["x"])
-    client.close()
-    put, delete = seen
-    assert put["x-amz-server-side-encryption"] == b"AES256"
-    assert "x-amz-server-side-encryption" not in delete
-    assert put["x-amz-request-payer"] == delete["x-amz-request-payer"] == b"requester"
