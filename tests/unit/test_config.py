@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luxfuse import config
-from luxfuse.config import Settings, build
+from luxfuse.config import Settings, attached, build, parse_pairs
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.core.rules import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
@@ -323,3 +323,22 @@ def test_files_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert settings.cluster_key_file == f"{tmp_path}/k"
     assert settings.join == (f"file:{tmp_path}/seeds", "a")
     assert build({**BASE, "cluster_key_file": "k"}, {"LUXFUSE_JOIN": "a:1 b:2"}).join == ("a:1", "b:2")
+
+
+def test_settings_of_objects_are_options_of_the_driver():
+    plain = {"source": "s3://b", "mountpoint": "/m"}
+    assert build({**plain, "storage_options": {"key": "k"}}, {}).driver_options == {"key": "k"}
+    settings = build({**plain, "storage_class": "STANDARD_IA", "requester_pays": "on", "acl": "private"}, {})
+    assert settings.driver_options == {"storage_class": "STANDARD_IA", "requester_pays": "true", "acl": "private"}
+    build({**plain, "storage_class": "A", "storage_options": {"storage_class": "A"}}, {})
+    with pytest.raises(ConfigError, match="storage option storage_class: contradicts the setting"):
+        build({**plain, "storage_class": "A", "storage_options": {"storage_class": "B"}}, {})
+    inner = attached(settings, "s3://other", {})
+    assert inner.driver_options == {}  # it is another bucket
+
+
+@pytest.mark.parametrize("where", ["--storage-option", "-o storage_option"])
+def test_customer_key_stays_off_the_command_line(where):
+    with pytest.raises(ConfigError, match=f"^{where} sse_customer_key: .*--sse-customer-key-file") as caught:
+        parse_pairs(["sse_customer_key=c2VjcmV0"], where)
+    assert "c2VjcmV0" not in str(caught.value)
