@@ -142,7 +142,7 @@ class StagedBytes:
 
     def expect_replacement(self) -> None:
         """The store is about to get the content as a new version of the base: who needs the old one waits."""
-        self._replaced = self._replaced or trio.Event()
+        self._replaced = trio.Event() if self._replaced is None else self._replaced
 
     def end_replacement(self) -> None:
         """It is known what became of that; see `rebase`."""

@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import trio
 
 from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.disk import checksum
+from luxfuse.cache.open_uploads import OpenUpload
 from luxfuse.cache.staged import StagedBytes, Stamp, stamp_of
 from luxfuse.cache.together import together
 from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES, Part, plan_parts
+from luxfuse.core.replicas import WRITE_METADATA
 from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
@@ -54,43 +56,32 @@ class OldObject:
 
 @dataclass(slots=True)
 class Source:
-    """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon."""
+    """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon.
+
+    ``open`` is an upload that began while the file was written, or failed: what has arrived of it is not sent again.
+    ``retrying``: it failed lately: try with one request before all the others.
+    """
 
     key: str
     bytes: StagedBytes
     path: str
     old: OldObject | None = None
-    early: EarlyParts | None = None
+    open: OpenUpload | None = None
     cancelled: bool = False
-
-
-@dataclass(slots=True)
-class EarlyParts:
-    """A multipart upload that began while the file was still being written: its parts with their checksums."""
-
-    key: str
-    upload: str
-    metadata: Mapping[str, str]
-    part_bytes: int
-    tags: dict[int, str] = field(default_factory=dict)
-    checksums: dict[int, int] = field(default_factory=dict)
-    begun: int = 0
-    """Parts that went up or are on their way."""
-    stopped: bool = False
-    running: trio.Event = field(default_factory=trio.Event)
-
-    def fits(self, size: int) -> bool:
-        """Whether a file of ``size`` bytes can be made of such parts."""
-        return size <= self.part_bytes * MOST_PARTS
+    retrying: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """The outcome: the store's word on the object, the checksum of each page that the staging file has, its stamp."""
+    """The outcome: the store's word on the object, the checksum of each page that the staging file has, its stamp.
+
+    ``metadata``: what the object has, where the upload was begun before it was asked for; None: what was asked for.
+    """
 
     info: ObjectInfo
     checksums: dict[int, int]
     stamp: Stamp
+    metadata: Mapping[str, str] | None = None
 
 
 def read_checked(fd: int, start: int, view: memoryview) -> dict[int, int]:
@@ -146,7 +137,8 @@ class Uploader:
         """Make the object be what the file is. Raises `VersionChanged` if the store holds another one than ``expect``."""
         stamp = stamp_of(source.bytes.fd)
         able = self.store.abilities
-        if stamp.size <= SINGLE_BYTES and source.early is None:
+        if stamp.size <= SINGLE_BYTES:
+            await self.give_up_open(source)
             await source.bytes.complete_all()
             return await self._put(source, metadata, expect, stamp)
         if not able.multipart:
@@ -167,7 +159,8 @@ class Uploader:
             async with self._budget.hold(stamp.size):
                 with self.store.changing(key):
                     info, sums = await self.store.call(
-                        "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size, key=key
+                        "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size,
+                        key=key, once=source.retrying,
                     )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)
@@ -181,18 +174,22 @@ class Uploader:
 
     async def checksums(self, data: StagedBytes, size: int) -> dict[int, int]:
         """Checksum the pages that the staging file has."""
+        return await self._checksums(data, [(0, size)])
+
+    async def _checksums(self, data: StagedBytes, spans: Iterable[tuple[int, int]]) -> dict[int, int]:
         sums: dict[int, int] = {}
 
-        async def run(first: int) -> None:
-            length = min(HASH_RUN_BYTES, size - first)
+        async def run(first: int, end: int) -> None:
+            length = min(HASH_RUN_BYTES, end - first)
             async with self._readers:
                 found = await trio.to_thread.run_sync(page_checksums, data.fd, first, length)
             sums.update({page: value for page, value in found.items() if data.has(page)})
 
         with data.in_use():
             async with together() as start:
-                for first in range(0, size, HASH_RUN_BYTES):
-                    start(run, first)
+                for begin, end in spans:
+                    for first in range(begin, end, HASH_RUN_BYTES):
+                        start(run, first, end)
         return sums
 
     # -- in parts
@@ -200,47 +197,52 @@ class Uploader:
     async def _in_parts(
         self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
     ) -> Uploaded:
-        early = await self._usable_early(source, stamp.size)
-        if early is not None:
-            upload = early.upload
+        upload = await self._usable(source, metadata, stamp.size)
+        sums: dict[int, int] = {}
+        if upload is not None and upload.part_bytes:
+            parts = _parts_of_size(stamp.size, upload.part_bytes)
         else:
             parts, sums = await self._plan(source, stamp.size)
-            upload = await self.store.begin_upload(source.key, metadata)
-            reached("upload.begun")
-            self._journal.note_upload(source.key, upload)
-            await self._journal.commit()  # before there is anything in it that takes room
-            reached("upload.noted")
+        upload = upload or await self._begin(source.key, metadata)
+        source.open = upload
         try:
-            if early is not None:
-                tags, sums = await self._send_rest(source, early, stamp.size)
-            else:
-                tags = await self._send(source, upload, parts, sums)
+            tags = await self._send_all(source, upload, parts, sums)
             reached("upload.parts")
             source.bytes.expect_replacement()
-            info = await self.store.complete_upload(source.key, upload, sorted(tags.items()), expect=expect)
-        except BaseException:
+            info = await self.store.complete_upload(source.key, upload.upload, sorted(tags.items()), expect=expect)
+        except (NotFound, Cancelled):  # not found: the upload, or what is to be copied from
             with trio.CancelScope(shield=True), trio.move_on_after(5):
-                if early is not None:
-                    await early.running.wait()
-                await self.abort(source.key, upload)
+                await self.give_up_open(source)
+            raise
+        except BaseException:
+            upload.note(self._journal)
             raise
         reached("upload.completed")
-        self._journal.drop_upload(source.key, upload)
-        return Uploaded(info, sums, stamp)
+        source.open = None
+        self._journal.drop_upload(source.key, upload.upload)
+        return Uploaded(info, sums, stamp, upload.metadata)
 
-    async def _usable_early(self, source: Source, size: int) -> EarlyParts | None:
-        """Let no further part go up early; returns those that did if an object of ``size`` bytes can be made of them."""
-        early, source.early = source.early, None
-        if early is None:
+    async def _begin(self, key: str, metadata: Mapping[str, str]) -> OpenUpload:
+        upload = OpenUpload(key, await self.store.begin_upload(key, metadata), metadata, noted_s=trio.current_time())
+        upload.running.set()
+        reached("upload.begun")
+        self._journal.note_upload(key, upload.upload, metadata)
+        await self._journal.commit()  # before there is anything in it that takes room
+        reached("upload.noted")
+        return upload
+
+    async def _usable(self, source: Source, metadata: Mapping[str, str], size: int) -> OpenUpload | None:
+        """Let no further part go up early; returns the open upload if an object of ``size`` bytes can be made of it."""
+        upload = source.open
+        if upload is None:
             return None
-        early.stopped = True
-        if not early.tags:  # it has just begun, or fails
-            await early.running.wait()
-        if early.key == source.key and early.tags and early.fits(size):
-            return early
-        await early.running.wait()
-        if early.upload:
-            await self.abort(early.key, early.upload)
+        upload.stopped = True
+        if not upload.tags:  # it has just begun, or fails
+            await upload.running.wait()
+        same_write = upload.metadata.get(WRITE_METADATA) == metadata.get(WRITE_METADATA)
+        if upload.key == source.key and upload.upload and upload.fits(size) and same_write:
+            return upload
+        await self.give_up_open(source)
         return None
 
     async def _plan(self, source: Source, size: int) -> tuple[list[Part], dict[int, int]]:
@@ -264,50 +266,73 @@ class Uploader:
                 await data.fill(range(part.start // PAGE_BYTES, -(-min(part.end, data.base_bytes) // PAGE_BYTES)))
         return parts, sums
 
-    async def _send_rest(self, source: Source, early: EarlyParts, size: int) -> tuple[dict[int, str], dict[int, int]]:
-        """Send what has not gone up early, and again what has changed since; returns tags and checksums."""
-        parts = _parts_of_size(size, early.part_bytes)
-        begun = early.begun
-        sums: dict[int, int] = {}
+    async def _send_all(
+        self, source: Source, upload: OpenUpload, parts: list[Part], sums: dict[int, int]
+    ) -> dict[int, str]:
+        """Send what has not arrived, and again what has changed since; returns tags. ``sums`` gets all checksums."""
+        version = source.old.version if source.old is not None else ""
+        early = max(upload.begun, 0) if not upload.running.is_set() else 0  # these are there, or on their way
+        there = [part for part in parts if part.number <= early or upload.has(part, version if part.copied else "")]
 
         async def check() -> None:
-            sums.update(await self.checksums(source.bytes, min(size, begun * early.part_bytes)))
-            await early.running.wait()
+            spans = [(part.start, part.end) for part in there if not part.copied]
+            sums.update(await self._checksums(source.bytes, spans))
+            await upload.running.wait()
 
         async with together() as start:
             start(check)
-            tags = await self._send(source, early.upload, parts[begun:], sums)
-        changed = [part for part in parts[:begun] if not _is_there(early, part, sums)]
-        tags |= {part.number: early.tags[part.number] for part in parts[:begun] if part not in changed}
-        tags |= await self._send(source, early.upload, changed, sums)
-        return tags, sums
+            await self._send(source, upload, [part for part in parts if part not in there], sums)
+        again = [
+            part for part in there
+            if not upload.has(part, version if part.copied else "") or not upload.is_same(part, sums)
+        ]  # fmt: skip
+        await self._send(source, upload, again, sums)
+        return {part.number: upload.tags[part.number] for part in parts}
 
-    async def _send(
-        self, source: Source, upload: str, parts: list[Part], sums: dict[int, int]
-    ) -> dict[int, str]:
-        tags: dict[int, str] = {}
+    async def _send(self, source: Source, upload: OpenUpload, parts: list[Part], sums: dict[int, int]) -> None:
+        """Send parts. When one fails no more are begun, but those that are on their way may arrive."""
+        failed: list[StoreError] = []
 
-        async def send(part: Part) -> None:
+        async def send(part: Part, *, once: bool = False) -> None:
             async with self._slots:
-                if source.cancelled:
-                    raise Cancelled(f"{source.key!r} is not wanted any more")
-                tags[part.number] = await self._send_part(source, upload, part, sums)
+                if failed:
+                    return
+                try:
+                    if source.cancelled:
+                        raise Cancelled(f"{source.key!r} is not wanted any more")
+                    await self._send_part(source, upload, part, sums, once=once)
+                except StoreError as exc:
+                    failed.append(exc)
+                    return
+                upload.note_now_and_then(self._journal)
                 reached("upload.part")
 
         async with together() as start:
-            for part in parts:
+            for number, part in enumerate(parts):
+                if failed:
+                    break
                 if not part.copied:
                     await self.store.turn("put", source.key, part.end - part.start)
-                start(send, part)
-        return tags
+                if source.retrying and number == 0:
+                    await send(part, once=True)
+                    source.retrying = False
+                else:
+                    start(send, part)
+        if failed:
+            raise failed[0]
 
-    async def _send_part(self, source: Source, upload: str, part: Part, sums: dict[int, int]) -> str:
+    async def _send_part(
+        self, source: Source, upload: OpenUpload, part: Part, sums: dict[int, int], *, once: bool = False
+    ) -> None:
+        key = upload.key
         if part.copied:
             old = source.old
             assert old is not None
-            return await self.store.copy_part(
-                source.key, upload, part.number, old.key, old.version, part.start, part.end
+            tag = await self.store.copy_part(
+                key, upload.upload, part.number, old.key, old.version, part.start, part.end
             )
+            upload.arrived(part, tag, old.version)
+            return
         length = part.end - part.start
         with source.bytes.in_use():
             async with self._budget.hold(length):
@@ -318,12 +343,13 @@ class Uploader:
                 found = await trio.to_thread.run_sync(
                     read_checked, source.bytes.fd, part.start, data, limiter=self._readers
                 )
-                tag = await self.store.upload_part(source.key, upload, part.number, data)
+                tag = await self.store.upload_part(key, upload.upload, part.number, data, once=once)
                 # Only after success: a request that ran into its deadline may still be sending.
                 if len(buffer) == PART_BYTES and len(self._buffers) < BUFFERS_KEPT:
                     self._buffers.append(buffer)
+        upload.checksums.update(found)
+        upload.arrived(part, tag, "")
         sums.update(found)
-        return tag
 
     async def abort(self, key: str, upload: str) -> None:
         """Give an upload up; if the store cannot be told now, the journal keeps it for the next mount."""
@@ -343,10 +369,10 @@ class Uploader:
 
         What did change by then is noticed by its checksum and sent again.
         """
-        early = source.early = EarlyParts(source.key, "", metadata, part_bytes)
+        early = source.open = OpenUpload(source.key, "", metadata, part_bytes, noted_s=trio.current_time())
         try:
             early.upload = await self.store.begin_upload(source.key, metadata)
-            self._journal.note_upload(source.key, early.upload)
+            self._journal.note_upload(source.key, early.upload, metadata)
             await self._journal.commit()
             async with together() as start:
                 number = 0
@@ -368,21 +394,19 @@ class Uploader:
         finally:
             early.running.set()
 
-    async def give_up_early(self, source: Source) -> None:
-        """Nobody wants the file any more: abort what went up of it while it was written."""
-        early, source.early = source.early, None
-        if early is not None:
-            early.stopped = True
-            await early.running.wait()
-            if early.upload:
-                await self.abort(early.key, early.upload)
+    async def give_up_open(self, source: Source) -> None:
+        """Make no use of what has arrived of the file: abort the upload."""
+        upload, source.open = source.open, None
+        if upload is not None:
+            upload.stopped = True
+            await upload.running.wait()
+            if upload.upload:
+                await self.abort(upload.key, upload.upload)
 
-    async def _send_early_part(self, source: Source, early: EarlyParts, part: Part, slot: object) -> None:
+    async def _send_early_part(self, source: Source, early: OpenUpload, part: Part, slot: object) -> None:
         try:
-            sums: dict[int, int] = {}
-            early.tags[part.number] = await self._send_part(source, early.upload, part, sums)
+            await self._send_part(source, early, part, {})
             reached("upload.early-part")
-            early.checksums.update(sums)
         finally:
             self._slots.release_on_behalf_of(slot)
 
@@ -392,14 +416,6 @@ def _parts_of_size(size: int, part_bytes: int) -> list[Part]:
         Part(number, start, min(start + part_bytes, size), False)
         for number, start in enumerate(range(0, size, part_bytes), 1)
     ]
-
-
-def _is_there(early: EarlyParts, part: Part, sums: Mapping[int, int]) -> bool:
-    """Whether a part went up early, whole, and its bytes are still the same."""
-    if part.number not in early.tags or part.end - part.start != early.part_bytes:
-        return False
-    pages = range(part.start // PAGE_BYTES, -(-part.end // PAGE_BYTES))
-    return all(early.checksums.get(page) == sums.get(page) for page in pages)
 
 
 async def has_same_content(store: Store, info: ObjectInfo, checksums: Mapping[int, int], size: int) -> bool:

@@ -1,7 +1,8 @@
 """The journal: what was changed here and is not in the under-store yet. The truth about it, across crashes.
 
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
-(key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload);
+(key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload); PARTS
+``that digest``, ``number (2 bytes)`` -> `PartRecord`, and for number 0 the metadata that the upload was begun with;
 META: ``format``, ``next_id``, ``identity``. (Digests, because object keys are longer than LMDB takes as keys.)
 
 Theory of operation
@@ -22,6 +23,7 @@ import logging
 import secrets
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -30,7 +32,7 @@ import trio
 import xxhash
 
 from luxfuse.index.journal_file import JournalFile, Rows, Table
-from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord
+from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
 from luxfuse.index.store import U64
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
@@ -63,6 +65,9 @@ _decode_file = msgspec.msgpack.Decoder(FileRecord).decode
 _decode_delete = msgspec.msgpack.Decoder(tuple[str, DeleteRecord]).decode
 _decode_operation = msgspec.msgpack.Decoder(OperationRecord).decode
 _decode_upload = msgspec.msgpack.Decoder(tuple[str, str]).decode
+_decode_part = msgspec.msgpack.Decoder(PartRecord).decode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
+_NUMBER = struct.Struct(">H")
 
 
 class Journal:
@@ -77,6 +82,8 @@ class Journal:
         """By key prefix of a directory: how many objects in it, or further below, are to be deleted."""
         self.operations: dict[int, OperationRecord] = {}
         self.uploads: set[tuple[str, str]] = set()
+        self._parts: dict[bytes, UploadRecord] = {}
+        """By digest of key and upload: those of which the metadata are known."""
         self.failing: str | None = None
         self._pending: Rows = {}
         self._committing: Rows = {}
@@ -112,6 +119,11 @@ class Journal:
         self.deletes = dict(_decode_delete(value) for _, value in rows(Table.DELETES))
         self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
         self.uploads = {_decode_upload(value) for _, value in rows(Table.UPLOADS)}
+        for key, value in rows(Table.PARTS):  # number 0 comes first
+            if number := _NUMBER.unpack(key[-2:])[0]:
+                self._parts[key[:-2]].parts[number] = _decode_part(value)
+            else:
+                self._parts[key[:-2]] = UploadRecord(_decode_metadata(value), {})
         self._inline = {U64.unpack(key)[0] for key, _ in rows(Table.INLINE)}
 
     # -- ids
@@ -204,16 +216,36 @@ class Journal:
         if self.operations.pop(number, None) is not None:
             self._note(Table.OPERATIONS, U64.pack(number), None)
 
-    def note_upload(self, key: str, upload: str) -> None:
-        """Note a multipart upload that was begun."""
+    def note_upload(self, key: str, upload: str, metadata: Mapping[str, str]) -> None:
+        """Note a multipart upload that was begun, and with what."""
+        digest = _digest(key, upload)
         self.uploads.add((key, upload))
-        self._note(Table.UPLOADS, _digest(key, upload), _encode((key, upload)))
+        self._parts[digest] = UploadRecord(dict(metadata), {})
+        self._note(Table.UPLOADS, digest, _encode((key, upload)))
+        self._note(Table.PARTS, digest + _NUMBER.pack(0), _encode(dict(metadata)))
+
+    def note_part(self, key: str, upload: str, part: PartRecord) -> None:
+        """Note a part that the store has of an upload."""
+        digest = _digest(key, upload)
+        record = self._parts.get(digest)
+        if record is not None:
+            record.parts[part.number] = part
+            self._note(Table.PARTS, digest + _NUMBER.pack(part.number), _encode(part))
+
+    def parts_of(self, key: str, upload: str) -> UploadRecord | None:
+        """Return what is known of an open upload; None if it is only known that it is open."""
+        return self._parts.get(_digest(key, upload))
 
     def drop_upload(self, key: str, upload: str) -> None:
         """The upload was completed or given up; it need not be known."""
         if (key, upload) in self.uploads:
+            digest = _digest(key, upload)
             self.uploads.remove((key, upload))
-            self._note(Table.UPLOADS, _digest(key, upload), None)
+            self._note(Table.UPLOADS, digest, None)
+            record = self._parts.pop(digest, None)
+            if record is not None:
+                for number in (0, *record.parts):
+                    self._note(Table.PARTS, digest + _NUMBER.pack(number), None)
 
     def _check_room(self, count: int) -> None:
         if count >= RECORDS_BOUND:

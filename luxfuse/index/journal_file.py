@@ -29,6 +29,7 @@ class Table(IntEnum):
     DELETES = 3
     OPERATIONS = 4
     UPLOADS = 5
+    PARTS = 6
 
 
 Rows = dict[tuple[Table, bytes], bytes | None]

@@ -61,3 +61,20 @@ class OperationRecord(msgspec.Struct, array_like=True):
     arguments: dict[str, str]
     step: int
     since_s: float
+
+
+class PartRecord(msgspec.Struct, array_like=True):
+    """Bytes [start, end) of a file that the store has as a part of an open upload; ``checksums``: of their pages."""
+
+    number: int
+    start: int
+    end: int
+    tag: str
+    checksums: tuple[int, ...]
+
+
+class UploadRecord(msgspec.Struct):
+    """An open multipart upload: the metadata that it was begun with, and parts that have arrived, by number."""
+
+    metadata: dict[str, str] = {}
+    parts: dict[int, PartRecord] = {}

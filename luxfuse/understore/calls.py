@@ -21,9 +21,9 @@ from typing import Any, Literal, TypeVar, cast
 import trio
 
 from luxfuse.core.histogram import Histogram
-from luxfuse.core.retry import backoff_delays, next_delay
+from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
 from luxfuse.core.rules import PathPolicies, RateName
-from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
 from luxfuse.understore.throttle import Throttle
@@ -38,6 +38,13 @@ State = Literal["up", "down"]
 
 DOWN_AFTER_FAILURES = 3
 """This many failed attempts in a row mean "down" even before one of them has used up its deadline."""
+
+LARGE_BYTES = 4 << 20
+LARGE_BASE_S = 2.0
+"""The pauses between attempts that send much begin with up to so long."""
+
+ODD_ANSWERS = (LookupError, TypeError, ValueError, AttributeError)
+"""What an answer that makes no sense causes in a driver."""
 
 DEADLINE_CHECK_S = 0.5
 
@@ -99,6 +106,13 @@ class _TimedReads:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
+
+
+def unforeseen(exc: BaseException, what: str) -> StoreError:
+    """Return the error for what no driver should raise: most likely an answer of the server that makes no sense."""
+    log.error("%s failed in an unexpected way", what, exc_info=exc)
+    missing = f" {exc.args[0]!r}" if isinstance(exc, KeyError) and exc.args else ""
+    return StoreRejected(f"{what}: the under-store's answer cannot be understood ({type(exc).__name__}{missing})")
 
 
 class Calls:
@@ -214,7 +228,7 @@ class Calls:
 
     async def call(
         self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1,
-        size_bytes: int = 0, key: str | None = None,
+        size_bytes: int = 0, key: str | None = None, once: bool = False,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -222,7 +236,7 @@ class Calls:
         `StoreUnavailable` if the deadline (``patience`` times as long, for calls that make many requests or send
         much) passes while the driver or the queue for a slot hangs. ``size_bytes`` are sent or received: where there is a
         limit to that, they wait before the deadline begins. ``key`` is the object that had its `turn`: further attempts are
-        charged to it.
+        charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
         """
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
         throttle = self._throttle(kind) if size_bytes else None
@@ -240,14 +254,15 @@ class Calls:
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
-                            self._timed, kind, function, abandon_on_cancel=True, limiter=limiter
+                            self._timed, kind, function, what, abandon_on_cancel=True, limiter=limiter
                         )
                     except StoreError as exc:
                         last = exc
                         self._note_failure(exc)
-                        if not exc.retryable:
+                        if not exc.retryable or once:
                             raise
-                        delays = delays or backoff_delays(self._rng)
+                        base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
+                        delays = delays or backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
                         delay_s = next_delay(delays, self._clock(), retry_until_s)
                         if delay_s is None:
                             self._state = "down"
@@ -275,11 +290,13 @@ class Calls:
             self._in_flight -= 1
             self._note_durations()
 
-    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T]) -> T:
+    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str) -> T:
         """Run a call, in its thread."""
         began_s = time.perf_counter()
         try:
             return function(self.driver)
+        except ODD_ANSWERS as exc:
+            raise unforeseen(exc, what) from None
         finally:
             self._durations.append((kind, time.perf_counter() - began_s))
 
@@ -363,8 +380,7 @@ class Calls:
             submitted.done(result, None)
             return
         if not isinstance(error, StoreError):
-            log.error("a request failed in an unexpected way", exc_info=error)
-            error = StoreError(f"internal error: {type(error).__name__}")
+            error = unforeseen(error, submitted.kind.upper())
         self._note_failure(error)
         submitted.done(None, error)
 
@@ -448,7 +464,8 @@ class Calls:
         try:
             with trio.move_on_after(self._timeout_s):
                 return await trio.to_thread.run_sync(
-                    self._timed, "list", lambda _driver: next(pages, None), abandon_on_cancel=True, limiter=self._limiter
+                    self._timed, "list", lambda _driver: next(pages, None), what, abandon_on_cancel=True,
+                    limiter=self._limiter,
                 )
             self._timeouts += 1
             self._errors += 1

@@ -179,8 +179,8 @@ class Store(Calls):
         """Open a multipart upload and return its id."""
         return await self.call("put", lambda driver: driver.begin_upload(key, metadata), what=f"BEGIN {key!r}")
 
-    async def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
-        """Upload one part, which has had its `turn`, and return its ETag; see `UnderStore.upload_part`."""
+    async def upload_part(self, key: str, upload: str, number: int, data: Buffer, *, once: bool = False) -> str:
+        """Upload one part, which has had its `turn`, and return its ETag; see `UnderStore.upload_part`, `Calls.call`."""
         size = len(data)
         tag = await self.call(
             "put",
@@ -189,6 +189,7 @@ class Store(Calls):
             patience=_patience(size),
             size_bytes=size,
             key=key,
+            once=once,
         )
         self._put_bytes += size
         return tag

@@ -52,6 +52,8 @@ class Dirty:
     conflict: LuxError | None = None
     """Somebody else has written the object, and this is not to replace it: it is set aside when it is closed."""
     attempts: int = 0
+    """Tries in the background that failed, one after the other, with what is ``failed``: key and stamp."""
+    failed: tuple[str, Stamp | None] | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
     finished: bool = False
     resumed: bool = False

@@ -1,6 +1,6 @@
 """What a restart makes of the journal, before the tree answers.
 
-1. Multipart uploads that were open are aborted.
+1. Multipart uploads that were open are aborted, but those of which parts have arrived of a file that is to go up.
 2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
    cut short anywhere ends as if it had not been.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from luxfuse.cache.open_uploads import best
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.replication import Replicator
@@ -136,8 +137,9 @@ class Recovery:
         return outcome
 
     async def abort_uploads(self) -> None:
-        """Drop multipart uploads of the last run; what cannot be dropped now is left to the next."""
-        for key, upload in list(self._journal.uploads):
+        """Drop uploads of the last run that are not gone on with; what cannot be dropped now is left to the next."""
+        resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
+        for key, upload in self._journal.uploads - resumed:
             try:
                 with trio.move_on_after(ABORT_DEADLINE_S):
                     await self._store.abort_upload(key, upload)
@@ -408,7 +410,8 @@ class Recovery:
             generation=record.generation, holders=record.holders,
         )
         if content is not None:
-            dirty.source = Source(record.key, content, str(self._staging.path_of(number)))
+            arrived = best(self._journal.uploads, record.key, self._journal)
+            dirty.source = Source(record.key, content, str(self._staging.path_of(number)), open=arrived)
             dirty.noted = dirty.stamp
             dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
             space = self._cache.hierarchy.of(self._staging.directory_of(number))

@@ -2,7 +2,8 @@
 
 One push of an entry at a time (`Dirty.lock`), one change of a key at a time (`_key`): so a delete never overtakes the
 upload before it, nor the other way round. A push that fails leaves the entry dirty; it is tried again, with growing
-pauses, for ever: only success, an unlink, or the operator ends it.
+pauses, for ever: only success, an unlink, or the operator ends it. The pauses begin anew when the file is changed; `hurry`
+makes the next try early, and no more than that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -25,7 +27,7 @@ from luxfuse.cache.staged import Stamp
 from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.replicas import write_of
-from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
+from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
@@ -86,6 +88,7 @@ class WriteBack:
         self._recovered = recovered
         self.fail_on_conflict = fail_on_conflict
         self._nursery = nursery
+        self._rng = random.Random()  # noqa: S311 (it spreads retries)
         namespace.is_doomed = self._is_doomed
         self._due: dict[Dirty, float] = {}
         self._queue: list[tuple[float, int, Dirty]] = []
@@ -283,28 +286,34 @@ class WriteBack:
     async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
         source = dirty.source
         assert source is not None
+        lost = False
         for attempt in range(CONFLICT_ROUNDS):
             stamp = dirty.stamp
             assert stamp is not None
             await self._announce(dirty, stamp)
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key = dirty.key
-            early = source.early
             metadata, generation = self._described(dirty, to_metadata(Kind.FILE, attributes)), dirty.generation
             try:
                 try:
                     uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
                     uploaded = uploaded or await self._upload(dirty, source, metadata, stamp)
-                except (VersionChanged, NotFound):  # not found: an upload that is complete, or a source that is gone
+                except (VersionChanged, NotFound) as exc:  # not found: an upload that is complete, or a source that is gone
                     same = await self._resolve(dirty)
                     if same is None:
+                        if type(exc) is NotFound and lost:
+                            raise StoreUnavailable(f"the under-store forgets uploads of {dirty.key!r}: {exc}") from None
+                        lost = lost or type(exc) is NotFound
                         continue
                     uploaded = same  # but it may have been described otherwise since
                     dirty.attributes_changed = (same.info.metadata or {}) != metadata and self._store.abilities.metadata
                 else:
-                    if early is not None:  # its metadata were fixed when the file was not complete
-                        sent = msgspec.structs.replace(attributes, mtime_ns=None)
-                        dirty.attributes_changed = dirty.times_set or to_metadata(Kind.FILE, sent) != early.metadata
+                    if uploaded.metadata is not None:  # fixed before, maybe when the file was not complete
+                        wanted = dict(metadata)
+                        if "mtime" not in uploaded.metadata and not dirty.times_set:
+                            wanted.pop("mtime", None)
+                        dirty.attributes_changed = wanted != uploaded.metadata
+                await self._uploader.give_up_open(source)  # where the store had it already
                 if source.old is not None:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
@@ -407,6 +416,7 @@ class WriteBack:
             return taken  # theirs came after ours
         self.conflicts += 1
         if self.fail_on_conflict:
+            await self._uploader.give_up_open(source)
             dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
             raise dirty.conflict
         saved = await self._recovered.save_object(self._store, info)
@@ -468,7 +478,10 @@ class WriteBack:
         idle = not self._due and not self._deletes_due
         now = trio.current_time()
         self._quiet_s = now + WRITE_BACK_DELAY_S
-        self._put_due(dirty, now + (0.0 if self.urgent else delay_s))
+        if not self._failed_as_it_is(dirty):
+            self._put_due(dirty, now + (0.0 if self.urgent else delay_s))
+        elif dirty not in self._due and dirty not in self._pushing:  # else its next try is planned, or will be
+            self._put_due(dirty, now + self._pause_s(dirty))
         if idle or self.urgent:  # else `run` looks again soon
             self._wake.set()
 
@@ -514,9 +527,30 @@ class WriteBack:
             if self._deleting:
                 self._nursery.start_soon(self._delete_quietly, list(self._deleting))
 
-    def _pause_s(self, attempts: int) -> float:
-        """Return how long to wait after so many failures before this one."""
-        return min(retry_delay_s(attempts), URGENT_RETRY_S if self.urgent else LONGEST_RETRY_S)
+    def _failed_as_it_is(self, dirty: Dirty) -> bool:
+        """Whether the last try failed, and nothing was changed since."""
+        return dirty.attempts > 0 and dirty.error is not None and dirty.failed == (dirty.key, dirty.stamp)
+
+    def _pause_s(self, dirty: Dirty) -> float:
+        """Return how long to wait before the next try. An outage costs little to be looked at, and somebody may wait."""
+        outage = isinstance(dirty.error, StoreUnavailable) and not self._store.reachable
+        longest_s = URGENT_RETRY_S if outage and self.urgent else LONGEST_OUTAGE_RETRY_S if outage else LONGEST_RETRY_S
+        return retry_delay_s(dirty.attempts, longest_s, self._rng)
+
+    @property
+    def _longest_delete_retry_s(self) -> float:
+        return URGENT_RETRY_S if self.urgent else LONGEST_RETRY_S
+
+    def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
+        """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
+        if not self._failed_as_it_is(dirty):
+            dirty.attempts = 0
+        dirty.error, dirty.failed = error, (dirty.key, dirty.stamp)
+        if not dirty.finished and dirty.place is not None:
+            self._put_due(dirty, trio.current_time() + self._pause_s(dirty))
+        dirty.attempts += 1
+        if dirty.attempts == 1:
+            self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, error)
 
     def _warn(self, text: str, *arguments: object) -> None:
         """Log a warning, but not one for each file of an outage; `status` has the numbers."""
@@ -526,21 +560,20 @@ class WriteBack:
         log.log(level, text, *arguments)
 
     async def _push_quietly(self, dirty: Dirty) -> None:
+        if dirty.source is not None:
+            dirty.source.retrying = dirty.attempts > 0
         try:
             await self.push(dirty)
         except (Conflict, Replaced):
             self.on_pushed(dirty)  # nothing is tried again
         except (LuxError, OSError) as exc:
-            delay_s = self._pause_s(dirty.attempts)
-            dirty.attempts += 1
-            if dirty.attempts == 1:
-                self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, exc)
-            if not dirty.finished and dirty.place is not None:
-                self._put_due(dirty, trio.current_time() + delay_s)
-        except Exception:
+            self._note_failed(dirty, exc if isinstance(exc, LuxError) else StoreError(str(exc)))
+        except Exception as exc:
             log.exception("pushing %r failed in an unexpected way", dirty.key)
-            self._put_due(dirty, trio.current_time() + LONGEST_RETRY_S)
+            self._note_failed(dirty, StoreError(f"internal error ({type(exc).__name__}: {exc}), see the log"))
         finally:
+            if dirty.source is not None:
+                dirty.source.retrying = False
             self._pushing.discard(dirty)
             self._wake.set()
 
@@ -654,12 +687,12 @@ class WriteBack:
                 for key, error in failures.items():
                     log.info("%r cannot be removed yet: %s", key, error)
                     self._delete_errors[key] = error
-                    self._deletes_due[key] = trio.current_time() + self._pause_s(3)
+                    self._deletes_due[key] = trio.current_time() + retry_delay_s(3, self._longest_delete_retry_s, self._rng)
         except StoreError as exc:
             log.info("%d objects cannot be removed yet: %s", len(keys), exc)
             self.failures += 1
             self._delete_errors.update(dict.fromkeys(keys, exc))
-            delay_s = self._pause_s(2)
+            delay_s = retry_delay_s(2, self._longest_delete_retry_s, self._rng)
         except Exception:
             log.exception("removing objects failed in an unexpected way")
             delay_s = LONGEST_RETRY_S

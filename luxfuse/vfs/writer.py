@@ -697,6 +697,8 @@ class Writer:
         self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
         source.bytes.close()
         dirty.source = None
+        if source.open is not None:
+            self._nursery.start_soon(self._uploader.give_up_open, source)
 
     def _finish(self, dirty: Dirty) -> None:
         self._mapped.discard(dirty)
@@ -721,8 +723,8 @@ class Writer:
         dirty.place, dirty.orphan = None, row
         if dirty.source is not None:
             dirty.source.cancelled = True
-            if dirty.source.early is not None:
-                self._nursery.start_soon(self._uploader.give_up_early, dirty.source)
+            if dirty.source.open is not None:
+                self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
         self._namespace.let_go(dirty.inode)
         self._journal.drop_file(dirty.number)
         if self.replication is not None and dirty.holders:
@@ -784,7 +786,7 @@ class Writer:
 
     def _begin_early(self, dirty: Dirty) -> None:
         source = dirty.source
-        if source is None or source.early is not None or source.old is not None or dirty.sent_early:
+        if source is None or source.open is not None or source.old is not None or dirty.sent_early:
             return
         if dirty.mode not in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) or dirty.place is None:
             return

@@ -91,7 +91,7 @@ def note(rng: random.Random, state: State, journal: Journal | None, number: int)
     elif action == "upload":
         state.uploads.add((f"k{stamp}", "u"))
         if journal is not None:
-            journal.note_upload(f"k{stamp}", "u")
+            journal.note_upload(f"k{stamp}", "u", {})
     elif action == "over" and state.uploads:
         upload = rng.choice(sorted(state.uploads))
         state.uploads.remove(upload)

@@ -162,16 +162,20 @@ def test_removing_a_file_while_it_goes_up_aborts_its_upload(
     assert client.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
 
 
-def test_an_upload_that_fails_is_aborted(
+def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(
     mount: Mount, s3: FastS3, client: Any, bucket: str, proxy: FaultProxy, scribe: Scribing
 ) -> None:
     proxy.only(lambda request: is_part(request) and "partNumber=2" in request.query)
     proxy.set(error_probability=1.0, error_status=403)
-    assert scribe(mount).put("file", ["failing", 20 * MIB]) == "EACCES"
-    assert uploads(client, bucket) == []
+    assert scribe(mount).put("file", ["failing", 24 * MIB]) == "EACCES"
+    assert stored(s3, bucket, "file") is None
+    wait_for("it is tried again", lambda: mount.status()["dirty"]["failures"] >= 3)
+    assert "403" in mount.status()["dirty"]["error"]
     proxy.clear()
-    wait_for("it goes up later", lambda: stored(s3, bucket, "file") == content("failing", 20 * MIB))
+    wait_for("it goes up later", lambda: stored(s3, bucket, "file") == content("failing", 24 * MIB))
     assert uploads(client, bucket) == []
+    numbers = [number for r in proxy.requests if is_part(r) for number in "123" if f"partNumber={number}" in r.query]
+    assert (numbers.count("1"), numbers.count("3")) == (1, 1)
 
 
 def test_a_restart_aborts_the_uploads_that_a_kill_left(

@@ -17,10 +17,10 @@ from luxfuse.cache.disk import checksum
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload import Cancelled, OldObject, Source, Uploader, has_same_content
 from luxfuse.core.parts import LEAST_PART_BYTES, PART_BYTES
-from luxfuse.errors import StoreRejected, VersionChanged
+from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.types import PAGE_BYTES
-from luxfuse.understore.base import ABSENT, Abilities
+from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import FakeStore
 from tests.support.harness import pages, random_bytes, until
@@ -161,29 +161,99 @@ async def test_somebody_elses_version_is_not_replaced(tmp_path: Path) -> None:
             with pytest.raises(VersionChanged):
                 await b.uploader.upload(b.source(random_bytes(size, 6)), METADATA, '"other"')
             assert b.stored == b"theirs"
-            assert b.driver.uploads == {}
             await b.uploader.upload(b.source(random_bytes(size, 6)), METADATA, theirs.version)
             assert b.stored == random_bytes(size, 6)
 
 
 @pytest.mark.parametrize("kind", ["upload_part", "complete_upload", "begin_upload"])
-async def test_an_upload_that_fails_is_aborted(tmp_path: Path, kind: str) -> None:
+async def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(tmp_path: Path, kind: str) -> None:
+    data = random_bytes(pages(40) + 5, 7)
     async with bench(tmp_path) as b:
-        b.driver.fail_next(1, lambda: StoreRejected("no"), kind)
-        with pytest.raises(StoreRejected):
-            await b.uploader.upload(b.source(random_bytes(pages(20), 7)), METADATA, ABSENT)
+        source, send = b.source(data), b.driver.upload_part
+
+        def refuse(key: str, upload: str, number: int, part: Buffer) -> str:
+            if number == 3:
+                raise StoreRejected("no")
+            return send(key, upload, number, part)
+
+        for _ in range(4):
+            if kind == "upload_part":
+                b.driver.upload_part = refuse  # type: ignore[method-assign]
+            else:
+                b.driver.fail_next(1, lambda: StoreRejected("no"), kind)
+            with pytest.raises(StoreRejected):
+                await b.uploader.upload(source, METADATA, ABSENT)
+            assert b.budget.held_bytes == 0
+            assert "key" not in b.driver.objects
+        b.driver.upload_part = send  # type: ignore[method-assign]
+        done = await b.uploader.upload(source, METADATA, ABSENT)
+        assert b.stored == data
+        assert done.checksums == sums_of(data)
+        assert b.driver.counts["upload_part"] <= (6 if kind != "upload_part" else 6 + 4)  # those on their way are cut off
+        assert b.driver.counts["begin_upload"] == (5 if kind == "begin_upload" else 1)
         assert b.driver.uploads == {}
         assert b.journal.uploads == set()
-        assert b.budget.held_bytes == 0
-        assert "key" not in b.driver.objects
 
 
-async def test_an_upload_that_cannot_be_aborted_stays_in_the_journal(tmp_path: Path) -> None:
+async def test_what_has_changed_since_an_upload_failed_is_sent_again(tmp_path: Path) -> None:
+    data = bytearray(random_bytes(pages(40), 7))
     async with bench(tmp_path) as b:
-        b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
-        b.driver.fail_next(1, lambda: StoreRejected("no"), "abort_upload")
+        source = b.source(bytes(data))
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "complete_upload")
         with pytest.raises(StoreRejected):
-            await b.uploader.upload(b.source(random_bytes(pages(20), 7)), METADATA, ABSENT)
+            await b.uploader.upload(source, METADATA, ABSENT)
+        data[pages(9)] ^= 1
+        os.pwrite(source.bytes.fd, bytes(data[pages(9) : pages(9) + 1]), pages(9))
+        data += b"more"
+        os.pwrite(source.bytes.fd, b"more", pages(40))
+        done = await b.uploader.upload(source, {"mode": "other"}, ABSENT)
+        assert b.stored == bytes(data)
+        assert done.checksums == sums_of(bytes(data))
+        assert done.metadata == METADATA
+        assert b.driver.counts["upload_part"] == 5 + 2
+
+
+async def test_copied_parts_that_arrived_are_not_copied_again_but_from_another_version(tmp_path: Path) -> None:
+    before = random_bytes(pages(40), 3)
+    data = before[: pages(39)] + random_bytes(pages(1), 4)
+    async with bench(tmp_path) as b:
+        old = b.place(before)
+        source = b.source(data, old)
+        for _ in range(2):
+            b.driver.fail_next(1, lambda: StoreRejected("no"), "complete_upload")
+            with pytest.raises(StoreRejected):
+                await b.uploader.upload(source, METADATA, old.version)
+        assert (b.driver.counts["copy_part"], b.driver.counts["upload_part"]) == (1, 1)
+        source.old = b.place(before)
+        await b.uploader.upload(source, METADATA, source.old.version)
+        assert (b.driver.counts["copy_part"], b.driver.counts["upload_part"]) == (2, 1)
+        assert b.stored == data
+
+
+async def test_a_try_after_a_failure_is_one_request(tmp_path: Path) -> None:
+    async with bench(tmp_path, uploads=4) as b:
+        source = b.source(random_bytes(pages(40), 7))
+        b.driver.fail_next(100, lambda: StoreUnavailable("broken"), "upload_part")
+        for _ in range(3):
+            before = b.driver.counts["upload_part"]
+            source.retrying = True
+            with pytest.raises(StoreUnavailable):
+                await b.uploader.upload(source, METADATA, ABSENT)
+            assert b.driver.counts["upload_part"] == before + 1
+        b.driver._failures.clear()
+        source.retrying = True
+        await b.uploader.upload(source, METADATA, ABSENT)
+        assert b.stored == random_bytes(pages(40), 7)
+
+
+async def test_an_upload_that_is_given_up_and_cannot_be_aborted_stays_in_the_journal(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        source = b.source(random_bytes(pages(20), 7))
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
+        with pytest.raises(StoreRejected):
+            await b.uploader.upload(source, METADATA, ABSENT)
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "abort_upload")
+        await b.uploader.give_up_open(source)
         assert len(b.driver.uploads) == len(b.journal.uploads) == 1
 
 
@@ -227,7 +297,7 @@ async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
         source = b.source(bytes(data))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
-            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            await until(lambda: source.open is not None and len(source.open.tags) == 4)
             assert len(b.journal.uploads) == 1
             data[pages(9)] ^= 1
             os.pwrite(source.bytes.fd, bytes(data[pages(9) : pages(9) + 1]), pages(9))
@@ -246,7 +316,7 @@ async def test_the_rest_goes_up_beside_early_parts_that_are_still_on_their_way(t
         source = b.source(data[: pages(40)])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
-            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            await until(lambda: source.open is not None and len(source.open.tags) == 4)
             b.driver.hold("upload_part")
             os.pwrite(source.bytes.fd, data[pages(40) :], pages(40))
             await until(lambda: b.driver.counts["upload_part"] == 6)
@@ -268,7 +338,7 @@ async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Pat
         source = b.source(data)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
-            await until(lambda: source.early is not None and len(source.early.tags) == 4)
+            await until(lambda: source.open is not None and len(source.open.tags) == 4)
             source.key = "renamed"
             await b.uploader.upload(source, METADATA, ABSENT)
         assert b.driver.objects["renamed"][0] == data
@@ -284,7 +354,7 @@ async def test_a_file_that_became_small_after_early_parts(tmp_path: Path) -> Non
             source = b.source(data)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
-                await until(lambda source=source: source.early is not None and len(source.early.tags) == 4)  # type: ignore[misc]
+                await until(lambda source=source: source.open is not None and len(source.open.tags) == 4)  # type: ignore[misc]
                 os.ftruncate(source.bytes.fd, size)
                 done = await b.uploader.upload(source, METADATA, ABSENT)
             assert b.stored == data[:size]
@@ -299,7 +369,7 @@ async def test_early_parts_that_fail_do_not_harm(tmp_path: Path) -> None:
         b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
-            await until(lambda: source.early is not None and source.early.running.is_set())
+            await until(lambda: source.open is not None and source.open.running.is_set())
             await b.uploader.upload(source, METADATA, ABSENT)
         assert b.stored == data
         assert b.driver.uploads == {}

@@ -88,9 +88,9 @@ async def test_what_is_committed_is_there_again(journal: Journal) -> None:
     journal.put_delete(long, DeleteRecord(None, one, 1.5))
     journal.put_delete("gone", DeleteRecord("v", 0, 1.5))
     journal.put_operation(three, OperationRecord("move", {"source": "a/", "target": "b/"}, 2, 3.5))
-    journal.note_upload(long, "u" * 2000)
-    journal.note_upload("k", "1")
-    journal.note_upload("k", "2")
+    journal.note_upload(long, "u" * 2000, {})
+    journal.note_upload("k", "1", {})
+    journal.note_upload("k", "2", {})
     await journal.commit()
     assert journal.uncommitted == 0
     again = reopened(journal)
