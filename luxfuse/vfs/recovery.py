@@ -188,21 +188,22 @@ class Recovery:
             log.info("deletes of the last run cannot be made yet: %s", exc)
 
     async def _not_replaced(self, keys: list[str]) -> list[str]:
-        """Leave out what somebody else has written anew since it was removed here."""
+        """Leave out what somebody else has written anew since it was removed here, and markers with content."""
         replaced: set[str] = set()
         limiter = trio.CapacityLimiter(CONCURRENT_HEADS)
 
         async def ask(key: str, version: str) -> None:
             async with limiter:
                 with contextlib.suppress(NotFound):
-                    if (await self._store.head(key)).version != version:
+                    info = await self._store.head(key)
+                    if info.size if key.endswith("/") else info.version != version:
                         replaced.add(key)
 
         async with together() as start:
             for key in keys:
                 version = self._journal.deletes[key].version
-                if version and not key.endswith("/"):
-                    start(ask, key, version)
+                if (key.endswith("/") and not self._store.abilities.hierarchical) or (version and not key.endswith("/")):
+                    start(ask, key, version or "")
         return [key for key in keys if key not in replaced]
 
     async def _gone_directories(self) -> set[str]:

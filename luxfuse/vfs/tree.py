@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.errors import LuxError, StoreError
+from luxfuse.errors import LuxError, StoreError, StoreUnavailable
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
@@ -416,11 +416,22 @@ class Tree:
             await self.remove(parent, name, entry)
 
     async def require_empty(self, directory: int, name: bytes) -> None:
-        """Raise `NotEmpty` unless the directory has no entries."""
+        """Raise `NotEmpty` unless the directory has no entries, and the object that stands for it no content."""
         await self._namespace.listed(directory)
         await self._names.flush()
         if self._names.after(directory, b"", 1):
             raise NotEmpty(f"{name!r} is not empty")
+        key = self._namespace.prefix(directory)
+        if not key or not self.in_store(self.row(directory)):
+            return
+        try:
+            size = await self._writeback.content_of_marker(key)
+        except StoreUnavailable:
+            if self.is_through(key):
+                raise
+            size = 0  # it is looked at again before it is removed
+        if size:
+            raise NotEmpty(f"{name!r} is not empty: the object {key!r} itself has {size} bytes")
 
     async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
         """Take a name away, here and in the store. The caller has the turn of the name."""

@@ -24,6 +24,7 @@ import trio
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import Stamp
+from luxfuse.cache.together import together
 from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
 from luxfuse.core.replicas import write_of
@@ -237,6 +238,8 @@ class WriteBack:
                 info, dirty.uploaded, dirty.checksums = uploaded.info, uploaded.stamp, uploaded.checksums
             elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
                 info = await self._push_attributes(dirty, row)
+            elif dirty.kind is Kind.DIRECTORY:
+                info = await self._push_marker(dirty, row)
             else:
                 metadata = to_metadata(dirty.kind, row.attributes)
                 info = await self._store.put(dirty.key, dirty.target, metadata)
@@ -471,6 +474,53 @@ class WriteBack:
             return found, info
         raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
 
+    async def _push_marker(self, dirty: Dirty, row: Entry) -> ObjectInfo:
+        """Make the marker of a directory, or change its attributes; content that somebody has given it stays."""
+        key, metadata = dirty.key, to_metadata(Kind.DIRECTORY, row.attributes)
+        able = self._store.abilities
+        if able.hierarchical:
+            return await self._store.put(key, b"", metadata)
+        expect = ABSENT if able.conditional else None
+        for attempt in range(CONFLICT_ROUNDS):
+            if attempt or row.version == MARKED or expect is None:
+                try:
+                    found = await self._store.head(key)
+                except NotFound:
+                    found = ObjectInfo(key, 0, ABSENT, 0)
+                expect = found.version if able.conditional else None
+                if found.size:
+                    metadata = {**(found.metadata or {}), **metadata}
+                    return await self._store.copy(key, key, version=found.version, metadata=metadata, size=found.size)
+            try:
+                return await self._store.put(key, b"", metadata, expect=expect)
+            except VersionChanged:
+                continue
+        raise StoreUnavailable(f"{key!r} changes again and again in the under-store")
+
+    async def _spare_content(self, keys: list[str]) -> None:
+        """Forget the deletes of directories whose objects have content by now. Raises `StoreError`."""
+        limiter = trio.CapacityLimiter(CONCURRENT_PUSHES)
+
+        async def look(key: str) -> None:
+            async with limiter:
+                if size := await self.content_of_marker(key):
+                    log.warning("the object %r has %d bytes: it is not removed with its directory", key, size)
+                    self._deleted(key)
+
+        async with together() as start:
+            for key in keys:
+                if key.endswith("/"):
+                    start(look, key)
+
+    async def content_of_marker(self, key: str) -> int:
+        """Return how many bytes the object of a directory has, which removing the directory would destroy."""
+        if not key.endswith("/") or self._store.abilities.hierarchical:
+            return 0
+        try:
+            return (await self._store.head(key)).size
+        except NotFound:
+            return 0
+
     # -- later
 
     def schedule(self, dirty: Dirty, delay_s: float = WRITE_BACK_DELAY_S) -> None:
@@ -678,6 +728,8 @@ class WriteBack:
                 wanted = [key for key in keys if key in self._journal.deletes]
                 for key in wanted:
                     await self.spare(key)
+                await self._spare_content(wanted)
+                wanted = [key for key in wanted if key in self._journal.deletes]
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
                 reached("delete.stored")
