@@ -32,6 +32,10 @@ class StoreError(LuxError):
     retryable = False
 
 
+class Unforeseen(StoreError):
+    """Something that luxfuse did not foresee went wrong in it: a mistake of ours, of which the log has the details."""
+
+
 class NotFound(StoreError):
     """The store answered that there is no such object (404)."""
 

@@ -188,7 +188,10 @@ class Service:
             "understore": self._understore(),
             "cache": _total([_cache(parts) for parts in each]),
             "names": _total([_names(parts) for parts in each]),
-            "fuse": {"requests": requests, "fast_opens": fast_opens, "errors": p.operations.errors},
+            "fuse": {
+                "requests": requests, "fast_opens": fast_opens,
+                "errors": p.operations.errors, "refusals": p.operations.refusals,
+            },
             "dirty": self._dirty(tally),
             "recovered": {
                 "files": sum(parts.recovered.count() for parts in each),

@@ -26,7 +26,7 @@ from luxfuse.cache.race import Fetched
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs
-from luxfuse.errors import DeadlinePassed, StoreError
+from luxfuse.errors import DeadlinePassed, StoreError, Unforeseen
 from luxfuse.index.objects import Objects
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
@@ -217,7 +217,7 @@ class Fetching(Attempts):
                 stored_bytes = self._land(obj, flight, space, result)
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
-            error = StoreError(f"internal error while fetching: {type(exc).__name__}")
+            error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
         finally:
             flight.attempt += 1
             if space is not None:
@@ -254,7 +254,7 @@ class Fetching(Attempts):
             flight.error = exc
         except Exception as exc:
             log.exception("fetching %r failed in an unexpected way", obj.record.key)
-            flight.error = StoreError(f"internal error while fetching: {type(exc).__name__}")
+            flight.error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
         finally:
             self._end(obj, flight)
 

@@ -145,6 +145,7 @@ def _problems(status: Mapping[str, Any]) -> str:
         ("cache", "write_failures", "failed cache writes"),
         ("dirty", "conflicts", "files also written by somebody else"),
         ("names", "skipped_keys", "keys not shown"),
+        ("fuse", "refusals", "failed calls"),
         ("fuse", "errors", "internal errors"),
     )
     counts = [(status.get(group, {}).get(name, 0), text) for group, name, text in watched]

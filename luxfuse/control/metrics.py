@@ -54,7 +54,8 @@ _COUNTERS = {
     "dirty_conflicts": "Files that somebody else had written meanwhile.",
     "fuse_requests": "Requests from the kernel.",
     "fuse_fast_opens": "Opens answered without waiting for anything.",
-    "fuse_errors": "Requests from the kernel that ended in an unexpected error.",
+    "fuse_errors": "Requests from the kernel that failed in a way that luxfuse did not foresee.",
+    "fuse_refusals": "Requests from the kernel that failed for a reason outside luxfuse, as an outage.",
 }
 _GAUGES = {
     "pid": "Process id of the daemon.",

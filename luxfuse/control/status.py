@@ -98,11 +98,14 @@ class NameStatus(TypedDict):
 
 
 class FuseStatus(TypedDict):
-    """Requests from the kernel; ``errors`` are unexpected ones, not ENOENT and the like."""
+    """Requests from the kernel. ``errors`` failed in a way that luxfuse did not foresee: a mistake in it, told in the log.
+    ``refusals`` failed for a reason outside it: the bucket cannot be reached or refuses, there is no room, a disk is sick.
+    What programs ask for in vain every day (ENOENT and the like) is neither."""
 
     requests: int
     fast_opens: int
     errors: int
+    refusals: int
 
 
 class DirtyStatus(TypedDict):

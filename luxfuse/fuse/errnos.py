@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from luxfuse.core.histogram import Histogram
-from luxfuse.errors import LuxError
+from luxfuse.errors import LuxError, Unforeseen
 from luxfuse.fuse.lowlevel import pyfuse3
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,18 @@ EXPECTED = frozenset(
 """What programs provoke every day: neither counted nor logged."""
 EXPECTED_OF_FILES = frozenset({errno.EOPNOTSUPP, errno.EFBIG})
 """The same for what the cache's own file system says."""
+MISTAKES = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, 0})
+"""What the cache's own file system says only to mistakes of ours."""
 
 
 class Counting(Protocol):
-    """What handlers are methods of: ``errors`` counts the answers that were failures, ``latency`` is by handler."""
+    """What handlers are methods of. ``latency`` is by handler.
+
+    ``errors`` counts what nobody foresaw, ``refusals`` what was foreseen: outages, missing rights, no room, a sick disk.
+    """
 
     errors: int
+    refusals: int
     latency: dict[str, Histogram]
     read_only: bool
 
@@ -54,13 +60,19 @@ def guarded(handler: F) -> F:
         except pyfuse3.FUSEError:
             raise
         except LuxError as exc:
-            if exc.errno not in EXPECTED:
+            if isinstance(exc, Unforeseen):
                 self.errors += 1
+            elif exc.errno not in EXPECTED:
+                self.refusals += 1
+            if exc.errno not in EXPECTED:
                 log.info("%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno) from None
         except OSError as exc:
-            if exc.errno not in EXPECTED_OF_FILES:
+            if (exc.errno or 0) in MISTAKES:
                 self.errors += 1
+            elif exc.errno not in EXPECTED_OF_FILES:
+                self.refusals += 1
+            if exc.errno not in EXPECTED_OF_FILES:
                 log.warning("%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
         except Exception:

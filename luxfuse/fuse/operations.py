@@ -44,7 +44,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self.read_only = read_only
-        self.errors = 0
+        self.errors = self.refusals = 0
         self.latency: dict[str, Histogram] = {}
         """How long requests took, by handler; those that are answered in C are not among them."""
         self._directories: dict[int, int] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.errors import LuxError, StoreError
+from luxfuse.errors import LuxError, StoreError, Unforeseen
 from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.retrying import Store
@@ -92,7 +92,7 @@ class Lister:
             running.error = NotRecorded(f"directory {prefix!r} was listed, but cannot be recorded: {exc}")
         except Exception as exc:
             log.exception("listing %r failed in an unexpected way", prefix)
-            running.error = StoreError(f"internal error while listing: {type(exc).__name__}")
+            running.error = Unforeseen(f"internal error while listing: {type(exc).__name__}")
         finally:
             self._names.end_listing(directory)
             del self._running[directory]

@@ -21,7 +21,7 @@ import trio
 from luxfuse.core import freshness
 from luxfuse.core import names as naming
 from luxfuse.core.notices import Change, ChangeKind
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen
 from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind, ObjectInfo
@@ -422,7 +422,7 @@ class Namespace:
             question.error = NotRecorded(f"{name!r} was looked up, but cannot be recorded: {exc}")
         except Exception as exc:
             log.exception("looking up %r failed in an unexpected way", name)
-            question.error = StoreError(f"internal error while looking up: {type(exc).__name__}")
+            question.error = Unforeseen(f"internal error while looking up: {type(exc).__name__}")
         finally:
             del self._questions[parent, name]
             question.done.set()

@@ -29,7 +29,7 @@ from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, 
 from luxfuse.core import names as naming
 from luxfuse.core.replicas import write_of
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen, VersionChanged
 from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
 from luxfuse.index.names import ROOT_INODE
@@ -620,7 +620,7 @@ class WriteBack:
             self._note_failed(dirty, exc if isinstance(exc, LuxError) else StoreError(str(exc)))
         except Exception as exc:
             log.exception("pushing %r failed in an unexpected way", dirty.key)
-            self._note_failed(dirty, StoreError(f"internal error ({type(exc).__name__}: {exc}), see the log"))
+            self._note_failed(dirty, Unforeseen(f"internal error ({type(exc).__name__}: {exc}), see the log"))
         finally:
             if dirty.source is not None:
                 dirty.source.retrying = False

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable, Unforeseen
 from luxfuse.fuse.attributes import changes_of, ref_of, to_kernel, without_set_ids
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.operations import Operations
@@ -225,26 +225,30 @@ async def test_what_programs_provoke_is_no_error_of_ours(code: int, caplog: pyte
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await operations.unlink(1, b"a", CONTEXT)
     assert caught.value.errno == code
-    assert operations.errors == 0
+    assert operations.errors == operations.refusals == 0
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "foreseen"),
     [
-        (StoreUnavailable("down"), errno.EIO),
-        (failing(errno.ENOSPC), errno.ENOSPC),
-        pytest.param(OSError(errno.ENOSPC, "full"), errno.ENOSPC, marks=pytest.mark.expected_logs("write: .*full")),
-        pytest.param(OSError("odd"), errno.EIO, marks=pytest.mark.expected_logs("write: odd")),
-        pytest.param(KeyError("a"), errno.EIO, marks=pytest.mark.expected_logs("write failed in an unexpected way")),
+        (StoreUnavailable("down"), errno.EIO, True),
+        (AccessDenied("no"), errno.EACCES, True),
+        (failing(errno.ENOSPC), errno.ENOSPC, True),
+        pytest.param(OSError(errno.ENOSPC, "full"), errno.ENOSPC, True, marks=pytest.mark.expected_logs("write: .*full")),
+        pytest.param(OSError(errno.EIO, "sick"), errno.EIO, True, marks=pytest.mark.expected_logs("write: .*sick")),
+        pytest.param(OSError("odd"), errno.EIO, False, marks=pytest.mark.expected_logs("write: odd")),
+        pytest.param(OSError(errno.EBADF, "x"), errno.EBADF, False, marks=pytest.mark.expected_logs("write: .*x")),
+        (Unforeseen("internal error while fetching: KeyError"), errno.EIO, False),
+        pytest.param(KeyError("a"), errno.EIO, False, marks=pytest.mark.expected_logs("failed in an unexpected way")),
     ],
 )
-async def test_what_fails_is_counted(error: Exception, code: int) -> None:
+async def test_what_fails_is_counted_as_foreseen_or_not(error: Exception, code: int, foreseen: bool) -> None:
     operations, _ = made(error)
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await operations.write(3, 0, b"a")
     assert caught.value.errno == code
-    assert operations.errors == 1
+    assert (operations.errors, operations.refusals) == ((0, 1) if foreseen else (1, 0))
 
 
 async def test_what_the_cache_cannot_do_is_no_failure() -> None:
