@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
+from luxfuse.config_sources import Given, from_environment, place_in_file, read_file
 from luxfuse.core.addresses import SEED_FILE
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
-from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SECRET_OPTIONS, SETTINGS, default, names
-from luxfuse.core.values import nearest
+from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SETTINGS, default
+from luxfuse.core.units import shown
+from luxfuse.core.values import check_text, nearest
 from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, WriteMode
 
@@ -87,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     foreground: bool = default("foreground")
     log_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = default("log_level")
+    directory: str = "/"
+    """Where relative paths of the file are looked for."""
     config_file: str | None = None
     """The file that some of these come from."""
     given: dict[str, Any] = {}
@@ -116,12 +119,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return PathPolicy(self.write_mode, self.read_mode)
 
 
-_OTHER_VARIABLES = frozenset(f"LUXFUSE_{name}" for name in ("STATE_DIR", "VENV", "SEED", "TEST_SEED", "DIE_AT"))
-"""Of all commands, of the install script, and of tests."""
-_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
-"""What Kubernetes sets in every pod for a service whose name begins with luxfuse."""
-
-
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Where mounts keep their sockets, logs and indexes: /var/lib/luxfuse for root, XDG_STATE_HOME otherwise."""
     if chosen := environ.get("LUXFUSE_STATE_DIR"):
@@ -138,89 +135,6 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luxfuse"
 
 
-class Given(NamedTuple):
-    """What a user wrote for one setting; ``where``: the place, as an error names it."""
-
-    value: Any
-    where: str
-
-
-def read_file(path: str) -> dict[str, Any]:
-    """Return the settings of a TOML file, checked for unknown names."""
-    import tomllib  # every command starts faster without it
-
-    try:
-        values = tomllib.loads(Path(path).read_bytes().decode())
-    except UnicodeDecodeError as exc:
-        line = exc.object.count(b"\n", 0, exc.start) + 1
-        raise ConfigError(f"--config {path}, line {line}: is not UTF-8, which TOML needs; save it as UTF-8") from None
-    except (OSError, ValueError) as exc:  # a path with a NUL is a ValueError, and so is what is no TOML
-        raise ConfigError(f"--config {path}: {getattr(exc, 'strerror', None) or exc}") from None
-    except RecursionError:
-        raise ConfigError(f"--config {path}: is nested too deeply") from None
-    known = names("file")
-    for name in values:
-        if name == "state_dir":
-            raise ConfigError(f"--config {path}: state_dir is read by every command; set LUXFUSE_STATE_DIR instead")
-        if name not in known:
-            place = place_in_file(path, name, "")
-            raise ConfigError(f"{place}: unknown setting {name!r}{nearest(name, known)}")
-    return values
-
-
-def place_in_file(path: str, name: str, text: str) -> str:
-    """Return ``--config FILE, line N``: where a setting stands; ``text`` may say which of several rules it is."""
-    rule = re.match(r"\[\[path\]\] number (\d+)", text)
-    wanted = re.compile(r"\s*\[\[\s*path\s*\]\]" if rule else rf"\s*(\[\s*)?[\"']?{re.escape(name)}\b")
-    try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, ValueError):
-        lines = []
-    found = [number for number, line in enumerate(lines, 1) if wanted.match(line)]
-    nth = int(rule[1]) - 1 if rule else 0
-    return f"--config {path}, line {found[nth]}" if nth < len(found) else f"--config {path}"
-
-
-def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the LUXFUSE_* settings of the environment; empty ones are left alone. Raises ConfigError for unknown ones.
-
-    Where a setting can hold several things, each stands on a line of its own.
-    """
-    found: dict[str, Any] = {}
-    variables = {setting.variable: setting for setting in SETTINGS if "variable" in setting.places}
-    for variable, text in environ.items():
-        if not text or not variable.startswith("LUXFUSE_"):
-            continue
-        setting = variables.get(variable)
-        if setting is None:
-            if variable in _OTHER_VARIABLES or _OF_KUBERNETES.search(variable):
-                continue
-            if variable.removeprefix("LUXFUSE_").lower() in BY_NAME:
-                raise ConfigError(f"{variable}: can only stand in the TOML file given with --config")
-            raise ConfigError(f"{variable}: there is no such setting{nearest(variable, variables)}")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if setting.kind.shape == "pairs":
-            found[setting.name] = parse_pairs(lines, variable)
-        else:
-            found[setting.name] = lines if setting.kind.shape == "many" and len(lines) > 1 else text
-    return found
-
-
-def parse_pairs(texts: list[str], where: str) -> dict[str, str]:
-    """Return ``key=value`` texts as a dictionary. Raises ConfigError, which does not repeat a value: it may be secret."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise ConfigError(f"{where}: write it as key=value")
-        if name in SECRET_OPTIONS and where.startswith("-"):
-            raise ConfigError(f"{where} {name}: everybody can read a command line; use --sse-customer-key-file FILE")
-        if pairs.get(name, value) != value:
-            raise ConfigError(f"{where}: {name} is given twice; leave one out")
-        pairs[name] = value
-    return pairs
-
-
 def build(
     flags: Mapping[str, Any],
     environ: Mapping[str, str] = os.environ,
@@ -232,7 +146,16 @@ def build(
 
     The mountpoint is made absolute without looking at it, since a mount may hang; symbolic links are the caller's.
     """
-    return _build(_given(flags, from_environment(environ), options or {}), environ, file)
+    given = _given(flags, from_environment(environ), options or {})
+    return _build(given, environ, file, working_directory())
+
+
+def working_directory() -> str:
+    """Return the directory that relative paths are in; empty if there is none that the daemon can be told of."""
+    try:
+        return check_text(str(Path.cwd()))
+    except (OSError, ValueError):
+        return ""
 
 
 def _given(flags: Mapping[str, Any], variables: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Given]:
@@ -247,41 +170,33 @@ def _of_flag(name: str) -> str:
     return name if setting is None or "flag" not in setting.places else setting.flag
 
 
-def _build(given: Mapping[str, Given], environ: Mapping[str, str], file: str | None) -> Settings:
-    in_file = {name: Given(value, "") for name, value in (read_file(file) if file else {}).items()}
+def _build(given: Mapping[str, Given], environ: Mapping[str, str], file: str | None, directory: str) -> Settings:
+    """Return the settings; relative paths are in ``directory``."""
+    in_file = {name: Given(value, "") for name, value in (read_file(file) if file is not None else {}).items()}
     merged = {**in_file, **given}
     for needed in ("source", "mountpoint"):
         if needed not in merged or merged[needed].value == "":
             raise ConfigError(f"{needed} is missing; write: luxfuse mount SOURCE MOUNTPOINT")
     values = {
-        BY_NAME[name].field_name: _parse(name, written, file)
+        BY_NAME[name].field_name: _parse(name, written, file, directory)
         for name, written in merged.items() if name not in ("state_dir", "cache_size")
     }  # fmt: skip
-    values.setdefault("cache_dirs", (CacheDirectory(str(cache_root(environ))),))
-    size = _parse("cache_size", merged["cache_size"], file) if "cache_size" in merged else None
+    if "cache_dirs" not in values:
+        values["cache_dirs"] = (CacheDirectory(_path(str(cache_root(environ)), "the home directory", directory)),)
+    size = _parse("cache_size", merged["cache_size"], file, directory) if "cache_size" in merged else None
     values["cache_dirs"] = _sized(values["cache_dirs"], size)
     chosen = merged["state_dir"].value if "state_dir" in merged else state_root(environ)
-    values["state_dir"] = str(Path(chosen).absolute())
-    values["mountpoint"] = str(Path(values["mountpoint"]).absolute())
-    values["source"] = absolute_source(values["source"])
-    values["config_file"] = str(Path(file).absolute()) if file else None
+    values["state_dir"] = _path(str(chosen), "LUXFUSE_STATE_DIR", directory)
+    values["config_file"] = None if file is None else _path(file, "--config", directory)
+    values["directory"] = directory
     values["given"] = {name: written.value for name, written in given.items()}
     return _check(msgspec.convert(values, Settings))
 
 
-def absolute_source(source: str) -> str:
-    """Return a source as the daemon, which works in another directory, finds it."""
-    return source if "://" in source or source.startswith("/") else str(Path(source).absolute())
-
-
-def _parse(name: str, given: Given, file: str | None) -> Any:
+def _parse(name: str, given: Given, file: str | None, directory: str) -> Any:
     """Return what one setting says, paths made absolute. Raises ConfigError with the place."""
-    kind = BY_NAME[name].kind
     try:
-        value = kind.parse(given.value)
-        if kind.path:
-            return str(Path(value).absolute())
-        return _ABSOLUTE[name](value) if name in _ABSOLUTE else value
+        return _absolute(name, BY_NAME[name].kind.parse(given.value), directory)
     except (ValueError, TypeError, OverflowError) as exc:
         text = str(exc)
     place = place_in_file(file or "", name, text)
@@ -289,22 +204,38 @@ def _parse(name: str, given: Given, file: str | None) -> Any:
     raise ConfigError(f"{where}: {text}")
 
 
-def _absolute_directories(directories: tuple[CacheDirectory, ...]) -> tuple[CacheDirectory, ...]:
-    made = tuple(msgspec.structs.replace(d, path=str(Path(d.path).absolute())) for d in directories)
-    paths = [directory.path for directory in made]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise ValueError(f"{twice} is given twice; leave one out")
-    return made
+def _absolute(name: str, value: Any, directory: str) -> Any:
+    """Return a setting's value with absolute paths: the daemon works in another directory. Raises ValueError."""
+    if name == "source":
+        return value if "://" in value else absolute(value, directory, as_written=True)
+    if name == "join":
+        return tuple(
+            SEED_FILE + absolute(entry.removeprefix(SEED_FILE), directory) if entry.startswith(SEED_FILE) else entry
+            for entry in value
+        )
+    if name == "cache_dir":
+        made = tuple(msgspec.structs.replace(each, path=absolute(each.path, directory)) for each in value)
+        paths = [each.path for each in made]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise ValueError(f"{twice} is given twice; leave one out")
+        return made
+    return absolute(value, directory) if BY_NAME[name].kind.path else value
 
 
-def _absolute_seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(
-        SEED_FILE + str(Path(entry.removeprefix(SEED_FILE)).absolute()) if entry.startswith(SEED_FILE) else entry
-        for entry in entries
-    )
+def absolute(path: str, directory: str, *, as_written: bool = False) -> str:
+    """Return an absolute path, without looking at it; ``as_written``: such a one stays as it is. Raises ValueError."""
+    if path.startswith("/"):
+        return check_text(path if as_written else str(Path(path)))
+    if not directory:
+        raise ValueError(f"{shown(path)}: the working directory is gone, or not UTF-8; give an absolute path")
+    return check_text(str(Path(directory, path)))
 
 
-_ABSOLUTE: dict[str, Callable[[Any], Any]] = {"cache_dir": _absolute_directories, "join": _absolute_seeds}
+def _path(path: str, where: str, directory: str) -> str:
+    try:
+        return absolute(path, directory)
+    except ValueError as exc:
+        raise ConfigError(f"{where}: {exc}") from None
 
 
 def _sized(directories: tuple[CacheDirectory, ...], size_bytes: int | None) -> tuple[CacheDirectory, ...]:
@@ -336,7 +267,7 @@ def read_again(settings: Settings) -> Settings:
         raise ConfigError(f"{settings.mountpoint} was mounted without --config: there is no file to read again")
     kept = {"mountpoint": settings.mountpoint, "state_dir": settings.state_dir, "foreground": settings.foreground}
     given = {name: Given(value, _of_flag(name)) for name, value in {**settings.given, **kept}.items()}
-    new = _build(given, {}, path)
+    new = _build(given, os.environ, path, settings.directory)
     return msgspec.structs.replace(new, given=settings.given)
 
 
@@ -353,9 +284,9 @@ def attached(base: Settings, source: str, options: Mapping[str, Any]) -> Setting
     """
     check_attachable(options)
     given = {name: Given(value, name) for name, value in options.items() if value is not None}
-    size = _parse("cache_size", given.pop("cache_size"), None) if "cache_size" in given else None
+    size = _parse("cache_size", given.pop("cache_size"), None, "") if "cache_size" in given else None
     whole = {**given, "source": Given(source, "source"), "mountpoint": Given(base.mountpoint, "mountpoint")}
-    chosen = _build(whole, {}, None)
+    chosen = _build(whole, {}, None, base.directory)
     fields = {BY_NAME[name].field_name for name in given}
     fields |= {"source", "endpoint_url", "storage_options", "driver", "path_rules", *OF_OBJECTS}
     changes = {name: getattr(chosen, name) for name in fields}
@@ -369,9 +300,14 @@ def for_attached(flags: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     check_attachable(options)
     variables = {name: value for name, value in from_environment().items() if BY_NAME[name].attachable}
     given = _given(flags, variables, options)
-    for name, written in given.items():
-        _parse(name, written, None)
-    return {name: written.value for name, written in given.items()}
+    directory = working_directory()
+    parsed = {name: _parse(name, written, None, directory) for name, written in given.items()}
+    return {name: parsed[name] if BY_NAME[name].kind.path else written.value for name, written in given.items()}
+
+
+def checked_source(source: str) -> str:
+    """Return a source that is to be attached; a local one with its absolute path. Raises ConfigError."""
+    return str(_parse("source", Given(source, "SOURCE"), None, working_directory()))
 
 
 def check_attachable(options: Mapping[str, Any]) -> None:

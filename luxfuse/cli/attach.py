@@ -31,9 +31,10 @@ def attach(
 ) -> int:
     """Show SOURCE at PATH inside a mount, now and at every later mount. What is not said here is as for the mount."""
     chosen = config.for_attached(settings, parse_options(options or []))
+    source = config.checked_source(source)
     record, inside = _inside(path)
     try:
-        notes = ControlClient(record.socket_path, DEADLINE_S).attach(config.absolute_source(source), inside, chosen)
+        notes = ControlClient(record.socket_path, DEADLINE_S).attach(source, inside, chosen)
     except (DaemonUnreachable, DaemonRefused) as exc:
         raise _failed(record, exc) from None
     for note in notes:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse import config
-from luxfuse.cli.errors import CommandFailed
+from luxfuse.cli.errors import CommandFailed, printable
 from luxfuse.cli.report import AsJson, ask_status, print_json
 from luxfuse.cli.targets import mount_at
 from luxfuse.control import registry
@@ -23,7 +23,10 @@ def init(
     from luxfuse.peers import keyfile
 
     keyfile.write_new(key_file)
-    print(f"{key_file}: copy it to each machine, secretly, and mount there with: --cluster-key-file FILE --join HOST:PORT")
+    print(
+        f"{printable(key_file)}: copy it to each machine, secretly, and mount there with: "
+        "--cluster-key-file FILE --join HOST:PORT"
+    )
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from luxfuse.cli.errors import UsageError
+from luxfuse.cli.errors import UsageError, printable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         if code != 0:
             return code
     if given.verbose:
-        print(f"{given.source} mounted on {given.mountpoint}")
+        print(printable(f"{given.source} mounted on {given.mountpoint}"))
     return 0
 
 

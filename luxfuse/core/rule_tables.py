@@ -9,7 +9,7 @@ import msgspec
 
 from luxfuse.core.paths import check_pattern
 from luxfuse.core.rules import PathRule
-from luxfuse.core.units import parse_size
+from luxfuse.core.units import parse_size, shown
 from luxfuse.core.values import DURATION, RATE, check_text
 
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
@@ -41,11 +41,12 @@ def _parse_rule(written: Any) -> PathRule:
                     raise ValueError(f"{name}: {exc}") from None
     try:
         rule = msgspec.convert(table, PathRule)
-        check_pattern(check_text(rule.pattern))
-    except msgspec.ValidationError as exc:
+    except (msgspec.ValidationError, UnicodeEncodeError) as exc:
         raise ValueError(f"{exc}; it needs a pattern, and what holds there, such as write_mode") from None
+    try:
+        check_pattern(check_text(rule.pattern))
     except ValueError as exc:
-        raise ValueError(f"pattern {rule.pattern!r}: {exc}") from None
+        raise ValueError(f"pattern {shown(rule.pattern)}: {exc}") from None
     if not rule.says_something:
         raise ValueError("it says nothing; write what holds there, such as write_mode")
     return rule

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luxfuse import config
-from luxfuse.config import Settings, attached, build, parse_pairs
+from luxfuse.config import Settings, attached, build
+from luxfuse.config_sources import parse_pairs
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.core.rules import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
@@ -160,12 +161,18 @@ def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], tex
         ('[[path]]\npattern = "a"\nwrite_mode = "through"\ncolour = 1', "number 1: .*colour"),
         ('[[path]]\npattern = "/a"\nwrite_mode = "through"', "number 1: pattern '/a': it must be relative"),
         (None, "No such file"),
+        ("# caf\udce9\nuid = 1", "line 1: is not UTF-8"),
+        ("\n\nmetadata_tll = 1", "line 3: unknown setting 'metadata_tll'; did you mean metadata_ttl"),
+        ("uid = 1\nmax_requests = 'abc'", "line 2: max_requests: 'abc': write a whole number from 1 to 1024"),
+        ("uid = " + "9" * 5000, "--config"),
+        ("path = " + "[" * 5000, "--config"),
+        ("#" * (1 << 20) + "#", "is larger than 1 MiB"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, content: str | None, text: str) -> None:
     file = tmp_path / "luxfuse.toml"
     if content is not None:
-        file.write_text(content)
+        file.write_text(content, errors="surrogateescape")
     with pytest.raises(ConfigError, match=text) as caught:
         build(BASE, {}, str(file))
     assert "\n" not in str(caught.value)
@@ -342,3 +349,38 @@ def test_customer_key_stays_off_the_command_line(where):
     with pytest.raises(ConfigError, match=f"^{where} sse_customer_key: .*--sse-customer-key-file") as caught:
         parse_pairs(["sse_customer_key=c2VjcmV0"], where)
     assert "c2VjcmV0" not in str(caught.value)
+
+
+def test_relative_paths_mean_the_same_when_the_file_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The daemon works in another directory, and asks for the defaults again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for text in ('cache_dir = "c"\n', 'log_level = "debug"\n'):
+        Path("luxfuse.toml").write_text(text)
+        flags = {"source": "data", "mountpoint": "m", "log_file": "log", "cluster_key_file": "k", "join": "file:seeds"}
+        settings = build(flags, file="luxfuse.toml")
+        assert settings.config_file == f"{tmp_path}/luxfuse.toml"
+        monkeypatch.chdir("/")
+        assert config.read_again(settings) == settings
+        monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cache_dir", "log_file", "mountpoint", "source"])
+def test_a_relative_path_in_a_directory_that_is_gone(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match=r"c'?: the working directory is gone, or not UTF-8; give an absolute path"):
+        made(**{name: "c"})
+    assert made().mountpoint == "/mnt/bucket"
+
+
+def test_a_working_directory_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(tmp_path / "caf\udce9")
+    with pytest.raises(ConfigError, match=r"--log-file: 'log': the working directory is gone, or not UTF-8"):
+        made(log_file="log")
+    assert msgspec.json.encode(made())

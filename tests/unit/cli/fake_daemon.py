@@ -112,6 +112,19 @@ class Service:
             for path in paths
         ]  # fmt: skip
 
+    async def pin(self, paths: list[str]) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return {"failures": [f"{path}: no such file" for path in paths if "missing" in path], "notes": []}
+
+    unpin = pin
+
+    async def limit(self, paths: list[str], seconds: float | None, action: str) -> dict[str, object]:
+        return await self.pin(paths)
+
+    async def reload(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return []
+
     async def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, object]:
         await trio.lowlevel.checkpoint()
         return {"failures": [f"{path}: no such file" for path in paths if "missing" in path], "notes": [f"{least} {most}"]}

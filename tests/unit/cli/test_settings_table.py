@@ -20,7 +20,7 @@ SAMPLES = {
 }  # fmt: skip
 SEVERAL = {"cache_dir": ["/c,size=1GiB,tier=hdd", "/d"], "join": ["a:1", "file:/x"]}
 PAIRS = {"storage_options": {"key": "a=b", "other": ""}, "prices": {"get": "0.5", "currency": "EUR"}}
-NOT_FIELDS = {"config_file", "given", "state_dir"}
+NOT_FIELDS = {"config_file", "directory", "given", "state_dir"}
 
 
 def sample(setting: Setting) -> Any:
