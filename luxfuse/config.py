@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def source_id(self) -> str:
         """Names the cached content; depends on where the objects come from alone."""
-        identity = f"{self.source}\0{self.endpoint_url or ''}"
+        options = self.storage_options
+        places = [f"\0{name}={_without_login(options[name])}" for name in _PLACES if name in options]
+        identity = f"{self.source}\0{self.endpoint_url or ''}{''.join(places)}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
@@ -117,6 +120,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def path_default(self) -> PathPolicy:
         """What holds for paths that no rule says anything about."""
         return PathPolicy(self.write_mode, self.read_mode)
+
+
+_PLACES = ("account_name", "base_url", "endpoint", "endpoint_url", "host", "port")
+"""Storage options that say where the objects are."""
+
+
+def _without_login(url: str) -> str:
+    """Return a URL without user and password, which may change while the place stays the same."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:

@@ -148,6 +148,8 @@ class VolumeLife:
                 raise MountError(f"{source}: {exc}") from None
         if scope.cancelled_caught:
             where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
+            if (error := store.last_failure) is not None:
+                raise MountError(f"{source}: {error}; so each time within 10 s: check {where}")
             raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
 
     def _insist_on_read_only(self, store: Store) -> None:

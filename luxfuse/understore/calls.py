@@ -147,6 +147,8 @@ class Calls:
         self._durations: deque[tuple[RequestKind, float]] = deque()
         """Of calls that have ended, from their threads."""
         self._unanswered = 0
+        self.last_failure: StoreError | None = None
+        """What went wrong with the last request that failed."""
         self._state: State = "up"
         self._max_requests = max_requests
         self._workers: Workers | None = None
@@ -448,6 +450,7 @@ class Calls:
         return self._timeout_s
 
     def _note_failure(self, exc: StoreError) -> None:
+        self.last_failure = exc
         if isinstance(exc, StoreUnavailable):
             self._errors += 1
             self._unanswered += 1

@@ -85,7 +85,7 @@ def _class_of(status: int) -> type[StoreError]:
         return StoreFull
     if status == 501:
         return StoreRejected
-    if status in (408, 409, 425, 429) or status >= 500:
+    if status in (408, 409, 423, 425, 429) or status >= 500:
         return StoreUnavailable
     return StoreRejected
 

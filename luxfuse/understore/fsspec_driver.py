@@ -180,16 +180,25 @@ def open_fsspec(
 
         objects = take_object_options(family, storage_options or {})[0]
         return AzureDriver(filesystem, root, request_timeout_s=request_timeout_s, objects=objects)
-    if source.startswith(("http://", "https://")):
-        from luxfuse.understore.fsspec_http import HttpDriver
+    return _by_class(filesystem, root, family, request_timeout_s)
 
-        return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
-    if type(filesystem).__name__ == "SFTPFileSystem":
-        from luxfuse.understore.fsspec_sftp import SftpDriver
 
-        return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)
-    if type(filesystem).__name__ == "LocalFileSystem":
-        from luxfuse.understore.fsspec_local import LocalDriver
+def _by_class(filesystem: Any, root: str, family: str, request_timeout_s: float) -> FsspecDriver:
+    match type(filesystem).__name__:
+        case "HTTPFileSystem":
+            from luxfuse.understore.fsspec_http import HttpDriver
 
-        return LocalDriver(filesystem, root)
+            return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
+        case "SFTPFileSystem":
+            from luxfuse.understore.fsspec_sftp import SftpDriver
+
+            return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)
+        case "WebdavFileSystem":
+            from luxfuse.understore.fsspec_webdav import Dav, WebDavDriver
+
+            return WebDavDriver(Dav(filesystem), root, request_timeout_s=request_timeout_s)
+        case "LocalFileSystem":
+            from luxfuse.understore.fsspec_local import LocalDriver
+
+            return LocalDriver(filesystem, root)
     return FsspecDriver(filesystem, root, family=family, request_timeout_s=request_timeout_s)

@@ -25,7 +25,7 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
                    "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
                    "BadAuthenticationType", "RefreshError", "DefaultCredentialsError")  # fmt: skip
 _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
-                "HTTPClientError", "ClientError")  # fmt: skip
+                "HTTPClientError", "ClientError", "TransportError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
 _CLASS_OF_ERRNO = {errno.ENOSPC: StoreFull, errno.EDQUOT: QuotaExceeded, errno.EROFS: ReadOnlyStore}
@@ -69,7 +69,8 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
     if isinstance(exc, ValueError | TypeError | NotImplementedError):
         return StoreRejected(f"{what}: the driver refuses this ({kind})")
     broken = isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE)
-    return StoreUnavailable(f"{what}: the connection or the device failed ({kind})" if broken else f"{what}: {kind}")
+    reason = os.strerror(number) if isinstance(exc, OSError) and number else kind
+    return StoreUnavailable(f"{what}: the connection or the device failed ({reason})" if broken else f"{what}: {kind}")
 
 
 def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:

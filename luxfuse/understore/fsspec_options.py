@@ -46,7 +46,9 @@ _S3_OURS = frozenset({
     "virtual_hosted_style_request",
 })  # fmt: skip
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
-_PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp"}
+_WEBDAV = ("webdav://", "dav://")
+_PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp",
+             "webdav4": "webdav4[fsspec]"}  # fmt: skip
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
 
 
@@ -112,6 +114,8 @@ def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str]
     arguments = {name: _convert(name, value) for name, value in options.items()}
     if family == "az":
         return _azure(source, arguments, endpoint_url)
+    if source.startswith(_WEBDAV):
+        return _webdav(source, arguments, endpoint_url, timeout_s)
     if endpoint_url:
         if family != "gs":
             raise ConfigError(f"--endpoint-url: {safe_url(source)!r} has no endpoint to choose")
@@ -131,6 +135,17 @@ def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str]
             arguments.setdefault(name, min(READ_TIMEOUT_S, timeout_s))
     elif source.startswith("ftp://"):
         arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
+    return arguments
+
+
+def _webdav(source: str, arguments: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
+    base_url = arguments.setdefault("base_url", endpoint_url)
+    if not base_url or not str(base_url).startswith(("http://", "https://")):
+        raise ConfigError(f"source {safe_url(source)!r}: does not say the server; add --endpoint-url https://HOST/PATH, "
+                          "or the storage option base_url")  # fmt: skip
+    if "username" in arguments:
+        arguments["auth"] = (arguments.pop("username"), arguments.pop("password", ""))
+    arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
     return arguments
 
 
@@ -230,5 +245,5 @@ def require_root(source: str) -> None:
     """Raise `ConfigError` for a source that names nothing to mount."""
     if family_of(source):
         parse_location(source)
-    elif not source or source.endswith("://"):
+    elif not source or (source.endswith("://") and not source.startswith(_WEBDAV)):
         raise ConfigError(f"source {safe_url(source)!r}: names nothing; write PROTOCOL://PLACE/PATH")

@@ -164,9 +164,12 @@ class FsspecWrites(NoMultipart):
 
     def _write(self, what: str, path: str, write: Callable[[Any], Any]) -> None:
         def make(filesystem: Any) -> None:
-            if self._abilities.hierarchical:
-                self._make_parents(filesystem, path)
-            write(filesystem)
+            try:
+                write(filesystem)
+            except Exception:
+                if not self._abilities.hierarchical or not self._make_parents(filesystem, path):
+                    raise
+                write(filesystem)
 
         try:
             self._filesystems.run(make, again=False)
@@ -176,19 +179,19 @@ class FsspecWrites(NoMultipart):
                 raise rejected(f"{what}: a file is in the way of a directory, or a directory of a file", number) from None
             raise failure(exc, what, self._family, bucket_level=True) from None
 
-    def _make_parents(self, filesystem: Any, path: str) -> None:
+    def _make_parents(self, filesystem: Any, path: str) -> bool:
+        """Make the directories above a path; False if there was nothing to make."""
         parent = path.rstrip("/").rpartition("/")[0]
-        if len(parent) > len(self._root):
-            self._make_all(filesystem, parent)
+        return len(parent) >= len(self._root) and self._make_all(filesystem, parent or "/")
 
-    def _make_all(self, filesystem: Any, path: str) -> None:
-        """Make a directory and those above it."""
+    def _make_all(self, filesystem: Any, path: str) -> bool:
+        """Make a directory and those above it; False if there is one."""
         kind = kind_of(filesystem, path)
         if kind == "directory":
-            return
+            return False
         if kind is not None:
             raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
-        if kind_of(filesystem, self._root or "/") != "directory":
+        if path.rstrip("/") == self._root:
             raise FileNotFoundError(errno.ENOENT, "the root is missing")
         self._make_parents(filesystem, path)
         try:
@@ -196,6 +199,7 @@ class FsspecWrites(NoMultipart):
         except Exception:
             if kind_of(filesystem, path) != "directory":  # nobody else has made it meanwhile
                 raise
+        return True
 
     def _target(self, key: str, what: str) -> str:
         """Return the path of a file or directory that may be written."""

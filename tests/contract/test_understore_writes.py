@@ -433,7 +433,8 @@ def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     if target.name in ("sftp", "ftp", "webdav"):  # which have no requests for many
         count = 40
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
-    with ThreadPoolExecutor(8) as pool:
+    # WebDAV locks a directory while something is put into it.
+    with ThreadPoolExecutor(1 if target.name == "webdav" else 8) as pool:
         list(pool.map(lambda key: store.put(key, b"x", {}), keys))
     store.put("many/3/", b"", {})
     store.put("manyother", b"x", {})

@@ -79,7 +79,7 @@ def test_s3_by_each_driver(mounting: Mounts, s3: FastS3, bucket: str, fill, driv
     assert mount.status()["understore"]["errors"] == 0
 
 
-@pytest.mark.parametrize("protocol", ["sftp"])
+@pytest.mark.parametrize("protocol", ["sftp", "webdav"])
 def test_file_servers(mounting: Mounts, request: pytest.FixtureRequest, protocol: str) -> None:
     """Large files, names that look like syntax, a rename over another file, a server that is restarted."""
     server = file_server(request, protocol)

@@ -38,7 +38,7 @@ class Server:
         """Return once the port answers."""
         self._process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, "TMPDIR": "/tmp"},  # else it is taken for a daemon that was left
         )  # fmt: skip
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -128,8 +128,8 @@ def make_webdav(base: Path) -> Server:
     files = base / "files"
     files.mkdir()
     port = free_port()
-    command = [program, "serve", "webdav", str(files), "--config", str(base / "rclone.conf"), "--dir-cache-time", "0s",
-               "--poll-interval", "0s", "--addr", f"127.0.0.1:{port}", "--user", "me", "--pass", "s3cr3t"]  # fmt: skip
+    command = [program, "serve", "webdav", str(files), "--config", str(base / "rclone.conf"), "--addr", f"127.0.0.1:{port}",
+               "--user", "me", "--pass", "s3cr3t"]  # fmt: skip
     return Server("webdav://", command, port, files, {"base_url": f"http://me:s3cr3t@127.0.0.1:{port}"})
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
 SECRET = "s3cr3t/Key+Value=="
 TIMEOUT_S = 10.0
 TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "fsspec-fast", "obstore-az",
-           "fsspec-az", "memory", "local", "http", "sftp", "ftp"]  # fmt: skip
+           "fsspec-az", "memory", "local", "http", "sftp", "ftp", "webdav"]  # fmt: skip
 CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
 
 
@@ -135,9 +136,30 @@ def served_target(request: pytest.FixtureRequest, protocol: str) -> Target:
     target = directory_target(protocol, f"{server.url.rstrip('/')}/{directory.name}", directory)
     if protocol == "webdav":
         target.source = f"webdav:///{directory.name}"
+        target.put, target.delete = dav_client(f"{server.options['base_url']}/{directory.name}", request)
     target.options = server.options
     target.restart = server.restart
     return target
+
+
+def dav_client(url: str, request: pytest.FixtureRequest) -> tuple[Callable[[str, bytes], Any], Callable[[str], Any]]:
+    """Put and delete by plain HTTP: the server remembers what is in its directories."""
+    import httpx
+
+    client = httpx.Client()
+    request.addfinalizer(client.close)
+    client.request("MKCOL", url)
+
+    def put(key: str, data: bytes) -> None:
+        parents = key.split("/")[:-1]
+        if client.put(f"{url}/{quote(key)}", content=data).status_code in (201, 204):
+            return
+        for depth in range(1, len(parents) + 1):
+            client.request("MKCOL", f"{url}/{quote('/'.join(parents[:depth]))}")
+        if not key.endswith("/"):
+            client.put(f"{url}/{quote(key)}", content=data).raise_for_status()
+
+    return put, lambda key: client.delete(f"{url}/{quote(key)}").raise_for_status()
 
 
 def gs_target(request: pytest.FixtureRequest, driver: str) -> Target:

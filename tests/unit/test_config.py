@@ -305,6 +305,16 @@ def test_an_attached_store_is_as_the_mount_but_for_where_it_is_and_what_it_is_to
     assert own.source_id != base.source_id
 
 
+def test_content_of_two_servers_is_never_taken_for_one_another() -> None:
+    def source_id(url: str) -> str:
+        return made(source="webdav:///", storage_options={"base_url": url}).source_id
+
+    assert source_id("https://me:one@host/dav") == source_id("https://me:two@host/dav") == source_id("https://host/dav")
+    assert source_id("https://host/dav") != source_id("https://other/dav")
+    accounts = {made(source="az://c", storage_options={"account_name": name}).source_id for name in ("a", "b")}
+    assert len(accounts) == 2
+
+
 def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
     assert config.attached(made(read_only=True), "s3://other", {"read_only": False}).read_only
 
