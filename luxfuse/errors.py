@@ -27,9 +27,13 @@ class IndexFormatError(LuxError):
 
 
 class StoreError(LuxError):
-    """An under-store request failed. ``retryable`` says whether the same request may succeed later."""
+    """An under-store request failed. ``retryable`` says whether the same request may succeed later.
+
+    ``unexplained``: the answer had no body that could name the reason, as to a HEAD.
+    """
 
     retryable = False
+    unexplained = False
 
 
 class Unforeseen(StoreError):
@@ -43,9 +47,13 @@ class NotFound(StoreError):
 
 
 class AccessDenied(StoreError):
-    """The store refused the credentials (401 or 403)."""
+    """The store refused the credentials (401 or 403). ``renewable``: other ones might be accepted."""
 
     errno = errno.EACCES
+
+    def __init__(self, text: str, *, renewable: bool = False) -> None:
+        super().__init__(text)
+        self.renewable = renewable
 
 
 class VersionChanged(StoreError):
@@ -56,6 +64,14 @@ class VersionChanged(StoreError):
 
 class StoreRejected(StoreError):
     """The store refused the request for good (another 4xx, or a configuration error)."""
+
+
+class WrongRegion(StoreRejected):
+    """The bucket is in another region; ``region`` is empty where the store does not say in which."""
+
+    def __init__(self, text: str, region: str = "") -> None:
+        super().__init__(text)
+        self.region = region
 
 
 class ReadOnlyStore(StoreRejected):

@@ -17,6 +17,7 @@ from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.fuse.places import check_places
 from luxfuse.service import Parts, Service
+from luxfuse.understore.renewing import with_secrets
 from luxfuse.vfs.backlog import path_of
 
 log = logging.getLogger(__name__)
@@ -38,19 +39,41 @@ class Reloader:
         """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
         async with self._turn:
             keys = ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
-            if self._cluster is not None and self._service.settings.config_file is None:
-                return keys
-            return keys + await self._reload(self._service.settings)
+            settings = self._service.settings
+            if settings.config_file is None and (self._cluster is not None or self._has_credentials()):
+                return keys + await self._renew(None)
+            names = await self._reload(settings)
+            return keys + names + (await self._renew(None) if "storage_options" not in names else [])
+
+    def _has_credentials(self) -> bool:
+        return any(store.renewable for store in self._service.stores())
+
+    async def _renew(self, options: dict[str, str] | None) -> list[str]:
+        """Read credentials again, from files and, for the mount's own store, ``options``; returns what changed."""
+        changed = False
+        for store in self._service.stores():
+            try:
+                changed |= bool(await store.renew(options if store is self._parts.store else None))
+            except LuxError as exc:
+                if options is not None and store is self._parts.store:
+                    raise ConfigError(f"storage_options: {exc}") from None
+                log.warning("credentials stay as they are: %s", exc)
+        return ["credentials"] if changed else []
 
     async def _reload(self, old: Settings) -> list[str]:
         new = await trio.to_thread.run_sync(config.read_again, old)
         changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
-        if fixed := [config.written_name(name) for name in changed if name not in LIVE]:
+        secrets = with_secrets(old.storage_options, new.storage_options) == new.storage_options
+        if fixed := [config.written_name(name) for name in changed if name not in LIVE and not (
+            name == "storage_options" and secrets
+        )]:
             raise ConfigError(
                 f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
             )
         _check_tiers(old, new)
         await trio.to_thread.run_sync(_check_places, new)
+        if "storage_options" in changed:
+            await self._renew(new.storage_options)
         await self._parts.directories.apply(new.cache_dirs)
         await self._apply(new, set(changed))
         self._service.settings = new

@@ -160,6 +160,10 @@ class Service:
         """Set by the daemon where the mount is in a cluster."""
         self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in self._volumes()])
 
+    def stores(self) -> list[Store]:
+        """Return the under-stores that are served now, the mount's own first."""
+        return [parts.store for _, parts in self._volumes()]
+
     def _volumes(self) -> list[tuple[str, VolumeParts]]:
         """Return what is served, and where: the mount's own under-store first."""
         return [("", self._parts), *((each.path, each.parts) for each in self._attached.volumes() if each.parts)]

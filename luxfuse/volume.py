@@ -19,7 +19,7 @@ from luxfuse.assembly import Cache, Local
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.cluster import Cluster, enlisted, prepared
-from luxfuse.config import Settings
+from luxfuse.config import Settings, read_again
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.core.units import format_count
 from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
@@ -33,6 +33,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
+from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.files import Files
 
@@ -131,9 +132,16 @@ class VolumeLife:
         return await trio.to_thread.run_sync(
             lambda: open_driver(
                 s.source, endpoint_url=s.endpoint_url, storage_options=s.driver_options, driver=s.driver,
-                request_timeout_s=s.request_timeout_s,
+                request_timeout_s=s.request_timeout_s, reread=None if s.config_file is None else self._secrets_again,
             )
         )
+
+    def _secrets_again(self) -> dict[str, str]:
+        """Return the storage options with the secrets that the configuration file has now. Raises `ConfigError`."""
+        new = read_again(self.settings)
+        if new.source != self.settings.source:  # an attached under-store, whose options are not in the file
+            return self.settings.storage_options
+        return with_secrets(self.settings.storage_options, new.storage_options)
 
     async def _probe(self, store: Store) -> None:
         source = safe_url(self.settings.source)

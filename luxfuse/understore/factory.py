@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from luxfuse.errors import ConfigError, StoreRejected
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
+from luxfuse.understore.renewing import Access, RenewingDriver
+from luxfuse.understore.trust import NO, YES
+
+if TYPE_CHECKING:
+    from luxfuse.understore.s3_access import S3Access
+
+log = logging.getLogger(__name__)
 
 DriverChoice = Literal["auto", "obstore", "fsspec"]
 
@@ -21,21 +29,49 @@ def open_driver(
     storage_options: Mapping[str, str] | None = None,
     driver: DriverChoice = "auto",
     request_timeout_s: float = 30.0,
+    reread: Callable[[], Mapping[str, str]] | None = None,
 ) -> UnderStore:
     """Open ``source``: "auto" means obstore for S3, Azure and GCS if it knows all options, fsspec otherwise.
 
-    Makes no request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises
-    `ConfigError` with one line that says what is wrong or what to install, `AccessDenied` if no credentials are found.
+    ``reread`` returns the storage options as they are written now, for when the store refuses the credentials. Makes no
+    request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises `ConfigError` with
+    one line that says what is wrong or what to install, `AccessDenied` if no credentials are found.
     """
-    options = dict(storage_options or {})
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
         raise ConfigError(f"--endpoint-url {safe_url(endpoint_url)!r}: must start with http:// or https://")
 
+    def reach(options: Mapping[str, str]) -> Access | None:
+        if family_of(source) != "s3":
+            return None
+        from luxfuse.understore.s3_access import S3Access
+
+        return S3Access(parse_location(source).bucket, options, endpoint_url)
+
+    def open_with(options: Mapping[str, str], access: Access | None) -> UnderStore:
+        return _open(source, endpoint_url, options, driver, request_timeout_s, cast("S3Access | None", access))
+
+    options = dict(storage_options or {})
+    if family_of(source) is None and reread is None:
+        opened = open_with(options, None)
+    else:
+        opened = cast(UnderStore, RenewingDriver(reach, open_with, options, reread))
+    _warn_of_unchecked_certificates(source, options)
+    return opened
+
+
+def _open(
+    source: str,
+    endpoint_url: str | None,
+    options: Mapping[str, str],
+    driver: DriverChoice,
+    request_timeout_s: float,
+    access: S3Access | None,
+) -> UnderStore:
     def open_fsspec_driver() -> UnderStore:
         from luxfuse.understore.fsspec_driver import open_fsspec
 
         return open_fsspec(
-            source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s
+            source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s, access=access
         )
 
     if driver == "fsspec" or (driver == "auto" and family_of(source) is None):
@@ -52,7 +88,17 @@ def open_driver(
         storage_options=options,
         request_timeout_s=request_timeout_s,
         fallback=_as_rejection(open_fsspec_driver),
+        access=access,
     )
+
+
+def _warn_of_unchecked_certificates(source: str, options: Mapping[str, str]) -> None:
+    off = options.get("verify", "").strip().lower() in NO
+    if off or options.get("allow_invalid_certificates", "").strip().lower() in YES:
+        log.warning(
+            "%s: certificates are not verified, so anybody between here and the store can read and change everything; "
+            "name the certificate authority with the storage option verify=FILE", safe_url(source)
+        )  # fmt: skip
 
 
 def _refusal(source: str, options: Mapping[str, str]) -> str | None:

@@ -15,10 +15,16 @@ from luxfuse.errors import (
     StoreRejected,
     StoreUnavailable,
     VersionChanged,
+    WrongRegion,
 )
 from luxfuse.understore.base import Buffer
 
-_DENIED_CODES = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
+_EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+_DENIED_CODES = (*_EXPIRED_CODES, "InvalidToken", "InvalidAccessKeyId", "InvalidAccessKeyID", "SignatureDoesNotMatch",
+                 "InvalidClientTokenId", "UnrecognizedClientException", "AuthFailure", "AuthenticationFailed",
+                 "InvalidAuthenticationInfo", "NoAuthenticationInformation", "AuthorizationHeaderMalformed")  # fmt: skip
+"""Other credentials would help."""
+_REGION_CODES = ("PermanentRedirect", "IllegalLocationConstraintException", "TemporaryRedirect", "IncorrectEndpoint")
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
 _SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503,
                 "AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503,
@@ -54,11 +60,13 @@ def safe_url(url: str) -> str:
     return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}"
 
 
-def from_status(status: int, what: str, *, code: str = "", family: str = "", bucket_level: bool = False) -> StoreError:
+def from_status(
+    status: int, what: str, *, code: str = "", family: str = "", bucket_level: bool = False, region: str = ""
+) -> StoreError:
     """Return the error for an HTTP ``status``; ``code`` is the store's own word for it ("NoSuchKey") if known.
 
     ``family`` ("s3", "az", "gs") adds where credentials come from; ``bucket_level`` says that a 404 can only mean the
-    bucket, as in a listing.
+    bucket, as in a listing. ``region`` is the one that the store names.
     """
     status = _SPELLED_OUT.get(code, status)
     text = f"{what}: {describe(status, code)}"
@@ -68,12 +76,29 @@ def from_status(status: int, what: str, *, code: str = "", family: str = "", buc
         return QuotaExceeded(text)
     if code in _DAMAGED_CODES:
         return StoreUnavailable(f"{text}; what arrived there is not what was sent")
-    if status in (401, 403) or code in _DENIED_CODES:
-        places = CREDENTIAL_PLACES.get(family)
-        return AccessDenied(f"{text}; credentials come from: {places}" if places else text)
+    if (refusal := _refusal(status, code, text, family, region)) is not None:
+        return refusal
     if 300 <= status < 400:
         text += "; the store redirects elsewhere, check region and endpoint"
-    return _class_of(status)(text)
+    error = _class_of(status)(text)
+    error.unexplained = family == "s3" and status == 400 and not code
+    return error
+
+
+def _refusal(status: int, code: str, text: str, family: str, region: str) -> StoreError | None:
+    """Return the error for a request that was not let in: from there, or with these credentials."""
+    redirected = code in _REGION_CODES or (family == "s3" and 300 <= status < 400 and status != 304)
+    if redirected or (region and code == "AuthorizationHeaderMalformed"):
+        where = f"the bucket is in region {region}" if region else "the bucket is in another region, or elsewhere"
+        hint = f"region={region}" if region else "region"
+        return WrongRegion(f"{text}; {where}: set the storage option {hint}, and check the endpoint", region)
+    if code in _EXPIRED_CODES:
+        return AccessDenied(f"{text}; the credentials have expired", renewable=True)
+    if status not in (401, 403) and code not in _DENIED_CODES:
+        return None
+    places = CREDENTIAL_PLACES.get(family)
+    text = f"{text}; credentials come from: {places}" if places else text
+    return AccessDenied(text, renewable=status == 401 or not code or code in _DENIED_CODES)
 
 
 def _class_of(status: int) -> type[StoreError]:

@@ -21,6 +21,7 @@ from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
 from luxfuse.understore.locations import family_of, has_dot_segment
 from luxfuse.understore.object_options import take_object_options
+from luxfuse.understore.s3_access import S3Access
 
 PAGE_ENTRIES = 1000
 
@@ -164,15 +165,19 @@ def open_fsspec(
     endpoint_url: str | None = None,
     storage_options: Mapping[str, str] | None = None,
     request_timeout_s: float = 30.0,
+    access: S3Access | None = None,
 ) -> FsspecDriver:
-    """Open the best driver on fsspec for ``source``. Raises `ConfigError`, or `StoreError` if connecting fails."""
+    """Open the best driver on fsspec for ``source``; ``access``, for S3, is shared with other clients.
+
+    Raises `ConfigError`, or `StoreError` if connecting fails.
+    """
     require_root(source)
-    filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s)
+    filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s, access)
     family = family_of(source) or ""
     if family == "s3":
         from luxfuse.understore.fsspec_s3 import S3Driver
 
-        arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s)
+        arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s, access)
         objects = take_object_options(family, storage_options or {}, endpoint_url)[0]
         return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s, objects=objects)
     if family == "az":

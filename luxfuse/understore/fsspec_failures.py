@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ftplib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,14 +45,25 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
             return StoreUnavailable(f"{what}: the body was cut short")
         status, code = status_of(link)
         if status:
-            return from_status(status, what, code=code, family=family, bucket_level=bucket_level)
+            region = region_of(getattr(link, "response", None))
+            return from_status(status, what, code=code, family=family, bucket_level=bucket_level, region=region)
         if type(link).__name__ in _NO_CREDENTIALS:
             places = CREDENTIAL_PLACES.get(family, "the storage options")
             kind = type(link).__name__
-            return AccessDenied(f"{what}: credentials missing or refused ({kind}); they come from: {places}")
+            text = f"{what}: credentials missing or refused ({kind}); they come from: {places}"
+            return AccessDenied(text, renewable=True)
     if isinstance(exc, ftplib.Error):
         return _of_ftp(exc, what, bucket_level)
     return _without_status(exc, what, family, bucket_level)
+
+
+def region_of(response: Any) -> str:
+    """Return the region that an answer of S3, as botocore gives it, names, or ""."""
+    if not isinstance(response, dict):
+        return ""
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = str(headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region") or "")
+    return region if re.fullmatch(r"[a-z0-9-]{1,64}", region) else ""
 
 
 def _without_status(exc: BaseException, what: str, family: str, bucket_level: bool) -> StoreError:

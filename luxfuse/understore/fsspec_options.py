@@ -21,6 +21,9 @@ from luxfuse.understore.fsspec_known import refuse_unknown, refuse_unknown_insid
 from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
+from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
+from luxfuse.understore.s3_access import S3Access
+from luxfuse.understore.s3_sessions import aio_session_for
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -41,10 +44,7 @@ _S3_NAMES = {
     "skip_signature": "anon",
     "endpoint": "endpoint_url",
 }
-_S3_OURS = frozenset({
-    "region", "region_name", "aws_region", "default_region", "verify", "allow_invalid_certificates", "allow_http",
-    "virtual_hosted_style_request",
-})  # fmt: skip
+_S3_OURS = ACCESS_OPTIONS | {"allow_http", "virtual_hosted_style_request"}
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
 _WEBDAV = ("webdav://", "dav://")
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp",
@@ -53,7 +53,11 @@ _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
 
 
 def open_filesystem(
-    source: str, endpoint_url: str | None, options: Mapping[str, str], request_timeout_s: float
+    source: str,
+    endpoint_url: str | None,
+    options: Mapping[str, str],
+    request_timeout_s: float,
+    access: S3Access | None = None,
 ) -> tuple[Any, str]:
     """Return the file system and the root path in it.
 
@@ -65,7 +69,7 @@ def open_filesystem(
         raise ConfigError(f"source {shown!r}: needs the package {module}; install it with: pip install "
                           f"'{_PACKAGES[module]}'")  # fmt: skip
     refuse_unknown(source, family_of(source) or "", options, _translated(source), protocol)
-    arguments = _arguments(source, endpoint_url, options, request_timeout_s)
+    arguments = _arguments(source, endpoint_url, options, request_timeout_s, access)
     try:
         filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
     except ImportError as exc:
@@ -106,10 +110,13 @@ def _refused(shown: str, exc: Exception, options: Mapping[str, str]) -> ConfigEr
                        f"({names})")  # fmt: skip
 
 
-def _arguments(source: str, endpoint_url: str | None, options: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+def _arguments(
+    source: str, endpoint_url: str | None, options: Mapping[str, str], timeout_s: float, access: S3Access | None
+) -> dict[str, Any]:
     family = family_of(source)
     if family == "s3":
-        return s3_arguments(options, endpoint_url, timeout_s)
+        arguments = s3_arguments(options, endpoint_url, timeout_s, access)
+        return {**arguments, "session": aio_session_for(arguments.pop("access"))}
     options = take_object_options(family or "", options)[1]
     arguments = {name: _convert(name, value) for name, value in options.items()}
     if family == "az":
@@ -169,37 +176,38 @@ def _convert(name: str, value: str) -> Any:
     return value
 
 
-def s3_arguments(options: Mapping[str, str], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return the arguments of `s3fs.S3FileSystem`; ``client_kwargs`` and ``config_kwargs`` are always among them."""
+def s3_arguments(
+    options: Mapping[str, str], endpoint_url: str | None, timeout_s: float, access: S3Access | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `s3fs.S3FileSystem`, but for "access", which holds what to make its session of.
+
+    ``client_kwargs`` and ``config_kwargs`` are always among them. ``access`` is what is shared with other clients.
+    """
     objects, options = take_object_options("s3", options, endpoint_url)
-    arguments = {_S3_NAMES.get(name, name): _convert(name, value) for name, value in options.items()}
-    _check_inner(arguments)
+    given = {_S3_NAMES.get(name, name): _convert(name, value) for name, value in options.items()}
+    _check_inner(given)
+    client = dict(given.pop("client_kwargs", {}))
+    access = access or S3Access("", options, endpoint_url)
+    arguments = {name: value for name, value in given.items() if name not in ACCESS_OPTIONS}
+    arguments["anon"] = access.anonymous
     arguments["requester_pays"] = objects.requester_pays
-    client = dict(arguments.pop("client_kwargs", {}))
-    endpoint_url = endpoint_url or arguments.pop("endpoint_url", None)
-    # botocore finds these too, but then takes host names for buckets.
-    endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint_url:
-        arguments["endpoint_url"] = endpoint_url
-    for name in ("region", "region_name", "aws_region", "default_region"):
-        if region := arguments.pop(name, None):
-            client["region_name"] = region
-    verify = str(arguments.pop("verify", "true")).lower() in _TRUE
-    if arguments.pop("allow_invalid_certificates", False) or not verify:
-        client["verify"] = False
-    for name in ("allow_http", "virtual_hosted_style_request", "imdsv1_fallback", "unsigned_payload", "s3_express",
-                 "metadata_endpoint"):  # fmt: skip
+    # botocore finds endpoints in variables, too, but then takes host names for buckets.
+    if access.endpoint:
+        arguments["endpoint_url"] = access.endpoint
+    client.setdefault("region_name", access.region)
+    reach = access.reach()
+    client["verify"] = reach.trust.verify
+    for name in ("allow_http", "virtual_hosted_style_request", "unsigned_payload", "s3_express"):
         arguments.pop(name, None)
     config = dict(arguments.pop("config_kwargs", {}))
     config.setdefault("connect_timeout", min(CONNECT_TIMEOUT_S, timeout_s))
     config.setdefault("read_timeout", min(READ_TIMEOUT_S, timeout_s))
     config.setdefault("retries", {"total_max_attempts": 1})
     config.setdefault("max_pool_connections", 64)
-    if endpoint_url:
+    config = {**reach.botocore_config(), **config}
+    if access.endpoint:
         config.setdefault("s3", {"addressing_style": "path"})
-    if bool(arguments.get("key")) != bool(arguments.get("secret")):
-        raise ConfigError("storage options: key and secret are needed together")
-    return {**arguments, "client_kwargs": client, "config_kwargs": config}
+    return {**arguments, "client_kwargs": client, "config_kwargs": config, "access": access}
 
 
 def _check_inner(arguments: Mapping[str, Any]) -> None:

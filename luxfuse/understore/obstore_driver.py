@@ -22,10 +22,14 @@ from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
 from luxfuse.understore.obstore_options import OWN_CHECKSUMS, open_store
 from luxfuse.understore.obstore_reads import ObstoreReads
 from luxfuse.understore.obstore_writes import NeedsMd5, ObstoreWrites
+from luxfuse.understore.s3_access import S3Access
 
 
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
-    """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name."""
+    """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name.
+
+    ``access``, for S3: what all clients of the bucket share.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         storage_options: Mapping[str, str] | None = None,
         request_timeout_s: float = 30.0,
         fallback: Callable[[], UnderStore],
+        access: S3Access | None = None,
     ) -> None:
         super().__init__(
             source,
@@ -42,13 +47,15 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             storage_options=storage_options,
             request_timeout_s=request_timeout_s,
             fallback=fallback,
+            access=access,
         )
         location, options = parse_location(source), storage_options or {}
         objects = take_object_options(self._family, options, endpoint_url)[0]
 
         def open_for_writes(patient: bool, checksums: bool) -> Any:
             return open_store(
-                location, endpoint_url, options, request_timeout_s, patient=patient, writes=True, checksums=checksums
+                location, endpoint_url, options, request_timeout_s, patient=patient, writes=True, checksums=checksums,
+                access=access,
             )
 
         self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
@@ -57,7 +64,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             from luxfuse.understore.fsspec_options import s3_arguments
             from luxfuse.understore.s3_client import S3Client
 
-            arguments = s3_arguments(options, endpoint_url, request_timeout_s)
+            arguments = s3_arguments(options, endpoint_url, request_timeout_s, access)
             return S3Client(location.bucket, location.prefix, arguments, request_timeout_s, objects)
 
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)

@@ -19,6 +19,7 @@ from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_REGION = re.compile(r"<Region>([a-z0-9-]+)</Region>")
 _STATUS_OF_CLASS = (
     (AlreadyExistsError, 412),
     (PreconditionError, 412),
@@ -58,7 +59,8 @@ def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: boo
         return AccessDenied(f"{what}: no credentials found in: {CREDENTIAL_PLACES[family]}")
     status, code = obstore_status(exc)
     if status:
-        return from_status(status, what, code=code, family=family, bucket_level=bucket_level)
+        region = found[1] if (found := _REGION.search(text)) else ""
+        return from_status(status, what, code=code, family=family, bucket_level=bucket_level, region=region)
     if isinstance(exc, BaseError) and "HTTP error" in text:
         return StoreUnavailable(f"{what}: {_transport(text)}")
     return StoreUnavailable(f"{what}: {type(exc).__name__} in obstore")

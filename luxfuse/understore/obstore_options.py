@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import obstore.store
 from obstore.exceptions import BaseError
 
-from luxfuse.errors import AccessDenied, ConfigError
+from luxfuse.errors import ConfigError
 from luxfuse.understore import object_options
-from luxfuse.understore.failures import CREDENTIAL_PLACES
 from luxfuse.understore.locations import Location
 from luxfuse.understore.object_options import ObjectOptions, take_object_options
+from luxfuse.understore.reach import Reach
+from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
+from luxfuse.understore.s3_access import S3Access
+from luxfuse.understore.s3_credentials import ObstoreProvider
+from luxfuse.understore.variables import changed, variables
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -27,7 +29,6 @@ PATIENCE = 4
 """A request that sends much may last this many times the deadline of one: 16 MiB over a slow line."""
 
 _TRUE = ("1", "true", "yes", "on", "requester")
-_REGION_TIMEOUT_S = 3.0
 OWN_CHECKSUMS = ("CRC64NVME",)
 """What obstore computes, of those that we know."""
 
@@ -92,31 +93,38 @@ def open_store(
     patient: bool = False,
     writes: bool = False,
     checksums: bool = True,
+    access: S3Access | None = None,
 ) -> Any:
     """Build the obstore store for ``location``. ``patient`` is for requests that send much.
 
     ``writes``: only for requests that write objects; ``checksums``: what is written goes with a checksum.
 
-    Raises `ConfigError` for options that cannot be used and `AccessDenied` where no credentials are found.
+    ``access``, for S3: what is shared with the other clients. Raises `ConfigError` for options that cannot be used and
+    `AccessDenied` where no credentials are found.
     """
     family = location.family
+    if family == "s3" and access is None:
+        access = S3Access(location.bucket, options, endpoint_url)
     objects, rest = take_object_options(family, options, endpoint_url)
     config: dict[str, Any] = {}
     for written, value in rest.items():
+        if family == "s3" and written in ACCESS_OPTIONS:
+            continue
         name = _SYNONYMS[family].get(written, written)
         config[name] = _boolean(value) if name in _BOOLEAN else value
     client: dict[str, Any] = {name: config.pop(name) for name in _CLIENT & config.keys()}
-    if client.pop("verify", True) is False:
-        client["allow_invalid_certificates"] = True
-    client.pop("use_ssl", None)  # the endpoint's scheme says it
+    client = {name: client[name] for name in ("allow_http",) if name in client}  # the rest is decided below
     endpoint_name = "base_url" if family == "gs" else "endpoint"
     if endpoint_url:
         config[endpoint_name] = endpoint_url
-    arguments = {"s3": _s3, "az": _azure, "gs": _gcs}[family](location, config)
-    if family == "s3":
-        arguments |= _s3_objects(objects, checksums)
+    if access is not None:
+        arguments = _s3(config, access) | _s3_objects(objects, checksums)
         if (acl := objects.canned_acl) and writes:
             client["default_headers"] = {"x-amz-acl": acl}
+        reach = access.reach()
+    else:
+        arguments = {"az": _azure, "gs": _gcs}[family](location, config)
+        reach = _reach(family, arguments, options)
     endpoint = config.get(endpoint_name)
     if endpoint and endpoint.startswith("http://"):
         client["allow_http"] = True
@@ -125,19 +133,21 @@ def open_store(
     read_timeout_s = PATIENCE * request_timeout_s if patient else min(READ_TIMEOUT_S, request_timeout_s)
     client["read_timeout"] = timedelta(seconds=read_timeout_s)
     client["timeout"] = timedelta(seconds=PATIENCE * request_timeout_s if patient else request_timeout_s)
+    client |= reach.client_options()
     classes: dict[str, Callable[..., Any]] = {
         "s3": obstore.store.S3Store,
         "az": obstore.store.AzureStore,
         "gs": obstore.store.GCSStore,
     }
     try:
-        return classes[family](
-            location.bucket,
-            prefix=location.prefix.rstrip("/") or None,
-            client_options=client,
-            retry_config={"max_retries": 0},
-            **arguments,
-        )
+        with changed(reach.variables()):
+            return classes[family](
+                location.bucket,
+                prefix=location.prefix.rstrip("/") or None,
+                client_options=client,
+                retry_config={"max_retries": 0},
+                **arguments,
+            )
     except (BaseError, ValueError, OSError):
         # The library's text may repeat the values, keys among them.
         names = ", ".join(sorted(options)) or "none given"
@@ -151,14 +161,15 @@ def _boolean(value: str) -> bool:
     return value.strip().lower() in _TRUE
 
 
-def _s3(location: Location, config: dict[str, Any]) -> dict[str, Any]:
-    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        config["endpoint"] = endpoint
-    region = config.pop("default_region", None) or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    profile_region = _s3_credentials(location, config)
-    if not config.get("region"):
-        config["region"] = region or profile_region or ("us-east-1" if endpoint else bucket_region(location.bucket))
+def _s3(config: dict[str, Any], access: S3Access) -> dict[str, Any]:
+    config["region"] = access.region
+    if access.endpoint:
+        config["endpoint"] = access.endpoint
+    if access.credentials is None:
+        config["skip_signature"] = True
+    else:
+        # A provider rather than config values: AWS_SESSION_TOKEN from the environment must not join another key.
+        config["credential_provider"] = ObstoreProvider(access.credentials)
     return config
 
 
@@ -177,72 +188,15 @@ def _s3_objects(objects: ObjectOptions, checksums: bool) -> dict[str, Any]:
     return config
 
 
-def bucket_region(bucket: str) -> str:
-    """Ask AWS where ``bucket`` is, as its SDKs do when no region is set; us-east-1 if it does not answer."""
-    connection = http.client.HTTPSConnection("s3.amazonaws.com", timeout=_REGION_TIMEOUT_S)
-    try:
-        connection.request("HEAD", f"/{quote(bucket)}")
-        return connection.getresponse().getheader("x-amz-bucket-region") or "us-east-1"
-    except (OSError, http.client.HTTPException):
-        return "us-east-1"
-    finally:
-        connection.close()
-
-
-def _s3_credentials(location: Location, config: dict[str, Any]) -> str | None:
-    """Replace the credentials in ``config`` by a provider where needed; return the region of the profile in use."""
-    profile = config.pop("profile", None)
-    key, secret = config.pop("access_key_id", None), config.pop("secret_access_key", None)
-    token = config.pop("session_token", None)
-    if config.get("skip_signature"):
-        return None
-    if bool(key) != bool(secret):
-        raise ConfigError("storage options: key and secret are needed together")
-    if key:
-        # A provider rather than config values: AWS_SESSION_TOKEN from the environment must not join another key.
-        credential = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
-        config["credential_provider"] = lambda: credential
-    elif profile or not _obstore_finds_s3_credentials():
-        provider, region = _botocore_credentials(location, profile)
-        config["credential_provider"] = provider
-        return region
-    return None
-
-
-def _obstore_finds_s3_credentials() -> bool:
-    environ = os.environ
-    return bool(environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY")) or (
-        environ.get("AWS_SKIP_SIGNATURE", "").lower() in _TRUE
-    )
-
-
-def _botocore_credentials(location: Location, profile: str | None) -> tuple[Callable[[], dict[str, Any]], str | None]:
-    """Find credentials where the AWS tools do (files, SSO, container and instance roles); obstore reads no files."""
-    try:
-        import botocore.exceptions  # type: ignore[import-untyped]
-        import botocore.session  # type: ignore[import-untyped]
-    except ImportError:
-        raise ConfigError("credentials in ~/.aws need botocore; install it with: pip install s3fs") from None
-    try:
-        session = botocore.session.Session(profile=profile)
-        credentials = session.get_credentials()
-        region = session.get_config_variable("region")
-    except botocore.exceptions.BotoCoreError as exc:
-        raise AccessDenied(f"s3://{location.bucket}: {_one_line(exc)}") from None
-    if credentials is None:
-        raise AccessDenied(f"s3://{location.bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
-
-    def provide() -> dict[str, Any]:
-        frozen = credentials.get_frozen_credentials()
-        expires_at = getattr(credentials, "_expiry_time", None)  # botocore tells it in no other way
-        return {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key, "token": frozen.token,
-                "expires_at": expires_at}  # fmt: skip
-
-    return provide, region
-
-
-def _one_line(exc: Exception) -> str:
-    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+def _reach(family: str, config: Mapping[str, Any], options: Mapping[str, str]) -> Reach:
+    """Return how requests to the service and to where its tokens come from get there."""
+    if family == "gs":
+        urls = (config.get("base_url") or "https://storage.googleapis.com", "https://oauth2.googleapis.com")
+    else:
+        account = config.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        endpoint = config.get("endpoint") or f"https://{account}.blob.core.windows.net"
+        urls = (endpoint, config.get("authority_host") or "https://login.microsoftonline.com")
+    return Reach.of(urls, options, variables())
 
 
 def _azure(location: Location, config: dict[str, Any]) -> dict[str, Any]:

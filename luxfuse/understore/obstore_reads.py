@@ -23,6 +23,7 @@ from luxfuse.understore.failures import checked
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_failures import obstore_failure
 from luxfuse.understore.obstore_options import open_store
+from luxfuse.understore.s3_access import S3Access
 
 PAGE_ENTRIES = 1000
 """Entries converted at a time: under 1 ms with the GIL held."""
@@ -45,10 +46,11 @@ class ObstoreReads:
         storage_options: Mapping[str, str] | None = None,
         request_timeout_s: float = 30.0,
         fallback: Callable[[], UnderStore],
+        access: S3Access | None = None,
     ) -> None:
         location = parse_location(source)
         self._family = location.family
-        self._store = open_store(location, endpoint_url, storage_options or {}, request_timeout_s)
+        self._store = open_store(location, endpoint_url, storage_options or {}, request_timeout_s, access=access)
         self._open_fallback = fallback
         self._fallback_driver: UnderStore | None = None
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ deadline passed may still have its effect later, when the thread that it was lef
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import trio
 
@@ -15,6 +16,7 @@ from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import MOST_DELETES, Abilities, Buffer, UnderStore
 from luxfuse.understore.calls import Calls
+from luxfuse.understore.renewing import RenewingDriver
 
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
@@ -39,6 +41,18 @@ class Store(Calls):
     def abilities(self) -> Abilities:
         """What the driver's store can do."""
         return self.driver.abilities
+
+    @property
+    def renewable(self) -> bool:
+        """Whether the driver has credentials that can be read again."""
+        return isinstance(cast(object, self.driver), RenewingDriver)
+
+    async def renew(self, options: Mapping[str, str] | None = None) -> bool:
+        """Read credentials again, with other storage options if given; see `RenewingDriver.renew`."""
+        driver = cast(object, self.driver)
+        if not isinstance(driver, RenewingDriver):
+            return False
+        return await trio.to_thread.run_sync(driver.renew, options)
 
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""

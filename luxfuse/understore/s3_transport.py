@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.config  # type: ignore[import-untyped]
-import botocore.session  # type: ignore[import-untyped]
+import urllib3
 from botocore import UNSIGNED
 
 from luxfuse.understore.base import Buffer
 from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.s3_sessions import session_for
 
 SLICE_BYTES = 256 << 10
 
@@ -62,12 +63,15 @@ def open_client(
     bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, checksums: Checksums
 ) -> Any:
     """Return a client with what `s3_arguments` made. Opens no connection."""
+    access = arguments["access"]
     options = dict(arguments["client_kwargs"])
     config = dict(arguments["config_kwargs"])
     endpoint = options.pop("endpoint_url", None) or arguments.get("endpoint_url")
     if endpoint and urlsplit(endpoint).netloc.startswith(f"{bucket}."):  # as obstore's virtual_hosted_style_request
         endpoint = endpoint.replace(f"//{bucket}.", "//", 1)
         config["s3"] = {**config.get("s3", {}), "addressing_style": "virtual"}
+    if options["verify"] is False:  # which is said once, in the log
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     # The server may be at work for long before it answers a copy or the end of an upload.
     config["read_timeout"] = max(config["read_timeout"], request_timeout_s)
     for name in ("request_checksum_calculation", "response_checksum_validation"):
@@ -76,14 +80,10 @@ def open_client(
     if arguments.get("anon"):
         config["signature_version"] = UNSIGNED
     with _opening:  # building clients is not thread-safe
-        session = botocore.session.Session(profile=arguments.get("profile"))
-        client = session.create_client(
+        client = session_for(access).create_client(
             "s3",
             endpoint_url=endpoint,
             use_ssl=arguments.get("use_ssl", True),
-            aws_access_key_id=arguments.get("key"),
-            aws_secret_access_key=arguments.get("secret"),
-            aws_session_token=arguments.get("token"),
             config=botocore.config.Config(**config),
             **options,
         )

@@ -16,6 +16,7 @@ from luxfuse.errors import (
     StoreRejected,
     StoreUnavailable,
     VersionChanged,
+    WrongRegion,
 )
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
@@ -115,7 +116,7 @@ def test_range_is_ignored(store):
         ("slow-down", StoreUnavailable), ("broken", StoreUnavailable), ("busy", StoreUnavailable),
         ("short", StoreUnavailable), ("wrong-range", StoreUnavailable), ("stall", StoreUnavailable),
         ("no-bucket", BucketMissing), ("expired", AccessDenied), ("denied", AccessDenied),
-        ("anonymous", AccessDenied), ("teapot", StoreRejected), ("redirect", StoreRejected),
+        ("anonymous", AccessDenied), ("teapot", StoreRejected), ("redirect", WrongRegion),
         ("other-range", VersionChanged),
     ],
 )  # fmt: skip

@@ -1,0 +1,316 @@
+"""Credentials that expire are renewed in time; rotated ones are read again; what is refused says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.errors import AccessDenied, ConfigError, StoreUnavailable
+from luxfuse.understore import renewing, s3_credentials
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.factory import open_driver
+from luxfuse.understore.s3_credentials import Frozen, S3Credentials
+from tests.support.front import Answer, front, s3_error
+from tests.support.issuers import CONTAINER_TOKEN, WEB_IDENTITY, Issuers, issuers, only_valid_tokens
+from tests.support.servers_store import moto_url  # noqa: F401
+from tests.support.store_targets import s3_client
+
+DRIVERS = ("obstore", "fsspec")
+LIFETIME_S = 4
+KINDS = ("instance", "container", "assumed", "web", "program")
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without credentials, and no variables of the machine's own."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (tmp_path / ".aws").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def bucket(moto_url: str) -> str:  # noqa: F811
+    s3_client(moto_url).create_bucket(Bucket="renewing")
+    return moto_url
+
+
+def opened(endpoint: str, driver: str, options: dict[str, str] | None = None, **named: Any) -> UnderStore:
+    return open_driver("s3://renewing", endpoint_url=endpoint, storage_options=options, driver=driver, **named)  # type: ignore[arg-type]
+
+
+def prepare(kind: str, all_kinds: Issuers, monkeypatch: pytest.MonkeyPatch, home: Path) -> dict[str, str]:
+    """Make the AWS tools find credentials of ``kind``; returns storage options."""
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    monkeypatch.delenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", raising=False)
+    if kind == "instance":
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", all_kinds.url)
+    elif kind == "container":
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{all_kinds.url}/container")
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", CONTAINER_TOKEN)
+    elif kind == "assumed":
+        return {"profile": "assumed"}
+    elif kind == "web":
+        token = home / "token"
+        token.write_text(WEB_IDENTITY)
+        return {"role_arn": "arn:aws:iam::123456789012:role/r", "web_identity_token_file": str(token)}
+    else:
+        return {"profile": "program"}
+    return {}
+
+
+def write_profiles(home: Path, all_kinds: Issuers, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".aws/config").write_text(
+        "[profile base]\naws_access_key_id = AKIABASE\naws_secret_access_key = secret\n"
+        "[profile assumed]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = base\n"
+        f"[profile program]\ncredential_process = {all_kinds.program(home)}\n"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", all_kinds.url)
+    # It would take what expires within minutes to hold for longer.
+    monkeypatch.setattr("botocore.utils.InstanceMetadataFetcher._evaluate_expiration", lambda self, found: None)
+
+
+def test_every_kind_of_temporary_credentials_is_renewed_under_load(bucket, home, monkeypatch):
+    with ExitStack() as stack:
+        all_kinds = stack.enter_context(issuers(LIFETIME_S))
+        endpoint = stack.enter_context(front(bucket, only_valid_tokens))
+        write_profiles(home, all_kinds, monkeypatch)
+        stores = {}
+        for kind in KINDS:
+            options = prepare(kind, all_kinds, monkeypatch, home)
+            for driver in DRIVERS:
+                stores[kind, driver] = opened(endpoint, driver, options)
+                stack.callback(stores[kind, driver].close)
+
+        def issued(kind: str) -> int:
+            if kind == "program":
+                return len((home / "runs").read_text().splitlines()) if (home / "runs").exists() else 0
+            return all_kinds.issued[kind]
+
+        failures: list[str] = []
+        done = dict.fromkeys(stores, 0)
+        until_s = time.monotonic() + 40
+
+        def load(kind: str, driver: str) -> None:
+            store, key = stores[kind, driver], f"{driver}-{kind}"
+            while time.monotonic() < until_s and min(map(issued, KINDS)) < 6 and not failures:
+                try:
+                    info = store.put(key, b"content", {})
+                    store.head(key)
+                    store.read(key, 0, 7, info.version)
+                    store.copy(key, key + "-copy", version=info.version)
+                except Exception as exc:
+                    failures.append(f"{kind}: {exc}")
+                done[kind, driver] += 1
+                time.sleep(0.1)
+
+        threads = [threading.Thread(target=load, args=each) for each in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(done.values()) >= 1
+    assert min(map(issued, KINDS)) >= 6, "renewed twice for each driver"
+    assert max(map(issued, KINDS)) < 40, "not for each request"
+
+
+def write_keys(home: Path, key: str, token: str = "") -> None:
+    more = f"aws_session_token = {token}\n" if token else ""
+    (home / ".aws/credentials").write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n{more}")
+
+
+class Keys:
+    """A check that accepts one key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.code = "InvalidAccessKeyId"
+        self.refused = 0
+
+    def __call__(self, request: Any) -> Answer | None:
+        if f"Credential={self.key}/" in request.headers.get("Authorization", ""):
+            return None
+        self.refused += 1
+        status = 403 if self.code == "InvalidAccessKeyId" else 400
+        return Answer(status) if request.command == "HEAD" else s3_error(status, self.code)
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys("AKIAONE")
+
+
+@pytest.fixture
+def picky(bucket: str, keys: Keys) -> Iterator[str]:
+    with front(bucket, keys) as url:
+        yield url
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("first", ["head", "delete"])
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "ExpiredToken"])
+def test_a_rotated_credentials_file_is_read_after_a_refusal(picky, keys, driver, first, code, home):
+    write_keys(home, "AKIAONE", "token")
+    store = opened(picky, driver)
+    info = store.put("a", b"1", {})
+    assert store.head("a").version == info.version
+    write_keys(home, "AKIATWO", "token")
+    keys.key, keys.code = "AKIATWO", code
+    listing = store.list_directory("")
+    if first == "head":
+        assert store.head("a").version == info.version
+    else:
+        assert store.delete(["a"]) == {}
+    store.put("b", b"2", {})
+    store.copy("b", "c")
+    assert any(page.objects for page in listing)
+    assert keys.refused <= 2
+    store.close()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_has_expired_is_no_io_error_and_says_so(picky, keys, driver, home):
+    write_keys(home, "AKIAONE", "token")
+    store = opened(picky, driver)
+    store.probe()
+    keys.key, keys.code = "AKIATWO", "ExpiredToken"
+    for call in (lambda: store.head("a"), lambda: store.read("a", 0, 1, '"x"'), lambda: store.delete(["a"]),
+                 lambda: store.put("a", b"", {}), lambda: store.copy("a", "b"), store.probe):  # fmt: skip
+        for _ in range(3):
+            with pytest.raises(AccessDenied, match=r"credentials have expired; .*the shared credentials file") as caught:
+                call()
+            assert caught.value.errno == errno.EACCES
+            assert "\n" not in str(caught.value)
+    assert keys.refused <= 20, "one request for each call, and one to find out why HEAD was refused"
+    write_keys(home, "AKIATWO")
+    store._looked_s = -renewing.PAUSE_S  # type: ignore[attr-defined]
+    store.put("a", b"", {})
+    store.close()
+
+
+def test_threads_that_are_refused_at_once_read_again_once(picky, keys, home, monkeypatch):
+    write_keys(home, "AKIAONE")
+    store = opened(picky, "obstore")
+    store.put("a", b"content", {})
+    write_keys(home, "AKIATWO")
+    keys.key = "AKIATWO"
+    replaced = []
+    replace = renewing.RenewingDriver._replace
+    monkeypatch.setattr(
+        renewing.RenewingDriver, "_replace", lambda self, *a, **k: replaced.append(1) or replace(self, *a, **k)
+    )
+    version, failures = store_version(store), []
+
+    def read() -> None:
+        try:
+            for _ in range(5):
+                store.read("a", 0, 7, version)
+        except Exception as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(replaced) == 1
+    store.close()
+
+
+def store_version(store: UnderStore) -> str:
+    return store.head("a").version
+
+
+def test_secrets_are_read_again_where_they_were_written(picky, keys):
+    written = {"key": "AKIAONE", "secret": "s"}
+    store = opened(picky, "obstore", dict(written), reread=lambda: dict(written))
+    store.probe()
+    keys.key = written["key"] = "AKIATWO"
+    store.put("a", b"", {})
+    store.close()
+
+
+@pytest.mark.expected_logs("credentials cannot be read again: --config f: bad")
+def test_options_that_cannot_be_read_again_leave_the_refusal(picky, keys):
+    def reread() -> dict[str, str]:
+        raise ConfigError("--config f: bad")
+
+    store = opened(picky, "obstore", {"key": "AKIAONE", "secret": "s"}, reread=reread)
+    keys.key = "AKIATWO"
+    with pytest.raises(AccessDenied, match=r"InvalidAccessKeyId.*those in use are from the storage options key and secret"):
+        store.probe()
+    store.close()
+
+
+def test_new_secrets_are_tried_before_they_are_used(picky, keys):
+    store: Any = opened(picky, "obstore", {"key": "AKIAONE", "secret": "s"})
+    with pytest.raises(AccessDenied):
+        store.renew({"key": "AKIATHREE", "secret": "s"})
+    store.put("a", b"", {})
+    assert not store.renew()
+    keys.key = "AKIATWO"
+    assert store.renew({"key": "AKIATWO", "secret": "s"})
+    store.put("a", b"", {})
+    assert keys.refused == 1
+    store.close()
+
+
+def test_credentials_are_renewed_behind_while_the_old_ones_hold():
+    go, fetched = threading.Event(), []
+
+    def fetch() -> tuple[Frozen, Any]:
+        import datetime
+
+        if fetched:
+            go.wait(10)
+        fetched.append(1)
+        return Frozen(f"key{len(fetched)}", "s", None), datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+
+    source = S3Credentials(fetch, "here")
+    assert source.current().access_key == "key1"
+    time.sleep(0.8)
+    assert source.current().access_key == "key1"  # without waiting
+    go.set()
+    time.sleep(0.3)
+    assert source.current().access_key == "key2"
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [(OSError("hidden text"), AccessDenied), (type("ConnectTimeoutError", (Exception,), {})("hidden"), StoreUnavailable)],
+)
+def test_credentials_that_cannot_be_had_say_from_where_and_are_not_asked_for_at_once_again(failure, error):
+    asked = []
+
+    def fetch() -> tuple[Frozen, None]:
+        asked.append(1)
+        raise failure
+
+    source = S3Credentials(fetch, "credential_process, profile p")
+    for _ in range(3):
+        with pytest.raises(error, match=r"from credential_process, profile p \((OSError|ConnectTimeoutError)\)") as caught:
+            source.current()
+        assert "hidden" not in str(caught.value)
+    assert len(asked) == 1
+
+
+def test_a_source_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr(s3_credentials, "FETCH_LIMIT_S", 0.1)
+    go = threading.Event()
+    source = S3Credentials(lambda: (go.wait(10), None), "the program")  # type: ignore[arg-type,return-value]
+    with pytest.raises(StoreUnavailable, match=r"no credentials came within 0\.1 s from the program"):
+        source.current()
+    go.set()
