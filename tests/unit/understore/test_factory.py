@@ -92,7 +92,7 @@ def test_refusals_of_both_drivers(driver, source, arguments, text):
         ("s3://b", {"storage_options": {**KEYS, "storage_clas": "x"}}, "option storage_clas: s3://.*mean storage_class"),
         ("s3://b", {"storage_options": {**KEYS, "xyz": "1"}}, "storage option xyz: s3:// does not know it; it knows"),
         ("s3://b", {"driver": "obstore", "storage_options": {**KEYS, "alc": "1"}}, "'alc', but acl"),
-        ("s3://b", {"driver": "fsspec", "storage_options": {**KEYS, "imdsv1_fallback": "true"}}, "does not know it"),
+        ("s3://b", {"driver": "fsspec", "storage_options": {**KEYS, "unsigned_payload": "true"}}, "does not know it"),
         ("s3://b", {"storage_options": {**KEYS, "client_kwargs": '{"verfy": true}'}}, "client_kwargs: 'verfy'.*verify"),
         ("s3://b", {"storage_options": {**KEYS, "config_kwargs": '{"read_timout": 1}'}}, "'read_timout'.*read_timeout"),
         ("s3://b", {"storage_options": {**KEYS, "client_kwargs": "[]"}}, "client_kwargs: is not JSON, or no object"),
