@@ -1,0 +1,88 @@
+"""Credentials that change under a mount, in the configuration file and in those of the AWS tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.front import Answer, front, s3_error
+from tests.support.mounted import Mounts, digest
+
+
+class Gate:
+    """Lets requests in that are signed with one key."""
+
+    def __init__(self) -> None:
+        self.key = "AKIAONE"
+
+    def __call__(self, request: Any) -> Answer | None:
+        if f"Credential={self.key}/" in request.headers.get("Authorization", ""):
+            return None
+        return Answer(400) if request.command == "HEAD" else s3_error(400, "ExpiredToken")
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def guarded(s3: FastS3, gate: Gate) -> Iterator[str]:
+    with front(s3.endpoint, gate) as url:
+        yield url
+
+
+def test_secrets_of_the_configuration_file_change_under_a_mount(
+    mounting: Mounts, guarded: str, gate: Gate, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill({name: name.encode() for name in ("a", "b", "c", "d")})
+    config = tmp_path / "luxfuse.toml"
+
+    def write(key: str, more: str = "") -> None:
+        config.write_text(f'[storage_options]\nkey = "{key}"\nsecret = "s3cr3t"\n{more}')
+
+    write("AKIAONE")
+    mount = mounting(
+        f"s3://{bucket}", "--config", str(config), "--metadata-ttl", "1s", "--negative-ttl", "0s", endpoint_url=guarded,
+    )
+    assert mount.read("a") == digest(b"a")
+    # Without a word to the daemon: the store's refusal is enough.
+    write("AKIATWO")
+    gate.key = "AKIATWO"
+    assert mount.read("b") == digest(b"b")
+    mount.run(["sh", "-c", f"printf new > {mount.path}/new"], check=True)
+    # By an order, before anything is refused.
+    write("AKIATHREE")
+    refused = mount.cli("reload", mount.path)
+    assert refused.returncode == 1
+    assert "storage_options: LIST ''" in refused.stderr
+    assert "expired" in refused.stderr
+    assert "AKIA" not in refused.stderr
+    assert mount.read("c") == digest(b"c")
+    gate.key = "AKIATHREE"
+    assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: storage_options\n"
+    assert mount.read("d") == digest(b"d")
+    assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: nothing has changed\n"
+    write("AKIATHREE", 'region = "eu-west-1"\n')
+    other = mount.cli("reload", mount.path)
+    assert (other.returncode, "storage_options cannot change" in other.stderr) == (1, True)
+
+
+def test_what_has_expired_is_permission_denied_until_the_credentials_file_is_rotated(
+    mounting: Mounts, guarded: str, gate: Gate, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill({"a": b"a", "b": b"b"})
+    credentials = tmp_path / "credentials"
+    environment = {"AWS_SHARED_CREDENTIALS_FILE": str(credentials), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    credentials.write_text("[default]\naws_access_key_id = AKIAONE\naws_secret_access_key = s\n")
+    mount = mounting(f"s3://{bucket}", "--metadata-ttl", "0s", endpoint_url=guarded, environment=environment)
+    assert mount.read("a") == digest(b"a")
+    gate.key = "AKIATWO"
+    assert mount.run(["cat", mount.path / "b"]).stderr.rstrip().endswith("Permission denied")
+    credentials.write_text("[default]\naws_access_key_id = AKIATWO\naws_secret_access_key = s\n")
+    assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: credentials\n"
+    assert mount.read("b") == digest(b"b")
