@@ -16,7 +16,11 @@ Copies = Annotated[int, msgspec.Meta(ge=0, le=MOST_COPIES)]
 
 
 class BadRequest(Exception):
-    """The request cannot be understood; the text says why, in one line."""
+    """The request cannot be understood; the text says why, in one line. ``status``: that of HTTP."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ from typing import Any, Protocol
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Router
 
@@ -260,10 +260,7 @@ def _application(service: ControlService) -> Router:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        request = Request(scope, receive)
-        response = await _answer(request, *table[scope["path"]]) if scope["path"] in table else _error(
-            404, "no such request; is the daemon of another version?"
-        )  # fmt: skip
+        response = await _answer(Request(scope, receive), table.get(scope["path"]))
         await response(scope, receive, send)
 
     return Router(default=answer, redirect_slashes=False)
@@ -272,23 +269,31 @@ def _application(service: ControlService) -> Router:
 Endpoint = Callable[[Any], Awaitable[Response]]
 
 
-async def _answer(request: Request, method: str, order: type[Order], endpoint: Endpoint) -> Response:
+async def _answer(request: Request, asked: tuple[str, type[Order], Endpoint] | None) -> Response:
     """Call an endpoint and turn every exception into a one-line answer."""
     try:
-        if request.method != method:
-            return _error(405, f"{request.url.path} wants {method}")
         most_bytes = _LOAD_MAX_BYTES if request.url.path.startswith("/v1/load") else _BODY_MAX_BYTES
-        body = orders.order_in(await _body(request, most_bytes), order)
-        return await endpoint(body)
-    except (BadRequest, ConfigError) as exc:
-        return _error(400, str(exc))
-    except MountError as exc:
-        return _error(409, str(exc))
-    except LuxError as exc:
-        return _error(502, str(exc))
-    except Exception:
-        log.exception("control request %s failed", request.url.path)
-        return _error(500, "unexpected error in the daemon; see its log")
+        raw = await _body(request, most_bytes)
+        if asked is None:
+            raise BadRequest("no such request; is the daemon of another version?", 404)
+        method, order, endpoint = asked
+        if request.method != method:
+            raise BadRequest(f"{request.url.path} wants {method}", 405)
+        return await endpoint(orders.order_in(raw, order))
+    except Exception as exc:  # noqa: BLE001 (it is told apart there, and logged)
+        return _refusal(request, exc)
+
+
+def _refusal(request: Request, exc: Exception) -> Response:
+    for kind, status in ((ConfigError, 400), (MountError, 409), (LuxError, 502)):
+        if isinstance(exc, kind):
+            return _error(status, str(exc))
+    if isinstance(exc, BadRequest):
+        return _error(exc.status, str(exc))
+    if isinstance(exc, ClientDisconnect):
+        return _error(400, "the client hung up")
+    log.error("control request %s failed", request.url.path, exc_info=exc)
+    return _error(500, "unexpected error in the daemon; see its log")
 
 
 class _Json(Response):

@@ -18,14 +18,17 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.config import Config
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from luxfuse import __version__
 from luxfuse.cli import main as command_line
+from luxfuse.control.client import _UnixConnection
 from luxfuse.fuse import mountpoint as mounts
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
+from tests.support.odd_input import ORDERS, bodies, fuzz
 
 WHOLE = content("mounting", MIB + 5)
 
@@ -479,6 +482,28 @@ class TestUnforeseenPaths:
             assert (code, errors) == (0, ""), command
             assert "\x1b" not in out
         assert ask("ttl", name, "1h") == (0, "", "")
+
+    @pytest.mark.parametrize("examples", [60, pytest.param(3_000, marks=pytest.mark.slow)])
+    def test_control_requests(self, one: Mount, examples: int) -> None:
+        """Whatever is asked for, however it is asked: the daemon answers in one line, and logs nothing."""
+
+        def check(method: str, order: str, body: bytes) -> None:
+            connection = _UnixConnection(one.directory() / "control.sock", 20)
+            connection.request(method, f"/v1/{order}", body=body)
+            with connection.getresponse() as response:
+                answer = response.read()
+            connection.close()
+            assert response.status in (200, 400, 404, 405, 409, 502), answer
+            if response.status != 200:
+                assert "\n" not in json.loads(answer)["error"]
+            elif order != "metrics":
+                for line in answer.splitlines():
+                    assert "unexpected" not in json.loads(line).get("aborted", "")
+
+        orders = st.sampled_from([order for order in ORDERS if order != "unmount"])
+        fuzz(examples, check, st.sampled_from(["POST", "POST", "GET"]), orders, bodies)
+        assert one.status()["state"] == "serving"
+        assert not one.unexpected_logs()
 
     def test_a_cache_on_luxfuse(self, one: Mount, mounting: Mounts, bucket: str) -> None:
         other = mounting.make(f"s3://{bucket}", cache_dir=one.path / "cache")

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from luxfuse.cli import command_line, fstab, launch, main, stats, unmount
@@ -26,42 +25,11 @@ from luxfuse.config import Settings, build
 from luxfuse.control import registry, server
 from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError
+from tests.support.odd_input import ODD, ORDERS, bodies, fuzz, json_values, words
 from tests.unit.cli.fake_daemon import Service
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = [pytest.param(25, id="few"), pytest.param(3_000, id="many", marks=pytest.mark.slow)]
-ODD = (
-    "", " ", "-", "--", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 5000, "9" * 400 + "P", "0x10", "\u0967",
-    "1_0", "0777", "999", "\x1b[31m", "a\nb", "\u2028", "\udce9", "a\udcffb", "=", ",", '"', '"a,b"', "%", "1e400%",
-    "-5%", "[::]:0", "[", "file:", "never", "on", "off", "true", "1.5", "s3://", "s3:///", "://", "fake://x", ".",
-    "..", "/", "//", "/dev/null", "/proc/self/mem", "\u00e9" * 300, "x" * 5000, "{}", "[[path]]", "a=b", "=b", "a=",
-    "*", "**/[", "async-thruogh", "mem", "/c,size=1GiB", "/c,size=", "/c,tier=",
-)  # fmt: skip
-# What a process can be given: bytes without NUL, decoded as Python does it.
-words = st.one_of(
-    st.sampled_from(ODD),
-    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12),
-    st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b""))),
-    st.integers().map(str),
-    st.floats().map(str),
-)
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(ODD),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=4,
-)  # fmt: skip
-
-
-def fuzz(examples: int, check: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
-    chosen = settings(
-        max_examples=examples, derandomize=examples <= 500, database=None, deadline=None,
-        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
-    chosen(given(*strategies)(check))()
-
-
 def outcome(command: Callable[[], int], *, helped: bool = False) -> int:
     """Run a command in this process; returns its exit code. ``helped``: it may print how it is used."""
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), \
@@ -259,26 +227,6 @@ def test_command_lines(place: Path, examples: int, monkeypatch: pytest.MonkeyPat
 
 
 # -- the control socket
-
-FIELDS = {
-    "paths": st.lists(words, max_size=3), "seconds": st.floats() | st.integers(),
-    "action": st.sampled_from(["free", "delete", "x"]),
-    "min": st.integers(), "max": st.integers(), "source": words, "path": words,
-    "options": st.dictionaries(words, json_values, max_size=2),
-    "force": st.booleans(), "repair": st.booleans(), "lazy": st.booleans(), "x": json_values,
-}  # fmt: skip
-ORDERS = (
-    "status", "metrics", "refresh", "persist", "load", "load/start", "load/jobs", "load/stop", "free", "check", "locate",
-    "reload", "pin", "unpin", "ttl", "replicate", "attach", "detach", "unmount", "nothing", "",
-)  # fmt: skip
-bodies = st.one_of(
-    st.binary(max_size=30),
-    json_values.map(lambda value: json.dumps(value).encode()),
-    st.sets(st.sampled_from(sorted(FIELDS)), max_size=4).flatmap(
-        lambda names: st.fixed_dictionaries({name: FIELDS[name] | json_values for name in names})
-    ).map(lambda value: json.dumps(value).encode()),
-)  # fmt: skip
-
 
 async def asked(application: Any, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Return status and body of the answer to one request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import stat
@@ -257,6 +258,34 @@ async def test_bad_requests(tmp_path: Path, method: str, target: str, body: byte
         assert not service.refreshed
         assert not service.unmounted
         assert await call(client.status)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"", b"\0" * 100, b"GET /v1/status\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\0\x01" * 50,
+        b"POST /v1/refresh HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n{}", b"X" * 200_000,
+        b"POST /v1/refresh HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 50,
+        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_what_is_no_request(tmp_path: Path, sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    async with serving(tmp_path / "control.sock") as (_, client):
+        await call(send_and_hang_up, tmp_path / "control.sock", sent)
+        assert await call(client.status)
+    assert capfd.readouterr() == ("", "")
+
+
+def send_and_hang_up(path: Path, sent: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as sock, short_address(path) as address:
+        sock.settimeout(10)
+        sock.connect(address)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(sent)
+            sock.shutdown(socket.SHUT_WR)
+            assert b"Traceback" not in b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 def raw_request(path: Path, method: str, target: str, body: bytes) -> bytes:
