@@ -119,7 +119,7 @@ def build_tree(
     lister = Lister(store=store, names=names, moving=Moving(names), nursery=nursery, clock=clock)
     namespace = Namespace(
         store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
-        negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock,
+        negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock, shared=s.allow_other,
     )
     if not local.clean:
         namespace.believe_from_s = names.believe_from_s = clock()
@@ -129,7 +129,9 @@ def build_tree(
         memory_bytes=buffers_bytes, nursery=nursery,
     )
     Trimmer(cache, objects)
-    descriptions = Descriptions(namespace=namespace, names=names, store=store, kernel=kernel, clock=clock)
+    descriptions = Descriptions(
+        namespace=namespace, names=names, store=store, kernel=kernel, mode=s.attributes, clock=clock,
+    )
     cache.clock, cache.on_described = clock, descriptions.heard
     policies = PathPolicies(s.path_rules, s.path_default)
     store.follow_rules(policies, path_of)
@@ -200,8 +202,8 @@ def build_tree(
         recovered=recovered, writeback=writeback, cache=cache, store=store, limits=limits,
     )
     fs = FileSystem(
-        namespace=namespace, files=files, cache=cache, defaults=defaults, entries=dirty, writer=writer,
-        tree=tree, moves=moves, policies=policies,
+        namespace=namespace, descriptions=descriptions, files=files, cache=cache, defaults=defaults, entries=dirty,
+        writer=writer, tree=tree, moves=moves, policies=policies,
     )
     inventory = Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging)
     retention = Retention(

@@ -27,6 +27,7 @@ from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, WriteMode
 
 OnConflict = Literal["overwrite", "fail"]
+AttributesMode = Literal["auto", "exact", "listing"]
 Driver = Literal["auto", "obstore", "fsspec"]
 EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 
@@ -47,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_bytes: int = default("memory_limit")
     read_only: bool = default("read_only")
     allow_other: bool = default("allow_other")
+    attributes: AttributesMode = default("attributes")
     uid: int | None = None
     gid: int | None = None
     umask: int = default("umask")
@@ -260,6 +262,11 @@ def _sized(directories: tuple[CacheDirectory, ...], size_bytes: int | None) -> t
 
 def _check(settings: Settings) -> Settings:
     """Check what several settings say together."""
+    if settings.allow_other and settings.attributes == "listing":
+        raise ConfigError(
+            "--attributes listing: cannot be had with --allow-other, as that would let others in where nobody knows the "
+            "mode; choose auto or exact"
+        )
     if settings.cluster_key_file is None:
         for name, given in (("join", settings.join), ("durable-replicas", settings.durable_replicas)):
             if given:

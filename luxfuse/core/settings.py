@@ -171,6 +171,12 @@ SETTINGS = (
         "What `get`, `put`, `list`, `head` and `delete` cost for 1,000 requests, `get_gb` and `put_gb` for 10^9 bytes, in "
         "`currency` (USD): `luxfuse status` then estimates the cost since the mount.", live=True, item="price",
     ),
+    Setting(
+        "attributes", values.choice("auto", "exact", "listing"),
+        "When mode, owner and times are asked for, which listings do not tell. `exact`: of each object, before anything is "
+        "shown of it; `auto`: so where objects are found to carry them; `listing`: not for their own sake.", "auto",
+        attachable=True,
+    ),
     Setting("uid", values.IDENTITY, "Owner of all files whose owner is not known.", shown_default="the mounting user's"),
     Setting("gid", values.IDENTITY, "Group of all files whose group is not known.", shown_default="the mounting user's"),
     Setting("umask", values.UMASK, "What the mode of files lacks if it is not known.", "022"),

@@ -95,7 +95,7 @@ def distrusted(entry: Entry, believe_from_s: float) -> Entry:
 
 
 CLOCKS_APART_S = 2.0
-"""How much later than our clock says a store may say that it has made what we sent it."""
+"""How much later than our clock says a store may say that it has made what we sent it; and the other way round."""
 
 
 def describe(entry: Entry, attributes: Attributes | None, mtime_ns: int, now_s: float) -> None:
@@ -104,6 +104,8 @@ def describe(entry: Entry, attributes: Attributes | None, mtime_ns: int, now_s: 
     entry.described_s = 0.0
     if attributes is not None:
         entry.described_s = now_s if entry.kind is Kind.DIRECTORY else mtime_ns // 10**9 or -now_s
+        if entry.kind is not Kind.DIRECTORY and 0 <= now_s - entry.described_s < CLOCKS_APART_S:
+            entry.described_s -= 0.5  # it may change once more in the same second: the next listing does not confirm it
 
 
 def is_described(entry: Entry, found: Found) -> bool:

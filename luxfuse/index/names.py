@@ -137,6 +137,16 @@ class Names:
         """Commit what was changed, so that `after` shows all of it. Raises OSError if the index cannot be written."""
         await self._store.flush()
 
+    @property
+    def evidence(self) -> tuple[int, bool]:
+        """What was found of whether the store's objects carry attributes; see `core.evidence`."""
+        stored = self._store.get(Table.META, b"evidence")
+        return (stored[0], bool(stored[1])) if stored else (0, False)
+
+    def put_evidence(self, in_vain: int, found: bool) -> None:
+        """Record it. Raises OSError if the index takes no changes."""
+        self._store.put(Table.META, b"evidence", bytes((in_vain, found)))
+
     # -- changes, at once: all of one is made, or none of it and OSError raised
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:

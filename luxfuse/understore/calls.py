@@ -24,7 +24,7 @@ from luxfuse.core.histogram import Histogram
 from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
 from luxfuse.core.rules import PathPolicies, RateName
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
-from luxfuse.types import ListPage
+from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
 from luxfuse.understore.throttle import Throttle
 from luxfuse.understore.turns import Turns
@@ -88,8 +88,8 @@ class _Submission:
     """When a thread took it up, by `time.monotonic`."""
 
 
-class _TimedReads:
-    """A driver whose reads are timed, as a job also does other things."""
+class _Timed:
+    """A driver whose requests are timed, as a job also does other things."""
 
     def __init__(self, driver: UnderStore, seconds: list[float]) -> None:
         self._driver = driver
@@ -101,6 +101,13 @@ class _TimedReads:
         began_s = time.perf_counter()
         try:
             return self._driver.read(key, start, end, version, on_described=on_described)
+        finally:
+            self._seconds.append(time.perf_counter() - began_s)
+
+    def head(self, key: str) -> ObjectInfo:
+        began_s = time.perf_counter()
+        try:
+            return self._driver.head(key)
         finally:
             self._seconds.append(time.perf_counter() - began_s)
 
@@ -335,7 +342,7 @@ class Calls:
 
         def job() -> T:
             submission.began_s = time.monotonic()
-            return function(cast(UnderStore, _TimedReads(self.driver, submission.seconds)))
+            return function(cast(UnderStore, _Timed(self.driver, submission.seconds)))
 
         def go() -> None:
             submission.submitted_s = self._clock()

@@ -112,7 +112,9 @@ class AzureDriver(AzureWrites, FsspecDriver):
                 match_condition=MatchConditions.IfNotModified,
                 **self._options,
             )
-            return await stream.readall(), _describe(key, stream.properties)
+            properties = stream.properties
+            properties.size = int(properties.content_range.rpartition("/")[2])  # else it is that of the range
+            return await stream.readall(), _describe(key, properties)
 
         try:
             data, found = sync(self._fs.loop, fetch)

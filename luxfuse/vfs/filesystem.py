@@ -16,17 +16,20 @@ from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Defaults, Stat, stat_of
+from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import BadHandle, Files
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.moves import Moves
-from luxfuse.vfs.namespace import Namespace, NotADirectory, Stale
+from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.tree import NotPermitted, Tree
 from luxfuse.vfs.writer import Writer
 
 XATTR_PREFIX = b"user.luxfuse."
 SELINUX = b"security.selinux"
 XATTRS = (b"version", b"cached_bytes", b"tier", b"state")
+OTHERS = 0o077
+"""Of a mode: what is for the group and everybody else."""
 BATCH = 256
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
@@ -76,10 +79,11 @@ class FileSystem:
     """One mount's tree. Errors are `LuxError` with the errno to return."""
 
     def __init__(
-        self, *, namespace: Namespace, files: Files, cache: PageCache, defaults: Defaults,
+        self, *, namespace: Namespace, descriptions: Descriptions, files: Files, cache: PageCache, defaults: Defaults,
         entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves, policies: PathPolicies,
     ) -> None:
         self.namespace = namespace
+        self._descriptions = descriptions
         self.files = files
         self._dirty = entries
         self._writer = writer
@@ -100,11 +104,19 @@ class FileSystem:
         dirty = self._dirty.get(entry.inode)
         if dirty is not None:
             return self._stat_dirty(dirty, entry)
-        return stat_of(entry, self._defaults, self.namespace.remaining_s(entry))
+        return self._shown(entry, self.namespace.remaining_s(entry))
+
+    def _shown(self, entry: Entry, ttl_s: float) -> Stat:
+        """What is told of an entry: a mode that nobody knows lets nobody in but the owner, and is asked for again."""
+        stat = stat_of(entry, self._defaults, ttl_s)
+        if self._descriptions.must_hide(entry):
+            stat.mode &= ~OTHERS
+            stat.ttl_s = 0.0
+        return stat
 
     def _stat_dirty(self, dirty: Dirty, entry: Entry) -> Stat:
         """What is being written to has the size and times of its staging file."""
-        stat = stat_of(entry, self._defaults, self.namespace.remaining_s(entry))
+        stat = self._shown(entry, self.namespace.remaining_s(entry))
         source = dirty.source
         if source is not None and source.bytes.fd >= 0:
             st = os.fstat(source.bytes.fd)
@@ -126,10 +138,7 @@ class FileSystem:
             above = ROOT_INODE if parent == ROOT_INODE else self.namespace.locate(parent)[0]
             return await self.getattr(above)
         entry = await self.namespace.lookup(parent, name)
-        if entry.attributes is None and entry.kind is Kind.DIRECTORY:
-            await self.namespace.attributes(parent, name, entry)  # else the listings might hide them for ever
-            entry = self.namespace.peek(parent, name) or entry
-        return self._stat(entry)
+        return self._stat(await self._descriptions.known(parent, name, entry))
 
     async def getattr(self, inode: int) -> Stat:
         """Return an inode's attributes; of an open file those of the version that is open."""
@@ -137,43 +146,40 @@ class FileSystem:
         if dirty is not None:
             return self._stat_dirty(dirty, self._writer.row(dirty))
         if (removed := self._tree.removed_directory(inode)) is not None:
-            gone = stat_of(removed, self._defaults, 0.0)
+            gone = self._shown(removed, 0.0)
             gone.nlink = 0
             return gone
         pinned = self.files.pinned(inode)
         if pinned is not None:
             return await self._stat_open(inode, pinned)
         entry = await self.namespace.current(inode)
-        if await self._learn_attributes(entry):
-            entry = await self.namespace.current(inode)
+        if inode != ROOT_INODE:
+            entry = await self._described(inode)
         return self._stat(entry)
+
+    async def _described(self, inode: int) -> Entry:
+        """Return the entry of an inode with its attributes, as far as they can be had. Raises `Stale`."""
+        parent, name, entry = self.namespace.locate(inode)
+        try:
+            entry = await self._descriptions.known(parent, name, entry)
+        except NoSuchName:
+            raise Stale(f"{name!r} was removed") from None
+        if entry.inode == inode:
+            await self._descriptions.ask(parent, name, entry)
+        return self.namespace.locate(inode)[2]
 
     async def _stat_open(self, inode: int, pinned: Entry) -> Stat:
         try:
-            entry = self.namespace.locate(inode)[2]
+            entry = await self._described(inode)
         except Stale:
-            gone = stat_of(pinned, self._defaults, 1.0)
+            gone = self._shown(pinned, 1.0)
             gone.nlink = 0
             return gone
-        if await self._learn_attributes(entry):
+        except StoreError:  # an outage
+            return self._shown(pinned, 0.0)
+        if self._dirty.get(inode) is not None:
             return await self.getattr(inode)
-        if self.namespace.is_fresh(entry):
-            return self._stat(entry)
-        return stat_of(entry, self._defaults, 0.0)
-
-    async def _learn_attributes(self, entry: Entry) -> bool:
-        """Ask for what a listing does not tell; returns whether it is known now.
-
-        The kernel asks us again before it refuses something because of a mode that only a listing told.
-        """
-        if entry.attributes is not None or entry.inode == ROOT_INODE or entry.kind is Kind.SYMLINK:
-            return False
-        try:
-            parent, name, _ = self.namespace.locate(entry.inode)
-            await self.namespace.attributes(parent, name, entry)
-            return self.namespace.locate(entry.inode)[2].attributes is not None
-        except (StoreError, Stale):
-            return False  # an outage: what the listing told must do
+        return self._stat(entry) if self.namespace.is_fresh(entry) else self._shown(entry, 0.0)
 
     async def readlink(self, inode: int) -> bytes:
         """Return a symlink's target."""
@@ -329,7 +335,10 @@ class FileSystem:
                 for names in (state.names, state.others if state.others is self._positions.get(inode) else {}):
                     names.pop(entry.inode, None)
                     names[entry.inode] = name
-                yield name, self._stat(entry), entry.inode
+                stat = self._stat(entry)
+                if self._descriptions.lacks(inode, entry):
+                    stat.ttl_s = 0.0  # the kernel looks it up before anybody sees this
+                yield name, stat, entry.inode
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]

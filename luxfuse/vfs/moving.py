@@ -36,6 +36,10 @@ class Moving:
             await event.wait()
         return self._number
 
+    def now(self, directory: int) -> int | None:
+        """Return what `settled` would return; None if it would wait."""
+        return None if any(i in self._exchanged for i in self._path(directory)) else self._number
+
     def since(self, directory: int, number: int) -> bool:
         """Whether a directory, or one above it, has moved since `settled` returned ``number``, or is about to."""
         if self._number == number and not self._exchanged:

@@ -99,7 +99,10 @@ class Namespace:
         negative_ttl_s: float,
         nursery: trio.Nursery,
         clock: Callable[[], float] = time.time,
+        shared: bool = False,
     ) -> None:
+        """``shared``: others than the mounting user are let in, and the kernel checks modes for them."""
+        self.shared = shared
         self._store = store
         self._names = names
         self.lister = lister
@@ -123,6 +126,8 @@ class Namespace:
         """Set by files: opens of an inode are not to be answered without us."""
         self.attributes: Callable[[int, bytes, Entry], Awaitable[Attributes]]
         """Set by `Descriptions`: returns what object metadata says of an entry, asked for if need be."""
+        self.on_described: Callable[[int | None, Attributes], None] = lambda _directory, _attributes: None
+        """Set by `Descriptions`: told of the attributes that an object in a directory has; in None: that one was given."""
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -193,6 +198,10 @@ class Namespace:
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return True
         return self._holds(entry.checked_s, self._ttl) and not self._is_doubted(entry)
+
+    def is_recent(self, since_s: float) -> bool:
+        """Whether what was heard at a time still holds, if it is not doubted."""
+        return self._holds(since_s, self._ttl)
 
     def _is_doubted(self, entry: Entry) -> bool:
         """Whether another node has changed it since it was checked."""
@@ -451,6 +460,8 @@ class Namespace:
         if attributes is not None and found.kind is Kind.DIRECTORY:
             now = self._names.get(parent, name)
             attributes = marker_attributes(now.attributes if now is not None else None, attributes)
+        if attributes is not None and (known is None or known.attributes is None):
+            self.on_described(parent, attributes)
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:

@@ -25,7 +25,7 @@ from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import XATTRS_MOST_BYTES, AttributeChanges, Caller, Defaults, stat_of, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
-from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory
+from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
 
@@ -191,6 +191,8 @@ class Tree:
             raise Exists(f"{name!r} exists")
         if found.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{name!r} is a directory")
+        if self._namespace.shared:  # the kernel took it for missing, and has not checked who may open it: it looks again
+            raise Stale(f"{name!r} exists")
         if writing or flags & os.O_TRUNC:
             handle = await self._writer.open(found.inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
         else:

@@ -270,6 +270,8 @@ class WriteBack:
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
         row.checked_s = self._namespace.now_s()
         describe(row, row.attributes, info.mtime_ns, row.checked_s)
+        if row.attributes is not None and self._store.abilities.metadata:
+            self._namespace.on_described(None, row.attributes)
         self._namespace.put(*dirty.place, row)
         self._note_expected(dirty, row)
         if dirty.source is None and old_version and row.version != old_version:
