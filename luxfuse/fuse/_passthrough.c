@@ -13,7 +13,7 @@
  * not run out, RELEASE of a passthrough handle that only reads, FORGET (inode numbers are persistent here, so lookup
  * counts mean nothing), and the questions for file capabilities, which come with writes, and for access control lists,
  * which `ls -l` asks of each file: there are none of either.
- * Everything else goes to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
+ * INTERRUPT goes to Python by a way of its own. Everything else goes to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
  *
  * The table below is the only place that counts passthrough opens. Python alone adds and retires entries. Opens are
  * counted by the lane and `acquire`; closes by the lane, or by `released` where the handle writes: its RELEASE goes to
@@ -136,6 +136,42 @@ static struct request *dequeue(void)
 	}
 	pthread_mutex_unlock(&queue_lock);
 	return r;
+}
+
+/* ------------------------------------------------------------------ interrupts */
+
+/* The kernel says that the caller of a request has a signal (FUSE_INTERRUPT); Python decides what that means. libfuse
+ * tells its handlers nothing of it unless each asks, and pyfuse3 never does. A handler finds out which request it serves
+ * by `current`: pyfuse3 takes a request and runs its handler up to the first wait without anything in between. */
+#define INTERRUPTS 1024u
+static pthread_mutex_t interrupt_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t interrupted[INTERRUPTS]; /* request numbers not yet taken by Python; more are dropped */
+static unsigned interrupted_count;
+static int interrupts_fd = -1; /* readable when `interrupted` has something */
+static uint64_t current_unique; /* guarded by the interpreter lock, like the pid */
+static uint32_t current_pid;
+
+static void note_interrupt(const void *data, size_t size)
+{
+	const struct fuse_in_header *in = data;
+	const struct fuse_interrupt_in *arg = (const void *)(in + 1);
+	const uint64_t one = 1;
+	if (size < sizeof *in + sizeof *arg || interrupts_fd < 0)
+		return;
+	pthread_mutex_lock(&interrupt_lock);
+	if (interrupted_count < INTERRUPTS)
+		interrupted[interrupted_count++] = arg->unique;
+	pthread_mutex_unlock(&interrupt_lock);
+	while (write(interrupts_fd, &one, sizeof one) < 0 && errno == EINTR)
+		;
+}
+
+/* pyfuse3 is about to run the handler of this request. What came through a pipe is a large write: nobody looks it up. */
+static void note_current(const struct fuse_buf *buf)
+{
+	const struct fuse_in_header *in = buf->flags & FUSE_BUF_IS_FD || buf->size < sizeof *in ? NULL : buf->mem;
+	current_unique = in ? in->unique : 0;
+	current_pid = in ? in->pid : 0;
 }
 
 /* ------------------------------------------------------------------ registered inodes */
@@ -274,6 +310,9 @@ static bool answer(const void *data, size_t size)
 	case FUSE_FORGET:
 	case FUSE_BATCH_FORGET:
 		return true;
+	case FUSE_INTERRUPT:
+		note_interrupt(data, size);
+		return true;
 	case FUSE_OPEN:
 		return size >= sizeof *in + sizeof(struct fuse_open_in) && answer_open(in, arg);
 	case FUSE_RELEASE: {
@@ -366,7 +405,13 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	if (wakeup_fd < 0) {
 		if (!next)
 			next = (int (*)(struct fuse_session *, struct fuse_buf *))next_definition("fuse_session_receive_buf");
-		return next(se, buf);
+		const int result = next(se, buf);
+		if (result > 0) {
+			note_current(buf);
+			if (current_unique && ((const struct fuse_in_header *)buf->mem)->opcode == FUSE_INTERRUPT)
+				note_interrupt(buf->mem, buf->size);
+		}
+		return result;
 	}
 	struct request *r = dequeue();
 	if (!r) {
@@ -383,6 +428,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	buf->size = r->size;
 	buf->flags = 0;
 	free(r);
+	note_current(buf);
 	return (int)buf->size;
 }
 
@@ -532,6 +578,36 @@ static PyObject *py_attach(PyObject *self, PyObject *args)
 	if (wakeup_fd < 0 || drained_fd < 0)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	return PyLong_FromLong(drained_fd);
+}
+
+static PyObject *py_interrupts(PyObject *self, PyObject *args)
+{
+	if (interrupts_fd < 0)
+		interrupts_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (interrupts_fd < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(interrupts_fd);
+}
+
+static PyObject *py_take_interrupted(PyObject *self, PyObject *args)
+{
+	uint64_t count, found[INTERRUPTS];
+	if (interrupts_fd >= 0 && read(interrupts_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	pthread_mutex_lock(&interrupt_lock);
+	const unsigned taken = interrupted_count;
+	memcpy(found, interrupted, taken * sizeof *found);
+	interrupted_count = 0;
+	pthread_mutex_unlock(&interrupt_lock);
+	PyObject *list = PyList_New(taken);
+	for (unsigned i = 0; list && i < taken; i++)
+		PyList_SET_ITEM(list, i, PyLong_FromUnsignedLongLong(found[i]));
+	return list;
+}
+
+static PyObject *py_current(PyObject *self, PyObject *args)
+{
+	return Py_BuildValue("(KI)", (unsigned long long)current_unique, (unsigned int)current_pid);
 }
 
 static PyObject *py_push(PyObject *self, PyObject *args)
@@ -790,6 +866,9 @@ static PyObject *py_statistics(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
 	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd that tells of `take_drained` and `take_noticed`." },
+	{ "interrupts", py_interrupts, METH_NOARGS, "Begin to note interrupts. Returns the eventfd that tells of `take_interrupted`." },
+	{ "take_interrupted", py_take_interrupted, METH_NOARGS, "take_interrupted() -> [number of a request whose caller has a signal]." },
+	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int): begin to read requests from the device." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here; fd is duplicated." },

@@ -6,10 +6,13 @@ import errno
 from collections.abc import Sequence
 from typing import Any
 
+import trio
+
 from luxfuse.core.histogram import Histogram
 from luxfuse.errors import LuxError
 from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, to_kernel, without_set_ids
 from luxfuse.fuse.errnos import changing, guarded
+from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.kernel import Ref
@@ -44,6 +47,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self.read_only = read_only
+        self.interrupts = Interrupts()
         self.errors = self.refusals = 0
         self.latency: dict[str, Histogram] = {}
         """How long requests took, by handler; those that are answered in C are not among them."""
@@ -53,6 +57,7 @@ class Operations(pyfuse3.Operations):
     # -- names and attributes
 
     @guarded
+    @interruptible
     async def lookup(self, parent_inode: Any, name: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """A missing name is answered as one, so that the kernel remembers it."""
         try:
@@ -66,6 +71,7 @@ class Operations(pyfuse3.Operations):
             return missing
 
     @guarded
+    @interruptible
     async def getattr(self, inode: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """Attributes of an inode."""
         return to_kernel(await self._fs.getattr(inode))
@@ -74,6 +80,7 @@ class Operations(pyfuse3.Operations):
         """Inode numbers are persistent, so there is nothing to count."""
 
     @guarded
+    @interruptible
     async def readlink(self, inode: Any, ctx: Any) -> Any:
         """Target of a symlink."""
         return await self._fs.readlink(inode)
@@ -84,11 +91,13 @@ class Operations(pyfuse3.Operations):
         return True
 
     @guarded
+    @interruptible
     async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
         """The value of an extended attribute."""
         return await self._fs.getxattr(inode, name)
 
     @guarded
+    @interruptible
     async def listxattr(self, inode: Any, ctx: Any) -> Any:
         """Names of the extended attributes."""
         return await self._fs.listxattr(inode)
@@ -106,6 +115,7 @@ class Operations(pyfuse3.Operations):
     # -- directories
 
     @guarded
+    @interruptible
     async def opendir(self, inode: Any, ctx: Any) -> Any:
         """List if need be; the kernel keeps the listing, and its old one if that still holds."""
         handle, holds = await self._fs.opendir(inode)
@@ -114,6 +124,7 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileHandleT(mark | handle)
 
     @guarded
+    @interruptible
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
         await self._fs.before_readdir(fh & NUMBER_MASK, start_id)
@@ -138,6 +149,7 @@ class Operations(pyfuse3.Operations):
     # -- files
 
     @guarded
+    @interruptible
     async def open(self, inode: Any, flags: Any, ctx: Any) -> pyfuse3.FileInfo:
         """Open, in passthrough if possible."""
         if self.read_only and flags & WRITE_FLAGS:
@@ -145,10 +157,13 @@ class Operations(pyfuse3.Operations):
         caller = caller_of(ctx)
         if flags & passthrough.FLAG_KILL_SUIDGID:
             flags &= ~passthrough.FLAG_KILL_SUIDGID
-            await self._change(inode, without_set_ids(AttributeChanges(), await self._fs.getattr(inode)), None, caller)
+            changes = without_set_ids(AttributeChanges(), await self._fs.getattr(inode))
+            with trio.CancelScope(shield=True):  # a change of the object is not left half done
+                await self._change(inode, changes, None, caller)
         return _opened(await self._fs.open(inode, flags, caller), flags)
 
     @changing
+    @interruptible
     async def create(self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any) -> Any:
         """Make a file and open it for whatever ``flags`` say."""
         handle, stat = await self._fs.create(parent_inode, name, mode & 0o7777, flags, caller_of(ctx))
@@ -158,21 +173,25 @@ class Operations(pyfuse3.Operations):
         return _opened(handle, flags), entry
 
     @guarded
+    @interruptible
     async def read(self, fh: Any, off: int, size: int) -> Any:
         """Copy bytes to the kernel."""
         return await self._fs.read(ref_of(fh), off, size)
 
     @changing
+    @interruptible
     async def write(self, fh: Any, off: int, buf: bytes) -> int:
         """Copy bytes from the kernel."""
         return await self._fs.write(ref_of(fh), off, buf)
 
     @guarded
+    @closing
     async def flush(self, fh: Any) -> None:
         """One descriptor of an open file is being closed; not asked for handles that only read."""
         await self._fs.flush(ref_of(fh))
 
     @guarded
+    @interruptible
     async def fsync(self, fh: Any, datasync: bool) -> None:
         """Make a file durable."""
         await self._fs.fsync(ref_of(fh), datasync)

@@ -104,6 +104,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
             nursery.start_soon(self._kernel.invalidate)
+            nursery.start_soon(self._operations.interrupts.run)
             self._begin_main(nursery)
             with trio.fail_after(STEP_DEADLINE_S):
                 offered = await self._relay_init(device, ours)
@@ -175,6 +176,7 @@ class Session:
         self._mounted = self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.invalidate)
+            nursery.start_soon(self._operations.interrupts.run)
             self._begin_main(nursery)
             self._tune()
             task_status.started()

@@ -185,7 +185,8 @@ class Tree:
                 if writing:
                     return self._writer.open_new(dirty), self.row(dirty.inode)
                 handle = self._files.open_staged(dirty, self.row(dirty.inode))
-                await self._writer.sync(dirty)
+                with trio.CancelScope(shield=True):  # it is made: who is interrupted would not know
+                    await self._writer.sync(dirty)
                 return handle, self.row(dirty.inode)
         if flags & os.O_EXCL:
             raise Exists(f"{name!r} exists")

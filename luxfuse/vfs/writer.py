@@ -19,7 +19,7 @@ import logging
 import os
 import resource
 import stat as stat_module
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -200,7 +200,7 @@ class Writer:
                 os.close(fd)
             begun = self._begin_with(inode, key, entry, obj)
             if begun is not None and obj.whole and begun.source is not None:  # it was in memory, and is to be on disk
-                with contextlib.suppress(NoRoom):  # or it stays over what is cached
+                with contextlib.suppress(NoRoom), trio.CancelScope(shield=True):  # or it stays over what is cached
                     await self._complete(begun)
             return begun
         except (VersionChanged, NotFound):
@@ -459,7 +459,10 @@ class Writer:
     # -- what a close or an fsync promises
 
     async def sync(self, dirty: Dirty) -> None:
-        """Bring the content where the write mode wants it. Raises the store's error; the data stay, and are retried."""
+        """Bring the content where the write mode wants it. Raises the store's error; the data stay, and are retried.
+
+        Who waits for the store may be cancelled: then the push goes on.
+        """
         if dirty.source is not None:
             self.account(dirty)
         if dirty.place is None:
@@ -467,9 +470,35 @@ class Writer:
         dirty.closed = True
         local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
         if local and (dirty.source is None or not self._is_volatile(self._space(dirty))):
-            await self._promise(dirty)
-            if await self._replicate(dirty):
-                return
+            with trio.CancelScope(shield=True):
+                await self._promise(dirty)
+                if await self._replicate(dirty):
+                    return
+        await self._apart(lambda: self._push(dirty))
+
+    async def _apart(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Wait for what runs in a task of its own, and goes on if the caller is cancelled. Raises what it raises."""
+        done = trio.Event()
+        errors: list[LuxError | OSError] = []
+
+        async def run() -> None:
+            try:
+                await function()
+            except (LuxError, OSError) as exc:
+                errors.append(exc)
+            except Exception as exc:
+                log.exception("bringing a file to the under-store failed in an unexpected way")
+                errors.append(StoreError(f"internal error: {type(exc).__name__}"))
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if errors:
+            raise errors[0]
+
+    async def _push(self, dirty: Dirty) -> None:
+        """Bring the content to the store, or have it tried again. Raises the store's error."""
         try:
             await self._writeback.push(dirty)
         except (LuxError, OSError):

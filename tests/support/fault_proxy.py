@@ -39,6 +39,7 @@ class Faults:
     nothing more but keeps the connection, a truncation closes it although Content-Length promised more."""
 
     latency_s: float = 0.0
+    hold: bool = False  # nothing happens until `release` or `clear`; then the request is served
     error_probability: float = 0.0
     reset_probability: float = 0.0
     stall_probability: float = 0.0
@@ -178,7 +179,7 @@ class FaultProxy:
             self._scripted.extend([(fault, status)] * count)
 
     def release(self) -> None:
-        """Closes the connections that are stalled now."""
+        """Closes the connections that are stalled now, and serves what is held."""
         with self._lock:
             released, self._released = self._released, threading.Event()
         released.set()
@@ -304,6 +305,8 @@ class _Exchange:
         faults = fate.faults
         if faults.latency_s > 0:
             time.sleep(faults.latency_s)
+        if faults.hold:
+            fate.released.wait()
         if (_get(headers, "expect") or "").lower() == "100-continue":
             self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             headers = _without(headers, "expect")
