@@ -35,7 +35,7 @@ from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.parts import PART_BYTES
 from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.core.spans import pages_of
-from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
+from luxfuse.errors import LuxError, NotFound, StoreError, Unforeseen, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord
@@ -488,7 +488,7 @@ class Writer:
                 errors.append(exc)
             except Exception as exc:
                 log.exception("bringing a file to the under-store failed in an unexpected way")
-                errors.append(StoreError(f"internal error: {type(exc).__name__}"))
+                errors.append(Unforeseen(f"internal error: {type(exc).__name__}"))
             finally:
                 done.set()
 
