@@ -217,6 +217,10 @@ class Cluster:
 
     # -- for the operator
 
+    async def check_keys(self) -> None:
+        """Raise `ConfigError` if the key file cannot be used."""
+        await trio.to_thread.run_sync(self._credentials.check)
+
     async def reread(self) -> bool:
         """Take up a changed key file; returns whether it had changed. Raises `ConfigError`."""
         return await trio.to_thread.run_sync(self._credentials.reread)

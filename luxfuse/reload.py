@@ -38,12 +38,17 @@ class Reloader:
     async def reload(self) -> list[str]:
         """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
         async with self._turn:
-            keys = ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
             settings = self._service.settings
+            if self._cluster is not None:
+                await self._cluster.check_keys()  # they are taken up when all else could be
             if settings.config_file is None and (self._cluster is not None or self._has_credentials()):
-                return keys + await self._renew(None)
+                return await self._new_keys() + await self._renew(None)
             names = await self._reload(settings)
+            keys = await self._new_keys()
             return keys + names + (await self._renew(None) if "storage_options" not in names else [])
+
+    async def _new_keys(self) -> list[str]:
+        return ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
 
     def _has_credentials(self) -> bool:
         return any(store.renewable for store in self._service.stores())

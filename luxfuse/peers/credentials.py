@@ -42,6 +42,10 @@ class Credentials:
         """Return what a key file gives. Raises `ConfigError` with one line."""
         return cls(read_keys(path), name=name, stamp_ns=stamp_ns, path=path)
 
+    def check(self) -> None:
+        """Raise `ConfigError` if the key file cannot be used now. Blocks: for a worker thread."""
+        read_keys(self._path)
+
     def reread(self) -> bool:
         """Take up the changed key file; returns whether it had changed. Blocks: for a worker thread.
 

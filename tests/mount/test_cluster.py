@@ -137,7 +137,9 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
     fill(data)
     old, new = "11" * 32, "22" * 32
     keys = [make_key(tmp_path / name, bytes.fromhex(old)) for name in ("a", "b")]
-    a = mounting(f"s3://{bucket}", *join_flags(keys[0]), endpoint_url=s3.endpoint)
+    config = tmp_path / "luxfuse.toml"
+    config.write_text("")
+    a = mounting(f"s3://{bucket}", *join_flags(keys[0]), "--config", str(config), endpoint_url=s3.endpoint)
     b = mounting(f"s3://{bucket}", *join_flags(keys[1], [address(a)]), endpoint_url=s3.endpoint)
     see_each_other([a, b])
     names = iter(data)
@@ -147,10 +149,18 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
             assert "cluster_key_file" in mount.cli("reload", mount.path, check=True).stdout
             each = next(names)
             assert a.read(each) == b.read(each) == digest(data[each])
+    keys[0].write_text(f"{new}\n{old}\n")
+    config.write_text("\nmax_requests = 'many'\n")
+    refused = a.cli("reload", a.path)
+    assert f"--config {config}, line 2: max_requests: 'many': write a whole number" in refused.stderr
+    config.write_text("")
+    assert "cluster_key_file" in a.cli("reload", a.path, check=True).stdout  # it was not taken up with the bad file
+    config.write_text("log_level = 'debug'\n")
     keys[0].write_text("nonsense\n")
     refused = a.cli("reload", a.path)
     assert refused.returncode == 1
     assert str(keys[0]) in refused.stderr
+    assert "level=debug" not in a.log()
     time.sleep(2)
     assert nodes(a) == {name(b): "alive"}
 

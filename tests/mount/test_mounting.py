@@ -483,7 +483,7 @@ class TestUnforeseenPaths:
             assert "\x1b" not in out
         assert ask("ttl", name, "1h") == (0, "", "")
 
-    @pytest.mark.parametrize("examples", [60, pytest.param(3_000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("examples", [60, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
     def test_control_requests(self, one: Mount, examples: int) -> None:
         """Whatever is asked for, however it is asked: the daemon answers in one line, and logs nothing."""
 

@@ -29,7 +29,7 @@ from tests.support.odd_input import ODD, ORDERS, bodies, fuzz, json_values, word
 from tests.unit.cli.fake_daemon import Service
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = [pytest.param(25, id="few"), pytest.param(3_000, id="many", marks=pytest.mark.slow)]
+EXAMPLES = [pytest.param(25, id="few"), pytest.param(2_000, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 def outcome(command: Callable[[], int], *, helped: bool = False) -> int:
     """Run a command in this process; returns its exit code. ``helped``: it may print how it is used."""
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), \
