@@ -45,9 +45,9 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
         elif name in _SETTINGS:
             _add(settings, _SETTINGS[name], value if separator else None)
         elif not sloppy:
-            hint = nearest(name, _SETTINGS)
-            what = "cannot be given here" if name in BY_NAME else f"unknown option{hint}"
-            raise UsageError(f"-o {shown(word)[1:-1]}: {what}; see luxfuse mount --help")
+            what = "cannot be given here" if name in BY_NAME else "unknown option"
+            hint = nearest(name, _SETTINGS) or "; see luxfuse mount --help"
+            raise UsageError(f"-o {shown(word)[1:-1]}: {what}{hint}")
     for name, given in settings.items():
         if BY_NAME[name].kind.shape == "pairs":
             settings[name] = parse_pairs(given, f"-o {BY_NAME[name].option}")

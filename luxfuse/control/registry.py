@@ -161,11 +161,14 @@ def _read(directory: Path) -> MountRecord | None:
 
 
 def list_mounts(state_dir: str | Path) -> list[MountRecord]:
-    """Return all known mounts, by mountpoint. A record that cannot be read is left out."""
+    """Return all known mounts, by mountpoint. A record that cannot be read is left out. Raises MountError."""
     try:
         directories = list(Path(state_dir, "mounts").iterdir())
-    except OSError:
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise MountError(f"state directory {state_dir}: {why}; correct LUXFUSE_STATE_DIR") from None
     records = [record for directory in directories if (record := _read(directory))]
     return sorted(records, key=lambda record: record.mountpoint)
 

@@ -90,7 +90,7 @@ def whole(least: int, most: int) -> Kind:
         if digits.isascii() and digits.removeprefix("-").isdigit() and len(digits) < 20:
             value = int(digits)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise ValueError(f"{shown(value)}: {allowed}")
+            raise ValueError(f"{shown(value)} is not allowed; {allowed}")
         return value
 
     return Kind("N", parse)
@@ -114,7 +114,7 @@ def parse_ratio(value: Any) -> float:
 def _parse_free_part(value: Any) -> float:
     ratio = parse_ratio(value)
     if ratio == 1:
-        raise ValueError(f"{shown(value)}: must be at least 0 and below 1")
+        raise ValueError(f"{shown(value)} must be at least 0 and below 1")
     return ratio
 
 
@@ -123,7 +123,7 @@ def _parse_umask(value: Any) -> int:
     if written.isascii() and written.isdigit() and len(written) < 8 and not set(written) & {"8", "9"}:
         value = int(written, 8)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 0o777:
-        raise ValueError(f"{shown(value)}: write up to three octal digits, 000 to 777, such as 022")
+        raise ValueError(f"{shown(value)} is not allowed; write up to three octal digits, 000 to 777, such as 022")
     return value
 
 
@@ -134,7 +134,7 @@ def _parse_duration(value: Any) -> float:
 def _parse_time_out(value: Any) -> float:
     seconds = _parse_duration(value)
     if seconds <= 0:
-        raise ValueError(f"{shown(value)}: must be more than 0")
+        raise ValueError(f"{shown(value)} must be more than 0")
     return seconds
 
 
@@ -145,7 +145,7 @@ def size(least: str = "0", *, unit: str = "_bytes", per: str = "") -> Kind:
     def parse(value: Any) -> int:
         count = parse_size(value)
         if count < least_bytes:
-            raise ValueError(f"{shown(value)}: must be at least {least}{per}")
+            raise ValueError(f"{shown(value)} must be at least {least}{per}")
         return count
 
     return Kind("SIZE", parse, unit=unit)
@@ -191,7 +191,7 @@ def short_text(metavar: str, most_bytes: int) -> Kind:
 
     def parse(value: Any) -> str:
         if len(check_text(value).encode()) > most_bytes:
-            raise ValueError(f"{shown(value)}: must not be longer than {most_bytes} bytes")
+            raise ValueError(f"{shown(value)} must not be longer than {most_bytes} bytes")
         return str(value)
 
     return Kind(metavar, parse)

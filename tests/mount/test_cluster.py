@@ -152,7 +152,7 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
     keys[0].write_text(f"{new}\n{old}\n")
     config.write_text("\nmax_requests = 'many'\n")
     refused = a.cli("reload", a.path)
-    assert f"--config {config}, line 2: max_requests: 'many': write a whole number" in refused.stderr
+    assert f"--config {config}, line 2: max_requests: 'many' is not allowed; write a whole number" in refused.stderr
     config.write_text("")
     assert "cluster_key_file" in a.cli("reload", a.path, check=True).stdout  # it was not taken up with the bad file
     config.write_text("log_level = 'debug'\n")

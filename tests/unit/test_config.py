@@ -109,7 +109,7 @@ def test_values(flags: dict[str, Any], field: str, expected: object) -> None:
         ({"cache_dir": "/a,colour=red"}, "colour=red"),
         ({"cache_dir": ",size=1GiB"}, "directory is empty"),
         ({"cache_dir": 3}, "--cache-dir"),
-        ({"free_space_ratio": 1}, "--free-space-ratio: 1: must be"),
+        ({"free_space_ratio": 1}, "--free-space-ratio: 1 must be"),
         ({"max_requests": 0}, "--max-requests"),
         ({"driver": "boto"}, "driver"),
         ({"read_mode": "maybe"}, "--read-mode"),
@@ -163,7 +163,7 @@ def test_refusals_are_one_line_that_names_the_setting(flags: dict[str, Any], tex
         (None, "No such file"),
         ("# caf\udce9\nuid = 1", "line 1: is not UTF-8"),
         ("\n\nmetadata_tll = 1", "line 3: unknown setting 'metadata_tll'; did you mean metadata_ttl"),
-        ("uid = 1\nmax_requests = 'abc'", "line 2: max_requests: 'abc': write a whole number from 1 to 1024"),
+        ("uid = 1\nmax_requests = 'abc'", "line 2: max_requests: 'abc' is not allowed; write a whole number"),
         ("uid = " + "9" * 5000, "--config"),
         ("path = " + "[" * 5000, "--config"),
         ("#" * (1 << 20) + "#", "is larger than 1 MiB"),
@@ -271,7 +271,7 @@ def test_bandwidth_limits() -> None:
     assert (settings.bandwidth_limit_bytes_s, settings.upload_bandwidth_limit_bytes_s) == (100 << 20, 1 << 20)
     assert made().bandwidth_limit_bytes_s is None
     for name in ("bandwidth_limit", "upload_bandwidth_limit"):
-        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: '1KiB': must be at least 64KiB"):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: '1KiB' must be at least 64KiB"):
             made(**{name: "1KiB"})
 
 
@@ -325,7 +325,7 @@ def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
         ({"allow_other": True}, "allow_other: no setting of an attached under-store"),
         ({"metadata_ttl": "soon"}, "metadata_ttl"),
         ({"write_mode": "never"}, "write_mode"),
-        ({"cache_size": "1KiB"}, "cache_size: '1KiB': must be at least 1MiB"),
+        ({"cache_size": "1KiB"}, "cache_size: '1KiB' must be at least 1MiB"),
         ({"max_requests": 0}, "max_requests"),
     ],
 )

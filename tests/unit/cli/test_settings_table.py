@@ -107,7 +107,7 @@ def test_a_switch_that_the_file_turns_on_is_turned_off_by_its_flag(started: list
     [
         ("LUXFUSE_METADATA_TLL", "LUXFUSE_METADATA_TLL: there is no such setting; did you mean LUXFUSE_METADATA_TTL?"),
         ("LUXFUSE_PATH", "LUXFUSE_PATH: can only stand in the TOML file"),
-        ("LUXFUSE_UID", "LUXFUSE_UID: 'x': write a whole number from 0 to 4294967294"),
+        ("LUXFUSE_UID", "LUXFUSE_UID: 'x' is not allowed; write a whole number from 0 to 4294967294"),
     ],
 )
 def test_variables_that_cannot_be_understood(
