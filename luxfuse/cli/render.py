@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,26 @@ _STATE_STYLES = {
     "serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red", "alive": "green",
     "suspect": "yellow", "left": "dim",
 }  # fmt: skip
+
+
+_BETWEEN_NODES = {
+    "pages of peers": (
+        ("asked", "asked for"), ("failed", "failed"), ("corrupt", "damaged"), ("hedges", "asked of the under-store, too"),
+        ("provided_bytes", "given to others"), ("refused", "refused to others"),
+    ),
+    "notices": (
+        ("notices_sent", "sent"), ("notices_received", "received"), ("datagrams_rejected", "datagrams rejected"),
+    ),
+    "replicas": (
+        ("replicas_sent", "sent"), ("replicas_forgone", "forgone"), ("replicas_held", "held for others"),
+        ("replicas_held_bytes", "held"),
+    ),
+    "copies": (
+        ("rules", "rules known"), ("copies_ordered", "ordered of others"), ("copies_taken", "made by them"),
+        ("copies_dropped", "given up"), ("copies_accepted", "made for others"), ("copies_refused", "refused to others"),
+    ),
+}  # fmt: skip
+"""Titles of rows, and the counters of ``cluster`` in them.."""
 
 
 def _console() -> Console:
@@ -57,6 +78,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
                        ("not uploaded", _dirty), ("recovered", _recovered), ("problems", _problems)):
         if text := make(status):
             rows.append((name, text))
+    rows += [(name, text) for name, text in _cluster(status) if text]
     rows.append(("memory", format_size(status.get("memory_bytes", 0))))
     return rows
 
@@ -126,6 +148,20 @@ def _dirty(status: Mapping[str, Any]) -> str:
             "and tried again; mend the cause, then run: luxfuse persist[/]"
         )
     return ", ".join(parts) or "nothing"
+
+
+def _cluster(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what there is between this node and the others; nothing where there is no cluster."""
+    if not status.get("node"):
+        return []
+    counts = Counter(peer["state"] for peer in status.get("peers", []))
+    rows = [("other nodes", ", ".join(f"{count} {_style(state)}" for state, count in sorted(counts.items())) or "none")]
+    said = status.get("cluster", {})
+    for title, fields in _BETWEEN_NODES.items():
+        found = [(format_size(said[name]) if name.endswith("_bytes") else said[name], text)
+                 for name, text in fields if said.get(name)]  # fmt: skip
+        rows.append((title, ", ".join(f"{count} {text}" for count, text in found)))
+    return rows
 
 
 def _recovered(status: Mapping[str, Any]) -> str:

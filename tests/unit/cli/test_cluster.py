@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from luxfuse.cli import cluster, main
+from luxfuse.cli import cluster, main, render
 from luxfuse.control.registry import MountRecord
+from luxfuse.control.status import ClusterStatus
 from luxfuse.peers.keyfile import read_keys
 from tests.unit.control.samples import sample_status
 
@@ -72,3 +73,17 @@ def test_status_without_a_cluster_or_with_several(capsys: pytest.CaptureFixture[
     mounts["/a"], mounts["/b"] = sample_status("/a"), sample_status("/b")
     code, _, err = run(capsys, "status")
     assert (code, "name one of them: /a, /b" in err) == (1, True)
+
+
+def test_status_shows_what_goes_on_between_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {name for fields in render._BETWEEN_NODES.values() for name, _ in fields}
+    assert shown == set(ClusterStatus.__annotations__)
+    status = sample_status("/m")
+    render.show_status(status)
+    text = capsys.readouterr().out
+    for words in ("1 alive, 1 dead, 1 suspect", "12 asked for, 2 failed, 1 damaged", "99 B given to others",
+                  "3 datagrams rejected", "2 held for others, 77 B held", "1 rules known, 9 ordered"):  # fmt: skip
+        assert words in text
+    status["node"] = None
+    render.show_status(status)
+    assert "notices" not in capsys.readouterr().out
