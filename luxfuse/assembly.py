@@ -132,7 +132,7 @@ def build_tree(
     descriptions = Descriptions(
         namespace=namespace, names=names, store=store, kernel=kernel, mode=s.attributes, clock=clock,
     )
-    cache.clock, cache.on_described = clock, descriptions.heard
+    cache.clock, cache.on_described, cache.describe = clock, descriptions.heard, descriptions.told
     policies = PathPolicies(s.path_rules, s.path_default)
     store.follow_rules(policies, path_of)
     marks = MarkStore(objects)

@@ -59,6 +59,10 @@ class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
     metadata: dict[str, str] | None = None
 
 
+Description = tuple[ObjectInfo, float]
+"""What the store said of an object, and how many seconds ago it was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class ListPage:
     """Part of one directory's listing: its objects and the sub-prefixes below it.

@@ -13,11 +13,11 @@ from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.hierarchy import Hierarchy
-from luxfuse.cache.race import Done, Fetched, PeerSource, Race
+from luxfuse.cache.race import Done, Fetched, Keep, PeerSource, Race
 from luxfuse.cache.space import Space
 from luxfuse.errors import StoreError
 from luxfuse.index.objects import Objects
-from luxfuse.types import PAGE_BYTES, ObjectInfo
+from luxfuse.types import PAGE_BYTES, Description, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
@@ -36,6 +36,8 @@ class Attempts(Contents):
         """Wall-clock seconds."""
         self.on_described: Callable[[ObjectInfo, float], None] = lambda _info, _asked_s: None
         """Told what the under-store said of an object beside its bytes, and when it was asked."""
+        self.describe: Callable[[str, str], Description | None] = lambda _key, _version: None
+        """Tells what is known of a version of an object by its key."""
         self.asking_peers = 0
         """Requests to peers that are under way, those that nobody waits for any more included."""
 
@@ -117,20 +119,20 @@ class Attempts(Contents):
                 raise StoreError("nobody waits for it any more")
             asked_s, told = self.clock(), list[ObjectInfo]()
             data = driver.read(record.key, start, start + flight.length, record.version, on_described=told.append)
-            fetched = keep(memoryview(data).cast("B"), ())
-            return fetched._replace(info=told[-1], asked_s=asked_s) if told else fetched
+            described = (told[-1], self.clock() - asked_s) if told else None
+            return keep(memoryview(data).cast("B"), (), described)
 
         return job
 
     def _keeper(
         self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True
-    ) -> Callable[[memoryview, tuple[int, ...]], Fetched]:
+    ) -> Keep:
         """Return what stores the bytes of a flight, in the thread that got them."""
         size, oid = obj.record.size, obj.oid
         keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
         attempt = flight.attempt
 
-        def keep(data: memoryview, sums: tuple[int, ...]) -> Fetched:
+        def keep(data: memoryview, sums: tuple[int, ...], described: Description | None) -> Fetched:
             # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
             if not flight.claim(attempt):
                 raise StoreError("nobody waits for it any more")
@@ -141,6 +143,8 @@ class Attempts(Contents):
             )  # fmt: skip
             if stored.fd >= 0 and flight.attempt != attempt:
                 os.close(stored.fd)
-            return Fetched(data, stored, by_peer)
+            if described is None:
+                return Fetched(data, stored, by_peer)
+            return Fetched(data, stored, by_peer, described[0], self.clock() - described[1])
 
         return keep

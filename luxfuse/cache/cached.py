@@ -13,7 +13,7 @@ from luxfuse.core.heat import Heat
 from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.core.spans import page_bytes
 from luxfuse.index.objects import ObjectRecord, Pages
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, ObjectInfo
 
 Buffer = bytes | bytearray | memoryview
 _claiming = threading.Lock()
@@ -83,8 +83,8 @@ class CachedObject:
     """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
 
     __slots__ = (
-        "cuts", "distrusts", "file_number", "flights", "heat", "loaded_stamp", "oid", "pages", "record", "space",
-        "strangers", "trusted", "unsaved", "used", "users",
+        "cuts", "described", "distrusts", "file_number", "flights", "heat", "loaded_stamp", "oid", "pages", "record",
+        "space", "strangers", "trusted", "unsaved", "used", "users",
     )  # fmt: skip
 
     def __init__(self, oid: bytes, record: ObjectRecord, pages: Pages, space: Space | None = None) -> None:
@@ -110,6 +110,8 @@ class CachedObject:
         """How often `trusted` was emptied because of that."""
         self.loaded_stamp = record.stamp
         """The mtime that our last write to the file left when this was loaded."""
+        self.described: tuple[ObjectInfo, float] | None = None
+        """What the under-store said of it when it was read last, and when it was asked: peers are told."""
         self.unsaved = False
         """Whether the index missed a change of the pages: the next one that it takes stores all of them."""
 

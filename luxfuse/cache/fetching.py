@@ -307,6 +307,7 @@ class Fetching(Attempts):
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched.data, fetched.stored
         if fetched.info is not None:
+            obj.described = fetched.info, fetched.asked_s
             self.on_described(fetched.info, fetched.asked_s)
         if fetched.by_peer:
             self.counters.peer_bytes += flight.length

@@ -178,7 +178,8 @@ class Peers:
             done(fetched, self._judge(asked, error))
 
         self._batches.submit(
-            node, want, lambda got: keep(got.data, got.checksums), ended, fetch=fetch, timeout_s=TIMEOUT_S, later=later
+            node, want, lambda got: keep(got.data, got.checksums, got.described), ended, fetch=fetch, timeout_s=TIMEOUT_S,
+            later=later,
         )
 
     def _judge(self, asked: _Asked, error: LuxError | None) -> StoreError | None:

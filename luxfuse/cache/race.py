@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.disk import Stored
 from luxfuse.errors import StoreError
-from luxfuse.types import ObjectInfo
+from luxfuse.types import Description, ObjectInfo
 
 T = TypeVar("T")
 Done = Callable[[T | None, StoreError | None], None]
@@ -21,12 +21,12 @@ class Fetched(NamedTuple):
     stored: Stored
     by_peer: bool = False
     info: ObjectInfo | None = None
-    """What the under-store said of the object besides, asked at ``asked_s``; None: it did not."""
+    """What the under-store, asked at ``asked_s``, said of the object besides; None: that is not known."""
     asked_s: float = 0.0
 
 
-Keep = Callable[[memoryview, tuple[int, ...]], Fetched]
-"""Stores what a peer sent, with its checksums, which were compared; in a worker thread."""
+Keep = Callable[[memoryview, tuple[int, ...], Description | None], Fetched]
+"""Stores what a peer sent, with its checksums, which were compared, and what it knows besides; in a worker thread."""
 
 
 class PeerSource(Protocol):

@@ -18,9 +18,11 @@ from luxfuse.core.members import Want
 from luxfuse.core.spans import page_bytes
 from luxfuse.errors import NotFound, PeerRefused, Refusal, VersionChanged
 from luxfuse.peers.provider import Provided
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Description
 
 OPENERS = 4
+TOLD_S = 60.0
+"""For how long peers are told what the under-store said of an object when it was read."""
 
 
 class Serving:
@@ -67,6 +69,7 @@ class Serving:
             if len(from_memory) < len(pages):
                 raise PeerRefused(Refusal.NOT_HERE)
             provided = self._from_memory(cache, obj, from_memory, length)
+        provided.described = _described(cache, obj)
         return provided
 
     async def _from_disk(self, cache: PageCache, obj: CachedObject, pages: range, length: int) -> Provided | None:
@@ -95,6 +98,13 @@ class Serving:
         sums = tuple(checksum(part) for part in parts)
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         return Provided(length, sums, data=data, on_release=lambda: cache.release(obj))
+
+
+def _described(cache: PageCache, obj: CachedObject) -> Description | None:
+    """Return what is known of an object, so that a peer need not ask for it."""
+    if obj.described is not None and 0 <= (age_s := cache.clock() - obj.described[1]) < TOLD_S:
+        return obj.described[0], age_s
+    return cache.describe(obj.record.key, obj.record.version)
 
 
 async def _arrival(cache: PageCache, obj: CachedObject, page: int, *, fetch: bool) -> memoryview | None:

@@ -30,11 +30,12 @@ from luxfuse.peers.wire import (
     PageAnswer,
     PagesRequest,
     decode_answers,
+    description,
     encoded,
     refused,
     wants_bytes,
 )
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Description
 
 MOST_MESSAGES = 16
 """Control messages under way at once."""
@@ -68,6 +69,8 @@ class Fetched:
 
     data: memoryview
     checksums: tuple[int, ...]
+    described: Description | None = None
+    """What the node knows of the object besides."""
 
 
 Result = Fetched | PeerRefused | PeerCorrupt
@@ -112,7 +115,7 @@ class Client:
                 raise Malformed(f"{call.left} bytes of pages where {sum(granted)} are due")
             data = memoryview(bytearray(sum(granted)))
             call.receive_into(data)
-        return list(_results(member.name, data, granted, answers))
+        return list(_results(member.name, data, granted, answers, wants))
 
     async def request(
         self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5.0
@@ -152,10 +155,12 @@ class Client:
             os.close(fd)
 
 
-def _results(name: str, data: memoryview, granted: Sequence[int], answers: Sequence[PageAnswer]) -> Iterator[Result]:
+def _results(
+    name: str, data: memoryview, granted: Sequence[int], answers: Sequence[PageAnswer], wants: Sequence[Want]
+) -> Iterator[Result]:
     """Compare what came with the checksums that the node stated."""
     start = 0
-    for length, answer in zip(granted, answers, strict=True):
+    for length, answer, want in zip(granted, answers, wants, strict=True):
         if answer.outcome is not Outcome.OK:
             yield refused(answer)
             continue
@@ -163,6 +168,6 @@ def _results(name: str, data: memoryview, granted: Sequence[int], answers: Seque
         start += length
         found = tuple(checksum(part[i : i + PAGE_BYTES]) for i in range(0, length, PAGE_BYTES))
         if found == answer.checksums:
-            yield Fetched(part, found)
+            yield Fetched(part, found, description(answer, want))
         else:
             yield PeerCorrupt(f"node {name} sent pages that are not what their checksums say")

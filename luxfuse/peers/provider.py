@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luxfuse.core.members import Want
+from luxfuse.types import Description
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class Provided:
     offset: int = 0
     data: memoryview | None = None
     on_release: Callable[[], None] | None = None
+    described: Description | None = None
+    """What is known of the object besides."""
 
     def release(self) -> None:
         """The bytes are not needed any more. Called in the event loop, once for each; must not raise."""

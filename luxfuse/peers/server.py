@@ -39,6 +39,7 @@ from luxfuse.peers.wire import (
     Outcome,
     PageAnswer,
     PagesRequest,
+    bounded,
     decode_request,
     encoded,
 )
@@ -328,7 +329,7 @@ async def _provide_all(
 
 def _answer_of(found: Provided | PeerRefused) -> PageAnswer:
     if isinstance(found, Provided):
-        return PageAnswer(Outcome.OK, found.checksums)
+        return PageAnswer(Outcome.OK, found.checksums, described=bounded(found.described))
     return PageAnswer(Outcome(found.reason), (), str(found)[:TEXT_MAX])
 
 

@@ -7,6 +7,7 @@ A request is a POST. What it is about is its body; pages are asked for by a `Pag
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import msgspec
 from luxfuse.core.members import Want
 from luxfuse.core.spans import page_bytes, page_count
 from luxfuse.errors import PeerFailed, PeerRefused, Refusal
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Description
 
 PAGES_PATH = "/v1/pages"
 
@@ -34,6 +35,8 @@ TEXT_MAX = 200
 
 LENGTH = b"content-length"
 META = b"luxfuse-meta"
+DESCRIPTION_MAX_BYTES = 3 << 10
+"""Stores take 2 KiB of metadata."""
 """Length of the block before the bytes: the answers to wants, or what a file is sent with."""
 REASON = b"luxfuse-reason"
 """Number of a `Refusal`."""
@@ -60,11 +63,15 @@ class PagesRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PageAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """Whether one want is granted; then with the xxh3-64 checksums of its pages, else with a reason for people."""
+    """Whether one want is granted; then with the xxh3-64 checksums of its pages, else with a reason for people.
+
+    ``described``: what the node knows of the object besides, if it does.
+    """
 
     outcome: Outcome
     checksums: tuple[int, ...] = ()
     text: str = ""
+    described: Description | None = None
 
 
 class Malformed(ValueError):
@@ -177,6 +184,22 @@ def decode_answers(meta: bytes | bytearray, wants: Sequence[Want]) -> list[PageA
         if answer.outcome is Outcome.OK and len(answer.checksums) != want.count:
             raise Malformed(f"{len(answer.checksums)} checksums for {want.count} pages")
     return answers
+
+
+def description(answer: PageAnswer, want: Want) -> Description | None:
+    """Return what came with the pages of a want, if it is of that object."""
+    if answer.described is None:
+        return None
+    info, age_s = answer.described
+    same = (info.key, info.version, info.size) == (want.key, want.version, want.size)
+    return answer.described if same and 0 <= age_s < math.inf else None
+
+
+def bounded(described: Description | None) -> Description | None:
+    """Return what goes with pages, None if there is none or it takes too much room."""
+    if described is None or len(_encoder.encode(described)) > DESCRIPTION_MAX_BYTES:
+        return None
+    return described
 
 
 def refused(answer: PageAnswer) -> PeerRefused:

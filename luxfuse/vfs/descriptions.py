@@ -26,9 +26,9 @@ from luxfuse.core.evidence import SAMPLE, Ahead, Evidence
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError
 from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
-from luxfuse.types import Kind, ObjectInfo
+from luxfuse.types import Description, Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.attributes import marker_attributes, parse_attributes
+from luxfuse.vfs.attributes import marker_attributes, parse_attributes, to_metadata
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 
@@ -130,6 +130,20 @@ class Descriptions:
         parent, name, entry = place
         if entry.attributes is None or not 0 <= asked_s - entry.checked_s < CONFIRMED_EVERY_S:
             self._learn(parent, name, info, asked_s)
+
+    def told(self, key: str, version: str) -> Description | None:
+        """Return what is known of a version of an object, for another node; None if that should ask itself."""
+        place = self._find(key)
+        if place is None or not self.keeps_attributes:
+            return None
+        entry = place[2]
+        changed_s = int(entry.described_s)
+        if entry.version != version or entry.attributes is None or self._namespace.is_ours(entry.inode):
+            return None
+        if changed_s != entry.described_s or changed_s <= 0 or not self._namespace.is_fresh(entry):
+            return None
+        metadata = to_metadata(entry.kind, entry.attributes)
+        return ObjectInfo(key, entry.size, version, changed_s * 10**9, metadata), self._clock() - entry.checked_s
 
     def _find(self, key: str) -> tuple[int, bytes, Entry] | None:
         """Return (directory, name, entry) of an object that has a name here."""

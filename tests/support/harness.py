@@ -99,6 +99,8 @@ class Options:
     abort_uploads: bool = True
     directory: Callable[[Path, str], CacheDirectory] = CacheDirectory
     beginning_s: float = BEGINNING_S
+    allow_other: bool = False
+    attributes: str = "auto"
     share: Kernel | None = None
     """The kernel as one volume of several sees it."""
     on_built: Callable[[Mount], None] | None = None
@@ -113,7 +115,8 @@ class Options:
                 *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
             ),
             free_space_ratio=self.free_space_ratio, eviction_policy=self.eviction_policy,  # type: ignore[arg-type]
-            read_mode=self.read_mode,  # type: ignore[arg-type]
+            read_mode=self.read_mode, attributes=self.attributes,  # type: ignore[arg-type]
+            allow_other=self.allow_other,
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
             write_mode=WriteMode(self.write_mode), on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
