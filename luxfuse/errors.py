@@ -104,6 +104,12 @@ class DeadlinePassed(StoreUnavailable):
     retryable = False
 
 
+class NotTrusted(StoreUnavailable):
+    """The certificate of the endpoint is not signed by an authority that is believed: somebody has to do something."""
+
+    retryable = False
+
+
 class BucketMissing(NotFound):
     """The bucket or container itself does not exist."""
 

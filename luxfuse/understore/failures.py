@@ -9,6 +9,7 @@ from luxfuse.errors import (
     AccessDenied,
     BucketMissing,
     NotFound,
+    NotTrusted,
     QuotaExceeded,
     StoreError,
     StoreFull,
@@ -43,6 +44,12 @@ CREDENTIAL_PLACES = {
     "gs": "storage option token, GOOGLE_APPLICATION_CREDENTIALS, ~/.config/gcloud, the instance's account; "
     "for a public bucket set the storage option token=anon",
 }
+
+
+def not_trusted(what: str) -> NotTrusted:
+    """Return the error for a certificate that nobody believed has signed."""
+    return NotTrusted(f"{what}: the endpoint's certificate is not trusted; name the authority that signed it with the "
+                      "storage option verify=FILE, or SSL_CERT_FILE")  # fmt: skip
 
 
 def safe_url(url: str) -> str:

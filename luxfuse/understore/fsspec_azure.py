@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from azure.core import MatchConditions
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.storage.blob.aio import BlobServiceClient
 from fsspec.asyn import sync
 
 from luxfuse.errors import NotFound, VersionChanged
@@ -17,15 +19,25 @@ from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
+from luxfuse.understore.reach import Reach
 from luxfuse.understore.times import to_ns
+from luxfuse.understore.variables import variables
 
 
 class AzureDriver(AzureWrites, FsspecDriver):
     """An `UnderStore` on adlfs."""
 
     def __init__(
-        self, filesystem: Any, root: str, *, request_timeout_s: float = 30.0, objects: ObjectOptions = NO_OPTIONS
+        self,
+        filesystem: Any,
+        root: str,
+        options: Mapping[str, str],
+        *,
+        request_timeout_s: float = 30.0,
+        objects: ObjectOptions = NO_OPTIONS,
     ) -> None:
+        """``options``: the storage options. Raises `ConfigError` for certificates or a proxy that cannot be used."""
+        filesystem.service_client = _reaching(filesystem.service_client, options)
         super().__init__(filesystem, root, family="az", request_timeout_s=request_timeout_s)
         self._objects = objects
         container, _, prefix = self._root.partition("/")
@@ -137,3 +149,13 @@ class AzureDriver(AzureWrites, FsspecDriver):
 def _describe(key: str, found: Any) -> ObjectInfo:
     metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
     return ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)
+
+
+def _reaching(service: Any, options: Mapping[str, str]) -> Any:
+    """Return a client like ``service`` that believes and goes through what the options say; adlfs can make none."""
+    reach = Reach.of((service.url,), options, variables())
+    transport = AioHttpTransport(use_env_settings=False, connection_verify=reach.trust.verify)
+    return BlobServiceClient(
+        service.url, credential=service.credential, transport=transport, proxies=reach.proxies() or None,
+        connection_verify=reach.trust.verify,
+    )  # fmt: skip

@@ -184,7 +184,7 @@ def open_fsspec(
         from luxfuse.understore.fsspec_azure import AzureDriver
 
         objects = take_object_options(family, storage_options or {})[0]
-        return AzureDriver(filesystem, root, request_timeout_s=request_timeout_s, objects=objects)
+        return AzureDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s, objects=objects)
     return _by_class(filesystem, root, family, request_timeout_s)
 
 

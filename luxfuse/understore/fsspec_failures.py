@@ -20,7 +20,7 @@ from luxfuse.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
+from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
                    "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
@@ -38,8 +38,8 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
 
     ``bucket_level`` says that "not found" can only mean the bucket or root.
     """
-    if isinstance(exc, StoreError):
-        return exc
+    if isinstance(exc, StoreError) or _distrusts(exc):
+        return exc if isinstance(exc, StoreError) else not_trusted(what)
     for link in _chain(exc):
         if type(link).__name__ in _BROKEN_BODIES:
             return StoreUnavailable(f"{what}: the body was cut short")
@@ -55,6 +55,14 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
     if isinstance(exc, ftplib.Error):
         return _of_ftp(exc, what, bucket_level)
     return _without_status(exc, what, family, bucket_level)
+
+
+def _distrusts(exc: BaseException) -> bool:
+    """Whether a certificate was not believed. Such errors of ssl have the number of EPERM, by chance."""
+    names = {type(link).__name__ for link in _chain(exc)}
+    if names & {"SSLCertVerificationError", "ClientConnectorCertificateError"}:
+        return True
+    return "CERTIFICATE_VERIFY_FAILED" in str(exc)
 
 
 def region_of(response: Any) -> str:

@@ -21,9 +21,12 @@ from luxfuse.understore.fsspec_known import refuse_unknown, refuse_unknown_insid
 from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
+from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
+from luxfuse.understore.reach import Reach
 from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3_access import S3Access
 from luxfuse.understore.s3_sessions import aio_session_for
+from luxfuse.understore.variables import variables
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -99,7 +102,9 @@ def _translated(source: str) -> frozenset[str]:
     if family == "s3":
         return names | _S3_NAMES.keys() | _S3_OURS
     if family == "az":
-        return names | _AZURE_NAMES.keys() | {"endpoint_url", "allow_http"}
+        return names | _AZURE_NAMES.keys() | REACH_OPTIONS | {"endpoint_url", "allow_http"}
+    if source.startswith(("http://", "https://")):
+        return names | REACH_OPTIONS
     return names
 
 
@@ -119,6 +124,8 @@ def _arguments(
         return {**arguments, "session": aio_session_for(arguments.pop("access"))}
     options = take_object_options(family or "", options)[1]
     arguments = {name: _convert(name, value) for name, value in options.items()}
+    if family == "az" or source.startswith(("http://", "https://")):
+        arguments = {name: value for name, value in arguments.items() if name not in REACH_OPTIONS}
     if family == "az":
         return _azure(source, arguments, endpoint_url)
     if source.startswith(_WEBDAV):
@@ -135,6 +142,7 @@ def _arguments(
             "timeout",
             aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
         )
+        arguments["get_client"] = _client_maker(Reach.of((source,), options, variables()))
         arguments.setdefault("encoded", True)
         arguments.setdefault("simple_links", False)
     if source.startswith(("sftp://", "ssh://")):
@@ -154,6 +162,17 @@ def _webdav(source: str, arguments: dict[str, Any], endpoint_url: str | None, ti
         arguments["auth"] = (arguments.pop("username"), arguments.pop("password", ""))
     arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
     return arguments
+
+
+def _client_maker(reach: Reach) -> Any:
+    async def get_client(*, loop: Any, **named: Any) -> Any:
+        import aiohttp
+
+        connector = aiohttp.TCPConnector(ssl=reach.trust.ssl_context())
+        proxy = next(iter(reach.proxies().values()), None)
+        return aiohttp.ClientSession(loop=loop, connector=connector, proxy=proxy, **named)
+
+    return get_client
 
 
 def _convert(name: str, value: str) -> Any:

@@ -14,7 +14,7 @@ from obstore.exceptions import (
 )
 
 from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
-from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status
+from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
@@ -61,6 +61,8 @@ def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: boo
     if status:
         region = found[1] if (found := _REGION.search(text)) else ""
         return from_status(status, what, code=code, family=family, bucket_level=bucket_level, region=region)
+    if isinstance(exc, BaseError) and "HTTP error" in text and "ertificate" in text:
+        return not_trusted(what)
     if isinstance(exc, BaseError) and "HTTP error" in text:
         return StoreUnavailable(f"{what}: {_transport(text)}")
     return StoreUnavailable(f"{what}: {type(exc).__name__} in obstore")
@@ -71,8 +73,6 @@ def _transport(text: str) -> str:
         return "timed out"
     if "dns error" in text:
         return "the endpoint's name does not resolve"
-    if "ertificate" in text:
-        return "the endpoint's certificate is not trusted"
     if "ConnectionRefused" in text or "onnection refused" in text:
         return "the endpoint refuses connections"
     return "the connection failed" if "error sending" in text else "the connection broke"

@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from luxfuse.core.proxies import PROXY_VARIABLES, proxy_for
 from luxfuse.understore.trust import Trust, trust_for
 
+OPTIONS = frozenset({"verify", "allow_invalid_certificates", "proxy_url"})
+"""The storage options that are read here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reach:

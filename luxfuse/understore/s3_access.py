@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from luxfuse.errors import AccessDenied, ConfigError
 from luxfuse.understore.failures import CREDENTIAL_PLACES
+from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import Reach
 from luxfuse.understore.s3_credentials import Frozen, S3Credentials, place_of
 from luxfuse.understore.trust import NO, YES, trust_for
@@ -36,17 +37,17 @@ _NAMES = {
 }
 OPTIONS = frozenset({
     "profile", "role_arn", "role_session_name", "web_identity_token_file", "metadata_endpoint", "imdsv1_fallback",
-    "default_region", "verify", "allow_invalid_certificates", "proxy_url",
+    "default_region", *REACH_OPTIONS,
     *(name for names in _NAMES.values() for name in names),
 })  # fmt: skip
 """The storage options that are decided here, and given to no client as they are."""
 
 
 class S3Access:
-    """How ``bucket`` is reached with ``options``. Nothing is asked until somebody needs it."""
+    """How ``bucket`` is reached with ``options``. The region is not asked for until somebody needs it."""
 
     def __init__(self, bucket: str, options: Mapping[str, str], endpoint_url: str | None = None) -> None:
-        """Raises `ConfigError` for what cannot be used, `AccessDenied` if no credentials are found."""
+        """Raises `ConfigError` for what cannot be used, `AccessDenied` or `StoreUnavailable` without credentials."""
         self._bucket = bucket
         self._options = options = _folded(options)
         self._lock = threading.Lock()
@@ -154,12 +155,14 @@ class S3Access:
         return self._botocore
 
     def _from_botocore(self) -> S3Credentials:
-        """Find credentials where the AWS tools do (files, programs, SSO, container and instance roles, STS)."""
+        """Find credentials where the AWS tools do (files, programs, SSO, container and instance roles, STS).
+
+        Waits for the first of them. Raises `AccessDenied` or `StoreUnavailable`.
+        """
         session = self._session()
         # It would log the whole traceback of what is told in one line.
         logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
 
         # The certificates of the STS are checked in any case.
         trust = self.trust if self.trust.verify else trust_for({}, self._variables, aws=self._ca_bundle())
@@ -173,19 +176,22 @@ class S3Access:
         sts = self._variables.get("AWS_ENDPOINT_URL_STS") or "https://sts.amazonaws.com"
         reach = Reach.of((sts,), self._options, self._variables, trust)
         session.set_default_client_config(Config(**reach.botocore_config()))
-        try:
-            found = self._assumed_role(session) if self._options.get("role_arn") else session.get_credentials()
-        except BotoCoreError as exc:
-            raise AccessDenied(f"s3://{self._bucket}: {_one_line(exc)}") from None
-        if found is None:
-            raise AccessDenied(f"s3://{self._bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
+        found: list[Any] = []
 
         def fetch() -> tuple[Frozen, datetime | None]:
-            frozen = found.get_frozen_credentials()
-            expires_at = getattr(found, "_expiry_time", None)  # botocore tells it in no other way
+            if not found:  # a program may be run, or a service asked, already to find them
+                first = self._assumed_role(session) if self._options.get("role_arn") else session.get_credentials()
+                if first is None:
+                    raise AccessDenied(f"s3://{self._bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
+                credentials.origin = place_of(first.method, session.profile)
+                found.append(first)
+            frozen = found[0].get_frozen_credentials()
+            expires_at = getattr(found[0], "_expiry_time", None)  # botocore tells it in no other way
             return Frozen(*frozen[:3]), expires_at
 
-        return S3Credentials(fetch, place_of(found.method, session.profile))
+        credentials = S3Credentials(fetch, "where the AWS tools find them")
+        credentials.current()
+        return credentials
 
     def _assumed_role(self, session: Any) -> Any:
         """Return credentials of the role that the options name."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
 from luxfuse.understore.failures import CREDENTIAL_PLACES
 
-FETCH_LIMIT_S = 60.0
+FETCH_LIMIT_S = 30.0
 EARLY_S = 600.0
 """Credentials are renewed so long before they expire, or when three quarters of their time are over if that is later."""
 
@@ -39,6 +39,10 @@ _PLACES = {
 }
 _UNREACHABLE = ("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError",
                 "ConnectionClosedError", "ProxyConnectionError", "MetadataRetrievalError")  # fmt: skip
+
+_SPEAKING = ("ProfileNotFound", "InvalidConfigError", "PartialCredentialsError", "UnauthorizedSSOTokenError",
+             "SSOTokenLoadError", "ConfigNotFound", "ConfigParseError", "InfiniteLoopConfigError")  # fmt: skip
+"""Errors of botocore whose text says what to do and holds no secret."""
 
 
 class Frozen(NamedTuple):
@@ -136,7 +140,8 @@ class S3Credentials:
             return exc
         # The library's text may hold URLs and what a program wrote.
         kinds = {kind.__name__ for kind in type(exc).__mro__}
-        text = f"no credentials could be had from {self.origin} ({type(exc).__name__})"
+        reason = str(exc).partition("\n")[0] if kinds & set(_SPEAKING) else type(exc).__name__
+        text = f"no credentials could be had from {self.origin} ({reason})"
         if kinds & set(_UNREACHABLE):
             return StoreUnavailable(text)
         return AccessDenied(f"{text}; credentials come from: {CREDENTIAL_PLACES['s3']}", renewable=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.errors import ConfigError, StoreUnavailable, WrongRegion
+from luxfuse.errors import ConfigError, NotTrusted, StoreError, WrongRegion
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support.front import Answer, Authority, certificate_authority, front, proxy, s3_error
@@ -78,7 +78,7 @@ def refused_by_all(store: UnderStore) -> None:
     """Whatever the client: none may get through."""
     for call in (store.probe, lambda: store.head("a"), lambda: store.put("a", b"x", {}), lambda: store.delete(["a"]),
                  lambda: store.copy("a", "b"), lambda: store.begin_upload("a", {})):  # fmt: skip
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(NotTrusted, match="certificate is not trusted; name the authority"):
             call()
     store.close()
 
@@ -287,3 +287,64 @@ def test_a_region_that_is_not_named_is_said_to_be_the_cause(bucket, driver):
             with pytest.raises(WrongRegion, match=r"another region.*set the storage option region"):
                 call()
         store.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, authorities: tuple[Authority, Authority]) -> Iterator[tuple[str, list[str]]]:
+    """A server with one file, behind TLS, for whatever asks: a directory on HTTP, or a container of Azure."""
+    seen: list[str] = []
+
+    def check(request: Any) -> Answer:
+        seen.append(request.path)
+        listing = (b"<?xml version='1.0'?><EnumerationResults ServiceEndpoint='https://x/' ContainerName='c'><Blobs/>"
+                   b"<NextMarker/></EnumerationResults>")  # fmt: skip
+        return Answer(200, listing, {"Content-Type": "application/xml", "ETag": '"1"'})
+
+    with front("http://127.0.0.1:9", check, authorities[0].server) as url:
+        yield url, seen
+
+
+def other_stores(url: str, **options: str) -> Iterator[UnderStore]:
+    """Stores of other families at ``url``, by each of their drivers."""
+    account = {"account_name": "acc", "account_key": "c2VjcmV0LWtleQ==", **options}
+    for driver in DRIVERS:
+        yield open_driver("az://c", endpoint_url=f"{url}/acc", storage_options=account, driver=driver,  # type: ignore[arg-type]
+                          request_timeout_s=5.0)  # fmt: skip
+    yield open_driver("gs://b", endpoint_url=url, storage_options={"token": "anon", **options}, driver="obstore",
+                      request_timeout_s=5.0)  # fmt: skip
+    yield open_driver(f"{url}/", storage_options=options, request_timeout_s=5.0)
+
+
+def probed(store: UnderStore) -> bool:
+    """Whether a request got through, whatever its answer meant."""
+    try:
+        store.probe()
+    except NotTrusted:
+        return False
+    except StoreError:
+        pass
+    finally:
+        store.close()
+    return True
+
+
+def test_other_families_believe_the_same_certificates_and_use_the_same_proxy(site, authorities, monkeypatch):
+    url, seen = site
+    right, unrelated = authorities
+    for store in other_stores(url, verify=unrelated.bundle):
+        assert not probed(store)
+    assert seen == []
+    with proxy("user", "pass") as through:
+        for count, store in enumerate(other_stores(url, verify=right.bundle, proxy_url=through.url), 1):
+            probed(store)
+            assert len(through.seen) >= count, store
+        assert set(through.seen) == {f"CONNECT {url.removeprefix('https://')}"}
+        reached = len(through.seen)
+        monkeypatch.setenv("HTTPS_PROXY", through.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+        monkeypatch.setenv("SSL_CERT_FILE", right.bundle)
+        for store in other_stores(url):
+            before = len(seen)
+            probed(store)
+            assert len(seen) > before, store
+        assert len(through.seen) == reached
