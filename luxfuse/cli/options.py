@@ -16,7 +16,8 @@ from luxfuse.core.values import nearest
 _USER = frozenset(("user", "users", "owner", "group"))
 _NOISE = _USER | {
     *("defaults", "auto", "noauto", "nouser", "_netdev", "nofail", "exec", "suid", "nosuid", "dev", "nodev"),
-    *("atime", "noatime", "relatime", "strictatime", "diratime", "nodiratime", "sync", "async"),
+    *("atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"),
+    *("lazytime", "nolazytime", "sync", "async", "silent", "loud"),
 }
 _SETTINGS = {setting.option: setting for setting in SETTINGS if "option" in setting.places}
 _WORD = re.compile(r'(?:[^,"]|"[^"]*"?)+')
@@ -33,8 +34,9 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
     settings: dict[str, Any] = {}
     for word in (word for text in texts for word in _WORD.findall(text)):
         name, separator, value = word.partition("=")
-        name = name.replace("-", "_") if not name.startswith("x-") else name
-        if name.startswith("x-") or (name in _NOISE and not separator) or (fstab and name in _USER):
+        comment = name.startswith(("x-", "X-")) or name == "comment"
+        name = name.replace("-", "_")
+        if comment or (name in _NOISE and not separator) or (fstab and name in _USER):
             continue
         if word == "rw" and fstab:
             settings.pop("read_only", None)

@@ -19,7 +19,7 @@ from luxfuse.errors import ConfigError
     ("text", "expected"),
     [
         ("", {}),
-        ("defaults,noauto,user,_netdev,nofail,x-systemd.automount,x-a=b", {}),
+        ("defaults,noauto,user,_netdev,nofail,x-systemd.automount,x-a=b,X-mount.mkdir,comment=x,lazytime", {}),
         ("ro", {"read_only": True}),
         ("ro,rw", {"read_only": False}),
         ("write-mode=async-through,on_conflict=fail", {"write_mode": "async-through", "on_conflict": "fail"}),
