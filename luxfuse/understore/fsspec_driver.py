@@ -6,7 +6,6 @@ page-wise listings and exact keys where a store can do better. `open_fsspec` cho
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -38,8 +37,7 @@ class FsspecDriver(FsspecWrites):
         self._root = root.rstrip("/")
         self._family = family
         self._timeout_s = request_timeout_s
-        # gcsfs has keys, all others that come here have directories.
-        self._abilities = dataclasses.replace(ABILITIES, hierarchical=not family)
+        self._abilities = ABILITIES
         self._filesystems = FileSystems(filesystem, timeout_s=request_timeout_s, prepare=self._prepare)
 
     def _prepare(self, filesystem: Any) -> None:
@@ -185,10 +183,14 @@ def open_fsspec(
 
         objects = take_object_options(family, storage_options or {})[0]
         return AzureDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s, objects=objects)
-    return _by_class(filesystem, root, family, request_timeout_s)
+    if family == "gs":
+        from luxfuse.understore.fsspec_gcs import GcsDriver
+
+        return GcsDriver(filesystem, root, request_timeout_s=request_timeout_s)
+    return _by_class(filesystem, root, request_timeout_s)
 
 
-def _by_class(filesystem: Any, root: str, family: str, request_timeout_s: float) -> FsspecDriver:
+def _by_class(filesystem: Any, root: str, request_timeout_s: float) -> FsspecDriver:
     match type(filesystem).__name__:
         case "HTTPFileSystem":
             from luxfuse.understore.fsspec_http import HttpDriver
@@ -206,4 +208,4 @@ def _by_class(filesystem: Any, root: str, family: str, request_timeout_s: float)
             from luxfuse.understore.fsspec_local import LocalDriver
 
             return LocalDriver(filesystem, root)
-    return FsspecDriver(filesystem, root, family=family, request_timeout_s=request_timeout_s)
+    return FsspecDriver(filesystem, root, request_timeout_s=request_timeout_s)

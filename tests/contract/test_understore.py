@@ -94,7 +94,7 @@ def test_a_read_describes_the_object_as_head_does(target: Target, store: UnderSt
     info = store.head("x")
     told: list[ObjectInfo] = []
     store.read("x", start, end, info.version, on_described=told.append)
-    if "metadata" in target.features:
+    if "metadata" in target.features and target.name != "fsspec-gs":  # whose client hides them
         assert told == [info]
     else:
         assert told in ([], [info])
@@ -176,12 +176,14 @@ def test_empty_directory_is_not_a_missing_one(target: Target, store: UnderStore)
 
 
 def test_keys_that_look_like_syntax(target: Target, store: UnderStore):
-    for key in FILE_KEYS:
+    # The emulator of Google's store takes what comes after ";" for something else.
+    keys = [key for key in FILE_KEYS if target.name != "fsspec-gs" or ";" not in key]
+    for key in keys:
         target.put(key, key.encode())
-    plain = sorted(key for key in FILE_KEYS if "/" not in key)
-    assert listing(store, "") == (plain, sorted({key.partition("/")[0] + "/" for key in FILE_KEYS if "/" in key}))
+    plain = sorted(key for key in keys if "/" not in key)
+    assert listing(store, "") == (plain, sorted({key.partition("/")[0] + "/" for key in keys if "/" in key}))
     assert listing(store, "é ü/") == (["é ü/ñ"], [])
-    for key in FILE_KEYS:
+    for key in keys:
         info = store.head(key)
         assert bytes(store.read(key, 0, info.size, info.version)) == key.encode()
 
@@ -225,7 +227,7 @@ def filled() -> dict[str, str]:
 
 
 def test_long_listing_is_complete_and_without_repeats(target: Target, filled: dict[str, str]):
-    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40}
+    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40, "fsspec-gs": 40}
     page = {**slow, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
     many = (PAGES - 1) * page + 10
     names = [f"many/{number:05d}" for number in range(many - 3)]

@@ -178,21 +178,22 @@ def test_metadata_that_no_header_holds_is_refused(store: UnderStore, metadata):
     assert everything(store) == []
 
 
-def test_keys_that_look_like_syntax(store: UnderStore):
-    for key in KEYS:
+def test_keys_that_look_like_syntax(store: UnderStore, target: Target):
+    keys = [key for key in KEYS if target.name != "fsspec-gs" or ";" not in key]  # which the emulator cuts
+    for key in keys:
         store.put(key, key.encode(), {})
-    assert files(store) == sorted(KEYS)
-    for key in KEYS:
+    assert files(store) == sorted(keys)
+    for key in keys:
         assert content(store, key) == key.encode()
         store.copy(key, f"copied/{key}")
         assert content(store, f"copied/{key}") == key.encode()
     if store.abilities.multipart:
-        for key in KEYS:
+        for key in keys:
             upload = store.begin_upload(key, {})
             store.complete_upload(key, upload, [(1, store.upload_part(key, upload, 1, b"part " + key.encode()))])
             assert content(store, key) == b"part " + key.encode()
-    assert store.delete(KEYS) == {}
-    assert files(store) == sorted(f"copied/{key}" for key in KEYS)
+    assert store.delete(keys) == {}
+    assert files(store) == sorted(f"copied/{key}" for key in keys)
 
 
 def test_keys_that_no_file_can_have(store: UnderStore, target: Target):
@@ -219,7 +220,7 @@ def test_control_characters_in_keys(store: UnderStore, target: Target):
 
 
 def test_paths_that_would_lead_out_are_refused(store: UnderStore, target: Target):
-    if "odd keys" in target.features or target.name.endswith("fast"):
+    if "odd keys" in target.features or target.name.endswith(("fast", "gs")):
         pytest.skip("keys are no paths here")
     for key in ("../x", "d/../../x", "/x", "a//b", ""):
         with pytest.raises(StoreRejected):
@@ -430,7 +431,7 @@ def test_part_copy(store: UnderStore):
 def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     # More than fits in a page, but with obstore and Azure: what is done there is what fsspec-az does.
     count = 320 if on_moto(target) or target.name == "obstore-az" else MOST_DELETES + 20
-    if target.name in ("sftp", "ftp", "webdav"):  # which have no requests for many
+    if target.name in ("sftp", "ftp", "webdav", "fsspec-gs"):  # which have no requests for many
         count = 40
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
     # WebDAV locks a directory while something is put into it.
@@ -502,7 +503,7 @@ def test_unreachable(target: Target):
     driver = target.open(endpoint_url=f"http://127.0.0.1:{free_port()}{account}")
     requests = [lambda: driver.put("x", b"data", {}), lambda: driver.put("d/", b"", {}),
                 lambda: driver.delete(["x"]), lambda: driver.copy("x", "y")]  # fmt: skip
-    if not target.name.endswith("az"):
+    if driver.abilities.multipart and not target.name.endswith("az"):
         requests += [lambda: driver.begin_upload("x", {}), lambda: driver.upload_part("x", "u", 1, b"x" * MIB),
                      lambda: driver.delete(["x", "y"])]  # fmt: skip
     for request in requests:
@@ -540,3 +541,15 @@ def test_http_is_read_only(http_target: Target):
         assert caught.value.errno == errno.EROFS
     assert files(store) == ["d/x"]
     store.close()
+
+
+def test_markers_of_google_by_each_driver(request: pytest.FixtureRequest):
+    for target in open_target(request, "fsspec-gs"):
+        for driver in ("fsspec", "obstore"):  # obstore cannot name markers: gcsfs's client writes them
+            store = target.open(driver=driver)
+            assert store.put(f"{driver}/", b"", META).size == 0
+            assert store.head(f"{driver}/").metadata == META
+            assert store.delete([f"{driver}/"]) == {}
+            with pytest.raises(NotFound):
+                store.head(f"{driver}/")
+            store.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,22 @@ def test_file_servers(mounting: Mounts, request: pytest.FixtureRequest, protocol
     assert mount.unmount().returncode == 0
     assert (directory / "r").read_bytes() == b"v2\n"
     assert sorted(path.name for path in directory.iterdir()) == ["a directory", "large", "larger", "r", "top"]
+
+
+def test_google(mounting: Mounts, request: pytest.FixtureRequest) -> None:
+    """Directories are markers, which keep their attributes, as files do."""
+    bucket, server = "sources", file_server(request, "gcs")
+    made = urllib.request.Request(
+        f"{server.url}/storage/v1/b?project=p", json.dumps({"name": bucket}).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(made).close()
+    mount = mounting(f"gs://{bucket}", "--driver=fsspec", "--storage-option=token=anon", endpoint_url=server.url)
+    script = (
+        f"cd '{mount.path}'; mkdir -p d/e; mkdir -m 750 empty; echo one > d/x; echo two > d/e/y; chmod 600 d/x; "
+        "ln -s x d/link; mv d moved; cat moved/e/y moved/link; rm moved/e/y; rmdir moved/e"
+    )
+    assert "two\none\n" in mount.run(["sh", "-ec", script], check=True).stdout
+    mount.remount()
+    assert mount.do("tree", str(mount.path)) == ["empty", "moved", "moved/link", "moved/x"]
+    assert mount.do("stat", f"{mount.path}/moved/x")["mode"] & 0o777 == 0o600
+    assert mount.do("stat", f"{mount.path}/empty")["mode"] & 0o777 == 0o750

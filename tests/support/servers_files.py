@@ -145,12 +145,12 @@ def make_ftp(base: Path) -> Server:
 
 
 def make_gcs(base: Path) -> Server:
-    """``gcp-storage-emulator``, which keeps its buckets below ``directory``. Not started."""
+    """``gcp-storage-emulator``, with its buckets in memory. Not started."""
     require("gcsfs", "gcp_storage_emulator")
     port = free_port()
-    command = [sys.executable, "-m", "gcp_storage_emulator", "-d", str(base / "buckets"), "start", "-q", "-H", "127.0.0.1",
-               "--port", str(port)]  # fmt: skip
-    return Server(f"http://127.0.0.1:{port}", command, port, base / "buckets", {"token": "anon"})
+    program = [sys.executable, "-m", "gcp_storage_emulator"]
+    command = [*program, "start", "-q", "-M", "-H", "127.0.0.1", "--port", str(port)]
+    return Server(f"http://127.0.0.1:{port}", command, port, base, {"token": "anon"})
 
 
 MAKERS = {"sftp": make_sftp, "webdav": make_webdav, "ftp": make_ftp, "gcs": make_gcs}
