@@ -43,6 +43,10 @@ SWEPT = 64
 """Directories in which entries are asked for ahead."""
 SCANNED = 512
 """Entries that are looked through at once for some to be asked for."""
+IN_VAIN = 4096
+"""So many entries in a row that lack nothing end it."""
+JUDGED_FROM = 256
+"""Entries of a directory that is large: the kernel takes many before a program looks at the first."""
 TRIES = 3
 
 
@@ -63,6 +67,8 @@ class _Sweep:
     after: bytes
     ahead: Ahead = field(default_factory=Ahead)
     around: bool = False
+    in_vain: int = 0
+    """Entries in a row that lack nothing."""
 
 
 class Descriptions:
@@ -96,10 +102,17 @@ class Descriptions:
             return False
         if entry.attributes is None:
             return self._expects(directory, entry.kind) is not False
-        # A listing tells of files whether they were changed, of directories not even that.
-        return (
-            self._namespace.shared and entry.kind is Kind.DIRECTORY and not self._namespace.is_recent(entry.described_s)
-        )
+        return self._ages(entry) and not self._namespace.left_s(entry.described_s)
+
+    def _ages(self, entry: Entry) -> bool:
+        """Whether the attributes hold for the time to live only: a listing tells of files that they were changed."""
+        return self._namespace.shared and entry.kind is Kind.DIRECTORY and not self._namespace.is_ours(entry.inode)
+
+    def valid_s(self, entry: Entry, ttl_s: float) -> float:
+        """Return for how long the attributes of an entry hold that is itself believed for ``ttl_s``."""
+        if self.must_hide(entry):
+            return 0.0
+        return min(ttl_s, self._namespace.left_s(entry.described_s)) if self._ages(entry) else ttl_s
 
     def must_hide(self, entry: Entry) -> bool:
         """Whether others than the mounting user must not be let in, as nobody knows what the mode is."""
@@ -216,7 +229,7 @@ class Descriptions:
             question = await self._question(directory, name, entry)
             others: list[_Question] = []
             if expected is None:
-                others = self._sample(directory, name)
+                others = self._sample(directory, name, SAMPLE - 1)
             else:
                 self._looked(directory, name)
             for each in (question, *others):
@@ -293,14 +306,23 @@ class Descriptions:
         else:
             self._learn(directory, name, info, asked_s)
 
-    def _sample(self, directory: int, name: bytes) -> list[_Question]:
-        """Ask for a few more of the directory, files first, to find out whether they carry attributes."""
+    async def judge(self, directory: int) -> None:
+        """Find out before a large directory is shown whether its entries lack anything: each that does is looked up."""
+        listing = self._names.listing(directory)
+        if listing is None or listing.entries < JUDGED_FROM or not self._store.reachable:
+            return
+        if self.keeps_attributes and self._expects(directory, Kind.FILE) is None:
+            for question in self._sample(directory, b"", SAMPLE):
+                await question.done.wait()
+
+    def _sample(self, directory: int, name: bytes, count: int) -> list[_Question]:
+        """Ask for a few of the directory, from a name on, files first, to find out whether they carry attributes."""
         moves = self._namespace.moving.now(directory)
         if moves is None:
             return []
         near = [*self._names.after(directory, name, 2 * SAMPLE), *self._names.after(directory, b"", 2 * SAMPLE)]
         unknown = {n: e for n, e in near if n != name and e.inode not in self._questions and self.lacks(directory, e)}
-        chosen = sorted(unknown.items(), key=lambda item: item[1].kind is Kind.DIRECTORY)[: SAMPLE - 1]
+        chosen = sorted(unknown.items(), key=lambda item: item[1].kind is Kind.DIRECTORY)[:count]
         return [self._begin(directory, n, e, moves) for n, e in chosen]
 
     # -- ahead
@@ -319,18 +341,19 @@ class Descriptions:
     def _sweep(self, directory: int) -> None:
         """Ask for as many entries of a directory as may be asked for now."""
         sweep, left = self._sweeps[directory], SCANNED
-        if self._expects(directory, Kind.FILE) is False:
+        moves = self._namespace.moving.now(directory)
+        gone = directory != ROOT_INODE and self._names.locate(directory) is None
+        if gone or sweep.in_vain >= IN_VAIN or self._expects(directory, Kind.FILE) is False:
             del self._sweeps[directory]
             return
-        moves = self._namespace.moving.now(directory)
         while left and moves is not None and sweep.ahead.budget and self._ahead < MOST_AHEAD_AT_ONCE:
             batch = self._names.after(directory, sweep.after, min(left, 64))
             for name, entry in batch:
                 if not sweep.ahead.budget or self._ahead >= MOST_AHEAD_AT_ONCE:
                     return
-                sweep.after, left = name, left - 1
+                sweep.after, left, sweep.in_vain = name, left - 1, sweep.in_vain + 1
                 if entry.inode not in self._questions and self.lacks(directory, entry):
-                    sweep.ahead.budget -= 1
+                    sweep.ahead.budget, sweep.in_vain = sweep.ahead.budget - 1, 0
                     self._begin(directory, name, entry, moves, ahead=True)
             if sweep.around and (not batch or sweep.after >= sweep.begun_at):
                 del self._sweeps[directory]

@@ -108,10 +108,9 @@ class FileSystem:
 
     def _shown(self, entry: Entry, ttl_s: float) -> Stat:
         """What is told of an entry: a mode that nobody knows lets nobody in but the owner, and is asked for again."""
-        stat = stat_of(entry, self._defaults, ttl_s)
+        stat = stat_of(entry, self._defaults, self._descriptions.valid_s(entry, ttl_s))
         if self._descriptions.must_hide(entry):
             stat.mode &= ~OTHERS
-            stat.ttl_s = 0.0
         return stat
 
     def _stat_dirty(self, dirty: Dirty, entry: Entry) -> Stat:
@@ -160,12 +159,13 @@ class FileSystem:
     async def _described(self, inode: int) -> Entry:
         """Return the entry of an inode with its attributes, as far as they can be had. Raises `Stale`."""
         parent, name, entry = self.namespace.locate(inode)
+        if not self._descriptions.lacks(parent, entry):
+            await self._descriptions.ask(parent, name, entry)
+            return self.namespace.locate(inode)[2]
         try:
-            entry = await self._descriptions.known(parent, name, entry)
+            await self._descriptions.known(parent, name, entry)
         except NoSuchName:
             raise Stale(f"{name!r} was removed") from None
-        if entry.inode == inode:
-            await self._descriptions.ask(parent, name, entry)
         return self.namespace.locate(inode)[2]
 
     async def _stat_open(self, inode: int, pinned: Entry) -> Stat:
@@ -265,6 +265,7 @@ class FileSystem:
         if inode != ROOT_INODE and (await self.namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
         serial = await self.namespace.listed(inode)
+        await self._descriptions.judge(inode)
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial
         self._kernel_has.move_to_end(inode)

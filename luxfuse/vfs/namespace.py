@@ -199,9 +199,9 @@ class Namespace:
             return True
         return self._holds(entry.checked_s, self._ttl) and not self._is_doubted(entry)
 
-    def is_recent(self, since_s: float) -> bool:
-        """Whether what was heard at a time still holds, if it is not doubted."""
-        return self._holds(since_s, self._ttl)
+    def left_s(self, since_s: float) -> float:
+        """Return for how long what was heard at a time still holds, if it is not doubted."""
+        return freshness.remaining_s(since_s, self._clock(), self._ttl) if self._believed(since_s) else 0.0
 
     def _is_doubted(self, entry: Entry) -> bool:
         """Whether another node has changed it since it was checked."""
