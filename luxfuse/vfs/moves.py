@@ -34,7 +34,7 @@ from luxfuse.vfs.writer import IsADirectory, Writer
 
 log = logging.getLogger(__name__)
 
-NOREPLACE, EXCHANGE = 1, 2
+NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 CONCURRENT_COPIES = 16
 MOVE, MOVE_DIRECTORY, SWAP = "move", "move-directory", "exchange"
 
@@ -68,13 +68,13 @@ class Moves:
         """Set by the file system: inode numbers stand for other names in a directory now."""
 
     async def rename(self, place: Place, new_place: Place, flags: int) -> None:
-        """rename(2), with RENAME_NOREPLACE (1) or RENAME_EXCHANGE (2)."""
-        if flags not in (0, NOREPLACE, EXCHANGE):
+        """rename(2), with RENAME_NOREPLACE (1), RENAME_EXCHANGE (2) or RENAME_WHITEOUT (4, also with 1)."""
+        if flags not in (0, NOREPLACE, EXCHANGE, WHITEOUT, WHITEOUT | NOREPLACE):
             raise BadFlags(f"rename with flags {flags:#x} is not known")
         async with self._tree.turn(place, new_place):
             entry = await self._namespace.lookup(*place)
             target = await self._find(new_place)
-            if flags == NOREPLACE and target is not None:
+            if flags & NOREPLACE and target is not None:
                 raise Exists(f"{new_place[1]!r} exists")
             if flags == EXCHANGE:
                 if target is None:
@@ -86,7 +86,7 @@ class Moves:
                 await self._check_target(entry, target, new_place[1])
                 await self._tree.keep_directory(*place)
                 await self._keep_directory(entry, new_place)
-                await self._move(place, new_place)
+                await self._move(place, new_place, whiteout=bool(flags & WHITEOUT))
 
     async def _find(self, place: Place) -> Entry | None:
         try:
@@ -217,29 +217,31 @@ class Moves:
 
     # -- one move
 
-    async def _move(self, place: Place, new_place: Place) -> None:
+    async def _move(self, place: Place, new_place: Place, *, whiteout: bool) -> None:
         entry = self._tree.row_of(place)
         key = self._namespace.key(*place, entry.kind)
         new_key = self._tree.new_key(*new_place, entry.kind)
         await self._writeback.thawed(key)
         if entry.kind is Kind.DIRECTORY:
-            await self._move_directory(place, new_place, key, new_key)
+            await self._move_directory(place, new_place, key, new_key, whiteout=whiteout)
             return
         await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
         dirty = await self._not_in_flight(entry.inode)
         if dirty is not None and (dirty.source is not None or not dirty.may_be_stored or dirty.expect == ABSENT):
-            await self._move_dirty(place, new_place, dirty, new_key)
+            await self._move_dirty(place, new_place, dirty, new_key, whiteout=whiteout)
             return
         if dirty is not None:
             await self._writeback.push(dirty)  # its new attributes, which the copy then has
-        await self._move_object(place, new_place, key, new_key)
+        await self._move_object(place, new_place, key, new_key, whiteout=whiteout)
 
     async def _not_in_flight(self, inode: int) -> Dirty | None:
         while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
             await self._writeback.landed(dirty)
         return dirty
 
-    async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str) -> None:
+    async def _move_dirty(
+        self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool
+    ) -> None:
         """The store does not have the content yet: it will go up under the new key."""
         old_key, version = dirty.key, dirty.expect
         was_there = dirty.may_be_stored
@@ -266,6 +268,8 @@ class Moves:
             after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
             self._writeback.delete_later(replaced, new_place, replaced_version, after)
             self._files.defer(replaced, target.inode)
+        if whiteout:
+            self._tree.make_whiteout(place)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
@@ -319,7 +323,9 @@ class Moves:
             self._tree.touch(directory)
             self.on_renamed(directory)
 
-    async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str) -> None:
+    async def _move_object(
+        self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool
+    ) -> None:
         entry = self._tree.row_of(place)
         replaced = self._replaced(new_place, new_key, local=False)
         target = self._namespace.peek(*new_place)
@@ -331,6 +337,7 @@ class Moves:
             "source": key, "target": new_key, "version": entry.version, "replaced": replaced, "inode": str(entry.inode),
         }
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
+        promised = self._tree.promise_whiteout(place) if whiteout else None
         self._namespace.hold(entry.inode, *place)
         self._namespace.hold(None, *new_place)
         reached("move.noted")
@@ -341,6 +348,8 @@ class Moves:
             reached("move.copied")
         except (LuxError, OSError) as exc:
             self._journal.drop_operation(number)
+            if promised is not None:
+                self._journal.drop_file(promised)
             self._settle(entry.inode, place)
             if target is None or self._entries.get(target.inode) is None:
                 self._namespace.settle(None, *new_place)
@@ -357,7 +366,7 @@ class Moves:
         self._adopt_version(new_place, key, new_key, info)
         self._changed(place, new_place)
         self._settle(entry.inode, new_place)
-        self._namespace.hold(None, *place)
+        self._leave(place, promised)
         reached("move.named")
         if reader:
             self._namespace.hold(None, *new_place)
@@ -368,6 +377,13 @@ class Moves:
         reached("move.deleted")
         self._journal.drop_operation(number)
         reached("move.dropped")
+
+    def _leave(self, place: Place, promised: int | None) -> None:
+        """A name is gone from where it was; ``promised``: the journal's number of the whiteout that takes its place."""
+        self._namespace.hold(None, *place)
+        if promised is not None:
+            self._journal.drop_file(promised)
+            self._tree.make_whiteout(place)
 
     def _settle(self, inode: int, place: Place) -> None:
         """The store has what has the name, unless somebody has begun to change it, or it is not to go there."""
@@ -386,7 +402,9 @@ class Moves:
                 self._writeback.delete_later(old, place, None)
             await self._journal.commit()
         else:
-            self._namespace.settle(None, *place)
+            now = self._namespace.peek(*place)
+            if now is None or self._entries.get(now.inode) is None:  # else a whiteout has the name
+                self._namespace.settle(None, *place)
 
     def _adopt_version(self, place: Place, key: str, new_key: str, info: ObjectInfo) -> None:
         """An entry of the store has a new key, and so a new version: keep what is cached of it."""
@@ -418,7 +436,9 @@ class Moves:
 
     # -- directories
 
-    async def _move_directory(self, place: Place, new_place: Place, prefix: str, new_prefix: str) -> None:
+    async def _move_directory(
+        self, place: Place, new_place: Place, prefix: str, new_prefix: str, *, whiteout: bool
+    ) -> None:
         entry = self._tree.row_of(place)
         number = self._journal.new_id()
         await self._require_room(prefix, new_prefix)
@@ -430,6 +450,7 @@ class Moves:
             self._namespace.hold(None, *new_place)
             arguments = {"source": prefix, "target": new_prefix, "inode": str(entry.inode)}
             self._journal.put_operation(number, OperationRecord(MOVE_DIRECTORY, arguments, 0, time.time()))
+            promised = self._tree.promise_whiteout(place) if whiteout else None
             reached("move-directory.noted")
             try:
                 await self._journal.commit()
@@ -438,7 +459,7 @@ class Moves:
                 reached("move-directory.copied")
                 self._require_room_for_dirty(prefix, new_prefix)  # what was made meanwhile
             except BaseException:
-                await self._undo_copies(number, entry, place, new_place)
+                self._undo_copies(number, promised, entry, place, new_place)
                 raise
             marked = False
             if (target := self._namespace.peek(*new_place)) is not None:
@@ -451,7 +472,7 @@ class Moves:
             for key, info in copied.items():
                 self._note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
             self._changed(place, new_place)
-            self._namespace.hold(None, *place)
+            self._leave(place, promised)
             reached("move-directory.named")
             await self._journal.commit()
             reached("move-directory.names-committed")
@@ -462,9 +483,13 @@ class Moves:
             await self._journal.commit()
             reached("move-directory.dropped")
 
-    async def _undo_copies(self, number: int, entry: Entry, place: Place, new_place: Place) -> None:
+    def _undo_copies(
+        self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place
+    ) -> None:
         """The copying failed: everything is where it was, beside copies below the new name, which then exists."""
         self._journal.drop_operation(number)
+        if promised is not None:
+            self._journal.drop_file(promised)
         self._settle(entry.inode, place)
         self._namespace.settle(None, *new_place)
 

@@ -319,6 +319,8 @@ class Recovery:
         for number, found in list(self._journal.files.items()):
             record = found
             for source, target in moves:
+                if operation.kind == MOVE and record.kind is Kind.SPECIAL and record.key == source:
+                    break  # the whiteout that the move left: it moves objects of the store only
                 keys = (source,) if operation.kind == SWAP else (source, target)
                 at = next((key for key in keys if _is_in(record.key, key)), None)
                 if at is not None:  # copying again gave a new version to what has its new key already

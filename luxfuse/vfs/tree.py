@@ -262,6 +262,22 @@ class Tree:
         self._names.erase(parent, name)
         self._namespace.settle(None, parent, name)
 
+    def make_whiteout(self, place: tuple[int, bytes]) -> None:
+        """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""
+        parent, name = place
+        key = self._namespace.key(parent, name, Kind.SPECIAL)
+        dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
+        dirty.attributes_changed, dirty.closed = True, True
+        self._writer.note(dirty)
+
+    def promise_whiteout(self, place: tuple[int, bytes]) -> int:
+        """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""
+        key = self._namespace.key(*place, Kind.SPECIAL)
+        number = self._journal.new_id()
+        dirty = Dirty(number, 0, Kind.SPECIAL, self._writer.mode_of(key), place, key, ABSENT, closed=True)
+        self._journal.put_file(number, dirty.record(_whiteout()))
+        return number
+
     # -- describing
 
     async def set_attributes(
@@ -551,6 +567,11 @@ class Tree:
     def turn(self, *places: tuple[int, bytes]) -> Turn:
         """Wait for a turn to change names."""
         return Turn(self._turns, places)
+
+
+def _whiteout() -> Attributes:
+    now = time.time_ns()
+    return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, ctime_ns=now, rdev=0)
 
 
 class Turn:

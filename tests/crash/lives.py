@@ -7,6 +7,7 @@ goes on, and takes nothing back.
 from __future__ import annotations
 
 import os
+import stat as modes
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,6 +32,7 @@ Tree = dict[str, File | str | int | None]
 
 DEFAULT_MODE = 0o644
 LINK = ".rclonelink"
+WHITEOUT = 4
 
 
 def placed(tree: Tree) -> FakeStore:
@@ -206,7 +208,10 @@ class User:
             await self.m.fs.rmdir(*(await self.place(path)))
 
     async def rename(self, path: str, new: str, flags: int = 0) -> None:
-        with self.doing(moved(self.now, path, new, exchange=flags == 2)):
+        after = moved(self.now, path, new, exchange=flags == 2)
+        if flags & WHITEOUT:
+            after[path] = modes.S_IFCHR
+        with self.doing(after):
             await self.m.fs.rename(*(await self.place(path)), *(await self.place(new)), flags)
 
 

@@ -20,7 +20,20 @@ import pytest
 from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.vfs import writer
-from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, check, explain, idle, in_bucket, placed, seen, tree_of
+from tests.crash.lives import (
+    DEFAULT_MODE,
+    WHITEOUT,
+    Killer,
+    Tree,
+    User,
+    check,
+    explain,
+    idle,
+    in_bucket,
+    placed,
+    seen,
+    tree_of,
+)
 from tests.support.harness import Options, mounted, pages, random_bytes
 
 Act = Callable[[User], Awaitable[None]]
@@ -450,6 +463,40 @@ async def rename_over_a_fifo_in_place_of_a_file(u: User) -> None:
 async def unlink_a_fifo_in_place_of_a_file(u: User) -> None:
     await u.unlink("a")
     await u.create("a", NEW)
+
+
+@case()
+async def rename_and_leave_a_whiteout(u: User) -> None:
+    await u.rename("a", "full/a", WHITEOUT)
+
+
+@case()
+async def rename_over_and_leave_a_whiteout(u: User) -> None:
+    await u.rename("full/deep/3", "b", WHITEOUT)
+
+
+@case(before=written_twice)
+async def rename_what_is_dirty_and_leave_a_whiteout(u: User) -> None:
+    await u.rename("new", "newer", WHITEOUT)
+
+
+@case()
+async def rename_a_directory_and_leave_a_whiteout(u: User) -> None:
+    await u.rename("full", "moved", WHITEOUT)
+
+
+async def left_a_whiteout(u: User) -> None:
+    await u.rename("a", "full/a", WHITEOUT)
+
+
+@case(before=left_a_whiteout)
+async def rename_over_a_whiteout(u: User) -> None:
+    await u.rename("full/a", "a")
+
+
+@case(before=left_a_whiteout)
+async def exchange_a_whiteout_and_a_directory(u: User) -> None:
+    await u.rename("full", "a", 2)
 
 
 @pytest.fixture(autouse=True)

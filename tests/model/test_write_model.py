@@ -339,7 +339,7 @@ class Player:
         path, new = self.existing(), self.anywhere()
         if path is None or (new + "/").startswith(path + "/") or (path + "/").startswith(new + "/"):
             return  # the kernel refuses it, or does nothing
-        flags = self.rng.choice([0, 0, 0, 0, 1, 2])
+        flags = self.rng.choice([0, 0, 0, 0, 1, 2, 4, 5])
         parent, name = self.split(path)
         new_parent, new_name = self.split(new)
         node, target = parent.entries[name], new_parent.entries.get(new_name)
@@ -347,7 +347,7 @@ class Player:
         if flags == 2:
             errors = [] if target is not None else [errno.ENOENT]
         elif target is not None:
-            if flags == 1:
+            if flags & 1:
                 errors = [errno.EEXIST]
             elif target.kind == "directory" and node.kind != "directory":
                 errors = [errno.EISDIR]
@@ -364,6 +364,8 @@ class Player:
         if flags == 2:
             assert target is not None
             parent.entries[name] = target
+        elif flags & 4:
+            parent.entries[name] = Node("special", stat.S_IFCHR)
 
     async def chmod(self) -> None:
         path = self.existing("file directory special")

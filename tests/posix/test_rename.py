@@ -11,6 +11,7 @@ import pytest
 from tests.posix.calls import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     exists,
     fails_with,
     make,
@@ -225,6 +226,46 @@ def test_noreplace(place: Place) -> None:
     renameat2(place / "one", place / "three", RENAME_NOREPLACE)
     assert names(place) == ["dangling", "directory", "three", "two"]
     assert read(place / "three") == b"one"
+
+
+@pytest.mark.parametrize("flags", [RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE])
+def test_a_whiteout_is_left(place: Place, flags: int) -> None:
+    """What overlayfs needs of its upper layer: a character device 0/0 in the old place."""
+    make(place / "file", b"content")
+    os.symlink("somewhere", place / "link")
+    os.mkdir(place / "directory")
+    make(place / "directory/in", b"in it")
+    for name in ("file", "link", "directory"):
+        renameat2(place / name, place.path / f"{name}-moved", flags)
+        st = os.stat(place / name)
+        assert stat.S_ISCHR(st.st_mode)
+        assert st.st_rdev == 0
+    assert read(place / "file-moved") == b"content"
+    assert os.readlink(place / "link-moved") == "somewhere"
+    assert read(place / "directory-moved/in") == b"in it"
+    with fails_with(errno.ENOENT):
+        renameat2(place / "nothing", place / "moved", flags)
+    os.rename(place / "file-moved", place / "file")
+    assert read(place / "file") == b"content"
+    renameat2(place / "directory-moved", place / "directory", RENAME_EXCHANGE)
+    assert read(place / "directory/in") == b"in it"
+    assert stat.S_ISCHR(os.stat(place / "directory-moved").st_mode)
+    for name in ("link", "directory-moved"):
+        os.unlink(place / name)
+    assert names(place) == ["directory", "file", "link-moved"]
+
+
+def test_a_whiteout_replaces_nothing_that_must_stay(place: Place) -> None:
+    make(place / "one", b"one")
+    make(place / "two", b"two")
+    with fails_with(errno.EEXIST):
+        renameat2(place / "one", place / "two", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    with fails_with(errno.EINVAL):
+        renameat2(place / "one", place / "two", RENAME_WHITEOUT | RENAME_EXCHANGE)
+    assert read(place / "one") == b"one"
+    renameat2(place / "one", place / "two", RENAME_WHITEOUT)
+    assert read(place / "two") == b"one"
+    assert names(place) == ["one", "two"]
 
 
 def test_exchange_of_files(place: Place) -> None:
