@@ -78,7 +78,7 @@ class Reloader:
         _check_tiers(old, new)
         await trio.to_thread.run_sync(_check_places, new)
         if "storage_options" in changed:
-            await self._renew(new.storage_options)
+            await self._renew(new.driver_options)
         await self._parts.directories.apply(new.cache_dirs)
         await self._apply(new, set(changed))
         self._service.settings = new

@@ -137,11 +137,11 @@ class VolumeLife:
         )
 
     def _secrets_again(self) -> dict[str, str]:
-        """Return the storage options with the secrets that the configuration file has now. Raises `ConfigError`."""
+        """Return the options of the driver with the secrets that the configuration file has now. Raises `ConfigError`."""
         new = read_again(self.settings)
         if new.source != self.settings.source:  # an attached under-store, whose options are not in the file
-            return self.settings.storage_options
-        return with_secrets(self.settings.storage_options, new.storage_options)
+            return self.settings.driver_options
+        return with_secrets(self.settings.driver_options, new.driver_options)
 
     async def _probe(self, store: Store) -> None:
         source = safe_url(self.settings.source)

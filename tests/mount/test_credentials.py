@@ -18,9 +18,13 @@ class Gate:
 
     def __init__(self) -> None:
         self.key = "AKIAONE"
+        self.classes: list[str] = []
+        """Of what was written."""
 
     def __call__(self, request: Any) -> Answer | None:
         if f"Credential={self.key}/" in request.headers.get("Authorization", ""):
+            if request.command == "PUT":
+                self.classes.append(request.headers.get("x-amz-storage-class"))
             return None
         return Answer(400) if request.command == "HEAD" else s3_error(400, "ExpiredToken")
 
@@ -43,7 +47,9 @@ def test_secrets_of_the_configuration_file_change_under_a_mount(
     config = tmp_path / "luxfuse.toml"
 
     def write(key: str, more: str = "") -> None:
-        config.write_text(f'[storage_options]\nkey = "{key}"\nsecret = "s3cr3t"\n{more}')
+        secrets = f'[storage_options]\nkey = "{key}"\nsecret = "s3cr3t"\n'
+        config.write_text(f'storage_class = "STANDARD_IA"\n{secrets}{more}')
+
 
     write("AKIAONE")
     mount = mounting(
@@ -55,6 +61,8 @@ def test_secrets_of_the_configuration_file_change_under_a_mount(
     gate.key = "AKIATWO"
     assert mount.read("b") == digest(b"b")
     mount.run(["sh", "-c", f"printf new > {mount.path}/new"], check=True)
+    assert set(gate.classes) == {"STANDARD_IA"}
+    gate.classes.clear()
     # By an order, before anything is refused.
     write("AKIATHREE")
     refused = mount.cli("reload", mount.path)
@@ -66,6 +74,8 @@ def test_secrets_of_the_configuration_file_change_under_a_mount(
     gate.key = "AKIATHREE"
     assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: storage_options\n"
     assert mount.read("d") == digest(b"d")
+    mount.run(["sh", "-c", f"printf newer > {mount.path}/newer"], check=True)
+    assert set(gate.classes) == {"STANDARD_IA"}
     assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: nothing has changed\n"
     write("AKIATHREE", 'region = "eu-west-1"\n')
     other = mount.cli("reload", mount.path)
