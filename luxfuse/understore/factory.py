@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
 from luxfuse.errors import ConfigError, StoreRejected
+from luxfuse.understore.azure_access import AzureAccess
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
 from luxfuse.understore.renewing import Access, RenewingDriver
 from luxfuse.understore.trust import NO, YES
+from luxfuse.understore.variables import variables
 
 if TYPE_CHECKING:
     from luxfuse.understore.s3_access import S3Access
@@ -41,6 +43,8 @@ def open_driver(
         raise ConfigError(f"--endpoint-url {safe_url(endpoint_url)!r}: must start with http:// or https://")
 
     def reach(options: Mapping[str, str]) -> Access | None:
+        if family_of(source) == "az":
+            return AzureAccess(options, variables())
         if family_of(source) != "s3":
             return None
         from luxfuse.understore.s3_access import S3Access
@@ -48,7 +52,8 @@ def open_driver(
         return S3Access(parse_location(source).bucket, options, endpoint_url)
 
     def open_with(options: Mapping[str, str], access: Access | None) -> UnderStore:
-        return _open(source, endpoint_url, options, driver, request_timeout_s, cast("S3Access | None", access))
+        shared = cast("S3Access", access) if family_of(source) == "s3" else None
+        return _open(source, endpoint_url, options, driver, request_timeout_s, shared)
 
     options = dict(storage_options or {})
     if family_of(source) is None and reread is None:

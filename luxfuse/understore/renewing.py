@@ -105,7 +105,7 @@ class RenewingDriver:
         self._count = threading.Lock()
         access = reach(options)
         self._now = _Opened(open_driver(options, access), access, options)
-        self._looked_s = -PAUSE_S
+        self._looked_s = self._asked_s = -PAUSE_S
         self._listed = {"list_directory": self._pages("list_directory"), "list_all": self._pages("list_all")}
 
     @property
@@ -249,7 +249,7 @@ class RenewingDriver:
         with self._turn:
             if self._now is not opened:
                 return True
-            region = error.region or (opened.access.find_region() if opened.access is not None else None)
+            region = error.region or self._ask_region(opened.access)
             if not region or self._region.get("region") == region:
                 return False
             self._region = {"region": region}
@@ -260,6 +260,14 @@ class RenewingDriver:
                 log.warning("region %s cannot be used: %s", region, exc)
                 return False
             return True
+
+    def _ask_region(self, access: Access | None) -> str | None:
+        """Ask where the bucket is, once in a while; None if nobody says it."""
+        now_s = time.monotonic()
+        if access is None or now_s < self._asked_s + PAUSE_S:
+            return None
+        self._asked_s = now_s
+        return access.find_region()
 
     def _replace(self, options: Options, *, probe: bool = False) -> bool:
         """Open a driver and use it from now on, if it has other options or credentials than the present one."""

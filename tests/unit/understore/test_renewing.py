@@ -234,6 +234,47 @@ def store_version(store: UnderStore) -> str:
     return store.head("a").version
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("options", "origin"),
+    [
+        ({"sas_token": "?sv=1&se=2024-05-01T00%3A00%3A00Z&sig=hidden"},
+         r"option sas_token, whose signature expired at 2024-05-01T00:00:00\+00:00$"),
+        ({"connection_string": "AccountName=acc;BlobEndpoint=URL;SharedAccessSignature=sv=1&se=2024-05-01&sig=hidden"},
+         r"option connection_string, whose signature expired at 2024-05-01T00:00:00\+00:00$"),
+        ({"account_key": "aGlkZGVu"}, r"option account_key$"),
+    ],
+)  # fmt: skip
+def test_azure_says_which_credentials_are_refused_and_reads_others(driver, options, origin):
+    def check(request: Any) -> Answer | None:
+        if "new-signature" in request.path:
+            listing = b"<?xml version='1.0'?><EnumerationResults><Blobs/><NextMarker/></EnumerationResults>"
+            return Answer(200, listing, {"Content-Type": "application/xml"})
+        body = b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code><Message>no</Message></Error>"
+        return Answer(403, body, {"x-ms-error-code": "AuthenticationFailed", "Content-Type": "application/xml"})
+
+    with front("http://127.0.0.1:9", check) as url:
+        written = {"account_name": "acc", **{name: value.replace("URL", url) for name, value in options.items()}}
+        store: Any = open_driver(
+            "az://c", endpoint_url=None if "connection_string" in options else url, storage_options=dict(written),
+            driver=driver, reread=lambda: dict(written), request_timeout_s=5.0,
+        )  # fmt: skip
+        wanted = rf"AuthenticationFailed.*those in use are from the storage {origin}"
+        with pytest.raises(AccessDenied, match=wanted) as caught:
+            store.probe()
+        assert "hidden" not in str(caught.value)
+        written = {"account_name": "acc", "sas_token": "sv=1&se=2124-05-01&sig=new-signature", "endpoint": url}
+        store._looked_s = -renewing.PAUSE_S
+        store.probe()
+        store.close()
+
+
+def test_a_profile_that_there_is_not_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(AccessDenied, match=r"profile \(nobody\) could not be found"):
+        opened("http://127.0.0.1:9", "obstore", {"key": "a", "secret": "b"})
+
+
 def test_secrets_are_read_again_where_they_were_written(picky, keys):
     written = {"key": "AKIAONE", "secret": "s"}
     store = opened(picky, "obstore", dict(written), reread=lambda: dict(written))
