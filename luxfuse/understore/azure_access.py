@@ -20,8 +20,8 @@ class AzureAccess:
         }
 
     def prepare(self) -> object:
-        """Return what is compared with other credentials; where the machine's identity is used, nothing is the same."""
-        return tuple(self._used.items()) or object()
+        """Return what is compared with other credentials; None where the machine's identity is used."""
+        return tuple(self._used.items()) or None
 
     @property
     def origin(self) -> str | None:

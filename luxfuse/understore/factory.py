@@ -12,7 +12,7 @@ from luxfuse.understore.azure_access import AzureAccess
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
-from luxfuse.understore.renewing import Access, RenewingDriver
+from luxfuse.understore.renewing import Access, OnlyOptions, RenewingDriver
 from luxfuse.understore.trust import NO, YES
 from luxfuse.understore.variables import variables
 
@@ -45,6 +45,8 @@ def open_driver(
     def reach(options: Mapping[str, str]) -> Access | None:
         if family_of(source) == "az":
             return AzureAccess(options, variables())
+        if family_of(source) is None:
+            return OnlyOptions()
         if family_of(source) != "s3":
             return None
         from luxfuse.understore.s3_access import S3Access

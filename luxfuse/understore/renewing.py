@@ -43,7 +43,10 @@ class Access(Protocol):
     """What a driver was opened with, as far as it can change."""
 
     def prepare(self) -> object:
-        """Have valid credentials at hand, in a thread that may wait; returns them, to be compared. Raises `StoreError`."""
+        """Have valid credentials at hand, in a thread that may wait; returns them, to be compared. Raises `StoreError`.
+
+        None: they cannot be compared, so they may be others when they are read again.
+        """
 
     @property
     def origin(self) -> str | None:
@@ -53,6 +56,19 @@ class Access(Protocol):
         """Ask in which region the bucket is."""
 
 
+
+
+class OnlyOptions:
+    """The access of stores that are told everything by their options."""
+
+    origin = None
+
+    def prepare(self) -> object:
+        """Return the same at any time: other options are noticed without it."""
+        return "options"
+
+    def find_region(self) -> None:
+        """There are no regions."""
 
 
 class _Opened:

@@ -23,8 +23,14 @@ EARLY_S = 600.0
 CHECK_S = 60.0
 """botocore is asked at least so often: where there is nothing newer, it says that the old ones hold longer than they do."""
 
+MOST_FETCHES = 32
+"""At once, in the whole process: a program that hangs is not started again and again for ever."""
+
 RETRY_S = 5.0
 """After a failure while the old ones still hold."""
+
+URGENT_RETRY_S = 1.0
+"""After a failure otherwise."""
 
 _PLACES = {
     "env": "the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, as they were at the start of the mount",
@@ -43,6 +49,9 @@ _UNREACHABLE = ("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutErr
 _SPEAKING = ("ProfileNotFound", "InvalidConfigError", "PartialCredentialsError", "UnauthorizedSSOTokenError",
              "SSOTokenLoadError", "ConfigNotFound", "ConfigParseError", "InfiniteLoopConfigError")  # fmt: skip
 """Errors of botocore whose text says what to do and holds no secret."""
+
+_METADATA = ("container-role", "iam-role")
+_fetches = threading.BoundedSemaphore(MOST_FETCHES)
 
 
 class Frozen(NamedTuple):
@@ -120,19 +129,27 @@ class S3Credentials:
         }
 
     def _begin_fetch(self) -> None:
-        if not self._fetching:
-            self._fetching = True
-            threading.Thread(target=self._run_fetch, name="credentials", daemon=True).start()
+        if self._fetching:
+            return
+        slots = _fetches
+        if not slots.acquire(blocking=False):
+            self._error = StoreUnavailable(f"no credentials could be had from {self.origin}: earlier attempts still hang")
+            return
+        self._fetching = True
+        threading.Thread(target=self._run_fetch, args=(slots,), name="credentials", daemon=True).start()
 
-    def _run_fetch(self) -> None:
+    def _run_fetch(self, slots: threading.Semaphore) -> None:
         lease, error = self._lease, None
         try:
             lease = _lease(*self._fetch())
         except Exception as exc:  # noqa: BLE001
             error = self._failure(exc)
+        finally:
+            slots.release()
         with self._changed:
             self._lease, self._error, self._fetching = lease, error, False
-            self._retry_s = 0.0 if error is None else time.time() + RETRY_S
+            pause_s = RETRY_S if lease is not None and lease.valid else URGENT_RETRY_S
+            self._retry_s = 0.0 if error is None else time.time() + pause_s
             self._changed.notify_all()
 
     def _failure(self, exc: Exception) -> StoreError:
@@ -142,7 +159,8 @@ class S3Credentials:
         kinds = {kind.__name__ for kind in type(exc).__mro__}
         reason = str(exc).partition("\n")[0] if kinds & set(_SPEAKING) else type(exc).__name__
         text = f"no credentials could be had from {self.origin} ({reason})"
-        if kinds & set(_UNREACHABLE):
+        no_answer = "CredentialRetrievalError" in kinds and self.origin.startswith(tuple(_PLACES[m] for m in _METADATA))
+        if no_answer or kinds & set(_UNREACHABLE):
             return StoreUnavailable(text)
         return AccessDenied(f"{text}; credentials come from: {CREDENTIAL_PLACES['s3']}", renewable=True)
 

@@ -96,7 +96,8 @@ def issuers(lifetime_s: int) -> Iterator[Issuers]:
             if action == "AssumeRoleWithWebIdentity" and wanted["WebIdentityToken"] != [WEB_IDENTITY]:
                 self._answer(403, "")
                 return
-            found = all_kinds.credentials("web" if "Web" in action else "assumed")
+            kind = "pod" if wanted["RoleArn"][0].endswith("/pod") else "web" if "Web" in action else "assumed"
+            found = all_kinds.credentials(kind)
             inner = "".join(
                 f"<{name}>{found[theirs]}</{name}>" for name, theirs in (
                     ("AccessKeyId", "AccessKeyId"), ("SecretAccessKey", "SecretAccessKey"), ("SessionToken", "Token"),
