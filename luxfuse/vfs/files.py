@@ -21,8 +21,9 @@ from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.modes import OpenMode, decide
 from luxfuse.core.readahead import Sequence
 from luxfuse.core.spans import pages_of
-from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
+from luxfuse.types import Kind
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.kernel import Kernel
@@ -34,6 +35,10 @@ REGISTERED_BOUND = 16_384
 """Inodes with a backing id at once: each is an open file, for the kernel and for us."""
 RETIRE_TRIES = 64
 HAND_OVER_TRIES = 3
+MEETINGS = 5
+"""How often a new version is asked for while the object is replaced all the time."""
+VOUCHED_S = 1.0
+"""For how long an open may rely on what the store has just said of a version."""
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
 
@@ -133,9 +138,12 @@ class Files:
 
     async def open(self, inode: int) -> int:
         """Open a file for reading; returns the file handle. Raises `Stale`, `StoreError`."""
+        place = self._namespace.place_of(inode)
         try:
             entry = await self._namespace.current(inode)
         except Stale:
+            if inode not in self._nameless and place is not None:
+                await self._meet_next(*place)
             return self._open_again(inode)
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.source is not None:
@@ -149,11 +157,55 @@ class Files:
         try:
             self._cache.touch(obj)
             return await self._open_object(parent, name, entry, obj)
-        except (VersionChanged, NotFound):
+        except (VersionChanged, NotFound, Stale):
             self._namespace.expire(inode)
+            await self._meet_next(parent, name)
             raise Stale(f"{key!r} changed in the under-store") from None
         finally:
             self._cache.release(obj)
+
+    async def _meet_next(self, parent: int, name: bytes) -> None:
+        """Fetch what the next open of a name begins with: the kernel looks it up and opens it once more, and no oftener.
+
+        So an object that is replaced all the time can be opened, too.
+        """
+        for _ in range(MEETINGS):
+            try:
+                entry = await self._namespace.lookup(parent, name)
+                if entry.kind is not Kind.FILE or entry.size == 0:
+                    return
+                obj = self._cache.acquire(self._namespace.key(parent, name, entry.kind), entry.version, entry.size)
+                try:
+                    if entry.size <= self._whole_file_bytes and self._cache.keeps(obj):
+                        await self._cache.fetch_whole(obj)
+                    else:
+                        await self._cache.read(obj, 0, 1)
+                except (VersionChanged, NotFound):
+                    self._namespace.expire(entry.inode)
+                    continue
+                finally:
+                    self._cache.release(obj)
+                self._namespace.vouch(entry.inode, VOUCHED_S)
+                return
+            except LuxError as exc:
+                log.info("%r was replaced, and what there is now cannot be fetched: %s", name, exc)
+                return
+
+    async def _confirm(self, entry: Entry, obj: CachedObject) -> None:
+        """Have the store say that it still has the version, as pages are missing that are about to be read.
+
+        Later it would be too late: the kernel looks the name up again if the open fails, and not if a read does. It costs
+        nothing where the first page is missing, as reading mostly begins there. Raises `Stale`, `StoreError`.
+        """
+        if not self._namespace.can_ask:
+            return
+        try:
+            if obj.pages.has(0):
+                await self._namespace.confirm(entry.inode, VOUCHED_S)
+            else:
+                await self._cache.read(obj, 0, 1)
+        except StoreUnavailable:
+            pass  # a read that needs the store will say so
 
     def _open_again(self, inode: int) -> int:
         """Open a file that was removed here, if it is open already (by /proc/self/fd). Raises `Stale`."""
@@ -172,7 +224,7 @@ class Files:
 
     async def _open_object(self, parent: int, name: bytes, entry: Entry, obj: CachedObject) -> int:
         inode = entry.inode
-        fetched = False
+        fetched = confirmed = False
         hand_overs = 0
         while True:
             dirty = self._dirty.get(inode)
@@ -187,6 +239,10 @@ class Files:
                 passthrough_possible=self._may_hand_over(obj) and hand_overs < HAND_OVER_TRIES,
             )
             if mode is OpenMode.COPY:
+                if not (confirmed or obj.whole or copied):
+                    confirmed = True
+                    await self._confirm(entry, obj)
+                    continue
                 return self._open_copied(entry, obj)
             if mode is OpenMode.JOIN:
                 if not self._kernel.is_intact(inode) and self.retire_idle(inode):

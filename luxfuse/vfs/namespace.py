@@ -128,6 +128,7 @@ class Namespace:
         """Set by `Descriptions`: returns what object metadata says of an entry, asked for if need be."""
         self.on_described: Callable[[int | None, Attributes], None] = lambda _directory, _attributes: None
         """Set by `Descriptions`: told of the attributes that an object in a directory has; in None: that one was given."""
+        self._vouched: tuple[int, float] | None = None
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -164,6 +165,10 @@ class Namespace:
             raise Stale(f"inode {inode} is no longer in use")
         return located
 
+    def place_of(self, inode: int) -> tuple[int, bytes] | None:
+        """As `place`; None if the number is no longer in use."""
+        return self._names.locate(inode)
+
     def locate(self, inode: int) -> tuple[int, bytes, Entry]:
         """Return (parent, name, entry) of an inode number, fresh or not. Raises `Stale`."""
         parent, name = self.place(inode)
@@ -196,6 +201,8 @@ class Namespace:
     def is_fresh(self, entry: Entry) -> bool:
         """Whether the entry need not be asked for."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
+            return True
+        if self._vouched and self._vouched[0] == entry.inode and self._clock() <= self._vouched[1]:
             return True
         return self._holds(entry.checked_s, self._ttl) and not self._is_doubted(entry)
 
@@ -299,6 +306,24 @@ class Namespace:
         if found is None or found.inode != inode:
             raise Stale(f"{name!r} was replaced or removed")
         return found
+
+    def vouch(self, inode: int, seconds: float) -> None:
+        """Ask for an inode no more for so long, whatever the time to live: the store has just given its content."""
+        self._vouched = inode, self._clock() + seconds
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether the store is believed to answer."""
+        return self._store.reachable
+
+    async def confirm(self, inode: int, seconds: float) -> None:
+        """As `current`, but asks for what was heard longer ago than ``seconds``. Raises `Stale`, `StoreError`."""
+        parent, name, entry = self.locate(inode)
+        if inode in self._held or 0 <= self._clock() - entry.checked_s <= seconds:
+            return
+        found = await self._ask(parent, name, entry)
+        if found is None or found.inode != inode:
+            raise Stale(f"{name!r} was replaced or removed")
 
     def expire(self, inode: int) -> None:
         """Make the next lookup of the inode's name ask the store."""

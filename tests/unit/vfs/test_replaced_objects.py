@@ -1,0 +1,132 @@
+"""An object that somebody else replaces is opened as what it is now, if nothing of the old version was given out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.base import Buffer
+from luxfuse.vfs.namespace import Stale
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted, pages, random_bytes
+
+OLD, NEW = random_bytes(pages(6), 1), random_bytes(pages(7) + 5, 2)
+PASSTHROUGH = pytest.mark.parametrize("passthrough", [True, False])
+
+
+async def opened(m: Mount, path: str) -> int:
+    """Open as the kernel does: an answer of ESTALE is followed by one more look-up."""
+    try:
+        return await m.open(path)
+    except Stale:
+        m.clock.advance(0.001)
+        return await m.open(path)
+
+
+async def read_all(m: Mount, path: str) -> bytes:
+    handle = await opened(m, path)
+    try:
+        return await m.kernel.read_all(m.fs, handle)
+    finally:
+        await m.kernel.release(m.fs, handle)
+
+
+@PASSTHROUGH
+@pytest.mark.parametrize("known", ["listed", "looked at", "read at the end", "read at the beginning"])
+async def test_a_large_object_that_was_replaced(tmp_path: Path, passthrough: bool, known: str) -> None:
+    driver = FakeStore()
+    driver.place("d/a", OLD)
+    async with mounted(tmp_path, driver, passthrough=passthrough, whole_file_bytes=pages(2), readahead_bytes=0) as m:
+        await m.entries("d")
+        if known != "listed":
+            await m.inode("d/a")
+        if known.startswith("read"):
+            handle = await opened(m, "d/a")
+            at = pages(5) if known == "read at the end" else 0
+            assert bytes(await m.kernel.read(m.fs, handle, at, 1000)) == OLD[at : at + 1000]
+            await m.kernel.release(m.fs, handle)
+        m.clock.advance(5)
+        driver.place("d/a", NEW)
+        assert await read_all(m, "d/a") == NEW
+
+
+async def test_what_is_whole_in_the_cache_is_believed_for_its_time_to_live(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("a", OLD)
+    async with mounted(tmp_path, driver, whole_file_bytes=pages(2)) as m:
+        assert await read_all(m, "a") == OLD
+        driver.place("a", NEW)
+        requests = driver.counts.copy()
+        assert await read_all(m, "a") == OLD
+        assert driver.counts == requests
+
+
+async def test_to_read_a_large_object_costs_no_request_more(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("a", OLD)
+    async with mounted(tmp_path, driver, whole_file_bytes=pages(2)) as m:
+        await m.entries()
+        heads = driver.counts["head"]
+        assert await read_all(m, "a") == OLD
+        assert driver.counts["head"] == heads
+        assert max(driver.reads.values()) == 1
+
+
+async def test_who_has_read_something_is_told(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("a", OLD)
+    async with mounted(tmp_path, driver, whole_file_bytes=pages(2), readahead_bytes=0) as m:
+        handle = await opened(m, "a")
+        assert bytes(await m.kernel.read(m.fs, handle, 0, 1000)) == OLD[:1000]
+        driver.place("a", NEW)
+        with pytest.raises(Stale):
+            await m.kernel.read(m.fs, handle, pages(5), 1000)
+        await m.kernel.release(m.fs, handle)
+        assert await read_all(m, "a") == NEW
+
+
+@pytest.mark.parametrize("ttl", [60.0, 0.0])
+@pytest.mark.parametrize("large", [True, False])
+async def test_an_object_that_is_replaced_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool, ttl: float
+) -> None:
+    driver, size = FakeStore(), pages(6) if large else 5000
+    driver.place("a", OLD[:size])
+    async with mounted(
+        tmp_path, driver, whole_file_bytes=pages(2) if large else pages(20), metadata_ttl_s=ttl, readahead_bytes=0
+    ) as m:
+        await m.inode("a")
+        head, read, requests, versions = driver.head, driver.read, 0, [OLD[:size]]
+
+        def replace() -> None:
+            nonlocal requests
+            requests += 1
+            m.clock.advance(0.001)
+            if requests % 3 != 2:
+                versions.append(random_bytes(size, requests))
+                driver.place("a", versions[-1])
+
+        def heading(key: str) -> ObjectInfo:
+            info = head(key)
+            replace()
+            return info
+
+        def reading(*arguments: object, **options: object) -> Buffer:
+            try:
+                return read(*arguments, **options)  # type: ignore[arg-type]
+            finally:
+                replace()
+
+        driver.place("a", NEW[:size])
+        monkeypatch.setattr(driver, "head", heading)
+        monkeypatch.setattr(driver, "read", reading)
+        for _ in range(5):
+            handle = await opened(m, "a")
+            try:
+                begun = bytes(await m.kernel.read(m.fs, handle, 0, 1000))
+                assert begun in {version[:1000] for version in [*versions, NEW]}
+            finally:
+                await m.kernel.release(m.fs, handle)
+            m.clock.advance(100)
