@@ -34,6 +34,8 @@ class StoreError(LuxError):
 
     retryable = False
     unexplained = False
+    code = ""
+    """The store's own word for it ("NoSuchUpload"), if it gave one."""
 
 
 class Unforeseen(StoreError):
@@ -72,6 +74,18 @@ class WrongRegion(StoreRejected):
     def __init__(self, text: str, region: str = "") -> None:
         super().__init__(text)
         self.region = region
+
+
+class Archived(StoreRejected):
+    """The object is in an archive, and has to be restored before it can be read."""
+
+    errno = errno.EACCES
+
+
+class TooLarge(StoreRejected):
+    """The store takes no object, or no part, of that size."""
+
+    errno = errno.EFBIG
 
 
 class ReadOnlyStore(StoreRejected):

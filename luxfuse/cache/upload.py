@@ -22,7 +22,7 @@ from luxfuse.cache.staged import StagedBytes, Stamp, stamp_of
 from luxfuse.cache.together import together
 from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES, Part, plan_parts
 from luxfuse.core.replicas import WRITE_METADATA
-from luxfuse.errors import NotFound, StoreError, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES, ObjectInfo
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 HASH_RUN_BYTES = 8 << 20
 BUFFERS_KEPT = 4
 EARLY_POLL_S = 0.02
+LOST_PARTS = ("InvalidPart", "InvalidPartOrder")
+"""What a store says at the end that does not have the parts any more: then they have to go up again."""
 
 
 class ChangedMeanwhile(StoreError):
@@ -213,6 +215,11 @@ class Uploader:
         except (NotFound, Cancelled):  # not found: the upload, or what is to be copied from
             with trio.CancelScope(shield=True), trio.move_on_after(5):
                 await self.give_up_open(source)
+            raise
+        except StoreRejected as exc:
+            if exc.code in LOST_PARTS:
+                await self.give_up_open(source)
+            upload.note(self._journal)
             raise
         except BaseException:
             upload.note(self._journal)

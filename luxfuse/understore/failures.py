@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -10,7 +11,6 @@ from luxfuse.errors import (
     BucketMissing,
     NotFound,
     NotTrusted,
-    QuotaExceeded,
     StoreError,
     StoreFull,
     StoreRejected,
@@ -19,22 +19,14 @@ from luxfuse.errors import (
     WrongRegion,
 )
 from luxfuse.understore.base import Buffer
+from luxfuse.understore.causes import NOTHING, REGION_CODES, Cause, Said, cause_of, in_words, shown
 
-_EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
-_DENIED_CODES = (*_EXPIRED_CODES, "InvalidToken", "InvalidAccessKeyId", "InvalidAccessKeyID", "SignatureDoesNotMatch",
-                 "InvalidClientTokenId", "UnrecognizedClientException", "AuthFailure", "AuthenticationFailed",
-                 "InvalidAuthenticationInfo", "NoAuthenticationInformation", "AuthorizationHeaderMalformed")  # fmt: skip
-"""Other credentials would help."""
-_REGION_CODES = ("PermanentRedirect", "IllegalLocationConstraintException", "TemporaryRedirect", "IncorrectEndpoint")
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
 _SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503,
                 "AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503,
                 # These differ from what their status says elsewhere.
                 "BlobAlreadyExists": 412, "LeaseIdMissing": 403, "BlobImmutableDueToPolicy": 403,
                 "InvalidBlobType": 400, "InvalidBlockList": 404}  # fmt: skip
-_DAMAGED_CODES = ("BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "Md5Mismatch", "Crc64Mismatch")
-_QUOTA_CODES = ("QuotaExceeded", "QuotaExceededException", "XMinioAdminBucketQuotaExceeded", "StorageQuotaExceeded",
-                "AccountStorageQuotaExceeded")  # fmt: skip
 
 CREDENTIAL_PLACES = {
     "s3": "storage options key and secret, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, the instance's role; "
@@ -68,44 +60,51 @@ def safe_url(url: str) -> str:
 
 
 def from_status(
-    status: int, what: str, *, code: str = "", family: str = "", bucket_level: bool = False, region: str = ""
+    status: int, what: str, *, code: str = "", family: str = "", bucket_level: bool = False, said: Said = NOTHING
 ) -> StoreError:
     """Return the error for an HTTP ``status``; ``code`` is the store's own word for it ("NoSuchKey") if known.
 
-    ``family`` ("s3", "az", "gs") adds where credentials come from; ``bucket_level`` says that a 404 can only mean the
-    bucket, as in a listing. ``region`` is the one that the store names.
+    ``family`` ("s3", "az", "gs") adds where credentials come from, where other ones would help; ``bucket_level`` says that
+    a 404 can only mean the bucket, as in a listing. ``said`` is what else the store said.
     """
     status = _SPELLED_OUT.get(code, status)
-    text = f"{what}: {describe(status, code)}"
+    cause = cause_of(code, said)
+    repeated = "" if cause is not None and cause.credentials else shown(said.message)
+    text = f"{what}: {describe(status, code, repeated)}"
     if code in _MISSING_BUCKET_CODES or (status == 404 and bucket_level):
-        return BucketMissing(f"{text}; the bucket or container does not exist, check the URL and the endpoint")
-    if code in _QUOTA_CODES:
-        return QuotaExceeded(text)
-    if code in _DAMAGED_CODES:
-        return StoreUnavailable(f"{text}; what arrived there is not what was sent")
-    if (refusal := _refusal(status, code, text, family, region)) is not None:
-        return refusal
-    if 300 <= status < 400:
-        text += "; the store redirects elsewhere, check region and endpoint"
-    error = _class_of(status)(text)
+        error: StoreError = BucketMissing(f"{text}; the bucket or container does not exist, check the URL and the endpoint")
+    else:
+        error = _elsewhere(status, code, text, family, said) or _refused(status, code, text, family, cause, said)
+    error.code = code
     error.unexplained = family == "s3" and status == 400 and not code
     return error
 
 
-def _refusal(status: int, code: str, text: str, family: str, region: str) -> StoreError | None:
-    """Return the error for a request that was not let in: from there, or with these credentials."""
-    redirected = code in _REGION_CODES or (family == "s3" and 300 <= status < 400 and status != 304)
+def _elsewhere(status: int, code: str, text: str, family: str, said: Said) -> StoreError | None:
+    """Return the error for a request that was sent to the wrong region or endpoint."""
+    named = said.details.get("Region", "")
+    region = named if re.fullmatch(r"[a-z0-9-]{1,64}", named) else ""
+    redirected = code in REGION_CODES or (family == "s3" and 300 <= status < 400 and status != 304)
     if redirected or (region and code == "AuthorizationHeaderMalformed"):
         where = f"the bucket is in region {region}" if region else "the bucket is in another region, or elsewhere"
         hint = f"region={region}" if region else "region"
         return WrongRegion(f"{text}; {where}: set the storage option {hint}, and check the endpoint", region)
-    if code in _EXPIRED_CODES:
-        return AccessDenied(f"{text}; the credentials have expired", renewable=True)
-    if status not in (401, 403) and code not in _DENIED_CODES:
-        return None
+    if 300 <= status < 400:
+        return _class_of(status)(f"{text}; the store redirects elsewhere, check region and endpoint")
+    return None
+
+
+def _refused(status: int, code: str, text: str, family: str, cause: Cause | None, said: Said) -> StoreError:
     places = CREDENTIAL_PLACES.get(family)
-    text = f"{text}; credentials come from: {places}" if places else text
-    return AccessDenied(text, renewable=status == 401 or not code or code in _DENIED_CODES)
+    if cause is not None:
+        text = f"{text}; {in_words(cause, said)}"
+        text = f"{text}; credentials come from: {places}" if cause.credentials and cause.places and places else text
+        kind = cause.error or _class_of(status)
+        return AccessDenied(text, renewable=cause.credentials or status == 401) if kind is AccessDenied else kind(text)
+    if status not in (401, 403):
+        return _class_of(status)(text)
+    text = f"{text}; the credentials are refused, or do not allow this"
+    return AccessDenied(f"{text}; they come from: {places}" if places else text, renewable=status == 401 or not code)
 
 
 def _class_of(status: int) -> type[StoreError]:
@@ -122,13 +121,14 @@ def _class_of(status: int) -> type[StoreError]:
     return StoreRejected
 
 
-def describe(status: int, code: str = "") -> str:
-    """Return "503 Service Unavailable (SlowDown)"."""
+def describe(status: int, code: str = "", message: str = "") -> str:
+    """Return "503 Service Unavailable (SlowDown: Reduce your request rate.)"."""
     try:
-        phrase = f"{status} {HTTPStatus(status).phrase}"
+        phrase = HTTPStatus(status).phrase
     except ValueError:
-        phrase = str(status)
-    return f"{phrase} ({code})" if code else phrase
+        phrase = ""
+    said = ": ".join(part for part in (code, message) if part and part != phrase)
+    return f"{status} {phrase}".rstrip() + (f" ({said})" if said else "")
 
 
 def checked(data: Buffer, wanted: int, found: str, version: str, what: str) -> Buffer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import ftplib
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from luxfuse.errors import (
     StoreRejected,
     StoreUnavailable,
 )
+from luxfuse.understore.causes import DETAILS, NOTHING, Said
 from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
@@ -45,8 +45,9 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
             return StoreUnavailable(f"{what}: the body was cut short")
         status, code = status_of(link)
         if status:
-            region = region_of(getattr(link, "response", None))
-            return from_status(status, what, code=code, family=family, bucket_level=bucket_level, region=region)
+            return from_status(
+                status, what, code=code, family=family, bucket_level=bucket_level, said=said_of(link)
+            )
         if type(link).__name__ in _NO_CREDENTIALS:
             places = CREDENTIAL_PLACES.get(family, "the storage options")
             kind = type(link).__name__
@@ -63,15 +64,6 @@ def _distrusts(exc: BaseException) -> bool:
     if names & {"SSLCertVerificationError", "ClientConnectorCertificateError"}:
         return True
     return "CERTIFICATE_VERIFY_FAILED" in str(exc)
-
-
-def region_of(response: Any) -> str:
-    """Return the region that an answer of S3, as botocore gives it, names, or ""."""
-    if not isinstance(response, dict):
-        return ""
-    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    region = str(headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region") or "")
-    return region if re.fullmatch(r"[a-z0-9-]{1,64}", region) else ""
 
 
 def _without_status(exc: BaseException, what: str, family: str, bucket_level: bool) -> StoreError:
@@ -104,6 +96,21 @@ def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:
     if code == "552":
         return StoreFull(f"{text}, no room")
     return StoreRejected(text) if code.startswith("5") else StoreUnavailable(text)
+
+
+def said_of(exc: Any) -> Said:
+    """Return what a store said beside status and code, as far as a library tells."""
+    response = getattr(exc, "response", None)
+    if isinstance(response, dict):  # botocore
+        error = response.get("Error", {})
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        details = {name: str(error[name]) for name in DETAILS if error.get(name)}
+        if region := headers.get("x-amz-bucket-region"):
+            details.setdefault("Region", region)
+        told = str(error.get("Message") or "")
+        return Said("" if told == error.get("Code") else told, details)
+    message = getattr(exc, "message", None)  # azure, gcsfs
+    return Said(message.splitlines()[0]) if isinstance(message, str) and message else NOTHING
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

@@ -10,6 +10,7 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.answers import Answered
 from luxfuse.understore.base import Abilities, Buffer, OnDescribed, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
@@ -132,7 +133,7 @@ class S3Driver(DelegatedWrites, FsspecDriver):
             )
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family, bucket_level=bucket_level) from None
-        return response
+        return Answered(response, what)
 
 
 def _total(response: Mapping[str, Any], length: int) -> int:

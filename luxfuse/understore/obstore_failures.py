@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.sax.saxutils import unescape
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -14,12 +15,13 @@ from obstore.exceptions import (
 )
 
 from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
+from luxfuse.understore.causes import DETAILS, Said
 from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_REGION = re.compile(r"<Region>([a-z0-9-]+)</Region>")
+_CODE = re.compile(r"<Code>([\w.]+)</Code>")
+_DETAIL = re.compile(rf"<({'|'.join(DETAILS)})>([^<]*)</")
 _STATUS_OF_CLASS = (
     (AlreadyExistsError, 412),
     (PreconditionError, 412),
@@ -59,8 +61,8 @@ def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: boo
         return AccessDenied(f"{what}: no credentials found in: {CREDENTIAL_PLACES[family]}")
     status, code = obstore_status(exc)
     if status:
-        region = found[1] if (found := _REGION.search(text)) else ""
-        return from_status(status, what, code=code, family=family, bucket_level=bucket_level, region=region)
+        said = Said(unescape(obstore_message(exc)), dict(_DETAIL.findall(text)))
+        return from_status(status, what, code=code, family=family, bucket_level=bucket_level, said=said)
     if isinstance(exc, BaseError) and "HTTP error" in text and "ertificate" in text:
         return not_trusted(what)
     if isinstance(exc, BaseError) and "HTTP error" in text:

@@ -14,7 +14,9 @@ from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.answers import Answered
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.fsspec_failures import failure, status_of
@@ -169,7 +171,9 @@ class S3Client:
         for entry in answer.get("Errors", ()):
             code, key = entry.get("Code", ""), entry["Key"][len(self._prefix) :]
             if code != "NoSuchKey":
-                failures[key] = from_status(400, f"DELETE {key!r}", code=code, family="s3")
+                failures[key] = from_status(
+                    400, f"DELETE {key!r}", code=code, family="s3", said=Said(entry.get("Message", ""))
+                )
         return failures
 
     def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
@@ -281,7 +285,7 @@ class S3Client:
             else:
                 self._require(key, expect, what)
         try:
-            return self._request(method, Key=self._prefix + key, **condition, **arguments)
+            return Answered(self._request(method, Key=self._prefix + key, **condition, **arguments), what)
         except Exception as exc:  # noqa: BLE001
             status, code = status_of(exc)
             if condition and (status == 501 or code == "NotImplemented"):
@@ -305,7 +309,10 @@ class S3Client:
     def _version(self, key: str, answer: Mapping[str, Any]) -> str:
         etag: str = answer.get("ETag") or ""
         if not etag:
-            return self.head(key).version
+            try:
+                return self.head(key).version
+            except NotFound:
+                raise StoreUnavailable(f"{key!r}: 200 OK, but the object is not there") from None
         return etag if etag.endswith('"') else f'"{etag}"'
 
     def _describe(self, key: str, described: Mapping[str, Any]) -> ObjectInfo:
@@ -317,7 +324,7 @@ class S3Client:
 
     def _call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
         try:
-            return self._request(method, **arguments)
+            return Answered(self._request(method, **arguments), what)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
 

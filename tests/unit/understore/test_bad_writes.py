@@ -19,8 +19,8 @@ from luxfuse.errors import (
     QuotaExceeded,
     StoreError,
     StoreFull,
-    StoreRejected,
     StoreUnavailable,
+    TooLarge,
     VersionChanged,
 )
 from luxfuse.understore.base import ABSENT, UnderStore
@@ -37,7 +37,7 @@ ANSWERS = {
 CLASSES = [
     ("slow-down", StoreUnavailable), ("broken", StoreUnavailable), ("denied", AccessDenied), ("quota", QuotaExceeded),
     ("minio-quota", QuotaExceeded), ("full", StoreFull), ("no-bucket", BucketMissing), ("busy", StoreUnavailable),
-    ("conflict", StoreUnavailable), ("large", StoreRejected),
+    ("conflict", StoreUnavailable), ("large", TooLarge),
 ]  # fmt: skip
 
 
