@@ -38,7 +38,9 @@ HAND_OVER_TRIES = 3
 MEETINGS = 5
 """How often a new version is asked for while the object is replaced all the time."""
 VOUCHED_S = 1.0
-"""For how long an open may rely on what the store has just said of a version."""
+"""For how long the next open may rely on the version that was fetched for it."""
+RECENT_S = 0.1
+"""For how long an open may rely on what the store has said of a version."""
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
 
@@ -201,7 +203,7 @@ class Files:
             return
         try:
             if obj.pages.has(0):
-                await self._namespace.confirm(entry.inode, VOUCHED_S)
+                await self._namespace.confirm(entry.inode, RECENT_S)
             else:
                 await self._cache.read(obj, 0, 1)
         except StoreUnavailable:
