@@ -27,6 +27,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 from luxfuse.understore.base import UnderStore
+from luxfuse.understore.properties import Properties
 from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Source:
     """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon.
 
     ``open`` is an upload that began while the file was written, or failed: what has arrived of it is not sent again.
-    ``retrying``: it failed lately: try with one request before all the others.
+    ``retrying``: it failed lately: try with one request before all the others. ``keep``: what others set on the object
+    that is replaced, but its metadata.
     """
 
     key: str
@@ -71,6 +73,7 @@ class Source:
     open: OpenUpload | None = None
     cancelled: bool = False
     retrying: bool = False
+    keep: Properties | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class Uploader:
         def put(driver: UnderStore) -> tuple[ObjectInfo, dict[int, int]]:
             data = memoryview(bytearray(stamp.size))
             sums = read_checked(fd, 0, data)
-            return driver.put(key, data, metadata, expect=expect), sums
+            return driver.put(key, data, metadata, expect=expect, keep=source.keep), sums
 
         with source.bytes.in_use():
             await self.store.turn("put", key, stamp.size)
@@ -171,7 +174,7 @@ class Uploader:
         self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
     ) -> Uploaded:
         sums = await self.checksums(source.bytes, stamp.size)
-        info = await self.store.put_file(source.key, source.path, metadata, expect=expect)
+        info = await self.store.put_file(source.key, source.path, metadata, expect=expect, keep=source.keep)
         return Uploaded(info, sums, stamp)
 
     async def checksums(self, data: StagedBytes, size: int) -> dict[int, int]:
@@ -205,7 +208,7 @@ class Uploader:
             parts = _parts_of_size(stamp.size, upload.part_bytes)
         else:
             parts, sums = await self._plan(source, stamp.size)
-        upload = upload or await self._begin(source.key, metadata)
+        upload = upload or await self._begin(source, metadata)
         source.open = upload
         try:
             tags = await self._send_all(source, upload, parts, sums)
@@ -229,8 +232,10 @@ class Uploader:
         self._journal.drop_upload(source.key, upload.upload)
         return Uploaded(info, sums, stamp, upload.metadata)
 
-    async def _begin(self, key: str, metadata: Mapping[str, str]) -> OpenUpload:
-        upload = OpenUpload(key, await self.store.begin_upload(key, metadata), metadata, noted_s=trio.current_time())
+    async def _begin(self, source: Source, metadata: Mapping[str, str]) -> OpenUpload:
+        key = source.key
+        identity = await self.store.begin_upload(key, metadata, keep=source.keep)
+        upload = OpenUpload(key, identity, metadata, noted_s=trio.current_time())
         upload.running.set()
         reached("upload.begun")
         self._journal.note_upload(key, upload.upload, metadata)
@@ -378,7 +383,7 @@ class Uploader:
         """
         early = source.open = OpenUpload(source.key, "", metadata, part_bytes, noted_s=trio.current_time())
         try:
-            early.upload = await self.store.begin_upload(source.key, metadata)
+            early.upload = await self.store.begin_upload(source.key, metadata, keep=source.keep)
             self._journal.note_upload(source.key, early.upload, metadata)
             await self._journal.commit()
             async with together() as start:

@@ -21,7 +21,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     ``sending``: mtime in ns and size of content on its way to the store that ``stamp`` and ``size`` do not describe.
     ``stored``: the (key, version) under which the store has what was promised of a file last, where that is another key.
     ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that
-    were asked to.
+    were asked to. ``inherits``: key of the object that it is, "" if the store has none; what others set on that stays.
     """
 
     key: str
@@ -44,6 +44,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     sending: tuple[int, int] | None = None
     generation: int = 0
     holders: tuple[str, ...] = ()
+    inherits: str = ""
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

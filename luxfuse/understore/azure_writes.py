@@ -19,14 +19,16 @@ from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import BlobBlock, ContentSettings
+from azure.storage.blob import BlobBlock, ContentSettings, StandardBlobTier
 from fsspec.asyn import sync
 
 from luxfuse.errors import StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.fsspec_failures import failure
-from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.metadata import checked_metadata
+from luxfuse.understore.object_options import ObjectOptions
+from luxfuse.understore.properties import HEADERS, Properties, type_for
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import put_in_parts
 
@@ -46,6 +48,7 @@ class AzureWrites:
     _container: Any
     _prefix: str
     _options: dict[str, Any]
+    _objects: ObjectOptions
 
     @property
     def abilities(self) -> Abilities:
@@ -53,6 +56,19 @@ class AzureWrites:
 
     def _walk(self, prefix: str, what: str, *, delimiter: str | None, per_page: int) -> Iterator[list[Any]]:
         raise NotImplementedError
+
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        what = f"HEAD {key!r}"
+        found = self._run(what, self._blob(key).get_blob_properties)
+        settings = found.content_settings
+        headers = {name: getattr(settings, name.lower().replace("-", "_")) for name in HEADERS}
+        tags = self._run(what, self._blob(key).get_blob_tags) if whole and found.tag_count else {}
+        metadata = {name.lower(): value for name, value in (found.metadata or {}).items()}
+        info = ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)
+        tier = None if found.blob_tier_inferred or found.blob_tier == "Archive" else found.blob_tier
+        return Properties(
+            info, settings.content_type, {name: value for name, value in headers.items() if value}, tier, tags
+        )
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         skip = len(self._prefix)
@@ -63,11 +79,14 @@ class AzureWrites:
                     for item in items
                 ])  # fmt: skip
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         metadata = checked_metadata(metadata, what)
         if len(data) >= LARGE_BYTES:
-            upload = self.begin_upload(key, metadata)
+            upload = self.begin_upload(key, metadata, keep=keep)
             info = self.complete_upload(key, upload, [(1, self.upload_part(key, upload, 1, data))], expect=expect)
             return ObjectInfo(key, len(data), info.version, info.mtime_ns, info.metadata)
         answer = self._run(
@@ -77,13 +96,16 @@ class AzureWrites:
             length=len(data),
             overwrite=True,
             metadata=metadata,
-            content_settings=ContentSettings(content_type=content_type(key)),
+            **self._described(_kept(key, keep)),
             **_condition(expect),
         )
         return ObjectInfo(key, len(data), quoted(answer["etag"]), to_ns(answer["last_modified"]), dict(metadata))
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        return put_in_parts(self, key, path, metadata, expect)
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return put_in_parts(self, key, path, metadata, expect, keep)
 
     def copy(
         self,
@@ -94,13 +116,20 @@ class AzureWrites:
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if metadata is not None:
             metadata = checked_metadata(metadata, what)
         if source == target and metadata is not None:
             return self._replace_metadata(target, metadata, version if version is not None else expect, what)
+        keep = keep or self.examine(source)
         arguments = _condition(expect)
+        # A copy has metadata and headers of its source by itself.
+        if tier := keep.storage_class or self._objects.storage_class:
+            arguments["standard_blob_tier"] = StandardBlobTier(tier)
+        if keep.tags:
+            arguments["tags"] = dict(keep.tags)
         if version is not None:
             arguments |= {"source_etag": version, "source_match_condition": MatchConditions.IfNotModified}
         # Azure takes an empty dictionary for none, and then keeps the source's.
@@ -109,6 +138,11 @@ class AzureWrites:
             what, self._blob(target).start_copy_from_url, self._blob(source).url, metadata=metadata or None, **arguments
         )
         answer = self._finished(target, answer, what)
+        if keep.content_type and type_for(target, keep) != keep.content_type:
+            settings = self._described(_kept(target, keep))["content_settings"]
+            answer = self._run(
+                what, self._blob(target).set_http_headers, settings, **_condition(quoted(answer["etag"]))
+            )
         if clear:
             return self._replace_metadata(target, {}, quoted(answer["etag"]), what)
         kept = None if metadata is None else dict(metadata)
@@ -154,8 +188,8 @@ class AzureWrites:
             raise errors[0] from None
         return {key: error for key, error in zip(keys, errors, strict=True) if error is not None}
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
-        record = [secrets.token_hex(8), checked_metadata(metadata, f"BEGIN {key!r}")]
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
+        record = [secrets.token_hex(8), checked_metadata(metadata, f"BEGIN {key!r}"), _kept(key, keep)]
         return base64.urlsafe_b64encode(json.dumps(record, separators=(",", ":")).encode()).decode()
 
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
@@ -175,13 +209,13 @@ class AzureWrites:
         self, key: str, upload: str, parts: Sequence[tuple[int, str]], *, expect: str | None = None
     ) -> ObjectInfo:
         what = f"COMPLETE {key!r}"
-        metadata = _record(upload, what)[1]
+        _, metadata, kept = _record(upload, what)
         answer = self._run(
             what,
             self._blob(key).commit_block_list,
             [BlobBlock(block_id=block) for _, block in parts],
             metadata=metadata,
-            content_settings=ContentSettings(content_type=content_type(key)),
+            **self._described(kept),
             **_condition(expect),
         )
         return ObjectInfo(key, -1, quoted(answer["etag"]), to_ns(answer["last_modified"]), metadata)
@@ -191,6 +225,13 @@ class AzureWrites:
 
     def close(self) -> None:
         raise NotImplementedError
+
+    def _described(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a request that writes a blob, about what others set on it."""
+        arguments: dict[str, Any] = {"content_settings": ContentSettings(**kept["headers"])}
+        if tier := kept["tier"] or self._objects.storage_class:
+            arguments["standard_blob_tier"] = StandardBlobTier(tier)
+        return arguments | {"tags": kept["tags"]} if kept["tags"] else arguments
 
     def _blob(self, key: str) -> Any:
         return self._container.get_blob_client(self._prefix + key)
@@ -215,12 +256,19 @@ def _condition(expect: str | None) -> dict[str, Any]:
     return {"etag": expect, "match_condition": MatchConditions.IfNotModified}
 
 
-def _record(upload: str, what: str) -> tuple[str, dict[str, str]]:
+def _kept(key: str, keep: Properties | None) -> dict[str, Any]:
+    """Return what a new blob gets of the one that it replaces, in a form that JSON can hold."""
+    headers = {name.lower().replace("-", "_"): value for name, value in (keep.headers if keep else {}).items()}
+    headers["content_type"] = type_for(key, keep)
+    return {"headers": headers, "tier": keep and keep.storage_class, "tags": dict(keep.tags) if keep else {}}
+
+
+def _record(upload: str, what: str) -> tuple[str, dict[str, str], dict[str, Any]]:
     try:
-        identity, metadata = json.loads(base64.urlsafe_b64decode(upload))
+        identity, metadata, kept = json.loads(base64.urlsafe_b64decode(upload))
     except ValueError:
         raise StoreRejected(f"{what}: no such upload id") from None
-    return identity, metadata
+    return identity, metadata, kept
 
 
 def quoted(etag: str) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.properties import Properties
 
 Buffer = bytes | bytearray | memoryview
 OnDescribed = Callable[[ObjectInfo], None]
@@ -50,7 +51,8 @@ class WriteSide(Protocol):
     ``expect`` is a parameter, None writes in any case, `ABSENT` only if there is no such object, and a version only
     over that one; `VersionChanged` otherwise. ``metadata`` has lower-case names and ASCII values (`StoreRejected` for
     others). The version in a returned `ObjectInfo` is the one that head, list and read use for the content that was
-    written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None.
+    written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None. What is written has what
+    others set on the object ``keep``, but its metadata: those are all in ``metadata``.
     """
 
     @property
@@ -64,10 +66,19 @@ class WriteSide(Protocol):
         each directory. No page has ``prefixes``; there is none where nothing is below ``prefix``.
         """
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        """Describe one object with what others may have set on it; ``whole``: also what its copies have by themselves."""
+
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         """Write a whole object in one request. A key that ends in "/" is a directory marker, ``data`` then empty."""
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         """Write a whole object of any size from the local file ``path``, which nobody changes meanwhile."""
 
     def copy(
@@ -79,10 +90,12 @@ class WriteSide(Protocol):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         """Copy an object of any size inside the store. ``metadata`` None keeps the source's, else replaces it.
 
-        ``source == target`` replaces the metadata. ``size`` in bytes, if known, may save a request. Raises
+        What others set on the source stays. ``source == target`` replaces the metadata. ``size`` in bytes, and the
+        source as it has just been examined (``keep``), may save a request. Raises
         `VersionChanged` if ``version`` is given and the source is another one, `NotFound` if there is none.
         """
 
@@ -93,7 +106,7 @@ class WriteSide(Protocol):
         `StoreError` if the whole request failed.
         """
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
         """Open a multipart upload and return its id. Nothing is visible under ``key`` until it is completed."""
 
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from luxfuse.errors import ReadOnlyStore, StoreError, StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer, WriteSide
+from luxfuse.understore.properties import Properties
 
 
 class DelegatedWrites:
@@ -22,11 +23,20 @@ class DelegatedWrites:
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         return self._writer().list_all(prefix)
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        return self._writer().put(key, data, metadata, expect=expect)
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        return self._writer().examine(key, whole=whole)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        return self._writer().put_file(key, path, metadata, expect=expect)
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return self._writer().put(key, data, metadata, expect=expect, keep=keep)
+
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return self._writer().put_file(key, path, metadata, expect=expect, keep=keep)
 
     def copy(
         self,
@@ -37,14 +47,17 @@ class DelegatedWrites:
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
-        return self._writer().copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
+        return self._writer().copy(
+            source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
+        )
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         return self._writer().delete(keys)
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
-        return self._writer().begin_upload(key, metadata)
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
+        return self._writer().begin_upload(key, metadata, keep=keep)
 
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
         return self._writer().upload_part(key, upload, number, data)
@@ -66,7 +79,7 @@ class DelegatedWrites:
 class NoMultipart:
     """The methods of multipart uploads for a store that has none."""
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
         raise StoreRejected(f"BEGIN {key!r}: this store has no multipart uploads")
 
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
@@ -95,10 +108,16 @@ class ReadOnlyWrites(NoMultipart):
             metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True, writable=False
         )
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         raise _read_only(f"PUT {key!r}")
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         raise _read_only(f"PUT {key!r}")
 
     def copy(
@@ -110,6 +129,7 @@ class ReadOnlyWrites(NoMultipart):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         raise _read_only(f"COPY {source!r} to {target!r}")
 

@@ -19,6 +19,7 @@ from luxfuse.understore.fsspec_infos import version_of
 from luxfuse.understore.fsspec_options import READ_TIMEOUT_S
 from luxfuse.understore.fsspec_writes import rejected
 from luxfuse.understore.local_writes import TEMPORARY
+from luxfuse.understore.properties import Properties
 
 BLOCKS_AT_ONCE = 64
 """Requests of 32 KiB on their way for one read; OpenSSH queues no more."""
@@ -56,7 +57,10 @@ class SftpDriver(FsspecDriver):
 
         return self._ask(what, read)
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         if key.endswith("/"):
             return self._make_directory(key, what)
@@ -68,7 +72,10 @@ class SftpDriver(FsspecDriver):
 
         return self._install(key, what, fill)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         def fill(_filesystem: Any, file: Any) -> int:
             with Path(path).open("rb") as source:
                 return _copy(source, file)
@@ -84,6 +91,7 @@ class SftpDriver(FsspecDriver):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if source.endswith("/"):

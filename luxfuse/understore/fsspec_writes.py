@@ -18,6 +18,7 @@ from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_pool import FileSystems
+from luxfuse.understore.properties import Properties
 
 ABILITIES = Abilities(metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True)
 COPY_BYTES = 1 << 20
@@ -45,6 +46,9 @@ class FsspecWrites(NoMultipart):
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         raise NotImplementedError
 
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        return Properties(self.head(key))
+
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         waiting = [prefix]
         while waiting:
@@ -64,7 +68,10 @@ class FsspecWrites(NoMultipart):
         """Whether `list_all` looks at what is in a directory."""
         return True
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         path = self._target(key, what)
         if key.endswith("/"):
@@ -72,7 +79,10 @@ class FsspecWrites(NoMultipart):
         content = data if isinstance(data, bytes) else bytes(data)
         return self._overwrite(key, what, lambda filesystem: filesystem.pipe_file(path, content))
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         target = self._target(key, what)
         return self._overwrite(key, what, lambda filesystem: filesystem.put_file(path, target))
@@ -86,6 +96,7 @@ class FsspecWrites(NoMultipart):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if source.endswith("/"):

@@ -22,6 +22,7 @@ from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_writes import FsspecWrites, rejected
+from luxfuse.understore.properties import Properties
 
 TEMPORARY = ".luxfuse-new-"
 LEFT_BEHIND_S = 3600.0
@@ -44,7 +45,10 @@ class LocalWrites(FsspecWrites):
         """A symbolic link to a directory is one more directory, whose inside is not looked at."""
         return not Path(self._target(prefix, "LIST")).is_symlink()
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         if key.endswith("/"):
             return self._make_directory(key, what)
@@ -56,7 +60,10 @@ class LocalWrites(FsspecWrites):
 
         return self._replace(key, what, fill, expect)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -76,6 +83,7 @@ class LocalWrites(FsspecWrites):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if source.endswith("/"):

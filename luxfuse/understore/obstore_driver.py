@@ -22,6 +22,7 @@ from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
 from luxfuse.understore.obstore_options import OWN_CHECKSUMS, open_store
 from luxfuse.understore.obstore_reads import ObstoreReads
 from luxfuse.understore.obstore_writes import NeedsMd5, ObstoreWrites
+from luxfuse.understore.properties import Properties
 from luxfuse.understore.s3_access import S3Access
 
 
@@ -96,19 +97,29 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         writer = self._writer()
         return self._fallback() if writer is self._own and any(map(has_odd_segment, keys)) else writer
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        if self._elsewhere or has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"'):
-            return self._writer_for(key).put(key, data, metadata, expect=expect)
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        return self._writer_for(key).examine(key, whole=whole)
+
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        odd = has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"')
+        if self._elsewhere or odd or (keep is not None and keep.own):
+            return self._writer_for(key).put(key, data, metadata, expect=expect, keep=keep)
         try:
-            return self._own.put(key, data, metadata, expect=expect)
+            return self._own.put(key, data, metadata, expect=expect, keep=keep)
         except InvalidPathError:
             pass
         except NeedsMd5:
             self._elsewhere = True
-        return self._writer_for(key).put(key, data, metadata, expect=expect)
+        return self._writer_for(key).put(key, data, metadata, expect=expect, keep=keep)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        return self._writer_for(key).put_file(key, path, metadata, expect=expect)
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return self._writer_for(key).put_file(key, path, metadata, expect=expect, keep=keep)
 
     def copy(
         self,
@@ -119,9 +130,12 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         writer = self._writer_for(source, target)
-        return writer.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
+        return writer.copy(
+            source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
+        )
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         if self._family == "s3":  # obstore makes a bulk request even for one key, and tells only of its first failure

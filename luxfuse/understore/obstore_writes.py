@@ -18,10 +18,11 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
-from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import DEFAULT_CHECKSUM, NO_CHECKSUM, NO_OPTIONS, ObjectOptions
 from luxfuse.understore.obstore_failures import obstore_failure, obstore_message, obstore_status
 from luxfuse.understore.obstore_reads import mtime_ns_of, version_of
+from luxfuse.understore.properties import HEADERS, Properties, type_for
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +86,35 @@ class ObstoreWrites(NoMultipart):
     def _quoted(self, version: str) -> str:
         return f'"{version}"' if self._family == "az" and not version.endswith('"') else version
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        try:
+            found = obstore.get(self._store, key, options={"head": True})
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, f"HEAD {key!r}") from None
+        given = {str(name): value for name, value in found.attributes.items()}
+        metadata = {name: value for name, value in given.items() if name == name.lower()}
+        meta = found.meta
+        info = ObjectInfo(key, meta["size"], version_of(meta), mtime_ns_of(meta["last_modified"]), metadata)
+        headers = {name: given[name] for name in HEADERS if given.get(name)}
+        return Properties(info, given.get("Content-Type"), headers, given.get("Storage-Class"))
+
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what, size = f"PUT {key!r}", len(data)
         metadata = checked_metadata(metadata, what)
-        attributes = self._attributes(key, metadata)
+        attributes = self._attributes(key, metadata, keep)
+        tags = dict(keep.tags) if keep is not None and keep.tags else None
         mode: Any = None
         if expect is not None and self.conditional:
             mode = "create" if expect == ABSENT else {"e_tag": expect}
 
         def put(checksums: bool) -> Any:
             store = self._store_for(size >= PATIENT_FROM_BYTES, checksums)
-            return obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+            return obstore.put(
+                store, key, data, attributes=attributes, tags=tags, mode=mode, use_multipart=False
+            )
 
         try:
             result = self._with_checksum(put)
@@ -105,16 +124,17 @@ class ObstoreWrites(NoMultipart):
                 raise NeedsMd5(f"{what}: the store wants Content-MD5") from None
             if mode is not None and (status == 501 or code == "NotImplemented"):
                 self.forgo_conditions()
-                return self.put(key, data, metadata)
+                return self.put(key, data, metadata, keep=keep)
             error = self._failure(exc, what)
             if mode is not None and type(error) is NotFound:
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise error from None
         return self._written(key, size, result, metadata)
 
-    def _attributes(self, key: str, metadata: Mapping[str, str]) -> dict[str, str]:
-        attributes = {**metadata, "Content-Type": content_type(key)}
-        return attributes | {"Storage-Class": self._storage_class} if self._storage_class else attributes
+    def _attributes(self, key: str, metadata: Mapping[str, str], keep: Properties | None) -> dict[str, str]:
+        attributes = {**metadata, **(keep.headers if keep is not None else {}), "Content-Type": type_for(key, keep)}
+        storage_class = (keep.storage_class if keep is not None else None) or self._storage_class
+        return attributes | {"Storage-Class": storage_class} if storage_class else attributes
 
     def _with_checksum(self, put: Callable[[bool], Any]) -> Any:
         """Make a request with a checksum; without, from then on, if the server turns out not to take it."""
@@ -137,17 +157,22 @@ class ObstoreWrites(NoMultipart):
             self.conditional = False
             log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what, file = f"PUT {key!r}", Path(path)
         metadata = checked_metadata(metadata, what)
-        attributes = self._attributes(key, metadata)
+        attributes = self._attributes(key, metadata, keep)
+        tags = dict(keep.tags) if keep is not None and keep.tags else None
         size = file.stat().st_size
         if expect is not None and self.conditional:
             self._require(key, expect, what)  # obstore knows no conditions for multipart uploads
         try:
             result = obstore.put(
-                self._patient_store(), key, file, attributes=attributes, chunk_size=PART_BYTES, max_concurrency=4
-            )
+                self._patient_store(), key, file, attributes=attributes, tags=tags, chunk_size=PART_BYTES,
+                max_concurrency=4,
+            )  # fmt: skip
         except Exception as exc:  # noqa: BLE001
             raise self._failure(exc, what) from None
         return self._written(key, size, result, metadata)
@@ -161,6 +186,7 @@ class ObstoreWrites(NoMultipart):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if metadata is not None:

@@ -16,6 +16,7 @@ from luxfuse.errors import StoreError
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import MOST_DELETES, Abilities, Buffer, UnderStore
 from luxfuse.understore.calls import Calls
+from luxfuse.understore.properties import Properties
 from luxfuse.understore.renewing import RenewingDriver
 
 LIST_PATIENCE = 10
@@ -105,8 +106,13 @@ class Store(Calls):
         self._attempts["list"] += max(0, before + more - 1) // LISTED_AT_ONCE - max(0, before - 1) // LISTED_AT_ONCE
         return more
 
+    async def examine(self, key: str, *, whole: bool = True) -> Properties:
+        """Describe one object with what others may have set on it; see `UnderStore.examine`."""
+        return await self.call("head", lambda driver: driver.examine(key, whole=whole), what=f"HEAD {key!r}")
+
     async def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object in one request; see `UnderStore.put`."""
         size = len(data)
@@ -114,7 +120,7 @@ class Store(Calls):
         with self.changing(key):
             info = await self.call(
                 "put",
-                lambda driver: driver.put(key, data, metadata, expect=expect),
+                lambda driver: driver.put(key, data, metadata, expect=expect, keep=keep),
                 what=f"PUT {key!r}",
                 patience=_patience(size),
                 size_bytes=size,
@@ -124,12 +130,13 @@ class Store(Calls):
         return info
 
     async def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object from a local file; see `UnderStore.put_file`."""
 
         def put(driver: UnderStore) -> ObjectInfo:
-            return driver.put_file(key, path, metadata, expect=expect)
+            return driver.put_file(key, path, metadata, expect=expect, keep=keep)
 
         size = (await trio.Path(path).stat()).st_size
         await self.turn("put", key, size)
@@ -147,11 +154,14 @@ class Store(Calls):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         """Copy inside the store; see `UnderStore.copy`. ``size`` in bytes also says how long it may take."""
 
         def copy(driver: UnderStore) -> ObjectInfo:
-            return driver.copy(source, target, version=version, metadata=metadata, expect=expect, size=size)
+            return driver.copy(
+                source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
+            )
 
         patience = 1 + (size or 0) / COPIED_BYTES
         with self.changing(target):
@@ -189,9 +199,13 @@ class Store(Calls):
                 raise
         return failures
 
-    async def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+    async def begin_upload(
+        self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None
+    ) -> str:
         """Open a multipart upload and return its id."""
-        return await self.call("put", lambda driver: driver.begin_upload(key, metadata), what=f"BEGIN {key!r}")
+        return await self.call(
+            "put", lambda driver: driver.begin_upload(key, metadata, keep=keep), what=f"BEGIN {key!r}"
+        )
 
     async def upload_part(self, key: str, upload: str, number: int, data: Buffer, *, once: bool = False) -> str:
         """Upload one part, which has had its `turn`, and return its ETag; see `UnderStore.upload_part`, `Calls.call`."""

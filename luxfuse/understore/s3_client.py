@@ -20,8 +20,10 @@ from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.fsspec_failures import failure, status_of
-from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
+from luxfuse.understore.properties import Properties, type_for
+from luxfuse.understore.s3_properties import Examiner, beside, described, for_new
 from luxfuse.understore.s3_transport import Body, open_client
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
@@ -38,7 +40,6 @@ NO_VERSION = '"no-such-version"'
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType")
 _MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
 _COPIES = frozenset({"copy_object", "upload_part_copy"})
 _TOUCHES_CONTENT = (
@@ -64,6 +65,7 @@ class S3Client:
         self._client = open_client(bucket, arguments, request_timeout_s, self._checksums)
         self._new = {**(arguments.get("s3_additional_kwargs") or {}), **objects.new}
         self._objects = objects
+        self._examiner = Examiner(self._call, objects)
         self._conditional = True
         self._matches_sources: bool | None = None
 
@@ -88,16 +90,26 @@ class S3Client:
                 return
             arguments["ContinuationToken"] = answer["NextContinuationToken"]
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        found = self._head(key, f"HEAD {key!r}")
+        return self._examiner.properties(self._prefix + key, self._describe(key, found), found, whole=whole)
+
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
         metadata = checked_metadata(metadata, what)
         answer = self._conditionally(
-            "put_object", what, key, expect, Body=Body(data), Metadata=metadata, ContentType=content_type(key)
+            "put_object", what, key, expect, Body=Body(data), Metadata=metadata, **for_new(key, keep)
         )
         return ObjectInfo(key, len(data), self._version(key, answer), 0, dict(metadata))
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
-        return put_in_parts(self, key, path, metadata, expect)
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return put_in_parts(self, key, path, metadata, expect, keep)
 
     def copy(
         self,
@@ -108,47 +120,46 @@ class S3Client:
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
-        arguments: dict[str, Any] = {}
-        looked = False
         if metadata is not None:
             metadata = checked_metadata(metadata, what)
-        if metadata is not None or size is None or size > SINGLE_COPY_BYTES:
-            found = self._head(source, what)
-            size, etag = found["ContentLength"], self._describe(source, found).version
-            if version not in (None, etag):
-                raise VersionChanged(f"{what}: version is {etag}, not {version}")
-            version, looked = etag, True
-            arguments = {name: found[name] for name in _HEADERS if found.get(name)}
-            kept = found.get("Metadata", {}) if metadata is None else metadata
-            arguments["Metadata"] = kept
-        if size > SINGLE_COPY_BYTES:
-            return self._copy_in_parts(source, target, version, size, arguments, expect, what)
-        arguments = {"MetadataDirective": "REPLACE", **arguments} if metadata is not None else {}
-        answer = self._copy_from("copy_object", what, source, version, target, expect, arguments, looked=looked)
+        if keep is None or (keep.info.size > SINGLE_COPY_BYTES and not keep.tags):
+            keep = self.examine(source, whole=size is None or size > SINGLE_COPY_BYTES)
+        found = keep.info
+        if version not in (None, found.version):
+            raise VersionChanged(f"{what}: version is {found.version}, not {version}")
+        if found.size > SINGLE_COPY_BYTES:
+            return self._copy_in_parts(source, target, metadata, expect, keep, what)
+        arguments = beside(keep)
+        if metadata is None and keep.content_type and type_for(target, keep) != keep.content_type:
+            metadata = found.metadata or {}
+        if metadata is not None:
+            arguments |= {"MetadataDirective": "REPLACE", "Metadata": metadata, **described(target, keep)}
+        answer = self._copy_from("copy_object", what, source, found.version, target, expect, arguments, looked=True)
         answer = answer["CopyObjectResult"]
         mtime_ns = to_ns(answer["LastModified"]) if answer.get("LastModified") else 0
-        return ObjectInfo(target, size, self._version(target, answer), mtime_ns, arguments.get("Metadata"))
+        return ObjectInfo(target, found.size, self._version(target, answer), mtime_ns, metadata)
 
     def _copy_in_parts(
         self,
         source: str,
         target: str,
-        version: str | None,
-        size: int,
-        arguments: Mapping[str, Any],
+        metadata: Mapping[str, str] | None,
         expect: str | None,
+        keep: Properties,
         what: str,
     ) -> ObjectInfo:
-        answer = self._call("create_multipart_upload", what, Key=self._prefix + target, **arguments)
-        upload: str = answer["UploadId"]
+        found = keep.info
+        kept = dict(found.metadata or {}) if metadata is None else dict(metadata)
+        upload = self._begin(target, kept, keep, what)
 
         def copy(number: int, start: int, end: int) -> str:
-            return self.copy_part(target, upload, number, source, version, start, end)
+            return self.copy_part(target, upload, number, source, found.version, start, end)
 
-        info = in_parts(self, target, upload, size, COPIED_PART_BYTES, copy, expect)
-        return ObjectInfo(target, size, info.version, info.mtime_ns, arguments["Metadata"])
+        info = in_parts(self, target, upload, found.size, COPIED_PART_BYTES, copy, expect)
+        return ObjectInfo(target, found.size, info.version, info.mtime_ns, kept)
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
@@ -176,15 +187,13 @@ class S3Client:
                 )
         return failures
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
         what = f"BEGIN {key!r}"
-        answer = self._call(
-            "create_multipart_upload",
-            what,
-            Key=self._prefix + key,
-            Metadata=checked_metadata(metadata, what),
-            ContentType=content_type(key),
-        )
+        return self._begin(key, checked_metadata(metadata, what), keep, what)
+
+    def _begin(self, key: str, metadata: Mapping[str, str], keep: Properties | None, what: str) -> str:
+        arguments = {"Metadata": metadata, **for_new(key, keep)}
+        answer = self._call("create_multipart_upload", what, Key=self._prefix + key, **arguments)
         upload: str = answer["UploadId"]
         return upload
 
@@ -329,6 +338,18 @@ class S3Client:
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
+        granted = [name for name in arguments if name.startswith("Grant")]
+        try:
+            return self._with_checksum(method, **arguments)
+        except Exception as exc:
+            if not granted or status_of(exc)[1] not in ("AccessDenied", "AccessControlListNotSupported"):
+                raise
+        plain = {name: value for name, value in arguments.items() if name not in granted}
+        answer = self._with_checksum(method, **plain)
+        self._examiner.forgo_acls()
+        return answer
+
+    def _with_checksum(self, method: str, **arguments: Any) -> dict[str, Any]:
         checksums = self._checksums
         sent = checksums.sent
         try:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import WriteSide
+from luxfuse.understore.properties import Properties
 
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
@@ -17,15 +18,20 @@ AT_ONCE = 4
 
 
 def put_in_parts(
-    driver: WriteSide, key: str, path: str, metadata: Mapping[str, str], expect: str | None
+    driver: WriteSide,
+    key: str,
+    path: str,
+    metadata: Mapping[str, str],
+    expect: str | None,
+    keep: Properties | None = None,
 ) -> ObjectInfo:
     """Do `UnderStore.put_file` with the other methods of ``driver``, which has multipart uploads."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
         if size <= PART_BYTES:
-            return driver.put(key, read_exactly(fd, 0, size, key), metadata, expect=expect)
-        upload = driver.begin_upload(key, metadata)
+            return driver.put(key, read_exactly(fd, 0, size, key), metadata, expect=expect, keep=keep)
+        upload = driver.begin_upload(key, metadata, keep=keep)
 
         def send(number: int, start: int, end: int) -> str:
             return driver.upload_part(key, upload, number, read_exactly(fd, start, end, key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
+from luxfuse.understore.properties import Properties
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +62,11 @@ class Dirty:
     """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
     stored: tuple[str, str] | None = None
     """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
+    inherits: str = ""
+    """Of one that is resumed: the key of the object that it is, if the store had one."""
+    kept: Properties | None = None
+    """What others have set on the object that it is, as of ``kept_s``; see `keeping`."""
+    kept_s: float = -math.inf
     sent: tuple[tuple[int, int], ...] = ()
     """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
     described: Mapping[str, str] | None = None
@@ -141,6 +148,7 @@ class Dirty:
             stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,
             generation=self.generation,
             holders=self.holders,
+            inherits=self.stored[0] if self.stored is not None else self.inherits,
         )
 
 

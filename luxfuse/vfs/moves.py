@@ -27,6 +27,7 @@ from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
+from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.tree import Exists, Tree
 from luxfuse.vfs.writeback import WriteBack
@@ -446,6 +447,7 @@ class Moves:
         with self._writeback.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
                 await self._writer.complete(dirty)  # what it lacks goes with the old key
+                await keep(self._store, dirty)  # and so does what others set
             self._namespace.hold(entry.inode, *place)
             self._namespace.hold(None, *new_place)
             arguments = {"source": prefix, "target": new_prefix, "inode": str(entry.inode)}

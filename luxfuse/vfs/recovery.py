@@ -330,6 +330,12 @@ class Recovery:
                     self._journal.put_file(number, record)
                     break
             for source, target in moves:
+                if record.inherits and _is_in(record.inherits, source):
+                    inherits = target + record.inherits[len(source) :]
+                    record = msgspec.structs.replace(record, inherits=inherits)
+                    self._journal.put_file(number, record)
+                    break
+            for source, target in moves:
                 if record.stored is not None and _is_in(record.stored[0], source):
                     stored = target + record.stored[0][len(source) :], ""
                     self._journal.put_file(number, msgspec.structs.replace(record, stored=stored))
@@ -410,7 +416,7 @@ class Recovery:
             number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
             closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
             sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
-            generation=record.generation, holders=record.holders,
+            generation=record.generation, holders=record.holders, inherits=record.inherits,
         )
         if content is not None:
             arrived = best(self._journal.uploads, record.key, self._journal)

@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace, Stale
 
 log = logging.getLogger(__name__)
@@ -241,8 +243,9 @@ class WriteBack:
             elif dirty.kind is Kind.DIRECTORY:
                 info = await self._push_marker(dirty, row)
             else:
-                metadata = to_metadata(dirty.kind, row.attributes)
-                info = await self._store.put(dirty.key, dirty.target, metadata)
+                kept = await keep(self._store, dirty)
+                metadata = {**foreign(kept), **to_metadata(dirty.kind, row.attributes)}
+                info = await self._store.put(dirty.key, dirty.target, metadata, keep=kept)
         except Replaced:
             self._namespace.expire(dirty.inode)
             raise
@@ -297,8 +300,9 @@ class WriteBack:
             assert stamp is not None
             await self._announce(dirty, stamp)
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
-            source.key = dirty.key
-            metadata, generation = self._described(dirty, to_metadata(Kind.FILE, attributes)), dirty.generation
+            source.key, source.keep = dirty.key, await keep(self._store, dirty)
+            metadata = {**foreign(source.keep), **self._described(dirty, to_metadata(Kind.FILE, attributes))}
+            generation = dirty.generation
             try:
                 try:
                     uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
@@ -426,7 +430,7 @@ class WriteBack:
             raise dirty.conflict
         saved = await self._recovered.save_object(self._store, info)
         log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
-        dirty.expect = info.version
+        dirty.expect, dirty.kept_s = info.version, -math.inf
         return None
 
     async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
@@ -454,9 +458,10 @@ class WriteBack:
         known = dirty.expect or row.version
         for _ in range(CONFLICT_ROUNDS):
             try:
-                found = await self._store.head(dirty.key)
+                kept = await self._store.examine(dirty.key, whole=False)
             except NotFound:
                 raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
+            found = kept.info
             if found.version != known and found.metadata != dirty.described and not _has(found, row):
                 raise Replaced(f"{dirty.key!r} was replaced by somebody else meanwhile")
             known = found.version
@@ -468,7 +473,7 @@ class WriteBack:
             dirty.described = metadata
             try:
                 info = await self._store.copy(
-                    dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size
+                    dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size, keep=kept
                 )
             except VersionChanged:
                 continue

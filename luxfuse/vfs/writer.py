@@ -46,6 +46,7 @@ from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
+from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace, Stale
 from luxfuse.vfs.writeback import WriteBack
@@ -829,7 +830,10 @@ class Writer:
         if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
             return  # it goes up whole already, or not at all
         try:
-            await self._uploader.send_early(source, metadata, PART_BYTES)
+            source.keep = await keep(self._uploader.store, dirty)
+            if dirty.lock.locked():
+                return
+            await self._uploader.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
         except StoreError as exc:
             log.info("%r does not go up while it is written: %s", dirty.key, exc)
         except Exception:

@@ -17,6 +17,7 @@ from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, S
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, MOST_DELETES, Abilities, Buffer, OnDescribed
 from luxfuse.understore.metadata import checked_metadata
+from luxfuse.understore.properties import Properties
 
 PAGE_ENTRIES = 1000
 KINDS = (
@@ -216,11 +217,20 @@ class FakeStore:
                 self._request("list")
             yield ListPage(infos[start : start + PAGE_ENTRIES])
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        return Properties(self.head(key))
+
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         assert not key.endswith("/") or not data
         return self._put("put", key, bytes(data), metadata, expect)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         return self._put("put_file", key, Path(path).read_bytes(), metadata, expect)
 
     def _put(self, kind: str, key: str, data: bytes, metadata: Mapping[str, str], expect: str | None) -> ObjectInfo:
@@ -239,6 +249,7 @@ class FakeStore:
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
         if metadata is not None:
@@ -265,7 +276,7 @@ class FakeStore:
             self._answer("delete")
         return failures
 
-    def begin_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+    def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
         what = f"BEGIN {key!r}"
         metadata = checked_metadata(metadata, what)
         self._require_multipart(what)

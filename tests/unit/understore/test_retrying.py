@@ -406,8 +406,8 @@ async def test_long_listings_count_as_the_requests_that_they_take():
 
 async def test_a_change_is_told_of_though_its_answer_is_lost(mock_clock):
     class Mute(FakeStore):
-        def put(self, key, data, metadata, *, expect=None):
-            super().put(key, data, metadata, expect=expect)
+        def put(self, key, data, metadata, *, expect=None, keep=None):
+            super().put(key, data, metadata, expect=expect, keep=keep)
             raise StoreUnavailable("connection reset")
 
         def delete(self, keys):

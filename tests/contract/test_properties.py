@@ -1,0 +1,204 @@
+"""What others set on an object stays when a driver writes in its place, read back by clients of others."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.understore import s3_client as s3_module
+from luxfuse.understore import whole_files
+from luxfuse.understore.base import UnderStore
+from tests.support.servers_store import azurite_url, moto_url  # noqa: F401
+from tests.support.store_targets import Target, open_target, s3_client
+
+MIB = 1 << 20
+HEADERS = {"ContentType": "text/x-own", "CacheControl": "max-age=5", "ContentEncoding": "gzip",
+           "ContentDisposition": 'attachment; filename="a b"', "ContentLanguage": "de"}  # fmt: skip
+REST: dict[str, Any] = {
+    "Expires": datetime.datetime(2030, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+    "WebsiteRedirectLocation": "/elsewhere",
+    "StorageClass": "STANDARD_IA",
+    "ServerSideEncryption": "aws:kms",
+    "SSEKMSKeyId": "arn:aws:kms:us-east-1:123456789012:key/k1",
+}
+MIXED = {"theirs": "value", "mode": "33188"}
+ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
+
+
+class Bucket:
+    """A bucket as others see it."""
+
+    def __init__(self, target: Target) -> None:
+        self.client = s3_client(target.endpoint or "")
+        self.name = target.source.removeprefix("s3://")
+
+    def put(self, key: str, data: bytes = b"data", **changes: Any) -> None:
+        arguments = {**HEADERS, **REST, "Tagging": "a=1&b=x%20y", "ACL": "public-read", **changes}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        self.client.put_object(Bucket=self.name, Key=key, Body=data, Metadata=MIXED, **arguments)
+
+    def described(self, key: str) -> dict[str, Any]:
+        """Return everything that `put` sets, but the metadata."""
+        found = self.client.head_object(Bucket=self.name, Key=key)
+        tags = self.client.get_object_tagging(Bucket=self.name, Key=key)["TagSet"]
+        grants = self.client.get_object_acl(Bucket=self.name, Key=key)["Grants"]
+        public = [grant["Permission"] for grant in grants if grant["Grantee"].get("URI") == ALL_USERS]
+        return {**{name: found.get(name) for name in (*HEADERS, *REST)},
+                "tags": {tag["Key"]: tag["Value"] for tag in tags}, "public": public}  # fmt: skip
+
+    def metadata(self, key: str) -> dict[str, str]:
+        found: dict[str, str] = self.client.head_object(Bucket=self.name, Key=key)["Metadata"]
+        return found
+
+
+WHOLE = {**HEADERS, **REST, "tags": {"a": "1", "b": "x y"}, "public": ["READ"]}
+
+
+@pytest.fixture(params=["obstore-s3", "fsspec-s3"])
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    yield from open_target(request, request.param)
+
+
+@pytest.fixture
+def bucket(target: Target) -> Bucket:
+    return Bucket(target)
+
+
+@pytest.fixture
+def store(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[UnderStore]:
+    monkeypatch.setattr(whole_files, "PART_BYTES", 5 * MIB)
+    driver = target.open()
+    yield driver
+    driver.close()
+
+
+def test_everything_stays(store: UnderStore, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bucket.put("x.txt")
+    kept = store.examine("x.txt")
+    assert kept.info.metadata == MIXED
+    store.put("x.txt", b"new", {"theirs": "value", "mode": "1"}, expect=kept.info.version, keep=kept)
+    assert bucket.described("x.txt") == WHOLE
+    assert bucket.metadata("x.txt") == {"theirs": "value", "mode": "1"}
+    store.copy("x.txt", "x.txt", metadata={"mode": "2"})
+    assert (bucket.described("x.txt"), bucket.metadata("x.txt")) == (WHOLE, {"mode": "2"})
+    kept = store.examine("x.txt", whole=False)
+    store.copy("x.txt", "x.txt", metadata={"mode": "3"}, keep=kept)
+    assert (bucket.described("x.txt"), bucket.metadata("x.txt")) == (WHOLE, {"mode": "3"})
+    store.copy("x.txt", "y.txt", version=store.head("x.txt").version, size=3)
+    assert (bucket.described("y.txt"), bucket.metadata("y.txt")) == (WHOLE, {"mode": "3"})
+    (tmp_path / "f").write_bytes(b"f" * (5 * MIB + 1))
+    info = store.put_file("y.txt", str(tmp_path / "f"), {"mode": "4"}, keep=store.examine("y.txt"))
+    assert bucket.described("y.txt") == WHOLE
+    monkeypatch.setattr(s3_module, "SINGLE_COPY_BYTES", MIB)
+    monkeypatch.setattr(s3_module, "COPIED_PART_BYTES", 5 * MIB)
+    store.copy("y.txt", "z", version=info.version, size=info.size)
+    assert (bucket.described("z"), bucket.metadata("z")) == (WHOLE, {"mode": "4"})
+    store.copy("z", "z", metadata={"mode": "5"}, keep=store.examine("z", whole=False))
+    assert (bucket.described("z"), bucket.metadata("z")) == (WHOLE, {"mode": "5"})
+    upload = store.begin_upload("z", {"mode": "6"}, keep=store.examine("z"))
+    store.complete_upload("z", upload, [(1, store.upload_part("z", upload, 1, b"part"))])
+    assert (bucket.described("z"), bucket.metadata("z")) == (WHOLE, {"mode": "6"})
+
+
+@pytest.mark.parametrize("target", ["obstore-s3"], indirect=True)
+@pytest.mark.parametrize("left_out", [*HEADERS, *REST, "Tagging", "ACL"])
+def test_each_alone(store: UnderStore, bucket: Bucket, left_out: str):
+    """Whatever an object has, it is the client that can send it that writes."""
+    only = {name: None for name in (*HEADERS, *REST, "Tagging", "ACL") if name != left_out}
+    if left_out == "SSEKMSKeyId":
+        only.pop("ServerSideEncryption")
+    bucket.put("x", **only)
+    before = bucket.described("x")
+    kept = store.examine("x")
+    store.put("x", b"new", {}, keep=kept)
+    after = bucket.described("x")
+    store.copy("x", "y")
+    if left_out != "ContentType":
+        before["ContentType"] = after["ContentType"]
+    assert after == before == bucket.described("y")
+
+
+def test_type_changes_with_the_name_only(store: UnderStore, bucket: Bucket):
+    store.put("a.tmp", b"<p>", {"mode": "1"})
+    store.copy("a.tmp", "a.html")
+    assert bucket.client.head_object(Bucket=bucket.name, Key="a.html")["ContentType"] == "text/html"
+    assert bucket.metadata("a.html") == {"mode": "1"}
+    bucket.put("b.txt", Tagging="a=1")
+    store.copy("b.txt", "b.html")
+    assert bucket.described("b.html")["ContentType"] == "text/x-own"
+    bucket.put("c.txt", ContentType="text/plain")
+    store.copy("c.txt", "c.html")
+    assert bucket.described("c.html") == {**WHOLE, "ContentType": "text/html"}
+    assert bucket.metadata("c.html") == MIXED
+    store.put("c.html", b"", {}, keep=store.examine("c.txt"))
+    assert bucket.described("c.html") == {**WHOLE, "ContentType": "text/html"}
+
+
+def test_settings_are_for_new_objects(target: Target, bucket: Bucket):
+    store = target.open(storage_options={**target.options, "storage_class": "ONEZONE_IA"})
+    bucket.put("old", **dict.fromkeys(REST))
+    store.put("old", b"new", {}, keep=store.examine("old"))
+    store.put("new", b"new", {})
+    classes = [bucket.described(key)["StorageClass"] for key in ("old", "new")]
+    assert classes in ([None, "ONEZONE_IA"], ["STANDARD", "ONEZONE_IA"])
+    store.copy("new", "copy")
+    store.copy("old", "copy of old")
+    assert bucket.described("copy")["StorageClass"] == "ONEZONE_IA"
+    assert bucket.described("copy of old")["StorageClass"] in (None, "STANDARD")
+    store.close()
+
+
+def test_acl_that_is_set_wins(target: Target, bucket: Bucket):
+    store = target.open(storage_options={**target.options, "acl": "private"})
+    bucket.put("x")
+    store.put("x", b"new", {}, keep=store.examine("x"))
+    assert bucket.described("x") == {**WHOLE, "public": []}
+    store.close()
+
+
+@pytest.fixture(params=["obstore-az", "fsspec-az"])
+def azure(request: pytest.FixtureRequest) -> Iterator[Target]:
+    yield from open_target(request, request.param)
+
+
+def test_azure(azure: Target, azurite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    from azure.storage.blob import BlobServiceClient, ContentSettings, StandardBlobTier
+
+    from tests.support.servers_store import AZURITE_KEY
+
+    monkeypatch.setattr(whole_files, "PART_BYTES", MIB)
+    service = BlobServiceClient(azurite_url, credential=AZURITE_KEY)
+    container = service.get_container_client(azure.source.removeprefix("az://"))
+    settings = ContentSettings(content_type="text/x-own", cache_control="max-age=5", content_encoding="gzip",
+                               content_disposition="attachment", content_language="de")  # fmt: skip
+    container.upload_blob("x.txt", b"data", metadata=MIXED, content_settings=settings, tags={"a": "1"},
+                          standard_blob_tier=StandardBlobTier.COOL)  # fmt: skip
+
+    def described(key: str) -> tuple[Any, ...]:
+        blob = container.get_blob_client(key)
+        found = blob.get_blob_properties()
+        headers = {name: value for name, value in dict(found.content_settings).items() if name != "content_md5"}
+        return headers, found.blob_tier, blob.get_blob_tags()
+
+    whole = described("x.txt")
+    assert whole[1:] == ("Cool", {"a": "1"})
+    store = azure.open()
+    store.put("x.txt", b"new", {"theirs": "value", "mode": "1"}, keep=store.examine("x.txt"))
+    assert described("x.txt") == whole
+    store.copy("x.txt", "x.txt", metadata={"mode": "2"})
+    assert described("x.txt") == whole
+    store.copy("x.txt", "y.txt")
+    assert described("y.txt") == whole
+    (tmp_path / "f").write_bytes(b"f" * (2 * MIB))
+    store.put_file("y.txt", str(tmp_path / "f"), {"mode": "3"}, keep=store.examine("y.txt"))
+    assert described("y.txt") == whole
+    store.put("a.tmp", b"<p>", {"mode": "1"})
+    store.copy("a.tmp", "a.html")
+    assert described("a.html")[0]["content_type"] == "text/html"
+    assert store.head("a.html").metadata == {"mode": "1"}
+    store.close()
+    service.close()
