@@ -23,7 +23,8 @@ from luxfuse.understore.base import Abilities, Buffer, OnDescribed
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
-from luxfuse.understore.metadata import checked_metadata, content_type
+from luxfuse.understore.metadata import checked_metadata
+from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.times import to_ns
 
 PAGE_ENTRIES = 1000
@@ -32,6 +33,10 @@ WHOLE_BYTES = 16 << 20
 
 DELETES_AT_ONCE = 16
 ABILITIES = Abilities(metadata=True, conditional=False, multipart=False, part_copy=False, hierarchical=False)
+
+
+_FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDisposition",
+           "Content-Encoding": "contentEncoding", "Content-Language": "contentLanguage"}  # fmt: skip
 
 
 class GcsDriver(FsspecDriver):
@@ -47,7 +52,16 @@ class GcsDriver(FsspecDriver):
         self._uploads = f"{filesystem._location}/upload/storage/v1/b/{self._bucket}/o"
 
     def head(self, key: str) -> ObjectInfo:
-        return self._described(self._call(f"HEAD {key!r}", "GET", "b/{}/o/{}", self._bucket, self._prefix + key))
+        return self._described(self._item(key))
+
+    def _item(self, key: str) -> dict[str, Any]:
+        item: dict[str, Any] = self._call(f"HEAD {key!r}", "GET", "b/{}/o/{}", self._bucket, self._prefix + key)
+        return item
+
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        item = self._item(key)
+        headers = {name: item[field] for name, field in _FIELDS.items() if item.get(field)}
+        return Properties(self._described(item), item.get("contentType"), headers, item.get("storageClass"))
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         full, found = self._prefix + prefix, False
@@ -94,9 +108,12 @@ class GcsDriver(FsspecDriver):
             self._require_version(key, version, what)
         return checked(data, end - start, found or version, version, what)
 
-    def put(self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what = f"PUT {key!r}"
-        about = self._about(key, metadata, what)
+        about = self._about(key, metadata, what, keep)
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps(about)}\r\n"
         head += f"--{boundary}\r\nContent-Type: {about['contentType']}\r\n\r\n"
@@ -108,12 +125,15 @@ class GcsDriver(FsspecDriver):
         )  # fmt: skip
         return self._written(answer, len(data), metadata, what)
 
-    def put_file(self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None) -> ObjectInfo:
+    def put_file(
+        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
         what, size = f"PUT {key!r}", Path(path).stat().st_size
         with Path(path).open("rb") as source:
             if size <= WHOLE_BYTES:
-                return self.put(key, source.read(), metadata)
-            about = self._about(key, metadata, what)
+                return self.put(key, source.read(), metadata, keep=keep)
+            about = self._about(key, metadata, what, keep)
             headers, _ = self._call(
                 what, "POST", self._uploads, bucket_level=True, json_out=False, uploadType="resumable", json=about,
                 headers={"X-Upload-Content-Type": about["contentType"]},
@@ -130,9 +150,15 @@ class GcsDriver(FsspecDriver):
                     raise StoreUnavailable(f"{what}: the store took only a part of a piece")
         return self._written(json.loads(answer), size, metadata, what)
 
-    def _about(self, key: str, metadata: Mapping[str, str], what: str) -> dict[str, Any]:
+    def _about(
+        self, key: str, metadata: Mapping[str, str], what: str, keep: Properties | None
+    ) -> dict[str, Any]:
         own = checked_metadata(metadata, what)
-        return {"name": self._prefix + key, "contentType": content_type(key), "metadata": own}
+        about = {"name": self._prefix + key, "contentType": type_for(key, keep), "metadata": own}
+        if keep is not None:
+            about |= {_FIELDS[name]: value for name, value in keep.headers.items()}
+            about |= {"storageClass": keep.storage_class} if keep.storage_class else {}
+        return about
 
     def _written(self, answer: dict[str, Any], size: int, metadata: Mapping[str, str], what: str) -> ObjectInfo:
         info = self._described(answer)
@@ -149,12 +175,17 @@ class GcsDriver(FsspecDriver):
         metadata: Mapping[str, str] | None = None,
         expect: str | None = None,
         size: int | None = None,
+        keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"COPY {source!r} to {target!r}"
-        found = self.head(source)
+        keep = keep or self.examine(source)
+        found = keep.info
         if version not in (None, found.version):
             raise VersionChanged(f"{what}: version is {found.version}, not {version}")
-        about = {} if metadata is None else self._about(target, metadata, what)
+        typed = keep.content_type and type_for(target, keep) != keep.content_type
+        if metadata is None and (typed or keep.storage_class not in (None, "STANDARD")):
+            metadata = found.metadata or {}  # a copy has all of its source by itself, or only what is said
+        about = {} if metadata is None else self._about(target, metadata, what, keep)
         ends = (self._bucket, self._prefix + source, self._bucket, self._prefix + target)
         token: str | None = None
         while True:
