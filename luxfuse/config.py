@@ -21,7 +21,7 @@ from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
 from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SETTINGS, default
-from luxfuse.core.units import shown
+from luxfuse.core.units import NO, YES, shown
 from luxfuse.core.values import check_text, nearest
 from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, WriteMode
@@ -233,7 +233,15 @@ def _absolute(name: str, value: Any, directory: str) -> Any:
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise ValueError(f"{twice} is given twice; leave one out")
         return made
+    if name == "storage_options":
+        return {option: _option_file(option, text, directory) for option, text in value.items()}
     return absolute(value, directory) if BY_NAME[name].kind.path else value
+
+
+def _option_file(option: str, text: str, directory: str) -> str:
+    """Return the value of a storage option, with its absolute path if it names a file."""
+    named = option == "web_identity_token_file" or (option == "verify" and text.strip().lower() not in YES + NO)
+    return absolute(text, directory) if named and not text.startswith("~") else text
 
 
 def absolute(path: str, directory: str, *, as_written: bool = False) -> str:
@@ -321,7 +329,8 @@ def for_attached(flags: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     given = _given(flags, variables, options)
     directory = working_directory()
     parsed = {name: _parse(name, written, None, directory) for name, written in given.items()}
-    return {name: parsed[name] if BY_NAME[name].kind.path else written.value for name, written in given.items()}
+    with_paths = {name for name in given if BY_NAME[name].kind.path or name == "storage_options"}
+    return {name: parsed[name] if name in with_paths else written.value for name, written in given.items()}
 
 
 def checked_source(source: str) -> str:

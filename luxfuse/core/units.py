@@ -70,6 +70,11 @@ def parse_duration(text: str | float) -> float:
     return sum(float(number) * _SECONDS[unit.lower()] for number, unit in _DURATION.findall(stripped))
 
 
+YES = ("1", "true", "yes", "on")
+NO = ("0", "false", "no", "off")
+"""What storage options take for true and false."""
+
+
 def parse_switch(value: str | bool) -> bool:
     """Return True for ``on`` and ``true``, False for ``off`` and ``false``. Raises ValueError for anything else."""
     word = str(value).strip().lower()

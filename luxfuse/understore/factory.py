@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
+from luxfuse.core.units import NO, YES
 from luxfuse.errors import ConfigError, StoreRejected
 from luxfuse.understore.azure_access import AzureAccess
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
 from luxfuse.understore.renewing import Access, OnlyOptions, RenewingDriver
-from luxfuse.understore.trust import NO, YES
 from luxfuse.understore.variables import variables
 
 if TYPE_CHECKING:

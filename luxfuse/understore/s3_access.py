@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from luxfuse.core.units import NO, YES
 from luxfuse.errors import AccessDenied, ConfigError
 from luxfuse.understore.failures import CREDENTIAL_PLACES
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import Reach
 from luxfuse.understore.s3_credentials import Frozen, S3Credentials, place_of
-from luxfuse.understore.trust import NO, YES, trust_for
+from luxfuse.understore.trust import trust_for
 from luxfuse.understore.variables import variables
 
 DEFAULT_REGION = "us-east-1"

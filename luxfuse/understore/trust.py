@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from luxfuse.core.units import NO, YES
 from luxfuse.errors import ConfigError
-
-YES = ("1", "true", "yes", "on")
-NO = ("0", "false", "no", "off")
 
 _SYSTEM = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Gentoo

@@ -394,3 +394,14 @@ def test_a_working_directory_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ConfigError, match=r"--log-file: 'log': the working directory is gone, or not UTF-8"):
         made(log_file="log")
     assert msgspec.json.encode(made())
+
+
+def test_files_that_storage_options_name_are_those_of_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = {"verify": "ca.pem", "web_identity_token_file": "sub/token", "key": "k"}
+    wanted = {"verify": f"{tmp_path}/ca.pem", "web_identity_token_file": f"{tmp_path}/sub/token", "key": "k"}
+    assert made(storage_options=options).storage_options == wanted
+    for word in ("False", "on", "/etc/ca.pem", "~/ca.pem"):
+        assert made(storage_options={"verify": word}).storage_options == {"verify": word}
+    attached = config.for_attached({"storage_options": {"verify": "ca.pem", "key": "k"}}, {})
+    assert attached["storage_options"] == {"verify": f"{tmp_path}/ca.pem", "key": "k"}
