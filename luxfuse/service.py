@@ -182,6 +182,7 @@ class Service:
             "version": __version__,
             "state": "draining" if p.backlog.draining else "degraded" if reasons else "serving",
             "degraded_reasons": reasons,
+            "hints": [hint for parts in each if (hint := parts.writer.small_closes.hint) is not None],
             "passthrough": p.kernel.passthrough,
             "passthrough_reason": p.kernel.reason,
             "uptime_s": time.monotonic() - self._started_s,

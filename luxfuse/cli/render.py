@@ -79,6 +79,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         if text := make(status):
             rows.append((name, text))
     rows += [(name, text) for name, text in _cluster(status) if text]
+    rows += [("hint", escape(hint)) for hint in status.get("hints", [])]
     rows.append(("memory", format_size(status.get("memory_bytes", 0))))
     return rows
 

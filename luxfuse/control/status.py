@@ -230,6 +230,8 @@ class ClusterStatus(TypedDict):
 class Status(TypedDict):
     """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on.
 
+    ``hints``: settings that would serve better what programs have done since the mount.
+
     ``node``: the mount itself as a node of a cluster; None or missing if it is none. ``peers``: the others.
     """
 
@@ -239,6 +241,7 @@ class Status(TypedDict):
     version: str
     state: StatusState
     degraded_reasons: list[str]
+    hints: list[str]
     passthrough: bool
     passthrough_reason: str | None
     uptime_s: float

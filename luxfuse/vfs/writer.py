@@ -35,6 +35,7 @@ from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.parts import PART_BYTES
 from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.core.spans import pages_of
+from luxfuse.core.waits import SmallCloses
 from luxfuse.errors import LuxError, NotFound, StoreError, Unforeseen, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
@@ -111,6 +112,7 @@ class Writer:
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
         self.replication: Replicator | None = None
         """Where other nodes are to hold what was promised until the store has it."""
+        self.small_closes = SmallCloses()
         self._misled: set[Dirty] = set()
         """Those that have another key than their holders know."""
         writeback.on_pushed = self.publish
@@ -475,7 +477,12 @@ class Writer:
                 await self._promise(dirty)
                 if await self._replicate(dirty):
                     return
+        began_s = trio.current_time()
         await self._apart(lambda: self._push(dirty))
+        if not local and dirty.source is not None and dirty.uploaded is not None:
+            now_s = trio.current_time()
+            if self.small_closes.note(now_s, now_s - began_s, dirty.uploaded.size):
+                log.info("%s", self.small_closes.hint)
 
     async def _apart(self, function: Callable[[], Awaitable[None]]) -> None:
         """Wait for what runs in a task of its own, and goes on if the caller is cancelled. Raises what it raises."""

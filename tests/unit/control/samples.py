@@ -28,6 +28,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "version": "0.1.0",
         "state": "serving",
         "degraded_reasons": [],
+        "hints": [],
         "passthrough": True,
         "passthrough_reason": None,
         "uptime_s": 3700.5,
