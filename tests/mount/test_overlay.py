@@ -29,6 +29,7 @@ class Overlay:
 
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
+        self.upper, self.work = mount.path / "upper", mount.path / "work"
         self.lower, self.merged = mount.base / "lower", mount.base / "merged"
         for name, text in LOWER.items():
             (self.lower / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +42,8 @@ class Overlay:
 
     def mount(self) -> None:
         """Stack them."""
-        self._mount.run(["mkdir", "-p", self._mount.path / "upper", self._mount.path / "work"])
-        options = f"lowerdir={self.lower},upperdir={self._mount.path}/upper,workdir={self._mount.path}/work"
+        self._mount.run(["mkdir", "-p", self.upper, self.work])
+        options = f"lowerdir={self.lower},upperdir={self.upper},workdir={self.work}"
         self._mount.run(["mount", "-t", "overlay", "overlay", "-o", options, self.merged])
 
     def unmount(self) -> None:
@@ -96,10 +97,9 @@ kept600 regular file
 def test_changes_above_a_lower_layer_stay(mount: Mount, overlay: Overlay) -> None:
     overlay.sh(CHANGES)
     assert overlay.sh(LOOK) == SEEN
-    upper = mount.path / "upper"
-    found = mount.run(["sh", "-c", f"cd {upper}; stat -c '%n %F %t,%T' file dir/a"])
+    found = mount.run(["sh", "-c", f"cd {overlay.upper}; stat -c '%n %F %t,%T' file dir/a"])
     assert found.stdout == "file character special file 0,0\ndir/a character special file 0,0\n"
-    assert mount.do("getxattr", f"{upper}/tree", "trusted.overlay.opaque") == "y"
+    assert mount.do("getxattr", f"{overlay.upper}/tree", "trusted.overlay.opaque") == "y"
     overlay.unmount()
     wait_for("everything is in the store", lambda: mount.status()["dirty"]["files"] == 0)
     mount.remount()
@@ -107,10 +107,7 @@ def test_changes_above_a_lower_layer_stay(mount: Mount, overlay: Overlay) -> Non
     assert overlay.sh(LOOK) == SEEN
     assert sorted(path.name for path in overlay.lower.iterdir()) == ["dir", "file", "kept", "tree"]
 
-
-def test_what_was_removed_can_be_made_again(overlay: Overlay) -> None:
-    for _ in range(2):
-        overlay.sh("rm -r file dir; mkdir file; echo x > dir; mv file file2; mv dir file; mv file2 dir; rm file; rmdir dir")
-        assert overlay.sh("ls") == "kept\ntree\n"
-        overlay.sh("echo again > file; mkdir dir; echo a > dir/a")
-        assert overlay.sh("cat file dir/a; ls dir") == "again\na\na\n"
+    overlay.sh("rm -r dir tree; mkdir file; echo x > dir; mv file file2; mv dir file; mv file2 dir; rm file; rmdir dir")
+    assert overlay.sh("ls") == "kept\nlink\nmade\npipe\n"
+    overlay.sh("echo again > file; mkdir dir; echo a > dir/a")
+    assert overlay.sh("cat file dir/a; ls dir") == "again\na\na\n"
