@@ -64,10 +64,9 @@ class S3Access:
         self.trust = trust_for(options, self._variables, aws=self._ca_bundle())
         self._region = self._option("region") or self._options.get("default_region") or self._region_of_tools()
         if self.profile or self._variables.get("AWS_PROFILE") or self._variables.get("AWS_DEFAULT_PROFILE"):
-            self._session()  # every client would fail on a profile that there is not
+            # Every client would fail on a profile that there is not.
+            self._region = self._region or self._session().get_config_variable("region")
         self.credentials = None if self.anonymous else self._find_credentials()
-        if self._botocore is not None:
-            self._region = self._region or self._botocore.get_config_variable("region")
 
     def _option(self, name: str) -> str | None:
         return next((self._options[each] for each in _NAMES[name] if self._options.get(each)), None)
