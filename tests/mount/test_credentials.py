@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.front import Answer, front, s3_error
+from tests.support.front import Answer, certificate_authority, front, s3_error
 from tests.support.mounted import Mounts, digest
 
 
@@ -96,3 +96,22 @@ def test_what_has_expired_is_permission_denied_until_the_credentials_file_is_rot
     credentials.write_text("[default]\naws_access_key_id = AKIATWO\naws_secret_access_key = s\n")
     assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: credentials\n"
     assert mount.read("b") == digest(b"b")
+
+
+def test_a_private_authority_is_believed_when_it_is_named(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    fill({"a": b"a"})
+    authority = certificate_authority(tmp_path, "private")
+    with front(s3.endpoint, certificate=authority.server) as url:
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=url)
+        refused = mount.try_mount()
+        assert refused.returncode != 0
+        assert refused.stderr.count("\n") == 1
+        assert "the endpoint's certificate is not trusted; name the authority" in refused.stderr
+        mount.mount("--storage-option", f"verify={authority.bundle}")
+        assert mount.read("a") == digest(b"a")
+        for command in ("mkdir d", "mv a d/b", "printf new > d/c", "rm d/b"):
+            mount.run(["sh", "-ec", f"cd {mount.path}; {command}"], check=True)
+        assert mount.read("d/c") == digest(b"new")
+        assert mount.unmount().returncode == 0
