@@ -87,6 +87,20 @@ def test_what_was_written_is_not_asked_for(mounting: Mounts, proxy: FaultProxy, 
     assert counts(proxy) == (0, 0)
 
 
+def test_chmod_is_a_look_and_a_copy(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
+    fill({"d/a": b"x", "d/b": b"x"})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    for name in ("a", "b"):  # the first finds out what the server heeds
+        mount.do("file", f"{mount.path}/d/{name}")
+        proxy.reset_counts()
+        mount.do("os.chmod", f"{mount.path}/d/{name}", 0o600)
+    assert [r.method for r in proxy.requests] == ["HEAD", "PUT"]
+    proxy.reset_counts()
+    assert mount.do("stat", f"{mount.path}/d/b")["mode"] == stat.S_IFREG | 0o600
+    assert mount.read("d/b")[0] == 1
+    assert proxy.requests == []
+
+
 # -- nobody gets in
 
 
