@@ -49,6 +49,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.links import Links
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.load import Loads
 from luxfuse.vfs.moves import Moves
@@ -197,13 +198,17 @@ def build_tree(
         namespace=namespace, names=names, tree=tree, entries=dirty, files=files, writer=writer, writeback=writeback,
         journal=local.journal, cache=cache, store=store,
     )
+    links = Links(
+        namespace=namespace, names=names, tree=tree, entries=dirty, writer=writer, writeback=writeback,
+        journal=local.journal, hardlinks=s.hardlinks,
+    )
     recovery = Recovery(
         namespace=namespace, names=names, entries=dirty, journal=local.journal, staging=local.staging,
         recovered=recovered, writeback=writeback, cache=cache, store=store, limits=limits,
     )
     fs = FileSystem(
         namespace=namespace, descriptions=descriptions, files=files, cache=cache, defaults=defaults, entries=dirty,
-        writer=writer, tree=tree, moves=moves, policies=policies,
+        writer=writer, tree=tree, moves=moves, links=links, policies=policies,
     )
     inventory = Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging)
     retention = Retention(

@@ -27,6 +27,7 @@ from luxfuse.errors import ConfigError
 from luxfuse.types import ReadMode, WriteMode
 
 OnConflict = Literal["overwrite", "fail"]
+HardLinks = Literal["refuse", "copy"]
 AttributesMode = Literal["auto", "exact", "listing"]
 Driver = Literal["auto", "obstore", "fsspec"]
 EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
@@ -57,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     write_mode: WriteMode = WriteMode(default("write_mode"))
     path_rules: tuple[PathRule, ...] = ()
     on_conflict: OnConflict = default("on_conflict")
+    hardlinks: HardLinks = default("hardlinks")
     metadata_ttl_s: float = default("metadata_ttl")
     negative_ttl_s: float = default("negative_ttl")
     whole_file_threshold_bytes: int = default("whole_file_threshold")

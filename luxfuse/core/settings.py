@@ -196,6 +196,11 @@ SETTINGS = (
         "If somebody else changed the object meanwhile: `overwrite` keeps theirs aside, `fail` gives ESTALE.", "overwrite",
         attachable=True, live=True,
     ),
+    Setting(
+        "hardlinks", values.choice("refuse", "copy"),
+        "What link(2) does: EPERM, or a copy, made inside the store where it can be; it is another file from then on.",
+        "refuse", attachable=True, live=True,
+    ),
     Setting("max_uploads", values.whole(1, 256), "Files uploaded at once.", "16", attachable=True),
     Setting(
         "room_timeout", values.DURATION,

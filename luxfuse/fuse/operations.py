@@ -239,8 +239,8 @@ class Operations(pyfuse3.Operations):
 
     @changing
     async def link(self, inode: Any, new_parent_inode: Any, new_name: Any, ctx: Any) -> Any:
-        """A key has one name."""
-        raise pyfuse3.FUSEError(errno.EPERM)
+        """Make a copy under a further name, where the mount is told to: a key has one name."""
+        return to_kernel(await self._fs.link(inode, new_parent_inode, new_name, caller_of(ctx)))
 
     @changing
     async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:

@@ -20,6 +20,7 @@ from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import BadHandle, Files
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.links import Links
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.tree import NotPermitted, Tree
@@ -80,7 +81,7 @@ class FileSystem:
 
     def __init__(
         self, *, namespace: Namespace, descriptions: Descriptions, files: Files, cache: PageCache, defaults: Defaults,
-        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves, policies: PathPolicies,
+        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves, links: Links, policies: PathPolicies,
     ) -> None:
         self.namespace = namespace
         self._descriptions = descriptions
@@ -89,6 +90,7 @@ class FileSystem:
         self._writer = writer
         self._tree = tree
         self._moves = moves
+        self.links = links
         self._policies = policies
         self._cache = cache
         self._defaults = defaults
@@ -491,6 +493,15 @@ class FileSystem:
         self._check_name(name)
         self._check_writable(parent, name)
         return self._stat(await self._tree.symlink(parent, name, target, caller))
+
+    async def link(self, inode: int, parent: int, name: bytes, caller: Caller) -> Stat:
+        """Make a copy under a further name, where the mount is told to; it is another file from then on."""
+        self._check_name(name)
+        self._check_writable(parent, name)
+        target = b""
+        if self.links.hardlinks == "copy" and (await self.namespace.current(inode)).kind is Kind.SYMLINK:
+            target = await self.readlink(inode)
+        return self._stat(await self.links.link(inode, parent, name, target, caller))
 
     async def unlink(self, parent: int, name: bytes) -> None:
         """Remove what is no directory."""

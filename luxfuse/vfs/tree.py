@@ -166,7 +166,8 @@ class Tree:
             self._writeback.hold_below(key, entry.inode)
         return dirty
 
-    async def _require_absent(self, parent: int, name: bytes) -> None:
+    async def require_absent(self, parent: int, name: bytes) -> None:
+        """Raise `Exists` if there is a name."""
         try:
             await self._namespace.lookup(parent, name)
         except NoSuchName:
@@ -201,8 +202,12 @@ class Tree:
         return handle, self.row(found.inode)
 
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
+        owned = self._owned(parent, mode, caller, Kind.FILE)
+        return self.make_like(parent, name, msgspec.structs.replace(owned, mtime_ns=None))
+
+    def make_like(self, parent: int, name: bytes, attributes: Attributes) -> Dirty:
+        """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self.new_key(parent, name, Kind.FILE)
-        attributes = msgspec.structs.replace(self._owned(parent, mode, caller, Kind.FILE), mtime_ns=None)
         dirty = self._make(parent, name, Kind.FILE, attributes, key)
         self._writer.stage_new(dirty)
         return dirty
@@ -220,13 +225,13 @@ class Tree:
         if not stat_module.S_ISREG(mode):
             return await self._make_small(parent, name, Kind.SPECIAL, mode, caller, rdev=rdev)
         async with self.turn((parent, name)):
-            await self._require_absent(parent, name)
+            await self.require_absent(parent, name)
             dirty = self._create(parent, name, mode, caller)
             dirty.closed = True
         try:
             await self._writer.sync(dirty)
         except (LuxError, OSError):
-            await self._undo(dirty)
+            self.undo(dirty)
             raise
         return self.row(dirty.inode)
 
@@ -234,7 +239,7 @@ class Tree:
         self, parent: int, name: bytes, kind: Kind, mode: int, caller: Caller, target: bytes = b"", rdev: int | None = None
     ) -> Entry:
         async with self.turn((parent, name)):
-            await self._require_absent(parent, name)
+            await self.require_absent(parent, name)
             key = self.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             dirty = self._make(parent, name, kind, attributes, key, len(target))
@@ -245,14 +250,14 @@ class Tree:
             try:
                 await self._writeback.push(dirty)
             except (LuxError, OSError):
-                await self._undo(dirty)
+                self.undo(dirty)
                 raise
             reached("make.stored")
         elif dirty.must_push:
             self._writeback.schedule(dirty)
         return self.row(dirty.inode)
 
-    async def _undo(self, dirty: Dirty) -> None:
+    def undo(self, dirty: Dirty) -> None:
         """The store refused what was made: it was never there."""
         if dirty.place is None:
             return
@@ -301,14 +306,14 @@ class Tree:
             dirty.orphan.attributes = self._changed(dirty.orphan.attributes or Attributes(), dirty.orphan.kind, changes)
             self._set_times(dirty, changes)
             return
-        row = await self._known(inode)
+        row = await self.known(inode)
         new = self._changed(row.attributes or Attributes(), row.kind, changes)
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.source is not None:
             self._set_times(dirty, changes)
-        await self._put_attributes(inode, new)
+        await self.put_attributes(inode, new)
 
-    async def _known(self, inode: int) -> Entry:
+    async def known(self, inode: int) -> Entry:
         """Return the entry of an inode with the attributes that the store has of it."""
         if inode == ROOT_INODE:
             return self._namespace.root
@@ -353,7 +358,7 @@ class Tree:
         if unchanged:  # the content is what the store has, only its times are not
             dirty.uploaded, dirty.attributes_changed = dirty.stamp, True
 
-    async def _put_attributes(self, inode: int, new: Attributes) -> None:
+    async def put_attributes(self, inode: int, new: Attributes) -> None:
         """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was."""
         row = self.row(inode)
         old, row.attributes = row.attributes, new
@@ -389,18 +394,18 @@ class Tree:
         if dirty is not None:
             row: Entry = self._writer.row(dirty)
         else:
-            row = await self._known(inode) if ask else self.row(inode)
+            row = await self.known(inode) if ask else self.row(inode)
         return dict((row.attributes.xattrs if row.attributes else None) or {})
 
     async def set_xattrs(self, inode: int, xattrs: dict[str, bytes]) -> None:
         """Replace them all."""
-        row = await self._known(inode)
+        row = await self.known(inode)
         new = msgspec.structs.replace(
             row.attributes or Attributes(), xattrs=xattrs or None, ctime_ns=time.time_ns()
         )
         if len(to_metadata(Kind.FILE, Attributes(xattrs=xattrs)).get("xattr", "")) > XATTRS_MOST_BYTES:
             raise TooManyAttributes("object metadata has no room for so much")
-        await self._put_attributes(inode, new)
+        await self.put_attributes(inode, new)
 
     def touch(self, directory: int) -> None:
         """The entries of a directory have changed: so has its mtime, here."""
@@ -535,7 +540,7 @@ class Tree:
         await self._namespace.attributes(parent, name, row)
         row = self.row(directory)
         row.version = MARKED
-        await self._put_attributes(directory, row.attributes or Attributes())
+        await self.put_attributes(directory, row.attributes or Attributes())
 
     def _others_stored(self, directory: int, leaving: bytes) -> bool:
         """Whether a directory has an entry beside one that is in the store, or was promised to go there."""

@@ -475,6 +475,16 @@ class Volumes:
         stat.inode |= volume.base
         return stat
 
+    async def link(self, inode: int, parent: int, name: bytes, caller: Caller) -> Stat:
+        """See `FileSystem.link`; from one volume to another there is none."""
+        if self._volume(inode) is not self._volume(parent):
+            raise OtherVolume("a link from one under-store to another")
+        volume = self._name(parent, name)
+        with volume as fs:
+            stat = await fs.link(inode & LOCAL_MASK, parent & LOCAL_MASK, name, caller)
+        stat.inode |= volume.base
+        return stat
+
     async def unlink(self, parent: int, name: bytes) -> None:
         """See `FileSystem.unlink`."""
         with self._name(parent, name) as fs:

@@ -63,6 +63,7 @@ PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
 EARLY_BYTES = 4 * PART_BYTES
 """A file that has grown to this size while it is written begins to go up."""
 IO_THREADS = 16
+_COPY_BYTES = 64 << 20
 
 
 class IsADirectory(LuxError):
@@ -377,6 +378,14 @@ class Writer:
                 self.note(dirty)
         if dirty.source is not None:
             dirty.source.old = None
+
+    async def copy_content(self, source: Dirty, target: Dirty) -> None:
+        """Fill an empty file with all that another one has, which is complete. Raises `NoRoom`, OSError."""
+        content, new = self._content(source), self._content(target)
+        async with self._room(target, content.size):
+            with content.in_use(), new.in_use():
+                await trio.to_thread.run_sync(_copy_bytes, content.fd, new.fd, limiter=self._limiter)
+        target.times_set = True
 
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
         """Set a file's size; ``dirty`` is None unless it is open for writing."""
@@ -851,6 +860,14 @@ def without_set_id(mode: int) -> int:
     """Return permissions as a write by somebody without privileges leaves them."""
     mode &= ~stat_module.S_ISUID
     return mode & ~stat_module.S_ISGID if mode & stat_module.S_IXGRP else mode
+
+
+def _copy_bytes(source: int, target: int) -> None:
+    """Copy a file with its times."""
+    status, at = os.fstat(source), 0
+    while done := os.sendfile(target, source, at, _COPY_BYTES):
+        at += done
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -207,6 +207,14 @@ class User:
         with self.doing({p: what for p, what in self.now.items() if p != path}):
             await self.m.fs.rmdir(*(await self.place(path)))
 
+    async def link(self, path: str, new: str, *, pending: bool = False) -> None:
+        """Make a copy of a name as link(2) does here. ``pending``: of what is not in the store, which is copied here."""
+        with self.doing(self.now | {new: self.now[path]}):
+            self.unclosed = pending
+            await self.m.fs.link(await self.m.inode(path), *(await self.place(new)), CALLER)
+            self.unclosed = False
+            await self.sync_names()
+
     async def rename(self, path: str, new: str, flags: int = 0) -> None:
         after = moved(self.now, path, new, exchange=flags == 2)
         if flags & WHITEOUT:

@@ -206,6 +206,28 @@ async def rename_the_last_of_a_directory(u: User) -> None:
     await u.rename("full/deep/3", "three")
 
 
+@case()
+async def link(u: User) -> None:
+    await u.link("x", "full/x")
+
+
+@case()
+async def link_a_symlink(u: User) -> None:
+    await u.link("link", "full/link")
+
+
+@case(before=written_twice)
+async def link_what_is_dirty(u: User) -> None:
+    await u.link("new", "newer", pending=True)
+
+
+@case()
+async def unlink_and_link(u: User) -> None:
+    await u.unlink("b")
+    await u.link("a", "b")
+    await u.link("b", "c")
+
+
 @case(before=written_twice)
 async def rename_what_is_dirty(u: User) -> None:
     await u.rename("new", "newer")
@@ -223,6 +245,11 @@ async def changed(u: User) -> None:
 @case(before=changed)
 async def rename_what_is_changed(u: User) -> None:
     await u.rename("a", "full/a")
+
+
+@case(before=changed)
+async def link_what_is_changed(u: User) -> None:
+    await u.link("a", "full/a", pending=True)
 
 
 @case(before=changed)
@@ -524,7 +551,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 def options(mode: str, *, passthrough: bool) -> Options:
-    return Options(write_mode=mode, passthrough=passthrough, whole_file_bytes=pages(2), max_requests=8)  # type: ignore[arg-type]
+    return Options(write_mode=mode, passthrough=passthrough, whole_file_bytes=pages(2), max_requests=8, hardlinks="copy")  # type: ignore[arg-type]
 
 
 QUIET = ("finishing the", "was being written when the last run ended", "is gone; fetching it again", "damaged page")

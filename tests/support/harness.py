@@ -95,6 +95,7 @@ class Options:
     flusher: bool = True
     write_mode: WriteMode = "cache-through"
     on_conflict: str = "overwrite"
+    hardlinks: str = "refuse"
     room_timeout_s: float = 2.0
     abort_uploads: bool = True
     directory: Callable[[Path, str], CacheDirectory] = CacheDirectory
@@ -120,6 +121,7 @@ class Options:
             metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
             whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
             write_mode=WriteMode(self.write_mode), on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
+            hardlinks=self.hardlinks,  # type: ignore[arg-type]
         )
 
 

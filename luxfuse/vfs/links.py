@@ -1,0 +1,147 @@
+"""Hard links. A key has one name, so there are none; where the mount is told to, a further name gets a copy.
+
+What the store has is copied there. What it does not have yet, or never gets, is copied here: from staging file to staging
+file, promised and brought up like what a program writes. A crash leaves no name, or that of a whole copy: one in the store
+has its name by being there, and one that was made here has none until it is promised.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat as stat_module
+
+import trio
+
+from luxfuse.config import HardLinks
+from luxfuse.errors import LuxError, NotFound, VersionChanged
+from luxfuse.index.entries import Attributes, Entry, describe
+from luxfuse.index.journal import Journal
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.types import Kind, WriteMode
+from luxfuse.understore.base import ABSENT
+from luxfuse.vfs.attributes import Caller
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.tree import NotPermitted, Tree
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class Links:
+    """link(2) of one mount."""
+
+    def __init__(
+        self, *, namespace: Namespace, names: Names, tree: Tree, entries: DirtyEntries, writer: Writer,
+        writeback: WriteBack, journal: Journal, hardlinks: HardLinks,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._tree = tree
+        self._entries = entries
+        self._writer = writer
+        self._writeback = writeback
+        self._journal = journal
+        self.hardlinks: HardLinks = hardlinks
+        self._told = False
+
+    async def link(self, inode: int, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a copy of a file, symlink or special file; returns its entry. ``target``: of a symlink.
+
+        Raises `NotPermitted` where links are refused, and for directories, `Exists`, and as opening and writing do.
+        """
+        if self.hardlinks == "refuse":
+            if not self._told:
+                log.info("a hard link was refused: hardlinks = \"copy\" makes copies instead, independent of each other")
+                self._told = True
+            raise NotPermitted("an object has one name; the setting hardlinks can be copy")
+        row = await self._tree.known(inode)
+        if row.kind is Kind.DIRECTORY:
+            raise NotPermitted("a directory has one name")
+        known = row.attributes or Attributes()
+        owner = Caller(caller.uid if known.uid is None else known.uid, caller.gid if known.gid is None else known.gid)
+        if row.kind is Kind.SYMLINK:
+            return await self._tree.symlink(parent, name, target, owner)
+        if row.kind is Kind.SPECIAL:
+            return await self._tree.mknod(parent, name, known.mode or stat_module.S_IFIFO, known.rdev or 0, owner)
+        return await self._link_file(inode, parent, name)
+
+    async def _link_file(self, inode: int, parent: int, name: bytes) -> Entry:
+        new_key = self._tree.new_key(parent, name, Kind.FILE)
+        stays_here = self._writer.mode_of(new_key) is WriteMode.MUST_CACHE
+        while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
+            await self._writeback.landed(dirty)
+        if stays_here or (dirty is not None and not self._is_stored(dirty)):
+            return await self._copy_here(inode, parent, name)
+        return await self._copy_there(inode, parent, name, new_key)
+
+    @staticmethod
+    def _is_stored(dirty: Dirty) -> bool:
+        """Whether the store has the content of a file as it is now, under its key."""
+        if dirty.mode is WriteMode.MUST_CACHE or not dirty.may_be_stored or dirty.expect in (ABSENT, None):
+            return False
+        return not dirty.content_changed(dirty.uploaded)
+
+    async def _copy_there(self, inode: int, parent: int, name: bytes, new_key: str) -> Entry:
+        async with self._tree.turn((parent, name)):
+            await self._tree.require_absent(parent, name)
+            above, base, row = self._namespace.locate(inode)
+            key = self._namespace.key(above, base, row.kind)
+            await self._writeback.thawed(key)
+            await self._writeback.thawed(new_key)
+            self._namespace.hold(None, parent, name)
+            reached("link.held")
+            try:
+                info = await self._writeback.copy(key, new_key, row.version or None, row.size)
+                reached("link.copied")
+            except (LuxError, OSError) as exc:
+                self._namespace.settle(None, parent, name)
+                if isinstance(exc, NotFound | VersionChanged):
+                    self._namespace.expire(inode)
+                    raise Stale(f"{key!r} changed in the under-store") from None
+                raise
+            doomed = self._writeback.reuse(new_key) != ABSENT
+            now_s = self._namespace.now_s()
+            made = self._names.create(
+                parent, name, Kind.FILE, attributes=row.attributes, size=row.size, version=info.version,
+                mtime_ns=info.mtime_ns or row.mtime_ns, checked_s=now_s,
+            )
+            describe(made, row.attributes, info.mtime_ns, now_s)
+            self._namespace.put(parent, name, made)
+            self._tree.touch(parent)
+            self._namespace.settle(None, parent, name)
+            reached("link.named")
+            if doomed:  # a restart would remove it
+                await self._journal.commit()
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.attributes_changed and row.attributes is not None:
+            await self._tree.put_attributes(made.inode, row.attributes)
+        return self._tree.row(made.inode)
+
+    async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:
+        source = await self._writer.begin(inode)
+        source.writers += 1  # it stays as it is until it has been copied
+        try:
+            if source.needs_base:
+                await self._writer.complete(source)
+            async with self._tree.turn((parent, name)):
+                await self._tree.require_absent(parent, name)
+                made = self._tree.make_like(parent, name, self._writer.row(source).attributes or Attributes())
+                made.writers += 1
+            reached("link.made")
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._writer.copy_content(source, made)
+                reached("link.filled")
+                await self._writer.sync(made)
+                reached("link.promised")
+            except BaseException:
+                self._tree.undo(made)
+                raise
+            finally:
+                self._writer.closed(made)
+        finally:
+            self._writer.closed(source)
+        return self._tree.row(made.inode)
