@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+
+from luxfuse import config
+from luxfuse.errors import ConfigError
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -27,18 +29,18 @@ def say(text: str) -> None:
     print(f"luxfuse: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
-def say_unexpected(exc: BaseException, directory: Path) -> None:
-    """Report a bug in one line and keep its traceback in ``directory``, if that can be written."""
+def say_unexpected(exc: BaseException) -> None:
+    """Report a bug in one line and keep its traceback in the state directory, if that can be written."""
     import traceback
 
-    log = directory / "command-errors.log"
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as f:
+        log = config.state_root() / "command-errors.log"
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as f:
             log.chmod(0o600)
             f.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
             traceback.print_exception(exc, file=f)
         where = f"details in {log}"
-    except OSError as failure:
-        where = f"details could not be written to {log}: {failure.strerror}"
+    except (OSError, ValueError, ConfigError) as failure:
+        where = f"details could not be written: {failure}"
     say(f"unexpected {type(exc).__name__}: {exc}: {where}; please report this")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from luxfuse.cli.errors import FAILED, USAGE, CommandFailed, UsageError, say, say_unexpected
-from luxfuse.config import state_root
 from luxfuse.errors import ConfigError, LuxError
 
 
@@ -41,11 +41,20 @@ def guard(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
     except BrokenPipeError:
-        # The reader of our output has gone; keep the interpreter from failing on it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _give_up_output()  # its reader has gone
     except Exception as exc:  # noqa: BLE001 (the last resort, which reports it)
-        say_unexpected(exc, state_root())
+        code = FAILED  # the command may have been done, and its output not
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC and exc.filename is None:
+            say(f"the output cannot be written: {exc.strerror}")
+            _give_up_output()
+        else:
+            say_unexpected(exc)
     return code
+
+
+def _give_up_output() -> None:
+    """Keep the interpreter from failing once more on output that cannot be written, at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> int:

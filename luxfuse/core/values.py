@@ -172,7 +172,13 @@ def _parse_pairs(value: Any) -> dict[str, str]:
     for item in value.values():
         if isinstance(item, (list, dict)):
             raise TypeError("must be a table of names and values, not of tables or lists")
-    return {check_text(name): check_text(str(item)) for name, item in value.items()}
+    pairs = {check_text(name): str(item) for name, item in value.items()}
+    for name, item in pairs.items():
+        try:
+            check_text(item)
+        except ValueError:
+            raise ValueError(f"{name}: its value is not UTF-8, or holds a NUL character") from None  # it may be secret
+    return pairs
 
 
 def _parse_prices(value: Any) -> Prices:

@@ -405,3 +405,10 @@ def test_files_that_storage_options_name_are_those_of_the_working_directory(monk
         assert made(storage_options={"verify": word}).storage_options == {"verify": word}
     attached = config.for_attached({"storage_options": {"verify": "ca.pem", "key": "k"}}, {})
     assert attached["storage_options"] == {"verify": f"{tmp_path}/ca.pem", "key": "k"}
+
+
+@pytest.mark.parametrize("value", ["s3cret\udce9", "s3cret\0"])
+def test_no_value_of_a_storage_option_is_repeated(value: str) -> None:
+    with pytest.raises(ConfigError, match="--storage-option: key: its value is not UTF-8, or holds a NUL") as caught:
+        made(storage_options={"key": value})
+    assert "s3cret" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -239,7 +240,7 @@ def test_a_dead_daemon(luxfuse: Run, tmp_path: Path, state: Path) -> None:
         (["mount", "s3://b"], 2, "mountpoint is missing"),
         (["mount", "s3://b", "/m", "--write-mode", "back"], 2, "--write-mode: 'back' is not one of cache-through"),
         (["mount", "s3://b", "/m", "-o", "on_conflict=merge"], 2, "on_conflict"),
-        (["mount", "s3://b", "/m", "-o", "novelty=1"], 2, "-o novelty=1: unknown option"),
+        (["mount", "s3://b", "/m", "-o", "novelty=1"], 2, "-o novelty: unknown option"),
         (["mount", "s3://b", "/m", "--cache-size", "big"], 2, "--cache-size: 'big' is not a size"),
         (["mount", "s3://b", "/m", "--driver", "boto"], 2, "driver"),
         (["mount", "s3://b", "/m", "--storage-option", "secret"], 2, "--storage-option: write it as key=value"),
@@ -475,3 +476,31 @@ def test_live_stats_end_cleanly(state: Path, luxfuse: Run, tmp_path: Path) -> No
     _, err = process.communicate(timeout=20)
     os.close(master)
     assert (process.returncode, err) == (0, b"")
+
+
+def test_output_that_cannot_be_written(luxfuse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: list[bool] = []
+    monkeypatch.setattr(main, "_give_up_output", lambda: given_up.append(True))
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        failed = luxfuse("list")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.flush()
+        assert (failed.code, failed.line) == (1, "luxfuse: the output cannot be written: No space left on device")
+    assert given_up
+
+
+def test_a_user_without_a_home_directory(luxfuse: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    for name in ("LUXFUSE_STATE_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for arguments, instead in ((["list"], "LUXFUSE_STATE_DIR"), (["mount", "s3://b", tmp_path], "--cache-dir")):
+        failed = luxfuse(*arguments)
+        assert (failed.code, failed.line) == (
+            2, f"luxfuse: this user has no home directory; set HOME, or give {instead}"
+        )  # fmt: skip
