@@ -103,6 +103,8 @@ class WriteBack:
         self._deleting: set[str] = set()
         self._deletes_due: dict[str, float] = {}
         self._delete_errors: dict[str, StoreError] = {}
+        self._delete_failures: dict[str, int] = {}
+        """How often the delete of a key has failed, one time after the other."""
         self._places: dict[str, tuple[int, bytes]] = {}
         self._keys: dict[str, tuple[trio.Lock, int]] = {}
         self._wake = trio.Event()
@@ -686,6 +688,7 @@ class WriteBack:
         self._journal.drop_delete(key)
         self._settle_above(key)
         self._deletes_due.pop(key, None)
+        self._delete_failures.pop(key, None)
         self._delete_errors.pop(key, None)
         self._places.pop(key, None)
         return None if in_flight else record.version
@@ -745,13 +748,12 @@ class WriteBack:
                         self._deleted(key)
                 for key, error in failures.items():
                     log.info("%r cannot be removed yet: %s", key, error)
-                    self._delete_errors[key] = error
-                    self._deletes_due[key] = trio.current_time() + retry_delay_s(3, self._longest_delete_retry_s, self._rng)
+                    self._delete_failed(key, error)
         except StoreError as exc:
             log.info("%d objects cannot be removed yet: %s", len(keys), exc)
             self.failures += 1
-            self._delete_errors.update(dict.fromkeys(keys, exc))
-            delay_s = retry_delay_s(2, self._longest_delete_retry_s, self._rng)
+            for key in keys:
+                self._delete_failed(key, exc)
         except Exception:
             log.exception("removing objects failed in an unexpected way")
             delay_s = LONGEST_RETRY_S
@@ -763,9 +765,18 @@ class WriteBack:
             self._deleting = set()
             self._wake.set()
 
+    def _delete_failed(self, key: str, error: StoreError) -> None:
+        """Take note of a delete that failed, and plan the next try, later the more have failed."""
+        if key not in self._deletes_due:
+            return  # the name was made anew meanwhile
+        failures = self._delete_failures[key] = self._delete_failures.get(key, 0) + 1
+        self._delete_errors[key] = error
+        self._deletes_due[key] = trio.current_time() + retry_delay_s(failures, self._longest_delete_retry_s, self._rng)
+
     def _deleted(self, key: str) -> None:
         self._deletes_due.pop(key, None)
         self._delete_errors.pop(key, None)
+        self._delete_failures.pop(key, None)
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)

@@ -140,3 +140,21 @@ async def test_an_upload_that_the_store_has_forgotten_begins_anew(tmp_path: Path
     assert driver.objects["a"][0] == data
     assert driver.counts["upload_part"] == 10
     assert m.journal.uploads == set()
+
+
+async def test_deletes_that_are_refused_wait_longer_each_time(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("a", b"content")
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        driver.fail_next(1000, lambda: StoreRejected("DELETE 'a': 403 Forbidden (AccessDenied)"), "delete")
+        await m.fs.unlink(1, b"a")
+        pauses = []
+        for count in (1, 2, 3, 4):
+            m.writeback.hurry()
+            await until(lambda count=count: m.writeback._delete_failures.get("a") == count and not m.writeback._deleting)  # type: ignore[misc]
+            pauses.append(m.writeback._deletes_due["a"] - trio.current_time())
+        assert [round(pause / 0.875 / 2**n) for n, pause in enumerate(pauses, 1)] == [1, 1, 1, 1]
+        assert "AccessDenied" in str(m.writeback.delete_error("a"))
+        driver._failures.clear()
+        await m.drain()
+    assert driver.objects == {}
