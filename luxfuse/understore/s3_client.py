@@ -338,15 +338,15 @@ class S3Client:
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
-        granted = [name for name in arguments if name.startswith("Grant")]
+        kept = [name for name in arguments if name == "Tagging" or name.startswith("Grant")]
         try:
             return self._with_checksum(method, **arguments)
         except Exception as exc:
-            if not granted or status_of(exc)[1] not in ("AccessDenied", "AccessControlListNotSupported"):
+            if not kept or status_of(exc)[0] not in (400, 403, 405, 501):
                 raise
-        plain = {name: value for name, value in arguments.items() if name not in granted}
-        answer = self._with_checksum(method, **plain)
-        self._examiner.forgo_acls()
+        # To write an object may be allowed where to set its tags or its ACL is not.
+        answer = self._with_checksum(method, **{name: value for name, value in arguments.items() if name not in kept})
+        self._examiner.note_refused(kept)
         return answer
 
     def _with_checksum(self, method: str, **arguments: Any) -> dict[str, Any]:
@@ -371,7 +371,8 @@ class S3Client:
         keyed = objects.keyed if method in _TOUCHES_CONTENT else {}
         source = objects.keyed_source if method in _COPIES else {}
         request = getattr(self._client, method)
-        answer: dict[str, Any] = request(
-            Bucket=self._bucket, **{**objects.always, **keyed, **source, **new, **arguments}
-        )
+        always = objects.always
+        if method.startswith("get_bucket_"):
+            always.pop("RequestPayer", None)  # the owner pays for these
+        answer: dict[str, Any] = request(Bucket=self._bucket, **{**always, **keyed, **source, **new, **arguments})
         return answer

@@ -7,7 +7,7 @@ headers along by itself, but neither storage class nor encryption nor ACL; a new
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,6 +34,7 @@ class Examiner:
         self._options = options
         self._acls: bool | None = None if options.canned_acl is None else False
         """Whether objects have ACLs that can be read; None: not asked yet."""
+        self._warned = False
 
     def properties(self, key: str, info: ObjectInfo, found: Mapping[str, Any], *, whole: bool) -> Properties:
         """Return what a HEAD has ``found`` of the object with the full ``key``; ``whole``: with the tags."""
@@ -96,11 +97,13 @@ class Examiner:
         except (NotFound, AccessDenied, StoreRejected):
             return False
 
-    def forgo_acls(self) -> None:
-        """The store does not let us set the ACL that an object had."""
-        if self._acls:
-            log.warning("the store refuses to set ACLs: objects that are edited or renamed lose theirs")
-        self._acls = False
+    def note_refused(self, names: Sequence[str]) -> None:
+        """The store took an object only without these parameters."""
+        if any(name.startswith("Grant") for name in names):
+            self._acls = False
+        if not self._warned:
+            self._warned = True
+            log.warning("the store refuses to set ACLs or tags: objects that have some lose them when they are edited")
 
 
 def grants_of(acl: Mapping[str, Any]) -> dict[str, str]:

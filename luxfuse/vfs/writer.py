@@ -847,7 +847,7 @@ class Writer:
             return  # it goes up whole already, or not at all
         try:
             source.keep = await keep(self._uploader.store, dirty)
-            if dirty.lock.locked():
+            if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
                 return
             await self._uploader.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
         except StoreError as exc:

@@ -14,6 +14,7 @@ from luxfuse.understore import whole_files
 from luxfuse.understore.base import UnderStore
 from tests.support.servers_store import azurite_url, moto_url  # noqa: F401
 from tests.support.store_targets import Target, open_target, s3_client
+from tests.support.strict_s3 import Seen, StrictS3
 
 MIB = 1 << 20
 HEADERS = {"ContentType": "text/x-own", "CacheControl": "max-age=5", "ContentEncoding": "gzip",
@@ -158,6 +159,25 @@ def test_acl_that_is_set_wins(target: Target, bucket: Bucket):
     store.put("x", b"new", {}, keep=store.examine("x"))
     assert bucket.described("x") == {**WHOLE, "public": []}
     store.close()
+
+
+@pytest.mark.expected_logs("refuses to set ACLs or tags")
+@pytest.mark.parametrize("target", ["obstore-s3"], indirect=True)
+def test_object_is_written_though_its_tags_and_acl_are_refused(target: Target, bucket: Bucket):
+    def refuse(request: Seen) -> tuple[int, str, str] | None:
+        kept = "x-amz-tagging" in request.headers or any(name.startswith("x-amz-grant-") for name in request.headers)
+        return (403, "AccessDenied", "not for you") if kept else None
+
+    bucket.put("x")
+    with StrictS3(target.endpoint or "") as front:
+        front.refuse = refuse
+        options = {**target.options, "requester_pays": "true"}
+        store = target.open(endpoint_url=front.endpoint, storage_options=options)
+        store.put("x", b"new", {}, keep=store.examine("x"))
+        store.close()
+        asked = [request.headers.get("x-amz-request-payer") for request in front.seen if not request.kind.startswith("own")]
+    assert asked.count("requester") == len(asked)
+    assert bucket.described("x") == {**WHOLE, "tags": {}, "public": []}
 
 
 @pytest.fixture(params=["obstore-az", "fsspec-az"])
