@@ -67,7 +67,7 @@ class WriteSide(Protocol):
         """
 
     def examine(self, key: str, *, whole: bool = True) -> Properties:
-        """Describe one object with what others may have set on it; ``whole``: also what its copies have by themselves."""
+        """Describe one object with what others may have set on it; ``whole``: also what a plain copy has by itself."""
 
     def put(
         self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,

@@ -125,20 +125,22 @@ class S3Client:
         what = f"COPY {source!r} to {target!r}"
         if metadata is not None:
             metadata = checked_metadata(metadata, what)
-        if keep is None or (keep.info.size > SINGLE_COPY_BYTES and not keep.tags):
-            keep = self.examine(source, whole=size is None or size > SINGLE_COPY_BYTES)
+        if keep is None:
+            keep = self.examine(source, whole=metadata is not None or size is None or size > SINGLE_COPY_BYTES)
+            if metadata is None and keep.content_type and type_for(target, keep) != keep.content_type:
+                metadata, keep = dict(keep.info.metadata or {}), self.examine(source)
         found = keep.info
         if version not in (None, found.version):
             raise VersionChanged(f"{what}: version is {found.version}, not {version}")
         if found.size > SINGLE_COPY_BYTES:
             return self._copy_in_parts(source, target, metadata, expect, keep, what)
         arguments = beside(keep)
-        if metadata is None and keep.content_type and type_for(target, keep) != keep.content_type:
-            metadata = found.metadata or {}
         if metadata is not None:
             arguments |= {"MetadataDirective": "REPLACE", "Metadata": metadata, **described(target, keep)}
         answer = self._copy_from("copy_object", what, source, found.version, target, expect, arguments, looked=True)
         answer = answer["CopyObjectResult"]
+        if metadata is not None and keep.tags:
+            self._examiner.restore_tags(self._prefix + target, keep.tags)
         mtime_ns = to_ns(answer["LastModified"]) if answer.get("LastModified") else 0
         return ObjectInfo(target, found.size, self._version(target, answer), mtime_ns, metadata)
 
@@ -338,7 +340,7 @@ class S3Client:
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
-        kept = [name for name in arguments if name == "Tagging" or name.startswith("Grant")]
+        kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]
         try:
             return self._with_checksum(method, **arguments)
         except Exception as exc:

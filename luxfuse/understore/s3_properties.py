@@ -34,6 +34,8 @@ class Examiner:
         self._options = options
         self._acls: bool | None = None if options.canned_acl is None else False
         """Whether objects have ACLs that can be read; None: not asked yet."""
+        self._copies_tags: bool | None = None
+        """Whether copies that get other metadata have the tags of their source; None: not seen yet."""
         self._warned = False
 
     def properties(self, key: str, info: ObjectInfo, found: Mapping[str, Any], *, whole: bool) -> Properties:
@@ -66,6 +68,19 @@ class Examiner:
             return {}
         answer = self._call("get_object_tagging", f"GET {key!r} tagging", Key=key)
         return {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", ())}
+
+    def restore_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give a copy that got other metadata its tags again, where the server (Ceph's is one) drops them then."""
+        if self._copies_tags is None:
+            answer = self._call("get_object_tagging", f"GET {key!r} tagging", Key=key)
+            self._copies_tags = {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", ())} == tags
+        if self._copies_tags:
+            return
+        tagging = {"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]}
+        try:
+            self._call("put_object_tagging", f"PUT {key!r} tagging", Key=key, Tagging=tagging)
+        except (AccessDenied, StoreRejected):
+            self.note_refused(["Tagging"])
 
     def _grants(self, key: str) -> dict[str, str]:
         """Return who may do what beside the owner; nothing if nobody may, or if it cannot be read."""

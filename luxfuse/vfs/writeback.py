@@ -460,7 +460,7 @@ class WriteBack:
         known = dirty.expect or row.version
         for _ in range(CONFLICT_ROUNDS):
             try:
-                kept = await self._store.examine(dirty.key, whole=False)
+                kept = await self._store.examine(dirty.key)
             except NotFound:
                 raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
             found = kept.info

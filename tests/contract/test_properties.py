@@ -86,7 +86,7 @@ def test_everything_stays(store: UnderStore, bucket: Bucket, tmp_path: Path, mon
     assert bucket.metadata("x.txt") == {"theirs": "value", "mode": "1"}
     store.copy("x.txt", "x.txt", metadata={"mode": "2"})
     assert (bucket.described("x.txt"), bucket.metadata("x.txt")) == (WHOLE, {"mode": "2"})
-    kept = store.examine("x.txt", whole=False)
+    kept = store.examine("x.txt")
     store.copy("x.txt", "x.txt", metadata={"mode": "3"}, keep=kept)
     assert (bucket.described("x.txt"), bucket.metadata("x.txt")) == (WHOLE, {"mode": "3"})
     store.copy("x.txt", "y.txt", version=store.head("x.txt").version, size=3)
@@ -98,7 +98,7 @@ def test_everything_stays(store: UnderStore, bucket: Bucket, tmp_path: Path, mon
     monkeypatch.setattr(s3_module, "COPIED_PART_BYTES", 5 * MIB)
     store.copy("y.txt", "z", version=info.version, size=info.size)
     assert (bucket.described("z"), bucket.metadata("z")) == (WHOLE, {"mode": "4"})
-    store.copy("z", "z", metadata={"mode": "5"}, keep=store.examine("z", whole=False))
+    store.copy("z", "z", metadata={"mode": "5"}, keep=store.examine("z"))
     assert (bucket.described("z"), bucket.metadata("z")) == (WHOLE, {"mode": "5"})
     upload = store.begin_upload("z", {"mode": "6"}, keep=store.examine("z"))
     store.complete_upload("z", upload, [(1, store.upload_part("z", upload, 1, b"part"))])
