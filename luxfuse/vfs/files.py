@@ -207,7 +207,8 @@ class Files:
             else:
                 await self._cache.read(obj, 0, 1)
         except StoreUnavailable:
-            pass  # a read that needs the store will say so
+            if not obj.cached_bytes:
+                raise  # else a read would wait in vain once more
 
     def _open_again(self, inode: int) -> int:
         """Open a file that was removed here, if it is open already (by /proc/self/fd). Raises `Stale`."""
