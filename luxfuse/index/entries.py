@@ -99,7 +99,13 @@ CLOCKS_APART_S = 2.0
 
 
 def describe(entry: Entry, attributes: Attributes | None, mtime_ns: int, now_s: float) -> None:
-    """Note the attributes of an entry. ``mtime_ns``: when the store had changed its object last, 0 if it did not say."""
+    """Note the attributes of an entry. ``mtime_ns``: when the store had changed its object last, 0 if it did not say.
+
+    Its ctime does not go back: that of a rename is only known here.
+    """
+    changed_ns = entry.attributes.ctime_ns or 0 if entry.attributes is not None else 0
+    if attributes is not None and changed_ns > (attributes.ctime_ns or 0):
+        attributes = msgspec.structs.replace(attributes, ctime_ns=changed_ns)
     entry.attributes = attributes
     entry.described_s = 0.0
     if attributes is not None:

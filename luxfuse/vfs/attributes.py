@@ -15,6 +15,7 @@ import datetime
 import json
 import re
 import stat
+import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from luxfuse.types import Kind
 
 _KIND_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, 0)
 """By `Kind`; the mode of a special file holds its type itself."""
+_CLOCK_REALTIME_COARSE = 5
+"""Of linux/time.h."""
 XATTRS_MOST_BYTES = 1500
 """S3 allows 2 KiB of metadata in all."""
 
@@ -50,6 +53,11 @@ class AttributeChanges:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+
+def now_ns() -> int:
+    """Return the time that a local file system would give to a change made now: that of the last tick."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 class Stat(msgspec.Struct, gc=False):
@@ -177,6 +185,15 @@ def _nanoseconds(text: str | None) -> int | None:
         return None
     value = whole * 10**9 + int((fraction or date_fraction or "")[:9].ljust(9, "0"))
     return value if 0 <= value < 1 << 63 else None
+
+
+def with_times(entry: Entry, mtime_ns: int | None = None) -> Attributes:
+    """Return what is known of an entry with the atime and mtime that it shows, so that no later change moves them."""
+    known = entry.attributes or _NOTHING_SAID
+    shown_ns = mtime_ns or known.mtime_ns or entry.mtime_ns or None
+    return msgspec.structs.replace(
+        known, mtime_ns=shown_ns, atime_ns=known.atime_ns if known.atime_ns is not None else known.mtime_ns or shown_ns
+    )
 
 
 def stat_of(entry: Entry, defaults: Defaults, ttl_s: float) -> Stat:

@@ -122,8 +122,8 @@ class FileSystem:
         if source is not None and source.bytes.fd >= 0:
             st = os.fstat(source.bytes.fd)
             stat.size, stat.mtime_ns = st.st_size, st.st_mtime_ns
-            stat.ctime_ns = max(stat.ctime_ns, st.st_ctime_ns) if entry.attributes else st.st_ctime_ns
-            stat.atime_ns = max(stat.atime_ns, st.st_atime_ns) if not dirty.times_set else st.st_atime_ns
+            # Its ctime and atime in the staging directory move when we rename and read it, too.
+            stat.ctime_ns = max(stat.ctime_ns, st.st_mtime_ns)
             stat.blocks = st.st_blocks if source.bytes.complete else (st.st_size + 511) >> 9
             stat.changing = True
         if dirty.place is None:

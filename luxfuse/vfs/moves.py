@@ -136,6 +136,8 @@ class Moves:
             self._names.move(*place, *between)
             self._names.move(*new_place, *place)
             self._names.move(*between, *new_place)
+            self._tree.note_renamed(*place)
+            self._tree.note_renamed(*new_place)
             self._namespace.moved(*directories)
             below = self._entries.below(keys[0]), self._entries.below(keys[1])  # before any of them changes its key
             self._note_exchanged(new_place, keys[0], new_keys[0], copies[0], below[0])
@@ -255,6 +257,7 @@ class Moves:
         expect = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
+        self._tree.note_renamed(*new_place)
         self._rekey(dirty, new_place, new_key, expect)
         reached("move-dirty.rekeyed")
         if was_there:
@@ -364,6 +367,7 @@ class Moves:
             reader = now.inode if replaced and self._files.needs_store(now.inode) else 0
             self._tree.forget(*new_place, now)
         self._names.move(*place, *new_place)
+        self._tree.note_renamed(*new_place)
         self._adopt_version(new_place, key, new_key, info)
         self._changed(place, new_place)
         self._settle(entry.inode, new_place)
@@ -468,6 +472,7 @@ class Moves:
                 marked = self._tree.in_store(target)
                 self._tree.forget(*new_place, target)
             self._names.move(*place, *new_place)
+            self._tree.note_renamed(*new_place)
             self._namespace.moved(entry.inode)
             below = self._entries.below(prefix)
             self._rekey_below(below, prefix, new_prefix, new_place, copied, marked=marked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
-import time
 from collections import OrderedDict
 
 import msgspec
@@ -22,7 +21,16 @@ from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
-from luxfuse.vfs.attributes import XATTRS_MOST_BYTES, AttributeChanges, Caller, Defaults, stat_of, to_metadata
+from luxfuse.vfs.attributes import (
+    XATTRS_MOST_BYTES,
+    AttributeChanges,
+    Caller,
+    Defaults,
+    now_ns,
+    stat_of,
+    to_metadata,
+    with_times,
+)
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
@@ -136,8 +144,8 @@ class Tree:
             gid = above.gid
             if kind is Kind.DIRECTORY:
                 mode |= stat_module.S_ISGID
-        now = time.time_ns()
-        return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, ctime_ns=now)
+        now = now_ns()
+        return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, atime_ns=now, ctime_ns=now)
 
     def row(self, inode: int) -> Entry:
         """Return the entry of an inode, the root's too. Raises `Stale`."""
@@ -209,7 +217,7 @@ class Tree:
         """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self.new_key(parent, name, Kind.FILE)
         dirty = self._make(parent, name, Kind.FILE, attributes, key)
-        self._writer.stage_new(dirty)
+        self._writer.stage_new(dirty, made_ns=attributes.atime_ns)
         return dirty
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
@@ -303,11 +311,11 @@ class Tree:
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.place is None:
             assert dirty.orphan is not None
-            dirty.orphan.attributes = self._changed(dirty.orphan.attributes or Attributes(), dirty.orphan.kind, changes)
+            dirty.orphan.attributes = self._changed(self._shown(dirty.orphan), dirty.orphan.kind, changes)
             self._set_times(dirty, changes)
             return
         row = await self.known(inode)
-        new = self._changed(row.attributes or Attributes(), row.kind, changes)
+        new = self._changed(self._shown(row), row.kind, changes)
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.source is not None:
             self._set_times(dirty, changes)
@@ -321,6 +329,12 @@ class Tree:
         parent, name, row = self._namespace.locate(inode)
         await self._namespace.attributes(parent, name, row)
         return self.row(inode)
+
+    def _shown(self, row: Entry) -> Attributes:
+        """Return the attributes of an entry with the times that it shows: a new version of its object moves none."""
+        dirty = self._entries.get(row.inode)
+        now = dirty.stamp if dirty is not None else None
+        return with_times(row, now.mtime_ns if now is not None else None)
 
     def _changed(self, known: Attributes, kind: Kind, changes: AttributeChanges) -> Attributes:
         mode = known.mode
@@ -337,7 +351,7 @@ class Tree:
             gid=known.gid if changes.gid is None else changes.gid,
             atime_ns=known.atime_ns if changes.atime_ns is None else changes.atime_ns,
             mtime_ns=known.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
-            ctime_ns=time.time_ns(),
+            ctime_ns=now_ns(),
         )
 
     def _set_times(self, dirty: Dirty, changes: AttributeChanges) -> None:
@@ -400,9 +414,7 @@ class Tree:
     async def set_xattrs(self, inode: int, xattrs: dict[str, bytes]) -> None:
         """Replace them all."""
         row = await self.known(inode)
-        new = msgspec.structs.replace(
-            row.attributes or Attributes(), xattrs=xattrs or None, ctime_ns=time.time_ns()
-        )
+        new = msgspec.structs.replace(self._shown(row), xattrs=xattrs or None, ctime_ns=now_ns())
         if len(to_metadata(Kind.FILE, Attributes(xattrs=xattrs)).get("xattr", "")) > XATTRS_MOST_BYTES:
             raise TooManyAttributes("object metadata has no room for so much")
         await self.put_attributes(inode, new)
@@ -410,13 +422,20 @@ class Tree:
     def touch(self, directory: int) -> None:
         """The entries of a directory have changed: so has its mtime, here."""
         row = self.row(directory)
-        now = time.time_ns()
+        now = now_ns()
         known = row.attributes or Attributes()
         if directory == ROOT_INODE or row.attributes is not None:
             row.attributes = msgspec.structs.replace(known, mtime_ns=now, ctime_ns=now)
         row.mtime_ns = now
         if directory != ROOT_INODE:
             self._namespace.put(*self._namespace.place(directory), row)
+
+    def note_renamed(self, parent: int, name: bytes) -> None:
+        """An entry has got this name: so its ctime is now, here."""
+        row = self.row_of((parent, name))
+        if row.attributes is not None:
+            row.attributes = msgspec.structs.replace(row.attributes, ctime_ns=now_ns())
+            self._namespace.put(parent, name, row)
 
     # -- removing
 
@@ -575,7 +594,7 @@ class Tree:
 
 
 def _whiteout() -> Attributes:
-    now = time.time_ns()
+    now = now_ns()
     return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, ctime_ns=now, rdev=0)
 
 

@@ -44,7 +44,7 @@ from luxfuse.steps import reached
 from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
-from luxfuse.vfs.attributes import Caller, to_metadata
+from luxfuse.vfs.attributes import Caller, now_ns, to_metadata, with_times
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import foreign, keep
@@ -285,6 +285,11 @@ class Writer:
     def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
         """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
         dirty.source = Source(dirty.key, content, str(self._staging.path_of(dirty.number)), old)
+        row = self.row(dirty)
+        if dirty.place is not None and row.attributes is not None and row.attributes.atime_ns is None:
+            # It has been the mtime, which moves from now on.
+            row.attributes = msgspec.structs.replace(row.attributes, atime_ns=with_times(row).atime_ns)
+            self._namespace.put(*dirty.place, row)
         if unchanged is not None:
             self._set_times(dirty, unchanged)
             dirty.uploaded = dirty.stamp
@@ -298,9 +303,11 @@ class Writer:
         atime_ns = known.atime_ns if known.atime_ns is not None else mtime_ns
         os.utime(self._content(dirty).fd, ns=(atime_ns, mtime_ns))
 
-    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
-        """Give a file an empty staging file; see `_stage`."""
+    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None, made_ns: int | None = None) -> None:
+        """Give a file an empty staging file; see `_stage`. ``made_ns``: when it was made, by default now."""
         content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
+        made_ns = now_ns() if made_ns is None else made_ns
+        os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before
         self._stage(dirty, content, None, unchanged)
 
     def open_new(self, dirty: Dirty) -> int:
