@@ -9,14 +9,17 @@ so whether the content has changed is told by a `Stamp` of the file, not by the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
+from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.spans import pages_of
@@ -55,20 +58,28 @@ TICK_NS = 20_000_000 if _has_coarse_times(os.uname().release) else 0
 
 def stamp_of(fd: int) -> Stamp:
     """Return the stamp of an open file; no I/O."""
-    st = os.fstat(fd)
+    return stamp_from(os.fstat(fd))
+
+
+def stamp_from(st: os.stat_result) -> Stamp:
+    """Return the stamp of a file of which this is known now."""
     uncertain = TICK_NS > 0 and time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < TICK_NS
     return Stamp(st.st_mtime_ns, st.st_ctime_ns, st.st_size, uncertain)
 
 
 class StagedBytes:
-    """An open staging file and its base. Owns ``fd`` and one use of ``base``."""
+    """A staging file and its base. Owns ``fd`` and one use of ``base``."""
 
     def __init__(
-        self, fd: int, *, cache: PageCache, limiter: trio.CapacityLimiter, base: CachedObject | None = None,
+        self, fd: int, path: Path, *, cache: PageCache, limiter: trio.CapacityLimiter, base: CachedObject | None = None,
         base_bytes: int = 0, present: set[int] | None = None,
     ) -> None:
-        """``present``: pages below ``base_bytes`` that the staging file has already."""
-        self.fd = fd
+        """``path``: where it stays until `close`. ``present``: pages below ``base_bytes`` that it has already."""
+        self._fd = fd
+        self.path = path
+        self._descriptors = descriptors.of_this_process()
+        self._parked: os.stat_result | None = None
+        """What it was when its descriptor was closed for a while."""
         self.base = base
         self.base_bytes = base_bytes if base is not None else 0
         self._cache = cache
@@ -82,6 +93,37 @@ class StagedBytes:
         self._sealed = False
         self._replaced: trio.Event | None = None
         """Set while the store may already have another version of the base, of which we have not heard."""
+        self._descriptors.used(self)
+
+    @property
+    def fd(self) -> int:
+        """A descriptor of the file: until the next wait, or as long as it is `in_use`. Raises OSError."""
+        if self._fd < 0:
+            if self._closing:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+            self._fd = os.open(self.path, (os.O_RDONLY if self._sealed else os.O_RDWR) | os.O_CLOEXEC)
+            self._parked = None
+        self._descriptors.used(self)
+        return self._fd
+
+    def park(self) -> bool:
+        """See `Descriptors`."""
+        if self._fd >= 0 and self._users == 0:
+            self._parked = os.fstat(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        return self._fd < 0
+
+    def stat(self) -> os.stat_result | None:
+        """Return what the file is now, None once it is closed for good; needs no descriptor."""
+        if self._fd >= 0:
+            return os.fstat(self._fd)
+        if self._closing:
+            return None
+        try:
+            return self.path.stat()
+        except FileNotFoundError:  # somebody has emptied the directory: what needs the content will tell
+            return self._parked
 
     @property
     def closed(self) -> bool:
@@ -104,7 +146,10 @@ class StagedBytes:
     @property
     def size(self) -> int:
         """Size of the content in bytes."""
-        return os.fstat(self.fd).st_size
+        st = self.stat()
+        if st is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+        return st.st_size
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Return up to ``length`` bytes at ``offset``, fewer only at the end. Raises `StoreError`, OSError."""
@@ -231,18 +276,22 @@ class StagedBytes:
 
     def seal(self) -> bool:
         """Give up write access, so that it can be told whether anybody else has it; False while a thread is at work."""
-        return self._users == 0 and self._reopen(os.O_RDONLY)
+        if self._users == 0:
+            self._reopen(os.O_RDONLY)
+            return True
+        return False
 
     def unseal(self) -> None:
         """Take write access again."""
         if self._sealed:
             self._reopen(os.O_RDWR)
 
-    def _reopen(self, mode: int) -> bool:
-        fd = os.open(f"/proc/self/fd/{self.fd}", mode | os.O_CLOEXEC)
-        os.close(self.fd)
-        self.fd, self._sealed = fd, mode == os.O_RDONLY
-        return True
+    def _reopen(self, mode: int) -> None:
+        if self._fd >= 0:
+            fd = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC)
+            os.close(self._fd)
+            self._fd = fd
+        self._sealed = mode == os.O_RDONLY
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -263,12 +312,15 @@ class StagedBytes:
 
     def abandon(self) -> None:
         """Close the file at the end of a run, when nothing uses it or the cache any more."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._closing = True
+        self._close_file()
 
     def _close(self) -> None:
         self.drop_base()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._close_file()
+
+    def _close_file(self) -> None:
+        self._descriptors.closed(self)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -68,7 +68,6 @@ class Source:
 
     key: str
     bytes: StagedBytes
-    path: str
     old: OldObject | None = None
     open: OpenUpload | None = None
     cancelled: bool = False
@@ -174,7 +173,7 @@ class Uploader:
         self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
     ) -> Uploaded:
         sums = await self.checksums(source.bytes, stamp.size)
-        info = await self.store.put_file(source.key, source.path, metadata, expect=expect, keep=source.keep)
+        info = await self.store.put_file(source.key, str(source.bytes.path), metadata, expect=expect, keep=source.keep)
         return Uploaded(info, sums, stamp)
 
     async def checksums(self, data: StagedBytes, size: int) -> dict[int, int]:

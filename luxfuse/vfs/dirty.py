@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.cache.staged import Stamp, stamp_of
+from luxfuse.cache.staged import Stamp, stamp_from
 from luxfuse.cache.upload import Source
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
@@ -94,7 +94,8 @@ class Dirty:
     @property
     def stamp(self) -> Stamp | None:
         """The stamp of the content now."""
-        return stamp_of(self.source.bytes.fd) if self.source is not None and self.source.bytes.fd >= 0 else None
+        st = self.source.bytes.stat() if self.source is not None else None
+        return stamp_from(st) if st is not None else None
 
     def content_changed(self, since: Stamp | None) -> bool:
         """Whether the content may not be what it was at ``since``."""

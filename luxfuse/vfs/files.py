@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from luxfuse.cache import descriptors
 from luxfuse.cache.cached import Buffer, CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 REGISTERED_BOUND = 16_384
 """Inodes with a backing id at once: each is an open file, for the kernel and for us."""
+LEAST_REGISTERED = 8
+KEPT_FREE = 128
+"""Descriptors that the rest of the daemon may want."""
 RETIRE_TRIES = 64
 HAND_OVER_TRIES = 3
 MEETINGS = 5
@@ -131,7 +134,6 @@ class Files:
         namespace.on_doubt = lambda inode: kernel.restamp(inode, -1, 0.0)
         kernel.on_first_open = self._opened_by_kernel
         kernel.on_drained = self._drop_record
-        self._registered_bound = min(REGISTERED_BOUND, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         cache.hierarchy.hooks.before_eviction = self.note_touched
         self.on_copied_closed: Callable[[int], None] = lambda _inode: None
         """Set by the writer: the last copied open of an inode is gone."""
@@ -278,10 +280,11 @@ class Files:
         source = dirty.source
         assert source is not None
         possible = self._kernel.passthrough and source.bytes.complete and inode not in self._copied
-        possible = possible and self._kernel.accepts(os.fstat(source.bytes.fd).st_dev)
+        st = source.bytes.stat()
+        possible = possible and st is not None and self._kernel.accepts(st.st_dev)
         if copy:
             self.retire_idle(inode)
-        if possible and not self._kernel.is_registered(inode) and not copy:
+        if possible and not self._kernel.is_registered(inode) and not copy and self._has_room():
             self._register_staged(dirty, entry, source.bytes.fd)
         if possible and self._kernel.is_registered(inode):
             handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry), writing=writing)
@@ -296,7 +299,6 @@ class Files:
         if self._hand_over(entry, fd, os.fstat(fd).st_mtime_ns):
             parent, name = dirty.place or (0, b"")
             self._registry.registered[dirty.inode] = _Registered(parent, name, dirty.key, entry, None)
-            self._bound_registered()
 
     def _hand_over(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
         """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
@@ -447,20 +449,25 @@ class Files:
                 return
             if self._kernel.is_registered(inode) or inode in self._copied or not self._may_hand_over(obj):
                 return
+            if not self._has_room():
+                return
             if not self._hand_over(entry, fd, obj.record.stamp, notice=notice):
                 return
         finally:
             os.close(fd)
         self._registry.registered[inode] = _Registered(parent, name, obj.record.key, entry, obj.oid)
         self._note_object(inode, obj.oid)
-        self._bound_registered()
 
-    def _bound_registered(self) -> None:
-        for _ in range(len(self._registry.registered) - self._registered_bound):
-            for oldest in list(islice(self._registry.registered, RETIRE_TRIES)):
-                if self.retire_idle(oldest):
-                    break
-                self._registry.registered.move_to_end(oldest)  # open: look at others first
+    def _has_room(self) -> bool:
+        """Whether one more inode can have a backing, after those that are not open have made room for it."""
+        most = min(REGISTERED_BOUND, max(LEAST_REGISTERED, (descriptors.limit() - KEPT_FREE) // 2))
+        if len(self._registry.registered) < most:
+            return True
+        for oldest in list(islice(self._registry.registered, RETIRE_TRIES)):
+            if self.retire_idle(oldest):
+                return True
+            self._registry.registered.move_to_end(oldest)  # open: look at others first
+        return False
 
     def _opened_by_kernel(self, inode: int) -> None:
         """A file fetched ahead was opened without our help: keep ahead of its reader."""

@@ -119,8 +119,7 @@ class FileSystem:
         """What is being written to has the size and times of its staging file."""
         stat = self._shown(entry, self.namespace.remaining_s(entry))
         source = dirty.source
-        if source is not None and source.bytes.fd >= 0:
-            st = os.fstat(source.bytes.fd)
+        if source is not None and (st := source.bytes.stat()) is not None:
             stat.size, stat.mtime_ns = st.st_size, st.st_mtime_ns
             # Its ctime and atime in the staging directory move when we rename and read it, too.
             stat.ctime_ns = max(stat.ctime_ns, st.st_mtime_ns)

@@ -420,7 +420,7 @@ class Recovery:
         )
         if content is not None:
             arrived = best(self._journal.uploads, record.key, self._journal)
-            dirty.source = Source(record.key, content, str(self._staging.path_of(number)), open=arrived)
+            dirty.source = Source(record.key, content, open=arrived)
             dirty.noted = dirty.stamp
             dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
@@ -483,12 +483,12 @@ class Recovery:
         elif inline is not None and st.st_mtime_ns != record.stamp:
             self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
         if not record.base_size:
-            return StagedBytes(fd, cache=self._cache, limiter=self._limiter)
+            return StagedBytes(fd, path, cache=self._cache, limiter=self._limiter)
         present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}
         base_pages = -(-record.base_size // PAGE_BYTES)
         base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
         return StagedBytes(
-            fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=record.base_size,
+            fd, path, cache=self._cache, limiter=self._limiter, base=base, base_bytes=record.base_size,
             present={page for page in present if page < base_pages},
         )
 

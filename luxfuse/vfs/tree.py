@@ -217,7 +217,7 @@ class Tree:
         """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self.new_key(parent, name, Kind.FILE)
         dirty = self._make(parent, name, Kind.FILE, attributes, key)
-        self._writer.stage_new(dirty, made_ns=attributes.atime_ns)
+        self._writer.stage_new(dirty)
         return dirty
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import stat as stat_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -62,6 +61,8 @@ MAPPED_INTERVAL_S = 1.0
 PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
 EARLY_BYTES = 4 * PART_BYTES
 """A file that has grown to this size while it is written begins to go up."""
+MOST_DIRTY = 300_000
+"""Files and the like that are not in the store yet: each takes a kilobyte or two of memory."""
 IO_THREADS = 16
 _COPY_BYTES = 64 << 20
 
@@ -76,6 +77,12 @@ class NoRoom(LuxError):
     """The cache is full of what is not in the under-store yet."""
 
     errno = 28  # ENOSPC
+
+
+class TooMany(LuxError):
+    """So many files are not in the under-store yet that no more are taken."""
+
+    errno = 23  # ENFILE
 
 
 class Busy(LuxError):
@@ -107,7 +114,6 @@ class Writer:
         self._whole_file_bytes = whole_file_bytes
         self.room_timeout_s = room_timeout_s
         self._limiter = trio.CapacityLimiter(IO_THREADS)
-        self._most_dirty = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
@@ -251,14 +257,17 @@ class Writer:
             reached("begin.adopted")
             _, dirty.accounted_bytes = self._cache.detach(obj)
             adopted.staged_bytes += dirty.accounted_bytes
-            content = StagedBytes(fd, cache=self._cache, limiter=self._limiter)
+            content = StagedBytes(fd, self._staging.path_of(dirty.number), cache=self._cache, limiter=self._limiter)
             dirty.checksums = sums
             reached("begin.detached")
         else:
             fd = self._staging.create(dirty.number)
             os.ftruncate(fd, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
-            content = StagedBytes(fd, cache=self._cache, limiter=self._limiter, base=base, base_bytes=entry.size)
+            content = StagedBytes(
+                fd, self._staging.path_of(dirty.number), cache=self._cache, limiter=self._limiter, base=base,
+                base_bytes=entry.size,
+            )
         self._stage(dirty, content, old, entry)
         if not content.complete:
             self._entries.note_partial(dirty)
@@ -284,7 +293,7 @@ class Writer:
 
     def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
         """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
-        dirty.source = Source(dirty.key, content, str(self._staging.path_of(dirty.number)), old)
+        dirty.source = Source(dirty.key, content, old)
         row = self.row(dirty)
         if dirty.place is not None and row.attributes is not None and row.attributes.atime_ns is None:
             # It has been the mtime, which moves from now on.
@@ -305,7 +314,8 @@ class Writer:
 
     def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None, made_ns: int | None = None) -> None:
         """Give a file an empty staging file; see `_stage`. ``made_ns``: when it was made, by default now."""
-        content = StagedBytes(self._staging.create(dirty.number), cache=self._cache, limiter=self._limiter)
+        fd, path = self._staging.create(dirty.number), self._staging.path_of(dirty.number)
+        content = StagedBytes(fd, path, cache=self._cache, limiter=self._limiter)
         made_ns = now_ns() if made_ns is None else made_ns
         os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before
         self._stage(dirty, content, None, unchanged)
@@ -424,21 +434,23 @@ class Writer:
     async def wait_for_room(self, wanted_bytes: int, space: Space | None = None) -> None:
         """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
 
-        Files that are not in the store yet keep a descriptor each, so there is a bound on their number, too.
+        What is not in the store yet takes memory, so there is a bound on the number of files, too (`TooMany`).
         """
         space = space or self._cache.hierarchy.home
-        few = len(self._entries) < self._most_dirty
+        few = len(self._entries) < MOST_DIRTY
         if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
             return
         deadline = trio.current_time() + self.room_timeout_s
         while not (
-            len(self._entries) < self._most_dirty
+            len(self._entries) < MOST_DIRTY
             and space.has_room(wanted_bytes)
             and await space.make_room(wanted_bytes)
         ):
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):
+                if len(self._entries) >= MOST_DIRTY:
+                    raise TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
                 raise NoRoom(
                     f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
                     "files are not in the under-store yet"
@@ -448,10 +460,10 @@ class Writer:
 
     def account(self, dirty: Dirty) -> None:
         """Count what the staging file takes on disk now."""
-        content = self._content(dirty)
-        if content.fd < 0 or dirty.reservations:  # what is written now is counted already
+        st = self._content(dirty).stat()
+        if st is None or dirty.reservations:  # what is written now is counted already
             return
-        now = os.fstat(content.fd).st_blocks * 512
+        now = st.st_blocks * 512
         self._space(dirty).count_staged(now - dirty.accounted_bytes)
         dirty.accounted_bytes = now
 

@@ -346,9 +346,8 @@ def _close_files(mount: Mount) -> None:
         for fd in (backing.fd, *backing.writers):
             os.close(fd)
     for dirty in mount.dirty:
-        if dirty.source is not None and dirty.source.bytes.fd >= 0:
-            os.close(dirty.source.bytes.fd)
-            dirty.source.bytes.fd = -1
+        if dirty.source is not None:
+            dirty.source.bytes.abandon()
 
 
 def snapshot(mount: Mount, target: Path, *, power_cut: bool = False) -> FakeStore:

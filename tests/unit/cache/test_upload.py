@@ -43,8 +43,8 @@ class Bench:
         """A complete staging file."""
         path = self.path / "file"
         path.write_bytes(data)
-        content = StagedBytes(os.open(path, os.O_RDWR), cache=None, limiter=trio.CapacityLimiter(4))  # type: ignore[arg-type]
-        return Source("key", content, str(path), old)
+        content = StagedBytes(os.open(path, os.O_RDWR), path, cache=None, limiter=trio.CapacityLimiter(4))  # type: ignore[arg-type]
+        return Source("key", content, old)
 
     def place(self, data: bytes) -> OldObject:
         """Store an object; returns what is known of it."""

@@ -1,0 +1,72 @@
+"""The descriptors of staging files: as many stay open as fit, those used last; others are opened again by their paths.
+
+A file that waits for its upload, or that the kernel writes to by itself, needs none of ours.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+from itertools import islice
+from typing import Protocol
+
+LEAST_OPEN = 16
+MOST_OPEN = 4096
+TRIES = 64
+
+
+class Parkable(Protocol):
+    """An open file that can be opened again."""
+
+    def park(self) -> bool:
+        """Close it unless it is being used; returns whether it is closed."""
+
+
+class Descriptors:
+    """Open files in the order of their last uses. Threads may share it."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._open: OrderedDict[Parkable, None] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def used(self, file: Parkable) -> None:
+        """A file is open and used now; others that are not, are closed where there are too many."""
+        with self._lock:
+            self._open[file] = None
+            self._open.move_to_end(file)
+            if len(self._open) > self.most:
+                self._park(file)
+
+    def _park(self, spared: Parkable) -> None:
+        for oldest in list(islice(self._open, TRIES)):
+            if len(self._open) <= self.most:
+                return
+            if oldest is not spared and oldest.park():
+                self._open.pop(oldest, None)
+            else:
+                self._open.move_to_end(oldest)  # it is in use: look at others first
+
+    def closed(self, file: Parkable) -> None:
+        """A file is closed for good."""
+        with self._lock:
+            self._open.pop(file, None)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def limit() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def of_this_process() -> Descriptors:
+    """Return the one that all volumes share: the limit is the process's."""
+    wanted = min(MOST_OPEN, max(LEAST_OPEN, limit() // 8))
+    _shared.most = wanted
+    return _shared
+
+
+_shared = Descriptors(MOST_OPEN)
