@@ -264,6 +264,11 @@ class Journal:
         """Number of rows that are only in memory."""
         return len(self._pending) + len(self._committing)
 
+    def is_durable(self, number: int) -> bool:
+        """Whether what was noted of a file last is on the platter."""
+        row = (Table.FILES, U64.pack(number))
+        return row not in self._pending and row not in self._committing
+
     async def commit(self) -> None:
         """Return when everything noted before is durable. Raises OSError if it cannot be made so now."""
         if self._pending:

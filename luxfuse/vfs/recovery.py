@@ -520,7 +520,8 @@ class Recovery:
             info = await self._store.head(record.key)
         except StoreError:
             return False
-        return info.size == record.size and info.version != record.expect
+        sizes = {record.size, record.sending[1] if record.sending is not None else record.size}
+        return info.size in sizes and info.version != record.expect
 
     async def _set_aside(self, number: int, record: FileRecord) -> int:
         """A file that was never closed: keep what was written, and let the name show what the store has."""

@@ -498,7 +498,7 @@ class Tree:
         reached("remove.local")
         if removed:
             self._namespace.settle(None, parent, name)
-            if promised:  # a restart would bring it back
+            if promised:
                 await self._journal.commit()
         else:
             self._writeback.delete_later(key, (parent, name), version, after)
@@ -526,9 +526,13 @@ class Tree:
         return None if dirty.lock.locked() or dirty.resumed else dirty.expect
 
     def _is_promised(self, entry: Entry) -> bool:
+        """Whether a restart would bring back what other nodes hold, or in part: then its removal is made sure of at once.
+
+        What would come back as it was, as on a local disk after a crash, is removed with the next commit.
+        """
         dirty = self._entries.get(entry.inode)
         record = self._journal.files.get(dirty.number) if dirty is not None else None
-        return record is not None and record.closed
+        return record is not None and record.closed and bool(record.holders or not record.has_inline)
 
     def _in_flight(self, entry: Entry) -> int:
         dirty = self._entries.get(entry.inode)

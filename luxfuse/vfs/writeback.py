@@ -396,6 +396,7 @@ class WriteBack:
         told = not before.closed or sending in ((before.stamp, before.size), before.sending)
         if before.expect != dirty.expect or not told:
             self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=dirty.expect, sending=sending))
+        if before.expect != dirty.expect or not told or (before.closed and not self._journal.is_durable(dirty.number)):
             await self._journal.commit()
 
     async def _resolve(self, dirty: Dirty) -> Uploaded | None:

@@ -561,15 +561,29 @@ class Writer:
             reached("promise.synced")
             if self._is_to_be_replicated(dirty):
                 self._plan_replicas(dirty)
-            if dirty.place is not None:
-                self.note(dirty, inline, synced=dirty.source is not None)
-            await self._journal.commit()
+            if inline is not None or not self._is_promised_anyway(dirty):
+                if dirty.place is not None:
+                    self.note(dirty, inline, synced=dirty.source is not None)
+                await self._journal.commit()
             reached("promise.committed")
             dirty.noted = stamp
         if dirty.must_push:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:
             self.publish(dirty)
+
+    def _is_promised_anyway(self, dirty: Dirty) -> bool:
+        """Whether the journal says durably that a restart brings up what is in the staging file, whatever that is.
+
+        So it need not be told of each sync of a file: size and time of the content are seen in the staging file itself.
+        """
+        known = self._journal.files.get(dirty.number)
+        if known is None or dirty.place is None or dirty.source is None or not self._journal.is_durable(dirty.number):
+            return False
+        if not known.closed or not known.content or known.has_inline:
+            return False
+        record = dirty.record(self.row(dirty).attributes)
+        return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
 
     def _is_to_be_replicated(self, dirty: Dirty) -> bool:
         """Whether other nodes are to hold the content before it is acknowledged."""

@@ -152,6 +152,23 @@ async def append_with_fsync(u: User) -> None:
 
 
 @case()
+async def append_to_a_larger_file_with_fsync(u: User) -> None:
+    """The journal need not be told of each of them."""
+    written = random_bytes(40_000, 10)
+    await u.create("log", written)
+    handle = await u.open("log", os.O_WRONLY)
+    for number in range(3):
+        line = random_bytes(9000, number)
+        with u.doing(u.now | {"log": file(written + line)}):
+            u.unclosed = True
+            await u.m.kernel.write(u.m.fs, handle, len(written), line)
+            await u.m.kernel.fsync(u.m.fs, handle)
+            u.unclosed = False
+        written += line
+    await u.m.kernel.close(u.m.fs, handle)
+
+
+@case()
 async def truncate(u: User) -> None:
     await u.truncate("a", 100)
 
@@ -367,7 +384,10 @@ async def unlink_the_last_of_a_directory(u: User) -> None:
 
 @case(before=written_twice)
 async def unlink_what_is_dirty(u: User) -> None:
-    await u.unlink("new")
+    """The store never had it: as on a local disk, its removal is promised by fsync of the directory."""
+    with u.doing({path: what for path, what in u.now.items() if path != "new"}):
+        await u.m.fs.unlink(*(await u.place("new")))
+        await u.sync_names()
 
 
 @case(before=changed)
