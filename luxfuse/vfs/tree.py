@@ -599,7 +599,7 @@ class Tree:
 
 def _whiteout() -> Attributes:
     now = now_ns()
-    return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, ctime_ns=now, rdev=0)
+    return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, atime_ns=now, ctime_ns=now, rdev=0)
 
 
 class Turn:

@@ -312,11 +312,11 @@ class Writer:
         atime_ns = known.atime_ns if known.atime_ns is not None else mtime_ns
         os.utime(self._content(dirty).fd, ns=(atime_ns, mtime_ns))
 
-    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None, made_ns: int | None = None) -> None:
-        """Give a file an empty staging file; see `_stage`. ``made_ns``: when it was made, by default now."""
+    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
+        """Give a file an empty staging file; see `_stage`."""
         fd, path = self._staging.create(dirty.number), self._staging.path_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, limiter=self._limiter)
-        made_ns = now_ns() if made_ns is None else made_ns
+        made_ns = now_ns()
         os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before
         self._stage(dirty, content, None, unchanged)
 
