@@ -1,0 +1,87 @@
+"""What calls cost in `async-through`: commits of the journal, and syncs of staging files. Each waits for the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.index.names import ROOT_INODE
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted
+
+LARGE = 1 << 20
+Call = Callable[[Mount, int, int], Awaitable[None]]
+
+
+async def overwrite(m: Mount, handle: int, number: int) -> None:
+    await m.kernel.write(m.fs, handle, 4096 * number, os.urandom(4096))
+    await m.kernel.fsync(m.fs, handle)
+
+
+async def fsync_only(m: Mount, handle: int, number: int) -> None:
+    await m.kernel.fsync(m.fs, handle)
+
+
+async def create(m: Mount, handle: int, number: int) -> None:
+    new, _ = await m.kernel.create(m.fs, ROOT_INODE, f"new-{number}".encode())
+    await m.kernel.write(m.fs, new, 0, b"content")
+    await m.kernel.close(m.fs, new)
+
+
+async def create_and_remove(m: Mount, handle: int, number: int) -> None:
+    await create(m, handle, number)
+    await m.fs.unlink(ROOT_INODE, f"new-{number}".encode())
+
+
+async def temporary(m: Mount, handle: int, number: int) -> None:
+    new, _ = await m.kernel.create(m.fs, ROOT_INODE, b"temporary")
+    await m.kernel.write(m.fs, new, 0, b"content")
+    await m.fs.unlink(ROOT_INODE, b"temporary")
+    await m.kernel.close(m.fs, new)
+
+
+async def replace(m: Mount, handle: int, number: int) -> None:
+    new, _ = await m.kernel.create(m.fs, ROOT_INODE, b"file.tmp")
+    await m.kernel.write(m.fs, new, 0, b"content")
+    await m.kernel.fsync(m.fs, new)
+    await m.kernel.close(m.fs, new)
+    await m.fs.rename(ROOT_INODE, b"file.tmp", ROOT_INODE, b"file", 0)
+
+
+@pytest.fixture
+async def m(tmp_path: Path) -> AsyncIterator[Mount]:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", clean_end=False) as mount:
+        driver.hold("put")
+        yield mount
+        driver.release()
+
+
+@pytest.mark.parametrize(
+    ("call", "commits", "syncs"),
+    [(overwrite, 0, 1), (fsync_only, 0, 0), (create, 1, 0), (create_and_remove, 1, 0), (temporary, 0, 0), (replace, 2, 0)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_what_calls_cost(m: Mount, monkeypatch: pytest.MonkeyPatch, call: Call, commits: int, syncs: int) -> None:
+    """Of the first time, more may be needed. (Beside it, one in the background now and then takes notes to the disk.)"""
+    synced = []
+    sync = m.staging.sync
+    monkeypatch.setattr(m.staging, "sync", lambda fd: (synced.append(fd), sync(fd)))
+    handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"large")
+    await m.kernel.write(m.fs, handle, 0, os.urandom(LARGE))
+    await m.kernel.fsync(m.fs, handle)
+    await call(m, handle, 0)
+    while m.journal.uncommitted:
+        await trio.sleep(0.01)
+    monkeypatch.setattr("luxfuse.index.journal.COMMIT_DELAY_S", 3600)
+    await trio.sleep(0.05)
+    synced.clear()
+    before = m.journal._writes
+    for number in range(1, 6):
+        await call(m, handle, number)
+    assert (m.journal._writes - before, len(synced)) == (5 * commits, 5 * syncs)
+    await m.kernel.close(m.fs, handle)
