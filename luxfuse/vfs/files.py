@@ -244,7 +244,7 @@ class Files:
                 passthrough_possible=self._may_hand_over(obj) and hand_overs < HAND_OVER_TRIES,
             )
             if mode is OpenMode.COPY:
-                if not (confirmed or obj.whole or copied):
+                if not (confirmed or fetched or obj.whole or copied):
                     confirmed = True
                     await self._confirm(entry, obj)
                     continue
