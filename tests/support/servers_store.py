@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,16 +101,28 @@ def azurite_url() -> Iterator[str]:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed, so Azurite cannot be")
     program = AZURITE / "node_modules/.bin/azurite-blob"
-    if not program.exists():
-        AZURITE.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(AZURITE), AZURITE_PACKAGE]
-        done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode:
-            pytest.skip(f"npm cannot install {AZURITE_PACKAGE}: {done.stderr.strip()[-200:]}")
+    AZURITE.parent.mkdir(parents=True, exist_ok=True)
+    with AZURITE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes of tests come here at once
+        if not program.exists():
+            _install_azurite()
     port = free_port()
     flags = ["--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
     with running([str(program), *flags, "--blobHost", "127.0.0.1", "--blobPort", str(port)], port):
         yield f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+
+
+def _install_azurite() -> None:
+    """Install it whole or not at all: a run of tests may be killed meanwhile."""
+    with tempfile.TemporaryDirectory(dir=AZURITE.parent) as base:
+        fresh = Path(base, "azurite")
+        fresh.mkdir()
+        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(fresh), AZURITE_PACKAGE]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            pytest.skip(f"npm cannot install {AZURITE_PACKAGE}: {done.stderr.strip()[-200:]}")
+        shutil.rmtree(AZURITE, ignore_errors=True)
+        fresh.rename(AZURITE)
 
 
 @dataclass(frozen=True)

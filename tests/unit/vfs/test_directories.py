@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.core.evidence import SAMPLE
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import filesystem
 from luxfuse.vfs.files import BadHandle
@@ -93,7 +94,7 @@ async def test_a_large_directory_comes_whole_with_attributes(tmp_path: Path) -> 
     driver = store_of(*(f"d/{number:05}" for number in range(12_345)))
     async with mounted(tmp_path, driver) as m:
         assert len(await m.entries("d")) == 12_345
-        assert driver.counts["head"] <= 2
+        assert driver.counts["head"] <= 2 + SAMPLE  # a few are asked for, to find out whether they carry attributes
 
 
 async def test_the_kernels_copy_holds_while_the_listing_does(tmp_path: Path) -> None:
