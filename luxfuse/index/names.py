@@ -235,14 +235,20 @@ class Names:
     ) -> Entry | None:
         """Record what the answer to another question, asked at ``checked_s``, said of a name; returns its entry.
 
-        None, and nothing is recorded, if the name is another version here, or was changed here, or is known better.
+        None, and nothing is recorded, if the name is another version here, or was changed here, or is known better. Where
+        no attributes are known, the name was changed for something else: what stood for it besides is to be removed, say.
         """
         old = self.get(parent, name)
-        if old is None or not same(old, found) or self._held.ignores(U64.pack(parent) + name, checked_s):
+        if old is None or not same(old, found):
+            return None
+        changed_here = self._held.ignores(U64.pack(parent) + name, checked_s)
+        if changed_here and old.attributes is not None:
             return None
         if old.kind is Kind.DIRECTORY:  # its marker does not tell whether it is there
             if checked_s < old.described_s <= now_s:
                 return None
+        elif changed_here:
+            pass  # it tells nothing of the name
         elif checked_s < old.checked_s <= now_s:
             if old.attributes is not None or old.mtime_ns // 10**9 != found.mtime_ns // 10**9:
                 return None

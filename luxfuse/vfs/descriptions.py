@@ -177,7 +177,7 @@ class Descriptions:
         """Record what was said of a name; None if that is not what stands there now."""
         attributes = parse_attributes(info.metadata)
         known = self._names.get(parent, name)
-        if attributes is None or known is None:
+        if attributes is None or known is None or self._namespace.is_ours(known.inode):
             return None
         before = known.attributes
         if known.kind is Kind.DIRECTORY:
