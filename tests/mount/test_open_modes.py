@@ -93,17 +93,18 @@ def test_passthrough_stays_while_it_is_open(mounting: Mounts, s3: FastS3, bucket
 
 
 def test_eviction_between_opens(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+    """The file comes before the others in the listing: what follows the last one would be fetched ahead again."""
     small = content("small", 2 * MIB)
-    fill({"small": small})
+    fill({"a-small": small})
     mount = mounting(f"s3://{bucket}", "--cache-size", "20MiB", "--eviction-policy", "lru", endpoint_url=s3.endpoint)
     for _ in range(3):
         reader = mount.reader()
-        reader("open", "it", f"{mount.path}/small")
+        reader("open", "it", f"{mount.path}/a-small")
         assert reader("all", "it") == digest(small)
         reader("close", "it")
         evict_everything(mount, fill)
-        assert mount.do("getxattr", f"{mount.path}/small", "user.luxfuse.cached_bytes") == "0"
-    assert mount.read("small") == digest(small)
+        assert mount.do("getxattr", f"{mount.path}/a-small", "user.luxfuse.cached_bytes") == "0"
+    assert mount.read("a-small") == digest(small)
 
 
 def test_replaced_while_in_passthrough(mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
