@@ -233,9 +233,14 @@ class FileSystem:
     async def listxattr(self, inode: int) -> list[bytes]:
         """Return the names of the extended attributes that programs have set.
 
-        Not those of ``user.luxfuse.*``: a program that copies attributes would write them onto its copy.
+        Not those of ``user.luxfuse.*``: a program that copies attributes would write them onto its copy. As for `getattr`,
+        nothing is asked for where objects are not thought to carry attributes: `ls -l` lists them for each file.
         """
-        found = [os.fsencode(name) for name in await self._tree.xattrs(inode)]
+        ask = False
+        if self._dirty.get(inode) is None and inode != ROOT_INODE:
+            parent, _, entry = self.namespace.locate(inode)
+            ask = self._descriptions.lacks(parent, entry)
+        found = [os.fsencode(name) for name in await self._tree.xattrs(inode, ask=ask)]
         return [name for name in found if not name.startswith(XATTR_PREFIX)]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:

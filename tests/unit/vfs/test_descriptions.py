@@ -9,8 +9,10 @@ import pytest
 
 from luxfuse.core.evidence import ENOUGH, SAMPLE
 from luxfuse.errors import AccessDenied, StoreUnavailable
+from luxfuse.index.entries import Attributes
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs.attributes import Caller
+from luxfuse.types import Kind
+from luxfuse.vfs.attributes import Caller, to_metadata
 from luxfuse.vfs.namespace import NoSuchName
 from tests.support.clustered import clustered
 from tests.support.fake_store import FakeStore
@@ -74,6 +76,18 @@ async def test_a_bucket_without_attributes_is_asked_a_few_times_in_all(tmp_path:
             await m.entries(f"d{directory}")
             assert {ttl_s > 0 for _, ttl_s in (await modes(m, f"d{directory}")).values()} == {True}
         assert driver.counts["head"] == 0
+
+
+async def test_listing_xattrs_asks_where_stat_does(tmp_path: Path) -> None:
+    async with mounted(tmp_path / "none", store_of(300)) as m:
+        directory = await m.inode("d")
+        entries = [await m.fs.lookup(directory, b"%03d" % number) for number in range(300)]
+        m.driver.counts.clear()
+        assert [await m.fs.listxattr(each.inode) for each in entries] == [[]] * 300
+        assert not m.driver.counts
+    carrying = {**SAID, "xattr": to_metadata(Kind.FILE, Attributes(xattrs={"user.a": b"1"}))["xattr"]}
+    async with mounted(tmp_path / "some", store_of(10, carrying)) as m:
+        assert await m.fs.listxattr(await m.inode("d/005")) == [b"user.a"]
 
 
 async def test_listing_asks_for_nothing_but_when_a_file_itself_is_asked_about(tmp_path: Path) -> None:
