@@ -3,6 +3,9 @@
  *
  * Both are reflected, so that one loop of sixteen bytes a step serves both: the register is XORed into the bytes, and a table
  * for each says what it leaves. The 32 KiB of tables fit into the first cache. The interpreter lock is given up.
+ *
+ * Why not a library: crc32c and google-crc32c know only the second, fastcrc neither; anycrc keeps the interpreter lock while it
+ * goes through a part of 8 MiB; awscrt has both, and makes botocore sign in another way as soon as it is installed.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
