@@ -135,7 +135,8 @@ class Writer:
         dirty = await self.begin(inode, truncate=truncate)
         with self._opening(dirty):
             if truncate:
-                await self._content(dirty).truncate(0)
+                with trio.CancelScope(shield=True):  # it may be empty already: an open that is given up has cut nothing
+                    await self._content(dirty).truncate(0)
             if caller.uid != 0:
                 dirty.unprivileged = True
             return self._attach(dirty)
