@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import aiohttp
 from azure.core import MatchConditions
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import BlobServiceClient
@@ -21,6 +22,7 @@ from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.reach import Reach
 from luxfuse.understore.times import to_ns
+from luxfuse.understore.trust import Trust
 from luxfuse.understore.variables import variables
 
 
@@ -151,11 +153,26 @@ def _describe(key: str, found: Any) -> ObjectInfo:
     return ObjectInfo(key, found.size, quoted(found.etag), to_ns(found.last_modified), metadata)
 
 
+class _Transport(AioHttpTransport):  # type: ignore[misc]
+    """A transport that reads the certificates that it believes once. Azure's own would read a bundle for each request."""
+
+    def __init__(self, trust: Trust) -> None:
+        super().__init__(use_env_settings=False, connection_verify=True)  # which leaves it to the session
+        self._context = trust.ssl_context()
+
+    async def open(self) -> None:
+        """Open the session, in the event loop that uses it."""
+        if not self.session and not self._has_been_opened:  # type: ignore[has-type]
+            connector = aiohttp.TCPConnector(ssl=self._context)
+            jar = aiohttp.DummyCookieJar()
+            self.session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, auto_decompress=False)
+        await super().open()
+
+
 def _reaching(service: Any, options: Mapping[str, str]) -> Any:
     """Return a client like ``service`` that believes and goes through what the options say; adlfs can make none."""
     reach = Reach.of((service.url,), options, variables())
-    transport = AioHttpTransport(use_env_settings=False, connection_verify=reach.trust.verify)
     return BlobServiceClient(
-        service.url, credential=service.credential, transport=transport, proxies=reach.proxies() or None,
-        connection_verify=reach.trust.verify,
-    )  # fmt: skip
+        service.url, credential=service.credential, transport=_Transport(reach.trust),
+        proxies=reach.proxies() or None,
+    )
