@@ -71,7 +71,10 @@ CAUSES: Mapping[str, Cause] = {
     **_of("InvalidToken InvalidSecurity AuthFailure AuthenticationFailed InvalidAuthenticationInfo "
           "NoAuthenticationInformation InvalidCredentials authError required",
           Cause("the credentials are missing, malformed or not accepted", AccessDenied, credentials=True)),
-    **_of("AccessDenied AccessForbidden AuthorizationFailure AuthorizationPermissionMismatch forbidden "
+    **_of("AuthorizationFailure",
+          Cause("the credentials are not accepted, or the account's network rules do not let this machine in", AccessDenied,
+                credentials=True)),
+    **_of("AccessDenied AccessForbidden AuthorizationPermissionMismatch forbidden "
           "InsufficientAccountPermissions AuthorizationProtocolMismatch AuthorizationResourceTypeMismatch "
           "AuthorizationServiceMismatch AuthorizationSourceIPMismatch PublicAccessNotPermitted", _POLICY),
     **_of("NotSignedUp AccountProblem AllAccessDisabled InvalidPayer UserSuspended OptInRequired AccountIsDisabled "
