@@ -458,7 +458,7 @@ local function get_object(path)
         return ngx.exit(304)
     end
     ngx.ctx.etag, ngx.ctx.path = entry.etag, path
-    if path:sub(-#MARKER) == MARKER then return ngx.req.set_uri(ngx.var.uri .. MARKER) end
+    if path:sub(-#MARKER) == MARKER then return ngx.req.set_uri(ngx.var.uri .. MARKER, false, true) end
 end
 
 -- The error code that a condition on the object to be written asks for, or nil.

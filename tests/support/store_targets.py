@@ -152,7 +152,7 @@ def dav_client(url: str, request: pytest.FixtureRequest) -> tuple[Callable[[str,
 
     def put(key: str, data: bytes) -> None:
         parents = key.split("/")[:-1]
-        if client.put(f"{url}/{quote(key)}", content=data).status_code in (201, 204):
+        if not key.endswith("/") and client.put(f"{url}/{quote(key)}", content=data).status_code in (201, 204):
             return
         for depth in range(1, len(parents) + 1):
             client.request("MKCOL", f"{url}/{quote('/'.join(parents[:depth]))}")

@@ -113,6 +113,10 @@ class SmallFs:
     async def readlink(self, inode: int) -> bytes:
         return os.fsencode(os.readlink(self.path(inode)))
 
+    async def link(self, inode: int, parent: int, name: bytes, caller: Caller) -> Stat:
+        self.note("link", name)
+        raise Failure(1)
+
     async def unlink(self, parent: int, name: bytes) -> None:
         self.note("unlink", name)
         os.unlink(self.path(self.find(name)))

@@ -349,6 +349,7 @@ def test_names(small: Small) -> None:
     os.unlink(small.mount / "b")
     with pytest.raises(PermissionError):
         os.link(small.mount / "fifo", small.mount / "hard")
+    assert len(small.calls("link")) == 1
     directory = os.open(small.mount, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)

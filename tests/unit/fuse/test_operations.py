@@ -16,6 +16,7 @@ from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.tree import NotPermitted
 
 CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=7, umask=0o022)
 CALLER = Caller(uid=1000, gid=100, pid=7, umask=0o022)
@@ -259,11 +260,16 @@ async def test_what_the_cache_cannot_do_is_no_failure() -> None:
     assert operations.errors == 0
 
 
-async def test_there_are_no_hard_links_and_no_file_capabilities() -> None:
-    operations, fs = made()
+async def test_a_hard_link_is_refused_where_the_mount_refuses_it() -> None:
+    operations, fs = made(NotPermitted("an object has one name"))
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await operations.link(*CHANGES["link"])
     assert caught.value.errno == errno.EPERM
+    assert [asked[:4] for asked in fs.asked] == [("link", 9, 1, b"a")]
+
+
+async def test_there_are_no_file_capabilities() -> None:
+    operations, fs = made()
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await operations.setxattr(9, b"security.capability", b"x", CONTEXT)
     assert caught.value.errno == errno.EOPNOTSUPP

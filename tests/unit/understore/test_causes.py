@@ -120,6 +120,7 @@ REQUESTS: list[tuple[str, Callable[[UnderStore], object]]] = [
 
 @pytest.mark.parametrize(("name", "ask"), REQUESTS)
 def test_what_a_server_answers_is_understood(store, server, name, ask):
+    store.put("y", b"y", {})
     skewed = {"RequestTime": "20260101T000000Z", "ServerTime": "2026-01-01T01:00:00Z"}
     answers = [
         (error(403, "InvalidObjectState", "not valid for the object's storage class"), Archived, "restore it first"),
