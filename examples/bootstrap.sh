@@ -125,7 +125,7 @@ _virtualenv() {
     fi
     stamp=$(cd "$REPOSITORY" && {
         echo "$extras $REPOSITORY"
-        cat pyproject.toml luxfuse/fuse/*.c
+        cat pyproject.toml luxfuse/*/*.c
     } | sha256sum | cut -c 1-16)
     if [ ! -e "$VENV/.luxfuse-$stamp" ]; then
         echo "installing luxfuse${extras:+[$extras]} in $VENV"
