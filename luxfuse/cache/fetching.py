@@ -303,12 +303,17 @@ class Fetching(Attempts):
         """Whether an object without pages has a file all the same: all of them were taken out of it."""
         return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
 
+    def _note_described(self, obj: CachedObject, fetched: Fetched) -> None:
+        """Tell what came beside the bytes, unless the cache is closed: then the index is about to be, too."""
+        if fetched.info is not None:
+            obj.described = fetched.info, fetched.asked_s
+            if not self._closed:
+                self.on_described(fetched.info, fetched.asked_s)
+
     def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched.data, fetched.stored
-        if fetched.info is not None:
-            obj.described = fetched.info, fetched.asked_s
-            self.on_described(fetched.info, fetched.asked_s)
+        self._note_described(obj, fetched)
         if fetched.by_peer:
             self.counters.peer_bytes += flight.length
         else:
