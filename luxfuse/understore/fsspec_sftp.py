@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
@@ -82,25 +82,8 @@ class SftpDriver(FsspecDriver):
 
         return self._install(key, f"PUT {key!r}", fill)
 
-    def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        version: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        expect: str | None = None,
-        size: int | None = None,
-        keep: Properties | None = None,
-    ) -> ObjectInfo:
-        what = f"COPY {source!r} to {target!r}"
-        if source.endswith("/"):
-            return self._make_directory(target, what)
-        found = self.head(source)
-        if version not in (None, found.version):
-            raise VersionChanged(f"{what}: version is {found.version}, not {version}")
-        if source == target:
-            return found
+    def _copy_object(self, found: ObjectInfo, target: str, what: str) -> ObjectInfo:
+        source = found.key
         from_path = self._target(source, what)
 
         def fill(filesystem: Any, file: Any) -> int:  # SFTP has no copy: the bytes come here and go back

@@ -106,7 +106,11 @@ class FsspecWrites(NoMultipart):
             raise VersionChanged(f"{what}: version is {found.version}, not {version}")
         if source == target:
             return found
-        from_path, to_path = self._target(source, what), self._target(target, what)
+        return self._copy_object(found, target, what)
+
+    def _copy_object(self, found: ObjectInfo, target: str, what: str) -> ObjectInfo:
+        """Copy the object that was found under another key."""
+        from_path, to_path = self._target(found.key, what), self._target(target, what)
         return self._overwrite(target, what, lambda filesystem: copy_file(filesystem, from_path, to_path))
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:

@@ -39,7 +39,7 @@ class Trust:
 
     @property
     def verify(self) -> str | bool:
-        """As botocore, azure-core and requests take it."""
+        """As botocore and requests take it."""
         return self.bundle if self.bundle is not None else False
 
     def ssl_context(self) -> ssl.SSLContext:
