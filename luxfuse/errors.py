@@ -163,3 +163,7 @@ class PeerFailed(PeerError):
 
 class PeerCorrupt(PeerError):
     """What another node sent is not what its checksums say."""
+
+
+class NotReplicated(PeerError):
+    """Too few other nodes hold what was written."""

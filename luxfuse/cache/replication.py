@@ -42,7 +42,7 @@ from luxfuse.core.replicas import (
     write_of,
 )  # fmt: skip
 from luxfuse.core.takeover import ranked
-from luxfuse.errors import LuxError, NotFound, StoreError
+from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError
 from luxfuse.index.journal import Journal
 from luxfuse.peers.client import Rpc
 from luxfuse.steps import reached
@@ -71,10 +71,6 @@ class Server(Protocol):
 
     def handle_file(self, path: str, handler: Callable[[str, bytes, AsyncIterator[bytes]], Awaitable[bytes]]) -> None:
         """Take files by ``handler(peer, header, chunks)``, which need not read them to their end."""
-
-
-class NotReplicated(LuxError):
-    """Too few peers hold what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +173,7 @@ class _Release:
 
 
 class Replicator:
-    """The writes of one under-store that others hold."""
+    """The writes of one under-store that others hold: a `luxfuse.vfs.replicator.Replicator`."""
 
     def __init__(self, node: Replication, *, source: bytes, store: Store, journal: Journal, copies: int) -> None:
         self._node = node

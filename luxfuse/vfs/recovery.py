@@ -26,7 +26,6 @@ import trio
 from luxfuse.cache.open_uploads import best
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.together import together
 from luxfuse.cache.upload import Source
@@ -43,6 +42,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import DELETE_BATCH, MARKED, WriteBack
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ import msgspec
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.replication import Replicator
 from luxfuse.cache.staged import Stamp
 from luxfuse.cache.together import together
 from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
@@ -41,6 +40,7 @@ from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.replicator import Replicator
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.replication import NotReplicated, Replicator
 from luxfuse.cache.space import Space
 from luxfuse.cache.staged import Buffer, StagedBytes, Stamp
 from luxfuse.cache.upload import OldObject, Source, Uploader
@@ -35,7 +34,7 @@ from luxfuse.core.parts import PART_BYTES
 from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.core.spans import pages_of
 from luxfuse.core.waits import SmallCloses
-from luxfuse.errors import LuxError, NotFound, StoreError, Unforeseen, VersionChanged
+from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError, Unforeseen, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord
@@ -49,6 +48,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)

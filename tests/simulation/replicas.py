@@ -18,10 +18,10 @@ from typing import Any
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.replication import NotReplicated, Replication, Replicator
+from luxfuse.cache.replication import Replication, Replicator
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import MOST_HOLDERS, Outcome, Write, write_of
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ObjectInfo
 
 SOURCE = b"source-1"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.replication import NotReplicated, Replication
+from luxfuse.cache.replication import Replication
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import State
+from luxfuse.errors import NotReplicated
 from luxfuse.index.journal import Journal
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import FakeStore
