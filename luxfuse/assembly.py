@@ -21,6 +21,7 @@ from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.names import path_of
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
 from luxfuse.fuse.kernel import KernelSide
@@ -40,7 +41,7 @@ from luxfuse.understore.locations import key_limits
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.attributes import Defaults
-from luxfuse.vfs.backlog import Backlog, path_of
+from luxfuse.vfs.backlog import Backlog
 from luxfuse.vfs.check import Check, Checks
 from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.descriptions import Descriptions

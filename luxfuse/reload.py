@@ -13,12 +13,12 @@ import trio
 from luxfuse import config
 from luxfuse.cluster import Cluster
 from luxfuse.config import Settings
+from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.fuse.places import check_places
 from luxfuse.service import Parts, Service
 from luxfuse.understore.renewing import with_secrets
-from luxfuse.vfs.backlog import path_of
 
 log = logging.getLogger(__name__)
 

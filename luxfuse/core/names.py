@@ -96,3 +96,8 @@ _RANK = {Kind.DIRECTORY: 2, Kind.FILE: 1, Kind.SYMLINK: 0}
 def wins(new: Kind, old: Kind) -> bool:
     """Whether an entry of kind ``new`` takes the name from one of kind ``old``."""
     return _RANK[new] > _RANK[old]
+
+
+def path_of(key: str) -> str:
+    """Return the path of the entry that a key is of."""
+    return key.rstrip("/").removesuffix(SYMLINK_SUFFIX)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from luxfuse.core.names import path_of
 from luxfuse.errors import LuxError
 from luxfuse.index.journal import Journal
 from luxfuse.types import Kind, WriteMode
@@ -347,8 +348,3 @@ def _size_of(dirty: Dirty) -> int:
         return 0
     stamp = dirty.noted if dirty.noted is not None and not dirty.writers else dirty.stamp
     return stamp.size if stamp is not None else 0
-
-
-def path_of(key: str) -> str:
-    """Return the path of the entry that a key is of."""
-    return key.rstrip("/").removesuffix(".rclonelink")

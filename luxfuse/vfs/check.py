@@ -20,6 +20,7 @@ from luxfuse.cache.check import FileCheck, Verdict
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.cache.sweep import sweep_moves
+from luxfuse.core.names import path_of
 from luxfuse.core.spans import ranges_text
 from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError
@@ -27,7 +28,6 @@ from luxfuse.index.audit import Audit, Auditor
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import ObjectRecord, Objects
 from luxfuse.tiers.staging import Staging
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.inventory import Inventory
 

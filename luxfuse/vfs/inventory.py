@@ -16,6 +16,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.cache.staged import StagedBytes
+from luxfuse.core.names import path_of
 from luxfuse.core.paths import covers
 from luxfuse.core.spans import ranges_text
 from luxfuse.errors import LuxError
@@ -23,7 +24,6 @@ from luxfuse.index.entries import Entry
 from luxfuse.index.objects import ObjectRecord, Objects
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.namespace import Namespace
 

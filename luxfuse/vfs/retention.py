@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.names import path_of
 from luxfuse.core.paths import covers
 from luxfuse.core.rules import MARKS_BOUND, Marks, PathPolicies, TimeLimit
 from luxfuse.core.units import format_count, format_size
@@ -22,7 +23,6 @@ from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
 from luxfuse.index.objects import PINNED, ObjectRecord, Objects
 from luxfuse.types import TtlAction
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.tree import Tree

@@ -10,10 +10,10 @@ import trio
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.peer_source import Holders
+from luxfuse.core.names import path_of
 from luxfuse.core.replication import ReplicaRule
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import ObjectRecord, Objects
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.replica_rules import RuleStore
 from luxfuse.vfs.replicating import HeldObject

@@ -11,12 +11,12 @@ import trio
 from luxfuse.attachments import Attachments
 from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState
+from luxfuse.core.names import path_of
 from luxfuse.core.rendezvous import home
 from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.provider import Provided
 from luxfuse.types import PAGE_BYTES, WriteMode
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.namespace import Stale
 from tests.support.clustered import ClusterNode, clustered
 from tests.support.fake_store import FakeStore

@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from luxfuse.cache.cached import Flight
+from luxfuse.core.names import path_of
 from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import AccessDenied, StoreUnavailable
 from luxfuse.types import PAGE_BYTES, WriteMode
 from luxfuse.vfs import load
-from luxfuse.vfs.backlog import path_of
 from luxfuse.vfs.jobs import watch
 from luxfuse.vfs.load import LoadProgress, LoadRefused
 from tests.support.fake_store import FakeStore
