@@ -1,11 +1,11 @@
-"""Builds the parts of one mount and joins them; `daemon` runs them."""
+"""Builds the parts of one under-store and joins them."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -24,19 +24,14 @@ from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.core.names import path_of
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
-from luxfuse.fuse.kernel import KernelSide
-from luxfuse.fuse.operations import Operations
-from luxfuse.fuse.session import Session
 from luxfuse.index import lifecycle
 from luxfuse.index.audit import Auditor
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
-from luxfuse.service import Parts, VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
-from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import key_limits
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
@@ -58,11 +53,10 @@ from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.retention import MarkStore, Retention
-from luxfuse.vfs.shares import KernelShares
 from luxfuse.vfs.tree import Tree
-from luxfuse.vfs.volumes import Volumes
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
+from luxfuse.volume_parts import VolumeParts
 
 BASE_MEMORY_BYTES = 112 << 20
 """What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
@@ -90,24 +84,6 @@ class Local:
         self.epoch = epoch
         self.clean = clean
         self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
-
-
-def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
-    """Build everything; tasks of the parts run in ``nursery``."""
-    kernel = KernelSide()
-    shares = KernelShares(kernel)
-    volumes = Volumes(shares)
-    p = build_tree(s, store, local, shares.share(0), nursery)
-    volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
-    operations = Operations(volumes, read_only=s.read_only)
-    session = Session(
-        operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
-        want_passthrough=s.passthrough and s.read_mode != "no-cache",
-        cache_directories=[cache.directory.path for cache in local.caches],
-    )
-    p.directories.on_added = lambda directory: session.probe(directory.path)
-    shared = {each.name: getattr(p, each.name) for each in fields(p)}
-    return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)
 
 
 def build_tree(

@@ -28,13 +28,15 @@ from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.places import check_places
-from luxfuse.service import Parts, VolumeParts, VolumeState
+from luxfuse.mount_parts import Parts
+from luxfuse.service import VolumeState
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backlog import Backlog, Progress
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.volumes import Volume
 from luxfuse.volume import VolumeLife, one_line
+from luxfuse.volume_parts import VolumeParts
 
 log = logging.getLogger(__name__)
 

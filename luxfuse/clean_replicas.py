@@ -15,11 +15,11 @@ from luxfuse.core.spans import page_count
 from luxfuse.core.units import format_count
 from luxfuse.peers.client import Rpc
 from luxfuse.peers.server import Server
-from luxfuse.service import VolumeParts
 from luxfuse.vfs.holding import HOLD_PATH, CacheShelf, Holding
 from luxfuse.vfs.replica_rules import RULES_PATH, Rng, RuleExchange, RulesRefused, RuleStore
 from luxfuse.vfs.replicating import Replicating
 from luxfuse.vfs.stock import VolumeStock
+from luxfuse.volume_parts import VolumeParts
 
 LOCATED_RANGES = 4096
 """Of an object, which `locate` tells of: 256 GiB."""

@@ -38,7 +38,7 @@ from luxfuse.peers.join import Seeds
 from luxfuse.peers.listening import Listening, advertised, listen
 from luxfuse.peers.membership import PUSH_PULL_PATH, Membership
 from luxfuse.peers.server import Server
-from luxfuse.service import VolumeParts
+from luxfuse.volume_parts import VolumeParts
 
 log = logging.getLogger(__name__)
 

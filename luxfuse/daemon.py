@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from luxfuse import logs
-from luxfuse.assembly import Local, build
+from luxfuse.assembly import Local
 from luxfuse.attachments import Attachments
 from luxfuse.cluster import Cluster, taking_part
 from luxfuse.config import Settings
@@ -28,8 +28,9 @@ from luxfuse.control import registry, server
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
+from luxfuse.mount_parts import Parts, build
 from luxfuse.reload import Reloader
-from luxfuse.service import Parts, Service
+from luxfuse.service import Service
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backlogs import Backlogs

@@ -17,7 +17,8 @@ from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.fuse.places import check_places
-from luxfuse.service import Parts, Service
+from luxfuse.mount_parts import Parts
+from luxfuse.service import Service
 from luxfuse.understore.renewing import with_secrets
 
 log = logging.getLogger(__name__)

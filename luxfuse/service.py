@@ -12,89 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from luxfuse import __version__
-from luxfuse.cache.directories import Directories
-from luxfuse.cache.hierarchy import Hierarchy
-from luxfuse.cache.mover import Mover
-from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.recovered import Recovered
 from luxfuse.config import Settings
 from luxfuse.control import metrics
 from luxfuse.core.histogram import BOUNDS_S, Histogram
-from luxfuse.core.rules import PathPolicies
 from luxfuse.errors import LuxError
-from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
-from luxfuse.fuse.operations import Operations
-from luxfuse.fuse.session import Session
-from luxfuse.index.journal import Journal
-from luxfuse.index.names import ROOT_INODE, Names
-from luxfuse.index.objects import Objects
-from luxfuse.index.store import IndexStore
-from luxfuse.tiers.staging import Staging
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.mount_parts import Parts
 from luxfuse.types import TIERS, TtlAction
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.ahead import FilesAhead
-from luxfuse.vfs.backlog import Backlog, Progress, Tally
+from luxfuse.vfs.backlog import Progress, Tally
 from luxfuse.vfs.backlogs import Backlogs
-from luxfuse.vfs.check import CheckProgress, Checks, together
-from luxfuse.vfs.dirty import DirtyEntries
-from luxfuse.vfs.files import Files
-from luxfuse.vfs.filesystem import FileSystem
-from luxfuse.vfs.inventory import Inventory
+from luxfuse.vfs.check import CheckProgress, together
 from luxfuse.vfs.jobs import watch
-from luxfuse.vfs.listing import Lister
-from luxfuse.vfs.load import Loads
-from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.recovery import Recovery
-from luxfuse.vfs.retention import Retention
-from luxfuse.vfs.shares import KernelShares
-from luxfuse.vfs.volumes import Volumes
-from luxfuse.vfs.writeback import WriteBack
-from luxfuse.vfs.writer import Writer
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeParts:
-    """Everything that one under-store of a mount has for itself."""
-
-    store: Store
-    index: IndexStore
-    names: Names
-    objects: Objects
-    hierarchy: Hierarchy
-    cache: PageCache
-    mover: Mover
-    directories: Directories
-    lister: Lister
-    namespace: Namespace
-    ahead: FilesAhead
-    files: Files
-    fs: FileSystem
-    journal: Journal
-    staging: Staging
-    dirty: DirtyEntries
-    writer: Writer
-    writeback: WriteBack
-    backlog: Backlog
-    recovered: Recovered
-    recovery: Recovery
-    loads: Loads
-    inventory: Inventory
-    checks: Checks
-    retention: Retention
-    policies: PathPolicies
-
-
-@dataclass(frozen=True, slots=True)
-class Parts(VolumeParts):
-    """Everything that makes up a running daemon: the mount's own under-store, and what all share."""
-
-    operations: Operations
-    kernel: KernelSide
-    session: Session
-    volumes: Volumes
-    shares: KernelShares
+from luxfuse.volume_parts import VolumeParts
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,6 @@ from luxfuse.index import leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
-from luxfuse.service import VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.base import UnderStore
@@ -36,6 +35,7 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.files import Files
+from luxfuse.volume_parts import VolumeParts
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,6 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
-from luxfuse.service import VolumeParts
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
@@ -53,6 +52,7 @@ from luxfuse.vfs.recovery import Outcome, Recovery
 from luxfuse.vfs.retention import Retention
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
+from luxfuse.volume_parts import VolumeParts
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_store import FakeStore
 
