@@ -215,6 +215,28 @@ class Cluster:
         self.membership.update(msgspec.structs.replace(self.membership.info, sources=sources, weight=weight))
         self.peers.changed()
 
+    @asynccontextmanager
+    async def prepared(self, settings: Settings, parts: VolumeParts) -> AsyncIterator[None]:
+        """A volume exists for the block, and can have replicas of what is written to it."""
+        source = source_of(settings)
+        self.prepare(source, parts, settings.durable_replicas)
+        try:
+            yield
+        finally:
+            await self.end(source)
+
+    @contextmanager
+    def enlisted(self, settings: Settings, parts: VolumeParts) -> Iterator[None]:
+        """A volume takes part for the block, unless there are too many."""
+        source = source_of(settings)
+        if not self.add(source, parts):
+            yield
+            return
+        try:
+            yield
+        finally:
+            self.remove(source)
+
     # -- for the operator
 
     async def check_keys(self) -> None:
@@ -260,33 +282,6 @@ def _ranges(objects: Objects) -> Iterator[tuple[bytes, int]]:
 def source_of(settings: Settings) -> bytes:
     """Return the id of an under-store as nodes tell it each other, 8 bytes."""
     return bytes.fromhex(settings.source_id)
-
-
-@asynccontextmanager
-async def prepared(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> AsyncIterator[None]:
-    """A volume exists for the block, and can have replicas of what is written to it, if there is a cluster."""
-    if cluster is None:
-        yield
-        return
-    source = source_of(settings)
-    cluster.prepare(source, parts, settings.durable_replicas)
-    try:
-        yield
-    finally:
-        await cluster.end(source)
-
-
-@contextmanager
-def enlisted(cluster: Cluster | None, settings: Settings, parts: VolumeParts) -> Iterator[None]:
-    """A volume takes part in the cluster, if there is one, for the block."""
-    source = source_of(settings)
-    if cluster is None or not cluster.add(source, parts):
-        yield
-        return
-    try:
-        yield
-    finally:
-        cluster.remove(source)
 
 
 @asynccontextmanager

@@ -8,9 +8,9 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
@@ -18,7 +18,6 @@ import trio
 from luxfuse.assembly import Cache, Local
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
-from luxfuse.cluster import Cluster, enlisted, prepared
 from luxfuse.config import Settings, read_again
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.core.units import format_count
@@ -48,6 +47,16 @@ REFILL_INTERVAL_S = 0.02
 P = TypeVar("P", bound=VolumeParts)
 
 
+class Cluster(Protocol):
+    """The part of the cluster that a volume needs."""
+
+    def prepared(self, settings: Settings, parts: VolumeParts, /) -> AbstractAsyncContextManager[None]:
+        """A volume exists for the block, and can have replicas of what is written to it."""
+
+    def enlisted(self, settings: Settings, parts: VolumeParts, /) -> AbstractContextManager[None]:
+        """A volume takes part in the cluster for the block."""
+
+
 class VolumeLife:
     """One under-store with ``settings``; ``note`` takes lines for whoever mounts or attaches it."""
 
@@ -65,9 +74,10 @@ class VolumeLife:
         async with self._opened() as (store, local, beginning):
             async with trio.open_nursery() as background:
                 parts = build(self.settings, store, local, background)
-                async with prepared(self._cluster, self.settings, parts):
+                cluster = self._cluster
+                async with cluster.prepared(self.settings, parts) if cluster else nullcontext():
                     await self._begin(parts, beginning, background)
-                    with enlisted(self._cluster, self.settings, parts):
+                    with cluster.enlisted(self.settings, parts) if cluster else nullcontext():
                         yield parts
                 parts.files.note_touched()
                 parts.hierarchy.keep_policy_states()
