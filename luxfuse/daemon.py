@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import trio
 
 from luxfuse import logs
@@ -218,24 +215,3 @@ class _Daemon:
             await session.ended.wait()
             return
         await session.terminate()
-
-def main() -> int:
-    """Run as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd."""
-    parser = argparse.ArgumentParser(prog="luxfuse.daemon")
-    parser.add_argument("--ready-fd", type=int, required=True)
-    ready_fd = parser.parse_args().ready_fd
-    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
-
-    def ready(error: str | None, notes: Sequence[str] = ()) -> None:
-        os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
-        os.close(ready_fd)
-
-    def waiting(why: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more, which ready will find out
-            os.write(ready_fd, msgspec.json.encode({"waiting": why}) + b"\n")
-
-    return run(settings, ready, waiting)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
