@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -32,13 +32,15 @@ from luxfuse.core.swim_config import SwimConfig
 from luxfuse.index.locations import LocationTable
 from luxfuse.index.objects import Objects
 from luxfuse.peers.client import Client
-from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.identity import Identity
 from luxfuse.peers.join import Seeds
 from luxfuse.peers.listening import Listening, advertised, listen
 from luxfuse.peers.membership import PUSH_PULL_PATH, Membership
 from luxfuse.peers.server import Server
 from luxfuse.volume_parts import VolumeParts
+
+if TYPE_CHECKING:
+    from luxfuse.peers.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -284,6 +286,13 @@ def source_of(settings: Settings) -> bytes:
     return bytes.fromhex(settings.source_id)
 
 
+def _read_credentials(key_file: str, identity: Identity) -> Credentials:
+    # Only here, as cryptography takes 0.1 s, which a mount without a cluster need not wait for.
+    from luxfuse.peers.credentials import Credentials
+
+    return Credentials.read(key_file, name=identity.name, stamp_ns=identity.stamp_ns)
+
+
 @asynccontextmanager
 async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Cluster | None]:
     """Run this node in its cluster for the block; None without one. ``directory``: its state. Raises `ConfigError`."""
@@ -291,7 +300,7 @@ async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Clus
         yield None
         return
     identity = await trio.to_thread.run_sync(Identity.open, directory)
-    credentials = Credentials.read(settings.cluster_key_file, name=identity.name, stamp_ns=identity.stamp_ns)
+    credentials = await trio.to_thread.run_sync(_read_credentials, settings.cluster_key_file, identity)
     listening = await trio.to_thread.run_sync(listen, settings.listen)
     try:
         seeds = Seeds(settings.join, family=listening.family)

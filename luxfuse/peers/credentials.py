@@ -73,7 +73,7 @@ class Credentials:
         return self._sealer.seal(payload)
 
     def open(self, datagram: bytes) -> Opened:
-        """Return what another node sealed. Raises `sealing.Rejected`."""
+        """Return what another node sealed. Raises `rejections.Rejected`."""
         return self._sealer.open(datagram)
 
     def server_context(self) -> ssl.SSLContext:

@@ -11,8 +11,7 @@ from collections import deque
 
 from luxfuse.core.members import Address
 from luxfuse.peers.signing import Keys
-from luxfuse.peers.streams import Socket, set_up
-from luxfuse.peers.tls import peer_name
+from luxfuse.peers.streams import Socket, peer_name, set_up
 
 CONNECT_S = 3.0
 """For a connection and its handshake."""

@@ -11,7 +11,7 @@ import random
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -20,12 +20,13 @@ from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.swim import Changed, Effect, Heard, PushPull, Send, Swim
 from luxfuse.errors import LuxError
 from luxfuse.peers.client import Rpc
-from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.identity import Identity
 from luxfuse.peers.join import Seeds
 from luxfuse.peers.listening import Unreachable, from_wire, on_wire
-from luxfuse.peers.rejections import Rejections
-from luxfuse.peers.sealing import REASONS, Rejected
+from luxfuse.peers.rejections import REASONS, Rejected, Rejections
+
+if TYPE_CHECKING:
+    from luxfuse.peers.credentials import Credentials
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,30 @@ from collections import Counter
 from luxfuse.core.addresses import format_address
 from luxfuse.core.members import Address
 from luxfuse.core.units import format_count
-from luxfuse.peers.sealing import REASONS
 
 log = logging.getLogger(__name__)
 
+REASONS = {
+    "garbage": "no datagrams of luxfuse",
+    "version": "another format, of another version of luxfuse",
+    "key": "sealed with a key that is not in our key file",
+    "tampered": "changed on the way",
+    "restarted": "from before the last start of the sender",
+    "replay": "seen before, or very late",
+    "namesake": "of a node with a copy of our state directory, and so our name: remove node.json there, and mount again",
+    "own": "our own",
+}
+"""Why datagrams are rejected, and how that is said."""
 INTERVAL_S = 60.0
 _LEVELS = {"key": logging.WARNING, "version": logging.WARNING, "namesake": logging.WARNING, "own": logging.DEBUG}
+
+
+class Rejected(Exception):
+    """A datagram is not taken. ``reason``: one of `REASONS`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Rejections:

@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from luxfuse.peers.rejections import Rejected
+
 MAGIC = b"LXF"
 FORMAT = 1
 WINDOW = 1024
@@ -36,27 +38,6 @@ TAG_BYTES = 16
 _HEADER = struct.Struct(">3sB4s8sQQ")
 OVERHEAD_BYTES = _HEADER.size + TAG_BYTES
 _COUNTERS = 1 << 64
-
-
-class Rejected(Exception):
-    """A datagram is not taken. ``reason``: one of `REASONS`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-REASONS = {
-    "garbage": "no datagrams of luxfuse",
-    "version": "another format, of another version of luxfuse",
-    "key": "sealed with a key that is not in our key file",
-    "tampered": "changed on the way",
-    "restarted": "from before the last start of the sender",
-    "replay": "seen before, or very late",
-    "namesake": "of a node with a copy of our state directory, and so our name: remove node.json there, and mount again",
-    "own": "our own",
-}
-"""Why datagrams are rejected, and how that is said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ from luxfuse.errors import LuxError, PeerRefused, Refusal
 from luxfuse.peers.provider import Provided, Provider
 from luxfuse.peers.requests import FILE_CHUNK_BYTES, HEAD_S, Request
 from luxfuse.peers.signing import Keys, Signer, Unproven
-from luxfuse.peers.streams import Stream, set_up
-from luxfuse.peers.tls import peer_name
+from luxfuse.peers.streams import Stream, peer_name, set_up
 from luxfuse.peers.wire import (
     HEAD_MAX_BYTES,
     LENGTH,

@@ -6,12 +6,14 @@ What is small is received and sent in the event loop, without blocking; what is 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import trio
 
@@ -25,6 +27,8 @@ CHUNK_BYTES = 256 << 10
 """Encrypted, or received, at a time: stays in the processor's cache."""
 SENDFILE_BYTES = 4 << 20
 
+_NAME = re.compile(r"[0-9a-f]{16}")
+
 Socket = socket.socket | ssl.SSLSocket
 
 
@@ -34,6 +38,22 @@ def set_up(sock: socket.socket) -> None:
     stall = struct.pack("ll", int(STALL_S), 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stall)
+
+
+class Secured(Protocol):
+    """A TLS connection, whatever carries it."""
+
+    def getpeercert(self) -> Mapping[str, Any] | None:
+        """Return the certificate of the other side; empty or None if there was none."""
+
+
+def peer_name(connection: Secured) -> str:
+    """Return the name of the node at the other end, once the handshake is over. Raises `ssl.CertificateError`."""
+    subject = (connection.getpeercert() or {}).get("subject", ())
+    names = [value for part in subject for kind, value in part if kind == "commonName"]
+    if len(names) != 1 or _NAME.fullmatch(names[0]) is None:
+        raise ssl.CertificateError("the certificate of the other side names no node")
+    return str(names[0])
 
 
 class Stream:

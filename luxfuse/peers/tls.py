@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import ssl
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -31,7 +29,6 @@ _AUTHORITY_FROM = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _AUTHORITY_UNTIL = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 _CURVE = ec.SECP256R1()
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_NAME = re.compile(r"[0-9a-f]{16}")
 _MFD_NOEXEC_SEAL = 8
 
 
@@ -98,7 +95,7 @@ def contexts(authorities: Sequence[Authority], name: str, now_s: float) -> tuple
     """Return what a node serves and connects with: a new certificate of the first authority; peers need one of any.
 
     Only TLS 1.3; nothing is resumed, so that each connection shows a certificate that is valid now. The caller compares
-    `peer_name` with the node that it wants to talk to.
+    `streams.peer_name` with the node that it wants to talk to.
     """
     pem = authorities[0].issue(name, now_s)
     trusted = "".join(each.certificate.public_bytes(Encoding.PEM).decode() for each in authorities)
@@ -126,19 +123,3 @@ def _load_chain(context: ssl.SSLContext, pem: bytes) -> None:
         context.load_cert_chain(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
-
-
-class Secured(Protocol):
-    """A TLS connection, whatever carries it."""
-
-    def getpeercert(self) -> Mapping[str, Any] | None:
-        """Return the certificate of the other side; empty or None if there was none."""
-
-
-def peer_name(connection: Secured) -> str:
-    """Return the name of the node at the other end, once the handshake is over. Raises `ssl.CertificateError`."""
-    subject = (connection.getpeercert() or {}).get("subject", ())
-    names = [value for part in subject for kind, value in part if kind == "commonName"]
-    if len(names) != 1 or _NAME.fullmatch(names[0]) is None:
-        raise ssl.CertificateError("the certificate of the other side names no node")
-    return str(names[0])

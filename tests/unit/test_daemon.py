@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +32,12 @@ def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest
     assert daemon.run(object(), lambda error, _notes=(): told.append(error)) == 1
     assert told == ["far enough"]
     assert seen == [0o077]
+
+
+def test_a_daemon_starts_without_libraries_that_few_mounts_need() -> None:
+    program = (
+        "import sys; import luxfuse.daemon\n"
+        "heavy = {'cryptography', 'pydantic', 'typer', 'obstore', 'fsspec', 'botocore', 'aiohttp'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -18,7 +18,8 @@ from cryptography.x509.oid import NameOID
 from luxfuse.errors import ConfigError
 from luxfuse.peers import tls
 from luxfuse.peers.credentials import SIGNATURE_BYTES, Credentials
-from luxfuse.peers.tls import Authority, peer_name
+from luxfuse.peers.streams import peer_name
+from luxfuse.peers.tls import Authority
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 ALICE, BOB = "a11ce00000000001", "b0b0000000000002"

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from luxfuse.peers.rejections import Rejections
-from luxfuse.peers.sealing import REASONS
+from luxfuse.peers.rejections import REASONS, Rejections
 
 
 @pytest.mark.expected_logs("sealed with a key")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luxfuse.peers import sealing
-from luxfuse.peers.sealing import OVERHEAD_BYTES, WINDOW, Rejected, Sealer
+from luxfuse.peers.rejections import REASONS, Rejected
+from luxfuse.peers.sealing import OVERHEAD_BYTES, WINDOW, Sealer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 ALICE, BOB = "a11ce00000000001", "b0b0000000000002"
@@ -20,7 +21,7 @@ def sealer(name: str = ALICE, stamp: int = 10, *keys: bytes) -> Sealer:
 def reason(opener: Sealer, datagram: bytes) -> str:
     with pytest.raises(Rejected) as caught:
         opener.open(datagram)
-    assert caught.value.reason in sealing.REASONS
+    assert caught.value.reason in REASONS
     return caught.value.reason
 
 
