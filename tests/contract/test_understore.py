@@ -88,23 +88,23 @@ def test_head_read_and_listing_agree(target: Target, store: UnderStore):
         assert not any(name.lower() == "content-type" for name in info.metadata)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 10), (3, 7)])
-def test_a_read_describes_the_object_as_head_does(target: Target, store: UnderStore, start: int, end: int):
+def test_a_read_describes_the_object_as_head_does(target: Target, store: UnderStore):
     target.put("x", b"0123456789")
     info = store.head("x")
-    told: list[ObjectInfo] = []
-    store.read("x", start, end, info.version, on_described=told.append)
-    if "metadata" in target.features and target.name != "fsspec-gs":  # whose client hides them
-        assert told == [info]
-    else:
-        assert told in ([], [info])
+    for start, end in ((0, 10), (3, 7)):
+        told: list[ObjectInfo] = []
+        store.read("x", start, end, info.version, on_described=told.append)
+        if "metadata" in target.features and target.name != "fsspec-gs":  # whose client hides them
+            assert told == [info]
+        else:
+            assert told in ([], [info])
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 10), (9, 10), (3, 7), (0, 0), (10, 10)])
-def test_ranges_are_exact(target: Target, store: UnderStore, start: int, end: int):
+def test_ranges_are_exact(target: Target, store: UnderStore):
     target.put("x", b"0123456789")
-    data = store.read("x", start, end, store.head("x").version)
-    assert bytes(data) == b"0123456789"[start:end]
+    version = store.head("x").version
+    for start, end in ((0, 1), (0, 10), (9, 10), (3, 7), (0, 0), (10, 10)):
+        assert (start, end, bytes(store.read("x", start, end, version))) == (start, end, b"0123456789"[start:end])
 
 
 def test_empty_object(target: Target, store: UnderStore):
