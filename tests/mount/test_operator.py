@@ -88,7 +88,7 @@ def test_a_load_in_the_background_is_shown_and_stopped_by_another_operator(
 ) -> None:
     fill({f"many/{n:04}": content(n, 64 * KIB) for n in range(400)})
     mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"max_requests": 2})
-    s3.set(latency_ms=20)
+    s3.set(latency_ms=200)  # 40 s for all: commands may take long, and it is stopped soon
     try:
         begun = mount.cli("load", "--background", mount.path, check=True)
         assert begun.stdout == f"load 1 of {mount.path} has begun; see: luxfuse load --progress {mount.path}\n"
