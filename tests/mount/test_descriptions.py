@@ -197,9 +197,9 @@ def test_a_file_that_appears_is_not_opened_by_who_wants_to_make_it(two_nodes: tu
 
 
 def test_nobody_is_let_in_while_the_store_cannot_be_asked(
-    two_nodes: tuple[Mount, Mount], mounting: Mounts, proxy: FaultProxy, bucket: str
+    mounting: Mounts, s3: FastS3, proxy: FaultProxy, bucket: str
 ) -> None:
-    first, _ = two_nodes
+    first = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
     first.run(["sh", "-c", f"cd {first.path} && mkdir x && echo s > x/key && chmod 600 x/key"], check=True)
     second = mounting.make(
         f"s3://{bucket}", "--allow-other", endpoint_url=proxy.endpoint, options={"request_timeout": "1s"}
