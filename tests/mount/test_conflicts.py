@@ -159,9 +159,19 @@ def is_complete(request: Request) -> bool:
     return request.method == "POST" and "uploadId" in request.query
 
 
-@pytest.mark.parametrize(("size", "lost"), [(100_000, is_write), (LARGE, is_complete)])
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("flags", [(), FAIL])
+@pytest.mark.parametrize(
+    ("size", "lost", "existing", "flags"),
+    [  # each pair of values in every run
+        (100_000, is_write, False, ()),
+        (100_000, is_write, True, FAIL),
+        (LARGE, is_complete, False, FAIL),
+        (LARGE, is_complete, True, ()),
+        pytest.param(100_000, is_write, False, FAIL, marks=pytest.mark.slow),
+        pytest.param(100_000, is_write, True, (), marks=pytest.mark.slow),
+        pytest.param(LARGE, is_complete, False, (), marks=pytest.mark.slow),
+        pytest.param(LARGE, is_complete, True, FAIL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_answer_is_no_conflict(
     mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, scribe: Scribing, size: int, lost, existing: bool,
     flags: tuple[str, ...],

@@ -30,12 +30,22 @@ def assert_each_byte_once(proxy: FaultProxy, key: str, size: int) -> None:
         assert end == start, f"{key}, between {start} and {end}: asked {'twice' if start < end else 'never'}; {ranges}"
 
 
-@pytest.mark.parametrize("size", [100_000, 5 * MIB + 3, 40 * MIB], ids=["one-page", "fetched-whole", "streamed"])
+SIZES = {"one-page": 100_000, "fetched-whole": 5 * MIB + 3, "streamed": 40 * MIB}
+STORES = {"near": (0.0, "true"), "far": (0.05, "true"), "copying": (0.0, "false")}
+IN_EVERY_RUN = {("near", size) for size in SIZES} | {("far", "streamed"), ("copying", "streamed")}
+
+
 @pytest.mark.parametrize(
-    ("latency_s", "passthrough"), [(0.0, "true"), (0.05, "true"), (0.0, "false")], ids=["near", "far", "copying"]
+    ("latency_s", "passthrough", "size"),
+    [
+        pytest.param(
+            *STORES[at], SIZES[size], id=f"{at}-{size}", marks=() if (at, size) in IN_EVERY_RUN else pytest.mark.slow
+        )
+        for at, size in itertools.product(STORES, SIZES)
+    ],
 )
 def test_concurrent_readers_of_a_cold_file(
-    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, size: int, latency_s: float, passthrough: str
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, latency_s: float, passthrough: str, size: int
 ) -> None:
     data = content("once", size)
     fill({"file": data})

@@ -15,7 +15,13 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 TTL_S = 1.0
-SIZES = [pytest.param(MIB + 7, id="small"), pytest.param(20 * MIB, id="large")]
+SMALL, LARGE = MIB + 7, 20 * MIB
+MODES_AND_SIZES = [
+    pytest.param("true", LARGE, id="passthrough-large"),
+    pytest.param("false", SMALL, id="copying-small"),
+    pytest.param("true", SMALL, id="passthrough-small", marks=pytest.mark.slow),
+    pytest.param("false", LARGE, id="copying-large", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -37,12 +43,7 @@ def unless_stale(read: Callable[[], Any]) -> Any:
         return None
 
 
-@pytest.fixture(params=["true", "false"], ids=["passthrough", "copying"])
-def passthrough(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("passthrough", "size"), MODES_AND_SIZES)
 def test_a_changed_object_shows_as_a_new_file(make, s3: FastS3, bucket: str, fill, passthrough: str, size: int) -> None:
     old, new = content("old", size), content("new", size)  # of one size, so that only the version tells
     fill({"file": old})
@@ -63,7 +64,7 @@ def test_a_changed_object_shows_as_a_new_file(make, s3: FastS3, bucket: str, fil
         assert mount.read("file") == digest(new)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("passthrough", "size"), MODES_AND_SIZES)
 def test_an_open_file_keeps_its_version(make, s3: FastS3, bucket: str, fill, passthrough: str, size: int) -> None:
     old, new = content("old", size), content("new", size + 4096)
     fill({"file": old})

@@ -135,8 +135,14 @@ CALLS: dict[str, Callable[[Path], list[object]]] = {
 ENDS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 
 
-@ENDS
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        pytest.param(call, number, id=f"{call}-{number.name}", marks=pytest.mark.slow if (nth + offset) % 2 else [])
+        for nth, call in enumerate(CALLS)
+        for offset, number in enumerate((signal.SIGINT, signal.SIGKILL))
+    ],
+)
 def test_who_waits_for_the_store_ends(place: Path, waiting, call: str, number: int) -> None:
     process = waiting(*CALLS[call](place))
     process.send_signal(number)

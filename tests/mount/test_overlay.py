@@ -15,7 +15,7 @@ from tests.support.mounted import COMMAND_TIMEOUT_S, Mount, mounted, wait_for
 LOWER = {"file": "lower", "kept": "kept", "dir/a": "a", "dir/b": "b", "tree/deep/c": "c", "tree/d": "d"}
 
 
-@pytest.fixture(params=["async-through", "cache-through"])
+@pytest.fixture(params=["async-through", pytest.param("cache-through", marks=pytest.mark.slow)])
 def mount(request: pytest.FixtureRequest, s3: FastS3) -> Iterator[Mount]:
     if "overlay" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no overlayfs")

@@ -172,9 +172,15 @@ else:
 
 @pytest.mark.parametrize(
     ("mode", "journal"),
-    [*(("async-through", journal) for journal in ("wal", "delete", "truncate")), ("cache-through", "delete"),
-     ("copying", "wal"), ("copying", "delete")],
-)  # fmt: skip
+    [
+        ("async-through", "wal"),
+        ("async-through", "truncate"),
+        ("cache-through", "delete"),
+        ("copying", "delete"),
+        pytest.param("async-through", "delete", marks=pytest.mark.slow),
+        pytest.param("copying", "wal", marks=pytest.mark.slow),
+    ],
+)
 def test_sqlite_keeps_its_integrity(staging: Staging, mode: str, journal: str) -> None:
     """Several processes write at once, one dies in its transaction; all that was committed is there, nothing else."""
     stage = staging(mode)

@@ -220,8 +220,15 @@ def test_an_unchanged_file_is_never_uploaded_again(
     assert mount.status()["understore"]["put_bytes"] == 0
 
 
-@pytest.mark.parametrize("mode", ["cached", "remote"])
-@pytest.mark.parametrize("change", ["append", "middle"])
+@pytest.mark.parametrize(
+    ("mode", "change"),
+    [
+        ("cached", "append"),
+        ("remote", "middle"),
+        pytest.param("cached", "middle", marks=pytest.mark.slow),
+        pytest.param("remote", "append", marks=pytest.mark.slow),
+    ],
+)
 def test_small_changes_to_a_large_object_send_little(
     mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing, mode: str, change: str
 ) -> None:
@@ -258,10 +265,18 @@ ERRORS = [
     (403, "AccessDenied", "EACCES"), (403, "QuotaExceeded", "EDQUOT"), (507, "XMinioStorageFull", "ENOSPC"),
     (500, "InternalError", "EIO"), (503, "SlowDown", "EIO"),
 ]  # fmt: skip
+ERRORS_OF_PARTS = [ERRORS[0], ERRORS[3]]
+"""In every run: one that is given up at once, and one that is tried again."""
 
 
-@pytest.mark.parametrize(("status", "code", "error"), ERRORS)
-@pytest.mark.parametrize("size", [1000, 20 * MIB])
+@pytest.mark.parametrize(
+    ("status", "code", "error", "size"),
+    [
+        *((*error, 1000) for error in ERRORS),
+        *((*error, 20 * MIB) for error in ERRORS_OF_PARTS),
+        *(pytest.param(*each, 20 * MIB, marks=pytest.mark.slow) for each in ERRORS if each not in ERRORS_OF_PARTS),
+    ],
+)
 def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
     mount: Mount, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing, status: int, code: str, error: str,
     size: int,
