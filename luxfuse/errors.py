@@ -119,7 +119,8 @@ class DeadlinePassed(StoreUnavailable):
 
 
 class NotTrusted(StoreUnavailable):
-    """The certificate of the endpoint is not signed by an authority that is believed: somebody has to do something."""
+    """The endpoint does not prove that it is the one that is meant, by a certificate that is signed by an authority that is
+    believed, or a host key that is known: somebody has to do something."""
 
     retryable = False
 

@@ -196,7 +196,7 @@ def _by_class(filesystem: Any, root: str, request_timeout_s: float) -> FsspecDri
             from luxfuse.understore.fsspec_http import HttpDriver
 
             return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
-        case "SFTPFileSystem":
+        case "KnownSFTPFileSystem":
             from luxfuse.understore.fsspec_sftp import SftpDriver
 
             return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)

@@ -50,6 +50,7 @@ _S3_NAMES = {
 _S3_OURS = ACCESS_OPTIONS | {"allow_http", "virtual_hosted_style_request"}
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
 _WEBDAV = ("webdav://", "dav://")
+_SFTP = ("sftp://", "ssh://")
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp",
              "webdav4": "webdav4[fsspec]"}  # fmt: skip
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
@@ -74,6 +75,10 @@ def open_filesystem(
     refuse_unknown(source, family_of(source) or "", options, _translated(source), protocol)
     arguments = _arguments(source, endpoint_url, options, request_timeout_s, access)
     try:
+        if any(name in source for name in _SFTP):  # also as the inner one of a chain
+            from luxfuse.understore.sftp_hosts import use
+
+            use()
         filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
     except ImportError as exc:
         package = _PACKAGES.get(exc.name or "", exc.name)
@@ -105,6 +110,8 @@ def _translated(source: str) -> frozenset[str]:
         return names | _AZURE_NAMES.keys() | REACH_OPTIONS | {"endpoint_url", "allow_http"}
     if source.startswith(("http://", "https://")):
         return names | REACH_OPTIONS
+    if source.startswith(_SFTP):
+        return names | {"known_hosts"}
     return names
 
 
@@ -145,7 +152,7 @@ def _arguments(
         arguments["get_client"] = _client_maker(Reach.of((source,), options, variables()))
         arguments.setdefault("encoded", True)
         arguments.setdefault("simple_links", False)
-    if source.startswith(("sftp://", "ssh://")):
+    if source.startswith(_SFTP):
         for name in ("timeout", "banner_timeout", "auth_timeout", "channel_timeout"):
             arguments.setdefault(name, min(READ_TIMEOUT_S, timeout_s))
     elif source.startswith("ftp://"):

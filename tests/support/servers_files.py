@@ -112,8 +112,10 @@ def make_sftp(base: Path) -> Server:
         "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nLogLevel QUIET\n"
         "Subsystem sftp internal-sftp\n"
     )
+    kind, key = (base / "host.pub").read_text().split()[:2]
+    (base / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
     options = {"username": getpass.getuser(), "key_filename": f"{base}/user", "look_for_keys": "false",
-               "allow_agent": "false"}  # fmt: skip
+               "allow_agent": "false", "known_hosts": f"{base}/known_hosts"}  # fmt: skip
     command = [program, "-D", "-e", "-f", str(config)]
     return Server(f"sftp://127.0.0.1:{port}{files}", command, port, files, options)
 
