@@ -21,6 +21,9 @@ from tests.support.front import Answer, s3_error
 
 CONTAINER_TOKEN = "Bearer of-the-container"
 WEB_IDENTITY = "of-the-pod"
+TASK = "/v2/credentials/of-the-task"
+TASK_ADDRESS = ("169.254.170.2", 80)
+"""Where ECS serves the credentials of a task, at a path that a variable tells."""
 GRACE_S = 2.0
 """A request may be under way for so long on a machine that is busy."""
 
@@ -38,7 +41,7 @@ def only_valid_tokens(request: Any) -> Answer | None:
 
 
 class Issuers:
-    """``url`` serves all of them. ``issued`` counts what was handed out, by "instance", "container", "assumed", "web"."""
+    """``url`` serves all of them. ``issued`` counts what was handed out, by "instance", "container", "task", "assumed", "web"."""
 
     def __init__(self, lifetime_s: int) -> None:
         self.lifetime_s = lifetime_s
@@ -69,8 +72,8 @@ class Issuers:
 
 
 @contextmanager
-def issuers(lifetime_s: int) -> Iterator[Issuers]:
-    """Serve all kinds of issuers on loopback."""
+def issuers(lifetime_s: int, address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Issuers]:
+    """Serve all kinds of issuers, on loopback by itself."""
     all_kinds = Issuers(lifetime_s)
 
     class Handler(BaseHTTPRequestHandler):
@@ -78,7 +81,9 @@ def issuers(lifetime_s: int) -> Iterator[Issuers]:
             self._answer(200 if self.path == "/latest/api/token" else 404, "imds-token")
 
         def do_GET(self) -> None:
-            if self.path == "/container":
+            if self.path == TASK:
+                self._answer(200, json.dumps(all_kinds.credentials("task")))
+            elif self.path == "/container":
                 if self.headers.get("Authorization") == CONTAINER_TOKEN:
                     self._answer(200, json.dumps(all_kinds.credentials("container")))
                 else:
@@ -119,11 +124,11 @@ def issuers(lifetime_s: int) -> Iterator[Issuers]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(address, Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    all_kinds.url = f"http://127.0.0.1:{server.server_port}"
+    all_kinds.url = f"http://{address[0]}:{server.server_port}"
     try:
         yield all_kinds
     finally:
