@@ -11,7 +11,7 @@ from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import BlobServiceClient
 from fsspec.asyn import sync
 
-from luxfuse.errors import NotFound, VersionChanged
+from luxfuse.errors import ConfigError, NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.azure_writes import AzureWrites, quoted
 from luxfuse.understore.base import Buffer, OnDescribed
@@ -20,7 +20,7 @@ from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
-from luxfuse.understore.reach import Reach
+from luxfuse.understore.reach import Reach, said
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.trust import Trust
 from luxfuse.understore.variables import variables
@@ -172,6 +172,9 @@ class _Transport(AioHttpTransport):  # type: ignore[misc]
 def _reaching(service: Any, options: Mapping[str, str]) -> Any:
     """Return a client like ``service`` that believes and goes through what the options say; adlfs can make none."""
     reach = Reach.of((service.url,), options, variables())
+    if (named := said(options)) and hasattr(service.credential, "get_token"):
+        raise ConfigError(f"storage option {named[0]}: the driver fsspec fetches tokens of az:// without heeding it; use "
+                          "the driver obstore, or set SSL_CERT_FILE or HTTPS_PROXY")  # fmt: skip
     return BlobServiceClient(
         service.url, credential=service.credential, transport=_Transport(reach.trust),
         proxies=reach.proxies() or None,

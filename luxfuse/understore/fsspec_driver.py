@@ -186,7 +186,7 @@ def open_fsspec(
     if family == "gs":
         from luxfuse.understore.fsspec_gcs import GcsDriver
 
-        return GcsDriver(filesystem, root, request_timeout_s=request_timeout_s)
+        return GcsDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s)
     return _by_class(filesystem, root, request_timeout_s)
 
 

@@ -23,6 +23,7 @@ from luxfuse.understore.base import Abilities, Buffer, OnDescribed
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.gcs_reach import reach_by
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.times import to_ns
@@ -42,7 +43,11 @@ _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDispo
 class GcsDriver(FsspecDriver):
     """An `UnderStore` on a bucket of Google's."""
 
-    def __init__(self, filesystem: Any, root: str, *, request_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, filesystem: Any, root: str, options: Mapping[str, str], *, request_timeout_s: float = 30.0
+    ) -> None:
+        """``options``: the storage options. Raises `ConfigError` for certificates or a proxy that cannot be used."""
+        reach_by(filesystem, options)
         super().__init__(filesystem, root, family="gs", request_timeout_s=request_timeout_s)
         # Without gcsfs's own retries, up to six with pauses: they would outlast deadlines.
         filesystem._request = functools.partial(type(filesystem)._request.__wrapped__, filesystem)

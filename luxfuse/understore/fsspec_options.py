@@ -6,7 +6,10 @@ import importlib.util
 import inspect
 import json
 import os
+import re
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -22,10 +25,11 @@ from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
-from luxfuse.understore.reach import Reach
+from luxfuse.understore.reach import TRUST_OPTIONS, Reach, said
 from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3_access import S3Access
 from luxfuse.understore.s3_sessions import aio_session_for
+from luxfuse.understore.trust import trust_for
 from luxfuse.understore.variables import variables
 
 CONNECT_TIMEOUT_S = 5.0
@@ -49,8 +53,12 @@ _S3_NAMES = {
 }
 _S3_OURS = ACCESS_OPTIONS | {"allow_http", "virtual_hosted_style_request"}
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
+_TOKENS = ("anon", "google_default", "cloud", "cache", "browser")
+"""What gcsfs takes for ways to a token."""
 _WEBDAV = ("webdav://", "dav://")
 _SFTP = ("sftp://", "ssh://")
+_HTTP = ("http://", "https://")
+_FTP = "ftp://"
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp",
              "webdav4": "webdav4[fsspec]"}  # fmt: skip
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
@@ -75,16 +83,23 @@ def open_filesystem(
     refuse_unknown(source, family_of(source) or "", options, _translated(source), protocol)
     arguments = _arguments(source, endpoint_url, options, request_timeout_s, access)
     try:
-        if any(name in source for name in _SFTP):  # also as the inner one of a chain
-            from luxfuse.understore.sftp_hosts import use
+        schemes = re.findall(r"\w+://", source)  # of a chain, the inner ones, too
+        if not set(_SFTP).isdisjoint(schemes):
+            from luxfuse.understore import sftp_hosts
 
-            use()
+            sftp_hosts.use()
+        if _FTP in schemes:
+            from luxfuse.understore import ftp_tls
+
+            ftp_tls.use()
         filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
     except ImportError as exc:
         package = _PACKAGES.get(exc.name or "", exc.name)
         known = known_implementations.get(protocol, {}).get("err", str(exc))
         hint = f"install it with: pip install '{package}'" if package else known
         raise ConfigError(f"source {shown!r}: a package is missing; {hint}") from None
+    except ssl.SSLError as exc:
+        raise failure(exc, f"connecting to {shown}") from None
     except ValueError as exc:
         if protocol not in fsspec.available_protocols():
             raise ConfigError(f"source {shown!r}: unknown protocol {protocol!r}") from None
@@ -108,8 +123,10 @@ def _translated(source: str) -> frozenset[str]:
         return names | _S3_NAMES.keys() | _S3_OURS
     if family == "az":
         return names | _AZURE_NAMES.keys() | REACH_OPTIONS | {"endpoint_url", "allow_http"}
-    if source.startswith(("http://", "https://")):
+    if family == "gs" or source.startswith((*_HTTP, *_WEBDAV)):
         return names | REACH_OPTIONS
+    if source.startswith(_FTP):
+        return names | TRUST_OPTIONS
     if source.startswith(_SFTP):
         return names | {"known_hosts"}
     return names
@@ -130,18 +147,21 @@ def _arguments(
         arguments = s3_arguments(options, endpoint_url, timeout_s, access)
         return {**arguments, "session": aio_session_for(arguments.pop("access"))}
     options = take_object_options(family or "", options)[1]
-    arguments = {name: _convert(name, value) for name, value in options.items()}
-    if family == "az" or source.startswith(("http://", "https://")):
-        arguments = {name: value for name, value in arguments.items() if name not in REACH_OPTIONS}
+    reaching = {name: value for name, value in options.items() if name in REACH_OPTIONS}
+    arguments = {name: _convert(name, value) for name, value in options.items() if name not in REACH_OPTIONS}
     if family == "az":
         return _azure(source, arguments, endpoint_url)
+    token = arguments.get("token", "anon")
+    if family == "gs" and (named := said(reaching)) and token not in _TOKENS and not Path(token).exists():
+        raise ConfigError(f"storage option {named[0]}: gcsfs asks about a token that is given itself without heeding it; "
+                          "let token name a file with a key, or set HTTPS_PROXY and REQUESTS_CA_BUNDLE")  # fmt: skip
     if source.startswith(_WEBDAV):
-        return _webdav(source, arguments, endpoint_url, timeout_s)
+        return _webdav(source, arguments, endpoint_url, timeout_s, reaching)
     if endpoint_url:
         if family != "gs":
             raise ConfigError(f"--endpoint-url: {safe_url(source)!r} has no endpoint to choose")
         arguments["endpoint_url"] = endpoint_url
-    if source.startswith(("http://", "https://")):
+    if source.startswith(_HTTP):
         import aiohttp
 
         client = arguments.setdefault("client_kwargs", {})
@@ -149,24 +169,46 @@ def _arguments(
             "timeout",
             aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
         )
-        arguments["get_client"] = _client_maker(Reach.of((source,), options, variables()))
+        arguments["get_client"] = _client_maker(Reach.of((source,), reaching, variables()))
         arguments.setdefault("encoded", True)
         arguments.setdefault("simple_links", False)
     if source.startswith(_SFTP):
         for name in ("timeout", "banner_timeout", "auth_timeout", "channel_timeout"):
             arguments.setdefault(name, min(READ_TIMEOUT_S, timeout_s))
-    elif source.startswith("ftp://"):
+    elif source.startswith(_FTP):
         arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
+        _encrypt(arguments, reaching)
+    elif family != "gs" and not source.startswith(_HTTP):
+        # Of another package's client they may be options with a meaning of their own.
+        return {**arguments, **{name: _convert(name, value) for name, value in reaching.items()}}
     return arguments
 
 
-def _webdav(source: str, arguments: dict[str, Any], endpoint_url: str | None, timeout_s: float) -> dict[str, Any]:
+def _encrypt(arguments: dict[str, Any], reaching: Mapping[str, str]) -> None:
+    """Put what FTP inside TLS needs in the place of the option tls."""
+    from luxfuse.understore.ftp_tls import Tls
+
+    wanted = arguments.pop("tls", False)
+    if wanted not in (True, False, "tls"):
+        raise ConfigError("storage option tls: write true, false, or tls for implicit TLS")
+    if wanted:
+        arguments["tls"] = Tls(trust_for(reaching, variables()).ssl_context(), implicit=wanted == "tls")
+    elif reaching:
+        raise ConfigError(f"storage option {min(reaching)}: FTP has no certificates without the storage option tls=true")
+
+
+def _webdav(
+    source: str, arguments: dict[str, Any], endpoint_url: str | None, timeout_s: float, reaching: Mapping[str, str]
+) -> dict[str, Any]:
     base_url = arguments.setdefault("base_url", endpoint_url)
     if not base_url or not str(base_url).startswith(("http://", "https://")):
         raise ConfigError(f"source {safe_url(source)!r}: does not say the server; add --endpoint-url https://HOST/PATH, "
                           "or the storage option base_url")  # fmt: skip
     if "username" in arguments:
         arguments["auth"] = (arguments.pop("username"), arguments.pop("password", ""))
+    reach = Reach.of((str(base_url),), reaching, variables())
+    arguments |= {"verify": reach.trust.ssl_context(), "trust_env": False}
+    arguments.setdefault("proxy", next(iter(reach.proxies().values()), None))
     arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
     return arguments
 

@@ -9,10 +9,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from luxfuse.core.proxies import PROXY_VARIABLES, proxy_for
+from luxfuse.core.units import NO, YES
 from luxfuse.understore.trust import Trust, trust_for
 
-OPTIONS = frozenset({"verify", "allow_invalid_certificates", "proxy_url"})
+TRUST_OPTIONS = frozenset({"verify", "allow_invalid_certificates"})
+OPTIONS = TRUST_OPTIONS | {"proxy_url"}
 """The storage options that are read here."""
+
+
+def said(options: Mapping[str, str]) -> list[str]:
+    """Return the names of those that say something else than what holds anyway."""
+    plain = {"verify": ("", *YES), "allow_invalid_certificates": ("", *NO), "proxy_url": ("",)}
+    return [name for name in sorted(OPTIONS) if options.get(name, "").strip().lower() not in plain[name]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(answer.status, list(answer.headers.items()), answer.body)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_all
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PROPFIND = handle_all
 
     def _forward(self, place: str, path: str, body: bytes) -> None:
         connection = http.client.HTTPConnection(place, timeout=20)

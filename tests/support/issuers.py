@@ -41,7 +41,7 @@ def only_valid_tokens(request: Any) -> Answer | None:
 
 
 class Issuers:
-    """``url`` serves all of them. ``issued`` counts what was handed out, by "instance", "container", "task", "assumed", "web"."""
+    """``url`` serves all of them. ``issued`` counts what was handed out, by kind: "instance", "task", "web"."""
 
     def __init__(self, lifetime_s: int) -> None:
         self.lifetime_s = lifetime_s

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
+import socket
+import socketserver
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from luxfuse.errors import ConfigError, NotTrusted, StoreError, WrongRegion
 from luxfuse.understore.base import UnderStore
@@ -19,6 +28,7 @@ from tests.support.store_targets import s3_client
 
 KEYS = {"key": "AKIAEXAMPLE", "secret": "s3cr3t/Key+Value=="}
 DRIVERS = ("obstore", "fsspec")
+REACH = ("verify", "proxy_url", "allow_invalid_certificates")
 FIVE_MIB = bytes(5 << 20)
 
 
@@ -310,8 +320,10 @@ def other_stores(url: str, **options: str) -> Iterator[UnderStore]:
     for driver in DRIVERS:
         yield open_driver("az://c", endpoint_url=f"{url}/acc", storage_options=account, driver=driver,  # type: ignore[arg-type]
                           request_timeout_s=5.0)  # fmt: skip
-    yield open_driver("gs://b", endpoint_url=url, storage_options={"token": "anon", **options}, driver="obstore",
-                      request_timeout_s=5.0)  # fmt: skip
+    for driver in DRIVERS:
+        yield open_driver("gs://b", endpoint_url=url, storage_options={"token": "anon", **options}, driver=driver,  # type: ignore[arg-type]
+                          request_timeout_s=5.0)  # fmt: skip
+    yield open_driver("webdav:///", endpoint_url=url, storage_options=options, request_timeout_s=5.0)
     yield open_driver(f"{url}/", storage_options=options, request_timeout_s=5.0)
 
 
@@ -348,3 +360,110 @@ def test_other_families_believe_the_same_certificates_and_use_the_same_proxy(sit
             probed(store)
             assert len(seen) > before, store
         assert len(through.seen) == reached
+
+
+@pytest.mark.parametrize(
+    ("source", "named", "options", "text"),
+    [
+        *(("sftp://127.0.0.1:9/x", name, {}, f"storage option {name}: sftp:// does not know it") for name in REACH),
+        ("ftp://127.0.0.1:9/x", "proxy_url", {}, "storage option proxy_url: ftp:// does not know it"),
+        ("ftp://127.0.0.1:9/x", "verify", {}, "storage option verify: FTP has no certificates without .*tls=true"),
+        *((f"{source}", name, {}, f"storage option {name}: .* does not know it")
+          for source in ("file:///tmp", "memory://x") for name in REACH),
+        *(("az://c", name, {"account_name": "a", "client_id": "i", "client_secret": "s", "tenant_id": "t"},
+           f"storage option {name}: the driver fsspec fetches tokens of az:// without heeding it") for name in REACH),
+        *(("gs://b", name, {"token": "ya29.secret"}, f"storage option {name}: gcsfs asks about a token") for name in REACH),
+    ],
+)  # fmt: skip
+@pytest.mark.expected_logs("certificates are not verified")
+def test_what_is_not_heeded_is_refused(source, named, options, text):
+    """The other drivers heed it, see above."""
+    value = {"proxy_url": "http://127.0.0.1:9", "verify": "false", "allow_invalid_certificates": "true"}[named]
+    with pytest.raises(ConfigError, match=text) as caught:
+        open_driver(source, storage_options={**options, named: value}, driver="fsspec")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_tokens_of_google_take_the_same_way(authorities, tmp_path):
+    right, unrelated = authorities
+    seen = []
+
+    def check(request: Any) -> Answer:
+        seen.append(f"{request.command} {request.path}")
+        return Answer(200, b'{"access_token": "t", "expires_in": 3600}', {"Content-Type": "application/json"})
+
+    with front("http://127.0.0.1:9", check, right.server) as url, proxy() as through:
+        key = tmp_path / "key.json"
+        private = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        account = {"type": "service_account", "client_email": "a@b", "private_key": private.decode(),
+                   "token_uri": f"{url}/token"}  # fmt: skip
+        key.write_text(json.dumps(account))
+        options = {"token": str(key), "proxy_url": through.url}
+        for bundle, gets_through in ((unrelated.bundle, False), (right.bundle, True)):
+            store = open_driver("gs://b", endpoint_url=url, storage_options={**options, "verify": bundle},
+                                driver="fsspec", request_timeout_s=5.0)  # fmt: skip
+            with pytest.raises(StoreError) if not gets_through else contextlib.nullcontext():
+                list(store.list_directory(""))
+            store.close()
+            assert ("POST /token" in seen) == gets_through
+        assert through.seen
+
+
+@pytest.mark.parametrize("tls", ["true", "tls"])
+def test_ftp_inside_tls_checks_certificates(authorities, tls):
+    right, unrelated = authorities
+    with ftp_login(right.server, implicit=tls == "tls") as (url, said):
+        for options in ({}, {"verify": unrelated.bundle}):
+            with pytest.raises(NotTrusted, match="certificate is not trusted"):
+                open_driver(url, storage_options={"tls": tls, **options}, request_timeout_s=5.0)
+        assert not any(line.startswith("PASS") for line in said)
+        open_driver(url, storage_options={"tls": tls, "verify": right.bundle}, request_timeout_s=5.0).close()
+        assert "PROT P" in said, "data is encrypted, too"
+
+
+def test_ways_of_tls_that_ftp_does_not_have_are_refused():
+    with pytest.raises(ConfigError, match="storage option tls: write true, false, or tls for implicit TLS"):
+        open_driver("ftp://127.0.0.1:9/", storage_options={"tls": "tlsv1"})
+
+
+@contextmanager
+def ftp_login(certificate: str, *, implicit: bool) -> Iterator[tuple[str, list[str]]]:
+    """A server of FTP inside TLS that lets everybody in and does nothing else; yields its URL and what it was told."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    said: list[str] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):  # a client that does not believe the certificate
+                if implicit:
+                    with context.wrap_socket(self.request, server_side=True) as line:
+                        self._serve(line)
+                else:
+                    self._serve(self.request)
+
+        def _serve(self, line: socket.socket, *, greet: bool = True) -> None:
+            if greet:
+                line.sendall(b"220 here\r\n")
+            while data := line.recv(1000):
+                command = data.decode().strip()
+                said.append(command)
+                line.sendall(b"230 done\r\n" if command.startswith("PASS") else b"200 done\r\n")
+                if command.startswith("AUTH"):
+                    self._serve_inside(context.wrap_socket(line, server_side=True))
+                    return
+
+        def _serve_inside(self, line: ssl.SSLSocket) -> None:
+            with line:
+                self._serve(line, greet=False)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"ftp://127.0.0.1:{server.server_address[1]}/", said
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
