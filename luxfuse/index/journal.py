@@ -23,7 +23,7 @@ import logging
 import secrets
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -91,6 +91,9 @@ class Journal:
         self._inline_waiting = 0
         self._next: _Round | None = None
         self._running: _Round | None = None
+        self._afterwards: list[Callable[[], None]] = []
+        self._finishing: list[Callable[[], None]] = []
+        """What is to be done after the next commit, and after the one that runs."""
         self._writer = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
         self._changed = trio.Event()
@@ -269,6 +272,13 @@ class Journal:
         row = (Table.FILES, U64.pack(number))
         return row not in self._pending and row not in self._committing
 
+    def after_commit(self, done: Callable[[], None]) -> None:
+        """Call ``done``, which raises nothing, when all that has been noted by now is durable."""
+        if self.uncommitted:
+            (self._afterwards if self._pending else self._finishing).append(done)
+        else:
+            done()
+
     async def commit(self) -> None:
         """Return when everything noted before is durable. Raises OSError if it cannot be made so now."""
         if self._pending:
@@ -326,6 +336,7 @@ class Journal:
 
     async def _write(self) -> None:
         changes, self._pending = self._pending, {}
+        self._finishing, self._afterwards = self._afterwards, []
         self._committing = changes
         self._writes += 1
         try:
@@ -333,6 +344,7 @@ class Journal:
         except BaseException as exc:
             changes.update(self._pending)
             self._pending = changes
+            self._afterwards[:0] = self._finishing
             self._inline_waiting = _inline_bytes(changes)
             self._fail(exc)
             raise
@@ -344,6 +356,9 @@ class Journal:
         if self.failing:
             log.info("journal %s is written again", self.path)
             self.failing = None
+        finishing, self._finishing = self._finishing, []
+        for done in finishing:
+            done()
 
     def _fail(self, exc: BaseException) -> None:
         if not self.failing:

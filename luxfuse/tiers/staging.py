@@ -4,6 +4,8 @@
 and a staging file a cache file, by being renamed in its directory: whoever has it open keeps it. New files are made in
 the *home* directory.
 
+A file whose removal is not in the journal yet is called ``<id>.gone`` (`retire`).
+
 Creating a file takes a rename where a spare one is ready (``spare-<number>``); `refill` makes spare ones in a thread.
 """
 
@@ -12,13 +14,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import os
 import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from luxfuse.core.spans import page_count
@@ -29,6 +32,7 @@ SPARES = 32
 COPY_BYTES = 1 << 20
 NUMBERED_NAME_BYTES = 240
 _ID = re.compile("[0-9a-f]{16}")
+_RETIRED = ".gone"
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
 
 
@@ -48,6 +52,9 @@ class Staging:
         self._unsynced: dict[tuple[int, int], Path] = {}
         """Files (device and inode number) whose names are not on the platter yet, and the directories of these."""
         self._tells_holes: bool | None = None
+        self._gone: set[int] = set()
+        """Files that were about to be removed when the last run was killed; they have their names again."""
+        self._bring_back(home)
         for spare in self.path.glob("spare-*"):
             spare.unlink()
         for directory in others:
@@ -55,6 +62,7 @@ class Staging:
 
     def add(self, directory: CacheDirectory) -> None:
         """Take over what is staged in another directory. Raises OSError."""
+        self._bring_back(directory)
         self._elsewhere.update(dict.fromkeys(_stored(directory.path / "staging"), directory))
 
     def holds(self, directory: CacheDirectory) -> bool:
@@ -147,6 +155,28 @@ class Staging:
             self._unsynced.pop(_identity(path.stat()), None)
             path.unlink()
         self._elsewhere.pop(number, None)
+
+    def retire(self, number: int) -> Callable[[], None]:
+        """Take a staging file's name away; it need not exist. Returns what then removes it. Both raise OSError.
+
+        Between the two it is said durably that nothing belongs in it any more: `was_retired`.
+        """
+        path = self.path_of(number)
+        retired = path.with_name(path.name + _RETIRED)
+        with contextlib.suppress(FileNotFoundError):
+            self._unsynced.pop(_identity(path.stat()), None)
+            path.rename(retired)
+        self._elsewhere.pop(number, None)
+        return functools.partial(retired.unlink, missing_ok=True)
+
+    def was_retired(self, number: int) -> bool:
+        """Whether a file was about to be removed when the last run was killed; it was, if nothing is known of it."""
+        return number in self._gone
+
+    def _bring_back(self, directory: CacheDirectory) -> None:
+        for path in (directory.path / "staging").glob(f"*{_RETIRED}"):
+            path.rename(path.with_suffix(""))
+            self._gone.add(int(path.stem, 16))
 
     def stored(self) -> Iterator[int]:
         """Yield the id of every staging file."""

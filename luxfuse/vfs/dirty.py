@@ -73,6 +73,8 @@ class Dirty:
     """The metadata that a copy was asked for which may have been made unheard of."""
     doomed: bool = False
     """Whether what the store has under the key was removed here, and goes even if this never gets there."""
+    promised: bool = False
+    """Of one whose name is gone: whether a restart would look for the staging file until that is durable."""
     orphan: Entry | None = None
     """What was recorded of a name that is gone."""
     unprivileged: bool = False

@@ -130,7 +130,9 @@ class Recovery:
         outcome.files = sum(dirty.must_push for dirty in self._entries)
         known = {dirty.number for dirty in self._entries}
         for number in list(self._staging.stored()):
-            if number not in known:
+            if number not in known and self._staging.was_retired(number):
+                self._staging.remove(number)
+            elif number not in known:
                 outcome.recovered += await self._keep(number, f"unknown-{number:x}")
         await self._journal.commit()
         reached("recover.committed")

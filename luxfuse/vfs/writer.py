@@ -484,9 +484,24 @@ class Writer:
         return self._space(dirty).tier
 
     def _remove_staged(self, dirty: Dirty) -> None:
-        space = self._space(dirty)
-        self._staging.remove(dirty.number)
-        space.count_staged(-dirty.accounted_bytes)
+        space, number, size = self._space(dirty), dirty.number, dirty.accounted_bytes
+        if not dirty.promised or self._journal.is_durable(number):
+            self._staging.remove(number)
+            space.count_staged(-size)
+            return
+        remove = self._staging.retire(number)
+        reached("discard.retired")
+
+        def finish() -> None:
+            reached("discard.committed")
+            try:
+                remove()
+            except OSError as exc:
+                log.warning("the staging file %x cannot be removed; the next mount does it: %s", number, exc)
+                return
+            space.count_staged(-size)
+
+        self._journal.after_commit(finish)
 
     # -- what a close or an fsync promises
 
@@ -806,6 +821,8 @@ class Writer:
             if dirty.source.open is not None:
                 self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
         self._namespace.let_go(dirty.inode)
+        record = self._journal.files.get(dirty.number)
+        dirty.promised = record is not None and record.closed and not record.has_inline
         self._journal.drop_file(dirty.number)
         if self.replication is not None and dirty.holders:
             self.replication.release(dirty.number, dirty.generation, dirty.holders, removed=True)

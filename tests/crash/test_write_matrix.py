@@ -390,6 +390,28 @@ async def unlink_what_is_dirty(u: User) -> None:
         await u.sync_names()
 
 
+async def promised(u: User) -> None:
+    """Content that the journal has not in itself."""
+    await u.create("new", random_bytes(40_000, 12))
+
+
+@case(before=promised)
+async def unlink_what_is_promised(u: User) -> None:
+    await u.unlink("new")
+
+
+@case(before=promised)
+async def rename_over_what_is_promised(u: User) -> None:
+    await u.rename("a", "new")
+
+
+@case(before=promised)
+async def unlink_what_is_promised_and_open(u: User) -> None:
+    handle = await u.open("new", os.O_RDWR)
+    await u.unlink("new")
+    await u.m.kernel.close(u.m.fs, handle)
+
+
 @case(before=changed)
 async def unlink_what_is_changed(u: User) -> None:
     await u.unlink("a")

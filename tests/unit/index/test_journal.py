@@ -489,3 +489,28 @@ def test_the_journal_is_private(tmp_path: Path) -> None:
     Journal(path).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}
+
+
+@pytest.mark.expected_logs("journal cannot be written")
+async def test_what_is_to_come_after_a_commit_does(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    journal.after_commit(lambda: done.append("nothing to wait for"))
+    assert done.pop()
+    async with trio.open_nursery() as nursery, halted(journal_with_a_note(journal)) as proceed:
+        journal.after_commit(lambda: done.append("running"))
+        journal.put_file(2, record("two"))
+        journal.after_commit(lambda: done.append("next"))
+        nursery.start_soon(journal.commit)
+        await trio.testing.wait_all_tasks_blocked()
+        assert done == []
+        proceed()
+    assert done == ["running", "next"]
+    with monkeypatch.context() as patch:
+        patch.setattr(journal._file, "commit", full)
+        journal.put_file(3, record("three"))
+        journal.after_commit(lambda: done.append("third"))
+        with pytest.raises(OSError, match="No space"):
+            await journal.commit()
+    assert len(done) == 2
+    await journal.commit()
+    assert done[2:] == ["third"]

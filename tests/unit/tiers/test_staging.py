@@ -438,3 +438,20 @@ def test_a_file_system_without_leases_has_no_writers(
 
     monkeypatch.setattr(module.fcntl, "fcntl", fcntl)
     assert staging.has_writers(staging.path_of(1)) is answer
+
+
+def test_a_retired_file_is_there_again_after_a_kill(directory: CacheDirectory, staging: Staging) -> None:
+    write(staging, 1, b"content")
+    write(staging, 2, b"other")
+    remove = staging.retire(1)
+    staging.retire(3)()
+    assert list(staging.stored()) == [2]
+    again = Staging(directory)
+    assert sorted(again.stored()) == [1, 2]
+    assert again.path_of(1).read_bytes() == b"content"
+    assert again.was_retired(1)
+    assert not again.was_retired(2)
+    again.close()
+    remove()  # by the daemon that is dead by now, as it were
+    staging.retire(1)()
+    assert [path.name for path in staging.path.iterdir()] == [f"{2:016x}"]
