@@ -123,6 +123,8 @@ class Space:
         self.read_bytes = 0
         """Bytes that the daemon read from here for its readers."""
         self.staged_bytes = 0
+        self.retired_bytes = 0
+        """Of these, what is removed as soon as the journal has said so."""
         """Bytes of staging files: counted in the ledger, never evicted."""
         self.degraded: str | None = None
         self.draining = False

@@ -235,7 +235,7 @@ class Check:
     async def _staged_wrong(self) -> set[tuple[Space, int]]:
         """Return directories and what their staging files take more than is counted."""
         await trio.lowlevel.checkpoint()
-        taken = dict.fromkeys(self._cache.hierarchy, 0)
+        taken = {space: space.retired_bytes for space in self._cache.hierarchy}
         for dirty in self._dirty:
             taken[self._cache.hierarchy.of(self._staging.directory_of(dirty.number))] += dirty.accounted_bytes
         return {(space, used - space.staged_bytes) for space, used in taken.items() if used != space.staged_bytes}

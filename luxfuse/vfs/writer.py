@@ -490,6 +490,7 @@ class Writer:
             space.count_staged(-size)
             return
         remove = self._staging.retire(number)
+        space.retired_bytes += size
         reached("discard.retired")
 
         def finish() -> None:
@@ -499,6 +500,7 @@ class Writer:
             except OSError as exc:
                 log.warning("the staging file %x cannot be removed; the next mount does it: %s", number, exc)
                 return
+            space.retired_bytes -= size
             space.count_staged(-size)
 
         self._journal.after_commit(finish)

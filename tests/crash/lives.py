@@ -344,6 +344,7 @@ async def idle(m: Mount) -> None:
         while left():
             await trio.sleep(0.005)
     assert not patience.cancelled_caught, f"left over: {left()}"
+    await m.journal.commit()  # which the staging files of what was removed wait for
     assert not list(m.staging.stored())
     assert m.space.staged_bytes == 0
 
