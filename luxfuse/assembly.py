@@ -173,7 +173,7 @@ def build_tree(
     )
     moves = Moves(
         namespace=namespace, names=names, tree=tree, entries=dirty, files=files, writer=writer, writeback=writeback,
-        journal=local.journal, cache=cache, store=store,
+        journal=local.journal, cache=cache, store=store, nursery=nursery,
     )
     links = Links(
         namespace=namespace, names=names, tree=tree, entries=dirty, writer=writer, writeback=writeback,

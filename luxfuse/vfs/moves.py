@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -29,6 +29,7 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
+from luxfuse.vfs.taking_back import Step, TakingBack
 from luxfuse.vfs.tree import Exists, Tree
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer
@@ -53,7 +54,7 @@ class Moves:
 
     def __init__(
         self, *, namespace: Namespace, names: Names, tree: Tree, entries: DirtyEntries, files: Files, writer: Writer,
-        writeback: WriteBack, journal: Journal, cache: PageCache, store: Store,
+        writeback: WriteBack, journal: Journal, cache: PageCache, store: Store, nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
         self._names = names
@@ -65,6 +66,8 @@ class Moves:
         self._journal = journal
         self._cache = cache
         self._store = store
+        self._nursery = nursery
+        self._taking_back = TakingBack(journal, store, writeback)
         self.on_renamed: Callable[[int], None] = lambda _directory: None
         """Set by the file system: inode numbers stand for other names in a directory now."""
 
@@ -125,14 +128,18 @@ class Moves:
         for key in new_keys:
             await self._writeback.settled(key)  # a delete of what had the name before must not meet the new object
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
-        with self._writeback.freeze(*keys, between_key), self._namespace.moving.exchanged(*directories):
+        steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
+        with contextlib.ExitStack() as frozen, self._namespace.moving.exchanged(*directories):
+            frozen.enter_context(self._writeback.freeze(*keys, between_key))
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
             arguments = {"first": keys[0], "second": keys[1], "between": between_key}
             try:
-                copies = await self._swap_objects(number, arguments, (first, second), new_keys)
-            finally:
-                self._journal.drop_operation(number)
+                copies = await self._swap_objects(number, arguments, (first, second), steps)
+            except (LuxError, OSError):
+                await self._take_back(number, steps, ((first, place), (second, new_place)), frozen)
+                raise
+            self._journal.drop_operation(number)
             self._names.move(*place, *between)
             self._names.move(*new_place, *place)
             self._names.move(*between, *new_place)
@@ -186,23 +193,44 @@ class Moves:
                 await self._writeback.push(dirty)
 
     async def _swap_objects(
-        self, number: int, arguments: dict[str, str], entries: tuple[Entry, Entry], new_keys: tuple[str, str]
+        self, number: int, arguments: dict[str, str], entries: tuple[Entry, Entry], steps: Sequence[Step]
     ) -> tuple[dict[str, ObjectInfo], dict[str, ObjectInfo]]:
         """Make the three moves in the store; returns what was copied, by the old keys."""
         began_s = time.time()
-        key, other, between = arguments["first"], arguments["second"], arguments["between"]
+        key, between = arguments["first"], arguments["between"]
         moved: list[dict[str, ObjectInfo]] = []
-        for step, (entry, source, target) in enumerate(
-            ((entries[0], key, between), (entries[1], other, new_keys[1]), (entries[0], between, new_keys[0]))
-        ):
+        for step, (source, target) in enumerate(steps):
             self._journal.put_operation(number, OperationRecord(SWAP, arguments, step, began_s))
             reached("exchange.noted")
             await self._journal.commit()
             reached("exchange.committed")
-            moved.append(await self._transfer(entry, source, target))
+            moved.append(await self._transfer(entries[step % 2], source, target))
             reached("exchange.moved")
         first = {key + old[len(between) :]: info for old, info in moved[2].items()}
         return first, moved[1]
+
+    async def _take_back(
+        self, number: int, steps: Sequence[Step], entries: Sequence[tuple[Entry, Place]], frozen: contextlib.ExitStack
+    ) -> None:
+        """The exchange failed: undo it, now or as soon as the store lets us. Until then what is in it stays frozen."""
+
+        def undone() -> None:
+            for entry, where in entries:
+                self._namespace.expire(entry.inode)
+                self._settle(entry.inode, where)
+
+        async def later(held: contextlib.ExitStack) -> None:
+            with held:
+                await self._taking_back.patiently(number, steps)
+                undone()
+
+        try:
+            await self._taking_back.all(number, steps)
+        except (LuxError, OSError) as exc:
+            log.warning("an exchange with %r failed, and cannot be undone yet: %s", steps[0][0], exc)
+            self._nursery.start_soon(later, frozen.pop_all())
+        else:
+            undone()
 
     async def _transfer(self, entry: Entry, source: str, target: str) -> dict[str, ObjectInfo]:
         """Copy an object, or all below a prefix, and remove the original; returns the copies by their old keys."""
@@ -507,19 +535,32 @@ class Moves:
         limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
         changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None and d.closed}
 
+        failed: list[LuxError] = []
+
         async def copy(info: ObjectInfo) -> None:
             async with limiter:
+                if failed:
+                    return
                 target = new_prefix + info.key[len(prefix) :]
-                copied[info.key] = await self._store.copy(info.key, target, version=info.version or None, size=info.size)
+                try:
+                    copied[info.key] = await self._store.copy(
+                        info.key, target, version=info.version or None, size=info.size
+                    )
+                except LuxError as exc:  # those that are on their way are waited for: they would arrive after an undoing
+                    failed.append(exc)
+                    return
                 reached("move-directory.copied-one")
 
-        async for page in self._store.list_all(prefix):
-            keys += [info.key for info in page.objects]
-            wanted = [info for info in page.objects if info.key not in changed]
-            # Markers first: where directories exist by themselves, their files need them.
-            async with together() as start:
-                for info in sorted(wanted, key=lambda i: (not i.key.endswith("/"), i.key)):
-                    start(copy, info)
+        async with contextlib.aclosing(self._store.list_all(prefix)) as pages:
+            async for page in pages:
+                keys += [info.key for info in page.objects]
+                wanted = [info for info in page.objects if info.key not in changed]
+                # Markers first: where directories exist by themselves, their files need them.
+                async with together() as start:
+                    for info in sorted(wanted, key=lambda i: (not i.key.endswith("/"), i.key)):
+                        start(copy, info)
+                if failed:
+                    raise failed[0]
         return copied, keys
 
     def _rekey_below(

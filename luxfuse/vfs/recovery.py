@@ -355,13 +355,13 @@ class Recovery:
 
     async def _move_below(self, source: str, target: str) -> None:
         keys = []
-        async for page in self._store.list_all(source):
-            for info in sorted(page.objects, key=lambda i: (not i.key.endswith("/"), i.key)):
-                keys.append(info.key)
-                await self._store.copy(
-                    info.key, target + info.key[len(source) :], version=info.version or None, size=info.size
-                )
-                reached("recover.copied")
+        async with contextlib.aclosing(self._store.list_all(source)) as pages:
+            async for page in pages:
+                for info in sorted(page.objects, key=lambda i: (not i.key.endswith("/"), i.key)):
+                    keys.append(info.key)
+                    to = target + info.key[len(source) :]
+                    await self._store.copy(info.key, to, version=info.version or None, size=info.size)
+                    reached("recover.copied")
         await self._delete(keys)
 
     async def _delete(self, keys: list[str]) -> None:
