@@ -356,14 +356,23 @@ class Fetching(Attempts):
         record.whole = obj.pages.whole
         self._save(obj, pages)
         return allocated
-    async def fetch_whole(self, obj: CachedObject) -> None:
-        """Bring every page of the object to disk. Raises `StoreError`; may leave pages out where the disk is full."""
-        self.start(obj, range(obj.pages.total), keep_in_memory=False)
+
+    def has_begun(self, obj: CachedObject, page: int) -> bool:
+        """Whether a page is here, or was asked for already."""
+        return self._available(obj, page)
+
+    async def fetch_whole(self, obj: CachedObject) -> bool:
+        """Bring every page of the object to disk; returns whether there were any that had not been asked for before.
+
+        Raises `StoreError`; may leave pages out where the disk is full.
+        """
+        asked = bool(self.start(obj, range(obj.pages.total), keep_in_memory=False))
         while obj.flights:
             flight = next(iter(obj.flights.values()))
             await flight.done.wait()
             if flight.error is not None:
                 raise flight.error
+        return asked
 
 
 def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:

@@ -42,8 +42,6 @@ MEETINGS = 5
 """How often a new version is asked for while the object is replaced all the time."""
 VOUCHED_S = 1.0
 """For how long the next open may rely on the version that was fetched for it."""
-RECENT_S = 0.1
-"""For how long an open may rely on what the store has said of a version."""
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
 
@@ -142,7 +140,7 @@ class Files:
 
     async def open(self, inode: int) -> int:
         """Open a file for reading; returns the file handle. Raises `Stale`, `StoreError`."""
-        place = self._namespace.place_of(inode)
+        place, began_s = self._namespace.place_of(inode), self._namespace.now_s()
         try:
             entry = await self._namespace.current(inode)
         except Stale:
@@ -160,7 +158,7 @@ class Files:
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
             self._cache.touch(obj)
-            return await self._open_object(parent, name, entry, obj)
+            return await self._open_object(parent, name, entry, obj, began_s)
         except (VersionChanged, NotFound, Stale):
             self._namespace.expire(inode)
             await self._meet_next(parent, name)
@@ -195,22 +193,28 @@ class Files:
                 log.info("%r was replaced, and what there is now cannot be fetched: %s", name, exc)
                 return
 
-    async def _confirm(self, entry: Entry, obj: CachedObject) -> None:
+    async def _confirm(self, entry: Entry, obj: CachedObject, since_s: float) -> None:
         """Have the store say that it still has the version, as pages are missing that are about to be read.
 
-        Later it would be too late: the kernel looks the name up again if the open fails, and not if a read does. It costs
-        nothing where the first page is missing, as reading mostly begins there. Raises `Stale`, `StoreError`.
+        Later it would be too late: the kernel looks the name up again if the open fails, and not if a read does. What
+        was asked for before ``since_s``, and what a peer says, may be of before the object was replaced. It costs nothing
+        where the first page is missing, as reading mostly begins there. Raises `Stale`, `StoreError`.
         """
         if not self._namespace.can_ask:
             return
+        asked = not self._cache.has_begun(obj, 0)
         try:
-            if obj.pages.has(0):
-                await self._namespace.confirm(entry.inode, RECENT_S)
-            else:
+            if not obj.pages.has(0):
                 await self._cache.read(obj, 0, 1)
+            if not asked or (self._cache.peers is not None and not _said_since(obj, since_s)):
+                await self._namespace.confirm(entry.inode, since_s)
         except StoreUnavailable:
             if not obj.cached_bytes:
                 raise  # else a read would wait in vain once more
+        except (VersionChanged, NotFound, Stale):
+            # The kernel opens no third time: what was fetched for its second can be read from the start, at least.
+            if not (self._namespace.is_vouched(entry.inode) and self._cache.has_begun(obj, 0)):
+                raise
 
     def _open_again(self, inode: int) -> int:
         """Open a file that was removed here, if it is open already (by /proc/self/fd). Raises `Stale`."""
@@ -227,7 +231,7 @@ class Files:
             raise Stale(f"inode {inode} has no name and is not open")
         return handle
 
-    async def _open_object(self, parent: int, name: bytes, entry: Entry, obj: CachedObject) -> int:
+    async def _open_object(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, began_s: float) -> int:
         inode = entry.inode
         fetched = confirmed = False
         hand_overs = 0
@@ -244,9 +248,9 @@ class Files:
                 passthrough_possible=self._may_hand_over(obj) and hand_overs < HAND_OVER_TRIES,
             )
             if mode is OpenMode.COPY:
-                if not (confirmed or fetched or obj.whole or copied):
+                if not (confirmed or obj.whole):  # also if it is open: those who have it open may be about to close it
                     confirmed = True
-                    await self._confirm(entry, obj)
+                    await self._confirm(entry, obj, began_s)
                     continue
                 return self._open_copied(entry, obj)
             if mode is OpenMode.JOIN:
@@ -259,7 +263,7 @@ class Files:
                 return handle
             if mode is OpenMode.FETCH:
                 fetched = True
-                await self._cache.fetch_whole(obj)
+                confirmed = await self._cache.fetch_whole(obj) or confirmed
                 continue
             hand_overs += 1
             fd = await self._cache.open_for_kernel(obj)
@@ -586,3 +590,6 @@ class Files:
             self.retire(inode)
 
 
+def _said_since(obj: CachedObject, since_s: float) -> bool:
+    """Whether the store has described the version with an answer that was asked for at ``since_s`` or later."""
+    return obj.described is not None and obj.described[1] >= since_s

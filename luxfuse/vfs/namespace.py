@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PREFIXES_KEPT = 10_000
 NEGATIVES_KEPT = 20_000
+VOUCHED_KEPT = 1_000
 LIST_AHEAD_ENTRIES = 10_000
 KERNEL_BATCH = 5_000
 """Names of a directory that the kernel is told to forget at once."""
@@ -128,7 +129,7 @@ class Namespace:
         """Set by `Descriptions`: returns what object metadata says of an entry, asked for if need be."""
         self.on_described: Callable[[int | None, Attributes], None] = lambda _directory, _attributes: None
         """Set by `Descriptions`: told of the attributes that an object in a directory has; in None: that one was given."""
-        self._vouched: tuple[int, float] | None = None
+        self._vouched: OrderedDict[int, float] = OrderedDict()
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
@@ -202,7 +203,7 @@ class Namespace:
         """Whether the entry need not be asked for."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return True
-        if self._vouched and self._vouched[0] == entry.inode and self._clock() <= self._vouched[1]:
+        if self.is_vouched(entry.inode):
             return True
         return self._holds(entry.checked_s, self._ttl) and not self._is_doubted(entry)
 
@@ -309,19 +310,26 @@ class Namespace:
 
     def vouch(self, inode: int, seconds: float) -> None:
         """Ask for an inode no more for so long, whatever the time to live: the store has just given its content."""
-        self._vouched = inode, self._clock() + seconds
+        self._vouched[inode] = self._clock() + seconds
+        self._vouched.move_to_end(inode)
+        if len(self._vouched) > VOUCHED_KEPT:
+            self._vouched.popitem(last=False)
+
+    def is_vouched(self, inode: int) -> bool:
+        """Whether the store has just given the content of an inode, for an open that is about to come."""
+        return self._clock() <= self._vouched.get(inode, -math.inf)
 
     @property
     def can_ask(self) -> bool:
         """Whether the store is believed to answer."""
         return self._store.reachable
 
-    async def confirm(self, inode: int, seconds: float) -> None:
-        """As `current`, but asks for what was heard longer ago than ``seconds``. Raises `Stale`, `StoreError`."""
+    async def confirm(self, inode: int, since_s: float) -> None:
+        """As `current`, but believes only what was asked for at ``since_s`` or later. Raises `Stale`, `StoreError`."""
         parent, name, entry = self.locate(inode)
-        if inode in self._held or 0 <= self._clock() - entry.checked_s <= seconds:
+        if inode in self._held or since_s <= entry.checked_s <= self._clock():
             return
-        found = await self._ask(parent, name, entry)
+        found = await self._ask(parent, name, entry, since_s)
         if found is None or found.inode != inode:
             raise Stale(f"{name!r} was replaced or removed")
 
@@ -403,11 +411,12 @@ class Namespace:
         if not self.lister.is_listing(directory) and self._store.reachable:
             self._nursery.start_soon(self._list_quietly, directory, True)
 
-    async def _ask(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
+    async def _ask(self, parent: int, name: bytes, known: Entry | None, since_s: float = -math.inf) -> Entry | None:
         """Ask the store for one name; the callers that come meanwhile share the answer.
 
-        It is asked again if another node changes something meanwhile, but not for ever: where others write all the time
-        there is no end of that. The second answer was asked for after the caller came: it may have it, but not keep it.
+        It is asked again if that was before ``since_s``, or if another node changes something meanwhile, but not for ever:
+        where others write all the time there is no end of that. The second answer was asked for after the caller came: it
+        may have it, but not keep it.
         """
         answer = None
         for _ in range(ASKED_AGAIN):
@@ -416,7 +425,7 @@ class Namespace:
                 return known
             answer = question.answer
             doubted = answer is not None and self._is_doubted(answer)
-            if not doubted and question.began_s >= self._listing_doubted_s(parent):
+            if not doubted and question.began_s >= max(since_s, self._listing_doubted_s(parent)):
                 return answer
         return answer
 

@@ -106,6 +106,27 @@ def test_an_open_file_whose_version_is_gone_is_stale(make, bucket: str, fill, pr
     assert mount.status()["fuse"]["errors"] == 0
 
 
+def test_a_file_that_somebody_has_open_is_opened_as_what_it_is_now(
+    mounting: Mounts, s3: FastS3, bucket: str, fill, passthrough: str
+) -> None:
+    """As just after a close: the kernel sends its RELEASE later."""
+    sizes = {"longer": 44, "shorter": 24, "same": 40}
+    old, new = content("old", 40 * MIB), {name: content(name, size * MIB) for name, size in sizes.items()}
+    fill(dict.fromkeys(sizes, old))
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"readahead": "0", "passthrough": passthrough})
+    holder, other = mount.reader(), mount.reader()
+    for name in sizes:
+        path = f"{mount.path}/{name}"
+        holder("open", name, path)
+        assert holder("pread", name, 0, 1) == digest(old[:1])
+        fill({name: new[name]})
+        other("map", name, path)
+        assert other("mapped", name) == digest(new[name])
+        assert other("file", path) == digest(new[name])
+        assert holder("pread", name, 0, 1) == digest(old[:1])
+        assert holder.error("pread", name, 20 * MIB, 1) == "ESTALE"
+
+
 def test_a_large_file_that_changes_under_its_readers(make, s3: FastS3, bucket: str, fill) -> None:
     """Each read shows slices of one version only, or ends in ESTALE."""
     size = 24 * MIB
