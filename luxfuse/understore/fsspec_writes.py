@@ -15,7 +15,7 @@ from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer
 from luxfuse.understore.delegated import NoMultipart
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.fsspec_failures import failure, status_of
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.properties import Properties
@@ -181,10 +181,13 @@ class FsspecWrites(NoMultipart):
         def make(filesystem: Any) -> None:
             try:
                 write(filesystem)
-            except Exception:
-                if not self._abilities.hierarchical or not self._make_parents(filesystem, path):
+            except Exception as exc:
+                if not self._abilities.hierarchical:
                     raise
-                write(filesystem)
+                made = self._make_parents(filesystem, path)
+                if not made and not self._is_missing(exc):
+                    raise
+                write(filesystem)  # also where others have made them since the first try
 
         try:
             self._filesystems.run(make, again=False)
@@ -193,6 +196,10 @@ class FsspecWrites(NoMultipart):
             if isinstance(exc, NotADirectoryError | IsADirectoryError | FileExistsError):
                 raise rejected(f"{what}: a file is in the way of a directory, or a directory of a file", number) from None
             raise failure(exc, what, self._family, bucket_level=True) from None
+
+    def _is_missing(self, exc: Exception) -> bool:
+        """Whether a write failed because a directory above it was missing, as far as the store tells (WebDAV: 409)."""
+        return isinstance(failure(exc, "", self._family), NotFound) or status_of(exc)[0] == 409
 
     def _make_parents(self, filesystem: Any, path: str) -> bool:
         """Make the directories above a path; False if there was nothing to make."""

@@ -23,6 +23,7 @@ from luxfuse.errors import (
 )
 from luxfuse.understore.base import ABSENT, MOST_DELETES, UnderStore
 from luxfuse.understore.factory import open_driver
+from luxfuse.understore.fsspec_writes import FsspecWrites
 from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import (  # noqa: F401
     azurite_url,
@@ -438,8 +439,8 @@ def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     if target.name in ("sftp", "ftp", "webdav", "fsspec-gs"):  # which have no requests for many
         count = 40
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
-    # WebDAV locks a directory while something is put into it; on FTP, directories made by several at once may answer 550.
-    with ThreadPoolExecutor(1 if target.name in ("webdav", "ftp") else 8) as pool:
+    # WebDAV locks a directory while something is put into it.
+    with ThreadPoolExecutor(1 if target.name == "webdav" else 8) as pool:
         list(pool.map(lambda key: store.put(key, b"x", {}), keys))
     store.put("many/3/", b"", {})
     store.put("manyother", b"x", {})
@@ -453,6 +454,24 @@ def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     assert store.delete([*keys[:first], "none"]) == {}
     assert store.delete(keys[first:]) == {}
     assert files(store) == ["manyother"]
+
+
+def test_directories_that_somebody_else_makes_meanwhile(
+    store: UnderStore, target: Target, monkeypatch: pytest.MonkeyPatch
+):
+    """They are missing at the first try to write, and there when they are about to be made."""
+    if not isinstance(store, FsspecWrites):
+        pytest.skip("makes no directories")
+    other, make_parents = target.open(), store._make_parents
+
+    def late(filesystem: object, path: str) -> bool:
+        other.put("d/e/", b"", {})
+        return make_parents(filesystem, path)
+
+    monkeypatch.setattr(store, "_make_parents", late)
+    store.put("d/e/f", b"data", {})
+    assert content(store, "d/e/f") == b"data"
+    other.close()
 
 
 def test_missing_bucket(target: Target):
