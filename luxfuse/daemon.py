@@ -108,6 +108,8 @@ class _Daemon:
         self._waiting = waiting
         self._notes: list[str] = []
         self._started = False
+        self._doing = ""
+        """What may take long now."""
         self._opened = trio.Event()
         self._drain_scope = trio.CancelScope()
 
@@ -124,11 +126,14 @@ class _Daemon:
             self._settings = life.settings
             async with trio.open_nursery() as volumes:
                 attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
+                self._doing = "attaching what was attached before"
                 await attachments.restore(self._note)
+                self._doing = "mounting"
                 await self._serve(parts, attachments, cluster)
                 await attachments.close()
 
     def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
+        self._doing = "taking up what the last run left"
         self._opened.set()
         return build(settings, store, local, nursery)
 
@@ -161,7 +166,7 @@ class _Daemon:
         while not self._started:
             await trio.sleep(STARTING_INTERVAL_S)
             if not self._started:
-                self._waiting(f"{safe_url(self._settings.source)}: still finishing what the last run left")
+                self._waiting(f"{safe_url(self._settings.source)}: still {self._doing}")
 
     async def _drain(self, backlog: Backlogs) -> None:
         """The mount is gone: bring what is dirty to the store, as long as that makes progress."""

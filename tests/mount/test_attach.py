@@ -17,7 +17,7 @@ from luxfuse.control.client import ControlClient, DaemonRefused
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import MIB, STILL, Mount, Mounts, content, digest, put, wait_for
 
 LATER = ["cannot be brought to the under-store yet"]
 
@@ -145,6 +145,19 @@ def test_attached_again_by_the_next_mount_with_the_same_inodes(mount: Mount, s3:
     mount.cli("unmount", mount.path, check=True)
     mount.mount()
     assert mount.read("d/m/x") == digest(content("x", 30_000))
+
+
+def test_a_mount_that_takes_long_says_what_it_waits_for(
+    mounting: Mounts, s3: FastS3, bucket: str, other: str, proxy: FaultProxy
+) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    client(mount).attach(f"s3://{other}", "m", {"endpoint_url": proxy.endpoint})
+    assert mount.unmount().returncode == 0
+    proxy.set(latency_s=6)
+    done = mount.cli("mount", mount.source, mount.path, *mount.flags, check=True)
+    assert f"luxfuse: s3://{bucket}: still attaching what was attached before\n" in done.stderr
+    assert all(STILL.match(line) for line in done.stderr.splitlines())
+    proxy.clear()
 
 
 def test_one_that_cannot_be_attached_again_keeps_its_place_and_is_tried_again(

@@ -39,6 +39,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND_TIMEOUT_S = 40.0
 ORDER_TIMEOUT_S = 30.0
 NOBODY = 65534
+STILL = re.compile(r"luxfuse: [^ ]+: still (taking up|attaching|mounting)")
 MIB = 1 << 20
 
 
@@ -269,8 +270,9 @@ class Mount:
         return self.run(command, timeout_s=timeout_s, check=check)
 
     def try_mount(self, *flags: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        """Run ``luxfuse mount``."""
+        """Run ``luxfuse mount``. What that says every 5 s while it takes long is left out: the machine may be slow."""
         done = self.cli("mount", self.source, self.path, *self.flags, *flags, timeout_s=timeout_s)
+        done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not STILL.match(line))
         if done.returncode == 0:
             self._pids.add(self.pid)
         return done
