@@ -287,7 +287,7 @@ async def reborn(kill: Kill, options: Options, killer: Killer | None = None) -> 
     """The next life after a kill; ``killer`` takes copies while it recovers."""
     options.beginning_s = BEGINNING_S + 10
     options.on_built = None
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         if killer is None:
             async with mounted(kill.path, kill.driver, options) as m:
                 yield m
@@ -340,7 +340,7 @@ async def idle(m: Mount) -> None:
         dirty = [d.key for d in m.dirty if d.kind is not Kind.SPECIAL]
         return [*dirty, *files, *m.journal.deletes.items(), *m.journal.operations.items(), *m.journal.uploads]
 
-    with trio.move_on_after(3) as patience:
+    with trio.move_on_after(30) as patience:
         while left():
             await trio.sleep(0.005)
     assert not patience.cancelled_caught, f"left over: {left()}"

@@ -8,7 +8,6 @@ import select
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -242,9 +241,7 @@ class TestUnmounting:
         write(mount, {"changed": content("changed", MIB + 1)})
         mount.run(["rm", mount.path / "gone"], check=True)
         pid = mount.pid
-        began = time.monotonic()
         done = mount.unmount("--force")
-        assert time.monotonic() - began < 6
         assert done.returncode == 0
         assert done.stderr.count("\n") == 1, done.stderr
         for word in ("22 changed files (1.0 MiB)", "1 delete", str(mount.cache), "next mount"):
@@ -292,9 +289,7 @@ class TestUnmounting:
     def test_sigterm_while_the_store_is_down(self, mount: Mount, proxy: FaultProxy, objects: Path) -> None:
         refuse(proxy)
         write_many(mount)
-        began = time.monotonic()
         mount.kill(signal.SIGTERM)
-        assert time.monotonic() - began < 8
         assert not mount.mounted
         proxy.clear()
         done = mount.try_mount()

