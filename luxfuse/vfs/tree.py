@@ -483,6 +483,7 @@ class Tree:
         self._namespace.hold(None, parent, name)
         reached("remove.held")
         removed = not self.in_store(entry)
+        promised = self._is_promised(entry)
         if not removed and self.is_through(key) and not self._files.needs_store(entry.inode):
             try:
                 await self._writeback.delete_now([key])
@@ -491,9 +492,8 @@ class Tree:
                     self._namespace.settle(None, parent, name)
                 raise
             reached("remove.stored")
-            removed = True
+            removed = promised = True  # the journal may still have the record of a push that is over: it must not come back
         version, after = self.version_in_store(entry), self._in_flight(entry)
-        promised = self._is_promised(entry)
         self.forget(parent, name, entry)
         reached("remove.local")
         if removed:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trio
 
 from luxfuse.cache import upload
 from luxfuse.core import parts
+from luxfuse.index import journal
 from luxfuse.vfs import writer
 from tests.crash.lives import (
     DEFAULT_MODE,
@@ -34,7 +36,7 @@ from tests.crash.lives import (
     seen,
     tree_of,
 )
-from tests.support.harness import Options, mounted, pages, random_bytes
+from tests.support.harness import Options, mounted, pages, random_bytes, until
 
 Act = Callable[[User], Awaitable[None]]
 
@@ -688,3 +690,33 @@ async def test_what_was_not_closed_is_kept_aside(place: Path, expected_logs: lis
                 assert kept == sorted([NEW, OLD[:100] + MORE + OLD[100 + len(MORE) :]])
                 assert await seen(m) == BEGINNING
                 assert not list(m.staging.stored())
+
+
+@pytest.mark.expected_logs(*QUIET)
+@pytest.mark.parametrize("what", ["file", "directory"])
+async def test_what_was_pushed_and_removed_does_not_come_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The journal on disk has the record of a push, and not yet that it is over, when the name goes from the store."""
+    monkeypatch.setattr(journal, "COMMIT_DELAY_S", 3600)
+    driver, killer, o = placed(BEGINNING), Killer(place / "kills"), options("cache-through", passthrough=True)
+    async with mounted(place / "life", driver, o) as m:
+        user = User(m, dict(BEGINNING))
+        assert await seen(m) == BEGINNING
+        puts = driver.counts["put"] + driver.counts["put_file"]
+        driver.hold("put", "put_file")
+        async with trio.open_nursery() as nursery:
+            if what == "file":
+                nursery.start_soon(user.create, "new", NEW)
+            else:  # which gets its marker when the last entry goes
+                nursery.start_soon(user.unlink, "full/deep/3")
+            await until(lambda: driver.counts["put"] + driver.counts["put_file"] > puts)
+            await m.journal.commit()
+            driver.release()
+        if what == "file":
+            await user.unlink("new")
+        else:
+            await user.rmdir("full/deep")
+        with killer.watching(m, lambda: (user.states, user.unclosed)):
+            killer("removed")
+    await check(killer.kills[0], options("cache-through", passthrough=True))
