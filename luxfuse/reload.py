@@ -57,7 +57,7 @@ class Reloader:
     async def _renew(self, options: dict[str, str] | None) -> list[str]:
         """Read credentials again, from files and, for the mount's own store, ``options``; returns what changed."""
         changed = False
-        for store in self._service.stores():
+        for store in self._service.stores():  # the mount's own first: if it is refused, the others stay as they are, too
             try:
                 changed |= bool(await store.renew(options if store is self._parts.store else None))
             except LuxError as exc:
@@ -78,9 +78,9 @@ class Reloader:
             )
         _check_tiers(old, new)
         await trio.to_thread.run_sync(_check_places, new)
-        if "storage_options" in changed:
-            await self._renew(new.driver_options)
-        await self._parts.directories.apply(new.cache_dirs)
+        async with self._parts.directories.changed_to(new.cache_dirs):
+            if "storage_options" in changed:
+                await self._renew(new.driver_options)
         await self._apply(new, set(changed))
         self._service.settings = new
         names = [config.written_name(name) for name in changed]

@@ -9,7 +9,8 @@ belongs to it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -69,19 +70,31 @@ class Directories:
 
         Raises `ConfigError`, with nothing changed, if that cannot be done. What is in use keeps its size and tier.
         """
+        async with self.changed_to(wanted):
+            pass
+
+    @asynccontextmanager
+    async def changed_to(self, wanted: Sequence[CacheSetting]) -> AsyncGenerator[None, None]:
+        """The same around a block: what is left out is drained after it, and nothing is changed if the block fails."""
         async with self._changing:
             paths = {str(Path(setting.path)) for setting in wanted}
             in_use = {space.directory.name: space for space in self._hierarchy}
             if (home := self._hierarchy.home.directory.name) not in paths:
                 raise _not_home(home)
             claimed: list[tuple[CacheSetting, CacheDirectory]] = []
+            added: list[Space] = []
             try:
                 for setting in wanted:
                     if str(Path(setting.path)) not in in_use:
                         claimed.append((setting, await self._claim(setting)))
                 while claimed:
-                    await self._take_up(*claimed[0])
+                    added.append(await self._take_up(*claimed[0]))
                     del claimed[0]
+                yield
+            except BaseException:
+                for space in added:  # something may have been stored there already
+                    self._nursery.start_soon(self.drain, space)
+                raise
             finally:
                 for _, directory in claimed:
                     directory.close()

@@ -96,6 +96,26 @@ async def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
             again.close()
 
 
+async def test_what_fails_afterwards_takes_back_what_was_added(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store(2), options(setting("mem", 2))) as m:
+        counts = []
+
+        async def fail_later() -> None:
+            async with m.directories.changed_to([home(tmp_path), setting(tmp_path / "new", 2)]):
+                counts.append(len(list(m.hierarchy)))
+                raise ConfigError("later")
+
+        with pytest.raises(ConfigError, match="later"):
+            await fail_later()
+        assert counts == [3]
+        await until(lambda: len(list(m.hierarchy)) == 2)
+        assert not space(m, "mem").draining
+        again = Claimed(tmp_path / "new", "source")
+        assert again.slot == "source", "its lock was kept"
+        again.close()
+        await read_all(m, 2)
+
+
 async def test_the_home_directory_stays(tmp_path: Path) -> None:
     async with mounted(tmp_path, store(1), options(setting("mem", 2))) as m:
         with pytest.raises(ConfigError, match="cannot be taken away from a mount in use; unmount"):
