@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from luxfuse.core.urls import url_fault
 from luxfuse.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443}
@@ -26,7 +27,7 @@ def proxy_for(url: str, variables: Mapping[str, str], chosen: str | None = None)
     if bypasses(parts.hostname or "", _port(url) or _PORTS.get(parts.scheme), without):
         return None
     proxy = found if "://" in found else f"http://{found}"
-    if urlsplit(proxy).scheme not in _PORTS or not urlsplit(proxy).hostname or _port(proxy) == 0:
+    if proxy.partition("://")[0].lower() not in _PORTS or url_fault(proxy):
         raise ConfigError(f"{name}: only http:// and https:// proxies can be used; write http://HOST:PORT")
     return proxy
 

@@ -76,8 +76,8 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("source", values.text("SOURCE"), "What to mount: `s3://bucket/prefix` or any fsspec URL.", places=_ARGUMENT),
-    Setting("mountpoint", values.text("MOUNTPOINT", path=True), "An empty directory.", places=_ARGUMENT),
+    Setting("source", values.SOURCE, "What to mount: `s3://bucket/prefix` or any fsspec URL.", places=_ARGUMENT),
+    Setting("mountpoint", values.MOUNTPOINT, "An empty directory.", places=_ARGUMENT),
     Setting(
         "cache_dir", Kind("DIR[,size=SIZE][,tier=TIER]", parse_cache_dirs, "many"),
         "Where cached data goes; `tier`: `mem`, `ssd` or `hdd`. May be repeated, see Tiers in README.md.",

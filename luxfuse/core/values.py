@@ -7,6 +7,7 @@ with. It raises ValueError or TypeError with what is wrong and what is allowed, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +68,20 @@ def text(metavar: str, *, empty: bool = False, path: bool = False) -> Kind:
         return str(value)
 
     return Kind(metavar, parse, path=path)
+
+
+def _parse_source(value: Any) -> str:
+    source: str = text("SOURCE").parse(value)
+    if re.match(r"[A-Za-z][A-Za-z0-9+]*:/(?!/)", source):
+        raise ValueError(f"{shown(value)} has one slash after the colon; write PROTOCOL://, or ./ in front of a path")
+    return source
+
+
+def _parse_mountpoint(value: Any) -> str:
+    where: str = text("MOUNTPOINT").parse(value)
+    if "://" in where:
+        raise ValueError(f"{shown(value)} is a URL, and no directory; write: luxfuse mount SOURCE MOUNTPOINT")
+    return where
 
 
 def choice(*words: str) -> Kind:
@@ -203,6 +218,8 @@ def short_text(metavar: str, most_bytes: int) -> Kind:
     return Kind(metavar, parse)
 
 
+SOURCE = Kind("SOURCE", _parse_source)
+MOUNTPOINT = Kind("MOUNTPOINT", _parse_mountpoint, path=True)
 SWITCH = Kind("on|off", parse_switch, "switch")
 DURATION = Kind("DURATION", _parse_duration, unit="_s")
 TIME_OUT = Kind("DURATION", _parse_time_out, unit="_s")

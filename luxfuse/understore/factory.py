@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
 from luxfuse.core.units import NO, YES
+from luxfuse.core.urls import endpoint_fault
 from luxfuse.errors import ConfigError, StoreRejected
 from luxfuse.understore.azure_access import AzureAccess
 from luxfuse.understore.base import UnderStore
@@ -39,8 +40,8 @@ def open_driver(
     request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises `ConfigError` with
     one line that says what is wrong or what to install, `AccessDenied` if no credentials are found.
     """
-    if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--endpoint-url {safe_url(endpoint_url)!r}: must start with http:// or https://")
+    if endpoint_url and (fault := endpoint_fault(endpoint_url)):
+        raise ConfigError(f"--endpoint-url {safe_url(endpoint_url)!r}: {fault}; write https://HOST[:PORT]")
 
     def reach(options: Mapping[str, str]) -> Access | None:
         if family_of(source) == "az":

@@ -28,6 +28,7 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
 _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
                 "HTTPClientError", "ClientError", "TransportError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
+_REASONS = {"gaierror": "the host's name does not resolve", "NoValidConnectionsError": "Connection refused"}
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
 _CLASS_OF_ERRNO = {errno.ENOSPC: StoreFull, errno.EDQUOT: QuotaExceeded, errno.EROFS: ReadOnlyStore}
 _MISSING_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -81,7 +82,8 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
     if isinstance(exc, ValueError | TypeError | NotImplementedError):
         return StoreRejected(f"{what}: the driver refuses this ({kind})")
     broken = isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE)
-    reason = os.strerror(number) if isinstance(exc, OSError) and number else kind
+    reason = os.strerror(number) if isinstance(exc, OSError) and number and number > 0 else kind
+    reason = _REASONS.get(reason, reason)
     return StoreUnavailable(f"{what}: the connection or the device failed ({reason})" if broken else f"{what}: {kind}")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import fsspec
 
 from luxfuse.errors import ConfigError
-from luxfuse.understore.failures import safe_url
 
 _EVERYWHERE = frozenset({"listings_expiry_time", "max_paths", "batch_size"})
 _NOT_OURS = frozenset({"self", "asynchronous", "loop", "session", "fs", "client", "method", "str_or_url", "data",
@@ -57,7 +56,8 @@ def unknown_option(source: str, name: str, known: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(name, known, 1)
     others = f"it knows {', '.join(known)}" if known else "it has none"
     hint = f"did you mean {near[0]}?" if near else others
-    return ConfigError(f"storage option {name}: {safe_url(source).partition('://')[0]}:// does not know it; {hint}")
+    kind = f"{source.partition('://')[0]}://" if "://" in source else "a local directory"
+    return ConfigError(f"storage option {name}: {kind} does not know it; {hint}")
 
 
 def refuse_unknown_inside(name: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -16,7 +16,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from luxfuse.errors import ConfigError, StoreError
+from luxfuse.core.urls import endpoint_fault, url_fault
+from luxfuse.core.values import nearest
+from luxfuse.errors import ConfigError, NotFound, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.understore import object_options
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.fsspec_failures import failure
@@ -55,6 +57,7 @@ _S3_OURS = ACCESS_OPTIONS | {"allow_http", "virtual_hosted_style_request"}
 _AZURE_NAMES = {"sas_key": "sas_token", "skip_signature": "anon", "endpoint": "endpoint_url"}
 _TOKENS = ("anon", "google_default", "cloud", "cache", "browser")
 """What gcsfs takes for ways to a token."""
+_WITH_HOST = ("http://", "https://", "sftp://", "ssh://", "ftp://", "smb://", "webhdfs://")
 _WEBDAV = ("webdav://", "dav://")
 _SFTP = ("sftp://", "ssh://")
 _HTTP = ("http://", "https://")
@@ -102,7 +105,8 @@ def open_filesystem(
         raise failure(exc, f"connecting to {shown}") from None
     except ValueError as exc:
         if protocol not in fsspec.available_protocols():
-            raise ConfigError(f"source {shown!r}: unknown protocol {protocol!r}") from None
+            hint = nearest(protocol, fsspec.available_protocols()) or "; see PROTOCOL:// in the documentation of fsspec"
+            raise ConfigError(f"source {shown!r}: unknown protocol {protocol!r}{hint}") from None
         raise _refused(shown, exc, options) from None
     except TypeError as exc:
         raise _refused(shown, exc, options) from None
@@ -110,7 +114,10 @@ def open_filesystem(
         raise
     except Exception as exc:  # noqa: BLE001
         # Some file systems (SFTP, WebDAV, HDFS) connect while they are made.
-        raise failure(exc, f"connecting to {shown}", family_of(source) or "") from None
+        error = failure(exc, f"connecting to {shown}", family_of(source) or "")
+        if type(error) in (StoreUnavailable, StoreRejected, NotFound):
+            raise type(error)(f"{error}; check the URL, and whether the server runs there") from None
+        raise error from None
     return without_listings(filesystem), str(root)
 
 
@@ -201,7 +208,7 @@ def _webdav(
     source: str, arguments: dict[str, Any], endpoint_url: str | None, timeout_s: float, reaching: Mapping[str, str]
 ) -> dict[str, Any]:
     base_url = arguments.setdefault("base_url", endpoint_url)
-    if not base_url or not str(base_url).startswith(("http://", "https://")):
+    if not base_url or endpoint_fault(str(base_url)):
         raise ConfigError(f"source {safe_url(source)!r}: does not say the server; add --endpoint-url https://HOST/PATH, "
                           "or the storage option base_url")  # fmt: skip
     if "username" in arguments:
@@ -323,3 +330,5 @@ def require_root(source: str) -> None:
         parse_location(source)
     elif not source or (source.endswith("://") and not source.startswith(_WEBDAV)):
         raise ConfigError(f"source {safe_url(source)!r}: names nothing; write PROTOCOL://PLACE/PATH")
+    elif source.startswith(_WITH_HOST) and (fault := url_fault(source)):
+        raise ConfigError(f"source {safe_url(source)!r}: {fault}; write PROTOCOL://HOST[:PORT]/PATH")

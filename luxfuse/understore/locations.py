@@ -11,6 +11,8 @@ from luxfuse.understore.failures import safe_url
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+_NOT_IN_BUCKETS = re.compile(r"[\s\x00-\x20\x7f?#%\\\[\]]")
+
 FAMILIES = {
     "s3": "s3",
     "s3a": "s3",
@@ -50,6 +52,11 @@ def parse_location(source: str) -> Location:
         account = host.partition(".")[0]
     if not netloc or "@" in netloc or ":" in netloc:
         raise ConfigError(f"source {safe_url(source)!r}: names no bucket; write {family}://BUCKET[/PREFIX]")
+    if _NOT_IN_BUCKETS.search(netloc):
+        raise ConfigError(
+            f"source {safe_url(source)!r}: no bucket can have that name; write {family}://BUCKET[/PREFIX], without "
+            "blanks, ? and #"
+        )
     prefix = prefix.strip("/")
     return Location(family, netloc, f"{prefix}/" if prefix else "", account)
 

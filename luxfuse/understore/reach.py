@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 from luxfuse.core.proxies import PROXY_VARIABLES, proxy_for
 from luxfuse.core.units import NO, YES
+from luxfuse.core.urls import url_fault
+from luxfuse.errors import ConfigError
+from luxfuse.understore.failures import safe_url
 from luxfuse.understore.trust import Trust, trust_for
 
 TRUST_OPTIONS = frozenset({"verify", "allow_invalid_certificates"})
@@ -37,6 +40,9 @@ class Reach:
         cls, urls: Sequence[str], options: Mapping[str, str], variables: Mapping[str, str], trust: Trust | None = None
     ) -> Reach:
         """Decide for the service at ``urls[0]`` and those beside it. Raises `ConfigError`."""
+        for url in urls:
+            if fault := url_fault(url):
+                raise ConfigError(f"{safe_url(url)!r}: {fault}; correct it where it was set")
         proxies = [proxy_for(url, variables, options.get("proxy_url")) for url in urls]
         proxy = next((each for each in proxies if each), None)
         direct = tuple(urlsplit(url).hostname or "" for url, each in zip(urls, proxies, strict=True) if not each)

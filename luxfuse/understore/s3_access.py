@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from luxfuse.core.units import NO, YES
+from luxfuse.core.urls import endpoint_fault
 from luxfuse.errors import AccessDenied, ConfigError
-from luxfuse.understore.failures import CREDENTIAL_PLACES
+from luxfuse.understore.failures import CREDENTIAL_PLACES, safe_url
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import Reach
 from luxfuse.understore.s3_credentials import Frozen, S3Credentials, place_of
@@ -58,6 +59,9 @@ class S3Access:
             endpoint_url or self._option("endpoint")
             or self._variables.get("AWS_ENDPOINT_URL_S3") or self._variables.get("AWS_ENDPOINT_URL") or None
         )  # fmt: skip
+        if self.endpoint and (fault := endpoint_fault(self.endpoint)):
+            raise ConfigError(f"endpoint {safe_url(self.endpoint)!r}: {fault}; correct the storage option endpoint_url, or "
+                              "AWS_ENDPOINT_URL")  # fmt: skip
         self.anonymous = _switch(self._option("anon"), "anon") or (
             not self._option("key") and self._variables.get("AWS_SKIP_SIGNATURE", "").lower() in YES
         )

@@ -36,6 +36,32 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("source", "endpoint", "options", "variables"),
+    [
+        ("s3://b", "http://[::", KEYS, {}), ("s3://b", "http://", KEYS, {}), ("s3://b", "http://h?x", KEYS, {}),
+        ("s3://b", "http://h:99999", KEYS, {}), ("gs://b", "http://[::", {"token": "anon"}, {}),
+        ("s3://b", None, {**KEYS, "endpoint_url": "http://[::"}, {}), ("s3://b", None, KEYS, {"AWS_ENDPOINT_URL": "http://[::"}),
+        ("s3://b", ENDPOINT, {**KEYS, "proxy_url": "http://[::"}, {}), ("s3://b", ENDPOINT, KEYS, {"HTTP_PROXY": "http://[::"}),
+        ("az://c", None, {**AZURE, "endpoint": "http://[::"}, {}), ("s3://b?x", None, KEYS, {}),
+        ("s3://b c", None, KEYS, {}),
+        ("https://[::/x", None, {}, {}), ("http:///x", None, {}, {}), ("sftp://h:abc/x", None, {}, {}),
+        ("webdav://x", "http://[::", {}, {}),
+    ],
+)  # fmt: skip
+def test_addresses_that_cannot_be_are_refused_at_once(source, endpoint, options, variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"write|correct|server") as refused:
+        open_driver(source, endpoint_url=endpoint, storage_options=options)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_option_of_a_local_directory_names_no_protocol() -> None:
+    with pytest.raises(ConfigError, match="storage option foo: a local directory does not know it"):
+        open_driver("/tmp", storage_options={"foo": "x"})
+
+
+@pytest.mark.parametrize(
     ("source", "options", "driver"),
     [
         ("s3://b", KEYS, "obstore"),
