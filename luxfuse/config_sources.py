@@ -32,6 +32,8 @@ def read_file(path: str) -> dict[str, Any]:
     """Return the settings of a TOML file, checked for unknown names."""
     import tomllib  # every command starts faster without it
 
+    if not path.strip():
+        raise ConfigError("--config: is empty; write --config FILE, or leave it out")
     try:
         with Path(path).open("rb") as f:
             content = f.read(_FILE_MAX_BYTES + 1)
@@ -42,7 +44,8 @@ def read_file(path: str) -> dict[str, Any]:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise ConfigError(f"--config {path}, line {line}: is not UTF-8, which TOML needs; save it as UTF-8") from None
     except (OSError, ValueError) as exc:  # a path with a NUL is a ValueError, and so is what is no TOML
-        raise ConfigError(f"--config {path}: {getattr(exc, 'strerror', None) or exc}") from None
+        why = f"{reason}; give a TOML file" if (reason := getattr(exc, "strerror", None)) else _no_toml(exc)
+        raise ConfigError(f"--config {path}: {why}") from None
     except RecursionError:
         raise ConfigError(f"--config {path}: is nested too deeply") from None
     known = names("file")
@@ -53,6 +56,10 @@ def read_file(path: str) -> dict[str, Any]:
             place = place_in_file(path, name, "")
             raise ConfigError(f"{place}: unknown setting {name!r}{nearest(name, known)}")
     return values
+
+
+def _no_toml(exc: Exception) -> str:
+    return f"is not TOML: {exc}; write NAME = \"TEXT\", NAME = NUMBER or NAME = true"
 
 
 def place_in_file(path: str, name: str, text: str) -> str:

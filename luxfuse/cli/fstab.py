@@ -33,7 +33,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-n", action="store_true", help="accepted: /etc/mtab is not written anyway")
     parser.add_argument("-v", dest="verbose", action="store_true", help="say what was mounted")
     parser.add_argument("-t", dest="fstype", help="accepted: the type that mount(8) was given")
-    given = parser.parse_args(arguments)
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as exc:  # after --help
+        return int(exc.code or 0)
     options = parse_options(given.options, fstab=True, sloppy=given.sloppy)
     if not given.fake:
         code = mount.start({"source": given.source, "mountpoint": given.mountpoint}, options)

@@ -9,12 +9,13 @@ import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luxfuse.control.address import short_address
 from luxfuse.errors import LuxError
 
 _LINE_MAX_BYTES = 4 << 20
+T = TypeVar("T")
 
 Steps = Generator[dict[str, Any], None, None]
 """Progress, line by line; close it to give up. See `luxfuse.control.server` for the fields."""
@@ -90,23 +91,23 @@ class ControlClient:
 
     def locate(self, paths: list[str]) -> list[dict[str, Any]]:
         """Return what is cached of each path, and where; see `luxfuse.control.server`."""
-        return list(self._json("POST", "/v1/locate", {"paths": paths})["paths"])
+        return self._field("POST", "/v1/locate", {"paths": paths}, name="paths", kind=list)
 
     def start_load(self, paths: list[str]) -> int:
         """The same in the background; returns the number of the job."""
-        return int(self._json("POST", "/v1/load/start", {"paths": paths})["job"])
+        return self._field("POST", "/v1/load/start", {"paths": paths}, name="job", kind=int)
 
     def loads(self) -> list[dict[str, Any]]:
         """Return how far each load is."""
-        return list(self._json("GET", "/v1/load/jobs")["jobs"])
+        return self._field("GET", "/v1/load/jobs", name="jobs", kind=list)
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
-        return int(self._json("POST", "/v1/load/stop")["stopped"])
+        return self._field("POST", "/v1/load/stop", name="stopped", kind=int)
 
     def reload(self) -> list[str]:
         """Read the configuration file again; returns the names of what changed. Raises DaemonRefused with the reason."""
-        return [str(name) for name in self._json("POST", "/v1/reload")["changed"]]
+        return [str(name) for name in self._field("POST", "/v1/reload", name="changed", kind=list)]
 
     def pin(self, paths: list[str]) -> dict[str, Any]:
         """Never evict what is at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
@@ -148,8 +149,15 @@ class ControlClient:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise DaemonUnreachable("the daemon's answer cannot be read; is it of another version?")
+            raise _unreadable()
         return answer
+
+    def _field(self, method: str, target: str, body: dict[str, Any] | None = None, *, name: str, kind: type[T]) -> T:
+        """Return one field of the answer, of the kind that it has to be."""
+        found = self._json(method, target, body).get(name)
+        if not isinstance(found, kind):
+            raise _unreadable()
+        return found
 
     def _exchange(self, method: str, target: str, body: dict[str, Any] | None) -> bytes:
         give_up_at = time.monotonic() + self._deadline_s
@@ -166,7 +174,7 @@ class ControlClient:
                 while line := response.readline(_LINE_MAX_BYTES):
                     item = json.loads(line)
                     if not isinstance(item, dict):
-                        raise DaemonUnreachable("the daemon's answer cannot be read; is it of another version?")
+                        raise _unreadable()
                     if "aborted" in item:
                         raise DaemonRefused(str(item["aborted"]), 500)
                     done = bool(item.get("done"))
@@ -184,7 +192,7 @@ class ControlClient:
             payload = None if body is None else json.dumps(body).encode()
             connection.request(method, target, body=payload, headers={"Connection": "close"})
             yield connection, connection.sock
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # or so many wait already that the kernel takes no more
             raise DaemonUnreachable(f"the daemon does not answer within {self._deadline_s:g} s") from None
         except (ConnectionRefusedError, FileNotFoundError):
             raise DaemonUnreachable("the daemon is not running") from None
@@ -194,6 +202,10 @@ class ControlClient:
             raise DaemonUnreachable(f"the daemon broke off: {exc or type(exc).__name__}") from None
         finally:
             connection.close()
+
+
+def _unreadable() -> DaemonUnreachable:
+    return DaemonUnreachable("the daemon's answer cannot be read; is it of another version?")
 
 
 def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:

@@ -55,8 +55,9 @@ def mount_directory(settings: Settings) -> Path:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
     except OSError as exc:
+        why = "Not a directory" if isinstance(exc, FileExistsError) else exc.strerror
         raise MountError(
-            f"state directory {directory}: {exc.strerror}; make it writable or set LUXFUSE_STATE_DIR"
+            f"state directory {directory}: {why}; make it writable or set LUXFUSE_STATE_DIR"
         ) from None
     return directory
 

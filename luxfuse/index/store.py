@@ -132,9 +132,8 @@ class IndexStore:
             )
             self._databases = {table: self._env.open_db(table.name.lower().encode()) for table in Table}
         except lmdb.Error as exc:
-            raise IndexFormatError(
-                f"index {path} cannot be opened ({exc}); remove it to start with a cold cache"
-            ) from exc
+            advice = "free space there" if isinstance(exc, lmdb.DiskError) else "remove it to start with a cold cache"
+            raise IndexFormatError(f"index {path} cannot be opened ({exc}); {advice}") from exc
         self._check_format()
 
     def _check_format(self) -> None:

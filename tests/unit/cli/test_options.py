@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.cli import fstab, launch, mount
+from luxfuse.cli import fstab, launch, main, mount
 from luxfuse.cli.errors import CommandFailed, UsageError
 from luxfuse.cli.options import parse_options
 from luxfuse.config import Settings
@@ -138,3 +138,23 @@ def test_foreground_failure(foreground: pytest.MonkeyPatch) -> None:
     with_daemon(foreground, run)
     with pytest.raises(CommandFailed, match="no such bucket"):
         mount.start({"source": "s3://b", "mountpoint": "/m", "foreground": True}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/m", "s3://b"], "'s3://b' is a URL, and no directory; write: luxfuse mount SOURCE MOUNTPOINT"),
+        (["s3:/b", "/m"], "has one slash after the colon; write PROTOCOL://"),
+        (["s3://b", "/m", "--config", ""], "--config: is empty"),
+        (["s3://b", "/m", "--config", "/"], "--config /: Is a directory; give a TOML file"),
+        (["s3://b", "/m", "--config", "/dev/null/x"], "Not a directory; give a TOML file"),
+    ],
+)
+def test_what_newcomers_write(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.guard(lambda: main.run(["mount", *arguments])) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_of_what_mount_runs_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.guard(lambda: main.run(["s3://b", "--help"])) == 0
+    assert "usage: mount.luxfuse" in capsys.readouterr().out

@@ -50,6 +50,18 @@ def as_toml(value: Any) -> str:
     return json.dumps(value)
 
 
+def test_help_and_readme_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["mount", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    for setting in SETTINGS:
+        if "flag" in setting.places:
+            default = f" Default: {setting.told_default}." if setting.told_default else ""
+            words = " ".join(setting.help.replace("`", "").split()).replace("- ", "-")
+            assert words in told, setting.name
+            assert " ".join(default.split()).replace("- ", "-") in told, setting.name
+            assert setting.flag in told
+
+
 def test_the_table_and_the_daemons_settings_have_the_same_fields_and_defaults() -> None:
     fields = set(Settings.__struct_fields__) - NOT_FIELDS
     assert {setting.field_name for setting in SETTINGS} == fields

@@ -343,6 +343,30 @@ def answering(path: Path, answer: bytes | None) -> threading.Thread:
     return thread
 
 
+def test_a_daemon_that_takes_no_more_clients(tmp_path: Path) -> None:
+    """The kernel refuses then at once, instead of letting the client wait."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(tmp_path / "s"))
+        with pytest.raises(DaemonUnreachable, match="does not answer within"):
+            ControlClient(tmp_path / "s", deadline_s=0.3).status()
+
+
+@pytest.mark.parametrize("call", ["loads", "stop_loads", "reload"])
+def test_an_answer_of_another_version(tmp_path: Path, call: str) -> None:
+    thread = answering(tmp_path / "s", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    try:
+        with pytest.raises(DaemonUnreachable, match="another version"):
+            getattr(ControlClient(tmp_path / "s"), call)()
+    finally:
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "error", "text"),
     [
