@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 ODD = (
     "", " ", "-", "--", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 5000, "9" * 400 + "P", "0x10", "\u0967",
     "1_0", "0777", "999", "\x1b[31m", "a\nb", "\u2028", "\udce9", "a\udcffb", "=", ",", '"', '"a,b"', "%", "1e400%",
     "-5%", "[::]:0", "[", "file:", "never", "on", "off", "true", "1.5", "s3://", "s3:///", "://", "fake://x", ".",
+    "http://", "http://[::", "http://h:99999", "http://a b", "s3:/b", "s3://[::", "s3://b?x", "https:///x", "-h", "--help",
     "..", "/", "//", "/dev/null", "/proc/self/mem", "\u00e9" * 300, "x" * 5000, "{}", "[[path]]", "a=b", "=b", "a=",
     "*", "**/[", "async-thruogh", "mem", "/c,size=1GiB", "/c,size=", "/c,tier=",
 )  # fmt: skip
@@ -53,9 +55,18 @@ bodies = st.one_of(
 
 
 def fuzz(examples: int, check: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
-    """Call ``check`` with that many examples; up to 500 are always the same ones."""
+    """Call ``check`` with that many examples; up to 500 are always the same ones.
+
+    More are others each time: LUXFUSE_SEED repeats them, which a failure shows.
+    """
+    same = examples <= 500
     chosen = settings(
-        max_examples=examples, derandomize=examples <= 500, database=None, deadline=None,
+        max_examples=examples, derandomize=same, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
-    chosen(given(*strategies)(check))()
+    test = given(*strategies)(check)
+    if not same:
+        number = int(os.environ.get("LUXFUSE_SEED") or random.SystemRandom().getrandbits(32))
+        print(f"LUXFUSE_SEED={number}")
+        test = seed(number)(test)
+    chosen(test)()

@@ -24,12 +24,15 @@ from luxfuse.cli import command_line, fstab, launch, main, stats, unmount
 from luxfuse.config import Settings, build
 from luxfuse.control import registry, server
 from luxfuse.core.settings import SETTINGS
-from luxfuse.errors import ConfigError
+from luxfuse.errors import ConfigError, LuxError
+from luxfuse.understore.factory import open_driver
 from tests.support.odd_input import ODD, ORDERS, bodies, fuzz, json_values, words
 from tests.unit.cli.fake_daemon import Service
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = [pytest.param(25, id="few"), pytest.param(2_000, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+EXAMPLES = [pytest.param(25, id="few"), pytest.param(600, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+
+
 def outcome(command: Callable[[], int], *, helped: bool = False) -> int:
     """Run a command in this process; returns its exit code. ``helped``: it may print how it is used."""
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), \
@@ -109,7 +112,8 @@ def test_settings_alone(place: Path, examples: int) -> None:
         with contextlib.suppress(ConfigError):
             decodes(build({**base, setting.name: value}, {}))
 
-    fuzz(20 * examples, check, st.sampled_from(SETTINGS), st.one_of(words, st.lists(words, max_size=3), json_values))
+    times = 20 if examples < 100 else 10
+    fuzz(times * examples, check, st.sampled_from(SETTINGS), st.one_of(words, st.lists(words, max_size=3), json_values))
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -142,6 +146,37 @@ def main_of_fstab(command: Callable[[], int]) -> int:
     assert "luxfuse: unexpected" not in said, said
     assert code == 0 or said
     return code
+
+
+# -- stores
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_addresses_of_stores(examples: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver is opened, or refused in one line; nothing is asked for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("luxfuse.understore.s3_access.S3Access.find_region", lambda _self: None)
+    place = st.sampled_from(["s3", "az", "gs", "http", "webdav", "file"])
+    host = st.sampled_from(["", "h", "[::1]", "[::", "h:9", "h:x", "h:99999", "u:p@h", "h ", "h?x", "\u00e9"]) | words
+    url = st.tuples(st.sampled_from(["", "http://", "https://", "ftp://"]), host).map("".join)
+    option = st.sampled_from(["endpoint_url", "base_url", "proxy_url", "verify", "anon", "port", "client_kwargs"])
+    secrets = {
+        "s3": {"key": "k", "secret": "s"}, "gs": {"token": "anon"}, "az": {"account_name": "a", "account_key": "c2Vj"},
+    }  # fmt: skip
+
+    def check(protocol: str, where: str, endpoint: str, options: dict[str, str], variable: str) -> None:
+        said = "refused or not"
+        options = {**secrets.get(protocol, {}), **options}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", variable)
+            patch.setenv("HTTPS_PROXY", variable)
+            try:
+                open_driver(f"{protocol}://{where}", endpoint_url=endpoint or None, storage_options=options)
+            except LuxError as exc:
+                said = str(exc)
+        assert said
+
+    fuzz(examples, check, place, host, url | st.just(""), st.dictionaries(option, url, max_size=1), url)
 
 
 # -- files
