@@ -124,10 +124,8 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileHandleT(mark | handle)
 
     @guarded
-    @interruptible
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
-        await self._fs.before_readdir(fh & NUMBER_MASK, start_id)
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
             if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry), cookie):

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 from luxfuse.index.objects import TOTALS, Objects, decode_record, standing_key, totals_key
-from luxfuse.index.store import U64, IndexStore, Table, Transaction
+from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.uncommitted import U64, Table
 
 TOLD = 10_000
 """Objects and standings that one audit tells of by name."""

@@ -22,7 +22,8 @@ from luxfuse.index.entries import (
     same,
 )
 from luxfuse.index.held import HeldNames
-from luxfuse.index.store import U64, Table, Transaction
+from luxfuse.index.store import Transaction
+from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import Kind
 
 ROOT_INODE = 1

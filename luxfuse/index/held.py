@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from luxfuse.index.store import U64
+from luxfuse.index.uncommitted import U64
 
 REMEMBERED_S = 900.0
 """For how long a settled name is remembered: longer than an answer of the store can be on its way."""

@@ -33,7 +33,7 @@ import xxhash
 
 from luxfuse.index.journal_file import JournalFile, Rows, Table
 from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
-from luxfuse.index.store import U64
+from luxfuse.index.uncommitted import U64
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
 

@@ -13,7 +13,7 @@ import lmdb
 
 from luxfuse.errors import IndexFormatError
 from luxfuse.index.growth import Growth
-from luxfuse.index.store import U64
+from luxfuse.index.uncommitted import U64
 
 FORMAT_VERSION = 1
 MAP_BYTES = 1 << 36

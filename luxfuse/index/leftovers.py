@@ -15,7 +15,7 @@ import msgspec
 from luxfuse.core.units import format_count, format_size
 from luxfuse.index.journal_file import FORMAT_VERSION, Table
 from luxfuse.index.records import FileRecord
-from luxfuse.index.store import U64
+from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
 
 ORIGIN = "origin.json"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from luxfuse.errors import ConfigError
 from luxfuse.index.objects import DIRECTORIES
-from luxfuse.index.store import U64, IndexStore, Table
+from luxfuse.index.store import IndexStore
+from luxfuse.index.uncommitted import U64, Table
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

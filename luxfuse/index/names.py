@@ -39,8 +39,9 @@ from luxfuse.index.entries import (
     same,
 )
 from luxfuse.index.held import HeldNames
-from luxfuse.index.store import U64, IndexStore, Table, Transaction
-from luxfuse.index.store import Changes as Rows
+from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.uncommitted import U64, Table
+from luxfuse.index.uncommitted import Changes as Rows
 from luxfuse.types import Kind
 
 __all__ = ["FIRST_INODE", "ROOT_INODE", "Attributes", "Changes", "Entry", "Found", "Listing", "Names"]
@@ -54,6 +55,8 @@ FORMER_KEPT = 100_000
 
 PURGE_ROWS = 5_000
 """Names of removed directories that are forgotten in one transaction."""
+PURGE_DELAY_S = 1.0
+"""So directories that are removed one after the other go in one transaction."""
 PURGE_PAUSE_S = 0.05
 PURGE_RETRY_S = 60.0
 
@@ -123,19 +126,10 @@ class Names:
             del self._former[next(iter(self._former))]
 
     def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first).
-
-        Names added since the last commit are missing: `flush` first if they matter.
-        """
+        """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first)."""
         prefix = U64.pack(directory)
         start = prefix + name + b"\0" if name else prefix
-        return [
-            (key[8:], decode_entry(value)) for key, value in self._store.current_items(Table.NAMES, start, prefix, limit)
-        ]
-
-    async def flush(self) -> None:
-        """Commit what was changed, so that `after` shows all of it. Raises OSError if the index cannot be written."""
-        await self._store.flush()
+        return [(key[8:], decode_entry(value)) for key, value in self._store.names(start, limit)]
 
     @property
     def evidence(self) -> tuple[int, bool]:
@@ -458,6 +452,7 @@ class Names:
         """Forget in the background what is recorded below removed directories, until cancelled."""
         while True:
             await self._orphans.wait()
+            await trio.sleep(PURGE_DELAY_S)
             self._orphans = trio.Event()
             try:
                 while await self._store.run(lambda txn: bulk.purge(txn, PURGE_ROWS)):

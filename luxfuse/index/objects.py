@@ -25,7 +25,8 @@ import xxhash
 from luxfuse.core.eviction import SEGMENTS, Cached, Standing
 from luxfuse.core.members import RANGE_PAGES
 from luxfuse.core.spans import page_count
-from luxfuse.index.store import U64, Changes, IndexStore, Table, Transaction
+from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.uncommitted import U64, Changes, Table
 from luxfuse.types import PAGE_BYTES
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +26,7 @@ import trio
 
 from luxfuse.errors import IndexFormatError
 from luxfuse.index.growth import Growth
+from luxfuse.index.uncommitted import U64, Changes, Table, Uncommitted, overlaid
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,23 +37,6 @@ MAP_BYTES = 1 << 40
 COMMIT_INTERVAL_S = 0.1
 RETRY_INTERVAL_S = 2.0
 PENDING_BOUND = 400_000
-U64 = struct.Struct(">Q")
-
-
-class Table(IntEnum):
-    """The named databases. Keys and values are described in `names` and `objects`."""
-
-    META = 0
-    INODES = 1
-    NAMES = 2
-    LISTINGS = 3
-    OBJECTS = 4
-    CHUNKS = 5
-    STANDINGS = 6
-    REMOVED = 7
-
-
-Changes = dict[tuple[Table, bytes], bytes | None]
 
 
 class Transaction:
@@ -114,8 +96,8 @@ class IndexStore:
         self.path = path
         self.failing: str | None = None
         self._growth = Growth(path)
-        self._pending: Changes = {}
-        self._committing: Changes = {}
+        self._pending = Uncommitted()
+        self._committing = Uncommitted()
         self._warm: Changes = {}
         """What `warm` read last, as far as it was not changed since."""
         self._warming: set[tuple[Table, bytes]] = set()
@@ -152,7 +134,7 @@ class IndexStore:
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the newest value, committed or not; None if there is none."""
-        for changes in (self._pending, self._committing):
+        for changes in (self._pending.rows, self._committing.rows):
             if changes and (table, key) in changes:
                 return changes[table, key]
         if (table, key) in self._warm:
@@ -175,7 +157,7 @@ class IndexStore:
     @property
     def refusing(self) -> bool:
         """Whether it cannot be written, and no more changes fit into memory."""
-        return self.failing is not None and len(self._pending) >= PENDING_BOUND
+        return self.failing is not None and len(self._pending.rows) >= PENDING_BOUND
 
     def apply(self, changes: Changes) -> None:
         """Make several changes, to be committed together; None removes a key. Raises OSError with none of them made."""
@@ -196,7 +178,8 @@ class IndexStore:
         """
         if self._warming:
             return  # somebody else does it now: do without
-        wanted = [key for key in keys if (table, key) not in self._pending and (table, key) not in self._committing]
+        pending, committing = self._pending.rows, self._committing.rows
+        wanted = [key for key in keys if (table, key) not in pending and (table, key) not in committing]
         self._warming = {(table, key) for key in wanted}
 
         def read() -> list[bytes | None]:
@@ -241,8 +224,20 @@ class IndexStore:
         with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
             for key, stored in _scan(cursor, start, prefix):
                 value: bytes | None = stored
-                for changes in (self._committing, self._pending):
+                for changes in (self._committing.rows, self._pending.rows):
                     value = changes.get((table, key), value)
+                if value is not None:
+                    found.append((key, value))
+                    if len(found) >= limit:
+                        break
+        return found
+
+    def names(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to ``limit`` (key, value) of one directory's NAMES from ``start`` on, as they are now."""
+        layers = (self._pending, self._committing)
+        found: list[tuple[bytes, bytes]] = []
+        with self._env.begin(db=self._databases[Table.NAMES], buffers=False) as txn, txn.cursor() as cursor:
+            for key, value in overlaid(_scan(cursor, start, start[:8]), layers, start):
                 if value is not None:
                     found.append((key, value))
                     if len(found) >= limit:
@@ -251,12 +246,12 @@ class IndexStore:
 
     def uncommitted_keys(self, table: Table, prefix: bytes) -> list[bytes]:
         """Return the keys with changes that no transaction has begun to commit."""
-        return [key for changed, key in self._pending if changed is table and key.startswith(prefix)]
+        return [key for changed, key in self._pending.rows if changed is table and key.startswith(prefix)]
 
     @property
     def uncommitted(self) -> int:
         """Number of changes that are only in memory."""
-        return len(self._pending) + len(self._committing)
+        return len(self._pending.rows) + len(self._committing.rows)
 
     # -- committing
 
@@ -271,15 +266,15 @@ class IndexStore:
         Raises OSError if the index cannot be written; then nothing of ``function`` is stored.
         """
         async with self._writer:
-            self._committing, self._pending = self._pending, {}
+            self._committing, self._pending = self._pending, Uncommitted()
             changes = self._committing
             try:
-                result = await trio.to_thread.run_sync(self._commit, changes, function)
+                result = await trio.to_thread.run_sync(self._commit, changes.rows, function)
             except BaseException:
-                changes.update(self._pending)
-                self._pending, self._committing = changes, {}
+                changes.update(self._pending.rows)
+                self._pending, self._committing = changes, Uncommitted()
                 raise
-            self._committing = {}
+            self._committing = Uncommitted()
             if self.failing:
                 log.info("index %s is written again", self.path)
                 self.failing = None

@@ -288,11 +288,6 @@ class FileSystem:
             self._positions.popitem(last=False)
         return handle
 
-    async def before_readdir(self, cookie: int) -> None:
-        """To be awaited before `readdir`: what begins from the start shows all that was changed until now."""
-        if cookie == 0:
-            await self.namespace.flush()
-
     def directory_of(self, handle: int) -> int:
         """Return the inode of an open directory. Raises `BadHandle`."""
         return self._directory(handle).inode

@@ -270,11 +270,6 @@ class Namespace:
         """Change an entry whose inode number stays. Raises OSError if the index takes no changes."""
         self._names.put(parent, name, entry)
 
-    async def flush(self) -> None:
-        """Bring all changes of names to where listings are read from."""
-        with contextlib.suppress(OSError):  # the index cannot be written: listings lag behind until it can
-            await self._names.flush()
-
     def moved(self, *directories: int) -> None:
         """Directories have moved: work out anew which key prefixes they have, and those below."""
         self._prefixes.clear()

@@ -461,7 +461,6 @@ class Tree:
     async def require_empty(self, directory: int, name: bytes) -> None:
         """Raise `NotEmpty` unless the directory has no entries, and the object that stands for it no content."""
         await self._namespace.listed(directory)
-        await self._names.flush()
         if self._names.after(directory, b"", 1):
             raise NotEmpty(f"{name!r} is not empty")
         key = self._namespace.prefix(directory)
@@ -555,9 +554,8 @@ class Tree:
         """Before the last entry of a directory that the store has goes, see to it that the store has a marker of it."""
         if directory == ROOT_INODE or self._hierarchical:
             return
-        await self._names.flush()
         row = self.row(directory)
-        if self._others_stored(directory, leaving) or row.version == MARKED or self._entries.get(directory) is not None:
+        if row.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
             return
         parent, name = self._namespace.place(directory)
         await self._namespace.attributes(parent, name, row)

@@ -329,11 +329,6 @@ class Volumes:
             handle, holds = await fs.opendir(inode & LOCAL_MASK)
         return volume.base | handle, holds
 
-    async def before_readdir(self, handle: int, cookie: int) -> None:
-        """See `FileSystem.before_readdir`."""
-        with self._volume(handle) as fs:
-            await fs.before_readdir(cookie)
-
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
         """See `FileSystem.readdir`; attach points come among the entries."""
         volume = self._volume(handle)

@@ -187,7 +187,6 @@ class Walk:
             await ahead.wait()
         try:
             await self._namespace.listed(place.inode)
-            await self._namespace.flush()
         except NoSuchName:
             return False  # it went meanwhile
         except LuxError as exc:

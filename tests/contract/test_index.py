@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from luxfuse.errors import IndexFormatError
 from luxfuse.index import store as module
-from luxfuse.index.store import U64, IndexStore, Table, Transaction
+from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.uncommitted import U64, Table
 
 
 def reopened(path: Path, copy: Path) -> IndexStore:
@@ -293,7 +294,8 @@ async def test_a_crash_between_commits_leaves_exactly_the_last_one(tmp_path: Pat
 KILLED = """
 import os, sys, trio
 from pathlib import Path
-from luxfuse.index.store import IndexStore, Table
+from luxfuse.index.store import IndexStore
+from luxfuse.index.uncommitted import Table
 
 async def main():
     store = IndexStore(Path(sys.argv[1]))

@@ -76,7 +76,6 @@ async def seen(m: Mount) -> Tree:
 
     async def look(directory: int, prefix: str) -> None:
         handle, _ = await m.fs.opendir(directory)
-        await m.fs.before_readdir(0)
         found = list(m.fs.readdir(handle, 0))[2:]
         m.fs.releasedir(handle)
         for raw, _, _ in found:

@@ -227,7 +227,6 @@ class Mount:
         directory = await self.inode(path) if path else ROOT_INODE
         handle, _ = await self.fs.opendir(directory)
         try:
-            await self.fs.before_readdir(0)
             found = [(name, stat.inode) for name, stat, _ in self.fs.readdir(handle, 0)]
         finally:
             self.fs.releasedir(handle)

@@ -69,7 +69,6 @@ class Tree:
         cookie = 0
         try:
             while True:
-                await self.fs.before_readdir(handle, cookie)
                 part = list(zip(range(batch), self.fs.readdir(handle, cookie), strict=False))
                 found += [(name, stat.inode) for _, (name, stat, _) in part]
                 if not part:

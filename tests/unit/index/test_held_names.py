@@ -17,7 +17,7 @@ from luxfuse.index import held as module
 from luxfuse.index.entries import decode_entry
 from luxfuse.index.held import HeldNames
 from luxfuse.index.names import Attributes, Changes, Entry, Found
-from luxfuse.index.store import U64, Table
+from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import Kind
 from tests.unit.index.test_names import DIR, NOW, Tree, directory, file
 
@@ -205,7 +205,7 @@ async def test_what_is_made_here_replaces_what_had_the_name(tree: Tree) -> None:
     assert made.inode > old
     assert tree.names.locate(old) is None
     assert tree.names.former_name(old) == b"a"
-    await tree.names.flush()
+    await tree.store.flush()
     tree.names._forget_decoded()
     assert tree.entry(b"a") == Entry(made.inode, Kind.FILE, 3, "v", 7, NOW, made.listing, attributes, -NOW)
     await tree.purge()
@@ -218,7 +218,7 @@ async def test_a_removed_directory_takes_along_what_was_below_it(tree: Tree) -> 
     tree.names.erase(DIR, b"never was")
     assert tree.names.get(DIR, b"a") is None
     assert tree.names.former_name(top) == b"a"
-    await tree.names.flush()
+    await tree.store.flush()
     await tree.purge()
     assert await check(tree) == {}
     assert not tree.rows(Table.NAMES)
@@ -235,7 +235,7 @@ async def test_a_moved_directory_keeps_its_number_and_what_is_below(tree: Tree, 
         replaced = create(tree, b"z", Kind.FILE if target == "file" else Kind.DIRECTORY, parent=other).inode
     children = {b"0", b"1", b"2", b"new"}
     if committed:
-        await tree.names.flush()
+        await tree.store.flush()
     for name in (b"b", b"z"):
         tree.names.hold(top if name == b"b" else other, name)
     assert tree.names.move(top, b"b", other, b"z").inode == below
@@ -266,7 +266,7 @@ async def test_a_name_can_be_moved_onto_itself_but_not_from_nowhere(tree: Tree) 
 
 async def test_two_names_can_be_exchanged_by_three_moves(tree: Tree) -> None:
     a, b = create(tree, b"a").inode, create(tree, b"b", Kind.DIRECTORY).inode
-    await tree.names.flush()
+    await tree.store.flush()
     tree.names.move(DIR, b"a", DIR, b"tmp")
     tree.names.move(DIR, b"b", DIR, b"a")
     tree.names.move(DIR, b"tmp", DIR, b"b")
@@ -284,7 +284,7 @@ async def test_a_directory_made_here_is_known_to_be_empty(tree: Tree) -> None:
     assert tree.names.begin_listing(made) > listing.serial
 
 
-async def test_what_is_removed_does_not_show_before_it_is_committed(tree: Tree) -> None:
+async def test_what_is_changed_shows_in_listings_before_it_is_committed(tree: Tree) -> None:
     names = [b"%02d" % number for number in range(50)]
     await tree.list([file(name) for name in names], NOW)
     for name in names[:20]:
@@ -294,10 +294,71 @@ async def test_what_is_removed_does_not_show_before_it_is_committed(tree: Tree) 
     moved_to.size = 77
     tree.names.put(DIR, b"30", moved_to)
     create(tree, b"98")
+    create(tree, b"29a")
+    create(tree, b"9", parent=moved_to.inode)
     assert [name for name, _ in tree.names.after(DIR, b"", 5)] == names[21:26], "removed ones must not count"
-    assert dict(tree.names.after(DIR, b"29", 1))[b"30"].size == 77
-    await tree.names.flush()
-    assert [name for name, _ in tree.names.after(DIR, b"", 100)] == [*names[21:], b"98", b"99"]
+    assert [name for name, _ in tree.names.after(DIR, b"29", 2)] == [b"29a", b"30"]
+    assert dict(tree.names.after(DIR, b"29a", 1))[b"30"].size == 77
+    expected = [*names[21:30], b"29a", *names[30:], b"98", b"99"]
+    assert [name for name, _ in tree.names.after(DIR, b"", 100)] == expected
+    await tree.store.flush()
+    assert [name for name, _ in tree.names.after(DIR, b"", 100)] == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_listings_are_the_same_whatever_is_committed(tree: Tree, seed: int) -> None:
+    """Names are made, changed and removed; now and then some are committed, or a commit fails."""
+    rng = random.Random(seed)
+    expected: dict[bytes, int] = {}
+    commit = tree.store._commit
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    for _ in range(200):
+        name = b"%02d" % rng.randrange(40)
+        action = rng.choice(["create", "create", "erase", "put", "commit", "fail"])
+        if action == "create":
+            expected[name] = create(tree, name).inode
+        elif action == "erase":
+            tree.names.erase(DIR, name)
+            expected.pop(name, None)
+        elif action == "put" and name in expected:
+            tree.names.put(DIR, name, tree.entry(name))
+        elif action == "commit" and rng.random() < 0.3:
+            await tree.store.flush()
+        elif action == "fail" and tree.store.uncommitted:
+            tree.store._commit = fail  # type: ignore[method-assign, assignment]
+            with pytest.raises(OSError, match="no space"):
+                await tree.store.flush()
+            tree.store._commit = commit  # type: ignore[method-assign]
+        start, limit = b"%02d" % rng.randrange(40), rng.randrange(1, 50)
+        found = [(name, entry.inode) for name, entry in tree.names.after(DIR, start, limit)]
+        assert found == [item for item in sorted(expected.items()) if item[0] > start][:limit]
+
+
+async def test_a_listing_shows_what_is_just_being_committed(tree: Tree) -> None:
+    create(tree, b"a")
+    create(tree, b"c")
+    entered, proceed, commit = threading.Event(), threading.Event(), tree.store._commit
+
+    def slow(*arguments: object) -> object:
+        entered.set()
+        proceed.wait(10)
+        return commit(*arguments)  # type: ignore[arg-type]
+
+    tree.store._commit = slow  # type: ignore[method-assign, assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.store.flush)
+        await trio.to_thread.run_sync(entered.wait)
+        try:
+            create(tree, b"b")
+            tree.names.erase(DIR, b"c")
+            create(tree, b"a")
+            assert [name for name, _ in tree.names.after(DIR, b"", 9)] == [b"a", b"b"]
+        finally:
+            proceed.set()
+    assert [name for name, _ in tree.names.after(DIR, b"", 9)] == [b"a", b"b"]
 
 
 async def test_a_change_that_the_index_does_not_take_is_not_made(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +484,7 @@ async def test_a_merge_that_runs_does_not_undo_what_is_changed_meanwhile(
         assert shown[b"a"].size == 99
     gone = {a, b, d} - set(expected.values())
     assert all(tree.names.former_name(inode) is not None for inode in gone)
-    await tree.names.flush()
+    await tree.store.flush()
     if tree.rows(Table.REMOVED):
         await tree.purge()
     assert {name: entry.inode for name, entry in (await check(tree)).items()} == expected

@@ -20,7 +20,7 @@ from luxfuse.index import journal as module
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
 from luxfuse.index.journal_file import JournalFile, Rows, Table
 from luxfuse.index.names import Attributes
-from luxfuse.index.store import U64
+from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
 from tests.support.harness import until
 

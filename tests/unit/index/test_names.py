@@ -11,7 +11,8 @@ import trio
 from luxfuse.index import bulk
 from luxfuse.index import names as module
 from luxfuse.index.names import FIRST_INODE, Attributes, Changes, Entry, Found, Names
-from luxfuse.index.store import IndexStore, Table, Transaction
+from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.uncommitted import Table
 from luxfuse.types import Kind
 from tests.support.harness import until
 
@@ -90,7 +91,8 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path):
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("luxfuse.index.names.PURGE_DELAY_S", 0.01)
     tree = Tree(tmp_path / "i")
     yield tree
     tree.store.close()

@@ -13,7 +13,7 @@ import trio
 
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.index.objects import TOTALS, standing_key, totals_key
-from luxfuse.index.store import U64, Table
+from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import PAGE_BYTES, WriteMode
 from luxfuse.vfs import check
 from luxfuse.vfs.check import CheckProgress, CheckRefused

@@ -32,7 +32,6 @@ async def modes(m: Mount, path: str) -> dict[bytes, tuple[int, float]]:
     """What READDIRPLUS says of each entry: permissions, and for how long."""
     directory = await m.inode(path) if path else ROOT_INODE
     handle, _ = await m.fs.opendir(directory)
-    await m.fs.before_readdir(0)
     found = {name: (stat.S_IMODE(said.mode), said.ttl_s) for name, said, _ in m.fs.readdir(handle, 0)}
     m.fs.releasedir(handle)
     return {name: said for name, said in found.items() if name not in (b".", b"..")}

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from luxfuse.core.evidence import SAMPLE
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.index.store import Table
+from luxfuse.index.uncommitted import Table
 from luxfuse.vfs.filesystem import NameTooLong
 from luxfuse.vfs.namespace import KernelBusy, NoSuchName, Stale
 from tests.support.fake_store import FakeStore

@@ -1,4 +1,4 @@
-"""What calls cost in `async-through`: commits of the journal, and syncs of staging files. Each waits for the disk."""
+"""What calls cost in `async-through`: commits of the journal and index, and syncs of staging files. Each waits for the disk."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import trio
 
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.store import Transaction
+from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted
 
@@ -85,3 +87,46 @@ async def test_what_calls_cost(m: Mount, monkeypatch: pytest.MonkeyPatch, call: 
         await call(m, handle, number)
     assert (m.journal._writes - before, len(synced)) == (5 * commits, 5 * syncs)
     await m.kernel.close(m.fs, handle)
+
+
+async def listing(m: Mount, handle: int, number: int) -> None:
+    assert f"new-{number}".encode() in await m.entries("d")
+
+
+async def unlink(m: Mount, handle: int, number: int) -> None:
+    await m.fs.unlink(await m.inode("d"), f"new-{number}".encode())
+
+
+async def rename(m: Mount, handle: int, number: int) -> None:
+    directory = await m.inode("d")
+    await m.fs.rename(directory, f"new-{number}".encode(), directory, f"other-{number}".encode(), 0)
+
+
+async def rmdir(m: Mount, handle: int, number: int) -> None:
+    directory = await m.inode("d")
+    await m.fs.rmdir(directory, f"dir-{number}".encode())
+
+
+@pytest.mark.parametrize("call", [listing, unlink, rename, rmdir], ids=lambda value: value.__name__)
+async def test_the_index_is_not_committed_for_a_call(m: Mount, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    """Each call shows what was changed before it, though the index takes that to the disk later."""
+    directory = (await m.fs.mkdir(ROOT_INODE, b"d", 0o755, CALLER)).inode
+    commits = 0
+    run = m.index.run
+
+    async def counted(function: Callable[[Transaction], object]) -> object:
+        nonlocal commits
+        commits += 1
+        return await run(function)
+
+    monkeypatch.setattr("luxfuse.index.store.COMMIT_INTERVAL_S", 3600)
+    await trio.sleep(0.2)
+    monkeypatch.setattr(m.index, "run", counted)
+    for number in range(3):
+        new, _ = await m.kernel.create(m.fs, directory, f"new-{number}".encode())
+        await m.kernel.close(m.fs, new)
+        await m.fs.mkdir(directory, f"dir-{number}".encode(), 0o755, CALLER)
+    for number in range(3):
+        await call(m, 0, number)
+    assert m.index.uncommitted
+    assert commits == 0
