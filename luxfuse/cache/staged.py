@@ -26,6 +26,7 @@ from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.tiers.directory import read_exact, write_all
 from luxfuse.types import PAGE_BYTES
+from luxfuse.workers import Threads
 
 Buffer = bytes | bytearray | memoryview
 Key = tuple[int, int, int]
@@ -71,7 +72,7 @@ class StagedBytes:
     """A staging file and its base. Owns ``fd`` and one use of ``base``."""
 
     def __init__(
-        self, fd: int, path: Path, *, cache: PageCache, limiter: trio.CapacityLimiter, base: CachedObject | None = None,
+        self, fd: int, path: Path, *, cache: PageCache, threads: Threads, base: CachedObject | None = None,
         base_bytes: int = 0, present: set[int] | None = None,
     ) -> None:
         """``path``: where it stays until `close`. ``present``: pages below ``base_bytes`` that it has already."""
@@ -83,7 +84,7 @@ class StagedBytes:
         self.base = base
         self.base_bytes = base_bytes if base is not None else 0
         self._cache = cache
-        self._limiter = limiter
+        self._threads = threads
         self._present = present or set()
         self._changing = trio.Lock()
         self._users = 0
@@ -158,13 +159,13 @@ class StagedBytes:
 
     async def _read(self, offset: int, length: int) -> Buffer:
         if self.complete:
-            return await trio.to_thread.run_sync(read_exact, self.fd, length, offset, limiter=self._limiter)
+            return await self._threads.run(read_exact, self.fd, length, offset)
         length = max(0, min(length, self.size - offset))
         parts: list[Buffer] = []
         for page in pages_of(offset, length):
             low, high = max(offset, page * PAGE_BYTES), min(offset + length, (page + 1) * PAGE_BYTES)
             if self.has(page):
-                parts.append(await trio.to_thread.run_sync(read_exact, self.fd, high - low, low, limiter=self._limiter))
+                parts.append(await self._threads.run(read_exact, self.fd, high - low, low))
             else:
                 found = await self._read_base(low, min(high, self.base_bytes))
                 parts.append(bytes(found).ljust(high - low, b"\0") if low + len(found) < high else found)
@@ -175,7 +176,7 @@ class StagedBytes:
         while start < end:
             base = self.base
             if base is None:  # the staging file has become complete meanwhile
-                return await trio.to_thread.run_sync(read_exact, self.fd, end - start, start, limiter=self._limiter)
+                return await self._threads.run(read_exact, self.fd, end - start, start)
             try:
                 return await self._cache.read(base, start, end - start)
             except (VersionChanged, NotFound):
@@ -208,14 +209,14 @@ class StagedBytes:
 
     async def _write(self, offset: int, data: Buffer) -> None:
         if self.complete:
-            await trio.to_thread.run_sync(write_all, self.fd, data, offset, limiter=self._limiter)
+            await self._threads.run(write_all, self.fd, data, offset)
             return
         async with self._changing:
             end = offset + len(data)
             for page in {offset // PAGE_BYTES, max(offset, end - 1) // PAGE_BYTES}:
                 if offset > page * PAGE_BYTES or end < min((page + 1) * PAGE_BYTES, self.base_bytes):
                     await self._fill(page)
-            await trio.to_thread.run_sync(write_all, self.fd, data, offset, limiter=self._limiter)
+            await self._threads.run(write_all, self.fd, data, offset)
             self._present.update(p for p in pages_of(offset, len(data)) if p < self._base_pages)
             self._drop_base_if_complete()
 
@@ -225,7 +226,7 @@ class StagedBytes:
         start = page * PAGE_BYTES
         data = await self._read_base(start, min(start + PAGE_BYTES, self.base_bytes))
         before, times = stamp_of(self.fd)[:3], os.fstat(self.fd)
-        await trio.to_thread.run_sync(write_all, self.fd, data, start, limiter=self._limiter)
+        await self._threads.run(write_all, self.fd, data, start)
         os.utime(self.fd, ns=(times.st_atime_ns, times.st_mtime_ns))  # this is not a change of the content
         last, earlier = self._filled
         if before != last:
@@ -260,7 +261,7 @@ class StagedBytes:
                 if not self.complete and size < self.base_bytes:
                     self.base_bytes = size
                     self._present = {page for page in self._present if page < self._base_pages}
-                await trio.to_thread.run_sync(os.ftruncate, self.fd, size, limiter=self._limiter)
+                await self._threads.run(os.ftruncate, self.fd, size)
                 self._drop_base_if_complete()
 
     def _drop_base_if_complete(self) -> None:

@@ -34,6 +34,7 @@ import xxhash
 from luxfuse.index.journal_file import JournalFile, Rows, Table
 from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
 from luxfuse.index.uncommitted import U64
+from luxfuse.workers import Threads, take
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
 
@@ -95,7 +96,7 @@ class Journal:
         self._finishing: list[Callable[[], None]] = []
         """What is to be done after the next commit, and after the one that runs."""
         self._writer = trio.Lock()
-        self._thread = trio.CapacityLimiter(1)
+        self._thread = Threads(1)
         self._changed = trio.Event()
         self._writes = 0
         """Commits that were begun."""
@@ -318,10 +319,13 @@ class Journal:
         """Commit for all who wait for this round; so it is carried through, whatever becomes of the caller."""
         try:
             with trio.CancelScope(shield=True):
-                async with self._writer:
+                await take(self._writer)
+                try:
                     self._next, self._running = None, round_
                     await self._write()
                     round_.error = None
+                finally:
+                    self._writer.release()
         except OSError as exc:
             round_.error = exc
         except Exception as exc:
@@ -340,7 +344,7 @@ class Journal:
         self._committing = changes
         self._writes += 1
         try:
-            await trio.to_thread.run_sync(self._file.commit, changes, limiter=self._thread)
+            await self._thread.run(self._file.commit, changes)
         except BaseException as exc:
             changes.update(self._pending)
             self._pending = changes

@@ -44,6 +44,7 @@ from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import DELETE_BATCH, MARKED, WriteBack
+from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Recovery:
         self._cache = cache
         self._store = store
         self._limits = limits
-        self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self._threads = Threads(IO_THREADS)
         self.replication: Replicator | None = None
         """Where other nodes may hold what was promised, and is not here any more."""
 
@@ -485,12 +486,12 @@ class Recovery:
         elif inline is not None and st.st_mtime_ns != record.stamp:
             self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
         if not record.base_size:
-            return StagedBytes(fd, path, cache=self._cache, limiter=self._limiter)
+            return StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}
         base_pages = -(-record.base_size // PAGE_BYTES)
         base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
         return StagedBytes(
-            fd, path, cache=self._cache, limiter=self._limiter, base=base, base_bytes=record.base_size,
+            fd, path, cache=self._cache, threads=self._threads, base=base, base_bytes=record.base_size,
             present={page for page in present if page < base_pages},
         )
 

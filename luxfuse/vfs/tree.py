@@ -36,6 +36,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
+from luxfuse.workers import take
 
 REMOVED_KEPT = 10_000
 NAMES_AT_ONCE = 16
@@ -615,7 +616,7 @@ class Turn:
             lock, users = self._locks.get(place) or (trio.Lock(), 0)
             self._locks[place] = lock, users + 1
             try:
-                await lock.acquire()
+                await take(lock)
             except BaseException:
                 self._leave(place)
                 await self.__aexit__()

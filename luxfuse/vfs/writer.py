@@ -50,6 +50,7 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace, Stale
 from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import WriteBack
+from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Writer:
         self.mode_of = mode_of
         self._whole_file_bytes = whole_file_bytes
         self.room_timeout_s = room_timeout_s
-        self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self._threads = Threads(IO_THREADS)
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
@@ -258,7 +259,7 @@ class Writer:
             reached("begin.adopted")
             _, dirty.accounted_bytes = self._cache.detach(obj)
             adopted.staged_bytes += dirty.accounted_bytes
-            content = StagedBytes(fd, self._staging.path_of(dirty.number), cache=self._cache, limiter=self._limiter)
+            content = StagedBytes(fd, self._staging.path_of(dirty.number), cache=self._cache, threads=self._threads)
             dirty.checksums = sums
             reached("begin.detached")
         else:
@@ -266,7 +267,7 @@ class Writer:
             os.ftruncate(fd, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(
-                fd, self._staging.path_of(dirty.number), cache=self._cache, limiter=self._limiter, base=base,
+                fd, self._staging.path_of(dirty.number), cache=self._cache, threads=self._threads, base=base,
                 base_bytes=entry.size,
             )
         self._stage(dirty, content, old, entry)
@@ -316,7 +317,7 @@ class Writer:
     def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
         """Give a file an empty staging file; see `_stage`."""
         fd, path = self._staging.create(dirty.number), self._staging.path_of(dirty.number)
-        content = StagedBytes(fd, path, cache=self._cache, limiter=self._limiter)
+        content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         made_ns = now_ns()
         os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before
         self._stage(dirty, content, None, unchanged)
@@ -391,7 +392,7 @@ class Writer:
         if not content.complete and not content.closed:
             with content.in_use():  # whoever has it open may close it meanwhile
                 await self._complete(dirty)
-                await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+                await self._threads.run(self._staging.sync, content.fd)
             if dirty.place is not None:
                 self.note(dirty)
         if dirty.source is not None:
@@ -402,7 +403,7 @@ class Writer:
         content, new = self._content(source), self._content(target)
         async with self._room(target, content.size):
             with content.in_use(), new.in_use():
-                await trio.to_thread.run_sync(_copy_bytes, content.fd, new.fd, limiter=self._limiter)
+                await self._threads.run(_copy_bytes, content.fd, new.fd)
         target.times_set = True
 
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
@@ -430,7 +431,7 @@ class Writer:
             await content.truncate(offset + length)
         elif content.complete:
             with content.in_use():
-                await trio.to_thread.run_sync(_fallocate, content.fd, mode, offset, length, limiter=self._limiter)
+                await self._threads.run(_fallocate, content.fd, mode, offset, length)
 
     async def wait_for_room(self, wanted_bytes: int, space: Space | None = None) -> None:
         """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
@@ -575,7 +576,7 @@ class Writer:
                     if stamp.size <= INLINE_BYTES and content.complete:
                         inline = os.pread(content.fd, stamp.size, 0)
                     else:
-                        await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+                        await self._threads.run(self._staging.sync, content.fd)
             reached("promise.synced")
             if self._is_to_be_replicated(dirty):
                 self._plan_replicas(dirty)
@@ -704,7 +705,7 @@ class Writer:
         if dirty.place is None:
             content = self._content(dirty)
             with content.in_use():
-                await trio.to_thread.run_sync(self._staging.sync, content.fd, limiter=self._limiter)
+                await self._threads.run(self._staging.sync, content.fd)
         else:
             await self.sync(dirty)
 

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-import trio
 
 from luxfuse.cache import descriptors
 from luxfuse.cache.descriptors import Descriptors
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
 
@@ -27,7 +27,7 @@ def four(monkeypatch: pytest.MonkeyPatch) -> Descriptors:
 def staged(path: Path, data: bytes) -> StagedBytes:
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     os.pwrite(fd, data, 0)
-    return StagedBytes(fd, path, cache=None, limiter=trio.CapacityLimiter(4))  # type: ignore[arg-type]
+    return StagedBytes(fd, path, cache=None, threads=Threads(4))  # type: ignore[arg-type]
 
 
 async def test_those_used_last_stay_open(tmp_path: Path, four: Descriptors) -> None:

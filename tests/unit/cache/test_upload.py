@@ -22,6 +22,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.retrying import Store
+from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore
 from tests.support.harness import pages, random_bytes, until
 
@@ -43,7 +44,7 @@ class Bench:
         """A complete staging file."""
         path = self.path / "file"
         path.write_bytes(data)
-        content = StagedBytes(os.open(path, os.O_RDWR), path, cache=None, limiter=trio.CapacityLimiter(4))  # type: ignore[arg-type]
+        content = StagedBytes(os.open(path, os.O_RDWR), path, cache=None, threads=Threads(4))  # type: ignore[arg-type]
         return Source("key", content, old)
 
     def place(self, data: bytes) -> OldObject:

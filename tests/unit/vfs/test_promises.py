@@ -1,4 +1,4 @@
-"""What calls cost in `async-through`: commits of the journal and index, and syncs of staging files. Each waits for the disk."""
+"""What calls cost in `async-through`: commits of journal and index, syncs of staging files. Each waits for the disk."""
 
 from __future__ import annotations
 
