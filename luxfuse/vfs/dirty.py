@@ -101,10 +101,14 @@ class Dirty:
 
     def content_changed(self, since: Stamp | None) -> bool:
         """Whether the content may not be what it was at ``since``."""
+        if since is None:
+            return self.source is not None and not self.source.bytes.closed
         now = self.stamp
-        if now is None or since is None or self.source is None:
-            return now is not None
-        return self.source.bytes.has_changed(now, since)
+        return now is not None and self.has_changed(now, since)
+
+    def has_changed(self, now: Stamp, since: Stamp | None) -> bool:
+        """Whether the content with the stamp ``now`` may not be what it was at ``since``."""
+        return since is None or self.source is None or self.source.bytes.has_changed(now, since)
 
     @property
     def must_push(self) -> bool:
@@ -145,7 +149,7 @@ class Dirty:
             size=now.size if now is not None else len(self.target),
             stamp=now.mtime_ns if now is not None else 0,
             closed=self.closed,
-            content=self.content_changed(self.uploaded) or self.kind is not Kind.FILE,
+            content=self.kind is not Kind.FILE or (now is not None and self.has_changed(now, self.uploaded)),
             since_s=self.since_s,
             doomed=self.doomed,
             stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,

@@ -288,8 +288,8 @@ class Files:
         possible = possible and st is not None and self._kernel.accepts(st.st_dev)
         if copy:
             self.retire_idle(inode)
-        if possible and not self._kernel.is_registered(inode) and not copy and self._has_room():
-            self._register_staged(dirty, entry, source.bytes.fd)
+        if possible and st is not None and not self._kernel.is_registered(inode) and not copy and self._has_room():
+            self._register_staged(dirty, entry, source.bytes.fd, st.st_mtime_ns)
         if possible and self._kernel.is_registered(inode):
             handle = self._kernel.acquire(inode, self._namespace.remaining_s(entry), writing=writing)
             if handle is not None:
@@ -299,8 +299,8 @@ class Files:
         self._copied[inode].staged = source.bytes
         return handle
 
-    def _register_staged(self, dirty: Dirty, entry: Entry, fd: int) -> None:
-        if self._hand_over(entry, fd, os.fstat(fd).st_mtime_ns):
+    def _register_staged(self, dirty: Dirty, entry: Entry, fd: int, stamp_ns: int) -> None:
+        if self._hand_over(entry, fd, stamp_ns):
             parent, name = dirty.place or (0, b"")
             self._registry.registered[dirty.inode] = _Registered(parent, name, dirty.key, entry, None)
 

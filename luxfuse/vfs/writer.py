@@ -566,30 +566,42 @@ class Writer:
             raise
 
     async def _promise(self, dirty: Dirty) -> None:
-        """Make the content and its journal record durable. Raises OSError."""
+        """Make the content and its journal record durable, unless the store has it. Raises OSError."""
         stamp = dirty.stamp
-        if stamp is None or dirty.content_changed(dirty.noted):
-            inline = None
-            if dirty.source is not None and stamp is not None:
-                content = self._content(dirty)
-                with content.in_use():
-                    if stamp.size <= INLINE_BYTES and content.complete:
-                        inline = os.pread(content.fd, stamp.size, 0)
-                    else:
-                        await self._threads.run(self._staging.sync, content.fd)
-            reached("promise.synced")
-            if self._is_to_be_replicated(dirty):
-                self._plan_replicas(dirty)
-            if inline is not None or not self._is_promised_anyway(dirty):
-                if dirty.place is not None:
-                    self.note(dirty, inline, synced=dirty.source is not None)
-                await self._journal.commit()
-            reached("promise.committed")
+        if stamp is not None and self._is_stored(dirty, stamp):
+            if dirty.place is not None:
+                self.note(dirty)  # it is closed: a program that has it mapped may write to it from now on
+        elif stamp is None or dirty.has_changed(stamp, dirty.noted):
+            await self._make_durable(dirty, stamp)
             dirty.noted = stamp
         if dirty.must_push:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:
             self.publish(dirty)
+
+    async def _make_durable(self, dirty: Dirty, stamp: Stamp | None) -> None:
+        inline = None
+        if dirty.source is not None and stamp is not None:
+            content = self._content(dirty)
+            with content.in_use():
+                if stamp.size <= INLINE_BYTES and content.complete:
+                    inline = os.pread(content.fd, stamp.size, 0)
+                else:
+                    await self._threads.run(self._staging.sync, content.fd)
+        reached("promise.synced")
+        if self._is_to_be_replicated(dirty):
+            self._plan_replicas(dirty)
+        if inline is not None or not self._is_promised_anyway(dirty):
+            if dirty.place is not None:
+                self.note(dirty, inline, synced=dirty.source is not None)
+            await self._journal.commit()
+        reached("promise.committed")
+
+    def _is_stored(self, dirty: Dirty, stamp: Stamp) -> bool:
+        """Whether the store has all of a file with this stamp: it was opened for writing, and not written to, say."""
+        if dirty.uploaded is None or dirty.attributes_changed or dirty.has_changed(stamp, dirty.uploaded):
+            return False
+        return dirty.stored is not None and dirty.stored[0] == dirty.key
 
     def _is_promised_anyway(self, dirty: Dirty) -> bool:
         """Whether the journal says durably that a restart brings up what is in the staging file, whatever that is.

@@ -28,6 +28,11 @@ async def fsync_only(m: Mount, handle: int, number: int) -> None:
     await m.kernel.fsync(m.fs, handle)
 
 
+async def open_only(m: Mount, handle: int, number: int) -> None:
+    opened = await m.kernel.open(m.fs, await m.inode("stored"), os.O_RDWR)
+    await m.kernel.close(m.fs, opened)
+
+
 async def create(m: Mount, handle: int, number: int) -> None:
     new, _ = await m.kernel.create(m.fs, ROOT_INODE, f"new-{number}".encode())
     await m.kernel.write(m.fs, new, 0, b"content")
@@ -57,6 +62,7 @@ async def replace(m: Mount, handle: int, number: int) -> None:
 @pytest.fixture
 async def m(tmp_path: Path) -> AsyncIterator[Mount]:
     driver = FakeStore()
+    driver.place("stored", os.urandom(LARGE))
     async with mounted(tmp_path, driver, write_mode="async-through", clean_end=False) as mount:
         driver.hold("put")
         yield mount
@@ -65,7 +71,10 @@ async def m(tmp_path: Path) -> AsyncIterator[Mount]:
 
 @pytest.mark.parametrize(
     ("call", "commits", "syncs"),
-    [(overwrite, 0, 1), (fsync_only, 0, 0), (create, 1, 0), (create_and_remove, 1, 0), (temporary, 0, 0), (replace, 2, 0)],
+    [
+        (overwrite, 0, 1), (fsync_only, 0, 0), (open_only, 0, 0), (create, 1, 0), (create_and_remove, 1, 0),
+        (temporary, 0, 0), (replace, 2, 0),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_what_calls_cost(m: Mount, monkeypatch: pytest.MonkeyPatch, call: Call, commits: int, syncs: int) -> None:
