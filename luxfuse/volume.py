@@ -34,6 +34,7 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.files import Files
+from luxfuse.vfs.writer import Writer
 from luxfuse.volume_parts import VolumeParts
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ PROBE_DEADLINE_S = 10.0
 TOUCH_INTERVAL_S = 5.0
 POLICY_INTERVAL_S = 600.0
 """How often what the eviction policies have learnt goes to the index: up to 32 MiB each."""
-REFILL_INTERVAL_S = 0.02
+REFILL_RETRY_S = 1.0
 
 P = TypeVar("P", bound=VolumeParts)
 
@@ -115,7 +116,7 @@ class VolumeLife:
             sweeper.request()
         background.start_soon(parts.writer.watch)
         background.start_soon(parts.writeback.run)
-        background.start_soon(self._refill, parts.staging)
+        background.start_soon(keep_spares, parts.staging, parts.writer)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Store, Local, lifecycle.Beginning]]:
@@ -281,14 +282,6 @@ class VolumeLife:
                     f"under-store: mount the source with that one as --cache-dir to bring them there"
                 )
 
-    async def _refill(self, staging: Staging) -> None:
-        """Keep spare staging files at hand, so that making a file is quick."""
-        while True:
-            if staging.spares_low:
-                with contextlib.suppress(OSError):  # whoever makes a file will meet it
-                    await trio.to_thread.run_sync(staging.refill)
-            await trio.sleep(REFILL_INTERVAL_S)
-
     async def _note_touched(self, files: Files) -> None:
         while True:
             await trio.sleep(TOUCH_INTERVAL_S)
@@ -298,6 +291,18 @@ class VolumeLife:
         while True:
             await trio.sleep(POLICY_INTERVAL_S)
             hierarchy.keep_policy_states()
+
+
+async def keep_spares(staging: Staging, writer: Writer) -> None:
+    """Keep spare staging files at hand, so that making a file is quick; until cancelled."""
+    while True:
+        writer.spares_low = trio.Event()
+        while staging.spares_low:
+            try:
+                await trio.to_thread.run_sync(staging.refill)
+            except OSError:  # whoever makes a file meets it
+                await trio.sleep(REFILL_RETRY_S)
+        await writer.spares_low.wait()
 
 
 def one_line(exc: BaseException, doing: str) -> str:

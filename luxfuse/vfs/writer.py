@@ -118,6 +118,8 @@ class Writer:
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """Set by `Conflicts`: a file that nobody writes to any more is not to replace somebody else's."""
+        self.spares_low = trio.Event()
+        """Set when spare staging files are to be made."""
         self.replication: Replicator | None = None
         """Where other nodes are to hold what was promised until the store has it."""
         self.small_closes = SmallCloses()
@@ -263,7 +265,7 @@ class Writer:
             dirty.checksums = sums
             reached("begin.detached")
         else:
-            fd = self._staging.create(dirty.number)
+            fd = self._new_staging_file(dirty)
             os.ftruncate(fd, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(
@@ -308,6 +310,12 @@ class Writer:
         self.note(dirty)
         reached("begin.noted")
 
+    def _new_staging_file(self, dirty: Dirty) -> int:
+        fd = self._staging.create(dirty.number)
+        if self._staging.spares_low:
+            self.spares_low.set()
+        return fd
+
     def _set_times(self, dirty: Dirty, entry: Entry) -> None:
         known = entry.attributes or Attributes()
         mtime_ns = known.mtime_ns if known.mtime_ns is not None else entry.mtime_ns
@@ -316,7 +324,7 @@ class Writer:
 
     def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
         """Give a file an empty staging file; see `_stage`."""
-        fd, path = self._staging.create(dirty.number), self._staging.path_of(dirty.number)
+        fd, path = self._new_staging_file(dirty), self._staging.path_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         made_ns = now_ns()
         os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from luxfuse import volume
 from luxfuse.config import build
 from luxfuse.errors import MountError, StoreUnavailable
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.tiers.staging import SPARES
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import FakeStore
+from tests.support.harness import mounted
 
 
 class Refusing(FakeStore):
@@ -29,3 +34,21 @@ async def test_mount_that_fails_says_what_the_store_answered(monkeypatch: pytest
     with pytest.raises(MountError, match=r"s3://bucket: LIST '': 503 Service Unavailable \(SlowDown\)"):
         await life._probe(store)
     store.close()
+
+
+async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_for_them_otherwise(tmp_path: Path) -> None:
+    async with mounted(tmp_path, FakeStore(), write_mode="async-through") as m:
+        m.nursery.start_soon(volume.keep_spares, m.staging, m.writer)
+        with trio.fail_after(10):
+            while m.staging.spares_low:
+                await trio.sleep(0.01)
+        refills, refill = [], m.staging.refill
+        m.staging.refill = lambda: (refills.append(len(m.staging._spares)), refill())  # type: ignore[method-assign, func-returns-value]
+        for number in range(SPARES):
+            await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"%d" % number))[0])
+        with trio.fail_after(10):
+            while m.staging.spares_low:
+                await trio.sleep(0.01)
+        assert 0 < len(refills) < SPARES / 2
+        assert max(refills) <= SPARES // 2
+        assert min(refills) > 0
