@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.store import Transaction
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted
+from tests.support.harness import BEGINNING_S, Mount, mounted
 
 LARGE = 1 << 20
 Call = Callable[[Mount, int, int], Awaitable[None]]
@@ -96,6 +97,30 @@ async def test_what_calls_cost(m: Mount, monkeypatch: pytest.MonkeyPatch, call: 
         await call(m, handle, number)
     assert (m.journal._writes - before, len(synced)) == (5 * commits, 5 * syncs)
     await m.kernel.close(m.fs, handle)
+
+
+async def test_what_went_from_the_store_is_not_made_anew_by_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker of a directory was noted on the disk, pushed, and then removed, before the journal forgot it."""
+    monkeypatch.setattr("luxfuse.index.journal.COMMIT_DELAY_S", 3600)
+    driver = FakeStore()
+    driver.place("d/file", b"content")
+    async with mounted(tmp_path / "life", driver, write_mode="cache-through") as mount:
+        directory = await mount.inode("d")
+        driver.hold("put")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.fs.unlink, directory, b"file")
+            while not mount.journal.files:
+                await trio.sleep(0.001)
+            await mount.journal.commit()
+            driver.release()
+        await mount.fs.rmdir(ROOT_INODE, b"d")
+        shutil.copytree(tmp_path / "life", tmp_path / "next")
+    later_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "next", driver, write_mode="cache-through", beginning_s=later_s) as mount:
+        assert await mount.entries() == {}
+    assert not driver.objects
 
 
 async def listing(m: Mount, handle: int, number: int) -> None:
