@@ -75,7 +75,7 @@ def _await_answer(fd: int) -> dict[str, Any] | None:
 
 def _daemon_command(write_fd: int) -> list[str]:
     # -P: the working directory is no place to import from.
-    return [sys.executable, "-P", "-m", "luxfuse.daemon_main", "--ready-fd", str(write_fd)]
+    return [sys.executable, "-P", "-m", "luxfuse.daemon", "--ready-fd", str(write_fd)]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
@@ -139,7 +139,7 @@ def _stop(process: subprocess.Popen[bytes], where: str) -> None:
 
 def in_foreground(settings: Settings) -> int:
     """Serve until unmounted; returns 0, or 1 after a failed start. Raises CommandFailed with its reason."""
-    from luxfuse.daemon import run
+    from luxfuse.daemon.main import run
 
     errors: list[str] = []
 

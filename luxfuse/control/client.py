@@ -74,16 +74,16 @@ class ControlClient:
     def load(self, paths: list[str]) -> Steps:
         """Bring what is at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
 
-        See `luxfuse.vfs.load.LoadProgress`. Stop iterating to end it.
+        See `luxfuse.orders.load.LoadProgress`. Stop iterating to end it.
         """
         return self._lines("/v1/load", {"paths": paths})
 
     def free(self, paths: list[str]) -> Steps:
-        """Drop what is cached at and below ``paths``; yields how far that is. See `luxfuse.vfs.inventory.FreeProgress`."""
+        """Drop what is cached at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
         return self._lines("/v1/free", {"paths": paths})
 
     def check(self, *, repair: bool) -> Steps:
-        """Compare the cache with what is recorded of it; yields how far that is. See `luxfuse.vfs.check.CheckProgress`.
+        """Compare the cache with what is recorded of it; yields how far that is. See `luxfuse.orders.check.CheckProgress`.
 
         Stop iterating to end it.
         """

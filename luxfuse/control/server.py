@@ -10,8 +10,8 @@
 | POST /v1/load/start | {"paths": [...]} | {"job": number}: the same in the background |
 | GET /v1/load/jobs | | {"jobs": [...]}: a line of progress of each: those that run, and the last that ended |
 | POST /v1/load/stop | | {"stopped": how many} |
-| POST /v1/free | {"paths": [...]} or patterns | lines of progress: `luxfuse.vfs.inventory.FreeProgress` |
-| POST /v1/check | {"repair": bool} | lines of progress: `luxfuse.vfs.check.CheckProgress` |
+| POST /v1/free | {"paths": [...]} or patterns | lines of progress: `luxfuse.orders.inventory.FreeProgress` |
+| POST /v1/check | {"repair": bool} | lines of progress: `luxfuse.orders.check.CheckProgress` |
 | POST /v1/locate | {"paths": [...]} | {"paths": [...]}: what is cached of each, and where; see below |
 | POST /v1/pin, /v1/unpin | {"paths": [...]} | {"failures": [...], "notes": [...]}, lines |
 | POST /v1/ttl | {"paths": [...], "seconds": number or null, "action": "free" or "delete"} | the same |
@@ -31,8 +31,8 @@ many ``ranges`` it holds ``of`` how many. A ``directory`` has ``tiers``: each a 
 counted there.
 
 Errors are {"error": "one line"}. Lines of progress are one JSON object each, about ten a second, until all is done; the
-daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.vfs.backlog.Progress`, of a load those of
-`luxfuse.vfs.load.LoadProgress`; a line that has ``aborted`` instead says why it is the last.
+daemon stops as soon as the client hangs up. Their fields are those of `luxfuse.orders.backlog.Progress`, of a load those of
+`luxfuse.orders.load.LoadProgress`; a line that has ``aborted`` instead says why it is the last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs the membership protocol (`luxfuse.core.swim`): over datagrams, and whole states over connections.
+"""Runs the membership protocol (`luxfuse.core.swim.swim`): over datagrams, and whole states over connections.
 
 All here happens in the event loop, and none of it waits for the network: a datagram that the kernel has no room for is
 lost, as it could be on its way; the protocol makes up for that.
@@ -17,7 +17,7 @@ import trio
 
 from luxfuse.core.addresses import format_address
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
-from luxfuse.core.swim import Changed, Effect, Heard, PushPull, Send, Swim
+from luxfuse.core.swim.swim import Changed, Effect, Heard, PushPull, Send, Swim
 from luxfuse.errors import LuxError
 from luxfuse.peers.client import Rpc
 from luxfuse.peers.identity import Identity

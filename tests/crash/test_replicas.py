@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from luxfuse.cache import takeover as shell
-from luxfuse.cache.replication import Replication
+from luxfuse.cluster import takeover as shell
+from luxfuse.cluster.replication import Replication
 from luxfuse.core import takeover as rules
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import State, write_of

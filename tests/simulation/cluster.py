@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from luxfuse.core.members import MemberState, NodeInfo
-from luxfuse.core.swim import Changed, Heard, PushPull, Send, Swim, SwimConfig
-from luxfuse.core.swim_messages import Record, State, write_state
+from luxfuse.core.swim.messages import Record, State, write_state
+from luxfuse.core.swim.swim import Changed, Heard, PushPull, Send, Swim, SwimConfig
 from tests.simulation.network import Clock, Host, Link, Network
 
 INCARNATION = 1_700_000_000

@@ -1,6 +1,6 @@
 """A cluster in virtual time for `test_takeover`: real replication on every node, a store that can fail, and a checker.
 
-What is real: `cache.replication`, `cache.takeover`, `tiers.replicas` with files on disk, `core.takeover`. What is
+What is real: `cluster.replication`, `cluster.takeover`, `cluster.replicas` with files on disk, `core.takeover`. What is
 modelled: the journal and the pushes of a writer (`Node`), in the order of steps of `vfs.writer` and `vfs.writeback`;
 membership; the transport. Everything random comes from one seed, and no thread runs, so a run is repeated by its seed.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.replication import Replication, Replicator
+from luxfuse.cluster.replication import Replication, Replicator
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import MOST_HOLDERS, Outcome, Write, write_of
 from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError, StoreUnavailable, VersionChanged

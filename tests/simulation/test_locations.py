@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.cache.exchange import from_log, from_table, question, take
+from luxfuse.cluster.exchange import from_log, from_table, question, take
 from luxfuse.core.holding_messages import Since, decode_answer, decode_head, decode_request, encode, encode_head
 from luxfuse.core.holdings import Follower, Holdings, HoldingsLog, Mark, entry_of
 from luxfuse.core.pulls import QUIET_S, Pulls
@@ -28,7 +28,7 @@ PAGE = 25
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "BREATH_S", 0.0)
-    monkeypatch.setattr("luxfuse.cache.exchange.MOST_ENTRIES", PAGE)
+    monkeypatch.setattr("luxfuse.cluster.exchange.MOST_ENTRIES", PAGE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tell:
 
 
 class Directory:
-    """The table of one node and what keeps it up to date: `luxfuse.cache.locations.Locations` without tasks and threads."""
+    """The table of one node, kept up to date as by `luxfuse.cluster.locations.Locations`, without tasks and threads."""
 
     def __init__(self, name: str, table: LocationTable, really: set[bytes], names: list[str], log_id: bytes, now_s: float):
         self.name = name

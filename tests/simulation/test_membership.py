@@ -17,7 +17,7 @@ import math
 import pytest
 
 from luxfuse.core.members import MemberState
-from luxfuse.core.swim import Swim, SwimConfig
+from luxfuse.core.swim.swim import Swim, SwimConfig
 from tests.simulation.cluster import INCARNATION, Cluster, address, info, name_of
 from tests.simulation.network import Host, Link
 

@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
+from luxfuse.cluster.holding import HOLD_PATH, Holding
+from luxfuse.cluster.replica_rules import RULES_PATH, RuleExchange
+from luxfuse.cluster.replicating import HeldObject, Replicating
 from luxfuse.core.members import Member, MemberState, NodeInfo, Want
 from luxfuse.core.replication import ReplicaRule, ReplicaRules
 from luxfuse.errors import PeerFailed
-from luxfuse.vfs.holding import HOLD_PATH, Holding
-from luxfuse.vfs.replica_rules import RULES_PATH, RuleExchange
-from luxfuse.vfs.replicating import HeldObject, Replicating
 
 SOURCE = b"s" * 8
 NODES = 30

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import trio
 
-from luxfuse.cache.peer_source import Peers
-from luxfuse.cache.serving import Serving
+from luxfuse.cluster.peer_source import Peers
+from luxfuse.cluster.serving import Serving
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.peers.client import Client
 from luxfuse.peers.server import Server, listen

@@ -20,7 +20,6 @@ from pathlib import Path
 import trio
 from msgspec import structs
 
-from luxfuse.assembly import Cache, Local, build_tree
 from luxfuse.cache.directories import Directories
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
@@ -34,25 +33,26 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
+from luxfuse.orders.check import Checks
+from luxfuse.orders.inventory import Inventory
+from luxfuse.orders.load import Loads
+from luxfuse.orders.retention import Retention
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
-from luxfuse.vfs.check import Checks
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
-from luxfuse.vfs.inventory import Inventory
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
-from luxfuse.vfs.load import Loads
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Outcome, Recovery
-from luxfuse.vfs.retention import Retention
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
-from luxfuse.volume_parts import VolumeParts
+from luxfuse.volume.assembly import Cache, Local, build_tree
+from luxfuse.volume.parts import VolumeParts
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_store import FakeStore
 

@@ -14,8 +14,8 @@ import time
 import trio
 
 from luxfuse.core.members import NodeInfo
-from luxfuse.core.swim import Swim
-from luxfuse.core.swim_config import SwimConfig
+from luxfuse.core.swim.config import SwimConfig
+from luxfuse.core.swim.swim import Swim
 from luxfuse.peers.client import Client, checksum
 from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.join import Seeds

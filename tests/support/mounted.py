@@ -98,7 +98,7 @@ def plain_python() -> str | None:
     for candidate in (sys.executable, shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")):
         if candidate is None:
             continue
-        command = [*_as_nobody(), candidate, "-c", "import luxfuse.cli.main, luxfuse.daemon"]
+        command = [*_as_nobody(), candidate, "-c", "import luxfuse.cli.main, luxfuse.daemon.main"]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(command, env=_environment(True), capture_output=True, timeout=30, cwd="/", check=False)
             if done.returncode == 0:

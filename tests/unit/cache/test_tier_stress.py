@@ -34,7 +34,7 @@ def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "SLICE_PAGES", 1)
     monkeypatch.setattr(budget, "LONGEST_YIELD_S", 0.005)
     monkeypatch.setattr(budget, "YIELD_S", 0.001)
-    monkeypatch.setattr("luxfuse.vfs.check.SECOND_LOOK_S", 0.01)
+    monkeypatch.setattr("luxfuse.orders.check.SECOND_LOOK_S", 0.01)
     monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.001)
     monkeypatch.setattr("luxfuse.cache.space.STUCK_S", 0.01)
     monkeypatch.setattr("luxfuse.cache.directories.POLL_S", 0.005)

@@ -107,9 +107,9 @@ def with_daemon(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
 
     import luxfuse
 
-    module = types.ModuleType("luxfuse.daemon")
+    module = types.ModuleType("luxfuse.daemon.main")
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "luxfuse.daemon", module)
+    monkeypatch.setitem(sys.modules, "luxfuse.daemon.main", module)
     monkeypatch.setattr(luxfuse, "daemon", module, raising=False)
 
 

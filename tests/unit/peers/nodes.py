@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from luxfuse.core.members import Address, MemberState, NodeInfo
-from luxfuse.core.swim import Swim, SwimConfig
+from luxfuse.core.swim.swim import Swim, SwimConfig
 from luxfuse.errors import LuxError
 from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.identity import Identity

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from luxfuse.core.members import Address, NodeInfo
-from luxfuse.core.swim import Swim
+from luxfuse.core.swim.swim import Swim
 from luxfuse.errors import PeerFailed
 from luxfuse.peers import keyfile, membership
 from luxfuse.peers.client import Client

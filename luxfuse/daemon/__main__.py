@@ -1,0 +1,39 @@
+"""A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main() -> int:
+    """Run until unmounted; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="luxfuse.daemon")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    ready_fd = parser.parse_args().ready_fd
+    gc.set_threshold(0)  # modules stay: looking for garbage among them takes a sixth of the start; `run` sets it anew
+
+    import msgspec
+
+    from luxfuse.config import Settings
+    from luxfuse.daemon.main import run
+
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
+
+    def ready(error: str | None, notes: Sequence[str] = ()) -> None:
+        os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
+        os.close(ready_fd)
+
+    def waiting(why: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more, which ready will find out
+            os.write(ready_fd, msgspec.json.encode({"waiting": why}) + b"\n")
+
+    return run(settings, ready, waiting)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,447 @@
+"""Further under-stores in a running mount: attaching and detaching them, and what is remembered of that.
+
+Each is a volume with a life of its own (`volume.life`), a task here. ``attached.json`` in the mount's state directory, for
+its owner alone since options may hold secrets, says what the next mount attaches again. What cannot be attached then keeps
+its place, answers EIO there, and is tried again and again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import trio
+
+from luxfuse import config
+from luxfuse.cluster.node import Cluster, source_of
+from luxfuse.config import Settings
+from luxfuse.core.names import NAME_MAX_BYTES
+from luxfuse.daemon.parts import Parts
+from luxfuse.daemon.service import VolumeState
+from luxfuse.errors import ConfigError, LuxError, MountError
+from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.places import check_places
+from luxfuse.orders.backlog import Backlog, Progress
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.volumes import Volume
+from luxfuse.volume.assembly import Local, build_tree
+from luxfuse.volume.life import VolumeLife, one_line
+from luxfuse.volume.parts import VolumeParts
+
+log = logging.getLogger(__name__)
+
+FILE = "attached.json"
+FORMAT = 1
+MOST = 31
+"""Under-stores attached at once: each may have 16,384 files in passthrough, of a million descriptors."""
+NUMBERS = 255
+BUFFERS_BYTES = 32 << 20
+"""For requests in flight, and again for pages in memory, of one attached under-store."""
+RETRY_S = 5.0
+STALLED_S = 60.0
+"""After so long without progress a detach gives up to bring what is left to the store."""
+IDLE_PATIENCE_S = 1.0
+"""For how long a detach waits for requests that are under way before it says that somebody uses the volume."""
+FORCE_PATIENCE_S = 5.0
+POLL_S = 0.02
+TELL_S = 0.5
+
+State = Literal["attaching", "serving", "unreachable", "detaching"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the next mount needs to know. ``path``: relative to the mount; ``options``: as the user wrote them."""
+
+    path: str
+    source: str
+    options: dict[str, Any]
+    number: int
+
+
+class _Recorded(msgspec.Struct, kw_only=True):
+    format: int = FORMAT
+    last_number: int = 0
+    """Numbers are not used again soon: the kernel may remember inodes of a volume that is gone."""
+    attached: list[Record] = []
+
+
+@dataclass(eq=False)
+class _Attached:
+    record: Record
+    settings: Settings
+    volume: Volume
+    state: State = "attaching"
+    error: str | None = None
+    hung: bool = False
+    """Whether the attach point is in the tree."""
+    parts: VolumeParts | None = None
+    notes: list[str] = field(default_factory=list)
+    leave: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+    gone: trio.Event = field(default_factory=trio.Event)
+    trying: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def path(self) -> str:
+        return self.record.path
+
+
+class Attachments:
+    """The attached under-stores of one mount; implements `luxfuse.daemon.service.AttachedVolumes`."""
+
+    def __init__(
+        self, settings: Settings, parts: Parts, directory: Path, nursery: trio.Nursery, cluster: Cluster | None = None
+    ) -> None:
+        """``directory``: where to remember them; their tasks run in ``nursery``. ``cluster``: they take part in it."""
+        self._cluster = cluster
+        self._settings = settings
+        self._main = parts
+        self._tree = parts.volumes
+        self._file = directory / FILE
+        self._nursery = nursery
+        self._attached: dict[str, _Attached] = {}
+        self._lingering: dict[int, tuple[str, Files]] = {}
+        """Of volumes that are gone and have files open in passthrough: by number, source id and open files."""
+        self._last_number = 0
+        self._recording = trio.Lock()
+        self._closing = False
+
+    # -- what there is
+
+    def volumes(self) -> list[VolumeState]:
+        """Return all attached volumes, by path."""
+        return [
+            VolumeState(a.path, a.settings, a.state, self._error(a), a.parts)
+            for a in sorted(self._attached.values(), key=lambda a: a.path)
+        ]
+
+    def _error(self, a: _Attached) -> str | None:
+        if a.error is None and a.hung and not self._tree.is_shown(a.volume):
+            return "the directory that it is attached in is gone from the under-store"
+        return a.error
+
+    def _where(self, path: str) -> str:
+        return str(Path(self._settings.mountpoint, path))
+
+    # -- attaching
+
+    async def attach(self, base: Settings, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
+        """See `AttachedVolumes`. Raises `LuxError` with one line."""
+        self._settings = base
+        settings = config.attached(self._settings, source, options)
+        await trio.to_thread.run_sync(check_places, settings)
+        self._check(path, settings)
+        record = Record(path=path, source=source, options=dict(options), number=self._next_number())
+        a = self._attached[path] = _Attached(record, settings, Volume(record.number))
+        try:
+            await self._check_directory(path)
+            await self._start(a)
+            try:
+                await self._hang(a)
+                a.state = "serving"
+                await self._record()
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._take_down(a)
+                raise
+        except BaseException:
+            del self._attached[path]
+            raise
+        await self._tree.settle()
+        log.info("attached %s at %s", safe_url(source), self._where(path))
+        return a.notes
+
+    def _check(self, path: str, settings: Settings) -> None:
+        where = self._where(path)
+        if not path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise MountError(f"{where} is the mountpoint itself or no path; name something inside the mount")
+        if path.encode(errors="ignore") != os.fsencode(path) or len(os.fsencode(path.rpartition("/")[2])) > NAME_MAX_BYTES:
+            raise MountError(f"{where}: the name must be UTF-8, of at most {NAME_MAX_BYTES} bytes")
+        if path in self._attached:
+            known = self._attached[path]
+            raise MountError(f"{where}: {safe_url(known.record.source)} is attached there already; detach it first")
+        if len(self._attached) >= MOST:
+            raise MountError(f"{where}: {MOST} under-stores are attached, which is the most; detach one first")
+        places = {self._settings.source_id: ""} | {a.settings.source_id: a.path for a in self._attached.values()}
+        if (other := places.get(settings.source_id)) is not None:
+            raise MountError(f"{where}: {safe_url(settings.source)} is in this mount already, at {self._where(other)}")
+
+    async def _check_directory(self, path: str) -> None:
+        try:
+            await self._tree.way_to(path)
+        except LuxError as exc:
+            raise MountError(f"{self._where(path)}: cannot be attached there: {exc}") from None
+
+    def _next_number(self) -> int:
+        taken = {a.record.number for a in self._attached.values()} | set(self._lingering)
+        number = self._last_number % NUMBERS + 1
+        while number in taken:
+            number = number % NUMBERS + 1
+        self._last_number = number
+        return number
+
+    async def _hang(self, a: _Attached) -> None:
+        try:
+            await self._tree.attach(a.volume, a.path)
+        except LuxError as exc:
+            raise MountError(f"{self._where(a.path)}: cannot be attached there: {exc}") from None
+        a.hung = True
+
+    async def _start(self, a: _Attached) -> None:
+        """Open the volume and recover what its last run left. Raises `MountError`."""
+        for number, (source_id, files) in list(self._lingering.items()):
+            if files.retire_all_idle():
+                del self._lingering[number]
+                self._main.shares.drop(number)
+            elif source_id == a.settings.source_id:
+                raise MountError(f"{safe_url(a.record.source)}: files are still open from before it was detached by force")
+        a.leave, a.ended = trio.Event(), trio.Event()
+        try:
+            await self._nursery.start(self._run, a)
+        except Exception as exc:  # noqa: BLE001 (whatever it is: the mount goes on without this volume)
+            raise MountError(one_line(exc, f"attaching {safe_url(a.record.source)}")) from None
+
+    async def _run(self, a: _Attached, task_status: trio.TaskStatus[None]) -> None:
+        """One volume, from opening it to leaving it."""
+
+        def build(settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> VolumeParts:
+            share = self._main.shares.share(a.record.number)
+            return build_tree(settings, store, local, share, nursery, buffers_bytes=BUFFERS_BYTES)
+
+        life = VolumeLife(a.settings, a.notes.append, self._cluster)
+        files: Files | None = None
+        try:
+            async with life.running(build) as parts:
+                files, a.parts = parts.files, parts
+                a.settings = life.settings
+                a.volume.serve(
+                    parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only
+                )
+                task_status.started()
+                await a.leave.wait()
+                if self._cluster is not None:
+                    self._cluster.remove(source_of(a.settings))
+                if not self._closing:
+                    await self._fall_silent(a, parts)
+        except Exception as exc:
+            if files is None:
+                raise
+            log.critical("%s: the attached under-store failed", self._where(a.path), exc_info=exc)
+            a.state, a.error = "unreachable", "it failed in an unexpected way; see the log"
+        finally:
+            a.parts, a.volume.fs = None, None
+            if files is not None:
+                files.forget_all()
+            if files is None or files.retire_all_idle():
+                self._main.shares.drop(a.record.number)
+            else:
+                self._lingering[a.record.number] = (a.settings.source_id, files)
+            a.ended.set()
+
+    async def _fall_silent(self, a: _Attached, parts: VolumeParts) -> None:
+        """Let what is under way end: an answer must find the volume that it is for."""
+        parts.loads.stop()
+        parts.cache.close()
+        with trio.move_on_after(a.settings.request_timeout_s + FORCE_PATIENCE_S):
+            while not parts.store.idle or parts.cache.asking_peers:  # noqa: ASYNC110 (it counts threads that are abandoned, too)
+                await trio.sleep(POLL_S)
+
+    # -- detaching
+
+    async def detach(self, path: str, *, force: bool) -> AsyncGenerator[Progress, None]:
+        """Bring what was written in a volume to its store, and take it out of the tree; yields how far that is.
+
+        ``force``: at once, whatever is open or not in the store; that is kept for the next attach of the source.
+        Raises `MountError`, with everything as it was.
+        """
+        a = self._detachable(path)
+        a.state, gone = "detaching", False
+        try:
+            async with a.trying:
+                while not force and a.parts is not None:
+                    await self._insist_on_idle(a)
+                    async with aclosing(self._bring_up(a, a.parts.backlog)) as steps:
+                        async for step in steps:
+                            yield step
+                    await self._insist_on_idle(a)
+                    if a.parts is None or not a.parts.backlog.any_due:
+                        break
+                gone = True
+                self._hide(a)
+                self._nursery.start_soon(self._end, a)
+        finally:
+            if not gone:
+                a.state = "serving" if a.parts is not None else "unreachable"
+        while not a.gone.is_set():  # whoever hangs up now, it goes on
+            yield Progress(0, 0, 0, 0, 0, 0.0, None)
+            with trio.move_on_after(TELL_S):
+                await a.gone.wait()
+        if a.error is not None:
+            raise MountError(a.error)
+        yield Progress(0, 0, 0, 0, 0, 0.0, None, done=True)
+
+    def _detachable(self, path: str) -> _Attached:
+        where = self._where(path)
+        a = self._attached.get(path)
+        if a is None:
+            raise MountError(f"{where}: nothing is attached there; see: luxfuse status {self._settings.mountpoint}")
+        if a.state in ("attaching", "detaching"):
+            raise MountError(f"{where}: somebody else is {a.state} it right now")
+        inside = next((other for other in self._attached if other.startswith(path + "/")), None)
+        if inside is not None:
+            raise MountError(f"{where} is busy: another under-store is attached inside, at {self._where(inside)}")
+        return a
+
+    async def _bring_up(self, a: _Attached, backlog: Backlog) -> AsyncGenerator[Progress, None]:
+        async with aclosing(backlog.drain()) as steps:
+            async for step in steps:
+                if step.stalled_s > STALLED_S:
+                    raise MountError(
+                        f"{self._where(a.path)}: {step.files} files and {step.deletes} deletes are still not in the "
+                        f"under-store, without progress for {STALLED_S:g} s ({step.error}); it stays attached: try again, "
+                        f"or leave them to its next attach with: luxfuse detach --force {self._where(a.path)}"
+                    )
+                if not step.done:
+                    yield step
+
+    async def _insist_on_idle(self, a: _Attached) -> None:
+        """Raises `MountError` if anybody uses the volume. If not, that holds until the next wait."""
+        where = self._where(a.path)
+        users = await trio.to_thread.run_sync(mounts.holders, where)
+        give_up_at = trio.current_time() + IDLE_PATIENCE_S
+        while users or a.volume.in_use:
+            if users or trio.current_time() > give_up_at:
+                shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+                raise MountError(
+                    f"{where} is busy: in use{f' by {shown}' if users else ''}; end them first, or use: "
+                    f"luxfuse detach --force {where}"
+                )
+            await trio.sleep(POLL_S)
+
+    def _hide(self, a: _Attached) -> None:
+        if a.hung:
+            self._tree.detach(a.volume)
+            a.hung = False
+
+    async def _end(self, a: _Attached) -> None:
+        """Finish a detach."""
+        a.error = None
+        try:
+            await self._take_down(a)
+            del self._attached[a.path]
+            await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
+            await self._record()
+            await self._tree.settle()
+            log.info("detached %s from %s", safe_url(a.record.source), self._where(a.path))
+        except MountError as exc:
+            log.warning("%s", exc)
+            a.error = str(exc)
+        finally:
+            a.gone.set()
+
+    async def _take_down(self, a: _Attached) -> None:
+        """Take a volume out of the tree and end it."""
+        self._hide(a)
+        with trio.move_on_after(FORCE_PATIENCE_S):
+            while a.volume.under_way:  # noqa: ASYNC110 (an event would cost every request something)
+                await trio.sleep(POLL_S)
+        if a.parts is not None:
+            a.leave.set()
+            await a.ended.wait()
+
+    # -- over several mounts
+
+    async def restore(self, note: Callable[[str], None]) -> None:
+        """Attach what was attached when the last mount ended; ``note`` takes lines for whoever mounts."""
+        recorded = await trio.to_thread.run_sync(self._read)
+        self._last_number = recorded.last_number
+        for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):
+            settings = msgspec.structs.replace(self._settings, source=record.source)
+            with contextlib.suppress(ConfigError):  # which is told when it is tried
+                settings = config.attached(self._settings, record.source, record.options)
+            a = self._attached[record.path] = _Attached(record, settings, Volume(record.number), "unreachable")
+            await self._try(a)
+            for line in a.notes:
+                note(line)
+            a.notes.clear()
+            if a.state == "unreachable":
+                note(f"{self._where(a.path)}: cannot be attached yet, and is tried again: {a.error}")
+
+    async def _try(self, a: _Attached) -> None:
+        """Attach what was to be attached already."""
+        async with a.trying:
+            if a.state != "unreachable":
+                return
+            try:
+                if not a.hung:
+                    await self._hang(a)
+                a.settings = config.attached(self._settings, a.record.source, a.record.options)
+                if a.settings.source_id == self._settings.source_id:
+                    raise MountError(f"{safe_url(a.record.source)} is what the mount itself shows now; detach it")
+                await self._start(a)
+            except LuxError as exc:
+                if str(exc) != a.error:
+                    log.info("%s is not attached yet: %s", self._where(a.path), exc)
+                a.error = str(exc)
+                return
+            a.state, a.error = "serving", None
+
+    async def retry(self) -> None:
+        """Try again what could not be attached; until cancelled."""
+        while True:
+            await trio.sleep(RETRY_S)
+            for a in list(self._attached.values()):
+                if a.state == "unreachable":
+                    await self._try(a)
+
+    async def close(self) -> None:
+        """End all volumes, the innermost first, as the process is about to end; they stay on record."""
+        self._closing = True
+        for a in sorted(self._attached.values(), key=lambda a: a.path.count("/"), reverse=True):
+            if a.parts is not None:
+                a.leave.set()
+                await a.ended.wait()
+
+    def _read(self) -> _Recorded:
+        try:
+            recorded = msgspec.json.decode(self._file.read_bytes(), type=_Recorded)
+        except FileNotFoundError:
+            return _Recorded()
+        except (OSError, msgspec.DecodeError) as exc:
+            raise MountError(f"{self._file}: what was attached cannot be read: {exc}; mend or remove it") from None
+        if recorded.format != FORMAT:
+            raise MountError(f"{self._file}: has format {recorded.format}, of another version of luxfuse; remove it")
+        return recorded
+
+    async def _record(self) -> None:
+        """Remember what is attached. Raises `MountError`."""
+        async with self._recording:
+            records = [a.record for a in self._attached.values() if a.state != "attaching"]
+            content = msgspec.json.encode(_Recorded(last_number=self._last_number, attached=records))
+            try:
+                await trio.to_thread.run_sync(self._write, content)
+            except OSError as exc:
+                raise MountError(
+                    f"{self._file}: cannot be written, so the next mount would not know what is attached: {exc.strerror}"
+                ) from None
+
+    def _write(self, content: bytes) -> None:
+        fresh = self._file.with_name(FILE + ".new")
+        with contextlib.suppress(FileNotFoundError):
+            fresh.unlink()
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(self._file)

@@ -1,0 +1,222 @@
+"""The composition root: builds every part of one mount, owns the root nursery, and takes everything down in order."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from luxfuse.cluster.node import Cluster, taking_part
+from luxfuse.config import Settings
+from luxfuse.control import registry, server
+from luxfuse.daemon import logs
+from luxfuse.daemon.attachments import Attachments
+from luxfuse.daemon.parts import Parts, build
+from luxfuse.daemon.reload import Reloader
+from luxfuse.daemon.service import Service
+from luxfuse.errors import ConfigError, MountError
+from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.session import Session
+from luxfuse.orders.backlogs import Backlogs
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.retrying import Store
+from luxfuse.volume.assembly import Local
+from luxfuse.volume.life import VolumeLife, one_line
+
+log = logging.getLogger(__name__)
+
+
+class Ready(Protocol):
+    """Told once how mounting went: ``error`` is one line, or None; ``notes`` are lines for whoever mounts."""
+
+    def __call__(self, error: str | None, notes: Sequence[str] = (), /) -> None:
+        """Take it."""
+
+
+FILES_OPEN = 1 << 20
+COLLECT_AFTER = 5_000
+"""Objects made and not dropped between two looks for cycles, of which there are hardly any; after 700, as is Python's
+default, a load of small files spends a fourteenth of its processor time on that."""
+ANSWER_DEADLINE_S = 10.0
+PATIENCE_S = 5.0
+"""For how long files that are open when a signal comes may still be used; and then, how long what is closed may go up."""
+DRAIN_PATIENCE_S = 60.0
+"""After an unmount, for how long without progress the store is waited for; what is left goes up at the next mount."""
+STARTING_INTERVAL_S = 5.0
+"""How often whoever mounts hears that it takes long."""
+
+
+def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambda _why: None) -> int:
+    """Mount, call ``ready(None, notes)`` once the tree answers, serve until unmounted; returns the exit code.
+
+    Before that every failure is given to ``ready`` as one line, and the result is 1. While that takes long, ``waiting``
+    is told why, again and again.
+    """
+    started = False
+
+    def report(error: str | None, notes: Sequence[str] = ()) -> None:
+        nonlocal started
+        started = started or error is None
+        ready(error, notes)
+
+    _raise_file_limit()
+    gc.freeze()  # modules stay
+    gc.set_threshold(COLLECT_AFTER, 10, 10)
+    os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
+    try:
+        with registry.claim(settings) as claim:
+            logs.configure(settings, claim.directory)
+            mounts.check(settings.mountpoint)
+            trio.run(_Daemon(settings, claim.directory, report, waiting).main, strict_exception_groups=True)
+        return 0
+    except BaseException as exc:
+        if started:
+            log.critical("the daemon ends", exc_info=exc)
+        else:
+            report(one_line(exc, "mounting"))
+        if not isinstance(exc, Exception):
+            raise
+        return 1
+
+
+def _raise_file_limit() -> None:
+    """Files in passthrough and files that are not in the under-store yet stay open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES_OPEN:
+        with contextlib.suppress(ValueError, OSError):  # only root may
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_OPEN, FILES_OPEN))
+            return
+    wanted = FILES_OPEN if hard == resource.RLIM_INFINITY else min(hard, FILES_OPEN)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Daemon:
+    def __init__(self, settings: Settings, state: Path, ready: Ready, waiting: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._state = state
+        self._ready = ready
+        self._waiting = waiting
+        self._notes: list[str] = []
+        self._started = False
+        self._doing = ""
+        """What may take long now."""
+        self._opened = trio.Event()
+        self._drain_scope = trio.CancelScope()
+
+    async def main(self) -> None:
+        async with trio.open_nursery() as talking:
+            talking.start_soon(self._say_what_takes_long)
+            async with taking_part(self._settings, self._state) as cluster:
+                await self._run(cluster)
+            talking.cancel_scope.cancel()
+
+    async def _run(self, cluster: Cluster | None) -> None:
+        life = VolumeLife(self._settings, self._note, cluster)
+        async with life.running(self._build) as parts:
+            self._settings = life.settings
+            async with trio.open_nursery() as volumes:
+                attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
+                self._doing = "attaching what was attached before"
+                await attachments.restore(self._note)
+                self._doing = "mounting"
+                await self._serve(parts, attachments, cluster)
+                await attachments.close()
+
+    def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
+        self._doing = "taking up what the last run left"
+        self._opened.set()
+        return build(settings, store, local, nursery)
+
+    async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
+        service = Service(self._settings, parts, attachments, cluster, started_s=time.monotonic())
+        service.replicas = cluster.replicas if cluster is not None else None
+        service.reread = Reloader(service, parts, cluster).reload
+        async with trio.open_nursery() as serving:
+            serving.start_soon(self._handle_signals, parts.session)
+            serving.start_soon(self._reload_on_hangup, service)
+            await serving.start(parts.session.serve)
+            await serving.start(server.serve, self._state / registry.SOCKET, service)
+            await self._await_answer()
+            self._started = True
+            self._ready(None, self._notes)
+            log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
+            serving.start_soon(attachments.retry)
+            await parts.session.ended.wait()
+            parts.loads.stop()
+            await self._drain(service.backlogs)
+            serving.cancel_scope.cancel()
+        log.info("unmounted %s", self._settings.mountpoint)
+
+    def _note(self, line: str) -> None:
+        log.info("%s", line)
+        self._notes.append(line)
+
+    async def _say_what_takes_long(self) -> None:
+        await self._opened.wait()
+        while not self._started:
+            await trio.sleep(STARTING_INTERVAL_S)
+            if not self._started:
+                self._waiting(f"{safe_url(self._settings.source)}: still {self._doing}")
+
+    async def _drain(self, backlog: Backlogs) -> None:
+        """The mount is gone: bring what is dirty to the store, as long as that makes progress."""
+        with self._drain_scope:
+            async with aclosing(backlog.drain()) as steps:
+                async for step in steps:
+                    if step.stalled_s > DRAIN_PATIENCE_S:
+                        break
+        tally = backlog.tally()
+        if tally.files or tally.deletes:
+            log.info(
+                "%d files and %d deletes are not in the under-store; the next mount brings them there", tally.files,
+                tally.deletes,
+            )
+
+    async def _await_answer(self) -> None:
+        """The tree answers when a stat of its root comes back."""
+        with trio.move_on_after(ANSWER_DEADLINE_S):
+            await trio.to_thread.run_sync(os.stat, self._settings.mountpoint, abandon_on_cancel=True)
+            return
+        raise MountError(f"{self._settings.mountpoint}: mounted, but does not answer; see the log")
+
+    async def _handle_signals(self, session: Session) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if session.ended.is_set():
+                    log.info("ending on %s", signal.Signals(number).name)
+                    self._drain_scope.cancel()
+                    continue
+                log.info("unmounting on %s", signal.Signals(number).name)
+                await self._leave(session)
+                self._drain_scope.deadline = trio.current_time() + PATIENCE_S
+
+    async def _reload_on_hangup(self, service: Service) -> None:
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                try:
+                    await service.reload()
+                except ConfigError as exc:
+                    log.warning("the configuration stays as it was: %s", exc)
+
+    async def _leave(self, session: Session) -> None:
+        """Take the mount away; who has a file open gets a moment to end."""
+        try:
+            await session.unmount()
+        except MountError as exc:
+            log.info("%s; detaching it, and ending in %g s", exc, PATIENCE_S)
+            with contextlib.suppress(MountError):  # it went away meanwhile
+                await session.unmount(lazy=True)
+        with trio.move_on_after(PATIENCE_S):
+            await session.ended.wait()
+            return
+        await session.terminate()

@@ -1,0 +1,127 @@
+"""Takes up a changed configuration file while mounted: on SIGHUP, and for ``luxfuse reload``.
+
+The file is read as at mount time, under the flags and variables of that time. It is taken whole or not at all: what it
+says is checked first, and what cannot change under a mount refuses it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from luxfuse import config
+from luxfuse.cluster.node import Cluster
+from luxfuse.config import Settings
+from luxfuse.core.names import path_of
+from luxfuse.core.settings import SETTINGS
+from luxfuse.daemon.parts import Parts
+from luxfuse.daemon.service import Service
+from luxfuse.errors import ConfigError, LuxError
+from luxfuse.fuse.places import check_places
+from luxfuse.understore.renewing import with_secrets
+
+log = logging.getLogger(__name__)
+
+LIVE = frozenset(setting.field_name for setting in SETTINGS if setting.live)
+"""Settings that can change while mounted."""
+
+
+class Reloader:
+    """Changes the settings of a running daemon."""
+
+    def __init__(self, service: Service, parts: Parts, cluster: Cluster | None = None) -> None:
+        self._service = service
+        self._cluster = cluster
+        self._parts = parts
+        self._turn = trio.Lock()
+
+    async def reload(self) -> list[str]:
+        """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
+        async with self._turn:
+            settings = self._service.settings
+            if self._cluster is not None:
+                await self._cluster.check_keys()  # they are taken up when all else could be
+            if settings.config_file is None and (self._cluster is not None or self._has_credentials()):
+                return await self._new_keys() + await self._renew(None)
+            names = await self._reload(settings)
+            keys = await self._new_keys()
+            return keys + names + (await self._renew(None) if "storage_options" not in names else [])
+
+    async def _new_keys(self) -> list[str]:
+        return ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
+
+    def _has_credentials(self) -> bool:
+        return any(store.renewable for store in self._service.stores())
+
+    async def _renew(self, options: dict[str, str] | None) -> list[str]:
+        """Read credentials again, from files and, for the mount's own store, ``options``; returns what changed."""
+        changed = False
+        for store in self._service.stores():  # the mount's own first: if it is refused, the others stay as they are, too
+            try:
+                changed |= bool(await store.renew(options if store is self._parts.store else None))
+            except LuxError as exc:
+                if options is not None and store is self._parts.store:
+                    raise ConfigError(f"storage_options: {exc}") from None
+                log.warning("credentials stay as they are: %s", exc)
+        return ["credentials"] if changed else []
+
+    async def _reload(self, old: Settings) -> list[str]:
+        new = await trio.to_thread.run_sync(config.read_again, old)
+        changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
+        secrets = with_secrets(old.storage_options, new.storage_options) == new.storage_options
+        if fixed := [config.written_name(name) for name in changed if name not in LIVE and not (
+            name == "storage_options" and secrets
+        )]:
+            raise ConfigError(
+                f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
+            )
+        _check_tiers(old, new)
+        await trio.to_thread.run_sync(_check_places, new)
+        async with self._parts.directories.changed_to(new.cache_dirs):
+            if "storage_options" in changed:
+                await self._renew(new.driver_options)
+        await self._apply(new, set(changed))
+        self._service.settings = new
+        names = [config.written_name(name) for name in changed]
+        log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
+        return names
+
+    async def _apply(self, new: Settings, changed: set[str]) -> None:
+        p = self._parts
+        if changed & {"path_rules", "write_mode"}:
+            p.policies.replace(new.path_rules, new.path_default)
+            p.store.follow_rules(p.policies, path_of)
+            await p.retention.apply_quotas()
+            await p.retention.restand([lambda _path: True])
+        p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
+        p.volumes.main.negative_ttl_s = new.negative_ttl_s
+        p.writer.room_timeout_s = new.room_timeout_s
+        p.writeback.fail_on_conflict = new.on_conflict == "fail"
+        p.fs.links.hardlinks = new.hardlinks
+        p.store.set_bandwidth(get_bytes_s=new.bandwidth_limit_bytes_s, put_bytes_s=new.upload_bandwidth_limit_bytes_s)
+        for space in p.hierarchy:
+            setting = next((d for d in new.cache_dirs if d.path == space.directory.name), None)
+            if setting is None:
+                continue  # it is drained
+            ratio = new.free_space_ratio if setting.free_space_ratio is None else setting.free_space_ratio
+            await space.resize(setting.size_bytes, setting.size_ratio, ratio, setting.high_watermark, setting.low_watermark)
+        logging.getLogger().setLevel(new.log_level.upper())
+
+
+def _check_places(new: Settings) -> None:
+    try:
+        check_places(new)
+    except LuxError as exc:
+        raise ConfigError(f"--config {new.config_file}: {exc}") from None
+
+
+def _check_tiers(old: Settings, new: Settings) -> None:
+    """Cache directories can come, go and change their sizes, but not their tiers."""
+    before = {directory.path: directory.tier for directory in old.cache_dirs}
+    for directory in new.cache_dirs:
+        if before.get(directory.path, directory.tier) != directory.tier:
+            raise ConfigError(
+                f"--config {new.config_file}: cache_dir {directory.path}: its tier cannot change while mounted; unmount "
+                "and mount again"
+            )

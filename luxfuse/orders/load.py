@@ -1,0 +1,507 @@
+"""``luxfuse load``: brings files into the cache before anybody opens them.
+
+A load walks, plans and fetches at the same time. One task walks: it lists and counts, far ahead of the others, so that
+it is soon known how much there is. Another takes the files in that order, skips those that are whole, leaves out those
+that do not fit, and keeps a window of requests on their way. Their ends are plain calls in the event loop: a file costs
+no task of its own.
+
+What programs read goes first: while anybody else waits for the store, the window is nearly closed. What a load has
+brought or found is not evicted while it runs: when its files together are as large as the cache can be, the rest is left
+out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import trio
+
+from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.cache.fetching import RUN_PAGES
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.paths import literal_part
+from luxfuse.core.spans import missing_runs
+from luxfuse.core.units import format_count, format_size
+from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.index.entries import Entry
+from luxfuse.index.objects import ObjectRecord
+from luxfuse.orders.walk import Part, Walk
+from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+State = Literal["running", "done", "stopped"]
+
+LINES = 200
+"""Failures told in detail."""
+PATHS_TOLD = 3
+JOBS_AT_ONCE = 16
+JOBS_REMEMBERED = 16
+PARTS_AHEAD = 100_000
+"""How far the walk may be ahead: parts of some hundred files."""
+FLIGHTS_FOR_A_THREAD = 8
+"""Requests on their way for each thread of the store, so that none of them waits for the event loop. Those of others go
+first."""
+FLIGHTS_BESIDE_OTHERS = 2
+AGAIN_BOUND = 10_000
+"""Files that changed in the store since they were listed: so many are looked up once more."""
+EXPECT_FROM = 8
+TOGETHER = 8
+TOGETHER_BYTES = 1 << 20
+"""So many small files are fetched in one turn of a thread, or about so many bytes."""
+GIVE_UP_AFTER = 32
+"""So many files in a row that got no answer from the store, or no room, end a load."""
+
+
+class LoadRefused(LuxError):
+    """The load cannot begin. The text is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load has come. ``paths`` are the first few of those asked for.
+
+    ``files`` and ``bytes`` are what was found, so far if ``walking``. Of those: ``loaded`` were fetched, ``present`` were
+    here before, ``left_out`` do not fit into the cache, ``failed`` failed; the rest is to come. At the end ``failures``
+    has a line for each of the first that failed.
+    """
+
+    job: int
+    paths: tuple[str, ...]
+    state: State
+    walking: bool
+    files: int
+    bytes: int
+    loaded_files: int
+    loaded_bytes: int
+    present_files: int
+    present_bytes: int
+    left_out_files: int
+    left_out_bytes: int
+    failed_files: int
+    note: str | None
+    done: bool = False
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _File:
+    """A file whose pages are being fetched."""
+
+    directory: int
+    path: str
+    entry: Entry
+    obj: CachedObject
+    missing_bytes: int
+    again: bool
+    flights: int = 1
+    """Requests on their way, and one as long as not all have been made."""
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class _Counts:
+    files: int = 0
+    bytes: int = 0
+
+    def add(self, size_bytes: int) -> None:
+        self.files += 1
+        self.bytes += size_bytes
+
+
+@dataclass(slots=True)
+class _Tally:
+    found: _Counts = field(default_factory=_Counts)
+    loaded: _Counts = field(default_factory=_Counts)
+    present: _Counts = field(default_factory=_Counts)
+    left_out: _Counts = field(default_factory=_Counts)
+    failed: _Counts = field(default_factory=_Counts)
+
+
+class Window:
+    """How many requests the loads of a mount may have on their way, together."""
+
+    def __init__(self, cache: PageCache, store: Store) -> None:
+        self._cache = cache
+        self._store = store
+        self._flights = 0
+        self._bytes = 0
+        self._waiting = trio.Event()
+        self._waited_for = False
+
+    @property
+    def _has_room(self) -> bool:
+        budget = self._cache.budget
+        others = budget.held_bytes > self._bytes
+        most = FLIGHTS_BESIDE_OTHERS if others else FLIGHTS_FOR_A_THREAD * self._store.width
+        return self._flights < most and (self._bytes <= budget.limit_bytes // 2 or not self._flights)
+
+    async def room(self) -> None:
+        """Wait until one more request may be made."""
+        while not self._has_room:
+            self._waited_for = True
+            await self._waiting.wait()
+
+    def began(self, flight: Flight) -> None:
+        """Count a request; its memory is held from now on."""
+        self._flights += 1
+        self._bytes += flight.length
+
+    def ended(self, flight: Flight) -> None:
+        """A request is over."""
+        self._flights -= 1
+        self._bytes -= flight.length
+        if self._waited_for:
+            self._waited_for = False
+            self._waiting.set()
+            self._waiting = trio.Event()
+
+
+class Load:
+    """One load, as a job. `run` it once."""
+
+    def __init__(
+        self, number: int, paths: Sequence[str], *, namespace: Namespace, cache: PageCache, dirty: DirtyEntries,
+        store: Store, window: Window,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self._paths = paths
+        self._namespace = namespace
+        self._cache = cache
+        self._dirty = dirty
+        self._store = store
+        self._window = window
+        self._roots = {literal_part(path) for path in paths}
+        self._began_us = time.time_ns() // 1000
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._tally = _Tally()
+        self._failures: list[str] = []
+        self._again: deque[tuple[int, str, Entry]] = deque()
+        self._planned_bytes = 0
+        self._most_bytes: int | None = None
+        self._under_way = 0
+        self._together: list[_File] = []
+        self._together_bytes = 0
+        self._landed = trio.Event()
+        self._unlucky = 0
+        self._why: str | None = None
+        self._walking = True
+        self.state: State = "running"
+        self.ended = trio.Event()
+
+    # -- from outside
+
+    def covers(self, record: ObjectRecord) -> bool:
+        """Whether the load has brought or met an object, or may yet."""
+        if record.used_us < self._began_us:
+            return False
+        path = record.key
+        while path and path not in self._roots:
+            path = path.rpartition("/")[0]
+        return path in self._roots
+
+    def stop(self) -> None:
+        """End it soon; what is on its way still gets into the cache."""
+        if self.state == "running":
+            self.state = "stopped"
+            self._scope.cancel()
+
+    def progress(self) -> LoadProgress:
+        """Return how far it is."""
+        t = self._tally
+        done = self.ended.is_set()
+        failures = list(self._failures) if done else []
+        if done and t.failed.files > len(failures):
+            failures.append(f"{t.failed.files - len(failures)} more failed")
+        handled = t.loaded.files + t.present.files + t.left_out.files + t.failed.files
+        return LoadProgress(
+            self.number, tuple(self._paths[:PATHS_TOLD]), self.state, self._walking, max(t.found.files, handled),
+            t.found.bytes, t.loaded.files, t.loaded.bytes, t.present.files, t.present.bytes, t.left_out.files,
+            t.left_out.bytes, t.failed.files, self._note(), done, tuple(failures),
+        )
+
+    def _note(self) -> str | None:
+        """Say what is to be known beside the numbers."""
+        left_out = self._tally.left_out
+        if self._why is not None:
+            return self._why
+        if not left_out.files:
+            return None
+        most = self._cache.hierarchy.most_bytes
+        room = f" ({format_size(most)})" if most is not None else ""
+        return (
+            f"{format_count(left_out.files, 'file')} ({format_size(left_out.bytes)}) left out: what is asked for is more "
+            f"than the cache holds{room}; enlarge it with --cache-size, or load less"
+        )
+
+    # -- the job
+
+    async def run(self) -> None:
+        """Load until all is done, or `stop`."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    send, receive = trio.open_memory_channel[Part](PARTS_AHEAD)
+                    nursery.start_soon(self._walk, Walk(self._namespace, nursery, self._fail), send)
+                    async with receive:
+                        async for part in receive:
+                            await self._take_part(part)
+                            await trio.lowlevel.checkpoint()
+                    await self._wait_for_all()
+                    while self._again:
+                        await self._take_again(*self._again.popleft())
+                    await self._wait_for_all()
+                    await self._cache.flush()  # what is called loaded survives the daemon from now on
+                    nursery.cancel_scope.cancel()
+        except Exception:  # it must not end the mount
+            log.exception("a load failed in an unexpected way")
+            self._why = "unexpected error in the daemon; see its log"
+            self._fail("", self._why)
+        finally:
+            for file in self._together:
+                self._one_less(file)
+            if self.state == "running":
+                self.state = "done"
+            self._walking = False
+            self.ended.set()
+
+    async def _walk(self, walk: Walk, send: trio.MemorySendChannel[Part]) -> None:
+        async with send:
+            async for part, files in walk.parts(self._paths):
+                for _, entry in files:
+                    self._tally.found.add(entry.size)
+                await send.send(part)
+        self._walking = False
+
+    def _fail(self, path: str, why: str) -> None:
+        self._tally.failed.add(0)
+        if len(self._failures) < LINES:
+            self._failures.append(f"{path or '.'}: {why}")
+
+    def _give_up(self, why: str) -> None:
+        """Nothing more can be loaded: say why, once."""
+        self._why = self._why or why
+        self._scope.cancel()
+
+    async def _wait_for_all(self) -> None:
+        if self._together:
+            await self._fetch_together()
+        while self._under_way:
+            self._landed = trio.Event()
+            await self._landed.wait()
+
+    async def _take_part(self, part: Part) -> None:
+        files = [(part.prefix + name.decode(), entry) for name, entry in part.files(self._namespace)]
+        if len(files) >= EXPECT_FROM:
+            await self._cache.expect((path, entry.version) for path, entry in files)
+        self._most_bytes = self._cache.hierarchy.most_bytes
+        for path, entry in files:
+            await self._take(part.directory, path, entry)
+
+    async def _take_again(self, directory: int, path: str, entry: Entry) -> None:
+        """Look a file up that was replaced in the store since it was listed."""
+        name = path.rpartition("/")[2].encode()
+        try:
+            self._namespace.expire(entry.inode)
+            found = await self._namespace.lookup(directory, name)
+        except LuxError as exc:
+            self._fail(path, str(exc))
+            return
+        if found.kind is Kind.FILE:
+            await self._take(directory, path, found, again=True)
+
+    async def _take(self, directory: int, path: str, entry: Entry, *, again: bool = False) -> None:
+        """Skip a file, or begin to fetch it."""
+        size = entry.size
+        dirty = self._dirty.get(entry.inode)
+        if size == 0 or (dirty is not None and dirty.source is not None):
+            self._tally.present.add(size)  # it is written to here, so its content is here
+            return
+        obj = self._cache.acquire(path, entry.version, size)
+        most = self._most_bytes
+        planned_bytes = self._planned_bytes + (0 if again else allocated_bytes(size))
+        if most is not None and planned_bytes > most:
+            self._cache.release(obj)
+            self._tally.left_out.add(size)
+            return
+        self._planned_bytes = planned_bytes
+        if obj.whole:
+            self._cache.touch(obj)
+            self._cache.release(obj)
+            self._tally.present.add(size)
+            return
+        file = _File(directory, path, entry, obj, size - obj.cached_bytes, again)
+        self._under_way += 1
+        if obj.pages.total <= RUN_PAGES and not obj.pages.count and not obj.flights:
+            self._together.append(file)
+            self._together_bytes += size
+            if len(self._together) == TOGETHER or self._together_bytes >= TOGETHER_BYTES:
+                await self._fetch_together()
+            return
+        try:
+            await self._fetch(file)
+        finally:
+            self._one_less(file)
+
+    async def _fetch_together(self) -> None:
+        """Begin to fetch the small files that were put by."""
+        files, self._together, self._together_bytes = self._together, [], 0
+        small: dict[bytes, _File] = {}
+        others: list[_File] = []
+        try:
+            for file in files:
+                await self._cache.turn(file.obj, file.obj.size)
+            await self._window.room()
+            for file in files:
+                obj = file.obj
+                if obj.pages.count or obj.flights or obj.oid in small:  # somebody has opened it since, or it came twice
+                    others.append(file)
+                    continue
+                small[obj.oid] = file
+                for page in range(obj.pages.total):
+                    self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
+            if small:
+                flights = self._cache.start_small([file.obj for file in small.values()])
+                for file, flight in zip(small.values(), flights, strict=True):
+                    self._note_flight(file, flight)
+            for file in others:
+                await self._fetch(file)
+        finally:
+            for file in files:
+                self._one_less(file)
+
+    def _note_flight(self, file: _File, flight: Flight) -> None:
+        file.flights += 1
+        self._window.began(flight)
+        flight.on_end = partial(self._flight_ended, file, flight)
+
+    async def _fetch(self, file: _File) -> None:
+        obj, window = file.obj, self._window
+        for other in set(obj.flights.values()):
+            assert self._nursery is not None
+            file.flights += 1
+            self._nursery.start_soon(self._await_other, file, other)
+        runs = missing_runs(range(obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, RUN_PAGES)
+        for run in list(runs) if obj.pages.total > RUN_PAGES else runs:
+            await self._cache.turn(obj, min(obj.size, run.stop * PAGE_BYTES) - run.start * PAGE_BYTES)
+            await window.room()
+            if file.error is not None:
+                return
+            for page in run:
+                self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
+            for flight in self._cache.start(obj, run, keep_in_memory=False, later=True, had_turn=True):
+                self._note_flight(file, flight)
+
+    async def _await_other(self, file: _File, flight: Flight) -> None:
+        try:
+            await flight.done.wait()
+            file.error = file.error or flight.error
+        finally:
+            self._one_less(file)
+
+    def _flight_ended(self, file: _File, flight: Flight, _fd: int) -> None:
+        self._window.ended(flight)
+        file.error = file.error or flight.error
+        self._one_less(file)
+
+    def _one_less(self, file: _File) -> None:
+        file.flights -= 1
+        if file.flights:
+            return
+        self._under_way -= 1
+        self._landed.set()
+        self._settle(file)
+        self._cache.release(file.obj)
+
+    def _settle(self, file: _File) -> None:
+        """Note how the fetching of a file ended."""
+        error = file.error
+        if file.obj.whole:
+            self._unlucky = 0
+            self._tally.loaded.files += 1
+            self._tally.loaded.bytes += file.missing_bytes
+            self._tally.present.bytes += file.entry.size - file.missing_bytes
+            return
+        if self._scope.cancel_called:
+            return  # stopped half-way
+        if isinstance(error, VersionChanged | NotFound) and not file.again and len(self._again) < AGAIN_BOUND:
+            self._again.append((file.directory, file.path, file.entry))
+            return
+        if error is not None:
+            self._fail(file.path, str(error))
+            self._unlucky = self._unlucky + 1 if isinstance(error, StoreUnavailable) else 0
+            if self._unlucky >= GIVE_UP_AFTER and not self._store.reachable:
+                self._give_up("the under-store cannot be reached: what is left was not tried; load again later")
+            return
+        self._tally.left_out.add(file.entry.size)
+        self._unlucky += 1
+        if not self._cache.hierarchy.usable:
+            degraded = next((space.degraded for space in self._cache.hierarchy if space.degraded), "the index is full")
+            self._give_up(f"nothing can be stored: {degraded}")
+        elif self._unlucky >= GIVE_UP_AFTER:
+            self._give_up("the cache takes no more: all that is in it is in use")
+
+
+class Loads:
+    """The loads of one mount."""
+
+    def __init__(
+        self, *, namespace: Namespace, cache: PageCache, dirty: DirtyEntries, store: Store, nursery: trio.Nursery
+    ) -> None:
+        self._nursery = nursery
+        self._cache = cache
+        self._make: Callable[[int, Sequence[str]], Load] = partial(
+            Load, namespace=namespace, cache=cache, dirty=dirty, store=store, window=Window(cache, store)
+        )
+        self._jobs: deque[Load] = deque()
+        self._next = 1
+        release = cache.hierarchy.hooks.release
+        cache.hierarchy.hooks.release = lambda oid: not self._protects(oid) and release(oid)
+
+    def start(self, paths: Sequence[str]) -> Load:
+        """Begin to load what is at and below ``paths`` (relative to the mount). Raises `LoadRefused`."""
+        if not self._cache.hierarchy.writable:
+            raise LoadRefused("nothing can be loaded into a mount with read_mode no-cache")
+        if len(self.running) >= JOBS_AT_ONCE:
+            raise LoadRefused(f"{JOBS_AT_ONCE} loads are running, which is the most; wait, or end them with: load --stop")
+        job = self._make(self._next, paths)
+        self._next += 1
+        self._jobs.append(job)
+        for old in [job for job in self._jobs if job.ended.is_set()][:-JOBS_REMEMBERED]:
+            self._jobs.remove(old)
+        self._nursery.start_soon(job.run)
+        return job
+
+    def _protects(self, oid: bytes) -> bool:
+        """Whether an object must stay because it is of a load that is running."""
+        running = self.running
+        record = self._cache.record_of(oid) if running else None
+        return record is not None and any(job.covers(record) for job in running)
+
+    @property
+    def running(self) -> list[Load]:
+        """Those that have not ended."""
+        return [job for job in self._jobs if not job.ended.is_set()]
+
+    def progress(self) -> list[LoadProgress]:
+        """Return how far each is: those that run, and the last that ended."""
+        return [job.progress() for job in self._jobs]
+
+    def stop(self) -> int:
+        """End all that run; returns how many those are."""
+        running = self.running
+        for job in running:
+            job.stop()
+        return len(running)

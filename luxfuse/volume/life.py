@@ -1,0 +1,317 @@
+"""One under-store of a mount, from opening it to leaving it: driver, cache directories, journal, index, and what runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+import trio
+
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.sweep import Sweeper
+from luxfuse.config import Settings, read_again
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.units import format_count
+from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
+from luxfuse.index import leftovers, lifecycle
+from luxfuse.index.journal import Journal
+from luxfuse.index.objects import Objects
+from luxfuse.index.store import IndexStore
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.factory import open_driver
+from luxfuse.understore.failures import safe_url
+from luxfuse.understore.renewing import with_secrets
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.writer import Writer
+from luxfuse.volume.assembly import Cache, Local
+from luxfuse.volume.parts import VolumeParts
+
+log = logging.getLogger(__name__)
+
+PROBE_DEADLINE_S = 10.0
+TOUCH_INTERVAL_S = 5.0
+POLICY_INTERVAL_S = 600.0
+"""How often what the eviction policies have learnt goes to the index: up to 32 MiB each."""
+REFILL_RETRY_S = 1.0
+
+P = TypeVar("P", bound=VolumeParts)
+
+
+class Cluster(Protocol):
+    """The part of the cluster that a volume needs."""
+
+    def prepared(self, settings: Settings, parts: VolumeParts, /) -> AbstractAsyncContextManager[None]:
+        """A volume exists for the block, and can have replicas of what is written to it."""
+
+    def enlisted(self, settings: Settings, parts: VolumeParts, /) -> AbstractContextManager[None]:
+        """A volume takes part in the cluster for the block."""
+
+
+class VolumeLife:
+    """One under-store with ``settings``; ``note`` takes lines for whoever mounts or attaches it."""
+
+    def __init__(self, settings: Settings, note: Callable[[str], None], cluster: Cluster | None = None) -> None:
+        self.settings = settings
+        self._note = note
+        self._cluster = cluster
+
+    @asynccontextmanager
+    async def running(self, build: Callable[[Settings, Store, Local, trio.Nursery], P]) -> AsyncIterator[P]:
+        """Open everything, ``build`` the parts, recover what the last run left, keep it running, and leave it in order.
+
+        Raises `LuxError` with one line.
+        """
+        async with self._opened() as (store, local, beginning):
+            async with trio.open_nursery() as background:
+                parts = build(self.settings, store, local, background)
+                cluster = self._cluster
+                async with cluster.prepared(self.settings, parts) if cluster else nullcontext():
+                    await self._begin(parts, beginning, background)
+                    with cluster.enlisted(self.settings, parts) if cluster else nullcontext():
+                        yield parts
+                parts.files.note_touched()
+                parts.hierarchy.keep_policy_states()
+                parts.cache.close()
+                try:
+                    await local.journal.commit()
+                except OSError as exc:
+                    log.critical(
+                        "the last changes are not in the journal, and lost if they are not in the store: %s", exc
+                    )
+                background.cancel_scope.cancel()
+            for dirty in parts.dirty:
+                if dirty.source is not None:
+                    dirty.source.bytes.abandon()
+            await trio.to_thread.run_sync(local.staging.close)
+            parts.directories.close()
+
+    async def _begin(self, parts: VolumeParts, beginning: lifecycle.Beginning, background: trio.Nursery) -> None:
+        background.start_soon(parts.index.flusher)
+        background.start_soon(parts.journal.committer)
+        background.start_soon(parts.store.watch_deadlines)
+        for space in parts.hierarchy:
+            background.start_soon(space.watch)
+        background.start_soon(self._note_touched, parts.files)
+        background.start_soon(self._keep_policy_states, parts.hierarchy)
+        sweeper = Sweeper(parts.cache)
+        parts.hierarchy.hooks.recovered = sweeper.request
+        await parts.retention.apply_quotas()
+        await self._recover(parts)
+        background.start_soon(sweeper.run)
+        background.start_soon(parts.cache.quotas.run)
+        background.start_soon(parts.mover.run)
+        background.start_soon(parts.retention.run)
+        if not beginning.clean:
+            sweeper.request()
+        background.start_soon(parts.writer.watch)
+        background.start_soon(parts.writeback.run)
+        background.start_soon(keep_spares, parts.staging, parts.writer)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[Store, Local, lifecycle.Beginning]]:
+        settings = self.settings
+        store = Store(
+            await self._open_store(), request_timeout_s=settings.request_timeout_s, max_requests=settings.max_requests,
+            rng=random.Random(),  # noqa: S311 (jitter)
+            get_bytes_s=settings.bandwidth_limit_bytes_s, put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
+        )
+        try:
+            await self._probe(store)
+            self._insist_on_read_only(store)
+            async with self._claimed() as claimed:
+                home = claimed[0][1]
+                with self._journal(home) as journal:
+                    async with self._index(home, claimed) as (index, caches, beginning):
+                        yield store, Local(caches, index, journal, beginning.epoch, clean=beginning.clean), beginning
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(store.close)
+
+    async def _open_store(self) -> UnderStore:
+        s = self.settings
+        return await trio.to_thread.run_sync(
+            lambda: open_driver(
+                s.source, endpoint_url=s.endpoint_url, storage_options=s.driver_options, driver=s.driver,
+                request_timeout_s=s.request_timeout_s, reread=None if s.config_file is None else self._secrets_again,
+            )
+        )
+
+    def _secrets_again(self) -> dict[str, str]:
+        """Return the options of the driver with the secrets that the configuration file has now. Raises `ConfigError`."""
+        new = read_again(self.settings)
+        if new.source != self.settings.source:  # an attached under-store, whose options are not in the file
+            return self.settings.driver_options
+        return with_secrets(self.settings.driver_options, new.driver_options)
+
+    async def _probe(self, store: Store) -> None:
+        source = safe_url(self.settings.source)
+        with trio.move_on_after(PROBE_DEADLINE_S - 1) as scope:
+            try:
+                await store.probe()
+            except BucketMissing as exc:
+                raise MountError(f"{source}: {exc}; create the bucket or correct its name") from None
+            except NotFound as exc:
+                raise MountError(f"{source}: {exc}") from None
+            except LuxError as exc:
+                raise MountError(f"{source}: {exc}") from None
+        if scope.cancelled_caught:
+            where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
+            if (error := store.last_failure) is not None:
+                raise MountError(f"{source}: {error}; so each time within 10 s: check {where}")
+            raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
+
+    def _insist_on_read_only(self, store: Store) -> None:
+        if not store.abilities.writable and not self.settings.read_only:
+            self.settings = msgspec.structs.replace(self.settings, read_only=True)
+            self._note(
+                f"{safe_url(self.settings.source)}: nothing can be written to this kind of store; "
+                "it is mounted as with --read-only"
+            )
+
+    @asynccontextmanager
+    async def _claimed(self) -> AsyncIterator[list[tuple[CacheSetting, CacheDirectory]]]:
+        """Claim the cache directories, the home directory first. Raises `ConfigError`."""
+        claimed: list[tuple[CacheSetting, CacheDirectory]] = []
+        try:
+            for setting in self.settings.cache_dirs:
+                path, source_id = Path(setting.path), self.settings.source_id
+                claimed.append((setting, await trio.to_thread.run_sync(CacheDirectory, path, source_id)))
+            yield sorted(claimed, key=lambda cache: self._homeliness(*cache))
+        finally:
+            for _, directory in claimed:
+                directory.close()
+
+    def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
+        """What is staged stays where it was; else memory is no place for it."""
+        return not self._path("journal", directory).exists(), setting.tier == "mem"
+
+    def _path(self, kind: str, directory: CacheDirectory) -> Path:
+        """Return where the index or journal of a cache directory is kept."""
+        name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
+        return Path(self.settings.state_dir, kind, name)
+
+    @contextlib.contextmanager
+    def _journal(self, directory: CacheDirectory) -> Iterator[Journal]:
+        path = self._path("journal", directory)
+        s = self.settings
+        origin = leftovers.Origin(
+            mountpoint=s.mountpoint, source=safe_url(s.source), source_id=s.source_id, cache=str(directory.path)
+        )
+        try:
+            journal = Journal(path)
+            leftovers.write_origin(path, origin)
+        except OSError as exc:
+            raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
+        try:
+            self._note_other_journals(path.parent, origin)
+            yield journal
+        finally:
+            journal.close()
+
+    @asynccontextmanager
+    async def _index(
+        self, home: CacheDirectory, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
+    ) -> AsyncIterator[tuple[IndexStore, list[Cache], lifecycle.Beginning]]:
+        path = self._path("index", home)
+        try:
+            index = IndexStore(path)
+        except OSError as exc:
+            raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
+        try:
+            beginning = await lifecycle.begin(index)
+            caches: list[Cache] = []
+            for setting, directory in claimed:
+                known = lifecycle.number_of(
+                    index, str(directory.path), directory.identity, {cache.number for cache in caches}
+                )
+                if not known.same:
+                    await Objects(index).clear(known.number)
+                    await trio.to_thread.run_sync(directory.doom_all)
+                caches.append(Cache(setting, directory, known.number))
+            yield index, caches, beginning
+            with trio.CancelScope(shield=True):
+                await lifecycle.end(index)
+        except OSError as exc:
+            raise MountError(f"index {path}: {exc.strerror or exc}; free space or make it writable") from None
+        finally:
+            index.close()
+
+    async def _recover(self, parts: VolumeParts) -> None:
+        """Take up what the last run left in the journal."""
+        source = safe_url(self.settings.source)
+        try:
+            outcome = await parts.recovery.run()
+        except LuxError as exc:
+            raise MountError(
+                f"{source}: the last run left renames that cannot be finished now: {exc}; mount again when that is mended"
+            ) from None
+        except OSError as exc:
+            raise MountError(f"{source}: what the last run left cannot be taken up: {exc}; mend that first") from None
+        counts = {"changed file": outcome.files, "delete": outcome.deletes, "unfinished rename": outcome.moves}
+        found = [format_count(count, what) for what, count in counts.items() if count]
+        said = [f"{', '.join(found)}, going to the under-store now"] if found else []
+        if outcome.recovered:
+            said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
+        if outcome.refused:
+            refused = format_count(outcome.refused, "changed name")
+            said.append(f"{refused} too long for the under-store, kept in {parts.recovered.directory}; see the log")
+        if outcome.lost:
+            lost = format_count(outcome.lost, "changed file")
+            said.append(f"{lost} that cannot be found in the cache directory any more, and lost; see the log")
+        if said:
+            self._note(f"{source}: the last run left {'; and '.join(said)}")
+        await parts.recovery.abort_uploads()
+
+    def _note_other_journals(self, journals: Path, own: leftovers.Origin) -> None:
+        """Say so if changes of the same source wait in a journal that belongs to another cache directory."""
+        for left in leftovers.find(journals):
+            if left.any and left.origin.source_id == own.source_id and left.origin.cache != own.cache:
+                self._note(
+                    f"{own.source}: another cache directory, {left.origin.cache}, holds {left.text} that are not in the "
+                    f"under-store: mount the source with that one as --cache-dir to bring them there"
+                )
+
+    async def _note_touched(self, files: Files) -> None:
+        while True:
+            await trio.sleep(TOUCH_INTERVAL_S)
+            files.note_touched()
+
+    async def _keep_policy_states(self, hierarchy: Hierarchy) -> None:
+        while True:
+            await trio.sleep(POLICY_INTERVAL_S)
+            hierarchy.keep_policy_states()
+
+
+async def keep_spares(staging: Staging, writer: Writer) -> None:
+    """Keep spare staging files at hand, so that making a file is quick; until cancelled."""
+    while True:
+        writer.spares_low = trio.Event()
+        while staging.spares_low:
+            try:
+                await trio.to_thread.run_sync(staging.refill)
+            except OSError:  # whoever makes a file meets it
+                await trio.sleep(REFILL_RETRY_S)
+        await writer.spares_low.wait()
+
+
+def one_line(exc: BaseException, doing: str) -> str:
+    """Return what went wrong in one line; what was not expected is logged."""
+    first = exc
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if isinstance(first, LuxError):
+        return str(first)
+    log.error("%s failed in an unexpected way", doing, exc_info=exc)
+    text = str(first).splitlines()[0] if str(first) else "no text"
+    return f"internal error ({type(first).__name__}: {text}); see the log"

@@ -1,0 +1,335 @@
+"""Loading: what is found, fetched, skipped, left out and told."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.cache.cached import Flight
+from luxfuse.core.names import path_of
+from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
+from luxfuse.errors import AccessDenied, StoreUnavailable
+from luxfuse.orders import load
+from luxfuse.orders.jobs import watch
+from luxfuse.orders.load import LoadProgress, LoadRefused
+from luxfuse.types import PAGE_BYTES, WriteMode
+from tests.support.fake_store import FakeStore
+from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
+
+KIB = 1 << 10
+
+
+def tree() -> FakeStore:
+    store = FakeStore()
+    for n in range(20):
+        store.place(f"a/img_{n:02}.jpg", random_bytes(10 * KIB + n, n))
+    for n in range(3):
+        store.place(f"a/deep/er/t{n}.txt", random_bytes(KIB, 100 + n))
+    store.place("a/empty", b"")
+    store.place("b/big", random_bytes(pages(5.5), 200))
+    store.place("b/[odd]*", random_bytes(KIB, 201))
+    store.place("link.rclonelink", b"a")
+    return store
+
+
+async def run(mount: Mount, *paths: str) -> LoadProgress:
+    job = mount.loads.start(paths)
+    with trio.fail_after(20):
+        async for step in watch(job):
+            last = step
+    assert last.done
+    return last
+
+
+def whole(mount: Mount, *keys: str) -> bool:
+    for key in keys:
+        data, version = mount.driver.objects[key][:2]
+        if mount.cache.cached_bytes(key, version, len(data))[0] != len(data):
+            return False
+    return True
+
+
+async def test_everything_below_a_directory_is_brought_and_reads_ask_nobody(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        step = await run(mount, "")
+        assert (step.state, step.files, step.loaded_files, step.present_files) == ("done", 26, 25, 1)
+        assert step.loaded_bytes == step.bytes == sum(len(o[0]) for k, o in store.objects.items() if "link" not in k)
+        assert step.failures == ()
+        assert store.counts["head"] == 0
+        assert store.counts["list"] == 5  # one for each directory
+        gets = store.counts["get"]
+        for key in ("a/img_07.jpg", "a/deep/er/t1.txt", "b/big"):
+            assert whole(mount, key)
+            assert await mount.read_all(key) == store.objects[key][0]
+        assert store.counts["get"] == gets
+        assert not mount.cache.budget.held_bytes
+
+
+async def test_a_second_load_and_one_of_the_next_life_skip_what_is_whole(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        await run(mount, "a")
+        gets = store.counts["get"]
+        step = await run(mount, "a", "a/img_03.jpg")
+        assert (step.loaded_files, step.present_files) == (0, 25)
+        assert store.counts["get"] == gets
+    async with mounted(tmp_path, store) as mount:
+        step = await run(mount, "")
+        assert (step.loaded_files, step.present_files) == (2, 24)
+
+
+async def test_a_file_that_is_there_in_part_is_completed(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store, passthrough=False, whole_file_bytes=0, readahead_bytes=0) as mount:
+        handle = await mount.open("b/big")
+        await mount.kernel.read(mount.fs, handle, 2 * PAGE_BYTES, 100)
+        await mount.kernel.release(mount.fs, handle)
+        await until(lambda: not mount.cache.budget.held_bytes)
+        before = mount.cache.counters.understore_bytes
+        step = await run(mount, "b/big")
+        assert whole(mount, "b/big")
+        assert step.loaded_files == 1
+        assert mount.cache.counters.understore_bytes - before == step.loaded_bytes < step.bytes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("a/img_0?.jpg", 10),
+        ("a/*", 24),
+        ("**/*.txt", 3),
+        ("a/**", 24),
+        ("*/img_1[0-4].jpg", 5),
+        ("b/[odd]*", 1),  # there is such a name
+        ("a/**/er/t2*", 1),
+        ("*", 26),
+    ],
+)
+async def test_patterns(tmp_path: Path, pattern: str, files: int) -> None:
+    async with mounted(tmp_path, tree()) as mount:
+        step = await run(mount, pattern)
+        assert step.failures == ()
+        assert step.loaded_files + step.present_files == files
+
+
+async def test_paths_that_lead_nowhere_are_told_and_the_rest_is_loaded(tmp_path: Path) -> None:
+    async with mounted(tmp_path, tree()) as mount:
+        step = await run(mount, "gone", "a/img_00.jpg/x", "x*y", "link", "a/img_00.jpg")
+        assert (step.loaded_files, step.failed_files) == (1, 4)
+        assert step.failures == (
+            "gone: there is no such file or directory",
+            "a/img_00.jpg/x: there is no such file or directory",
+            "x*y: nothing matches this pattern",
+            "link: is no regular file; give the one that it stands for",
+        )
+
+
+async def test_a_list_of_files_lists_their_directory_once(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        step = await run(mount, *(f"a/img_{n:02}.jpg" for n in range(20)))
+        assert step.loaded_files == 20
+        # "a" itself is looked up; its files are not.
+        assert store.counts["head"] <= 3
+        assert store.counts["list"] <= 2
+
+
+async def test_failures_are_counted_and_the_first_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "LINES", 2)
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        await mount.entries("a")
+        store.fail_next(5, lambda: AccessDenied("GET: refused"), "get")
+        step = await run(mount, "a")
+        assert (step.failed_files, step.loaded_files) == (5, 18)
+        assert len(step.failures) == 3
+        assert "GET: refused" in step.failures[0]
+        assert step.failures[2] == "3 more failed"
+        step = await run(mount, "a")
+        assert (step.failed_files, step.loaded_files) == (0, 5)
+
+
+async def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        await mount.entries("a")
+        store.fail_next(4, kind="get")
+        step = await run(mount, "a")
+        assert (step.failed_files, step.loaded_files) == (0, 23)
+
+
+async def test_a_store_that_is_gone_ends_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "GIVE_UP_AFTER", 4)
+    store = tree()
+    async with mounted(tmp_path, store, request_timeout_s=0.2) as mount:
+        await mount.entries("a")
+        store.fail_next(10_000, lambda: StoreUnavailable("no route"), "get")
+        step = await run(mount, "a")
+        assert step.note is not None
+        assert "cannot be reached" in step.note
+        assert step.loaded_files == 0
+
+
+async def test_an_object_that_changed_since_it_was_listed_is_looked_up_again(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        await mount.entries("a")
+        store.place("a/img_05.jpg", b"another")
+        store.remove("a/img_06.jpg")
+        step = await run(mount, "a")
+        assert whole(mount, "a/img_05.jpg")
+        assert step.failed_files == 1
+        assert step.failures[0].startswith("a/img_06.jpg: ")
+
+
+async def test_what_does_not_fit_is_left_out_and_nothing_of_the_load_evicted(tmp_path: Path) -> None:
+    store = FakeStore()
+    for n in range(12):
+        store.place(f"d/{n:02}", random_bytes(MIB, n))
+    store.place("old", random_bytes(4 * MIB, 50))
+    async with mounted(tmp_path, store, capacity_bytes=8 * MIB) as mount:
+        await mount.read_all("old")
+        step = await run(mount, "d")
+        assert (step.loaded_files, step.left_out_files, step.left_out_bytes) == (7, 5, 5 * MIB)
+        assert step.note is not None
+        assert "5 files (5.0 MiB) left out" in step.note
+        assert "(7.9 MiB)" in step.note
+        assert whole(mount, *(f"d/{n:02}" for n in range(7)))
+        assert store.counts["get"] == 2 + 7
+        again = await run(mount, "d")
+        assert (again.loaded_files, again.present_files, again.left_out_files) == (0, 7, 5)
+
+
+async def test_a_file_larger_than_the_cache_is_left_out(tmp_path: Path) -> None:
+    async with mounted(tmp_path, tree(), capacity_bytes=4 * MIB) as mount:
+        step = await run(mount, "b")
+        assert (step.loaded_files, step.left_out_files) == (1, 1)
+
+
+async def test_stop_keeps_what_was_loaded_and_gives_everything_back(tmp_path: Path) -> None:
+    store = FakeStore()
+    for n in range(400):
+        store.place(f"d/{n:03}", random_bytes(100 * KIB, n))
+    async with mounted(tmp_path, store, max_requests=2) as mount:
+        store.delay_s = 0.005
+        job = mount.loads.start(["d"])
+        await until(lambda: job.progress().loaded_files > 20)
+        assert mount.loads.stop() == 1
+        await until(lambda: job.ended.is_set() and not mount.cache.budget.held_bytes)
+        step = job.progress()
+        assert step.state == "stopped"
+        assert 20 < step.loaded_files < 400
+        assert mount.loads.stop() == 0
+        assert not mount.cache._live
+        store.delay_s = 0
+        rest = await run(mount, "d")
+        assert rest.present_files >= step.loaded_files
+        assert rest.present_files + rest.loaded_files == 400
+
+
+async def test_readers_go_first(tmp_path: Path) -> None:
+    store = FakeStore()
+    for n in range(300):
+        store.place(f"d/{n:03}", random_bytes(100 * KIB, n))
+    store.place("wanted", random_bytes(100 * KIB, 1000))
+    async with mounted(tmp_path, store, max_requests=2) as mount:
+        await mount.entries()
+        store.delay_s = 0.02
+        job = mount.loads.start(["d"])
+        await until(lambda: mount.cache.budget.held_bytes > 10 * 100 * KIB)
+        before = job.progress().loaded_files
+        assert await mount.read_all("wanted") == store.objects["wanted"][0]
+        # One turn of a thread may be over before it is theirs: two threads, eight files each.
+        assert job.progress().loaded_files - before <= 3 * 16
+        mount.loads.stop()
+        await job.ended.wait()
+
+
+async def test_two_loads_of_the_same_fetch_everything_once(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        jobs = [mount.loads.start(["a", "b"]) for _ in range(2)]
+        for job in jobs:
+            with trio.fail_after(20):
+                await job.ended.wait()
+        assert all(job.progress().failed_files == 0 for job in jobs)
+        assert sum(store.reads.values()) == 23 + 1 + 3
+        assert set(store.reads.values()) == {1}
+
+
+async def test_files_that_are_written_to_count_as_there(tmp_path: Path) -> None:
+    async with mounted(tmp_path, tree(), write_mode="async-through") as mount:
+        handle, _ = await mount.kernel.create(mount.fs, 1, b"mine")
+        step = await run(mount, "")
+        assert step.failed_files == 0
+        await mount.kernel.release(mount.fs, handle)
+
+
+async def test_loads_are_bounded_and_the_last_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "JOBS_AT_ONCE", 2)
+    monkeypatch.setattr(load, "JOBS_REMEMBERED", 1)
+    store = tree()
+    async with mounted(tmp_path, store) as mount:
+        for _ in range(4):
+            await run(mount, "a")
+        assert [p.job for p in mount.loads.progress()] == [3, 4]
+        store.delay_s = 0.05
+        for _ in range(2):
+            mount.loads.start(["b"])
+        with pytest.raises(LoadRefused, match="2 loads are running"):
+            mount.loads.start(["b"])
+        mount.loads.stop()
+        await until(lambda: not mount.loads.running)
+
+
+async def test_fetched_bytes_are_let_go_at_once(tmp_path: Path) -> None:
+    """Not when the collector comes by: until then a load would hold all that it has fetched."""
+    store = FakeStore()
+    store.place("large", random_bytes(12 * MIB, 1))
+    for n in range(20):
+        store.place(f"small/{n}", random_bytes(5000, n))
+    async with mounted(tmp_path, store) as mount:
+        gc.collect()
+        others = flights()
+        gc.disable()
+        try:
+            await run(mount, "")
+            assert len(flights()) <= len(others)
+        finally:
+            gc.enable()
+
+
+def flights() -> list[Flight]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+
+
+async def test_what_a_rule_holds_to_a_low_rate_takes_nothing_from_the_rest(tmp_path: Path) -> None:
+    store = FakeStore()
+    slow, fast = random_bytes(pages(24), 1), random_bytes(pages(3), 2)
+    store.place("slow/big", slow)
+    store.place("fast/big", fast)
+    for n in range(20):
+        store.place(f"slow/{n}", random_bytes(200 * KIB, n))
+        store.place(f"fast/{n}", random_bytes(200 * KIB, n))
+    async with mounted(tmp_path, store, memory_bytes=8 * MIB) as mount:
+        default = PathPolicy(WriteMode.CACHE_THROUGH, "cache")
+        rule = PathRule("slow/**", bandwidth_limit_bytes_s=64 * KIB)
+        mount.store.follow_rules(PathPolicies([rule], default), path_of)
+        held = mount.loads.start(["slow"])
+        obj = mount.cache.acquire("slow/big", store.objects["slow/big"][1], len(slow))
+        mount.cache.start(obj, range(obj.pages.total))
+        mount.cache.release(obj)
+        await until(lambda: mount.store.held_back("get") >= 10)
+        assert (await run(mount, "fast")).loaded_files == 21
+        assert await mount.read_all("fast/big") == fast
+        assert sum(n for (key, _), n in store.reads.items() if key.startswith("slow")) <= 2
+        assert held.state == "running"
+        mount.store.follow_rules(PathPolicies([], default), path_of)
+        with trio.fail_after(20):
+            await held.ended.wait()
+        assert held.progress().loaded_files + held.progress().present_files == 21
+        assert whole(mount, "slow/big", *(f"slow/{n}" for n in range(20)))

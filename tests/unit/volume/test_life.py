@@ -1,0 +1,54 @@
+"""Beginnings of a volume that fail."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from luxfuse.config import build
+from luxfuse.errors import MountError, StoreUnavailable
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.tiers.staging import SPARES
+from luxfuse.understore.retrying import Store
+from luxfuse.volume import life as volume
+from tests.support.fake_store import FakeStore
+from tests.support.harness import mounted
+
+
+class Refusing(FakeStore):
+    """Answers each request in the same way."""
+
+    def probe(self) -> None:
+        raise StoreUnavailable("LIST '': 503 Service Unavailable (SlowDown)")
+
+
+async def test_mount_that_fails_says_what_the_store_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume, "PROBE_DEADLINE_S", 1.3)
+    store = Store(Refusing(), request_timeout_s=30, max_requests=4, rng=random.Random(1))
+    life: Any = object.__new__(volume.VolumeLife)
+    life.settings = build({"source": "s3://bucket", "mountpoint": "/mnt"}, environ={})
+    with pytest.raises(MountError, match=r"s3://bucket: LIST '': 503 Service Unavailable \(SlowDown\)"):
+        await life._probe(store)
+    store.close()
+
+
+async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_for_them_otherwise(tmp_path: Path) -> None:
+    async with mounted(tmp_path, FakeStore(), write_mode="async-through") as m:
+        m.nursery.start_soon(volume.keep_spares, m.staging, m.writer)
+        with trio.fail_after(10):
+            while m.staging.spares_low:
+                await trio.sleep(0.01)
+        refills, refill = [], m.staging.refill
+        m.staging.refill = lambda: (refills.append(len(m.staging._spares)), refill())  # type: ignore[method-assign, func-returns-value]
+        for number in range(SPARES):
+            await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"%d" % number))[0])
+        with trio.fail_after(10):
+            while m.staging.spares_low:
+                await trio.sleep(0.01)
+        assert 0 < len(refills) < SPARES / 2
+        assert max(refills) <= SPARES // 2
+        assert min(refills) > 0
