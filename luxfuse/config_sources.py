@@ -59,7 +59,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def _no_toml(exc: Exception) -> str:
-    return f"is not TOML: {exc}; write NAME = \"TEXT\", NAME = NUMBER or NAME = true"
+    return f'is not TOML: {exc}; write NAME = "TEXT", NAME = NUMBER or NAME = true'
 
 
 def place_in_file(path: str, name: str, text: str) -> str:

@@ -124,9 +124,7 @@ class Attempts(Contents):
 
         return job
 
-    def _keeper(
-        self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True
-    ) -> Keep:
+    def _keeper(self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True) -> Keep:
         """Return what stores the bytes of a flight, in the thread that got them."""
         size, oid = obj.record.size, obj.oid
         keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total

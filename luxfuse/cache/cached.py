@@ -28,8 +28,13 @@ class Flight:
     )  # fmt: skip
 
     def __init__(
-        self, pages: range, size_bytes: int, keep_in_memory: bool, on_end: Callable[[int], None] | None,
-        budget: ByteBudget, later: bool = False,
+        self,
+        pages: range,
+        size_bytes: int,
+        keep_in_memory: bool,
+        on_end: Callable[[int], None] | None,
+        budget: ByteBudget,
+        later: bool = False,
     ) -> None:
         """A request for ``pages`` of an object of ``size_bytes``; see `PageCache.start` for the rest."""
         self.pages = pages

@@ -211,7 +211,6 @@ class Contents:
                 obj.forget_pages()
                 obj.record.allocated_bytes = 0
 
-
     def close(self) -> None:
         """Start nothing more: the nursery is about to end."""
         self._closed = True

@@ -228,6 +228,7 @@ class Directories:
 
     def _targets(self, space: Space) -> list[Space]:
         """Return the directories that can take what another one holds: of the nearest tier, the lower one first."""
+
         def distance(other: Space) -> tuple[int, int]:
             below = other.level - space.level
             return abs(below), -below

@@ -178,7 +178,7 @@ def load(
         if damaged:
             return Loaded(b"", tuple(verified), tuple(damaged), foreign)
         if len(checked) == 1 and len(pages_of(offset, length)) == 1:
-            (page, data), = checked.items()
+            ((page, data),) = checked.items()
             start = offset - page * PAGE_BYTES
             return Loaded(data[start : start + length], tuple(verified), (), foreign)
         data = read_exact(fd, length, offset)
@@ -200,9 +200,7 @@ class Opened:
     """The file has another size than the object: it must be set, by who knows that the file is still the object's."""
 
 
-def open_verified(
-    directory: CacheDirectory, oid: bytes, size: int, checksums: Sequence[int], stamp: int
-) -> Opened:
+def open_verified(directory: CacheDirectory, oid: bytes, size: int, checksums: Sequence[int], stamp: int) -> Opened:
     """Open a whole object's file; unless its mtime is ``stamp`` (0: never), check every page first. Raises OSError."""
     fd = directory.open(oid)
     try:
@@ -233,9 +231,7 @@ class Examined:
     damaged: tuple[int, ...]
 
 
-def examine(
-    directory: CacheDirectory, oid: bytes, size: int, pages: Sequence[int], checksums: Sequence[int]
-) -> Examined:
+def examine(directory: CacheDirectory, oid: bytes, size: int, pages: Sequence[int], checksums: Sequence[int]) -> Examined:
     """Check pages of an object's file, as they are on the disk rather than in memory. Raises OSError."""
     fd = directory.open_unbuffered(oid)
     try:

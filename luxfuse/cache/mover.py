@@ -238,8 +238,14 @@ class Mover:
                 return False
             part = present[first : first + SLICE_PAGES]
             good = await trio.to_thread.run_sync(
-                disk.copy_pages, move.source.directory, move.target.directory, move.oid, move.obj.size, part,
-                [pages.checksums[page] for page in part], first == 0,
+                disk.copy_pages,
+                move.source.directory,
+                move.target.directory,
+                move.oid,
+                move.obj.size,
+                part,
+                [pages.checksums[page] for page in part],
+                first == 0,
             )
             if not good or not move.holds:
                 return False

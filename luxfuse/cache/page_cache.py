@@ -74,7 +74,15 @@ class PageCache(Fetching):
         assert space is not None
         try:
             loaded = await trio.to_thread.run_sync(
-                disk.load, space.directory, oid, obj.size, offset, length, sums, trusted, stamp,
+                disk.load,
+                space.directory,
+                oid,
+                obj.size,
+                offset,
+                length,
+                sums,
+                trusted,
+                stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:
@@ -94,6 +102,7 @@ class PageCache(Fetching):
             return None
         space.read_bytes += length
         return loaded.data
+
     # -- handing over to the kernel
 
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
@@ -105,7 +114,12 @@ class PageCache(Fetching):
             return None
         try:
             opened = await trio.to_thread.run_sync(
-                disk.open_verified, space.directory, oid, obj.size, obj.pages.checksums, stamp,
+                disk.open_verified,
+                space.directory,
+                oid,
+                obj.size,
+                obj.pages.checksums,
+                stamp,
                 limiter=self._disk_limiter,
             )
         except OSError as exc:

@@ -32,9 +32,7 @@ Keep = Callable[[memoryview, tuple[int, ...], Description | None], Fetched]
 class PeerSource(Protocol):
     """Other nodes, as those who miss a page see them."""
 
-    def ask(
-        self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]
-    ) -> bool:
+    def ask(self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]) -> bool:
         """Ask another node for a flight's pages, if there is one to ask; else False, and nothing is called.
 
         ``done`` is called once, in the event loop. ``too_slow`` may be called before, once: ask elsewhere too.

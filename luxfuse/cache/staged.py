@@ -72,8 +72,15 @@ class StagedBytes:
     """A staging file and its base. Owns ``fd`` and one use of ``base``."""
 
     def __init__(
-        self, fd: int, path: Path, *, cache: PageCache, threads: Threads, base: CachedObject | None = None,
-        base_bytes: int = 0, present: set[int] | None = None,
+        self,
+        fd: int,
+        path: Path,
+        *,
+        cache: PageCache,
+        threads: Threads,
+        base: CachedObject | None = None,
+        base_bytes: int = 0,
+        present: set[int] | None = None,
     ) -> None:
         """``path``: where it stays until `close`. ``present``: pages below ``base_bytes`` that it has already."""
         self._fd = fd

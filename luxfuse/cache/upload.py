@@ -163,15 +163,18 @@ class Uploader:
             async with self._budget.hold(stamp.size):
                 with self.store.changing(key):
                     info, sums = await self.store.call(
-                        "put", put, what=f"PUT {key!r}", patience=1 + stamp.size / (8 << 20), size_bytes=stamp.size,
-                        key=key, once=source.retrying,
+                        "put",
+                        put,
+                        what=f"PUT {key!r}",
+                        patience=1 + stamp.size / (8 << 20),
+                        size_bytes=stamp.size,
+                        key=key,
+                        once=source.retrying,
                     )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)
 
-    async def _put_file(
-        self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
-    ) -> Uploaded:
+    async def _put_file(self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp) -> Uploaded:
         sums = await self.checksums(source.bytes, stamp.size)
         info = await self.store.put_file(source.key, str(source.bytes.path), metadata, expect=expect, keep=source.keep)
         return Uploaded(info, sums, stamp)
@@ -198,9 +201,7 @@ class Uploader:
 
     # -- in parts
 
-    async def _in_parts(
-        self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp
-    ) -> Uploaded:
+    async def _in_parts(self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp) -> Uploaded:
         upload = await self._usable(source, metadata, stamp.size)
         sums: dict[int, int] = {}
         if upload is not None and upload.part_bytes:
@@ -339,9 +340,7 @@ class Uploader:
         if part.copied:
             old = source.old
             assert old is not None
-            tag = await self.store.copy_part(
-                key, upload.upload, part.number, old.key, old.version, part.start, part.end
-            )
+            tag = await self.store.copy_part(key, upload.upload, part.number, old.key, old.version, part.start, part.end)
             upload.arrived(part, tag, old.version)
             return
         length = part.end - part.start

@@ -197,9 +197,7 @@ class Gauge(Protocol):
 class Display:
     """Shows progress on stderr for the length of a block. ``title`` says of what, where there is no terminal."""
 
-    def __init__(
-        self, title: str, meter: Gauge | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, title: str, meter: Gauge | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
         self._clock = clock
         self._meter = meter or Meter()
@@ -225,7 +223,9 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._bar = Progress(
-            BarColumn(bar_width=20), TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True),
             transient=True,
         )
         self._task = self._bar.add_task("", total=1.0, text="")

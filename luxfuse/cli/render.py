@@ -74,8 +74,15 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
     rows += [("attached", _volume(volume)) for volume in status.get("volumes", []) if volume["path"]]
-    for name, make in (("reads", _reads), ("opens", _opens), ("under-store", _understore), ("cost", _cost),
-                       ("not uploaded", _dirty), ("recovered", _recovered), ("problems", _problems)):
+    for name, make in (
+        ("reads", _reads),
+        ("opens", _opens),
+        ("under-store", _understore),
+        ("cost", _cost),
+        ("not uploaded", _dirty),
+        ("recovered", _recovered),
+        ("problems", _problems),
+    ):
         if text := make(status):
             rows.append((name, text))
     rows += [(name, text) for name, text in _cluster(status) if text]
@@ -115,9 +122,7 @@ def _opens(status: Mapping[str, Any]) -> str:
 
 def _understore(status: Mapping[str, Any]) -> str:
     store = status.get("understore", {})
-    counts = ", ".join(
-        f"{store[name]} {name}" for name in ("gets", "heads", "lists", "puts", "deletes") if store.get(name)
-    )
+    counts = ", ".join(f"{store[name]} {name}" for name in ("gets", "heads", "lists", "puts", "deletes") if store.get(name))
     state = "" if store.get("state", "ok") == "ok" else f", [yellow]{escape(str(store['state']))}[/]"
     traffic = f"{format_size(store.get('get_bytes', 0))} received"
     if store.get("put_bytes"):

@@ -97,8 +97,13 @@ class CleanReplicas:
         """A volume takes part from now on."""
         store = RuleStore(parts.objects, self._clock)
         stock = VolumeStock(
-            store=store, objects=parts.objects, cache=parts.cache, names=parts.names, inventory=parts.inventory,
-            retention=parts.retention, holders=self._holders,
+            store=store,
+            objects=parts.objects,
+            cache=parts.cache,
+            names=parts.names,
+            inventory=parts.inventory,
+            retention=parts.retention,
+            holders=self._holders,
         )
         replicating = Replicating(source, stock, self._members, self._holders, self._rpc)
         volume = self._volumes[source] = _Volume(parts, store, replicating, CacheShelf(parts.cache))

@@ -23,9 +23,7 @@ def from_log(holdings: Holdings, request: Since) -> Answer:
     changes = log.since(request.sequence, MOST_ENTRIES) if request.log_id == log.log_id else None
     if changes is None:
         return Sums(log.log_id, log.sequence, holdings.sums.encode())
-    return Changes(
-        log.log_id, request.sequence + len(changes) // ENTRY_BYTES, log.sequence, holdings.total, changes
-    )
+    return Changes(log.log_id, request.sequence + len(changes) // ENTRY_BYTES, log.sequence, holdings.total, changes)
 
 
 def from_table(table: LocationTable, log_id: bytes, request: Buckets) -> Content:

@@ -255,9 +255,7 @@ class Locations:
             raise PeerRefused(Refusal.BUSY, retry_after_s=1.0)
         self._answering += 1
         try:
-            return encode(
-                await trio.to_thread.run_sync(from_table, self._table, self._holdings.log.log_id, request)
-            )
+            return encode(await trio.to_thread.run_sync(from_table, self._table, self._holdings.log.log_id, request))
         except OSError as exc:
             log.debug("%s cannot be told what is held here: %s", peer, exc)
             raise PeerRefused(Refusal.FAILED, "what is held cannot be read") from exc

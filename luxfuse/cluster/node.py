@@ -91,8 +91,13 @@ class Cluster:
         self.peers = Peers(self.membership, self._client, self.locations, cooperative=settings.cooperative, rng=rng)
         self._reconcile = trio.Event()
         self.replication = Replication(
-            name=info.name, rack=info.rack, root=directory / REPLICAS, capacity_bytes=REPLICAS_BYTES, rpc=self._client,
-            alive=self.membership.alive, member=self.membership.member,
+            name=info.name,
+            rack=info.rack,
+            root=directory / REPLICAS,
+            capacity_bytes=REPLICAS_BYTES,
+            rpc=self._client,
+            alive=self.membership.alive,
+            member=self.membership.member,
         )
         self._replicators: dict[bytes, Replicator] = {}
         self.replication.register(self._server)

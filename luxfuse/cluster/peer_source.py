@@ -178,7 +178,12 @@ class Peers:
             done(fetched, self._judge(asked, error))
 
         self._batches.submit(
-            node, want, lambda got: keep(got.data, got.checksums, got.described), ended, fetch=fetch, timeout_s=TIMEOUT_S,
+            node,
+            want,
+            lambda got: keep(got.data, got.checksums, got.described),
+            ended,
+            fetch=fetch,
+            timeout_s=TIMEOUT_S,
             later=later,
         )
 
@@ -221,7 +226,6 @@ class Peers:
                     self._hedge(asked, now_s)
             self._wake = trio.Event()
 
-
     def _hedge(self, asked: _Asked, now_s: float) -> None:
         """A peer is slow: have the under-store asked, too, if that is paid for, or if it is late anyhow."""
         hedging = self._hedging[asked.fetch]
@@ -242,9 +246,7 @@ class PeerSource:
         self._peers = peers
         self._source = source
 
-    def ask(
-        self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]
-    ) -> bool:
+    def ask(self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]) -> bool:
         """See there."""
         route = self._peers.route(self._source, obj.oid, flight.pages.start // RANGE_PAGES)
         if route is None:

@@ -90,8 +90,16 @@ class Replication:
     """The replicas of a node, its own and those of others."""
 
     def __init__(
-        self, *, name: str, rack: str, root: Path, capacity_bytes: int, rpc: Rpc, alive: Callable[[], Sequence[Member]],
-        member: Callable[[str], Member | None], clock: Callable[[], float] = time.time,
+        self,
+        *,
+        name: str,
+        rack: str,
+        root: Path,
+        capacity_bytes: int,
+        rpc: Rpc,
+        alive: Callable[[], Sequence[Member]],
+        member: Callable[[str], Member | None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """``name``, ``rack``: of this node. ``root``: directory for others' replicas of ``capacity_bytes`` at most.
 
@@ -103,9 +111,7 @@ class Replication:
         self.alive = alive
         self.member = member
         self.clock = clock
-        self.holder = Holder(
-            name=name, files=ReplicaFiles(root, capacity_bytes), rpc=rpc, member=member, clock=clock
-        )
+        self.holder = Holder(name=name, files=ReplicaFiles(root, capacity_bytes), rpc=rpc, member=member, clock=clock)
         self._volumes: dict[bytes, Replicator] = {}
         self.sent = 0
         self.fallbacks = 0
@@ -203,7 +209,8 @@ class Replicator:
         fit = [
             (member.info.name, member.info.rack)
             for member in self._node.alive()
-            if member.state is MemberState.ALIVE and self._source in member.info.sources
+            if member.state is MemberState.ALIVE
+            and self._source in member.info.sources
             and member.info.name != self._node.name
         ]
         return ranked(self.write(number, 0).file, self._node.rack, fit, keep)
@@ -211,8 +218,15 @@ class Replicator:
     # -- sending
 
     async def replicate(
-        self, write: Write, key: str, metadata: Mapping[str, str], expect: str | None, holders: tuple[str, ...],
-        fd: int, size: int, content: int,
+        self,
+        write: Write,
+        key: str,
+        metadata: Mapping[str, str],
+        expect: str | None,
+        holders: tuple[str, ...],
+        fd: int,
+        size: int,
+        content: int,
     ) -> tuple[str, ...]:
         """Have enough peers hold the first ``size`` bytes of ``fd``; returns who does. Raises `NotReplicated`.
 
@@ -220,8 +234,14 @@ class Replicator:
         they are only told what it has become.
         """
         replica = Replica(
-            self._source, write, key, size, self.described(metadata, write.file.number, write.generation, key), expect,
-            holders, self._node.clock(),
+            self._source,
+            write,
+            key,
+            size,
+            self.described(metadata, write.file.number, write.generation, key),
+            expect,
+            holders,
+            self._node.clock(),
         )
         left = self._candidates(write.file.number, holders)
         took: list[str] = []

@@ -90,7 +90,12 @@ class Holder:
     """The replicas of one node."""
 
     def __init__(
-        self, *, name: str, files: ReplicaFiles, rpc: Rpc, member: Callable[[str], Member | None],
+        self,
+        *,
+        name: str,
+        files: ReplicaFiles,
+        rpc: Rpc,
+        member: Callable[[str], Member | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``name``: of this node. ``member``: what is believed of another one. ``clock``: wall-clock seconds."""
@@ -345,15 +350,16 @@ class Holder:
         reached("takeover.kept")
         self.counts.kept += 1
         log.warning(
-            "%r of node %s, which is gone, is not uploaded: %s; it is kept as %s", held.replica.key,
-            held.replica.write.file.writer, why, path,
+            "%r of node %s, which is gone, is not uploaded: %s; it is kept as %s",
+            held.replica.key,
+            held.replica.write.file.writer,
+            why,
+            path,
         )
         await self._settle(held, State.KEPT)
 
     async def _settle(self, held: Holding, state: State, version: str = "", *, effective: bool = False) -> None:
-        await self._run(
-            lambda: self.files.settle(held, state, self._clock(), version=version, effective=effective)
-        )
+        await self._run(lambda: self.files.settle(held, state, self._clock(), version=version, effective=effective))
         reached("takeover.settled")
 
     async def _upload(self, store: Store, held: Holding, expect: str) -> ObjectInfo:

@@ -56,9 +56,7 @@ def mount_directory(settings: Settings) -> Path:
         directory.chmod(0o700)
     except OSError as exc:
         why = "Not a directory" if isinstance(exc, FileExistsError) else exc.strerror
-        raise MountError(
-            f"state directory {directory}: {why}; make it writable or set LUXFUSE_STATE_DIR"
-        ) from None
+        raise MountError(f"state directory {directory}: {why}; make it writable or set LUXFUSE_STATE_DIR") from None
     return directory
 
 

@@ -22,9 +22,7 @@ class OpenMode(enum.Enum):
     """Undecided: fetch the whole object first, then ask again."""
 
 
-def decide(
-    *, registered: bool, copied_opens: int, whole: bool, fetchable: bool, passthrough_possible: bool
-) -> OpenMode:
+def decide(*, registered: bool, copied_opens: int, whole: bool, fetchable: bool, passthrough_possible: bool) -> OpenMode:
     """Choose the mode of one open from the inode's present state; must be asked again after every wait.
 
     ``registered``: the inode has a backing id. ``copied_opens``: live opens that copy. ``whole``: every page is in

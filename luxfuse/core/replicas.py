@@ -83,8 +83,13 @@ class Replica(msgspec.Struct, frozen=True, array_like=True):
     def is_sound(self) -> bool:
         """Whether a node may take it from another one."""
         return (
-            self.write.file.is_sound and len(self.source) == 8 and self.size >= 0 and bool(self.key)
-            and not self.key.endswith("/") and len(self.holders) <= MOST_HOLDERS and 0 < self.write.generation < 1 << 63
+            self.write.file.is_sound
+            and len(self.source) == 8
+            and self.size >= 0
+            and bool(self.key)
+            and not self.key.endswith("/")
+            and len(self.holders) <= MOST_HOLDERS
+            and 0 < self.write.generation < 1 << 63
         )
 
 

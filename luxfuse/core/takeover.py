@@ -24,9 +24,7 @@ ABSENT = ""
 """As a version: there is no object."""
 
 
-def ranked(
-    file: FileId, rack: str, peers: Iterable[tuple[str, str]], keep: Collection[str] = ()
-) -> list[str]:
+def ranked(file: FileId, rack: str, peers: Iterable[tuple[str, str]], keep: Collection[str] = ()) -> list[str]:
     """Return the names of ``peers`` (name, rack), best holders of a file first.
 
     Those of ``keep`` first, as they hold an earlier content that the new one replaces; then those of other racks than

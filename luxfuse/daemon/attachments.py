@@ -224,9 +224,7 @@ class Attachments:
             async with life.running(build) as parts:
                 files, a.parts = parts.files, parts
                 a.settings = life.settings
-                a.volume.serve(
-                    parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only
-                )
+                a.volume.serve(parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only)
                 task_status.started()
                 await a.leave.wait()
                 if self._cluster is not None:

@@ -178,7 +178,8 @@ class _Daemon:
         tally = backlog.tally()
         if tally.files or tally.deletes:
             log.info(
-                "%d files and %d deletes are not in the under-store; the next mount brings them there", tally.files,
+                "%d files and %d deletes are not in the under-store; the next mount brings them there",
+                tally.files,
                 tally.deletes,
             )
 

@@ -38,7 +38,11 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
     operations = Operations(volumes, read_only=s.read_only)
     session = Session(
-        operations, kernel, mountpoint=s.mountpoint, source=safe_url(s.source), allow_other=s.allow_other,
+        operations,
+        kernel,
+        mountpoint=s.mountpoint,
+        source=safe_url(s.source),
+        allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
         cache_directories=[cache.directory.path for cache in local.caches],
     )

@@ -70,9 +70,11 @@ class Reloader:
         new = await trio.to_thread.run_sync(config.read_again, old)
         changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
         secrets = with_secrets(old.storage_options, new.storage_options) == new.storage_options
-        if fixed := [config.written_name(name) for name in changed if name not in LIVE and not (
-            name == "storage_options" and secrets
-        )]:
+        if fixed := [
+            config.written_name(name)
+            for name in changed
+            if name not in LIVE and not (name == "storage_options" and secrets)
+        ]:
             raise ConfigError(
                 f"--config {new.config_file}: {', '.join(fixed)} cannot change while mounted; unmount and mount again"
             )

@@ -126,8 +126,10 @@ class Service:
             "cache": _total([_cache(parts) for parts in each]),
             "names": _total([_names(parts) for parts in each]),
             "fuse": {
-                "requests": requests, "fast_opens": fast_opens,
-                "errors": p.operations.errors, "refusals": p.operations.refusals,
+                "requests": requests,
+                "fast_opens": fast_opens,
+                "errors": p.operations.errors,
+                "refusals": p.operations.refusals,
             },
             "dirty": self._dirty(tally),
             "recovered": {
@@ -303,9 +305,7 @@ class Service:
 
     def loads(self) -> list[dict[str, object]]:
         """Return how far the loads are: those that run, and the last that ended."""
-        return [
-            _placed(place, asdict(progress)) for place, parts in self._volumes() for progress in parts.loads.progress()
-        ]
+        return [_placed(place, asdict(progress)) for place, parts in self._volumes() for progress in parts.loads.progress()]
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""

@@ -51,8 +51,15 @@ class Session:
     """One mount of ``operations`` at ``mountpoint``."""
 
     def __init__(
-        self, operations: Operations, kernel: KernelSide, *, mountpoint: str, source: str, allow_other: bool,
-        want_passthrough: bool, cache_directories: Sequence[Path],
+        self,
+        operations: Operations,
+        kernel: KernelSide,
+        *,
+        mountpoint: str,
+        source: str,
+        allow_other: bool,
+        want_passthrough: bool,
+        cache_directories: Sequence[Path],
     ) -> None:
         self._operations = operations
         self._kernel = kernel

@@ -80,9 +80,7 @@ def _audit(txn: Transaction) -> Audit:
     return found
 
 
-def _differences(
-    txn: Transaction, sums: dict[tuple[int, int], tuple[int, int]]
-) -> dict[tuple[int, int], tuple[int, int]]:
+def _differences(txn: Transaction, sums: dict[tuple[int, int], tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
     prefix = totals_key(0, 0)[:-2]
     counted = {(key[-2], key[-1]): TOTALS.unpack(value) for key, value in txn.items(Table.META, prefix, prefix)}
     wrong = {}

@@ -122,9 +122,7 @@ class Part:
         )
 
 
-def complete(
-    txn: Transaction, directory: int, serial: int, fetched_s: float, held: HeldNames, now_s: float
-) -> Changes:
+def complete(txn: Transaction, directory: int, serial: int, fetched_s: float, held: HeldNames, now_s: float) -> Changes:
     """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
     changes = Changes()
     prefix = U64.pack(directory)

@@ -128,7 +128,13 @@ class LocationTable:
         new = not (self.path / "data.mdb").exists()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._env = lmdb.open(
-            str(self.path), map_size=MAP_BYTES, max_dbs=5, sync=False, metasync=False, mode=0o600, max_readers=512,
+            str(self.path),
+            map_size=MAP_BYTES,
+            max_dbs=5,
+            sync=False,
+            metasync=False,
+            mode=0o600,
+            max_readers=512,
             readahead=False,
         )
         try:

@@ -278,9 +278,7 @@ class Names:
         described_ns: int,
     ) -> Entry:
         serial = old.listing if old is not None else self.serial(parent)
-        entry = Entry(
-            self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial
-        )
+        entry = Entry(self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
         describe(entry, attributes, described_ns, checked_s)
         rows: Rows = {}
         if old is not None:
@@ -400,8 +398,14 @@ class Names:
         What it returns as deferred belongs into the ``last`` call.
         """
         part = bulk.Part(
-            directory, serial, checked_s, last=last, held=self._held, new_inode=self._new_inode,
-            believe_from_s=self.believe_from_s, by_time=self.keeps_attributes,
+            directory,
+            serial,
+            checked_s,
+            last=last,
+            held=self._held,
+            new_inode=self._new_inode,
+            believe_from_s=self.believe_from_s,
+            by_time=self.keeps_attributes,
         )
 
         def merge(txn: Transaction) -> Changes:

@@ -211,9 +211,7 @@ class Objects:
         """Whether the index takes no changes now."""
         return self._store.refusing
 
-    def save(
-        self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None
-    ) -> bool:
+    def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> bool:
         """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
         old = self._store.get(Table.OBJECTS, oid)
         before = decode_record(old) if old is not None else None
@@ -388,9 +386,7 @@ class Objects:
             self._tell(oid, deltas, held)
         return True
 
-    def _tell(
-        self, oid: bytes, deltas: Sequence[tuple[ObjectRecord, int]], held: Sequence[tuple[int, bool]]
-    ) -> None:
+    def _tell(self, oid: bytes, deltas: Sequence[tuple[ObjectRecord, int]], held: Sequence[tuple[int, bool]]) -> None:
         for listener in self.on_change:
             for record, sign in deltas:
                 listener(oid, record, sign)

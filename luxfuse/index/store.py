@@ -109,7 +109,12 @@ class IndexStore:
             path.chmod(0o700)  # it may have been there already
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_BYTES, max_dbs=len(Table), metasync=False, mode=0o600, max_readers=512,
+                str(path),
+                map_size=MAP_BYTES,
+                max_dbs=len(Table),
+                metasync=False,
+                mode=0o600,
+                max_readers=512,
                 readahead=False,
             )
             self._databases = {table: self._env.open_db(table.name.lower().encode()) for table in Table}

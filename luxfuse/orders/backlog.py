@@ -171,9 +171,7 @@ class Backlog:
             if (failure := self._writeback.delete_error(key)) is not None:
                 failing += 1
                 error = error or f"removing {path_of(key)}: {failure}"
-        return Tally(
-            files, size, open_files, len(self._journal.deletes), held, since_s, failing, error, local_only
-        )
+        return Tally(files, size, open_files, len(self._journal.deletes), held, since_s, failing, error, local_only)
 
     def _is_waiting(self, dirty: Dirty) -> bool:
         """As `Dirty.must_push`, but asks the disk only about files that are open for writing."""
@@ -229,8 +227,14 @@ class Backlog:
             tally = self._tally = self._count()
         error = self._reason(tally.error)
         return Progress(
-            tally.files, tally.bytes, tally.deletes, tally.open_files, self._store.statistics().put_bytes,
-            watch.stalled_s(tally.files + tally.deletes, error), error, not tally.due,
+            tally.files,
+            tally.bytes,
+            tally.deletes,
+            tally.open_files,
+            self._store.statistics().put_bytes,
+            watch.stalled_s(tally.files + tally.deletes, error),
+            error,
+            not tally.due,
         )
 
     def _reason(self, error: str | None) -> str | None:
@@ -328,9 +332,16 @@ class Backlog:
         if state.failed > len(failures):
             failures.append(f"{state.failed - len(failures)} more failed")
         return Progress(
-            len(entries), sum(_size_of(d) for d in entries), len(state.left) - len(entries), 0,
-            self._store.statistics().put_bytes, stalled_s, error, not state.left,
-            tuple(failures) if not state.left else (), tuple(state.notes) if not state.left else (),
+            len(entries),
+            sum(_size_of(d) for d in entries),
+            len(state.left) - len(entries),
+            0,
+            self._store.statistics().put_bytes,
+            stalled_s,
+            error,
+            not state.left,
+            tuple(failures) if not state.left else (),
+            tuple(state.notes) if not state.left else (),
         )
 
 

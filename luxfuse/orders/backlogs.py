@@ -27,10 +27,14 @@ class Backlogs:
         each = [tally for _, tally in tallies]
         since = [tally.since_s for tally in each if tally.since_s is not None]
         return Tally(
-            files=sum(t.files for t in each), bytes=sum(t.bytes for t in each),
-            open_files=sum(t.open_files for t in each), deletes=sum(t.deletes for t in each),
-            held_deletes=sum(t.held_deletes for t in each), since_s=min(since, default=None),
-            failing=sum(t.failing for t in each), error=_first_error([(path, t.error) for path, t in tallies]),
+            files=sum(t.files for t in each),
+            bytes=sum(t.bytes for t in each),
+            open_files=sum(t.open_files for t in each),
+            deletes=sum(t.deletes for t in each),
+            held_deletes=sum(t.held_deletes for t in each),
+            since_s=min(since, default=None),
+            failing=sum(t.failing for t in each),
+            error=_first_error([(path, t.error) for path, t in tallies]),
             local_only=sum(t.local_only for t in each),
         )
 
@@ -47,9 +51,7 @@ class Backlogs:
             backlog.hasten()
         try:
             while True:
-                steps = [
-                    (path, backlog.step(watch)) for (path, backlog), watch in zip(members, watches, strict=True)
-                ]
+                steps = [(path, backlog.step(watch)) for (path, backlog), watch in zip(members, watches, strict=True)]
                 step = _merged(steps)
                 yield step
                 if step.done:

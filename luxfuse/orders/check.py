@@ -103,8 +103,15 @@ class Check:
         """Return how far it is."""
         checked = self._file_check.checked_bytes
         return CheckProgress(
-            self._repair, self._files, checked, max(self._total_files, self._files), max(self._total_bytes, checked),
-            self._problems, self._mended, tuple(self._lines), self._error if self.ended.is_set() else None,
+            self._repair,
+            self._files,
+            checked,
+            max(self._total_files, self._files),
+            max(self._total_bytes, checked),
+            self._problems,
+            self._mended,
+            tuple(self._lines),
+            self._error if self.ended.is_set() else None,
             self.ended.is_set(),
         )
 

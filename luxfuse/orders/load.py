@@ -226,9 +226,22 @@ class Load:
             failures.append(f"{t.failed.files - len(failures)} more failed")
         handled = t.loaded.files + t.present.files + t.left_out.files + t.failed.files
         return LoadProgress(
-            self.number, tuple(self._paths[:PATHS_TOLD]), self.state, self._walking, max(t.found.files, handled),
-            t.found.bytes, t.loaded.files, t.loaded.bytes, t.present.files, t.present.bytes, t.left_out.files,
-            t.left_out.bytes, t.failed.files, self._note(), done, tuple(failures),
+            self.number,
+            tuple(self._paths[:PATHS_TOLD]),
+            self.state,
+            self._walking,
+            max(t.found.files, handled),
+            t.found.bytes,
+            t.loaded.files,
+            t.loaded.bytes,
+            t.present.files,
+            t.present.bytes,
+            t.left_out.files,
+            t.left_out.bytes,
+            t.failed.files,
+            self._note(),
+            done,
+            tuple(failures),
         )
 
     def _note(self) -> str | None:

@@ -72,8 +72,16 @@ class Retention:
     """Pins and time limits of one mount."""
 
     def __init__(
-        self, *, marks: MarkStore, policies: PathPolicies, objects: Objects, cache: PageCache, namespace: Namespace,
-        inventory: Inventory, tree: Tree, clock: Callable[[], float],
+        self,
+        *,
+        marks: MarkStore,
+        policies: PathPolicies,
+        objects: Objects,
+        cache: PageCache,
+        namespace: Namespace,
+        inventory: Inventory,
+        tree: Tree,
+        clock: Callable[[], float],
     ) -> None:
         """``clock``: wall-clock seconds."""
         self._store = marks

@@ -105,9 +105,7 @@ class Batches:
         self._under_way += 1
         self._workers.submit(partial(self._run, batch), partial(self._ended, batch), size_bytes, later=later)
 
-    def _joins(
-        self, which: tuple[NodeInfo, bool, bool], order: tuple[Want, Keep, Done, int], give_up_at_s: float
-    ) -> bool:
+    def _joins(self, which: tuple[NodeInfo, bool, bool], order: tuple[Want, Keep, Done, int], give_up_at_s: float) -> bool:
         """Put a want into the node's last batch, if that waits for a thread and has room for it."""
         member, fetch, later = which
         batch = self._last.get((member.name, fetch, later))

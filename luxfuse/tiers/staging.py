@@ -213,7 +213,7 @@ class Staging:
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            part = target.with_name(f".{target.name[:NUMBERED_NAME_BYTES // 4]}.{os.getpid()}.part")
+            part = target.with_name(f".{target.name[: NUMBERED_NAME_BYTES // 4]}.{os.getpid()}.part")
             try:
                 _copy(fd, part)
                 part.rename(target)

@@ -80,7 +80,12 @@ class AzureWrites:
                 ])  # fmt: skip
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -102,7 +107,12 @@ class AzureWrites:
         return ObjectInfo(key, len(data), quoted(answer["etag"]), to_ns(answer["last_modified"]), dict(metadata))
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return put_in_parts(self, key, path, metadata, expect, keep)
@@ -140,9 +150,7 @@ class AzureWrites:
         answer = self._finished(target, answer, what)
         if keep.content_type and type_for(target, keep) != keep.content_type:
             settings = self._described(_kept(target, keep))["content_settings"]
-            answer = self._run(
-                what, self._blob(target).set_http_headers, settings, **_condition(quoted(answer["etag"]))
-            )
+            answer = self._run(what, self._blob(target).set_http_headers, settings, **_condition(quoted(answer["etag"])))
         if clear:
             return self._replace_metadata(target, {}, quoted(answer["etag"]), what)
         kept = None if metadata is None else dict(metadata)
@@ -161,9 +169,7 @@ class AzureWrites:
             raise StoreUnavailable(f"{what}: the service gave up")
         return answer
 
-    def _replace_metadata(
-        self, key: str, metadata: Mapping[str, str], version: str | None, what: str
-    ) -> ObjectInfo:
+    def _replace_metadata(self, key: str, metadata: Mapping[str, str], version: str | None, what: str) -> ObjectInfo:
         answer = self._run(what, self._blob(key).set_blob_metadata, dict(metadata), **_condition(version))
         return ObjectInfo(key, -1, quoted(answer["etag"]), to_ns(answer["last_modified"]), dict(metadata))
 
@@ -200,9 +206,7 @@ class AzureWrites:
         self._run(what, self._blob(key).stage_block, block, _body(data), length=len(data))
         return block
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         raise StoreRejected(f"COPY {source!r} to {key!r} part {number}: this store copies no parts")
 
     def complete_upload(

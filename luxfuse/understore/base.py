@@ -70,13 +70,23 @@ class WriteSide(Protocol):
         """Describe one object with what others may have set on it; ``whole``: also what a plain copy has by itself."""
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object in one request. A key that ends in "/" is a directory marker, ``data`` then empty."""
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object of any size from the local file ``path``, which nobody changes meanwhile."""
@@ -116,9 +126,7 @@ class WriteSide(Protocol):
         the upload is no longer open.
         """
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         """Make bytes [start, end) of the object ``source`` part ``number``; returns its ETag.
 
         Raises `VersionChanged` if ``version`` is given and the source is another one.
@@ -137,7 +145,6 @@ class WriteSide(Protocol):
 
     def close(self) -> None:
         """Free connections. Further calls are errors."""
-
 
 
 class UnderStore(WriteSide, Protocol):
@@ -168,9 +175,7 @@ class UnderStore(WriteSide, Protocol):
     def has_prefix(self, prefix: str) -> bool:
         """Whether any key starts with ``prefix`` (which ends in "/"), the marker itself included."""
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         """Return bytes [start, end) of exactly ``version`` of the object; exactly ``end - start`` bytes.
 
         ``on_described`` is called before it returns if the answer told the object's metadata too, as `head` does; where a

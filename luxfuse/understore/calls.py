@@ -95,9 +95,7 @@ class _Timed:
         self._driver = driver
         self._seconds = seconds
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         began_s = time.perf_counter()
         try:
             return self._driver.read(key, start, end, version, on_described=on_described)
@@ -174,7 +172,8 @@ class Calls:
         """From now on the limits of these rules hold beside that of the whole store; ``path_of``: the path of a key."""
         for kind, name in _RATES.items():
             self._turns[kind].replace(
-                policies.rates(name), lambda key, name=name: policies.rate_of(name, path_of(key))  # type: ignore[misc]
+                policies.rates(name),
+                lambda key, name=name: policies.rate_of(name, path_of(key)),  # type: ignore[misc]
             )
 
     async def turn(self, kind: Transfer, key: str, size_bytes: int, *, background: bool = False) -> None:
@@ -236,8 +235,15 @@ class Calls:
         )
 
     async def call(
-        self, kind: RequestKind, function: Callable[[UnderStore], T], *, what: str, patience: float = 1,
-        size_bytes: int = 0, key: str | None = None, once: bool = False,
+        self,
+        kind: RequestKind,
+        function: Callable[[UnderStore], T],
+        *,
+        what: str,
+        patience: float = 1,
+        size_bytes: int = 0,
+        key: str | None = None,
+        once: bool = False,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -474,7 +480,11 @@ class Calls:
         try:
             with trio.move_on_after(self._timeout_s):
                 return await trio.to_thread.run_sync(
-                    self._timed, "list", lambda _driver: next(pages, None), what, abandon_on_cancel=True,
+                    self._timed,
+                    "list",
+                    lambda _driver: next(pages, None),
+                    what,
+                    abandon_on_cancel=True,
                     limiter=self._limiter,
                 )
             self._timeouts += 1

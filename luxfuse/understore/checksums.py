@@ -87,7 +87,6 @@ class Checksums:
         if found != sent and model.name != "DeleteObjects":
             raise StoreUnavailable(f"{model.name}: what the store has is damaged ({name} is {found}, not {sent})")
 
-
     def yields(self, method: str, sent: Sent, exc: Exception) -> bool:
         """Whether a request that failed is worth another try, as something else goes with it now than was ``sent``."""
         if method not in CARRIERS:

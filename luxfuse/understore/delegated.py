@@ -27,13 +27,23 @@ class DelegatedWrites:
         return self._writer().examine(key, whole=whole)
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return self._writer().put(key, data, metadata, expect=expect, keep=keep)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return self._writer().put_file(key, path, metadata, expect=expect, keep=keep)
@@ -49,9 +59,7 @@ class DelegatedWrites:
         size: int | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
-        return self._writer().copy(
-            source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
-        )
+        return self._writer().copy(source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep)
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         return self._writer().delete(keys)
@@ -62,9 +70,7 @@ class DelegatedWrites:
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
         return self._writer().upload_part(key, upload, number, data)
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         return self._writer().copy_part(key, upload, number, source, version, start, end)
 
     def complete_upload(
@@ -85,9 +91,7 @@ class NoMultipart:
     def upload_part(self, key: str, upload: str, number: int, data: Buffer) -> str:
         raise StoreRejected(f"PUT {key!r} part {number}: this store has no multipart uploads")
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         raise StoreRejected(f"COPY {source!r} to {key!r} part {number}: this store copies no parts")
 
     def complete_upload(
@@ -109,13 +113,23 @@ class ReadOnlyWrites(NoMultipart):
         )
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         raise _read_only(f"PUT {key!r}")
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         raise _read_only(f"PUT {key!r}")

@@ -110,9 +110,7 @@ class AzureDriver(AzureWrites, FsspecDriver):
                 return
             yield page
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"
@@ -176,6 +174,8 @@ def _reaching(service: Any, options: Mapping[str, str]) -> Any:
         raise ConfigError(f"storage option {named[0]}: the driver fsspec fetches tokens of az:// without heeding it; use "
                           "the driver obstore, or set SSL_CERT_FILE or HTTPS_PROXY")  # fmt: skip
     return BlobServiceClient(
-        service.url, credential=service.credential, transport=_Transport(reach.trust),
+        service.url,
+        credential=service.credential,
+        transport=_Transport(reach.trust),
         proxies=reach.proxies() or None,
     )

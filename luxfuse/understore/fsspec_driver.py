@@ -116,9 +116,7 @@ class FsspecDriver(FsspecWrites):
     def has_prefix(self, prefix: str) -> bool:
         return next(self.list_directory(prefix), None) is not None
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
         data = b""

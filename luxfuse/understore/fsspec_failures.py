@@ -46,9 +46,7 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
             return StoreUnavailable(f"{what}: the body was cut short")
         status, code = status_of(link)
         if status:
-            return from_status(
-                status, what, code=code, family=family, bucket_level=bucket_level, said=said_of(link)
-            )
+            return from_status(status, what, code=code, family=family, bucket_level=bucket_level, said=said_of(link))
         if type(link).__name__ in _NO_CREDENTIALS:
             places = CREDENTIAL_PLACES.get(family, "the storage options")
             kind = type(link).__name__

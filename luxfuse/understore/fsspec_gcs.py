@@ -43,9 +43,7 @@ _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDispo
 class GcsDriver(FsspecDriver):
     """An `UnderStore` on a bucket of Google's."""
 
-    def __init__(
-        self, filesystem: Any, root: str, options: Mapping[str, str], *, request_timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, filesystem: Any, root: str, options: Mapping[str, str], *, request_timeout_s: float = 30.0) -> None:
         """``options``: the storage options. Raises `ConfigError` for certificates or a proxy that cannot be used."""
         reach_by(filesystem, options)
         super().__init__(filesystem, root, family="gs", request_timeout_s=request_timeout_s)
@@ -97,9 +95,7 @@ class GcsDriver(FsspecDriver):
             if not token:
                 return
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         if start == end:
             self._require_version(key, version, what)
@@ -114,7 +110,12 @@ class GcsDriver(FsspecDriver):
         return checked(data, end - start, found or version, version, what)
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -131,7 +132,12 @@ class GcsDriver(FsspecDriver):
         return self._written(answer, len(data), metadata, what)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what, size = f"PUT {key!r}", Path(path).stat().st_size
@@ -155,9 +161,7 @@ class GcsDriver(FsspecDriver):
                     raise StoreUnavailable(f"{what}: the store took only a part of a piece")
         return self._written(json.loads(answer), size, metadata, what)
 
-    def _about(
-        self, key: str, metadata: Mapping[str, str], what: str, keep: Properties | None
-    ) -> dict[str, Any]:
+    def _about(self, key: str, metadata: Mapping[str, str], what: str, keep: Properties | None) -> dict[str, Any]:
         own = checked_metadata(metadata, what)
         about = {"name": self._prefix + key, "contentType": type_for(key, keep), "metadata": own}
         if keep is not None:
@@ -231,7 +235,13 @@ class GcsDriver(FsspecDriver):
         return failures
 
     def _call(
-        self, what: str, method: str, path: str, *names: str, bucket_level: bool = False, json_out: bool = True,
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *names: str,
+        bucket_level: bool = False,
+        json_out: bool = True,
         **arguments: Any,
     ) -> Any:
         given = {name: value for name, value in arguments.items() if value is not None}

@@ -97,9 +97,7 @@ class HttpDriver(ReadOnlyWrites, FsspecDriver):
         found = await asyncio.gather(*map(describe, keys))
         return [info for info in found if info is not None]
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"

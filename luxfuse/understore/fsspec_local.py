@@ -63,9 +63,7 @@ class LocalDriver(LocalWrites, FsspecDriver):
         if page.objects or page.prefixes or not yielded:
             yield page
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         try:
             fd = os.open(self._local(key, what), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -33,8 +33,13 @@ class FileSystems:
     """The file system objects of one source. `run` is for any thread."""
 
     def __init__(
-        self, first: Any, *, timeout_s: float, prepare: Callable[[Any], None] = lambda _filesystem: None,
-        most: int = MOST, clock: Callable[[], float] = time.monotonic,
+        self,
+        first: Any,
+        *,
+        timeout_s: float,
+        prepare: Callable[[Any], None] = lambda _filesystem: None,
+        most: int = MOST,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """More are made as ``first`` was, if that takes one thread at a time. ``timeout_s``: how long to wait for one.
 

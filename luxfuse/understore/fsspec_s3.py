@@ -52,9 +52,7 @@ class S3Driver(DelegatedWrites, FsspecDriver):
     def _writer(self) -> WriteSide:
         with self._lock:
             if self._client is None:
-                self._client = S3Client(
-                    self._bucket, self._prefix, self._arguments, self._timeout_s, self._objects
-                )
+                self._client = S3Client(self._bucket, self._prefix, self._arguments, self._timeout_s, self._objects)
             return self._client
 
     def probe(self) -> None:
@@ -88,9 +86,7 @@ class S3Driver(DelegatedWrites, FsspecDriver):
         response = self._list(f"LIST {prefix!r}", Prefix=self._prefix + prefix, MaxKeys=1)
         return bool(response.get("Contents"))
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         if start == end:
             return b""
         what = f"GET {key!r} [{start}, {end})"

@@ -43,9 +43,7 @@ class SftpDriver(FsspecDriver):
         shown = [entry for entry in entries if not entry["name"].rpartition("/")[2].startswith(TEMPORARY)]
         yield from super()._pages(prefix, path, shown)
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
 
@@ -58,7 +56,12 @@ class SftpDriver(FsspecDriver):
         return self._ask(what, read)
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -73,7 +76,12 @@ class SftpDriver(FsspecDriver):
         return self._install(key, what, fill)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         def fill(_filesystem: Any, file: Any) -> int:

@@ -126,9 +126,7 @@ class Unexpected(Exception):
 class WebDavDriver(FsspecDriver):
     """An `UnderStore` on WebDAV. Versions are ETags, or size and time where the server has none."""
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
         path = self._file_path(key, what)
         if start == end:

@@ -69,7 +69,12 @@ class FsspecWrites(NoMultipart):
         return True
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -80,7 +85,12 @@ class FsspecWrites(NoMultipart):
         return self._overwrite(key, what, lambda filesystem: filesystem.pipe_file(path, content))
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"

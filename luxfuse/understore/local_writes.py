@@ -46,7 +46,12 @@ class LocalWrites(FsspecWrites):
         return not Path(self._target(prefix, "LIST")).is_symlink()
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -61,7 +66,12 @@ class LocalWrites(FsspecWrites):
         return self._replace(key, what, fill, expect)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"

@@ -252,5 +252,3 @@ def _matching(given: Mapping[str, str], name: str, pattern: re.Pattern[str], mea
     if written is not None and not pattern.fullmatch(written):
         raise ConfigError(f"{name}: {written!r} is not {meaning}")
     return written
-
-

@@ -55,7 +55,13 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
         def open_for_writes(patient: bool, checksums: bool) -> Any:
             return open_store(
-                location, endpoint_url, options, request_timeout_s, patient=patient, writes=True, checksums=checksums,
+                location,
+                endpoint_url,
+                options,
+                request_timeout_s,
+                patient=patient,
+                writes=True,
+                checksums=checksums,
                 access=access,
             )
 
@@ -101,7 +107,12 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return self._writer_for(key).examine(key, whole=whole)
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         odd = has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"')
@@ -116,7 +127,12 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return self._writer_for(key).put(key, data, metadata, expect=expect, keep=keep)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return self._writer_for(key).put_file(key, path, metadata, expect=expect, keep=keep)
@@ -133,9 +149,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         keep: Properties | None = None,
     ) -> ObjectInfo:
         writer = self._writer_for(source, target)
-        return writer.copy(
-            source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
-        )
+        return writer.copy(source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep)
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         if self._family == "s3":  # obstore makes a bulk request even for one key, and tells only of its first failure

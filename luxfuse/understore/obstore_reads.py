@@ -143,9 +143,7 @@ class ObstoreReads:
         except StoreRejected:
             return False  # adlfs is not installed
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         if key[-1:] == "/" or key[:1] == "/" or version[:1] != '"':  # obstore would strip the "/" silently
             return self._read_unusual(key, start, end, version, on_described)
         try:
@@ -168,9 +166,7 @@ class ObstoreReads:
             on_described(_info_of(key, result))
         return data
 
-    def _read_unusual(
-        self, key: str, start: int, end: int, version: str, on_described: OnDescribed | None
-    ) -> Buffer:
+    def _read_unusual(self, key: str, start: int, end: int, version: str, on_described: OnDescribed | None) -> Buffer:
         """Read what `read` cannot: keys that obstore refuses, and versions that are no ETag of its own."""
         if version[:1] == '"' or has_odd_segment(key) or self._family == "gs":
             return self._fallback().read(key, start, end, version, on_described=on_described)

@@ -62,9 +62,7 @@ class ObstoreWrites(NoMultipart):
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities(
-            metadata=True, conditional=self.conditional, multipart=False, part_copy=False, hierarchical=False
-        )
+        return Abilities(metadata=True, conditional=self.conditional, multipart=False, part_copy=False, hierarchical=False)
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         what = f"LIST {prefix!r}"
@@ -99,7 +97,12 @@ class ObstoreWrites(NoMultipart):
         return Properties(info, given.get("Content-Type"), headers, given.get("Storage-Class"))
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what, size = f"PUT {key!r}", len(data)
@@ -112,9 +115,7 @@ class ObstoreWrites(NoMultipart):
 
         def put(checksums: bool) -> Any:
             store = self._store_for(size >= PATIENT_FROM_BYTES, checksums)
-            return obstore.put(
-                store, key, data, attributes=attributes, tags=tags, mode=mode, use_multipart=False
-            )
+            return obstore.put(store, key, data, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
 
         try:
             result = self._with_checksum(put)
@@ -158,7 +159,12 @@ class ObstoreWrites(NoMultipart):
             log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what, file = f"PUT {key!r}", Path(path)

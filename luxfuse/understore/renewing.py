@@ -56,8 +56,6 @@ class Access(Protocol):
         """Ask in which region the bucket is."""
 
 
-
-
 class OnlyOptions:
     """The access of stores that are told everything by their options."""
 

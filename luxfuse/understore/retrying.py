@@ -89,12 +89,8 @@ class Store(Calls):
         """Yield everything below ``prefix``; see `UnderStore.list_all`. Failures are as in `list_directory`."""
         return self._pages(lambda driver: driver.list_all(prefix), f"LIST {prefix!r}")
 
-    async def _pages(
-        self, lister: Callable[[UnderStore], Iterator[ListPage]], what: str
-    ) -> AsyncGenerator[ListPage, None]:
-        pages, page = await self.call(
-            "list", lambda driver: _first(lister(driver)), what=what, patience=LIST_PATIENCE
-        )
+    async def _pages(self, lister: Callable[[UnderStore], Iterator[ListPage]], what: str) -> AsyncGenerator[ListPage, None]:
+        pages, page = await self.call("list", lambda driver: _first(lister(driver)), what=what, patience=LIST_PATIENCE)
         entries = 0
         while page is not None:
             entries += self._count_listed(entries, len(page.objects) + len(page.prefixes))
@@ -111,7 +107,12 @@ class Store(Calls):
         return await self.call("head", lambda driver: driver.examine(key, whole=whole), what=f"HEAD {key!r}")
 
     async def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object in one request; see `UnderStore.put`."""
@@ -130,7 +131,12 @@ class Store(Calls):
         return info
 
     async def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         """Write a whole object from a local file; see `UnderStore.put_file`."""
@@ -159,9 +165,7 @@ class Store(Calls):
         """Copy inside the store; see `UnderStore.copy`. ``size`` in bytes also says how long it may take."""
 
         def copy(driver: UnderStore) -> ObjectInfo:
-            return driver.copy(
-                source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep
-            )
+            return driver.copy(source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep)
 
         patience = 1 + (size or 0) / COPIED_BYTES
         with self.changing(target):
@@ -199,13 +203,9 @@ class Store(Calls):
                 raise
         return failures
 
-    async def begin_upload(
-        self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None
-    ) -> str:
+    async def begin_upload(self, key: str, metadata: Mapping[str, str], *, keep: Properties | None = None) -> str:
         """Open a multipart upload and return its id."""
-        return await self.call(
-            "put", lambda driver: driver.begin_upload(key, metadata, keep=keep), what=f"BEGIN {key!r}"
-        )
+        return await self.call("put", lambda driver: driver.begin_upload(key, metadata, keep=keep), what=f"BEGIN {key!r}")
 
     async def upload_part(self, key: str, upload: str, number: int, data: Buffer, *, once: bool = False) -> str:
         """Upload one part, which has had its `turn`, and return its ETag; see `UnderStore.upload_part`, `Calls.call`."""

@@ -42,9 +42,7 @@ ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
 _COPIES = frozenset({"copy_object", "upload_part_copy"})
-_TOUCHES_CONTENT = (
-    _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
-)
+_TOUCHES_CONTENT = _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
 
 
 class S3Client:
@@ -95,7 +93,12 @@ class S3Client:
         return self._examiner.properties(self._prefix + key, self._describe(key, found), found, whole=whole)
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
@@ -106,7 +109,12 @@ class S3Client:
         return ObjectInfo(key, len(data), self._version(key, answer), 0, dict(metadata))
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return put_in_parts(self, key, path, metadata, expect, keep)
@@ -211,9 +219,7 @@ class S3Client:
         tag: str = answer["ETag"]
         return tag
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         what = f"COPY {source!r} [{start}, {end}) to {key!r} part {number}"
         arguments = {"UploadId": upload, "PartNumber": number, "CopySourceRange": f"bytes={start}-{end - 1}"}
         answer = self._copy_from("upload_part_copy", what, source, version, key, None, arguments)

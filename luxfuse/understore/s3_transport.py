@@ -59,9 +59,7 @@ def _send_in_slices(request: Any, **_: Any) -> None:
 _opening = threading.Lock()
 
 
-def open_client(
-    bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, checksums: Checksums
-) -> Any:
+def open_client(bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, checksums: Checksums) -> Any:
     """Return a client with what `s3_arguments` made. Opens no connection."""
     access = arguments["access"]
     options = dict(arguments["client_kwargs"])

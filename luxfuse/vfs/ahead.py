@@ -40,9 +40,7 @@ def _close_only(_parent: int, _name: bytes, _entry: Entry, _obj: CachedObject, f
 class FilesAhead:
     """Read-ahead across the files of a directory."""
 
-    def __init__(
-        self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int
-    ) -> None:
+    def __init__(self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int) -> None:
         """``limit_bytes`` bounds what is on its way at once; files above ``largest_bytes`` are left alone."""
         self._namespace = namespace
         self._cache = cache

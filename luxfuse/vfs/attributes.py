@@ -92,9 +92,7 @@ class Defaults:
 
 
 _NOTHING_SAID = Attributes()
-_TIME = re.compile(
-    r"(\d{1,19})(?:\.(\d*))?|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII
-)
+_TIME = re.compile(r"(\d{1,19})(?:\.(\d*))?|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 """Seconds, or a date and time of day with its zone (RFC 3339); either with a fraction."""
 
 

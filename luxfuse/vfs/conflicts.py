@@ -27,8 +27,15 @@ class Conflicts:
     """Sets the losing files of one mount aside."""
 
     def __init__(
-        self, *, namespace: Namespace, tree: Tree, writer: Writer, journal: Journal, staging: Staging,
-        recovered: Recovered, nursery: trio.Nursery,
+        self,
+        *,
+        namespace: Namespace,
+        tree: Tree,
+        writer: Writer,
+        journal: Journal,
+        staging: Staging,
+        recovered: Recovered,
+        nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
         self._tree = tree

@@ -75,7 +75,13 @@ class Descriptions:
     """Learns the attributes of the entries of one mount."""
 
     def __init__(
-        self, *, namespace: Namespace, names: Names, store: Store, kernel: Kernel, mode: Mode,
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        store: Store,
+        kernel: Kernel,
+        mode: Mode,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._namespace = namespace
@@ -292,8 +298,15 @@ class Descriptions:
         return question
 
     def _take(
-        self, directory: int, name: bytes, entry: Entry, info: ObjectInfo, error: StoreError | None, asked_s: float,
-        moves: int, question: _Question,
+        self,
+        directory: int,
+        name: bytes,
+        entry: Entry,
+        info: ObjectInfo,
+        error: StoreError | None,
+        asked_s: float,
+        moves: int,
+        question: _Question,
     ) -> None:
         if self._namespace.moving.since(directory, moves):
             question.error = _Moved(f"{name!r} has another key now")

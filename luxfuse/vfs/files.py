@@ -440,9 +440,7 @@ class Files:
             raise BadHandle(f"file handle {handle} is not open")
         return state
 
-    def _register(
-        self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False
-    ) -> None:
+    def _register(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False) -> None:
         """Give the inode its backing ``fd`` and close that, unless another open decided otherwise meanwhile."""
         inode = entry.inode
         if fd < 0:

@@ -80,8 +80,19 @@ class FileSystem:
     """One mount's tree. Errors are `LuxError` with the errno to return."""
 
     def __init__(
-        self, *, namespace: Namespace, descriptions: Descriptions, files: Files, cache: PageCache, defaults: Defaults,
-        entries: DirtyEntries, writer: Writer, tree: Tree, moves: Moves, links: Links, policies: PathPolicies,
+        self,
+        *,
+        namespace: Namespace,
+        descriptions: Descriptions,
+        files: Files,
+        cache: PageCache,
+        defaults: Defaults,
+        entries: DirtyEntries,
+        writer: Writer,
+        tree: Tree,
+        moves: Moves,
+        links: Links,
+        policies: PathPolicies,
     ) -> None:
         self.namespace = namespace
         self._descriptions = descriptions
@@ -308,9 +319,7 @@ class FileSystem:
         """Return the attributes of the root."""
         return self._stat(self.namespace.root)
 
-    def readdir(
-        self, handle: int, cookie: int, after: bytes | None = None
-    ) -> Iterator[tuple[bytes, Stat, int]]:
+    def readdir(self, handle: int, cookie: int, after: bytes | None = None) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield (name, attributes, cookie of this entry) of the entries after ``cookie`` (0: from the start).
 
         ``after``: the name that the cookie stands for, where the caller knows better.
@@ -524,5 +533,3 @@ class FileSystem:
     async def refresh(self, path: str) -> None:
         """Ask the store again about a path and what is directly below it. Raises `NoSuchName`, `StoreError`."""
         await self.namespace.refresh(path)
-
-

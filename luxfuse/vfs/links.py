@@ -34,8 +34,16 @@ class Links:
     """link(2) of one mount."""
 
     def __init__(
-        self, *, namespace: Namespace, names: Names, tree: Tree, entries: DirtyEntries, writer: Writer,
-        writeback: WriteBack, journal: Journal, hardlinks: HardLinks,
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        tree: Tree,
+        entries: DirtyEntries,
+        writer: Writer,
+        writeback: WriteBack,
+        journal: Journal,
+        hardlinks: HardLinks,
     ) -> None:
         self._namespace = namespace
         self._names = names
@@ -54,7 +62,7 @@ class Links:
         """
         if self.hardlinks == "refuse":
             if not self._told:
-                log.info("a hard link was refused: hardlinks = \"copy\" makes copies instead, independent of each other")
+                log.info('a hard link was refused: hardlinks = "copy" makes copies instead, independent of each other')
                 self._told = True
             raise NotPermitted("an object has one name; the setting hardlinks can be copy")
         row = await self._tree.known(inode)
@@ -105,8 +113,14 @@ class Links:
             doomed = self._writeback.reuse(new_key) != ABSENT
             now_s = self._namespace.now_s()
             made = self._names.create(
-                parent, name, Kind.FILE, attributes=row.attributes, size=row.size, version=info.version,
-                mtime_ns=info.mtime_ns or row.mtime_ns, checked_s=now_s,
+                parent,
+                name,
+                Kind.FILE,
+                attributes=row.attributes,
+                size=row.size,
+                version=info.version,
+                mtime_ns=info.mtime_ns or row.mtime_ns,
+                checked_s=now_s,
             )
             describe(made, row.attributes, info.mtime_ns, now_s)
             self._namespace.put(parent, name, made)

@@ -44,7 +44,12 @@ class Lister:
     """Lists directories, each one once however many ask."""
 
     def __init__(
-        self, *, store: Store, names: Names, moving: Moving, nursery: trio.Nursery,
+        self,
+        *,
+        store: Store,
+        names: Names,
+        moving: Moving,
+        nursery: trio.Nursery,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store

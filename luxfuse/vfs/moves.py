@@ -53,8 +53,19 @@ class Moves:
     """The renames of one mount."""
 
     def __init__(
-        self, *, namespace: Namespace, names: Names, tree: Tree, entries: DirtyEntries, files: Files, writer: Writer,
-        writeback: WriteBack, journal: Journal, cache: PageCache, store: Store, nursery: trio.Nursery,
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        tree: Tree,
+        entries: DirtyEntries,
+        files: Files,
+        writer: Writer,
+        writeback: WriteBack,
+        journal: Journal,
+        cache: PageCache,
+        store: Store,
+        nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
         self._names = names
@@ -270,9 +281,7 @@ class Moves:
             await self._writeback.landed(dirty)
         return dirty
 
-    async def _move_dirty(
-        self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool
-    ) -> None:
+    async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
         """The store does not have the content yet: it will go up under the new key."""
         old_key, version = dirty.key, dirty.expect
         was_there = dirty.may_be_stored
@@ -355,9 +364,7 @@ class Moves:
             self._tree.touch(directory)
             self.on_renamed(directory)
 
-    async def _move_object(
-        self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool
-    ) -> None:
+    async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
         entry = self._tree.row_of(place)
         replaced = self._replaced(new_place, new_key, local=False)
         target = self._namespace.peek(*new_place)
@@ -366,7 +373,11 @@ class Moves:
         await self._writeback.spare(new_key)
         number = self._journal.new_id()
         arguments = {
-            "source": key, "target": new_key, "version": entry.version, "replaced": replaced, "inode": str(entry.inode),
+            "source": key,
+            "target": new_key,
+            "version": entry.version,
+            "replaced": replaced,
+            "inode": str(entry.inode),
         }
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
         promised = self._tree.promise_whiteout(place) if whiteout else None
@@ -518,9 +529,7 @@ class Moves:
             await self._journal.commit()
             reached("move-directory.dropped")
 
-    def _undo_copies(
-        self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place
-    ) -> None:
+    def _undo_copies(self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place) -> None:
         """The copying failed: everything is where it was, beside copies below the new name, which then exists."""
         self._journal.drop_operation(number)
         if promised is not None:
@@ -564,8 +573,14 @@ class Moves:
         return copied, keys
 
     def _rekey_below(
-        self, below: list[Dirty], prefix: str, new_prefix: str, root: Place, copied: dict[str, ObjectInfo],
-        *, marked: bool = False,
+        self,
+        below: list[Dirty],
+        prefix: str,
+        new_prefix: str,
+        root: Place,
+        copied: dict[str, ObjectInfo],
+        *,
+        marked: bool = False,
     ) -> None:
         """What is dirty below the directory, or is the directory itself, goes up under its new key.
 

@@ -75,8 +75,18 @@ class Recovery:
     """Reads the journal of the last run once, at the beginning of this one."""
 
     def __init__(
-        self, *, namespace: Namespace, names: Names, entries: DirtyEntries, journal: Journal, staging: Staging,
-        recovered: Recovered, writeback: WriteBack, cache: PageCache, store: Store, limits: naming.KeyLimits,
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        entries: DirtyEntries,
+        journal: Journal,
+        staging: Staging,
+        recovered: Recovered,
+        writeback: WriteBack,
+        cache: PageCache,
+        store: Store,
+        limits: naming.KeyLimits,
     ) -> None:
         self._namespace = namespace
         self._names = names
@@ -271,8 +281,14 @@ class Recovery:
             if info is not None:
                 if known is None or known.kind is not kind or known.version not in (info.version, MARKED):
                     self._names.create(
-                        parent, name, kind, attributes=None, size=info.size, version=info.version,
-                        mtime_ns=info.mtime_ns, checked_s=self._namespace.now_s(),
+                        parent,
+                        name,
+                        kind,
+                        attributes=None,
+                        size=info.size,
+                        version=info.version,
+                        mtime_ns=info.mtime_ns,
+                        checked_s=self._namespace.now_s(),
                     )
                 return
         self._names.erase(parent, name)
@@ -416,10 +432,21 @@ class Recovery:
                 return False
         entry = self._entry(parent, name, record)
         dirty = Dirty(
-            number, entry.inode, record.kind, record.mode, (parent, name), record.key, expect,
-            closed=True, resumed=True, since_s=record.since_s, attributes_changed=content is None,
+            number,
+            entry.inode,
+            record.kind,
+            record.mode,
+            (parent, name),
+            record.key,
+            expect,
+            closed=True,
+            resumed=True,
+            since_s=record.since_s,
+            attributes_changed=content is None,
             sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
-            generation=record.generation, holders=record.holders, inherits=record.inherits,
+            generation=record.generation,
+            holders=record.holders,
+            inherits=record.inherits,
         )
         if content is not None:
             arrived = best(self._journal.uploads, record.key, self._journal)
@@ -450,7 +477,13 @@ class Recovery:
         entry = self._names.get(parent, name)
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(
-                parent, name, Kind.FILE, attributes=None, size=info.size, version=info.version, mtime_ns=info.mtime_ns,
+                parent,
+                name,
+                Kind.FILE,
+                attributes=None,
+                size=info.size,
+                version=info.version,
+                mtime_ns=info.mtime_ns,
                 checked_s=self._namespace.now_s(),
             )
         return info.version
@@ -491,7 +524,12 @@ class Recovery:
         base_pages = -(-record.base_size // PAGE_BYTES)
         base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
         return StagedBytes(
-            fd, path, cache=self._cache, threads=self._threads, base=base, base_bytes=record.base_size,
+            fd,
+            path,
+            cache=self._cache,
+            threads=self._threads,
+            base=base,
+            base_bytes=record.base_size,
             present={page for page in present if page < base_pages},
         )
 
@@ -513,8 +551,14 @@ class Recovery:
             return entry
         size = record.size
         return self._names.create(
-            parent, name, record.kind, attributes=record.attributes, size=size, version=record.expect or "",
-            mtime_ns=record.stamp, checked_s=self._namespace.now_s(),
+            parent,
+            name,
+            record.kind,
+            attributes=record.attributes,
+            size=size,
+            version=record.expect or "",
+            mtime_ns=record.stamp,
+            checked_s=self._namespace.now_s(),
         )
 
     async def _was_pushed(self, record: FileRecord) -> bool:
@@ -552,7 +596,9 @@ class Recovery:
         """Keep what can never go to the store, and let the name show what the store has: nothing."""
         kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
         log.warning(
-            "%r can never be brought to the under-store: %s; %s", record.key, refusal,
+            "%r can never be brought to the under-store: %s; %s",
+            record.key,
+            refusal,
             f"what there was of it is {kept}" if kept else "there was nothing in it",
         )
         parent, name = self._place(record.key)
@@ -608,4 +654,3 @@ def _like(key: str, other: str) -> str:
     plain = key.rstrip("/").removesuffix(naming.SYMLINK_SUFFIX)
     suffix = "/" if other.endswith("/") else naming.SYMLINK_SUFFIX if other.endswith(naming.SYMLINK_SUFFIX) else ""
     return plain + suffix
-

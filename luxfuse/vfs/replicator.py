@@ -28,8 +28,15 @@ class Replicator(Protocol):
         """Return the peers that are to hold a file: those that do, as long as they are here, then the best others."""
 
     async def replicate(
-        self, write: Write, key: str, metadata: Mapping[str, str], expect: str | None, holders: tuple[str, ...],
-        fd: int, size: int, content: int,
+        self,
+        write: Write,
+        key: str,
+        metadata: Mapping[str, str],
+        expect: str | None,
+        holders: tuple[str, ...],
+        fd: int,
+        size: int,
+        content: int,
     ) -> tuple[str, ...]:
         """Have enough peers hold the first ``size`` bytes of ``fd``; returns those that do. Raises `NotReplicated`.
 

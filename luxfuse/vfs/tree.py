@@ -88,8 +88,18 @@ class Tree:
     """The names of one mount, to be changed."""
 
     def __init__(
-        self, *, namespace: Namespace, names: Names, entries: DirtyEntries, files: Files, writer: Writer,
-        writeback: WriteBack, journal: Journal, defaults: Defaults, hierarchical: bool, limits: naming.KeyLimits,
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        entries: DirtyEntries,
+        files: Files,
+        writer: Writer,
+        writeback: WriteBack,
+        journal: Journal,
+        defaults: Defaults,
+        hierarchical: bool,
+        limits: naming.KeyLimits,
     ) -> None:
         """``hierarchical``: directories of the store exist by themselves; ``limits``: how long its keys may be."""
         self._namespace = namespace
@@ -164,7 +174,12 @@ class Tree:
         # What the store does not get takes no object's place: one that was removed here still has to go.
         expect = self._writeback.reuse(key) if kind is not Kind.SPECIAL else ABSENT
         entry = self._names.create(
-            parent, name, kind, attributes=attributes, size=size, mtime_ns=attributes.mtime_ns or 0,
+            parent,
+            name,
+            kind,
+            attributes=attributes,
+            size=size,
+            mtime_ns=attributes.mtime_ns or 0,
             checked_s=self._namespace.now_s(),
         )
         dirty = self._writer.mark(entry, key, expect)
@@ -294,9 +309,7 @@ class Tree:
 
     # -- describing
 
-    async def set_attributes(
-        self, inode: int, changes: AttributeChanges, dirty: Dirty | None, caller: Caller
-    ) -> None:
+    async def set_attributes(self, inode: int, changes: AttributeChanges, dirty: Dirty | None, caller: Caller) -> None:
         """Change size, permissions, owner and times; ``dirty`` is the file if it is open for writing."""
         if changes.size is not None:
             if inode == ROOT_INODE or (dirty is None and self.row(inode).kind is Kind.DIRECTORY):

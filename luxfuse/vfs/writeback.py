@@ -80,8 +80,15 @@ class WriteBack:
     """Pushes the dirty entries of one mount."""
 
     def __init__(
-        self, *, namespace: Namespace, entries: DirtyEntries, uploader: Uploader, journal: Journal,
-        recovered: Recovered, fail_on_conflict: bool, nursery: trio.Nursery,
+        self,
+        *,
+        namespace: Namespace,
+        entries: DirtyEntries,
+        uploader: Uploader,
+        journal: Journal,
+        recovered: Recovered,
+        fail_on_conflict: bool,
+        nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
         self._entries = entries

@@ -96,9 +96,21 @@ class Writer:
     """The files of one mount that are written to."""
 
     def __init__(
-        self, *, namespace: Namespace, entries: DirtyEntries, files: Files, cache: PageCache, staging: Staging,
-        journal: Journal, kernel: Kernel, writeback: WriteBack, uploader: Uploader, nursery: trio.Nursery,
-        mode_of: Callable[[str], WriteMode], whole_file_bytes: int, room_timeout_s: float,
+        self,
+        *,
+        namespace: Namespace,
+        entries: DirtyEntries,
+        files: Files,
+        cache: PageCache,
+        staging: Staging,
+        journal: Journal,
+        kernel: Kernel,
+        writeback: WriteBack,
+        uploader: Uploader,
+        nursery: trio.Nursery,
+        mode_of: Callable[[str], WriteMode],
+        whole_file_bytes: int,
+        room_timeout_s: float,
     ) -> None:
         """``mode_of`` tells the write mode of a key; ``room_timeout_s``: how long writers wait for room in the cache."""
         self._namespace = namespace
@@ -269,7 +281,11 @@ class Writer:
             os.ftruncate(fd, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(
-                fd, self._staging.path_of(dirty.number), cache=self._cache, threads=self._threads, base=base,
+                fd,
+                self._staging.path_of(dirty.number),
+                cache=self._cache,
+                threads=self._threads,
+                base=base,
                 base_bytes=entry.size,
             )
         self._stage(dirty, content, old, entry)
@@ -288,8 +304,14 @@ class Writer:
         """Make an inode dirty, and hold its name. ``expect``: see `Dirty`."""
         parent, name = self._namespace.place(entry.inode)
         dirty = Dirty(
-            self._journal.new_id(), entry.inode, entry.kind, self.mode_of(key), (parent, name), key,
-            expect, stored=(key, entry.version) if entry.kind is Kind.FILE and entry.version else None,
+            self._journal.new_id(),
+            entry.inode,
+            entry.kind,
+            self.mode_of(key),
+            (parent, name),
+            key,
+            expect,
+            stored=(key, entry.version) if entry.kind is Kind.FILE and entry.version else None,
         )
         self._entries.add(dirty)
         self._namespace.hold(entry.inode, parent, name)
@@ -452,9 +474,7 @@ class Writer:
             return
         deadline = trio.current_time() + self.room_timeout_s
         while not (
-            len(self._entries) < MOST_DIRTY
-            and space.has_room(wanted_bytes)
-            and await space.make_room(wanted_bytes)
+            len(self._entries) < MOST_DIRTY and space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)
         ):
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
@@ -669,8 +689,14 @@ class Writer:
         same = dirty.replicated if dirty.replicated_stamp == stamp else 0
         planned = dirty.holders[: replication.copies]
         took = await replication.replicate(
-            replication.write(dirty.number, generation), key, to_metadata(Kind.FILE, attributes), dirty.expect, planned,
-            fd, stamp.size, same,
+            replication.write(dirty.number, generation),
+            key,
+            to_metadata(Kind.FILE, attributes),
+            dirty.expect,
+            planned,
+            fd,
+            stamp.size,
+            same,
         )
         others = tuple(name for name in dirty.holders if name not in took)
         dirty.holders = (*took, *others)[:MOST_HOLDERS]

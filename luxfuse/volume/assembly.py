@@ -87,8 +87,14 @@ class Local:
 
 
 def build_tree(
-    s: Settings, store: Store, local: Local, kernel: Kernel, nursery: trio.Nursery, *,
-    clock: Callable[[], float] = time.time, buffers_bytes: int | None = None,
+    s: Settings,
+    store: Store,
+    local: Local,
+    kernel: Kernel,
+    nursery: trio.Nursery,
+    *,
+    clock: Callable[[], float] = time.time,
+    buffers_bytes: int | None = None,
 ) -> VolumeParts:
     """Build what needs no FUSE. ``clock``: wall-clock seconds; ``buffers_bytes``: else as the memory limit has it."""
     if buffers_bytes is None:
@@ -96,19 +102,36 @@ def build_tree(
     index, names, objects = local.index, Names(local.index, clock), Objects(local.index)
     lister = Lister(store=store, names=names, moving=Moving(names), nursery=nursery, clock=clock)
     namespace = Namespace(
-        store=store, names=names, lister=lister, kernel=kernel, metadata_ttl_s=s.metadata_ttl_s,
-        negative_ttl_s=s.negative_ttl_s, nursery=nursery, clock=clock, shared=s.allow_other,
+        store=store,
+        names=names,
+        lister=lister,
+        kernel=kernel,
+        metadata_ttl_s=s.metadata_ttl_s,
+        negative_ttl_s=s.negative_ttl_s,
+        nursery=nursery,
+        clock=clock,
+        shared=s.allow_other,
     )
     if not local.clean:
         namespace.believe_from_s = names.believe_from_s = clock()
     hierarchy = _hierarchy(s, local, objects)
     cache = PageCache(
-        store=store, objects=objects, hierarchy=hierarchy, source_id=s.source_id, epoch=local.epoch,
-        memory_bytes=buffers_bytes, nursery=nursery,
+        store=store,
+        objects=objects,
+        hierarchy=hierarchy,
+        source_id=s.source_id,
+        epoch=local.epoch,
+        memory_bytes=buffers_bytes,
+        nursery=nursery,
     )
     Trimmer(cache, objects)
     descriptions = Descriptions(
-        namespace=namespace, names=names, store=store, kernel=kernel, mode=s.attributes, clock=clock,
+        namespace=namespace,
+        names=names,
+        store=store,
+        kernel=kernel,
+        mode=s.attributes,
+        clock=clock,
     )
     cache.clock, cache.on_described, cache.describe = clock, descriptions.heard, descriptions.told
     policies = PathPolicies(s.path_rules, s.path_default)
@@ -123,17 +146,31 @@ def build_tree(
     hierarchy.hooks.is_pinned = lambda key: policies.of(path_of(key)).pin or marks.marks.pinned(path_of(key))
     mover = Mover(cache, objects, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
     directories = Directories(
-        cache=cache, mover=mover, staging=local.staging, index=index, objects=objects, nursery=nursery,
+        cache=cache,
+        mover=mover,
+        staging=local.staging,
+        index=index,
+        objects=objects,
+        nursery=nursery,
         source_id=s.source_id,
         make_space=lambda *cache: _space(s, objects, hierarchy.hooks, Cache(*cache)),
     )
     ahead = FilesAhead(
-        namespace=namespace, cache=cache, limit_bytes=s.readahead_bytes, largest_bytes=s.whole_file_threshold_bytes,
+        namespace=namespace,
+        cache=cache,
+        limit_bytes=s.readahead_bytes,
+        largest_bytes=s.whole_file_threshold_bytes,
     )
     dirty = DirtyEntries()
     files = Files(
-        namespace=namespace, cache=cache, kernel=kernel, ahead=ahead, behind=FillBehind(cache=cache, nursery=nursery),
-        whole_file_bytes=s.whole_file_threshold_bytes, readahead_bytes=s.readahead_bytes, dirty=dirty,
+        namespace=namespace,
+        cache=cache,
+        kernel=kernel,
+        ahead=ahead,
+        behind=FillBehind(cache=cache, nursery=nursery),
+        whole_file_bytes=s.whole_file_threshold_bytes,
+        readahead_bytes=s.readahead_bytes,
+        dirty=dirty,
     )
 
     def lost_files(space: Space) -> None:
@@ -142,69 +179,161 @@ def build_tree(
         files.forget_all()
 
     hierarchy.hooks.lost_files = lost_files
-    uploader = Uploader(
-        store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads
-    )
+    uploader = Uploader(store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
     writeback = WriteBack(
-        namespace=namespace, entries=dirty, uploader=uploader, journal=local.journal, recovered=recovered,
-        fail_on_conflict=s.on_conflict == "fail", nursery=nursery,
+        namespace=namespace,
+        entries=dirty,
+        uploader=uploader,
+        journal=local.journal,
+        recovered=recovered,
+        fail_on_conflict=s.on_conflict == "fail",
+        nursery=nursery,
     )
     writeback.is_read = files.is_deferred
     writer = Writer(
-        namespace=namespace, entries=dirty, files=files, cache=cache, staging=local.staging, journal=local.journal,
-        kernel=kernel, writeback=writeback, uploader=uploader, nursery=nursery,
+        namespace=namespace,
+        entries=dirty,
+        files=files,
+        cache=cache,
+        staging=local.staging,
+        journal=local.journal,
+        kernel=kernel,
+        writeback=writeback,
+        uploader=uploader,
+        nursery=nursery,
         mode_of=lambda key: policies.of(path_of(key)).write_mode,
-        whole_file_bytes=s.whole_file_threshold_bytes, room_timeout_s=s.room_timeout_s,
+        whole_file_bytes=s.whole_file_threshold_bytes,
+        room_timeout_s=s.room_timeout_s,
     )
     defaults = Defaults(
-        uid=os.getuid() if s.uid is None else s.uid, gid=os.getgid() if s.gid is None else s.gid, umask=s.umask,
+        uid=os.getuid() if s.uid is None else s.uid,
+        gid=os.getgid() if s.gid is None else s.gid,
+        umask=s.umask,
         mtime_ns=time.time_ns(),
     )
     limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
     tree = Tree(
-        namespace=namespace, names=names, entries=dirty, files=files, writer=writer, writeback=writeback,
-        journal=local.journal, defaults=defaults, hierarchical=store.abilities.hierarchical,
+        namespace=namespace,
+        names=names,
+        entries=dirty,
+        files=files,
+        writer=writer,
+        writeback=writeback,
+        journal=local.journal,
+        defaults=defaults,
+        hierarchical=store.abilities.hierarchical,
         limits=limits,
     )
     Conflicts(
-        namespace=namespace, tree=tree, writer=writer, journal=local.journal, staging=local.staging,
-        recovered=recovered, nursery=nursery,
+        namespace=namespace,
+        tree=tree,
+        writer=writer,
+        journal=local.journal,
+        staging=local.staging,
+        recovered=recovered,
+        nursery=nursery,
     )
     moves = Moves(
-        namespace=namespace, names=names, tree=tree, entries=dirty, files=files, writer=writer, writeback=writeback,
-        journal=local.journal, cache=cache, store=store, nursery=nursery,
+        namespace=namespace,
+        names=names,
+        tree=tree,
+        entries=dirty,
+        files=files,
+        writer=writer,
+        writeback=writeback,
+        journal=local.journal,
+        cache=cache,
+        store=store,
+        nursery=nursery,
     )
     links = Links(
-        namespace=namespace, names=names, tree=tree, entries=dirty, writer=writer, writeback=writeback,
-        journal=local.journal, hardlinks=s.hardlinks,
+        namespace=namespace,
+        names=names,
+        tree=tree,
+        entries=dirty,
+        writer=writer,
+        writeback=writeback,
+        journal=local.journal,
+        hardlinks=s.hardlinks,
     )
     recovery = Recovery(
-        namespace=namespace, names=names, entries=dirty, journal=local.journal, staging=local.staging,
-        recovered=recovered, writeback=writeback, cache=cache, store=store, limits=limits,
+        namespace=namespace,
+        names=names,
+        entries=dirty,
+        journal=local.journal,
+        staging=local.staging,
+        recovered=recovered,
+        writeback=writeback,
+        cache=cache,
+        store=store,
+        limits=limits,
     )
     fs = FileSystem(
-        namespace=namespace, descriptions=descriptions, files=files, cache=cache, defaults=defaults, entries=dirty,
-        writer=writer, tree=tree, moves=moves, links=links, policies=policies,
+        namespace=namespace,
+        descriptions=descriptions,
+        files=files,
+        cache=cache,
+        defaults=defaults,
+        entries=dirty,
+        writer=writer,
+        tree=tree,
+        moves=moves,
+        links=links,
+        policies=policies,
     )
     inventory = Inventory(namespace=namespace, cache=cache, objects=objects, dirty=dirty, staging=local.staging)
     retention = Retention(
-        marks=marks, policies=policies, objects=objects, cache=cache, namespace=namespace, inventory=inventory, tree=tree,
+        marks=marks,
+        policies=policies,
+        objects=objects,
+        cache=cache,
+        namespace=namespace,
+        inventory=inventory,
+        tree=tree,
         clock=clock,
     )
 
     def make_check(repair: bool, place: str) -> Check:
         return Check(
-            repair=repair, place=place, cache=cache, objects=objects, auditor=Auditor(index, objects), inventory=inventory,
-            staging=local.staging, journal=local.journal, dirty=dirty,
+            repair=repair,
+            place=place,
+            cache=cache,
+            objects=objects,
+            auditor=Auditor(index, objects),
+            inventory=inventory,
+            staging=local.staging,
+            journal=local.journal,
+            dirty=dirty,
         )
 
     return VolumeParts(
-        store, index, names, objects, hierarchy, cache, mover, directories, lister, namespace, ahead, files, fs,
-        local.journal, local.staging, dirty, writer, writeback,
-        Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store), recovered, recovery,
+        store,
+        index,
+        names,
+        objects,
+        hierarchy,
+        cache,
+        mover,
+        directories,
+        lister,
+        namespace,
+        ahead,
+        files,
+        fs,
+        local.journal,
+        local.staging,
+        dirty,
+        writer,
+        writeback,
+        Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store),
+        recovered,
+        recovery,
         Loads(namespace=namespace, cache=cache, dirty=dirty, store=store, nursery=nursery),
-        inventory, Checks(make_check, nursery), retention, policies,
+        inventory,
+        Checks(make_check, nursery),
+        retention,
+        policies,
     )
 
 

@@ -86,9 +86,7 @@ class VolumeLife:
                 try:
                     await local.journal.commit()
                 except OSError as exc:
-                    log.critical(
-                        "the last changes are not in the journal, and lost if they are not in the store: %s", exc
-                    )
+                    log.critical("the last changes are not in the journal, and lost if they are not in the store: %s", exc)
                 background.cancel_scope.cancel()
             for dirty in parts.dirty:
                 if dirty.source is not None:
@@ -122,9 +120,12 @@ class VolumeLife:
     async def _opened(self) -> AsyncIterator[tuple[Store, Local, lifecycle.Beginning]]:
         settings = self.settings
         store = Store(
-            await self._open_store(), request_timeout_s=settings.request_timeout_s, max_requests=settings.max_requests,
+            await self._open_store(),
+            request_timeout_s=settings.request_timeout_s,
+            max_requests=settings.max_requests,
             rng=random.Random(),  # noqa: S311 (jitter)
-            get_bytes_s=settings.bandwidth_limit_bytes_s, put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
+            get_bytes_s=settings.bandwidth_limit_bytes_s,
+            put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
         )
         try:
             await self._probe(store)
@@ -142,8 +143,12 @@ class VolumeLife:
         s = self.settings
         return await trio.to_thread.run_sync(
             lambda: open_driver(
-                s.source, endpoint_url=s.endpoint_url, storage_options=s.driver_options, driver=s.driver,
-                request_timeout_s=s.request_timeout_s, reread=None if s.config_file is None else self._secrets_again,
+                s.source,
+                endpoint_url=s.endpoint_url,
+                storage_options=s.driver_options,
+                driver=s.driver,
+                request_timeout_s=s.request_timeout_s,
+                reread=None if s.config_file is None else self._secrets_again,
             )
         )
 

@@ -47,8 +47,11 @@ class Nodes:
         self._server = server
         self._key = key
         self._environment = {
-            **os.environ, "LUXFUSE_STATE_DIR": str(work / "state"), "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+            **os.environ,
+            "LUXFUSE_STATE_DIR": str(work / "state"),
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
         }
 
     def path(self, number: int) -> Path:

@@ -38,9 +38,7 @@ class Row(NamedTuple):
         """Hit ratios by column."""
         capacity_bytes = int(self.fraction * self.trace.total_bytes)
         makers = {**POLICIES, "random": Random}
-        found = {
-            name: hit_ratio(makers[name](), self.trace, capacity_bytes) for name in COLUMNS if name != OPTIMUM
-        }
+        found = {name: hit_ratio(makers[name](), self.trace, capacity_bytes) for name in COLUMNS if name != OPTIMUM}
         found[OPTIMUM] = optimal_hit_ratio(self.trace, capacity_bytes)
         return found
 

@@ -312,9 +312,7 @@ trio.run(main)
 
 
 def test_a_killed_process_leaves_whole_transactions(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "i")], check=False, timeout=60, env={**os.environ}
-    )
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "i")], check=False, timeout=60, env={**os.environ})
     assert done.returncode == 9
 
     async def main() -> None:

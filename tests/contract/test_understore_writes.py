@@ -456,9 +456,7 @@ def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     assert files(store) == ["manyother"]
 
 
-def test_directories_that_somebody_else_makes_meanwhile(
-    store: UnderStore, target: Target, monkeypatch: pytest.MonkeyPatch
-):
+def test_directories_that_somebody_else_makes_meanwhile(store: UnderStore, target: Target, monkeypatch: pytest.MonkeyPatch):
     """They are missing at the first try to write, and there when they are about to be made."""
     if not isinstance(store, FsspecWrites):
         pytest.skip("makes no directories")

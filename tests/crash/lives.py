@@ -359,8 +359,10 @@ def explain(what: str, found: Tree, wanted: list[Tree]) -> str:
     for tree in wanted:
         names = sorted(set(found) | set(tree))
         different = [n for n in names if n not in found or n not in tree or found[n] != tree[n]]
-        lines.append("; ".join(
-            f"{n}: {short(found[n]) if n in found else 'missing'} not {short(tree[n]) if n in tree else 'absent'}"
-            for n in different
-        ))
+        lines.append(
+            "; ".join(
+                f"{n}: {short(found[n]) if n in found else 'missing'} not {short(tree[n]) if n in tree else 'absent'}"
+                for n in different
+            )
+        )
     return "\n  ".join(lines)

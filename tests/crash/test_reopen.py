@@ -240,8 +240,10 @@ def killed_process(path: Path, step: str) -> None:
 @pytest.mark.expected_logs("damaged page", "is gone; fetching it again")
 @pytest.mark.parametrize("step", STEPS)
 async def test_killed_at_a_step_and_again_at_it(tmp_path: Path, step: str) -> None:
-    code = "import sys; from pathlib import Path; from tests.crash.test_reopen import killed_process; " \
-           "killed_process(Path(sys.argv[1]), sys.argv[2])"
+    code = (
+        "import sys; from pathlib import Path; from tests.crash.test_reopen import killed_process; "
+        "killed_process(Path(sys.argv[1]), sys.argv[2])"
+    )
     root = Path(__file__).parents[2]
     for _ in range(2):
         done = await trio.to_thread.run_sync(

@@ -61,7 +61,11 @@ class Peers:
 
         def join(mount: Mount) -> None:
             replication = Replication(
-                name=name, rack="", root=self.path / name / "replicas", capacity_bytes=1 << 20, rpc=rpc,
+                name=name,
+                rack="",
+                root=self.path / name / "replicas",
+                capacity_bytes=1 << 20,
+                rpc=rpc,
                 alive=lambda: [self.member(other) for other in self.nodes if other != name and other not in self.dead],
                 member=self.member,
             )
@@ -95,7 +99,14 @@ class Wire:
         return await self._peers.node_of(address).order(self._name, body)
 
     async def send_file(
-        self, address: tuple[str, int], path: str, header: bytes, fd: int, length: int, *, name: str | None,
+        self,
+        address: tuple[str, int],
+        path: str,
+        header: bytes,
+        fd: int,
+        length: int,
+        *,
+        name: str | None,
         timeout_s: float,
     ) -> bytes:
         async def chunks() -> AsyncIterator[bytes]:

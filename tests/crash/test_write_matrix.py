@@ -659,9 +659,7 @@ async def test_killed_at_every_step(place: Path, wanted: Case, mode: str) -> Non
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "copying"])
 @pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 @pytest.mark.parametrize("wanted", CASES, ids=lambda c: c.name)
-async def test_killed_at_every_step_and_while_it_recovers(
-    place: Path, wanted: Case, mode: str, passthrough: bool
-) -> None:
+async def test_killed_at_every_step_and_while_it_recovers(place: Path, wanted: Case, mode: str, passthrough: bool) -> None:
     await kill_everywhere(place, wanted, mode, passthrough=passthrough, limit=3, again=0.5)
 
 

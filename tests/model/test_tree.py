@@ -50,13 +50,16 @@ class History:
         """What the key held at some instant since then."""
         states = self.contents[key]
         return [
-            content for (begin, content), (end, _) in zip(states, [*states[1:], (float("inf"), None)], strict=True)
+            content
+            for (begin, content), (end, _) in zip(states, [*states[1:], (float("inf"), None)], strict=True)
             if end > since_s
         ]
 
     def may_exist(self, path: str, since_s: float) -> bool:
         return any(
-            content is not None for key in KEYS if key == path or key.startswith(path + "/")
+            content is not None
+            for key in KEYS
+            if key == path or key.startswith(path + "/")
             for content in self.possible(key, since_s)
         )
 
@@ -214,16 +217,23 @@ class Player:
 
 
 ACTIONS = (
-    ["put"] * 4 + ["delete"] * 2 + ["wait"] * 3 + ["look_up"] * 4 + ["read"] * 4 + ["list"] * 3
-    + ["open"] * 2 + ["read_open", "close", "refresh", "evict"]
+    ["put"] * 4
+    + ["delete"] * 2
+    + ["wait"] * 3
+    + ["look_up"] * 4
+    + ["read"] * 4
+    + ["list"] * 3
+    + ["open"] * 2
+    + ["read_open", "close", "refresh", "evict"]
 )
 
 
 def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
     driver = FakeStore()
     rng = random.Random(seed)
-    options = Options(capacity_bytes=pages(6), whole_file_bytes=pages(2), metadata_ttl_s=TTL_S,
-                      negative_ttl_s=NEGATIVE_TTL_S)
+    options = Options(
+        capacity_bytes=pages(6), whole_file_bytes=pages(2), metadata_ttl_s=TTL_S, negative_ttl_s=NEGATIVE_TTL_S
+    )
 
     async def main() -> None:
         async with mounted(path, driver, options, **changes) as m:
@@ -265,5 +275,3 @@ def test_a_tree_without_passthrough_and_ttl(
 @given(actions=st.lists(st.sampled_from([*ACTIONS, "fail", "fail"]), min_size=15, max_size=40), seed=st.integers(0, 2**32))
 def test_a_tree_over_outages(tmp_path_factory: pytest.TempPathFactory, actions: list[str], seed: int) -> None:
     run(tmp_path_factory.mktemp("tree"), actions, seed)
-
-

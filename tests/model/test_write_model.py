@@ -530,13 +530,26 @@ class Player:
 
 
 ACTIONS = (
-    ["create"] * 5 + ["open"] * 3 + ["write"] * 6 + ["read"] * 3 + ["close"] * 4 + ["fsync", "truncate", "ftruncate"]
-    + ["read_path"] * 3 + ["mkdir"] * 3 + ["symlink", "unlink", "unlink", "rmdir", "mknod"] + ["rename"] * 4
+    ["create"] * 5
+    + ["open"] * 3
+    + ["write"] * 6
+    + ["read"] * 3
+    + ["close"] * 4
+    + ["fsync", "truncate", "ftruncate"]
+    + ["read_path"] * 3
+    + ["mkdir"] * 3
+    + ["symlink", "unlink", "unlink", "rmdir", "mknod"]
+    + ["rename"] * 4
     + ["chmod", "set_xattr", "look_at_one", "look_at_all", "wait", "remote_change", "evict", "drain", "drain"]
 )
 CHANGES_OF_NAMES = (
-    ["rename"] * 10 + ["create"] * 4 + ["mknod"] * 4 + ["unlink"] * 4 + ["mkdir", "symlink", "write", "close"] * 3
-    + ["open", "drain", "rmdir"] * 2 + ["fsync", "truncate", "chmod", "set_xattr", "read_path", "look_at_one"]
+    ["rename"] * 10
+    + ["create"] * 4
+    + ["mknod"] * 4
+    + ["unlink"] * 4
+    + ["mkdir", "symlink", "write", "close"] * 3
+    + ["open", "drain", "rmdir"] * 2
+    + ["fsync", "truncate", "chmod", "set_xattr", "read_path", "look_at_one"]
     + ["look_at_all", "evict", "wait"]
 )
 """Kinds against each other: renames over what is there, exchanges, what is made where something was removed."""
@@ -622,7 +635,10 @@ def test_a_tree_that_is_written_to(
         return
     base = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     options = Options(
-        capacity_bytes=pages(24), whole_file_bytes=pages(2), write_mode=mode, passthrough=passthrough,  # type: ignore[arg-type]
+        capacity_bytes=pages(24),
+        whole_file_bytes=pages(2),
+        write_mode=mode,
+        passthrough=passthrough,  # type: ignore[arg-type]
         metadata_ttl_s=60.0,
     )
     note(f"seed {seed}")
@@ -642,7 +658,10 @@ async def _played(base: Path, mode: str, seed: int) -> None:
         for _ in range(rng.randrange(1, 4))
     ]
     options = Options(
-        capacity_bytes=pages(24), whole_file_bytes=pages(2), write_mode=mode, passthrough=rng.random() < 0.5,  # type: ignore[arg-type]
+        capacity_bytes=pages(24),
+        whole_file_bytes=pages(2),
+        write_mode=mode,
+        passthrough=rng.random() < 0.5,  # type: ignore[arg-type]
         metadata_ttl_s=60.0,
     )
     await play(base / f"life-{seed}-0", lives, rng, options)

@@ -100,7 +100,7 @@ def test_attached_while_programs_use_the_mount_and_detached_again(
 
 def test_renames_across_are_exdev_and_mv_copies(mount: Mount, s3: FastS3, other: str) -> None:
     attach(mount, s3, other, "m")
-    done = shell(mount, 'python3 -c "import os,sys; os.rename(sys.argv[1]+\'/a\', sys.argv[1]+\'/m/a\')" "$1"')
+    done = shell(mount, "python3 -c \"import os,sys; os.rename(sys.argv[1]+'/a', sys.argv[1]+'/m/a')\" \"$1\"")
     assert "Errno 18" in done.stderr
     shell(mount, 'mv "$1/a" "$1/m/a" && mv "$1/m/s" "$1/s"').check_returncode()
     assert (s3.root / other / "a").read_bytes() == content("a", 1000)
@@ -160,9 +160,7 @@ def test_a_mount_that_takes_long_says_what_it_waits_for(
     proxy.clear()
 
 
-def test_one_that_cannot_be_attached_again_keeps_its_place_and_is_tried_again(
-    mount: Mount, s3: FastS3, other: str
-) -> None:
+def test_one_that_cannot_be_attached_again_keeps_its_place_and_is_tried_again(mount: Mount, s3: FastS3, other: str) -> None:
     attach(mount, s3, other, "d/m")
     mount.unmount()
     away = s3.root / f"{other}-away"

@@ -110,9 +110,7 @@ def test_a_node_that_is_unmounted_says_good_bye_and_one_with_another_key_is_nobo
     fill({"file": data})
     a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint)
     mounting.expected_logs += [r"another key|wrong key|TLS failed|rejected"]
-    stranger = mounting(
-        f"s3://{bucket}", *join_flags(make_key(tmp_path / "other"), [address(a)]), endpoint_url=s3.endpoint
-    )
+    stranger = mounting(f"s3://{bucket}", *join_flags(make_key(tmp_path / "other"), [address(a)]), endpoint_url=s3.endpoint)
     assert stranger.read("file") == a.read("file") == digest(data)
     time.sleep(1.5)
     assert nodes(stranger) == {}
@@ -185,9 +183,7 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
     a.kill()
     proxy.clear()
     asked = len(proxy.requests)
-    wait_for(
-        "one of them brings them up", lambda: all((s3.root / bucket / each).exists() for each in data), timeout_s=120
-    )
+    wait_for("one of them brings them up", lambda: all((s3.root / bucket / each).exists() for each in data), timeout_s=120)
     for each, text in data.items():
         assert (s3.root / bucket / each).read_bytes() == text
         assert b.read(each) == c.read(each) == digest(text)
@@ -201,7 +197,8 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
     assert a.status()["dirty"]["conflicts"] == 0
     wait_for(
         "only what became of them is remembered",
-        lambda: [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)] == [0, 0], timeout_s=150,
+        lambda: [mount.status()["cluster"]["replicas_held_bytes"] for mount in (b, c)] == [0, 0],
+        timeout_s=150,
     )
 
 

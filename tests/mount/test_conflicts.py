@@ -38,6 +38,7 @@ def scribe() -> Iterator[Scribing]:
 
 def kept(mount: Mount) -> list[Path]:
     """The files in the recovered directory."""
+
     def found() -> list[Path] | None:
         status = mount.status()["recovered"]
         files = sorted(Path(status["path"]).iterdir()) if Path(status["path"]).exists() else []
@@ -135,9 +136,7 @@ def test_two_mounts(mounting: Mounts, s3: FastS3, bucket: str, scribe: Scribing)
 
 
 def test_in_the_background(mounting: Mounts, s3: FastS3, bucket: str, scribe: Scribing) -> None:
-    mount = mounting(
-        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, expected_logs=[KEPT]
-    )
+    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, expected_logs=[KEPT])
     put(s3, bucket, "file", b"before")
     assert mount.read("file") == digest(b"before")
     assert scribe(mount).put("file", "ours") is None
@@ -173,7 +172,14 @@ def is_complete(request: Request) -> bool:
     ],
 )
 def test_a_lost_answer_is_no_conflict(
-    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, scribe: Scribing, size: int, lost, existing: bool,
+    mounting: Mounts,
+    proxy: FaultProxy,
+    s3: FastS3,
+    bucket: str,
+    scribe: Scribing,
+    size: int,
+    lost,
+    existing: bool,
     flags: tuple[str, ...],
 ) -> None:
     if existing:

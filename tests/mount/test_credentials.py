@@ -50,10 +50,16 @@ def test_secrets_of_the_configuration_file_change_under_a_mount(
         secrets = f'[storage_options]\nkey = "{key}"\nsecret = "s3cr3t"\n'
         config.write_text(f'storage_class = "STANDARD_IA"\n{secrets}{more}')
 
-
     write("AKIAONE")
     mount = mounting(
-        f"s3://{bucket}", "--config", str(config), "--metadata-ttl", "1s", "--negative-ttl", "0s", endpoint_url=guarded,
+        f"s3://{bucket}",
+        "--config",
+        str(config),
+        "--metadata-ttl",
+        "1s",
+        "--negative-ttl",
+        "0s",
+        endpoint_url=guarded,
     )
     assert mount.read("a") == digest(b"a")
     # Without a word to the daemon: the store's refusal is enough.

@@ -34,7 +34,10 @@ time.sleep(60)
 def mount(mounting: Mounts, proxy: FaultProxy, bucket: str) -> Mount:
     """A bucket behind the proxy, mounted async-through; the log may complain of the store."""
     return mounting(
-        f"s3://{bucket}", *ASYNC, endpoint_url=proxy.endpoint, options={"request_timeout": "2s"},
+        f"s3://{bucket}",
+        *ASYNC,
+        endpoint_url=proxy.endpoint,
+        options={"request_timeout": "2s"},
         expected_logs=["cannot be brought to the under-store yet", "cannot be removed yet", "was being written when"],
     )
 
@@ -410,7 +413,11 @@ class TestStatus:
         status = wait_for("all failed", failing)
         dirty = status["dirty"]
         assert {name: dirty[name] for name in ("files", "bytes", "open_files", "deletes", "local_only")} == {
-            "files": 3, "bytes": 3000, "open_files": 1, "deletes": 1, "local_only": 0
+            "files": 3,
+            "bytes": 3000,
+            "open_files": 1,
+            "deletes": 1,
+            "local_only": 0,
         }
         assert 0.5 < dirty["oldest_s"] < 30
         assert dirty["failures"] >= 3

@@ -274,5 +274,3 @@ def test_changes_behind_a_server_that_ignores_if_match(make, bucket: str, fill, 
     assert len(seen) > 1
     fill({"file": versions[1]})
     wait_for("the last version", lambda: unless_stale(lambda: mount.read("file")) == allowed[1])
-
-

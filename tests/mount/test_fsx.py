@@ -197,15 +197,11 @@ MODES = {
         for handles in (1, 6)
     ],
 )
-def test_mount_agrees_with_the_model(
-    mounting: Mounts, s3: FastS3, bucket: str, seed: int, mode: str, handles: int
-) -> None:
+def test_mount_agrees_with_the_model(mounting: Mounts, s3: FastS3, bucket: str, seed: int, mode: str, handles: int) -> None:
     """Half of the operations with one file open, half with several; what the bucket holds at the end is compared too."""
     for i in range(FILLERS):
         put(s3, bucket, f"filler{i}", content(("filler", i), 8 * MIB))
-    mount = mounting(
-        f"s3://{bucket}", *MODES[mode], "--cache-size", str(CACHE_BYTES), endpoint_url=s3.endpoint
-    )
+    mount = mounting(f"s3://{bucket}", *MODES[mode], "--cache-size", str(CACHE_BYTES), endpoint_url=s3.endpoint)
     process = Process(mount, {"remount": remounts(mount), "evict": lambda: evict(mount, s3, bucket)})
     operations = OPERATIONS // 2
     expected = process.run(

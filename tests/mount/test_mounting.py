@@ -218,9 +218,7 @@ class TestUnmounting:
         wait_for("the daemon has ended", lambda: not is_running(pid))
 
     @pytest.mark.parametrize("how", ["--force", "--lazy"])
-    def test_never_waits_for_a_hung_store(
-        self, mounting: Mounts, proxy: FaultProxy, bucket: str, fill, how: str
-    ) -> None:
+    def test_never_waits_for_a_hung_store(self, mounting: Mounts, proxy: FaultProxy, bucket: str, fill, how: str) -> None:
         fill({"large": large_data()})
         # To wait for the store would take longer than the command may.
         options = {"request_timeout": "10m"}

@@ -173,9 +173,7 @@ def test_a_listing_answers_for_its_entries(mounting: Mounts, s3: FastS3, proxy: 
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_a_large_directory_lists_completely_while_it_changes(
-    mounting: Mounts, s3: FastS3, bucket: str, count: int
-) -> None:
+def test_a_large_directory_lists_completely_while_it_changes(mounting: Mounts, s3: FastS3, bucket: str, count: int) -> None:
     directory = s3.root / bucket / "large"
     directory.mkdir()
     stays = {f"stays-{i:05}" for i in range(count)}

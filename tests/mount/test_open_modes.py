@@ -45,10 +45,7 @@ IN_EVERY_RUN = [ORDERS[0], ORDERS[3], ORDERS[4]]  # each is once the first and o
 
 @pytest.mark.parametrize(
     "order",
-    [
-        pytest.param(order, id="-".join(order), marks=[] if order in IN_EVERY_RUN else pytest.mark.slow)
-        for order in ORDERS
-    ],
+    [pytest.param(order, id="-".join(order), marks=[] if order in IN_EVERY_RUN else pytest.mark.slow) for order in ORDERS],
 )
 def test_opens_across_the_change_of_mode(
     mounting: Mounts, s3: FastS3, bucket: str, data: bytes, order: tuple[str, ...]
@@ -150,9 +147,7 @@ def test_many_openers_while_a_file_becomes_whole(mounting: Mounts, s3: FastS3, b
 
 
 @pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
-def test_stress(
-    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passthrough: str, record_property
-) -> None:
+def test_stress(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passthrough: str, record_property) -> None:
     """Processes that open, read, map and close at random, over a set larger than the cache, while the bucket changes."""
     seed = int(os.environ.get("LUXFUSE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
     print(f"seed: LUXFUSE_TEST_SEED={seed}")

@@ -214,9 +214,7 @@ def test_locate_shows_pages_and_tiers(
 # -- stats
 
 
-def test_stats_and_metrics_show_what_happened(
-    mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes]
-) -> None:
+def test_stats_and_metrics_show_what_happened(mounting: Mounts, s3: FastS3, bucket: str, tree: dict[str, bytes]) -> None:
     mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
     s3.set(latency_ms=30)
     try:

@@ -184,9 +184,7 @@ def test_rules_and_their_change_while_mounted(
     assert "No such file" in mount.cli("reload", mount.path).stderr
 
 
-def test_a_quota_of_a_path(
-    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_quota_of_a_path(mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path) -> None:
     fill({f"few/{n}": content(("few", n), MIB) for n in range(8)} | {f"all/{n}": content(n, MIB) for n in range(4)})
     file = tmp_path / "luxfuse.toml"
     file.write_text('[[path]]\npattern = "few/**"\nmax_cached = "3MiB"\n')

@@ -78,9 +78,7 @@ def is_write(request: Request) -> bool:
 @pytest.fixture
 def mount(mounting: Mounts, proxy: FaultProxy, bucket: str) -> Mount:
     """The bucket behind the proxy, with the defaults (cache-through) but less patience."""
-    return mounting(
-        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "2s"}, expected_logs=LATER
-    )
+    return mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "2s"}, expected_logs=LATER)
 
 
 # -- in parts
@@ -134,9 +132,7 @@ def test_a_file_that_shrinks_after_parts_went_up(
     assert uploads(client, bucket) == []
 
 
-def test_parts_go_up_in_parallel(
-    mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing
-) -> None:
+def test_parts_go_up_in_parallel(mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing) -> None:
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
     proxy.only(is_part)
     proxy.set(hold=True)
@@ -202,9 +198,7 @@ def test_a_restart_aborts_the_uploads_that_a_kill_left(
 # -- only what changed
 
 
-def test_an_unchanged_file_is_never_uploaded_again(
-    mount: Mount, bucket: str, proxy: FaultProxy, scribe: Scribing
-) -> None:
+def test_an_unchanged_file_is_never_uploaded_again(mount: Mount, bucket: str, proxy: FaultProxy, scribe: Scribing) -> None:
     writer = scribe(mount)
     assert writer.put("file", ["same", 100_000]) is None
     assert mount.read("file") == digest(content("same", 100_000))
@@ -282,7 +276,14 @@ ERRORS_OF_PARTS = [ERRORS[0], ERRORS[3]]
     ],
 )
 def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
-    mount: Mount, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing, status: int, code: str, error: str,
+    mount: Mount,
+    s3: FastS3,
+    bucket: str,
+    proxy: FaultProxy,
+    scribe: Scribing,
+    status: int,
+    code: str,
+    error: str,
     size: int,
 ) -> None:
     writer = scribe(mount)
@@ -395,9 +396,7 @@ def test_memory_is_bounded_while_eight_large_files_go_up(
     mount = mounting(f"s3://{bucket}", *ASYNC, "--memory-limit", "64MiB", endpoint_url=s3.endpoint)
     size, count = 100 * MIB, 8
     for number in range(count):
-        mount.run(
-            ["sh", "-c", f"head -c {size} /dev/zero | tr '\\0' '{number}' > {mount.path}/file{number}"], check=True
-        )
+        mount.run(["sh", "-c", f"head -c {size} /dev/zero | tr '\\0' '{number}' > {mount.path}/file{number}"], check=True)
     largest = 0
 
     def done() -> bool:
@@ -415,9 +414,7 @@ def test_memory_is_bounded_while_eight_large_files_go_up(
             assert set(file.read(MIB)) == {ord(str(number))}
 
 
-def test_a_cache_full_of_dirty_data(
-    mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing
-) -> None:
+def test_a_cache_full_of_dirty_data(mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing) -> None:
     """Writers wait, then get ENOSPC; what they wrote before is safe, and goes up when the store is back."""
     mount = mounting(
         f"s3://{bucket}", *ASYNC, "--cache-size", "24MiB", endpoint_url=proxy.endpoint,

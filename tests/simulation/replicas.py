@@ -149,7 +149,14 @@ class Wire:
         return await self._call(address[0], lambda node: node.replication.order(self._name, body), timeout_s)
 
     async def send_file(
-        self, address: tuple[str, int], path: str, header: bytes, fd: int, length: int, *, name: str | None,
+        self,
+        address: tuple[str, int],
+        path: str,
+        header: bytes,
+        fd: int,
+        length: int,
+        *,
+        name: str | None,
         timeout_s: float,
     ) -> bytes:
         async def chunks() -> AsyncIterator[bytes]:
@@ -232,14 +239,22 @@ class Node:
         """Run until killed."""
         with trio.CancelScope() as self.scope:
             self.replication = Replication(
-                name=self.name, rack="", root=self.path / "replicas", capacity_bytes=10_000,
-                rpc=Wire(self.cluster, self.name), alive=self._alive, member=self._member,
+                name=self.name,
+                rack="",
+                root=self.path / "replicas",
+                capacity_bytes=10_000,
+                rpc=Wire(self.cluster, self.name),
+                alive=self._alive,
+                member=self._member,
                 clock=lambda: START_S + trio.current_time(),
             )
             self.replication.holder._run = self._inline  # type: ignore[method-assign]
             self.volume = self.replication.volume(
-                SOURCE, store=self.store, recovered=Recovered(self.path / "recovered"),  # type: ignore[arg-type]
-                journal=self.journal, copies=self.cluster.copies,  # type: ignore[arg-type]
+                SOURCE,
+                store=self.store,
+                recovered=Recovered(self.path / "recovered"),  # type: ignore[arg-type]
+                journal=self.journal,
+                copies=self.cluster.copies,  # type: ignore[arg-type]
             )
             for record in self.journal.files.values():
                 record.resumed, record.replicated, record.lock = True, 0, trio.Lock()
@@ -334,8 +349,14 @@ class Node:
             os.pwrite(fd, data, 0)
             same = record.replicated if record.described == data else 0
             took = await self.volume.replicate(
-                self.volume.write(record.number, generation), record.key, {"mode": "0100644"}, record.expect,
-                record.holders[: self.cluster.copies], fd, len(data), same,
+                self.volume.write(record.number, generation),
+                record.key,
+                {"mode": "0100644"},
+                record.expect,
+                record.holders[: self.cluster.copies],
+                fd,
+                len(data),
+                same,
             )
         finally:
             os.close(fd)

@@ -93,7 +93,9 @@ class FakeStore:
         with self._lock:
             uploads = {name: FakeUpload(u.key, u.metadata, dict(u.parts)) for name, u in self.uploads.items()}
             other = FakeStore(
-                objects=dict(self.objects), uploads=uploads, abilities=self.abilities,
+                objects=dict(self.objects),
+                uploads=uploads,
+                abilities=self.abilities,
                 least_part_bytes=self.least_part_bytes,
             )
             other._now_ns, other._next_upload = self._now_ns, self._next_upload
@@ -180,9 +182,7 @@ class FakeStore:
         with self._lock:
             return any(key.startswith(prefix) for key in self.objects)
 
-    def read(
-        self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None
-    ) -> Buffer:
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         with self._lock:
             self.reads[key, (start, end)] += 1
         self._request("get")
@@ -221,14 +221,24 @@ class FakeStore:
         return Properties(self.head(key))
 
     def put(
-        self, key: str, data: Buffer, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         assert not key.endswith("/") or not data
         return self._put("put", key, bytes(data), metadata, expect)
 
     def put_file(
-        self, key: str, path: str, metadata: Mapping[str, str], *, expect: str | None = None,
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
         return self._put("put_file", key, Path(path).read_bytes(), metadata, expect)
@@ -294,9 +304,7 @@ class FakeStore:
         with self._lock:
             return self._add_part("upload_part", key, upload, number, bytes(data), what)
 
-    def copy_part(
-        self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int
-    ) -> str:
+    def copy_part(self, key: str, upload: str, number: int, source: str, version: str | None, start: int, end: int) -> str:
         self._require_multipart(what := f"COPY {source!r} to {key!r} part {number}")
         self._request("copy_part")
         if not self.abilities.part_copy:

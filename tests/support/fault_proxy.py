@@ -82,9 +82,7 @@ class _Reset(Exception):
 class FaultProxy:
     """Use as a context manager; ``endpoint`` is what clients talk to."""
 
-    def __init__(
-        self, upstream: str, *, seed: int = 0, faults: Faults | None = None, host: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, upstream: str, *, seed: int = 0, faults: Faults | None = None, host: str = "127.0.0.1") -> None:
         self.host = host
         parts = urllib.parse.urlsplit(upstream)
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)

@@ -437,7 +437,6 @@ class Fsx:
         self.path = target
 
 
-
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     """Whether the file system can; other errors are raised."""
     if _libc.fallocate(fd, mode, offset, length) == 0:

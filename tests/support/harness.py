@@ -110,17 +110,27 @@ class Options:
     def settings(self, path: Path) -> Settings:
         """The settings of a daemon that has its state in ``path``."""
         return Settings(
-            source="fake://bucket", mountpoint=str(path / "mnt"), state_dir=str(path),
+            source="fake://bucket",
+            mountpoint=str(path / "mnt"),
+            state_dir=str(path),
             cache_dirs=(
                 CacheSetting(str(path / "cache"), self.capacity_bytes, high_watermark=1.0, low_watermark=1.0),
                 *(structs.replace(cache, path=str(path / cache.path)) for cache in self.more_caches),
             ),
-            free_space_ratio=self.free_space_ratio, eviction_policy=self.eviction_policy,  # type: ignore[arg-type]
-            read_mode=self.read_mode, attributes=self.attributes,  # type: ignore[arg-type]
+            free_space_ratio=self.free_space_ratio,
+            eviction_policy=self.eviction_policy,  # type: ignore[arg-type]
+            read_mode=self.read_mode,
+            attributes=self.attributes,  # type: ignore[arg-type]
             allow_other=self.allow_other,
-            metadata_ttl_s=self.metadata_ttl_s, negative_ttl_s=self.negative_ttl_s, uid=1000, gid=1000,
-            whole_file_threshold_bytes=self.whole_file_bytes, readahead_bytes=self.readahead_bytes,
-            write_mode=WriteMode(self.write_mode), on_conflict=self.on_conflict, room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
+            metadata_ttl_s=self.metadata_ttl_s,
+            negative_ttl_s=self.negative_ttl_s,
+            uid=1000,
+            gid=1000,
+            whole_file_threshold_bytes=self.whole_file_bytes,
+            readahead_bytes=self.readahead_bytes,
+            write_mode=WriteMode(self.write_mode),
+            on_conflict=self.on_conflict,
+            room_timeout_s=self.room_timeout_s,  # type: ignore[arg-type]
             hardlinks=self.hardlinks,  # type: ignore[arg-type]
         )
 
@@ -265,9 +275,7 @@ async def mounted(
     for name, value in changes.items():
         assert hasattr(o, name), name
         setattr(o, name, value)
-    store = Store(
-        driver, request_timeout_s=o.request_timeout_s, max_requests=o.max_requests, rng=random.Random(0)
-    )
+    store = Store(driver, request_timeout_s=o.request_timeout_s, max_requests=o.max_requests, rng=random.Random(0))
     with contextlib.ExitStack() as stack:
         settings = o.settings(path)
         directories = [o.directory(Path(setting.path), "source") for setting in settings.cache_dirs]
@@ -280,9 +288,7 @@ async def mounted(
         beginning = await lifecycle.begin(index)
         caches: list[Cache] = []
         for setting, directory in zip(settings.cache_dirs, directories, strict=True):
-            known = lifecycle.number_of(
-                index, str(directory.path), directory.identity, {cache.number for cache in caches}
-            )
+            known = lifecycle.number_of(index, str(directory.path), directory.identity, {cache.number for cache in caches})
             if not known.same:
                 await Objects(index).clear(known.number)
                 directory.doom_all()
@@ -310,8 +316,14 @@ async def mounted(
 
 
 def _build(
-    o: Options, path: Path, driver: FakeStore, store: Store, local: Local, beginning: lifecycle.Beginning,
-    durable: Durable, nursery: trio.Nursery,
+    o: Options,
+    path: Path,
+    driver: FakeStore,
+    store: Store,
+    local: Local,
+    beginning: lifecycle.Beginning,
+    durable: Durable,
+    nursery: trio.Nursery,
 ) -> Mount:
     kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock(o.beginning_s)
     p: VolumeParts = build_tree(
@@ -319,9 +331,38 @@ def _build(
     )
     p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(
-        path, driver, store, clock, kernel, p.index, beginning, p.names, p.lister, p.namespace, local.directory, p.objects,
-        p.hierarchy, p.cache, p.mover, p.directories, p.ahead, p.files, p.fs, p.journal, p.staging, p.dirty, p.writer,
-        p.writeback, p.recovered, p.recovery, nursery, durable, p.loads, p.inventory, p.checks, p.retention,
+        path,
+        driver,
+        store,
+        clock,
+        kernel,
+        p.index,
+        beginning,
+        p.names,
+        p.lister,
+        p.namespace,
+        local.directory,
+        p.objects,
+        p.hierarchy,
+        p.cache,
+        p.mover,
+        p.directories,
+        p.ahead,
+        p.files,
+        p.fs,
+        p.journal,
+        p.staging,
+        p.dirty,
+        p.writer,
+        p.writeback,
+        p.recovered,
+        p.recovery,
+        nursery,
+        durable,
+        p.loads,
+        p.inventory,
+        p.checks,
+        p.retention,
     )
 
 

@@ -87,9 +87,7 @@ def difference(seen: Tree, expected: Tree) -> list[str]:
 def assert_same(seen: Tree, expected: Tree, what: str) -> None:
     """Fail with the first differences."""
     problems = difference(seen, expected)
-    assert not problems, "\n".join(
-        [f"{what}: {len(problems)} of {len(expected)} entries differ", *problems[:SHOWN]]
-    )
+    assert not problems, "\n".join([f"{what}: {len(problems)} of {len(expected)} entries differ", *problems[:SHOWN]])
 
 
 class Stage:
@@ -131,11 +129,7 @@ class Stage:
         """The mount must hold what the local disk holds; ``times``: those of files too; ``ignore``: by path."""
         kinds = (DIRECTORY,) if times else (REGULAR, DIRECTORY, LINK)
         here, there = (
-            {
-                path: entry
-                for path, entry in without_times(self.tree(root), *kinds).items()
-                if not ignore(path)
-            }
+            {path: entry for path, entry in without_times(self.tree(root), *kinds).items() if not ignore(path)}
             for root in (self.path, self.local)
         )
         assert_same(here, there, "the mount beside the local disk")

@@ -118,8 +118,14 @@ class Verbs:
 
     def stat(self, path: str) -> dict:
         st = os.lstat(path)
-        return {"ino": st.st_ino, "size": st.st_size, "mode": st.st_mode, "mtime_ns": st.st_mtime_ns,
-                "uid": st.st_uid, "gid": st.st_gid}
+        return {
+            "ino": st.st_ino,
+            "size": st.st_size,
+            "mode": st.st_mode,
+            "mtime_ns": st.st_mtime_ns,
+            "uid": st.st_uid,
+            "gid": st.st_gid,
+        }
 
     def list(self, path: str) -> list:
         """Names in the order of readdir, surrogate escapes for what is not UTF-8."""
@@ -142,8 +148,7 @@ class Verbs:
 
     def statvfs(self, path: str) -> dict:
         st = os.statvfs(path)
-        return {"bsize": st.f_bsize, "blocks": st.f_blocks, "bfree": st.f_bfree, "namemax": st.f_namemax,
-                "flag": st.f_flag}
+        return {"bsize": st.f_bsize, "blocks": st.f_blocks, "bfree": st.f_bfree, "namemax": st.f_namemax, "flag": st.f_flag}
 
     def create(self, path: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))

@@ -175,9 +175,7 @@ def _chunks(stream: Any) -> bytes:
     return b"".join(pieces)
 
 
-def _answer(
-    handler: http.server.BaseHTTPRequestHandler, status: int, headers: Mapping[str, str], content: bytes
-) -> None:
+def _answer(handler: http.server.BaseHTTPRequestHandler, status: int, headers: Mapping[str, str], content: bytes) -> None:
     handler.send_response(status)
     for name, value in headers.items():
         if name != "content-length" or handler.command == "HEAD":

@@ -53,10 +53,16 @@ def test_precedence(tmp_path: Path) -> None:
         ({"allow_other": True}, "allow_other", True),
         ({"cache_dir": "/c,size=1GiB,tier=hdd"}, "cache_dirs", (CacheDirectory("/c", 1 << 30, "hdd"),)),
         ({"cache_dir": ["/c"], "cache_size": "2GiB"}, "cache_dirs", (CacheDirectory("/c", 2 << 30, "ssd"),)),
-        ({"cache_dir": "/c,size=90%,low_watermark=70%,high_watermark=0.8,free_space_ratio=5%"}, "cache_dirs",
-         (CacheDirectory("/c", None, "ssd", 0.9, 0.05, 0.8, 0.7),)),
-        ({"cache_dir": ["/m,tier=mem,size=1GiB", "/s"]}, "cache_dirs",
-         (CacheDirectory("/m", 1 << 30, "mem"), CacheDirectory("/s"))),
+        (
+            {"cache_dir": "/c,size=90%,low_watermark=70%,high_watermark=0.8,free_space_ratio=5%"},
+            "cache_dirs",
+            (CacheDirectory("/c", None, "ssd", 0.9, 0.05, 0.8, 0.7),),
+        ),
+        (
+            {"cache_dir": ["/m,tier=mem,size=1GiB", "/s"]},
+            "cache_dirs",
+            (CacheDirectory("/m", 1 << 30, "mem"), CacheDirectory("/s")),
+        ),
         ({"mountpoint": "/a/b/"}, "mountpoint", "/a/b"),
         ({"storage_options": {"n": 1}}, "storage_options", {"n": "1"}),
         ({"free_space_ratio": "0.25"}, "free_space_ratio", 0.25),
@@ -199,7 +205,10 @@ def test_rules_for_paths(tmp_path: Path) -> None:
 
 def test_settings_survive_json() -> None:
     settings = made(
-        metadata_ttl="never", storage_options={"key": "value"}, cache_dir="/c,size=1GiB", write_mode="through",
+        metadata_ttl="never",
+        storage_options={"key": "value"},
+        cache_dir="/c,size=1GiB",
+        write_mode="through",
         path=[{"pattern": "a/*", "write_mode": "must-cache"}],
     )
     assert settings.path_rules
@@ -361,9 +370,7 @@ def test_customer_key_stays_off_the_command_line(where):
     assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_relative_paths_mean_the_same_when_the_file_is_read_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_relative_paths_mean_the_same_when_the_file_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The daemon works in another directory, and asks for the defaults again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

@@ -20,9 +20,7 @@ def acquire(mount: Mount, key: str) -> CachedObject:
 
 
 async def read_parts(mount: Mount, obj: CachedObject, part_bytes: int) -> bytes:
-    return b"".join(
-        [bytes(await mount.cache.read(obj, offset, part_bytes)) for offset in range(0, obj.size, part_bytes)]
-    )
+    return b"".join([bytes(await mount.cache.read(obj, offset, part_bytes)) for offset in range(0, obj.size, part_bytes)])
 
 
 @pytest.mark.parametrize("size", [1, 4096, pages(1), pages(1) + 1, pages(5) + 77])

@@ -262,9 +262,7 @@ async def test_a_disk_that_cannot_be_read_is_bypassed(tmp_path: Path) -> None:
 
 
 @pytest.mark.expected_logs("is gone; fetching it again", "until it recovers")
-async def test_a_cache_directory_that_vanished_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cache_directory_that_vanished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
     driver = FakeStore()
     contents = {f"k{number}": random_bytes(pages(1), number) for number in range(4)}

@@ -210,7 +210,10 @@ def stress_store(seed: int) -> FakeStore:
 @pytest.mark.parametrize(("passthrough", "draining"), [(True, False), (False, False), (True, True)])
 async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, draining: bool) -> None:
     o = Options(
-        capacity_bytes=pages(10), passthrough=passthrough, whole_file_bytes=pages(4), memory_bytes=pages(6),
+        capacity_bytes=pages(10),
+        passthrough=passthrough,
+        whole_file_bytes=pages(4),
+        memory_bytes=pages(6),
         more_caches=(
             CacheDirectory("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
             CacheDirectory("hdd", pages(12), "hdd", high_watermark=0.9, low_watermark=0.7),
@@ -230,7 +233,9 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, 
                     background.start_soon(everybody.until_done, everybody.drain_and_add)
                 async with trio.open_nursery() as programs:
                     for name, act, count in (
-                        ("open", everybody.read_open, 4), ("copy", everybody.read_object, 4), ("write", everybody.write, 3)
+                        ("open", everybody.read_open, 4),
+                        ("copy", everybody.read_object, 4),
+                        ("write", everybody.write, 3),
                     ):
                         for _ in range(count):
                             programs.start_soon(everybody.repeat, name, act)
@@ -271,7 +276,11 @@ async def test_capacities_hold_under_16_writers_and_16_readers(tmp_path: Path) -
     for number in range(32):
         driver.place(f"k{number:02}", random_bytes(pages(1) + 1000 * number, number))
     o = Options(
-        capacity_bytes=pages(20), passthrough=False, memory_bytes=pages(8), write_mode="async-through", room_timeout_s=40.0,
+        capacity_bytes=pages(20),
+        passthrough=False,
+        memory_bytes=pages(8),
+        write_mode="async-through",
+        room_timeout_s=40.0,
         more_caches=(
             CacheDirectory("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
             CacheDirectory("hdd", pages(8), "hdd", high_watermark=0.9, low_watermark=0.7),

@@ -484,9 +484,7 @@ async def test_a_directory_that_fails_in_a_move_ends_nothing_but_that(
 
 
 @pytest.mark.parametrize("step", ["relocate.begun", "relocate.copied", "relocate.arrived", "relocate.recorded"])
-async def test_a_move_can_be_cancelled_at_any_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+async def test_a_move_can_be_cancelled_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     driver = store(1, pages(3))
     async with mounted(tmp_path, driver, options()) as m:
         await read_all(m, 1)
@@ -588,7 +586,7 @@ async def test_pages_that_are_on_their_way_are_not_those_of_a_file_that_could_no
             nursery.start_soon(mem.remove, oid)
             await until(begun.is_set)
             obj = m.cache.acquire("k00", driver.objects["k00"][1], len(data))
-            flight, = m.cache.start(obj, range(1), keep_in_memory=False)
+            (flight,) = m.cache.start(obj, range(1), keep_in_memory=False)
             go_on.set()
         assert not obj.pages.count, "they come"
         await flight.done.wait()

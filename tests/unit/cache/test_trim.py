@@ -259,7 +259,7 @@ async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_
         async def lose_and_fetch_the_other() -> None:
             assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
             assert not obj.pages.count
-            other, = m.cache.start(obj, range(1), keep_in_memory=False)
+            (other,) = m.cache.start(obj, range(1), keep_in_memory=False)
             await other.done.wait()
 
         def overtake(*arguments: Any, **named: Any) -> disk.Stored:
@@ -287,7 +287,7 @@ async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path,
         assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
         m.space.draining = True  # so that what comes now is not stored
         driver.hold()
-        flight, = m.cache.start(obj, range(1, 2), keep_in_memory=False)
+        (flight,) = m.cache.start(obj, range(1, 2), keep_in_memory=False)
         assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
         driver.release()
         await flight.done.wait()

@@ -57,7 +57,8 @@ class Service:
         await trio.lowlevel.checkpoint()
         yield step(files=3, bytes=3 << 20)
         yield step(
-            done=True, notes=["a.tmp: local only (must-cache)"] if "" in paths else [],
+            done=True,
+            notes=["a.tmp: local only (must-cache)"] if "" in paths else [],
             failures=[f"{path}: is open for writing" for path in paths if "open" in path],
         )
 

@@ -174,9 +174,7 @@ def test_a_start_that_takes_long(luxfuse: Run, tmp_path: Path, monkeypatch: pyte
     assert outcome.line == "luxfuse: still finishing"
 
 
-def test_unmounting_drains_and_says_how_far_it_is(
-    luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unmounting_drains_and_says_how_far_it_is(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.4)
     luxfuse("mount", "fake://slow-drain", tmp_path)
     outcome = luxfuse("unmount", tmp_path)
@@ -184,9 +182,7 @@ def test_unmounting_drains_and_says_how_far_it_is(
     lines = outcome.err.splitlines()
     assert 1 <= len(lines) <= 3
     for line in lines:
-        assert re.fullmatch(
-            rf"luxfuse: {tmp_path}: \d+ files \(\d+\.\d MiB\), \d+\.\d MiB/s, about \d s left", line
-        ), line
+        assert re.fullmatch(rf"luxfuse: {tmp_path}: \d+ files \(\d+\.\d MiB\), \d+\.\d MiB/s, about \d s left", line), line
 
 
 def test_unmounting_gives_up_where_nothing_moves(luxfuse: Run, tmp_path: Path) -> None:
@@ -373,9 +369,7 @@ def test_free(luxfuse: Run, tmp_path: Path) -> None:
     luxfuse("mount", "fake://ok", where)
     assert luxfuse("free", where) == Outcome(0, f"{where}: 1 file freed (1.0 MiB)\n", "")
     kept = luxfuse("free", where / "busy", where / "x")
-    assert kept.out == (
-        f"{where}: 2 files freed (2.0 MiB), 3 stay: 1 open, or being loaded, 2 open for writing\n"
-    )
+    assert kept.out == (f"{where}: 2 files freed (2.0 MiB), 3 stay: 1 open, or being loaded, 2 open for writing\n")
     assert kept.code == 0
     outcome = luxfuse("free", where / "missing")
     assert (outcome.code, outcome.line) == (1, f"luxfuse: free: {where}: missing: no such file")

@@ -263,6 +263,7 @@ def test_command_lines(place: Path, examples: int, monkeypatch: pytest.MonkeyPat
 
 # -- the control socket
 
+
 async def asked(application: Any, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Return status and body of the answer to one request."""
     parts: list[dict[str, Any]] = []

@@ -38,8 +38,18 @@ def test_options(text: str, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["noexec", "novelty", "source=x", "state_dir=/x", "foreground", "storage_option=x", "path=x", "uid",
-             "storage_option=a=1,storage_option=a=2"]
+    "text",
+    [
+        "noexec",
+        "novelty",
+        "source=x",
+        "state_dir=/x",
+        "foreground",
+        "storage_option=x",
+        "path=x",
+        "uid",
+        "storage_option=a=1,storage_option=a=2",
+    ],
 )
 def test_refused_options(text: str) -> None:
     with pytest.raises((UsageError, ConfigError)):

@@ -52,7 +52,7 @@ def test_latencies_are_those_of_the_last_seconds() -> None:
         sampler.feed(float(second), document(latency={
             "understore": {"get": described(*slow, *fast), "head": described(0.02)}, "fuse": {"read": described(*fast)},
         }))  # fmt: skip
-    (kind, (rate, recent)), = sampler.latencies("understore").items()
+    ((kind, (rate, recent)),) = sampler.latencies("understore").items()
     assert (kind, rate, recent.count) == ("get", 10.0, 100)
     quantile = recent.quantile(0.99)
     assert quantile is not None

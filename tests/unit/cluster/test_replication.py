@@ -32,7 +32,12 @@ async def test_replicas_go_over_the_wire(tls: bool, tmp_path: Path):
 
         def replication(name: str) -> Replication:
             return Replication(
-                name=name, rack="", root=tmp_path / name, capacity_bytes=SIZE, rpc=node.client, alive=lambda: [member],
+                name=name,
+                rack="",
+                root=tmp_path / name,
+                capacity_bytes=SIZE,
+                rpc=node.client,
+                alive=lambda: [member],
                 member=lambda name: member if name == SERVER else None,
             )
 

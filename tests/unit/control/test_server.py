@@ -141,7 +141,8 @@ async def test_every_request(tmp_path: Path) -> None:
         assert await call(client.metrics) == "luxfuse_up 1\n"
         assert await call(client.refresh, ["a/ö", "gone"]) == ["gone: no such file"]
         assert await call(lambda: list(client.persist(["a", "gone"]))) == [
-            {"files": 2, "done": False}, {"files": 0, "done": True, "failures": ["gone: no"]}
+            {"files": 2, "done": False},
+            {"files": 0, "done": True, "failures": ["gone: no"]},
         ]
         assert await call(client.attach, "s3://b", "d/m", {"driver": "auto"}) == ["s3://b", "d/m", "driver"]
         assert (await call(lambda: list(client.detach("d/m", force=True))))[-1] == {"files": 0, "done": True}

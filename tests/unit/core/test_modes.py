@@ -75,8 +75,11 @@ class Opener:
             world.next_backing += 1
             world.registered = world.next_backing
         mode = decide(
-            registered=world.registered is not None, copied_opens=world.copied, whole=world.whole,
-            fetchable=not self.fetched, passthrough_possible=world.possible,
+            registered=world.registered is not None,
+            copied_opens=world.copied,
+            whole=world.whole,
+            fetchable=not self.fetched,
+            passthrough_possible=world.possible,
         )
         if mode is OpenMode.JOIN:
             assert world.registered is not None

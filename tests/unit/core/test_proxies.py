@@ -94,7 +94,9 @@ def test_proxy_of_a_request(url, variables, chosen, proxy):
     assert proxy_for(url, variables, chosen) == proxy
 
 
-@pytest.mark.parametrize("proxy", ["socks5h://u:secret@proxy:1080", "http://", "ftp://u:secret@x", "http://u:secret@x:port"])
+@pytest.mark.parametrize(
+    "proxy", ["socks5h://u:secret@proxy:1080", "http://", "ftp://u:secret@x", "http://u:secret@x:port"]
+)
 def test_proxies_that_cannot_be_used_are_refused_without_their_secrets(proxy):
     with pytest.raises(ConfigError, match=r"^ALL_PROXY: .*write http://HOST:PORT") as caught:
         proxy_for("https://a.com", {"ALL_PROXY": proxy})

@@ -62,8 +62,18 @@ class SmallFs:
     def stat(self, inode: int) -> Stat:
         st = os.lstat(self.directory if inode == ROOT else self.path(inode))
         return Stat(
-            inode=inode, mode=st.st_mode, size=st.st_size, uid=st.st_uid, gid=st.st_gid, mtime_ns=st.st_mtime_ns,
-            ttl_s=TTL_S, atime_ns=st.st_atime_ns, ctime_ns=st.st_ctime_ns, blocks=st.st_blocks, nlink=1, rdev=st.st_rdev,
+            inode=inode,
+            mode=st.st_mode,
+            size=st.st_size,
+            uid=st.st_uid,
+            gid=st.st_gid,
+            mtime_ns=st.st_mtime_ns,
+            ttl_s=TTL_S,
+            atime_ns=st.st_atime_ns,
+            ctime_ns=st.st_ctime_ns,
+            blocks=st.st_blocks,
+            nlink=1,
+            rdev=st.st_rdev,
         )
 
     # -- names
@@ -253,8 +263,13 @@ async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> Non
     fs = SmallFs(kernel, Path(directory), Path(trace))
     operations = Operations(fs, read_only="ro" in flags)  # type: ignore[arg-type]
     session = Session(
-        operations, kernel, mountpoint=mountpoint, source="small", allow_other=os.geteuid() == 0,
-        want_passthrough="copy" not in flags, cache_directories=[Path(directory)],
+        operations,
+        kernel,
+        mountpoint=mountpoint,
+        source="small",
+        allow_other=os.geteuid() == 0,
+        want_passthrough="copy" not in flags,
+        cache_directories=[Path(directory)],
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(session.serve)

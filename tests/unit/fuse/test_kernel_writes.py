@@ -46,7 +46,10 @@ class Small:
         self.log = (base / "log").open("w+")
         self.process = subprocess.Popen(
             [*prefix, python, "-m", "tests.unit.fuse.small_fs", self.mount, self.directory, self.trace, *flags],
-            cwd=REPOSITORY, stdout=self.log, stderr=self.log, env={**os.environ, "PYTHONPATH": MODULES},
+            cwd=REPOSITORY,
+            stdout=self.log,
+            stderr=self.log,
+            env={**os.environ, "PYTHONPATH": MODULES},
         )
         give_up_at = time.monotonic() + READY_DEADLINE_S
         while not self.trace.exists() or not self.calls("ready"):

@@ -22,8 +22,18 @@ CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=7, umask=0o022)
 CALLER = Caller(uid=1000, gid=100, pid=7, umask=0o022)
 FAST = passthrough.MARK | passthrough.MARK_FAST
 STAT = Stat(
-    inode=9, mode=modes.S_IFREG | 0o6755, size=1000, uid=1, gid=2, mtime_ns=-1, ttl_s=60.0, atime_ns=1_500_000_000,
-    ctime_ns=3, blocks=8, nlink=0, rdev=5,
+    inode=9,
+    mode=modes.S_IFREG | 0o6755,
+    size=1000,
+    uid=1,
+    gid=2,
+    mtime_ns=-1,
+    ttl_s=60.0,
+    atime_ns=1_500_000_000,
+    ctime_ns=3,
+    blocks=8,
+    nlink=0,
+    rdev=5,
 )
 
 

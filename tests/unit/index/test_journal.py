@@ -27,8 +27,19 @@ from tests.support.harness import until
 
 def record(key: str = "d/k", **changes: object) -> FileRecord:
     values: dict = {
-        "key": key, "kind": Kind.FILE, "mode": WriteMode.ASYNC_THROUGH, "inode": 20, "attributes": None, "expect": "v",
-        "base_key": "", "base_version": "", "base_size": 0, "size": 5, "stamp": 6, "closed": True, "content": True,
+        "key": key,
+        "kind": Kind.FILE,
+        "mode": WriteMode.ASYNC_THROUGH,
+        "inode": 20,
+        "attributes": None,
+        "expect": "v",
+        "base_key": "",
+        "base_version": "",
+        "base_size": 0,
+        "size": 5,
+        "stamp": 6,
+        "closed": True,
+        "content": True,
         "since_s": 7.0,
     }
     return FileRecord(**{**values, **changes})
@@ -102,7 +113,10 @@ async def test_what_is_committed_is_there_again(journal: Journal) -> None:
     assert again.operations == {three: OperationRecord("move", {"source": "a/", "target": "b/"}, 2, 3.5)}
     assert again.uploads == {(long, "u" * 2000), ("k", "1"), ("k", "2")}
     assert (again.files, again.deletes, again.operations, again.uploads) == (
-        journal.files, journal.deletes, journal.operations, journal.uploads,
+        journal.files,
+        journal.deletes,
+        journal.operations,
+        journal.uploads,
     )
     for number in (one, two):
         again.drop_file(number)

@@ -332,9 +332,7 @@ async def test_names_come_in_byte_order_from_any_position(tree: Tree) -> None:
     assert tree.names.after(DIR, b"\xff", 2) == []
 
 
-async def test_a_listing_that_cannot_be_committed_retires_no_numbers(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_listing_that_cannot_be_committed_retires_no_numbers(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     await tree.list([file(b"a"), file(b"b")], NOW)
     a, b = tree.entry(b"a").inode, tree.entry(b"b").inode
     real = tree.store._commit

@@ -52,8 +52,13 @@ def test_adding_twice_and_removing_twice_count_once() -> None:
 
 def test_ids_tell_source_key_and_version_apart() -> None:
     ids = {
-        object_id("s", "k", "v"), object_id("t", "k", "v"), object_id("s", "l", "v"), object_id("s", "k", "w"),
-        object_id("s", "kv", ""), object_id("sk", "", "v"), object_id("s", "\udcff", "v"),
+        object_id("s", "k", "v"),
+        object_id("t", "k", "v"),
+        object_id("s", "l", "v"),
+        object_id("s", "k", "w"),
+        object_id("s", "kv", ""),
+        object_id("sk", "", "v"),
+        object_id("s", "\udcff", "v"),
     }
     assert len(ids) == 7
     assert all(len(oid) == 16 for oid in ids)

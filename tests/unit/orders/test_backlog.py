@@ -208,9 +208,7 @@ async def test_persist_tells_of_failures(tmp_path: Path) -> None:
         await m.kernel.close(m.fs, handle)
 
 
-async def test_persist_gives_up_the_rest_where_nothing_moves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_persist_gives_up_the_rest_where_nothing_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINES", 3)
     driver = FakeStore()
     async with mounted(tmp_path, driver, write_mode=ASYNC) as m:
@@ -225,7 +223,8 @@ async def test_persist_gives_up_the_rest_where_nothing_moves(
         assert trio.current_time() - began < 5
         assert step.done
         assert step.failures == (
-            *(f"f{number}: not tried: the under-store cannot be reached" for number in range(3)), "5 more failed"
+            *(f"f{number}: not tried: the under-store cannot be reached" for number in range(3)),
+            "5 more failed",
         )
         driver.release()
 

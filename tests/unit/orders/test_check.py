@@ -273,7 +273,8 @@ async def test_what_is_written_is_never_touched(tmp_path: Path) -> None:
             m,
             f"{unknown}: is a staging file of which nothing is known; the next mount sets it aside",
             "mine: its staging file is missing; what was written is there only while the daemon runs",
-            outcome=check.LEFT_ALONE, mended=False,
+            outcome=check.LEFT_ALONE,
+            mended=False,
         )
         assert unknown.read_bytes() == b"whose?"
         away.rename(staged)

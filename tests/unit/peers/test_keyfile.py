@@ -72,9 +72,7 @@ def test_one_or_two_keys(tmp_path: Path, content: str, keys: list[str]) -> None:
         ("#" * 5000, "longer than 4096 bytes"),
     ],
 )
-def test_anything_else_is_refused_in_one_line_that_tells_no_secret(
-    tmp_path: Path, content: bytes | str, text: str
-) -> None:
+def test_anything_else_is_refused_in_one_line_that_tells_no_secret(tmp_path: Path, content: bytes | str, text: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         read_keys(file(tmp_path, content))
     assert "\n" not in str(caught.value)

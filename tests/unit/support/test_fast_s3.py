@@ -52,8 +52,7 @@ def test_object_comes_back(client: Any, key: str) -> None:
 @pytest.mark.parametrize("version", ["list_objects", "list_objects_v2"])
 def test_listing_in_pages(client: Any, version: str, page: int) -> None:
     def listed(**arguments: str) -> list[str]:
-        pages = client.get_paginator(version).paginate(
-            Bucket="bucket", PaginationConfig={"PageSize": page}, **arguments)
+        pages = client.get_paginator(version).paginate(Bucket="bucket", PaginationConfig={"PageSize": page}, **arguments)
         return [e.get("Key", e.get("Prefix")) for p in pages
                 for e in p.get("Contents", []) + p.get("CommonPrefixes", [])]  # fmt: skip
 

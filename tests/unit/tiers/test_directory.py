@@ -61,9 +61,7 @@ def test_a_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_an_unwritable_directory_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_an_unwritable_directory_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_args: object, **_options: object) -> None:
         raise OSError(code, os.strerror(code))
 

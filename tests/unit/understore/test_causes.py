@@ -58,9 +58,7 @@ CASES: list[tuple[int, str, str, type[StoreError], str]] = [
 
 
 @pytest.mark.parametrize(("status", "code", "message", "kind", "text"), CASES)
-def test_each_code_has_its_class_and_cause(
-    status: int, code: str, message: str, kind: type[StoreError], text: str
-) -> None:
+def test_each_code_has_its_class_and_cause(status: int, code: str, message: str, kind: type[StoreError], text: str) -> None:
     found = from_status(status, "GET 'x'", code=code, family="s3", said=Said(message))
     assert type(found) is kind
     assert text in str(found)

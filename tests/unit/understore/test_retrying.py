@@ -149,6 +149,7 @@ async def test_abandoned_threads_are_bounded(fake):
     fake.hold()
     try:
         async with trio.open_nursery() as nursery:
+
             async def fail() -> None:
                 with pytest.raises(StoreUnavailable):
                     await store.head("d/x")

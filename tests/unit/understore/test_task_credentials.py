@@ -16,7 +16,7 @@ from tests.support.front import Answer, front
 from tests.support.issuers import TASK, TASK_ADDRESS, issuers, only_valid_tokens
 from tests.support.network import missing
 
-NETWORK = f"ip link set lo up && ip address add {TASK_ADDRESS[0]}/32 dev lo && exec \"$@\""
+NETWORK = f'ip link set lo up && ip address add {TASK_ADDRESS[0]}/32 dev lo && exec "$@"'
 
 
 def use_the_store() -> None:

@@ -245,8 +245,11 @@ async def test_the_rest_of_a_large_file_is_filled_behind_its_reader(
         for page in (0, 3, 6, 9, 12, 15, 18, 21, 2):
             await m.kernel.read(m.fs, handle, pages(page), MIB)
         path = m.file_of("big")
-        await until(lambda: m.objects.load(bytes.fromhex(path.name)) is not None
-                    and m.objects.load(bytes.fromhex(path.name))[1].whole)
+        await until(
+            lambda: (
+                m.objects.load(bytes.fromhex(path.name)) is not None and m.objects.load(bytes.fromhex(path.name))[1].whole
+            )
+        )
         assert path.read_bytes() == driver.objects["big"][0]
         await m.kernel.release(m.fs, handle)
         assert sum(driver.reads.values()) == driver.counts["get"]
@@ -275,7 +278,10 @@ async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
             return {n.decode(): (await m.fs.getxattr(inode, b"user.luxfuse." + n)).decode() for n in XATTRS}
 
         assert await xattrs("big") == {
-            "version": driver.objects["big"][1], "cached_bytes": "0", "tier": "none", "state": "remote"
+            "version": driver.objects["big"][1],
+            "cached_bytes": "0",
+            "tier": "none",
+            "state": "remote",
         }
         handle = await m.open("big")
         await m.kernel.read(m.fs, handle, 0, 10)
@@ -286,8 +292,12 @@ async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
         assert (await xattrs("small"))["state"] == "cached"
         assert (await xattrs("small"))["cached_bytes"] == "100"
         assert (await xattrs("empty"))["state"] == "cached"
-        for inode, name in [(await m.inode("small"), b"user.other"), (await m.inode("d"), b"user.luxfuse.state"),
-                            (ROOT_INODE, b"user.luxfuse.state"), (await m.inode("small"), b"user.luxfuse.nonsense")]:
+        for inode, name in [
+            (await m.inode("small"), b"user.other"),
+            (await m.inode("d"), b"user.luxfuse.state"),
+            (ROOT_INODE, b"user.luxfuse.state"),
+            (await m.inode("small"), b"user.luxfuse.nonsense"),
+        ]:
             with pytest.raises(LuxError) as caught:
                 await m.fs.getxattr(inode, name)
             assert caught.value.errno == 61
@@ -299,5 +309,3 @@ async def test_a_full_or_sick_cache_serves_copies(tmp_path: Path) -> None:
         for key in ("a", "b"):
             assert await m.read_all(key) == driver.objects[key][0]
         assert m.disk_bytes() == 0
-
-

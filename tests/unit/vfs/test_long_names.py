@@ -110,7 +110,8 @@ async def test_what_an_earlier_version_left_is_kept_aside_and_not_tried_for_ever
         assert m.outcome.files == 1
         await m.drain()
         assert {path: what for path, what in (await seen(m)).items() if what} == {
-            "good": (b"goes up", 0o644), f"{DEEP}/f": (b"content", 0o644)
+            "good": (b"goes up", 0o644),
+            f"{DEEP}/f": (b"content", 0o644),
         }
         assert m.recovered.count() == 2
         kept = sorted(path.read_bytes() for path in m.recovered.directory.iterdir())

@@ -137,8 +137,10 @@ async def test_after_several_expired_names_the_directory_is_listed_instead(tmp_p
 async def test_kinds_of_names(tmp_path: Path) -> None:
     driver = store_of("file", "dir/x", "link.rclonelink", "both", "both/x", "marker/")
     async with mounted(tmp_path, driver) as m:
-        looked_up = {name: (await m.fs.lookup(ROOT_INODE, name.encode())).mode >> 12
-                     for name in ("file", "dir", "link", "both", "marker")}
+        looked_up = {
+            name: (await m.fs.lookup(ROOT_INODE, name.encode())).mode >> 12
+            for name in ("file", "dir", "link", "both", "marker")
+        }
         assert looked_up == {"file": 0o10, "dir": 0o4, "link": 0o12, "both": 0o4, "marker": 0o4}
         for name in ("link.rclonelink", "none", "fil", "x" * 255, "file/", "a\0b"):
             with pytest.raises(NoSuchName):
@@ -161,8 +163,23 @@ async def test_a_name_of_more_than_255_bytes_is_too_long(tmp_path: Path, name: s
 @pytest.mark.expected_logs("skipping key")
 async def test_listing_and_look_up_agree(tmp_path: Path) -> None:
     """Whatever a listing shows can be looked up when it has expired, as the same kind and inode."""
-    driver = store_of("file", "dir/x", "link.rclonelink", "both", "both/x", "marker/", ".rclonelink", "a.rclonelink/x",
-                      "//", "./x", "../x", "l" * 300, "ok", "two", "two.rclonelink")
+    driver = store_of(
+        "file",
+        "dir/x",
+        "link.rclonelink",
+        "both",
+        "both/x",
+        "marker/",
+        ".rclonelink",
+        "a.rclonelink/x",
+        "//",
+        "./x",
+        "../x",
+        "l" * 300,
+        "ok",
+        "two",
+        "two.rclonelink",
+    )
     async with mounted(tmp_path, driver) as m:
         entries = await m.entries()
         assert set(entries) == {b"file", b"dir", b"link", b"both", b"marker", b".rclonelink", b"ok", b"two"} | {
@@ -302,7 +319,7 @@ async def test_extreme_ttls(tmp_path: Path, ttl: float) -> None:
         with pytest.raises(NoSuchName):
             await m.inode("b")
         m.driver.place("b", b"")
-        assert ((await m.inode("b")) > 0)
+        assert (await m.inode("b")) > 0
 
 
 async def test_a_clock_set_back_makes_everything_be_asked_again(tmp_path: Path) -> None:

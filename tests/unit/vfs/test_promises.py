@@ -73,8 +73,13 @@ async def m(tmp_path: Path) -> AsyncIterator[Mount]:
 @pytest.mark.parametrize(
     ("call", "commits", "syncs"),
     [
-        (overwrite, 0, 1), (fsync_only, 0, 0), (open_only, 0, 0), (create, 1, 0), (create_and_remove, 1, 0),
-        (temporary, 0, 0), (replace, 2, 0),
+        (overwrite, 0, 1),
+        (fsync_only, 0, 0),
+        (open_only, 0, 0),
+        (create, 1, 0),
+        (create_and_remove, 1, 0),
+        (temporary, 0, 0),
+        (replace, 2, 0),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
