@@ -136,9 +136,8 @@ class Quotas:
                     async for oid, space in candidates:
                         if oid in self._hierarchy.removing or not self._hierarchy.hooks.release(oid):
                             continue
-                        if await space.remove(oid) is None:
+                        if await space.evict(oid) is None:
                             break
-                        space.evictions += 1
                         if not ledger.shortage(wanted):
                             break
         return not ledger.shortage(wanted)

@@ -132,7 +132,9 @@ class Space:
         self.gone = False
         """It is not in use any more."""
         self.evictions = 0
+        """Objects that were removed to make room for others."""
         self.evicted_bytes = 0
+        """Bytes of them, and of parts that were taken out of large objects to make room."""
         self.write_failures = 0
 
     @property
@@ -302,14 +304,21 @@ class Space:
                     continue
                 if oid in self.hooks.removing or not self.hooks.release(oid):
                     continue
-                freed = await self.remove(oid)
+                freed = await self.evict(oid)
                 if freed is None:
                     return freed_bytes > 0  # the next files would not go either
                 freed_bytes += freed
-                self.evictions += 1
             if not chosen or len(in_use) > IN_USE_BOUND:
                 break
         return freed_bytes > 0
+
+    async def evict(self, oid: bytes) -> int | None:
+        """Like `remove`, to make room for others: counted as an eviction."""
+        freed = await self.remove(oid)
+        if freed is not None:
+            self.evictions += 1
+            self.evicted_bytes += freed
+        return freed
 
     async def remove(self, oid: bytes) -> int | None:
         """Remove an object's file, then its record; returns the bytes freed, None if the file stays and with it the record.
@@ -327,7 +336,6 @@ class Space:
             removed = True
             freed = self._objects.drop(oid) or 0  # a record that must stay is one of a lost file, and still counts
             self.ledger.free(freed)
-            self.evicted_bytes += freed
             return freed
         except OSError as exc:
             self.fail(exc)

@@ -68,7 +68,9 @@ class CacheStatus(TypedDict):
     """The page cache. ``in_flight_bytes`` are being fetched, ``buffered_bytes`` kept in memory for a moment.
 
     ``pinned_bytes`` are never evicted; ``pins`` and ``time_limits`` were made by commands; ``expired`` counts files whose
-    time was over; ``moved_up`` and ``moved_down`` count moves between tiers.
+    time was over; ``moved_up`` and ``moved_down`` count moves between tiers. ``evictions`` are objects removed to make room
+    for others, ``evicted_bytes`` their bytes and those of parts of large objects that were taken out to make room; what
+    `free`, a sweep, a check or a time limit drops counts in neither.
     """
 
     objects: int

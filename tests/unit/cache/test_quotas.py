@@ -85,6 +85,22 @@ async def test_what_is_there_is_counted_while_it_changes_and_cut_to_the_limit(tm
         await m.read_all("a/00")
 
 
+async def test_what_goes_to_keep_a_quota_is_evicted_and_what_is_freed_is_not(tmp_path: Path) -> None:
+    driver = FakeStore()
+    for number in range(4):
+        driver.place(f"a/{number}", random_bytes(pages(1), number))
+    async with mounted(tmp_path, driver) as m:
+        await limit(m, pages(3))
+        for number in range(4):
+            await m.read_all(f"a/{number}")
+            await until(lambda: m.cache.budget.idle)
+        assert (m.space.evictions, m.space.evicted_bytes) == (1, pages(1))
+        async for _ in m.inventory.free(["a"]):
+            pass
+        assert counted(m) == [0]
+        assert (m.space.evictions, m.space.evicted_bytes) == (1, pages(1))
+
+
 async def test_an_object_larger_than_its_quota_is_read_without_being_kept_whole(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("a/large", random_bytes(pages(8), 1))

@@ -112,6 +112,7 @@ async def test_the_least_recently_used_goes_first(tmp_path: Path, tight: None) -
         assert cached(m) == {"k0", "k2", "k3", "k4"}
         await cache_whole(m, "k5")
         assert cached(m) == {"k0", "k3", "k4", "k5"}
+        assert (m.space.evictions, m.space.evicted_bytes) == (2, pages(2))
 
 
 async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path, tight: None) -> None:

@@ -48,6 +48,13 @@ async def test_what_is_below_a_path_goes_and_nothing_else(tmp_path: Path) -> Non
         assert store.counts["get"] > gets
 
 
+async def test_what_is_freed_is_not_counted_as_evicted(tmp_path: Path) -> None:
+    async with mounted(tmp_path, tree()) as mount:
+        await load(mount, "")
+        assert (await free(mount, "")).freed_bytes
+        assert (mount.space.evictions, mount.space.evicted_bytes) == (0, 0)
+
+
 async def test_patterns_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(inventory, "SCAN_OBJECTS", 2)
     async with mounted(tmp_path, tree()) as mount:
