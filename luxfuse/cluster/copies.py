@@ -156,7 +156,7 @@ class CleanReplicas:
         return failures, notes
 
     def _nodes_of(self, oid: bytes, size: int) -> list[dict[str, object]]:
-        """Return which other nodes hold an object, and how many ranges of it: see `luxfuse.control.server`."""
+        """Return which other nodes hold an object, and how many ranges of it: see `luxfuse.control.orders`."""
         ranges = min(LOCATED_RANGES, -(-page_count(size) // RANGE_PAGES))
         counts: dict[str, int] = {}
         for number in range(ranges):

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from luxfuse.control.address import short_address
+from luxfuse.control.orders import ORDERS
 from luxfuse.errors import LuxError
 
 _LINE_MAX_BYTES = 4 << 20
 T = TypeVar("T")
 
 Steps = Generator[dict[str, Any], None, None]
-"""Progress, line by line; close it to give up. See `luxfuse.control.server` for the fields."""
+"""Progress, line by line; close it to give up. See `luxfuse.control.orders`."""
 
 
 class DaemonUnreachable(LuxError):
@@ -54,96 +55,96 @@ class ControlClient:
 
     def status(self) -> dict[str, Any]:
         """Return the status document; see `luxfuse.control.status`."""
-        return self._json("GET", "/v1/status")
+        return self._json("status")
 
     def metrics(self) -> str:
         """Return the metrics in Prometheus text format."""
-        return self._exchange("GET", "/v1/metrics", None).decode(errors="replace")
+        return self._exchange("metrics", None).decode(errors="replace")
 
     def refresh(self, paths: list[str]) -> list[str]:
         """Forget what is known of ``paths`` (relative to the mount); returns one line per path that failed."""
-        return [str(error) for error in self._json("POST", "/v1/refresh", {"paths": paths}).get("errors", [])]
+        return [str(error) for error in self._field("refresh", {"paths": paths}, kind=list)]
 
     def persist(self, paths: list[str]) -> Steps:
         """Bring what is at and below ``paths`` (relative to the mount) to the under-store; yields how far that is.
 
         The last item has ``done``, and lists of lines: ``failures`` and ``notes``. Stop iterating to give it up.
         """
-        return self._lines("/v1/persist", {"paths": paths})
+        return self._lines("persist", {"paths": paths})
 
     def load(self, paths: list[str]) -> Steps:
         """Bring what is at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
 
         See `luxfuse.orders.load.LoadProgress`. Stop iterating to end it.
         """
-        return self._lines("/v1/load", {"paths": paths})
+        return self._lines("load", {"paths": paths})
 
     def free(self, paths: list[str]) -> Steps:
         """Drop what is cached at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
-        return self._lines("/v1/free", {"paths": paths})
+        return self._lines("free", {"paths": paths})
 
     def check(self, *, repair: bool) -> Steps:
         """Compare the cache with what is recorded of it; yields how far that is. See `luxfuse.orders.check.CheckProgress`.
 
         Stop iterating to end it.
         """
-        return self._lines("/v1/check", {"repair": repair})
+        return self._lines("check", {"repair": repair})
 
     def locate(self, paths: list[str]) -> list[dict[str, Any]]:
-        """Return what is cached of each path, and where; see `luxfuse.control.server`."""
-        return self._field("POST", "/v1/locate", {"paths": paths}, name="paths", kind=list)
+        """Return what is cached of each path, and where; see `luxfuse.control.orders`."""
+        return self._field("locate", {"paths": paths}, kind=list)
 
     def start_load(self, paths: list[str]) -> int:
         """The same in the background; returns the number of the job."""
-        return self._field("POST", "/v1/load/start", {"paths": paths}, name="job", kind=int)
+        return self._field("start_load", {"paths": paths}, kind=int)
 
     def loads(self) -> list[dict[str, Any]]:
         """Return how far each load is."""
-        return self._field("GET", "/v1/load/jobs", name="jobs", kind=list)
+        return self._field("loads", kind=list)
 
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
-        return self._field("POST", "/v1/load/stop", name="stopped", kind=int)
+        return self._field("stop_loads", kind=int)
 
     def reload(self) -> list[str]:
         """Read the configuration file again; returns the names of what changed. Raises DaemonRefused with the reason."""
-        return [str(name) for name in self._field("POST", "/v1/reload", name="changed", kind=list)]
+        return [str(name) for name in self._field("reload", kind=list)]
 
     def pin(self, paths: list[str]) -> dict[str, Any]:
         """Never evict what is at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
-        return self._json("POST", "/v1/pin", {"paths": paths})
+        return self._json("pin", {"paths": paths})
 
     def unpin(self, paths: list[str]) -> dict[str, Any]:
         """Let what is at and below ``paths`` be evicted again; returns ``failures``."""
-        return self._json("POST", "/v1/unpin", {"paths": paths})
+        return self._json("unpin", {"paths": paths})
 
     def limit(self, paths: list[str], seconds: float | None, action: str) -> dict[str, Any]:
         """Set how long what is at and below ``paths`` is kept; None: for ever. Returns ``failures``."""
-        return self._json("POST", "/v1/ttl", {"paths": paths, "seconds": seconds, "action": action})
+        return self._json("limit", {"paths": paths, "seconds": seconds, "action": action})
 
     def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, Any]:
         """Have ``paths`` held by so many nodes, ``least`` 0: as it comes. Returns ``failures`` and ``notes``."""
-        return self._json("POST", "/v1/replicate", {"paths": paths, "min": least, "max": most})
+        return self._json("replicate", {"paths": paths, "min": least, "max": most})
 
     def attach(self, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
         """Attach ``source`` at ``path`` (relative to the mount); returns lines worth knowing."""
         body = {"source": source, "path": path, "options": dict(options)}
-        return [str(note) for note in self._json("POST", "/v1/attach", body).get("notes", [])]
+        return [str(note) for note in self._field("attach", body, kind=list)]
 
     def detach(self, path: str, *, force: bool) -> Steps:
         """Bring what was written below ``path`` to its under-store and take that away; yields how far that is."""
-        return self._lines("/v1/detach", {"path": path, "force": force})
+        return self._lines("detach", {"path": path, "force": force})
 
     def drain(self) -> Steps:
         """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""
-        return self._lines("/v1/drain", None)
+        return self._lines("drain", None)
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Ask the daemon to unmount and end. Raises DaemonRefused when the mount is busy."""
-        self._json("POST", "/v1/unmount", {"lazy": lazy})
+        self._json("unmount", {"lazy": lazy})
 
-    def _json(self, method: str, target: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        raw = self._exchange(method, target, body)
+    def _json(self, order: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        raw = self._exchange(order, body)
         try:
             answer = json.loads(raw)
         except ValueError:
@@ -152,23 +153,23 @@ class ControlClient:
             raise _unreadable()
         return answer
 
-    def _field(self, method: str, target: str, body: dict[str, Any] | None = None, *, name: str, kind: type[T]) -> T:
-        """Return one field of the answer, of the kind that it has to be."""
-        found = self._json(method, target, body).get(name)
+    def _field(self, order: str, body: dict[str, Any] | None = None, *, kind: type[T]) -> T:
+        """Return the one field of the answer, of the kind that it has to be."""
+        found = self._json(order, body).get(ORDERS[order].field)
         if not isinstance(found, kind):
             raise _unreadable()
         return found
 
-    def _exchange(self, method: str, target: str, body: dict[str, Any] | None) -> bytes:
+    def _exchange(self, order: str, body: dict[str, Any] | None) -> bytes:
         give_up_at = time.monotonic() + self._deadline_s
-        with self._asking(method, target, body) as (connection, sock):
+        with self._asking(order, body) as (connection, sock):
             sock.settimeout(max(0.01, give_up_at - time.monotonic()))
             with connection.getresponse() as response:
                 return _checked(response).read()
 
-    def _lines(self, target: str, body: dict[str, Any] | None) -> Steps:
+    def _lines(self, order: str, body: dict[str, Any] | None) -> Steps:
         """Yield the lines of an answer that goes on for long; each comes within the deadline."""
-        with self._asking("POST", target, body) as (connection, _sock):
+        with self._asking(order, body) as (connection, _sock):
             done = False
             with _checked(connection.getresponse()) as response:  # it owns the socket now: closing it hangs up
                 while line := response.readline(_LINE_MAX_BYTES):
@@ -184,13 +185,13 @@ class ControlClient:
 
     @contextlib.contextmanager
     def _asking(
-        self, method: str, target: str, body: dict[str, Any] | None
+        self, order: str, body: dict[str, Any] | None
     ) -> Iterator[tuple[http.client.HTTPConnection, socket.socket]]:
         """Send a request; errors of the block mean that the daemon cannot be asked. Raises DaemonUnreachable."""
         connection = _UnixConnection(self._socket_path, self._deadline_s)
         try:
             payload = None if body is None else json.dumps(body).encode()
-            connection.request(method, target, body=payload, headers={"Connection": "close"})
+            connection.request(ORDERS[order].method, ORDERS[order].path, body=payload, headers={"Connection": "close"})
             yield connection, connection.sock
         except (TimeoutError, BlockingIOError):  # or so many wait already that the kernel takes no more
             raise DaemonUnreachable(f"the daemon does not answer within {self._deadline_s:g} s") from None

@@ -1,8 +1,18 @@
-"""What the control socket can be asked for: the bodies of its requests. What is not understood is refused."""
+"""What the control socket can be asked for: each order once, in `ORDERS`. What is not understood is refused.
+
+Each path of a ``locate`` has ``path`` and either ``error``, or ``kind``. A ``file`` has ``size``, ``page_bytes`` in bytes,
+``state`` (``clean``, ``dirty`` or ``open for writing``), ``missing_pages`` as ``0-15,20``, and ``places``: each a
+``tier``, its ``directory``, the ``file`` there, ``pages`` in the same manner (``all``; none for a staging file in parts)
+and ``bytes``; and ``nodes``, the others of the cluster that hold ranges of it: each a ``node``, its ``label``, and how
+many ``ranges`` it holds ``of`` how many. A ``directory`` has ``tiers``: each a ``tier``, ``directory``, ``files`` and
+``bytes`` on disk; and ``whole_files``, ``partial_files`` and ``dirty_files``. Versions that the store has no more are
+counted there.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -12,6 +22,9 @@ from luxfuse.core.values import FOREVER_S
 from luxfuse.types import TtlAction
 
 PATH_MAX_BYTES = 64 << 10
+BODY_MAX_BYTES = 4 << 20
+LOAD_MAX_BYTES = 16 << 20
+"""A list of paths may be long."""
 Copies = Annotated[int, msgspec.Meta(ge=0, le=MOST_COPIES)]
 
 
@@ -53,8 +66,12 @@ class Limit(Paths, frozen=True, kw_only=True):
 class Replicate(Paths, frozen=True, kw_only=True):
     """How many nodes hold the paths; ``min`` 0: the rule ends."""
 
-    min: Copies
-    max: Copies | None = None
+    least: Copies = msgspec.field(name="min")
+    most: Copies | None = msgspec.field(name="max", default=None)
+
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < max(1, self.least):
+            raise ValueError("max: is smaller than min")
 
 
 class Attach(Order, frozen=True, kw_only=True):
@@ -77,6 +94,65 @@ class Unmount(Order, frozen=True, kw_only=True):
 
     lazy: bool = False
 
+
+Answer = Literal["json", "lines", "text"]
+"""``lines``: of progress, each an object as JSON, about ten a second, until all is done. The last has ``done``; one that
+has ``aborted`` instead says why it is the last. The daemon stops as soon as the client hangs up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an order is given. It is a method of its name, with the fields of ``body``, in the daemon's service.
+
+    ``field``: the name of the one field of the answer, which else is what the method returns, or nothing.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: type[Order]
+    answer: Answer
+    field: str = ""
+    body_bytes: int = BODY_MAX_BYTES
+
+
+ORDERS = {
+    # the status document, `luxfuse.control.status`
+    "status": Endpoint("GET", "/v1/status", Nothing, "json"),
+    # the same as Prometheus text
+    "metrics": Endpoint("GET", "/v1/metrics", Nothing, "text"),
+    # a line for each path that failed
+    "refresh": Endpoint("POST", "/v1/refresh", Paths, "json", "errors"),
+    # `luxfuse.orders.backlog.Progress`; the last has failures and notes
+    "persist": Endpoint("POST", "/v1/persist", Paths, "lines"),
+    # `luxfuse.orders.load.LoadProgress`; the last has failures
+    "load": Endpoint("POST", "/v1/load", Paths, "lines", body_bytes=LOAD_MAX_BYTES),
+    # the number of the job: the same in the background
+    "start_load": Endpoint("POST", "/v1/load/start", Paths, "json", "job", body_bytes=LOAD_MAX_BYTES),
+    # a line of progress of each: those that run, and the last that ended
+    "loads": Endpoint("GET", "/v1/load/jobs", Nothing, "json", "jobs"),
+    # how many
+    "stop_loads": Endpoint("POST", "/v1/load/stop", Nothing, "json", "stopped"),
+    # `luxfuse.orders.inventory.FreeProgress`
+    "free": Endpoint("POST", "/v1/free", Paths, "lines"),
+    # `luxfuse.orders.check.CheckProgress`
+    "check": Endpoint("POST", "/v1/check", Check, "lines"),
+    # see above
+    "locate": Endpoint("POST", "/v1/locate", Paths, "json", "paths"),
+    # lines: ``failures`` and ``notes``
+    "pin": Endpoint("POST", "/v1/pin", Paths, "json"),
+    "unpin": Endpoint("POST", "/v1/unpin", Paths, "json"),
+    "limit": Endpoint("POST", "/v1/ttl", Limit, "json"),
+    "replicate": Endpoint("POST", "/v1/replicate", Replicate, "json"),
+    # names of settings; 400 with the reason if the file is refused
+    "reload": Endpoint("POST", "/v1/reload", Nothing, "json", "changed"),
+    # lines worth knowing, once attached; or 409
+    "attach": Endpoint("POST", "/v1/attach", Attach, "json", "notes"),
+    # `luxfuse.orders.backlog.Progress`
+    "detach": Endpoint("POST", "/v1/detach", Detach, "lines"),
+    "drain": Endpoint("POST", "/v1/drain", Nothing, "lines"),
+    # once unmounted; 409 when busy
+    "unmount": Endpoint("POST", "/v1/unmount", Unmount, "json"),
+}
 
 T = TypeVar("T", bound=Order)
 

@@ -76,7 +76,7 @@ class Replicas(Protocol):
 
 
 class Service:
-    """Implements `luxfuse.control.server.ControlService`."""
+    """Carries out the orders of `luxfuse.control.orders.ORDERS`."""
 
     def __init__(
         self, settings: Settings, parts: Parts, attached: AttachedVolumes, nodes: Nodes | None = None, *, started_s: float

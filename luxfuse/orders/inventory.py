@@ -145,7 +145,7 @@ class Inventory:
     # -- looking
 
     async def locate(self, paths: Sequence[str]) -> list[dict[str, object]]:
-        """Return a description of each path: see `luxfuse.control.server`."""
+        """Return a description of each path: see `luxfuse.control.orders`."""
         described: dict[str, dict[str, object]] = {}
         directories: dict[str, _Summary] = {}
         for path in paths:
