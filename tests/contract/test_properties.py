@@ -153,6 +153,13 @@ def test_settings_are_for_new_objects(target: Target, bucket: Bucket):
     store.close()
 
 
+@pytest.mark.parametrize("archive", ["GLACIER", "DEEP_ARCHIVE"])
+def test_archives_are_not_kept(store: UnderStore, bucket: Bucket, archive: str):
+    bucket.put("x", StorageClass=archive, Tagging=None)  # moto gives no tags of what is in an archive
+    store.put("x", b"new", {}, keep=store.examine("x"))
+    assert bucket.described("x")["StorageClass"] in (None, "STANDARD")
+
+
 def test_acl_that_is_set_wins(target: Target, bucket: Bucket):
     store = target.open(storage_options={**target.options, "acl": "private"})
     bucket.put("x")

@@ -12,6 +12,7 @@ from tests.contract.test_properties import MIXED, WHOLE, Bucket
 from tests.support.mounted import Mount, Mounts, wait_for
 from tests.support.store_targets import SECRET, Target, s3_client
 from tests.support.strict_s3 import StrictS3
+from tests.support.writing import NEW, Scribe
 
 OWN = {"mode", "uid", "gid", "mtime", "atime", "ctime", "xattr"}
 
@@ -138,6 +139,18 @@ def test_large_file_that_goes_up_early(mounting: Mounts, bucket: Bucket, moto_ur
     assert bucket.client.head_object(Bucket=bucket.name, Key="x.txt")["ContentLength"] == 48 << 20
     assert bucket.described("x.txt") == WHOLE
     assert foreign(bucket, "x.txt") == {"theirs": MIXED["theirs"]}
+
+
+def test_large_file_that_goes_up_early_has_the_time_of_its_upload(mounting: Mounts, bucket: Bucket, moto_url: str) -> None:
+    mount = opened(mounting, bucket, moto_url)
+    writer = Scribe(mount)
+    writer("open", "f", f"{mount.path}/x", NEW)
+    writer("write", "f", ["early", 48 << 20])
+    wait_for("it goes up", lambda: bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads"))
+    writer("close", "f")
+    writer.end()
+    assert "mode" in bucket.metadata("x")
+    assert "mtime" not in bucket.metadata("x")
 
 
 def test_object_lock(mounting: Mounts, bucket: Bucket, moto_url: str) -> None:

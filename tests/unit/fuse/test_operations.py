@@ -294,3 +294,9 @@ async def test_set_id_bits_go_with_an_open_that_truncates() -> None:
         ("setattr", 9, AttributeChanges(mode=0o755), None, CALLER),
         ("open", 9, os.O_WRONLY | os.O_TRUNC, CALLER),
     ]
+
+
+async def test_statfs_shows_a_pebibyte_of_free_space() -> None:
+    operations, _ = made()
+    shown = await operations.statfs(CONTEXT)
+    assert shown.f_frsize * shown.f_bavail == shown.f_frsize * shown.f_bfree == 1 << 50

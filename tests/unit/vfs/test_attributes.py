@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from luxfuse.errors import AccessDenied
 from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
-from luxfuse.vfs.attributes import Defaults, parse_attributes, stat_of, to_metadata
-from tests.support.fake_store import FakeStore
-from tests.support.harness import mounted
+from luxfuse.vfs.attributes import AttributeChanges, Defaults, parse_attributes, stat_of, to_metadata
+from tests.support.fake_kernel import CALLER
+from tests.support.fake_store import EVERYTHING, FakeStore
+from tests.support.harness import Mount, mounted
 
 SECOND = 10**9
 MOMENT = 981_173_106 * SECOND + 123_456_789
@@ -186,3 +189,28 @@ async def test_a_directory_is_there_even_if_its_marker_cannot_be_described(tmp_p
         m.clock.advance(61)
         driver.fail_next(1, lambda: AccessDenied("HEAD: 403 Forbidden"), "head")
         assert await m.inode("d") == listed[b"d"]
+
+
+async def changed(m: Mount, inode: int) -> int:
+    """Change the mode of ``inode``; return what is shown afterwards."""
+    await m.fs.setattr(inode, AttributeChanges(mode=0o711), None, CALLER)
+    return stat.S_IMODE((await m.fs.getattr(inode)).mode)
+
+
+async def test_those_of_the_root_stay_until_it_is_unmounted(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver) as m:
+        assert await changed(m, ROOT_INODE) == 0o711
+    async with mounted(tmp_path, driver) as m:
+        assert stat.S_IMODE((await m.fs.getattr(ROOT_INODE)).mode) == 0o755
+    assert driver.objects == {}
+
+
+async def test_where_the_store_keeps_none_the_index_does(tmp_path: Path) -> None:
+    driver = FakeStore(abilities=replace(EVERYTHING, metadata=False))
+    driver.place("file", b"x")
+    async with mounted(tmp_path, driver) as m:
+        assert await changed(m, await m.inode("file")) == 0o711
+    async with mounted(tmp_path, driver) as m:
+        assert stat.S_IMODE((await m.fs.getattr(await m.inode("file"))).mode) == 0o711
+    assert driver.objects["file"][3] == {}
