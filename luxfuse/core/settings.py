@@ -1,8 +1,8 @@
 """The table of settings: each is said here, once.
 
 From it come the fields' defaults in `luxfuse.config.Settings`, what is read from flags, ``-o``, variables and files, the
-commands' options and their help, and README's table. So a new setting is a row here and a field there, and
-``python -m tests.support.readme`` for README.
+commands' options and their help, and the table in docs/SETTINGS.md. So a new setting is a row here and a field there,
+and ``python -m tests.support.reference`` for the table.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _ARGUMENT: frozenset[Place] = frozenset(("argument", "variable", "file"))
 class Setting(NamedTuple):
     """One setting.
 
-    ``name``: as in a TOML file; flags have dashes instead, variables LUXFUSE_ in front and capitals. ``help``: for --help
-    and README, with single words in backquotes. ``default``: as it is written, None if there is none; ``shown_default``:
-    what is told of it where that says more. ``attachable``: an attached under-store can have one of its own.
-    ``live``: it can change while mounted. ``places``: where it can stand. ``item``: what flag and ``-o`` are called, if
-    they give one of several. ``field``: of `Settings`; else the name with the kind's unit.
+    ``name``: as in a TOML file; flags have dashes instead, variables LUXFUSE_ in front and capitals. ``help``: for
+    --help and docs/SETTINGS.md, with single words in backquotes. ``default``: as it is written, None if there is none;
+    ``shown_default``: what is told of it where that says more. ``attachable``: an attached under-store can have one of
+    its own. ``live``: it can change while mounted. ``places``: where it can stand. ``item``: what flag and ``-o`` are
+    called, if they give one of several. ``field``: of `Settings`; else the name with the kind's unit.
     """
 
     name: str
@@ -80,7 +80,7 @@ SETTINGS = (
     Setting("mountpoint", values.MOUNTPOINT, "An empty directory.", places=_ARGUMENT),
     Setting(
         "cache_dir", Kind("DIR[,size=SIZE][,tier=TIER]", parse_cache_dirs, "many"),
-        "Where cached data goes; `tier`: `mem`, `ssd` or `hdd`. May be repeated, see Tiers in README.md.",
+        "Where cached data goes; `tier`: `mem`, `ssd` or `hdd`. May be repeated, see Tiers in luxfuse/docs/USING.md.",
         shown_default="/var/cache/luxfuse, ~/.cache/luxfuse", live=True, field="cache_dirs",
     ),
     Setting(
@@ -188,7 +188,7 @@ SETTINGS = (
     ),
     Setting(
         "path", Kind("TABLES", parse_rules, "rules"),
-        "Tables `[[path]]` in the file: what holds for the paths that `pattern` matches, see Rules in README.md.",
+        "Tables `[[path]]` in the file: what holds for paths that match `pattern`, see Rules in luxfuse/docs/SETTINGS.md.",
         live=True, places=frozenset(("file",)), field="path_rules",
     ),
     Setting(

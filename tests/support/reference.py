@@ -1,4 +1,4 @@
-"""README's table of settings, made of the table in the code: ``python -m tests.support.readme`` writes it anew."""
+"""The table of docs/SETTINGS.md, made of the table in the code: ``python -m tests.support.reference`` writes it anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luxfuse.core.settings import SETTINGS, Setting
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "luxfuse/docs/SETTINGS.md"
 _HEAD = "| setting | value | default | |\n|---|---|---|---|\n"
 
 
@@ -17,7 +17,7 @@ def table() -> str:
 
 
 def replaced(text: str) -> str:
-    """Return README with its table as it is to be."""
+    """Return the page with its table as it is to be."""
     before, _, after = text.partition(_HEAD)
     rows = after.splitlines(keepends=True)
     rest = next(number for number, row in enumerate(rows) if not row.startswith("|"))
@@ -35,8 +35,8 @@ def _row(setting: Setting) -> str:
         text += " An argument of `mount`; may stand in the file or in a variable."
     cells = (f"`{setting.name}`", value, setting.told_default, text)
     row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-    return re.sub(r"see (\w+) in README\.md", lambda section: f"see [{section[1]}](#{section[1].lower()})", row)
+    return re.sub(r"see (\w+) in luxfuse/docs/(\w+\.md)", lambda at: f"see [{at[1]}]({at[2]}#{at[1].lower()})", row)
 
 
 if __name__ == "__main__":
-    README.write_text(replaced(README.read_text()))
+    PAGE.write_text(replaced(PAGE.read_text()))

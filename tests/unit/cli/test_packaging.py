@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import readme
+from tests.support import reference
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ["examples/bootstrap.sh", "examples/quickstart.sh", "tests/run.sh", ".ci/run"]
@@ -27,6 +27,6 @@ def test_scripts_can_be_read(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], timeout=20, check=True)
 
 
-def test_the_readme_has_every_setting_as_the_code_has_it() -> None:
-    text = readme.README.read_text()
-    assert text == readme.replaced(text), "write it anew: python -m tests.support.readme"
+def test_the_reference_has_every_setting_as_the_code_has_it() -> None:
+    text = reference.PAGE.read_text()
+    assert text == reference.replaced(text), "write it anew: python -m tests.support.reference"

@@ -50,7 +50,7 @@ def as_toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def test_help_and_readme_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_table_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["mount", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
     for setting in SETTINGS:
