@@ -6,13 +6,13 @@ Here come the other version of a write conflict, and what was being written, but
 from __future__ import annotations
 
 import itertools
-import os
 import time
 import urllib.parse
 from pathlib import Path
 
 import trio
 
+from luxfuse.durable import sync_directory, write_synced
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
@@ -61,29 +61,18 @@ class Recovered:
         target = self._target(key)
         path.rename(target)
         for directory in (target.parent, path.parent):
-            _sync(directory)
+            sync_directory(directory)
         return target
 
     def keep_bytes(self, data: bytes, key: str) -> Path:
         """Keep a small content, durably. Blocks. Raises OSError."""
         target = self._target(key)
         part = target.with_name(f".{target.name}.part")
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(part, data)
         part.rename(target)
-        _sync(target.parent)
+        sync_directory(target.parent)
         return target
 
     def keep_staging(self, staging: Staging, number: int, key: str) -> Path:
         """Move a staging file here. Blocks. Raises OSError."""
         return staging.recover(number, self._target(key))
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

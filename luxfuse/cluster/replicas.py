@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from luxfuse.core.replicas import FileId, Outcome, Replica, State
+from luxfuse.durable import make_private, sync_directory, write_synced
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.steps import reached
 from luxfuse.tiers.directory import write_all
@@ -74,7 +75,7 @@ class ReplicaFiles:
         """Of content, what is arriving included."""
         self._lock = threading.Lock()
         self._serials = itertools.count(1)
-        _make_private(root)
+        make_private(root)
         for directory in sorted(root.iterdir()):
             if directory.is_dir() and _WRITER.fullmatch(directory.name):
                 self._load(directory)
@@ -200,13 +201,14 @@ class ReplicaFiles:
         file = holding.replica.write.file
         path = self._record_of(file)
         part = path.with_suffix(".part")
-        _write_synced(part, _encode((FORMAT_VERSION, holding)))
+        part.unlink(missing_ok=True)  # of a run that was killed
+        write_synced(part, _encode((FORMAT_VERSION, holding)))
         reached("replica.record-written")
         part.rename(path)
         reached("replica.recorded")
         before = self.holdings.get(file)
         self.holdings[file] = holding
-        _sync_directory(path.parent)  # before the old content goes: the old record may come back until then
+        sync_directory(path.parent)  # before the old content goes: the old record may come back until then
         if before is not None and before.content != holding.content:
             self._remove_content(before)
         reached("replica.settled")
@@ -226,8 +228,8 @@ class Arrival:
         file = replica.write.file
         directory = files.root / file.writer
         if not directory.is_dir():
-            _make_private(directory)
-            _sync_directory(files.root)
+            make_private(directory)
+            sync_directory(files.root)
         name = f"{file.journal}-{file.number:x}.{replica.write.generation:x}-{serial:x}.{os.getpid():x}.data"
         self._path = directory / name
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -289,26 +291,3 @@ def _has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except FileNotFoundError:
         return False
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, data, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _make_private(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid == os.geteuid():
-        path.chmod(0o700)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

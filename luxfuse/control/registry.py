@@ -16,6 +16,7 @@ import msgspec
 
 from luxfuse import __version__
 from luxfuse.config import Settings
+from luxfuse.durable import replace_file
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.understore.failures import safe_url
@@ -105,9 +106,7 @@ def claim(settings: Settings) -> Claim:
             "version": __version__,
             "started_at": time.time(),
         }
-        fresh = directory / f"{RECORD}.new"
-        fresh.write_bytes(msgspec.json.encode(record))
-        fresh.replace(directory / RECORD)
+        replace_file(directory / RECORD, msgspec.json.encode(record))
     except OSError as exc:
         os.close(fd)
         raise MountError(f"{directory}: {exc.strerror}; free space or make it writable") from None

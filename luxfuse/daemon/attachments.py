@@ -26,6 +26,7 @@ from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.daemon.parts import Parts
 from luxfuse.daemon.service import VolumeState
+from luxfuse.durable import replace_file
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.places import check_places
@@ -427,19 +428,8 @@ class Attachments:
             records = [a.record for a in self._attached.values() if a.state != "attaching"]
             content = msgspec.json.encode(_Recorded(last_number=self._last_number, attached=records))
             try:
-                await trio.to_thread.run_sync(self._write, content)
+                await trio.to_thread.run_sync(replace_file, self._file, content)
             except OSError as exc:
                 raise MountError(
                     f"{self._file}: cannot be written, so the next mount would not know what is attached: {exc.strerror}"
                 ) from None
-
-    def _write(self, content: bytes) -> None:
-        fresh = self._file.with_name(FILE + ".new")
-        with contextlib.suppress(FileNotFoundError):
-            fresh.unlink()
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(self._file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import lmdb
 
+from luxfuse.durable import make_private, sync_directory
 from luxfuse.errors import IndexFormatError
 from luxfuse.index.growth import Growth
 from luxfuse.index.uncommitted import U64
@@ -68,9 +68,7 @@ class JournalFile:
 
     def _open(self) -> None:
         new = not (self.path / "data.mdb").exists()
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.path.stat().st_uid == os.geteuid():
-            self.path.chmod(0o700)  # it may have been there already
+        make_private(self.path)
         self._env = lmdb.open(
             str(self.path), map_size=MAP_BYTES, max_dbs=len(Table), sync=True, metasync=True, mode=0o600, readahead=False
         )
@@ -78,7 +76,7 @@ class JournalFile:
         self._databases = {table: self._env.open_db(table.name.lower().encode()) for table in Table}
         if new:
             for directory in (self.path, self.path.parent):
-                _sync_directory(directory)
+                sync_directory(directory)
 
     def reopen(self) -> None:
         """Open it again after LMDB has given it up. Raises OSError; call it in the thread that reads."""
@@ -129,11 +127,3 @@ class JournalFile:
         """Close it."""
         if self._env is not None:
             self._env.close()
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

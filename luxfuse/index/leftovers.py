@@ -13,6 +13,7 @@ import lmdb
 import msgspec
 
 from luxfuse.core.units import format_count, format_size
+from luxfuse.durable import replace_file
 from luxfuse.index.journal_file import FORMAT_VERSION, Table
 from luxfuse.index.records import FileRecord
 from luxfuse.index.uncommitted import U64
@@ -66,9 +67,7 @@ def write_origin(journal: Path, origin: Origin) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == encoded:
             return
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(encoded)
-    fresh.replace(path)
+    replace_file(path, encoded)
 
 
 def find(journals: Path) -> Iterator[Leftovers]:

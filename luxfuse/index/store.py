@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import lmdb
 import trio
 
+from luxfuse.durable import make_private
 from luxfuse.errors import IndexFormatError
 from luxfuse.index.growth import Growth
 from luxfuse.index.uncommitted import U64, Changes, Table, Uncommitted, overlaid
@@ -104,9 +104,7 @@ class IndexStore:
         """What it reads now, and nobody has changed since it began."""
         self._writer = trio.Lock()
         self._changed = trio.Event()
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.stat().st_uid == os.geteuid():
-            path.chmod(0o700)  # it may have been there already
+        make_private(path)
         try:
             self._env = lmdb.open(
                 str(path),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from luxfuse.durable import replace_file
 from luxfuse.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Identity:
                 max(now_ns // 10**9, known.incarnation + 1 if known else 1),
                 max(now_ns, known.stamp_ns + 1 if known else 0),
             )
-            _write(path, record)
+            replace_file(path, msgspec.json.encode(record))
         except OSError as exc:
             raise ConfigError(f"{path}: {exc.strerror}; make it writable") from None
         return cls(path, record)
@@ -83,7 +83,7 @@ class Identity:
     def note(self, incarnation: int) -> None:
         """Keep the incarnation for the next life. Blocks. Raises OSError."""
         record = msgspec.structs.replace(self._record, incarnation=incarnation)
-        _write(self._path, record)
+        replace_file(self._path, msgspec.json.encode(record))
         self._record = record
 
 
@@ -113,14 +113,3 @@ def _read(path: Path) -> _Record | None:
     if record.format != FORMAT:
         raise ConfigError(f"{path}: format {record.format} is of another version of luxfuse; use that, or remove the file")
     return record
-
-
-def _write(path: Path, record: _Record) -> None:
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as f:
-        os.fchmod(fd, 0o600)
-        f.write(msgspec.json.encode(record))
-        f.flush()
-        os.fsync(fd)
-    fresh.replace(path)

@@ -18,13 +18,13 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -96,7 +96,7 @@ class CacheDirectory:
         try:
             for attempt in range(100):
                 self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
-                _make_private(self.path)
+                make_private(self.path)
                 if (lock := _lock(self.path / "lock")) is not None:
                     self._lock = lock
                     break
@@ -118,8 +118,8 @@ class CacheDirectory:
         """Make what is missing and return the identity."""
         objects = self.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
-        _make_private(self.path / "staging")
-        _make_private(self.path / "moving")
+        make_private(self.path / "staging")
+        make_private(self.path / "moving")
         described = self.path / "cache.json"
         try:
             found = json.loads(described.read_text())
@@ -146,7 +146,7 @@ class CacheDirectory:
         """
         if _existing_parent(self.path).stat().st_dev != self.device:
             raise OSError(errno.ENODEV, "the cache directory's file system is gone")
-        _make_private(self.path)
+        make_private(self.path)
         self._lock_again()
         before, self.identity = self.identity, self._prepare()
         return before == self.identity
@@ -379,14 +379,6 @@ def _lock(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-def _make_private(path: Path) -> None:
-    """Make a directory for us alone; one that is there already is closed to others if it is ours."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    st = path.stat()
-    if st.st_uid == os.geteuid() and stat.S_IMODE(st.st_mode) != 0o700:
-        path.chmod(0o700)
 
 
 def _existing_parent(path: Path) -> Path:

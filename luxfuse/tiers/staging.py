@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from luxfuse.core.spans import page_count
+from luxfuse.durable import sync_directory
 from luxfuse.tiers.directory import CacheDirectory, write_all
 from luxfuse.types import PAGE_BYTES
 
@@ -200,7 +201,7 @@ class Staging:
                 if source.exists():
                     target.unlink()
                 raise
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
             self._unsynced.pop(_identity(os.fstat(fd)), None)
             self._elsewhere.pop(number, None)
         finally:
@@ -219,7 +220,7 @@ class Staging:
                 part.rename(target)
             finally:
                 part.unlink(missing_ok=True)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
             source.unlink()
 
     @staticmethod
@@ -243,7 +244,7 @@ class Staging:
         with self._syncing:  # one that waits here finds its name synced
             if (directory := self._unsynced.get(file)) is not None:
                 named = [other for other, where in list(self._unsynced.items()) if where == directory]
-                _sync_directory(directory)
+                sync_directory(directory)
                 for other in named:
                     self._unsynced.pop(other, None)
 
@@ -361,11 +362,3 @@ def _copy(fd: int, target: Path) -> None:
         os.fsync(out)
     finally:
         os.close(out)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

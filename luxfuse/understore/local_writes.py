@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from luxfuse.durable import sync_directory
 from luxfuse.errors import BucketMissing, NotFound, StoreError, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
@@ -245,14 +246,8 @@ def _keep_mode(path: str, fd: int) -> None:
 
 def _sync_directory(path: str) -> None:
     """Make a change of the name ``path`` last. A directory that is gone needs nothing."""
-    try:
-        fd = os.open(path.rpartition("/")[0] or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        sync_directory(Path(path.rpartition("/")[0] or "/"))
 
 
 def _remove_directory(path: str) -> None:

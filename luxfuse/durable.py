@@ -1,0 +1,41 @@
+"""Files that outlive a power cut: writing small ones, and bringing new names to the disk. All of it blocks."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file, for us alone, and bring its content to the disk. Raises OSError, also if there is such a file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file whole or, whatever happens meanwhile, leave the old one. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)  # of a run that was killed
+    write_synced(fresh, data)
+    fresh.replace(path)
+
+
+def make_private(path: Path) -> None:
+    """Make a directory for us alone; one that is there already is closed to others if it is ours. Raises OSError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    st = path.stat()
+    if st.st_uid == os.geteuid() and stat.S_IMODE(st.st_mode) != 0o700:
+        path.chmod(0o700)
