@@ -125,6 +125,10 @@ class NotTrusted(StoreUnavailable):
     retryable = False
 
 
+class NoStore(StoreUnavailable):
+    """Something answered that is no store: a web page, a portal in between, a server's console."""
+
+
 class BucketMissing(NotFound):
     """The bucket or container itself does not exist."""
 

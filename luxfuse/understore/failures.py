@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from luxfuse.errors import (
     AccessDenied,
     BucketMissing,
+    NoStore,
     NotFound,
     NotTrusted,
     StoreError,
@@ -28,6 +29,8 @@ _SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 4
                 "BlobAlreadyExists": 412, "LeaseIdMissing": 403, "BlobImmutableDueToPolicy": 403,
                 "InvalidBlobType": 400, "InvalidBlockList": 404}  # fmt: skip
 
+_TYPE = re.compile(r"[\w.+-]{1,30}/[\w.+-]{1,30}(;|$)")
+
 CREDENTIAL_PLACES = {
     "s3": "storage options key and secret, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, the instance's role; "
     "for a public bucket set the storage option anon=true",
@@ -42,6 +45,13 @@ def not_trusted(what: str) -> NotTrusted:
     """Return the error for a certificate that nobody believed has signed."""
     return NotTrusted(f"{what}: the endpoint's certificate is not trusted; name the authority that signed it with the "
                       "storage option verify=FILE, or SSL_CERT_FILE")  # fmt: skip
+
+
+def no_store(what: str, seen: str, content_type: str | None = None) -> NoStore:
+    """Return the error for an answer that no store gives; ``seen`` says what is odd about it."""
+    kind = f", of type {content_type.partition(';')[0]}" if content_type and _TYPE.match(content_type) else ""
+    return NoStore(f"{what}: {seen}{kind}: something other than a store answers, as a web page or a login; check the "
+                   "endpoint URL (many servers have their console on another port)")  # fmt: skip
 
 
 def safe_url(url: str) -> str:

@@ -20,7 +20,7 @@ from luxfuse.errors import (
     StoreUnavailable,
 )
 from luxfuse.understore.causes import DETAILS, NOTHING, Said
-from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
+from luxfuse.understore.failures import CREDENTIAL_PLACES, describe, from_status, no_store, not_trusted
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
                    "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
@@ -28,6 +28,7 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
 _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
                 "HTTPClientError", "ClientError", "TransportError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
+_UNREADABLE = ("DeserializationError", "JSONDecodeError")  # of Azure and Google
 _REASONS = {"gaierror": "the host's name does not resolve", "NoValidConnectionsError": "Connection refused"}
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
 _CLASS_OF_ERRNO = {errno.ENOSPC: StoreFull, errno.EDQUOT: QuotaExceeded, errno.EROFS: ReadOnlyStore}
@@ -42,9 +43,9 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
     if isinstance(exc, StoreError) or _distrusts(exc):
         return exc if isinstance(exc, StoreError) else not_trusted(what)
     for link in _chain(exc):
-        if type(link).__name__ in _BROKEN_BODIES:
-            return StoreUnavailable(f"{what}: the body was cut short")
         status, code = status_of(link)
+        if (odd := _odd_answer(link, status, code, what)) is not None:
+            return odd
         if status:
             return from_status(status, what, code=code, family=family, bucket_level=bucket_level, said=said_of(link))
         if type(link).__name__ in _NO_CREDENTIALS:
@@ -55,6 +56,20 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
     if isinstance(exc, ftplib.Error):
         return _of_ftp(exc, what, bucket_level)
     return _without_status(exc, what, family, bucket_level)
+
+
+def _odd_answer(exc: Any, status: int, code: str, what: str) -> StoreError | None:
+    """Return the error for an answer that a library could not read: it was cut short, or is no store's."""
+    if type(exc).__name__ in _BROKEN_BODIES:
+        return StoreUnavailable(f"{what}: the body was cut short")
+    if type(exc).__name__ in _UNREADABLE:
+        return no_store(what, "the answer cannot be read")
+    response = getattr(exc, "response", None)
+    if status != 500 or code or not isinstance(response, dict):
+        return None
+    # botocore says 500 for any page that it cannot read, whatever its status.
+    kind = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
+    return no_store(what, f"{describe(status)}, or a success with a page", kind) if kind.startswith("text/html") else None
 
 
 def _distrusts(exc: BaseException) -> bool:

@@ -20,7 +20,7 @@ from gcsfs.core import UnclosableBytesIO
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer, OnDescribed
-from luxfuse.understore.failures import checked, from_status
+from luxfuse.understore.failures import checked, from_status, no_store
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.gcs_reach import reach_by
@@ -90,6 +90,8 @@ class GcsDriver(FsspecDriver):
             answer = self._call(what, "GET", "b/{}/o", self._bucket, bucket_level=True, **{
                 "prefix": self._prefix + prefix, "maxResults": PAGE_ENTRIES, "pageToken": token, **parameters
             })  # fmt: skip
+            if not isinstance(answer, dict) or answer.get("kind") != "storage#objects":
+                raise no_store(what, "200 OK, but the answer is no listing")
             yield answer
             token = answer.get("nextPageToken")
             if not token:

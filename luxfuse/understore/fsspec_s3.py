@@ -10,7 +10,7 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.answers import Answered
+from luxfuse.understore.answers import Answered, require_s3
 from luxfuse.understore.base import Abilities, Buffer, OnDescribed, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
@@ -129,6 +129,7 @@ class S3Driver(DelegatedWrites, FsspecDriver):
             )
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family, bucket_level=bucket_level) from None
+        require_s3(method, response, what)
         return Answered(response, what)
 
 

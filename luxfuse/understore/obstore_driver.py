@@ -170,6 +170,8 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         except InvalidPathError:
             yield from self._fallback().list_all(prefix)
             return
+        if not pages:
+            self._require_store(f"LIST {prefix!r}")
         yield from pages
 
     def close(self) -> None:

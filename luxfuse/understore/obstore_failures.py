@@ -16,7 +16,7 @@ from obstore.exceptions import (
 
 from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
 from luxfuse.understore.causes import DETAILS, Said
-from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, not_trusted
+from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, no_store, not_trusted
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
@@ -31,6 +31,10 @@ _STATUS_OF_CLASS = (
     (NotSupportedError, 501),
     (NotImplementedError, 501),
 )
+_ODD_SUCCESSES = {
+    "invalid list response": "the answer is no listing",
+    "missing from response": "a success, but the answer describes no object",
+}
 _CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
 _CREDENTIAL_URLS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "/latest/api/token")
 
@@ -63,6 +67,13 @@ def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: boo
     if status:
         said = Said(unescape(obstore_message(exc)), dict(_DETAIL.findall(text)))
         return from_status(status, what, code=code, family=family, bucket_level=bucket_level, said=said)
+    return _without_status(exc, text, what)
+
+
+def _without_status(exc: Exception, text: str, what: str) -> StoreError:
+    odd = next((seen for said, seen in _ODD_SUCCESSES.items() if said in text), None)
+    if isinstance(exc, BaseError) and odd is not None:
+        return no_store(what, odd)
     if isinstance(exc, BaseError) and "HTTP error" in text and "ertificate" in text:
         return not_trusted(what)
     if isinstance(exc, BaseError) and "HTTP error" in text:

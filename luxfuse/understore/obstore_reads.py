@@ -7,6 +7,7 @@ opened when first needed with the same options.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -16,10 +17,10 @@ import obstore
 from arro3.core import DataType
 from obstore.exceptions import InvalidPathError
 
-from luxfuse.errors import NotFound, StoreRejected, VersionChanged
+from luxfuse.errors import AccessDenied, NotFound, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
-from luxfuse.understore.failures import checked
+from luxfuse.understore.failures import checked, no_store
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_failures import obstore_failure
 from luxfuse.understore.obstore_options import open_store
@@ -27,6 +28,9 @@ from luxfuse.understore.s3_access import S3Access
 
 PAGE_ENTRIES = 1000
 """Entries converted at a time: under 1 ms with the GIL held."""
+
+PROBE_PREFIX = ".luxfuse-probe-"
+"""Names of objects that nobody has begin with it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOSECONDS = DataType.timestamp("ns", tz="UTC")
@@ -58,11 +62,30 @@ class ObstoreReads:
 
     def probe(self) -> None:
         try:
-            next(iter(obstore.list(self._store, chunk_size=1)), None)
+            found = next(iter(obstore.list(self._store, chunk_size=1)), None)
         except InvalidPathError:
             return  # the store answered; it just has odd keys
         except Exception as exc:  # noqa: BLE001
             raise obstore_failure(exc, self._family, "LIST ''", bucket_level=True) from None
+        if not found:
+            self._require_store("LIST ''")
+
+    def _require_store(self, what: str) -> None:
+        """Raise `NoStore` unless what listed nothing knows that an object is missing.
+
+        For S3 and Google, obstore takes any XML for a listing, so a web page is an empty one.
+        """
+        if self._azure:
+            return
+        try:
+            result = obstore.get(self._store, f"{PROBE_PREFIX}{secrets.token_hex(8)}", options={"head": True})
+        except Exception as exc:  # noqa: BLE001
+            error = obstore_failure(exc, self._family, what)
+            if isinstance(error, NotFound | AccessDenied):  # to list may be allowed where to read is not
+                return
+            raise error from None
+        kind = result.attributes.get("Content-Type")
+        raise no_store(what, "nothing is listed, but there is an object of any name", kind)
 
     def head(self, key: str) -> ObjectInfo:
         if has_odd_segment(key):
@@ -74,6 +97,8 @@ class ObstoreReads:
         except Exception as exc:  # noqa: BLE001
             raise obstore_failure(exc, self._family, f"HEAD {key!r}") from None
         info = _info_of(key, result)
+        if not info.mtime_ns and not result.meta["e_tag"]:
+            raise no_store(f"HEAD {key!r}", "a success, but the answer describes no object")
         if self._azure and (info.metadata or {}).get("hdi_isfolder") == "true":
             raise NotFound(f"HEAD {key!r}: is a directory")
         return info
@@ -91,6 +116,7 @@ class ObstoreReads:
             raise obstore_failure(exc, self._family, f"LIST {prefix!r}", bucket_level=True) from None
         objects, prefixes = listing["objects"], listing["common_prefixes"]
         if not prefixes and not objects.num_rows:
+            self._require_store(f"LIST {prefix!r}")
             if not prefix or (self._azure and self._azure_directory_exists(prefix)):
                 yield ListPage()
             return

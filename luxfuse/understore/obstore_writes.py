@@ -18,6 +18,7 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
+from luxfuse.understore.failures import no_store
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import DEFAULT_CHECKSUM, NO_CHECKSUM, NO_OPTIONS, ObjectOptions
 from luxfuse.understore.obstore_failures import obstore_failure, obstore_message, obstore_status
@@ -266,14 +267,19 @@ class ObstoreWrites(NoMultipart):
             raise VersionChanged(f"{what}: version is {found or 'none'}, not {expect or 'none'}")
 
     def _written(self, key: str, size: int, result: Any, metadata: Mapping[str, str]) -> ObjectInfo:
-        version = result["e_tag"] or self._found_version(key)
+        version = result["e_tag"] or self._found_version(key, size)
         return ObjectInfo(key, size, version, 0, dict(metadata))
 
-    def _found_version(self, key: str) -> str:
+    def _found_version(self, key: str, size: int) -> str:
+        """Ask for the version of what was just written, which the answer did not tell."""
+        what = f"HEAD {key!r}"
         try:
-            return version_of(obstore.head(self._store, key))
+            meta = obstore.head(self._store, key)
         except Exception as exc:  # noqa: BLE001
-            raise self._failure(exc, f"HEAD {key!r}") from None
+            raise self._failure(exc, what) from None
+        if meta["size"] != size:
+            raise no_store(what, f"there are {meta['size']} bytes, not the {size} that were just written")
+        return version_of(meta)
 
     def _patient_store(self) -> Any:
         return self._store_for(True, self._checksums)

@@ -12,7 +12,7 @@ from typing import cast
 
 import trio
 
-from luxfuse.errors import StoreError
+from luxfuse.errors import NoStore, StoreError, StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import MOST_DELETES, Abilities, Buffer, UnderStore
 from luxfuse.understore.calls import Calls
@@ -57,7 +57,14 @@ class Store(Calls):
 
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""
-        await self.call("list", lambda driver: driver.probe(), what="probe")
+
+        def probe(driver: UnderStore) -> None:
+            try:
+                driver.probe()
+            except NoStore as exc:  # an address that is wrong stays wrong: no further attempts
+                raise StoreRejected(str(exc)) from None
+
+        await self.call("list", probe, what="probe")
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe one object."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.answers import Answered
+from luxfuse.understore.answers import Answered, require_s3
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
@@ -341,9 +341,11 @@ class S3Client:
 
     def _call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
         try:
-            return Answered(self._request(method, **arguments), what)
+            answer = self._request(method, **arguments)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
+        require_s3(method, answer, what)
+        return Answered(answer, what)
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
         kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]

@@ -389,7 +389,11 @@ def test_tokens_of_google_take_the_same_way(authorities, tmp_path):
 
     def check(request: Any) -> Answer:
         seen.append(f"{request.command} {request.path}")
-        return Answer(200, b'{"access_token": "t", "expires_in": 3600}', {"Content-Type": "application/json"})
+        return Answer(
+            200,
+            b'{"access_token": "t", "expires_in": 3600, "kind": "storage#objects"}',
+            {"Content-Type": "application/json"},
+        )
 
     with front("http://127.0.0.1:9", check, right.server) as url, proxy() as through:
         key = tmp_path / "key.json"
