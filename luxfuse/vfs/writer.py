@@ -602,6 +602,8 @@ class Writer:
         elif stamp is None or dirty.has_changed(stamp, dirty.noted):
             await self._make_durable(dirty, stamp)
             dirty.noted = stamp
+        elif not self._journal.is_durable(dirty.number):  # attributes that were set since
+            await self._journal.commit()
         if dirty.must_push:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:

@@ -12,9 +12,10 @@ import trio
 
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.store import Transaction
+from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import BEGINNING_S, Mount, mounted
+from tests.support.harness import BEGINNING_S, Mount, mounted, snapshot
 
 LARGE = 1 << 20
 Call = Callable[[Mount, int, int], Awaitable[None]]
@@ -102,6 +103,69 @@ async def test_what_calls_cost(m: Mount, monkeypatch: pytest.MonkeyPatch, call: 
         await call(m, handle, number)
     assert (m.journal._writes - before, len(synced)) == (5 * commits, 5 * syncs)
     await m.kernel.close(m.fs, handle)
+
+
+async def chmod(m: Mount, inode: int) -> None:
+    await m.fs.setattr(inode, AttributeChanges(mode=0o640), None, CALLER)
+
+
+async def utimens(m: Mount, inode: int) -> None:
+    await m.fs.setattr(inode, AttributeChanges(atime_ns=10**18, mtime_ns=10**18), None, CALLER)
+
+
+async def set_atime(m: Mount, inode: int) -> None:
+    await m.fs.setattr(inode, AttributeChanges(atime_ns=10**18), None, CALLER)
+
+
+async def setxattr(m: Mount, inode: int) -> None:
+    await m.fs.setxattr(inode, b"user.colour", b"blue")
+
+
+@pytest.mark.parametrize("mode", ["async-through", "must-cache"])
+@pytest.mark.parametrize("call", [chmod, utimens, set_atime, setxattr], ids=lambda value: value.__name__)
+async def test_an_fsync_makes_attributes_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Mount, int], Awaitable[None]], mode: str
+) -> None:
+    monkeypatch.setattr("luxfuse.index.journal.COMMIT_DELAY_S", 3600)
+    async with mounted(tmp_path / "life", FakeStore(), write_mode=mode, clean_end=False) as m:
+        m.driver.hold("put")
+        handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"file")
+        await m.kernel.write(m.fs, handle, 0, b"content")
+        await m.kernel.fsync(m.fs, handle)
+        inode = await m.inode("file")
+        await call(m, inode)
+        await m.kernel.fsync(m.fs, handle)
+        stat, xattrs = await m.fs.getattr(inode), await m.fs.listxattr(inode)
+        driver = snapshot(m, tmp_path / "next", power_cut=True)
+        before = m.journal._writes
+        await m.kernel.fsync(m.fs, handle)
+        assert m.journal._writes == before
+        await m.kernel.close(m.fs, handle)
+        m.driver.release()
+    async with mounted(tmp_path / "next", driver, write_mode=mode, beginning_s=BEGINNING_S + 10) as m:
+        inode = await m.inode("file")
+        found = await m.fs.getattr(inode)
+        assert (found.mode, found.atime_ns, found.mtime_ns) == (stat.mode, stat.atime_ns, stat.mtime_ns)
+        assert await m.fs.listxattr(inode) == xattrs
+
+
+async def test_an_fsync_of_a_directory_makes_its_names_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luxfuse.index.journal.COMMIT_DELAY_S", 3600)
+    driver = FakeStore()
+    for name in ("gone", "old"):
+        driver.place(name, b"content")
+    async with mounted(tmp_path / "life", driver, write_mode="async-through", clean_end=False) as m:
+        driver.hold("put")
+        await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"made"))[0])
+        await m.fs.unlink(ROOT_INODE, b"gone")
+        await m.fs.rename(ROOT_INODE, b"old", ROOT_INODE, b"new", 0)
+        await m.fs.mkdir(ROOT_INODE, b"d", 0o755, CALLER)
+        await m.fs.fsyncdir(ROOT_INODE)
+        assert not m.journal.uncommitted
+        after = snapshot(m, tmp_path / "next", power_cut=True)
+        driver.release()
+    async with mounted(tmp_path / "next", after, write_mode="async-through", beginning_s=BEGINNING_S + 10) as m:
+        assert set(await m.entries()) == {b"made", b"new", b"d"}
 
 
 async def test_what_went_from_the_store_is_not_made_anew_by_a_restart(
