@@ -25,7 +25,7 @@ from luxfuse.cluster.node import Cluster, source_of
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.daemon.parts import Parts
-from luxfuse.daemon.service import VolumeState
+from luxfuse.daemon.running import VolumeState
 from luxfuse.durable import replace_file
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -98,7 +98,7 @@ class _Attached:
 
 
 class Attachments:
-    """The attached under-stores of one mount; implements `luxfuse.daemon.service.AttachedVolumes`."""
+    """The attached under-stores of one mount; implements `luxfuse.daemon.running.AttachedVolumes`."""
 
     def __init__(
         self, settings: Settings, parts: Parts, directory: Path, nursery: trio.Nursery, cluster: Cluster | None = None

@@ -23,6 +23,7 @@ from luxfuse.daemon import logs
 from luxfuse.daemon.attachments import Attachments
 from luxfuse.daemon.parts import Parts, build
 from luxfuse.daemon.reload import Reloader
+from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -138,9 +139,9 @@ class _Daemon:
         return build(settings, store, local, nursery)
 
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
-        service = Service(self._settings, parts, attachments, cluster, started_s=time.monotonic())
-        service.replicas = cluster.replicas if cluster is not None else None
-        service.reread = Reloader(service, parts, cluster).reload
+        replicas = cluster.replicas if cluster is not None else None
+        running = Running(self._settings, parts, attachments, cluster, replicas, started_s=time.monotonic())
+        service = Service(running, Reloader(running, cluster).reload)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(self._reload_on_hangup, service)

@@ -15,8 +15,7 @@ from luxfuse.cluster.node import Cluster
 from luxfuse.config import Settings
 from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
-from luxfuse.daemon.parts import Parts
-from luxfuse.daemon.service import Service
+from luxfuse.daemon.running import Running
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.fuse.places import check_places
 from luxfuse.understore.renewing import with_secrets
@@ -30,16 +29,16 @@ LIVE = frozenset(setting.field_name for setting in SETTINGS if setting.live)
 class Reloader:
     """Changes the settings of a running daemon."""
 
-    def __init__(self, service: Service, parts: Parts, cluster: Cluster | None = None) -> None:
-        self._service = service
+    def __init__(self, running: Running, cluster: Cluster | None = None) -> None:
+        self._running = running
         self._cluster = cluster
-        self._parts = parts
+        self._parts = running.parts
         self._turn = trio.Lock()
 
     async def reload(self) -> list[str]:
         """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
         async with self._turn:
-            settings = self._service.settings
+            settings = self._running.settings
             if self._cluster is not None:
                 await self._cluster.check_keys()  # they are taken up when all else could be
             if settings.config_file is None and (self._cluster is not None or self._has_credentials()):
@@ -52,12 +51,12 @@ class Reloader:
         return ["cluster_key_file"] if self._cluster is not None and await self._cluster.reread() else []
 
     def _has_credentials(self) -> bool:
-        return any(store.renewable for store in self._service.stores())
+        return any(store.renewable for store in self._running.stores())
 
     async def _renew(self, options: dict[str, str] | None) -> list[str]:
         """Read credentials again, from files and, for the mount's own store, ``options``; returns what changed."""
         changed = False
-        for store in self._service.stores():  # the mount's own first: if it is refused, the others stay as they are, too
+        for store in self._running.stores():  # the mount's own first: if it is refused, the others stay as they are, too
             try:
                 changed |= bool(await store.renew(options if store is self._parts.store else None))
             except LuxError as exc:
@@ -84,7 +83,7 @@ class Reloader:
             if "storage_options" in changed:
                 await self._renew(new.driver_options)
         await self._apply(new, set(changed))
-        self._service.settings = new
+        self._running.settings = new
         names = [config.written_name(name) for name in changed]
         log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
         return names

@@ -43,9 +43,9 @@ async def test_secrets_stay_if_a_cache_directory_cannot_be_used(monkeypatch: pyt
         raise ConfigError("--cache-dir /new: Read-only file system")
 
     store = Store()
-    service: Any = SimpleNamespace(settings=old, stores=lambda: [store])
     parts: Any = SimpleNamespace(store=store, directories=SimpleNamespace(changed_to=changed_to, apply=apply))
+    running: Any = SimpleNamespace(settings=old, parts=parts, stores=lambda: [store])
     with pytest.raises(ConfigError, match="Read-only"):
-        await reload.Reloader(service, parts).reload()
+        await reload.Reloader(running).reload()
     assert store.renewed == []
-    assert service.settings is old
+    assert running.settings is old
