@@ -137,7 +137,7 @@ class Attachments:
     # -- attaching
 
     async def attach(self, base: Settings, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
-        """See `AttachedVolumes`. Raises `LuxError` with one line."""
+        """Serve ``source`` at ``path``. Raises `LuxError` with one line."""
         self._settings = base
         settings = config.attached(self._settings, source, options)
         await trio.to_thread.run_sync(check_places, settings)
@@ -281,7 +281,7 @@ class Attachments:
         finally:
             if not gone:
                 a.state = "serving" if a.parts is not None else "unreachable"
-        while not a.gone.is_set():  # whoever hangs up now, it goes on
+        while not a.gone.is_set():  # it goes on though the client hangs up
             yield Progress(0, 0, 0, 0, 0, 0.0, None)
             with trio.move_on_after(TELL_S):
                 await a.gone.wait()
@@ -361,7 +361,7 @@ class Attachments:
     # -- over several mounts
 
     async def restore(self, note: Callable[[str], None]) -> None:
-        """Attach what was attached when the last mount ended; ``note`` takes lines for whoever mounts."""
+        """Attach what was attached when the last mount ended; ``note`` takes lines for the command that mounts."""
         recorded = await trio.to_thread.run_sync(self._read)
         self._last_number = recorded.last_number
         for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Ready(Protocol):
-    """Told once how mounting went: ``error`` is one line, or None; ``notes`` are lines for whoever mounts."""
+    """Told once how mounting went: ``error`` is one line, or None; ``notes`` are lines for the caller."""
 
     def __call__(self, error: str | None, notes: Sequence[str] = (), /) -> None:
         """Take it."""
@@ -50,11 +50,11 @@ COLLECT_AFTER = 5_000
 default, a load of small files spends a fourteenth of its processor time on that."""
 ANSWER_DEADLINE_S = 10.0
 PATIENCE_S = 5.0
-"""For how long files that are open when a signal comes may still be used; and then, how long what is closed may go up."""
+"""For how long files that are open when a signal comes may be used; and then, how long closed files may be uploaded."""
 DRAIN_PATIENCE_S = 60.0
-"""After an unmount, for how long without progress the store is waited for; what is left goes up at the next mount."""
+"""After an unmount, for how long without progress the store is waited for; the rest is uploaded at the next mount."""
 STARTING_INTERVAL_S = 5.0
-"""How often whoever mounts hears that it takes long."""
+"""How often the command that mounts is told that it takes long."""
 
 
 def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambda _why: None) -> int:
@@ -211,7 +211,7 @@ class _Daemon:
                     log.warning("the configuration stays as it was: %s", exc)
 
     async def _leave(self, session: Session) -> None:
-        """Take the mount away; who has a file open gets a moment to end."""
+        """Take the mount away; programs that have files open get a moment to end."""
         try:
             await session.unmount()
         except MountError as exc:

@@ -37,7 +37,8 @@ class Tally:
     """What the store does not have, but should: ``files`` are files, directories and symlinks, ``open_files`` those of
     them that are open for writing. ``since_s``: when the oldest was changed first, in seconds since the epoch.
     ``failing``: how many of the files and deletes failed when they were tried last; ``error`` says how one of them did.
-    ``held_deletes``: deletes that wait for somebody who still reads the object. ``local_only``: files that never go.
+    ``held_deletes``: deletes that wait for a program that still reads the object. ``local_only``: files that are never
+    uploaded.
     """
 
     files: int = 0
@@ -183,7 +184,7 @@ class Backlog:
 
     @property
     def draining(self) -> bool:
-        """Whether everything goes up without delay now."""
+        """Whether everything is uploaded without delay now."""
         return self._drains > 0
 
     def hasten(self) -> None:

@@ -293,7 +293,7 @@ class Check:
         for number, record in self._journal.files.items():
             if number not in known:
                 name = self._name(record.key)
-                wrong.add((number, f"{name}: is in the journal, but does not go up; the next mount looks at it"))
+                wrong.add((number, f"{name}: is in the journal, but is not uploaded; the next mount looks at it"))
         return wrong
 
     def _dirty_wrong(self, dirty: Dirty, *, there: bool) -> set[str]:

@@ -206,7 +206,7 @@ class Walk:
         try:
             await self._namespace.listed(inode)
         except LuxError:
-            return  # whoever comes for it meets it again
+            return  # the caller that comes for it meets it again
         finally:
             self._listing_ahead.pop(inode).set()
 

@@ -59,7 +59,7 @@ class Cluster(Protocol):
 
 
 class VolumeLife:
-    """One under-store with ``settings``; ``note`` takes lines for whoever mounts or attaches it."""
+    """One under-store with ``settings``; ``note`` takes lines for the command that mounts it."""
 
     def __init__(self, settings: Settings, note: Callable[[str], None], cluster: Cluster | None = None) -> None:
         self.settings = settings
@@ -198,7 +198,7 @@ class VolumeLife:
                 directory.close()
 
     def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
-        """What is staged stays where it was; else memory is no place for it."""
+        """A staged file stays where it was; else memory is no place for it."""
         return not self._path("journal", directory).exists(), setting.tier == "mem"
 
     def _path(self, kind: str, directory: CacheDirectory) -> Path:
@@ -305,7 +305,7 @@ async def keep_spares(staging: Staging, writer: Writer) -> None:
         while staging.spares_low:
             try:
                 await trio.to_thread.run_sync(staging.refill)
-            except OSError:  # whoever makes a file meets it
+            except OSError:  # the next file that is made meets it
                 await trio.sleep(REFILL_RETRY_S)
         await writer.spares_low.wait()
 
