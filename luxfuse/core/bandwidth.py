@@ -39,7 +39,7 @@ class BandwidthQueue(Generic[T]):
     def put(self, size_bytes: int, item: T, *, background: bool = False) -> None:
         """Queue a request."""
         if not self._waiting[background]:
-            # Who comes anew has not saved up for it.
+            # A user that comes anew has not saved up for it.
             others = self._had[not background] if self._waiting[not background] else self._had[background]
             self._had[background] = max(self._had[background], others)
         self._waiting[background].append((size_bytes, item))

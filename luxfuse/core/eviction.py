@@ -55,7 +55,7 @@ class Order(Protocol):
 
 
 class Choice(NamedTuple):
-    """What is to be done to make room: objects to drop, and new standings of others."""
+    """How to make room: objects to drop, and new standings of others."""
 
     victims: list[bytes]
     moves: list[tuple[bytes, Standing]]
@@ -128,11 +128,9 @@ class Spared:
 
     @property
     def count(self) -> int:
-        """See `Order`."""
         return self._order.count
 
     def bytes_in(self, segment: int) -> int:
-        """See `Order`."""
         return self._order.bytes_in(segment)
 
     def bytes_of(self, victims: Iterable[bytes]) -> int:
@@ -140,7 +138,7 @@ class Spared:
         return sum(self._bytes[oid] for oid in victims)
 
     def ascending(self, segment: int) -> Iterator[Cached]:
-        """See `Order`; the ranks do not quite ascend."""
+        """The ranks do not quite ascend."""
         easy: deque[Cached] = deque()
         plain: deque[Cached] = deque()
         rest = self._order.ascending(segment)
@@ -177,23 +175,19 @@ class _ByRank:
         return self._tick * self._PER_TICK
 
     def on_insert(self, oid: bytes, allocated_bytes: int, order: Order, *, used: bool) -> Standing:
-        """See `Policy`. What was fetched ahead stands as if it had been used."""
+        """What was fetched ahead stands as if it had been used."""
         return Standing(MAIN, self._now())
 
     def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:
-        """See `Policy`."""
         return Choice(choose_victims(_lowest_first(order), in_use, needed_bytes), [])
 
     def resume(self, order: Order, highest_rank: int) -> None:
-        """See `Policy`."""
         self._tick = max(self._tick, -(-highest_rank // self._PER_TICK))
 
     def state(self) -> bytes:
-        """See `Policy`."""
         return self._STATE.pack(self._NAME, self._VERSION, self._tick)
 
     def load(self, state: bytes) -> bool:
-        """See `Policy`."""
         if len(state) != self._STATE.size:
             return False
         name, version, tick = self._STATE.unpack(state)
@@ -219,7 +213,6 @@ class Lru(_ByRank):
     _NAME = b"lru"
 
     def on_use(self, oid: bytes, standing: Standing) -> Standing:
-        """See `Policy`."""
         return Standing(MAIN, self._now())
 
 
@@ -241,7 +234,6 @@ class Lrfu(_ByRank):
     _NEGLIGIBLE = -64.0
 
     def on_use(self, oid: bytes, standing: Standing) -> Standing:
-        """See `Policy`."""
         now = self._now()
         log2_crf = max(self._NEGLIGIBLE, (standing.rank - now) / self._UNIT)
         return Standing(MAIN, now + round(math.log2(1.0 + 2.0**log2_crf) * self._UNIT))

@@ -61,7 +61,7 @@ class Ahead:
         self.budget = 0
 
     def looked(self) -> None:
-        """An entry is looked at. Who looks at one or two needs none ahead."""
+        """An entry is looked at. A program that looks at one or two needs none ahead."""
         self._looks += 1
         self.budget = min(MOST_AHEAD, self.budget + min(AHEAD_A_LOOK, STEP * (self._looks - 1)))
 

@@ -1,7 +1,7 @@
 """What nodes ask each other about their holdings, and answer. A byte with the version of the format, and msgpack.
 
 `Since` is answered by `Changes`, or, where the log does not reach back so far, by `Sums`; `Buckets` by `Content`. Fields
-may be added at the end of each struct: who does not know them skips them.
+may be added at the end of each struct: a node that does not know them skips them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Who holds what: a node's numbered log of what came to its cache and went, and sums that find differences cheaply.
+"""What nodes hold: a node's numbered log of what came to its cache and went, and sums that find differences cheaply.
 
 Theory of operation
 -------------------
-What is held is a set of *entries*: the first 10 bytes of an object's id, and the number of a range of 64 MiB (3 bytes). A
-node writes each addition and removal into its *log*, and keeps the last ones. Others ask for what came after the number
-that they have seen last. Who has seen too little, or another log (each start of a daemon begins one), compares *sums*:
-the hash space is cut into buckets, and a bucket's sum is the exclusive or of a hash of each entry. Only what differs is
-sent, as the content of whole buckets.
+A node's holdings are a set of *entries*: the first 10 bytes of an object's id, and the number of a range of 64 MiB (3
+bytes). A node writes each addition and removal into its *log*, and keeps the last ones. Others ask for what came after
+the number that they have seen last. A node that has seen too little, or another log (each start of a daemon begins
+one), compares *sums*: the hash space is cut into buckets, and a bucket's sum is the exclusive or of a hash of each
+entry. Only what differs is sent, as the content of whole buckets.
 
 Changes say what is the case from then on, so they can be applied twice, and over content that is newer than they are: in
 the end the last change of each entry counts. So content is read without holding up anything, and the changes since the

@@ -1,4 +1,4 @@
-"""How a file goes up: in one request, or in parts of which some are copied inside the store.
+"""How a file is uploaded: in one request, or in parts of which some are copied inside the store.
 
 S3 allows 10,000 parts of 5 MiB (but the last) to 5 GiB each (Amazon S3 user guide, "Multipart upload limits"); the
 other stores' limits are wider.

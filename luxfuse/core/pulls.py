@@ -10,7 +10,7 @@ from luxfuse.core.holdings import Mark
 SHORTEST_S = 1.0
 """Between two pulls from one node."""
 QUIET_S = 30.0
-"""What is gossiped can get lost: a node of which nothing new is heard is asked so often."""
+"""Gossip can get lost: a node of which nothing new is heard is asked so often."""
 PULLS_A_SECOND = 100.0
 """From all nodes together, however many there are."""
 LONGEST_S = 60.0

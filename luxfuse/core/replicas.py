@@ -2,8 +2,9 @@
 
 A *replica* is the content of a file as it was when a close or fsync was acknowledged. The file is named by its writer:
 node, journal and number there. Each content that was promised, and each new key, has a *generation*, counted up in the
-journal before anybody is told of it. Both together are the *write id*, which travels in the object's metadata: so whoever
-meets an object in the store can tell if it is this write, an earlier or later one of the same file, or somebody else's.
+journal before anybody is told of it. Both together are the *write id*, which travels in the object's metadata: so a
+node that meets an object in the store can tell if it is this write, an earlier or later one of the same file, or
+somebody else's.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class State(enum.IntEnum):
 
     HELD = 0
     TAKEN = 1
-    """The node has begun to bring it to the store, and ends that, whoever comes back."""
+    """The node has begun to upload it, and ends that, though the writer comes back."""
     DONE = 2
     """The store has it."""
     KEPT = 3

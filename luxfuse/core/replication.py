@@ -5,11 +5,12 @@ path wins. The newest entry for a path wins on all nodes (`newer`), so they agre
 whatever order. The end of a rule is an entry, too; it is forgotten after `ENDED_S`. A node that was away for longer brings
 a rule back that was ended meanwhile.
 
-Of whom shall hold an object all nodes have the same order, the rank (`luxfuse.core.rendezvous`) of its first range. It
-counts for all ranges, because a node gives a copy up only as a whole: so the ranges of an object gather at the same
-nodes. Too few: the first holder by rank orders copies, and nobody else does. Too many: those holders give their copies up
-that have ``most`` others before them, each only after the first ``least`` of those before it (at least one) have said that
-they hold it. So the first ``least`` of those that do hold it never give it up, whatever a node wrongly believes.
+All nodes have the same order of those that shall hold an object, the rank (`luxfuse.core.rendezvous`) of its first
+range. It counts for all ranges, because a node gives a copy up only as a whole: so the ranges of an object gather at
+the same nodes. Too few: the first holder by rank orders copies, and nobody else does. Too many: those holders give
+their copies up that have ``most`` others before them, each only after the first ``least`` of those before it (at least
+one) have said that they hold it. So the first ``least`` of those that do hold it never give it up, whatever a node
+wrongly believes.
 
 What is read often gains copies by itself, because each node that reads keeps one: ``most`` bounds that.
 """
@@ -174,9 +175,9 @@ def missing_copies(
 def witnesses(
     rule: ReplicaRule, own: str, holders: Mapping[int, Collection[str]], nodes: Collection[str], ranked: Ranked
 ) -> dict[str, list[int]] | None:
-    """Return who must say that they hold which ranges before ``own`` gives its copy up; None if it is to keep it.
+    """Return the nodes that must say which ranges they hold before ``own`` gives its copy up; None if it is to keep it.
 
-    ``holders``: for each range that ``own`` holds, who does.
+    ``holders``: for each range that ``own`` holds, the nodes that do.
     """
     if rule.most is None:
         return None

@@ -62,7 +62,7 @@ class PathPolicy(msgspec.Struct, frozen=True):
 
 
 class PathPolicies:
-    """Finds what holds for paths relative to the mount, without leading slash. `replace` changes it for all who ask."""
+    """Finds what holds for paths relative to the mount, without leading slash. `replace` changes it for all callers."""
 
     def __init__(self, rules: Sequence[PathRule], default: PathPolicy) -> None:
         self.replace(rules, default)

@@ -147,7 +147,7 @@ SETTINGS = (
         "S3: the checksum that goes with what is written.", shown_default="CRC64NVME, where the server takes it",
         attachable=True,
     ),
-    Setting("requester_pays", values.SWITCH, "S3: who asks pays.", "off", attachable=True),
+    Setting("requester_pays", values.SWITCH, "S3: the account that asks pays.", "off", attachable=True),
     Setting(
         "expected_bucket_owner", values.text("ACCOUNT"),
         "S3: the account of 12 digits that has to own the bucket, or requests fail; makes `auto` take the slower fsspec.",
@@ -234,7 +234,7 @@ SETTINGS = (
         places=frozenset(("flag", "variable", "file")),
     ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
-    Setting("log_level", values.choice("debug", "info", "warning", "error"), "What is logged.", "info", live=True),
+    Setting("log_level", values.choice("debug", "info", "warning", "error"), "The messages to log.", "info", live=True),
 )  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

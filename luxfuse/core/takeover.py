@@ -1,9 +1,9 @@
-"""Who completes an upload whose writer is gone, when, and what the store's present object means for it.
+"""The node that completes an upload whose writer is gone, when, and what the store's present object means for it.
 
 The holders of a replica stand in one order, which all of them know. The first that is here takes over when the writer has
 been gone for `TAKEOVER_S`. Each further one waits `FOLLOW_S` longer for each holder before it that is here: it follows
 if that one dies, or cannot reach the store. So normally one uploads; that only one upload *has effect* does not rest on
-anybody's clock or belief, but on the store: each is conditional on the version that it replaces (`judge`), and whoever
+anybody's clock or belief, but on the store: each is conditional on the version that it replaces (`judge`), and a node that
 comes late finds the write id of the other.
 """
 
@@ -59,7 +59,7 @@ class Absences:
         self._since_s: dict[str, float] = {}
 
     def look(self, names: Collection[str], is_here: Callable[[str], bool], now_s: float) -> None:
-        """Take note of who of ``names`` is here now; others are forgotten."""
+        """Take note of those of ``names`` that are here now; others are forgotten."""
         self._since_s = {name: self._since_s.get(name, now_s) for name in names if not is_here(name)}
 
     def gone_s(self, name: str, now_s: float) -> float | None:
@@ -69,7 +69,7 @@ class Absences:
 
 
 class Verdict(enum.Enum):
-    """What is to be done with a write that the store may lack."""
+    """The verdict on a write that the store may lack."""
 
     UPLOAD = enum.auto()
     """Bring it up, in place of the version that `Judgement.expect` says."""

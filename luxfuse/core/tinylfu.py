@@ -86,7 +86,7 @@ class TinyLfu:
         self._sketch = FrequencySketch()
 
     def on_insert(self, oid: bytes, allocated_bytes: int, order: Order, *, used: bool) -> Standing:
-        """See `Policy`. A fetch-ahead is no use: it competes with one less than others, once it leaves the window."""
+        """A fetch-ahead is no use: it competes with one less than others, once it leaves the window."""
         self._observe(order.count + 1)
         if used:
             self._sketch.add(oid)
@@ -95,7 +95,7 @@ class TinyLfu:
         return Standing(MAIN if has_room else WINDOW, self._tick)
 
     def on_use(self, oid: bytes, standing: Standing) -> Standing:
-        """See `Policy`. The same standing, if the last use was just before; but the window is in order of last use."""
+        """The same standing, if the last use was just before; but the window is in order of last use."""
         gap = self._tick - standing.rank
         if gap < self._objects // CORRELATED_DIVISOR:
             return Standing(WINDOW, self._tick) if standing.segment == WINDOW else standing
@@ -112,7 +112,6 @@ class TinyLfu:
         self._sketch.fit(objects, max(SAMPLE * objects, 2 * self._gap))
 
     def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:
-        """See `Policy`."""
         self._gap = self._gap or PATIENCE * order.count
         self._observe(order.count)
         resting = max(2 * order.count, self._gap + self._gap // 4)
@@ -138,16 +137,13 @@ class TinyLfu:
         return a_round.choice()
 
     def resume(self, order: Order, highest_rank: int) -> None:
-        """See `Policy`."""
         self._tick = max(self._tick, highest_rank)
         self._observe(order.count)
 
     def state(self) -> bytes:
-        """See `Policy`."""
         return self._STATE.pack(self._NAME, self._VERSION, self._tick, self._gap) + self._sketch.state()
 
     def load(self, state: bytes) -> bool:
-        """See `Policy`."""
         if len(state) < self._STATE.size:
             return False
         name, version, tick, gap = self._STATE.unpack_from(state)

@@ -36,7 +36,7 @@ Outcome = tuple[Any, LuxError | None]
 
 
 class Fetcher(Protocol):
-    """What is needed of a `luxfuse.peers.client.Client`."""
+    """The part of a `luxfuse.peers.client.Client` that is needed."""
 
     def fetch(self, member: NodeInfo, wants: Sequence[Want], *, fetch: bool, timeout_s: float) -> list[Result]:
         """Return what becomes of each want. Blocks. Raises `PeerRefused`, `PeerFailed`."""

@@ -44,7 +44,7 @@ class Call:
     """A context manager: what goes wrong in its block is raised as `PeerFailed`, and the connection is not used again."""
 
     def __init__(self, caller: Caller, address: Address, name: str | None, timeout_s: float) -> None:
-        """``name``: the node that must answer; None: whoever does."""
+        """``name``: the node that must answer; None: any node."""
         self._caller = caller
         self._address = address
         self._name = name
@@ -178,7 +178,7 @@ class Call:
         return part
 
     def _check_unproven(self) -> None:
-        """Raise what an answer means that the node gave before it knew who asked: that can be no more than no."""
+        """Raise what an answer means that the node gave before it knew which node asked: that can be no more than no."""
         if self._head.status != 200 and MAC not in self._head.headers:
             if self._head.status == 503:
                 raise PeerRefused(Refusal.BUSY)

@@ -1,6 +1,6 @@
 """Asks other nodes: for pages, from worker threads and blocking; and with control messages, from the event loop.
 
-Nothing that a node says is believed before it is checked: who it is, how long what follows may be, and each page.
+Nothing that a node says is believed before it is checked: its name, how long what follows may be, and each page.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Rpc(Protocol):
     ) -> bytes:
         """Return a node's answer, of at most 16 MiB. Raises `PeerRefused`, `PeerFailed`.
 
-        ``name``: the node that must answer there; None: whoever does.
+        ``name``: the node that must answer there; None: any node.
         """
 
     async def send_file(
@@ -120,14 +120,12 @@ class Client:
     async def request(
         self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5.0
     ) -> bytes:
-        """See `Rpc`."""
         job = partial(self._message, address, path, body, name, timeout_s)
         return await trio.to_thread.run_sync(job, limiter=self._messages, abandon_on_cancel=True)
 
     async def send_file(
         self, address: Address, path: str, header: bytes, fd: int, length: int, *, name: str, timeout_s: float
     ) -> bytes:
-        """See `Rpc`."""
         own = os.dup(fd)  # the thread may outlive a cancelled caller, and its descriptor
         job = partial(self._send_file, address, path, header, own, length, name, timeout_s)
         return await trio.to_thread.run_sync(job, limiter=self._messages, abandon_on_cancel=True)

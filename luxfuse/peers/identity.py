@@ -1,4 +1,4 @@
-"""Who a node is, from start to start: ``node.json`` in the state directory of its mount, mode 0600.
+"""A node's identity, from start to start: ``node.json`` in the state directory of its mount, mode 0600.
 
 The name is made once. It belongs to one machine: where the file was made on another one (``/etc/machine-id`` tells, if
 both have one), it was copied, and a new name is made. Copies that this does not tell, such as clones of a whole machine,

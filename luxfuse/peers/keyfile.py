@@ -18,7 +18,7 @@ KEY_BYTES = 32
 MOST_KEYS = 2
 _MOST_FILE_BYTES = 4096
 _KEY = re.compile(rf"[0-9a-fA-F]{{{2 * KEY_BYTES}}}")
-_COMMENT = "# luxfuse: the key of a cluster. Who has it is a node of it: keep it secret, copy it to each node, mode 0600.\n"
+_COMMENT = "# luxfuse: the key of a cluster. With it one can join: keep it secret, copy it to each node, mode 0600.\n"
 
 
 def write_new(path: str | Path) -> None:

@@ -24,7 +24,7 @@ class Provided:
     data: memoryview | None = None
     on_release: Callable[[], None] | None = None
     described: Description | None = None
-    """What is known of the object besides."""
+    """The attributes of the object, as far as they are known."""
 
     def release(self) -> None:
         """The bytes are not needed any more. Called in the event loop, once for each; must not raise."""

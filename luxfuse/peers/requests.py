@@ -1,4 +1,4 @@
-"""One request on an accepted connection: reading it, knowing who made it, and answering."""
+"""One request on an accepted connection: reading it, knowing the node that made it, and answering."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A connection is a task of the event loop, which waits for requests without costing more than itself; the bytes of pages are
 sent by threads. There are limits to connections, requests in hand, their bytes and threads; what exceeds them is
-answered with 503. Who is slow to say something is cut off, who says garbage gets 400 and no further request.
+answered with 503. A client that is slow to say something is cut off, one that says garbage gets 400 and no further request.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Server:
             sock.close()
 
     async def _shake_hands(self, sock: ssl.SSLSocket) -> str:
-        """Return the name of the other side. What is computed is computed in threads, what is waited for here."""
+        """Return the name of the other side. Computing is done in threads, waiting here."""
         while True:
             try:
                 await trio.to_thread.run_sync(sock.do_handshake, limiter=self._threads)

@@ -1,6 +1,6 @@
 """A node's side of a connection that it accepted.
 
-What is small is received and sent in the event loop, without blocking; what is large in threads, with blocking calls.
+Small messages are received and sent in the event loop, without blocking; large ones in threads, with blocking calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from luxfuse.peers.provider import Provided
 STALL_S = 10.0
 """A connection on which nothing moves for so long is given up."""
 SLOWEST_BYTES_PER_S = 256 << 10
-"""Who takes bytes more slowly than this, after `STALL_S`, is cut off."""
+"""A receiver that takes bytes more slowly than this, after `STALL_S`, is cut off."""
 CHUNK_BYTES = 256 << 10
 """Encrypted, or received, at a time: stays in the processor's cache."""
 SENDFILE_BYTES = 4 << 20

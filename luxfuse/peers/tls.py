@@ -1,4 +1,4 @@
-"""TLS between nodes: who knows the cluster's key can make its certificate authority, and so a certificate for itself.
+"""TLS between nodes: with the cluster's key a node can make its certificate authority, and so a certificate for itself.
 
 The authority's private key is derived from the cluster's key, so every node has the same one; its certificate is signed
 anew by each node, with the same subject and public key, which is all that verification goes by. A node's own certificate

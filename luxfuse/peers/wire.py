@@ -210,7 +210,7 @@ def refused(answer: PageAnswer) -> PeerRefused:
 REFUSAL_STATUS = {Refusal.NOT_HERE: 404, Refusal.CHANGED: 409, Refusal.BUSY: 503, Refusal.FAILED: 500}
 
 
-def raise_unless_ok(head: Head, body: bytes | bytearray, who: str) -> None:
+def raise_unless_ok(head: Head, body: bytes | bytearray, node: str) -> None:
     """Raise what an answer other than 200 means: `PeerRefused` if it gives a reason, else `PeerFailed`."""
     if head.status == 200:
         return
@@ -222,4 +222,4 @@ def raise_unless_ok(head: Head, body: bytes | bytearray, who: str) -> None:
         raise PeerRefused(
             Refusal(int(reason)), text, retry_after_s=float(after) if after.isdigit() and len(after) < 6 else None
         )
-    raise PeerFailed(f"{who} answered with status {head.status}: {text}")
+    raise PeerFailed(f"{node} answered with status {head.status}: {text}")

@@ -5,8 +5,9 @@ Of two things said of one node that of the higher incarnation counts, and in one
 all come to believe the same. Only the node itself raises its incarnation: when it changes, or hears that it is suspect
 or dead.
 
-But a node that is called dead is given the shortest time of a suspect first by everyone who did not suspect it for so long
-already: it may have been dead to the other side of a partition only. Who never hears "suspect" loses a few seconds by that.
+But a node that is called dead is given the shortest time of a suspect first by every node that did not suspect it for
+so long already: it may have been dead to the other side of a partition only. A node that never hears "suspect" loses a
+few seconds by that.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Beliefs:
 
     @property
     def view(self) -> int:
-        """A digest of who lives, in which incarnation: equal views have an equal one."""
+        """A digest of the nodes that live, and in which incarnation: equal views have an equal one."""
         return self._roster.view ^ self._mark
 
     # Of ourselves.
@@ -75,7 +76,7 @@ class Beliefs:
             self._health.change(1)
             self.renew(self.info, incarnation + 1)
         elif not self._outbox.announces(self.info.name):
-            self._announce()  # who says so has not heard of our last incarnation
+            self._announce()  # the node that says so has not heard of our last incarnation
 
     def _own_echo(self, incarnation: int, info: NodeInfo) -> None:
         """Somebody says that we live: what we said ourselves, or did in an earlier life, or another node of our name."""
@@ -178,7 +179,7 @@ class Beliefs:
             self.claim(Claim(peer.info.name, peer.incarnation, SUSPECT, self.info.name), now_s)
 
     def take_over(self, records: Sequence[Record], source: str, now_s: float) -> None:
-        """What another node believes, from an exchange. Who knew nobody before keeps it to itself: all others know it."""
+        """Take what another node believes. If we knew nobody before, it is not passed on: all others know it."""
         self._quiet = not self._roster.live
         for record in records:
             self._take_over(record, source, now_s)
@@ -218,7 +219,7 @@ class Beliefs:
         self._settle()
 
     def forget(self, now_s: float) -> None:
-        """Forget those who have been dead for long."""
+        """Forget the nodes that have been dead for long."""
         for peer in [peer for peer in self._roster if peer.state >= DEAD]:
             if now_s - peer.since_s >= self._config.forget_s:
                 self._roster.remove(peer)

@@ -2,7 +2,7 @@
 
 A datagram is a byte with the version of the format, and a msgpack array of a body and a list of updates. Updates are
 encoded once, when they are made, and joined to many bodies; so the array around them is written here by hand.
-Fields may be added at the end of each struct: who does not know them skips them.
+Fields may be added at the end of each struct: a node that does not know them skips them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Is it there? One node is probed in each period, and others are probed for those who ask.
+"""Is it there? One node is probed in each period, and others are probed for nodes that ask.
 
 A probe begins with a ping, sent again after half of the time-out: one lost datagram in twenty would otherwise trouble the
 helpers all the time. After the time-out helpers are asked to ping it. At the end of the period a node of which nothing was
-heard is suspect. A helper who has heard nothing by 4/5 of the time-out says so (nack): helpers who say nothing at all
+heard is suspect. A helper that has heard nothing by 4/5 of the time-out says so (nack): helpers that say nothing at all
 are a sign that it is we who hear badly.
 """
 
@@ -104,7 +104,7 @@ class Prober:
         self._settle()
 
     def acked(self, number: int, source: str, now_s: float) -> None:
-        """A node answered, to us or to one whom we asked."""
+        """A node answered, to us or to a helper that we asked."""
         probe = self._probe
         if probe is not None and number == probe.number:
             if source == probe.peer.info.name and not probe.answered:
@@ -172,7 +172,7 @@ class Prober:
             if relay.nacked:
                 del self._relays[number]
                 continue
-            # An answer may still come; whoever asked has more time if its health is bad.
+            # An answer may still come; the node that asked has more time if its health is bad.
             relay.nacked = True
             relay.due_s = now_s + self._config.period_s
             self._send(relay.address, Nack(relay.number), None)

@@ -1,4 +1,4 @@
-"""The table of the other nodes: who there is, whom to probe next, whom to ask at random."""
+"""The table of the other nodes: those that there are, the one to probe next, some to ask at random."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Roster:
         return drawn
 
     def next(self) -> Peer | None:
-        """Whom to probe next: all in random order, then all in another one."""
+        """The node to probe next: all in random order, then all in another one."""
         while self._live:
             if self._next < len(self._round):
                 self._next += 1

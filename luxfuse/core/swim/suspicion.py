@@ -14,7 +14,7 @@ from luxfuse.core.swim.config import SwimConfig
 
 
 class Suspicion:
-    """One suspect's time: from ``patience`` times the shortest down to it, with each who confirms."""
+    """One suspect's time: from ``patience`` times the shortest down to it, with each node that confirms."""
 
     __slots__ = ("_accusers", "_hurried", "_longest_s", "_needed", "_shortest_s", "_start_s", "deadline_s")
 

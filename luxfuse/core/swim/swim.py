@@ -1,11 +1,11 @@
-"""Who is there: SWIM with Lifeguard, as a machine without sockets, clock or randomness of its own.
+"""Membership: SWIM with Lifeguard, as a machine without sockets, clock or randomness of its own.
 
 After SWIM (Das, Gupta, Motivala; 2002) and Lifeguard (Dadgar, Phillips, Currey; 2018). Each node probes one other in each
 period (``probing``). One that does not answer is *suspect*: that is told to all, it hears of it and says that it lives,
 by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead*. What is told rides on probes, and is
 sent to a few nodes at random while there is something to tell (``dissemination``). ``beliefs`` says what counts.
 
-**Exchanges.** Probes and answers carry a digest of who lives in which incarnation. Now and then a node exchanges all
+**Exchanges.** Probes and answers carry a digest of the living and their incarnations. Now and then a node exchanges all
 that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). Who does not
 know a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the dead, or of
 the seeds at which nobody known listens: so the sides of a healed partition find each other. A node that learns in an
@@ -124,7 +124,7 @@ class Swim:
     # What the shell calls.
 
     def take(self) -> list[Effect]:
-        """What is to be done now, in order."""
+        """The effects to carry out now, in order."""
         effects, self._effects = self._effects, []
         return effects
 
@@ -196,7 +196,7 @@ class Swim:
         if self._counters.refuted > refuted and source is not None:
             self._repeat = now_s + 2 * self._config.period_s, source.info.address
         if alone and self._roster.live:
-            # Of those who joined at the same time, the others may have known as little as we did.
+            # Of the nodes that joined at the same time, the others may have known as little as we did.
             self._exchange_due_s = now_s + (1 + self._rng.random()) * self._config.period_s
             self._unlike = self._roster.draw(1)[0].info.address
         self._schedule(now_s)
@@ -229,7 +229,7 @@ class Swim:
         self._schedule(now_s)
 
     def leave(self, now_s: float) -> None:
-        """Say good-bye to some, who tell the others; what comes in afterwards is ignored."""
+        """Say good-bye to some, which tell the others; what comes in afterwards is ignored."""
         if self._left:
             return
         farewell = encode(Claim(self._name, self._beliefs.incarnation, LEFT, self._name))
