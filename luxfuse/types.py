@@ -16,9 +16,9 @@ Tier = Literal["mem", "ssd", "hdd"]
 TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")
 """From the highest, the fastest, to the lowest."""
 ReadMode = Literal["cache", "cache-promote", "no-cache"]
-"""What is kept of what is read; ``cache-promote``: in the highest tier."""
+"""The part of what is read that is kept; ``cache-promote``: in the highest tier."""
 TtlAction = Literal["free", "delete"]
-"""What is done when a time limit is over: drop what is cached, or remove the object in the under-store."""
+"""The action when a time limit is over: drop what is cached, or remove the object in the under-store."""
 
 
 class Kind(enum.IntEnum):

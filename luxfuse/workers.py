@@ -115,7 +115,7 @@ class Workers:
             began_s = time.perf_counter()
             try:
                 result = job()
-            except BaseException as exc:  # noqa: BLE001 (it is handed to whoever submitted the job)
+            except BaseException as exc:  # noqa: BLE001 (it is handed to the caller that submitted the job)
                 error = exc
             self._outcomes.append((done, result, error, (time.perf_counter() - began_s) / requests, size_bytes))
             del job, done, result, error  # an idle thread must not keep a page alive

@@ -29,7 +29,7 @@ def attach(
     *,
     settings: Mapping[str, Any],
 ) -> int:
-    """Show SOURCE at PATH inside a mount, now and at every later mount. What is not said here is as for the mount."""
+    """Show SOURCE at PATH inside a mount, now and at every later mount. Other options are as for the mount."""
     chosen = config.for_attached(settings, parse_options(options or []))
     source = config.checked_source(source)
     record, inside = _inside(path)

@@ -27,7 +27,7 @@ def free(
     ],
     as_json: AsJson = False,
 ) -> int:
-    """Drop what is cached of the paths. What is open or not in the under-store yet stays."""
+    """Drop what is cached of the paths. Files that are open or not in the under-store yet stay."""
     documents = []
     any_failed = False
     for record, inside in by_mount(paths):

@@ -32,7 +32,7 @@ def load(
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the loads of the mounts that the paths are in.")] = False,
 ) -> int:
-    """Bring files, and all that is in directories, into the cache. What is there already is skipped."""
+    """Bring files, and all that is in directories, into the cache. Files that are there already are skipped."""
     wanted = [*(paths or []), *(_read_list(from_file) if from_file is not None else [])]
     if not wanted:
         raise UsageError("load: no path is given; write: luxfuse load PATH...")

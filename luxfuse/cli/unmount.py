@@ -37,7 +37,8 @@ _TERM_INTERVAL_S = 0.5
 def unmount(
     mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")],
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="Take it out of the tree now; open files live on, changes go up afterwards.")
+        bool,
+        typer.Option("--lazy", help="Take it out of the tree now; open files live on, changes are uploaded afterwards."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="End everything now; open files fail, changes are left to the next mount.")

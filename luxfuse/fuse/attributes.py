@@ -24,7 +24,7 @@ def ref_of(fh: int) -> Ref:
 
 
 def caller_of(ctx: pyfuse3.RequestContext) -> Caller:
-    """Return who asks. The kernel has taken the umask off modes already."""
+    """Return the caller. The kernel has taken the umask off modes already."""
     return Caller(uid=ctx.uid, gid=ctx.gid, pid=ctx.pid, umask=ctx.umask)
 
 

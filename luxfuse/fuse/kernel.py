@@ -60,7 +60,6 @@ class KernelSide:
             self.reason = None
 
     def accepts(self, device: int) -> bool:
-        """See `Kernel`."""
         return device in self._accepted
 
     def disable(self, reason: str) -> None:
@@ -83,7 +82,6 @@ class KernelSide:
     # -- backing files
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
-        """See `Kernel`."""
         try:
             backing_id = self._open(fd)
         except OSError as exc:
@@ -99,27 +97,21 @@ class KernelSide:
         return True
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
-        """See `Kernel`."""
         return passthrough.acquire(inode, _until(valid_s), writing)
 
     def released(self, inode: int) -> None:
-        """See `Kernel`."""
         passthrough.released(inode)
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
-        """See `Kernel`."""
         passthrough.restamp(inode, stamp_ns, _until(valid_s))
 
     def is_registered(self, inode: int) -> bool:
-        """See `Kernel`."""
         return passthrough.opens(inode) >= 0
 
     def is_intact(self, inode: int) -> bool:
-        """See `Kernel`."""
         return passthrough.is_intact(inode)
 
     def retire(self, inode: int, *, only_idle: bool) -> bool:
-        """See `Kernel`."""
         backing_id = passthrough.retire(inode, only_idle)
         if backing_id > 0:
             self._close(backing_id)
@@ -127,7 +119,6 @@ class KernelSide:
         return not self.is_registered(inode)
 
     def take_touched(self) -> list[int]:
-        """See `Kernel`."""
         return passthrough.take_touched()
 
     async def listen(self, events_fd: int) -> None:
@@ -146,11 +137,10 @@ class KernelSide:
     # -- invalidation
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """See `Kernel`. Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
+        """Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
         self._enqueue(parent, name)
 
     def invalidate_inode(self, inode: int) -> None:
-        """See `Kernel`."""
         self._enqueue(inode, None)
 
     def _enqueue(self, inode: int, name: bytes | None) -> None:
@@ -161,7 +151,6 @@ class KernelSide:
         self._wanted.set()
 
     async def settle(self) -> bool:
-        """See `Kernel`."""
         wanted = self._queued
         with trio.move_on_after(SETTLE_DEADLINE_S):
             while self._handed_over < wanted:

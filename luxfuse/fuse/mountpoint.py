@@ -184,8 +184,9 @@ def words_of_fusermount(said: list[str]) -> Iterator[None]:
 def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:
     """Take the topmost mount off ``path`` (resolved); does not wait for the daemon.
 
-    ``lazy`` takes it out of the tree at once and lets open files live on; ``force`` also aborts the connection, so
-    that whatever waits for the daemon gets an error. Raises MountError: not mounted, busy (naming who), not allowed.
+    ``lazy`` takes it out of the tree at once and lets open files live on; ``force`` also aborts the connection, so that
+    whatever waits for the daemon gets an error. Raises MountError: not mounted, busy (naming the processes), not
+    allowed.
     """
     mount = find_mount(path)
     if mount is None:
@@ -227,10 +228,10 @@ def _raise_unmount(path: str, code: int) -> None:
 
 
 def busy(path: str, users: Sequence[str]) -> MountError:
-    """Return the error that says who uses a mount; ``users`` as from `holders`."""
+    """Return the error that names the processes that use a mount; ``users`` as from `holders`."""
     shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
-    who = f"in use by {shown}" if users else "in use"
-    return MountError(f"{path} is busy: {who}; end them first, or use: luxfuse unmount --lazy {path}")
+    used = f"in use by {shown}" if users else "in use"
+    return MountError(f"{path} is busy: {used}; end them first, or use: luxfuse unmount --lazy {path}")
 
 
 def holders(path: str) -> list[str]:

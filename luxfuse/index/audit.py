@@ -18,7 +18,7 @@ BREATH_S = 0.0005
 
 @dataclass(slots=True)
 class Audit:
-    """What is wrong. ``totals``: by directory and segment, bytes and objects to add to what is counted."""
+    """The mistakes that were found. ``totals``: by directory and segment, bytes and objects to add to what is counted."""
 
     totals: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     unranked: list[bytes] = field(default_factory=list)

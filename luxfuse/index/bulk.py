@@ -194,7 +194,7 @@ def _drop_number(txn: Transaction, entry: Entry, name: bytes, changes: Changes) 
 
 
 def _check_in_use(txn: Transaction, directory: int, changes: Changes) -> None:
-    """What is recorded in a directory that went meanwhile has to go, too."""
+    """Remove the entries of a directory that went meanwhile, too."""
     inode = U64.pack(directory)
     if directory != ROOT_INODE and txn.get(Table.INODES, inode) is None:
         txn.put(Table.REMOVED, inode, b"")

@@ -1,6 +1,6 @@
 """Growing the file of an LMDB environment ahead of its transactions.
 
-A synced commit that makes the file longer waits for the journal of the file system, and so does everybody who makes or
+A synced commit that makes the file longer waits for the journal of the file system, and so does every program that makes or
 renames files meanwhile; one that only overwrites does not. Measured on ext4, commits of 10 KiB on a busy disk: 2.2 ms
 where each makes the file longer, 0.9 ms where it is long enough.
 """

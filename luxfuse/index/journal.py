@@ -10,7 +10,7 @@ Theory of operation
 All records are mirrored in memory. A note (`put_file`, `drop_delete`, ...) changes the mirror and queues rows, without
 waiting; a commit writes all queued rows in one transaction, synced to the platter. As notes are made in the event loop
 and a commit takes the whole queue between two of its steps, what was noted in one stretch of code without an await
-becomes durable as a whole or not at all. Commits are grouped: while one runs, those who wait for the next share it.
+becomes durable as a whole or not at all. Commits are grouped: while one runs, all that wait for the next share it.
 
 When a commit fails (ENOSPC, EIO), its waiters get the error, the rows stay queued, and `committer` tries again;
 `failing` says so meanwhile.
@@ -94,7 +94,7 @@ class Journal:
         self._running: _Round | None = None
         self._afterwards: list[Callable[[], None]] = []
         self._finishing: list[Callable[[], None]] = []
-        """What is to be done after the next commit, and after the one that runs."""
+        """Calls to make after the next commit, and after the one that runs."""
         self._writer = trio.Lock()
         self._thread = Threads(1)
         self._changed = trio.Event()
@@ -316,7 +316,7 @@ class Journal:
                 self._changed.set()
 
     async def _lead(self, round_: _Round) -> None:
-        """Commit for all who wait for this round; so it is carried through, whatever becomes of the caller."""
+        """Commit for all waiters of this round; so it is carried through, whatever becomes of the caller."""
         try:
             with trio.CancelScope(shield=True):
                 await take(self._writer)

@@ -44,7 +44,7 @@ DIRECTORIES = 64
 
 
 class ObjectRecord(msgspec.Struct, array_like=True):
-    """What is stored of one cached object.
+    """The record of one cached object.
 
     ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
     our last write to it, so that anybody else's write shows. ``directory`` is the number of the cache directory that has
