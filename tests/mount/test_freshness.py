@@ -106,6 +106,7 @@ def test_an_open_file_whose_version_is_gone_is_stale(make, bucket: str, fill, pr
     assert mount.status()["fuse"]["errors"] == 0
 
 
+@pytest.mark.parametrize("passthrough", ["true", "false"])
 def test_a_file_that_somebody_has_open_is_opened_as_what_it_is_now(
     mounting: Mounts, s3: FastS3, bucket: str, fill, passthrough: str
 ) -> None:
