@@ -68,7 +68,13 @@ class Conflicts:
                 log.warning("%r: what was not changed of it cannot be fetched any more: %s", key, exc)
             if dirty.writers or dirty.place is None:
                 return  # its next close comes here again
-            dirty.closed = False  # should we be killed now, the next run keeps it, and does not upload it
+            # Should we be killed from now on, the next run keeps it, and neither uploads it nor calls it lost.
+            dirty.closed = False
+            self._writer.note(dirty)
+            await self._journal.commit()
+            reached("conflict.noted")
+            if dirty.writers or dirty.place is None:
+                return
             await self._take_out(dirty, *dirty.place)
         self._writer.discard_if_unused(dirty)
         try:
@@ -78,11 +84,8 @@ class Conflicts:
 
     async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
         row = self._writer.row(dirty)
-        record = dirty.record(row.attributes)
         self._tree.forget(parent, name, row)
         self._namespace.settle(None, parent, name)
-        self._journal.put_file(dirty.number, record)
-        reached("conflict.noted")
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, dirty.number, dirty.key)
         reached("conflict.kept")
         self._journal.drop_file(dirty.number)

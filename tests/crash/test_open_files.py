@@ -3,6 +3,7 @@ then: each test is one sequence of calls, with the state looked at afterwards.""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -673,3 +674,37 @@ async def test_who_asks_during_an_exchange_is_told_of_what_there_is_after_it(tmp
             assert not shown
             driver.release()
         assert shown == [b"g"]
+
+
+# -- set aside after a conflict
+
+
+@pytest.mark.parametrize("mode", ["cache-through", "async-through"])
+@pytest.mark.expected_logs(
+    "was written by somebody else meanwhile|cannot be brought to the under-store yet|was being written when the last"
+)
+async def test_a_kill_while_a_conflict_is_set_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """And the next life does not call lost what it finds among what was recovered."""
+    monkeypatch.setattr("luxfuse.index.journal.COMMIT_DELAY_S", 3600)
+    driver = FakeStore()
+    driver.place("f", b"before")
+    killer = Killer(tmp_path / "kills", lambda step, _time: step.startswith("conflict."))
+    async with mounted(tmp_path / "life", driver, options(mode, on_conflict="fail")) as m:
+        handle = await m.kernel.open(m.fs, await m.inode("f"), os.O_RDWR)
+        await m.kernel.write(m.fs, handle, 0, b"ours, and longer")
+        driver.place("f", b"by somebody else")
+        with killer.watching(m, lambda: ([], False)):
+            with contextlib.suppress(LuxError):
+                await m.kernel.flush(m.fs, handle)
+            await m.kernel.release(m.fs, handle)
+            m.writeback.hurry()
+            await until(lambda: killer.times["conflict.kept"] == 1)
+    assert [kill.step for kill in killer.kills] == ["conflict.noted#1", "conflict.kept#1"]
+    for kill in killer.kills:
+        async with mounted(kill.path, kill.driver, later(mode)) as m:
+            assert m.outcome.lost == 0
+            assert await content(m, "f") == b"by somebody else"
+            kept = [path.read_bytes() for path in m.recovered.directory.iterdir()]
+            assert kept == [b"ours, and longer"]
