@@ -31,7 +31,7 @@ from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.taking_back import Step, TakingBack
 from luxfuse.vfs.tree import Exists, Tree
-from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writeback import Freeze, WriteBack
 from luxfuse.vfs.writer import IsADirectory, Writer
 
 log = logging.getLogger(__name__)
@@ -141,14 +141,14 @@ class Moves:
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
         steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
         with contextlib.ExitStack() as frozen, self._namespace.moving.exchanged(*directories):
-            frozen.enter_context(self._writeback.freeze(*keys, between_key))
+            freeze = frozen.enter_context(self._writeback.freeze(*keys, between_key))
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
             arguments = {"first": keys[0], "second": keys[1], "between": between_key}
             try:
                 copies = await self._swap_objects(number, arguments, (first, second), steps)
             except (LuxError, OSError):
-                await self._take_back(number, steps, ((first, place), (second, new_place)), frozen)
+                await self._take_back(number, steps, ((first, place), (second, new_place)), frozen, freeze)
                 raise
             self._journal.drop_operation(number)
             self._names.move(*place, *between)
@@ -221,7 +221,12 @@ class Moves:
         return first, moved[1]
 
     async def _take_back(
-        self, number: int, steps: Sequence[Step], entries: Sequence[tuple[Entry, Place]], frozen: contextlib.ExitStack
+        self,
+        number: int,
+        steps: Sequence[Step],
+        entries: Sequence[tuple[Entry, Place]],
+        frozen: contextlib.ExitStack,
+        freeze: Freeze,
     ) -> None:
         """The exchange failed: undo it, now or as soon as the store lets us. Until then what is in it stays frozen."""
 
@@ -239,6 +244,7 @@ class Moves:
             await self._taking_back.all(number, steps)
         except (LuxError, OSError) as exc:
             log.warning("an exchange with %r failed, and cannot be undone yet: %s", steps[0][0], exc)
+            freeze.stick()
             self._nursery.start_soon(later, frozen.pop_all())
         else:
             undone()

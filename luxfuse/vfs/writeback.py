@@ -76,6 +76,25 @@ class Replaced(StoreError):
     errno = 116  # ESTALE
 
 
+def _lies_in(key: str, moved: str) -> bool:
+    """Whether a key is what is moved, a file or the prefix of a directory, or below it."""
+    return key == moved or (moved.endswith("/") and key.startswith(moved))
+
+
+class Freeze:
+    """Keys that are being moved; whoever wants to change them waits."""
+
+    def __init__(self) -> None:
+        self.stuck = False
+        """Whether the end depends on the store, which does not answer: then the wait has a deadline."""
+        self.changed = trio.Event()
+
+    def stick(self) -> None:
+        """Give those who wait a deadline from now on."""
+        self.stuck, changed, self.changed = True, self.changed, trio.Event()
+        changed.set()
+
+
 class WriteBack:
     """Pushes the dirty entries of one mount."""
 
@@ -120,7 +139,7 @@ class WriteBack:
         self._warn_again_s = 0.0
         self.failures = 0
         self.conflicts = 0
-        self._frozen: dict[str, trio.Event] = {}
+        self._frozen: dict[str, Freeze] = {}
         self.replication: Replicator | None = None
         """Where other nodes hold what was promised, and may have brought it to the store while they took us for dead."""
         self.is_read: Callable[[str], bool] = lambda _key: False
@@ -167,23 +186,26 @@ class WriteBack:
         self.on_pushed(dirty)  # which came to nothing while we had the lock
 
     @contextlib.contextmanager
-    def freeze(self, *prefixes: str) -> Iterator[None]:
+    def freeze(self, *prefixes: str) -> Iterator[Freeze]:
         """Push and remove nothing below these keys for the block: they are being moved."""
-        thawed = trio.Event()
+        frozen = Freeze()
         for prefix in prefixes:
-            self._frozen[prefix] = thawed
+            self._frozen[prefix] = frozen
         try:
-            yield
+            yield frozen
         finally:
             for prefix in prefixes:
                 del self._frozen[prefix]
-            thawed.set()
+            frozen.changed.set()
             self._wake.set()
 
     async def thawed(self, key: str) -> None:
-        """Wait until nothing that the key lies in is being moved."""
-        while (event := next((e for p, e in self._frozen.items() if key.startswith(p)), None)) is not None:
-            await event.wait()
+        """Wait until nothing that the key lies in is being moved. Raises `StoreUnavailable` if that waits for the store."""
+        while (frozen := next((f for p, f in self._frozen.items() if _lies_in(key, p)), None)) is not None:
+            with trio.move_on_after(self._store.timeout_s if frozen.stuck else math.inf) as scope:
+                await frozen.changed.wait()
+            if scope.cancelled_caught:
+                raise StoreUnavailable(f"{key!r} is part of an exchange that failed and cannot be undone yet")
 
     async def settled(self, *prefixes: str) -> None:
         """Wait until no push below ``prefixes`` is on its way and every delete there is made. Raises `StoreError`."""

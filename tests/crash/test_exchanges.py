@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import stat
 from pathlib import Path
 
 import pytest
+import trio
 
-from luxfuse.errors import LuxError, StoreRejected
+from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import taking_back
 from tests.crash.lives import Tree, User, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
@@ -101,3 +105,30 @@ async def test_one_that_cannot_be_undone_yet_is_undone_later_or_finished_by_a_re
             assert tree_of(killed) == after, passing
             assert not leftovers(killed)
             assert await seen(m) == after
+
+
+@EXCHANGES
+@pytest.mark.expected_logs("and cannot be undone yet")
+async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_waiting(
+    tmp_path: Path, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking_back, "PAUSE_S", 0.2)
+    driver = faulty(1, 10**6)
+    async with mounted(tmp_path, driver, dataclasses.replace(OPTIONS, request_timeout_s=0.1)) as m:
+        assert not await exchange(m, driver, first, second)
+        user = User(m, dict(BEFORE))
+        places = [await user.place(path) for path in (first, second)]
+        entries = [await m.fs.lookup(*place) for place in places]
+        with trio.fail_after(20):
+            await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"ab"))[0])
+            await m.fs.unlink(ROOT_INODE, b"ab")  # it only begins with the same letter
+            for place, entry in zip(places, entries, strict=True):
+                if not stat.S_ISDIR(entry.mode):
+                    with pytest.raises(StoreUnavailable, match="cannot be undone yet"):
+                        await m.fs.unlink(*place)
+                with pytest.raises(StoreUnavailable, match="cannot be undone yet"):
+                    await m.fs.rename(*place, ROOT_INODE, b"elsewhere", 0)
+        driver.failing = 0
+        await until(lambda: not m.journal.operations)
+        assert await seen(m) == BEFORE
+        await m.fs.rename(*places[0], ROOT_INODE, b"elsewhere", 0)
