@@ -115,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def driver_options(self) -> dict[str, str]:
-        """What the under-store's driver is told: the storage options, and the settings that say how objects are stored."""
+        """Options of the under-store's driver: the storage options, and the settings that say how objects are stored."""
         chosen = {name: getattr(self, name) for name in OF_OBJECTS}
         said = {name: value for name, value in chosen.items() if value not in (None, default(name))}
         return {**self.storage_options, **{name: "true" if value is True else value for name, value in said.items()}}

@@ -1,4 +1,4 @@
-"""What a user wrote for settings, and where: variables, TOML files, pairs of names and values."""
+"""Settings as a user wrote them, and where: variables, TOML files, pairs of names and values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE_MAX_BYTES = 1 << 20
 
 
 class Given(NamedTuple):
-    """What a user wrote for one setting; ``where``: the place, as an error names it."""
+    """A user's text for one setting; ``where``: the place, as an error names it."""
 
     value: Any
     where: str

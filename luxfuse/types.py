@@ -12,7 +12,7 @@ PAGE_BYTES = 1 << 20
 """Size of a cache page. Presence and checksums are kept per page."""
 
 Tier = Literal["mem", "ssd", "hdd"]
-"""What a cache directory lies on: memory (tmpfs), or a fast or slow disk."""
+"""The medium of a cache directory: memory (tmpfs), or a fast or slow disk."""
 TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")
 """From the highest, the fastest, to the lowest."""
 ReadMode = Literal["cache", "cache-promote", "no-cache"]
@@ -22,7 +22,7 @@ TtlAction = Literal["free", "delete"]
 
 
 class Kind(enum.IntEnum):
-    """What a name refers to."""
+    """The kind of file that a name refers to."""
 
     FILE = 0
     DIRECTORY = 1
@@ -60,7 +60,7 @@ class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 Description = tuple[ObjectInfo, float]
-"""What the store said of an object, and how many seconds ago it was asked."""
+"""The store's word on an object, and how many seconds ago it was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ DEADLINE_S = 120.0
 @with_settings(attachable=True)
 def attach(
     source: Annotated[str, typer.Argument(help="What to attach: s3://bucket/prefix or any fsspec URL.")],
-    path: Annotated[str, typer.Argument(help="A path in a mount; what the bucket has there is hidden.")],
+    path: Annotated[str, typer.Argument(help="A path in a mount; objects of the bucket there are hidden.")],
     options: Annotated[
         list[str] | None, typer.Option("-o", metavar="NAME=VALUE,...", help="Settings as for mount; the other flags win.")
     ] = None,

@@ -1,4 +1,4 @@
-"""``luxfuse free`` and ``locate``: what is in the cache, and out of it."""
+"""``luxfuse free`` and ``locate``: content of the cache is shown, or dropped."""
 
 from __future__ import annotations
 

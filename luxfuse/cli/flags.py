@@ -17,7 +17,7 @@ Command = Callable[..., int]
 def with_settings(*, attachable: bool = False) -> Callable[[Command], Command]:
     """Give a command an option for each setting, or for those of attached under-stores.
 
-    The command gets what was written, by name, as its keyword argument ``settings``; what was not is left out.
+    The command gets the values that were written, by name, as its keyword argument ``settings``, and no others.
     """
     chosen = [s for s in SETTINGS if "flag" in s.places and (s.attachable or not attachable)]
 

@@ -182,7 +182,7 @@ class CheckMeter:
 
 
 class Gauge(Protocol):
-    """What a `Display` shows."""
+    """The text of a `Display`."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""What the control socket can be asked for: each order once, in `ORDERS`. An order that is not understood is refused.
+"""The orders that the control socket takes: each once, in `ORDERS`. An order that is not understood is refused.
 
 Each path of a ``locate`` has ``path`` and either ``error``, or ``kind``. A ``file`` has ``size``, ``page_bytes`` in bytes,
 ``state`` (``clean``, ``dirty`` or ``open for writing``), ``missing_pages`` as ``0-15,20``, and ``places``: each a

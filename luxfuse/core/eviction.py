@@ -123,7 +123,7 @@ class Spared:
         self._order = order
         self._ease = ease
         self.left_out: list[tuple[bytes, Standing]] = []
-        """What was passed over: it goes if all else does not suffice."""
+        """The objects passed over: they go if all others do not suffice."""
         self._bytes: dict[bytes, int] = {}
 
     @property
@@ -175,7 +175,7 @@ class _ByRank:
         return self._tick * self._PER_TICK
 
     def on_insert(self, oid: bytes, allocated_bytes: int, order: Order, *, used: bool) -> Standing:
-        """What was fetched ahead stands as if it had been used."""
+        """An object that was fetched ahead stands as if it had been used."""
         return Standing(MAIN, self._now())
 
     def choose(self, order: Order, in_use: Collection[bytes], needed_bytes: int) -> Choice:

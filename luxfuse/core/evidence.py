@@ -18,7 +18,7 @@ DIRECTORIES_KEPT = 10_000
 
 
 class Evidence:
-    """What was found. ``in_vain`` and ``found`` outlive a mount: how many had none before the first had, and if one had."""
+    """The findings. ``in_vain`` and ``found`` outlive a mount: how many had none before the first had, and if one had."""
 
     def __init__(self, in_vain: int = 0, *, found: bool = False) -> None:
         self.in_vain = in_vain

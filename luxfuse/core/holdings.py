@@ -1,4 +1,4 @@
-"""What nodes hold: a node's numbered log of what came to its cache and went, and sums that find differences cheaply.
+"""Holdings of nodes: a node's numbered log of what came to its cache and went, and sums that find differences cheaply.
 
 Theory of operation
 -------------------
@@ -139,7 +139,7 @@ class BucketSums:
 
 
 class Holdings:
-    """What a node tells others of its own holdings: the log, and the sums at the log's end."""
+    """The account of its own holdings that a node gives others: the log, and the sums at the log's end."""
 
     def __init__(self, log: HoldingsLog, sums: BucketSums) -> None:
         self.log = log

@@ -25,7 +25,7 @@ class KnownKey:
 
 
 class Verdict(enum.Enum):
-    """What the files say of the key that a server shows."""
+    """The word of the files on the key that a server shows."""
 
     KNOWN = enum.auto()
     UNKNOWN = enum.auto()
@@ -35,7 +35,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HostKeys:
-    """What the files say of one server."""
+    """The entries of the files for one server."""
 
     known: tuple[KnownKey, ...]
     revoked: tuple[KnownKey, ...]

@@ -1,4 +1,4 @@
-"""Bytes of a cache directory: what is used, what is promised to fetches in flight, what is left."""
+"""Bytes of a cache directory: those used, those promised to fetches in flight, those left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ledger:
         self.free_floor_bytes = 0
 
     def observe(self, fs_free_bytes: int, fs_total_bytes: int, free_space_ratio: float) -> None:
-        """Take a fresh look at the file system; what was written since counts down from here."""
+        """Take a fresh look at the file system; bytes written since count down from here."""
         self.fs_free_bytes = fs_free_bytes
         self.free_floor_bytes = int(fs_total_bytes * free_space_ratio)
 

@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 RANGE_PAGES = 64
-"""Pages of one range: what a node says that it holds, and what has a home, is an object's range of 64 MiB."""
+"""Pages of one range: nodes say of ranges of 64 MiB of an object that they hold them, and each range has a home."""
 OBJECT_HASH_BYTES = 10
 """So much of an object's 16-byte id names it between nodes: 1e9 objects collide with a probability of 4e-7."""
 
@@ -16,7 +16,7 @@ Address = tuple[str, int]
 
 
 class MemberState(enum.IntEnum):
-    """What a node is believed to be."""
+    """The state that a node is believed to be in."""
 
     ALIVE = 0
     SUSPECT = 1

@@ -32,7 +32,7 @@ class Sequence:
     def advance(self, offset: int, length: int, size_bytes: int) -> range:
         """Record a read and return the bytes to fetch ahead now: a range after it, empty when there is nothing to do.
 
-        A range is returned once only: what was planned before is not planned again while the stream goes on.
+        A range is returned once only: it is not planned again while the stream goes on.
         """
         end = offset + length
         if abs(offset - self._next) > NEIGHBOURHOOD_BYTES or (self._window == 0 and offset != self._next):

@@ -1,6 +1,6 @@
 """How many nodes are to hold what: rules by path, on which all nodes come to agree, and what each node does about them.
 
-A rule says that what is at and below a path is to be held by at least ``least`` nodes and by at most ``most``; the deepest
+A rule says that all at and below a path is to be held by at least ``least`` nodes and by at most ``most``; the deepest
 path wins. The newest entry for a path wins on all nodes (`newer`), so they agree when each has seen all entries, in
 whatever order. The end of a rule is an entry, too; it is forgotten after `ENDED_S`. A node that was away for longer brings
 a rule back that was ended meanwhile.

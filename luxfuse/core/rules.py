@@ -108,7 +108,7 @@ class PathPolicies:
 
 
 class TimeLimit(msgspec.Struct, frozen=True, array_like=True):
-    """How long something is kept, and what is done then."""
+    """How long something is kept, and the action then."""
 
     seconds: float
     action: TtlAction

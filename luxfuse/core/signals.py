@@ -1,4 +1,4 @@
-"""What the kernel shows of a thread's signals: whether it is to end, and need not wait for an answer any more.
+"""A thread's signals, as the kernel shows them: whether it is to end, and need not wait for an answer any more.
 
 A thread that waits for a file system is interrupted by any signal, also by a timer or by one that a runtime sends to itself
 all the time. A local disk does not make programs notice those, so many fail if it happens: only signals that end a program,

@@ -1,4 +1,4 @@
-"""The default eviction policy: what is in the cache stays, unless what comes in proves to be used more often.
+"""The default eviction policy: cached objects stay, unless one that comes in proves to be used more often.
 
 An epoch of training is a scan in random order. With a cache that holds the fraction f of the data, LRU then hits far
 less than f; keeping what one has hits f, and nothing that does not know the future hits more. So this is W-TinyLFU
@@ -17,7 +17,7 @@ probationary one: instead of the oldest, the least used of the `POOL` oldest def
 0.513), and a use does not move objects about.
 
 *Nothing comes in for free.* Room must be made before an object is there to compete, so a burst, or one large object,
-takes it from the main segment. What is lost so is not refilled at once, or each large object would replace a piece of
+takes it from the main segment. Room that is lost so is not refilled at once, or each large object would replace a piece of
 what is kept: the main segment's limit stays down (by an eighth at most), and rises again as the whole content is
 turned over `RELAX_TURNOVERS` times (objects of 1 to 64 pages, shuffled, f = 0.1: 0.025, 0.096; sequential: 0.000, 0.096).
 
@@ -159,7 +159,7 @@ def _free(order: Order, segment: int, in_use: Collection[bytes]) -> Iterator[Cac
 
 
 class _Round:
-    """The books of one round of eviction: limits, and what goes where."""
+    """The books of one round of eviction: limits, and the objects that move or go."""
 
     def __init__(self, order: Order, needed_bytes: int, main_limit: int) -> None:
         self._main_bytes = order.bytes_in(MAIN)

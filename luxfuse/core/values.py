@@ -1,7 +1,7 @@
-"""Kinds of values that a setting can have: how each is written, and what is allowed.
+"""Kinds of values that a setting can have: how each is written, and which values are allowed.
 
 A kind's ``parse`` takes what stands in a flag, a variable, a TOML file or a JSON order, and returns what the daemon works
-with. It raises ValueError or TypeError with what is wrong and what is allowed, without the setting's name.
+with. It raises ValueError or TypeError with the fault and the values that are allowed, without the setting's name.
 """
 
 from __future__ import annotations

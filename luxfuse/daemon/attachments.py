@@ -1,4 +1,4 @@
-"""Further under-stores in a running mount: attaching and detaching them, and what is remembered of that.
+"""Further under-stores in a running mount: attaching and detaching them, and the record of that.
 
 Each is a volume with a life of its own (`volume.life`), a task here. ``attached.json`` in the mount's state directory, for
 its owner alone since options may hold secrets, says what the next mount attaches again. What cannot be attached then keeps
@@ -61,7 +61,7 @@ State = Literal["attaching", "serving", "unreachable", "detaching"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What the next mount needs to know. ``path``: relative to the mount; ``options``: as the user wrote them."""
+    """The record for the next mount. ``path``: relative to the mount; ``options``: as the user wrote them."""
 
     path: str
     source: str
@@ -417,7 +417,7 @@ class Attachments:
         except FileNotFoundError:
             return _Recorded()
         except (OSError, msgspec.DecodeError) as exc:
-            raise MountError(f"{self._file}: what was attached cannot be read: {exc}; mend or remove it") from None
+            raise MountError(f"{self._file}: the record of attachments cannot be read: {exc}; mend or remove it") from None
         if recorded.format != FORMAT:
             raise MountError(f"{self._file}: has format {recorded.format}, of another version of luxfuse; remove it")
         return recorded

@@ -1,7 +1,7 @@
 """Takes up a changed configuration file while mounted: on SIGHUP, and for ``luxfuse reload``.
 
 The file is read as at mount time, under the flags and variables of that time. It is taken whole or not at all: what it
-says is checked first, and what cannot change under a mount refuses it.
+says is checked first, and a change that cannot be made under a mount refuses it.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Replicas(Protocol):
 
 @dataclass(slots=True)
 class Running:
-    """What a daemon runs. ``settings``: those of now, which a reload changes; ``nodes``, ``replicas``: in a cluster."""
+    """A running daemon. ``settings``: those of now, which a reload changes; ``nodes``, ``replicas``: in a cluster."""
 
     settings: Settings
     parts: Parts

@@ -116,7 +116,7 @@ class Status:
         }
 
     def _dirty(self, tally: Tally) -> dict[str, object]:
-        """What the stores do not have yet, but should."""
+        """The unsaved changes: those that the stores do not have yet."""
         each = [parts.writeback for _, parts in self._running.volumes()]
         return {
             "files": tally.files,

@@ -27,7 +27,7 @@ EXPECTED = frozenset(
 EXPECTED_OF_FILES = frozenset({errno.EOPNOTSUPP, errno.EFBIG})
 """The same for what the cache's own file system says."""
 MISTAKES = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, 0})
-"""What the cache's own file system says only to mistakes of ours."""
+"""Errors that the cache's own file system gives only for mistakes of ours."""
 
 
 class Counting(Protocol):

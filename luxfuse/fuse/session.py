@@ -230,7 +230,7 @@ class Session:
         Raises `MountError` where it is busy, unless ``lazy``: then it leaves the tree at once, and open files live on.
         """
         if mounts.find_mount(self._mountpoint) is None:
-            return  # somebody else did it; what is still open lives on
+            return  # another process did it; open files live on
         await trio.to_thread.run_sync(lambda: mounts.unmount(self._mountpoint, lazy=lazy))
 
     async def terminate(self) -> None:

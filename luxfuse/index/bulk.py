@@ -1,4 +1,4 @@
-"""What the writer thread does to names in one transaction: parts of listings, ends of listings, purges.
+"""The writer thread's changes of names in one transaction: parts of listings, ends of listings, purges.
 
 Meanwhile the event loop may change the same names; its changes are committed later and so win. What is left behind by
 such a race (an INODES row of a number that nobody uses) `Names` removes when the transaction is over.

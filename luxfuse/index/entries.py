@@ -1,4 +1,4 @@
-"""What the index records of names: the rows and what a listing brings. The tree itself is `names.Names`."""
+"""Records of names: the entries of the index and those that a listing brings. The tree itself is `names.Names`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luxfuse.types import Kind
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True):
-    """What object metadata says of a file, and what was set here; None where nothing is said.
+    """Attributes of a file, by object metadata or set here; None where nothing is said.
 
     ``mode`` holds permission bits; that of a `Kind.SPECIAL` has the type bits too. ``rdev`` is a device's number.
     """
@@ -64,7 +64,7 @@ class Found(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class Changes:
-    """What a merged part of a listing changed. ``names``: what the kernel has to forget."""
+    """The changes by a merged part of a listing. ``names``: those that the kernel has to forget."""
 
     names: list[bytes] = field(default_factory=list)
     shadowed: int = 0

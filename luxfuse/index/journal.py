@@ -1,4 +1,4 @@
-"""The journal: what was changed here and is not in the under-store yet. The truth about it, across crashes.
+"""The journal: changes made here that are not in the under-store yet. The truth about them, across crashes.
 
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
 (key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload); PARTS
@@ -49,7 +49,7 @@ RETRY_INTERVAL_S = 2.0
 
 
 class _Round:
-    """One commit, and what came of it."""
+    """One commit and its outcome."""
 
     def __init__(self) -> None:
         self.done = trio.Event()

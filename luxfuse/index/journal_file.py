@@ -1,4 +1,4 @@
-"""The LMDB environment of the journal: synchronous, so that what is committed is on the platter."""
+"""The LMDB environment of the journal: synchronous, so that a committed change is on the platter."""
 
 from __future__ import annotations
 

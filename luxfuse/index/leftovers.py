@@ -1,4 +1,4 @@
-"""What the journals of this machine hold that is not in the under-store: looked at without using them.
+"""Unsaved changes in the journals of this machine, looked at without using these.
 
 Beside each journal lies ``origin.json``, which says what it belongs to, so that commands and other mounts can tell.
 """

@@ -133,7 +133,7 @@ class Names:
 
     @property
     def evidence(self) -> tuple[int, bool]:
-        """What was found of whether the store's objects carry attributes; see `core.evidence`."""
+        """The evidence of whether the store's objects carry attributes; see `core.evidence`."""
         stored = self._store.get(Table.META, b"evidence")
         return (stored[0], bool(stored[1])) if stored else (0, False)
 
@@ -144,7 +144,7 @@ class Names:
     # -- changes, at once: all of one is made, or none of it and OSError raised
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Change an entry whose inode number stays. What is recorded during a listing outlives it."""
+        """Change an entry whose inode number stays. A change during a listing outlives it."""
         self._apply(self._rows(parent, name, entry))
         self._entries[U64.pack(parent) + name] = entry
 
@@ -160,7 +160,7 @@ class Names:
         mtime_ns: int,
         checked_s: float,
     ) -> Entry:
-        """Record what was made here, under a new inode number. What had the name is gone."""
+        """Record an entry that was made here, under a new inode number. The one that had the name is gone."""
         found = Found(name, kind, size, version, mtime_ns)
         return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0)
 

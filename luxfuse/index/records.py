@@ -1,4 +1,4 @@
-"""What the journal says of one change that is not in the under-store yet."""
+"""Records of the journal, each of one change that is not in the under-store yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the store does not have yet: counted for ``status``, brought there for ``persist`` and ``unmount``.
+"""Unsaved changes: counted for ``status``, brought to the store for ``persist`` and ``unmount``.
 
 Nothing is pushed here. `WriteBack` does that, one entry after the other and with pauses after failures; here it is told
 to hurry, and watched. Counting looks at every entry, so its result is kept as long as that is cheap (`tally`).
@@ -34,7 +34,7 @@ UNREACHABLE = "the under-store cannot be reached"
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What the store does not have, but should: ``files`` are files, directories and symlinks, ``open_files`` those of
+    """The unsaved changes: ``files`` are files, directories and symlinks, ``open_files`` those of
     them that are open for writing. ``since_s``: when the oldest was changed first, in seconds since the epoch.
     ``failing``: how many of the files and deletes failed when they were tried last; ``error`` says how one of them did.
     ``held_deletes``: deletes that wait for a program that still reads the object. ``local_only``: files that are never

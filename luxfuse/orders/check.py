@@ -251,7 +251,7 @@ class Check:
         """Return directories and what is recorded in them more than their ledgers count."""
         await trio.lowlevel.checkpoint()
         if self._objects.refusing:
-            return set()  # what is not recorded is counted all the same
+            return set()  # files that are not recorded are counted all the same
         wrong = {
             space: self._objects.used_bytes_in(space.number) + space.staged_bytes - space.ledger.used_bytes
             for space in self._cache.hierarchy if space.degraded is None
@@ -269,12 +269,12 @@ class Check:
     # -- what is written here
 
     async def _written(self) -> None:
-        """Compare staging files, journal, and what is known of them. Only tells."""
+        """Compare staging files, the journal and the dirty files. Only tells."""
         for _, text in sorted(await self._twice(self._written_wrong)):
             self._found(text, LEFT_ALONE)
 
     async def _written_wrong(self) -> set[tuple[int, str]]:
-        """Return staging numbers, which are never used again as keys are, and what is wrong."""
+        """Return staging numbers, which are never used again as keys are, and the mistakes."""
         directories = [space.directory for space in self._cache.hierarchy]
         staged = {dirty.number for dirty in self._dirty if dirty.source is not None}
         try:

@@ -1,4 +1,4 @@
-"""What is cached of which paths, and where: for ``luxfuse locate``, and for ``luxfuse free`` to drop it.
+"""Cached content by path and place: for ``luxfuse locate``, and for ``luxfuse free`` to drop it.
 
 The index is searched for it, from one end to the other: nobody is asked, and versions that the store has no more are found
 as well. Paths may hold patterns, as those of `load`.
@@ -225,7 +225,7 @@ class Inventory:
 
 @dataclass(slots=True)
 class _Summary:
-    """What is cached at and below a path, by the numbers of cache directories."""
+    """The cached content at and below a path, by the numbers of cache directories."""
 
     covers: Callable[[str], bool]
     files: Counter[int] = field(default_factory=Counter)

@@ -212,7 +212,7 @@ class Load:
         return path in self._roots
 
     def stop(self) -> None:
-        """End it soon; what is on its way still gets into the cache."""
+        """End it soon; fetches on their way still get into the cache."""
         if self.state == "running":
             self.state = "stopped"
             self._scope.cancel()
@@ -276,7 +276,7 @@ class Load:
                     while self._again:
                         await self._take_again(*self._again.popleft())
                     await self._wait_for_all()
-                    await self._cache.flush()  # what is called loaded survives the daemon from now on
+                    await self._cache.flush()  # loaded files survive the daemon from now on
                     nursery.cancel_scope.cancel()
         except Exception:  # it must not end the mount
             log.exception("a load failed in an unexpected way")

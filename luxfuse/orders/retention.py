@@ -1,6 +1,6 @@
-"""What stays and what goes for reasons of its own: pins, and time limits (``luxfuse pin``, ``unpin``, ``ttl``, and rules).
+"""Reasons to stay or go beside eviction: pins, and time limits (``luxfuse pin``, ``unpin``, ``ttl``, and rules).
 
-What operators asked for is kept in the index. What is pinned stands in a segment that eviction does not see. Time limits
+The orders of operators are kept in the index. Pinned objects stand in a segment that eviction does not see. Time limits
 are looked at in the background, by going through all that is cached; removing files in the under-store is a plain unlink.
 """
 
@@ -51,7 +51,7 @@ class MarkStore:
     """The marks of one mount, in memory and in the index."""
 
     def __init__(self, objects: Objects) -> None:
-        """Take up what was kept; what cannot be read is reported and forgotten."""
+        """Take up the orders that were kept; one that cannot be read is reported and forgotten."""
         self._objects = objects
         self.marks = Marks()
         if kept := objects.marks():
@@ -157,7 +157,7 @@ class Retention:
         return answer, there
 
     async def _excess(self, paths: Sequence[str]) -> str | None:
-        """Say so if what was pinned is more than the cache can hold."""
+        """Say so if more was pinned than the cache can hold."""
         most = self._cache.hierarchy.most_bytes
         if most is None:
             return None

@@ -1,7 +1,7 @@
 """Finds the files at and below paths of the mount, by listings rather than by asking for each name.
 
 A path may hold patterns (``*``, ``?``, ``[...]``, ``**``; see `core.paths`); it is taken as it is written if there is such
-a name. Symlinks are not followed. What is found is handed on in parts that remember where they are, not what is in them:
+a name. Symlinks are not followed. Entries are handed on in parts that remember where they are, not what is in them:
 so however large a tree is, memory is not. The entries come from the index, where a listing has just put them.
 """
 

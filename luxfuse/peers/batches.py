@@ -26,7 +26,7 @@ MOST_WANTS = 16
 MOST_BYTES = 2 << 20
 """Of one request, unless it is for one want."""
 MOST_WAITING = 4096
-"""Wants that wait for a thread; what comes on top is refused at once."""
+"""Wants that wait for a thread; more are refused at once."""
 
 Keep = Callable[[Fetched], Any]
 """Takes the pages, in the thread that got them; what it returns, or the `LuxError` that it raises, is the outcome."""

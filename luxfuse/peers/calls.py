@@ -41,7 +41,7 @@ class Caller:
 
 
 class Call:
-    """A context manager: what goes wrong in its block is raised as `PeerFailed`, and the connection is not used again."""
+    """A context manager: an error in its block is raised as `PeerFailed`, and the connection is not used again."""
 
     def __init__(self, caller: Caller, address: Address, name: str | None, timeout_s: float) -> None:
         """``name``: the node that must answer; None: any node."""

@@ -70,7 +70,7 @@ class Fetched:
     data: memoryview
     checksums: tuple[int, ...]
     described: Description | None = None
-    """What the node knows of the object besides."""
+    """The attributes of the object that the node knows."""
 
 
 Result = Fetched | PeerRefused | PeerCorrupt

@@ -1,4 +1,4 @@
-"""What a node proves with that it belongs to the cluster: everything is derived from the secret in the key file."""
+"""Proofs that a node belongs to the cluster: everything is derived from the secret in the key file."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Identity:
-    """The name of a node, and what has to rise from start to start."""
+    """The name of a node, and the numbers that have to rise from start to start."""
 
     def __init__(self, path: Path, record: _Record) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """The file with the secret of a cluster: comments, and one or two keys of 64 hexadecimal digits, one a line.
 
 The first key is used, both are accepted; so a key is exchanged in three steps, each on all nodes, in any order among
-them: ``old, new``; then ``new, old``; then ``new``. What a file holds is never repeated in a message.
+them: ``old, new``; then ``new, old``; then ``new``. The content of a file is never repeated in a message.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class Membership:
         self._act()
 
     async def leave(self) -> None:
-        """Say good-bye. What comes afterwards is ignored; cancel `run` then."""
+        """Say good-bye. Later datagrams are ignored; cancel `run` then."""
         self._swim.leave(trio.current_time())
         self._act()
         await trio.lowlevel.checkpoint()

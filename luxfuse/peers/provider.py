@@ -1,4 +1,4 @@
-"""What the server of pages asks its node for."""
+"""The protocol by which the server of pages asks its node."""
 
 from __future__ import annotations
 

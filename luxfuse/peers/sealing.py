@@ -67,7 +67,7 @@ class _Key:
 
 
 class _Sender:
-    """What was heard from one life of a node: the latest counter, and which of those before it."""
+    """The counters heard from one life of a node: the latest counter, and which of those before it."""
 
     def __init__(self, stamp: int) -> None:
         self.stamp = stamp

@@ -297,7 +297,7 @@ class Server:
 async def _provide_all(
     provider: Provider, wanted: PagesRequest, lengths: Sequence[int], found: list[Provided | PeerRefused]
 ) -> None:
-    """Put what becomes of each want into ``found``; what is not there in time stays as it is."""
+    """Put the outcome of each want into ``found``; that of one that is not there in time stays as it is."""
 
     async def provide(number: int) -> None:
         want = wanted.wants[number]

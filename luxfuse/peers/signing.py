@@ -26,7 +26,7 @@ NAME, TO, TIME, NONCE, MAC = b"luxfuse-name", b"luxfuse-to", b"luxfuse-time", b"
 
 
 class Keys(Protocol):
-    """What a node proves with that it belongs to the cluster; see `credentials.Credentials`."""
+    """A node's proof that it belongs to the cluster; see `credentials.Credentials`."""
 
     name: str
 

@@ -262,7 +262,7 @@ class VolumeLife:
                 f"{source}: the last run left renames that cannot be finished now: {exc}; mount again when that is mended"
             ) from None
         except OSError as exc:
-            raise MountError(f"{source}: what the last run left cannot be taken up: {exc}; mend that first") from None
+            raise MountError(f"{source}: changes of the last run cannot be taken up: {exc}; mend that first") from None
         counts = {"changed file": outcome.files, "delete": outcome.deletes, "unfinished rename": outcome.moves}
         found = [format_count(count, what) for what, count in counts.items() if count]
         said = [f"{', '.join(found)}, going to the under-store now"] if found else []
@@ -311,7 +311,7 @@ async def keep_spares(staging: Staging, writer: Writer) -> None:
 
 
 def one_line(exc: BaseException, doing: str) -> str:
-    """Return what went wrong in one line; what was not expected is logged."""
+    """Return what went wrong in one line; an unexpected error is logged."""
     first = exc
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]

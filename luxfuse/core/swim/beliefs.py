@@ -1,4 +1,4 @@
-"""What a node believes of the others, how that changes by what it is told, and what it says of itself.
+"""A node's beliefs about the others, how updates change them, and its word about itself.
 
 Of two things said of one node that of the higher incarnation counts, and in one incarnation ``LEFT`` counts more than
 ``DEAD``, that more than ``SUSPECT``, that more than ``ALIVE``. So the order in which things are heard does not matter, and
@@ -243,7 +243,7 @@ class Beliefs:
         self.due_s = min(deadlines, default=NEVER)
 
     def about(self, peer: Peer) -> bytes | None:
-        """What the node itself should hear first: what is claimed of it."""
+        """The claims about the node itself, which it should hear first."""
         if peer.state == ALIVE:
             return None
         return encode(Claim(peer.info.name, peer.incarnation, peer.state, self.info.name))

@@ -1,4 +1,4 @@
-"""What the membership protocol can be told, what it needs from outside, and what it counts."""
+"""Options of the membership protocol, its needs from outside, and its counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node still has to pass on, and which broadcasts it has heard.
+"""Updates that a node still has to pass on, and the broadcasts that it has heard.
 
 Each update is sent a number of times that grows with the logarithm of the cluster, to nodes chosen at random; what has been
 sent least goes first. With t copies sent by each node that knows it and a share l of them lost, a node misses an update
@@ -80,7 +80,7 @@ class Lane:
         return room
 
     def put_back(self, key: Hashable, update: bytes, level: int) -> None:
-        """What was taken out, and was now sent so many times."""
+        """Updates that were taken out, and were now sent so many times."""
         while len(self._levels) <= level:
             self._levels.append({})
         self._levels[level][key] = update
@@ -140,7 +140,7 @@ class Outbox:
             self._put_back(taken, 1, limit)
 
     def round(self, room: int, limit: int, nodes: int, most: int) -> list[list[bytes]]:
-        """What goes to so many nodes now, in up to ``most`` datagrams: each update once to each of them."""
+        """The updates that go to so many nodes now, in up to ``most`` datagrams: each update once to each of them."""
         taken: list[_Taken] = []
         datagrams: list[list[bytes]] = []
         while len(self) and len(datagrams) < most:
@@ -170,7 +170,7 @@ class Repeats:
         self._lives: OrderedDict[tuple[str, int], tuple[int, int]] = OrderedDict()
 
     def first(self, origin: str, sequence: int) -> bool:
-        """Note a broadcast; tells whether it is the first time. What is older than the window counts as heard."""
+        """Note a broadcast; tells whether it is the first time. One older than the window counts as heard."""
         life = origin, sequence >> LIFE_BITS
         newest, bits = self._lives.get(life, (sequence, 0))
         if sequence > newest:

@@ -1,4 +1,4 @@
-"""What the membership protocol wants done."""
+"""The effects that the membership protocol asks its shell for."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 After SWIM (Das, Gupta, Motivala; 2002) and Lifeguard (Dadgar, Phillips, Currey; 2018). Each node probes one other in each
 period (``probing``). One that does not answer is *suspect*: that is told to all, it hears of it and says that it lives,
-by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead*. What is told rides on probes, and is
+by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead*. Updates ride on probes, and are
 sent to a few nodes at random while there is something to tell (``dissemination``). ``beliefs`` says what counts.
 
 **Exchanges.** Probes and answers carry a digest of the living and their incarnations. Now and then a node exchanges all
@@ -121,7 +121,7 @@ class Swim:
         self.next_s = now_s
         self._schedule(now_s)
 
-    # What the shell calls.
+    # Calls of the shell.
 
     def take(self) -> list[Effect]:
         """The effects to carry out now, in order."""
@@ -129,7 +129,7 @@ class Swim:
         return effects
 
     def receive(self, message: bytes, sender: Address, now_s: float) -> None:
-        """Take a datagram in; what is malformed, of another version or for another node is counted and dropped."""
+        """Take a datagram in; one that is malformed, of another version or for another node is counted and dropped."""
         if self._left:
             return
         self._attend(now_s)
@@ -229,7 +229,7 @@ class Swim:
         self._schedule(now_s)
 
     def leave(self, now_s: float) -> None:
-        """Say good-bye to some, which tell the others; what comes in afterwards is ignored."""
+        """Say good-bye to some, which tell the others; datagrams that come in afterwards are ignored."""
         if self._left:
             return
         farewell = encode(Claim(self._name, self._beliefs.incarnation, LEFT, self._name))
