@@ -201,7 +201,7 @@ SETTINGS = (
         "What link(2) does: EPERM, or a copy, made inside the store where it can be; it is another file from then on.",
         "refuse", attachable=True, live=True,
     ),
-    Setting("max_uploads", values.whole(1, 256), "Files uploaded at once.", "16", attachable=True),
+    Setting("max_uploads", values.whole(1, 256), "Files, or parts of large ones, uploaded at once.", "16", attachable=True),
     Setting(
         "room_timeout", values.DURATION,
         "How long writers wait for room in the cache directory before they get ENOSPC.", "30s", live=True,

@@ -289,6 +289,18 @@ async def test_parts_in_memory_are_bounded(tmp_path: Path) -> None:
         assert b.stored == random_bytes(pages(64), 9)
 
 
+async def test_parts_on_their_way_are_bounded(tmp_path: Path) -> None:
+    async with bench(tmp_path, budget=64 * PART_BYTES, uploads=3) as b:
+        b.driver.hold("upload_part")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.upload, b.source(random_bytes(pages(64), 9)), METADATA, ABSENT)
+            await until(lambda: b.driver.counts["upload_part"] == 3)
+            await trio.sleep(0.05)
+            assert b.driver.counts["upload_part"] == 3
+            b.driver.release()
+        assert b.stored == random_bytes(pages(64), 9)
+
+
 # -- while the file is written
 
 

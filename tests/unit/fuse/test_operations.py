@@ -97,6 +97,18 @@ async def test_a_read_only_mount_refuses_every_change(name: str) -> None:
     assert fs.asked == []
 
 
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - {"create", "write"}))
+async def test_changes_of_names_and_attributes_are_not_interrupted(name: str) -> None:
+    class NoInterrupts:
+        async def run_handler(self, handler: Any, *, closing: bool) -> Any:
+            pytest.fail(f"{name} could be given up half done")
+
+    operations, fs = made(STAT)
+    operations.interrupts = NoInterrupts()  # type: ignore[assignment]
+    await getattr(operations, name)(*CHANGES[name])
+    assert name in {asked[0] for asked in fs.asked}
+
+
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_TRUNC, os.O_WRONLY | os.O_APPEND])
 async def test_a_read_only_mount_opens_nothing_for_writing(flags: int) -> None:
     operations, fs = made(3, read_only=True)
