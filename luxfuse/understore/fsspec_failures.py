@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ftplib
 import os
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,8 +41,9 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
 
     ``bucket_level`` says that "not found" can only mean the bucket or root.
     """
-    if isinstance(exc, StoreError) or _distrusts(exc):
-        return exc if isinstance(exc, StoreError) else not_trusted(what)
+    known = exc if isinstance(exc, StoreError) else _of_tls(exc, what)
+    if known is not None:
+        return known
     for link in _chain(exc):
         status, code = status_of(link)
         if (odd := _odd_answer(link, status, code, what)) is not None:
@@ -73,11 +75,20 @@ def _odd_answer(exc: Any, status: int, code: str, what: str) -> StoreError | Non
 
 
 def _distrusts(exc: BaseException) -> bool:
-    """Whether a certificate was not believed. Such errors of ssl have the number of EPERM, by chance."""
+    """Whether a certificate was not believed."""
     names = {type(link).__name__ for link in _chain(exc)}
     if names & {"SSLCertVerificationError", "ClientConnectorCertificateError"}:
         return True
     return "CERTIFICATE_VERIFY_FAILED" in str(exc)
+
+
+def _of_tls(exc: BaseException, what: str) -> StoreError | None:
+    """Return the error for a session of TLS that did not come about. Those of ssl have the number of EPERM, by chance."""
+    if _distrusts(exc):
+        return not_trusted(what)
+    if any(isinstance(link, ssl.SSLError) or type(link).__name__ == "SSLError" for link in _chain(exc)):
+        return StoreUnavailable(f"{what}: the connection failed in TLS")
+    return None
 
 
 def _without_status(exc: BaseException, what: str, family: str, bucket_level: bool) -> StoreError:

@@ -19,8 +19,9 @@ from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings, read_again
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count
-from luxfuse.errors import BucketMissing, LuxError, MountError, NotFound
+from luxfuse.errors import AccessDenied, BucketMissing, LuxError, MountError, NotFound
 from luxfuse.index import leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
@@ -30,8 +31,10 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
+from luxfuse.understore.protocols import scheme_fault
 from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
+from luxfuse.understore.variables import variables
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.assembly import Cache, Local
@@ -168,13 +171,26 @@ class VolumeLife:
                 raise MountError(f"{source}: {exc}; create the bucket or correct its name") from None
             except NotFound as exc:
                 raise MountError(f"{source}: {exc}") from None
-            except LuxError as exc:
+            except AccessDenied as exc:
                 raise MountError(f"{source}: {exc}") from None
+            except LuxError as exc:
+                raise MountError(f"{source}: {exc}{await self._scheme_fault()}") from None
         if scope.cancelled_caught:
             where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
+            fault = await self._scheme_fault()
             if (error := store.last_failure) is not None:
-                raise MountError(f"{source}: {error}; so each time within 10 s: check {where}")
-            raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network")
+                raise MountError(f"{source}: {error}; so each time within 10 s: check {where}{fault}")
+            raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network{fault}")
+
+    async def _scheme_fault(self) -> str:
+        """Return what is wrong with http or https in the URL of the endpoint, to be appended; "" where nothing is known."""
+        url = self.settings.endpoint_url or self.settings.source
+        if not url.startswith(("http://", "https://")):
+            return ""
+        if proxy_for(url, variables(), self.settings.driver_options.get("proxy_url")):
+            return ""
+        fault = await trio.to_thread.run_sync(scheme_fault, url, abandon_on_cancel=True)
+        return f"; {fault}" if fault else ""
 
     def _insist_on_read_only(self, store: Store) -> None:
         if not store.abilities.writable and not self.settings.read_only:
