@@ -27,12 +27,12 @@ def promises(text: str) -> list[tuple[str, list[str]]]:
 
 
 @functools.cache
-def names_of_tests(path: Path) -> set[str]:
-    """Return what pytest calls the tests of a file, without running it."""
+def names_of_tests(path: Path) -> dict[str, bool]:
+    """Return what pytest calls the tests of a file, without running it, and whether the default suite runs each."""
     body = ast.parse(path.read_text()).body
     classes = [(f"{node.name}::", node.body) for node in body if isinstance(node, ast.ClassDef)]
     return {
-        prefix + node.name
+        prefix + node.name: "pytest.mark.slow" not in map(ast.unparse, node.decorator_list)
         for prefix, nodes in [("", body), *classes]
         for node in nodes
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
@@ -62,3 +62,6 @@ def test_each_promise_names_tests_that_there_are(number: str, named: list[str]) 
     for path, _, test in (name.partition("::") for name in named):
         assert (TESTS / path).is_file(), f"{number}: there is no tests/{path}"
         assert test in names_of_tests(TESTS / path), f"{number}: there is no {test} in tests/{path}"
+    assert any(names_of_tests(TESTS / path)[test] for path, _, test in (name.partition("::") for name in named)), (
+        f"{number}: all tests that it names are left out by default"
+    )

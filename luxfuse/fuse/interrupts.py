@@ -2,8 +2,8 @@
 
 The kernel tells once of each request whose caller has a signal. Whether that signal is a reason to give the request up
 is for `core.signals` to say; as long as it is none, the thread is looked at again, because the kernel says nothing of a
-second one. A process that is killed closes its files on its way out, where it has no signals any more: so those who
-wait in a FLUSH are looked at as well.
+second one. A process that is killed closes its files on its way out, where it has no signals any more: so callers
+that wait in a FLUSH are looked at as well.
 
 What a request has begun for others, or cannot be left half done, goes on: it runs in another task, or in a shielded scope.
 """

@@ -3,7 +3,7 @@
 A probe begins with a ping, sent again after half of the time-out: one lost datagram in twenty would otherwise trouble the
 helpers all the time. After the time-out helpers are asked to ping it. At the end of the period a node of which nothing was
 heard is suspect. A helper that has heard nothing by 4/5 of the time-out says so (nack): helpers that say nothing at all
-are a sign that it is we who hear badly.
+are a sign that we ourselves hear badly.
 """
 
 from __future__ import annotations

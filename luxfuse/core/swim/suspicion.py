@@ -1,7 +1,7 @@
 """How long a suspect is given, and how far a node trusts itself. After Lifeguard (Dadgar, Phillips, Currey; 2018).
 
 Most false suspicions come from a node that is itself slow: it reads answers too late. So a suspicion of one node alone
-must wait long, and the time shrinks as others who probed for themselves agree. And a node that sees signs of being slow
+must wait long, and the time shrinks as others agree that probed for themselves. And a node that sees signs of being slow
 (probes fail although helpers answer nothing either, it is suspected itself, its ticks come late) probes less
 often and waits longer for answers.
 """

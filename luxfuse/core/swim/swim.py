@@ -6,8 +6,8 @@ by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead
 sent to a few nodes at random while there is something to tell (``dissemination``). ``beliefs`` says what counts.
 
 **Exchanges.** Probes and answers carry a digest of the living and their incarnations. Now and then a node exchanges all
-that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). Who does not
-know a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the dead, or of
+that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). A node that
+does not know a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the dead, or of
 the seeds at which nobody known listens: so the sides of a healed partition find each other. A node that learns in an
 exchange that it was believed dead repeats it soon: then its side, too, will have learnt that, and have raised its
 incarnations.
