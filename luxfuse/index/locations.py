@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-OTHERS: one key whose values are sorted and of one length, ``entry (13 bytes) + number of the node (2 bytes)``, so the holders
-of an entry are one seek away, and an entry costs its bytes and what a B-tree leaves free. OWN: likewise, our own entries. SUMS:
-``number (2 bytes) + group (1 byte)`` -> the sums of 128 buckets; our own have number 0. NODES: number -> `Node`.
+OTHERS: one key whose values are sorted and of one length, ``entry (13 bytes) + number of the node (2 bytes)``, so the
+holders of an entry are one seek away, and an entry costs its bytes and what a B-tree leaves free. OWN: likewise, our
+own entries. SUMS: ``number (2 bytes) + group (1 byte)`` -> the sums of 128 buckets; our own have number 0. NODES:
+number -> `Node`.
 
 An entry, the sum that it changes and the mark up to which a node's log is known are written in one transaction, so they
 agree whatever happens. Nothing is synced before the end: after a crash of the daemon the kernel has it all; after one of

@@ -6,11 +6,11 @@ by raising its *incarnation*; if it does not in time (``suspicion``) it is *dead
 sent to a few nodes at random while there is something to tell (``dissemination``). ``beliefs`` says what counts.
 
 **Exchanges.** Probes and answers carry a digest of the living and their incarnations. Now and then a node exchanges all
-that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). A node that
-does not know a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the dead, or of
-the seeds at which nobody known listens: so the sides of a healed partition find each other. A node that learns in an
-exchange that it was believed dead repeats it soon: then its side, too, will have learnt that, and have raised its
-incarnations.
+that it knows with the last one whose digest was another one (``PushPull``; over TCP, by the shell). A node that does
+not know a dead one does not take it over, so that all can forget it. As often there is an exchange with one of the
+dead, or of the seeds at which nobody known listens: so the sides of a healed partition find each other. A node that
+learns in an exchange that it was believed dead repeats it soon: then its side, too, will have learnt that, and have
+raised its incarnations.
 
 **How soon.** A crash is known to all within 3 + min(2 n - 3, 16) + 4 max(1, log10 n) periods in a cluster of n (25 s for
 30 nodes, 29 s for 300), usually in half of that. ``tests/simulation/test_membership.py`` says why, and checks it.
