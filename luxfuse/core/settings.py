@@ -179,7 +179,7 @@ SETTINGS = (
     ),
     Setting("uid", values.IDENTITY, "Owner of all files whose owner is not known.", shown_default="the mounting user's"),
     Setting("gid", values.IDENTITY, "Group of all files whose group is not known.", shown_default="the mounting user's"),
-    Setting("umask", values.UMASK, "What the mode of files lacks if it is not known.", "022"),
+    Setting("umask", values.UMASK, "What the mode of files lacks if it is not known; in the file in quotes.", "022"),
     Setting("read_only", values.SWITCH, "Refuse every change; also `-o ro`.", "off", attachable=True),
     Setting(
         "write_mode", values.choice("cache-through", "async-through", "through", "must-cache"),

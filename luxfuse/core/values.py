@@ -134,6 +134,9 @@ def _parse_free_part(value: Any) -> float:
 
 
 def _parse_umask(value: Any) -> int:
+    """A number may be 22 or 0o22, which TOML does not tell: it is believed where both are the same."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 8:
+        raise ValueError(f'{value} may be meant as decimal or octal; write octal digits in quotes, such as "022"')
     written = value.strip() if isinstance(value, str) else ""
     if written.isascii() and written.isdigit() and len(written) < 8 and not set(written) & {"8", "9"}:
         value = int(written, 8)

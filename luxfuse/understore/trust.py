@@ -71,6 +71,8 @@ def trust_for(options: Mapping[str, str], variables: Mapping[str, str], *, aws: 
     off = options.get("allow_invalid_certificates", "false").strip().lower() in YES
     if word in NO or (off and word in YES):
         return Trust(None, chosen=True)
+    if not written:
+        raise ConfigError("storage option verify is empty; name a PEM file of CA certificates, or leave it out")
     if word not in YES:
         if off:
             raise ConfigError("storage options: verify and allow_invalid_certificates contradict each other; leave one out")

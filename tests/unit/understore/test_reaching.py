@@ -155,6 +155,13 @@ def test_switching_verification_off_is_said(secure, driver, options, caplog):
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+def test_an_empty_name_of_a_bundle_is_refused(driver):
+    for written in ("", " "):
+        with pytest.raises(ConfigError, match="storage option verify is empty"):
+            opened("https://127.0.0.1:9", driver, verify=written)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
     ("content", "text"), [(None, "No such file"), (b"", "no certificates in PEM"), (b"hello", "no certificates in PEM")]
 )
