@@ -25,7 +25,7 @@ from fsspec.asyn import sync
 from luxfuse.errors import StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import ObjectOptions
 from luxfuse.understore.properties import HEADERS, Properties, type_for

@@ -13,11 +13,11 @@ from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
 from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import family_of, has_dot_segment
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.s3_access import S3Access

@@ -22,8 +22,8 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer, OnDescribed
 from luxfuse.understore.failures import checked, from_status, no_store
 from luxfuse.understore.fsspec_driver import FsspecDriver
-from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.gcs_reach import reach_by
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.times import to_ns

@@ -19,7 +19,7 @@ from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.delegated import ReadOnlyWrites
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.fsspec_driver import FsspecDriver
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import has_dot_segment
 from luxfuse.understore.times import to_ns
 

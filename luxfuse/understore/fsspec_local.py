@@ -12,7 +12,7 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.local_writes import TEMPORARY, LocalWrites, describe, version_of
 
 

@@ -21,9 +21,9 @@ from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError, NotFound, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.understore import object_options
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_known import refuse_unknown, refuse_unknown_inside
 from luxfuse.understore.fsspec_pool import without_listings
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS

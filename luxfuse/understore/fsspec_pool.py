@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from luxfuse.errors import StoreUnavailable
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.library_failures import failure
 
 MOST = 8
 """Connections to a server whose client takes one thread at a time; OpenSSH refuses more than ten at once that log in."""

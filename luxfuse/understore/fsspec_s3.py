@@ -15,7 +15,7 @@ from luxfuse.understore.base import Abilities, Buffer, OnDescribed, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import FsspecDriver
-from luxfuse.understore.fsspec_failures import failure
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.s3_client import ABILITIES, S3Client
 from luxfuse.understore.times import to_ns

@@ -15,9 +15,9 @@ from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer
 from luxfuse.understore.delegated import NoMultipart
-from luxfuse.understore.fsspec_failures import failure, status_of
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_pool import FileSystems
+from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.properties import Properties
 
 ABILITIES = Abilities(metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True)

@@ -21,8 +21,8 @@ from luxfuse.errors import BucketMissing, NotFound, StoreError, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_failures import failure
 from luxfuse.understore.fsspec_writes import FsspecWrites, rejected
+from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
 
 TEMPORARY = ".luxfuse-new-"

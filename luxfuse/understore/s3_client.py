@@ -19,7 +19,7 @@ from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status
-from luxfuse.understore.fsspec_failures import failure, status_of
+from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.properties import Properties, type_for
