@@ -24,7 +24,7 @@ from fsspec.asyn import sync
 
 from luxfuse.errors import StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.base import ABSENT, PAGE_ENTRIES, Abilities, Buffer
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import ObjectOptions
@@ -72,7 +72,7 @@ class AzureWrites:
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         skip = len(self._prefix)
-        for items in self._walk(prefix, f"LIST {prefix!r}", delimiter=None, per_page=1000):
+        for items in self._walk(prefix, f"LIST {prefix!r}", delimiter=None, per_page=PAGE_ENTRIES):
             if items:
                 yield ListPage([
                     ObjectInfo(item["name"][skip:], item["size"], quoted(item["etag"]), to_ns(item["last_modified"]))

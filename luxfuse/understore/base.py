@@ -17,6 +17,9 @@ OnDescribed = Callable[[ObjectInfo], None]
 ABSENT = ""
 """As ``expect`` of a write: there must be no such object yet."""
 
+PAGE_ENTRIES = 1000
+"""Entries of a page of a listing, as stores give them: few enough to convert one in 1 ms with the interpreter lock held."""
+
 MOST_DELETES = 1000
 """Keys that one `UnderStore.delete` takes."""
 

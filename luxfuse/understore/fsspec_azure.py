@@ -14,13 +14,12 @@ from fsspec.asyn import sync
 from luxfuse.errors import ConfigError, NotFound, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.azure_writes import AzureWrites, quoted
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
-from luxfuse.understore.fsspec_options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
-from luxfuse.understore.reach import Reach, said
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach, said
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.trust import Trust
 from luxfuse.understore.variables import variables

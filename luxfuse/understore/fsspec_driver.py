@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
@@ -21,8 +21,6 @@ from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import family_of, has_dot_segment
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.s3_access import S3Access
-
-PAGE_ENTRIES = 1000
 
 T = TypeVar("T")
 

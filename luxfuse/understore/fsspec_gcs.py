@@ -19,7 +19,7 @@ from gcsfs.core import UnclosableBytesIO
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, Buffer, OnDescribed
+from luxfuse.understore.base import PAGE_ENTRIES, Abilities, Buffer, OnDescribed
 from luxfuse.understore.failures import checked, from_status, no_store
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.gcs_reach import reach_by
@@ -28,7 +28,6 @@ from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.times import to_ns
 
-PAGE_ENTRIES = 1000
 WHOLE_BYTES = 16 << 20
 """Larger files go up in pieces of this size, a multiple of 256 KiB."""
 

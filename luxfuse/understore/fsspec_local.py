@@ -9,11 +9,12 @@ from typing import Any
 
 from luxfuse.errors import BucketMissing, NotFound
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_driver import PAGE_ENTRIES, FsspecDriver
+from luxfuse.understore.fsspec_driver import FsspecDriver
+from luxfuse.understore.fsspec_writes import TEMPORARY
 from luxfuse.understore.library_failures import failure
-from luxfuse.understore.local_writes import TEMPORARY, LocalWrites, describe, version_of
+from luxfuse.understore.local_writes import LocalWrites, describe, version_of
 
 
 class LocalDriver(LocalWrites, FsspecDriver):

@@ -16,6 +16,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
+from luxfuse.core.units import NO, YES
 from luxfuse.core.urls import endpoint_fault, url_fault
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError, NotFound, StoreError, StoreRejected, StoreUnavailable
@@ -26,19 +27,14 @@ from luxfuse.understore.fsspec_pool import without_listings
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, TRUST_OPTIONS, Reach, said
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
-from luxfuse.understore.reach import TRUST_OPTIONS, Reach, said
 from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3_access import S3Access
 from luxfuse.understore.s3_sessions import aio_session_for
 from luxfuse.understore.trust import trust_for
 from luxfuse.understore.variables import variables
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 10.0
-
-_TRUE = ("1", "true", "yes", "on")
-_FALSE = ("0", "false", "no", "off")
 _BOOLEAN = frozenset(["anon", "use_ssl", "requester_pays", "allow_invalid_certificates"])
 _NUMBERS = frozenset(["port", "timeout", "max_concurrency", "blocksize", "block_size", "default_block_size"])
 _S3_NAMES = {
@@ -237,9 +233,9 @@ def _convert(name: str, value: str) -> Any:
     if name in _NUMBERS and plain.isdigit():
         return int(plain)
     if plain in ("true", "false") or name in _BOOLEAN:
-        if plain not in _TRUE + _FALSE:
+        if plain not in YES + NO:
             raise ConfigError(f"storage option {name}: write true or false")
-        return plain in _TRUE
+        return plain in YES
     if name.endswith("kwargs"):
         try:
             found = json.loads(value)

@@ -16,10 +16,9 @@ from luxfuse.understore.base import Buffer, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_infos import version_of
-from luxfuse.understore.fsspec_options import READ_TIMEOUT_S
-from luxfuse.understore.fsspec_writes import rejected
-from luxfuse.understore.local_writes import TEMPORARY
+from luxfuse.understore.fsspec_writes import TEMPORARY, rejected
 from luxfuse.understore.properties import Properties
+from luxfuse.understore.reach import READ_TIMEOUT_S
 
 BLOCKS_AT_ONCE = 64
 """Requests of 32 KiB on their way for one read; OpenSSH queues no more."""

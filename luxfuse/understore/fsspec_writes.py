@@ -27,6 +27,9 @@ TICK_S = 1.02
 
 ATTEMPTS = 3
 
+TEMPORARY = ".luxfuse-new-"
+"""How names begin under which a file is written before it is renamed; they are never listed."""
+
 
 class FsspecWrites(NoMultipart):
     """The writing half of `FsspecDriver`."""

@@ -21,11 +21,10 @@ from luxfuse.errors import BucketMissing, NotFound, StoreError, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.failures import checked
-from luxfuse.understore.fsspec_writes import FsspecWrites, rejected
+from luxfuse.understore.fsspec_writes import TEMPORARY, FsspecWrites, rejected
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
 
-TEMPORARY = ".luxfuse-new-"
 LEFT_BEHIND_S = 3600.0
 COPY_BYTES = 64 << 20
 ATTEMPTS = 10

@@ -9,7 +9,7 @@ from luxfuse.core.names import PATH_MOST_BYTES, KeyLimits
 from luxfuse.errors import ConfigError
 from luxfuse.understore.failures import safe_url
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _NOT_IN_BUCKETS = re.compile(r"[\s\x00-\x20\x7f?#%\\\[\]]")
 
@@ -77,7 +77,7 @@ def has_odd_segment(path: str) -> bool:
 
     One trailing "/" is an empty segment too: obstore would silently strip it and address another object.
     """
-    return has_dot_segment(path) or _CONTROL.search(path) is not None
+    return has_dot_segment(path) or CONTROL.search(path) is not None
 
 
 def has_dot_segment(path: str) -> bool:

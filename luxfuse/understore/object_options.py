@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from luxfuse.core.settings import ACLS, OF_OBJECTS
+from luxfuse.core.units import NO, YES
 from luxfuse.errors import ConfigError
 
 KEEP_ACL = "keep"
@@ -46,8 +47,8 @@ _MOST_KEY_FILE_BYTES = 256
 _CLASS = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ACCOUNT = re.compile(r"\d{12}")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_TRUE = ("1", "true", "yes", "on", "requester")
-_FALSE = ("0", "false", "no", "off", "")
+_TRUE = (*YES, "requester")
+_FALSE = (*NO, "")
 
 
 @dataclass(frozen=True, slots=True)

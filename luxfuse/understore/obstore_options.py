@@ -12,23 +12,21 @@ from typing import Any
 import obstore.store
 from obstore.exceptions import BaseError
 
+from luxfuse.core.units import YES
 from luxfuse.errors import ConfigError
 from luxfuse.understore import object_options
 from luxfuse.understore.locations import Location
 from luxfuse.understore.object_options import ObjectOptions, take_object_options
-from luxfuse.understore.reach import Reach
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach
 from luxfuse.understore.s3_access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3_access import S3Access
 from luxfuse.understore.s3_credentials import ObstoreProvider
 from luxfuse.understore.variables import changed, variables
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 10.0
-
 PATIENCE = 4
 """A request that sends much may last this many times the deadline of one: 16 MiB over a slow line."""
 
-_TRUE = ("1", "true", "yes", "on", "requester")
+_TRUE = (*YES, "requester")
 OWN_CHECKSUMS = ("CRC64NVME",)
 """What obstore computes, of those that we know."""
 

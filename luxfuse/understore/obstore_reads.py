@@ -19,15 +19,12 @@ from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import AccessDenied, NotFound, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
+from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed, UnderStore
 from luxfuse.understore.failures import checked, no_store
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore_failures import obstore_failure
 from luxfuse.understore.obstore_options import open_store
 from luxfuse.understore.s3_access import S3Access
-
-PAGE_ENTRIES = 1000
-"""Entries converted at a time: under 1 ms with the GIL held."""
 
 PROBE_PREFIX = ".luxfuse-probe-"
 """Names of objects that nobody has begin with it."""

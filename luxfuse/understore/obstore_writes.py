@@ -15,7 +15,7 @@ from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.understore.base import ABSENT, PAGE_ENTRIES, Abilities, Buffer
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.failures import no_store
@@ -24,15 +24,14 @@ from luxfuse.understore.object_options import DEFAULT_CHECKSUM, NO_CHECKSUM, NO_
 from luxfuse.understore.obstore_failures import obstore_failure, obstore_message, obstore_status
 from luxfuse.understore.obstore_reads import mtime_ns_of, version_of
 from luxfuse.understore.properties import HEADERS, Properties, type_for
+from luxfuse.understore.whole_files import PART_BYTES
 
 log = logging.getLogger(__name__)
 
 PATIENT_FROM_BYTES = 1 << 20
 """From this size on a write gets the client with the long time-outs."""
 
-PART_BYTES = 16 << 20
 DELETES_AT_ONCE = 16
-PAGE_ENTRIES = 1000
 
 
 class NeedsMd5(StoreRejected):

@@ -15,6 +15,10 @@ from luxfuse.errors import ConfigError
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.trust import Trust, trust_for
 
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 10.0
+"""How long a client waits for the server to say anything, if its request may last as long."""
+
 TRUST_OPTIONS = frozenset({"verify", "allow_invalid_certificates"})
 OPTIONS = TRUST_OPTIONS | {"proxy_url"}
 """The storage options that are read here."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.library_failures import failure, status_of
+from luxfuse.understore.locations import CONTROL
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.properties import Properties, type_for
@@ -39,7 +39,6 @@ NO_VERSION = '"no-such-version"'
 
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
 _COPIES = frozenset({"copy_object", "upload_part_copy"})
 _TOUCHES_CONTENT = _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
@@ -174,7 +173,7 @@ class S3Client:
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
         # XML cannot say control characters.
-        single = keys if len(keys) == 1 else [key for key in keys if _CONTROL.search(key)]
+        single = keys if len(keys) == 1 else [key for key in keys if CONTROL.search(key)]
         for key in single:
             try:
                 self._call("delete_object", f"DELETE {key!r}", Key=self._prefix + key)
