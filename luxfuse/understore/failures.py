@@ -143,8 +143,13 @@ def describe(status: int, code: str = "", message: str = "") -> str:
 
 def checked(data: Buffer, wanted: int, found: str, version: str, what: str) -> Buffer:
     """Return ``data`` if it is ``wanted`` bytes of ``version``; some servers ignore If-Match, some cut bodies."""
-    if found != version:
-        raise VersionChanged(f"{what}: version is {found}, not {version}")
+    require_version(found, version, what)
     if len(data) != wanted:
         raise StoreUnavailable(f"{what}: {len(data)} bytes came")
     return data
+
+
+def require_version(found: str, wanted: str | None, what: str) -> None:
+    """Raise `VersionChanged` if another version was found than is wanted: None is any, "" that there is no object."""
+    if wanted is not None and found != wanted:
+        raise VersionChanged(f"{what}: version is {found or 'none'}, not {wanted or 'none'}")

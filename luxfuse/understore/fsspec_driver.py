@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
-from luxfuse.understore.failures import checked
+from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
 from luxfuse.understore.fsspec_pool import FileSystems
@@ -131,8 +131,7 @@ class FsspecDriver(FsspecWrites):
 
     def _require_version(self, key: str, version: str, what: str) -> None:
         """Raise `VersionChanged` if the store holds another version now, that is, after the bytes were read."""
-        if (found := self.head(key).version) != version:
-            raise VersionChanged(f"{what}: version is {found}, not {version}")
+        require_version(self.head(key).version, version, what)
 
     def close(self) -> None:
         """Free connections."""

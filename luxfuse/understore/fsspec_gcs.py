@@ -17,10 +17,10 @@ import msgspec
 from fsspec.asyn import sync
 from gcsfs.core import UnclosableBytesIO
 
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Abilities, Buffer, OnDescribed
-from luxfuse.understore.failures import checked, from_status, no_store
+from luxfuse.understore.failures import checked, from_status, no_store, require_version
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.gcs_reach import reach_by
 from luxfuse.understore.library_failures import failure
@@ -190,8 +190,7 @@ class GcsDriver(FsspecDriver):
         what = f"COPY {source!r} to {target!r}"
         keep = keep or self.examine(source)
         found = keep.info
-        if version not in (None, found.version):
-            raise VersionChanged(f"{what}: version is {found.version}, not {version}")
+        require_version(found.version, version, what)
         typed = keep.content_type and type_for(target, keep) != keep.content_type
         if metadata is None and (typed or keep.storage_class not in (None, "STANDARD")):
             metadata = found.metadata or {}  # a copy has all of its source by itself, or only what is said

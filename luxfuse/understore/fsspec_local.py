@@ -10,7 +10,7 @@ from typing import Any
 from luxfuse.errors import BucketMissing, NotFound
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
-from luxfuse.understore.failures import checked
+from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_writes import TEMPORARY
 from luxfuse.understore.library_failures import failure
@@ -72,9 +72,8 @@ class LocalDriver(LocalWrites, FsspecDriver):
             raise _failure(exc, what) from None
         try:
             before = version_of(os.fstat(fd))
-            data = checked(b"", 0, before, version, what)
-            if start < end:
-                data = os.pread(fd, end - start, start)
+            require_version(before, version, what)
+            data = os.pread(fd, end - start, start) if start < end else b""
             after = version_of(os.fstat(fd))
         except OSError as exc:
             raise _failure(exc, what) from None

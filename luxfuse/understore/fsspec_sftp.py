@@ -13,7 +13,7 @@ from typing import Any
 from luxfuse.errors import NotFound, StoreUnavailable
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Buffer, OnDescribed
-from luxfuse.understore.failures import checked
+from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.fsspec_driver import FsspecDriver
 from luxfuse.understore.fsspec_infos import version_of
 from luxfuse.understore.fsspec_writes import TEMPORARY, rejected
@@ -48,7 +48,7 @@ class SftpDriver(FsspecDriver):
 
         def read(filesystem: Any) -> Buffer:
             with filesystem.ftp.open(path, "rb") as file:
-                checked(b"", 0, _describe(key, file.stat(), what).version, version, what)
+                require_version(_describe(key, file.stat(), what).version, version, what)
                 data = b"".join(file.readv(_pieces(start, end), BLOCKS_AT_ONCE))
                 return checked(data, end - start, _describe(key, file.stat(), what).version, version, what)
 
@@ -97,7 +97,7 @@ class SftpDriver(FsspecDriver):
             with filesystem.ftp.open(from_path, "rb") as reader:
                 reader.prefetch(found.size, BLOCKS_AT_ONCE)
                 size = _copy(reader, file)
-                checked(b"", 0, _describe(source, reader.stat(), what).version, found.version, what)
+                require_version(_describe(source, reader.stat(), what).version, found.version, what)
                 return size
 
         return self._install(target, what, fill)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreRejected
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, Buffer
 from luxfuse.understore.delegated import NoMultipart
+from luxfuse.understore.failures import require_version
 from luxfuse.understore.fsspec_infos import describe, kind_of
 from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.library_failures import failure, status_of
@@ -115,8 +116,7 @@ class FsspecWrites(NoMultipart):
         if source.endswith("/"):
             return self._make_directory(target, what)
         found = self.head(source)
-        if version not in (None, found.version):
-            raise VersionChanged(f"{what}: version is {found.version}, not {version}")
+        require_version(found.version, version, what)
         if source == target:
             return found
         return self._copy_object(found, target, what)

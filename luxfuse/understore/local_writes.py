@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from luxfuse.durable import sync_directory
-from luxfuse.errors import BucketMissing, NotFound, StoreError, VersionChanged
+from luxfuse.errors import BucketMissing, NotFound, StoreError
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
-from luxfuse.understore.failures import checked
+from luxfuse.understore.failures import require_version
 from luxfuse.understore.fsspec_writes import TEMPORARY, FsspecWrites, rejected
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
@@ -107,13 +107,13 @@ class LocalWrites(FsspecWrites):
             if not stat.S_ISREG(status.st_mode):
                 raise NotFound(f"{what}: is not a file")
             found = version_of(status)
-            checked(b"", 0, found, found if version is None else version, what)
+            require_version(found, version, what)
             if source == target:
                 return describe(target, status)
 
             def fill(new: int) -> None:
                 _copy_all(fd, new)
-                checked(b"", 0, version_of(os.fstat(fd)), found, what)
+                require_version(version_of(os.fstat(fd)), found, what)
 
             return self._replace(target, what, fill, expect)
         finally:
@@ -176,8 +176,7 @@ class LocalWrites(FsspecWrites):
                 found = version_of(os.stat(path))  # noqa: PTH116
             except FileNotFoundError:
                 found = ABSENT
-            if found != expect:
-                raise VersionChanged(f"{what}: version is {found or 'none'}, not {expect or 'none'}")
+            require_version(found, expect, what)
             os.replace(temporary, path)  # noqa: PTH105
 
     def _make_directory(self, key: str, what: str) -> ObjectInfo:

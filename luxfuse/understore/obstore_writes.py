@@ -18,7 +18,7 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ABSENT, PAGE_ENTRIES, Abilities, Buffer
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
-from luxfuse.understore.failures import no_store
+from luxfuse.understore.failures import no_store, require_version
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import DEFAULT_CHECKSUM, NO_CHECKSUM, NO_OPTIONS, ObjectOptions
 from luxfuse.understore.obstore_failures import obstore_failure, obstore_message, obstore_status
@@ -262,8 +262,7 @@ class ObstoreWrites(NoMultipart):
             found = ABSENT
         except Exception as exc:  # noqa: BLE001
             raise self._failure(exc, what) from None
-        if found != expect:
-            raise VersionChanged(f"{what}: version is {found or 'none'}, not {expect or 'none'}")
+        require_version(found, expect, what)
 
     def _written(self, key: str, size: int, result: Any, metadata: Mapping[str, str]) -> ObjectInfo:
         version = result["e_tag"] or self._found_version(key, size)

@@ -17,7 +17,7 @@ from luxfuse.understore.answers import Answered, require_s3
 from luxfuse.understore.base import ABSENT, Abilities, Buffer
 from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
-from luxfuse.understore.failures import from_status
+from luxfuse.understore.failures import from_status, require_version
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.locations import CONTROL
 from luxfuse.understore.metadata import checked_metadata
@@ -137,8 +137,7 @@ class S3Client:
             if metadata is None and keep.content_type and type_for(target, keep) != keep.content_type:
                 metadata, keep = dict(keep.info.metadata or {}), self.examine(source)
         found = keep.info
-        if version not in (None, found.version):
-            raise VersionChanged(f"{what}: version is {found.version}, not {version}")
+        require_version(found.version, version, what)
         if found.size > SINGLE_COPY_BYTES:
             return self._copy_in_parts(source, target, metadata, expect, keep, what)
         arguments = beside(keep)
@@ -319,8 +318,7 @@ class S3Client:
 
     def _require(self, key: str, version: str, what: str) -> None:
         """Compare a version that is no ETag, which the server cannot do."""
-        if (found := self.head(key).version) != version:
-            raise VersionChanged(f"{what}: version is {found}, not {version}")
+        require_version(self.head(key).version, version, what)
 
     def _version(self, key: str, answer: Mapping[str, Any]) -> str:
         etag: str = answer.get("ETag") or ""
