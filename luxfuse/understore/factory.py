@@ -76,7 +76,7 @@ def _open(
     access: S3Access | None,
 ) -> UnderStore:
     def open_fsspec_driver() -> UnderStore:
-        from luxfuse.understore.fsspec_driver import open_fsspec
+        from luxfuse.understore.opening import open_fsspec
 
         return open_fsspec(
             source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s, access=access

@@ -1,7 +1,7 @@
 """Any fsspec file system as an under-store.
 
 `FsspecDriver` uses only what every file system has (ls, info, cat_file); the modules beside it add conditional reads,
-page-wise listings and exact keys where a store can do better. `open_fsspec` chooses.
+page-wise listings and exact keys where a store can do better. `opening` chooses.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.fsspec_infos import describe, kind_of
-from luxfuse.understore.fsspec_options import open_filesystem, require_root, s3_arguments
 from luxfuse.understore.fsspec_pool import FileSystems
 from luxfuse.understore.fsspec_writes import ABILITIES, FsspecWrites
 from luxfuse.understore.library_failures import failure
-from luxfuse.understore.locations import family_of, has_dot_segment
-from luxfuse.understore.object_options import take_object_options
-from luxfuse.understore.s3_access import S3Access
+from luxfuse.understore.locations import has_dot_segment
 
 T = TypeVar("T")
 
@@ -150,57 +147,3 @@ class FsspecDriver(FsspecWrites):
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root or "/"
-
-
-def open_fsspec(
-    source: str,
-    *,
-    endpoint_url: str | None = None,
-    storage_options: Mapping[str, str] | None = None,
-    request_timeout_s: float = 30.0,
-    access: S3Access | None = None,
-) -> FsspecDriver:
-    """Open the best driver on fsspec for ``source``; ``access``, for S3, is shared with other clients.
-
-    Raises `ConfigError`, or `StoreError` if connecting fails.
-    """
-    require_root(source)
-    filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s, access)
-    family = family_of(source) or ""
-    if family == "s3":
-        from luxfuse.understore.fsspec_s3 import S3Driver
-
-        arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s, access)
-        objects = take_object_options(family, storage_options or {}, endpoint_url)[0]
-        return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s, objects=objects)
-    if family == "az":
-        from luxfuse.understore.fsspec_azure import AzureDriver
-
-        objects = take_object_options(family, storage_options or {})[0]
-        return AzureDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s, objects=objects)
-    if family == "gs":
-        from luxfuse.understore.fsspec_gcs import GcsDriver
-
-        return GcsDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s)
-    return _by_class(filesystem, root, request_timeout_s)
-
-
-def _by_class(filesystem: Any, root: str, request_timeout_s: float) -> FsspecDriver:
-    match type(filesystem).__name__:
-        case "HTTPFileSystem":
-            from luxfuse.understore.fsspec_http import HttpDriver
-
-            return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
-        case "KnownSFTPFileSystem":
-            from luxfuse.understore.fsspec_sftp import SftpDriver
-
-            return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)
-        case "WebdavFileSystem":
-            from luxfuse.understore.fsspec_webdav import Dav, WebDavDriver
-
-            return WebDavDriver(Dav(filesystem), root, request_timeout_s=request_timeout_s)
-        case "LocalFileSystem":
-            from luxfuse.understore.fsspec_local import LocalDriver
-
-            return LocalDriver(filesystem, root)
-    return FsspecDriver(filesystem, root, request_timeout_s=request_timeout_s)

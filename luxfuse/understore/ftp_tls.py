@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ftplib import FTP, FTP_TLS
 from typing import Any
 
 import fsspec
 from fsspec.implementations.ftp import FTPFileSystem
+
+from luxfuse.errors import ConfigError
+from luxfuse.understore.trust import trust_for
+from luxfuse.understore.variables import variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +65,14 @@ def use() -> None:
     """Have fsspec open FTP with `TrustingFTPFileSystem`."""
     if fsspec.get_filesystem_class("ftp") is FTPFileSystem:
         fsspec.register_implementation("ftp", TrustingFTPFileSystem, clobber=True)
+
+
+def encrypt(arguments: dict[str, Any], reaching: Mapping[str, str]) -> None:
+    """Put what FTP inside TLS needs in the place of the option tls."""
+    wanted = arguments.pop("tls", False)
+    if wanted not in (True, False, "tls"):
+        raise ConfigError("storage option tls: write true, false, or tls for implicit TLS")
+    if wanted:
+        arguments["tls"] = Tls(trust_for(reaching, variables()).ssl_context(), implicit=wanted == "tls")
+    elif reaching:
+        raise ConfigError(f"storage option {min(reaching)}: FTP has no certificates without the storage option tls=true")

@@ -68,7 +68,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
 
         def open_s3_client() -> WriteSide:
-            from luxfuse.understore.fsspec_options import s3_arguments
+            from luxfuse.understore.s3_arguments import s3_arguments
             from luxfuse.understore.s3_client import S3Client
 
             arguments = s3_arguments(options, endpoint_url, request_timeout_s, access)

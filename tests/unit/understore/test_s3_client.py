@@ -11,7 +11,7 @@ import pytest
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.understore import s3_client, whole_files
 from luxfuse.understore.base import ABSENT
-from luxfuse.understore.fsspec_options import s3_arguments
+from luxfuse.understore.s3_arguments import s3_arguments
 from luxfuse.understore.s3_client import S3Client
 from tests.support.fake_store import FakeStore
 from tests.support.fast_s3 import FastS3, available
