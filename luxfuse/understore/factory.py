@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from luxfuse.core.units import NO, YES
 from luxfuse.core.urls import endpoint_fault
 from luxfuse.errors import ConfigError, StoreRejected
-from luxfuse.understore.azure_access import AzureAccess
+from luxfuse.understore.azure.access import AzureAccess
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
@@ -18,7 +18,7 @@ from luxfuse.understore.renewing import Access, OnlyOptions, RenewingDriver
 from luxfuse.understore.variables import variables
 
 if TYPE_CHECKING:
-    from luxfuse.understore.s3_access import S3Access
+    from luxfuse.understore.s3.access import S3Access
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def open_driver(
             return OnlyOptions()
         if family_of(source) != "s3":
             return None
-        from luxfuse.understore.s3_access import S3Access
+        from luxfuse.understore.s3.access import S3Access
 
         return S3Access(parse_location(source).bucket, options, endpoint_url)
 
@@ -88,7 +88,7 @@ def _open(
         if driver == "auto":
             return open_fsspec_driver()
         raise ConfigError(f"--driver obstore: {refusal}; use --driver fsspec")
-    from luxfuse.understore.obstore_driver import ObstoreDriver
+    from luxfuse.understore.obstore.driver import ObstoreDriver
 
     return ObstoreDriver(
         source,
@@ -117,7 +117,7 @@ def _refusal(source: str, options: Mapping[str, str]) -> str | None:
     location = parse_location(source)
     if location.prefix and has_odd_segment(location.prefix[:-1]):
         return f"cannot name the prefix {location.prefix!r}"
-    from luxfuse.understore.obstore_options import known_options, unknown_options
+    from luxfuse.understore.obstore.options import known_options, unknown_options
 
     if unknown := unknown_options(family, options):
         near = difflib.get_close_matches(unknown[0], known_options(family), 1)

@@ -16,24 +16,24 @@ from luxfuse.core.urls import url_fault
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError, NotFound, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.understore import object_options
-from luxfuse.understore.azure_arguments import TRANSLATED as AZURE_OPTIONS
-from luxfuse.understore.azure_arguments import azure_arguments
+from luxfuse.understore.azure.arguments import TRANSLATED as AZURE_OPTIONS
+from luxfuse.understore.azure.arguments import azure_arguments
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.fsspec_driver import FsspecDriver
-from luxfuse.understore.fsspec_known import refuse_unknown
-from luxfuse.understore.fsspec_options import convert
-from luxfuse.understore.fsspec_pool import without_listings
-from luxfuse.understore.gcs_arguments import check_token
-from luxfuse.understore.http_arguments import http_arguments, webdav_arguments
+from luxfuse.understore.gcs.arguments import check_token
+from luxfuse.understore.generic.driver import FsspecDriver
+from luxfuse.understore.generic.known import refuse_unknown
+from luxfuse.understore.generic.pool import without_listings
+from luxfuse.understore.generic.values import convert
+from luxfuse.understore.http.arguments import http_arguments, webdav_arguments
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import READ_TIMEOUT_S, TRUST_OPTIONS
-from luxfuse.understore.s3_access import S3Access
-from luxfuse.understore.s3_arguments import TRANSLATED as S3_OPTIONS
-from luxfuse.understore.s3_arguments import s3_arguments
-from luxfuse.understore.s3_sessions import aio_session_for
+from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.arguments import TRANSLATED as S3_OPTIONS
+from luxfuse.understore.s3.arguments import s3_arguments
+from luxfuse.understore.s3.sessions import aio_session_for
 
 _WITH_HOST = ("http://", "https://", "sftp://", "ssh://", "ftp://", "smb://", "webhdfs://")
 _WEBDAV = ("webdav://", "dav://")
@@ -61,18 +61,18 @@ def open_fsspec(
     filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s, access)
     family = family_of(source) or ""
     if family == "s3":
-        from luxfuse.understore.fsspec_s3 import S3Driver
+        from luxfuse.understore.s3.fsspec import S3Driver
 
         arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s, access)
         objects = take_object_options(family, storage_options or {}, endpoint_url)[0]
         return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s, objects=objects)
     if family == "az":
-        from luxfuse.understore.fsspec_azure import AzureDriver
+        from luxfuse.understore.azure.fsspec import AzureDriver
 
         objects = take_object_options(family, storage_options or {})[0]
         return AzureDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s, objects=objects)
     if family == "gs":
-        from luxfuse.understore.fsspec_gcs import GcsDriver
+        from luxfuse.understore.gcs.fsspec import GcsDriver
 
         return GcsDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s)
     return _by_class(filesystem, root, request_timeout_s)
@@ -81,19 +81,19 @@ def open_fsspec(
 def _by_class(filesystem: Any, root: str, request_timeout_s: float) -> FsspecDriver:
     match type(filesystem).__name__:
         case "HTTPFileSystem":
-            from luxfuse.understore.fsspec_http import HttpDriver
+            from luxfuse.understore.http.fsspec import HttpDriver
 
             return HttpDriver(filesystem, root, request_timeout_s=request_timeout_s)
         case "KnownSFTPFileSystem":
-            from luxfuse.understore.fsspec_sftp import SftpDriver
+            from luxfuse.understore.sftp.fsspec import SftpDriver
 
             return SftpDriver(filesystem, root, request_timeout_s=request_timeout_s)
         case "WebdavFileSystem":
-            from luxfuse.understore.fsspec_webdav import Dav, WebDavDriver
+            from luxfuse.understore.http.webdav import Dav, WebDavDriver
 
             return WebDavDriver(Dav(filesystem), root, request_timeout_s=request_timeout_s)
         case "LocalFileSystem":
-            from luxfuse.understore.fsspec_local import LocalDriver
+            from luxfuse.understore.local.fsspec import LocalDriver
 
             return LocalDriver(filesystem, root)
     return FsspecDriver(filesystem, root, request_timeout_s=request_timeout_s)
@@ -130,11 +130,11 @@ def open_filesystem(
     try:
         schemes = re.findall(r"\w+://", source)  # of a chain, the inner ones, too
         if not set(_SFTP).isdisjoint(schemes):
-            from luxfuse.understore import sftp_hosts
+            from luxfuse.understore.sftp import hosts as sftp_hosts
 
             sftp_hosts.use()
         if _FTP in schemes:
-            from luxfuse.understore import ftp_tls
+            from luxfuse.understore.generic import ftp_tls
 
             ftp_tls.use()
         filesystem, root = url_to_fs(source, skip_instance_cache=True, **arguments)
@@ -214,7 +214,7 @@ def _arguments(
         for name in ("timeout", "banner_timeout", "auth_timeout", "channel_timeout"):
             arguments.setdefault(name, min(READ_TIMEOUT_S, timeout_s))
     elif source.startswith(_FTP):
-        from luxfuse.understore.ftp_tls import encrypt
+        from luxfuse.understore.generic.ftp_tls import encrypt
 
         arguments.setdefault("timeout", min(READ_TIMEOUT_S, timeout_s))
         encrypt(arguments, reaching)

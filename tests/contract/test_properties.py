@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from luxfuse.understore import s3_client as s3_module
 from luxfuse.understore import whole_files
 from luxfuse.understore.base import UnderStore
+from luxfuse.understore.s3 import client as s3_module
 from tests.support.servers_store import azurite_url, moto_url  # noqa: F401
 from tests.support.store_targets import Target, open_target, s3_client
 from tests.support.strict_s3 import Seen, StrictS3

@@ -23,7 +23,7 @@ from luxfuse.errors import (
 )
 from luxfuse.understore.base import ABSENT, MOST_DELETES, UnderStore
 from luxfuse.understore.factory import open_driver
-from luxfuse.understore.fsspec_writes import FsspecWrites
+from luxfuse.understore.generic.writes import FsspecWrites
 from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import (  # noqa: F401
     azurite_url,

@@ -155,7 +155,7 @@ def main_of_fstab(command: Callable[[], int]) -> int:
 def test_addresses_of_stores(examples: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A driver is opened, or refused in one line; nothing is asked for."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("luxfuse.understore.s3_access.S3Access.find_region", lambda _self: None)
+    monkeypatch.setattr("luxfuse.understore.s3.access.S3Access.find_region", lambda _self: None)
     place = st.sampled_from(["s3", "az", "gs", "http", "webdav", "file"])
     host = st.sampled_from(["", "h", "[::1]", "[::", "h:9", "h:x", "h:99999", "u:p@h", "h ", "h?x", "\u00e9"]) | words
     url = st.tuples(st.sampled_from(["", "http://", "https://", "ftp://"]), host).map("".join)

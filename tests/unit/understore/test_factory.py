@@ -31,7 +31,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr("luxfuse.understore.s3_access.S3Access.find_region", lambda self: "asked")
+    monkeypatch.setattr("luxfuse.understore.s3.access.S3Access.find_region", lambda self: "asked")
     return tmp_path
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from luxfuse.errors import AccessDenied, ConfigError, StoreUnavailable
-from luxfuse.understore import renewing, s3_credentials
+from luxfuse.understore import renewing
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
-from luxfuse.understore.s3_credentials import Frozen, S3Credentials
+from luxfuse.understore.s3 import credentials as s3_credentials
+from luxfuse.understore.s3.credentials import Frozen, S3Credentials
 from tests.support.front import Answer, front, s3_error
 from tests.support.issuers import CONTAINER_TOKEN, WEB_IDENTITY, Issuers, issuers, only_valid_tokens
 from tests.support.servers_store import moto_url  # noqa: F401

@@ -1,0 +1,182 @@
+"""The obstore driver: obstore for reads and whole objects, and for each family what fills obstore's gaps.
+
+S3 has a client of its own (copies, multipart uploads, bulk deletes, exact listings). Azure has the driver on adlfs if
+that is installed. Keys that obstore cannot name go there too, and for Google to the driver on gcsfs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from obstore.exceptions import InvalidPathError
+
+from luxfuse.errors import StoreError
+from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.understore.base import ABSENT, Abilities, Buffer, UnderStore, WriteSide
+from luxfuse.understore.delegated import DelegatedWrites
+from luxfuse.understore.locations import has_odd_segment, parse_location
+from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
+from luxfuse.understore.obstore.options import OWN_CHECKSUMS, open_store
+from luxfuse.understore.obstore.reads import ObstoreReads
+from luxfuse.understore.obstore.writes import NeedsMd5, ObstoreWrites
+from luxfuse.understore.properties import Properties
+from luxfuse.understore.s3.access import S3Access
+
+
+class ObstoreDriver(DelegatedWrites, ObstoreReads):
+    """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name.
+
+    ``access``, for S3: what all clients of the bucket share.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        endpoint_url: str | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        request_timeout_s: float = 30.0,
+        fallback: Callable[[], UnderStore],
+        access: S3Access | None = None,
+    ) -> None:
+        super().__init__(
+            source,
+            endpoint_url=endpoint_url,
+            storage_options=storage_options,
+            request_timeout_s=request_timeout_s,
+            fallback=fallback,
+            access=access,
+        )
+        location, options = parse_location(source), storage_options or {}
+        objects = take_object_options(self._family, options, endpoint_url)[0]
+
+        def open_for_writes(patient: bool, checksums: bool) -> Any:
+            return open_store(
+                location,
+                endpoint_url,
+                options,
+                request_timeout_s,
+                patient=patient,
+                writes=True,
+                checksums=checksums,
+                access=access,
+            )
+
+        self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
+
+        def open_s3_client() -> WriteSide:
+            from luxfuse.understore.s3.arguments import s3_arguments
+            from luxfuse.understore.s3.client import S3Client
+
+            arguments = s3_arguments(options, endpoint_url, request_timeout_s, access)
+            return S3Client(location.bucket, location.prefix, arguments, request_timeout_s, objects)
+
+        self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
+        """Whether whole objects are put by our own client, for what obstore cannot send."""
+        self._open_s3 = open_s3_client
+        self._s3: WriteSide | None = None
+        self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
+
+    @property
+    def abilities(self) -> Abilities:
+        conditional = self._own.conditional and (self._s3 is None or self._s3.abilities.conditional)
+        return dataclasses.replace(
+            self._own.abilities,
+            conditional=conditional,
+            multipart=self._family == "s3" or self._adlfs,
+            part_copy=self._family == "s3",
+        )
+
+    def _writer(self) -> WriteSide:
+        if self._family == "s3":
+            with self._lock:
+                if self._s3 is None:
+                    self._s3 = self._open_s3()
+                return self._s3
+        return self._fallback() if self._adlfs else self._own
+
+    def _writer_for(self, *keys: str) -> WriteSide:
+        """Return what can name ``keys`` and does everything else."""
+        writer = self._writer()
+        return self._fallback() if writer is self._own and any(map(has_odd_segment, keys)) else writer
+
+    def examine(self, key: str, *, whole: bool = True) -> Properties:
+        return self._writer_for(key).examine(key, whole=whole)
+
+    def put(
+        self,
+        key: str,
+        data: Buffer,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        odd = has_odd_segment(key) or (expect not in (None, ABSENT) and expect[:1] != '"')
+        if self._elsewhere or odd or (keep is not None and keep.own):
+            return self._writer_for(key).put(key, data, metadata, expect=expect, keep=keep)
+        try:
+            return self._own.put(key, data, metadata, expect=expect, keep=keep)
+        except InvalidPathError:
+            pass
+        except NeedsMd5:
+            self._elsewhere = True
+        return self._writer_for(key).put(key, data, metadata, expect=expect, keep=keep)
+
+    def put_file(
+        self,
+        key: str,
+        path: str,
+        metadata: Mapping[str, str],
+        *,
+        expect: str | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        return self._writer_for(key).put_file(key, path, metadata, expect=expect, keep=keep)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expect: str | None = None,
+        size: int | None = None,
+        keep: Properties | None = None,
+    ) -> ObjectInfo:
+        writer = self._writer_for(source, target)
+        return writer.copy(source, target, version=version, metadata=metadata, expect=expect, size=size, keep=keep)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        if self._family == "s3":  # obstore makes a bulk request even for one key, and tells only of its first failure
+            return self._writer().delete(keys)
+        plain = [key for key in keys if not has_odd_segment(key)]
+        failures = self._own.delete(plain) if plain else {}
+        if odd := [key for key in keys if has_odd_segment(key)]:
+            failures |= self._writer_for(*odd).delete(odd)
+        return failures
+
+    def list_all(self, prefix: str) -> Iterator[ListPage]:
+        writer = self._writer_for(prefix[:-1] or "root")
+        if writer is not self._own:
+            yield from writer.list_all(prefix)
+            return
+        try:
+            pages = list(self._own.list_all(prefix))
+        except InvalidPathError:
+            yield from self._fallback().list_all(prefix)
+            return
+        if not pages:
+            self._require_store(f"LIST {prefix!r}")
+        yield from pages
+
+    def close(self) -> None:
+        with self._lock:
+            s3, self._s3 = self._s3, None
+        if s3 is not None:
+            s3.close()
+        super().close()

@@ -1,0 +1,77 @@
+"""From what users write for S3 to the arguments of `s3fs.S3FileSystem`, of which our own client is made, too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from luxfuse.understore.generic.known import refuse_unknown_inside
+from luxfuse.understore.generic.values import convert
+from luxfuse.understore.object_options import take_object_options
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
+from luxfuse.understore.s3.access import S3Access
+
+_NAMES = {
+    "access_key_id": "key",
+    "aws_access_key_id": "key",
+    "username": "key",
+    "secret_access_key": "secret",
+    "aws_secret_access_key": "secret",
+    "password": "secret",
+    "session_token": "token",
+    "aws_session_token": "token",
+    "skip_signature": "anon",
+    "endpoint": "endpoint_url",
+}
+TRANSLATED = _NAMES.keys() | ACCESS_OPTIONS | {"allow_http", "virtual_hosted_style_request"}
+"""The storage options that others are made of here."""
+
+
+def s3_arguments(
+    options: Mapping[str, str], endpoint_url: str | None, timeout_s: float, access: S3Access | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `s3fs.S3FileSystem`, but for "access", which holds what to make its session of.
+
+    ``client_kwargs`` and ``config_kwargs`` are always among them. ``access`` is what is shared with other clients.
+    """
+    objects, options = take_object_options("s3", options, endpoint_url)
+    given = {_NAMES.get(name, name): convert(name, value) for name, value in options.items()}
+    _check_inner(given)
+    client = dict(given.pop("client_kwargs", {}))
+    access = access or S3Access("", options, endpoint_url)
+    arguments = {name: value for name, value in given.items() if name not in ACCESS_OPTIONS}
+    arguments["anon"] = access.anonymous
+    arguments["requester_pays"] = objects.requester_pays
+    # botocore finds endpoints in variables, too, but then takes host names for buckets.
+    if access.endpoint:
+        arguments["endpoint_url"] = access.endpoint
+    client.setdefault("region_name", access.region)
+    reach = access.reach()
+    client["verify"] = reach.trust.verify
+    for name in ("allow_http", "virtual_hosted_style_request", "unsigned_payload", "s3_express"):
+        arguments.pop(name, None)
+    config = dict(arguments.pop("config_kwargs", {}))
+    config.setdefault("connect_timeout", min(CONNECT_TIMEOUT_S, timeout_s))
+    config.setdefault("read_timeout", min(READ_TIMEOUT_S, timeout_s))
+    config.setdefault("retries", {"total_max_attempts": 1})
+    config.setdefault("max_pool_connections", 64)
+    config = {**reach.botocore_config(), **config}
+    if access.endpoint:
+        config.setdefault("s3", {"addressing_style": "path"})
+    return {**arguments, "client_kwargs": client, "config_kwargs": config, "access": access}
+
+
+def _check_inner(arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for what botocore would fail on later, with a TypeError."""
+    if not arguments.keys() & {"client_kwargs", "config_kwargs"}:
+        return
+    import botocore.config  # type: ignore[import-untyped]
+    import botocore.session  # type: ignore[import-untyped]
+
+    if inner := arguments.get("client_kwargs"):
+        parameters = inspect.signature(botocore.session.Session.create_client).parameters
+        refuse_unknown_inside("client_kwargs", inner, parameters.keys() - {"self", "service_name", "config"})
+    if inner := arguments.get("config_kwargs"):
+        refuse_unknown_inside("config_kwargs", inner, botocore.config.Config.OPTION_DEFAULTS)
