@@ -11,33 +11,23 @@ import trio
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
-from luxfuse.cache.contents import Contents
-from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.race import Done, Fetched, Keep, PeerSource, Race
 from luxfuse.cache.space import Space
 from luxfuse.errors import StoreError
-from luxfuse.index.objects import Objects
 from luxfuse.types import PAGE_BYTES, Description, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
 
-class Attempts(Contents):
+class Attempts:
     """Knows where pages come from."""
 
-    def __init__(
-        self, *, store: Store, objects: Objects, hierarchy: Hierarchy, source_id: str, epoch: int, nursery: trio.Nursery
-    ) -> None:
-        super().__init__(objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery)
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        """``clock``: wall-clock seconds."""
         self._store = store
+        self._clock = clock
         self.peers: PeerSource | None = None
-        """Set where there is a cluster: asked before the under-store."""
-        self.clock: Callable[[], float] = time.time
-        """Wall-clock seconds."""
-        self.on_described: Callable[[ObjectInfo, float], None] = lambda _info, _asked_s: None
-        """Told what the under-store said of an object beside its bytes, and when it was asked."""
-        self.describe: Callable[[str, str], Description | None] = lambda _key, _version: None
-        """Tells what is known of a version of an object by its key."""
+        """Asked before the under-store, while the mount is in a cluster."""
         self.asking_peers = 0
         """Requests to peers that are under way, those that nobody waits for any more included."""
 
@@ -50,14 +40,14 @@ class Attempts(Contents):
         if self.peers is None:
             await self._store.turn("get", obj.record.key, size_bytes, background=True)
 
-    def _has_turn(self, obj: CachedObject, flight: Flight) -> bool:
+    def has_turn(self, obj: CachedObject, flight: Flight) -> bool:
         """Whether the rules let a flight begin now."""
         if not flight.had_turn:
             ask = self._store.try_turn
             flight.had_turn = self._asks_peers(flight) or ask("get", obj.record.key, flight.length)
         return flight.had_turn
 
-    def _try(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
+    def begin(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
         """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
         if self.peers is None or flight.from_store:
             self._ask_store(obj, flight, space, done)
@@ -89,8 +79,8 @@ class Attempts(Contents):
             self.asking_peers -= 1
             in_turn(peer_done)
 
-    async def _first_try(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
-        """The same, and wait for the outcome. Raises `StoreError`."""
+    async def first(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
+        """Make the first attempt, and wait for its outcome. Raises `StoreError`."""
         ended = trio.Event()
         outcome: list[tuple[Fetched | None, StoreError | None]] = []
 
@@ -98,7 +88,7 @@ class Attempts(Contents):
             outcome.append((result, error))
             ended.set()
 
-        self._try(obj, flight, space, done)
+        self.begin(obj, flight, space, done)
         await ended.wait()
         result, error = outcome[0]
         if result is None:
@@ -106,9 +96,10 @@ class Attempts(Contents):
         return result
 
     def _ask_store(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
-        self._store.submit("get", self._job(obj, flight, space), done, flight.length, later=flight.later)
+        self._store.submit("get", self.job(obj, flight, space), done, flight.length, later=flight.later)
 
-    def _job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], Fetched]:
+    def job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], Fetched]:
+        """Return what gets a flight's bytes from the under-store and stores them, in the thread of a request."""
         record = obj.record
         start = flight.pages.start * PAGE_BYTES
         attempt = flight.attempt
@@ -117,9 +108,9 @@ class Attempts(Contents):
         def job(driver: UnderStore) -> Fetched:
             if flight.attempt != attempt:
                 raise StoreError("nobody waits for it any more")
-            asked_s, told = self.clock(), list[ObjectInfo]()
+            asked_s, told = self._clock(), list[ObjectInfo]()
             data = driver.read(record.key, start, start + flight.length, record.version, on_described=told.append)
-            described = (told[-1], self.clock() - asked_s) if told else None
+            described = (told[-1], self._clock() - asked_s) if told else None
             return keep(memoryview(data).cast("B"), (), described)
 
         return job
@@ -143,6 +134,6 @@ class Attempts(Contents):
                 os.close(stored.fd)
             if described is None:
                 return Fetched(data, stored, by_peer)
-            return Fetched(data, stored, by_peer, described[0], self.clock() - described[1])
+            return Fetched(data, stored, by_peer, described[0], self._clock() - described[1])
 
         return keep

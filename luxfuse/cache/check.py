@@ -5,7 +5,7 @@ Theory of operation
 Nobody waits for a check, and it keeps nobody waiting: it reads in slices, from the disk and past the page cache, keeps to
 `BYTES_PER_S`, and lets what is fetched for readers go first. Between slices it holds nothing, so an object can be evicted,
 moved or written to meanwhile; what was found is believed only if the object is then still the same, in the same file
-(`PageCache.still_there`). Nothing of a file that the kernel has open is mended (`PageCache.may_drop`).
+(`Contents.still_there`). Nothing of a file that the kernel has open is mended (`Contents.may_drop`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from itertools import islice
 import trio
 
 from luxfuse.cache import disk
+from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.cache.sweep import unknown
 from luxfuse.core.spans import page_bytes
@@ -59,8 +60,9 @@ class Verdict:
 class FileCheck:
     """Checks the files of one mount's cache."""
 
-    def __init__(self, cache: PageCache) -> None:
-        self._cache = cache
+    def __init__(self, contents: Contents, budget: ByteBudget) -> None:
+        self._contents = contents
+        self._budget = budget
         self._thread = trio.CapacityLimiter(1)
         self.checked_bytes = 0
         self._turn_bytes = self._turn_slices = 0
@@ -73,14 +75,14 @@ class FileCheck:
         while position is not None:
             began_s, before = trio.current_time(), self.checked_bytes
             await self._take_turn()
-            obj = self._cache.acquire(record.key, record.version, record.size)
+            obj = self._contents.acquire(record.key, record.version, record.size)
             try:
                 same, position = await self._slice(obj, position, verdict)
             except OSError as exc:
                 verdict.error = exc
                 return verdict
             finally:
-                self._cache.release(obj)
+                self._contents.release(obj)
             if not same:
                 return None
             await trio.sleep_until(began_s + (self.checked_bytes - before) / BYTES_PER_S)
@@ -89,14 +91,14 @@ class FileCheck:
     async def _take_turn(self) -> None:
         """Let others go first, once in 8 MiB and a few files."""
         if self._turn_slices <= 0 or self.checked_bytes >= self._turn_bytes:
-            await self._cache.budget.let_others_go_first()
+            await self._budget.let_others_go_first()
             self._turn_bytes, self._turn_slices = self.checked_bytes + SLICE_PAGES * PAGE_BYTES, TURN_SLICES
         self._turn_slices -= 1
 
     async def _slice(self, obj: CachedObject, position: int, verdict: Verdict) -> tuple[bool, int | None]:
         """Check the next pages from ``position`` on; returns whether it is still the same file, and where to go on."""
         oid, record, space, cuts = obj.oid, obj.record, obj.space, obj.cuts
-        if space is None or space.degraded or not obj.pages.count or oid in self._cache.hierarchy.removing:
+        if space is None or space.degraded or not obj.pages.count or oid in self._contents.hierarchy.removing:
             return False, None
         pages = list(islice((page for page in range(position, obj.pages.total) if obj.pages.has(page)), SLICE_PAGES))
         sums = [obj.pages.checksums[page] for page in pages]
@@ -106,16 +108,16 @@ class FileCheck:
                 disk.examine, space.directory, oid, obj.size, pages, sums, limiter=self._thread
             )
         except OSError:
-            if self._cache.still_there(obj, oid, record, space):
+            if self._contents.still_there(obj, oid, record, space):
                 raise
             return False, None
-        if not self._cache.still_there(obj, oid, record, space) or obj.cuts != cuts:
+        if not self._contents.still_there(obj, oid, record, space) or obj.cuts != cuts:
             return False, None
         self.checked_bytes += sum(page_bytes(page, obj.size) for page in pages)
         verdict.damaged += [page for page in found.damaged if obj.pages.has(page)]
         if position == 0 and quiet and not obj.flights and stamp == record.stamp:
             verdict.stamp, verdict.recorded_stamp = found.stamp, stamp
-            verdict.foreign = found.stamp != stamp and record.epoch == self._cache.epoch
+            verdict.foreign = found.stamp != stamp and record.epoch == self._contents.epoch
             verdict.file_size = found.size if found.size != obj.size else None
             excess = found.allocated_bytes - record.allocated_bytes
             verdict.disk_bytes = found.allocated_bytes if excess > SLACK_BYTES + PAGE_BYTES else None
@@ -126,20 +128,20 @@ class FileCheck:
 
         Not for a file that cannot be read.
         """
-        obj = self._cache.acquire(record.key, record.version, record.size)
+        obj = self._contents.acquire(record.key, record.version, record.size)
         try:
-            if obj.space is None or not obj.pages.count or obj.oid in self._cache.hierarchy.removing:
+            if obj.space is None or not obj.pages.count or obj.oid in self._contents.hierarchy.removing:
                 return True  # it is gone
-            if not self._cache.may_drop(obj.oid):
+            if not self._contents.may_drop(obj.oid):
                 return False
             damaged = tuple(page for page in verdict.damaged if obj.pages.has(page))
             if damaged:
-                self._cache.mend(obj, damaged)
+                self._contents.mend(obj, damaged)
             if verdict.disk_bytes is not None and not obj.flights:
-                self._cache.recount(obj, verdict.disk_bytes - sum(page_bytes(page, obj.size) for page in damaged))
+                self._contents.recount(obj, verdict.disk_bytes - sum(page_bytes(page, obj.size) for page in damaged))
             return self._mend_file(obj, verdict) if verdict.foreign or verdict.file_size is not None else True
         finally:
-            self._cache.release(obj)
+            self._contents.release(obj)
 
     def _mend_file(self, obj: CachedObject, verdict: Verdict) -> bool:
         """Give a file the right size and vouch for it, unless somebody has written to it since it was looked at.
@@ -154,24 +156,24 @@ class FileCheck:
                 return False
             if verdict.file_size is not None:
                 os.ftruncate(fd, obj.size)
-            self._cache.vouch(obj, os.fstat(fd).st_mtime_ns)
+            self._contents.vouch(obj, os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
         return True
 
     async def strays(self, space: Space) -> AsyncGenerator[bytes, None]:
         """Yield the ids of the cache files in a directory that belong to nothing. Raises OSError."""
-        async with aclosing(unknown(self._cache, space)) as candidates:
+        async with aclosing(unknown(self._contents, space)) as candidates:
             async for oid in candidates:
                 there = await trio.to_thread.run_sync(space.directory.file_of(oid).exists)
-                if there and not self._cache.knows(oid, space):  # else it was evicted, or fetched, just now
+                if there and not self._contents.knows(oid, space):  # else it was evicted, or fetched, just now
                     yield oid
 
     async def left_of_moves(self, space: Space) -> list[bytes]:
         """Return the objects of which moves have left something in ``moving/``. Raises OSError."""
-        known = set(self._cache.hierarchy.moving)
+        known = set(self._contents.hierarchy.moving)
         seen = set(await trio.to_thread.run_sync(space.directory.left_of_moves))
-        known |= self._cache.hierarchy.moving
+        known |= self._contents.hierarchy.moving
         if seen - known:  # a move may have begun and ended meanwhile; then nothing is left of it now
             seen &= set(await trio.to_thread.run_sync(space.directory.left_of_moves))
-        return sorted(seen - known - self._cache.hierarchy.moving)
+        return sorted(seen - known - self._contents.hierarchy.moving)

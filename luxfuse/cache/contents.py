@@ -1,7 +1,7 @@
 """What the page cache knows of objects: which pages of each it has, where, and how far they can be trusted.
 
 Each object version in use is one `CachedObject`, shared by all its readers; a few that nobody uses any more are kept at
-hand. `Fetching` fills them, `PageCache` reads them.
+hand. `Fetching` fills them, `PageCache` reads them; each has what it needs of this one given to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import trio
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.hierarchy import Hierarchy
-from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import page_bytes
@@ -28,7 +27,6 @@ from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
 log = logging.getLogger(__name__)
 
 IDLE_OBJECTS = 1024
-DISK_READERS = 8
 
 
 @dataclass(slots=True)
@@ -50,19 +48,18 @@ class Contents:
     ) -> None:
         self._objects = objects
         self.hierarchy = hierarchy
-        self.quotas = Quotas(objects, hierarchy)
         self._source_id = source_id
         self.epoch = epoch
         self._nursery = nursery
         self._live: dict[bytes, CachedObject] = {}
         self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
         self.counters = Counters()
-        self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
-        self._closed = False
+        self.closed = False
+        """Nothing more is to be started: the nursery is about to end."""
         self.may_drop: Callable[[bytes], bool] = lambda _oid: True
         """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
-        self.on_use: Callable[[bytes, ObjectRecord, Space], None] = lambda _oid, _record, _space: None
-        """Set by the mover: told of each use of a cached object."""
+        self.on_use: list[Callable[[bytes, ObjectRecord, Space], None]] = []
+        """Told of each use of a cached object."""
         hierarchy.hooks.release = self._release_for_eviction
         hierarchy.hooks.after_removal = self._after_removal
         hierarchy.hooks.record_of = self.record_of
@@ -112,10 +109,14 @@ class Contents:
         obj.record.used_us = time.time_ns() // 1000
         if obj.pages.count and obj.space is not None:
             if obj.space.use(obj.oid, obj.record):
-                self._save(obj)
-            self.on_use(obj.oid, obj.record, obj.space)
+                self.save(obj)
+            self._tell_use(obj.oid, obj.record, obj.space)
 
-    def _save(self, obj: CachedObject, changed: range | None = None) -> None:
+    def _tell_use(self, oid: bytes, record: ObjectRecord, space: Space) -> None:
+        for told in self.on_use:
+            told(oid, record, space)
+
+    def save(self, obj: CachedObject, changed: range | None = None) -> None:
         """Bring an object's record, and the ``changed`` pages, to the index; what that cannot take it gets later."""
         if obj.unsaved:
             changed = range(obj.pages.total)
@@ -133,7 +134,7 @@ class Contents:
             if space is not None:
                 if space.use(oid, record):
                     self._objects.save(oid, record)
-                self.on_use(oid, record, space)
+                self._tell_use(oid, record, space)
 
     def keeps(self, obj: CachedObject) -> bool:
         """Whether anything of the object can be stored now."""
@@ -213,12 +214,17 @@ class Contents:
 
     def close(self) -> None:
         """Start nothing more: the nursery is about to end."""
-        self._closed = True
+        self.closed = True
 
-    def _look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
+    def has_file(self, obj: CachedObject) -> bool:
+        """Whether an object without pages has a file all the same: all of them were taken out of it."""
+        return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
+
+    def look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
+        """Distrust an object's pages if somebody else has written to its file."""
         strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
         if strange or stored.strangers > obj.strangers:
-            self._distrust(obj)
+            self.distrust(obj)
 
     # -- pages that are taken out again: see `trim`
 
@@ -230,7 +236,7 @@ class Contents:
             obj.trusted.discard(page)
         obj.record.allocated_bytes -= freed_bytes
         obj.record.whole = False
-        self._save(obj, range(min(pages), max(pages) + 1))
+        self.save(obj, range(min(pages), max(pages) + 1))
 
     def put_back(self, obj: CachedObject, checksums: Mapping[int, int], allocated_bytes: int) -> None:
         """The pages are still in the file."""
@@ -238,18 +244,18 @@ class Contents:
             obj.pages.add(page, value)
         obj.record.allocated_bytes += allocated_bytes
         obj.record.whole = obj.pages.whole
-        self._save(obj, range(min(checksums), max(checksums) + 1))
+        self.save(obj, range(min(checksums), max(checksums) + 1))
 
     def note_written(self, obj: CachedObject, stored: disk.Stored) -> None:
         """The file has another time stamp, and that is ours."""
-        self._look_for_strangers(obj, stored)
+        self.look_for_strangers(obj, stored)
         obj.strangers = max(obj.strangers, stored.strangers)
         obj.record.stamp = max(obj.record.stamp, stored.stamp)
-        self._save(obj)
+        self.save(obj)
 
     # -- trust
 
-    def _distrust(self, obj: CachedObject) -> None:
+    def distrust(self, obj: CachedObject) -> None:
         """Somebody else wrote to the file: check each page before it is read, and all before the kernel gets the file."""
         obj.trusted.clear()
         obj.distrusts += 1
@@ -262,7 +268,7 @@ class Contents:
         obj.strangers = 0
         if obj.space is not None:
             obj.space.directory.last_writes.forget(obj.oid)
-        self._save(obj)
+        self.save(obj)
 
     def recount(self, obj: CachedObject, disk_bytes: int) -> None:
         """The file of an object takes so many bytes on disk, not those that were counted."""
@@ -270,7 +276,7 @@ class Contents:
         obj.space.ledger.free(obj.record.allocated_bytes)
         obj.space.ledger.add(disk_bytes)
         obj.record.allocated_bytes = disk_bytes
-        self._save(obj)
+        self.save(obj)
 
     def mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
         """Forget damaged pages, so that they are fetched again."""
@@ -284,9 +290,9 @@ class Contents:
                     obj.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
             obj.trusted.discard(page)
         obj.record.whole = False
-        self._save(obj, range(min(damaged), max(damaged) + 1))
+        self.save(obj, range(min(damaged), max(damaged) + 1))
 
-    def _lose_file(self, obj: CachedObject, exc: OSError) -> None:
+    def lose_file(self, obj: CachedObject, exc: OSError) -> None:
         """The cache file cannot be read: go on without it."""
         space = obj.space
         assert space is not None
@@ -294,7 +300,7 @@ class Contents:
             log.warning("the cache file of %r is gone; fetching it again", obj.record.key)
         else:
             space.fail(exc)
-            if not self._closed:
+            if not self.closed:
                 self._nursery.start_soon(self._remove_unreadable, obj.oid, space)
         freed = self._objects.drop(obj.oid)
         space.ledger.free(freed or 0)
@@ -360,7 +366,7 @@ class Contents:
         obj.put_in(space)
         if oid not in self._live:
             self._idle[oid] = obj
-        self._save(obj, range(pages.total))
+        self.save(obj, range(pages.total))
         return oid
 
     def rename(self, key: str, version: str, size: int, new_key: str, new_version: str) -> bytes | None:
@@ -387,7 +393,7 @@ class Contents:
         else:
             self._idle[new] = obj
         obj.oid, obj.record.key, obj.record.version = new, new_key, new_version
-        self._save(obj, range(obj.pages.total))
+        self.save(obj, range(obj.pages.total))
         return new
 
     def relocate(self, obj: CachedObject, space: Space, st: os.stat_result, *, used: bool) -> None:
@@ -399,4 +405,4 @@ class Contents:
         obj.record.epoch = self.epoch
         obj.file_number, obj.strangers = st.st_ino, 0
         obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
-        self._save(obj)
+        self.save(obj)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import trio
 
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.mover import Mover
-from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.errors import ConfigError
@@ -40,7 +40,7 @@ class Directories:
     def __init__(
         self,
         *,
-        cache: PageCache,
+        contents: Contents,
         mover: Mover,
         staging: Staging,
         index: IndexStore,
@@ -50,8 +50,8 @@ class Directories:
         make_space: Callable[[CacheSetting, CacheDirectory, int], Space],
     ) -> None:
         """``make_space``: of a directory and its number, as at the start."""
-        self._cache = cache
-        self._hierarchy = cache.hierarchy
+        self._contents = contents
+        self._hierarchy = contents.hierarchy
         self._mover = mover
         self._staging = staging
         self._index = index
@@ -141,7 +141,7 @@ class Directories:
             raise ConfigError(f"--cache-dir {setting.path}: {exc.strerror or exc}; mend that, and try again") from None
         space = self._make_space(setting, directory, known.number)
         self._hierarchy.add(space)
-        self._cache.take_up(space)
+        self._contents.take_up(space)
         self._added.append(directory)
         self._nursery.start_soon(self._watch, space)
         self._hierarchy.hooks.recovered()  # it may hold files that nobody counts
@@ -179,7 +179,7 @@ class Directories:
     def _is_empty(self, space: Space) -> bool:
         recorded = any(self._objects.totals(space.number, segment)[1] for segment in ALL_SEGMENTS)
         staged = space.staged_bytes or self._staging.holds(space.directory)
-        return not (recorded or staged or space.ledger.reserved_bytes or self._cache.uses(space))
+        return not (recorded or staged or space.ledger.reserved_bytes or self._contents.uses(space))
 
     async def _empty_some(self, space: Space) -> bool:
         """Move or drop some of what a directory holds; returns whether that came to something."""

@@ -14,6 +14,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -21,13 +23,14 @@ from luxfuse.cache import disk
 from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
-from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.contents import Contents
+from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import DeadlinePassed, StoreError, Unforeseen
-from luxfuse.index.objects import Objects
+from luxfuse.types import Description, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
@@ -39,24 +42,38 @@ SERVING_PART = 4
 """As much of the memory for requests, one part in so many, there is for those of peers besides."""
 
 
-class Fetching(Attempts):
+class Descriptions(Protocol):
+    """What is known of objects beside their bytes."""
+
+    def heard(self, info: ObjectInfo, asked_s: float) -> None:
+        """Take note of what the under-store, asked at ``asked_s``, said of an object beside its bytes."""
+
+    def told(self, key: str, version: str) -> Description | None:
+        """Return what is known of a version of an object by its key."""
+
+
+class Fetching:
     """Fills the objects of one mount's cache."""
 
     def __init__(
         self,
         *,
+        contents: Contents,
+        quotas: Quotas,
+        attempts: Attempts,
         store: Store,
-        objects: Objects,
-        hierarchy: Hierarchy,
-        source_id: str,
-        epoch: int,
+        descriptions: Descriptions,
         memory_bytes: int,
         nursery: trio.Nursery,
     ) -> None:
         """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
-        super().__init__(
-            store=store, objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
-        )
+        self._contents = contents
+        self._hierarchy = contents.hierarchy
+        self._quotas = quotas
+        self._attempts = attempts
+        self._store = store
+        self._descriptions = descriptions
+        self._nursery = nursery
         self.budget = ByteBudget(memory_bytes)
         self.recent = RecentPages(memory_bytes)
         self.serving = ByteBudget(memory_bytes // SERVING_PART)
@@ -78,7 +95,7 @@ class Fetching(Attempts):
 
         ``on_end`` is called at each flight's end, with the open cache file (which it closes) if the flight made the
         whole object, else -1. ``later``: the requests of others go first. ``for_peer``: a peer waits for the pages, which
-        come from the under-store. ``had_turn``: see `turn`.
+        come from the under-store. ``had_turn``: see `Attempts.turn`.
         """
         started = []
         for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
@@ -100,7 +117,7 @@ class Fetching(Attempts):
         """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
 
         The requests are made one after the other in one turn of a thread, after those of others: what there is to do for
-        each turn costs more than the request for a small file. Each has had its `turn`.
+        each turn costs more than the request for a small file. Each has had its turn.
         """
         flights = []
         for obj in objs:
@@ -115,7 +132,7 @@ class Fetching(Attempts):
 
     def _launch_together(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> bool:
         total = sum(flight.length for flight in flights)
-        if self.peers is not None or any(obj.oid in self.hierarchy.removing for obj in objs):
+        if self._attempts.peers is not None or any(obj.oid in self._hierarchy.removing for obj in objs):
             return False
         if not self.budget.try_hold(total):
             return False
@@ -130,7 +147,7 @@ class Fetching(Attempts):
                 return False
             spaces.append(space)
         whole = list(zip(objs, flights, spaces, strict=True))
-        jobs = [self._job(obj, flight, space) for obj, flight, space in whole]
+        jobs = [self._attempts.job(obj, flight, space) for obj, flight, space in whole]
 
         def all_of_them(driver: UnderStore) -> list[tuple[Fetched | None, StoreError | None]]:
             return [_outcome(job, driver) for job in jobs]
@@ -147,23 +164,23 @@ class Fetching(Attempts):
 
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
-        free = obj.oid not in self.hierarchy.removing and self._has_turn(obj, flight)
+        free = obj.oid not in self._hierarchy.removing and self._attempts.has_turn(obj, flight)
         if free and flight.budget.try_hold(flight.length):
             decided, space = self._try_reserve(obj, flight)
             if decided:
-                self._try(obj, flight, space, lambda result, error: self._answered(obj, flight, space, result, error))
+                self._attempts.begin(obj, flight, space, partial(self._answered, obj, flight, space))
                 return
             flight.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
 
     def _try_reserve(self, obj: CachedObject, flight: Flight) -> tuple[bool, Space | None]:
         """Reserve room at once; see `Hierarchy.try_reserve`."""
-        quota = self.quotas.of(obj.record.key)
+        quota = self._quotas.of(obj.record.key)
         if quota is not None and not quota.reserve(allocated_bytes(flight.length)):
             return False, None
         if obj.space is None:
-            placing = self.hierarchy.hooks.placing(obj.record.key)
-            decided, space = self.hierarchy.try_reserve(obj.size, flight.length, placing)
+            placing = self._hierarchy.hooks.placing(obj.record.key)
+            decided, space = self._hierarchy.try_reserve(obj.size, flight.length, placing)
             if space is not None:
                 self._put_in(obj, space)
         else:
@@ -176,9 +193,9 @@ class Fetching(Attempts):
 
     async def _reserve(self, obj: CachedObject, flight: Flight) -> Space | None:
         """Reserve room, in the directory that has the object's file or will get it; None: do without."""
-        quota = self.quotas.of(obj.record.key)
+        quota = self._quotas.of(obj.record.key)
         if quota is not None:
-            if not await self.quotas.make_room(quota, flight.length) or not quota.reserve(allocated_bytes(flight.length)):
+            if not await self._quotas.make_room(quota, flight.length) or not quota.reserve(allocated_bytes(flight.length)):
                 return None
             flight.quota = quota
         space = None
@@ -192,8 +209,8 @@ class Fetching(Attempts):
     async def _reserve_in_directory(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
         while True:
             wanted = obj.space
-            placing = self.hierarchy.hooks.placing(obj.record.key)
-            space = await self.hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
+            placing = self._hierarchy.hooks.placing(obj.record.key)
+            space = await self._hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
             if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
                 return None
             if obj.space is None:
@@ -223,7 +240,7 @@ class Fetching(Attempts):
             if space is not None:
                 _settle(flight, space, stored_bytes)
             flight.budget.give_back(flight.length)
-        if error is not None and error.retryable and not self._closed:
+        if error is not None and error.retryable and not self._contents.closed:
             self._store.note_retry()
             self._store.charge_turn("get", obj.record.key, flight.length)
             self._nursery.start_soon(self._fly, obj, flight)
@@ -259,7 +276,7 @@ class Fetching(Attempts):
             self._end(obj, flight)
 
     async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
-        while (removal := self.hierarchy.removing.get(obj.oid)) is not None:
+        while (removal := self._hierarchy.removing.get(obj.oid)) is not None:
             await removal.wait()
         space = await self._reserve(obj, flight)
         stored_bytes = 0
@@ -273,21 +290,21 @@ class Fetching(Attempts):
         key = obj.record.key
         if flight.attempt == 0:  # in the queue of the others, so that a stream's pages come in their order
             try:
-                return await self._first_try(obj, flight, space)
+                return await self._attempts.first(obj, flight, space)
             except StoreError as exc:
                 flight.attempt += 1
                 if not exc.retryable:
                     raise
                 self._store.note_retry()
                 self._store.charge_turn("get", key, flight.length)
-        job = self._job(obj, flight, space)
+        job = self._attempts.job(obj, flight, space)
         return await self._store.call("get", job, what=repr(key), size_bytes=flight.length, key=key)
 
     def _end(self, obj: CachedObject, flight: Flight) -> None:
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
-        if not obj.flights and obj.pages.count == 0 and obj.space is not None and not self._has_file(obj):
+        if not obj.flights and obj.pages.count == 0 and obj.space is not None and not self._contents.has_file(obj):
             obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
             obj.space = None
         flight.done.set()
@@ -297,33 +314,29 @@ class Fetching(Attempts):
                 on_end(flight.fd)
             except Exception:
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
-        self.release(obj)
-
-    def _has_file(self, obj: CachedObject) -> bool:
-        """Whether an object without pages has a file all the same: all of them were taken out of it."""
-        return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
+        self._contents.release(obj)
 
     def _note_described(self, obj: CachedObject, fetched: Fetched) -> None:
         """Tell what came beside the bytes, unless the cache is closed: then the index is about to be, too."""
         if fetched.info is not None:
             obj.described = fetched.info, fetched.asked_s
-            if not self._closed:
-                self.on_described(fetched.info, fetched.asked_s)
+            if not self._contents.closed:
+                self._descriptions.heard(fetched.info, fetched.asked_s)
 
     def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
         """Record what a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched.data, fetched.stored
         self._note_described(obj, fetched)
         if fetched.by_peer:
-            self.counters.peer_bytes += flight.length
+            self._contents.counters.peer_bytes += flight.length
         else:
-            self.counters.understore_bytes += flight.length
+            self._contents.counters.understore_bytes += flight.length
         if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
-            self._lose_file(obj, stored.error)
+            self._contents.lose_file(obj, stored.error)
         elif stored.error is not None and space is not None:
             space.fail(stored.error)
         elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
-            self._lose_file(obj, FileNotFoundError())
+            self._contents.lose_file(obj, FileNotFoundError())
         allocated = 0
         if space is not None and stored.file_number:
             obj.file_number = stored.file_number
@@ -339,7 +352,7 @@ class Fetching(Attempts):
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
-        self._look_for_strangers(obj, stored)
+        self._contents.look_for_strangers(obj, stored)
         if obj.pages.count == 0 and obj.space is not None:
             obj.record.cached_us = time.time_ns() // 1000
             obj.space.insert(obj.oid, obj.record, used=obj.used)
@@ -354,7 +367,7 @@ class Fetching(Attempts):
         record.stamp = max(record.stamp, stored.stamp)
         record.used_us = max(record.used_us, time.time_ns() // 1000)
         record.whole = obj.pages.whole
-        self._save(obj, pages)
+        self._contents.save(obj, pages)
         return allocated
 
     def has_begun(self, obj: CachedObject, page: int) -> bool:

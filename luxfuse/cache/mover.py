@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import trio
 
 from luxfuse.cache import disk
+from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.core.promotion import Uses
 from luxfuse.index.objects import ObjectRecord, Objects, Pages
@@ -75,15 +76,22 @@ class _Move:
 class Mover:
     """Keeps the directories of a mount below their high watermarks, and brings up what is wanted there."""
 
-    def __init__(self, cache: PageCache, objects: Objects, promotes: Callable[[str], bool] = lambda _key: False) -> None:
+    def __init__(
+        self,
+        contents: Contents,
+        objects: Objects,
+        budget: ByteBudget,
+        promotes: Callable[[str], bool] = lambda _key: False,
+    ) -> None:
         """``promotes``: whether an object (its key) moves up to the highest tier when it is read (`cache-promote`)."""
-        self._cache = cache
+        self._contents = contents
         self._objects = objects
+        self._budget = budget
         self._promotes = promotes
         self._waiting: deque[_Move] = deque()
         self._wanted: OrderedDict[bytes, None] = OrderedDict()
         self._uses = Uses()
-        cache.on_use = self._used
+        contents.on_use.append(self._used)
         self._stir = trio.Event()
         self.moved_down = 0
         self.moved_up = 0
@@ -103,8 +111,8 @@ class Mover:
 
     def _above(self, space: Space, record: ObjectRecord) -> list[Space]:
         """Return the directories of higher tiers that an object may be in."""
-        placing = self._cache.hierarchy.hooks.placing(record.key)
-        return [other for other in self._cache.hierarchy.above(space) if placing.admits(other.tier)]
+        placing = self._contents.hierarchy.hooks.placing(record.key)
+        return [other for other in self._contents.hierarchy.above(space) if placing.admits(other.tier)]
 
     async def run(self) -> None:
         """Move until cancelled."""
@@ -121,7 +129,7 @@ class Mover:
     async def round(self) -> None:
         """Do what is to be done now."""
         await self.end_waiting()
-        for space in reversed(list(self._cache.hierarchy)):  # the lowest first, so that the higher ones find room there
+        for space in reversed(list(self._contents.hierarchy)):  # the lowest first, so that the higher ones find room there
             try:
                 await self._relieve(space)
             except OSError as exc:
@@ -132,7 +140,7 @@ class Mover:
     async def _raise(self, oid: bytes) -> None:
         """Move an object up if it deserves that, as high as it can come."""
         record = self._objects.record(oid)
-        space = self._cache.hierarchy.by_number(record.directory) if record is not None else None
+        space = self._contents.hierarchy.by_number(record.directory) if record is not None else None
         if record is None or space is None:
             return
         for target in self._above(space, record):
@@ -152,10 +160,10 @@ class Mover:
         if not target.ledger.shortage(wanted) and target.stays_below_watermark(wanted):
             return True
         for other in await target.coldest(wanted, self._occupied()):
-            there = self._cache.hierarchy.hooks.record_of(other)
+            there = self._contents.hierarchy.hooks.record_of(other)
             if there is None or not (self._promotes(record.key) or self._uses.deserves_place_of(oid, there.used_us)):
                 return False
-            below = self._cache.hierarchy.below(target)
+            below = self._contents.hierarchy.below(target)
             lower = next((space for space in below if not space.ledger.shortage(there.allocated_bytes)), None)
             if lower is None or not await self.move(other, lower):
                 return False
@@ -167,10 +175,10 @@ class Mover:
         excess = space.above_watermark_bytes
         if not excess or space.shut:
             return
-        below = self._cache.hierarchy.below(space)
+        below = self._contents.hierarchy.below(space)
         freed = 0
         if below:
-            self._cache.hierarchy.hooks.before_eviction()
+            self._contents.hierarchy.hooks.before_eviction()
             for oid in (await space.coldest(excess, self._occupied()))[:ROUND_OBJECTS]:
                 size = record.allocated_bytes if (record := self._objects.record(oid)) is not None else 0
                 target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)
@@ -182,7 +190,7 @@ class Mover:
 
     def _occupied(self) -> set[bytes]:
         """Objects that need not be considered: on their way already."""
-        return self._cache.hierarchy.moving.union(self._cache.hierarchy.removing)
+        return self._contents.hierarchy.moving.union(self._contents.hierarchy.removing)
 
     # -- one move
 
@@ -213,15 +221,15 @@ class Mover:
 
     def _begin(self, oid: bytes, target: Space) -> _Move | None:
         """Take hold of an object and reserve its room; None if it cannot move now."""
-        hierarchy = self._cache.hierarchy
+        hierarchy = self._contents.hierarchy
         found = self._objects.load(oid)
         if found is None or oid in hierarchy.removing or oid in hierarchy.moving or self.full:
             return None
-        obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
+        obj = self._contents.acquire(found[0].key, found[0].version, found[0].size)
         source, size = obj.space, obj.record.allocated_bytes
         movable = obj.oid == oid and not obj.flights and obj.pages.count > 0
         if not movable or source is None or source is target or target.shut or not target.ledger.reserve(size):
-            self._cache.release(obj)
+            self._contents.release(obj)
             return None
         hierarchy.moving.add(oid)
         return _Move(obj, source, target, oid, obj.record, obj.pages, bytes(obj.pages.present), size)
@@ -233,7 +241,7 @@ class Mover:
         reached("relocate.begun")
         for first in range(0, len(present), SLICE_PAGES):
             began_s = trio.current_time()
-            await self._cache.budget.let_others_go_first()
+            await self._budget.let_others_go_first()
             if not move.holds:
                 return False
             part = present[first : first + SLICE_PAGES]
@@ -272,7 +280,12 @@ class Mover:
         if not move.holds or trio.current_time() > move.patience_until_s:
             await self._drop(move)
             return True
-        if target.shut or move.source.degraded or oid in self._cache.hierarchy.removing or not self._cache.may_drop(oid):
+        if (
+            target.shut
+            or move.source.degraded
+            or oid in self._contents.hierarchy.removing
+            or not self._contents.may_drop(oid)
+        ):
             return False
         try:
             st = target.directory.arrive(oid)
@@ -287,13 +300,13 @@ class Mover:
     async def _finish(self, move: _Move, st: os.stat_result) -> None:
         """The new file has its name: record that, and remove the old one."""
         source, target = move.source, move.target
-        self._cache.relocate(move.obj, target, st, used=source in self._cache.hierarchy.below(target))
+        self._contents.relocate(move.obj, target, st, used=source in self._contents.hierarchy.below(target))
         reached("relocate.recorded")
         target.ledger.settle(move.bytes, move.bytes)
         source.ledger.hold(move.bytes)
         move.arrived = True
         self.moved_bytes += move.bytes
-        self._cache.release(move.obj)
+        self._contents.release(move.obj)
         try:
             source.directory.put_aside(move.oid)
             with trio.CancelScope(shield=True):
@@ -301,7 +314,7 @@ class Mover:
         except OSError as exc:
             source.fail(exc)  # once it is well again, the sweep removes what is left
         source.ledger.settle(move.bytes, 0)
-        self._cache.hierarchy.moving.discard(move.oid)
+        self._contents.hierarchy.moving.discard(move.oid)
         reached("relocate.removed")
 
     async def _drop(self, move: _Move) -> None:
@@ -312,5 +325,5 @@ class Mover:
         except OSError as exc:
             move.target.fail(exc)
         move.target.ledger.settle(move.bytes, 0)
-        self._cache.hierarchy.moving.discard(move.oid)
-        self._cache.release(move.obj)
+        self._contents.hierarchy.moving.discard(move.oid)
+        self._contents.release(move.obj)

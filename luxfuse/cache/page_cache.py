@@ -8,18 +8,89 @@ never while the kernel has the file open.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 
 import trio
 
 from luxfuse.cache import disk
+from luxfuse.cache.attempts import Attempts
+from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import Buffer, CachedObject
-from luxfuse.cache.fetching import Fetching
+from luxfuse.cache.contents import Contents
+from luxfuse.cache.fetching import Descriptions, Fetching
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.quotas import Quotas
+from luxfuse.cache.race import PeerSource
 from luxfuse.core.spans import pages_of
+from luxfuse.index.objects import Objects
 from luxfuse.types import PAGE_BYTES
+from luxfuse.understore.retrying import Store
+
+DISK_READERS = 8
 
 
-class PageCache(Fetching):
-    """The cache of one mount."""
+class PageCache:
+    """The cache of one mount: reads what `Contents` has and lets `Fetching` get the rest."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        objects: Objects,
+        hierarchy: Hierarchy,
+        descriptions: Descriptions,
+        source_id: str,
+        epoch: int,
+        memory_bytes: int,
+        nursery: trio.Nursery,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory. ``clock``: wall-clock s."""
+        self.hierarchy = hierarchy
+        self.clock = clock
+        self.descriptions = descriptions
+        self.contents = contents = Contents(
+            objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
+        )
+        self.quotas = Quotas(objects, hierarchy)
+        self.attempts = attempts = Attempts(store, clock)
+        self.fetching = fetching = Fetching(
+            contents=contents,
+            quotas=self.quotas,
+            attempts=attempts,
+            store=store,
+            descriptions=descriptions,
+            memory_bytes=memory_bytes,
+            nursery=nursery,
+        )
+        self.counters = contents.counters
+        self.budget = fetching.budget
+        self.serving = fetching.serving
+        self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
+        # The parts' own methods, under one name for all who read and write: a call goes straight to the part.
+        self.acquire, self.release, self.touch = contents.acquire, contents.release, contents.touch
+        self.expect, self.flush, self.close = contents.expect, contents.flush, contents.close
+        self.keeps, self.record_of, self.still_there = contents.keeps, contents.record_of, contents.still_there
+        self.object_id, self.cached_bytes, self.touch_by_id = (
+            contents.object_id,
+            contents.cached_bytes,
+            contents.touch_by_id,
+        )
+        self.detach, self.can_install, self.install = contents.detach, contents.can_install, contents.install
+        self.rename = contents.rename
+        self.start, self.start_small, self.has_begun = fetching.start, fetching.start_small, fetching.has_begun
+        self.fetch_whole, self.turn = fetching.fetch_whole, attempts.turn
+
+    @property
+    def recent(self) -> RecentPages:
+        """Pages kept in memory for a moment."""
+        return self.fetching.recent
+
+    @property
+    def peers(self) -> PeerSource | None:
+        """Other nodes, while the mount is in a cluster."""
+        return self.attempts.peers
 
     async def read(self, obj: CachedObject, offset: int, length: int) -> Buffer:
         """Return ``length`` bytes at ``offset``, fewer only at the end of the object. Raises `StoreError`."""
@@ -87,18 +158,18 @@ class PageCache(Fetching):
             )
         except OSError as exc:
             if self.still_there(obj, oid, record, space):
-                self._lose_file(obj, exc)
+                self.contents.lose_file(obj, exc)
             return None
         if not self.still_there(obj, oid, record, space) or obj.cuts != cuts:
             return None  # somebody began to write to the file meanwhile, or it moved, or has new holes
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
-            self._distrust(obj)
+            self.contents.distrust(obj)
         if still_so:
             obj.trusted.update(loaded.verified)
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
-            self.mend(obj, loaded.damaged)
+            self.contents.mend(obj, loaded.damaged)
             return None
         space.read_bytes += length
         return loaded.data
@@ -108,7 +179,7 @@ class PageCache(Fetching):
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
-        stamp = record.stamp if record.epoch == self.epoch else 0
+        stamp = record.stamp if record.epoch == self.contents.epoch else 0
         oid, space, cuts = obj.oid, obj.space, obj.cuts
         if space is None or not obj.whole:
             return None
@@ -124,7 +195,7 @@ class PageCache(Fetching):
             )
         except OSError as exc:
             if self.still_there(obj, oid, record, space):
-                self._lose_file(obj, exc)
+                self.contents.lose_file(obj, exc)
             return None
         if not self.still_there(obj, oid, record, space) or obj.cuts != cuts:
             if opened.fd >= 0:  # somebody began to write to the file meanwhile
@@ -136,9 +207,9 @@ class PageCache(Fetching):
             stamp = os.fstat(opened.fd).st_mtime_ns
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:
-            self.mend(obj, opened.damaged)
+            self.contents.mend(obj, opened.damaged)
             return None
-        if record.epoch != self.epoch or record.stamp != stamp:
-            record.epoch, record.stamp = self.epoch, stamp
-            self._save(obj)
+        if record.epoch != self.contents.epoch or record.stamp != stamp:
+            record.epoch, record.stamp = self.contents.epoch, stamp
+            self.contents.save(obj)
         return opened.fd

@@ -9,7 +9,7 @@ from itertools import islice
 
 import trio
 
-from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ INTERVAL_S = 3600.0
 class Sweeper:
     """Clears the cache directories of what nobody counts, whenever `request` says that there may be something."""
 
-    def __init__(self, cache: PageCache) -> None:
-        self._cache = cache
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
         self._wanted = trio.Event()
 
     def request(self) -> None:
@@ -33,37 +33,37 @@ class Sweeper:
 
     async def run(self) -> None:
         """First remove what earlier runs gave up as a whole; then sweep when asked to, and now and then."""
-        for space in list(self._cache.hierarchy):
+        for space in list(self._contents.hierarchy):
             await trio.to_thread.run_sync(space.directory.remove_doomed, abandon_on_cancel=True)
         while True:
             with trio.move_on_after(INTERVAL_S):
                 await self._wanted.wait()
             self._wanted = trio.Event()
-            for space in list(self._cache.hierarchy):
-                await sweep(self._cache, space)
+            for space in list(self._contents.hierarchy):
+                await sweep(self._contents, space)
 
 
-async def sweep(cache: PageCache, space: Space) -> None:
+async def sweep(contents: Contents, space: Space) -> None:
     """Look at every cache file of a directory once. A file that a fetch is writing right now belongs to something."""
     removed = 0
     try:
-        async with aclosing(unknown(cache, space)) as strays:
+        async with aclosing(unknown(contents, space)) as strays:
             async for oid in strays:
                 if space.gone:
                     return
                 if await space.remove(oid) is None:
                     return  # the disk fails; once it recovers, this is asked for again
                 removed += 1
-        await sweep_moves(cache, space)
+        await sweep_moves(contents, space)
     except OSError as exc:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:
         log.info("removed %d cache files that belonged to nothing", removed)
 
 
-async def sweep_moves(cache: PageCache, space: Space) -> None:
+async def sweep_moves(contents: Contents, space: Space) -> None:
     """Remove what moves have left behind that could not be removed at once. Raises OSError."""
-    moving = cache.hierarchy.moving
+    moving = contents.hierarchy.moving
     left = set(await trio.to_thread.run_sync(space.directory.left_of_moves)) - moving
     moving.update(left)  # so that none begins meanwhile
     try:
@@ -72,11 +72,11 @@ async def sweep_moves(cache: PageCache, space: Space) -> None:
         moving.difference_update(left)
 
 
-async def unknown(cache: PageCache, space: Space) -> AsyncGenerator[bytes, None]:
+async def unknown(contents: Contents, space: Space) -> AsyncGenerator[bytes, None]:
     """Yield the ids of the cache files of a directory that belong to nothing, or have just gone. Raises OSError."""
     stored = space.directory.stored()
     while batch := await trio.to_thread.run_sync(lambda: list(islice(stored, BATCH))):
         for oid in batch:
-            if not cache.knows(oid, space):
+            if not contents.knows(oid, space):
                 yield oid
         await trio.sleep(PAUSE_S)

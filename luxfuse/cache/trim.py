@@ -4,7 +4,7 @@ Order of steps, so that no page is ever recorded whose bytes are a hole: the rec
 the pages, then the file is punched. Meanwhile the object counts as being removed (`Hooks.removing`), so nothing is
 fetched into the file; who was reading from it looks at `CachedObject.cuts` afterwards.
 
-What is in use is left alone: what the kernel has open (`PageCache.may_drop`), and other objects unless they want pages
+What is in use is left alone: what the kernel has open (`Contents.may_drop`), and other objects unless they want pages
 themselves. Such a one gives those up that were read much less than those that it wants.
 
 After a kill in between, the pages take room that is not counted, until they are fetched again or the object goes.
@@ -18,7 +18,7 @@ import trio
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import page_bytes
@@ -34,35 +34,35 @@ LARGER = 4
 class Trimmer:
     """Takes pages out of objects, when a `Space` asks."""
 
-    def __init__(self, cache: PageCache, objects: Objects) -> None:
-        self._cache = cache
+    def __init__(self, contents: Contents, objects: Objects) -> None:
+        self._contents = contents
         self._objects = objects
         self.trims = 0
-        cache.hierarchy.hooks.trim = self.trim
+        contents.hierarchy.hooks.trim = self.trim
 
     async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
         """Free ``wanted_bytes`` of a large object's file; returns the bytes freed, 0 if it is left as it is."""
         found = self._objects.load(oid)
         if found is None or found[0].allocated_bytes <= LARGER * wanted_bytes or not space.directory.can_punch:
             return 0
-        obj = self._cache.acquire(found[0].key, found[0].version, found[0].size)
+        obj = self._contents.acquire(found[0].key, found[0].version, found[0].size)
         try:
-            if obj.oid != oid or obj.space is not space or oid in self._cache.hierarchy.removing:
+            if obj.oid != oid or obj.space is not space or oid in self._contents.hierarchy.removing:
                 return 0
             pages = _coldest(obj, wanted_bytes)
-            if not pages or not self._cache.may_drop(oid):
+            if not pages or not self._contents.may_drop(oid):
                 return 0
             return await self._take_out(obj, space, pages)
         finally:
-            self._cache.release(obj)
+            self._contents.release(obj)
 
     async def _take_out(self, obj: CachedObject, space: Space, pages: list[int]) -> int:
         oid, record, known = obj.oid, obj.record, obj.pages
         sums = {page: known.checksums[page] for page in pages}
         freed = min(record.allocated_bytes, sum(allocated_bytes(page_bytes(page, obj.size)) for page in pages))
-        removing = self._cache.hierarchy.removing
+        removing = self._contents.hierarchy.removing
         removing[oid] = over = trio.Event()
-        self._cache.cut(obj, pages, freed)
+        self._contents.cut(obj, pages, freed)
         space.ledger.hold(freed)
         kept = 0
         try:
@@ -72,12 +72,12 @@ class Trimmer:
                 stored = await trio.to_thread.run_sync(disk.punch_pages, space.directory, oid, obj.size, pages)
             reached("trim.punched")
             if obj.record is record and obj.pages is known:
-                self._cache.note_written(obj, stored)
+                self._contents.note_written(obj, stored)
             self.trims += 1
         except OSError as exc:
             log.info("%r stays in the cache as it is: %s", record.key, exc)
             if obj.record is record and obj.pages is known:
-                self._cache.put_back(obj, sums, freed)
+                self._contents.put_back(obj, sums, freed)
                 kept = freed
         finally:
             space.ledger.settle(freed, kept)

@@ -195,7 +195,7 @@ class Cluster:
             return False
         self._volumes[source] = parts
         parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
-        parts.cache.peers = self.peers.source(source)
+        parts.cache.attempts.peers = self.peers.source(source)
         parts.objects.on_held.append(self.locations.transition)
         self.replicas.add(source, parts)
         self._reconcile.set()
@@ -207,7 +207,7 @@ class Cluster:
         parts = self._volumes.pop(source, None)
         if parts is None:
             return
-        parts.cache.peers = None
+        parts.cache.attempts.peers = None
         parts.objects.on_held.remove(self.locations.transition)
         self.replicas.remove(source)
         if self._volumes:  # else all ends, and what is cached will be there again

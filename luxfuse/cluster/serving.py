@@ -104,7 +104,7 @@ def _described(cache: PageCache, obj: CachedObject) -> Description | None:
     """Return what is known of an object, so that a peer need not ask for it."""
     if obj.described is not None and 0 <= (age_s := cache.clock() - obj.described[1]) < TOLD_S:
         return obj.described[0], age_s
-    return cache.describe(obj.record.key, obj.record.version)
+    return cache.descriptions.told(obj.record.key, obj.record.version)
 
 
 async def _arrival(cache: PageCache, obj: CachedObject, page: int, *, fetch: bool) -> memoryview | None:

@@ -252,7 +252,7 @@ class Attachments:
         parts.loads.stop()
         parts.cache.close()
         with trio.move_on_after(a.settings.request_timeout_s + FORCE_PATIENCE_S):
-            while not parts.store.idle or parts.cache.asking_peers:  # noqa: ASYNC110 (it counts threads that are abandoned, too)
+            while not parts.store.idle or parts.cache.attempts.asking_peers:  # noqa: ASYNC110 (it counts threads that are abandoned, too)
                 await trio.sleep(POLL_S)
 
     # -- detaching

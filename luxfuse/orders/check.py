@@ -83,7 +83,7 @@ class Check:
         self._staging = staging
         self._journal = journal
         self._dirty = dirty
-        self._file_check = FileCheck(cache)
+        self._file_check = FileCheck(cache.contents, cache.budget)
         self._scope = trio.CancelScope()
         self._files = 0
         self._total_files, self._total_bytes = objects.count, objects.used_bytes
@@ -213,7 +213,7 @@ class Check:
                 self._found(f"{path}: is no file of luxfuse; remove it by hand", LEFT_ALONE)
             left = await self._file_check.left_of_moves(space)
             if left and self._repair:
-                await sweep_moves(self._cache, space)
+                await sweep_moves(self._cache.contents, space)
             for oid in left:
                 path = space.directory.path / "moving" / oid.hex()
                 self._found(f"{path}: was left by a move", "removed", mended=self._repair)

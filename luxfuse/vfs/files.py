@@ -127,7 +127,7 @@ class Files:
         self._nameless: set[int] = set()
         """Removed inodes that are open."""
         self.counters = FileCounters()
-        cache.may_drop = self._may_drop
+        cache.contents.may_drop = self._may_drop
         ahead.hand_over = self._register
         namespace.on_doubt = lambda inode: kernel.restamp(inode, -1, 0.0)
         kernel.on_first_open = self._opened_by_kernel

@@ -115,16 +115,6 @@ def build_tree(
     if not local.clean:
         namespace.believe_from_s = names.believe_from_s = clock()
     hierarchy = _hierarchy(s, local, objects)
-    cache = PageCache(
-        store=store,
-        objects=objects,
-        hierarchy=hierarchy,
-        source_id=s.source_id,
-        epoch=local.epoch,
-        memory_bytes=buffers_bytes,
-        nursery=nursery,
-    )
-    Trimmer(cache, objects)
     descriptions = Descriptions(
         namespace=namespace,
         names=names,
@@ -133,7 +123,18 @@ def build_tree(
         mode=s.attributes,
         clock=clock,
     )
-    cache.clock, cache.on_described, cache.describe = clock, descriptions.heard, descriptions.told
+    cache = PageCache(
+        store=store,
+        objects=objects,
+        hierarchy=hierarchy,
+        descriptions=descriptions,
+        source_id=s.source_id,
+        epoch=local.epoch,
+        memory_bytes=buffers_bytes,
+        nursery=nursery,
+        clock=clock,
+    )
+    Trimmer(cache.contents, objects)
     policies = PathPolicies(s.path_rules, s.path_default)
     store.follow_rules(policies, path_of)
     marks = MarkStore(objects)
@@ -144,9 +145,9 @@ def build_tree(
 
     hierarchy.hooks.placing = placing
     hierarchy.hooks.is_pinned = lambda key: policies.of(path_of(key)).pin or marks.marks.pinned(path_of(key))
-    mover = Mover(cache, objects, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
+    mover = Mover(cache.contents, objects, cache.budget, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
     directories = Directories(
-        cache=cache,
+        contents=cache.contents,
         mover=mover,
         staging=local.staging,
         index=index,
@@ -175,7 +176,7 @@ def build_tree(
 
     def lost_files(space: Space) -> None:
         lifecycle.adopt(index, space.number, str(space.directory.path), space.directory.identity)
-        cache.forget_files(space)
+        cache.contents.forget_files(space)
         files.forget_all()
 
     hierarchy.hooks.lost_files = lost_files

@@ -105,7 +105,7 @@ class VolumeLife:
             background.start_soon(space.watch)
         background.start_soon(self._note_touched, parts.files)
         background.start_soon(self._keep_policy_states, parts.hierarchy)
-        sweeper = Sweeper(parts.cache)
+        sweeper = Sweeper(parts.cache.contents)
         parts.hierarchy.hooks.recovered = sweeper.request
         await parts.retention.apply_quotas()
         await self._recover(parts)

@@ -58,7 +58,7 @@ async def work(mount: Mount, seed: int, rounds: int = 14) -> None:
 async def check_survivor(path: Path, driver: FakeStore) -> None:
     """Everything that a run after the crash must do right."""
     async with mounted(path, driver, **OPTIONS) as m:
-        await sweep(m.cache, m.space)
+        await sweep(m.cache.contents, m.space)
         assert all(m.objects.known(oid) for oid in m.directory.stored()), "an unknown file stays"
         for key in sorted(driver.objects):
             assert await m.read_all(key) == driver.objects[key][0]

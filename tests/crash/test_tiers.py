@@ -90,7 +90,7 @@ async def check(kill: Kill, *, sweep_first: bool) -> int:
         assert not leftovers(m), kill.step
         if sweep_first:
             for s in m.hierarchy:
-                await sweep(m.cache, s)
+                await sweep(m.cache.contents, s)
                 assert all(m.objects.directory_of(oid) == s.number for oid in s.directory.stored()), kill.step
         for key in kill.driver.objects:  # a part first: what else lies under that name must not count as cached
             data, version, _, _ = kill.driver.objects[key]
@@ -98,7 +98,7 @@ async def check(kill: Kill, *, sweep_first: bool) -> int:
             assert bytes(await m.cache.read(obj, pages(1) - 5, 5)) == data[pages(1) - 5 : pages(1)], kill.step
             m.cache.release(obj)
         for s in m.hierarchy:
-            await sweep(m.cache, s)
+            await sweep(m.cache.contents, s)
         consistent(m)
         before = kill.driver.counts["get"]
         assert await m.read_all(WHOLE) == kill.driver.objects[WHOLE][0], kill.step

@@ -82,7 +82,7 @@ async def clustered(
             stack.callback(peers.close)
             serving = Serving({SOURCE: mount.cache}.get)
             server.provider = serving
-            mount.cache.peers = peers.source(SOURCE)
+            mount.cache.attempts.peers = peers.source(SOURCE)
             node = ClusterNode(mount, everyone, server, client, serving, peers)
             await nursery.start(node.serve)
             nursery.start_soon(peers.run)

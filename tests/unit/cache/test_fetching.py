@@ -227,4 +227,4 @@ async def test_an_object_in_use_is_one_and_idle_ones_are_bounded(tmp_path: Path,
         m.cache.release(one)
         for number in range(20):
             m.cache.release(m.cache.acquire(f"k{number}", "v", 10))
-        assert len(m.cache._idle) == 5
+        assert len(m.cache.contents._idle) == 5

@@ -328,7 +328,7 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
         path = m.directory.file_of(being_filled.oid)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
-        await sweep(m.cache, m.space)
+        await sweep(m.cache.contents, m.space)
         assert not any(m.directory.file_of(oid).exists() for oid in strangers)
         assert path.exists(), "a file that a fetch is writing was removed"
         assert len(cached(m)) == 6
@@ -516,7 +516,7 @@ async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytes
     driver.place("k", random_bytes(pages(1), 1))
     driver.place("left", random_bytes(pages(1), 2))
     async with mounted(tmp_path, driver) as m:
-        sweeper = Sweeper(m.cache)
+        sweeper = Sweeper(m.cache.contents)
         m.hierarchy.hooks.recovered = sweeper.request
         m.nursery.start_soon(sweeper.run)
         await cache_whole(m, "k")
@@ -541,7 +541,7 @@ async def test_what_an_earlier_run_gave_up_is_removed_at_the_start(tmp_path: Pat
         m.directory.doom_all()  # and the daemon dies
     async with mounted(tmp_path, driver) as m:
         assert list(m.directory.path.glob("doomed-*"))
-        m.nursery.start_soon(Sweeper(m.cache).run)
+        m.nursery.start_soon(Sweeper(m.cache.contents).run)
         await until(lambda: not list(m.directory.path.glob("doomed-*")))
 
 

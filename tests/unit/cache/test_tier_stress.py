@@ -194,7 +194,7 @@ class Everybody:
         if self.rng.random() < 0.3:
             await space.free_ahead(pages(self.rng.choice((0.5, 1, 2))))
         else:
-            await sweep(self.m.cache, space)
+            await sweep(self.m.cache.contents, space)
 
 
 def stress_store(seed: int) -> FakeStore:

@@ -204,7 +204,7 @@ async def test_directories_that_are_away_lose_nothing(tmp_path: Path) -> None:
         assert tier(m, "k00") == "ssd"
     async with mounted(tmp_path, driver, options()) as m:
         assert [tier(m, f"k{n:02}") for n in range(8)] == ["ssd"] + ["mem"] * 3 + ["ssd"] * 4
-        await sweep(m.cache, space(m, "mem"))
+        await sweep(m.cache.contents, space(m, "mem"))
         consistent(m)
         await read_all(m, 8)
         assert driver.counts["get"] == 9
@@ -348,7 +348,7 @@ async def cache_pages(m: Mount, key: str, *wanted: int) -> CachedObject:
 
 
 async def check_content(m: Mount, key: str) -> None:
-    m.cache.recent = type(m.cache.recent)(0)
+    m.cache.fetching.recent = type(m.cache.recent)(0)
     assert await m.read_all(key) == m.driver.objects[key][0]
 
 
@@ -444,7 +444,7 @@ async def test_a_sick_directory_that_recovers_keeps_the_copies_that_wait(tmp_pat
         oid, hdd = acquire(m, "k00").oid, space(m, "hdd")
         assert await m.mover.move(oid, hdd)
         assert hdd.directory.probe()
-        await sweep(m.cache, hdd)
+        await sweep(m.cache.contents, hdd)
         await m.kernel.release(m.fs, handle)
         await m.mover.round()
         assert tier(m, "k00") == "hdd"
@@ -477,7 +477,7 @@ async def test_a_directory_that_fails_in_a_move_ends_nothing_but_that(
         assert await m.read_all("k00") == driver.objects["k00"][0]
         await sick._probe()
         for s in m.hierarchy:
-            await sweep(m.cache, s)
+            await sweep(m.cache.contents, s)
         if failing != "forget_arrival":
             consistent(m)
         assert not [path for s in m.hierarchy for path in (s.directory.path / "moving").iterdir()]
@@ -541,8 +541,8 @@ async def test_an_object_is_read_while_a_second_file_of_it_is_removed(
         stray = hdd.directory.file_of(oid)
         stray.parent.mkdir()
         stray.write_bytes(bytes(len(data)))
-        m.cache._idle.clear()
-        m.cache.recent = RecentPages(0)
+        m.cache.contents._idle.clear()
+        m.cache.fetching.recent = RecentPages(0)
         real, begun, go_on = hdd.directory.remove, threading.Event(), threading.Event()
 
         def slowly(oid: bytes) -> None:
@@ -552,7 +552,7 @@ async def test_an_object_is_read_while_a_second_file_of_it_is_removed(
 
         monkeypatch.setattr(hdd.directory, "remove", slowly)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sweep, m.cache, hdd)
+            nursery.start_soon(sweep, m.cache.contents, hdd)
             await until(begun.is_set)
             obj = m.cache.acquire("k00", driver.objects["k00"][1], len(data))
             assert bytes(await m.cache.read(obj, 0, 5000)) == data[:5000]
@@ -573,7 +573,7 @@ async def test_pages_that_are_on_their_way_are_not_those_of_a_file_that_could_no
         assert await m.read_all("k00") == data
         oid, mem = acquire(m, "k00").oid, space(m, "mem")
         assert m.hierarchy.hooks.release(oid)
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         begun, go_on = threading.Event(), threading.Event()
 
         def fail(_oid: bytes) -> None:

@@ -58,7 +58,7 @@ async def test_an_object_larger_than_the_cache_keeps_its_hot_part(tmp_path: Path
     driver = one(pages(64))
     o = {"capacity_bytes": pages(32), "whole_file_bytes": pages(1), "readahead_bytes": 0, "memory_bytes": pages(4)}
     async with mounted(tmp_path, driver, **o) as m:
-        m.cache.recent = RecentPages(0)  # what memory has is not asked of the disk
+        m.cache.fetching.recent = RecentPages(0)  # what memory has is not asked of the disk
         handle = await m.open("large")
         for _ in range(2):
             await read_pages(m, handle, range(64))
@@ -97,7 +97,7 @@ async def test_an_idle_large_object_loses_a_part_only(tmp_path: Path) -> None:
         assert len(kept(m)) >= 14
         assert {18, 16, 20} <= kept(m), "the stretch that was read most"
         consistent(m)
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         gets = driver.counts["get"]
         assert await m.read_all("large") == driver.objects["large"][0]
         assert driver.counts["get"] > gets
@@ -157,7 +157,7 @@ async def test_readers_never_see_a_hole(tmp_path: Path, passthrough: bool, merci
             nursery.start_soon(opening)
             trimmed = 0
             while trimmed < 40:
-                m.cache.recent = RecentPages(pages(1))
+                m.cache.fetching.recent = RecentPages(pages(1))
                 trimmed += bool(await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1)))
                 await trio.sleep(0.002)
             done.set()
@@ -214,7 +214,7 @@ async def test_whoever_went_for_a_file_before_it_got_a_hole_looks_again(
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=function == "open_verified") as m:
         await m.read_all("large")
         m.files.retire(await m.inode("large"))
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         oid, real, overtaken = acquire(m, "large").oid, getattr(disk, function), 0
 
         def overtake(*arguments: object) -> object:
@@ -271,7 +271,7 @@ async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_
         monkeypatch.setattr(disk, "store_run", overtake)
         assert bytes(await m.cache.read(obj, pages(1), pages(1))) == data[pages(1) :]
         assert obj.whole
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         assert bytes(await m.cache.read(obj, 0, pages(2))) == data
         m.cache.release(obj)
         consistent(m)
@@ -292,11 +292,11 @@ async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path,
         driver.release()
         await flight.done.wait()
         assert not obj.pages.count
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         assert bytes(await m.cache.read(obj, 0, pages(2))) == data
         consistent(m)
         m.space.draining = False
-        m.cache.recent = RecentPages(0)
+        m.cache.fetching.recent = RecentPages(0)
         await m.cache.fetch_whole(obj)
         m.cache.release(obj)
         consistent(m)

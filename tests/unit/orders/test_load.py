@@ -224,7 +224,7 @@ async def test_stop_keeps_what_was_loaded_and_gives_everything_back(tmp_path: Pa
         assert step.state == "stopped"
         assert 20 < step.loaded_files < 400
         assert mount.loads.stop() == 0
-        assert not mount.cache._live
+        assert not mount.cache.contents._live
         store.delay_s = 0
         rest = await run(mount, "d")
         assert rest.present_files >= step.loaded_files

@@ -66,7 +66,7 @@ async def test_handles_end(tmp_path: Path) -> None:
         with pytest.raises(BadHandle):
             await m.fs.read(ref_of(handle), 0, 1)
         assert await m.read_all("empty") == b""
-        assert not m.cache._live
+        assert not m.cache.contents._live
         assert not m.files._copied
 
 
@@ -186,7 +186,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
         assert not m.files._handles
         await until(lambda: m.cache.budget.idle)
         assert m.ahead._on_their_way == 0
-        assert not m.cache._live, "an object is still counted as used"
+        assert not m.cache.contents._live, "an object is still counted as used"
         m.files.forget_all()
         assert not m.kernel.table
 
@@ -232,7 +232,7 @@ async def test_a_file_ahead_whose_pages_are_in_memory_only_leaves_nothing_behind
                 assert await m.read_all(f"f{number}") == driver.objects[f"f{number}"][0]
         await until(lambda: m.cache.budget.idle)
         assert m.ahead._on_their_way == 0
-        assert not m.cache._live
+        assert not m.cache.contents._live
 
 
 async def test_the_rest_of_a_large_file_is_filled_behind_its_reader(

@@ -175,7 +175,7 @@ async def test_a_first_page_from_a_peer_says_nothing_of_the_store(tmp_path: Path
         await m.inode("a")
         m.clock.advance(0.0001)
         driver.place("a", NEW)
-        m.cache.peers = HasOld()  # type: ignore[assignment]
+        m.cache.attempts.peers = HasOld()  # type: ignore[assignment]
         assert await read_all(m, "a") == NEW
 
 
