@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -40,6 +41,27 @@ class Counters:
     verified_bytes: int = 0
 
 
+class Readers(Protocol):
+    """Those who have files of the cache open, by the kernel's side."""
+
+    def may_drop(self, oid: bytes) -> bool:
+        """Close an object's backing id unless the kernel has it open; returns whether its file may go."""
+
+    def note_touched(self) -> None:
+        """Tell, by `Contents.touch_by_id`, of the opens that the kernel's side answered alone."""
+
+
+class NoReaders:
+    """`Readers` of a cache that nobody reads from yet."""
+
+    def may_drop(self, _oid: bytes) -> bool:
+        """Nothing is open."""
+        return True
+
+    def note_touched(self) -> None:
+        """Nothing was opened."""
+
+
 class Contents:
     """The objects of one mount's cache."""
 
@@ -56,13 +78,12 @@ class Contents:
         self.counters = Counters()
         self.closed = False
         """Nothing more is to be started: the nursery is about to end."""
-        self.may_drop: Callable[[bytes], bool] = lambda _oid: True
-        """Set by vfs: close the object's backing id unless the kernel has it open; returns whether it may go."""
+        self.readers: Readers = NoReaders()
+        """Those of vfs, which reads from here: given when both are made."""
+        self.protections: list[Callable[[bytes], bool]] = []
+        """Ask whether an object is to be kept from eviction for the moment."""
         self.on_use: list[Callable[[bytes, ObjectRecord, Space], None]] = []
         """Told of each use of a cached object."""
-        hierarchy.hooks.release = self._release_for_eviction
-        hierarchy.hooks.after_removal = self._after_removal
-        hierarchy.hooks.record_of = self.record_of
 
     # -- objects
 
@@ -95,9 +116,9 @@ class Contents:
                 self._idle.popitem(last=False)
 
     def _load(self, oid: bytes, key: str, version: str, size: int) -> CachedObject:
-        # While its file is being removed, an object is as good as not cached; `_after_removal` tells how that ended.
-        hooks = self.hierarchy.hooks
-        found = None if oid in hooks.removing and oid not in hooks.strays else self._objects.load(oid)
+        # While its file is being removed, an object is as good as not cached; `removal_ended` tells how that ended.
+        shared = self.hierarchy.shared
+        found = None if oid in shared.removing and oid not in shared.strays else self._objects.load(oid)
         space = self.hierarchy.by_number(found[0].directory) if found is not None else None
         if found is not None and space is not None and found[0].size == size:
             return CachedObject(oid, *found, space)
@@ -138,7 +159,7 @@ class Contents:
 
     def keeps(self, obj: CachedObject) -> bool:
         """Whether anything of the object can be stored now."""
-        return self.hierarchy.usable and self.hierarchy.hooks.placing(obj.record.key).keep
+        return self.hierarchy.usable and self.hierarchy.placing(obj.record.key).keep
 
     def record_of(self, oid: bytes) -> ObjectRecord | None:
         """Return what is recorded of a cached object."""
@@ -161,13 +182,25 @@ class Contents:
         finally:
             self.release(obj)
 
-    def _release_for_eviction(self, oid: bytes) -> bool:
-        if oid in self._live or not self.may_drop(oid):
+    def may_drop(self, oid: bytes) -> bool:
+        """Whether the kernel does not have an object open; its backing id is closed then."""
+        return self.readers.may_drop(oid)
+
+    def note_touched(self) -> None:
+        """Bring the order of last uses up to date."""
+        self.readers.note_touched()
+
+    def let_go(self, oid: bytes) -> bool:
+        """Let go of an object unless it is in use; returns whether it is free now, and its file may be removed."""
+        if any(protects(oid) for protects in self.protections):
+            return False
+        if oid in self._live or not self.readers.may_drop(oid):
             return False
         self._idle.pop(oid, None)
         return True
 
-    def _after_removal(self, oid: bytes, removed: bool) -> None:
+    def removal_ended(self, oid: bytes, removed: bool) -> None:
+        """Take note that an object's file was removed, or could not be."""
         obj = self._live.get(oid)
         if obj is None:
             self._idle.pop(oid, None)  # so that it is loaded as the index has it now

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -32,6 +33,13 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 LOOKED_AT = 4096
 """Objects that one round of draining looks at: more than can be in use at once but for rare cases."""
+
+
+class Prober(Protocol):
+    """The kernel's side, which is to take files of the directories."""
+
+    def probe(self, directory: Path) -> None:
+        """Find out whether the kernel takes files of a directory. May raise OSError."""
 
 
 class Directories:
@@ -62,8 +70,8 @@ class Directories:
         self._added: list[CacheDirectory] = []
         self._draining: dict[Space, trio.CancelScope] = {}
         self._changing = trio.Lock()
-        self.on_added: Callable[[CacheDirectory], None] = lambda _directory: None
-        """Set by the daemon: a directory is about to be used: will the kernel take its files? May raise OSError."""
+        self.kernel: Prober | None = None
+        """Asked of each directory that is to be used besides; None: nothing is mounted."""
 
     async def apply(self, wanted: Sequence[CacheSetting]) -> None:
         """Use these directories, by their paths, and no others: add the new ones, begin to drain those left out.
@@ -136,7 +144,8 @@ class Directories:
                 await self._objects.clear(known.number)
                 await trio.to_thread.run_sync(directory.doom_all)
             await self._objects.settle()
-            self.on_added(directory)
+            if self.kernel is not None:
+                self.kernel.probe(directory.path)
         except OSError as exc:
             raise ConfigError(f"--cache-dir {setting.path}: {exc.strerror or exc}; mend that, and try again") from None
         space = self._make_space(setting, directory, known.number)
@@ -144,7 +153,7 @@ class Directories:
         self._contents.take_up(space)
         self._added.append(directory)
         self._nursery.start_soon(self._watch, space)
-        self._hierarchy.hooks.recovered()  # it may hold files that nobody counts
+        self._hierarchy.shared.recovered()  # it may hold files that nobody counts
         log.info("cache directory %s is in use", directory.name)
         return space
 
@@ -187,7 +196,7 @@ class Directories:
         try:
             if space.degraded:
                 return await self._forget(space)
-            self._hierarchy.hooks.before_eviction()
+            self._contents.note_touched()
             await self._objects.settle()
         except OSError as exc:
             log.info("draining %s waits: %s", space.directory.name, exc)
@@ -207,13 +216,13 @@ class Directories:
         record = self._objects.record(oid)
         if record is None or record.directory != space.number or self._mover.full:
             return False
-        placing = self._hierarchy.hooks.placing(record.key)
+        placing = self._hierarchy.placing(record.key)
         for target in targets:
             allowed = placing.keep and placing.admits(target.tier)
             room = not target.ledger.shortage(record.allocated_bytes)
             if allowed and room and await self._mover.move(oid, target):
                 return True
-        if oid in self._hierarchy.removing or not self._hierarchy.hooks.release(oid):
+        if oid in self._hierarchy.removing or not self._contents.let_go(oid):
             return False  # in use: what waits for its last close is moved or dropped then
         return await space.remove(oid) is not None
 
@@ -222,7 +231,7 @@ class Directories:
         if not any(self._objects.totals(space.number, segment)[1] for segment in ALL_SEGMENTS):
             return False
         await self._objects.clear(space.number)
-        self._hierarchy.hooks.lost_files(space)
+        self._hierarchy.shared.lost_files(space)
         space.ledger.used_bytes = space.staged_bytes
         return True
 

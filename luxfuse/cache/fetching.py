@@ -179,7 +179,7 @@ class Fetching:
         if quota is not None and not quota.reserve(allocated_bytes(flight.length)):
             return False, None
         if obj.space is None:
-            placing = self._hierarchy.hooks.placing(obj.record.key)
+            placing = self._hierarchy.placing(obj.record.key)
             decided, space = self._hierarchy.try_reserve(obj.size, flight.length, placing)
             if space is not None:
                 self._put_in(obj, space)
@@ -209,7 +209,7 @@ class Fetching:
     async def _reserve_in_directory(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
         while True:
             wanted = obj.space
-            placing = self._hierarchy.hooks.placing(obj.record.key)
+            placing = self._hierarchy.placing(obj.record.key)
             space = await self._hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
             if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
                 return None

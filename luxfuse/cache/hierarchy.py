@@ -8,22 +8,27 @@ The *home* directory has the staging files of what is written here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.cache.space import Hooks, Placing, Space
+from luxfuse.cache.space import Placing, Shared, Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.tiers.directory import CacheDirectory
 
 
-@dataclass(slots=True)
 class Hierarchy:
     """All `Space` of a mount, from the highest tier to the lowest; in one tier, in the order of the settings."""
 
-    home: Space
-    spaces: list[Space]
-    hooks: Hooks = field(default_factory=Hooks)
+    def __init__(self, shared: Shared) -> None:
+        """Those who hold objects need it, and its directories need them: so these come with `begin`."""
+        self.shared = shared
+        self.home: Space
+        self.spaces: list[Space] = []
+
+    def begin(self, spaces: list[Space]) -> None:
+        """Use the directories of the settings, home first."""
+        self.home = spaces[0]
+        self.spaces = by_tier(spaces)
 
     def __iter__(self) -> Iterator[Space]:
         return iter(self.spaces)
@@ -49,13 +54,17 @@ class Hierarchy:
 
     @property
     def removing(self) -> dict[bytes, trio.Event]:
-        """Objects whose files are being removed: see `Hooks`."""
-        return self.hooks.removing
+        """Objects whose files are being removed: see `Shared`."""
+        return self.shared.removing
 
     @property
     def moving(self) -> set[bytes]:
-        """Objects on their way to another directory: see `Hooks`."""
-        return self.hooks.moving
+        """Objects on their way to another directory: see `Shared`."""
+        return self.shared.moving
+
+    def placing(self, key: str) -> Placing:
+        """Return where an object may be put."""
+        return self.shared.rules.placing(key)
 
     @property
     def usable(self) -> bool:

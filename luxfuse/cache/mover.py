@@ -3,13 +3,13 @@
 Theory of operation
 -------------------
 A move copies the file, page by page and checked, to a file that no name stands for (``moving/``), while readers go on.
-It ends in one step of the event loop, in which nobody has the old file open (`Files.may_drop`) and nothing has changed
+It ends in one step of the event loop, in which nobody has the old file open (`Readers.may_drop`) and nothing has changed
 since (`_Move.holds`): the new file gets its name, the record its directory, the old file is put out of the way. Until
 then whoever has the object open, or opens it besides, keeps the old file; a finished copy waits for the last close. A
 crash at any point leaves one of the two files as the object's: the other is in ``moving/``, which is emptied at the start,
 or is removed by the sweep after an unclean end.
 
-An object is in one move at a time (`Hooks.moving`), as the copy goes by its id.
+An object is in one move at a time (`Shared.moving`), as the copy goes by its id.
 
 Copies yield to what is fetched for readers, and keep to `BYTES_PER_S`.
 """
@@ -111,7 +111,7 @@ class Mover:
 
     def _above(self, space: Space, record: ObjectRecord) -> list[Space]:
         """Return the directories of higher tiers that an object may be in."""
-        placing = self._contents.hierarchy.hooks.placing(record.key)
+        placing = self._contents.hierarchy.placing(record.key)
         return [other for other in self._contents.hierarchy.above(space) if placing.admits(other.tier)]
 
     async def run(self) -> None:
@@ -160,7 +160,7 @@ class Mover:
         if not target.ledger.shortage(wanted) and target.stays_below_watermark(wanted):
             return True
         for other in await target.coldest(wanted, self._occupied()):
-            there = self._contents.hierarchy.hooks.record_of(other)
+            there = self._contents.record_of(other)
             if there is None or not (self._promotes(record.key) or self._uses.deserves_place_of(oid, there.used_us)):
                 return False
             below = self._contents.hierarchy.below(target)
@@ -178,7 +178,7 @@ class Mover:
         below = self._contents.hierarchy.below(space)
         freed = 0
         if below:
-            self._contents.hierarchy.hooks.before_eviction()
+            self._contents.note_touched()
             for oid in (await space.coldest(excess, self._occupied()))[:ROUND_OBJECTS]:
                 size = record.allocated_bytes if (record := self._objects.record(oid)) is not None else 0
                 target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)

@@ -53,7 +53,7 @@ class PageCache:
         self.contents = contents = Contents(
             objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
         )
-        self.quotas = Quotas(objects, hierarchy)
+        self.quotas = Quotas(objects, contents)
         self.attempts = attempts = Attempts(store, clock)
         self.fetching = fetching = Fetching(
             contents=contents,

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import trio
 
-from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.core.eviction import SEGMENTS
 from luxfuse.core.ledger import Ledger, allocated_bytes
@@ -61,9 +61,10 @@ class _Counting:
 class Quotas:
     """The quotas of one mount. ``rule_of`` tells which one an object (its key) counts for; None: for none."""
 
-    def __init__(self, objects: Objects, hierarchy: Hierarchy) -> None:
+    def __init__(self, objects: Objects, contents: Contents) -> None:
         self._objects = objects
-        self._hierarchy = hierarchy
+        self._contents = contents
+        self._hierarchy = contents.hierarchy
         self._ledgers: list[Ledger] = []
         self._rule_of: Callable[[str], int | None] = lambda _key: None
         self._counting: _Counting | None = None
@@ -134,7 +135,7 @@ class Quotas:
             if ledger.shortage(wanted):
                 async with aclosing(self._lowest_first(ledger)) as candidates:
                     async for oid, space in candidates:
-                        if oid in self._hierarchy.removing or not self._hierarchy.hooks.release(oid):
+                        if oid in self._hierarchy.removing or not self._contents.let_go(oid):
                             continue
                         if await space.evict(oid) is None:
                             break

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -47,42 +47,88 @@ class Placing(NamedTuple):
         return self.highest is None or TIERS.index(tier) >= TIERS.index(self.highest)
 
 
-@dataclass(slots=True)
-class Hooks:
-    """What the directories of a mount share, and whom they ask and tell."""
+class Rules(Protocol):
+    """What is wanted of objects, by their keys."""
 
+    def placing(self, key: str) -> Placing:
+        """Return where an object may be put."""
+
+    def is_pinned(self, key: str) -> bool:
+        """Whether an object is never to be evicted."""
+
+
+class Copies(Protocol):
+    """What other nodes hold. Both must be quick."""
+
+    def held_elsewhere(self, oid: bytes) -> bool:
+        """Whether another node holds an object as well, so that it goes before its like."""
+
+    def counted_on(self, oid: bytes) -> bool:
+        """Whether an object is to go last, because no more nodes hold it than should."""
+
+
+class OneNode:
+    """`Copies` of a mount that is in no cluster."""
+
+    def held_elsewhere(self, _oid: bytes) -> bool:
+        """No other node holds anything."""
+        return False
+
+    def counted_on(self, _oid: bytes) -> bool:
+        """Nobody counts on a copy here."""
+        return False
+
+
+class Holder(Protocol):
+    """The objects of a mount, as the directories that have their files know them."""
+
+    def record_of(self, oid: bytes) -> ObjectRecord | None:
+        """Return the record of an object, in memory or in the index."""
+
+    def note_touched(self) -> None:
+        """Bring the order of last uses up to date, before something is chosen by it."""
+
+    def let_go(self, oid: bytes) -> bool:
+        """Let go of an object unless it is in use; returns whether it is free now."""
+
+    def removal_ended(self, oid: bytes, removed: bool) -> None:
+        """Take note that a file was removed, or could not be."""
+
+
+class PartRemover(Protocol):
+    """Takes parts out of objects that are too large to go whole."""
+
+    async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
+        """Take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the directories of a mount have in common."""
+
+    rules: Rules
+    copies: Copies = field(default_factory=OneNode)
+    """Those of the cluster while the mount is in one."""
     removing: dict[bytes, trio.Event] = field(default_factory=dict)
     """Objects whose files are being unlinked: a new file of the same name must wait."""
     strays: set[bytes] = field(default_factory=set)
     """Of those, objects that have their file in another directory: they are as cached as ever."""
     moving: set[bytes] = field(default_factory=set)
     """Objects that the mover copies, or has copied, to another directory: nobody else may begin to."""
-    release: Callable[[bytes], bool] = lambda _oid: True
-    """Set by the page cache: let go of an object unless it is in use; returns whether it is free now."""
-    trim: Callable[[bytes, Space, int], Awaitable[int]] = lambda _oid, _space, _wanted: _nothing()
-    """Set by the trimmer: take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
-    record_of: Callable[[bytes], ObjectRecord | None] = lambda _oid: None
-    """Set by the page cache: the record of an object, in memory or in the index."""
-    is_pinned: Callable[[str], bool] = lambda _key: False
-    """Set by the daemon: whether an object (its key) is never to be evicted."""
-    held_elsewhere: Callable[[bytes], bool] = lambda _oid: False
-    """Set by the daemon: whether another node holds an object as well, so that it goes before its like. Must be quick."""
-    counted_on: Callable[[bytes], bool] = lambda _oid: False
-    """Set by the daemon: whether an object is to go last, because no more nodes hold it than should. Must be quick."""
-    placing: Callable[[str], Placing] = lambda _key: Placing()
-    """Set by the daemon: where an object may be put."""
-    before_eviction: Callable[[], None] = lambda: None
-    """Set by vfs: brings the order of last uses up to date."""
-    after_removal: Callable[[bytes, bool], None] = lambda _oid, _removed: None
-    """Set by the page cache: called when a file was removed, or could not be."""
-    lost_files: Callable[[Space], None] = lambda _space: None
-    """Set by the daemon: called when a directory came back without its files."""
-    recovered: Callable[[], None] = lambda: None
-    """Set by the daemon: called when a sick directory is used again; it may hold files that nobody counts."""
+    on_lost_files: list[Callable[[Space], None]] = field(default_factory=list)
+    """Told of a directory that came back without its files."""
+    on_recovered: list[Callable[[], None]] = field(default_factory=list)
+    """Told that a sick directory is used again; it may hold files that nobody counts."""
 
+    def lost_files(self, space: Space) -> None:
+        """A directory came back without its files."""
+        for told in self.on_lost_files:
+            told(space)
 
-async def _nothing() -> int:
-    return 0
+    def recovered(self) -> None:
+        """A sick directory is used again."""
+        for told in self.on_recovered:
+            told()
 
 
 class Space:
@@ -92,7 +138,9 @@ class Space:
         self,
         directory: CacheDirectory,
         objects: Objects,
-        hooks: Hooks,
+        shared: Shared,
+        holder: Holder,
+        trimmer: PartRemover,
         *,
         policy: Policy,
         number: int,
@@ -118,7 +166,9 @@ class Space:
         """Whether anything is ever stored."""
         self._evicting = trio.Lock()
         self._stuck_until = 0.0
-        self.hooks = hooks
+        self.shared = shared
+        self.trimmer = trimmer
+        self._holder = holder
         self.ledger = Ledger(capacity_bytes, objects.used_bytes_in(number))
         self.read_bytes = 0
         """Bytes that the daemon read from here for its readers."""
@@ -227,7 +277,7 @@ class Space:
 
     def insert(self, oid: bytes, record: ObjectRecord, *, used: bool) -> None:
         """Give an object that comes into the directory its standing; ``used``: somebody asked for it."""
-        if self.hooks.is_pinned(record.key):
+        if self.shared.rules.is_pinned(record.key):
             record.standing = Standing(PINNED, 0)
             return
         record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), self._order, used=used)
@@ -269,13 +319,13 @@ class Space:
 
     def _ease(self, oid: bytes) -> int:
         """How readily an object goes."""
-        if self.hooks.counted_on(oid):
+        if self.shared.copies.counted_on(oid):
             return LAST
-        return EASY if self.hooks.held_elsewhere(oid) else PLAIN
+        return EASY if self.shared.copies.held_elsewhere(oid) else PLAIN
 
     def _restand(self, moves: Iterable[tuple[bytes, Standing]]) -> None:
         for oid, standing in moves:
-            if (record := self.hooks.record_of(oid)) is not None and record.directory == self.number:
+            if (record := self._holder.record_of(oid)) is not None and record.directory == self.number:
                 record.standing = standing
                 self._objects.save(oid, record)
 
@@ -286,9 +336,9 @@ class Space:
 
     async def _evict(self, shortage_bytes: int, ahead_bytes: int | None = None) -> bool:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
-        self.hooks.before_eviction()
+        self._holder.note_touched()
         target = shortage_bytes + (self._ahead_bytes if ahead_bytes is None else ahead_bytes)
-        in_use = set(self.hooks.removing)
+        in_use = set(self.shared.removing)
         freed_bytes = 0
         while freed_bytes < target:
             try:
@@ -298,11 +348,11 @@ class Space:
                 break
             for oid in chosen:
                 in_use.add(oid)
-                if trimmed := await self.hooks.trim(oid, self, max(BLOCK_BYTES, target - freed_bytes)):
+                if trimmed := await self.trimmer.trim(oid, self, max(BLOCK_BYTES, target - freed_bytes)):
                     freed_bytes += trimmed
                     self.evicted_bytes += trimmed
                     continue
-                if oid in self.hooks.removing or not self.hooks.release(oid):
+                if oid in self.shared.removing or not self._holder.let_go(oid):
                     continue
                 freed = await self.evict(oid)
                 if freed is None:
@@ -325,9 +375,9 @@ class Space:
 
         The caller made sure that nobody uses the file. After a crash in between, the record is one of a lost file.
         """
-        self.hooks.removing[oid] = gone = trio.Event()
+        self.shared.removing[oid] = gone = trio.Event()
         if self._objects.directory_of(oid) not in (None, self.number):
-            self.hooks.strays.add(oid)
+            self.shared.strays.add(oid)
         removed = False
         try:
             await trio.to_thread.run_sync(self.directory.remove, oid)
@@ -341,9 +391,9 @@ class Space:
             self.fail(exc)
             return None
         finally:
-            del self.hooks.removing[oid]
-            self.hooks.strays.discard(oid)
-            self.hooks.after_removal(oid, removed)
+            del self.shared.removing[oid]
+            self.shared.strays.discard(oid)
+            self._holder.removal_ended(oid, removed)
             gone.set()
 
     def settle(self, reserved_bytes: int, stored_bytes: int) -> None:
@@ -433,9 +483,9 @@ class Space:
             except OSError as exc:
                 self.fail(exc)
                 return
-            self.hooks.lost_files(self)
+            self.shared.lost_files(self)
         self.ledger.used_bytes = self._objects.used_bytes_in(self.number) + self.staged_bytes
         log.info("cache directory %s is used again", self.directory.name)
         self.degraded = None
-        self.hooks.recovered()
+        self.shared.recovered()
         await self._observe()

@@ -1,7 +1,7 @@
 """Evicts large objects in parts: the pages that were read least are punched out of the file, the rest stays.
 
 Order of steps, so that no page is ever recorded whose bytes are a hole: the record is changed and *committed* without
-the pages, then the file is punched. Meanwhile the object counts as being removed (`Hooks.removing`), so nothing is
+the pages, then the file is punched. Meanwhile the object counts as being removed (`Shared.removing`), so nothing is
 fetched into the file; who was reading from it looks at `CachedObject.cuts` afterwards.
 
 What is in use is left alone: what the kernel has open (`Contents.may_drop`), and other objects unless they want pages
@@ -38,7 +38,6 @@ class Trimmer:
         self._contents = contents
         self._objects = objects
         self.trims = 0
-        contents.hierarchy.hooks.trim = self.trim
 
     async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
         """Free ``wanted_bytes`` of a large object's file; returns the bytes freed, 0 if it is left as it is."""

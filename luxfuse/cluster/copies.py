@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from luxfuse.cache.space import Hooks
+from luxfuse.cache.space import OneNode
 from luxfuse.cluster.holding import HOLD_PATH, CacheShelf, Holding
 from luxfuse.cluster.peer_source import Holders
 from luxfuse.cluster.replica_rules import RULES_PATH, Rng, RuleExchange, RulesRefused, RuleStore
@@ -108,9 +108,8 @@ class CleanReplicas:
         replicating = Replicating(source, stock, self._members, self._holders, self._rpc)
         volume = self._volumes[source] = _Volume(parts, store, replicating, CacheShelf(parts.cache))
         self._stores[source] = store
-        hooks = parts.hierarchy.hooks
-        hooks.held_elsewhere, hooks.counted_on = stock.held_elsewhere, stock.counted_on
-        parts.inventory.nodes_of = self._nodes_of
+        parts.hierarchy.shared.copies = stock
+        parts.inventory.nodes = self
         if self._nursery is not None:
             self._nursery.start_soon(self._run_volume, volume)
 
@@ -119,9 +118,8 @@ class CleanReplicas:
         volume = self._volumes.pop(source)
         del self._stores[source]
         volume.scope.cancel()
-        hooks, plain = volume.parts.hierarchy.hooks, Hooks()
-        hooks.held_elsewhere, hooks.counted_on = plain.held_elsewhere, plain.counted_on
-        volume.parts.inventory.nodes_of = None
+        volume.parts.hierarchy.shared.copies = OneNode()
+        volume.parts.inventory.nodes = None
 
     def members_changed(self, _member: Member) -> None:
         """A member came, went, or says something else of itself."""
@@ -155,7 +153,7 @@ class CleanReplicas:
             notes.append(f"only {format_count(nodes, 'node')} of the cluster can hold it now; what is missing comes later")
         return failures, notes
 
-    def _nodes_of(self, oid: bytes, size: int) -> list[dict[str, object]]:
+    def nodes_of(self, oid: bytes, size: int) -> list[dict[str, object]]:
         """Return which other nodes hold an object, and how many ranges of it: see `luxfuse.control.orders`."""
         ranges = min(LOCATED_RANGES, -(-page_count(size) // RANGE_PAGES))
         counts: dict[str, int] = {}

@@ -163,7 +163,7 @@ class CacheShelf:
 
     def has_room(self, want: Want, size_bytes: int) -> bool:
         """See there."""
-        placing = self._cache.hierarchy.hooks.placing(want.key)
+        placing = self._cache.hierarchy.placing(want.key)
         roomy = any(space.free_bytes >= size_bytes for space in self._cache.hierarchy if not space.shut)
         return placing.keep and roomy
 

@@ -46,6 +46,6 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
         cache_directories=[cache.directory.path for cache in local.caches],
     )
-    p.directories.on_added = lambda directory: session.probe(directory.path)
+    p.directories.kernel = session
     shared = {each.name: getattr(p, each.name) for each in fields(p)}
     return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)

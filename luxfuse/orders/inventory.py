@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -54,6 +55,13 @@ class FreeProgress:
             self.lines.append(f"{path}: {why}")
 
 
+class Nodes(Protocol):
+    """The other nodes of a cluster."""
+
+    def nodes_of(self, oid: bytes, size: int) -> list[dict[str, object]]:
+        """Return which of them hold an object of this id and size, as `locate` tells it."""
+
+
 class Inventory:
     """Finds, and drops, what is cached of one mount."""
 
@@ -65,8 +73,8 @@ class Inventory:
         self._objects = objects
         self._dirty = dirty
         self._staging = staging
-        self.nodes_of: Callable[[bytes, int], list[dict[str, object]]] | None = None
-        """Set by the cluster: which other nodes hold an object of this id and size, as `locate` tells it."""
+        self.nodes: Nodes | None = None
+        """The cluster's, while the mount is in one."""
 
     # -- dropping
 
@@ -96,7 +104,7 @@ class Inventory:
         space = self._space_of(oid)
         if space is None:
             return  # it has just gone, or its directory is not in use
-        if not self._cache.hierarchy.hooks.release(oid):
+        if not self._cache.contents.let_go(oid):
             state.keep(path, OPEN)
             return
         freed = await space.remove(oid)
@@ -109,7 +117,7 @@ class Inventory:
     async def drop(self, oid: bytes) -> bool:
         """Drop what is cached of an object unless that is in use; returns whether it was dropped."""
         space = self._space_of(oid)
-        return space is not None and self._cache.hierarchy.hooks.release(oid) and await space.remove(oid) is not None
+        return space is not None and self._cache.contents.let_go(oid) and await space.remove(oid) is not None
 
     def _space_of(self, oid: bytes) -> Space | None:
         number = self._objects.directory_of(oid)
@@ -188,7 +196,7 @@ class Inventory:
             return {
                 "path": path, "kind": "file", "size": entry.size, "page_bytes": PAGE_BYTES, "state": "clean",
                 "places": places, "missing_pages": ranges_text(absent),
-                "nodes": self.nodes_of(obj.oid, entry.size) if self.nodes_of is not None else [],
+                "nodes": self.nodes.nodes_of(obj.oid, entry.size) if self.nodes is not None else [],
             }  # fmt: skip
         finally:
             self._cache.release(obj)

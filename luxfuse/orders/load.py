@@ -480,8 +480,7 @@ class Loads:
         )
         self._jobs: deque[Load] = deque()
         self._next = 1
-        release = cache.hierarchy.hooks.release
-        cache.hierarchy.hooks.release = lambda oid: not self._protects(oid) and release(oid)
+        cache.contents.protections.append(self._protects)
 
     def start(self, paths: Sequence[str]) -> Load:
         """Begin to load what is at and below ``paths`` (relative to the mount). Raises `LoadRefused`."""

@@ -127,12 +127,10 @@ class Files:
         self._nameless: set[int] = set()
         """Removed inodes that are open."""
         self.counters = FileCounters()
-        cache.contents.may_drop = self._may_drop
         ahead.hand_over = self._register
         namespace.on_doubt = lambda inode: kernel.restamp(inode, -1, 0.0)
         kernel.on_first_open = self._opened_by_kernel
         kernel.on_drained = self._drop_record
-        cache.hierarchy.hooks.before_eviction = self.note_touched
         self.on_copied_closed: Callable[[int], None] = lambda _inode: None
         """Set by the writer: the last copied open of an inode is gone."""
 
@@ -561,7 +559,8 @@ class Files:
         if registered is not None and registered.oid is not None:
             self._forget_object(inode, registered.oid)
 
-    def _may_drop(self, oid: bytes) -> bool:
+    def may_drop(self, oid: bytes) -> bool:
+        """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go."""
         return all(self.retire_idle(inode) for inode in list(self._registry.by_object.get(oid, ())))
 
     def note_touched(self) -> None:

@@ -819,7 +819,7 @@ class Writer:
     def _can_keep(self, dirty: Dirty) -> bool:
         """Whether the staging file can become the cache file of the object."""
         wanted = self._content(dirty).size > 0 and bool(dirty.checksums) and dirty.mode is not WriteMode.THROUGH
-        wanted = wanted and self._cache.hierarchy.hooks.placing(dirty.key).keep
+        wanted = wanted and self._cache.hierarchy.placing(dirty.key).keep
         return wanted and self._cache.can_install(dirty.key, self.row(dirty).version)
 
     def _put_back(self, dirty: Dirty, *, keep: bool) -> None:

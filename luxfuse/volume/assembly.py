@@ -11,12 +11,13 @@ from pathlib import Path
 import trio
 
 from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.contents import Contents
 from luxfuse.cache.directories import Directories
-from luxfuse.cache.hierarchy import Hierarchy, by_tier
+from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.space import Hooks, Placing, Space
+from luxfuse.cache.space import Placing, Shared, Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings
@@ -86,6 +87,22 @@ class Local:
         self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
 
 
+class _Rules:
+    """What the rules of the settings, and the marks made by commands, say of an object."""
+
+    def __init__(self, policies: PathPolicies, marks: MarkStore) -> None:
+        self._policies = policies
+        self._marks = marks
+
+    def placing(self, key: str) -> Placing:
+        policy = self._policies.of(path_of(key))
+        return Placing(policy.read_mode != "no-cache", policy.tier)
+
+    def is_pinned(self, key: str) -> bool:
+        path = path_of(key)
+        return self._policies.of(path).pin or self._marks.marks.pinned(path)
+
+
 def build_tree(
     s: Settings,
     store: Store,
@@ -114,7 +131,10 @@ def build_tree(
     )
     if not local.clean:
         namespace.believe_from_s = names.believe_from_s = clock()
-    hierarchy = _hierarchy(s, local, objects)
+    policies = PathPolicies(s.path_rules, s.path_default)
+    store.follow_rules(policies, path_of)
+    marks = MarkStore(objects)
+    hierarchy = Hierarchy(Shared(_Rules(policies, marks)))
     descriptions = Descriptions(
         namespace=namespace,
         names=names,
@@ -134,17 +154,12 @@ def build_tree(
         nursery=nursery,
         clock=clock,
     )
-    Trimmer(cache.contents, objects)
-    policies = PathPolicies(s.path_rules, s.path_default)
-    store.follow_rules(policies, path_of)
-    marks = MarkStore(objects)
+    trimmer = Trimmer(cache.contents, objects)
 
-    def placing(key: str) -> Placing:
-        policy = policies.of(path_of(key))
-        return Placing(policy.read_mode != "no-cache", policy.tier)
+    def make_space(setting: CacheSetting, directory: CacheDirectory, number: int) -> Space:
+        return _space(s, objects, cache.contents, trimmer, Cache(setting, directory, number))
 
-    hierarchy.hooks.placing = placing
-    hierarchy.hooks.is_pinned = lambda key: policies.of(path_of(key)).pin or marks.marks.pinned(path_of(key))
+    hierarchy.begin([make_space(each.setting, each.directory, each.number) for each in local.caches])
     mover = Mover(cache.contents, objects, cache.budget, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
     directories = Directories(
         contents=cache.contents,
@@ -154,7 +169,7 @@ def build_tree(
         objects=objects,
         nursery=nursery,
         source_id=s.source_id,
-        make_space=lambda *cache: _space(s, objects, hierarchy.hooks, Cache(*cache)),
+        make_space=make_space,
     )
     ahead = FilesAhead(
         namespace=namespace,
@@ -179,7 +194,8 @@ def build_tree(
         cache.contents.forget_files(space)
         files.forget_all()
 
-    hierarchy.hooks.lost_files = lost_files
+    cache.contents.readers = files
+    hierarchy.shared.on_lost_files.append(lost_files)
     uploader = Uploader(store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
     writeback = WriteBack(
@@ -338,16 +354,11 @@ def build_tree(
     )
 
 
-def _hierarchy(s: Settings, local: Local, objects: Objects) -> Hierarchy:
-    hooks = Hooks()
-    spaces = [_space(s, objects, hooks, cache) for cache in local.caches]
-    return Hierarchy(spaces[0], by_tier(spaces), hooks)
-
-
-def _space(s: Settings, objects: Objects, hooks: Hooks, cache: Cache) -> Space:
+def _space(s: Settings, objects: Objects, contents: Contents, trimmer: Trimmer, cache: Cache) -> Space:
     ratio = cache.setting.free_space_ratio
     return Space(
-        cache.directory, objects, hooks, number=cache.number, tier=cache.setting.tier,
+        cache.directory, objects, contents.hierarchy.shared, contents, trimmer,
+        number=cache.number, tier=cache.setting.tier,
         policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
         free_space_ratio=s.free_space_ratio if ratio is None else ratio,
         high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,

@@ -106,7 +106,7 @@ class VolumeLife:
         background.start_soon(self._note_touched, parts.files)
         background.start_soon(self._keep_policy_states, parts.hierarchy)
         sweeper = Sweeper(parts.cache.contents)
-        parts.hierarchy.hooks.recovered = sweeper.request
+        parts.hierarchy.shared.on_recovered.append(sweeper.request)
         await parts.retention.apply_quotas()
         await self._recover(parts)
         background.start_soon(sweeper.run)

@@ -155,7 +155,7 @@ async def test_killed_while_pages_are_taken_out_of_a_file(tmp_path: Path, commit
         await m.index.flush()
         with killer.watching(m, lambda: ([], False)):
             for _ in range(2):
-                assert await m.hierarchy.hooks.trim(acquire(m, "k00").oid, space(m, "mem"), 200_000) == pages(1)
+                assert await m.space.trimmer.trim(acquire(m, "k00").oid, space(m, "mem"), 200_000) == pages(1)
                 assert await m.read_all("k00") == driver.objects["k00"][0]
         assert set(killer.times) == {"trim.committed", "trim.punched"}
     for kill in killer.kills:

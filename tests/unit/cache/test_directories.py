@@ -241,7 +241,7 @@ async def test_draining_puts_nothing_above_the_tier_that_it_may_have(tmp_path: P
     driver = store(2)
     more = setting("mem", 4), setting("hdd", 4, "hdd")
     async with mounted(tmp_path, driver, options(*more, capacity_bytes=pages(1))) as m:
-        m.hierarchy.hooks.placing = lambda key: Placing(highest="hdd" if key == "k00" else None)
+        m.hierarchy.shared.rules.placing = lambda key: Placing(highest="hdd" if key == "k00" else None)
         await read_all(m, 2)
         assert (tier(m, "k00"), tier(m, "k01")) == ("hdd", "mem")
         assert await m.mover.move(acquire(m, "k01").oid, space(m, "hdd"))

@@ -390,7 +390,7 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
             real(oid)
 
         monkeypatch.setattr(m.directory, "remove", remove)
-        assert m.hierarchy.hooks.release(oid)
+        assert m.cache.contents.let_go(oid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(m.space.remove, oid)
             await until(begun.is_set)
@@ -517,7 +517,7 @@ async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytes
     driver.place("left", random_bytes(pages(1), 2))
     async with mounted(tmp_path, driver) as m:
         sweeper = Sweeper(m.cache.contents)
-        m.hierarchy.hooks.recovered = sweeper.request
+        m.hierarchy.shared.on_recovered.append(sweeper.request)
         m.nursery.start_soon(sweeper.run)
         await cache_whole(m, "k")
         path = m.directory.file_of(acquire(m, "left").oid)  # in use, but nothing of it is known to be on disk

@@ -171,7 +171,7 @@ class Everybody:
         obj = self.m.cache.acquire(key, self.m.driver.objects[key][1], len(self.m.driver.objects[key][0]))
         self.m.cache.release(obj)
         if obj.space is not None:
-            await self.m.hierarchy.hooks.trim(obj.oid, obj.space, self.rng.choice((4096, 300_000)))
+            await self.m.space.trimmer.trim(obj.oid, obj.space, self.rng.choice((4096, 300_000)))
 
     async def drain_and_add(self) -> None:
         for s in list(self.m.hierarchy):

@@ -572,7 +572,7 @@ async def test_pages_that_are_on_their_way_are_not_those_of_a_file_that_could_no
     async with mounted(tmp_path, driver, options(passthrough=False)) as m:
         assert await m.read_all("k00") == data
         oid, mem = acquire(m, "k00").oid, space(m, "mem")
-        assert m.hierarchy.hooks.release(oid)
+        assert m.cache.contents.let_go(oid)
         m.cache.fetching.recent = RecentPages(0)
         begun, go_on = threading.Event(), threading.Event()
 

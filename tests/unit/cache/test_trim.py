@@ -119,10 +119,10 @@ async def test_what_the_kernel_has_open_is_never_punched(tmp_path: Path) -> None
             assert await m.read_all(key) == driver.objects[key][0]
         assert len(kept(m)) == 20
         assert m.file_of("large").stat().st_blocks == taken
-        assert not await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1))
+        assert not await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1))
         assert await m.kernel.read_all(m.fs, handle) == driver.objects["large"][0]
         await m.kernel.release(m.fs, handle)
-        assert await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1)) == pages(1)
+        assert await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1)) == pages(1)
         assert len(kept(m)) == 19
         handle = await m.open("large")
         assert await m.kernel.read_all(m.fs, handle) == driver.objects["large"][0]
@@ -158,7 +158,7 @@ async def test_readers_never_see_a_hole(tmp_path: Path, passthrough: bool, merci
             trimmed = 0
             while trimmed < 40:
                 m.cache.fetching.recent = RecentPages(pages(1))
-                trimmed += bool(await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1)))
+                trimmed += bool(await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1)))
                 await trio.sleep(0.002)
             done.set()
         consistent(m)
@@ -177,7 +177,7 @@ async def test_a_file_system_that_punches_no_holes_drops_whole_objects(
     async with mounted(tmp_path, driver, capacity_bytes=pages(22), whole_file_bytes=pages(32), passthrough=False) as m:
         await m.read_all("large")
         await until(lambda: not acquire(m, "large").users)
-        assert not await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1))
+        assert not await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1))
         assert len(kept(m)) == 20, "all is as it was"
         assert not m.directory.can_punch
         consistent(m)
@@ -198,10 +198,10 @@ async def test_pages_stay_where_the_index_cannot_do_without_them(tmp_path: Path,
 
         with monkeypatch.context() as patch:
             patch.setattr(m.objects, "settle", fail)
-            assert not await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1))
+            assert not await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1))
         assert len(kept(m)) == 8
         consistent(m)
-        assert await m.hierarchy.hooks.trim(acquire(m, "large").oid, m.space, pages(1)) == pages(1)
+        assert await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1)) == pages(1)
         consistent(m)
 
 
@@ -220,7 +220,7 @@ async def test_whoever_went_for_a_file_before_it_got_a_hole_looks_again(
         def overtake(*arguments: object) -> object:
             nonlocal overtaken
             if not overtaken:
-                overtaken = trio.from_thread.run(m.hierarchy.hooks.trim, oid, m.space, pages(1))
+                overtaken = trio.from_thread.run(m.space.trimmer.trim, oid, m.space, pages(1))
             return real(*arguments)
 
         monkeypatch.setattr(disk, function, overtake)
@@ -253,11 +253,11 @@ async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False) as m:
         obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
         await m.cache.fetch_whole(obj)  # by one run
-        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        assert await m.space.trimmer.trim(obj.oid, m.space, 4096) == pages(1)
         real, token = disk.store_run, trio.lowlevel.current_trio_token()
 
         async def lose_and_fetch_the_other() -> None:
-            assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+            assert await m.space.trimmer.trim(obj.oid, m.space, 4096) == pages(1)
             assert not obj.pages.count
             (other,) = m.cache.start(obj, range(1), keep_in_memory=False)
             await other.done.wait()
@@ -284,11 +284,11 @@ async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path,
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False, more_caches=more) as m:
         obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
         await m.cache.fetch_whole(obj)
-        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        assert await m.space.trimmer.trim(obj.oid, m.space, 4096) == pages(1)
         m.space.draining = True  # so that what comes now is not stored
         driver.hold()
         (flight,) = m.cache.start(obj, range(1, 2), keep_in_memory=False)
-        assert await m.hierarchy.hooks.trim(obj.oid, m.space, 4096) == pages(1)
+        assert await m.space.trimmer.trim(obj.oid, m.space, 4096) == pages(1)
         driver.release()
         await flight.done.wait()
         assert not obj.pages.count

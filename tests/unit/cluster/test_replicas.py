@@ -197,9 +197,9 @@ async def test_a_node_that_is_full_or_busy_refuses(tmp_path: Path) -> None:
         assert await ask(*map(want, NAMES), fetch=False) == [HELD, HELD, NO, NO]
         assert await ask(want("d/2")) == [NO]
         await m.inventory.drop(m.cache.object_id("d/0", driver.objects["d/0"][1]))
-        m.hierarchy.hooks.placing = lambda _key: Placing(keep=False)
+        m.hierarchy.shared.rules.placing = lambda _key: Placing(keep=False)
         assert await ask(want("d/2")) == [NO], "a rule of the configuration keeps it from being cached"
-        m.hierarchy.hooks.placing = lambda _key: Placing()
+        m.hierarchy.shared.rules.placing = lambda _key: Placing()
         gone = msgspec.structs.replace(want("d/2"), version="gone")
         assert await ask(gone) == [COMING]
         async with trio.open_nursery() as nursery:
@@ -283,10 +283,9 @@ async def test_eviction_takes_what_others_hold_first_and_what_they_count_on_last
     async with mounted(tmp_path, driver, **small) as m:
         for number in range(6):
             await m.read_all(f"d/{number:02}")
-        hooks = m.hierarchy.hooks
         last = {named(m, "d/00"), named(m, "d/01")}
         easy = {named(m, "d/04"), named(m, "d/05")}
-        hooks.counted_on, hooks.held_elsewhere = last.__contains__, easy.__contains__
+        m.hierarchy.shared.copies = SimpleNamespace(counted_on=last.__contains__, held_elsewhere=easy.__contains__)
         assert set(await m.space.coldest(pages(2))) == easy
         assert not last & set(await m.space.coldest(pages(4)))
         assert set(await m.space.coldest(pages(6))) >= last, "they go where nothing else is left"
