@@ -177,7 +177,13 @@ class Cluster:
     def prepare(self, source: bytes, parts: VolumeParts, copies: int) -> None:
         """A volume is about to recover: let it know of replicas of its writes, and have ``copies`` of new ones made."""
         replicator = self.replication.volume(
-            source, store=parts.store, recovered=parts.recovered, journal=parts.journal, copies=copies
+            source,
+            store=parts.store,
+            recovered=parts.recovered,
+            journal=parts.journal,
+            uploader=parts.uploader,
+            cache=parts.cache,
+            copies=copies,
         )
         parts.writer.replication = parts.writeback.replication = parts.recovery.replication = replicator
         self._replicators[source] = replicator

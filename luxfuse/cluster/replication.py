@@ -21,7 +21,9 @@ from typing import Protocol
 
 import trio
 
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.upload import Uploader
 from luxfuse.cluster.replicas import ReplicaFiles
 from luxfuse.cluster.takeover import BATCH, ORDERS_PATH, PATH, Holder, HolderStatistics, Place
 from luxfuse.core.members import Member, MemberState
@@ -122,11 +124,21 @@ class Replication:
         server.handle_file(PATH, self.holder.receive)
         server.handle(ORDERS_PATH, self.order)
 
-    def volume(self, source: bytes, *, store: Store, recovered: Recovered, journal: Journal, copies: int) -> Replicator:
+    def volume(
+        self,
+        source: bytes,
+        *,
+        store: Store,
+        recovered: Recovered,
+        journal: Journal,
+        uploader: Uploader,
+        cache: PageCache,
+        copies: int,
+    ) -> Replicator:
         """Serve an under-store: hold replicas of it for others, and have ``copies`` of its writes held by others."""
         replicator = Replicator(self, source=source, store=store, journal=journal, copies=copies)
         self._volumes[source] = replicator
-        self.holder.serve(source, Place(store, recovered))
+        self.holder.serve(source, Place(store, recovered, uploader, cache))
         return replicator
 
     def end_volume(self, source: bytes) -> None:

@@ -16,12 +16,13 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.together import together
-from luxfuse.cache.upload import has_same_content, page_checksums
+from luxfuse.cache.staged import StagedBytes
+from luxfuse.cache.upload import Source, Uploader, has_same_content, page_checksums
 from luxfuse.cluster.replicas import Arrival, Holding, Refused, ReplicaFiles
 from luxfuse.core.members import Member, MemberState
-from luxfuse.core.parts import MOST_PARTS, PART_BYTES, SINGLE_BYTES
+from luxfuse.core.parts import SINGLE_BYTES
 from luxfuse.core.replicas import (
     Answer,
     Ask,
@@ -45,6 +46,7 @@ from luxfuse.steps import reached
 from luxfuse.tiers.directory import read_exact
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
+from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ CONCURRENT_UPLOADS = 4
 ROUNDS = 5
 IO_THREADS = 8
 ASK_DEADLINE_S = 3.0
+ABORT_DEADLINE_S = 5.0
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -74,6 +77,8 @@ class Place:
 
     store: Store
     recovered: Recovered
+    uploader: Uploader
+    cache: PageCache
 
 
 @dataclass(slots=True)
@@ -114,6 +119,7 @@ class Holder:
         self._wanted: set[FileId] = set()
         """What its writer has lost, and wants us to bring to the store."""
         self._limiter = trio.CapacityLimiter(IO_THREADS)
+        self._threads = Threads(IO_THREADS)
         self.counts = HolderStatistics()
 
     def serve(self, source: bytes, place: Place) -> None:
@@ -323,7 +329,7 @@ class Holder:
                 tried = True
                 reached("takeover.judged")
                 try:
-                    uploaded = await self._upload(place.store, held, judgement.expect)
+                    uploaded = await self._upload(place, held, judgement.expect)
                 except (VersionChanged, NotFound):  # somebody else; or we, and the answer got lost
                     continue
                 reached("takeover.stored")
@@ -362,43 +368,29 @@ class Holder:
         await self._run(lambda: self.files.settle(held, state, self._clock(), version=version, effective=effective))
         reached("takeover.settled")
 
-    async def _upload(self, store: Store, held: Holding, expect: str) -> ObjectInfo:
+    async def _upload(self, place: Place, held: Holding, expect: str) -> ObjectInfo:
         replica, path = held.replica, self.files.path_of(held)
-        if replica.size > SINGLE_BYTES and not store.abilities.multipart:
-            return await store.put_file(replica.key, str(path), replica.metadata, expect=expect)
+        if replica.size > SINGLE_BYTES:
+            return await self._upload_large(place, held, expect)
         fd = await self._run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if replica.size <= SINGLE_BYTES:
-                data = await self._run(read_exact, fd, replica.size, 0)
-                return await store.put(replica.key, data, replica.metadata, expect=expect)
-            return await self._upload_parts(store, held, fd, expect)
+            data = await self._run(read_exact, fd, replica.size, 0)
         finally:
             os.close(fd)
+        return await place.store.put(replica.key, data, replica.metadata, expect=expect)
 
-    async def _upload_parts(self, store: Store, held: Holding, fd: int, expect: str) -> ObjectInfo:
-        replica = held.replica
-        part_bytes = max(PART_BYTES, -(-replica.size // MOST_PARTS))
-        upload = await store.begin_upload(replica.key, replica.metadata)
-        slots = trio.CapacityLimiter(CONCURRENT_UPLOADS)
-        tags: dict[int, str] = {}
-
-        async def send(number: int, start: int) -> None:
-            async with slots:
-                data = await self._run(read_exact, fd, min(part_bytes, replica.size - start), start)
-                tags[number] = await store.upload_part(replica.key, upload, number, data)
-
+    async def _upload_large(self, place: Place, held: Holding, expect: str) -> ObjectInfo:
+        """Send it as what is written here is sent: within the same limits, and the journal knows of the open upload."""
+        replica, path = held.replica, self.files.path_of(held)
+        fd = await self._run(os.open, path, os.O_RDWR | os.O_CLOEXEC)
+        data = StagedBytes(fd, path, cache=place.cache, threads=self._threads)
+        source = Source(replica.key, data)
         try:
-            async with together() as start_task:
-                for number, start in enumerate(range(0, replica.size, part_bytes), 1):
-                    start_task(send, number, start)
-            return await store.complete_upload(replica.key, upload, sorted(tags.items()), expect=expect)
-        except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(5):
-                try:
-                    await store.abort_upload(replica.key, upload)
-                except StoreError as exc:
-                    log.info("an upload of %r could not be aborted: %s", replica.key, exc)
-            raise
+            return (await place.uploader.upload(source, replica.metadata, expect)).info
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(ABORT_DEADLINE_S):
+                await place.uploader.give_up_open(source)
+            data.abandon()
 
     # -- what need not be held any more
 

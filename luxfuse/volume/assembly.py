@@ -351,6 +351,7 @@ def build_tree(
         Checks(make_check, nursery),
         retention,
         policies,
+        uploader,
     )
 
 

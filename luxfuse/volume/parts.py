@@ -9,6 +9,7 @@ from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.upload import Uploader
 from luxfuse.core.rules import PathPolicies
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
@@ -62,3 +63,4 @@ class VolumeParts:
     checks: Checks
     retention: Retention
     policies: PathPolicies
+    uploader: Uploader

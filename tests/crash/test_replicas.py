@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse import steps
+from luxfuse.cache import upload
 from luxfuse.cluster import takeover as shell
 from luxfuse.cluster.replication import Replication
 from luxfuse.core import takeover as rules
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import State, write_of
-from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import writeback
 from tests.support.fake_store import FakeStore
@@ -70,7 +72,13 @@ class Peers:
                 member=self.member,
             )
             volume = replication.volume(
-                SOURCE, store=mount.store, recovered=mount.recovered, journal=mount.journal, copies=self.copies
+                SOURCE,
+                store=mount.store,
+                recovered=mount.recovered,
+                journal=mount.journal,
+                uploader=mount.uploader,
+                cache=mount.cache,
+                copies=self.copies,
             )
             mount.writer.replication = mount.writeback.replication = mount.recovery.replication = volume
             self.nodes[name] = replication
@@ -145,6 +153,55 @@ async def test_a_holder_uploads_what_a_dead_writer_has_acknowledged(tmp_path: Pa
             assert not writer.recovered.count()
             await until(lambda: not peers.nodes[f"{2:016x}"].holder.files.holdings)
         assert peers.driver.writes == [("put", "file")]
+
+
+@pytest.mark.parametrize("size", [11, 100_000], ids=["in-one", "in-parts"])
+async def test_a_takeover_keeps_to_the_limits_of_uploads_and_notes_what_is_open(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (shell, upload):
+        monkeypatch.setattr(module, "SINGLE_BYTES", 1000)
+    peers, data = Peers(tmp_path, FakeStore()), random_bytes(size, 1)
+    noted: list[set[str]] = []
+    turns: list[tuple[str, str, int]] = []
+    async with peers.node(2) as holder:
+        turn = holder.store.turn
+
+        async def counted(kind: str, key: str, size_bytes: int, *, background: bool = False) -> None:
+            turns.append((kind, key, size_bytes))
+            await turn(kind, key, size_bytes, background=background)
+
+        def note(step: str) -> None:
+            if step == "upload.parts":
+                noted.append({key for key, _ in holder.journal.uploads})
+
+        monkeypatch.setattr(holder.store, "turn", counted)
+        await gone(peers, lambda m: put(m, b"file", data))
+        steps.install(note)
+        try:
+            await until(lambda: stored(peers.driver, "file") == data)
+            await until(lambda: all(h.state is State.DONE for h in peers.nodes[f"{2:016x}"].holder.files.holdings.values()))
+        finally:
+            steps.install(None)
+        assert turns == [("put", "file", size)]
+        assert noted == ([{"file"}] if size > 1000 else [])
+        assert not holder.journal.uploads
+        assert not peers.driver.uploads
+
+
+@pytest.mark.expected_logs("cannot be uploaded yet")
+async def test_a_takeover_that_fails_leaves_no_upload_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (shell, upload):
+        monkeypatch.setattr(module, "SINGLE_BYTES", 1000)
+    peers, data = Peers(tmp_path, FakeStore()), random_bytes(100_000, 1)
+    peers.driver.fail_next(1, lambda: StoreRejected("fake: 403"), "complete_upload")
+    async with peers.node(2) as holder:
+        await gone(peers, lambda m: put(m, b"file", data))
+        counts = peers.nodes[f"{2:016x}"].holder.counts
+        await until(lambda: counts.failures == 1)
+        assert not holder.journal.uploads
+        assert not peers.driver.uploads
+        await until(lambda: stored(peers.driver, "file") == data)
 
 
 async def test_what_the_store_has_need_not_be_held(tmp_path: Path):

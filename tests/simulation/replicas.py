@@ -254,7 +254,9 @@ class Node:
                 store=self.store,
                 recovered=Recovered(self.path / "recovered"),  # type: ignore[arg-type]
                 journal=self.journal,
-                copies=self.cluster.copies,  # type: ignore[arg-type]
+                uploader=None,  # type: ignore[arg-type]  # what is written there goes in one request
+                cache=None,  # type: ignore[arg-type]
+                copies=self.cluster.copies,
             )
             for record in self.journal.files.values():
                 record.resumed, record.replicated, record.lock = True, 0, trio.Lock()

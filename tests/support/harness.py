@@ -26,6 +26,7 @@ from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
+from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings, WriteMode
 from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
 from luxfuse.index import lifecycle
@@ -196,6 +197,7 @@ class Mount:
     inventory: Inventory
     checks: Checks
     retention: Retention
+    uploader: Uploader
     outcome: Outcome = field(default_factory=Outcome)
     """What recovery found."""
 
@@ -363,6 +365,7 @@ def _build(
         p.inventory,
         p.checks,
         p.retention,
+        p.uploader,
     )
 
 
