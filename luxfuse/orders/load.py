@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -291,8 +292,8 @@ class Load:
             self.ended.set()
 
     async def _walk(self, walk: Walk, send: trio.MemorySendChannel[Part]) -> None:
-        async with send:
-            async for part, files in walk.parts(self._paths):
+        async with send, aclosing(walk.parts(self._paths)) as parts:
+            async for part, files in parts:
                 for _, entry in files:
                     self._tally.found.add(entry.size)
                 await send.send(part)

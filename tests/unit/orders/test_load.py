@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from luxfuse.cache.cached import Flight
 from luxfuse.core.names import path_of
@@ -172,6 +174,27 @@ async def test_a_store_that_is_gone_ends_the_load(tmp_path: Path, monkeypatch: p
         assert step.note is not None
         assert "cannot be reached" in step.note
         assert step.loaded_files == 0
+
+
+async def test_a_walk_is_closed_when_its_load_ends_early(tmp_path: Path) -> None:
+    closed = []
+
+    class Endless:
+        async def parts(self, _paths: object) -> AsyncGenerator[tuple[str, list[object]], None]:
+            try:
+                while True:
+                    yield "part", []
+            finally:
+                closed.append(True)
+
+    send, receive = trio.open_memory_channel(0)
+    async with mounted(tmp_path, tree()) as mount, receive:
+        job = mount.loads._make(1, [""])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(job._walk, Endless(), send)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert closed
 
 
 async def test_an_object_that_changed_since_it_was_listed_is_looked_up_again(tmp_path: Path) -> None:
