@@ -20,7 +20,8 @@ from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
-from luxfuse.vfs.namespace import Namespace, NoSuchName
+from luxfuse.vfs.errors import NoSuchName
+from luxfuse.vfs.namespace import Namespace
 
 PART_ENTRIES = 256
 LISTINGS_AHEAD = 8

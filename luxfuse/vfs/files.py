@@ -21,13 +21,14 @@ from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.modes import OpenMode, decide
 from luxfuse.core.readahead import Sequence
 from luxfuse.core.spans import pages_of
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.types import Kind
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,6 @@ VOUCHED_S = 1.0
 """For how long the next open may rely on the version that was fetched for it."""
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that somebody waits for."""
-
-
-class BadHandle(StoreError):
-    """The file handle is not open."""
-
-    errno = 9  # EBADF
 
 
 @dataclass(slots=True)

@@ -11,19 +11,31 @@ from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.core.rules import PathPolicies
-from luxfuse.errors import LuxError, StoreError
+from luxfuse.errors import StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Defaults, Stat, stat_of
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.files import BadHandle, Files
+from luxfuse.vfs.errors import (
+    BadHandle,
+    NameTooLong,
+    NoSuchAttribute,
+    NoSuchName,
+    NotADirectory,
+    NotALink,
+    NotPermitted,
+    NotSupported,
+    ReadOnly,
+    Stale,
+)
+from luxfuse.vfs.files import Files
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.moves import Moves
-from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
-from luxfuse.vfs.tree import NotPermitted, Tree
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writer import Writer
 
 XATTR_PREFIX = b"user.luxfuse."
@@ -35,36 +47,6 @@ BATCH = 256
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
 POSITIONS_REMEMBERED = 256
-
-
-class NoSuchAttribute(LuxError):
-    """The extended attribute does not exist."""
-
-    errno = 61  # ENODATA
-
-
-class NameTooLong(LuxError):
-    """No name is that long."""
-
-    errno = 36  # ENAMETOOLONG
-
-
-class NotSupported(LuxError):
-    """That kind of attribute is not kept."""
-
-    errno = 95  # EOPNOTSUPP
-
-
-class ReadOnly(LuxError):
-    """Nothing may be changed there."""
-
-    errno = 30  # EROFS
-
-
-class NotALink(LuxError):
-    """The inode is no symlink."""
-
-    errno = 22  # EINVAL
 
 
 @dataclass(slots=True)

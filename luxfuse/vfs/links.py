@@ -22,8 +22,9 @@ from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.namespace import Namespace, Stale
-from luxfuse.vfs.tree import NotPermitted, Tree
+from luxfuse.vfs.errors import NotPermitted, Stale
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 

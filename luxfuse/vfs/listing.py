@@ -15,6 +15,7 @@ from luxfuse.errors import LuxError, StoreError, Unforeseen
 from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.errors import Moved, NotRecorded
 from luxfuse.vfs.moving import Moving
 
 log = logging.getLogger(__name__)
@@ -22,14 +23,6 @@ log = logging.getLogger(__name__)
 MERGE_ENTRIES = 25_000
 """Entries recorded in one transaction."""
 CONCURRENT_LISTINGS = 8
-
-
-class Moved(LuxError):
-    """The directory, or one above it, was renamed while it was listed under its old name."""
-
-
-class NotRecorded(LuxError):
-    """The index does not take what the store said: its disk is full or fails."""
 
 
 @dataclass(slots=True)

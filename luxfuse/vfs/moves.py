@@ -26,13 +26,14 @@ from luxfuse.types import Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import keep
-from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
+from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.taking_back import Step, TakingBack
-from luxfuse.vfs.tree import Exists, Tree
+from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import Freeze, WriteBack
-from luxfuse.vfs.writer import IsADirectory, Writer
+from luxfuse.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,6 @@ CONCURRENT_COPIES = 16
 MOVE, MOVE_DIRECTORY, SWAP = "move", "move-directory", "exchange"
 
 Place = tuple[int, bytes]
-
-
-class BadFlags(LuxError):
-    """Such a rename is not known."""
-
-    errno = 22  # EINVAL
 
 
 class Moves:

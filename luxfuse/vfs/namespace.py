@@ -28,8 +28,9 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import marker_attributes, parse_attributes
 from luxfuse.vfs.doubts import Doubts
+from luxfuse.vfs.errors import KernelBusy, Moved, NoSuchName, NotRecorded, Stale
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.listing import Lister, Moved, NotRecorded
+from luxfuse.vfs.listing import Lister
 
 log = logging.getLogger(__name__)
 
@@ -43,30 +44,6 @@ ASKED_AGAIN = 3
 """How often a name is asked for at once because another node changed something while the answer was on its way."""
 STALE_TTL_S = 1.0
 """For how long the kernel may believe what could not be checked because the store is unreachable."""
-
-
-class Stale(LuxError):
-    """The inode number stands for a version that its name no longer has: the kernel looks the name up again."""
-
-    errno = 116  # ESTALE
-
-
-class NoSuchName(LuxError):
-    """The name does not exist."""
-
-    errno = 2  # ENOENT
-
-
-class NotADirectory(LuxError):
-    """The inode is no directory."""
-
-    errno = 20  # ENOTDIR
-
-
-class KernelBusy(LuxError):
-    """The kernel still serves what it knew."""
-
-    errno = 16  # EBUSY
 
 
 @dataclass(slots=True)

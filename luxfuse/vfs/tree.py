@@ -32,56 +32,26 @@ from luxfuse.vfs.attributes import (
     with_times,
 )
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import (
+    BadName,
+    Exists,
+    IsADirectory,
+    KeyTooLong,
+    NoSuchName,
+    NotADirectory,
+    NotEmpty,
+    ReservedName,
+    Stale,
+    TooManyAttributes,
+)
 from luxfuse.vfs.files import Files
-from luxfuse.vfs.namespace import Namespace, NoSuchName, NotADirectory, Stale
+from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.writeback import MARKED, WriteBack
-from luxfuse.vfs.writer import IsADirectory, Writer, without_set_id
+from luxfuse.vfs.writer import Writer, without_set_id
 from luxfuse.workers import take
 
 REMOVED_KEPT = 10_000
 NAMES_AT_ONCE = 16
-
-
-class Exists(LuxError):
-    """There is something of that name already."""
-
-    errno = 17  # EEXIST
-
-
-class NotEmpty(LuxError):
-    """The directory has entries."""
-
-    errno = 39  # ENOTEMPTY
-
-
-class BadName(LuxError):
-    """No object key can stand for the name."""
-
-    errno = 84  # EILSEQ
-
-
-class ReservedName(LuxError):
-    """The name has a meaning of its own in the bucket."""
-
-    errno = 22  # EINVAL
-
-
-class KeyTooLong(LuxError):
-    """The path makes a key that the store does not take."""
-
-    errno = 36  # ENAMETOOLONG
-
-
-class TooManyAttributes(LuxError):
-    """Object metadata has no room for the extended attributes."""
-
-    errno = 28  # ENOSPC
-
-
-class NotPermitted(LuxError):
-    """That cannot be done here."""
-
-    errno = 1  # EPERM
 
 
 class Tree:

@@ -19,37 +19,15 @@ from luxfuse.cache.cached import Buffer
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.errors import AttachPoint, NoSuchName, NotADirectory, OtherVolume, ReadOnlyVolume, Stale, Unserved
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
-from luxfuse.vfs.namespace import NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT, KernelShares
 
 WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
 """Any of these, and an open changes something or may."""
 UNSERVED_MODE = modes.S_IFDIR
 """Of an attach point in listings while its volume cannot be served: a directory that nobody may enter."""
-
-
-class Unserved(LuxError):
-    """The under-store that is attached here cannot be served now."""
-
-
-class Busy(LuxError):
-    """The name is an attach point, or a directory on the way to one."""
-
-    errno = 16  # EBUSY
-
-
-class OtherVolume(LuxError):
-    """A rename from one under-store to another; programs then copy."""
-
-    errno = 18  # EXDEV
-
-
-class ReadOnlyVolume(LuxError):
-    """The volume was attached for reading only."""
-
-    errno = 30  # EROFS
 
 
 class Volume:
@@ -142,7 +120,7 @@ class Volumes:
         return met
 
     async def attach(self, volume: Volume, path: str) -> None:
-        """Show a volume at ``path``, whose directory must exist. Raises `NoSuchName`, `NotADirectory`, `Busy`."""
+        """Show a volume at ``path``, whose directory must exist. Raises `NoSuchName`, `NotADirectory`, `AttachPoint`."""
         *parents, name = [os.fsencode(part) for part in path.split("/")]
         met = await self.way_to(path)
         node = self.main.node
@@ -154,7 +132,7 @@ class Volumes:
                 self._met(child, inode)
             node = child
         if name in node.children:
-            raise Busy(f"{path} is an attach point already, or on the way to one")
+            raise AttachPoint(f"{path} is an attach point already, or on the way to one")
         child = volume.node
         child.parent, child.name, child.volume = node, name, volume
         node.children[name] = child
@@ -226,9 +204,9 @@ class Volumes:
         return node.children.get(name) if node is not None else None
 
     def _name(self, parent: int, name: bytes) -> Volume:
-        """Return the volume in which a name can be changed. Raises `Busy` for one that carries an attach point."""
+        """Return the volume in which a name can be changed. Raises `AttachPoint` for one that carries an attach point."""
         if self._child(parent, name) is not None:
-            raise Busy(f"{os.fsdecode(name)}: an under-store is attached there or below; detach it first")
+            raise AttachPoint(f"{os.fsdecode(name)}: an under-store is attached there or below; detach it first")
         return self._changeable(parent)
 
     def negative_ttl_s(self, parent: int, name: bytes) -> float:

@@ -38,8 +38,9 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
 from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import Conflict, Replaced, Stale
 from luxfuse.vfs.keeping import foreign, keep
-from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
 
 log = logging.getLogger(__name__)
@@ -62,18 +63,6 @@ MARKED = "marker"
 """As the version of a directory: the store has a marker object of it."""
 PUSHES = 2
 """Of one file in a row: the content, and its attributes where they could not go with it."""
-
-
-class Conflict(StoreError):
-    """Somebody else has written the object meanwhile, and the mount was told to fail then."""
-
-    errno = 116  # ESTALE
-
-
-class Replaced(StoreError):
-    """Somebody else has replaced or removed the object whose attributes were changed here: there is nothing to push."""
-
-    errno = 116  # ESTALE
 
 
 def _lies_in(key: str, moved: str) -> bool:

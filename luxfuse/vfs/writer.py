@@ -44,10 +44,11 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, to_metadata, with_times
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import Busy, IsADirectory, NoRoom, Stale, TooMany
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.namespace import Namespace, Stale
+from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.workers import Threads
@@ -66,30 +67,6 @@ MOST_DIRTY = 300_000
 """Files and the like that are not in the store yet: each takes a kilobyte or two of memory."""
 IO_THREADS = 16
 _COPY_BYTES = 64 << 20
-
-
-class IsADirectory(LuxError):
-    """The inode is a directory."""
-
-    errno = 21  # EISDIR
-
-
-class NoRoom(LuxError):
-    """The cache is full of what is not in the under-store yet."""
-
-    errno = 28  # ENOSPC
-
-
-class TooMany(LuxError):
-    """So many files are not in the under-store yet that no more are taken."""
-
-    errno = 23  # ENFILE
-
-
-class Busy(LuxError):
-    """The file cannot be written to now."""
-
-    errno = 16  # EBUSY
 
 
 class Writer:

@@ -20,7 +20,7 @@ from luxfuse import steps
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import AttributeChanges, parse_attributes
-from luxfuse.vfs.namespace import Stale
+from luxfuse.vfs.errors import Stale
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, snapshot

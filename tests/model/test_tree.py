@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luxfuse.errors import StoreUnavailable
-from luxfuse.vfs.namespace import NoSuchName, NotADirectory, Stale
+from luxfuse.vfs.errors import NoSuchName, NotADirectory, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages
 

@@ -29,7 +29,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import WriteMode
 from luxfuse.vfs.attributes import AttributeChanges
-from luxfuse.vfs.namespace import Stale
+from luxfuse.vfs.errors import Stale
 from tests.crash.lives import Tree, explain, idle, tree_of
 from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore

@@ -17,7 +17,7 @@ from luxfuse.cache.sweep import sweep
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs.namespace import Stale
+from luxfuse.vfs.errors import Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, pages, random_bytes, until
 from tests.support.tiers import consistent

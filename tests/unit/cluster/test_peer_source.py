@@ -17,7 +17,7 @@ from luxfuse.daemon.attachments import Attachments
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.provider import Provided
 from luxfuse.types import PAGE_BYTES, WriteMode
-from luxfuse.vfs.namespace import Stale
+from luxfuse.vfs.errors import Stale
 from tests.support.clustered import ClusterNode, clustered
 from tests.support.fake_store import FakeStore
 from tests.support.harness import pages, random_bytes, until

@@ -15,8 +15,8 @@ from luxfuse.fuse.attributes import changes_of, ref_of, to_kernel, without_set_i
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.errors import NotPermitted
 from luxfuse.vfs.kernel import Ref
-from luxfuse.vfs.tree import NotPermitted
 
 CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=7, umask=0o022)
 CALLER = Caller(uid=1000, gid=100, pid=7, umask=0o022)

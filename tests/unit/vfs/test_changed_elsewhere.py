@@ -10,7 +10,7 @@ import trio
 
 from luxfuse.core.notices import Change, ChangeKind
 from luxfuse.types import ObjectInfo
-from luxfuse.vfs.namespace import NoSuchName
+from luxfuse.vfs.errors import NoSuchName
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
 

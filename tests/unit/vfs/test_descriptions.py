@@ -13,7 +13,7 @@ from luxfuse.index.entries import Attributes
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import Caller, to_metadata
-from luxfuse.vfs.namespace import NoSuchName
+from luxfuse.vfs.errors import NoSuchName
 from tests.support.clustered import clustered
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted

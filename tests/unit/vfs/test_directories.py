@@ -11,9 +11,7 @@ import pytest
 from luxfuse.core.evidence import SAMPLE
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import filesystem
-from luxfuse.vfs.files import BadHandle
-from luxfuse.vfs.filesystem import NotALink
-from luxfuse.vfs.namespace import NotADirectory
+from luxfuse.vfs.errors import BadHandle, NotADirectory, NotALink
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
 

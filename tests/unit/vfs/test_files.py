@@ -12,9 +12,8 @@ import trio
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import ahead, files
-from luxfuse.vfs.files import BadHandle
+from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.filesystem import XATTRS
-from luxfuse.vfs.namespace import Stale
 from tests.support.fake_kernel import ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, mounted, pages, random_bytes, until

@@ -13,8 +13,7 @@ from luxfuse.core.evidence import SAMPLE
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.uncommitted import Table
-from luxfuse.vfs.filesystem import NameTooLong
-from luxfuse.vfs.namespace import KernelBusy, NoSuchName, Stale
+from luxfuse.vfs.errors import KernelBusy, NameTooLong, NoSuchName, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
 
