@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from luxfuse.cache.staged import Stamp, stamp_from
 from luxfuse.cache.upload import Source
+from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.properties import Properties
+
+
+@dataclass(slots=True)
+class Replicas:
+    """What other nodes hold of a file until the store has it."""
+
+    generation: int = 0
+    """Of what was promised last, where other nodes are to hold replicas of it; 0: none was."""
+    holders: tuple[str, ...] = ()
+    """The nodes that may hold a replica."""
+    replicated: int = 0
+    """The generation that enough of them hold."""
+    stamp: Stamp | None = None
+    """The stamp of the content in it."""
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    """Held while they are told what they are to hold."""
+
+    def promise(self, planned: Sequence[str]) -> None:
+        """Something new is about to be promised, which ``planned`` are to hold; those that held it may hold it still."""
+        former = tuple(name for name in self.holders if name not in planned)
+        self.generation += 1
+        self.holders = (*planned, *former)[:MOST_HOLDERS]
+
+    def misled(self) -> None:
+        """The file has another key than they know: what they hold is not what was promised last."""
+        self.generation += 1
+
+    def took(self, names: Sequence[str], generation: int, stamp: Stamp) -> tuple[str, ...]:
+        """Enough nodes hold a generation; returns those that may hold an earlier one."""
+        others = tuple(name for name in self.holders if name not in names)
+        self.holders = (*names, *others)[:MOST_HOLDERS]
+        self.replicated, self.stamp = generation, stamp
+        return others
 
 
 @dataclass(slots=True, eq=False)
@@ -83,15 +117,7 @@ class Dirty:
     """Whether a program has set the times of the content."""
     sent_early: bool = False
     """Whether an upload began while the file was being written."""
-    generation: int = 0
-    """Of what was promised last, where other nodes are to hold replicas of it; 0: none was."""
-    holders: tuple[str, ...] = ()
-    """The nodes that may hold a replica."""
-    replicated: int = 0
-    """The generation that enough of them hold."""
-    replicated_stamp: Stamp | None = None
-    """The stamp of the content in it."""
-    replicating: trio.Lock = field(default_factory=trio.Lock)
+    replicas: Replicas = field(default_factory=Replicas)
 
     @property
     def stamp(self) -> Stamp | None:
@@ -153,8 +179,8 @@ class Dirty:
             since_s=self.since_s,
             doomed=self.doomed,
             stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,
-            generation=self.generation,
-            holders=self.holders,
+            generation=self.replicas.generation,
+            holders=self.replicas.holders,
             inherits=self.stored[0] if self.stored is not None else self.inherits,
         )
 

@@ -322,7 +322,7 @@ class WriteBack:
             attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key, source.keep = dirty.key, await keep(self._store, dirty)
             metadata = {**foreign(source.keep), **self._described(dirty, to_metadata(Kind.FILE, attributes))}
-            generation = dirty.generation
+            generation = dirty.replicas.generation
             try:
                 try:
                     uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
@@ -347,7 +347,7 @@ class WriteBack:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
                 if self.replication is not None:
-                    self.replication.release(dirty.number, generation, dirty.holders)
+                    self.replication.release(dirty.number, generation, dirty.replicas.holders)
                 return uploaded
             except ChangedMeanwhile:
                 continue
@@ -365,9 +365,9 @@ class WriteBack:
 
     def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
         """Return the metadata of an object, with the write id if others may hold replicas of the file."""
-        if self.replication is None or not dirty.generation:
+        if self.replication is None or not dirty.replicas.generation:
             return metadata
-        return self.replication.described(metadata, dirty.number, dirty.generation, dirty.key)
+        return self.replication.described(metadata, dirty.number, dirty.replicas.generation, dirty.key)
 
     def _is_of_same_file(self, dirty: Dirty, info: ObjectInfo) -> bool:
         """Whether an object is an earlier content of a file, by us or by somebody who held it."""
@@ -381,15 +381,15 @@ class WriteBack:
         Where it is not, what they brought up is what the store is expected to have.
         """
         stamp, source = dirty.stamp, dirty.source
-        if self.replication is None or not dirty.holders or stamp is None or source is None:
+        if self.replication is None or not dirty.replicas.holders or stamp is None or source is None:
             return None
-        outcome = await self.replication.outcome(dirty.number, dirty.holders)
+        outcome = await self.replication.outcome(dirty.number, dirty.replicas.holders)
         if outcome is None:
             return None
         if outcome.key != dirty.key:
             await self.replication.remove_again(outcome)  # it was renamed since
             return None
-        if outcome.write.generation != dirty.generation or dirty.content_changed(dirty.noted):
+        if outcome.write.generation != dirty.replicas.generation or dirty.content_changed(dirty.noted):
             dirty.expect = outcome.version
             return None
         checksums = await self._uploader.checksums(source.bytes, stamp.size)

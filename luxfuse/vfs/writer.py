@@ -31,7 +31,6 @@ from luxfuse.cache.staged import Buffer, StagedBytes, Stamp
 from luxfuse.cache.upload import OldObject, Source, Uploader
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.parts import PART_BYTES
-from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.core.spans import pages_of
 from luxfuse.core.waits import SmallCloses
 from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError, Unforeseen, VersionChanged
@@ -340,8 +339,8 @@ class Writer:
         Otherwise content that the journal has stays what was promised.
         """
         before = self._journal.files.get(dirty.number)
-        if before is not None and before.key != dirty.key and dirty.holders:
-            dirty.generation += 1
+        if before is not None and before.key != dirty.key and dirty.replicas.holders:
+            dirty.replicas.misled()
             self._misled.add(dirty)
         record = dirty.record(self.row(dirty).attributes)
         if inline is None and not synced and before is not None and before.has_inline:
@@ -631,27 +630,24 @@ class Writer:
     def _plan_replicas(self, dirty: Dirty) -> None:
         """Give what is about to be promised a generation, and choose who holds it: the journal is to know first."""
         assert self.replication is not None
-        planned = self.replication.plan(dirty.number, dirty.holders)
-        former = tuple(name for name in dirty.holders if name not in planned)
-        dirty.generation += 1
-        dirty.holders = (*planned, *former)[:MOST_HOLDERS]
+        dirty.replicas.promise(self.replication.plan(dirty.number, dirty.replicas.holders))
 
     async def _replicate(self, dirty: Dirty) -> bool:
         """Have other nodes hold what the journal has promised; False: they do not, so it has to go to the store now."""
         replication = self.replication
         if replication is None or not self._is_to_be_replicated(dirty) or not dirty.must_push:
             return True  # there is nothing to be lost
-        async with dirty.replicating:
+        async with dirty.replicas.lock:
             if dirty.source is None or dirty.place is None or not dirty.must_push:
                 return True
             content, stamp = self._content(dirty), dirty.noted
             if not content.complete or stamp is None:
                 return False  # the store makes the better copy of what it has
-            if dirty.generation == 0:  # promised by a run without replicas
+            if dirty.replicas.generation == 0:  # promised by a run without replicas
                 self._plan_replicas(dirty)
                 self.note(dirty)
                 await self._journal.commit()
-            if dirty.replicated == dirty.generation:
+            if dirty.replicas.replicated == dirty.replicas.generation:
                 return True
             with content.in_use():
                 try:
@@ -663,10 +659,10 @@ class Writer:
 
     async def _send_replicas(self, replication: Replicator, dirty: Dirty, fd: int, stamp: Stamp) -> None:
         """Have enough nodes hold the content that has ``stamp``; ``fd`` -1: if they do. Raises `NotReplicated`."""
-        generation, key = dirty.generation, dirty.key
+        generation, key = dirty.replicas.generation, dirty.key
         attributes = msgspec.structs.replace(self.row(dirty).attributes or Attributes(), mtime_ns=stamp.mtime_ns)
-        same = dirty.replicated if dirty.replicated_stamp == stamp else 0
-        planned = dirty.holders[: replication.copies]
+        same = dirty.replicas.replicated if dirty.replicas.stamp == stamp else 0
+        planned = dirty.replicas.holders[: replication.copies]
         took = await replication.replicate(
             replication.write(dirty.number, generation),
             key,
@@ -677,13 +673,11 @@ class Writer:
             stamp.size,
             same,
         )
-        others = tuple(name for name in dirty.holders if name not in took)
-        dirty.holders = (*took, *others)[:MOST_HOLDERS]
-        dirty.replicated, dirty.replicated_stamp = generation, stamp
+        others = dirty.replicas.took(took, generation, stamp)
         if dirty.place is None:
-            replication.release(dirty.number, generation, dirty.holders, removed=True)
+            replication.release(dirty.number, generation, dirty.replicas.holders, removed=True)
         elif not dirty.must_push:
-            replication.release(dirty.number, generation, dirty.holders)
+            replication.release(dirty.number, generation, dirty.replicas.holders)
         else:
             replication.release(dirty.number, generation, others)  # not before enough have what comes after
             self.note(dirty)
@@ -695,19 +689,24 @@ class Writer:
             return
         await replication.retract()
         for dirty in list(self._misled):  # those of others, too: who comes second waits for who was first
-            if dirty.place is None or dirty.source is None or not dirty.must_push or not dirty.replicated:
+            if dirty.place is None or dirty.source is None or not dirty.must_push or not dirty.replicas.replicated:
                 pass
             elif not self._is_to_be_replicated(dirty):
-                replication.release(dirty.number, dirty.generation, dirty.holders, removed=True)
+                replication.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
             elif not await self._rename_replicas(replication, dirty) and not dirty.writers:
                 await self._writeback.push(dirty)
             self._misled.discard(dirty)
 
     async def _rename_replicas(self, replication: Replicator, dirty: Dirty) -> bool:
         """Tell the holders of a file its new key. False: they do not hold it any more."""
-        async with dirty.replicating:
-            stamp = dirty.replicated_stamp
-            if stamp is None or dirty.replicated == dirty.generation or dirty.source is None or dirty.place is None:
+        async with dirty.replicas.lock:
+            stamp = dirty.replicas.stamp
+            if (
+                stamp is None
+                or dirty.replicas.replicated == dirty.replicas.generation
+                or dirty.source is None
+                or dirty.place is None
+            ):
                 return True
             content = dirty.source.bytes
             # What is being written to is not what they hold: that stays what was promised, under the new key.
@@ -852,8 +851,8 @@ class Writer:
         record = self._journal.files.get(dirty.number)
         dirty.promised = record is not None and record.closed and not record.has_inline
         self._journal.drop_file(dirty.number)
-        if self.replication is not None and dirty.holders:
-            self.replication.release(dirty.number, dirty.generation, dirty.holders, removed=True)
+        if self.replication is not None and dirty.replicas.holders:
+            self.replication.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
         self._writeback.forget(dirty)
         self.discard_if_unused(dirty)
 
