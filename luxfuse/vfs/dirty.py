@@ -19,6 +19,77 @@ from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.properties import Properties
 
+MOST_SENT = 15
+"""Contents remembered of a file that may have arrived unheard of, beside the last."""
+
+
+@dataclass(slots=True)
+class Stored:
+    """What the store has of an entry, as far as that is known, and what may have come there unheard of."""
+
+    expect: str | None
+    """The version that the store is believed to hold under the key: "" for none, None if that is not known."""
+    at: tuple[str, str] | None = None
+    """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
+    inherits: str = ""
+    """Of one that is resumed: the key of the object that it is, if the store had one."""
+    resumed: bool = False
+    """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
+    doomed: bool = False
+    """Whether what the store has under the key was removed here, and goes even if this never gets there."""
+    sent: tuple[tuple[int, int], ...] = ()
+    """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
+    described: Mapping[str, str] | None = None
+    """The metadata that a copy was asked for which may have been made unheard of."""
+    kept: Properties | None = None
+    """What others have set on the object that it is, as of ``kept_s``; see `keeping`."""
+    kept_s: float = -math.inf
+
+    def is_under(self, key: str) -> bool:
+        """Whether the store has what was promised last under a key."""
+        return self.at is not None and self.at[0] == key
+
+    def is_elsewhere(self, key: str) -> bool:
+        """Whether the store has what was promised last, under another key."""
+        return self.at is not None and self.at[0] != key
+
+    def expects(self, version: str | None) -> None:
+        """The store is believed to hold a version under the key."""
+        self.expect = version
+
+    def pushed(self, key: str, version: str) -> None:
+        """The store has all of it."""
+        self.expect = version or None
+        self.resumed = self.doomed = False
+        self.at = (key, version)
+
+    def copied(self, key: str, new_key: str, version: str) -> None:
+        """What the store had under a key, it has under another one, as a version of its own."""
+        if self.is_under(key):
+            self.at = (new_key, version)
+
+    def replaces_removed(self, removed: bool) -> None:
+        """``removed``: what the store has under the key was removed here."""
+        self.doomed = removed
+
+    def may_have_arrived(self, stamp: Stamp) -> None:
+        """No answer told whether a content has got to the store."""
+        self.sent = (*self.sent[-MOST_SENT:], (stamp.mtime_ns, stamp.size))
+
+    def describing(self, metadata: Mapping[str, str] | None) -> None:
+        """A copy with this metadata is asked for; None: it is there."""
+        self.described = metadata
+
+    def looked_at(self, now_s: float, found: Properties | None) -> None:
+        """What others have set is known as of now; None: nothing else than before."""
+        if found is not None:
+            self.kept = found
+        self.kept_s = now_s
+
+    def replaced_by(self, version: str) -> None:
+        """Somebody else's version is under the key: what is set on that one is not known."""
+        self.expect, self.kept_s = version, -math.inf
+
 
 @dataclass(slots=True)
 class Replicas:
@@ -34,6 +105,11 @@ class Replicas:
     """The stamp of the content in it."""
     lock: trio.Lock = field(default_factory=trio.Lock)
     """Held while they are told what they are to hold."""
+
+    @property
+    def have_all(self) -> bool:
+        """Whether enough nodes hold what was promised last."""
+        return self.replicated == self.generation
 
     def promise(self, planned: Sequence[str]) -> None:
         """Something new is about to be promised, which ``planned`` are to hold; those that held it may hold it still."""
@@ -57,9 +133,8 @@ class Replicas:
 class Dirty:
     """One file, directory, symlink or special file with changes of its own. ``number`` names it in the journal.
 
-    ``place`` is (parent inode, name), None once it is unlinked or replaced. ``expect`` is the version that the store is
-    believed to hold under the key: "" for none, None if that is not known. ``uploaded`` is the stamp of the content
-    that the store has, ``noted`` of the content that the journal promises to bring there.
+    ``place`` is (parent inode, name), None once it is unlinked or replaced. ``uploaded`` is the stamp of the content that
+    the store has, ``noted`` of the content that the journal promises to bring there.
     """
 
     number: int
@@ -68,7 +143,7 @@ class Dirty:
     mode: WriteMode
     place: tuple[int, bytes] | None
     key: str
-    expect: str | None
+    stored: Stored
     source: Source | None = None
     """The content, of files whose content may have changed."""
     target: bytes = b""
@@ -92,21 +167,6 @@ class Dirty:
     failed: tuple[str, Stamp | None] | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
     finished: bool = False
-    resumed: bool = False
-    """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
-    stored: tuple[str, str] | None = None
-    """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
-    inherits: str = ""
-    """Of one that is resumed: the key of the object that it is, if the store had one."""
-    kept: Properties | None = None
-    """What others have set on the object that it is, as of ``kept_s``; see `keeping`."""
-    kept_s: float = -math.inf
-    sent: tuple[tuple[int, int], ...] = ()
-    """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
-    described: Mapping[str, str] | None = None
-    """The metadata that a copy was asked for which may have been made unheard of."""
-    doomed: bool = False
-    """Whether what the store has under the key was removed here, and goes even if this never gets there."""
     promised: bool = False
     """Of one whose name is gone: whether a restart would look for the staging file until that is durable."""
     orphan: Entry | None = None
@@ -150,7 +210,7 @@ class Dirty:
         """Whether the store may have something of it under its key, but for a push that is on its way."""
         if self.kind is Kind.SPECIAL:
             return False
-        return self.expect != ABSENT or (self.resumed and self.mode is not WriteMode.MUST_CACHE)
+        return self.stored.expect != ABSENT or (self.stored.resumed and self.mode is not WriteMode.MUST_CACHE)
 
     @property
     def needs_base(self) -> bool:
@@ -161,14 +221,14 @@ class Dirty:
         """Return what the journal keeps of it."""
         content = self.source.bytes if self.source is not None else None
         base = content.base.record if content is not None and content.base is not None else None
-        now = self.stamp
+        now, stored = self.stamp, self.stored.at
         return FileRecord(
             key=self.key,
             kind=self.kind,
             mode=self.mode,
             inode=self.inode,
             attributes=attributes,
-            expect=self.expect,
+            expect=self.stored.expect,
             base_key=base.key if base is not None else "",
             base_version=base.version if base is not None else "",
             base_size=content.base_bytes if content is not None else 0,
@@ -177,11 +237,11 @@ class Dirty:
             closed=self.closed,
             content=self.kind is not Kind.FILE or (now is not None and self.has_changed(now, self.uploaded)),
             since_s=self.since_s,
-            doomed=self.doomed,
-            stored=self.stored if self.stored is not None and self.stored[0] != self.key else None,
+            doomed=self.stored.doomed,
+            stored=stored if stored is not None and stored[0] != self.key else None,
             generation=self.replicas.generation,
             holders=self.replicas.holders,
-            inherits=self.stored[0] if self.stored is not None else self.inherits,
+            inherits=stored[0] if stored is not None else self.stored.inherits,
         )
 
 
@@ -225,8 +285,8 @@ class DirtyEntries:
 
     def stored_under(self, key: str) -> list[Dirty]:
         """Return those of which the store has what was promised last under a key that is not theirs any more."""
-        self._displaced = {d for d in self._displaced if d.place is not None and d.stored and d.stored[0] != d.key}
-        return [d for d in self._displaced if d.stored and d.stored[0] == key]
+        self._displaced = {d for d in self._displaced if d.place is not None and d.stored.is_elsewhere(d.key)}
+        return [d for d in self._displaced if d.stored.is_under(key)]
 
     def __iter__(self) -> Iterator[Dirty]:
         return iter(list(self._by_inode.values()))

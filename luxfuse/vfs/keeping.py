@@ -35,8 +35,9 @@ def foreign(kept: Properties | None) -> dict[str, str]:
 async def keep(store: Store, dirty: Dirty) -> Properties | None:
     """Return what others have set on the object that a dirty entry is; None if nothing is there. Raises `StoreError`."""
     now_s = trio.current_time()
-    if not store.abilities.metadata or now_s - dirty.kept_s < KEPT_S:
-        return dirty.kept
+    if not store.abilities.metadata or now_s - dirty.stored.kept_s < KEPT_S:
+        return dirty.stored.kept
+    looked: Properties | None = None
     origin = _origin(dirty)
     if origin is not None:
         key, version = origin
@@ -48,15 +49,15 @@ async def keep(store: Store, dirty: Dirty) -> Properties | None:
             log.info("%r is replaced without a look at what others set on it: %s", key, exc)
         else:
             if key == dirty.key or version in ("", found.info.version):  # else another object has the key now
-                dirty.kept = found
-    dirty.kept_s = now_s
-    return dirty.kept
+                looked = found
+    dirty.stored.looked_at(now_s, looked)
+    return dirty.stored.kept
 
 
 def _origin(dirty: Dirty) -> tuple[str, str] | None:
     """Return key and version ("" if unknown) of the object that an entry is."""
     if dirty.kind in (Kind.DIRECTORY, Kind.SYMLINK):
-        return (dirty.key, "") if dirty.may_be_stored and not dirty.doomed else None
-    if dirty.stored is not None:
-        return dirty.stored
-    return (dirty.inherits, "") if dirty.inherits else None
+        return (dirty.key, "") if dirty.may_be_stored and not dirty.stored.doomed else None
+    if dirty.stored.at is not None:
+        return dirty.stored.at
+    return (dirty.stored.inherits, "") if dirty.stored.inherits else None

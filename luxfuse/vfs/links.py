@@ -89,7 +89,7 @@ class Links:
     @staticmethod
     def _is_stored(dirty: Dirty) -> bool:
         """Whether the store has the content of a file as it is now, under its key."""
-        if dirty.mode is WriteMode.MUST_CACHE or not dirty.may_be_stored or dirty.expect in (ABSENT, None):
+        if dirty.mode is WriteMode.MUST_CACHE or not dirty.may_be_stored or dirty.stored.expect in (ABSENT, None):
             return False
         return not dirty.content_changed(dirty.uploaded)
 

@@ -270,7 +270,7 @@ class Moves:
             return
         await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
         dirty = await self._not_in_flight(entry.inode)
-        if dirty is not None and (dirty.source is not None or not dirty.may_be_stored or dirty.expect == ABSENT):
+        if dirty is not None and (dirty.source is not None or not dirty.may_be_stored or dirty.stored.expect == ABSENT):
             await self._move_dirty(place, new_place, dirty, new_key, whiteout=whiteout)
             return
         if dirty is not None:
@@ -284,14 +284,14 @@ class Moves:
 
     async def _move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
         """The store does not have the content yet: it will go up under the new key."""
-        old_key, version = dirty.key, dirty.expect
+        old_key, version = dirty.key, dirty.stored.expect
         was_there = dirty.may_be_stored
         local = dirty.kind is Kind.SPECIAL
         target = self._namespace.peek(*new_place)
         replaced = self._replaced(new_place, new_key, local=local)
         replaced_version = self._tree.version_in_store(target) if target is not None else None
-        comes_back = dirty.stored is not None and dirty.stored[0] == new_key
-        dirty.doomed = not local and self._writeback.pending_delete(new_key) is not None and not comes_back
+        comes_back = dirty.stored.is_under(new_key)
+        dirty.stored.replaces_removed(not local and self._writeback.pending_delete(new_key) is not None and not comes_back)
         expect = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
@@ -300,10 +300,10 @@ class Moves:
         reached("move-dirty.rekeyed")
         if was_there:
             self._namespace.hold(None, *place)
-            own = dirty.stored is not None and dirty.stored[0] == old_key  # else it is what an earlier move has replaced
+            own = dirty.stored.is_under(old_key)  # else it is what an earlier move has replaced
             after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
             self._entries.note_displaced(dirty)
-            self._writeback.delete_later(old_key, place, None if dirty.resumed else version, after)
+            self._writeback.delete_later(old_key, place, None if dirty.stored.resumed else version, after)
         else:
             self._namespace.settle(None, *place)
         if replaced and target is not None:
@@ -323,7 +323,8 @@ class Moves:
             self._writer.publish(dirty)
 
     def _rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
-        dirty.place, dirty.key, dirty.expect = place, key, expect
+        dirty.place, dirty.key = place, key
+        dirty.stored.expects(expect)
         dirty.mode = self._writer.mode_of(key)
         if dirty.source is not None:
             dirty.source.key = key
@@ -463,8 +464,7 @@ class Moves:
     def _rekey_copied(self, dirty: Dirty, place: Place, new_key: str, info: ObjectInfo) -> None:
         """What is dirty has a new key, under which the store has a copy of what it had of it under the old one."""
         old_key, uploaded, row = dirty.key, dirty.uploaded, self._tree.row_of(place)
-        if dirty.stored is not None and dirty.stored[0] == old_key:
-            dirty.stored = (new_key, info.version)
+        dirty.stored.copied(old_key, new_key, info.version)
         self._rekey(dirty, place, new_key, info.version)
         if dirty.source is not None:  # somebody has it open for writing: the copy has what was uploaded
             dirty.uploaded, row.version = uploaded, info.version

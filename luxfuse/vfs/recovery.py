@@ -39,7 +39,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.dirty import Dirty, DirtyEntries, Replicas
+from luxfuse.vfs.dirty import Dirty, DirtyEntries, Replicas, Stored
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
@@ -438,14 +438,16 @@ class Recovery:
             record.mode,
             (parent, name),
             record.key,
-            expect,
+            Stored(
+                expect,
+                inherits=record.inherits,
+                resumed=True,
+                sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
+            ),
             closed=True,
-            resumed=True,
             since_s=record.since_s,
             attributes_changed=content is None,
-            sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
             replicas=Replicas(record.generation, record.holders),
-            inherits=record.inherits,
         )
         if content is not None:
             arrived = best(self._journal.uploads, record.key, self._journal)

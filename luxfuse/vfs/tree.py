@@ -31,7 +31,7 @@ from luxfuse.vfs.attributes import (
     to_metadata,
     with_times,
 )
-from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty import Dirty, DirtyEntries, Stored
 from luxfuse.vfs.errors import (
     BadName,
     Exists,
@@ -153,7 +153,7 @@ class Tree:
             checked_s=self._namespace.now_s(),
         )
         dirty = self._writer.mark(entry, key, expect)
-        dirty.doomed = expect != ABSENT
+        dirty.stored.replaces_removed(expect != ABSENT)
         self.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.note_empty(entry.inode)
@@ -273,7 +273,7 @@ class Tree:
         """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""
         key = self._namespace.key(*place, Kind.SPECIAL)
         number = self._journal.new_id()
-        dirty = Dirty(number, 0, Kind.SPECIAL, self._writer.mode_of(key), place, key, ABSENT, closed=True)
+        dirty = Dirty(number, 0, Kind.SPECIAL, self._writer.mode_of(key), place, key, Stored(ABSENT), closed=True)
         self._journal.put_file(number, dirty.record(_whiteout()))
         return number
 
@@ -506,7 +506,7 @@ class Tree:
         dirty = self._entries.get(entry.inode)
         if dirty is None:
             return entry.version or None
-        return None if dirty.lock.locked() or dirty.resumed else dirty.expect
+        return None if dirty.lock.locked() or dirty.stored.resumed else dirty.stored.expect
 
     def _is_promised(self, entry: Entry) -> bool:
         """Whether a restart would bring back what other nodes hold, or in part: then its removal is made sure of at once.

@@ -12,7 +12,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -50,8 +49,6 @@ WRITE_BACK_DELAY_S = 1.0
 POSTPONED_S = 4.0
 """How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
 CONFLICT_ROUNDS = 5
-MOST_SENT = 15
-"""Contents remembered of a file that may have arrived unheard of, beside the last."""
 WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
 MOST_PUSHES = 1024
@@ -273,9 +270,7 @@ class WriteBack:
             dirty.attributes_changed = True
             raise
         reached("push.stored")
-        dirty.expect = info.version or None
-        dirty.resumed = dirty.doomed = False
-        dirty.stored = (dirty.key, info.version)
+        dirty.stored.pushed(dirty.key, info.version)
         self._note_pushed(dirty, info)
         reached("push.noted")
 
@@ -325,7 +320,7 @@ class WriteBack:
             generation = dirty.replicas.generation
             try:
                 try:
-                    uploaded = await self._taken_over(dirty, metadata) if dirty.resumed and not attempt else None
+                    uploaded = await self._taken_over(dirty, metadata) if dirty.stored.resumed and not attempt else None
                     uploaded = uploaded or await self._upload(dirty, source, metadata, stamp)
                 except (VersionChanged, NotFound) as exc:  # not found: an upload that is complete, or a source that is gone
                     same = await self._resolve(dirty)
@@ -358,9 +353,9 @@ class WriteBack:
     async def _upload(self, dirty: Dirty, source: Source, metadata: Mapping[str, str], stamp: Stamp) -> Uploaded:
         """Upload the content; what may have arrived without an answer is remembered as sent by us."""
         try:
-            return await self._uploader.upload(source, metadata, dirty.expect)
+            return await self._uploader.upload(source, metadata, dirty.stored.expect)
         except StoreError:  # also one that finds another version: that may be of a first try
-            dirty.sent = (*dirty.sent[-MOST_SENT:], (stamp.mtime_ns, stamp.size))
+            dirty.stored.may_have_arrived(stamp)
             raise
 
     def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
@@ -390,7 +385,7 @@ class WriteBack:
             await self.replication.remove_again(outcome)  # it was renamed since
             return None
         if outcome.write.generation != dirty.replicas.generation or dirty.content_changed(dirty.noted):
-            dirty.expect = outcome.version
+            dirty.stored.expects(outcome.version)
             return None
         checksums = await self._uploader.checksums(source.bytes, stamp.size)
         with contextlib.suppress(NotFound):
@@ -402,19 +397,20 @@ class WriteBack:
 
     async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
         """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
-        if dirty.expect is None:
+        if dirty.stored.expect is None:
             try:
-                dirty.expect = (await self._store.head(dirty.key)).version
+                dirty.stored.expects((await self._store.head(dirty.key)).version)
             except NotFound:
-                dirty.expect = ABSENT
+                dirty.stored.expects(ABSENT)
         before, sending = self._journal.files.get(dirty.number), (stamp.mtime_ns, stamp.size)
         if before is None:
             return
         # Of what was never promised, a restart only asks whether the store has another version.
-        told = not before.closed or sending in ((before.stamp, before.size), before.sending)
-        if before.expect != dirty.expect or not told:
-            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=dirty.expect, sending=sending))
-        if before.expect != dirty.expect or not told or (before.closed and not self._journal.is_durable(dirty.number)):
+        expect, told = dirty.stored.expect, not before.closed or sending in ((before.stamp, before.size), before.sending)
+        news = before.expect != expect or not told
+        if news:
+            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=expect, sending=sending))
+        if news or (before.closed and not self._journal.is_durable(dirty.number)):
             await self._journal.commit()
 
     async def _resolve(self, dirty: Dirty) -> Uploaded | None:
@@ -424,7 +420,8 @@ class WriteBack:
         try:
             info = await self._store.head(dirty.key)
         except NotFound:
-            dirty.expect, source.old = ABSENT, None
+            dirty.stored.expects(ABSENT)
+            source.old = None
             return None
         old_is_gone = source.old is not None and source.old.version != info.version
         if old_is_gone:
@@ -434,15 +431,15 @@ class WriteBack:
             checksums = await self._uploader.checksums(source.bytes, stamp.size)
             if await has_same_content(self._store, info, checksums, stamp.size):
                 return Uploaded(info, checksums, stamp)  # ours, and the answer got lost; or no difference
-        if info.version == dirty.expect:
+        if info.version == dirty.stored.expect:
             if old_is_gone:
                 return None
             raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
         if _is_sent(dirty, info) or self._is_of_same_file(dirty, info):
-            dirty.expect = info.version
+            dirty.stored.expects(info.version)
             return None
         taken = await self._taken_over(dirty, info.metadata or {})
-        if taken is not None or info.version == dirty.expect:
+        if taken is not None or info.version == dirty.stored.expect:
             return taken  # theirs came after ours
         self.conflicts += 1
         if self.fail_on_conflict:
@@ -451,7 +448,7 @@ class WriteBack:
             raise dirty.conflict
         saved = await self._recovered.save_object(self._store, info)
         log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
-        dirty.expect, dirty.kept_s = info.version, -math.inf
+        dirty.stored.replaced_by(info.version)
         return None
 
     async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
@@ -476,14 +473,14 @@ class WriteBack:
 
         Servers may give a copy another version, and answers get lost: what has the attributes that were sent is ours.
         """
-        known = dirty.expect or row.version
+        known = dirty.stored.expect or row.version
         for _ in range(CONFLICT_ROUNDS):
             try:
                 kept = await self._store.examine(dirty.key)
             except NotFound:
                 raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
             found = kept.info
-            if found.version != known and found.metadata != dirty.described and not _has(found, row):
+            if found.version != known and found.metadata != dirty.stored.described and not _has(found, row):
                 raise Replaced(f"{dirty.key!r} was replaced by somebody else meanwhile")
             known = found.version
             metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
@@ -491,14 +488,14 @@ class WriteBack:
                 metadata.pop("xattr", None)
             if metadata == found.metadata:
                 return found, found
-            dirty.described = metadata
+            dirty.stored.describing(metadata)
             try:
                 info = await self._store.copy(
                     dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size, keep=kept
                 )
             except VersionChanged:
                 continue
-            dirty.described = None
+            dirty.stored.describing(None)
             return found, info
         raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
 
@@ -848,7 +845,7 @@ def _has(info: ObjectInfo, row: Entry) -> bool:
 def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:
     """Whether an object is what we, or the run that was killed, tried to bring up, and never heard of again."""
     known = parse_attributes(info.metadata)
-    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.sent
+    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.stored.sent
 
 
 def is_at_or_below(key: str, path: str) -> bool:

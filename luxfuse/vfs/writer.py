@@ -42,7 +42,7 @@ from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, falloca
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, to_metadata, with_times
-from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty import Dirty, DirtyEntries, Stored
 from luxfuse.vfs.errors import Busy, IsADirectory, NoRoom, Stale, TooMany
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import foreign, keep
@@ -277,7 +277,7 @@ class Writer:
         return dirty
 
     def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
-        """Make an inode dirty, and hold its name. ``expect``: see `Dirty`."""
+        """Make an inode dirty, and hold its name. ``expect``: see `Stored`."""
         parent, name = self._namespace.place(entry.inode)
         dirty = Dirty(
             self._journal.new_id(),
@@ -286,8 +286,7 @@ class Writer:
             self.mode_of(key),
             (parent, name),
             key,
-            expect,
-            stored=(key, entry.version) if entry.kind is Kind.FILE and entry.version else None,
+            Stored(expect, (key, entry.version) if entry.kind is Kind.FILE and entry.version else None),
         )
         self._entries.add(dirty)
         self._namespace.hold(entry.inode, parent, name)
@@ -607,7 +606,7 @@ class Writer:
         """Whether the store has all of a file with this stamp: it was opened for writing, and not written to, say."""
         if dirty.uploaded is None or dirty.attributes_changed or dirty.has_changed(stamp, dirty.uploaded):
             return False
-        return dirty.stored is not None and dirty.stored[0] == dirty.key
+        return dirty.stored.is_under(dirty.key)
 
     def _is_promised_anyway(self, dirty: Dirty) -> bool:
         """Whether the journal says durably that a restart brings up what is in the staging file, whatever that is.
@@ -647,7 +646,7 @@ class Writer:
                 self._plan_replicas(dirty)
                 self.note(dirty)
                 await self._journal.commit()
-            if dirty.replicas.replicated == dirty.replicas.generation:
+            if dirty.replicas.have_all:
                 return True
             with content.in_use():
                 try:
@@ -667,7 +666,7 @@ class Writer:
             replication.write(dirty.number, generation),
             key,
             to_metadata(Kind.FILE, attributes),
-            dirty.expect,
+            dirty.stored.expect,
             planned,
             fd,
             stamp.size,
