@@ -162,9 +162,9 @@ class Backlog:
             size += _size_of(dirty)
             open_files += dirty.writers > 0
             since_s = dirty.since_s if since_s is None else min(since_s, dirty.since_s)
-            if dirty.error is not None:
+            if dirty.tries.error is not None:
                 failing += 1
-                error = error or f"{path_of(dirty.key)}: {dirty.error}"
+                error = error or f"{path_of(dirty.key)}: {dirty.tries.error}"
         held = 0
         for key, record in self._journal.deletes.items():
             held += self._writeback.is_read(key)
@@ -290,7 +290,7 @@ class Backlog:
             if dirty.place is None or not is_at_or_below(dirty.key, path):
                 continue
             if not is_local(dirty):
-                state.left.append(_Wanted(dirty.key, dirty, dirty.error, dirty.uploaded))
+                state.left.append(_Wanted(dirty.key, dirty, dirty.tries.error, dirty.uploaded))
             elif path_of(dirty.key) == path:
                 state.fail(dirty.key, f"is local only ({_why_local(dirty)}): it is never brought to the under-store")
             else:
@@ -310,8 +310,8 @@ class Backlog:
         wanted.key = dirty.key
         if dirty.finished or dirty.place is None:
             return ""
-        if dirty.error is not None and dirty.error is not wanted.error:
-            return str(dirty.error)
+        if dirty.tries.error is not None and dirty.tries.error is not wanted.error:
+            return str(dirty.tries.error)
         if not self._is_waiting(dirty):
             return ""
         if not dirty.writers:

@@ -129,6 +129,39 @@ class Replicas:
         return others
 
 
+@dataclass(slots=True)
+class Tries:
+    """How bringing an entry to the store went lately."""
+
+    error: LuxError | None = None
+    attempts: int = 0
+    """Tries in the background that failed, one after the other, with what is ``failed``: key and stamp."""
+    failed: tuple[str, Stamp | None] | None = None
+
+    def refused(self, error: LuxError) -> None:
+        """A try has failed."""
+        self.error = error
+
+    def succeeded(self) -> None:
+        """The store has it."""
+        self.error, self.attempts = None, 0
+
+    def have_failed(self, key: str, stamp: Stamp | None) -> bool:
+        """Whether the last try failed in the background, with what the entry is now."""
+        return self.attempts > 0 and self.error is not None and self.failed == (key, stamp)
+
+    def refused_later(self, error: LuxError, key: str, stamp: Stamp | None) -> None:
+        """A try in the background has failed; `count` follows when the next one is planned."""
+        if not self.have_failed(key, stamp):
+            self.attempts = 0
+        self.error, self.failed = error, (key, stamp)
+
+    def count(self) -> int:
+        """Return how many tries have failed by now, with the one that just did."""
+        self.attempts += 1
+        return self.attempts
+
+
 @dataclass(slots=True, eq=False)
 class Dirty:
     """One file, directory, symlink or special file with changes of its own. ``number`` names it in the journal.
@@ -159,12 +192,9 @@ class Dirty:
     checksums: dict[int, int] = field(default_factory=dict)
     """Of the pages of the content that has the stamp ``uploaded``."""
     since_s: float = field(default_factory=time.time)
-    error: LuxError | None = None
+    tries: Tries = field(default_factory=Tries)
     conflict: LuxError | None = None
     """Somebody else has written the object, and this is not to replace it: it is set aside when it is closed."""
-    attempts: int = 0
-    """Tries in the background that failed, one after the other, with what is ``failed``: key and stamp."""
-    failed: tuple[str, Stamp | None] | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
     finished: bool = False
     promised: bool = False

@@ -158,10 +158,10 @@ class WriteBack:
                             pushes += 1
             except (LuxError, OSError) as exc:
                 if dirty.place is not None:  # else it was removed meanwhile
-                    dirty.error = exc if isinstance(exc, LuxError) else StoreError(str(exc))
+                    dirty.tries.refused(exc if isinstance(exc, LuxError) else StoreError(str(exc)))
                     self.failures += 1
                     raise
-            dirty.error, dirty.attempts = None, 0
+            dirty.tries.succeeded()
             dirty.since_s = time.time()
         self.on_pushed(dirty)
 
@@ -604,13 +604,13 @@ class WriteBack:
 
     def _failed_as_it_is(self, dirty: Dirty) -> bool:
         """Whether the last try failed, and nothing was changed since."""
-        return dirty.attempts > 0 and dirty.error is not None and dirty.failed == (dirty.key, dirty.stamp)
+        return dirty.tries.attempts > 0 and dirty.tries.have_failed(dirty.key, dirty.stamp)
 
     def _pause_s(self, dirty: Dirty) -> float:
         """Return how long to wait before the next try. An outage costs little to be looked at, and somebody may wait."""
-        outage = isinstance(dirty.error, StoreUnavailable) and not self._store.reachable
+        outage = isinstance(dirty.tries.error, StoreUnavailable) and not self._store.reachable
         longest_s = URGENT_RETRY_S if outage and self.urgent else LONGEST_OUTAGE_RETRY_S if outage else LONGEST_RETRY_S
-        return retry_delay_s(dirty.attempts, longest_s, self._rng)
+        return retry_delay_s(dirty.tries.attempts, longest_s, self._rng)
 
     @property
     def _longest_delete_retry_s(self) -> float:
@@ -618,13 +618,10 @@ class WriteBack:
 
     def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
         """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
-        if not self._failed_as_it_is(dirty):
-            dirty.attempts = 0
-        dirty.error, dirty.failed = error, (dirty.key, dirty.stamp)
+        dirty.tries.refused_later(error, dirty.key, dirty.stamp)
         if not dirty.finished and dirty.place is not None:
             self._put_due(dirty, trio.current_time() + self._pause_s(dirty))
-        dirty.attempts += 1
-        if dirty.attempts == 1:
+        if dirty.tries.count() == 1:
             self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, error)
 
     def _warn(self, text: str, *arguments: object) -> None:
@@ -636,7 +633,7 @@ class WriteBack:
 
     async def _push_quietly(self, dirty: Dirty) -> None:
         if dirty.source is not None:
-            dirty.source.retrying = dirty.attempts > 0
+            dirty.source.retrying = dirty.tries.attempts > 0
         try:
             await self.push(dirty)
         except (Conflict, Replaced):
@@ -828,7 +825,7 @@ class WriteBack:
         now = trio.current_time()
         overdue = now - POSTPONED_S
         for dirty, due in list(self._due.items()):
-            if due > overdue and is_at_or_below(dirty.key, prefix) and (failed or dirty.error is None):
+            if due > overdue and is_at_or_below(dirty.key, prefix) and (failed or dirty.tries.error is None):
                 self._put_due(dirty, overdue)
         for key, due in self._deletes_due.items():
             if due > now and is_at_or_below(key, prefix) and (failed or key not in self._delete_errors):

@@ -32,7 +32,7 @@ def pause_s(m: Mount, dirty: Dirty) -> float:
 
 async def failed(m: Mount, dirty: Dirty, times: int) -> None:
     """Hurry until so many tries have failed."""
-    while dirty.attempts < times:
+    while dirty.tries.attempts < times:
         before = m.writeback.failures
         m.writeback.hurry()
         await until(lambda before=before: m.writeback.failures > before and dirty in m.writeback._due)  # type: ignore[misc]
@@ -66,14 +66,14 @@ async def test_a_file_that_is_refused_waits_longer_each_time_until_it_is_changed
         await until(lambda: m.writeback.failures > tries and dirty in m.writeback._due)
         assert pause_s(m, dirty) > 190
         m.writeback.urgent = False
-        assert "TooOdd" in str(dirty.error)
+        assert "TooOdd" in str(dirty.tries.error)
         handle = await m.kernel.open(m.fs, await m.inode("a"), 2)
         await m.kernel.write(m.fs, handle, 0, b"second")
         await m.kernel.flush(m.fs, handle)
         await m.kernel.release(m.fs, handle)
         assert pause_s(m, dirty) <= 1
         m.writeback.hurry()
-        await until(lambda: dirty.attempts == 1)
+        await until(lambda: dirty.tries.attempts == 1)
         driver._failures.clear()
 
 
@@ -90,7 +90,7 @@ async def test_what_nobody_foresaw_is_told_and_tried_again(tmp_path: Path, monke
         await write(m, "a", b"first")
         (dirty,) = m.dirty
         await failed(m, dirty, 3)
-        assert "KeyError" in str(dirty.error)
+        assert "KeyError" in str(dirty.tries.error)
         assert 2 < pause_s(m, dirty) <= 4
         monkeypatch.setattr(driver, "put", put)
         await m.drain()
