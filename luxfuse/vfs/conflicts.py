@@ -69,7 +69,7 @@ class Conflicts:
             if dirty.writers or dirty.place is None:
                 return  # its next close comes here again
             # Should we be killed from now on, the next run keeps it, and neither uploads it nor calls it lost.
-            dirty.closed = False
+            dirty.withdraw()
             self._writer.note(dirty)
             await self._journal.commit()
             reached("conflict.noted")

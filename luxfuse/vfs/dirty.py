@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import trio
 
 from luxfuse.cache.staged import Stamp, stamp_from
-from luxfuse.cache.upload import Source
+from luxfuse.cache.upload import Source, Uploaded
 from luxfuse.core.replicas import MOST_HOLDERS
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
@@ -209,6 +209,149 @@ class Dirty:
     """Whether an upload began while the file was being written."""
     replicas: Replicas = field(default_factory=Replicas)
 
+    # -- name and key
+
+    def take_key(self, place: tuple[int, bytes], key: str, mode: WriteMode, expect: str | None) -> None:
+        """It has another name and key, where the store has ``expect``: what it has under the old one does not count."""
+        self.place, self.key, self.mode = place, key, mode
+        self.stored.expects(expect)
+        if self.source is not None:
+            self.source.key = key
+            self.uploaded = None  # the store has nothing under this key
+        else:
+            self.attributes_changed = True
+
+    def take_place(self, place: tuple[int, bytes]) -> None:
+        """It has another name; the key follows."""
+        self.place = place
+
+    def lose_name(self, row: Entry) -> None:
+        """Its name is gone, of which ``row`` was recorded: it is not brought to the store any more."""
+        self.place, self.orphan = None, row
+        if self.source is not None:
+            self.source.cancelled = True
+
+    # -- what is promised
+
+    def close(self) -> None:
+        """What there is of it is to survive a restart."""
+        self.closed = True
+
+    def withdraw(self) -> None:
+        """The next run keeps what there is of it, and does not upload it."""
+        self.closed = False
+
+    def promised_content(self, stamp: Stamp | None) -> None:
+        """The journal promises to bring the content with this stamp to the store."""
+        self.noted = stamp
+
+    def awaits_commit(self, promised: bool) -> None:
+        """``promised``: a restart would look for the staging file until it is durable that the name is gone."""
+        self.promised = promised
+
+    def set_aside(self, conflict: LuxError) -> None:
+        """Somebody else has written the object, and this is not to replace it."""
+        self.conflict = conflict
+
+    def end(self) -> None:
+        """It is not dirty any more, or given up."""
+        self.finished = True
+
+    def pushed(self) -> None:
+        """The store has all there was; what is changed from now on waits from now on."""
+        self.tries.succeeded()
+        self.since_s = time.time()
+
+    # -- attributes
+
+    def made(self, target: bytes = b"") -> None:
+        """A directory, symlink (to ``target``) or special file was made, which is all there is of it."""
+        self.target, self.attributes_changed, self.closed = target, True, True
+
+    def describe(self) -> None:
+        """Its attributes were changed here, which is promised unless somebody writes the content just now."""
+        self.attributes_changed = True
+        self.closed = self.closed or self.source is None or not self.writers
+
+    def differs(self, changed: bool) -> None:
+        """Whether the store has other attributes than there are here."""
+        self.attributes_changed = changed
+
+    def set_times(self) -> None:
+        """A program has set the times of the content."""
+        self.times_set = True
+
+    def keeps_content(self) -> None:
+        """The content is what the store has, but for its times, which are attributes."""
+        self.uploaded, self.attributes_changed = self.stamp, True
+
+    # -- opens
+
+    def opened(self) -> None:
+        """Somebody opens it for writing."""
+        self.writers += 1
+
+    def released(self) -> None:
+        """One of those has closed it."""
+        self.writers -= 1
+        assert self.writers >= 0
+
+    def lose_privileges(self) -> None:
+        """Somebody who is not root has it open for writing."""
+        self.unprivileged = True
+
+    # -- content
+
+    def stage(self, source: Source) -> None:
+        """It has content of its own."""
+        self.source = source
+
+    def resume(self, source: Source, accounted_bytes: int) -> None:
+        """It has the content that an earlier run has promised, and what that takes on disk."""
+        self.source = source
+        self.noted = self.stamp
+        self.accounted_bytes = accounted_bytes
+
+    def adopt(self, checksums: dict[int, int]) -> None:
+        """The staging file was a cache file, with these checksums."""
+        self.checksums = checksums
+
+    def unstage(self) -> None:
+        """It has no content of its own any more: the staging file is in the cache, or gone."""
+        assert self.source is not None
+        self.source.bytes.close()
+        self.source = None
+
+    def is_unchanged(self) -> None:
+        """The store has the content as it is now."""
+        self.uploaded = self.stamp
+
+    def has_uploaded(self, uploaded: Uploaded) -> None:
+        """The store has the content."""
+        self.uploaded, self.checksums = uploaded.stamp, uploaded.checksums
+
+    def copy_has(self, uploaded: Stamp | None) -> None:
+        """The store has, under the new key, a copy of what was uploaded under the old one."""
+        self.uploaded = uploaded
+
+    def begin_early(self) -> None:
+        """An upload begins while it is being written."""
+        self.sent_early = True
+
+    def count(self, accounted_bytes: int) -> int:
+        """The staging file takes so much on disk; returns how much more than was accounted for."""
+        grown = accounted_bytes - self.accounted_bytes
+        self.accounted_bytes = accounted_bytes
+        return grown
+
+    def reserve(self) -> None:
+        """A write begins whose room is reserved."""
+        self.reservations += 1
+
+    def unreserve(self) -> None:
+        """It is over."""
+        self.reservations -= 1
+
     @property
     def stamp(self) -> Stamp | None:
         """The stamp of the content now."""
@@ -298,7 +441,7 @@ class DirtyEntries:
             del self._by_inode[dirty.inode]
         self._partial.discard(dirty)
         self._displaced.discard(dirty)
-        dirty.finished = True
+        dirty.end()
 
     def note_partial(self, dirty: Dirty) -> None:
         """The content of one lies in part in an object of the store; see `based_on`."""

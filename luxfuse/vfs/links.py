@@ -137,7 +137,7 @@ class Links:
 
     async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:
         source = await self._writer.begin(inode)
-        source.writers += 1  # it stays as it is until it has been copied
+        source.opened()  # it stays as it is until it has been copied
         try:
             if source.needs_base:
                 await self._writer.complete(source)

@@ -195,7 +195,7 @@ class Moves:
         below = self._entries.below(key) if entry.kind is Kind.DIRECTORY else [self._entries.get(entry.inode)]
         for dirty in below:
             if dirty is not None and dirty.must_push:
-                dirty.closed = True  # what goes up is as good as synced
+                dirty.close()  # what goes up is as good as synced
                 await self._writeback.push(dirty)
 
     async def _swap_objects(
@@ -323,14 +323,7 @@ class Moves:
             self._writer.publish(dirty)
 
     def _rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
-        dirty.place, dirty.key = place, key
-        dirty.stored.expects(expect)
-        dirty.mode = self._writer.mode_of(key)
-        if dirty.source is not None:
-            dirty.source.key = key
-            dirty.uploaded = None  # the store has nothing under this key
-        else:
-            dirty.attributes_changed = True
+        dirty.take_key(place, key, self._writer.mode_of(key), expect)
         self._writer.note(dirty)
 
     def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
@@ -467,7 +460,8 @@ class Moves:
         dirty.stored.copied(old_key, new_key, info.version)
         self._rekey(dirty, place, new_key, info.version)
         if dirty.source is not None:  # somebody has it open for writing: the copy has what was uploaded
-            dirty.uploaded, row.version = uploaded, info.version
+            dirty.copy_has(uploaded)
+            row.version = info.version
             self._namespace.put(*place, row)
         elif dirty.kind is not Kind.DIRECTORY:
             self._keep_cached(place, row, old_key, new_key, info)
@@ -591,7 +585,7 @@ class Moves:
             if dirty.place is None:
                 continue
             if dirty.key == prefix:
-                dirty.place = root
+                dirty.take_place(root)
                 self._namespace.hold(dirty.inode, *root)
             info, new_key = copied.get(dirty.key), new_prefix + dirty.key[len(prefix) :]
             if dirty.kind is Kind.SPECIAL:

@@ -444,6 +444,7 @@ class Recovery:
                 resumed=True,
                 sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
             ),
+            target=(inline or b"") if record.kind is Kind.SYMLINK else b"",
             closed=True,
             since_s=record.since_s,
             attributes_changed=content is None,
@@ -451,13 +452,9 @@ class Recovery:
         )
         if content is not None:
             arrived = best(self._journal.uploads, record.key, self._journal)
-            dirty.source = Source(record.key, content, open=arrived)
-            dirty.noted = dirty.stamp
-            dirty.accounted_bytes = os.fstat(content.fd).st_blocks * 512
+            dirty.resume(Source(record.key, content, open=arrived), os.fstat(content.fd).st_blocks * 512)
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
             space.count_staged(dirty.accounted_bytes)
-        elif record.kind is Kind.SYMLINK:
-            dirty.target = inline or b""
         self._entries.add(dirty)
         if dirty.needs_base:
             self._entries.note_partial(dirty)

@@ -221,7 +221,7 @@ class Tree:
         async with self.turn((parent, name)):
             await self.require_absent(parent, name)
             dirty = self._create(parent, name, mode, caller)
-            dirty.closed = True
+            dirty.close()
         try:
             await self._writer.sync(dirty)
         except (LuxError, OSError):
@@ -237,7 +237,7 @@ class Tree:
             key = self.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             dirty = self._make(parent, name, kind, attributes, key, len(target))
-            dirty.target, dirty.attributes_changed, dirty.closed = target, True, True
+            dirty.made(target)
             self._writer.note(dirty, target or None)
             reached("make.noted")
         if self.is_through(key) and kind is not Kind.SPECIAL:
@@ -266,7 +266,7 @@ class Tree:
         parent, name = place
         key = self._namespace.key(parent, name, Kind.SPECIAL)
         dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
-        dirty.attributes_changed, dirty.closed = True, True
+        dirty.made()
         self._writer.note(dirty)
 
     def promise_whiteout(self, place: tuple[int, bytes]) -> int:
@@ -352,9 +352,9 @@ class Tree:
                 st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
             ),
         )
-        dirty.times_set = True
+        dirty.set_times()
         if unchanged:  # the content is what the store has, only its times are not
-            dirty.uploaded, dirty.attributes_changed = dirty.stamp, True
+            dirty.keeps_content()
 
     async def put_attributes(self, inode: int, new: Attributes) -> None:
         """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was."""
@@ -366,8 +366,7 @@ class Tree:
         self._namespace.put(parent, name, row)
         key = self._namespace.key(parent, name, row.kind)
         dirty = self._entries.get(inode) or self._writer.mark(row, key, row.version or None)
-        dirty.attributes_changed = True
-        dirty.closed = dirty.closed or dirty.source is None or not dirty.writers
+        dirty.describe()
         self._writer.note(dirty)
         reached("describe.noted")
         if dirty.writers or not dirty.must_push:
@@ -382,7 +381,7 @@ class Tree:
                 row.attributes = old
                 self._namespace.put(*dirty.place, row)
                 if not dirty.content_changed(dirty.uploaded):
-                    dirty.attributes_changed = False
+                    dirty.differs(False)
                     self._writer.publish(dirty)
             raise
 

@@ -161,8 +161,7 @@ class WriteBack:
                     dirty.tries.refused(exc if isinstance(exc, LuxError) else StoreError(str(exc)))
                     self.failures += 1
                     raise
-            dirty.tries.succeeded()
-            dirty.since_s = time.time()
+            dirty.pushed()
         self.on_pushed(dirty)
 
     async def landed(self, dirty: Dirty) -> None:
@@ -249,12 +248,13 @@ class WriteBack:
         assert dirty.place is not None
         row = self._namespace.peek(*dirty.place)
         assert row is not None
-        dirty.attributes_changed = False
+        dirty.differs(False)
         reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
                 uploaded = await self._push_content(dirty, row)
-                info, dirty.uploaded, dirty.checksums = uploaded.info, uploaded.stamp, uploaded.checksums
+                info = uploaded.info
+                dirty.has_uploaded(uploaded)
             elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
                 info = await self._push_attributes(dirty, row)
             elif dirty.kind is Kind.DIRECTORY:
@@ -267,7 +267,7 @@ class WriteBack:
             self._namespace.expire(dirty.inode)
             raise
         except BaseException:
-            dirty.attributes_changed = True
+            dirty.differs(True)
             raise
         reached("push.stored")
         dirty.stored.pushed(dirty.key, info.version)
@@ -330,13 +330,13 @@ class WriteBack:
                         lost = lost or type(exc) is NotFound
                         continue
                     uploaded = same  # but it may have been described otherwise since
-                    dirty.attributes_changed = (same.info.metadata or {}) != metadata and self._store.abilities.metadata
+                    dirty.differs((same.info.metadata or {}) != metadata and self._store.abilities.metadata)
                 else:
                     if uploaded.metadata is not None:  # fixed before, maybe when the file was not complete
                         wanted = dict(metadata)
                         if "mtime" not in uploaded.metadata and not dirty.times_set:
                             wanted.pop("mtime", None)
-                        dirty.attributes_changed = wanted != uploaded.metadata
+                        dirty.differs(wanted != uploaded.metadata)
                 await self._uploader.give_up_open(source)  # where the store had it already
                 if source.old is not None:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
@@ -391,7 +391,7 @@ class WriteBack:
         with contextlib.suppress(NotFound):
             info = await self._store.head(dirty.key)
             if info.version == outcome.version and self._store.abilities.metadata:
-                dirty.attributes_changed = (info.metadata or {}) != metadata
+                dirty.differs((info.metadata or {}) != metadata)
         log.info("%r was uploaded by another node that held it", dirty.key)
         return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, 0), checksums, stamp)
 
@@ -444,8 +444,9 @@ class WriteBack:
         self.conflicts += 1
         if self.fail_on_conflict:
             await self._uploader.give_up_open(source)
-            dirty.conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
-            raise dirty.conflict
+            conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
+            dirty.set_aside(conflict)
+            raise conflict
         saved = await self._recovered.save_object(self._store, info)
         log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
         dirty.stored.replaced_by(info.version)

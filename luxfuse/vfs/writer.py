@@ -129,13 +129,13 @@ class Writer:
                 with trio.CancelScope(shield=True):  # it may be empty already: an open that is given up has cut nothing
                     await self._content(dirty).truncate(0)
             if caller.uid != 0:
-                dirty.unprivileged = True
+                dirty.lose_privileges()
             return self._attach(dirty)
 
     @contextlib.contextmanager
     def _opening(self, dirty: Dirty) -> Iterator[None]:
         """Count one more open for writing, unless it fails."""
-        dirty.writers += 1
+        dirty.opened()
         try:
             yield
         except BaseException:
@@ -247,10 +247,10 @@ class Writer:
         if adopted is not None:
             fd = self._staging.adopt(adopted.directory, obj.oid, dirty.number)
             reached("begin.adopted")
-            _, dirty.accounted_bytes = self._cache.detach(obj)
+            dirty.count(self._cache.detach(obj)[1])
             adopted.staged_bytes += dirty.accounted_bytes
             content = StagedBytes(fd, self._staging.path_of(dirty.number), cache=self._cache, threads=self._threads)
-            dirty.checksums = sums
+            dirty.adopt(sums)
             reached("begin.detached")
         else:
             fd = self._new_staging_file(dirty)
@@ -294,7 +294,7 @@ class Writer:
 
     def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
         """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
-        dirty.source = Source(dirty.key, content, old)
+        dirty.stage(Source(dirty.key, content, old))
         row = self.row(dirty)
         if dirty.place is not None and row.attributes is not None and row.attributes.atime_ns is None:
             # It has been the mtime, which moves from now on.
@@ -302,7 +302,7 @@ class Writer:
             self._namespace.put(*dirty.place, row)
         if unchanged is not None:
             self._set_times(dirty, unchanged)
-            dirty.uploaded = dirty.stamp
+            dirty.is_unchanged()
         self._files.attach_staged(dirty)
         self.note(dirty)
         reached("begin.noted")
@@ -368,15 +368,15 @@ class Writer:
         space, wanted = self._space(dirty), allocated_bytes(wanted_bytes)
         await self.wait_for_room(wanted, space)
         reserved = wanted if space.ledger.reserve(wanted) else 0
-        dirty.reservations += 1
+        dirty.reserve()
         try:
             yield
         finally:
-            dirty.reservations -= 1
+            dirty.unreserve()
             if dirty.reservations and dirty.source is not None:  # the last one finds out what all took
                 space.ledger.settle(reserved, reserved)
                 space.staged_bytes += reserved
-                dirty.accounted_bytes += reserved
+                dirty.count(dirty.accounted_bytes + reserved)
             else:
                 space.ledger.settle(reserved, 0)
                 if dirty.source is not None:
@@ -409,12 +409,12 @@ class Writer:
         async with self._room(target, content.size):
             with content.in_use(), new.in_use():
                 await self._threads.run(_copy_bytes, content.fd, new.fd)
-        target.times_set = True
+        target.set_times()
 
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
         """Set a file's size; ``dirty`` is None unless it is open for writing."""
         opened = dirty if dirty is not None and dirty.writers else await self.begin(inode, truncate=size == 0)
-        opened.writers += 1
+        opened.opened()
         try:
             await self._content(opened).truncate(size)
             self.account(opened)
@@ -468,9 +468,7 @@ class Writer:
         st = self._content(dirty).stat()
         if st is None or dirty.reservations:  # what is written now is counted already
             return
-        now = st.st_blocks * 512
-        self._space(dirty).count_staged(now - dirty.accounted_bytes)
-        dirty.accounted_bytes = now
+        self._space(dirty).count_staged(dirty.count(st.st_blocks * 512))
 
     def _space(self, dirty: Dirty) -> Space:
         """Return where the staging file is."""
@@ -520,7 +518,7 @@ class Writer:
             self.account(dirty)
         if dirty.place is None:
             return
-        dirty.closed = True
+        dirty.close()
         local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
         if local and (dirty.source is None or not self._is_volatile(self._space(dirty))):
             with trio.CancelScope(shield=True):
@@ -576,7 +574,7 @@ class Writer:
                 self.note(dirty)  # it is closed: a program that has it mapped may write to it from now on
         elif stamp is None or dirty.has_changed(stamp, dirty.noted):
             await self._make_durable(dirty, stamp)
-            dirty.noted = stamp
+            dirty.promised_content(stamp)
         elif not self._journal.is_durable(dirty.number):  # attributes that were set since
             await self._journal.commit()
         if dirty.must_push:
@@ -720,7 +718,7 @@ class Writer:
 
     async def _secure(self, dirty: Dirty) -> None:
         """Promise what there is of a file, though nobody has asked for it."""
-        dirty.closed = True
+        dirty.close()
         await self._promise(dirty)
 
     async def fsync(self, dirty: Dirty) -> None:
@@ -734,8 +732,7 @@ class Writer:
 
     def closed(self, dirty: Dirty) -> None:
         """A handle for writing is gone."""
-        dirty.writers -= 1
-        assert dirty.writers >= 0
+        dirty.released()
         if dirty.writers or dirty.finished:
             return
         if dirty.source is not None:
@@ -743,7 +740,7 @@ class Writer:
         if dirty.place is None:
             self.discard_if_unused(dirty)
         elif dirty.must_push:
-            dirty.closed = True
+            dirty.close()
             self.note(dirty)
             self._writeback.schedule(dirty)
         else:
@@ -814,10 +811,9 @@ class Writer:
             reached("publish.installed")
         else:
             self._remove_staged(dirty)
-        dirty.accounted_bytes = 0
+        dirty.count(0)
         self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
-        source.bytes.close()
-        dirty.source = None
+        dirty.unstage()
         if source.open is not None:
             self._nursery.start_soon(self._uploader.give_up_open, source)
 
@@ -841,14 +837,12 @@ class Writer:
 
     def orphan(self, dirty: Dirty, row: Entry) -> None:
         """The name of a dirty entry goes: it is not brought to the store any more. Its open handles live on."""
-        dirty.place, dirty.orphan = None, row
-        if dirty.source is not None:
-            dirty.source.cancelled = True
-            if dirty.source.open is not None:
-                self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
+        dirty.lose_name(row)
+        if dirty.source is not None and dirty.source.open is not None:
+            self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
         self._namespace.let_go(dirty.inode)
         record = self._journal.files.get(dirty.number)
-        dirty.promised = record is not None and record.closed and not record.has_inline
+        dirty.awaits_commit(record is not None and record.closed and not record.has_inline)
         self._journal.drop_file(dirty.number)
         if self.replication is not None and dirty.replicas.holders:
             self.replication.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
@@ -862,10 +856,9 @@ class Writer:
         if dirty.source is not None:
             self._remove_staged(dirty)
             reached("discard.removed")
-            dirty.accounted_bytes = 0
+            dirty.count(0)
             self._files.retire(dirty.inode)
-            dirty.source.bytes.close()
-            dirty.source = None
+            dirty.unstage()
         self._mapped.discard(dirty)
         self._entries.remove(dirty)
 
@@ -883,7 +876,7 @@ class Writer:
         cleared = without_set_id(mode)
         if cleared != mode:
             row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mode=cleared)
-            dirty.attributes_changed = True
+            dirty.differs(True)
             if dirty.place is not None:
                 self._namespace.put(*dirty.place, row)
             self._kernel.invalidate_inode(dirty.inode)
@@ -915,7 +908,7 @@ class Writer:
             return
         if source.bytes.size < EARLY_BYTES or not self._uploader.store.abilities.multipart or dirty.lock.locked():
             return
-        dirty.sent_early = True
+        dirty.begin_early()
         known = msgspec.structs.replace(self.row(dirty).attributes or Attributes(), mtime_ns=None)
         self._nursery.start_soon(self._send_early, dirty, source, to_metadata(Kind.FILE, known))
 
