@@ -39,7 +39,8 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.dirty import Dirty, DirtyEntries, Replicas, Stored
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Replicas, Stored
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator

@@ -31,7 +31,8 @@ from luxfuse.vfs.attributes import (
     to_metadata,
     with_times,
 )
-from luxfuse.vfs.dirty import Dirty, DirtyEntries, Stored
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Stored
 from luxfuse.vfs.errors import (
     BadName,
     Exists,

@@ -42,7 +42,8 @@ from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, falloca
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, Tier, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, to_metadata, with_times
-from luxfuse.vfs.dirty import Dirty, DirtyEntries, Stored
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Stored
 from luxfuse.vfs.errors import Busy, IsADirectory, NoRoom, Stale, TooMany
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import foreign, keep
