@@ -47,9 +47,9 @@ from luxfuse.vfs.errors import (
 )
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.turns import Turn, Turns
 from luxfuse.vfs.writeback import MARKED, WriteBack
 from luxfuse.vfs.writer import Writer, without_set_id
-from luxfuse.workers import take
 
 REMOVED_KEPT = 10_000
 NAMES_AT_ONCE = 16
@@ -84,7 +84,7 @@ class Tree:
         self._hierarchical = hierarchical
         self._limits = limits
         self._removed: OrderedDict[int, Entry] = OrderedDict()
-        self._turns: dict[tuple[int, bytes], tuple[trio.Lock, int]] = {}
+        self._turns: Turns[tuple[int, bytes]] = Turns()
 
     def removed_directory(self, inode: int) -> Entry | None:
         """Return the entry of a directory that was removed lately, and may still be open."""
@@ -574,45 +574,11 @@ class Tree:
 
     # -- one change of a name at a time
 
-    def turn(self, *places: tuple[int, bytes]) -> Turn:
+    def turn(self, *places: tuple[int, bytes]) -> Turn[tuple[int, bytes]]:
         """Wait for a turn to change names."""
-        return Turn(self._turns, places)
+        return self._turns.of(places)
 
 
 def _whiteout() -> Attributes:
     now = now_ns()
     return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, atime_ns=now, ctime_ns=now, rdev=0)
-
-
-class Turn:
-    """Holds the locks of some names, taken in one order."""
-
-    def __init__(
-        self, locks: dict[tuple[int, bytes], tuple[trio.Lock, int]], places: tuple[tuple[int, bytes], ...]
-    ) -> None:
-        self._locks = locks
-        self._places = sorted(set(places))
-        self._held: list[tuple[int, bytes]] = []
-
-    async def __aenter__(self) -> None:
-        for place in self._places:
-            lock, users = self._locks.get(place) or (trio.Lock(), 0)
-            self._locks[place] = lock, users + 1
-            try:
-                await take(lock)
-            except BaseException:
-                self._leave(place)
-                await self.__aexit__()
-                raise
-            self._held.append(place)
-
-    async def __aexit__(self, *_: object) -> None:
-        while self._held:
-            place = self._held.pop()
-            self._locks[place][0].release()
-            self._leave(place)
-
-    def _leave(self, place: tuple[int, bytes]) -> None:
-        lock, users = self._locks.pop(place)
-        if users > 1:
-            self._locks[place] = lock, users - 1

@@ -1,6 +1,6 @@
 """Bringing what is dirty to the under-store: at once for those who wait for it, in the background for the rest.
 
-One push of an entry at a time (`Dirty.lock`), one change of a key at a time (`_key`): so a delete never overtakes the
+One push of an entry at a time (`Dirty.lock`), one change of a key at a time (`Turns`): so a delete never overtakes the
 upload before it, nor the other way round. A push that fails leaves the entry dirty; it is tried again, with growing
 pauses, for ever: only success, an unlink, or the operator ends it. The pauses begin anew when the file is changed; `hurry`
 makes the next try early, and no more than that.
@@ -14,8 +14,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -41,6 +40,7 @@ from luxfuse.vfs.errors import Conflict, Replaced, Stale
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
+from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ class WriteBack:
         self._delete_failures: dict[str, int] = {}
         """How often the delete of a key has failed, one time after the other."""
         self._places: dict[str, tuple[int, bytes]] = {}
-        self._keys: dict[str, tuple[trio.Lock, int]] = {}
+        self._turns: Turns[str] = Turns()
+        """To change what the store has under a key."""
         self._wake = trio.Event()
         self.urgent = False
         """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
@@ -150,7 +151,8 @@ class WriteBack:
                 pushes = 0
                 while dirty.must_push and pushes < PUSHES:
                     await self.thawed(dirty.key)
-                    async with self._key(dirty.key) as key:
+                    key = dirty.key
+                    async with self._turns.of([key]):
                         if key == dirty.key:  # else it was renamed meanwhile
                             await self.spare(key, dirty)
                         if key == dirty.key and dirty.must_push:
@@ -208,27 +210,6 @@ class WriteBack:
                 if place is not None:
                     self._places.setdefault(key, place)
                 self._deleted(key)
-
-    @asynccontextmanager
-    async def _turns(self, keys: Iterable[str]) -> AsyncIterator[None]:
-        """Wait for a turn to change what the store has under each key; in one order, so that none waits for another."""
-        async with contextlib.AsyncExitStack() as stack:
-            for key in sorted(set(keys)):
-                await stack.enter_async_context(self._key(key))
-            yield
-
-    @asynccontextmanager
-    async def _key(self, key: str) -> AsyncIterator[str]:
-        """Wait for a turn to change what the store has under a key."""
-        lock, users = self._keys.get(key) or (trio.Lock(), 0)
-        self._keys[key] = lock, users + 1
-        try:
-            async with lock:
-                yield key
-        finally:
-            lock, users = self._keys.pop(key)
-            if users > 1:
-                self._keys[key] = lock, users - 1
 
     async def spare(self, key: str, changed: Dirty | None = None) -> None:
         """What the store has under a key is about to go: see to it that no other file needs it. Raises `StoreError`."""
@@ -709,13 +690,13 @@ class WriteBack:
 
     async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
         """Copy an object inside the store. Raises `StoreError`."""
-        async with self._turns((source, target)):
+        async with self._turns.of((source, target)):
             await self.spare(target)
             return await self._store.copy(source, target, version=version, size=size)
 
     async def delete_now(self, keys: list[str]) -> None:
         """Remove objects. Raises `StoreError`: the first failure."""
-        async with self._turns(keys):
+        async with self._turns.of(keys):
             for key in keys:
                 await self.spare(key)
             failures = await self._store.delete(keys)
@@ -725,7 +706,7 @@ class WriteBack:
     async def delete_noted(self, key: str) -> None:
         """Make a delete of the journal now; where the store does not take it, it is tried again later."""
         try:
-            async with self._turns([key]):
+            async with self._turns.of([key]):
                 if key in self._journal.deletes:
                     await self.spare(key)
                     for error in (await self._store.delete([key])).values():
@@ -748,7 +729,7 @@ class WriteBack:
     async def _delete_quietly(self, keys: list[str]) -> None:
         delay_s = 0.0
         try:
-            async with self._turns(keys):
+            async with self._turns.of(keys):
                 wanted = [key for key in keys if key in self._journal.deletes]
                 for key in wanted:
                     await self.spare(key)
