@@ -128,7 +128,7 @@ class Status:
             "error": tally.error,
             "local_only": tally.local_only,
             "failures": sum(writeback.failures for writeback in each),
-            "conflicts": sum(writeback.conflicts for writeback in each),
+            "conflicts": sum(writeback.pusher.conflicts for writeback in each),
         }
 
 

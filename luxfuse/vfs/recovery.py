@@ -43,8 +43,9 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Replicas, Stored
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.pushing import MARKED
 from luxfuse.vfs.replicator import Replicator
-from luxfuse.vfs.writeback import DELETE_BATCH, MARKED, WriteBack
+from luxfuse.vfs.writeback import DELETE_BATCH, WriteBack
 from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)

@@ -47,8 +47,9 @@ from luxfuse.vfs.errors import (
 )
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.pushing import MARKED
 from luxfuse.vfs.turns import Turn, Turns
-from luxfuse.vfs.writeback import MARKED, WriteBack
+from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer, without_set_id
 
 REMOVED_KEPT = 10_000

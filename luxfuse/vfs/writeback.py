@@ -14,32 +14,24 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
-import msgspec
 import trio
 
-from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.staged import Stamp
 from luxfuse.cache.together import together
-from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
 from luxfuse.core import names as naming
-from luxfuse.core.replicas import write_of
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen, VersionChanged
-from luxfuse.index.entries import Attributes, Entry, describe
+from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.base import ABSENT
-from luxfuse.vfs.attributes import parse_attributes, to_metadata
+from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import Conflict, Replaced, Stale
-from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.replicator import Replicator
+from luxfuse.vfs.pushing import Keeper, Pusher
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -48,7 +40,6 @@ WRITE_BACK_DELAY_S = 1.0
 """How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
 POSTPONED_S = 4.0
 """How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
-CONFLICT_ROUNDS = 5
 WARN_INTERVAL_S = 60.0
 CONCURRENT_PUSHES = 32
 MOST_PUSHES = 1024
@@ -56,8 +47,6 @@ MOST_PUSHES = 1024
 DELETE_BATCH = 500
 URGENT_RETRY_S = 5.0
 POLL_S = 0.25
-MARKED = "marker"
-"""As the version of a directory: the store has a marker object of it."""
 PUSHES = 2
 """Of one file in a row: the content, and its attributes where they could not go with it."""
 
@@ -89,19 +78,20 @@ class WriteBack:
         *,
         namespace: Namespace,
         entries: DirtyEntries,
-        uploader: Uploader,
+        store: Store,
         journal: Journal,
-        recovered: Recovered,
-        fail_on_conflict: bool,
+        pusher: Pusher,
+        is_read: Callable[[str], bool],
         nursery: trio.Nursery,
     ) -> None:
+        """``is_read``: whether a removed object is still read by somebody who has it open."""
         self._namespace = namespace
         self._entries = entries
-        self._uploader = uploader
-        self._store = uploader.store
+        self._store = store
         self._journal = journal
-        self._recovered = recovered
-        self.fail_on_conflict = fail_on_conflict
+        self.pusher = pusher
+        self.is_read = is_read
+        self._keeper: Keeper
         self._nursery = nursery
         self._rng = random.Random()  # noqa: S311 (it spreads retries)
         namespace.is_doomed = self._is_doomed
@@ -125,20 +115,12 @@ class WriteBack:
         """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
         self._warn_again_s = 0.0
         self.failures = 0
-        self.conflicts = 0
         self._frozen: dict[str, Freeze] = {}
-        self.replication: Replicator | None = None
-        """Where other nodes hold what was promised, and may have brought it to the store while they took us for dead."""
-        self.is_read: Callable[[str], bool] = lambda _key: False
-        """Set by the daemon: whether a removed object is still read by somebody who has it open."""
-        self.on_new_version: Callable[[Dirty, Entry, str], None] = lambda _dirty, _row, _old: None
-        """Set by the writer: an object has another version, though the same content, than the one given."""
-        self.on_pushed: Callable[[Dirty], None] = lambda _dirty: None
-        """Set by the writer: an entry is in the store; publishes it if nobody writes to it any more."""
-        self.complete: Callable[[Dirty], Awaitable[None]]
-        """Set by the writer: brings what a file needs of an object into its staging file, as that is about to go."""
-        self.secure: Callable[[Dirty], Awaitable[None]]
-        """Set by the writer: makes what there is of a file durable here, as what was promised of it last is about to go."""
+
+    def connect(self, keeper: Keeper) -> None:
+        """Use the one that has the contents: it pushes them by us."""
+        self._keeper = keeper
+        self.pusher.connect(keeper)
 
     # -- now
 
@@ -156,7 +138,7 @@ class WriteBack:
                         if key == dirty.key:  # else it was renamed meanwhile
                             await self.spare(key, dirty)
                         if key == dirty.key and dirty.must_push:
-                            await self._push(dirty)
+                            await self.pusher.push(dirty)
                             pushes += 1
             except (LuxError, OSError) as exc:
                 if dirty.place is not None:  # else it was removed meanwhile
@@ -164,13 +146,13 @@ class WriteBack:
                     self.failures += 1
                     raise
             dirty.pushed()
-        self.on_pushed(dirty)
+        self._keeper.publish(dirty)
 
     async def landed(self, dirty: Dirty) -> None:
         """Wait until a push of the entry that is on its way is over."""
         async with dirty.lock:
             pass
-        self.on_pushed(dirty)  # which came to nothing while we had the lock
+        self._keeper.publish(dirty)  # which came to nothing while we had the lock
 
     @contextlib.contextmanager
     def freeze(self, *prefixes: str) -> Iterator[Freeze]:
@@ -215,7 +197,7 @@ class WriteBack:
         """What the store has under a key is about to go: see to it that no other file needs it. Raises `StoreError`."""
         for dirty in self._entries.based_on(key):
             if dirty is not changed:
-                await self.complete(dirty)
+                await self._keeper.complete(dirty)
         await self.secure_stored(key, changed)
 
     async def secure_stored(self, key: str, changed: Dirty | None = None) -> None:
@@ -223,286 +205,7 @@ class WriteBack:
         for dirty in self._entries.stored_under(key):
             record = self._journal.files.get(dirty.number)
             if dirty is not changed and record is not None and not record.closed:
-                await self.secure(dirty)
-
-    async def _push(self, dirty: Dirty) -> None:
-        assert dirty.place is not None
-        row = self._namespace.peek(*dirty.place)
-        assert row is not None
-        dirty.differs(False)
-        reached("push.begun")
-        try:
-            if dirty.source is not None and dirty.content_changed(dirty.uploaded):
-                uploaded = await self._push_content(dirty, row)
-                info = uploaded.info
-                dirty.has_uploaded(uploaded)
-            elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
-                info = await self._push_attributes(dirty, row)
-            elif dirty.kind is Kind.DIRECTORY:
-                info = await self._push_marker(dirty, row)
-            else:
-                kept = await keep(self._store, dirty)
-                metadata = {**foreign(kept), **to_metadata(dirty.kind, row.attributes)}
-                info = await self._store.put(dirty.key, dirty.target, metadata, keep=kept)
-        except Replaced:
-            self._namespace.expire(dirty.inode)
-            raise
-        except BaseException:
-            dirty.differs(True)
-            raise
-        reached("push.stored")
-        dirty.stored.pushed(dirty.key, info.version)
-        self._note_pushed(dirty, info)
-        reached("push.noted")
-
-    def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
-        if dirty.place is None:
-            return
-        row = self._namespace.peek(*dirty.place)
-        if row is None or row.inode != dirty.inode:
-            return
-        old_version = row.version
-        row.version = info.version if dirty.kind is not Kind.DIRECTORY else MARKED
-        if dirty.uploaded is not None:
-            row.size = dirty.uploaded.size
-            row.mtime_ns = dirty.uploaded.mtime_ns
-            row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
-        row.checked_s = self._namespace.now_s()
-        describe(row, row.attributes, info.mtime_ns, row.checked_s)
-        if row.attributes is not None and self._store.abilities.metadata:
-            self._namespace.on_described(None, row.attributes)
-        self._namespace.put(*dirty.place, row)
-        self._note_expected(dirty, row)
-        if dirty.source is None and old_version and row.version != old_version:
-            self.on_new_version(dirty, row, old_version)
-
-    def _note_expected(self, dirty: Dirty, row: Entry) -> None:
-        """Tell the journal what the store has: it stays there for as long as the file is open."""
-        before = self._journal.files.get(dirty.number)
-        if before is None:
-            return
-        record = dirty.record(row.attributes)
-        record.has_inline = before.has_inline and dirty.kind is not Kind.FILE
-        if dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
-            record.content, record.stamp, record.size = False, dirty.uploaded.mtime_ns, dirty.uploaded.size
-        self._journal.put_file(dirty.number, record)
-
-    async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
-        source = dirty.source
-        assert source is not None
-        lost = False
-        for attempt in range(CONFLICT_ROUNDS):
-            stamp = dirty.stamp
-            assert stamp is not None
-            await self._announce(dirty, stamp)
-            attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
-            source.key, source.keep = dirty.key, await keep(self._store, dirty)
-            metadata = {**foreign(source.keep), **self._described(dirty, to_metadata(Kind.FILE, attributes))}
-            generation = dirty.replicas.generation
-            try:
-                try:
-                    uploaded = await self._taken_over(dirty, metadata) if dirty.stored.resumed and not attempt else None
-                    uploaded = uploaded or await self._upload(dirty, source, metadata, stamp)
-                except (VersionChanged, NotFound) as exc:  # not found: an upload that is complete, or a source that is gone
-                    same = await self._resolve(dirty)
-                    if same is None:
-                        if type(exc) is NotFound and lost:
-                            raise StoreUnavailable(f"the under-store forgets uploads of {dirty.key!r}: {exc}") from None
-                        lost = lost or type(exc) is NotFound
-                        continue
-                    uploaded = same  # but it may have been described otherwise since
-                    dirty.differs((same.info.metadata or {}) != metadata and self._store.abilities.metadata)
-                else:
-                    if uploaded.metadata is not None:  # fixed before, maybe when the file was not complete
-                        wanted = dict(metadata)
-                        if "mtime" not in uploaded.metadata and not dirty.times_set:
-                            wanted.pop("mtime", None)
-                        dirty.differs(wanted != uploaded.metadata)
-                await self._uploader.give_up_open(source)  # where the store had it already
-                if source.old is not None:
-                    source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
-                source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
-                if self.replication is not None:
-                    self.replication.release(dirty.number, generation, dirty.replicas.holders)
-                return uploaded
-            except ChangedMeanwhile:
-                continue
-            finally:
-                source.bytes.end_replacement()
-        raise StoreUnavailable(f"{dirty.key!r} changes again and again, here or in the under-store")
-
-    async def _upload(self, dirty: Dirty, source: Source, metadata: Mapping[str, str], stamp: Stamp) -> Uploaded:
-        """Upload the content; what may have arrived without an answer is remembered as sent by us."""
-        try:
-            return await self._uploader.upload(source, metadata, dirty.stored.expect)
-        except StoreError:  # also one that finds another version: that may be of a first try
-            dirty.stored.may_have_arrived(stamp)
-            raise
-
-    def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
-        """Return the metadata of an object, with the write id if others may hold replicas of the file."""
-        if self.replication is None or not dirty.replicas.generation:
-            return metadata
-        return self.replication.described(metadata, dirty.number, dirty.replicas.generation, dirty.key)
-
-    def _is_of_same_file(self, dirty: Dirty, info: ObjectInfo) -> bool:
-        """Whether an object is an earlier content of a file, by us or by somebody who held it."""
-        found = write_of(info.metadata, dirty.key)
-        ours = self.replication.write(dirty.number, 0) if self.replication is not None else None
-        return found is not None and ours is not None and found.file == ours.file
-
-    async def _taken_over(self, dirty: Dirty, metadata: Mapping[str, str]) -> Uploaded | None:
-        """Ask the holders of replicas if they took us for dead; returns what they brought up, if that is all there is.
-
-        Where it is not, what they brought up is what the store is expected to have.
-        """
-        stamp, source = dirty.stamp, dirty.source
-        if self.replication is None or not dirty.replicas.holders or stamp is None or source is None:
-            return None
-        outcome = await self.replication.outcome(dirty.number, dirty.replicas.holders)
-        if outcome is None:
-            return None
-        if outcome.key != dirty.key:
-            await self.replication.remove_again(outcome)  # it was renamed since
-            return None
-        if outcome.write.generation != dirty.replicas.generation or dirty.content_changed(dirty.noted):
-            dirty.stored.expects(outcome.version)
-            return None
-        checksums = await self._uploader.checksums(source.bytes, stamp.size)
-        with contextlib.suppress(NotFound):
-            info = await self._store.head(dirty.key)
-            if info.version == outcome.version and self._store.abilities.metadata:
-                dirty.differs((info.metadata or {}) != metadata)
-        log.info("%r was uploaded by another node that held it", dirty.key)
-        return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, 0), checksums, stamp)
-
-    async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
-        """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
-        if dirty.stored.expect is None:
-            try:
-                dirty.stored.expects((await self._store.head(dirty.key)).version)
-            except NotFound:
-                dirty.stored.expects(ABSENT)
-        before, sending = self._journal.files.get(dirty.number), (stamp.mtime_ns, stamp.size)
-        if before is None:
-            return
-        # Of what was never promised, a restart only asks whether the store has another version.
-        expect, told = dirty.stored.expect, not before.closed or sending in ((before.stamp, before.size), before.sending)
-        news = before.expect != expect or not told
-        if news:
-            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=expect, sending=sending))
-        if news or (before.closed and not self._journal.is_durable(dirty.number)):
-            await self._journal.commit()
-
-    async def _resolve(self, dirty: Dirty) -> Uploaded | None:
-        """The store holds another version than expected: take note of it, after saving it if it is somebody else's."""
-        source = dirty.source
-        assert source is not None
-        try:
-            info = await self._store.head(dirty.key)
-        except NotFound:
-            dirty.stored.expects(ABSENT)
-            source.old = None
-            return None
-        old_is_gone = source.old is not None and source.old.version != info.version
-        if old_is_gone:
-            source.old = None  # nothing can be copied from it any more
-        stamp = dirty.stamp
-        if stamp is not None:
-            checksums = await self._uploader.checksums(source.bytes, stamp.size)
-            if await has_same_content(self._store, info, checksums, stamp.size):
-                return Uploaded(info, checksums, stamp)  # ours, and the answer got lost; or no difference
-        if info.version == dirty.stored.expect:
-            if old_is_gone:
-                return None
-            raise StoreUnavailable(f"{dirty.key!r}: the under-store contradicts itself about its version")
-        if _is_sent(dirty, info) or self._is_of_same_file(dirty, info):
-            dirty.stored.expects(info.version)
-            return None
-        taken = await self._taken_over(dirty, info.metadata or {})
-        if taken is not None or info.version == dirty.stored.expect:
-            return taken  # theirs came after ours
-        self.conflicts += 1
-        if self.fail_on_conflict:
-            await self._uploader.give_up_open(source)
-            conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
-            dirty.set_aside(conflict)
-            raise conflict
-        saved = await self._recovered.save_object(self._store, info)
-        log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
-        dirty.stored.replaced_by(info.version)
-        return None
-
-    async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
-        if not self._store.abilities.metadata:
-            return ObjectInfo(dirty.key, row.size, row.version, 0)
-        source = dirty.source
-        if source is not None:
-            source.bytes.expect_replacement()
-        try:
-            found, info = await self._describe_object(dirty, row)
-            if source is not None:  # the new version has the same bytes
-                if source.old is not None:
-                    source.old = replace(source.old, key=dirty.key, version=info.version)
-                source.bytes.rebase(dirty.key, info.version, found.size)
-        finally:
-            if source is not None:
-                source.bytes.end_replacement()
-        return info
-
-    async def _describe_object(self, dirty: Dirty, row: Entry) -> tuple[ObjectInfo, ObjectInfo]:
-        """Give the object the attributes of ``row``; returns what it was, and what it is. Raises `Replaced`.
-
-        Servers may give a copy another version, and answers get lost: what has the attributes that were sent is ours.
-        """
-        known = dirty.stored.expect or row.version
-        for _ in range(CONFLICT_ROUNDS):
-            try:
-                kept = await self._store.examine(dirty.key)
-            except NotFound:
-                raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
-            found = kept.info
-            if found.version != known and found.metadata != dirty.stored.described and not _has(found, row):
-                raise Replaced(f"{dirty.key!r} was replaced by somebody else meanwhile")
-            known = found.version
-            metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
-            if not (row.attributes and row.attributes.xattrs):
-                metadata.pop("xattr", None)
-            if metadata == found.metadata:
-                return found, found
-            dirty.stored.describing(metadata)
-            try:
-                info = await self._store.copy(
-                    dirty.key, dirty.key, version=found.version, metadata=metadata, size=found.size, keep=kept
-                )
-            except VersionChanged:
-                continue
-            dirty.stored.describing(None)
-            return found, info
-        raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
-
-    async def _push_marker(self, dirty: Dirty, row: Entry) -> ObjectInfo:
-        """Make the marker of a directory, or change its attributes; content that somebody has given it stays."""
-        key, metadata = dirty.key, to_metadata(Kind.DIRECTORY, row.attributes)
-        able = self._store.abilities
-        if able.hierarchical:
-            return await self._store.put(key, b"", metadata)
-        expect = ABSENT if able.conditional else None
-        for attempt in range(CONFLICT_ROUNDS):
-            if attempt or row.version == MARKED or expect is None:
-                try:
-                    found = await self._store.head(key)
-                except NotFound:
-                    found = ObjectInfo(key, 0, ABSENT, 0)
-                expect = found.version if able.conditional else None
-                if found.size:
-                    metadata = {**(found.metadata or {}), **metadata}
-                    return await self._store.copy(key, key, version=found.version, metadata=metadata, size=found.size)
-            try:
-                return await self._store.put(key, b"", metadata, expect=expect)
-            except VersionChanged:
-                continue
-        raise StoreUnavailable(f"{key!r} changes again and again in the under-store")
+                await self._keeper.secure(dirty)
 
     async def _spare_content(self, keys: list[str]) -> None:
         """Forget the deletes of directories whose objects have content by now. Raises `StoreError`."""
@@ -619,7 +322,7 @@ class WriteBack:
         try:
             await self.push(dirty)
         except (Conflict, Replaced):
-            self.on_pushed(dirty)  # nothing is tried again
+            self._keeper.publish(dirty)  # nothing is tried again
         except (LuxError, OSError) as exc:
             self._note_failed(dirty, exc if isinstance(exc, LuxError) else StoreError(str(exc)))
         except Exception as exc:
@@ -813,18 +516,6 @@ class WriteBack:
             if due > now and is_at_or_below(key, prefix) and (failed or key not in self._delete_errors):
                 self._deletes_due[key] = now
         self._wake.set()
-
-
-def _has(info: ObjectInfo, row: Entry) -> bool:
-    """Whether an object has all the attributes of an entry, to the nanosecond of the change: nobody else wrote it."""
-    wanted = to_metadata(Kind.FILE, row.attributes)
-    return "ctime" in wanted and info.size == row.size and wanted.items() <= (info.metadata or {}).items()
-
-
-def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:
-    """Whether an object is what we, or the run that was killed, tried to bring up, and never heard of again."""
-    known = parse_attributes(info.metadata)
-    return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.stored.sent
 
 
 def is_at_or_below(key: str, path: str) -> bool:

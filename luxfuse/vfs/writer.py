@@ -114,10 +114,7 @@ class Writer:
         self.small_closes = SmallCloses()
         self._misled: set[Dirty] = set()
         """Those that have another key than their holders know."""
-        writeback.on_pushed = self.publish
-        writeback.on_new_version = self._keep_cached
-        writeback.complete = self.complete
-        writeback.secure = self._secure
+        writeback.connect(self)
         files.on_copied_closed = self._copied_closed
 
     # -- opening
@@ -717,7 +714,7 @@ class Writer:
                     return False
         return True
 
-    async def _secure(self, dirty: Dirty) -> None:
+    async def secure(self, dirty: Dirty) -> None:
         """Promise what there is of a file, though nobody has asked for it."""
         dirty.close()
         await self._promise(dirty)
@@ -827,7 +824,7 @@ class Writer:
         if dirty.place is not None:
             self._namespace.settle(dirty.inode, *dirty.place)
 
-    def _keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
+    def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
         """New attributes made a new version of an object: what is cached of the old one is as good."""
         if dirty.kind is Kind.DIRECTORY:
             return

@@ -53,6 +53,7 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.pushing import Pusher
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
@@ -198,16 +199,22 @@ def build_tree(
     hierarchy.shared.on_lost_files.append(lost_files)
     uploader = Uploader(store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
-    writeback = WriteBack(
+    pusher = Pusher(
         namespace=namespace,
-        entries=dirty,
         uploader=uploader,
         journal=local.journal,
         recovered=recovered,
         fail_on_conflict=s.on_conflict == "fail",
+    )
+    writeback = WriteBack(
+        namespace=namespace,
+        entries=dirty,
+        store=store,
+        journal=local.journal,
+        pusher=pusher,
+        is_read=files.is_deferred,
         nursery=nursery,
     )
-    writeback.is_read = files.is_deferred
     writer = Writer(
         namespace=namespace,
         entries=dirty,

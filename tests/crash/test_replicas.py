@@ -80,7 +80,7 @@ class Peers:
                 cache=mount.cache,
                 copies=self.copies,
             )
-            mount.writer.replication = mount.writeback.replication = mount.recovery.replication = volume
+            mount.writer.replication = mount.writeback.pusher.replication = mount.recovery.replication = volume
             self.nodes[name] = replication
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)
@@ -278,7 +278,7 @@ async def test_a_writer_that_was_only_cut_off_finds_its_own_content(tmp_path: Pa
         await writer.drain()
         assert stored(peers.driver, "file") == b"other"
         assert not writer.recovered.count()
-        assert writer.writeback.conflicts == 0
+        assert writer.writeback.pusher.conflicts == 0
 
 
 async def test_what_others_wrote_after_a_takeover_is_not_overwritten_by_the_writer(tmp_path: Path):
@@ -290,7 +290,7 @@ async def test_what_others_wrote_after_a_takeover_is_not_overwritten_by_the_writ
         async with peers.node(1) as writer:
             await writer.drain()
             assert stored(peers.driver, "file") == b"by another program"
-            assert writer.writeback.conflicts == 0
+            assert writer.writeback.pusher.conflicts == 0
             assert not writer.recovered.count()
 
 
@@ -368,4 +368,4 @@ async def test_what_replaced_an_earlier_content_that_was_taken_over_is_a_conflic
         async with peers.node(1) as writer:
             await writer.drain()
             assert stored(peers.driver, "file") == b"other"
-            assert writer.recovered.count() == writer.writeback.conflicts == 1
+            assert writer.recovered.count() == writer.writeback.pusher.conflicts == 1
