@@ -127,7 +127,7 @@ class Status:
             "failing": tally.failing,
             "error": tally.error,
             "local_only": tally.local_only,
-            "failures": sum(writeback.failures for writeback in each),
+            "failures": sum(writeback.pace.failures for writeback in each),
             "conflicts": sum(writeback.pusher.conflicts for writeback in each),
         }
 

@@ -17,8 +17,9 @@ from luxfuse.errors import LuxError
 from luxfuse.index.journal import Journal
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.deletes import is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.writeback import WriteBack, is_at_or_below
+from luxfuse.vfs.writeback import WriteBack
 
 POLL_S = 0.1
 COST_FACTOR = 20
@@ -130,6 +131,7 @@ class Backlog:
         self._entries = entries
         self._journal = journal
         self._writeback = writeback
+        self._deletes = writeback.deletes
         self._store = store
         self._drains = 0
         self._tally = Tally()
@@ -167,9 +169,9 @@ class Backlog:
                 error = error or f"{path_of(dirty.key)}: {dirty.tries.error}"
         held = 0
         for key, record in self._journal.deletes.items():
-            held += self._writeback.is_read(key)
+            held += self._deletes.is_read(key)
             since_s = record.since_s if since_s is None else min(since_s, record.since_s)
-            if (failure := self._writeback.delete_error(key)) is not None:
+            if (failure := self._deletes.error(key)) is not None:
                 failing += 1
                 error = error or f"removing {path_of(key)}: {failure}"
         return Tally(files, size, open_files, len(self._journal.deletes), held, since_s, failing, error, local_only)
@@ -190,13 +192,13 @@ class Backlog:
     def hasten(self) -> None:
         """Bring everything up without delay from now on."""
         self._drains += 1
-        self._writeback.urgent = True
+        self._writeback.pace.urgent = True
         self._writeback.hurry()
 
     def slow_down(self) -> None:
         """Take back one `hasten`."""
         self._drains -= 1
-        self._writeback.urgent = self._drains > 0
+        self._writeback.pace.urgent = self._drains > 0
 
     @property
     def any_due(self) -> bool:
@@ -300,7 +302,7 @@ class Backlog:
             state.notes.append(f"{path_of(local[0].key)}{several}: local only ({_why_local(local[0])})")
         for key in self._journal.deletes:
             if is_at_or_below(key, path):
-                state.left.append(_Wanted(key, None, self._writeback.delete_error(key)))
+                state.left.append(_Wanted(key, None, self._deletes.error(key)))
 
     def _look(self, wanted: _Wanted) -> str | None:
         """Return why something has failed, "" if it is in the store, None while it is neither."""
@@ -322,9 +324,9 @@ class Backlog:
     def _look_at_delete(self, wanted: _Wanted) -> str | None:
         if wanted.key not in self._journal.deletes:
             return ""
-        if self._writeback.is_read(wanted.key):
+        if self._deletes.is_read(wanted.key):
             return READ
-        error = self._writeback.delete_error(wanted.key)
+        error = self._deletes.error(wanted.key)
         return str(error) if error is not None and error is not wanted.error else None
 
     def _told(self, state: _Persist, stalled_s: float, error: str | None) -> Progress:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import trio
 
 from luxfuse.orders.backlog import POLL_S, Backlog, Progress, Tally
-from luxfuse.vfs.writeback import is_at_or_below
+from luxfuse.vfs.deletes import is_at_or_below
 
 Members = Sequence[tuple[str, Backlog]]
 """Where each volume is attached, relative to the mount ("" for its own), and its backlog."""

@@ -52,6 +52,7 @@ class Links:
         self._entries = entries
         self._writer = writer
         self._writeback = writeback
+        self._deletes = writeback.deletes
         self._journal = journal
         self.hardlinks: HardLinks = hardlinks
         self._told = False
@@ -111,7 +112,7 @@ class Links:
                     self._namespace.expire(inode)
                     raise Stale(f"{key!r} changed in the under-store") from None
                 raise
-            doomed = self._writeback.reuse(new_key) != ABSENT
+            doomed = self._deletes.reuse(new_key) != ABSENT
             now_s = self._namespace.now_s()
             made = self._names.create(
                 parent,

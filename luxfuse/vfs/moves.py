@@ -69,6 +69,7 @@ class Moves:
         self._files = files
         self._writer = writer
         self._writeback = writeback
+        self._deletes = writeback.deletes
         self._journal = journal
         self._cache = cache
         self._store = store
@@ -249,13 +250,13 @@ class Moves:
         if entry.kind is Kind.DIRECTORY:
             copied, keys = await self._copy_below(source, target)
             reached("exchange.copied")
-            await self._writeback.delete_now(keys or [source])
+            await self._deletes.now(keys or [source])
             return copied
         if not self._tree.in_store(entry):
             return {}
         info = await self._writeback.copy(source, target, None, entry.size)
         reached("exchange.copied")
-        await self._writeback.delete_now([source])
+        await self._deletes.now([source])
         return {source: info}
 
     # -- one move
@@ -291,7 +292,7 @@ class Moves:
         replaced = self._replaced(new_place, new_key, local=local)
         replaced_version = self._tree.version_in_store(target) if target is not None else None
         comes_back = dirty.stored.is_under(new_key)
-        dirty.stored.replaces_removed(not local and self._writeback.pending_delete(new_key) is not None and not comes_back)
+        dirty.stored.replaces_removed(not local and self._deletes.pending(new_key) is not None and not comes_back)
         expect = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
@@ -303,12 +304,12 @@ class Moves:
             own = dirty.stored.is_under(old_key)  # else it is what an earlier move has replaced
             after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
             self._entries.note_displaced(dirty)
-            self._writeback.delete_later(old_key, place, None if dirty.stored.resumed else version, after)
+            self._deletes.later(old_key, place, None if dirty.stored.resumed else version, after)
         else:
             self._namespace.settle(None, *place)
         if replaced and target is not None:
             after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
-            self._writeback.delete_later(replaced, new_place, replaced_version, after)
+            self._deletes.later(replaced, new_place, replaced_version, after)
             self._files.defer(replaced, target.inode)
         if whiteout:
             self._tree.make_whiteout(place)
@@ -316,7 +317,7 @@ class Moves:
         await self._journal.commit()
         reached("move-dirty.committed")
         if local and replaced and self._tree.is_through(replaced) and not self._files.is_deferred(replaced):
-            await self._writeback.delete_noted(replaced)
+            await self._deletes.make_noted(replaced)
         if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
             await self._writer.sync(dirty)
         elif not dirty.writers:
@@ -346,7 +347,7 @@ class Moves:
             if (target := self._namespace.peek(*place)) is not None:
                 self._tree.forget(*place, target)
             return ABSENT
-        expect = self._writeback.reuse(new_key)
+        expect = self._deletes.reuse(new_key)
         target = self._namespace.peek(*place)
         if target is not None:
             if expect == ABSENT and self._tree.in_store(target) and self._namespace.key(*place, target.kind) == new_key:
@@ -395,7 +396,7 @@ class Moves:
                 self._namespace.expire(entry.inode)
                 raise Stale(f"{key!r} changed in the under-store") from None
             raise
-        self._writeback.reuse(new_key)
+        self._deletes.reuse(new_key)
         reader = 0
         if (now := self._namespace.peek(*new_place)) is not None:
             reader = now.inode if replaced and self._files.needs_store(now.inode) else 0
@@ -409,7 +410,7 @@ class Moves:
         reached("move.named")
         if reader:
             self._namespace.hold(None, *new_place)
-            self._writeback.delete_later(replaced, new_place, None)
+            self._deletes.later(replaced, new_place, None)
             self._files.defer(replaced, reader)
             await self._journal.commit()
         await self._delete_moved([key, *([replaced] if replaced and not reader else [])], place, key)
@@ -434,11 +435,11 @@ class Moves:
     async def _delete_moved(self, keys: list[str], place: Place, key: str) -> None:
         """The copies are made: remove the originals, later if the store does not do it now."""
         try:
-            await self._writeback.delete_now(keys)
+            await self._deletes.now(keys)
         except StoreError as exc:
             log.warning("%r was renamed, but its old object cannot be removed yet: %s", key, exc)
             for old in keys:
-                self._writeback.delete_later(old, place, None)
+                self._deletes.later(old, place, None)
             await self._journal.commit()
         else:
             now = self._namespace.peek(*place)

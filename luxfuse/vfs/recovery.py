@@ -39,13 +39,14 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.base import ABSENT
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.deletes import DELETE_BATCH
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Replicas, Stored
 from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pushing import MARKED
 from luxfuse.vfs.replicator import Replicator
-from luxfuse.vfs.writeback import DELETE_BATCH, WriteBack
+from luxfuse.vfs.writeback import WriteBack
 from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Recovery:
         self._staging = staging
         self._recovered = recovered
         self._writeback = writeback
+        self._deletes = writeback.deletes
         self._cache = cache
         self._store = store
         self._limits = limits
@@ -246,12 +248,12 @@ class Recovery:
             place = self._place(above)
             self._namespace.hold(None, *place)
             self._erase(*place, above)
-            self._writeback.resume_delete(key, None)
+            self._deletes.resume(key, None)
             return
         place = self._place(key)
         self._namespace.hold(None, *place)
         self._erase(*place, key)
-        self._writeback.resume_delete(key, place)
+        self._deletes.resume(key, place)
 
     async def _show_others(self, gone: set[str]) -> None:
         """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store.

@@ -33,7 +33,7 @@ class TakingBack:
     def __init__(self, journal: Journal, store: Store, writeback: WriteBack) -> None:
         self._journal = journal
         self._store = store
-        self._writeback = writeback
+        self._deletes = writeback.deletes
 
     async def all(self, number: int, steps: Sequence[Step]) -> None:
         """Undo the operation ``number``. May be called again after it has failed: raises `StoreError`, OSError."""
@@ -75,7 +75,7 @@ class TakingBack:
             if original not in there:
                 await self._store.copy(info.key, original, version=info.version or None, size=info.size)
         if copies:
-            await self._writeback.delete_now([info.key for info in copies])
+            await self._deletes.now([info.key for info in copies])
 
     async def _below(self, prefix: str) -> list[ObjectInfo]:
         return [info async for page in self._store.list_all(prefix) for info in page.objects]

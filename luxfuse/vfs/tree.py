@@ -80,6 +80,7 @@ class Tree:
         self._files = files
         self._writer = writer
         self._writeback = writeback
+        self._deletes = writeback.deletes
         self._journal = journal
         self._defaults = defaults
         self._hierarchical = hierarchical
@@ -144,7 +145,7 @@ class Tree:
     def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
         """Make a name and hold it; returns its dirty entry, which the store does not have."""
         # What the store does not get takes no object's place: one that was removed here still has to go.
-        expect = self._writeback.reuse(key) if kind is not Kind.SPECIAL else ABSENT
+        expect = self._deletes.reuse(key) if kind is not Kind.SPECIAL else ABSENT
         entry = self._names.create(
             parent,
             name,
@@ -159,7 +160,7 @@ class Tree:
         self.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.note_empty(entry.inode)
-            self._writeback.hold_below(key, entry.inode)
+            self._deletes.hold_below(key, entry.inode)
         return dirty
 
     async def require_absent(self, parent: int, name: bytes) -> None:
@@ -452,7 +453,7 @@ class Tree:
         if not key or not self.in_store(self.row(directory)):
             return
         try:
-            size = await self._writeback.content_of_marker(key)
+            size = await self._deletes.content_of_marker(key)
         except StoreUnavailable:
             if self.is_through(key):
                 raise
@@ -470,7 +471,7 @@ class Tree:
         promised = self._is_promised(entry)
         if not removed and self.is_through(key) and not self._files.needs_store(entry.inode):
             try:
-                await self._writeback.delete_now([key])
+                await self._deletes.now([key])
             except StoreError:
                 if self._entries.get(entry.inode) is None:
                     self._namespace.settle(None, parent, name)
@@ -485,7 +486,7 @@ class Tree:
             if promised:
                 await self._journal.commit()
         else:
-            self._writeback.delete_later(key, (parent, name), version, after)
+            self._deletes.later(key, (parent, name), version, after)
             self._files.defer(key, entry.inode)
             reached("remove.noted")
             await self._journal.commit()

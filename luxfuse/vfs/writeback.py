@@ -12,40 +12,31 @@ import contextlib
 import heapq
 import itertools
 import logging
-import random
-import time
+import math
 from collections.abc import Callable, Iterator
 
 import trio
 
-from luxfuse.cache.together import together
-from luxfuse.core import names as naming
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen
-from luxfuse.index.journal import DeleteRecord, Journal, directories_of
-from luxfuse.index.names import ROOT_INODE
-from luxfuse.steps import reached
-from luxfuse.types import Kind, ObjectInfo
-from luxfuse.understore.base import ABSENT
+from luxfuse.errors import LuxError, StoreError, StoreUnavailable, Unforeseen
+from luxfuse.index.journal import Journal
+from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.deletes import Deletes, is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.errors import Conflict, Replaced, Stale
+from luxfuse.vfs.errors import Conflict, Replaced
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.pace import CONCURRENT_PUSHES, URGENT_RETRY_S, WRITE_BACK_DELAY_S, Pace
 from luxfuse.vfs.pushing import Keeper, Pusher
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
 
-WRITE_BACK_DELAY_S = 1.0
-"""How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
 POSTPONED_S = 4.0
 """How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
 WARN_INTERVAL_S = 60.0
-CONCURRENT_PUSHES = 32
 MOST_PUSHES = 1024
 """With those that the bandwidth limit of a rule holds back."""
-DELETE_BATCH = 500
-URGENT_RETRY_S = 5.0
 POLL_S = 0.25
 PUSHES = 2
 """Of one file in a row: the content, and its attributes where they could not go with it."""
@@ -90,11 +81,8 @@ class WriteBack:
         self._store = store
         self._journal = journal
         self.pusher = pusher
-        self.is_read = is_read
         self._keeper: Keeper
         self._nursery = nursery
-        self._rng = random.Random()  # noqa: S311 (it spreads retries)
-        namespace.is_doomed = self._is_doomed
         self._due: dict[Dirty, float] = {}
         self._queue: list[tuple[float, int, Dirty]] = []
         """Heap of what is due when; an item counts if `_due` says the same."""
@@ -102,20 +90,22 @@ class WriteBack:
         self._quiet_s = 0.0
         """When it is to be thought that nobody makes files just now."""
         self._pushing: set[Dirty] = set()
-        self._deleting: set[str] = set()
-        self._deletes_due: dict[str, float] = {}
-        self._delete_errors: dict[str, StoreError] = {}
-        self._delete_failures: dict[str, int] = {}
-        """How often the delete of a key has failed, one time after the other."""
-        self._places: dict[str, tuple[int, bytes]] = {}
         self._turns: Turns[str] = Turns()
         """To change what the store has under a key."""
-        self._wake = trio.Event()
-        self.urgent = False
-        """Whether the write-back delay is left out, and pauses after failures are short (draining)."""
+        self.pace = Pace()
         self._warn_again_s = 0.0
-        self.failures = 0
         self._frozen: dict[str, Freeze] = {}
+        self.deletes = Deletes(
+            namespace=namespace,
+            entries=entries,
+            store=store,
+            journal=journal,
+            turns=self._turns,
+            pace=self.pace,
+            spare=self.spare,
+            is_read=is_read,
+            nursery=nursery,
+        )
 
     def connect(self, keeper: Keeper) -> None:
         """Use the one that has the contents: it pushes them by us."""
@@ -143,7 +133,7 @@ class WriteBack:
             except (LuxError, OSError) as exc:
                 if dirty.place is not None:  # else it was removed meanwhile
                     dirty.tries.refused(exc if isinstance(exc, LuxError) else StoreError(str(exc)))
-                    self.failures += 1
+                    self.pace.failures += 1
                     raise
             dirty.pushed()
         self._keeper.publish(dirty)
@@ -166,7 +156,7 @@ class WriteBack:
             for prefix in prefixes:
                 del self._frozen[prefix]
             frozen.changed.set()
-            self._wake.set()
+            self.pace.wake()
 
     async def thawed(self, key: str) -> None:
         """Wait until nothing that the key lies in is being moved. Raises `StoreUnavailable` if that waits for the store."""
@@ -183,15 +173,8 @@ class WriteBack:
             if pushing is not None:
                 await self.landed(pushing)
                 continue
-            keys = [key for key in self._journal.deletes if key.startswith(prefixes)]
-            if not keys:
+            if not await self.deletes.make_below(*prefixes):
                 return
-            places = [self._places.get(key) for key in keys]
-            await self.delete_now(keys)
-            for key, place in zip(keys, places, strict=True):
-                if place is not None:
-                    self._places.setdefault(key, place)
-                self._deleted(key)
 
     async def spare(self, key: str, changed: Dirty | None = None) -> None:
         """What the store has under a key is about to go: see to it that no other file needs it. Raises `StoreError`."""
@@ -207,43 +190,19 @@ class WriteBack:
             if dirty is not changed and record is not None and not record.closed:
                 await self._keeper.secure(dirty)
 
-    async def _spare_content(self, keys: list[str]) -> None:
-        """Forget the deletes of directories whose objects have content by now. Raises `StoreError`."""
-        limiter = trio.CapacityLimiter(CONCURRENT_PUSHES)
-
-        async def look(key: str) -> None:
-            async with limiter:
-                if size := await self.content_of_marker(key):
-                    log.warning("the object %r has %d bytes: it is not removed with its directory", key, size)
-                    self._deleted(key)
-
-        async with together() as start:
-            for key in keys:
-                if key.endswith("/"):
-                    start(look, key)
-
-    async def content_of_marker(self, key: str) -> int:
-        """Return how many bytes the object of a directory has, which removing the directory would destroy."""
-        if not key.endswith("/") or self._store.abilities.hierarchical:
-            return 0
-        try:
-            return (await self._store.head(key)).size
-        except NotFound:
-            return 0
-
     # -- later
 
     def schedule(self, dirty: Dirty, delay_s: float = WRITE_BACK_DELAY_S) -> None:
         """Push an entry in the background after a while."""
-        idle = not self._due and not self._deletes_due
+        idle = not self._due and not self.deletes.planned
         now = trio.current_time()
-        self._quiet_s = now + WRITE_BACK_DELAY_S
+        self._quiet_s = now + self.pace.delay_s
         if not self._failed_as_it_is(dirty):
-            self._put_due(dirty, now + (0.0 if self.urgent else delay_s))
+            self._put_due(dirty, now + (0.0 if self.pace.urgent else delay_s))
         elif dirty not in self._due and dirty not in self._pushing:  # else its next try is planned, or will be
             self._put_due(dirty, now + self._pause_s(dirty))
-        if idle or self.urgent:  # else `run` looks again soon
-            self._wake.set()
+        if idle or self.pace.urgent:  # else `run` looks again soon
+            self.pace.wake()
 
     def _put_due(self, dirty: Dirty, due: float) -> None:
         self._due[dirty] = due
@@ -261,13 +220,11 @@ class WriteBack:
         """Push what is due, until cancelled."""
         while True:
             self._start_due()
-            with trio.move_on_after(POLL_S if self._due or self._deletes_due else 3600):
-                await self._wake.wait()
-            self._wake = trio.Event()
+            await self.pace.rest(POLL_S if self._due or self.deletes.planned else 3600)
 
     def _start_due(self) -> None:
         now = trio.current_time()
-        until = now - POSTPONED_S if now < self._quiet_s and not self.urgent else now
+        until = now - POSTPONED_S if now < self._quiet_s and not self.pace.urgent else now
         most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
         while self._queue and len(self._pushing) < most:
             due, _, dirty = self._queue[0]
@@ -281,11 +238,7 @@ class WriteBack:
                 del self._due[dirty]
                 self._pushing.add(dirty)
                 self._nursery.start_soon(self._push_quietly, dirty)
-        if not self._deleting:
-            ready = (key for key, due in self._deletes_due.items() if due <= now and self._may_delete(key))
-            self._deleting = set(itertools.islice(ready, DELETE_BATCH))
-            if self._deleting:
-                self._nursery.start_soon(self._delete_quietly, list(self._deleting))
+        self.deletes.start_due(now)
 
     def _failed_as_it_is(self, dirty: Dirty) -> bool:
         """Whether the last try failed, and nothing was changed since."""
@@ -294,12 +247,8 @@ class WriteBack:
     def _pause_s(self, dirty: Dirty) -> float:
         """Return how long to wait before the next try. An outage costs little to be looked at, and somebody may wait."""
         outage = isinstance(dirty.tries.error, StoreUnavailable) and not self._store.reachable
-        longest_s = URGENT_RETRY_S if outage and self.urgent else LONGEST_OUTAGE_RETRY_S if outage else LONGEST_RETRY_S
-        return retry_delay_s(dirty.tries.attempts, longest_s, self._rng)
-
-    @property
-    def _longest_delete_retry_s(self) -> float:
-        return URGENT_RETRY_S if self.urgent else LONGEST_RETRY_S
+        longest_s = URGENT_RETRY_S if outage and self.pace.urgent else LONGEST_OUTAGE_RETRY_S if outage else LONGEST_RETRY_S
+        return retry_delay_s(dirty.tries.attempts, longest_s, self.pace.rng)
 
     def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
         """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
@@ -332,171 +281,13 @@ class WriteBack:
             if dirty.source is not None:
                 dirty.source.retrying = False
             self._pushing.discard(dirty)
-            self._wake.set()
-
-    # -- deletes
-
-    def pending_delete(self, key: str) -> DeleteRecord | None:
-        """Return the delete that is still to be made of a key."""
-        return self._journal.deletes.get(key)
-
-    def _is_doomed(self, parent: int, name: bytes) -> bool:
-        """Whether a file, a directory or a symlink of this name is still to be removed from the store."""
-        if not self._journal.deletes:
-            return False
-        try:
-            key = self._namespace.key(parent, name, Kind.FILE)
-        except Stale:
-            return False
-        if key + "/" in self._journal.deletes_below:  # else the store would still show a directory that is gone
-            return True
-        return any(each in self._journal.deletes for each in (key, key + "/", key + naming.SYMLINK_SUFFIX))
-
-    def delete_later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
-        """Remove an object in the background; its name, which the caller holds, is settled then."""
-        self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
-        self.resume_delete(key, place)
-
-    def hold_below(self, prefix: str, directory: int) -> None:
-        """A directory was made where one was removed: hold the names in it of what is still to be deleted."""
-        if prefix not in self._journal.deletes_below:
-            return
-        for key in self._journal.deletes:
-            first, _, deeper = key[len(prefix) :].partition("/")
-            if not key.startswith(prefix) or not first:
-                continue
-            name = (first if deeper else first.removesuffix(naming.SYMLINK_SUFFIX)).encode()
-            self._namespace.hold(None, directory, name)
-            if not deeper:
-                self._places[key] = directory, name
-
-    def resume_delete(self, key: str, place: tuple[int, bytes] | None) -> None:
-        """Carry on with a delete of the journal; ``place``: the name that is held, if it is not gone with its directory."""
-        if place is not None:
-            self._places[key] = place
-        self._deletes_due[key] = trio.current_time() + (0.0 if self.urgent else WRITE_BACK_DELAY_S / 4)
-        self._wake.set()
-
-    def reuse(self, key: str) -> str | None:
-        """A key is about to be used anew: forget its delete; returns what the store is then expected to have under it."""
-        record = self._journal.deletes.get(key)
-        if record is None:
-            return ABSENT
-        in_flight = key in self._deleting
-        self._journal.drop_delete(key)
-        self._settle_above(key)
-        self._deletes_due.pop(key, None)
-        self._delete_failures.pop(key, None)
-        self._delete_errors.pop(key, None)
-        self._places.pop(key, None)
-        return None if in_flight else record.version
+            self.pace.wake()
 
     async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
         """Copy an object inside the store. Raises `StoreError`."""
         async with self._turns.of((source, target)):
             await self.spare(target)
             return await self._store.copy(source, target, version=version, size=size)
-
-    async def delete_now(self, keys: list[str]) -> None:
-        """Remove objects. Raises `StoreError`: the first failure."""
-        async with self._turns.of(keys):
-            for key in keys:
-                await self.spare(key)
-            failures = await self._store.delete(keys)
-        for error in failures.values():
-            raise error
-
-    async def delete_noted(self, key: str) -> None:
-        """Make a delete of the journal now; where the store does not take it, it is tried again later."""
-        try:
-            async with self._turns.of([key]):
-                if key in self._journal.deletes:
-                    await self.spare(key)
-                    for error in (await self._store.delete([key])).values():
-                        raise error
-                    self._deleted(key)
-        except StoreError as exc:
-            log.warning("%r was replaced, but its object cannot be removed yet: %s", key, exc)
-            self._delete_errors[key] = exc
-
-    def delete_error(self, key: str) -> StoreError | None:
-        """Return what the last try to remove an object failed with."""
-        return self._delete_errors.get(key)
-
-    def _may_delete(self, key: str) -> bool:
-        record = self._journal.deletes.get(key)
-        if record is None or self.is_read(key):
-            return False
-        return not self._journal.is_waiting(record)
-
-    async def _delete_quietly(self, keys: list[str]) -> None:
-        delay_s = 0.0
-        try:
-            async with self._turns.of(keys):
-                wanted = [key for key in keys if key in self._journal.deletes]
-                for key in wanted:
-                    await self.spare(key)
-                await self._spare_content(wanted)
-                wanted = [key for key in wanted if key in self._journal.deletes]
-                # Children before their directories, where those exist by themselves.
-                failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
-                reached("delete.stored")
-                for key in wanted:
-                    if key not in failures:
-                        self._deleted(key)
-                for key, error in failures.items():
-                    log.info("%r cannot be removed yet: %s", key, error)
-                    self._delete_failed(key, error)
-        except StoreError as exc:
-            log.info("%d objects cannot be removed yet: %s", len(keys), exc)
-            self.failures += 1
-            for key in keys:
-                self._delete_failed(key, exc)
-        except Exception:
-            log.exception("removing objects failed in an unexpected way")
-            delay_s = LONGEST_RETRY_S
-        finally:
-            if delay_s:
-                for key in keys:
-                    if key in self._deletes_due:
-                        self._deletes_due[key] = trio.current_time() + delay_s
-            self._deleting = set()
-            self._wake.set()
-
-    def _delete_failed(self, key: str, error: StoreError) -> None:
-        """Take note of a delete that failed, and plan the next try, later the more have failed."""
-        if key not in self._deletes_due:
-            return  # the name was made anew meanwhile
-        failures = self._delete_failures[key] = self._delete_failures.get(key, 0) + 1
-        self._delete_errors[key] = error
-        self._deletes_due[key] = trio.current_time() + retry_delay_s(failures, self._longest_delete_retry_s, self._rng)
-
-    def _deleted(self, key: str) -> None:
-        self._deletes_due.pop(key, None)
-        self._delete_errors.pop(key, None)
-        self._delete_failures.pop(key, None)
-        if self._journal.deletes.get(key) is None:
-            return
-        self._journal.drop_delete(key)
-        reached("delete.dropped")
-        place = self._places.pop(key, None)
-        if place is not None:
-            entry = self._namespace.peek(*place)
-            if entry is None or self._entries.get(entry.inode) is None:
-                self._namespace.settle(entry.inode if entry is not None else None, *place)
-        self._settle_above(key)
-
-    def _settle_above(self, key: str) -> None:
-        """Directories were held for the sake of a delete below: let go of those where nothing more is to be deleted."""
-        parent = ROOT_INODE
-        for prefix in directories_of(key):
-            name = prefix[:-1].rpartition("/")[2].encode()
-            entry = self._namespace.peek(parent, name)
-            if prefix not in self._journal.deletes_below and (entry is None or self._entries.get(entry.inode) is None):
-                self._namespace.settle(None, parent, name)
-            if entry is None or entry.kind is not Kind.DIRECTORY:
-                return
-            parent = entry.inode
 
     # -- all of it
 
@@ -512,14 +303,5 @@ class WriteBack:
         for dirty, due in list(self._due.items()):
             if due > overdue and is_at_or_below(dirty.key, prefix) and (failed or dirty.tries.error is None):
                 self._put_due(dirty, overdue)
-        for key, due in self._deletes_due.items():
-            if due > now and is_at_or_below(key, prefix) and (failed or key not in self._delete_errors):
-                self._deletes_due[key] = now
-        self._wake.set()
-
-
-def is_at_or_below(key: str, path: str) -> bool:
-    """Whether an object's key is that of a file, directory or symlink ``path``, or of something in it; "": everything."""
-    if not path or key == path:
-        return True
-    return key.startswith(path + "/") or key == path + naming.SYMLINK_SUFFIX
+        self.deletes.hurry(prefix, now, failed=failed)
+        self.pace.wake()

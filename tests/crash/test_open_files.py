@@ -261,7 +261,7 @@ async def test_a_push_that_an_unlink_ends_is_no_failure(tmp_path: Path) -> None:
         driver.release()
         await m.drain()
         await idle(m)
-        assert not m.writeback.failures
+        assert not m.writeback.pace.failures
         assert not driver.objects
         assert not driver.uploads
 
@@ -378,7 +378,7 @@ async def test_a_file_that_gets_shorter_while_it_goes_up_goes_up_as_it_is_then(t
         driver.release()
         await m.drain()
         assert driver.objects["f"][0] == LARGE[:5]
-        assert not m.writeback.failures
+        assert not m.writeback.pace.failures
         await m.kernel.close(m.fs, handle)
 
 

@@ -19,7 +19,7 @@ from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import State, write_of
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import writeback
+from luxfuse.vfs import pace
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, random_bytes, until
 
@@ -32,7 +32,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "TAKEOVER_S", 0.0)
     monkeypatch.setattr(shell, "HEARD_S", 0.0)
     monkeypatch.setattr(shell, "LOOK_INTERVAL_S", 0.01)
-    monkeypatch.setattr(writeback, "WRITE_BACK_DELAY_S", 3600.0)
+    monkeypatch.setattr(pace, "WRITE_BACK_DELAY_S", 3600.0)
 
 
 class Peers:

@@ -208,12 +208,12 @@ class Mount:
 
     async def drain(self, timeout_s: float = 20.0) -> None:
         """Bring everything to the store, as before an unmount."""
-        self.writeback.urgent = True
+        self.writeback.pace.urgent = True
         with trio.fail_after(timeout_s):
             while self.writeback.pending:
                 self.writeback.hurry()
                 await trio.sleep(0.002)
-        self.writeback.urgent = False
+        self.writeback.pace.urgent = False
 
     async def inode(self, path: str) -> int:
         """Look a path up, name by name."""

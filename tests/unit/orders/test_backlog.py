@@ -15,7 +15,7 @@ from luxfuse.orders import backlog as module
 from luxfuse.orders.backlog import Backlog, Progress
 from luxfuse.types import WriteMode
 from luxfuse.vfs.attributes import Caller
-from luxfuse.vfs.writeback import is_at_or_below
+from luxfuse.vfs.deletes import is_at_or_below
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
 
@@ -133,7 +133,7 @@ async def test_drain_brings_up_what_is_closed_without_delay(tmp_path: Path, mock
         assert (step.files, step.open_files, step.deletes) == (1, 1, 0)
         assert len(driver.objects) == 50
         assert not backlog.draining
-        assert not m.writeback.urgent
+        assert not m.writeback.pace.urgent
         await m.kernel.close(m.fs, handle)
 
 

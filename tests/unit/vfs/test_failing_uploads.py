@@ -33,9 +33,9 @@ def pause_s(m: Mount, dirty: Dirty) -> float:
 async def failed(m: Mount, dirty: Dirty, times: int) -> None:
     """Hurry until so many tries have failed."""
     while dirty.tries.attempts < times:
-        before = m.writeback.failures
+        before = m.writeback.pace.failures
         m.writeback.hurry()
-        await until(lambda before=before: m.writeback.failures > before and dirty in m.writeback._due)  # type: ignore[misc]
+        await until(lambda before=before: m.writeback.pace.failures > before and dirty in m.writeback._due)  # type: ignore[misc]
 
 
 def test_pauses_grow_to_minutes_and_differ() -> None:
@@ -60,12 +60,12 @@ async def test_a_file_that_is_refused_waits_longer_each_time_until_it_is_changed
         m.writer.publish(dirty)  # as the last close of a reader does
         m.writeback.schedule(dirty)
         assert 190 < pause_s(m, dirty) <= 256
-        tries = m.writeback.failures
-        m.writeback.urgent = True  # an unmount that waits
+        tries = m.writeback.pace.failures
+        m.writeback.pace.urgent = True  # an unmount that waits
         m.writeback.hurry()
-        await until(lambda: m.writeback.failures > tries and dirty in m.writeback._due)
+        await until(lambda: m.writeback.pace.failures > tries and dirty in m.writeback._due)
         assert pause_s(m, dirty) > 190
-        m.writeback.urgent = False
+        m.writeback.pace.urgent = False
         assert "TooOdd" in str(dirty.tries.error)
         handle = await m.kernel.open(m.fs, await m.inode("a"), 2)
         await m.kernel.write(m.fs, handle, 0, b"second")
@@ -151,10 +151,12 @@ async def test_deletes_that_are_refused_wait_longer_each_time(tmp_path: Path) ->
         pauses = []
         for count in (1, 2, 3, 4):
             m.writeback.hurry()
-            await until(lambda count=count: m.writeback._delete_failures.get("a") == count and not m.writeback._deleting)  # type: ignore[misc]
-            pauses.append(m.writeback._deletes_due["a"] - trio.current_time())
+            await until(
+                lambda count=count: m.writeback.deletes._failures.get("a") == count and not m.writeback.deletes._deleting
+            )  # type: ignore[misc]
+            pauses.append(m.writeback.deletes._due["a"] - trio.current_time())
         assert [round(pause / 0.875 / 2**n) for n, pause in enumerate(pauses, 1)] == [1, 1, 1, 1]
-        assert "AccessDenied" in str(m.writeback.delete_error("a"))
+        assert "AccessDenied" in str(m.writeback.deletes.error("a"))
         driver._failures.clear()
         await m.drain()
     assert driver.objects == {}

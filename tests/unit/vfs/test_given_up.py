@@ -60,7 +60,7 @@ async def test_a_push_that_fails_when_nobody_waits_any_more_is_tried_again(tmp_p
         with trio.move_on_after(0.05):
             await m.kernel.flush(m.fs, handle)
         await m.kernel.release(m.fs, handle)
-        await until(lambda: m.writeback.failures > 0)
+        await until(lambda: m.writeback.pace.failures > 0)
         driver.release()
         await m.drain()
         assert driver.objects["new"][0] == b"content"

@@ -54,7 +54,7 @@ async def test_a_copy_whose_answer_got_lost(tmp_path: Path, mode: str) -> None:
         assert driver.reads["a", (0, 7)] == 1
         metadata = driver.objects["a"][3]
         assert (metadata["mode"], metadata["owner"]) == ("0100600", "somebody")
-        assert m.writeback.failures == 0
+        assert m.writeback.pace.failures == 0
 
 
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
@@ -66,7 +66,7 @@ async def test_a_copy_that_failed_and_other_attributes_after_it(tmp_path: Path) 
         driver.lose_answer_next("copy")
         driver.fail_next(100, kind="head")
         await chmod(m, "a", 0o600)
-        await until(lambda: m.writeback.failures > 0)
+        await until(lambda: m.writeback.pace.failures > 0)
         await chmod(m, "a", 0o640)
         driver._failures.clear()
         await settled(m)
@@ -119,7 +119,7 @@ async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Pa
         driver.lose_answer_next("put")
         await m.kernel.flush(m.fs, handle)
         m.writeback.hurry()
-        await until(lambda: m.writeback.failures > 0)
+        await until(lambda: m.writeback.pace.failures > 0)
         assert driver.objects["a"][0] == b"first"
         await m.kernel.write(m.fs, handle, 0, b"second")
         driver._failures.clear()
