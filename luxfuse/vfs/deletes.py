@@ -15,7 +15,7 @@ import trio
 
 from luxfuse.cache.together import together
 from luxfuse.core import names as naming
-from luxfuse.core.writeback import LONGEST_RETRY_S, retry_delay_s
+from luxfuse.core.writeback import LONGEST_RETRY_S, URGENT_RETRY_S, retry_delay_s
 from luxfuse.errors import NotFound, StoreError
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
 from luxfuse.index.names import ROOT_INODE
@@ -26,7 +26,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.pace import CONCURRENT_PUSHES, URGENT_RETRY_S, Pace
+from luxfuse.vfs.pace import CONCURRENT_PUSHES, Pace
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)

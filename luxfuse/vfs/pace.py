@@ -8,7 +8,6 @@ import trio
 
 WRITE_BACK_DELAY_S = 1.0
 """How long a closed file waits in `async-through`: what is renamed or removed meanwhile needs fewer requests."""
-URGENT_RETRY_S = 5.0
 CONCURRENT_PUSHES = 32
 
 

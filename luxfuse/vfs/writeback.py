@@ -9,15 +9,19 @@ makes the next try early, and no more than that.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
 
 import trio
 
-from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
+from luxfuse.core.due import Due
+from luxfuse.core.writeback import (
+    POSTPONED_S,
+    due_until,
+    longest_retry_s,
+    retry_delay_s,
+)
 from luxfuse.errors import LuxError, StoreError, StoreUnavailable, Unforeseen
 from luxfuse.index.journal import Journal
 from luxfuse.types import ObjectInfo
@@ -26,14 +30,12 @@ from luxfuse.vfs.deletes import Deletes, is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import Conflict, Replaced
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.pace import CONCURRENT_PUSHES, URGENT_RETRY_S, WRITE_BACK_DELAY_S, Pace
+from luxfuse.vfs.pace import CONCURRENT_PUSHES, WRITE_BACK_DELAY_S, Pace
 from luxfuse.vfs.pushing import Keeper, Pusher
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
 
-POSTPONED_S = 4.0
-"""How much longer it waits while others are being closed, so that pushes do not slow down who makes many files."""
 WARN_INTERVAL_S = 60.0
 MOST_PUSHES = 1024
 """With those that the bandwidth limit of a rule holds back."""
@@ -83,10 +85,7 @@ class WriteBack:
         self.pusher = pusher
         self._keeper: Keeper
         self._nursery = nursery
-        self._due: dict[Dirty, float] = {}
-        self._queue: list[tuple[float, int, Dirty]] = []
-        """Heap of what is due when; an item counts if `_due` says the same."""
-        self._serial = itertools.count()
+        self._due: Due[Dirty] = Due()
         self._quiet_s = 0.0
         """When it is to be thought that nobody makes files just now."""
         self._pushing: set[Dirty] = set()
@@ -198,15 +197,11 @@ class WriteBack:
         now = trio.current_time()
         self._quiet_s = now + self.pace.delay_s
         if not self._failed_as_it_is(dirty):
-            self._put_due(dirty, now + (0.0 if self.pace.urgent else delay_s))
+            self._due.put(dirty, now + (0.0 if self.pace.urgent else delay_s))
         elif dirty not in self._due and dirty not in self._pushing:  # else its next try is planned, or will be
-            self._put_due(dirty, now + self._pause_s(dirty))
+            self._due.put(dirty, now + self._pause_s(dirty))
         if idle or self.pace.urgent:  # else `run` looks again soon
             self.pace.wake()
-
-    def _put_due(self, dirty: Dirty, due: float) -> None:
-        self._due[dirty] = due
-        heapq.heappush(self._queue, (due, next(self._serial), dirty))
 
     def is_under_way(self, dirty: Dirty) -> bool:
         """Whether an entry is being pushed, or is to be."""
@@ -214,7 +209,7 @@ class WriteBack:
 
     def forget(self, dirty: Dirty) -> None:
         """An entry need not be pushed any more."""
-        self._due.pop(dirty, None)
+        self._due.drop(dirty)
 
     async def run(self) -> None:
         """Push what is due, until cancelled."""
@@ -224,18 +219,12 @@ class WriteBack:
 
     def _start_due(self) -> None:
         now = trio.current_time()
-        until = now - POSTPONED_S if now < self._quiet_s and not self.pace.urgent else now
+        until = due_until(now, self._quiet_s, urgent=self.pace.urgent)
         most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
-        while self._queue and len(self._pushing) < most:
-            due, _, dirty = self._queue[0]
-            counts = self._due.get(dirty) == due
-            if counts and due > until:
-                break
-            heapq.heappop(self._queue)
-            if counts and dirty in self._pushing:
-                self._put_due(dirty, now + POLL_S)
-            elif counts:
-                del self._due[dirty]
+        while len(self._pushing) < most and (dirty := self._due.pop(until)) is not None:
+            if dirty in self._pushing:
+                self._due.put(dirty, now + POLL_S)
+            else:
                 self._pushing.add(dirty)
                 self._nursery.start_soon(self._push_quietly, dirty)
         self.deletes.start_due(now)
@@ -247,14 +236,13 @@ class WriteBack:
     def _pause_s(self, dirty: Dirty) -> float:
         """Return how long to wait before the next try. An outage costs little to be looked at, and somebody may wait."""
         outage = isinstance(dirty.tries.error, StoreUnavailable) and not self._store.reachable
-        longest_s = URGENT_RETRY_S if outage and self.pace.urgent else LONGEST_OUTAGE_RETRY_S if outage else LONGEST_RETRY_S
-        return retry_delay_s(dirty.tries.attempts, longest_s, self.pace.rng)
+        return retry_delay_s(dirty.tries.attempts, longest_retry_s(outage=outage, urgent=self.pace.urgent), self.pace.rng)
 
     def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
         """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
         dirty.tries.refused_later(error, dirty.key, dirty.stamp)
         if not dirty.finished and dirty.place is not None:
-            self._put_due(dirty, trio.current_time() + self._pause_s(dirty))
+            self._due.put(dirty, trio.current_time() + self._pause_s(dirty))
         if dirty.tries.count() == 1:
             self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, error)
 
@@ -300,8 +288,8 @@ class WriteBack:
         """Push everything at or below a key at once, as far as it is closed; ``failed``: also what has failed lately."""
         now = trio.current_time()
         overdue = now - POSTPONED_S
-        for dirty, due in list(self._due.items()):
+        for dirty, due in self._due.items():
             if due > overdue and is_at_or_below(dirty.key, prefix) and (failed or dirty.tries.error is None):
-                self._put_due(dirty, overdue)
+                self._due.put(dirty, overdue)
         self.deletes.hurry(prefix, now, failed=failed)
         self.pace.wake()

@@ -27,7 +27,7 @@ async def write(m: Mount, name: str, data: bytes) -> None:
 
 def pause_s(m: Mount, dirty: Dirty) -> float:
     """For how long the next try waits."""
-    return m.writeback._due[dirty] - trio.current_time()
+    return m.writeback._due.at_s(dirty) - trio.current_time()
 
 
 async def failed(m: Mount, dirty: Dirty, times: int) -> None:
