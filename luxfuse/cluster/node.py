@@ -185,7 +185,7 @@ class Cluster:
             cache=parts.cache,
             copies=copies,
         )
-        parts.writer.replication = parts.writeback.pusher.replication = parts.recovery.replication = replicator
+        parts.writing.replicas.replication = parts.writing.pusher.replication = parts.recovery.replication = replicator
         self._replicators[source] = replicator
 
     async def end(self, source: bytes) -> None:

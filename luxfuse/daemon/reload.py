@@ -97,7 +97,7 @@ class Reloader:
             await p.retention.restand([lambda _path: True])
         p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
         p.volumes.main.negative_ttl_s = new.negative_ttl_s
-        p.writer.room_timeout_s = new.room_timeout_s
+        p.writing.room.timeout_s = new.room_timeout_s
         p.writeback.pusher.fail_on_conflict = new.on_conflict == "fail"
         p.fs.links.hardlinks = new.hardlinks
         p.store.set_bandwidth(get_bytes_s=new.bandwidth_limit_bytes_s, put_bytes_s=new.upload_bandwidth_limit_bytes_s)

@@ -40,7 +40,7 @@ class Status:
             "version": __version__,
             "state": "draining" if p.backlog.draining else "degraded" if reasons else "serving",
             "degraded_reasons": reasons,
-            "hints": [hint for parts in each if (hint := parts.writer.small_closes.hint) is not None],
+            "hints": [hint for parts in each if (hint := parts.writing.promises.small_closes.hint) is not None],
             "passthrough": p.kernel.passthrough,
             "passthrough_reason": p.kernel.reason,
             "uptime_s": time.monotonic() - self._running.started_s,

@@ -17,8 +17,9 @@ from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.tree import Tree
-from luxfuse.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class Conflicts:
         *,
         namespace: Namespace,
         tree: Tree,
-        writer: Writer,
+        notes: Notes,
+        publisher: Publisher,
         journal: Journal,
         staging: Staging,
         recovered: Recovered,
@@ -39,12 +41,13 @@ class Conflicts:
     ) -> None:
         self._namespace = namespace
         self._tree = tree
-        self._writer = writer
+        self._notes = notes
+        self._publisher = publisher
         self._journal = journal
         self._staging = staging
         self._recovered = recovered
         self._nursery = nursery
-        writer.on_conflict = self.begin
+        publisher.on_conflict = self.begin
 
     def begin(self, dirty: Dirty) -> None:
         """Set a file aside that nobody has open for writing."""
@@ -70,20 +73,20 @@ class Conflicts:
                 return  # its next close comes here again
             # Should we be killed from now on, the next run keeps it, and neither uploads it nor calls it lost.
             dirty.withdraw()
-            self._writer.note(dirty)
+            self._notes.note(dirty)
             await self._journal.commit()
             reached("conflict.noted")
             if dirty.writers or dirty.place is None:
                 return
             await self._take_out(dirty, *dirty.place)
-        self._writer.discard_if_unused(dirty)
+        self._publisher.discard_if_unused(dirty)
         try:
             await self._namespace.refresh(key)
         except LuxError as exc:
             log.info("%r is looked up when it is used: %s", key, exc)
 
     async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
-        row = self._writer.row(dirty)
+        row = self._notes.row(dirty)
         self._tree.forget(parent, name, row)
         self._namespace.settle(None, parent, name)
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, dirty.number, dirty.key)

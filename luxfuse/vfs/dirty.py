@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.cache.staged import Stamp, stamp_from
+from luxfuse.cache.staged import StagedBytes, Stamp, stamp_from
 from luxfuse.cache.upload import Source, Uploaded
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
@@ -207,6 +207,12 @@ class Dirty:
     def unreserve(self) -> None:
         """It is over."""
         self.reservations -= 1
+
+    @property
+    def content(self) -> StagedBytes:
+        """The content, of one that has some."""
+        assert self.source is not None
+        return self.source.bytes
 
     @property
     def stamp(self) -> Stamp | None:

@@ -35,6 +35,10 @@ from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.promises import Promises
+from luxfuse.vfs.replicas import PromisedReplicas
+from luxfuse.vfs.room import Room
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writer import Writer
 
@@ -71,6 +75,10 @@ class FileSystem:
         defaults: Defaults,
         entries: DirtyEntries,
         writer: Writer,
+        notes: Notes,
+        promises: Promises,
+        room: Room,
+        replicas: PromisedReplicas,
         tree: Tree,
         moves: Moves,
         links: Links,
@@ -81,6 +89,10 @@ class FileSystem:
         self.files = files
         self._dirty = entries
         self._writer = writer
+        self._notes = notes
+        self._promises = promises
+        self._room = room
+        self._replicas = replicas
         self._tree = tree
         self._moves = moves
         self.links = links
@@ -137,7 +149,7 @@ class FileSystem:
         """Return an inode's attributes; of an open file those of the version that is open."""
         dirty = self._dirty.get(inode)
         if dirty is not None:
-            return self._stat_dirty(dirty, self._writer.row(dirty))
+            return self._stat_dirty(dirty, self._notes.row(dirty))
         if (removed := self._tree.removed_directory(inode)) is not None:
             gone = self._shown(removed, 0.0)
             gone.nlink = 0
@@ -215,7 +227,7 @@ class FileSystem:
         dirty = self._dirty.get(inode)
         tier: str
         if dirty is not None and dirty.source is not None:
-            cached, state, tier = dirty.source.bytes.size, "dirty", self._writer.tier_of(dirty)
+            cached, state, tier = dirty.source.bytes.size, "dirty", self._room.tier_of(dirty)
         else:
             key = self.namespace.key(parent, base, entry.kind)
             cached, tier = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else (0, "none")
@@ -409,13 +421,13 @@ class FileSystem:
         """A descriptor of a file that is open for writing is closed."""
         dirty, writing = self._written(ref)
         if dirty is not None and writing:
-            await self._writer.sync(dirty)
+            await self._promises.sync(dirty)
 
     async def fsync(self, ref: Ref, datasync: bool) -> None:
         """Bring the content where the write mode wants it."""
         dirty, _ = self._written(ref)
         if dirty is not None:
-            await self._writer.fsync(dirty)
+            await self._promises.fsync(dirty)
 
     async def fsyncdir(self, inode: int) -> None:
         """Make what was changed in a directory durable."""
@@ -429,7 +441,7 @@ class FileSystem:
         elif ref.inode is not None:
             self.files.released(ref.inode)
         if dirty is not None and writing:
-            self._writer.closed(dirty)
+            self._promises.closed(dirty)
 
     async def fallocate(self, ref: Ref, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
@@ -497,7 +509,7 @@ class FileSystem:
         """Remove what is no directory."""
         self._check_writable(parent, name)
         await self._tree.unlink(parent, name)
-        await self._writer.tell_holders()
+        await self._replicas.tell_holders()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -510,7 +522,7 @@ class FileSystem:
         self._check_writable(parent, name)
         self._check_writable(new_parent, new_name)
         await self._moves.rename((parent, name), (new_parent, new_name), flags)
-        await self._writer.tell_holders()
+        await self._replicas.tell_holders()
 
     async def refresh(self, path: str) -> None:
         """Ask the store again about a path and what is directly below it. Raises `NoSuchName`, `StoreError`."""

@@ -24,6 +24,8 @@ from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import NotPermitted, Stale
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
@@ -42,6 +44,8 @@ class Links:
         tree: Tree,
         entries: DirtyEntries,
         writer: Writer,
+        notes: Notes,
+        promises: Promises,
         writeback: WriteBack,
         journal: Journal,
         hardlinks: HardLinks,
@@ -51,6 +55,8 @@ class Links:
         self._tree = tree
         self._entries = entries
         self._writer = writer
+        self._notes = notes
+        self._promises = promises
         self._writeback = writeback
         self._deletes = writeback.deletes
         self._journal = journal
@@ -80,7 +86,7 @@ class Links:
 
     async def _link_file(self, inode: int, parent: int, name: bytes) -> Entry:
         new_key = self._tree.new_key(parent, name, Kind.FILE)
-        stays_here = self._writer.mode_of(new_key) is WriteMode.MUST_CACHE
+        stays_here = self._notes.mode_of(new_key) is WriteMode.MUST_CACHE
         while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
             await self._writeback.landed(dirty)
         if stays_here or (dirty is not None and not self._is_stored(dirty)):
@@ -141,23 +147,23 @@ class Links:
         source.opened()  # it stays as it is until it has been copied
         try:
             if source.needs_base:
-                await self._writer.complete(source)
+                await self._promises.complete(source)
             async with self._tree.turn((parent, name)):
                 await self._tree.require_absent(parent, name)
-                made = self._tree.make_like(parent, name, self._writer.row(source).attributes or Attributes())
+                made = self._tree.make_like(parent, name, self._notes.row(source).attributes or Attributes())
                 made.writers += 1
             reached("link.made")
             try:
                 with trio.CancelScope(shield=True):
                     await self._writer.copy_content(source, made)
                 reached("link.filled")
-                await self._writer.sync(made)
+                await self._promises.sync(made)
                 reached("link.promised")
             except BaseException:
                 self._tree.undo(made)
                 raise
             finally:
-                self._writer.closed(made)
+                self._promises.closed(made)
         finally:
-            self._writer.closed(source)
+            self._promises.closed(source)
         return self._tree.row(made.inode)

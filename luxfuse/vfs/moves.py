@@ -30,10 +30,12 @@ from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotAD
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.promises import Promises
+from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.taking_back import Step, TakingBack
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import Freeze, WriteBack
-from luxfuse.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class Moves:
         tree: Tree,
         entries: DirtyEntries,
         files: Files,
-        writer: Writer,
+        notes: Notes,
+        promises: Promises,
+        publisher: Publisher,
         writeback: WriteBack,
         journal: Journal,
         cache: PageCache,
@@ -67,7 +71,9 @@ class Moves:
         self._tree = tree
         self._entries = entries
         self._files = files
-        self._writer = writer
+        self._notes = notes
+        self._promises = promises
+        self._publisher = publisher
         self._writeback = writeback
         self._deletes = writeback.deletes
         self._journal = journal
@@ -319,13 +325,13 @@ class Moves:
         if local and replaced and self._tree.is_through(replaced) and not self._files.is_deferred(replaced):
             await self._deletes.make_noted(replaced)
         if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
-            await self._writer.sync(dirty)
+            await self._promises.sync(dirty)
         elif not dirty.writers:
-            self._writer.publish(dirty)
+            self._publisher.publish(dirty)
 
     def _rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
-        dirty.take_key(place, key, self._writer.mode_of(key), expect)
-        self._writer.note(dirty)
+        dirty.take_key(place, key, self._notes.mode_of(key), expect)
+        self._notes.note(dirty)
 
     def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
         """Return the key of the object that a move replaces, if no other one takes that key; else "".
@@ -485,7 +491,7 @@ class Moves:
         await self._writeback.settled(prefix, new_prefix)
         with self._writeback.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
-                await self._writer.complete(dirty)  # what it lacks goes with the old key
+                await self._promises.complete(dirty)  # what it lacks goes with the old key
                 await keep(self._store, dirty)  # and so does what others set
             self._namespace.hold(entry.inode, *place)
             self._namespace.hold(None, *new_place)

@@ -39,20 +39,14 @@ MARKED = "marker"
 """As the version of a directory: the store has a marker object of it."""
 
 
-class Keeper(Protocol):
-    """The part of the writer that write-back needs: it has the contents, and promises them."""
+class Publishes(Protocol):
+    """The end of dirty states; see `Publisher`."""
 
     def publish(self, dirty: Dirty) -> None:
         """An entry is in the store: end the dirty state if nobody writes to it any more."""
 
     def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
         """An object has another version, though the same content, than the one given."""
-
-    async def complete(self, dirty: Dirty) -> None:
-        """Make a file independent of an object that is about to go, durably. Raises `StoreError`, OSError."""
-
-    async def secure(self, dirty: Dirty) -> None:
-        """Make what there is of a file durable here, as what was promised of it last is about to go. Raises OSError."""
 
 
 class Pusher:
@@ -66,15 +60,15 @@ class Pusher:
         self._store = uploader.store
         self._journal = journal
         self._recovered = recovered
-        self._keeper: Keeper
+        self._publisher: Publishes
         self.fail_on_conflict = fail_on_conflict
         self.conflicts = 0
         self.replication: Replicator | None = None
         """Where other nodes hold what was promised, and may have brought it to the store while they took us for dead."""
 
-    def connect(self, keeper: Keeper) -> None:
-        """Use the one that has the contents."""
-        self._keeper = keeper
+    def connect(self, publisher: Publishes) -> None:
+        """Give it what needs write-back itself."""
+        self._publisher = publisher
 
     async def push(self, dirty: Dirty) -> None:
         """Bring an entry to the store; the caller has its lock, and the turn of its key. Raises `StoreError`, OSError."""
@@ -126,7 +120,7 @@ class Pusher:
         self._namespace.put(*dirty.place, row)
         self._note_expected(dirty, row)
         if dirty.source is None and old_version and row.version != old_version:
-            self._keeper.keep_cached(dirty, row, old_version)
+            self._publisher.keep_cached(dirty, row, old_version)
 
     def _note_expected(self, dirty: Dirty, row: Entry) -> None:
         """Tell the journal what the store has: it stays there for as long as the file is open."""

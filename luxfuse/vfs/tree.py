@@ -47,7 +47,11 @@ from luxfuse.vfs.errors import (
 )
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.promises import Promises
+from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.pushing import MARKED
+from luxfuse.vfs.room import Room
 from luxfuse.vfs.turns import Turn, Turns
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer, without_set_id
@@ -67,6 +71,10 @@ class Tree:
         entries: DirtyEntries,
         files: Files,
         writer: Writer,
+        notes: Notes,
+        promises: Promises,
+        publisher: Publisher,
+        room: Room,
         writeback: WriteBack,
         journal: Journal,
         defaults: Defaults,
@@ -79,6 +87,10 @@ class Tree:
         self._entries = entries
         self._files = files
         self._writer = writer
+        self._notes = notes
+        self._promises = promises
+        self._publisher = publisher
+        self._room = room
         self._writeback = writeback
         self._deletes = writeback.deletes
         self._journal = journal
@@ -155,7 +167,7 @@ class Tree:
             mtime_ns=attributes.mtime_ns or 0,
             checked_s=self._namespace.now_s(),
         )
-        dirty = self._writer.mark(entry, key, expect)
+        dirty = self._notes.mark(entry, key, expect)
         dirty.stored.replaces_removed(expect != ABSENT)
         self.touch(parent)
         if kind is Kind.DIRECTORY:
@@ -178,13 +190,13 @@ class Tree:
             try:
                 found = await self._namespace.lookup(parent, name)
             except NoSuchName:
-                await self._writer.wait_for_room(0)
+                await self._room.wait(0)
                 dirty = self._create(parent, name, mode, caller)
                 if writing:
                     return self._writer.open_new(dirty), self.row(dirty.inode)
                 handle = self._files.open_staged(dirty, self.row(dirty.inode))
                 with trio.CancelScope(shield=True):  # it is made: who is interrupted would not know
-                    await self._writer.sync(dirty)
+                    await self._promises.sync(dirty)
                 return handle, self.row(dirty.inode)
         if flags & os.O_EXCL:
             raise Exists(f"{name!r} exists")
@@ -226,7 +238,7 @@ class Tree:
             dirty = self._create(parent, name, mode, caller)
             dirty.close()
         try:
-            await self._writer.sync(dirty)
+            await self._promises.sync(dirty)
         except (LuxError, OSError):
             self.undo(dirty)
             raise
@@ -241,7 +253,7 @@ class Tree:
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             dirty = self._make(parent, name, kind, attributes, key, len(target))
             dirty.made(target)
-            self._writer.note(dirty, target or None)
+            self._notes.note(dirty, target or None)
             reached("make.noted")
         if self.is_through(key) and kind is not Kind.SPECIAL:
             try:
@@ -260,7 +272,7 @@ class Tree:
             return
         parent, name = dirty.place
         row = self.row(dirty.inode)
-        self._writer.orphan(dirty, row)
+        self._publisher.orphan(dirty, row)
         self._names.erase(parent, name)
         self._namespace.settle(None, parent, name)
 
@@ -270,13 +282,13 @@ class Tree:
         key = self._namespace.key(parent, name, Kind.SPECIAL)
         dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
         dirty.made()
-        self._writer.note(dirty)
+        self._notes.note(dirty)
 
     def promise_whiteout(self, place: tuple[int, bytes]) -> int:
         """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""
         key = self._namespace.key(*place, Kind.SPECIAL)
         number = self._journal.new_id()
-        dirty = Dirty(number, 0, Kind.SPECIAL, self._writer.mode_of(key), place, key, Stored(ABSENT), closed=True)
+        dirty = Dirty(number, 0, Kind.SPECIAL, self._notes.mode_of(key), place, key, Stored(ABSENT), closed=True)
         self._journal.put_file(number, dirty.record(_whiteout()))
         return number
 
@@ -368,9 +380,9 @@ class Tree:
         parent, name = self._namespace.place(inode)
         self._namespace.put(parent, name, row)
         key = self._namespace.key(parent, name, row.kind)
-        dirty = self._entries.get(inode) or self._writer.mark(row, key, row.version or None)
+        dirty = self._entries.get(inode) or self._notes.mark(row, key, row.version or None)
         dirty.describe()
-        self._writer.note(dirty)
+        self._notes.note(dirty)
         reached("describe.noted")
         if dirty.writers or not dirty.must_push:
             return  # they go with the content
@@ -385,14 +397,14 @@ class Tree:
                 self._namespace.put(*dirty.place, row)
                 if not dirty.content_changed(dirty.uploaded):
                     dirty.differs(False)
-                    self._writer.publish(dirty)
+                    self._publisher.publish(dirty)
             raise
 
     async def xattrs(self, inode: int, *, ask: bool = True) -> dict[str, bytes]:
         """Return the extended attributes that programs have set; without ``ask``, only as far as they are known."""
         dirty = self._entries.get(inode)
         if dirty is not None:
-            row: Entry = self._writer.row(dirty)
+            row: Entry = self._notes.row(dirty)
         else:
             row = await self.known(inode) if ask else self.row(inode)
         return dict((row.attributes.xattrs if row.attributes else None) or {})
@@ -494,7 +506,7 @@ class Tree:
 
     def is_through(self, key: str) -> bool:
         """Whether changes of a key are made in the store first."""
-        return self._writer.mode_of(key) in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH)
+        return self._notes.mode_of(key) in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH)
 
     def in_store(self, entry: Entry) -> bool:
         """Whether the store may have an object of an entry."""
@@ -527,7 +539,7 @@ class Tree:
         """The name is gone here: what is open of it lives on without."""
         dirty = self._entries.get(entry.inode)
         if dirty is not None:
-            self._writer.orphan(dirty, entry)
+            self._publisher.orphan(dirty, entry)
         if entry.kind is Kind.DIRECTORY:
             self._removed[entry.inode] = entry
             if len(self._removed) > REMOVED_KEPT:

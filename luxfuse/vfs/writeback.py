@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import trio
 
@@ -31,7 +32,7 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import Conflict, Replaced
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pace import CONCURRENT_PUSHES, WRITE_BACK_DELAY_S, Pace
-from luxfuse.vfs.pushing import Keeper, Pusher
+from luxfuse.vfs.pushing import Publishes, Pusher
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,16 @@ class Freeze:
         changed.set()
 
 
+class Keeper(Protocol):
+    """What makes contents durable here; see `Promises`."""
+
+    async def complete(self, dirty: Dirty) -> None:
+        """Make a file independent of an object that is about to go, durably. Raises `StoreError`, OSError."""
+
+    async def secure(self, dirty: Dirty) -> None:
+        """Make what there is of a file durable here, as what was promised of it last is about to go. Raises OSError."""
+
+
 class WriteBack:
     """Pushes the dirty entries of one mount."""
 
@@ -83,6 +94,7 @@ class WriteBack:
         self._store = store
         self._journal = journal
         self.pusher = pusher
+        self._publisher: Publishes
         self._keeper: Keeper
         self._nursery = nursery
         self._due: Due[Dirty] = Due()
@@ -106,10 +118,10 @@ class WriteBack:
             nursery=nursery,
         )
 
-    def connect(self, keeper: Keeper) -> None:
-        """Use the one that has the contents: it pushes them by us."""
-        self._keeper = keeper
-        self.pusher.connect(keeper)
+    def connect(self, publisher: Publishes, keeper: Keeper) -> None:
+        """Give it what needs write-back itself: what was pushed is published, what is published may have to be pushed."""
+        self._publisher, self._keeper = publisher, keeper
+        self.pusher.connect(publisher)
 
     # -- now
 
@@ -135,13 +147,13 @@ class WriteBack:
                     self.pace.failures += 1
                     raise
             dirty.pushed()
-        self._keeper.publish(dirty)
+        self._publisher.publish(dirty)
 
     async def landed(self, dirty: Dirty) -> None:
         """Wait until a push of the entry that is on its way is over."""
         async with dirty.lock:
             pass
-        self._keeper.publish(dirty)  # which came to nothing while we had the lock
+        self._publisher.publish(dirty)  # which came to nothing while we had the lock
 
     @contextlib.contextmanager
     def freeze(self, *prefixes: str) -> Iterator[Freeze]:
@@ -259,7 +271,7 @@ class WriteBack:
         try:
             await self.push(dirty)
         except (Conflict, Replaced):
-            self._keeper.publish(dirty)  # nothing is tried again
+            self._publisher.publish(dirty)  # nothing is tried again
         except (LuxError, OSError) as exc:
             self._note_failed(dirty, exc if isinstance(exc, LuxError) else StoreError(str(exc)))
         except Exception as exc:

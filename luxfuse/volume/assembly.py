@@ -53,12 +53,10 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.pushing import Pusher
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.tree import Tree
-from luxfuse.vfs.writeback import WriteBack
-from luxfuse.vfs.writer import Writer
 from luxfuse.volume.parts import VolumeParts
+from luxfuse.volume.writing import build_writing
 
 BASE_MEMORY_BYTES = 112 << 20
 """What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
@@ -199,23 +197,8 @@ def build_tree(
     hierarchy.shared.on_lost_files.append(lost_files)
     uploader = Uploader(store=store, journal=local.journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
-    pusher = Pusher(
-        namespace=namespace,
-        uploader=uploader,
-        journal=local.journal,
-        recovered=recovered,
-        fail_on_conflict=s.on_conflict == "fail",
-    )
-    writeback = WriteBack(
-        namespace=namespace,
-        entries=dirty,
-        store=store,
-        journal=local.journal,
-        pusher=pusher,
-        is_read=files.is_deferred,
-        nursery=nursery,
-    )
-    writer = Writer(
+    writing = build_writing(
+        s,
         namespace=namespace,
         entries=dirty,
         files=files,
@@ -223,13 +206,12 @@ def build_tree(
         staging=local.staging,
         journal=local.journal,
         kernel=kernel,
-        writeback=writeback,
         uploader=uploader,
+        recovered=recovered,
+        policies=policies,
         nursery=nursery,
-        mode_of=lambda key: policies.of(path_of(key)).write_mode,
-        whole_file_bytes=s.whole_file_threshold_bytes,
-        room_timeout_s=s.room_timeout_s,
     )
+    writer, writeback = writing.writer, writing.writeback
     defaults = Defaults(
         uid=os.getuid() if s.uid is None else s.uid,
         gid=os.getgid() if s.gid is None else s.gid,
@@ -243,6 +225,10 @@ def build_tree(
         entries=dirty,
         files=files,
         writer=writer,
+        notes=writing.notes,
+        promises=writing.promises,
+        publisher=writing.publisher,
+        room=writing.room,
         writeback=writeback,
         journal=local.journal,
         defaults=defaults,
@@ -252,7 +238,8 @@ def build_tree(
     Conflicts(
         namespace=namespace,
         tree=tree,
-        writer=writer,
+        notes=writing.notes,
+        publisher=writing.publisher,
         journal=local.journal,
         staging=local.staging,
         recovered=recovered,
@@ -264,7 +251,9 @@ def build_tree(
         tree=tree,
         entries=dirty,
         files=files,
-        writer=writer,
+        notes=writing.notes,
+        promises=writing.promises,
+        publisher=writing.publisher,
         writeback=writeback,
         journal=local.journal,
         cache=cache,
@@ -277,6 +266,8 @@ def build_tree(
         tree=tree,
         entries=dirty,
         writer=writer,
+        notes=writing.notes,
+        promises=writing.promises,
         writeback=writeback,
         journal=local.journal,
         hardlinks=s.hardlinks,
@@ -301,6 +292,10 @@ def build_tree(
         defaults=defaults,
         entries=dirty,
         writer=writer,
+        notes=writing.notes,
+        promises=writing.promises,
+        room=writing.room,
+        replicas=writing.replicas,
         tree=tree,
         moves=moves,
         links=links,
@@ -348,8 +343,7 @@ def build_tree(
         local.journal,
         local.staging,
         dirty,
-        writer,
-        writeback,
+        writing,
         Backlog(entries=dirty, journal=local.journal, writeback=writeback, store=store),
         recovered,
         recovery,

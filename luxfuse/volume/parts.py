@@ -31,6 +31,7 @@ from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Recovery
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
+from luxfuse.volume.writing import Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class VolumeParts:
     journal: Journal
     staging: Staging
     dirty: DirtyEntries
-    writer: Writer
-    writeback: WriteBack
+    writing: Writing
     backlog: Backlog
     recovered: Recovered
     recovery: Recovery
@@ -64,3 +64,13 @@ class VolumeParts:
     retention: Retention
     policies: PathPolicies
     uploader: Uploader
+
+    @property
+    def writer(self) -> Writer:
+        """What opens files for writing."""
+        return self.writing.writer
+
+    @property
+    def writeback(self) -> WriteBack:
+        """What brings changes to the store."""
+        return self.writing.writeback

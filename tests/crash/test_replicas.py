@@ -80,7 +80,7 @@ class Peers:
                 cache=mount.cache,
                 copies=self.copies,
             )
-            mount.writer.replication = mount.writeback.pusher.replication = mount.recovery.replication = volume
+            mount.writing.replicas.replication = mount.writing.pusher.replication = mount.recovery.replication = volume
             self.nodes[name] = replication
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)

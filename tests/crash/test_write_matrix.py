@@ -21,7 +21,7 @@ import trio
 from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.index import journal
-from luxfuse.vfs import writer
+from luxfuse.vfs import early
 from tests.crash.lives import (
     DEFAULT_MODE,
     WHITEOUT,
@@ -576,7 +576,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "SINGLE_BYTES", pages(2))
     monkeypatch.setattr(parts, "PART_BYTES", pages(1))
     monkeypatch.setattr(parts, "LEAST_PART_BYTES", pages(1))
-    monkeypatch.setattr(writer, "PART_BYTES", pages(1))
+    monkeypatch.setattr(early, "PART_BYTES", pages(1))
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.assembly import Cache, Local, build_tree
 from luxfuse.volume.parts import VolumeParts
+from luxfuse.volume.writing import Writing
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_store import FakeStore
 
@@ -187,6 +188,7 @@ class Mount:
     journal: Journal
     staging: Staging
     dirty: DirtyEntries
+    writing: Writing
     writer: Writer
     writeback: WriteBack
     recovered: Recovered
@@ -355,6 +357,7 @@ def _build(
         p.journal,
         p.staging,
         p.dirty,
+        p.writing,
         p.writer,
         p.writeback,
         p.recovered,

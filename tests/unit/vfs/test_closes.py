@@ -47,4 +47,4 @@ async def test_many_closes_that_wait_are_told_of_once(
             await write(m, f"f{number}")
         told = [record for record in caplog.records if "async-through" in record.getMessage()]
         assert len(told) == (mode == "cache-through")
-        assert (m.writer.small_closes.hint is not None) == (mode == "cache-through")
+        assert (m.writing.promises.small_closes.hint is not None) == (mode == "cache-through")

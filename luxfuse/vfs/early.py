@@ -1,0 +1,58 @@
+"""Uploads that begin while the file is still being written."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import trio
+
+from luxfuse.cache.upload import Source, Uploader
+from luxfuse.core.parts import PART_BYTES
+from luxfuse.errors import StoreError
+from luxfuse.index.entries import Attributes
+from luxfuse.types import Kind, WriteMode
+from luxfuse.vfs.attributes import to_metadata
+from luxfuse.vfs.dirty import Dirty
+from luxfuse.vfs.keeping import foreign, keep
+from luxfuse.vfs.notes import Notes
+
+log = logging.getLogger(__name__)
+
+EARLY_BYTES = 4 * PART_BYTES
+"""A file that has grown to this size while it is written begins to go up."""
+
+
+class EarlyUploads:
+    """The early uploads of one mount."""
+
+    def __init__(self, *, uploader: Uploader, nursery: trio.Nursery, notes: Notes) -> None:
+        self._uploader = uploader
+        self._nursery = nursery
+        self._notes = notes
+
+    def begin(self, dirty: Dirty) -> None:
+        """Begin to send a file that is being written, if it is large enough by now."""
+        source = dirty.source
+        if source is None or source.open is not None or source.old is not None or dirty.sent_early:
+            return
+        if dirty.mode not in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) or dirty.place is None:
+            return
+        if source.bytes.size < EARLY_BYTES or not self._uploader.store.abilities.multipart or dirty.lock.locked():
+            return
+        dirty.begin_early()
+        known = msgspec.structs.replace(self._notes.row(dirty).attributes or Attributes(), mtime_ns=None)
+        self._nursery.start_soon(self._send, dirty, source, to_metadata(Kind.FILE, known))
+
+    async def _send(self, dirty: Dirty, source: Source, metadata: dict[str, str]) -> None:
+        if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
+            return  # it goes up whole already, or not at all
+        try:
+            source.keep = await keep(self._uploader.store, dirty)
+            if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
+                return
+            await self._uploader.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
+        except StoreError as exc:
+            log.info("%r does not go up while it is written: %s", dirty.key, exc)
+        except Exception:
+            log.exception("sending %r while it is written failed in an unexpected way", dirty.key)

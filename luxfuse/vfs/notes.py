@@ -1,0 +1,67 @@
+"""What the journal is told of dirty entries, and the names that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import Journal
+from luxfuse.types import Kind, WriteMode
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Stored
+from luxfuse.vfs.namespace import Namespace
+
+
+class Notes:
+    """The notes of one mount."""
+
+    def __init__(
+        self, *, namespace: Namespace, entries: DirtyEntries, journal: Journal, mode_of: Callable[[str], WriteMode]
+    ) -> None:
+        """``mode_of`` tells the write mode of a key."""
+        self._namespace = namespace
+        self._entries = entries
+        self._journal = journal
+        self.mode_of = mode_of
+        self.misled: set[Dirty] = set()
+        """Those that have another key than their holders know."""
+
+    def row(self, dirty: Dirty) -> Entry:
+        """Return the entry of a dirty inode, also if its name is gone."""
+        row = self._namespace.peek(*dirty.place) if dirty.place is not None else dirty.orphan
+        assert row is not None
+        return row
+
+    def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
+        """Make an inode dirty, and hold its name. ``expect``: see `Stored`."""
+        parent, name = self._namespace.place(entry.inode)
+        dirty = Dirty(
+            self._journal.new_id(),
+            entry.inode,
+            entry.kind,
+            self.mode_of(key),
+            (parent, name),
+            key,
+            Stored(expect, (key, entry.version) if entry.kind is Kind.FILE and entry.version else None),
+        )
+        self._entries.add(dirty)
+        self._namespace.hold(entry.inode, parent, name)
+        return dirty
+
+    def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False) -> None:
+        """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is what was promised now.
+
+        Otherwise content that the journal has stays what was promised.
+        """
+        before = self._journal.files.get(dirty.number)
+        if before is not None and before.key != dirty.key and dirty.replicas.holders:
+            dirty.replicas.misled()
+            self.misled.add(dirty)
+        record = dirty.record(self.row(dirty).attributes)
+        if inline is None and not synced and before is not None and before.has_inline:
+            record.has_inline = True
+            if dirty.source is not None and dirty.content_changed(dirty.noted):
+                record.stamp, record.size = before.stamp, before.size
+        if inline is None and record == before:
+            return
+        self._journal.put_file(dirty.number, record, inline)

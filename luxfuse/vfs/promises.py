@@ -1,0 +1,212 @@
+"""What a close or an fsync promises: the content is in the under-store, or in the journal and on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import trio
+
+from luxfuse.cache.staged import Stamp
+from luxfuse.core.waits import SmallCloses
+from luxfuse.errors import LuxError, Unforeseen
+from luxfuse.index.journal import Journal
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
+from luxfuse.vfs.dirty import Dirty
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.publishing import Publisher
+from luxfuse.vfs.replicas import PromisedReplicas
+from luxfuse.vfs.room import Room
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.workers import Threads
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 16 << 10
+"""Content up to this size goes into the journal: one synchronous commit instead of two."""
+
+
+class Promises:
+    """The promises of one mount."""
+
+    def __init__(
+        self,
+        *,
+        staging: Staging,
+        journal: Journal,
+        writeback: WriteBack,
+        nursery: trio.Nursery,
+        notes: Notes,
+        room: Room,
+        replicas: PromisedReplicas,
+        publisher: Publisher,
+        threads: Threads,
+    ) -> None:
+        self._staging = staging
+        self._journal = journal
+        self._writeback = writeback
+        self._nursery = nursery
+        self._notes = notes
+        self._room = room
+        self._replicas = replicas
+        self._publisher = publisher
+        self._threads = threads
+        self.small_closes = SmallCloses()
+
+    async def sync(self, dirty: Dirty) -> None:
+        """Bring the content where the write mode wants it. Raises the store's error; the data stay, and are retried.
+
+        Who waits for the store may be cancelled: then the push goes on.
+        """
+        if dirty.source is not None:
+            self._room.account(dirty)
+        if dirty.place is None:
+            return
+        dirty.close()
+        local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
+        if local and (dirty.source is None or not self._room.is_volatile(self._room.space_of(dirty))):
+            with trio.CancelScope(shield=True):
+                await self._promise(dirty)
+                if await self._replicas.hold(dirty):
+                    return
+        began_s = trio.current_time()
+        await self._apart(lambda: self._push(dirty))
+        if not local and dirty.source is not None and dirty.uploaded is not None:
+            now_s = trio.current_time()
+            if self.small_closes.note(now_s, now_s - began_s, dirty.uploaded.size):
+                log.info("%s", self.small_closes.hint)
+
+    async def _apart(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Wait for what runs in a task of its own, and goes on if the caller is cancelled. Raises what it raises."""
+        done = trio.Event()
+        errors: list[LuxError | OSError] = []
+
+        async def run() -> None:
+            try:
+                await function()
+            except (LuxError, OSError) as exc:
+                errors.append(exc)
+            except Exception as exc:
+                log.exception("bringing a file to the under-store failed in an unexpected way")
+                errors.append(Unforeseen(f"internal error: {type(exc).__name__}"))
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if errors:
+            raise errors[0]
+
+    async def _push(self, dirty: Dirty) -> None:
+        """Bring the content to the store, or have it tried again. Raises the store's error."""
+        try:
+            await self._writeback.push(dirty)
+        except (LuxError, OSError):
+            try:
+                await self._promise(dirty)
+            except OSError:
+                log.exception("%r is neither in the under-store nor safe on disk", dirty.key)
+            if dirty.conflict is None:
+                self._writeback.schedule(dirty)
+            raise
+
+    async def _promise(self, dirty: Dirty) -> None:
+        """Make the content and its journal record durable, unless the store has it. Raises OSError."""
+        stamp = dirty.stamp
+        if stamp is not None and self._is_stored(dirty, stamp):
+            if dirty.place is not None:
+                self._notes.note(dirty)  # it is closed: a program that has it mapped may write to it from now on
+        elif stamp is None or dirty.has_changed(stamp, dirty.noted):
+            await self._make_durable(dirty, stamp)
+            dirty.promised_content(stamp)
+        elif not self._journal.is_durable(dirty.number):  # attributes that were set since
+            await self._journal.commit()
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+        elif dirty.mode is not WriteMode.MUST_CACHE:
+            self._publisher.publish(dirty)
+
+    async def _make_durable(self, dirty: Dirty, stamp: Stamp | None) -> None:
+        inline = None
+        if dirty.source is not None and stamp is not None:
+            content = dirty.content
+            with content.in_use():
+                if stamp.size <= INLINE_BYTES and content.complete:
+                    inline = os.pread(content.fd, stamp.size, 0)
+                else:
+                    await self._threads.run(self._staging.sync, content.fd)
+        reached("promise.synced")
+        if self._replicas.wanted(dirty):
+            self._replicas.plan(dirty)
+        if inline is not None or not self._is_promised_anyway(dirty):
+            if dirty.place is not None:
+                self._notes.note(dirty, inline, synced=dirty.source is not None)
+            await self._journal.commit()
+        reached("promise.committed")
+
+    def _is_stored(self, dirty: Dirty, stamp: Stamp) -> bool:
+        """Whether the store has all of a file with this stamp: it was opened for writing, and not written to, say."""
+        if dirty.uploaded is None or dirty.attributes_changed or dirty.has_changed(stamp, dirty.uploaded):
+            return False
+        return dirty.stored.is_under(dirty.key)
+
+    def _is_promised_anyway(self, dirty: Dirty) -> bool:
+        """Whether the journal says durably that a restart brings up what is in the staging file, whatever that is.
+
+        So it need not be told of each sync of a file: size and time of the content are seen in the staging file itself.
+        """
+        known = self._journal.files.get(dirty.number)
+        if known is None or dirty.place is None or dirty.source is None or not self._journal.is_durable(dirty.number):
+            return False
+        if not known.closed or not known.content or known.has_inline:
+            return False
+        record = dirty.record(self._notes.row(dirty).attributes)
+        return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
+
+    async def secure(self, dirty: Dirty) -> None:
+        """Promise what there is of a file, though nobody has asked for it."""
+        dirty.close()
+        await self._promise(dirty)
+
+    async def fsync(self, dirty: Dirty) -> None:
+        """As `sync`; a file without a name is synced to disk."""
+        if dirty.place is None:
+            content = dirty.content
+            with content.in_use():
+                await self._threads.run(self._staging.sync, content.fd)
+        else:
+            await self.sync(dirty)
+
+    def closed(self, dirty: Dirty) -> None:
+        """A handle for writing is gone."""
+        dirty.released()
+        if dirty.writers or dirty.finished:
+            return
+        if dirty.source is not None:
+            self._room.account(dirty)
+        if dirty.place is None:
+            self._publisher.discard_if_unused(dirty)
+        elif dirty.must_push:
+            dirty.close()
+            self._notes.note(dirty)
+            self._writeback.schedule(dirty)
+        else:
+            self._publisher.publish(dirty)
+
+    async def complete(self, dirty: Dirty) -> None:
+        """Make a file independent of the object that it was, durably. Raises `StoreError`, OSError."""
+        if dirty.source is None:
+            return
+        content = dirty.source.bytes
+        if not content.complete and not content.closed:
+            with content.in_use():  # whoever has it open may close it meanwhile
+                await self._room.fill(dirty)
+                await self._threads.run(self._staging.sync, content.fd)
+            if dirty.place is not None:
+                self._notes.note(dirty)
+        if dirty.source is not None:
+            dirty.source.old = None

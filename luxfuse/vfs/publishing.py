@@ -1,0 +1,197 @@
+"""The end of a dirty state: the staging file becomes the cache file of the object, or goes with its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.upload import Uploader
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import Journal
+from luxfuse.index.objects import ObjectRecord
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.replicas import PromisedReplicas
+from luxfuse.vfs.room import Room
+from luxfuse.vfs.writeback import WriteBack
+
+PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
+
+
+class Publisher:
+    """Ends the dirty states of one mount."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        entries: DirtyEntries,
+        files: Files,
+        cache: PageCache,
+        staging: Staging,
+        journal: Journal,
+        kernel: Kernel,
+        writeback: WriteBack,
+        uploader: Uploader,
+        nursery: trio.Nursery,
+        notes: Notes,
+        room: Room,
+        replicas: PromisedReplicas,
+    ) -> None:
+        self._namespace = namespace
+        self._entries = entries
+        self._files = files
+        self._cache = cache
+        self._staging = staging
+        self._journal = journal
+        self._kernel = kernel
+        self._writeback = writeback
+        self._uploader = uploader
+        self._nursery = nursery
+        self._notes = notes
+        self._room = room
+        self._replicas = replicas
+        self._mapped: set[Dirty] = set()
+        self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
+        """A file that nobody writes to any more is not to replace somebody else's: see `Conflicts`."""
+        files.on_copied_closed = self.copied_closed
+
+    @property
+    def has_mapped(self) -> bool:
+        """Whether there are files that somebody might have mapped."""
+        return bool(self._mapped)
+
+    # -- back into the cache
+
+    def publish(self, dirty: Dirty) -> None:
+        """End the dirty state if the store has everything and nobody can change it any more."""
+        if dirty.finished or dirty.writers or dirty.lock.locked():
+            return
+        if dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL:
+            return
+        if dirty.place is None:
+            self.discard_if_unused(dirty)
+            return
+        if dirty.conflict is not None:
+            self.on_conflict(dirty)
+            return
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+            return
+        if dirty.source is None:
+            self._finish(dirty)
+        elif self._kernel.passthrough and self._may_be_mapped(dirty):
+            if dirty not in self._mapped:
+                self._mapped.add(dirty)
+                self._nursery.start_soon(self._publish_soon, dirty)
+        elif (keep := self._can_keep(dirty)) or self._files.retire_idle(dirty.inode):
+            self._put_back(dirty, keep=keep)
+            self._finish(dirty)
+        else:
+            self._mapped.add(dirty)  # who reads it in passthrough keeps its file: later writers must write to that one
+
+    def _may_be_mapped(self, dirty: Dirty) -> bool:
+        """Whether somebody can still write to the file: in passthrough, a mapping outlives the close of its file."""
+        if not dirty.content.seal():
+            return True
+        return self._staging.has_writers(self._staging.path_of(dirty.number))
+
+    def publish_mapped(self) -> None:
+        """Look again at those that somebody might have mapped."""
+        for dirty in list(self._mapped):
+            self.publish(dirty)
+
+    async def _publish_soon(self, dirty: Dirty) -> None:
+        """The kernel lets go of a backing file a little after the close: look again before it passes for mapped."""
+        for delay_s in PUBLISH_AGAIN_S:
+            await trio.sleep(delay_s)
+            if dirty in self._mapped:
+                self.publish(dirty)
+
+    def _can_keep(self, dirty: Dirty) -> bool:
+        """Whether the staging file can become the cache file of the object."""
+        wanted = dirty.content.size > 0 and bool(dirty.checksums) and dirty.mode is not WriteMode.THROUGH
+        wanted = wanted and self._cache.hierarchy.placing(dirty.key).keep
+        return wanted and self._cache.can_install(dirty.key, self._notes.row(dirty).version)
+
+    def _put_back(self, dirty: Dirty, *, keep: bool) -> None:
+        source, row = dirty.source, self._notes.row(dirty)
+        assert source is not None
+        fd, key = source.bytes.fd, dirty.key
+        st = os.fstat(fd)
+        self._room.account(dirty)
+        oid = self._cache.object_id(key, row.version)
+        if keep:
+            space = self._room.space_of(dirty)
+            self._staging.publish(dirty.number, oid)
+            reached("publish.renamed")
+            record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
+            space.staged_bytes -= dirty.accounted_bytes
+            self._cache.install(record, dirty.checksums, st.st_ino, space)
+            reached("publish.installed")
+        else:
+            self._room.remove(dirty)
+        dirty.count(0)
+        self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
+        dirty.unstage()
+        if source.open is not None:
+            self._nursery.start_soon(self._uploader.give_up_open, source)
+
+    def _finish(self, dirty: Dirty) -> None:
+        self._mapped.discard(dirty)
+        self._journal.drop_file(dirty.number)
+        reached("publish.dropped")
+        self._entries.remove(dirty)
+        self._writeback.forget(dirty)
+        if dirty.place is not None:
+            self._namespace.settle(dirty.inode, *dirty.place)
+
+    def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
+        """New attributes made a new version of an object: what is cached of the old one is as good."""
+        if dirty.kind is Kind.DIRECTORY:
+            return
+        oid = self._cache.rename(dirty.key, old_version, row.size, dirty.key, row.version)
+        self._files.moved(dirty.inode, row, dirty.key, oid)
+
+    # -- without a name
+
+    def orphan(self, dirty: Dirty, row: Entry) -> None:
+        """The name of a dirty entry goes: it is not brought to the store any more. Its open handles live on."""
+        dirty.lose_name(row)
+        if dirty.source is not None and dirty.source.open is not None:
+            self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
+        self._namespace.let_go(dirty.inode)
+        record = self._journal.files.get(dirty.number)
+        dirty.awaits_commit(record is not None and record.closed and not record.has_inline)
+        self._journal.drop_file(dirty.number)
+        self._replicas.removed(dirty)
+        self._writeback.forget(dirty)
+        self.discard_if_unused(dirty)
+
+    def discard_if_unused(self, dirty: Dirty) -> None:
+        """Remove the content of an unlinked file that nobody has open."""
+        if dirty.finished or dirty.writers or dirty.lock.locked() or self._files.has_copied_opens(dirty.inode):
+            return
+        if dirty.source is not None:
+            self._room.remove(dirty)
+            reached("discard.removed")
+            dirty.count(0)
+            self._files.retire(dirty.inode)
+            dirty.unstage()
+        self._mapped.discard(dirty)
+        self._entries.remove(dirty)
+
+    def copied_closed(self, inode: int) -> None:
+        """The last open that reads by copying is gone."""
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.place is None:
+            self.discard_if_unused(dirty)

@@ -1,0 +1,146 @@
+"""Room in the cache for what is not in the under-store yet: waiting for it, and counting what is taken."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.space import Space
+from luxfuse.core.ledger import allocated_bytes
+from luxfuse.index.journal import Journal
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Tier
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import NoRoom, TooMany
+from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+ROOM_POLL_S = 0.1
+MOST_DIRTY = 300_000
+"""Files and the like that are not in the store yet: each takes a kilobyte or two of memory."""
+
+
+class Room:
+    """The room that the staging files of one mount take."""
+
+    def __init__(
+        self,
+        *,
+        entries: DirtyEntries,
+        cache: PageCache,
+        staging: Staging,
+        journal: Journal,
+        writeback: WriteBack,
+        timeout_s: float,
+    ) -> None:
+        """``timeout_s``: how long writers wait for room in the cache."""
+        self._entries = entries
+        self._cache = cache
+        self._staging = staging
+        self._journal = journal
+        self._writeback = writeback
+        self.timeout_s = timeout_s
+
+    @asynccontextmanager
+    async def kept(self, dirty: Dirty, wanted_bytes: int) -> AsyncIterator[None]:
+        """Wait for room where the staging file is, keep it for the block, then count what was taken. Raises `NoRoom`."""
+        space, wanted = self.space_of(dirty), allocated_bytes(wanted_bytes)
+        await self.wait(wanted, space)
+        reserved = wanted if space.ledger.reserve(wanted) else 0
+        dirty.reserve()
+        try:
+            yield
+        finally:
+            dirty.unreserve()
+            if dirty.reservations and dirty.source is not None:  # the last one finds out what all took
+                space.ledger.settle(reserved, reserved)
+                space.staged_bytes += reserved
+                dirty.count(dirty.accounted_bytes + reserved)
+            else:
+                space.ledger.settle(reserved, 0)
+                if dirty.source is not None:
+                    self.account(dirty)
+
+    async def fill(self, dirty: Dirty) -> None:
+        """Bring everything into the staging file. Raises `NoRoom`, `StoreError`, OSError."""
+        content = dirty.content
+        if not content.complete:
+            async with self.kept(dirty, content.size):
+                await content.complete_all()
+
+    async def wait(self, wanted_bytes: int, space: Space | None = None) -> None:
+        """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
+
+        What is not in the store yet takes memory, so there is a bound on the number of files, too (`TooMany`).
+        """
+        space = space or self._cache.hierarchy.home
+        few = len(self._entries) < MOST_DIRTY
+        if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
+            return
+        deadline = trio.current_time() + self.timeout_s
+        while not (
+            len(self._entries) < MOST_DIRTY and space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)
+        ):
+            if trio.current_time() >= deadline or (
+                space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
+            ):
+                if len(self._entries) >= MOST_DIRTY:
+                    raise TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
+                raise NoRoom(
+                    f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
+                    "files are not in the under-store yet"
+                )
+            self._writeback.hurry(failed=False)
+            await trio.sleep(ROOM_POLL_S)
+
+    def account(self, dirty: Dirty) -> None:
+        """Count what the staging file takes on disk now."""
+        st = dirty.content.stat()
+        if st is None or dirty.reservations:  # what is written now is counted already
+            return
+        self.space_of(dirty).count_staged(dirty.count(st.st_blocks * 512))
+
+    def space_of(self, dirty: Dirty) -> Space:
+        """Return where the staging file is."""
+        return self._cache.hierarchy.of(self._staging.directory_of(dirty.number))
+
+    def is_volatile(self, space: Space | None) -> bool:
+        """Whether what is in a directory does not outlive the machine."""
+        return space is not None and space.tier == "mem" and space is not self._cache.hierarchy.home
+
+    def is_unfit(self, space: Space | None) -> bool:
+        """Whether nothing should be staged in a directory if that can be helped."""
+        return space is not None and (space.draining or self.is_volatile(space))
+
+    def tier_of(self, dirty: Dirty) -> Tier:
+        """Return the tier of the staging file."""
+        return self.space_of(dirty).tier
+
+    def remove(self, dirty: Dirty) -> None:
+        """Remove the staging file, not before it is durable that nobody looks for it."""
+        space, number, size = self.space_of(dirty), dirty.number, dirty.accounted_bytes
+        if not dirty.promised or self._journal.is_durable(number):
+            self._staging.remove(number)
+            space.count_staged(-size)
+            return
+        remove = self._staging.retire(number)
+        space.retired_bytes += size
+        reached("discard.retired")
+
+        def finish() -> None:
+            reached("discard.committed")
+            try:
+                remove()
+            except OSError as exc:
+                log.warning("the staging file %x cannot be removed; the next mount does it: %s", number, exc)
+                return
+            space.retired_bytes -= size
+            space.count_staged(-size)
+
+        self._journal.after_commit(finish)
