@@ -20,6 +20,10 @@ class Turns(Generic[K]):
         self._locks: dict[K, tuple[trio.Lock, int]] = {}
         """With the number of tasks that have it or wait for it."""
 
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._locks)
+
     def of(self, keys: Iterable[K]) -> Turn[K]:
         """Wait for a turn at each of the keys, for the block."""
         return Turn(self._locks, keys)

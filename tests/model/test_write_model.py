@@ -524,7 +524,7 @@ class Player:
     @property
     def pushes(self) -> bool:
         """Whether what is changed here goes to the store."""
-        return self.m.writer.mode_of("a") is not WriteMode.MUST_CACHE
+        return self.m.writing.notes.mode_of("a") is not WriteMode.MUST_CACHE
 
     killed = False
 

@@ -155,13 +155,13 @@ async def test_draining_waits_for_open_and_staged_files(tmp_path: Path) -> None:
         reader = await m.open("k00")
         also = await m.open("k01")
         writer = await m.kernel.open(m.fs, await m.inode("k01"), os.O_RDWR)
-        assert m.writer.tier_of(m.dirty.get(await m.inode("k01"))) == "mem"  # type: ignore[arg-type]
+        assert m.writing.room.tier_of(m.dirty.get(await m.inode("k01"))) == "mem"  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(m.directories.drain, mem)
             await until(lambda: tier(m, "k02") == tier(m, "k03") == "ssd")
             assert mem.draining
             later = await m.kernel.open(m.fs, await m.inode("k02"), os.O_RDWR)
-            assert m.writer.tier_of(m.dirty.get(await m.inode("k02"))) == "ssd"  # type: ignore[arg-type]
+            assert m.writing.room.tier_of(m.dirty.get(await m.inode("k02"))) == "ssd"  # type: ignore[arg-type]
             await m.kernel.close(m.fs, later)
             await m.kernel.write(m.fs, writer, 0, b"new")
             await m.kernel.close(m.fs, writer)

@@ -233,7 +233,7 @@ async def test_what_is_written_goes_to_a_disk(tmp_path: Path) -> None:
         handle = await m.kernel.open(m.fs, await m.inode("k00"), os.O_RDWR)
         inode = await m.inode("k00")
         await m.kernel.write(m.fs, handle, 5, b"new")
-        assert m.writer.tier_of(m.dirty.get(inode)) == "ssd"
+        assert m.writing.room.tier_of(m.dirty.get(inode)) == "ssd"
         await m.kernel.close(m.fs, handle)
         assert m.journal.files, "it is promised by the journal"
         assert driver.counts["put"] == 0
@@ -250,7 +250,7 @@ async def test_a_file_that_is_read_in_memory_is_written_there_and_promised_by_th
         handle = await m.kernel.open(m.fs, await m.inode("k00"), os.O_RDWR)
         inode = await m.inode("k00")
         await m.kernel.write(m.fs, handle, 5, b"new")
-        assert m.writer.tier_of(m.dirty.get(inode)) == "mem"
+        assert m.writing.room.tier_of(m.dirty.get(inode)) == "mem"
         assert (await m.kernel.read_all(m.fs, reader))[:9] == data[:5] + b"new" + data[8:9]
         await m.kernel.close(m.fs, handle)
         assert driver.objects["k00"][0] == data[:5] + b"new" + data[8:], "memory does not outlive a power cut"

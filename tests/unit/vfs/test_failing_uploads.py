@@ -57,7 +57,7 @@ async def test_a_file_that_is_refused_waits_longer_each_time_until_it_is_changed
         (dirty,) = m.dirty
         await failed(m, dirty, 9)
         assert 190 < pause_s(m, dirty) <= 256
-        m.writer.publish(dirty)  # as the last close of a reader does
+        m.writing.publisher.publish(dirty)  # as the last close of a reader does
         m.writeback.schedule(dirty)
         assert 190 < pause_s(m, dirty) <= 256
         tries = m.writeback.pace.failures

@@ -127,4 +127,4 @@ async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Pa
         await m.kernel.release(m.fs, handle)
         await settled(m)
         assert driver.objects["a"][0] == b"second"
-        assert m.writeback.conflicts == 0
+        assert m.writing.pusher.conflicts == 0
