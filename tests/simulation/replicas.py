@@ -1,7 +1,7 @@
 """A cluster in virtual time for `test_takeover`: real replication on every node, a store that can fail, and a checker.
 
 What is real: `cluster.replication`, `cluster.takeover`, `cluster.replicas` with files on disk, `core.takeover`. What is
-modelled: the journal and the pushes of a writer (`Node`), in the order of steps of `vfs.writer` and `vfs.writeback`;
+modelled: the journal and the pushes of a writer (`Node`), in the order of steps of `vfs.replicas` and `vfs.pushing`;
 membership; the transport. Everything random comes from one seed, and no thread runs, so a run is repeated by its seed.
 """
 
@@ -290,7 +290,7 @@ class Node:
         members = [self._member(node.name) for node in self.cluster.nodes if node is not self]
         return [m for m in members if m is not None and m.state in (MemberState.ALIVE, MemberState.SUSPECT)]
 
-    # -- writing, in the steps of `vfs.writer`
+    # -- writing, in the steps of `vfs.replicas`
 
     async def write(self, key: str, data: bytes) -> None:
         """Write a whole file, and note what was acknowledged."""
@@ -368,7 +368,7 @@ class Node:
         unneeded = record.holders if gone or not record.content else others
         self.volume.release(record.number, generation, unneeded, removed=gone)
 
-    # -- pushing, in the steps of `vfs.writeback`
+    # -- pushing, in the steps of `vfs.pushing`
 
     async def _push_all(self) -> None:
         while True:
