@@ -199,6 +199,8 @@ class Files:
         try:
             if not obj.pages.has(0):
                 await self._cache.read(obj, 0, 1)
+                if obj.pages.total == 1:
+                    return  # no read will ask for more; as all that is whole it is believed
             if not asked or (self._cache.peers is not None and not _said_since(obj, since_s)):
                 await self._namespace.confirm(entry.inode, since_s)
         except StoreUnavailable:
