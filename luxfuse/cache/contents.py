@@ -249,6 +249,11 @@ class Contents:
         """Start nothing more: the nursery is about to end."""
         self.closed = True
 
+    @property
+    def index_closed(self) -> bool:
+        """Whether nothing can be recorded any more: an answer came after the end of the volume."""
+        return self._objects.closed
+
     def has_file(self, obj: CachedObject) -> bool:
         """Whether an object without pages has a file all the same: all of them were taken out of it."""
         return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number

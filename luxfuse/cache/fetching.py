@@ -230,7 +230,9 @@ class Fetching:
     ) -> None:
         stored_bytes = 0
         try:
-            if result is not None:
+            if result is not None and self._contents.index_closed:
+                error = _ended(result)
+            elif result is not None:
                 stored_bytes = self._land(obj, flight, space, result)
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
@@ -386,6 +388,13 @@ class Fetching:
             if flight.error is not None:
                 raise flight.error
         return asked
+
+
+def _ended(fetched: Fetched) -> StoreError:
+    """Let go of what came after the end of the volume, when nothing can be recorded any more."""
+    if fetched.stored.fd >= 0:
+        os.close(fetched.stored.fd)
+    return StoreError("the under-store is not attached any more")
 
 
 def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:

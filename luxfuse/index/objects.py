@@ -211,6 +211,11 @@ class Objects:
         """Whether the index takes no changes now."""
         return self._store.refusing
 
+    @property
+    def closed(self) -> bool:
+        """Whether the index is closed."""
+        return self._store.closed
+
     def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> bool:
         """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
         old = self._store.get(Table.OBJECTS, oid)

@@ -104,6 +104,7 @@ class IndexStore:
         """What it reads now, and nobody has changed since it began."""
         self._writer = trio.Lock()
         self._changed = trio.Event()
+        self.closed = False
         make_private(path)
         try:
             self._env = lmdb.open(
@@ -331,5 +332,6 @@ class IndexStore:
 
     def close(self) -> None:
         """Sync and close; call `flush` before."""
+        self.closed = True
         self._env.sync(True)
         self._env.close()

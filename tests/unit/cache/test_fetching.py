@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -228,3 +229,32 @@ async def test_an_object_in_use_is_one_and_idle_ones_are_bounded(tmp_path: Path,
         for number in range(20):
             m.cache.release(m.cache.acquire(f"k{number}", "v", 10))
         assert len(m.cache.contents._idle) == 5
+
+
+async def test_an_answer_after_the_end_of_the_volume_is_an_error_and_no_mistake(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that a request has left behind comes back when the index is closed already."""
+    driver = FakeStore()
+    driver.place("k", random_bytes(pages(1), 1))
+    async with mounted(tmp_path, driver) as m:
+        obj = acquire(m, "k")
+        fetching, answered = m.cache.fetching, trio.Event()
+        plain = fetching._answered
+
+        def late(*arguments: Any) -> None:
+            m.index.closed = True
+            try:
+                plain(*arguments)
+            finally:
+                m.index.closed = False
+                answered.set()
+
+        fetching._answered = late  # type: ignore[method-assign]
+        m.cache.start(obj, range(1))
+        with trio.fail_after(5):
+            await answered.wait()
+        assert obj.pages.count == 0
+        assert m.space.ledger.reserved_bytes == 0
+        m.cache.release(obj)
+    assert not caplog.records
