@@ -110,13 +110,13 @@ class Session:
         self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
-            nursery.start_soon(self._kernel.invalidate)
             nursery.start_soon(self._operations.interrupts.run)
             self._begin_main(nursery)
             with trio.fail_after(STEP_DEADLINE_S):
                 offered = await self._relay_init(device, ours)
             ours.close()
             os.dup2(device, link, inheritable=False)
+            nursery.start_soon(self._kernel.invalidate)  # no earlier: until now the link was the one that relayed INIT
             self._set_up_passthrough(device, offered)
             passthrough.start(device)
             self._tune()
