@@ -92,6 +92,7 @@ def test_a_load_in_the_background_is_shown_and_stopped_by_another_operator(
     try:
         begun = mount.cli("load", "--background", mount.path, check=True)
         assert begun.stdout == f"load 1 of {mount.path} has begun; see: luxfuse load --progress {mount.path}\n"
+        wait_for("the walk has found some", lambda: " to come" in mount.cli("load", "--progress", mount.path).stdout)
         shown = mount.cli("load", "--progress", mount.path, check=True).stdout
         assert re.search(r"load 1 \(\.\): running, \d+ files? loaded \(.*\), (at least )?\d+ to come\n$", shown), shown
         stopped = mount.cli("load", "--stop", mount.path / "many", check=True)
