@@ -61,7 +61,7 @@ async def test_rmdir_while_nobody_can_look(
             raise StoreUnavailable("down")
         return head(key)
 
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.05, clean_end=not killed) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.5, clean_end=not killed) as m:
         await m.entries("d")
         monkeypatch.setattr(driver, "head", broken)
         await m.fs.rmdir(1, b"d")

@@ -61,7 +61,7 @@ async def test_a_copy_whose_answer_got_lost(tmp_path: Path, mode: str) -> None:
 async def test_a_copy_that_failed_and_other_attributes_after_it(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("a", b"content")
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.05) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.5) as m:
         assert await m.read_all("a") == b"content"
         driver.lose_answer_next("copy")
         driver.fail_next(100, kind="head")
@@ -112,7 +112,7 @@ async def test_attributes_of_what_was_replaced(tmp_path: Path, mode: str, new: b
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
 async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Path) -> None:
     driver = FakeStore()
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.05) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.5) as m:
         handle, _ = await m.kernel.create(m.fs, 1, b"a", 0o644)
         await m.kernel.write(m.fs, handle, 0, b"first")
         driver.fail_next(100, kind="head")
