@@ -98,7 +98,7 @@ class Fetching:
         come from the under-store. ``had_turn``: see `Attempts.turn`.
         """
         started = []
-        for missing in missing_runs(pages, lambda p: self._available(obj, p), run):
+        for missing in missing_runs(pages, lambda p: self.has_begun(obj, p), run):
             flight = Flight(missing, obj.size, keep_in_memory, on_end, self.serving if for_peer else self.budget, later)
             flight.from_store, flight.had_turn = for_peer, had_turn
             self._take_off(obj, flight)
@@ -159,7 +159,8 @@ class Fetching:
         self._store.submit("get", all_of_them, answered, total, later=True, requests=len(whole))
         return True
 
-    def _available(self, obj: CachedObject, page: int) -> bool:
+    def has_begun(self, obj: CachedObject, page: int) -> bool:
+        """Whether a page is here, or was asked for already."""
         return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
 
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
@@ -371,10 +372,6 @@ class Fetching:
         record.whole = obj.pages.whole
         self._contents.save(obj, pages)
         return allocated
-
-    def has_begun(self, obj: CachedObject, page: int) -> bool:
-        """Whether a page is here, or was asked for already."""
-        return self._available(obj, page)
 
     async def fetch_whole(self, obj: CachedObject) -> bool:
         """Bring every page of the object to disk; returns whether there were any that had not been asked for before.

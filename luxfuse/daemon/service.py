@@ -14,7 +14,6 @@ from luxfuse.daemon.running import Running
 from luxfuse.daemon.status import Status
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.orders.backlog import Progress
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.orders.check import CheckProgress, together
 from luxfuse.orders.jobs import watch
@@ -62,7 +61,7 @@ class Service:
                 missing.append(f"{path}: there is no such file or directory")
         async with aclosing(self.backlogs.persist(known)) as steps:
             async for step in steps:
-                line = _line(step)
+                line: dict[str, object] = asdict(step)
                 if step.done:
                     line["failures"] = [*missing, *step.failures]
                 yield line
@@ -113,7 +112,7 @@ class Service:
         """Bring everything that is closed to the store, while this is iterated; ends when it is there."""
         async with aclosing(self.backlogs.drain()) as steps:
             async for step in steps:
-                yield _line(step)
+                yield asdict(step)
 
     async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Bring what is at and below the paths into the cache, while this is iterated; ends when it is there."""
@@ -195,7 +194,7 @@ class Service:
         """Take an attached under-store away; yields how far that is."""
         async with aclosing(self._running.attached.detach(path, force=force)) as steps:
             async for step in steps:
-                yield _line(step)
+                yield asdict(step)
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.
@@ -216,7 +215,3 @@ def _placed(place: str, step: dict[str, Any]) -> dict[str, object]:
         for name in {"paths", "failures", "lines", "notes"} & set(step):
             step[name] = [f"{place}/{text}".rstrip("/") for text in step[name]]
     return step
-
-
-def _line(step: Progress) -> dict[str, object]:
-    return asdict(step)
