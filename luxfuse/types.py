@@ -11,6 +11,12 @@ import msgspec
 PAGE_BYTES = 1 << 20
 """Size of a cache page. Presence and checksums are kept per page."""
 
+Buffer = bytes | bytearray | memoryview
+"""Content in memory; a `memoryview` has bytes as its items."""
+
+ABSENT = ""
+"""As a version: there is no object. As ``expect`` of a write: there must be none yet."""
+
 Tier = Literal["mem", "ssd", "hdd"]
 """The medium of a cache directory: memory (tmpfs), or a fast or slow disk."""
 TIERS: tuple[Tier, ...] = ("mem", "ssd", "hdd")

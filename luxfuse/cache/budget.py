@@ -9,7 +9,8 @@ from typing import Any
 
 import trio
 
-Buffer = bytes | bytearray | memoryview
+from luxfuse.types import Buffer
+
 YIELD_S = 0.02
 LONGEST_YIELD_S = 0.5
 """For how long one slice of work in the background waits at most: it must not stop for ever."""

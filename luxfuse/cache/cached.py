@@ -15,7 +15,6 @@ from luxfuse.core.spans import page_bytes
 from luxfuse.index.objects import ObjectRecord, Pages
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 
-Buffer = bytes | bytearray | memoryview
 _claiming = threading.Lock()
 
 

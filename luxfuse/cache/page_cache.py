@@ -16,7 +16,7 @@ import trio
 from luxfuse.cache import disk
 from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import RecentPages
-from luxfuse.cache.cached import Buffer, CachedObject
+from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.fetching import Descriptions, Fetching
 from luxfuse.cache.hierarchy import Hierarchy
@@ -24,7 +24,7 @@ from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import PeerSource
 from luxfuse.core.spans import pages_of
 from luxfuse.index.objects import Objects
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Buffer
 from luxfuse.understore.retrying import Store
 
 DISK_READERS = 8

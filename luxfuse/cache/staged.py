@@ -25,10 +25,9 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.tiers.directory import read_exact, write_all
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Buffer
 from luxfuse.workers import Threads
 
-Buffer = bytes | bytearray | memoryview
 Key = tuple[int, int, int]
 
 

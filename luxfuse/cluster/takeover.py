@@ -38,13 +38,13 @@ from luxfuse.core.replicas import (
     encode,
     write_of,
 )  # fmt: skip
-from luxfuse.core.takeover import ABSENT, Absences, Verdict, judge, takes_over_in_s
+from luxfuse.core.takeover import Absences, Verdict, judge, takes_over_in_s
 from luxfuse.core.writeback import retry_delay_s
 from luxfuse.errors import LuxError, NotFound, StoreError, VersionChanged
 from luxfuse.peers.client import Rpc
 from luxfuse.steps import reached
 from luxfuse.tiers.directory import read_exact
-from luxfuse.types import ObjectInfo
+from luxfuse.types import ABSENT, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.workers import Threads
 

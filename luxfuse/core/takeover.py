@@ -15,13 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from luxfuse.core.replicas import FileId, Write
+from luxfuse.types import ABSENT
 
 TAKEOVER_S = 60.0
 """For how long a writer must have been believed dead."""
 FOLLOW_S = 60.0
 """How much longer a holder waits for each holder before it that is here."""
-ABSENT = ""
-"""As a version: there is no object."""
 
 
 def ranked(file: FileId, rack: str, peers: Iterable[tuple[str, str]], keep: Collection[str] = ()) -> list[str]:

@@ -9,7 +9,7 @@ import h11
 import trio
 
 from luxfuse.errors import PeerFailed, PeerRefused
-from luxfuse.peers.signing import PROOF_BYTES, Buffer, Signer, Unproven
+from luxfuse.peers.signing import PROOF_BYTES, Signer, Unproven
 from luxfuse.peers.streams import STALL_S, Stream
 from luxfuse.peers.wire import (
     BODY_MAX_BYTES,
@@ -25,6 +25,7 @@ from luxfuse.peers.wire import (
     Headers,
     Malformed,
 )
+from luxfuse.types import Buffer
 
 HEAD_S = 5.0
 """For a head, from its first byte on."""

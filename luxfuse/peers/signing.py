@@ -20,7 +20,6 @@ PROOF_BYTES = 32
 MOST_NONCES = 200_000
 """Seen in a window: at about 100 bytes each. When there are more, requests are refused until the window is over."""
 
-Buffer = bytes | bytearray | memoryview
 
 NAME, TO, TIME, NONCE, MAC = b"luxfuse-name", b"luxfuse-to", b"luxfuse-time", b"luxfuse-nonce", b"luxfuse-mac"
 

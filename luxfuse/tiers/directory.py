@@ -26,12 +26,12 @@ from pathlib import Path
 
 from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
+from luxfuse.types import Buffer
 
 FORMAT_VERSION = 1
 FILE_LOCKS = 64
 LAST_WRITES = 4096
 _OID = re.compile("[0-9a-f]{32}")
-Buffer = bytes | bytearray | memoryview
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 

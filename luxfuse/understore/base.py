@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luxfuse.errors import StoreError
-from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.properties import Properties
 
-Buffer = bytes | bytearray | memoryview
 OnDescribed = Callable[[ObjectInfo], None]
 """Takes what the answer to a read says of the object, user metadata included; in the thread that reads."""
 
-ABSENT = ""
-"""As ``expect`` of a write: there must be no such object yet."""
 
 PAGE_ENTRIES = 1000
 """Entries of a page of a listing, as stores give them: few enough to convert one in 1 ms with the interpreter lock held."""

@@ -24,8 +24,8 @@ from luxfuse.core.histogram import Histogram
 from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
 from luxfuse.core.rules import PathPolicies, RateName
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed, UnderStore
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.throttle import Throttle
 from luxfuse.understore.turns import Turns
 from luxfuse.workers import FEWEST, Workers

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from luxfuse.errors import StoreUnavailable
+from luxfuse.types import Buffer
 from luxfuse.understore._crc import crc32c, crc64nvme
-from luxfuse.understore.base import Buffer
 from luxfuse.understore.library_failures import message_of, status_of
 from luxfuse.understore.object_options import NO_CHECKSUM
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from luxfuse.errors import ReadOnlyStore, StoreError, StoreRejected
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, Buffer, WriteSide
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import Abilities, WriteSide
 from luxfuse.understore.properties import Properties
 
 

@@ -19,7 +19,7 @@ from luxfuse.errors import (
     VersionChanged,
     WrongRegion,
 )
-from luxfuse.understore.base import Buffer
+from luxfuse.types import Buffer
 from luxfuse.understore.causes import NOTHING, REGION_CODES, Cause, Said, cause_of, in_words, shown
 
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")

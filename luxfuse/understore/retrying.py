@@ -13,8 +13,8 @@ from typing import cast
 import trio
 
 from luxfuse.errors import NoStore, StoreError, StoreRejected
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import MOST_DELETES, Abilities, Buffer, UnderStore
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import MOST_DELETES, Abilities, UnderStore
 from luxfuse.understore.calls import Calls
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.renewing import RenewingDriver

@@ -20,8 +20,7 @@ from luxfuse.errors import NotFound, StoreError
 from luxfuse.index.journal import DeleteRecord, Journal, directories_of
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
-from luxfuse.types import Kind
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.errors import Stale

@@ -13,8 +13,7 @@ from luxfuse.cache.upload import Source, Uploaded
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord
-from luxfuse.types import Kind, WriteMode
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.dirty_fields import Replicas, Stored, Tries
 
 

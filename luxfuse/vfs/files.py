@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from luxfuse.cache import descriptors
-from luxfuse.cache.cached import Buffer, CachedObject
+from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.modes import OpenMode, decide
@@ -23,7 +23,7 @@ from luxfuse.core.readahead import Sequence
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
-from luxfuse.types import Kind
+from luxfuse.types import Buffer, Kind
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadHandle, Stale

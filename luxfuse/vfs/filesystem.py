@@ -7,14 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from luxfuse.cache.cached import Buffer
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.core.rules import PathPolicies
 from luxfuse.errors import StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.types import Kind
+from luxfuse.types import Buffer, Kind
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Defaults, Stat, stat_of
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries

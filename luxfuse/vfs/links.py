@@ -18,8 +18,7 @@ from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
-from luxfuse.types import Kind, WriteMode
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import NotPermitted, Stale

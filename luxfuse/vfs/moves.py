@@ -22,8 +22,7 @@ from luxfuse.index.entries import Entry, describe
 from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
-from luxfuse.types import Kind, ObjectInfo, WriteMode
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotADirectory, Stale

@@ -23,8 +23,7 @@ from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChange
 from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
-from luxfuse.types import Kind, ObjectInfo
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind, ObjectInfo
 from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.errors import Conflict, Replaced

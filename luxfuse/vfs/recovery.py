@@ -36,8 +36,7 @@ from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRe
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Kind, ObjectInfo, WriteMode
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, PAGE_BYTES, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.deletes import DELETE_BATCH
 from luxfuse.vfs.dirty import Dirty, DirtyEntries

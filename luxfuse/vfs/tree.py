@@ -19,8 +19,7 @@ from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
-from luxfuse.types import Kind, WriteMode
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import (
     XATTRS_MOST_BYTES,
     AttributeChanges,

@@ -15,9 +15,9 @@ import stat as modes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from luxfuse.cache.cached import Buffer
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import Buffer
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.errors import AttachPoint, NoSuchName, NotADirectory, OtherVolume, ReadOnlyVolume, Stale, Unserved
 from luxfuse.vfs.filesystem import FileSystem

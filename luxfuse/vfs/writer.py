@@ -25,7 +25,7 @@ import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.staged import Buffer, StagedBytes
+from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload import OldObject, Source
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
@@ -33,7 +33,7 @@ from luxfuse.index.entries import Attributes, Entry
 from luxfuse.steps import reached
 from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Kind, WriteMode
+from luxfuse.types import PAGE_BYTES, Buffer, Kind, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, with_times
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.early import EARLY_BYTES, EarlyUploads

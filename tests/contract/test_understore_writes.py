@@ -21,7 +21,8 @@ from luxfuse.errors import (
     StoreUnavailable,
     VersionChanged,
 )
-from luxfuse.understore.base import ABSENT, MOST_DELETES, UnderStore
+from luxfuse.types import ABSENT
+from luxfuse.understore.base import MOST_DELETES, UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.generic.writes import FsspecWrites
 from tests.support.servers_files import file_servers  # noqa: F401

@@ -14,8 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, MOST_DELETES, Abilities, Buffer, OnDescribed
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import MOST_DELETES, Abilities, OnDescribed
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties
 

@@ -12,9 +12,9 @@ from azure.storage.blob.aio import BlobServiceClient
 from fsspec.asyn import sync
 
 from luxfuse.errors import ConfigError, NotFound, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
+from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.azure.writes import AzureWrites, quoted
-from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
+from luxfuse.understore.base import PAGE_ENTRIES, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.library_failures import failure

@@ -23,8 +23,8 @@ from azure.storage.blob import BlobBlock, ContentSettings, StandardBlobTier
 from fsspec.asyn import sync
 
 from luxfuse.errors import StoreError, StoreRejected, StoreUnavailable
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, PAGE_ENTRIES, Abilities, Buffer
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, Abilities
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import ObjectOptions

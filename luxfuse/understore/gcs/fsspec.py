@@ -18,8 +18,8 @@ from fsspec.asyn import sync
 from gcsfs.core import UnclosableBytesIO
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import PAGE_ENTRIES, Abilities, Buffer, OnDescribed
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, Abilities, OnDescribed
 from luxfuse.understore.failures import checked, from_status, no_store, require_version
 from luxfuse.understore.gcs.reach import reach_by
 from luxfuse.understore.generic.driver import FsspecDriver

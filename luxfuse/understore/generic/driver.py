@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.generic.infos import describe, kind_of
 from luxfuse.understore.generic.pool import FileSystems

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, Buffer
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import Abilities
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.failures import require_version
 from luxfuse.understore.generic.infos import describe, kind_of

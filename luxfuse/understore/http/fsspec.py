@@ -14,8 +14,8 @@ import yarl
 from fsspec.asyn import sync
 
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreRejected, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.delegated import ReadOnlyWrites
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.generic.driver import FsspecDriver

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from luxfuse.errors import StoreRejected, VersionChanged
-from luxfuse.types import ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.types import Buffer, ObjectInfo
+from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.failures import checked, from_status
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import describe

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from luxfuse.errors import BucketMissing, NotFound
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.writes import TEMPORARY

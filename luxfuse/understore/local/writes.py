@@ -18,8 +18,8 @@ from pathlib import Path
 
 from luxfuse.durable import sync_directory
 from luxfuse.errors import BucketMissing, NotFound, StoreError
-from luxfuse.types import ObjectInfo
-from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.types import ABSENT, Buffer, ObjectInfo
+from luxfuse.understore.base import Abilities
 from luxfuse.understore.failures import require_version
 from luxfuse.understore.generic.writes import TEMPORARY, FsspecWrites, rejected
 from luxfuse.understore.library_failures import failure

@@ -14,8 +14,8 @@ from typing import Any
 from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import StoreError
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, Abilities, Buffer, UnderStore, WriteSide
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import Abilities, UnderStore, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options

@@ -18,8 +18,8 @@ from arro3.core import DataType
 from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import AccessDenied, NotFound, StoreRejected, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import PAGE_ENTRIES, Buffer, OnDescribed, UnderStore
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, OnDescribed, UnderStore
 from luxfuse.understore.failures import checked, no_store
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore.failures import obstore_failure

@@ -14,8 +14,8 @@ import obstore
 from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, PAGE_ENTRIES, Abilities, Buffer
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import PAGE_ENTRIES, Abilities
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.failures import no_store, require_version

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import Abilities
 from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status, require_version

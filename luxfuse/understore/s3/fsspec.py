@@ -9,8 +9,8 @@ from typing import Any
 from fsspec.asyn import sync
 
 from luxfuse.errors import StoreRejected
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, Buffer, OnDescribed, WriteSide
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import Abilities, OnDescribed, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.failures import checked
 from luxfuse.understore.generic.driver import FsspecDriver

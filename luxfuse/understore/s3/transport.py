@@ -14,7 +14,7 @@ import botocore.config  # type: ignore[import-untyped]
 import urllib3
 from botocore import UNSIGNED
 
-from luxfuse.understore.base import Buffer
+from luxfuse.types import Buffer
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.s3.sessions import session_for
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from luxfuse.errors import NotFound, StoreUnavailable
-from luxfuse.types import ListPage, ObjectInfo
-from luxfuse.understore.base import Buffer, OnDescribed
+from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import version_of

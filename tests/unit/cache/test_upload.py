@@ -19,8 +19,8 @@ from luxfuse.cache.upload import Cancelled, OldObject, Source, Uploader, has_sam
 from luxfuse.core.parts import LEAST_PART_BYTES, PART_BYTES
 from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
-from luxfuse.types import PAGE_BYTES
-from luxfuse.understore.base import ABSENT, Abilities, Buffer
+from luxfuse.types import ABSENT, PAGE_BYTES, Buffer
+from luxfuse.understore.base import Abilities
 from luxfuse.understore.retrying import Store
 from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore

@@ -11,8 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable, VersionChanged
-from luxfuse.types import ListPage
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT, ListPage
 from luxfuse.understore.calls import DOWN_AFTER_FAILURES
 from luxfuse.understore.retrying import PATIENT_BYTES, Store
 from tests.support.fake_store import FakeStore

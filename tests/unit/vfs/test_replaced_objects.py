@@ -11,8 +11,7 @@ import trio.testing
 
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep
-from luxfuse.types import PAGE_BYTES, ObjectInfo
-from luxfuse.understore.base import Buffer
+from luxfuse.types import PAGE_BYTES, Buffer, ObjectInfo
 from luxfuse.vfs.errors import Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes

@@ -20,7 +20,8 @@ from luxfuse.errors import (
     StoreRejected,
     VersionChanged,
 )
-from luxfuse.understore.base import ABSENT, UnderStore
+from luxfuse.types import ABSENT
+from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.local import writes as local_writes
 from luxfuse.understore.local.writes import TEMPORARY

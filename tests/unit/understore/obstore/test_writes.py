@@ -9,7 +9,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from luxfuse.errors import NotFound, StoreRejected, VersionChanged
-from luxfuse.understore.base import ABSENT
+from luxfuse.types import ABSENT
 from luxfuse.understore.obstore.writes import PATIENT_FROM_BYTES, ObstoreWrites
 
 

@@ -23,7 +23,8 @@ from luxfuse.errors import (
     TooLarge,
     VersionChanged,
 )
-from luxfuse.understore.base import ABSENT, UnderStore
+from luxfuse.types import ABSENT
+from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 
 SECRET = "s3cr3t/Key+Value=="

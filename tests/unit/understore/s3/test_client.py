@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.types import ABSENT
 from luxfuse.understore import whole_files
-from luxfuse.understore.base import ABSENT
 from luxfuse.understore.s3 import client as s3_client
 from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.client import S3Client
