@@ -5,15 +5,34 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-
-import structlog
 
 from luxfuse.config import Settings
 
 FILE_BYTES = 10 << 20
 FILES_KEPT = 3
 FILE_NAME = "daemon.log"
+
+
+class Logfmt(logging.Formatter):
+    """Makes one line of a record, with its traceback: ``timestamp=... level=... logger=... event="..."``, in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+        fields = {"timestamp": when, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return " ".join(f"{name}={_value(text)}" for name, text in fields.items())
+
+
+def _value(text: str) -> str:
+    """Return ``text`` as logfmt has it: in quotes where it would not be one word."""
+    quoted = any(mark in text for mark in ' ="')
+    if quoted:
+        text = text.replace("\\", "\\\\")
+    text = text.replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"' if quoted else text
 
 
 def configure(settings: Settings, state: Path) -> None:
@@ -24,21 +43,7 @@ def configure(settings: Settings, state: Path) -> None:
     else:
         path = settings.log_file or str(state / FILE_NAME)
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT)
-    steps: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=steps,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "logger", "event"]),
-            ],
-        )
-    )
+    handler.setFormatter(Logfmt())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())

@@ -1,0 +1,73 @@
+"""The lines of the daemon's log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from luxfuse.config import Settings
+from luxfuse.daemon import logs
+
+
+def line(message: str, *arguments: object, level: int = logging.INFO, exc_info: bool = False) -> str:
+    """The line of a record at a known time."""
+    raised = sys.exc_info() if exc_info else None
+    record = logging.LogRecord("luxfuse.place", level, "place.py", 1, message, arguments, raised)
+    record.created = 1_800_000_000.25
+    return logs.Logfmt().format(record)
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        ("mounted", "mounted"),
+        ("", ""),
+        ("two words", '"two words"'),
+        ("a=b", '"a=b"'),
+        ('say "so"', r'"say \"so\""'),
+        ("back\\slash", "back\\slash"),
+        ("back\\slash in words", r'"back\\slash in words"'),
+        ("two\nlines", r"two\nlines"),
+    ],
+)
+def test_message_is_one_value(message: str, written: str) -> None:
+    assert line(message) == f"timestamp=2027-01-15T08:00:00.250000Z level=info logger=luxfuse.place event={written}"
+
+
+def test_arguments_are_filled_in() -> None:
+    assert line("%d files", 3, level=logging.WARNING).endswith(' level=warning logger=luxfuse.place event="3 files"')
+
+
+def test_traceback_is_on_the_same_line() -> None:
+    try:
+        raise ValueError('a "bad" value')
+    except ValueError:
+        text = line("failed", exc_info=True)
+    before, _, traceback = text.partition(" exception=")
+    assert before.endswith("event=failed")
+    assert traceback.startswith('"Traceback (most recent call last):\\n  File \\"')
+    assert traceback.endswith(r'ValueError: a \"bad\" value"')
+    assert "\n" not in text
+
+
+def test_log_of_a_mount_is_in_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    level = root.level
+    monkeypatch.setattr(root, "handlers", root.handlers)
+    try:
+        settings = Settings(
+            source="file:///b", mountpoint="/m", cache_dirs=(), state_dir=str(tmp_path), log_level="warning"
+        )
+        logs.configure(settings, tmp_path)
+        logging.getLogger("luxfuse.place").info("not of interest")
+        logging.getLogger("luxfuse.place").warning("of interest")
+    finally:
+        root.setLevel(level)
+        for handler in root.handlers:
+            handler.close()
+    written = (tmp_path / logs.FILE_NAME).read_text()
+    assert written.count("\n") == 1
+    assert written.endswith(' level=warning logger=luxfuse.place event="of interest"\n')
