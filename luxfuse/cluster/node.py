@@ -208,8 +208,9 @@ class Cluster:
         self._tell()
         return True
 
-    def remove(self, source: bytes) -> None:
-        """End what `add` began, if it has not ended yet."""
+    def remove(self, settings: Settings) -> None:
+        """Let a volume take part no more, if it still does."""
+        source = source_of(settings)
         parts = self._volumes.pop(source, None)
         if parts is None:
             return
@@ -248,7 +249,7 @@ class Cluster:
         try:
             yield
         finally:
-            self.remove(source)
+            self.remove(settings)
 
     # -- for the operator
 
@@ -305,13 +306,10 @@ def _read_credentials(key_file: str, identity: Identity) -> Credentials:
 
 
 @asynccontextmanager
-async def taking_part(settings: Settings, directory: Path) -> AsyncIterator[Cluster | None]:
-    """Run this node in its cluster for the block; None without one. ``directory``: its state. Raises `ConfigError`."""
-    if settings.cluster_key_file is None:
-        yield None
-        return
+async def taking_part(settings: Settings, key_file: str, directory: Path) -> AsyncIterator[Cluster]:
+    """Run this node in the cluster of ``key_file`` for the block. ``directory``: its state. Raises `ConfigError`."""
     identity = await trio.to_thread.run_sync(Identity.open, directory)
-    credentials = await trio.to_thread.run_sync(_read_credentials, settings.cluster_key_file, identity)
+    credentials = await trio.to_thread.run_sync(_read_credentials, key_file, identity)
     listening = await trio.to_thread.run_sync(listen, settings.listen)
     try:
         seeds = Seeds(settings.join, family=listening.family)

@@ -15,13 +15,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import trio
 
 from luxfuse import config
-from luxfuse.cluster.node import Cluster, source_of
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.daemon.parts import Parts
@@ -38,6 +37,9 @@ from luxfuse.vfs.volumes import Volume
 from luxfuse.volume.assembly import Local, build_tree
 from luxfuse.volume.life import VolumeLife, one_line
 from luxfuse.volume.parts import VolumeParts
+
+if TYPE_CHECKING:
+    from luxfuse.cluster.node import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +231,7 @@ class Attachments:
                 task_status.started()
                 await a.leave.wait()
                 if self._cluster is not None:
-                    self._cluster.remove(source_of(a.settings))
+                    self._cluster.remove(a.settings)
                 if not self._closing:
                     await self._fall_silent(a, parts)
         except Exception as exc:

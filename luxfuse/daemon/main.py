@@ -10,13 +10,12 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from luxfuse.cluster.node import Cluster, taking_part
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.daemon import logs
@@ -33,6 +32,9 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.volume.assembly import Local
 from luxfuse.volume.life import VolumeLife, one_line
+
+if TYPE_CHECKING:
+    from luxfuse.cluster.node import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +119,18 @@ class _Daemon:
     async def main(self) -> None:
         async with trio.open_nursery() as talking:
             talking.start_soon(self._say_what_takes_long)
-            async with taking_part(self._settings, self._state) as cluster:
+            async with self._taking_part() as cluster:
                 await self._run(cluster)
             talking.cancel_scope.cancel()
+
+    def _taking_part(self) -> AbstractAsyncContextManager[Cluster | None]:
+        key_file = self._settings.cluster_key_file
+        if key_file is None:
+            return nullcontext()
+        # Only here: what nodes need is a fifth of all modules, and most mounts are in no cluster.
+        from luxfuse.cluster.node import taking_part
+
+        return taking_part(self._settings, key_file, self._state)
 
     async def _run(self, cluster: Cluster | None) -> None:
         life = VolumeLife(self._settings, self._note, cluster)

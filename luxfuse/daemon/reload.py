@@ -7,11 +7,11 @@ says is checked first, and a change that cannot be made under a mount refuses it
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import trio
 
 from luxfuse import config
-from luxfuse.cluster.node import Cluster
 from luxfuse.config import Settings
 from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
@@ -19,6 +19,9 @@ from luxfuse.daemon.running import Running
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.fuse.places import check_places
 from luxfuse.understore.renewing import with_secrets
+
+if TYPE_CHECKING:
+    from luxfuse.cluster.node import Cluster
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from luxfuse.control import metrics
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.status import Status
 from luxfuse.errors import LuxError
@@ -37,6 +36,8 @@ class Service:
 
     def metrics(self) -> str:
         """Return the same numbers as Prometheus text."""
+        from luxfuse.control import metrics  # only where somebody asks for them
+
         return metrics.render(self.status())
 
     async def refresh(self, paths: list[str]) -> list[str]:
