@@ -129,7 +129,7 @@ class Contents:
         obj.used = True
         obj.record.used_us = time.time_ns() // 1000
         if obj.pages.count and obj.space is not None:
-            if obj.space.use(obj.oid, obj.record):
+            if obj.space.standings.use(obj.oid, obj.record):
                 self.save(obj)
             self._tell_use(obj.oid, obj.record, obj.space)
 
@@ -153,7 +153,7 @@ class Contents:
             space = self.hierarchy.by_number(record.directory)
             record.used_us = time.time_ns() // 1000
             if space is not None:
-                if space.use(oid, record):
+                if space.standings.use(oid, record):
                     self._objects.save(oid, record)
                 self._tell_use(oid, record, space)
 
@@ -395,7 +395,7 @@ class Contents:
             pages.add(page, value)
         record.used_us = record.cached_us = time.time_ns() // 1000
         record.epoch, record.whole = self.epoch, pages.whole
-        space.insert(oid, record, used=True)
+        space.standings.insert(oid, record, used=True)
         obj = self._live.get(oid) or self._idle.pop(oid, None)
         if obj is None:
             obj = CachedObject(oid, record, pages)
@@ -438,7 +438,7 @@ class Contents:
         """The object's file is in another directory now; all its pages were checked on the way there."""
         obj.record = copy.copy(obj.record)  # also if it comes back, that is not the file that it was: see `still_there`
         obj.put_in(space)
-        space.insert(obj.oid, obj.record, used=used)
+        space.standings.insert(obj.oid, obj.record, used=used)
         obj.record.stamp = obj.loaded_stamp = st.st_mtime_ns
         obj.record.epoch = self.epoch
         obj.file_number, obj.strangers = st.st_ino, 0

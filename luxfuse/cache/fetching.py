@@ -358,7 +358,7 @@ class Fetching:
         self._contents.look_for_strangers(obj, stored)
         if obj.pages.count == 0 and obj.space is not None:
             obj.record.cached_us = time.time_ns() // 1000
-            obj.space.insert(obj.oid, obj.record, used=obj.used)
+            obj.space.standings.insert(obj.oid, obj.record, used=obj.used)
         for page, checksum in zip(pages, stored.checksums, strict=True):
             obj.pages.add(page, checksum)
             if stored.strangers >= obj.strangers:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from luxfuse.cache.space import Placing, Shared, Space
+from luxfuse.cache.placing import Placing
+from luxfuse.cache.space import Shared, Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.tiers.directory import CacheDirectory
 
@@ -95,7 +96,7 @@ class Hierarchy:
     def keep_policy_states(self) -> None:
         """Note what the eviction policies have learnt in the index."""
         for space in self.spaces:
-            space.keep_policy_state()
+            space.standings.keep_policy_state()
 
     def below(self, space: Space) -> list[Space]:
         """Return the directories that can take files of lower tiers than this one's, the nearest first."""

@@ -159,7 +159,7 @@ class Mover:
         wanted = record.allocated_bytes
         if not target.ledger.shortage(wanted) and target.stays_below_watermark(wanted):
             return True
-        for other in await target.coldest(wanted, self._occupied()):
+        for other in await target.standings.coldest(wanted, self._occupied()):
             there = self._contents.record_of(other)
             if there is None or not (self._promotes(record.key) or self._uses.deserves_place_of(oid, there.used_us)):
                 return False
@@ -179,7 +179,7 @@ class Mover:
         freed = 0
         if below:
             self._contents.note_touched()
-            for oid in (await space.coldest(excess, self._occupied()))[:ROUND_OBJECTS]:
+            for oid in (await space.standings.coldest(excess, self._occupied()))[:ROUND_OBJECTS]:
                 size = record.allocated_bytes if (record := self._objects.record(oid)) is not None else 0
                 target = next((s for s in below if not s.ledger.shortage(size) and not s.above_watermark_bytes), None)
                 if target is not None and await self.move(oid, target):

@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import trio
 
-from luxfuse.core.eviction import EASY, LAST, PLAIN, Policy, Spared, Standing
+from luxfuse.cache.placing import Copies, Holder, OneNode, Rules
+from luxfuse.cache.standings import Standings
+from luxfuse.core.eviction import Policy
 from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
-from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
+from luxfuse.index.objects import Objects
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.types import TIERS, Tier
 
@@ -34,65 +36,6 @@ STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
 EVICT_AHEAD_BYTES = 16 << 20
 """Free this much more than is needed, so that eviction runs once for many fetches."""
-
-
-class Placing(NamedTuple):
-    """Where an object may be put: nowhere unless ``keep``, and not above ``highest``."""
-
-    keep: bool = True
-    highest: Tier | None = None
-
-    def admits(self, tier: Tier) -> bool:
-        """Whether a tier is not too high for it."""
-        return self.highest is None or TIERS.index(tier) >= TIERS.index(self.highest)
-
-
-class Rules(Protocol):
-    """What is wanted of objects, by their keys."""
-
-    def placing(self, key: str) -> Placing:
-        """Return where an object may be put."""
-
-    def is_pinned(self, key: str) -> bool:
-        """Whether an object is never to be evicted."""
-
-
-class Copies(Protocol):
-    """What other nodes hold. Both must be quick."""
-
-    def held_elsewhere(self, oid: bytes) -> bool:
-        """Whether another node holds an object as well, so that it goes before its like."""
-
-    def counted_on(self, oid: bytes) -> bool:
-        """Whether an object is to go last, because no more nodes hold it than should."""
-
-
-class OneNode:
-    """`Copies` of a mount that is in no cluster."""
-
-    def held_elsewhere(self, _oid: bytes) -> bool:
-        """No other node holds anything."""
-        return False
-
-    def counted_on(self, _oid: bytes) -> bool:
-        """Nobody counts on a copy here."""
-        return False
-
-
-class Holder(Protocol):
-    """The objects of a mount, as the directories that have their files know them."""
-
-    def record_of(self, oid: bytes) -> ObjectRecord | None:
-        """Return the record of an object, in memory or in the index."""
-
-    def note_touched(self) -> None:
-        """Bring the order of last uses up to date, before something is chosen by it."""
-
-    def let_go(self, oid: bytes) -> bool:
-        """Let go of an object unless it is in use; returns whether it is free now."""
-
-    def removal_ended(self, oid: bytes, removed: bool) -> None:
-        """Take note that a file was removed, or could not be."""
 
 
 class PartRemover(Protocol):
@@ -156,10 +99,7 @@ class Space:
         self.number = number
         self.tier = tier
         self._objects = objects
-        self._policy = policy
-        self._order = DirectoryOrder(objects, number)
-        policy.load(objects.policy_state(number))
-        policy.resume(self._order, objects.highest_rank(number))
+        self.standings = Standings(objects, number, policy, shared, holder)
         self._ratio = free_space_ratio
         self._high, self._low = high_watermark, low_watermark
         self.writable = writable
@@ -173,9 +113,9 @@ class Space:
         self.read_bytes = 0
         """Bytes that the daemon read from here for its readers."""
         self.staged_bytes = 0
+        """Bytes of staging files: counted in the ledger, never evicted."""
         self.retired_bytes = 0
         """Of these, what is removed as soon as the journal has said so."""
-        """Bytes of staging files: counted in the ledger, never evicted."""
         self.degraded: str | None = None
         self.draining = False
         """Nothing more is stored here: what is here moves away."""
@@ -273,61 +213,7 @@ class Space:
         """Whether so many bytes more would not bring it above the high watermark."""
         return self._taken_bytes + wanted_bytes <= self._high * self._full_bytes
 
-    # -- which objects go
-
-    def insert(self, oid: bytes, record: ObjectRecord, *, used: bool) -> None:
-        """Give an object that comes into the directory its standing; ``used``: somebody asked for it."""
-        if self.shared.rules.is_pinned(record.key):
-            record.standing = Standing(PINNED, 0)
-            return
-        record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), self._order, used=used)
-
-    def use(self, oid: bytes, record: ObjectRecord) -> bool:
-        """Note that an object is used; returns whether its standing has changed."""
-        before = record.standing
-        if before.segment == PINNED:
-            return False
-        record.standing = self._policy.on_use(oid, before)
-        return record.standing != before
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of objects that are never evicted."""
-        return self._objects.totals(self.number, PINNED)[0]
-
-    def keep_policy_state(self) -> None:
-        """Note what the eviction policy has learnt in the index."""
-        self._objects.keep_policy_state(self.number, self._policy.state())
-
-    async def coldest(self, wanted_bytes: int, in_use: Collection[bytes] = ()) -> list[bytes]:
-        """Return the objects, none of ``in_use``, that are to go first, of that size together. Raises OSError."""
-        await self._objects.settle()
-        order = Spared(self._order, self._ease)
-        choice = self._policy.choose(order, in_use, wanted_bytes)
-        self._restand(choice.moves)
-        if not order.left_out:
-            return choice.victims
-        victims = choice.victims
-        missing_bytes = wanted_bytes - order.bytes_of(victims)
-        if missing_bytes > 0:
-            choice = self._policy.choose(self._order, {*in_use, *victims}, missing_bytes)
-            self._restand(choice.moves)
-            victims += choice.victims
-        else:  # so that they need not be passed over again soon
-            self._restand((oid, self._policy.on_use(oid, standing)) for oid, standing in order.left_out)
-        return victims
-
-    def _ease(self, oid: bytes) -> int:
-        """How readily an object goes."""
-        if self.shared.copies.counted_on(oid):
-            return LAST
-        return EASY if self.shared.copies.held_elsewhere(oid) else PLAIN
-
-    def _restand(self, moves: Iterable[tuple[bytes, Standing]]) -> None:
-        for oid, standing in moves:
-            if (record := self._holder.record_of(oid)) is not None and record.directory == self.number:
-                record.standing = standing
-                self._objects.save(oid, record)
+    # -- eviction
 
     async def free_ahead(self, wanted_bytes: int) -> None:
         """Evict before there is need, so that who needs room does not wait for it."""
@@ -342,7 +228,7 @@ class Space:
         freed_bytes = 0
         while freed_bytes < target:
             try:
-                chosen = await self.coldest(target - freed_bytes, in_use)
+                chosen = await self.standings.coldest(target - freed_bytes, in_use)
             except OSError as exc:
                 self.fail(exc)
                 break
@@ -396,6 +282,8 @@ class Space:
             self._holder.removal_ended(oid, removed)
             gone.set()
 
+    # -- bytes
+
     def settle(self, reserved_bytes: int, stored_bytes: int) -> None:
         """End a reservation (bytes as given to `reserve`) of which ``stored_bytes`` were new on disk."""
         self.ledger.settle(allocated_bytes(reserved_bytes), stored_bytes)
@@ -432,6 +320,8 @@ class Space:
                 if shortage := self.ledger.shortage(wanted_bytes):
                     await self._evict(shortage)
         return not self.ledger.shortage(wanted_bytes)
+
+    # -- a sick directory
 
     def fail(self, exc: OSError) -> None:
         """Note that the directory failed; it is bypassed until a probe succeeds."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from luxfuse.cache.space import OneNode
+from luxfuse.cache.placing import OneNode
 from luxfuse.cluster.holding import HOLD_PATH, CacheShelf, Holding
 from luxfuse.cluster.peer_source import Holders
 from luxfuse.cluster.replica_rules import RULES_PATH, Rng, RuleExchange, RulesRefused, RuleStore

@@ -88,7 +88,7 @@ class VolumeStock:
             return False
         return await self._inventory.drop(oid)
 
-    # -- for eviction: see `luxfuse.cache.space.Copies`; the first range of an object speaks for all
+    # -- for eviction: see `luxfuse.cache.placing.Copies`; the first range of an object speaks for all
 
     def held_elsewhere(self, oid: bytes) -> bool:
         """Whether another node that lives holds an object."""

@@ -202,7 +202,7 @@ def _understore(p: VolumeParts) -> dict[str, int]:
 def _cache(p: VolumeParts) -> dict[str, int]:
     return {
         "objects": p.objects.count,
-        "pinned_bytes": p.hierarchy.total(lambda space: space.pinned_bytes),
+        "pinned_bytes": p.hierarchy.total(lambda space: space.standings.pinned_bytes),
         "pins": len(p.retention.marks.pins),
         "time_limits": len(p.retention.marks.limits),
         "expired": p.retention.expired,

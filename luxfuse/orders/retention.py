@@ -200,7 +200,7 @@ class Retention:
             if record is None or space is None or not any(matches(path_of(record.key)) for matches in matchers):
                 continue
             if self.is_pinned(path_of(record.key)) != (record.segment == PINNED):
-                space.insert(oid, record, used=True)
+                space.standings.insert(oid, record, used=True)
                 self._objects.save(oid, record)
 
     # -- time limits

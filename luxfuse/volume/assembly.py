@@ -16,8 +16,9 @@ from luxfuse.cache.directories import Directories
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.placing import Placing
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cache.space import Placing, Shared, Space
+from luxfuse.cache.space import Shared, Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings

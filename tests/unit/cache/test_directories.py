@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from luxfuse.cache import mover
-from luxfuse.cache.space import Placing
+from luxfuse.cache.placing import Placing
 from luxfuse.core.cache_directory import CacheDirectory
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.directory import CacheDirectory as Claimed

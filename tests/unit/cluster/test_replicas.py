@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from luxfuse.cache.space import Placing
+from luxfuse.cache.placing import Placing
 from luxfuse.cluster import replica_rules, replicating
 from luxfuse.cluster.copies import CleanReplicas
 from luxfuse.cluster.holding import COMING, HELD, MOST_WAITING, NO, CacheShelf, Holding, HoldRequest
@@ -286,9 +286,9 @@ async def test_eviction_takes_what_others_hold_first_and_what_they_count_on_last
         last = {named(m, "d/00"), named(m, "d/01")}
         easy = {named(m, "d/04"), named(m, "d/05")}
         m.hierarchy.shared.copies = SimpleNamespace(counted_on=last.__contains__, held_elsewhere=easy.__contains__)
-        assert set(await m.space.coldest(pages(2))) == easy
-        assert not last & set(await m.space.coldest(pages(4)))
-        assert set(await m.space.coldest(pages(6))) >= last, "they go where nothing else is left"
+        assert set(await m.space.standings.coldest(pages(2))) == easy
+        assert not last & set(await m.space.standings.coldest(pages(4)))
+        assert set(await m.space.standings.coldest(pages(6))) >= last, "they go where nothing else is left"
         for number in range(6, 12):
             await m.read_all(f"d/{number:02}")
         assert all(m.objects.known(oid) for oid in last)

@@ -40,7 +40,7 @@ async def test_what_is_pinned_stays_and_survives_a_restart(tmp_path: Path, polic
         await read(m, 0, 1)
         answer = await m.retention.pin(["d/00", "d/01"])
         assert (answer.failures, answer.notes) == ([], [])
-        assert m.space.pinned_bytes == pages(2)
+        assert m.space.standings.pinned_bytes == pages(2)
         await read(m, *range(2, 12))
         assert {"d/00", "d/01"} <= await cached(m)
         assert m.space.evictions
@@ -48,7 +48,7 @@ async def test_what_is_pinned_stays_and_survives_a_restart(tmp_path: Path, polic
         await read(m, *range(2, 12), *range(2, 12))
         assert {"d/00", "d/01"} <= await cached(m)
         await m.retention.unpin(["d/00"])
-        assert m.space.pinned_bytes == pages(1)
+        assert m.space.standings.pinned_bytes == pages(1)
         for _ in range(4):
             await read(m, *range(2, 12))
         assert "d/01" in await cached(m)
@@ -138,7 +138,7 @@ async def test_a_rule_can_pin_place_and_forbid(tmp_path: Path) -> None:
         m.fs._policies.replace(rules, PathPolicy(WriteMode.CACHE_THROUGH, "cache"))
         await read(m, 1, 10)
         assert await cached(m) == {"d/01"}
-        assert m.space.pinned_bytes == pages(1)
+        assert m.space.standings.pinned_bytes == pages(1)
         with pytest.raises(Exception, match="read-only by a rule") as caught:
             await m.fs.unlink(1, b"other")
         assert caught.value.errno == 30  # type: ignore[attr-defined]
