@@ -75,7 +75,7 @@ class ControlClient:
     def load(self, paths: list[str]) -> Steps:
         """Bring what is at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
 
-        See `luxfuse.orders.load.LoadProgress`. Stop iterating to end it.
+        See `luxfuse.orders.load_progress.LoadProgress`. Stop iterating to end it.
         """
         return self._lines("load", {"paths": paths})
 

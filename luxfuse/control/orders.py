@@ -124,7 +124,7 @@ ORDERS = {
     "refresh": Endpoint("POST", "/v1/refresh", Paths, "json", "errors"),
     # `luxfuse.orders.backlog.Progress`; the last has failures and notes
     "persist": Endpoint("POST", "/v1/persist", Paths, "lines"),
-    # `luxfuse.orders.load.LoadProgress`; the last has failures
+    # `luxfuse.orders.load_progress.LoadProgress`; the last has failures
     "load": Endpoint("POST", "/v1/load", Paths, "lines", body_bytes=LOAD_MAX_BYTES),
     # the number of the job: the same in the background
     "start_load": Endpoint("POST", "/v1/load/start", Paths, "json", "job", body_bytes=LOAD_MAX_BYTES),

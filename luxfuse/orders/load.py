@@ -15,11 +15,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import trio
 
@@ -33,7 +32,9 @@ from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.objects import ObjectRecord
+from luxfuse.orders.load_progress import LoadProgress, State, Tally
 from luxfuse.orders.walk import Part, Walk
+from luxfuse.orders.window import Window
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
@@ -41,19 +42,11 @@ from luxfuse.vfs.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
-State = Literal["running", "done", "stopped"]
-
 LINES = 200
 """Failures told in detail."""
 PATHS_TOLD = 3
-JOBS_AT_ONCE = 16
-JOBS_REMEMBERED = 16
 PARTS_AHEAD = 100_000
 """How far the walk may be ahead: parts of some hundred files."""
-FLIGHTS_FOR_A_THREAD = 8
-"""Requests on their way for each thread of the store, so that none of them waits for the event loop. Those of others go
-first."""
-FLIGHTS_BESIDE_OTHERS = 2
 AGAIN_BOUND = 10_000
 """Files that changed in the store since they were listed: so many are looked up once more."""
 EXPECT_FROM = 8
@@ -62,37 +55,6 @@ TOGETHER_BYTES = 1 << 20
 """So many small files are fetched in one turn of a thread, or about so many bytes."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
-
-
-class LoadRefused(LuxError):
-    """The load cannot begin. The text is one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a load has come. ``paths`` are the first few of those asked for.
-
-    ``files`` and ``bytes`` are what was found, so far if ``walking``. Of those: ``loaded`` were fetched, ``present`` were
-    here before, ``left_out`` do not fit into the cache, ``failed`` failed; the rest is to come. At the end ``failures``
-    has a line for each of the first that failed.
-    """
-
-    job: int
-    paths: tuple[str, ...]
-    state: State
-    walking: bool
-    files: int
-    bytes: int
-    loaded_files: int
-    loaded_bytes: int
-    present_files: int
-    present_bytes: int
-    left_out_files: int
-    left_out_bytes: int
-    failed_files: int
-    note: str | None
-    done: bool = False
-    failures: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,64 +70,6 @@ class _File:
     flights: int = 1
     """Requests on their way, and one as long as not all have been made."""
     error: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Counts:
-    files: int = 0
-    bytes: int = 0
-
-    def add(self, size_bytes: int) -> None:
-        self.files += 1
-        self.bytes += size_bytes
-
-
-@dataclass(slots=True)
-class _Tally:
-    found: _Counts = field(default_factory=_Counts)
-    loaded: _Counts = field(default_factory=_Counts)
-    present: _Counts = field(default_factory=_Counts)
-    left_out: _Counts = field(default_factory=_Counts)
-    failed: _Counts = field(default_factory=_Counts)
-
-
-class Window:
-    """How many requests the loads of a mount may have on their way, together."""
-
-    def __init__(self, cache: PageCache, store: Store) -> None:
-        self._cache = cache
-        self._store = store
-        self._flights = 0
-        self._bytes = 0
-        self._waiting = trio.Event()
-        self._waited_for = False
-
-    @property
-    def _has_room(self) -> bool:
-        budget = self._cache.budget
-        others = budget.held_bytes > self._bytes
-        most = FLIGHTS_BESIDE_OTHERS if others else FLIGHTS_FOR_A_THREAD * self._store.width
-        return self._flights < most and (self._bytes <= budget.limit_bytes // 2 or not self._flights)
-
-    async def room(self) -> None:
-        """Wait until one more request may be made."""
-        while not self._has_room:
-            self._waited_for = True
-            await self._waiting.wait()
-
-    def began(self, flight: Flight) -> None:
-        """Count a request; its memory is held from now on."""
-        self._flights += 1
-        self._bytes += flight.length
-
-    def ended(self, flight: Flight) -> None:
-        """A request is over."""
-        self._flights -= 1
-        self._bytes -= flight.length
-        if self._waited_for:
-            self._waited_for = False
-            self._waiting.set()
-            self._waiting = trio.Event()
 
 
 class Load:
@@ -186,7 +90,7 @@ class Load:
         self._began_us = time.time_ns() // 1000
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._tally = _Tally()
+        self._tally = Tally()
         self._failures: list[str] = []
         self._again: deque[tuple[int, str, Entry]] = deque()
         self._planned_bytes = 0
@@ -466,55 +370,3 @@ class Load:
             self._give_up(f"nothing can be stored: {degraded}")
         elif self._unlucky >= GIVE_UP_AFTER:
             self._give_up("the cache takes no more: all that is in it is in use")
-
-
-class Loads:
-    """The loads of one mount."""
-
-    def __init__(
-        self, *, namespace: Namespace, cache: PageCache, dirty: DirtyEntries, store: Store, nursery: trio.Nursery
-    ) -> None:
-        self._nursery = nursery
-        self._cache = cache
-        self._make: Callable[[int, Sequence[str]], Load] = partial(
-            Load, namespace=namespace, cache=cache, dirty=dirty, store=store, window=Window(cache, store)
-        )
-        self._jobs: deque[Load] = deque()
-        self._next = 1
-        cache.contents.protections.append(self._protects)
-
-    def start(self, paths: Sequence[str]) -> Load:
-        """Begin to load what is at and below ``paths`` (relative to the mount). Raises `LoadRefused`."""
-        if not self._cache.hierarchy.writable:
-            raise LoadRefused("nothing can be loaded into a mount with read_mode no-cache")
-        if len(self.running) >= JOBS_AT_ONCE:
-            raise LoadRefused(f"{JOBS_AT_ONCE} loads are running, which is the most; wait, or end them with: load --stop")
-        job = self._make(self._next, paths)
-        self._next += 1
-        self._jobs.append(job)
-        for old in [job for job in self._jobs if job.ended.is_set()][:-JOBS_REMEMBERED]:
-            self._jobs.remove(old)
-        self._nursery.start_soon(job.run)
-        return job
-
-    def _protects(self, oid: bytes) -> bool:
-        """Whether an object must stay because it is of a load that is running."""
-        running = self.running
-        record = self._cache.record_of(oid) if running else None
-        return record is not None and any(job.covers(record) for job in running)
-
-    @property
-    def running(self) -> list[Load]:
-        """Those that have not ended."""
-        return [job for job in self._jobs if not job.ended.is_set()]
-
-    def progress(self) -> list[LoadProgress]:
-        """Return how far each is: those that run, and the last that ended."""
-        return [job.progress() for job in self._jobs]
-
-    def stop(self) -> int:
-        """End all that run; returns how many those are."""
-        running = self.running
-        for job in running:
-            job.stop()
-        return len(running)

@@ -35,7 +35,7 @@ from luxfuse.index.store import IndexStore
 from luxfuse.orders.backlog import Backlog
 from luxfuse.orders.check import Check, Checks
 from luxfuse.orders.inventory import Inventory
-from luxfuse.orders.load import Loads
+from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import MarkStore, Retention
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging

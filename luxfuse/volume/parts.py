@@ -18,7 +18,7 @@ from luxfuse.index.store import IndexStore
 from luxfuse.orders.backlog import Backlog
 from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
-from luxfuse.orders.load import Loads
+from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.retrying import Store

@@ -36,7 +36,7 @@ from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
-from luxfuse.orders.load import Loads
+from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging

@@ -16,7 +16,8 @@ from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import AccessDenied, StoreUnavailable
 from luxfuse.orders import load
 from luxfuse.orders.jobs import watch
-from luxfuse.orders.load import LoadProgress, LoadRefused
+from luxfuse.orders.load_progress import LoadProgress
+from luxfuse.orders.loads import LoadRefused
 from luxfuse.types import PAGE_BYTES, WriteMode
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
