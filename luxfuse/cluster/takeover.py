@@ -16,10 +16,12 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from luxfuse.cache.checksums import has_same_content, page_checksums
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.staged import StagedBytes
-from luxfuse.cache.upload import Source, Uploader, has_same_content, page_checksums
+from luxfuse.cache.upload import Uploader
+from luxfuse.cache.upload_source import Source
 from luxfuse.cluster.replicas import Arrival, Holding, Refused, ReplicaFiles
 from luxfuse.core.members import Member, MemberState
 from luxfuse.core.parts import SINGLE_BYTES
@@ -389,7 +391,7 @@ class Holder:
             return (await place.uploader.upload(source, replica.metadata, expect)).info
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(ABORT_DEADLINE_S):
-                await place.uploader.give_up_open(source)
+                await place.uploader.parts.give_up_open(source)
             data.abandon()
 
     # -- what need not be held any more

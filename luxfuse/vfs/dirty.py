@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from luxfuse.cache.staged import StagedBytes, Stamp, stamp_from
-from luxfuse.cache.upload import Source, Uploaded
+from luxfuse.cache.upload_source import Source, Uploaded
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord

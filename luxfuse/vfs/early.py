@@ -7,7 +7,8 @@ import logging
 import msgspec
 import trio
 
-from luxfuse.cache.upload import Source, Uploader
+from luxfuse.cache.upload import Uploader
+from luxfuse.cache.upload_source import Source
 from luxfuse.core.parts import PART_BYTES
 from luxfuse.errors import StoreError
 from luxfuse.index.entries import Attributes
@@ -51,7 +52,7 @@ class EarlyUploads:
             source.keep = await keep(self._uploader.store, dirty)
             if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
                 return
-            await self._uploader.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
+            await self._uploader.parts.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
         except StoreError as exc:
             log.info("%r does not go up while it is written: %s", dirty.key, exc)
         except Exception:

@@ -144,7 +144,7 @@ class Publisher:
         self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
         dirty.unstage()
         if source.open is not None:
-            self._nursery.start_soon(self._uploader.give_up_open, source)
+            self._nursery.start_soon(self._uploader.parts.give_up_open, source)
 
     def _finish(self, dirty: Dirty) -> None:
         self._mapped.discard(dirty)
@@ -168,7 +168,7 @@ class Publisher:
         """The name of a dirty entry goes: it is not brought to the store any more. Its open handles live on."""
         dirty.lose_name(row)
         if dirty.source is not None and dirty.source.open is not None:
-            self._nursery.start_soon(self._uploader.give_up_open, dirty.source)
+            self._nursery.start_soon(self._uploader.parts.give_up_open, dirty.source)
         self._namespace.let_go(dirty.inode)
         record = self._journal.files.get(dirty.number)
         dirty.awaits_commit(record is not None and record.closed and not record.has_inline)

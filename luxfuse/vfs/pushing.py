@@ -15,9 +15,11 @@ from typing import Protocol
 
 import msgspec
 
+from luxfuse.cache.checksums import ChangedMeanwhile, has_same_content
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.staged import Stamp
-from luxfuse.cache.upload import ChangedMeanwhile, OldObject, Source, Uploaded, Uploader, has_same_content
+from luxfuse.cache.upload import Uploader
+from luxfuse.cache.upload_source import OldObject, Source, Uploaded
 from luxfuse.core.replicas import write_of
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Attributes, Entry, describe
@@ -163,7 +165,7 @@ class Pusher:
                         if "mtime" not in uploaded.metadata and not dirty.times_set:
                             wanted.pop("mtime", None)
                         dirty.differs(wanted != uploaded.metadata)
-                await self._uploader.give_up_open(source)  # where the store had it already
+                await self._uploader.parts.give_up_open(source)  # where the store had it already
                 if source.old is not None:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
@@ -269,7 +271,7 @@ class Pusher:
             return taken  # theirs came after ours
         self.conflicts += 1
         if self.fail_on_conflict:
-            await self._uploader.give_up_open(source)
+            await self._uploader.parts.give_up_open(source)
             conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
             dirty.set_aside(conflict)
             raise conflict

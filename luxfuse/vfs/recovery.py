@@ -28,7 +28,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.together import together
-from luxfuse.cache.upload import Source
+from luxfuse.cache.upload_source import Source
 from luxfuse.core import names as naming
 from luxfuse.errors import NotFound, StoreError, VersionChanged
 from luxfuse.index.entries import Entry

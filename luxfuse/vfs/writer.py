@@ -26,7 +26,7 @@ import trio
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
-from luxfuse.cache.upload import OldObject, Source
+from luxfuse.cache.upload_source import OldObject, Source
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.index.entries import Attributes, Entry

@@ -13,9 +13,11 @@ import pytest
 import trio
 
 from luxfuse.cache.budget import ByteBudget
+from luxfuse.cache.checksums import has_same_content
 from luxfuse.cache.disk import checksum
 from luxfuse.cache.staged import StagedBytes
-from luxfuse.cache.upload import Cancelled, OldObject, Source, Uploader, has_same_content
+from luxfuse.cache.upload import Uploader
+from luxfuse.cache.upload_source import Cancelled, OldObject, Source
 from luxfuse.core.parts import LEAST_PART_BYTES, PART_BYTES
 from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
@@ -254,7 +256,7 @@ async def test_an_upload_that_is_given_up_and_cannot_be_aborted_stays_in_the_jou
         with pytest.raises(StoreRejected):
             await b.uploader.upload(source, METADATA, ABSENT)
         b.driver.fail_next(1, lambda: StoreRejected("no"), "abort_upload")
-        await b.uploader.give_up_open(source)
+        await b.uploader.parts.give_up_open(source)
         assert len(b.driver.uploads) == len(b.journal.uploads) == 1
 
 
@@ -309,7 +311,7 @@ async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         source = b.source(bytes(data))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
             await until(lambda: source.open is not None and len(source.open.tags) == 4)
             assert len(b.journal.uploads) == 1
             data[pages(9)] ^= 1
@@ -328,7 +330,7 @@ async def test_the_rest_goes_up_beside_early_parts_that_are_still_on_their_way(t
     async with bench(tmp_path, uploads=8, budget=16 * PART_BYTES) as b:
         source = b.source(data[: pages(40)])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
             await until(lambda: source.open is not None and len(source.open.tags) == 4)
             b.driver.hold("upload_part")
             os.pwrite(source.bytes.fd, data[pages(40) :], pages(40))
@@ -350,7 +352,7 @@ async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Pat
     async with bench(tmp_path) as b:
         source = b.source(data)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
             await until(lambda: source.open is not None and len(source.open.tags) == 4)
             source.key = "renamed"
             await b.uploader.upload(source, METADATA, ABSENT)
@@ -366,7 +368,7 @@ async def test_a_file_that_became_small_after_early_parts(tmp_path: Path) -> Non
         async with bench(tmp_path / str(size)) as b:
             source = b.source(data)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+                nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
                 await until(lambda source=source: source.open is not None and len(source.open.tags) == 4)  # type: ignore[misc]
                 os.ftruncate(source.bytes.fd, size)
                 done = await b.uploader.upload(source, METADATA, ABSENT)
@@ -381,7 +383,7 @@ async def test_early_parts_that_fail_do_not_harm(tmp_path: Path) -> None:
         source = b.source(data)
         b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.uploader.send_early, source, METADATA, PART_BYTES)
+            nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
             await until(lambda: source.open is not None and source.open.running.is_set())
             await b.uploader.upload(source, METADATA, ABSENT)
         assert b.stored == data

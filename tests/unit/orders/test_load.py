@@ -14,7 +14,7 @@ from luxfuse.cache.cached import Flight
 from luxfuse.core.names import path_of
 from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
 from luxfuse.errors import AccessDenied, StoreUnavailable
-from luxfuse.orders import load
+from luxfuse.orders import load, loads
 from luxfuse.orders.jobs import watch
 from luxfuse.orders.load_progress import LoadProgress
 from luxfuse.orders.loads import LoadRefused
@@ -294,8 +294,8 @@ async def test_files_that_are_written_to_count_as_there(tmp_path: Path) -> None:
 
 
 async def test_loads_are_bounded_and_the_last_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "JOBS_AT_ONCE", 2)
-    monkeypatch.setattr(load, "JOBS_REMEMBERED", 1)
+    monkeypatch.setattr(loads, "JOBS_AT_ONCE", 2)
+    monkeypatch.setattr(loads, "JOBS_REMEMBERED", 1)
     store = tree()
     async with mounted(tmp_path, store) as mount:
         for _ in range(4):

@@ -1,0 +1,57 @@
+"""What is to be uploaded, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from luxfuse.cache.open_uploads import OpenUpload
+from luxfuse.cache.staged import StagedBytes, Stamp
+from luxfuse.errors import StoreError
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.properties import Properties
+
+
+class Cancelled(StoreError):
+    """Nobody wants the upload any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldObject:
+    """What the store holds already of the file: its key, version, size in bytes, and the checksums known of its pages."""
+
+    key: str
+    version: str
+    size: int
+    checksums: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class Source:
+    """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon.
+
+    ``open`` is an upload that began while the file was written, or failed: what has arrived of it is not sent again.
+    ``retrying``: it failed lately: try with one request before all the others. ``keep``: what others set on the object
+    that is replaced, but its metadata.
+    """
+
+    key: str
+    bytes: StagedBytes
+    old: OldObject | None = None
+    open: OpenUpload | None = None
+    cancelled: bool = False
+    retrying: bool = False
+    keep: Properties | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The outcome: the store's word on the object, the checksum of each page that the staging file has, its stamp.
+
+    ``metadata``: what the object has, where the upload was begun before it was asked for; None: what was asked for.
+    """
+
+    info: ObjectInfo
+    checksums: dict[int, int]
+    stamp: Stamp
+    metadata: Mapping[str, str] | None = None
