@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from luxfuse.core.members import Member
+from luxfuse.cluster.members import Members
 from luxfuse.core.notices import NOTICE, Change, Heard, coalesce, encode
 
 log = logging.getLogger(__name__)
@@ -27,19 +27,6 @@ TOLD_DIRECTLY = 32
 """Members told directly, at most."""
 
 
-class Gossip(Protocol):
-    """The part of the membership that is needed here."""
-
-    def alive(self) -> list[Member]:
-        """Return the members that are believed to be alive."""
-
-    def broadcast(self, payload: bytes) -> None:
-        """Gossip to all."""
-
-    def notify(self, name: str, payload: bytes) -> None:
-        """Send one datagram to a member."""
-
-
 class Listener(Protocol):
     """Who takes changes of an under-store into account: a namespace."""
 
@@ -50,8 +37,8 @@ class Listener(Protocol):
 class Announcements:
     """The notices of one node. ``listener_of`` finds who listens for a source, by its id."""
 
-    def __init__(self, gossip: Gossip, listener_of: Callable[[bytes], Listener | None]) -> None:
-        self._gossip = gossip
+    def __init__(self, members: Members, listener_of: Callable[[bytes], Listener | None]) -> None:
+        self._members = members
         self._listener_of = listener_of
         self._pending: dict[bytes, list[tuple[str, bool]]] = defaultdict(list)
         self._wake = trio.Event()
@@ -78,13 +65,13 @@ class Announcements:
                 await self._tell(source, coalesce(changes))
 
     async def _tell(self, source: bytes, changes: Sequence[Change]) -> None:
-        interested = [member.info.name for member in self._gossip.alive() if source in member.info.sources]
+        interested = [member.info.name for member in self._members.alive() if source in member.info.sources]
         for payload in encode(self._number, source, changes):
             self._number += 1
             self.sent += 1
-            self._gossip.broadcast(payload)
+            self._members.broadcast(payload)
             for name in interested[:TOLD_DIRECTLY]:
-                self._gossip.notify(name, payload)
+                self._members.notify(name, payload)
             await trio.lowlevel.checkpoint()
 
     def heard(self, origin: str, payload: bytes) -> None:

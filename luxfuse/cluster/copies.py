@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import trio
 
 from luxfuse.cache.placing import OneNode
 from luxfuse.cluster.holding import HOLD_PATH, CacheShelf, Holding
+from luxfuse.cluster.members import Members
 from luxfuse.cluster.peer_source import Holders
-from luxfuse.cluster.replica_rules import RULES_PATH, Rng, RuleExchange, RulesRefused, RuleStore
+from luxfuse.cluster.replica_rules import RULES_PATH, RuleExchange, RulesRefused, RuleStore
 from luxfuse.cluster.replicating import Replicating
 from luxfuse.cluster.stock import VolumeStock
-from luxfuse.core.members import RANGE_PAGES, Member, NodeInfo
+from luxfuse.core.members import RANGE_PAGES, Member
+from luxfuse.core.rng import Rng
 from luxfuse.core.spans import page_count
 from luxfuse.core.units import format_count
 from luxfuse.peers.client import Rpc
@@ -23,23 +24,6 @@ from luxfuse.volume.parts import VolumeParts
 
 LOCATED_RANGES = 4096
 """Of an object, which `locate` tells of: 256 GiB."""
-
-
-class Members(Protocol):
-    """The part of the membership that is needed here."""
-
-    @property
-    def info(self) -> NodeInfo:
-        """This node."""
-
-    def alive(self) -> list[Member]:
-        """The others that live."""
-
-    def member(self, name: str) -> Member | None:
-        """One of them by its name."""
-
-    def broadcast(self, payload: bytes) -> None:
-        """Gossip to all."""
 
 
 @dataclass(slots=True)

@@ -1,24 +1,24 @@
 """Who holds what: tells the other nodes what is cached here, learns from them what they have, and answers both.
 
 What we hold comes in by `held` and `dropped`; a moment later it is written to the table, and what has really changed goes
-to the log. The others hear where our log ends (`Cluster.broadcast`) and pull; so do we. What is said here of others is a
+to the log. The others hear where our log ends (`Members.broadcast`) and pull; so do we. What is said here of others is a
 hint: a wrong one costs a refusal. While a node is dead its entries are ignored; later they are forgotten.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 import trio
 
 from luxfuse.cluster.exchange import from_log, from_table, question, take
+from luxfuse.cluster.members import Members
 from luxfuse.core.holding_messages import HEAD, Since, decode_answer, decode_head, decode_request, encode, encode_head
 from luxfuse.core.holdings import MOST_RANGES, Follower, Holdings, HoldingsLog, Mark, entry_of
-from luxfuse.core.members import Member, NodeInfo
+from luxfuse.core.members import NodeInfo
 from luxfuse.core.pulls import Pulls, head_interval_s
 from luxfuse.errors import LuxError, PeerRefused, Refusal
 from luxfuse.index.locations import WRITE_ENTRIES, LocationTable
@@ -49,18 +49,6 @@ SLICE = 2_000
 LOGGED_S = 60.0
 
 
-class Cluster(Protocol):
-    """The other nodes. `luxfuse.peers.membership.Membership` is one."""
-
-    on_heard: list[Callable[[str, bytes], None]]
-
-    def alive(self) -> list[Member]:
-        """Return the other nodes that can be asked for something."""
-
-    def broadcast(self, payload: bytes) -> None:
-        """Let all nodes hear ``payload``."""
-
-
 @dataclass(frozen=True, slots=True)
 class LocationStatistics:
     """``own`` and ``others``: entries now. ``left_out``: entries of others for which there was no room. ``lost``: changes
@@ -80,11 +68,11 @@ class LocationStatistics:
 class Locations:
     """What the nodes of a cluster hold, as far as this one knows."""
 
-    def __init__(self, table: LocationTable, rpc: Rpc, cluster: Cluster, log_id: bytes) -> None:
+    def __init__(self, table: LocationTable, rpc: Rpc, members: Members, log_id: bytes) -> None:
         """``log_id``: 8 random bytes, new ones for each start of the daemon. Takes the table over."""
         self._table = table
         self._rpc = rpc
-        self._cluster = cluster
+        self._members = members
         self._holdings = Holdings(HoldingsLog(log_id), table.sums())
         self.doubtful = not table.clean
         """Whether our own entries may be wrong: `reconcile` sets them right."""
@@ -107,7 +95,6 @@ class Locations:
         self._answering = 0
         self._counts = {"lost": 0, "pulls": 0, "failures": 0, "answers": 0}
         self._logged_s = float("-inf")
-        cluster.on_heard.append(self._heard)
 
     # -- for the event loop
 
@@ -242,7 +229,7 @@ class Locations:
             await self._news.wait()
             self._news = trio.Event()
             own = self._holdings.log
-            self._cluster.broadcast(encode_head(Mark(own.log_id, own.sequence)))
+            self._members.broadcast(encode_head(Mark(own.log_id, own.sequence)))
             await trio.sleep(head_interval_s(len(self._alive) + 1))
 
     async def answer(self, peer: str, body: bytes) -> bytes:
@@ -288,7 +275,7 @@ class Locations:
 
     def _look_around(self) -> None:
         """Take note of who is there."""
-        alive = {member.info.name: member.info for member in self._cluster.alive()}
+        alive = {member.info.name: member.info for member in self._members.alive()}
         for name in self._alive.keys() - alive.keys():
             self._gone[name] = trio.current_time()
         for name in alive.keys() - self._alive.keys():
@@ -297,7 +284,8 @@ class Locations:
         self._alive = alive
         self._pulls.members(alive, trio.current_time())
 
-    def _heard(self, name: str, payload: bytes) -> None:
+    def heard(self, name: str, payload: bytes) -> None:
+        """Take what another node gossips of its log; the rest is for others."""
         if payload.startswith(HEAD):
             try:
                 self._pulls.heard(name, decode_head(payload))

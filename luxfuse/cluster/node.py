@@ -23,7 +23,8 @@ from luxfuse.cluster.announcements import Announcements, Listener
 from luxfuse.cluster.copies import CleanReplicas
 from luxfuse.cluster.locations import Locations
 from luxfuse.cluster.peer_source import Peers
-from luxfuse.cluster.replication import Replication, Replicator
+from luxfuse.cluster.replication import Replication
+from luxfuse.cluster.replicator import Replicator
 from luxfuse.cluster.serving import Serving
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
@@ -91,19 +92,16 @@ class Cluster:
         self.peers = Peers(self.membership, self._client, self.locations, cooperative=settings.cooperative, rng=rng)
         self._reconcile = trio.Event()
         self.replication = Replication(
-            name=info.name,
-            rack=info.rack,
             root=directory / REPLICAS,
             capacity_bytes=REPLICAS_BYTES,
+            members=self.membership,
             rpc=self._client,
-            alive=self.membership.alive,
-            member=self.membership.member,
         )
         self._replicators: dict[bytes, Replicator] = {}
         self.replication.register(self._server)
         self.replicas = CleanReplicas(self.membership, self._client, self.locations, rng, time.time)
         self.replicas.register(self._server)
-        self.membership.on_heard += [self.announcements.heard, self.replicas.heard]
+        self.membership.on_heard += [self.locations.heard, self.announcements.heard, self.replicas.heard]
         self.membership.on_change += [self._changed, self.replicas.members_changed]
 
     def _cache_of(self, source: bytes) -> PageCache | None:
@@ -274,7 +272,7 @@ class Cluster:
 
     def degraded(self) -> list[str]:
         """Return what does not work as it should, a line each."""
-        why = self.replication.degraded
+        why = self.replication.sends.degraded
         return [f"what is written goes to the under-store at once: {why}"] if why else []
 
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -17,10 +17,12 @@ import trio
 
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep
-from luxfuse.core.choice import PeerChoice, Rng
+from luxfuse.cluster.members import Members
+from luxfuse.core.choice import PeerChoice
 from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import RANGE_PAGES, Member, MemberState, NodeInfo, Want
 from luxfuse.core.rendezvous import home
+from luxfuse.core.rng import Rng
 from luxfuse.errors import LuxError, PeerCorrupt, PeerError, PeerRefused, Refusal, StoreError
 from luxfuse.peers import client
 from luxfuse.peers.batches import Batches
@@ -39,17 +41,6 @@ PATIENCE_FACTOR = 4.0
 CORRUPT_LOG_S = 60.0
 HOMES_KEPT = 4096
 """To find the home of a range takes about a microsecond for each node of the cluster."""
-
-
-class Members(Protocol):
-    """The part of the membership that is needed here."""
-
-    @property
-    def info(self) -> NodeInfo:
-        """This node."""
-
-    def alive(self) -> list[Member]:
-        """The others."""
 
 
 class Holders(Protocol):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import msgspec
 import trio
 
+from luxfuse.cluster.members import Members
 from luxfuse.core.members import Member, MemberState
 from luxfuse.core.replication import DIGEST_BYTES, PATH_MAX_BYTES, ReplicaRule, ReplicaRules, TooManyRules
+from luxfuse.core.rng import Rng
 from luxfuse.errors import LuxError
 from luxfuse.index.objects import Objects
 from luxfuse.peers.client import Rpc
@@ -33,29 +34,6 @@ MOST_SPREAD_S = 2.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[str, ReplicaRule]).decode
-
-
-class Members(Protocol):
-    """The part of the membership that is needed here."""
-
-    def alive(self) -> list[Member]:
-        """The other nodes that live."""
-
-    def member(self, name: str) -> Member | None:
-        """One of them by its name."""
-
-    def broadcast(self, payload: bytes) -> None:
-        """Gossip to all."""
-
-
-class Rng(Protocol):
-    """What is random here."""
-
-    def uniform(self, a: float, b: float) -> float:
-        """A number between two."""
-
-    def choice(self, seq: list[Member]) -> Member:
-        """One of several."""
 
 
 class RulesRefused(LuxError):

@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 import trio
 
 from luxfuse.cluster.holding import COMING, HELD, HOLD_PATH, MOST_WANTS, NO, HoldRequest, encode
-from luxfuse.cluster.peer_source import Holders, Members
+from luxfuse.cluster.members import Members
+from luxfuse.cluster.peer_source import Holders
 from luxfuse.core.members import RANGE_PAGES, MemberState, NodeInfo, Want
 from luxfuse.core.rendezvous import ranked
 from luxfuse.core.replication import ReplicaRule, missing_copies, witnesses

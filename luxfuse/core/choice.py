@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from luxfuse.core.members import Member, MemberState
 from luxfuse.core.recent import Recent
+from luxfuse.core.rng import Rng
 
 NEAR_FACTOR = 2.0
 NEAR_S = 0.0005
@@ -22,13 +22,6 @@ UNKNOWN_S = 0.05
 FIRST_BAN_S = 0.5
 LONGEST_BAN_S = 30.0
 MOST_PEERS = 4096
-
-
-class Rng(Protocol):
-    """The part of `random.Random` that is needed here."""
-
-    def randrange(self, stop: int, /) -> int:
-        """Return an integer in [0, stop)."""
 
 
 @dataclass(slots=True)

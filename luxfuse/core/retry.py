@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+
+from luxfuse.core.rng import Rng
 
 BASE_S = 0.1
 CAP_S = 5.0
-
-
-class Rng(Protocol):
-    """The part of `random.Random` that is needed here."""
-
-    def random(self) -> float:
-        """Return a number in [0, 1)."""
 
 
 def backoff_delays(rng: Rng, *, base_s: float = BASE_S, cap_s: float = CAP_S) -> Iterator[float]:

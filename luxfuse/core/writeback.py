@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luxfuse.core.retry import Rng
+from luxfuse.core.rng import Rng
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 300.0

@@ -63,13 +63,10 @@ class Peers:
 
         def join(mount: Mount) -> None:
             replication = Replication(
-                name=name,
-                rack="",
                 root=self.path / name / "replicas",
                 capacity_bytes=1 << 20,
+                members=Others(self, name),
                 rpc=rpc,
-                alive=lambda: [self.member(other) for other in self.nodes if other != name and other not in self.dead],
-                member=self.member,
             )
             volume = replication.volume(
                 SOURCE,
@@ -92,6 +89,19 @@ class Peers:
                 yield mount
         finally:
             self.nodes.pop(name, None)
+
+
+class Others:
+    """The other nodes, as one of them knows them."""
+
+    def __init__(self, peers: Peers, name: str) -> None:
+        self._peers = peers
+        self.info = NodeInfo(name, name, 1)
+        self.member = peers.member
+
+    def alive(self) -> list[Member]:
+        peers = self._peers
+        return [peers.member(other) for other in peers.nodes if other != self.info.name and other not in peers.dead]
 
 
 class Wire:

@@ -18,7 +18,8 @@ from typing import Any
 import trio
 
 from luxfuse.cache.recovered import Recovered
-from luxfuse.cluster.replication import Replication, Replicator
+from luxfuse.cluster.replication import Replication
+from luxfuse.cluster.replicator import Replicator
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import MOST_HOLDERS, Outcome, Write, write_of
 from luxfuse.errors import LuxError, NotFound, NotReplicated, StoreError, StoreUnavailable, VersionChanged
@@ -239,16 +240,13 @@ class Node:
         """Run until killed."""
         with trio.CancelScope() as self.scope:
             self.replication = Replication(
-                name=self.name,
-                rack="",
                 root=self.path / "replicas",
                 capacity_bytes=10_000,
+                members=self,  # type: ignore[arg-type]  # nobody gossips here
                 rpc=Wire(self.cluster, self.name),
-                alive=self._alive,
-                member=self._member,
                 clock=lambda: START_S + trio.current_time(),
+                threads=self,  # type: ignore[arg-type]  # a thread would not end in virtual time
             )
-            self.replication.holder._run = self._inline  # type: ignore[method-assign]
             self.volume = self.replication.volume(
                 SOURCE,
                 store=self.store,
@@ -269,7 +267,7 @@ class Node:
                 self.nursery = None
                 self.down_s = trio.current_time()
 
-    async def _inline(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         await self.cluster.pause(0.01)
         return function(*arguments)
 
@@ -277,7 +275,7 @@ class Node:
         if self.scope is not None:
             self.scope.cancel()
 
-    def _member(self, name: str) -> Member | None:
+    def member(self, name: str) -> Member | None:
         other, now_s = self.cluster.by_name[name], trio.current_time()
         pair = frozenset((self.name, name))
         since_s = self.cluster.cut_s.get(pair) if pair in self.cluster.cut else other.down_s if not other.up else None
@@ -286,8 +284,8 @@ class Node:
             state = MemberState.DEAD if now_s - since_s > DETECTION_S else MemberState.SUSPECT
         return Member(other.info, state, 1, now_s)
 
-    def _alive(self) -> list[Member]:
-        members = [self._member(node.name) for node in self.cluster.nodes if node is not self]
+    def alive(self) -> list[Member]:
+        members = [self.member(node.name) for node in self.cluster.nodes if node is not self]
         return [m for m in members if m is not None and m.state in (MemberState.ALIVE, MemberState.SUSPECT)]
 
     # -- writing, in the steps of `vfs.replicas`

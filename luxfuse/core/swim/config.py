@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableSequence, Sequence
-from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from luxfuse.core.members import Address
-
-T = TypeVar("T")
-
-
-class Rng(Protocol):
-    """Randomness, as of ``random.Random``."""
-
-    def random(self) -> float:
-        """A number from 0 up to, and without, 1."""
-
-    def randrange(self, stop: int, /) -> int:
-        """A number from 0 up to, and without, ``stop``."""
-
-    def choice(self, seq: Sequence[T], /) -> T:
-        """One of them."""
-
-    def shuffle(self, x: MutableSequence[Any], /) -> None:
-        """Put them into random order."""
 
 
 class SwimConfig(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
-from luxfuse.core.swim.config import Rng
+from luxfuse.core.rng import Rng
 from luxfuse.core.swim.messages import mark
 from luxfuse.core.swim.suspicion import Suspicion
 

@@ -30,8 +30,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luxfuse.core.members import Address, Member, NodeInfo
+from luxfuse.core.rng import Rng
 from luxfuse.core.swim.beliefs import Beliefs
-from luxfuse.core.swim.config import Counters, Rng, SwimConfig, SwimStatistics
+from luxfuse.core.swim.config import Counters, SwimConfig, SwimStatistics
 from luxfuse.core.swim.dissemination import Outbox, Repeats
 from luxfuse.core.swim.effects import Changed, Effect, Heard, PushPull, Send
 from luxfuse.core.swim.messages import (
@@ -61,7 +62,7 @@ from luxfuse.core.swim.probing import NEVER, Prober
 from luxfuse.core.swim.roster import ALIVE, DEAD, LEFT, SUSPECT, Peer, Roster
 from luxfuse.core.swim.suspicion import Health
 
-__all__ = ["Changed", "Effect", "Heard", "PushPull", "Rng", "Send", "Swim", "SwimConfig", "SwimStatistics"]
+__all__ = ["Changed", "Effect", "Heard", "PushPull", "Send", "Swim", "SwimConfig", "SwimStatistics"]
 
 SEEDS = 64
 _GOSSIP = encode(Gossip())

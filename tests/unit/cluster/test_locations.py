@@ -27,12 +27,10 @@ class Node:
     def __init__(self, world: World, path: Path, number: int) -> None:
         self.world = world
         self.info = NodeInfo(f"n{number}", "host", number)
-        self.on_heard: list[Callable[[str, bytes], None]] = []
         self.path = path
         self.open()
 
     def open(self) -> None:
-        self.on_heard.clear()
         self.table = LocationTable(self.path / self.info.name)
         self.locations = Locations(self.table, self, self, os.urandom(8))
         self.scope = trio.CancelScope()
@@ -51,8 +49,8 @@ class Node:
     def broadcast(self, payload: bytes) -> None:
         self.world.told += 1
         for node in self.world.nodes:
-            for heard in node.on_heard if node is not self else ():
-                heard(self.name, payload)
+            if node is not self:
+                node.locations.heard(self.name, payload)
 
     async def request(
         self, address: Address, path: str, body: bytes, *, name: str | None = None, timeout_s: float = 5

@@ -21,6 +21,20 @@ SOURCE = b"source-1"
 SIZE = (3 << 20) + 7
 
 
+class Peers:
+    """A cluster of one other node, as the node ``name`` knows it."""
+
+    def __init__(self, name: str, other: Member) -> None:
+        self.info = NodeInfo(name, name, 1)
+        self._other = other
+
+    def alive(self) -> list[Member]:
+        return [self._other]
+
+    def member(self, name: str) -> Member | None:
+        return self._other if name == SERVER else None
+
+
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 async def test_replicas_go_over_the_wire(tls: bool, tmp_path: Path):
     (tmp_path / "file").write_bytes(content(SIZE))
@@ -32,13 +46,10 @@ async def test_replicas_go_over_the_wire(tls: bool, tmp_path: Path):
 
         def replication(name: str) -> Replication:
             return Replication(
-                name=name,
-                rack="",
                 root=tmp_path / name,
                 capacity_bytes=SIZE,
+                members=Peers(name, member),
                 rpc=node.client,
-                alive=lambda: [member],
-                member=lambda name: member if name == SERVER else None,
             )
 
         peer, ours = replication(SERVER), replication(CLIENT)
