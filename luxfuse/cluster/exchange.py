@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from luxfuse.core.holding_messages import MOST_ENTRIES, Answer, Buckets, Changes, Content, Request, Since, Sums
 from luxfuse.core.holdings import BUCKETS, ENTRY_BYTES, Follower, Holdings, Mark, changes_in
-from luxfuse.index.locations import LocationTable, new_sums
+from luxfuse.index.location_sums import new_sums
+from luxfuse.index.locations import LocationTable
 
 
 def question(follower: Follower) -> Request:

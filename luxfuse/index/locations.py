@@ -21,11 +21,7 @@ all entries with it are swept, so forgetting takes no time.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import logging
-import shutil
-import struct
 import threading
 import time
 from collections import defaultdict
@@ -34,20 +30,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import msgspec
-import xxhash
 from msgspec.structs import replace
 
-from luxfuse.core.holdings import BUCKETS, ENTRY_BYTES, BucketSums, Mark, bucket_of, bucket_start
-from luxfuse.errors import IndexFormatError
-from luxfuse.index.lifecycle import BOOT_ID
+from luxfuse.core.holdings import ENTRY_BYTES, BucketSums, Mark, bucket_of, bucket_start
+from luxfuse.index.location_file import ENTRIES, LocationFile, Node, values
+from luxfuse.index.location_sums import SumsChange, forget_sums, stored_sums
 
-log = logging.getLogger(__name__)
-
-FORMAT = b"1"
-MAP_BYTES = 1 << 40
-"""Address space only; the file grows with what is in it."""
 MOST_ENTRIES = 1 << 26
 """Entries of others, about 1.8 GB. Further ones are left out, and counted."""
 WRITE_ENTRIES = 256
@@ -58,40 +47,10 @@ SCANNED = 4096
 """Values that a scan looks at between two rests."""
 OWN = 0
 _NODES = 1 << 16
-_GROUP = 128
-_GROUP_SUMS = struct.Struct(f"<{_GROUP}Q")
-_ENTRIES = b"e"
 Transition = tuple[bytes, bool]
 """An entry, and whether it is held from now on."""
 
-
-class Node(msgspec.Struct, array_like=True, frozen=True):
-    """A node. ``mark``: up to where its log is known; ``entries``: how many we have of it.
-
-    ``total``: as `BucketSums.total`. ``lacking``: some of its entries were left out. ``retired``: see the module.
-    """
-
-    name: str
-    log_id: bytes = b""
-    sequence: int = 0
-    entries: int = 0
-    total: int = 0
-    lacking: bool = False
-    retired: bool = False
-
-    @property
-    def mark(self) -> Mark:
-        """Up to where its log is known."""
-        return Mark(self.log_id, self.sequence)
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Node).decode
-
-
-def new_sums(encoded: bytes | None = None) -> BucketSums:
-    """Return sums with the hash that all nodes use."""
-    return BucketSums(xxhash.xxh3_64_intdigest, encoded)
 
 
 class LocationTable:
@@ -102,137 +61,28 @@ class LocationTable:
 
     def __init__(self, path: Path, most_entries: int = MOST_ENTRIES) -> None:
         """Open or create it in directory ``path``. Raises `IndexFormatError`."""
+        self._file = LocationFile(path)
         self.path = path
-        self.damaged = False
+        self.clean = self._file.clean
+        """Whether it was left cleanly, or is new."""
         self.left_out = 0
         """Entries of others for which there was no room."""
         self._most = most_entries
         self._writing = threading.Lock()
         """Held until memory agrees with what was written."""
-        self._nodes: dict[int, Node] = {}
-        self._numbers: dict[str, int] = {}
-        self._users = threading.Condition()
-        self._in_use = 0
-        self._closing = False
-        try:
-            try:
-                self.clean = self._open()
-            except (lmdb.Error, OSError, ValueError) as exc:
-                log.info("what other nodes hold is learnt anew: %s", exc)
-                shutil.rmtree(path, ignore_errors=True)
-                self.clean = self._open()
-        except (lmdb.Error, OSError, ValueError) as exc:
-            raise IndexFormatError(f"{path} cannot be used ({exc}); remove it: it comes back by itself") from exc
-
-    def _open(self) -> bool:
-        """Open the environment; returns whether it was left cleanly, or is new. Raises ValueError if it must go."""
-        new = not (self.path / "data.mdb").exists()
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._env = lmdb.open(
-            str(self.path),
-            map_size=MAP_BYTES,
-            max_dbs=5,
-            sync=False,
-            metasync=False,
-            mode=0o600,
-            max_readers=512,
-            readahead=False,
-        )
-        try:
-            self._meta = self._env.open_db(b"meta")
-            self._rows = self._env.open_db(b"nodes")
-            self._sums = self._env.open_db(b"sums")
-            self._others = self._env.open_db(b"others", dupsort=True, dupfixed=True)
-            self._own = self._env.open_db(b"own", dupsort=True, dupfixed=True)
-            boot = BOOT_ID.read_bytes().strip()
-            with self._env.begin(write=True) as txn:
-                clean = txn.get(b"clean", db=self._meta) is not None
-                if not new:
-                    self._check(txn, boot, clean=clean)
-                txn.put(b"format", FORMAT, db=self._meta)
-                txn.put(b"boot", boot, db=self._meta)
-                txn.delete(b"clean", db=self._meta)
-                with txn.cursor(db=self._rows) as cursor:
-                    nodes = {int.from_bytes(key, "big"): _decode(value) for key, value in cursor}
-            self._env.sync(True)
-        except BaseException:
-            self._env.close()
-            raise
-        self._nodes = {OWN: Node("")} | nodes
+        self._nodes: dict[int, Node] = {OWN: Node("")} | self._file.found
         self._numbers = {node.name: n for n, node in self._nodes.items() if n != OWN and not node.retired}
-        return clean or new
-
-    def _check(self, txn: Any, boot: bytes, *, clean: bool) -> None:
-        found = txn.get(b"format", db=self._meta)
-        if found != FORMAT:
-            raise ValueError(f"format {found!r}, this luxfuse knows {FORMAT!r}")
-        if not clean and txn.get(b"boot", db=self._meta) != boot:
-            raise ValueError("the machine stopped while it was in use")
 
     def close(self) -> None:
         """Close it, so that it is known to be as it should. Blocks; waits for what is under way, and lets nothing begin."""
-        with self._users:
-            self._closing = True
-            self._users.wait_for(lambda: self._in_use == 0)
-        if not self.damaged:
-            with contextlib.suppress(lmdb.Error):
-                with self._env.begin(write=True) as txn:
-                    txn.put(b"clean", b"1", db=self._meta)
-                self._env.sync(True)
-        self._env.close()
-        if self.damaged:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _used(self) -> Iterator[None]:
-        """Keep it open for the block: LMDB does not survive what is done to a closed environment. Raises OSError."""
-        with self._users:
-            if self._closing:
-                raise OSError(errno.EBADF, f"{self.path}: is closed")
-            self._in_use += 1
-        try:
-            yield
-        finally:
-            with self._users:
-                self._in_use -= 1
-                self._users.notify_all()
-
-    @contextlib.contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[Any]:
-        try:
-            with self._used(), self._env.begin(write=write) as txn:
-                yield txn
-        except (lmdb.CorruptedError, lmdb.PanicError, lmdb.PageNotFoundError) as exc:
-            self._give_up(exc)
-            raise OSError(errno.EIO, f"{self.path}: {exc}") from exc
-        except lmdb.Error as exc:
-            code = getattr(exc, "code", None)
-            raise OSError(code if isinstance(code, int) and code > 0 else errno.EIO, f"{self.path}: {exc}") from exc
-
-    def _give_up(self, why: Exception) -> None:
-        if not self.damaged:
-            log.warning("what other nodes hold cannot be read any more (%s); it is learnt anew after a restart", why)
-        self.damaged = True
+        self._file.close()
 
     # -- in memory, and for the event loop
 
     def holders(self, entry: bytes) -> list[str]:
         """Return the names of the nodes that hold an entry, for all we know. Takes microseconds."""
-        names: list[str] = []
-        try:
-            with self._used(), self._env.begin(db=self._others) as txn, txn.cursor() as cursor:
-                value = cursor.set_range_dup(_ENTRIES, entry + b"\0\0") and cursor.value()
-                while value and value.startswith(entry):
-                    node = self._nodes.get(int.from_bytes(value[ENTRY_BYTES:], "big"))
-                    if node is not None and not node.retired:
-                        names.append(node.name)
-                    value = cursor.next_dup() and cursor.value()
-        except lmdb.Error as exc:
-            self._give_up(exc)
-            return []
-        except OSError:  # closed: the node leaves
-            return []
-        return names
+        nodes = (self._nodes.get(number) for number in self._file.holders(entry))
+        return [node.name for node in nodes if node is not None and not node.retired]
 
     def node(self, name: str) -> Node | None:
         """Return what is known of a node."""
@@ -256,12 +106,7 @@ class LocationTable:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file that are in use, or were."""
-        try:
-            with self._used():
-                pages: int = self._env.info()["last_pgno"] + 1
-                return pages * int(self._env.stat()["psize"])
-        except OSError:  # closed
-            return 0
+        return self._file.file_bytes
 
     @property
     def retired(self) -> frozenset[int]:
@@ -296,21 +141,21 @@ class LocationTable:
     def _write(self, number: int, changes: Sequence[Transition], mark: Mark | None) -> list[Transition]:
         """One transaction of `_apply`."""
         suffix = b"" if number == OWN else number.to_bytes(2, "big")
-        table = self._own if number == OWN else self._others
+        table = self._file.own if number == OWN else self._file.others
         made: list[Transition] = []
         left_out = 0
         with self._writing:
             node = self._nodes.get(number)
             if node is None or node.retired:
                 return made
-            with self._transaction(write=True) as txn:
-                sums = _Sums(txn, self._sums, number)
+            with self._file.transaction(write=True) as txn:
+                sums = SumsChange(txn, self._file.sums, number)
                 room = len(changes) if number == OWN else self._most - txn.stat(table)["entries"]
                 for entry, held in changes:
                     if not held:
-                        done = txn.delete(_ENTRIES, entry + suffix, db=table)
+                        done = txn.delete(ENTRIES, entry + suffix, db=table)
                     elif room > 0:
-                        done = txn.put(_ENTRIES, entry + suffix, dupdata=False, db=table)
+                        done = txn.put(ENTRIES, entry + suffix, dupdata=False, db=table)
                     else:
                         done, left_out = False, left_out + 1
                     if done:
@@ -332,7 +177,7 @@ class LocationTable:
         return made
 
     def _put_node(self, txn: Any, number: int, node: Node) -> None:
-        txn.put(number.to_bytes(2, "big"), _encode(node), db=self._rows)
+        txn.put(number.to_bytes(2, "big"), _encode(node), db=self._file.nodes)
 
     def enrol(self, name: str, *, anew: bool = False) -> Node:
         """Give a node a number; ``anew``: one without entries, whatever it has now."""
@@ -344,7 +189,7 @@ class LocationTable:
             if number is None:
                 raise OSError(errno.EUSERS, f"{self.path}: there are no numbers left for nodes")
             node = Node(name)
-            with self._transaction(write=True) as txn:
+            with self._file.transaction(write=True) as txn:
                 self._put_node(txn, number, node)
                 if old is not None:
                     self._retire(txn, old)
@@ -357,7 +202,7 @@ class LocationTable:
         with self._writing:
             number = self._numbers.get(name)
             if number is not None:
-                with self._transaction(write=True) as txn:
+                with self._file.transaction(write=True) as txn:
                     self._retire(txn, number)
                 del self._numbers[name]
 
@@ -366,15 +211,14 @@ class LocationTable:
         with self._writing:
             number = self._number(name)
             node = replace(self._nodes[number], lacking=False)
-            with self._transaction(write=True) as txn:
+            with self._file.transaction(write=True) as txn:
                 self._put_node(txn, number, node)
             self._nodes[number] = node
 
     def _retire(self, txn: Any, number: int) -> None:
         self._nodes[number] = node = replace(self._nodes[number], retired=True)
         self._put_node(txn, number, node)
-        for group in range(BUCKETS // _GROUP):
-            txn.delete(_sums_key(number, group), db=self._sums)
+        forget_sums(txn, self._file.sums, number)
 
     def sweep(self, after: bytes, retired: frozenset[int]) -> bytes | None:
         """Remove some of the entries of these numbers, which were retired before the first call, with ``after`` b"".
@@ -384,8 +228,8 @@ class LocationTable:
         doomed: list[bytes] = []
         suffixes = {number.to_bytes(2, "big") for number in retired}
         seen, value = 0, after
-        with self._transaction() as txn, txn.cursor(db=self._others) as cursor:
-            for value in islice(_values(cursor, after.ljust(ENTRY_BYTES + 2, b"\0")), SCANNED):
+        with self._file.transaction() as txn, txn.cursor(db=self._file.others) as cursor:
+            for value in islice(values(cursor, after.ljust(ENTRY_BYTES + 2, b"\0")), SCANNED):
                 seen += 1
                 if value[ENTRY_BYTES:] in suffixes:
                     doomed.append(value)
@@ -393,11 +237,11 @@ class LocationTable:
                         break
         ended = seen < SCANNED and len(doomed) < WRITE_ENTRIES
         if doomed or ended:
-            with self._writing, self._transaction(write=True) as txn:
+            with self._writing, self._file.transaction(write=True) as txn:
                 for gone in doomed:
-                    txn.delete(_ENTRIES, gone, db=self._others)
+                    txn.delete(ENTRIES, gone, db=self._file.others)
                 for number in retired if ended else ():
-                    txn.delete(number.to_bytes(2, "big"), db=self._rows)
+                    txn.delete(number.to_bytes(2, "big"), db=self._file.nodes)
         for number in retired if ended else ():
             self._nodes.pop(number, None)
         return None if ended else value
@@ -407,19 +251,18 @@ class LocationTable:
     def sums(self, name: str | None = None) -> BucketSums:
         """Return the sums of a node's entries; of our own for None."""
         number = OWN if name is None else self._number(name)
-        with self._transaction() as txn:
-            groups = [txn.get(_sums_key(number, group), db=self._sums) for group in range(BUCKETS // _GROUP)]
-        return new_sums(b"".join(stored or bytes(8 * _GROUP) for stored in groups))
+        with self._file.transaction() as txn:
+            return stored_sums(txn, self._file.sums, number)
 
     def content(self, buckets: Sequence[int], after: bytes, limit: int) -> tuple[bytes, bytes]:
         """Return our own entries of ``buckets`` (ascending) after the entry ``after``, and up to which; b"": all."""
         found: list[bytes] = []
-        with self._transaction() as txn, txn.cursor(db=self._own) as cursor:
+        with self._file.transaction() as txn, txn.cursor(db=self._file.own) as cursor:
             for bucket in buckets:
                 end = bucket_start(bucket + 1)
                 if after >= end:
                     continue
-                for value in _values(cursor, max(bucket_start(bucket).ljust(ENTRY_BYTES, b"\0"), after)):
+                for value in values(cursor, max(bucket_start(bucket).ljust(ENTRY_BYTES, b"\0"), after)):
                     if value >= end:
                         break
                     if value != after:
@@ -431,8 +274,8 @@ class LocationTable:
     def own_after(self, after: bytes, until: bytes, limit: int) -> list[bytes]:
         """Return up to ``limit`` of our own entries after ``after``, up to and with ``until``; b"": all."""
         found: list[bytes] = []
-        with self._transaction() as txn, txn.cursor(db=self._own) as cursor:
-            for value in _values(cursor, after or bytes(ENTRY_BYTES)):
+        with self._file.transaction() as txn, txn.cursor(db=self._file.own) as cursor:
+            for value in values(cursor, after or bytes(ENTRY_BYTES)):
                 if (until and value > until) or len(found) == limit:
                     break
                 if value != after or not after:
@@ -457,9 +300,9 @@ class LocationTable:
     def _of(self, number: int, bucket: int, after: bytes, until: bytes) -> Iterator[bytes]:
         end = bucket_start(bucket + 1)
         suffix = number.to_bytes(2, "big")
-        with self._transaction() as txn, txn.cursor(db=self._others) as cursor:
+        with self._file.transaction() as txn, txn.cursor(db=self._file.others) as cursor:
             start = max(bucket_start(bucket).ljust(ENTRY_BYTES + 2, b"\0"), after + b"\0\0" if after else b"")
-            for seen, value in enumerate(_values(cursor, start)):
+            for seen, value in enumerate(values(cursor, start)):
                 entry = value[:ENTRY_BYTES]
                 if entry >= end or (until and entry > until):
                     return
@@ -467,40 +310,3 @@ class LocationTable:
                     yield entry
                 if seen % SCANNED == SCANNED - 1:
                     time.sleep(BREATH_S)
-
-
-class _Sums:
-    """The sums of a node in one transaction."""
-
-    def __init__(self, txn: Any, database: Any, number: int) -> None:
-        self._txn = txn
-        self._database = database
-        self._number = number
-        self.toggled = 0
-        """What to add to the sum over all buckets."""
-        self._groups: dict[int, list[int]] = {}
-
-    def toggle(self, entry: bytes) -> None:
-        """As for `BucketSums`."""
-        group, place = divmod(bucket_of(entry), _GROUP)
-        sums = self._groups.get(group)
-        if sums is None:
-            stored = self._txn.get(_sums_key(self._number, group), db=self._database)
-            sums = self._groups[group] = list(_GROUP_SUMS.unpack(stored or bytes(8 * _GROUP)))
-        value = xxhash.xxh3_64_intdigest(entry)
-        sums[place] ^= value
-        self.toggled ^= value
-
-    def store(self) -> None:
-        """Write what has changed."""
-        for group, sums in self._groups.items():
-            self._txn.put(_sums_key(self._number, group), _GROUP_SUMS.pack(*sums), db=self._database)
-
-
-def _sums_key(number: int, group: int) -> bytes:
-    return number.to_bytes(2, "big") + bytes((group,))
-
-
-def _values(cursor: Any, start: bytes) -> Iterator[bytes]:
-    if cursor.set_range_dup(_ENTRIES, start):
-        yield from cursor.iternext_dup()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from luxfuse.core.holdings import BUCKETS, ENTRY_BYTES, BucketSums, Mark, bucket_of, entry_of
 from luxfuse.index import locations as module
-from luxfuse.index.locations import LocationTable, new_sums
+from luxfuse.index.location_sums import new_sums
+from luxfuse.index.locations import LocationTable
 
 ID = b"12345678"
 ALL = list(range(BUCKETS))
@@ -184,7 +185,7 @@ def test_a_crash_keeps_what_was_told_and_is_known(tmp_path: Path) -> None:
     assert first.clean
     first.enrol("a")
     first.apply("a", [(entry(1), True)], Mark(ID, 1))
-    first._env.close()
+    first._file._env.close()
     second = LocationTable(path)
     assert not second.clean
     assert (second.holders(entry(1)), second.node("a").mark) == (["a"], Mark(ID, 1))
@@ -203,9 +204,9 @@ def test_a_table_that_cannot_be_believed_is_begun_anew(tmp_path: Path, what: str
         table.close()
         (path / "data.mdb").write_bytes(b"nonsense" * 2000)
     else:
-        with table._env.begin(write=True) as txn:
-            txn.put(what.encode(), b"another one", db=table._meta)
-        table._env.close()
+        with table._file._env.begin(write=True) as txn:
+            txn.put(what.encode(), b"another one", db=table._file._meta)
+        table._file._env.close()
     table = LocationTable(path)
     assert table.names() == []
     assert table.own_entries == 0

@@ -155,7 +155,7 @@ class World:
     def stop(self, name: str) -> None:
         host = self.hosts[name]
         self.network.crash(host)
-        host.machine.table._env.close()
+        host.machine.table._file._env.close()
 
     def start(self, name: str) -> None:
         self.network.restart(self.hosts[name])
