@@ -136,9 +136,9 @@ class FileCheck:
                 return False
             damaged = tuple(page for page in verdict.damaged if obj.pages.has(page))
             if damaged:
-                self._contents.mend(obj, damaged)
+                self._contents.trust.mend(obj, damaged)
             if verdict.disk_bytes is not None and not obj.flights:
-                self._contents.recount(obj, verdict.disk_bytes - sum(page_bytes(page, obj.size) for page in damaged))
+                self._contents.trust.recount(obj, verdict.disk_bytes - sum(page_bytes(page, obj.size) for page in damaged))
             return self._mend_file(obj, verdict) if verdict.foreign or verdict.file_size is not None else True
         finally:
             self._contents.release(obj)
@@ -156,7 +156,7 @@ class FileCheck:
                 return False
             if verdict.file_size is not None:
                 os.ftruncate(fd, obj.size)
-            self._contents.vouch(obj, os.fstat(fd).st_mtime_ns)
+            self._contents.trust.vouch(obj, os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
         return True

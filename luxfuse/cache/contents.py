@@ -11,34 +11,21 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import trio
 
-from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.counters import Counters
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.space import Space
-from luxfuse.core.ledger import allocated_bytes
-from luxfuse.core.spans import page_bytes
+from luxfuse.cache.trust import Trust
 from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
 
 log = logging.getLogger(__name__)
 
 IDLE_OBJECTS = 1024
-
-
-@dataclass(slots=True)
-class Counters:
-    """Bytes served to readers by where they came from, and what went wrong; all rise from the start on."""
-
-    memory_bytes: int = 0
-    understore_bytes: int = 0
-    peer_bytes: int = 0
-    checksum_failures: int = 0
-    verified_bytes: int = 0
 
 
 class Readers(Protocol):
@@ -76,6 +63,7 @@ class Contents:
         self._live: dict[bytes, CachedObject] = {}
         self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
         self.counters = Counters()
+        self.trust = Trust(self.save, epoch, self.counters)
         self.closed = False
         """Nothing more is to be started: the nursery is about to end."""
         self.readers: Readers = NoReaders()
@@ -257,78 +245,6 @@ class Contents:
     def has_file(self, obj: CachedObject) -> bool:
         """Whether an object without pages has a file all the same: all of them were taken out of it."""
         return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
-
-    def look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
-        """Distrust an object's pages if somebody else has written to its file."""
-        strange = stored.found != 0 and stored.found not in (obj.loaded_stamp, obj.record.stamp)
-        if strange or stored.strangers > obj.strangers:
-            self.distrust(obj)
-
-    # -- pages that are taken out again: see `trim`
-
-    def cut(self, obj: CachedObject, pages: Sequence[int], freed_bytes: int) -> None:
-        """Forget pages, which are about to be taken out of the object's file."""
-        obj.cuts += 1
-        for page in pages:
-            obj.pages.remove(page)
-            obj.trusted.discard(page)
-        obj.record.allocated_bytes -= freed_bytes
-        obj.record.whole = False
-        self.save(obj, range(min(pages), max(pages) + 1))
-
-    def put_back(self, obj: CachedObject, checksums: Mapping[int, int], allocated_bytes: int) -> None:
-        """The pages are still in the file."""
-        for page, value in checksums.items():
-            obj.pages.add(page, value)
-        obj.record.allocated_bytes += allocated_bytes
-        obj.record.whole = obj.pages.whole
-        self.save(obj, range(min(checksums), max(checksums) + 1))
-
-    def note_written(self, obj: CachedObject, stored: disk.Stored) -> None:
-        """The file has another time stamp, and that is ours."""
-        self.look_for_strangers(obj, stored)
-        obj.strangers = max(obj.strangers, stored.strangers)
-        obj.record.stamp = max(obj.record.stamp, stored.stamp)
-        self.save(obj)
-
-    # -- trust
-
-    def distrust(self, obj: CachedObject) -> None:
-        """Somebody else wrote to the file: check each page before it is read, and all before the kernel gets the file."""
-        obj.trusted.clear()
-        obj.distrusts += 1
-        obj.record.epoch = 0
-
-    def vouch(self, obj: CachedObject, stamp: int) -> None:
-        """All pages of an object were just found good, in a file that has this mtime."""
-        obj.record.epoch, obj.record.stamp, obj.loaded_stamp = self.epoch, stamp, stamp
-        obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
-        obj.strangers = 0
-        if obj.space is not None:
-            obj.space.directory.last_writes.forget(obj.oid)
-        self.save(obj)
-
-    def recount(self, obj: CachedObject, disk_bytes: int) -> None:
-        """The file of an object takes so many bytes on disk, not those that were counted."""
-        assert obj.space is not None
-        obj.space.ledger.free(obj.record.allocated_bytes)
-        obj.space.ledger.add(disk_bytes)
-        obj.record.allocated_bytes = disk_bytes
-        self.save(obj)
-
-    def mend(self, obj: CachedObject, damaged: tuple[int, ...]) -> None:
-        """Forget damaged pages, so that they are fetched again."""
-        log.warning("%d damaged page(s) of %r in the cache; fetching them again", len(damaged), obj.record.key)
-        self.counters.checksum_failures += len(damaged)
-        for page in damaged:
-            if obj.pages.has(page):
-                obj.pages.remove(page)
-                obj.record.allocated_bytes -= min(obj.record.allocated_bytes, allocated_bytes(page_bytes(page, obj.size)))
-                if obj.space is not None:
-                    obj.space.ledger.free(allocated_bytes(page_bytes(page, obj.size)))
-            obj.trusted.discard(page)
-        obj.record.whole = False
-        self.save(obj, range(min(damaged), max(damaged) + 1))
 
     def lose_file(self, obj: CachedObject, exc: OSError) -> None:
         """The cache file cannot be read: go on without it."""

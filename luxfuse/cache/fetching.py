@@ -26,6 +26,7 @@ from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
+from luxfuse.cache.reservations import Reservations, settle
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs
@@ -69,7 +70,7 @@ class Fetching:
         """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
         self._contents = contents
         self._hierarchy = contents.hierarchy
-        self._quotas = quotas
+        self._reservations = Reservations(contents.hierarchy, quotas)
         self._attempts = attempts
         self._store = store
         self._descriptions = descriptions
@@ -138,11 +139,11 @@ class Fetching:
             return False
         spaces: list[Space | None] = []
         for obj, flight in zip(objs, flights, strict=True):
-            decided, space = self._try_reserve(obj, flight)
+            decided, space = self._reservations.try_reserve(obj, flight)
             if not decided:
                 for other, reserved in zip(flights, spaces, strict=False):
                     if reserved is not None:
-                        _settle(other, reserved, 0)
+                        settle(other, reserved, 0)
                 self.budget.give_back(total)
                 return False
             spaces.append(space)
@@ -167,64 +168,12 @@ class Fetching:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
         free = obj.oid not in self._hierarchy.removing and self._attempts.has_turn(obj, flight)
         if free and flight.budget.try_hold(flight.length):
-            decided, space = self._try_reserve(obj, flight)
+            decided, space = self._reservations.try_reserve(obj, flight)
             if decided:
                 self._attempts.begin(obj, flight, space, partial(self._answered, obj, flight, space))
                 return
             flight.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
-
-    def _try_reserve(self, obj: CachedObject, flight: Flight) -> tuple[bool, Space | None]:
-        """Reserve room at once; see `Hierarchy.try_reserve`."""
-        quota = self._quotas.of(obj.record.key)
-        if quota is not None and not quota.reserve(allocated_bytes(flight.length)):
-            return False, None
-        if obj.space is None:
-            placing = self._hierarchy.placing(obj.record.key)
-            decided, space = self._hierarchy.try_reserve(obj.size, flight.length, placing)
-            if space is not None:
-                self._put_in(obj, space)
-        else:
-            reserved = obj.space.try_reserve(flight.length)
-            decided, space = reserved is not None, obj.space if reserved else None
-        flight.quota = quota
-        if space is None:
-            flight.settle_quota()
-        return decided, space
-
-    async def _reserve(self, obj: CachedObject, flight: Flight) -> Space | None:
-        """Reserve room, in the directory that has the object's file or will get it; None: do without."""
-        quota = self._quotas.of(obj.record.key)
-        if quota is not None:
-            if not await self._quotas.make_room(quota, flight.length) or not quota.reserve(allocated_bytes(flight.length)):
-                return None
-            flight.quota = quota
-        space = None
-        try:
-            space = await self._reserve_in_directory(obj, flight.length)
-        finally:
-            if space is None:
-                flight.settle_quota()
-        return space
-
-    async def _reserve_in_directory(self, obj: CachedObject, wanted_bytes: int) -> Space | None:
-        while True:
-            wanted = obj.space
-            placing = self._hierarchy.placing(obj.record.key)
-            space = await self._hierarchy.reserve(wanted_bytes, placing) if wanted is None else wanted
-            if space is None or (wanted is not None and not await space.reserve(wanted_bytes)):
-                return None
-            if obj.space is None:
-                self._put_in(obj, space)
-            if obj.space is space:
-                return space
-            space.settle(wanted_bytes, 0)  # another flight's pages went elsewhere meanwhile, or the file moved
-
-    @staticmethod
-    def _put_in(obj: CachedObject, space: Space) -> None:
-        """A directory is to get the object's file."""
-        obj.put_in(space)
-        space.directory.expect(obj.oid)
 
     def _answered(
         self, obj: CachedObject, flight: Flight, space: Space | None, result: Fetched | None, error: StoreError | None
@@ -241,7 +190,7 @@ class Fetching:
         finally:
             flight.attempt += 1
             if space is not None:
-                _settle(flight, space, stored_bytes)
+                settle(flight, space, stored_bytes)
             flight.budget.give_back(flight.length)
         if error is not None and error.retryable and not self._contents.closed:
             self._store.note_retry()
@@ -281,13 +230,13 @@ class Fetching:
     async def _fetch(self, obj: CachedObject, flight: Flight) -> None:
         while (removal := self._hierarchy.removing.get(obj.oid)) is not None:
             await removal.wait()
-        space = await self._reserve(obj, flight)
+        space = await self._reservations.reserve(obj, flight)
         stored_bytes = 0
         try:
             stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
         finally:
             if space is not None:
-                _settle(flight, space, stored_bytes)
+                settle(flight, space, stored_bytes)
 
     async def _get(self, obj: CachedObject, flight: Flight, space: Space | None) -> Fetched:
         key = obj.record.key
@@ -355,7 +304,7 @@ class Fetching:
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
-        self._contents.look_for_strangers(obj, stored)
+        self._contents.trust.look_for_strangers(obj, stored)
         if obj.pages.count == 0 and obj.space is not None:
             obj.record.cached_us = time.time_ns() // 1000
             obj.space.standings.insert(obj.oid, obj.record, used=obj.used)
@@ -392,12 +341,6 @@ def _ended(fetched: Fetched) -> StoreError:
     if fetched.stored.fd >= 0:
         os.close(fetched.stored.fd)
     return StoreError("the under-store is not attached any more")
-
-
-def _settle(flight: Flight, space: Space, stored_bytes: int) -> None:
-    """End the reservations of a flight, of which so many bytes are new on disk."""
-    space.settle(flight.length, stored_bytes)
-    flight.settle_quota()
 
 
 def _outcome(job: Callable[[UnderStore], Fetched], driver: UnderStore) -> tuple[Fetched | None, StoreError | None]:

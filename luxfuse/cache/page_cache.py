@@ -164,12 +164,12 @@ class PageCache:
             return None  # somebody began to write to the file meanwhile, or it moved, or has new holes
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
-            self.contents.distrust(obj)
+            self.contents.trust.distrust(obj)
         if still_so:
             obj.trusted.update(loaded.verified)
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
-            self.contents.mend(obj, loaded.damaged)
+            self.contents.trust.mend(obj, loaded.damaged)
             return None
         space.read_bytes += length
         return loaded.data
@@ -207,7 +207,7 @@ class PageCache:
             stamp = os.fstat(opened.fd).st_mtime_ns
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:
-            self.contents.mend(obj, opened.damaged)
+            self.contents.trust.mend(obj, opened.damaged)
             return None
         if record.epoch != self.contents.epoch or record.stamp != stamp:
             record.epoch, record.stamp = self.contents.epoch, stamp

@@ -61,7 +61,7 @@ class Trimmer:
         freed = min(record.allocated_bytes, sum(allocated_bytes(page_bytes(page, obj.size)) for page in pages))
         removing = self._contents.hierarchy.removing
         removing[oid] = over = trio.Event()
-        self._contents.cut(obj, pages, freed)
+        self._contents.trust.cut(obj, pages, freed)
         space.ledger.hold(freed)
         kept = 0
         try:
@@ -71,12 +71,12 @@ class Trimmer:
                 stored = await trio.to_thread.run_sync(disk.punch_pages, space.directory, oid, obj.size, pages)
             reached("trim.punched")
             if obj.record is record and obj.pages is known:
-                self._contents.note_written(obj, stored)
+                self._contents.trust.note_written(obj, stored)
             self.trims += 1
         except OSError as exc:
             log.info("%r stays in the cache as it is: %s", record.key, exc)
             if obj.record is record and obj.pages is known:
-                self._contents.put_back(obj, sums, freed)
+                self._contents.trust.put_back(obj, sums, freed)
                 kept = freed
         finally:
             space.ledger.settle(freed, kept)

@@ -221,10 +221,10 @@ def test_a_table_that_turns_out_damaged_goes_at_the_end(tmp_path: Path, monkeypa
     def corrupted(*_args: object) -> None:
         raise lmdb.CorruptedError("a page is wrong")
 
-    monkeypatch.setattr(module, "_Sums", corrupted)
+    monkeypatch.setattr(module, "SumsChange", corrupted)
     with pytest.raises(OSError, match="a page is wrong"):
         table.apply("a", [(entry(1), True)])
-    assert table.damaged
+    assert table._file.damaged
     table.close()
     assert not (tmp_path / "l").exists()
 
