@@ -1,8 +1,7 @@
 """Further under-stores in a running mount: attaching and detaching them, and the record of that.
 
-Each is a volume with a life of its own (`volume.life`), a task here. ``attached.json`` in the mount's state directory, for
-its owner alone since options may hold secrets, says what the next mount attaches again. What cannot be attached then keeps
-its place, answers EIO there, and is tried again and again.
+Each is a volume with a life of its own (`volume.life`), a task here. What is recorded (`attached_file`) the next mount
+attaches again. What cannot be attached then keeps its place, answers EIO there, and is tried again and again.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ import trio
 from luxfuse import config
 from luxfuse.config import Settings
 from luxfuse.core.names import NAME_MAX_BYTES
+from luxfuse.daemon.attached_file import AttachedFile, Record, Recorded
+from luxfuse.daemon.leaving import bring_up, insist_on_idle
 from luxfuse.daemon.parts import Parts
 from luxfuse.daemon.running import VolumeState
-from luxfuse.durable import replace_file
 from luxfuse.errors import ConfigError, LuxError, MountError
-from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.places import check_places
-from luxfuse.orders.backlog import Backlog, Progress
+from luxfuse.orders.backlog import Progress
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.files import Files
@@ -43,39 +42,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILE = "attached.json"
-FORMAT = 1
 MOST = 31
 """Under-stores attached at once: each may have 16,384 files in passthrough, of a million descriptors."""
 NUMBERS = 255
 BUFFERS_BYTES = 32 << 20
 """For requests in flight, and again for pages in memory, of one attached under-store."""
 RETRY_S = 5.0
-STALLED_S = 60.0
-"""After so long without progress a detach gives up to bring what is left to the store."""
-IDLE_PATIENCE_S = 1.0
-"""For how long a detach waits for requests that are under way before it says that somebody uses the volume."""
 FORCE_PATIENCE_S = 5.0
 POLL_S = 0.02
 TELL_S = 0.5
 
 State = Literal["attaching", "serving", "unreachable", "detaching"]
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """The record for the next mount. ``path``: relative to the mount; ``options``: as the user wrote them."""
-
-    path: str
-    source: str
-    options: dict[str, Any]
-    number: int
-
-
-class _Recorded(msgspec.Struct, kw_only=True):
-    format: int = FORMAT
-    last_number: int = 0
-    """Numbers are not used again soon: the kernel may remember inodes of a volume that is gone."""
-    attached: list[Record] = []
 
 
 @dataclass(eq=False)
@@ -110,7 +87,7 @@ class Attachments:
         self._settings = settings
         self._main = parts
         self._tree = parts.volumes
-        self._file = directory / FILE
+        self._file = AttachedFile(directory)
         self._nursery = nursery
         self._attached: dict[str, _Attached] = {}
         self._lingering: dict[int, tuple[str, Files]] = {}
@@ -270,11 +247,11 @@ class Attachments:
         try:
             async with a.trying:
                 while not force and a.parts is not None:
-                    await self._insist_on_idle(a)
-                    async with aclosing(self._bring_up(a, a.parts.backlog)) as steps:
+                    await insist_on_idle(a.volume, self._where(path))
+                    async with aclosing(bring_up(a.parts.backlog, self._where(path))) as steps:
                         async for step in steps:
                             yield step
-                    await self._insist_on_idle(a)
+                    await insist_on_idle(a.volume, self._where(path))
                     if a.parts is None or not a.parts.backlog.any_due:
                         break
                 gone = True
@@ -302,32 +279,6 @@ class Attachments:
         if inside is not None:
             raise MountError(f"{where} is busy: another under-store is attached inside, at {self._where(inside)}")
         return a
-
-    async def _bring_up(self, a: _Attached, backlog: Backlog) -> AsyncGenerator[Progress, None]:
-        async with aclosing(backlog.drain()) as steps:
-            async for step in steps:
-                if step.stalled_s > STALLED_S:
-                    raise MountError(
-                        f"{self._where(a.path)}: {step.files} files and {step.deletes} deletes are still not in the "
-                        f"under-store, without progress for {STALLED_S:g} s ({step.error}); it stays attached: try again, "
-                        f"or leave them to its next attach with: luxfuse detach --force {self._where(a.path)}"
-                    )
-                if not step.done:
-                    yield step
-
-    async def _insist_on_idle(self, a: _Attached) -> None:
-        """Raises `MountError` if anybody uses the volume. If not, that holds until the next wait."""
-        where = self._where(a.path)
-        users = await trio.to_thread.run_sync(mounts.holders, where)
-        give_up_at = trio.current_time() + IDLE_PATIENCE_S
-        while users or a.volume.in_use:
-            if users or trio.current_time() > give_up_at:
-                shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
-                raise MountError(
-                    f"{where} is busy: in use{f' by {shown}' if users else ''}; end them first, or use: "
-                    f"luxfuse detach --force {where}"
-                )
-            await trio.sleep(POLL_S)
 
     def _hide(self, a: _Attached) -> None:
         if a.hung:
@@ -364,7 +315,7 @@ class Attachments:
 
     async def restore(self, note: Callable[[str], None]) -> None:
         """Attach what was attached when the last mount ended; ``note`` takes lines for the command that mounts."""
-        recorded = await trio.to_thread.run_sync(self._read)
+        recorded = await trio.to_thread.run_sync(self._file.read)
         self._last_number = recorded.last_number
         for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):
             settings = msgspec.structs.replace(self._settings, source=record.source)
@@ -413,25 +364,9 @@ class Attachments:
                 a.leave.set()
                 await a.ended.wait()
 
-    def _read(self) -> _Recorded:
-        try:
-            recorded = msgspec.json.decode(self._file.read_bytes(), type=_Recorded)
-        except FileNotFoundError:
-            return _Recorded()
-        except (OSError, msgspec.DecodeError) as exc:
-            raise MountError(f"{self._file}: the record of attachments cannot be read: {exc}; mend or remove it") from None
-        if recorded.format != FORMAT:
-            raise MountError(f"{self._file}: has format {recorded.format}, of another version of luxfuse; remove it")
-        return recorded
-
     async def _record(self) -> None:
         """Remember what is attached. Raises `MountError`."""
         async with self._recording:
             records = [a.record for a in self._attached.values() if a.state != "attaching"]
-            content = msgspec.json.encode(_Recorded(last_number=self._last_number, attached=records))
-            try:
-                await trio.to_thread.run_sync(replace_file, self._file, content)
-            except OSError as exc:
-                raise MountError(
-                    f"{self._file}: cannot be written, so the next mount would not know what is attached: {exc.strerror}"
-                ) from None
+            recorded = Recorded(last_number=self._last_number, attached=records)
+            await trio.to_thread.run_sync(self._file.write, recorded)

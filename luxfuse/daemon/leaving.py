@@ -1,0 +1,50 @@
+"""Before an attached under-store leaves: what was written in it has gone to its store, and nobody uses it.
+
+``where``: its attach point, for what users are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import trio
+
+from luxfuse.errors import MountError
+from luxfuse.fuse import mountpoint as mounts
+from luxfuse.orders.backlog import Backlog, Progress
+from luxfuse.vfs.volumes import Volume
+
+STALLED_S = 60.0
+"""After so long without progress a detach gives up to bring what is left to the store."""
+IDLE_PATIENCE_S = 1.0
+"""For how long a detach waits for requests that are under way before it says that somebody uses the volume."""
+POLL_S = 0.02
+
+
+async def bring_up(backlog: Backlog, where: str) -> AsyncGenerator[Progress, None]:
+    """Drain what was written; yields how far that is. Raises `MountError` where it does not go on."""
+    async with aclosing(backlog.drain()) as steps:
+        async for step in steps:
+            if step.stalled_s > STALLED_S:
+                raise MountError(
+                    f"{where}: {step.files} files and {step.deletes} deletes are still not in the "
+                    f"under-store, without progress for {STALLED_S:g} s ({step.error}); it stays attached: try again, "
+                    f"or leave them to its next attach with: luxfuse detach --force {where}"
+                )
+            if not step.done:
+                yield step
+
+
+async def insist_on_idle(volume: Volume, where: str) -> None:
+    """Raise `MountError` if anybody uses the volume. If not, that holds until the next wait."""
+    users = await trio.to_thread.run_sync(mounts.holders, where)
+    give_up_at = trio.current_time() + IDLE_PATIENCE_S
+    while users or volume.in_use:
+        if users or trio.current_time() > give_up_at:
+            shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+            raise MountError(
+                f"{where} is busy: in use{f' by {shown}' if users else ''}; end them first, or use: "
+                f"luxfuse detach --force {where}"
+            )
+        await trio.sleep(POLL_S)
