@@ -23,11 +23,11 @@ from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 from luxfuse.fuse.operations import Operations
 
 log = logging.getLogger(__name__)
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 INIT_IN = struct.Struct("IIIII")
 """struct fuse_init_in: major, minor, max_readahead, flags, flags2."""
 INIT_OUT = struct.Struct("IIIIHHIIHHII")

@@ -1,6 +1,6 @@
 """The part of a cluster that writes need: other nodes hold what was promised until the store has it.
 
-`luxfuse.cluster.replication` implements it; without a cluster there is none.
+`luxfuse.cluster.replicator` implements it; without a cluster there is none.
 """
 
 from __future__ import annotations
