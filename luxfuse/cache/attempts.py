@@ -22,14 +22,18 @@ from luxfuse.understore.retrying import Store
 class Attempts:
     """Knows where pages come from."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
-        """``clock``: wall-clock seconds."""
+    def __init__(self, store: Store, peers: PeerSource | None, clock: Callable[[], float] = time.time) -> None:
+        """``peers``: asked before the under-store, while the mount is in a cluster. ``clock``: wall-clock seconds."""
         self._store = store
         self._clock = clock
-        self.peers: PeerSource | None = None
-        """Asked before the under-store, while the mount is in a cluster."""
+        self._peers = peers
         self.asking_peers = 0
         """Requests to peers that are under way, those that nobody waits for any more included."""
+
+    @property
+    def peers(self) -> PeerSource | None:
+        """Other nodes, while the mount takes part in a cluster."""
+        return self._peers if self._peers is not None and self._peers.taking_part else None
 
     def _asks_peers(self, flight: Flight) -> bool:
         """Whether peers are asked before the under-store."""
@@ -49,7 +53,8 @@ class Attempts:
 
     def begin(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
         """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
-        if self.peers is None or flight.from_store:
+        peers = self.peers
+        if peers is None or flight.from_store:
             self._ask_store(obj, flight, space, done)
             return
         race = Race(done)
@@ -75,7 +80,7 @@ class Attempts:
             peer_done(result, error)
 
         self.asking_peers += 1
-        if not self.peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
+        if not peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
             self.asking_peers -= 1
             in_turn(peer_done)
 

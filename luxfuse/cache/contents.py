@@ -66,12 +66,15 @@ class Contents:
         self.trust = Trust(self.save, epoch, self.counters)
         self.closed = False
         """Nothing more is to be started: the nursery is about to end."""
-        self.readers: Readers = NoReaders()
-        """Those of vfs, which reads from here: given when both are made."""
+        self._readers: Readers = NoReaders()
         self.protections: list[Callable[[bytes], bool]] = []
         """Ask whether an object is to be kept from eviction for the moment."""
         self.on_use: list[Callable[[bytes, ObjectRecord, Space], None]] = []
         """Told of each use of a cached object."""
+
+    def read_by(self, readers: Readers) -> None:
+        """Ask these from now on: they are made after what they read from."""
+        self._readers = readers
 
     # -- objects
 
@@ -172,17 +175,17 @@ class Contents:
 
     def may_drop(self, oid: bytes) -> bool:
         """Whether the kernel does not have an object open; its backing id is closed then."""
-        return self.readers.may_drop(oid)
+        return self._readers.may_drop(oid)
 
     def note_touched(self) -> None:
         """Bring the order of last uses up to date."""
-        self.readers.note_touched()
+        self._readers.note_touched()
 
     def let_go(self, oid: bytes) -> bool:
         """Let go of an object unless it is in use; returns whether it is free now, and its file may be removed."""
         if any(protects(oid) for protects in self.protections):
             return False
-        if oid in self._live or not self.readers.may_drop(oid):
+        if oid in self._live or not self._readers.may_drop(oid):
             return False
         self._idle.pop(oid, None)
         return True

@@ -56,8 +56,12 @@ class Directories:
         nursery: trio.Nursery,
         source_id: str,
         make_space: Callable[[CacheSetting, CacheDirectory, int], Space],
+        prober: Prober | None,
     ) -> None:
-        """``make_space``: of a directory and its number, as at the start."""
+        """``make_space``: of a directory and its number, as at the start.
+
+        ``prober``: asked of each directory that is to be used besides; None: nothing is mounted.
+        """
         self._contents = contents
         self._hierarchy = contents.hierarchy
         self._mover = mover
@@ -70,8 +74,7 @@ class Directories:
         self._added: list[CacheDirectory] = []
         self._draining: dict[Space, trio.CancelScope] = {}
         self._changing = trio.Lock()
-        self.kernel: Prober | None = None
-        """Asked of each directory that is to be used besides; None: nothing is mounted."""
+        self._prober = prober
 
     async def apply(self, wanted: Sequence[CacheSetting]) -> None:
         """Use these directories, by their paths, and no others: add the new ones, begin to drain those left out.
@@ -144,8 +147,8 @@ class Directories:
                 await self._objects.clear(known.number)
                 await trio.to_thread.run_sync(directory.doom_all)
             await self._objects.settle()
-            if self.kernel is not None:
-                self.kernel.probe(directory.path)
+            if self._prober is not None:
+                self._prober.probe(directory.path)
         except OSError as exc:
             raise ConfigError(f"--cache-dir {setting.path}: {exc.strerror or exc}; mend that, and try again") from None
         space = self._make_space(setting, directory, known.number)

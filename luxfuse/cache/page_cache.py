@@ -44,6 +44,7 @@ class PageCache:
         epoch: int,
         memory_bytes: int,
         nursery: trio.Nursery,
+        peers: PeerSource | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory. ``clock``: wall-clock s."""
@@ -54,7 +55,7 @@ class PageCache:
             objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
         )
         self.quotas = Quotas(objects, contents)
-        self.attempts = attempts = Attempts(store, clock)
+        self.attempts = attempts = Attempts(store, peers, clock)
         self.fetching = fetching = Fetching(
             contents=contents,
             quotas=self.quotas,

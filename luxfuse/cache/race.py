@@ -32,6 +32,10 @@ Keep = Callable[[memoryview, tuple[int, ...], Description | None], Fetched]
 class PeerSource(Protocol):
     """Other nodes, as those who miss a page see them."""
 
+    @property
+    def taking_part(self) -> bool:
+        """Whether there are any to ask now: the volume takes part in the cluster."""
+
     def ask(self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]) -> bool:
         """Ask another node for a flight's pages, if there is one to ask; else False, and nothing is called.
 

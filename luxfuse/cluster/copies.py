@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
-from luxfuse.cache.placing import OneNode
+from luxfuse.cache.placing import Copies
 from luxfuse.cluster.holding import HOLD_PATH, CacheShelf, Holding
 from luxfuse.cluster.members import Members
 from luxfuse.cluster.peer_source import Holders
@@ -18,6 +18,7 @@ from luxfuse.core.members import RANGE_PAGES, Member
 from luxfuse.core.rng import Rng
 from luxfuse.core.spans import page_count
 from luxfuse.core.units import format_count
+from luxfuse.orders.inventory import Nodes
 from luxfuse.peers.client import Rpc
 from luxfuse.peers.server import Server
 from luxfuse.volume.parts import VolumeParts
@@ -30,6 +31,7 @@ LOCATED_RANGES = 4096
 class _Volume:
     parts: VolumeParts
     store: RuleStore
+    stock: VolumeStock
     replicating: Replicating
     shelf: CacheShelf
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -90,10 +92,8 @@ class CleanReplicas:
             holders=self._holders,
         )
         replicating = Replicating(source, stock, self._members, self._holders, self._rpc)
-        volume = self._volumes[source] = _Volume(parts, store, replicating, CacheShelf(parts.cache))
+        volume = self._volumes[source] = _Volume(parts, store, stock, replicating, CacheShelf(parts.cache))
         self._stores[source] = store
-        parts.hierarchy.shared.copies = stock
-        parts.inventory.nodes = self
         if self._nursery is not None:
             self._nursery.start_soon(self._run_volume, volume)
 
@@ -102,8 +102,6 @@ class CleanReplicas:
         volume = self._volumes.pop(source)
         del self._stores[source]
         volume.scope.cancel()
-        volume.parts.hierarchy.shared.copies = OneNode()
-        volume.parts.inventory.nodes = None
 
     def members_changed(self, _member: Member) -> None:
         """A member came, went, or says something else of itself."""
@@ -112,6 +110,18 @@ class CleanReplicas:
 
     def _rules_changed(self, source: bytes) -> None:
         self._volumes[source].replicating.rules_changed()
+
+    def copies_of(self, source: bytes) -> Copies:
+        """Return what other nodes hold of the objects of a volume, while that takes part."""
+        return _CopiesOf(self._volumes, source)
+
+    def nodes_for(self, source: bytes) -> Nodes:
+        """Return what tells a volume, while that takes part, which nodes hold its objects."""
+        return _NodesFor(self, source)
+
+    def takes_part(self, source: bytes) -> bool:
+        """Whether a volume does."""
+        return source in self._volumes
 
     def _shelf_of(self, source: bytes) -> CacheShelf | None:
         volume = self._volumes.get(source)
@@ -162,3 +172,26 @@ class CleanReplicas:
             "copies_accepted": self._holding.accepted,
             "copies_refused": self._holding.refused,
         }
+
+
+class _CopiesOf:
+    def __init__(self, volumes: Mapping[bytes, _Volume], source: bytes) -> None:
+        self._volumes = volumes
+        self._source = source
+
+    def held_elsewhere(self, oid: bytes) -> bool:
+        volume = self._volumes.get(self._source)
+        return volume is not None and volume.stock.held_elsewhere(oid)
+
+    def counted_on(self, oid: bytes) -> bool:
+        volume = self._volumes.get(self._source)
+        return volume is not None and volume.stock.counted_on(oid)
+
+
+class _NodesFor:
+    def __init__(self, replicas: CleanReplicas, source: bytes) -> None:
+        self._replicas = replicas
+        self._source = source
+
+    def nodes_of(self, oid: bytes, size: int) -> list[dict[str, object]]:
+        return self._replicas.nodes_of(oid, size) if self._replicas.takes_part(self._source) else []

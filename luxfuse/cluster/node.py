@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,14 @@ from luxfuse.cluster import locations
 from luxfuse.cluster.announcements import Announcements, Listener
 from luxfuse.cluster.copies import CleanReplicas
 from luxfuse.cluster.locations import Locations
-from luxfuse.cluster.peer_source import Peers
+from luxfuse.cluster.peer_source import Peers, PeerSource
 from luxfuse.cluster.replication import Replication
-from luxfuse.cluster.replicator import Replicator
 from luxfuse.cluster.serving import Serving
 from luxfuse.config import Settings
 from luxfuse.core.members import Address, Member, MemberState, NodeInfo
 from luxfuse.core.swim.config import SwimConfig
 from luxfuse.core.swim.swim import Swim
+from luxfuse.index.journal import Journal
 from luxfuse.index.locations import LocationTable
 from luxfuse.index.objects import Objects
 from luxfuse.peers.client import Client
@@ -38,6 +38,8 @@ from luxfuse.peers.join import Seeds
 from luxfuse.peers.listening import Listening, advertised, listen
 from luxfuse.peers.membership import PUSH_PULL_PATH, Membership
 from luxfuse.peers.server import Server
+from luxfuse.understore.retrying import Store
+from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.parts import VolumeParts
 
 if TYPE_CHECKING:
@@ -76,9 +78,8 @@ class Cluster:
             label=f"{socket.gethostname()}:{settings.mountpoint}"[:64],
         )  # fmt: skip
         self._client = Client(credentials, tls=settings.peer_tls)
-        self._server = Server(listening.connections, credentials, tls=settings.peer_tls)
         self.serving = Serving(self._cache_of)
-        self._server.provider = self.serving
+        self._server = Server(listening.connections, credentials, tls=settings.peer_tls, provider=self.serving)
         now_s = trio.current_time()
         rng = random.Random()  # noqa: S311 (whom to probe)
         swim = Swim(info, incarnation=identity.incarnation, config=SwimConfig(), rng=rng, now_s=now_s)
@@ -97,7 +98,9 @@ class Cluster:
             members=self.membership,
             rpc=self._client,
         )
-        self._replicators: dict[bytes, Replicator] = {}
+        self._peer_sources: dict[bytes, PeerSource] = {}
+        self._announced: set[bytes] = set()
+        """Volumes whose changes others are told of."""
         self.replication.register(self._server)
         self.replicas = CleanReplicas(self.membership, self._client, self.locations, rng, time.time)
         self.replicas.register(self._server)
@@ -172,34 +175,14 @@ class Cluster:
 
     # -- volumes
 
-    def prepare(self, source: bytes, parts: VolumeParts, copies: int) -> None:
-        """A volume is about to recover: let it know of replicas of its writes, and have ``copies`` of new ones made."""
-        replicator = self.replication.volume(
-            source,
-            store=parts.store,
-            recovered=parts.recovered,
-            journal=parts.journal,
-            uploader=parts.uploader,
-            cache=parts.cache,
-            copies=copies,
-        )
-        parts.writing.replicas.replication = parts.writing.pusher.replication = parts.recovery.replication = replicator
-        self._replicators[source] = replicator
-
-    async def end(self, source: bytes) -> None:
-        """End what `prepare` began: tell others, for a moment, what they need not hold any more."""
-        with trio.move_on_after(LAST_WORDS_S, shield=True):
-            await self._replicators.pop(source).tell_holders()
-        self.replication.end_volume(source)
-
     def add(self, source: bytes, parts: VolumeParts) -> bool:
         """Let a volume ask peers, and be there for them; False if there are too many."""
         if source in self._volumes or len(self._volumes) >= MOST_SOURCES:
             log.warning("an under-store takes no part in the cluster: %d of this mount do, which is the most", MOST_SOURCES)
             return False
         self._volumes[source] = parts
-        parts.store.on_changed = lambda key, gone: self.announcements.changed(source, key, gone)
-        parts.cache.attempts.peers = self.peers.source(source)
+        self._announced.add(source)
+        self._peer_sources[source].taking_part = True
         parts.objects.on_held.append(self.locations.transition)
         self.replicas.add(source, parts)
         self._reconcile.set()
@@ -212,7 +195,7 @@ class Cluster:
         parts = self._volumes.pop(source, None)
         if parts is None:
             return
-        parts.cache.attempts.peers = None
+        self._peer_sources[source].taking_part = False
         parts.objects.on_held.remove(self.locations.transition)
         self.replicas.remove(source)
         if self._volumes:  # else all ends, and what is cached will be there again
@@ -227,15 +210,36 @@ class Cluster:
         self.membership.update(msgspec.structs.replace(self.membership.info, sources=sources, weight=weight))
         self.peers.changed()
 
-    @asynccontextmanager
-    async def prepared(self, settings: Settings, parts: VolumeParts) -> AsyncIterator[None]:
-        """A volume exists for the block, and can have replicas of what is written to it."""
+    def on_changed(self, settings: Settings) -> Callable[[str, bool], None]:
+        """Return what is to be told of each key of an under-store that was written, or is gone."""
         source = source_of(settings)
-        self.prepare(source, parts, settings.durable_replicas)
+
+        def changed(key: str, gone: bool) -> None:
+            if source in self._announced:
+                self.announcements.changed(source, key, gone)
+
+        return changed
+
+    @asynccontextmanager
+    async def prepared(self, settings: Settings, store: Store, journal: Journal) -> AsyncIterator[Neighbours]:
+        """A volume exists for the block. At its end others are told, for a moment, what they need not hold any more."""
+        source = source_of(settings)
+        replicator = self.replication.replicator(source, store=store, journal=journal, copies=settings.durable_replicas)
+        peers = self._peer_sources[source] = self.peers.source(source)
         try:
-            yield
+            yield Neighbours(replicator, peers, self.replicas.copies_of(source), self.replicas.nodes_for(source))
         finally:
-            await self.end(source)
+            with trio.move_on_after(LAST_WORDS_S, shield=True):
+                await replicator.tell_holders()
+            self.replication.end_volume(source)
+            del self._peer_sources[source]
+            self._announced.discard(source)
+
+    def serve(self, settings: Settings, parts: VolumeParts) -> None:
+        """Hold replicas of a volume for others, until it ends."""
+        self.replication.serve(
+            source_of(settings), store=parts.store, recovered=parts.recovered, uploader=parts.uploader, cache=parts.cache
+        )
 
     @contextmanager
     def enlisted(self, settings: Settings, parts: VolumeParts) -> Iterator[None]:

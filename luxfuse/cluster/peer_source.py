@@ -236,9 +236,10 @@ class PeerSource:
     def __init__(self, peers: Peers, source: bytes) -> None:
         self._peers = peers
         self._source = source
+        self.taking_part = False
 
     def ask(self, obj: CachedObject, flight: Flight, keep: Keep, done: Done[Fetched], too_slow: Callable[[], None]) -> bool:
-        """See there."""
+        """Ask a node that holds the pages, or their home; False if there is none."""
         route = self._peers.route(self._source, obj.oid, flight.pages.start // RANGE_PAGES)
         if route is None:
             return False

@@ -89,24 +89,17 @@ class Replication:
         server.handle_file(PATH, self.holder.receive)
         server.handle(ORDERS_PATH, self.order)
 
-    def volume(
-        self,
-        source: bytes,
-        *,
-        store: Store,
-        recovered: Recovered,
-        journal: Journal,
-        uploader: Uploader,
-        cache: PageCache,
-        copies: int,
-    ) -> Replicator:
-        """Serve an under-store: hold replicas of it for others, and have ``copies`` of its writes held by others."""
+    def replicator(self, source: bytes, *, store: Store, journal: Journal, copies: int) -> Replicator:
+        """Have ``copies`` of the writes of an under-store held by others."""
         replicator = Replicator(
             source, store, journal, copies, members=self._members, rpc=self._rpc, clock=self._clock, counts=self.sends
         )
         self._volumes[source] = replicator
-        self.holder.serve(source, Place(store, recovered, uploader, cache))
         return replicator
+
+    def serve(self, source: bytes, *, store: Store, recovered: Recovered, uploader: Uploader, cache: PageCache) -> None:
+        """Hold replicas of an under-store for others."""
+        self.holder.serve(source, Place(store, recovered, uploader, cache))
 
     def end_volume(self, source: bytes) -> None:
         """The under-store is not served any more."""

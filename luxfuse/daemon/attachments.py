@@ -30,11 +30,11 @@ from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse.places import check_places
 from luxfuse.orders.backlog import Progress
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.retrying import Store
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.volumes import Volume
-from luxfuse.volume.assembly import Local, build_tree
+from luxfuse.volume.assembly import build_tree
 from luxfuse.volume.life import VolumeLife, one_line
+from luxfuse.volume.opened import Opened
 from luxfuse.volume.parts import VolumeParts
 
 if TYPE_CHECKING:
@@ -194,9 +194,8 @@ class Attachments:
     async def _run(self, a: _Attached, task_status: trio.TaskStatus[None]) -> None:
         """One volume, from opening it to leaving it."""
 
-        def build(settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> VolumeParts:
-            share = self._main.shares.share(a.record.number)
-            return build_tree(settings, store, local, share, nursery, buffers_bytes=BUFFERS_BYTES)
+        def build(opened: Opened) -> VolumeParts:
+            return build_tree(opened, self._main.shares.share(a.record.number), buffers_bytes=BUFFERS_BYTES)
 
         life = VolumeLife(a.settings, a.notes.append, self._cluster)
         files: Files | None = None

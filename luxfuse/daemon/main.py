@@ -29,9 +29,8 @@ from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.retrying import Store
-from luxfuse.volume.assembly import Local
 from luxfuse.volume.life import VolumeLife, one_line
+from luxfuse.volume.opened import Opened
 
 if TYPE_CHECKING:
     from luxfuse.cluster.node import Cluster
@@ -144,10 +143,10 @@ class _Daemon:
                 await self._serve(parts, attachments, cluster)
                 await attachments.close()
 
-    def _build(self, settings: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
+    def _build(self, opened: Opened) -> Parts:
         self._doing = "taking up what the last run left"
         self._opened.set()
-        return build(settings, store, local, nursery)
+        return build(opened)
 
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None

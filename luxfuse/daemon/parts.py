@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import trio
-
-from luxfuse.config import Settings
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.retrying import Store
 from luxfuse.vfs.shares import KernelShares
 from luxfuse.vfs.volumes import Volumes
-from luxfuse.volume.assembly import Local, build_tree
+from luxfuse.volume.assembly import build_tree
+from luxfuse.volume.opened import Opened
 from luxfuse.volume.parts import VolumeParts
 
 
@@ -29,13 +26,12 @@ class Parts(VolumeParts):
     shares: KernelShares
 
 
-def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Parts:
-    """Build everything; tasks of the parts run in ``nursery``."""
+def build(opened: Opened) -> Parts:
+    """Build everything."""
+    s = opened.settings
     kernel = KernelSide()
     shares = KernelShares(kernel)
     volumes = Volumes(shares)
-    p = build_tree(s, store, local, shares.share(0), nursery)
-    volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
     operations = Operations(volumes, read_only=s.read_only)
     session = Session(
         operations,
@@ -44,8 +40,9 @@ def build(s: Settings, store: Store, local: Local, nursery: trio.Nursery) -> Par
         source=safe_url(s.source),
         allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
-        cache_directories=[cache.directory.path for cache in local.caches],
+        cache_directories=[cache.directory.path for cache in opened.local.caches],
     )
-    p.directories.kernel = session
+    p = build_tree(opened, shares.share(0), prober=session)
+    volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
     shared = {each.name: getattr(p, each.name) for each in fields(p)}
     return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)

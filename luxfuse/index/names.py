@@ -64,11 +64,13 @@ PURGE_RETRY_S = 60.0
 class Names:
     """The tree of names of one mount."""
 
-    def __init__(self, store: IndexStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: IndexStore, clock: Callable[[], float] = time.time, *, believe_from_s: float = -math.inf
+    ) -> None:
+        """``believe_from_s``: the attributes of what was asked for before are asked for again, see `distrusted`."""
         self._store = store
         self._clock = clock
-        self.believe_from_s = -math.inf
-        """The attributes of what was asked for before are asked for again: see `distrusted`."""
+        self.believe_from_s = believe_from_s
         self.keeps_attributes = True
         """Whether the store does; else those that are known here are all that there are."""
         self._numbers = threading.Lock()

@@ -66,15 +66,22 @@ class Inventory:
     """Finds, and drops, what is cached of one mount."""
 
     def __init__(
-        self, *, namespace: Namespace, cache: PageCache, objects: Objects, dirty: DirtyEntries, staging: Staging
+        self,
+        *,
+        namespace: Namespace,
+        cache: PageCache,
+        objects: Objects,
+        dirty: DirtyEntries,
+        staging: Staging,
+        nodes: Nodes | None,
     ) -> None:
+        """``nodes``: the cluster's, if the mount is in one."""
         self._namespace = namespace
         self._cache = cache
         self._objects = objects
         self._dirty = dirty
         self._staging = staging
-        self.nodes: Nodes | None = None
-        """The cluster's, while the mount is in one."""
+        self._nodes = nodes
 
     # -- dropping
 
@@ -196,7 +203,7 @@ class Inventory:
             return {
                 "path": path, "kind": "file", "size": entry.size, "page_bytes": PAGE_BYTES, "state": "clean",
                 "places": places, "missing_pages": ranges_text(absent),
-                "nodes": self.nodes.nodes_of(obj.oid, entry.size) if self.nodes is not None else [],
+                "nodes": self._nodes.nodes_of(obj.oid, entry.size) if self._nodes is not None else [],
             }  # fmt: skip
         finally:
             self._cache.release(obj)

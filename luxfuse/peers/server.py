@@ -95,8 +95,16 @@ def listen(address: Address) -> socket.socket:
 class Server:
     """Serves one listening socket, see `listen`. Requests are about paths, which `handle` gives a meaning."""
 
-    def __init__(self, listener: socket.socket, keys: Keys, *, tls: bool, clock: Callable[[], float] = time.time) -> None:
-        """Without ``tls``, each request and answer is proven by itself. ``clock``: seconds since 1970."""
+    def __init__(
+        self,
+        listener: socket.socket,
+        keys: Keys,
+        *,
+        tls: bool,
+        provider: Provider | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Without ``tls``, each request and answer is proven by itself. ``provider``: of pages. ``clock``: wall-clock s."""
         self._listener = listener
         self._keys = keys
         self._signer = None if tls else Signer(keys, clock)
@@ -106,7 +114,7 @@ class Server:
         self._streams: set[socket.socket] = set()
         self._in_hand = 0
         self._bytes_in_hand = 0
-        self.provider: Provider | None = None
+        self._provider = provider
         self.counters = ServerCounters()
 
     @property
@@ -232,8 +240,8 @@ class Server:
 
     async def _dispatch(self, request: Request) -> None:
         path = request.head.target
-        if path == PAGES_PATH and self.provider is not None:
-            await self._pages(request, self.provider)
+        if path == PAGES_PATH and self._provider is not None:
+            await self._pages(request, self._provider)
         elif path in self._handlers:
             await self._message(request, self._handlers[path])
         elif path in self._file_handlers:

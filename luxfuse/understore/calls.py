@@ -133,8 +133,13 @@ class Calls:
         clock: Callable[[], float] = trio.current_time,
         get_bytes_s: int | None = None,
         put_bytes_s: int | None = None,
+        on_changed: Callable[[str, bool], None] = lambda _key, _gone: None,
     ) -> None:
-        """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go."""
+        """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go.
+
+        ``on_changed``: told of each key that was written, or is gone (True), as soon as the store has said so; and of each
+        that may be.
+        """
         self.driver = driver
         limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
         self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items()}
@@ -160,8 +165,7 @@ class Calls:
         self._submitted: dict[int, _Submission] = {}
         self._next_submission = 0
         self._progress_s = self._clock()
-        self.on_changed: Callable[[str, bool], None] = lambda _key, _gone: None
-        """Told of each key that was written or is gone, as soon as the store has said so; and of each that may be."""
+        self._on_changed = on_changed
 
     def set_bandwidth(self, *, get_bytes_s: int | None, put_bytes_s: int | None) -> None:
         """Change the most bytes a second to receive and to send; None: any number."""
@@ -439,7 +443,7 @@ class Calls:
             yield
         finally:
             for key in keys:
-                self.on_changed(key, gone)
+                self._on_changed(key, gone)
 
     @property
     def width(self) -> int:

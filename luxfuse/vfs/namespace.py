@@ -95,8 +95,6 @@ class Namespace:
         self._questions: dict[tuple[int, bytes], _Question] = {}
         self._asked: Counter[int] = Counter()
         self._held: set[int] = set()
-        self.believe_from_s = -math.inf
-        """What was heard before is asked again: a run that was killed may have changed names since without a record."""
         self.is_doomed: Callable[[int, bytes], bool] = lambda _parent, _name: False
         """Set by the write-back: whether an object that stands for a name is still to be removed."""
         self._doubts = Doubts()
@@ -206,7 +204,7 @@ class Namespace:
         return self._doubts.listings.since(directory, self._clock())
 
     def _believed(self, since_s: float) -> bool:
-        return since_s >= self.believe_from_s
+        return since_s >= self._names.believe_from_s
 
     def _holds(self, since_s: float, ttl_s: float) -> bool:
         """Whether what was heard at a time still holds."""

@@ -54,8 +54,16 @@ class Pusher:
     """Brings entries of one mount to the store."""
 
     def __init__(
-        self, *, namespace: Namespace, uploader: Uploader, journal: Journal, recovered: Recovered, fail_on_conflict: bool
+        self,
+        *,
+        namespace: Namespace,
+        uploader: Uploader,
+        journal: Journal,
+        recovered: Recovered,
+        replicator: Replicator | None,
+        fail_on_conflict: bool,
     ) -> None:
+        """``replicator``: of the nodes that hold what was promised, and may have brought it up, taking us for dead."""
         self._namespace = namespace
         self._uploader = uploader
         self._store = uploader.store
@@ -64,8 +72,7 @@ class Pusher:
         self._publisher: Publishes
         self.fail_on_conflict = fail_on_conflict
         self.conflicts = 0
-        self.replication: Replicator | None = None
-        """Where other nodes hold what was promised, and may have brought it to the store while they took us for dead."""
+        self._replicator = replicator
 
     def connect(self, publisher: Publishes) -> None:
         """Give it what needs write-back itself."""
@@ -169,8 +176,8 @@ class Pusher:
                 if source.old is not None:
                     source.old = OldObject(dirty.key, uploaded.info.version, uploaded.stamp.size, uploaded.checksums)
                 source.bytes.rebase(dirty.key, uploaded.info.version, uploaded.stamp.size)
-                if self.replication is not None:
-                    self.replication.release(dirty.number, generation, dirty.replicas.holders)
+                if self._replicator is not None:
+                    self._replicator.release(dirty.number, generation, dirty.replicas.holders)
                 return uploaded
             except ChangedMeanwhile:
                 continue
@@ -188,14 +195,14 @@ class Pusher:
 
     def _described(self, dirty: Dirty, metadata: dict[str, str]) -> dict[str, str]:
         """Return the metadata of an object, with the write id if others may hold replicas of the file."""
-        if self.replication is None or not dirty.replicas.generation:
+        if self._replicator is None or not dirty.replicas.generation:
             return metadata
-        return self.replication.described(metadata, dirty.number, dirty.replicas.generation, dirty.key)
+        return self._replicator.described(metadata, dirty.number, dirty.replicas.generation, dirty.key)
 
     def _is_of_same_file(self, dirty: Dirty, info: ObjectInfo) -> bool:
         """Whether an object is an earlier content of a file, by us or by somebody who held it."""
         found = write_of(info.metadata, dirty.key)
-        ours = self.replication.write(dirty.number, 0) if self.replication is not None else None
+        ours = self._replicator.write(dirty.number, 0) if self._replicator is not None else None
         return found is not None and ours is not None and found.file == ours.file
 
     async def _taken_over(self, dirty: Dirty, metadata: Mapping[str, str]) -> Uploaded | None:
@@ -204,13 +211,13 @@ class Pusher:
         Where it is not, what they brought up is what the store is expected to have.
         """
         stamp, source = dirty.stamp, dirty.source
-        if self.replication is None or not dirty.replicas.holders or stamp is None or source is None:
+        if self._replicator is None or not dirty.replicas.holders or stamp is None or source is None:
             return None
-        outcome = await self.replication.outcome(dirty.number, dirty.replicas.holders)
+        outcome = await self._replicator.outcome(dirty.number, dirty.replicas.holders)
         if outcome is None:
             return None
         if outcome.key != dirty.key:
-            await self.replication.remove_again(outcome)  # it was renamed since
+            await self._replicator.remove_again(outcome)  # it was renamed since
             return None
         if outcome.write.generation != dirty.replicas.generation or dirty.content_changed(dirty.noted):
             dirty.stored.expects(outcome.version)

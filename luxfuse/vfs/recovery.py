@@ -89,7 +89,9 @@ class Recovery:
         cache: PageCache,
         store: Store,
         limits: naming.KeyLimits,
+        replicator: Replicator | None,
     ) -> None:
+        """``replicator``: of the nodes that may hold what was promised, and is not here any more."""
         self._namespace = namespace
         self._names = names
         self._entries = entries
@@ -102,8 +104,7 @@ class Recovery:
         self._store = store
         self._limits = limits
         self._threads = Threads(IO_THREADS)
-        self.replication: Replicator | None = None
-        """Where other nodes may hold what was promised, and is not here any more."""
+        self._replicator = replicator
 
     async def run(self) -> Outcome:
         """Do all of it. Raises `StoreError` if a move cannot be finished now, OSError if the disk fails."""
@@ -130,8 +131,8 @@ class Recovery:
                 if record.closed and not await self._was_pushed(record):
                     outcome.lost += 1
                     log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
-                    if record.holders and self.replication is not None:
-                        self.replication.note_lost(number)
+                    if record.holders and self._replicator is not None:
+                        self._replicator.note_lost(number)
                         continue
                 outcome.recovered += await self._set_aside(number, record)
                 reached("recover.set-aside")

@@ -23,26 +23,26 @@ log = logging.getLogger(__name__)
 class PromisedReplicas:
     """The replicas of the dirty files of one mount."""
 
-    def __init__(self, *, notes: Notes, journal: Journal, writeback: WriteBack) -> None:
+    def __init__(self, *, notes: Notes, journal: Journal, writeback: WriteBack, replicator: Replicator | None) -> None:
+        """``replicator``: has other nodes hold what was promised until the store has it."""
         self._notes = notes
         self._journal = journal
         self._writeback = writeback
-        self.replication: Replicator | None = None
-        """Where other nodes are to hold what was promised until the store has it."""
+        self._replicator = replicator
 
     def wanted(self, dirty: Dirty) -> bool:
         """Whether other nodes are to hold the content before it is acknowledged."""
-        wanted = self.replication is not None and self.replication.copies > 0
+        wanted = self._replicator is not None and self._replicator.copies > 0
         return wanted and dirty.kind is Kind.FILE and dirty.mode == WriteMode.ASYNC_THROUGH and dirty.source is not None
 
     def plan(self, dirty: Dirty) -> None:
         """Give what is about to be promised a generation, and choose who holds it: the journal is to know first."""
-        assert self.replication is not None
-        dirty.replicas.promise(self.replication.plan(dirty.number, dirty.replicas.holders))
+        assert self._replicator is not None
+        dirty.replicas.promise(self._replicator.plan(dirty.number, dirty.replicas.holders))
 
     async def hold(self, dirty: Dirty) -> bool:
         """Have other nodes hold what the journal has promised; False: they do not, so it has to go to the store now."""
-        replication = self.replication
+        replication = self._replicator
         if replication is None or not self.wanted(dirty) or not dirty.must_push:
             return True  # there is nothing to be lost
         async with dirty.replicas.lock:
@@ -92,12 +92,12 @@ class PromisedReplicas:
 
     def removed(self, dirty: Dirty) -> None:
         """A file is removed: let its holders drop it, soon."""
-        if self.replication is not None and dirty.replicas.holders:
-            self.replication.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
+        if self._replicator is not None and dirty.replicas.holders:
+            self._replicator.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
 
     async def tell_holders(self) -> None:
         """Tell the holders of replicas what has another name now, or none: to be called before that is acknowledged."""
-        replication = self.replication
+        replication = self._replicator
         if replication is None:
             return
         await replication.retract()

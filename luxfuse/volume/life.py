@@ -37,7 +37,8 @@ from luxfuse.understore.retrying import Store
 from luxfuse.understore.variables import variables
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.writer import Writer
-from luxfuse.volume.assembly import Cache, Local
+from luxfuse.volume.neighbours import Neighbours
+from luxfuse.volume.opened import Cache, Local, Opened
 from luxfuse.volume.parts import VolumeParts
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,14 @@ P = TypeVar("P", bound=VolumeParts)
 class Cluster(Protocol):
     """The part of the cluster that a volume needs."""
 
-    def prepared(self, settings: Settings, parts: VolumeParts, /) -> AbstractAsyncContextManager[None]:
-        """A volume exists for the block, and can have replicas of what is written to it."""
+    def on_changed(self, settings: Settings, /) -> Callable[[str, bool], None]:
+        """Return what is to be told of each key of the under-store that was written, or is gone."""
+
+    def prepared(self, settings: Settings, store: Store, journal: Journal, /) -> AbstractAsyncContextManager[Neighbours]:
+        """A volume is about to be built, and exists for the block."""
+
+    def serve(self, settings: Settings, parts: VolumeParts, /) -> None:
+        """The volume is built: what other nodes have left of writes can be brought to its store, until it ends."""
 
     def enlisted(self, settings: Settings, parts: VolumeParts, /) -> AbstractContextManager[None]:
         """A volume takes part in the cluster for the block."""
@@ -70,16 +77,19 @@ class VolumeLife:
         self._cluster = cluster
 
     @asynccontextmanager
-    async def running(self, build: Callable[[Settings, Store, Local, trio.Nursery], P]) -> AsyncIterator[P]:
+    async def running(self, build: Callable[[Opened], P]) -> AsyncIterator[P]:
         """Open everything, ``build`` the parts, recover what the last run left, keep it running, and leave it in order.
 
         Raises `LuxError` with one line.
         """
         async with self._opened() as (store, local, beginning):
             async with trio.open_nursery() as background:
-                parts = build(self.settings, store, local, background)
                 cluster = self._cluster
-                async with cluster.prepared(self.settings, parts) if cluster else nullcontext():
+                preparing = cluster.prepared(self.settings, store, local.journal) if cluster else nullcontext(Neighbours())
+                async with preparing as neighbours:
+                    parts = build(Opened(self.settings, store, local, background, neighbours))
+                    if cluster is not None:
+                        cluster.serve(self.settings, parts)
                     await self._begin(parts, beginning, background)
                     with cluster.enlisted(self.settings, parts) if cluster else nullcontext():
                         yield parts
@@ -129,6 +139,7 @@ class VolumeLife:
             rng=random.Random(),  # noqa: S311 (jitter)
             get_bytes_s=settings.bandwidth_limit_bytes_s,
             put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
+            on_changed=self._cluster.on_changed(settings) if self._cluster else lambda _key, _gone: None,
         )
         try:
             await self._probe(store)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-import trio
-
-from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.upload import Uploader
-from luxfuse.config import Settings
 from luxfuse.core.names import path_of
-from luxfuse.core.rules import PathPolicies
-from luxfuse.index.journal import Journal
-from luxfuse.tiers.staging import Staging
-from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.early import EarlyUploads
-from luxfuse.vfs.files import Files
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.publishing import Publisher
@@ -27,6 +19,8 @@ from luxfuse.vfs.replicas import PromisedReplicas
 from luxfuse.vfs.room import Room
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import IO_THREADS, Writer
+from luxfuse.volume.opened import Opened
+from luxfuse.volume.reading import Reading
 from luxfuse.workers import Threads
 
 
@@ -34,6 +28,8 @@ from luxfuse.workers import Threads
 class Writing:
     """What brings changes from programs to the store."""
 
+    uploader: Uploader
+    recovered: Recovered
     pusher: Pusher
     writeback: WriteBack
     notes: Notes
@@ -44,27 +40,19 @@ class Writing:
     writer: Writer
 
 
-def build_writing(
-    s: Settings,
-    *,
-    namespace: Namespace,
-    entries: DirtyEntries,
-    files: Files,
-    cache: PageCache,
-    staging: Staging,
-    journal: Journal,
-    kernel: Kernel,
-    uploader: Uploader,
-    recovered: Recovered,
-    policies: PathPolicies,
-    nursery: trio.Nursery,
-) -> Writing:
+def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_bytes: int) -> Writing:
     """Build them: each gets what it needs, but for write-back, which needs those that need it."""
+    s, local, nursery = opened.settings, opened.local, opened.nursery
+    namespace, entries, files, cache = reading.namespace, reading.dirty, reading.files, reading.cache
+    journal, staging, replicator = local.journal, local.staging, opened.neighbours.replicator
+    uploader = Uploader(store=opened.store, journal=journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
+    recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
     pusher = Pusher(
         namespace=namespace,
         uploader=uploader,
         journal=journal,
         recovered=recovered,
+        replicator=replicator,
         fail_on_conflict=s.on_conflict == "fail",
     )
     writeback = WriteBack(
@@ -80,7 +68,7 @@ def build_writing(
         namespace=namespace,
         entries=entries,
         journal=journal,
-        mode_of=lambda key: policies.of(path_of(key)).write_mode,
+        mode_of=lambda key: reading.policies.of(path_of(key)).write_mode,
     )
     room = Room(
         entries=entries,
@@ -90,7 +78,7 @@ def build_writing(
         writeback=writeback,
         timeout_s=s.room_timeout_s,
     )
-    replicas = PromisedReplicas(notes=notes, journal=journal, writeback=writeback)
+    replicas = PromisedReplicas(notes=notes, journal=journal, writeback=writeback, replicator=replicator)
     publisher = Publisher(
         namespace=namespace,
         entries=entries,
@@ -135,4 +123,4 @@ def build_writing(
         threads=threads,
         whole_file_bytes=s.whole_file_threshold_bytes,
     )
-    return Writing(pusher, writeback, notes, room, replicas, publisher, promises, writer)
+    return Writing(uploader, recovered, pusher, writeback, notes, room, replicas, publisher, promises, writer)

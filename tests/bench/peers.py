@@ -89,8 +89,7 @@ def serve(path: str) -> None:
             threading.Thread(target=accept, args=(listener, job), daemon=True).start()
         async with trio.open_nursery() as nursery:
             for tls in (False, True):
-                server = Server(listen(("127.0.0.1", 0)), keys, tls=tls)
-                server.provider = provider
+                server = Server(listen(("127.0.0.1", 0)), keys, tls=tls, provider=provider)
                 ports["tls" if tls else "plain"] = server.address[1]
                 await nursery.start(server.run)
             print(json.dumps(ports), flush=True)

@@ -12,14 +12,18 @@ import pytest
 
 from luxfuse import steps
 from luxfuse.cache import upload
-from luxfuse.cluster import takeover as shell
+from luxfuse.cluster import completer, takeover
+from luxfuse.cluster import holder as holding
 from luxfuse.cluster.replication import Replication
 from luxfuse.core import takeover as rules
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.core.replicas import State, write_of
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
+from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.understore.retrying import Store
 from luxfuse.vfs import pace
+from luxfuse.volume.neighbours import Neighbours
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, random_bytes, until
 
@@ -30,8 +34,8 @@ SOURCE = b"source-1"
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead writers are replaced at once, and files go up by themselves only if a test waits for it."""
     monkeypatch.setattr(rules, "TAKEOVER_S", 0.0)
-    monkeypatch.setattr(shell, "HEARD_S", 0.0)
-    monkeypatch.setattr(shell, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(takeover, "HEARD_S", 0.0)
+    monkeypatch.setattr(holding, "LOOK_INTERVAL_S", 0.01)
     monkeypatch.setattr(pace, "WRITE_BACK_DELAY_S", 3600.0)
 
 
@@ -61,28 +65,24 @@ class Peers:
         name = f"{number:016x}"
         rpc = Wire(self, name)
 
-        def join(mount: Mount) -> None:
-            replication = Replication(
+        def neighbours(store: Store, journal: Journal) -> Neighbours:
+            self.nodes[name] = replication = Replication(
                 root=self.path / name / "replicas",
                 capacity_bytes=1 << 20,
                 members=Others(self, name),
                 rpc=rpc,
             )
-            volume = replication.volume(
-                SOURCE,
-                store=mount.store,
-                recovered=mount.recovered,
-                journal=mount.journal,
-                uploader=mount.uploader,
-                cache=mount.cache,
-                copies=self.copies,
+            return Neighbours(replication.replicator(SOURCE, store=store, journal=journal, copies=self.copies))
+
+        def join(mount: Mount) -> None:
+            replication = self.nodes[name]
+            replication.serve(
+                SOURCE, store=mount.store, recovered=mount.recovered, uploader=mount.uploader, cache=mount.cache
             )
-            mount.writing.replicas.replication = mount.writing.pusher.replication = mount.recovery.replication = volume
-            self.nodes[name] = replication
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)
 
-        options = Options(write_mode="async-through", on_built=join, request_timeout_s=0.3)
+        options = Options(write_mode="async-through", neighbours=neighbours, on_built=join, request_timeout_s=0.3)
         (self.path / name).mkdir(exist_ok=True)
         try:
             async with mounted(self.path / name, self.driver, options, clean_end=clean_end) as mount:
@@ -169,7 +169,7 @@ async def test_a_holder_uploads_what_a_dead_writer_has_acknowledged(tmp_path: Pa
 async def test_a_takeover_keeps_to_the_limits_of_uploads_and_notes_what_is_open(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (shell, upload):
+    for module in (completer, upload):
         monkeypatch.setattr(module, "SINGLE_BYTES", 1000)
     peers, data = Peers(tmp_path, FakeStore()), random_bytes(size, 1)
     noted: list[set[str]] = []
@@ -201,7 +201,7 @@ async def test_a_takeover_keeps_to_the_limits_of_uploads_and_notes_what_is_open(
 
 @pytest.mark.expected_logs("cannot be uploaded yet")
 async def test_a_takeover_that_fails_leaves_no_upload_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in (shell, upload):
+    for module in (completer, upload):
         monkeypatch.setattr(module, "SINGLE_BYTES", 1000)
     peers, data = Peers(tmp_path, FakeStore()), random_bytes(100_000, 1)
     peers.driver.fail_next(1, lambda: StoreRejected("fake: 403"), "complete_upload")
@@ -337,8 +337,8 @@ async def test_a_later_content_takes_the_place_of_the_earlier_with_its_holder(tm
 
 @pytest.mark.expected_logs("is not in the cache directory any more")
 async def test_a_holder_uploads_what_the_writer_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shell, "SWEEP_INTERVAL_S", 0.05)
-    monkeypatch.setattr(shell, "OLD_S", -1.0)
+    monkeypatch.setattr(holding, "SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(holding, "OLD_S", -1.0)
     monkeypatch.setattr(rules, "TAKEOVER_S", 3600.0)
     peers, data = Peers(tmp_path, FakeStore()), random_bytes(100_000, 1)
     async with peers.node(2):

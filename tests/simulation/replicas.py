@@ -247,14 +247,15 @@ class Node:
                 clock=lambda: START_S + trio.current_time(),
                 threads=self,  # type: ignore[arg-type]  # a thread would not end in virtual time
             )
-            self.volume = self.replication.volume(
+            self.volume = self.replication.replicator(
+                SOURCE, store=self.store, journal=self.journal, copies=self.cluster.copies
+            )
+            self.replication.serve(
                 SOURCE,
                 store=self.store,
                 recovered=Recovered(self.path / "recovered"),  # type: ignore[arg-type]
-                journal=self.journal,
                 uploader=None,  # type: ignore[arg-type]  # what is written there goes in one request
                 cache=None,  # type: ignore[arg-type]
-                copies=self.cluster.copies,
             )
             for record in self.journal.files.values():
                 record.resumed, record.replicated, record.lock = True, 0, trio.Lock()

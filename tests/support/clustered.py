@@ -10,11 +10,13 @@ from pathlib import Path
 
 import trio
 
-from luxfuse.cluster.peer_source import Peers
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cluster.peer_source import Peers, PeerSource
 from luxfuse.cluster.serving import Serving
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.peers.client import Client
 from luxfuse.peers.server import Server, listen
+from luxfuse.volume.neighbours import Neighbours
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted
 from tests.support.peer_nodes import SOURCE, keys_of
@@ -45,6 +47,8 @@ class ClusterNode:
     client: Client
     serving: Serving
     peers: Peers
+    source: PeerSource
+    """How its mount sees the peers."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled, the node answers nobody any more."""
 
@@ -71,19 +75,24 @@ async def clustered(
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         for number in range(count):
-            mount = await stack.enter_async_context(mounted(path / str(number), driver, **options))
             name = f"{number:016x}"
             keys = keys_of(name)
-            server = Server(listen(("127.0.0.1", 0)), keys, tls=False)
+            caches: dict[bytes, PageCache] = {}
+            serving = Serving(caches.get)
+            server = Server(listen(("127.0.0.1", 0)), keys, tls=False, provider=serving)
             info = NodeInfo(name, *server.address, sources=(SOURCE,))
             client, everyone = Client(keys, tls=False), Everyone(info)
             stack.callback(client.close)
             peers = Peers(everyone, client, everyone, cooperative=cooperative, rng=random.Random(number))
             stack.callback(peers.close)
-            serving = Serving({SOURCE: mount.cache}.get)
-            server.provider = serving
-            mount.cache.attempts.peers = peers.source(SOURCE)
-            node = ClusterNode(mount, everyone, server, client, serving, peers)
+            source = peers.source(SOURCE)
+            source.taking_part = True
+            neighbours = Neighbours(peers=source)
+            mount = await stack.enter_async_context(
+                mounted(path / str(number), driver, neighbours=lambda _store, _journal, own=neighbours: own, **options)
+            )
+            caches[SOURCE] = mount.cache
+            node = ClusterNode(mount, everyone, server, client, serving, peers, source)
             await nursery.start(node.serve)
             nursery.start_soon(peers.run)
             nodes.append(node)

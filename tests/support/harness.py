@@ -52,7 +52,9 @@ from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery import Outcome, Recovery
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
-from luxfuse.volume.assembly import Cache, Local, build_tree
+from luxfuse.volume.assembly import build_tree
+from luxfuse.volume.neighbours import Neighbours
+from luxfuse.volume.opened import Cache, Local, Opened
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.writing import Writing
 from tests.support.fake_kernel import FakeKernel
@@ -106,6 +108,8 @@ class Options:
     attributes: str = "auto"
     share: Kernel | None = None
     """The kernel as one volume of several sees it."""
+    neighbours: Callable[[Store, Journal], Neighbours] | None = None
+    """Makes the other nodes of a cluster."""
     on_built: Callable[[Mount], None] | None = None
     """Called before recovery begins."""
 
@@ -330,9 +334,9 @@ def _build(
     nursery: trio.Nursery,
 ) -> Mount:
     kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock(o.beginning_s)
-    p: VolumeParts = build_tree(
-        o.settings(path), store, local, o.share or kernel, nursery, clock=clock, buffers_bytes=o.memory_bytes
-    )
+    neighbours = o.neighbours(store, local.journal) if o.neighbours is not None else Neighbours()
+    opened = Opened(o.settings(path), store, local, nursery, neighbours)
+    p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, buffers_bytes=o.memory_bytes)
     p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(
         path,

@@ -83,8 +83,8 @@ async def run(key: str, host: str, seed: str, source: str, how: str) -> None:
     client = Client(keys, tls=True)
     seeds = Seeds([seed], family=listening.family)
     membership = Membership(swim, keys, client, listening.datagrams, info=info, seeds=seeds, rng=rng)
-    server = HostileServer(listening.connections, keys, tls=True)
-    server.how, server.provider = how, Nothing()  # type: ignore[assignment]
+    server = HostileServer(listening.connections, keys, tls=True, provider=Nothing())
+    server.how = how
     server.handle(PUSH_PULL_PATH, membership.handle_push_pull)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)

@@ -99,8 +99,7 @@ class Node:
 async def running(objects: dict[str, bytes], *, tls: bool, in_files: bool = False) -> AsyncIterator[Node]:
     """Run a server, and close what is open afterwards."""
     provider = FakeProvider(objects, in_files=in_files)
-    server = Server(listen(("127.0.0.1", 0)), keys_of(SERVER), tls=tls)
-    server.provider = provider
+    server = Server(listen(("127.0.0.1", 0)), keys_of(SERVER), tls=tls, provider=provider)
     client = Client(keys_of(CLIENT), tls=tls)
     try:
         async with trio.open_nursery() as nursery:

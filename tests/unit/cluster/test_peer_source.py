@@ -58,7 +58,7 @@ async def test_nodes_that_start_together_fetch_each_page_once(tmp_path: Path) ->
 async def test_a_holder_is_asked_rather_than_the_home(tmp_path: Path) -> None:
     driver = store_of(key=pages(3))
     async with clustered(tmp_path, driver, 3) as (a, b, c):
-        a.mount.cache.attempts.peers = None
+        a.source.taking_part = False
         assert await a.mount.read_all("key") == driver.objects["key"][0]
         oid = a.mount.cache.object_id("key", driver.objects["key"][1])
         for node in (b, c):
@@ -259,7 +259,7 @@ async def test_the_bandwidth_limit_of_a_rule_is_for_what_the_store_is_asked(tmp_
     driver = store_of(near=pages(6), far=pages(6))
     default = PathPolicy(WriteMode.CACHE_THROUGH, "cache")
     async with clustered(tmp_path, driver, 2) as (a, b):
-        a.mount.cache.attempts.peers = None
+        a.source.taking_part = False
         assert await a.mount.read_all("near") == driver.objects["near"][0]
         b.everyone.holding[b.mount.cache.object_id("near", driver.objects["near"][1]), 0] = [a.name]
         b.mount.store.follow_rules(PathPolicies([PathRule("**", bandwidth_limit_bytes_s=64 << 10)], default), path_of)

@@ -83,6 +83,8 @@ async def replicated(
             each = CleanReplicas(gossip, node.client, truth, random.Random(1), node.mount.clock)  # type: ignore[arg-type]
             each.register(node.server)
             each.add(SOURCE, node.mount)  # type: ignore[arg-type]
+            node.mount.hierarchy.shared.copies = each.copies_of(SOURCE)
+            node.mount.inventory._nodes = each.nodes_for(SOURCE)
             replicas.append(each)
             nursery.start_soon(each.run)
         yield nodes, replicas

@@ -54,9 +54,8 @@ async def test_replicas_go_over_the_wire(tls: bool, tmp_path: Path):
 
         peer, ours = replication(SERVER), replication(CLIENT)
         peer.register(node.server)
-        parts = {"store": store, "recovered": recovered, "journal": journal, "uploader": None, "cache": None}
-        peer.volume(SOURCE, **parts, copies=0)
-        volume = ours.volume(SOURCE, **parts, copies=1)
+        peer.serve(SOURCE, store=store, recovered=recovered, uploader=None, cache=None)
+        volume = ours.replicator(SOURCE, store=store, journal=journal, copies=1)
         with (tmp_path / "file").open("rb") as file:
 
             async def send(number: int, generation: int, key: str, fd: int, same: int = 0) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ def mock_clock() -> MockClock:
     return MockClock(autojump_threshold=0.05)
 
 
-def make(fake: FakeStore, timeout_s: float = 30.0, max_requests: int = 4) -> Store:
-    return Store(fake, request_timeout_s=timeout_s, max_requests=max_requests, rng=random.Random(1))
+def make(fake: FakeStore, timeout_s: float = 30.0, max_requests: int = 4, **more) -> Store:
+    return Store(fake, request_timeout_s=timeout_s, max_requests=max_requests, rng=random.Random(1), **more)
 
 
 async def read(store: Store, fake: FakeStore) -> bytes:
@@ -411,8 +411,7 @@ async def test_a_change_is_told_of_though_its_answer_is_lost(mock_clock):
             raise StoreUnavailable("connection reset")
 
     told = []
-    store = make(Mute(), timeout_s=1.0)
-    store.on_changed = lambda key, gone: told.append((key, gone))
+    store = make(Mute(), timeout_s=1.0, on_changed=lambda key, gone: told.append((key, gone)))
     with pytest.raises(StoreUnavailable):
         await store.put("a", b"x", {})
     with pytest.raises(StoreUnavailable):

@@ -13,8 +13,9 @@ from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep
 from luxfuse.types import PAGE_BYTES, Buffer, ObjectInfo
 from luxfuse.vfs.errors import Stale
+from luxfuse.volume.neighbours import Neighbours
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes
+from tests.support.harness import Mount, Options, mounted, pages, random_bytes
 
 OLD, NEW = random_bytes(pages(6), 1), random_bytes(pages(7) + 5, 2)
 PASSTHROUGH = pytest.mark.parametrize("passthrough", [True, False])
@@ -159,6 +160,8 @@ async def test_the_second_open_comes_late_and_the_object_was_replaced_again(tmp_
 class HasOld:
     """A peer that has the old version whole."""
 
+    taking_part = False
+
     def ask(self, obj: CachedObject, flight: Flight, keep: Keep, answered: Done[Fetched], ask_store: object) -> bool:
         if obj.size != len(OLD):
             return False
@@ -170,11 +173,14 @@ class HasOld:
 async def test_a_first_page_from_a_peer_says_nothing_of_the_store(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("a", OLD)
-    async with mounted(tmp_path, driver, whole_file_bytes=pages(2), readahead_bytes=0) as m:
+    peer = HasOld()
+    neighbours = Neighbours(peers=peer)
+    options = Options(whole_file_bytes=pages(2), readahead_bytes=0, neighbours=lambda _store, _journal: neighbours)
+    async with mounted(tmp_path, driver, options) as m:
         await m.inode("a")
         m.clock.advance(0.0001)
         driver.place("a", NEW)
-        m.cache.attempts.peers = HasOld()  # type: ignore[assignment]
+        peer.taking_part = True
         assert await read_all(m, "a") == NEW
 
 

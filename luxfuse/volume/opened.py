@@ -1,0 +1,51 @@
+"""What is open of one under-store before its parts are built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from luxfuse.config import Settings
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.index.journal import Journal
+from luxfuse.index.store import IndexStore
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
+from luxfuse.understore.retrying import Store
+from luxfuse.volume.neighbours import Neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A cache directory in use, as the user wrote it, and its number in the index."""
+
+    setting: CacheSetting
+    directory: CacheDirectory
+    number: int
+
+
+class Local:
+    """What lies on this machine: the cache directories with their staging files, the index, the journal."""
+
+    def __init__(self, caches: Sequence[Cache], index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
+        """``caches``: the home directory first. ``clean``: the last run ended cleanly, with everything committed."""
+        self.caches = caches
+        self.directory = caches[0].directory
+        self.index = index
+        self.journal = journal
+        self.epoch = epoch
+        self.clean = clean
+        self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One under-store: settings, driver, this machine's side, other nodes. Tasks of its parts run in ``nursery``."""
+
+    settings: Settings
+    store: Store
+    local: Local
+    nursery: trio.Nursery
+    neighbours: Neighbours = field(default_factory=Neighbours)

@@ -1,0 +1,177 @@
+"""Builds the parts of one under-store that read, and joins them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from luxfuse.cache.contents import Contents
+from luxfuse.cache.directories import Directories, Prober
+from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.mover import Mover
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.placing import Placing
+from luxfuse.cache.space import Shared, Space
+from luxfuse.cache.trim import Trimmer
+from luxfuse.config import Settings
+from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.names import path_of
+from luxfuse.core.policies import POLICIES
+from luxfuse.core.rules import PathPolicies
+from luxfuse.index import lifecycle
+from luxfuse.index.names import Names
+from luxfuse.index.objects import Objects
+from luxfuse.orders.retention import MarkStore
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.vfs.ahead import FilesAhead, FillBehind
+from luxfuse.vfs.descriptions import Descriptions
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.moving import Moving
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.volume.opened import Cache, Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What finds names and brings content from the store to programs."""
+
+    policies: PathPolicies
+    marks: MarkStore
+    names: Names
+    objects: Objects
+    lister: Lister
+    namespace: Namespace
+    descriptions: Descriptions
+    hierarchy: Hierarchy
+    cache: PageCache
+    mover: Mover
+    directories: Directories
+    ahead: FilesAhead
+    dirty: DirtyEntries
+    files: Files
+
+
+class _Rules:
+    """What the rules of the settings, and the marks made by commands, say of an object."""
+
+    def __init__(self, policies: PathPolicies, marks: MarkStore) -> None:
+        self._policies = policies
+        self._marks = marks
+
+    def placing(self, key: str) -> Placing:
+        policy = self._policies.of(path_of(key))
+        return Placing(policy.read_mode != "no-cache", policy.tier)
+
+    def is_pinned(self, key: str) -> bool:
+        path = path_of(key)
+        return self._policies.of(path).pin or self._marks.marks.pinned(path)
+
+
+def build_reading(
+    opened: Opened, kernel: Kernel, prober: Prober | None, buffers_bytes: int, clock: Callable[[], float] = time.time
+) -> Reading:
+    """Build them. ``buffers_bytes``: for requests in flight, and again for pages in memory; ``clock``: wall-clock s."""
+    s, store, local, nursery = opened.settings, opened.store, opened.local, opened.nursery
+    objects = Objects(local.index)
+    policies, marks = PathPolicies(s.path_rules, s.path_default), MarkStore(objects)
+    store.follow_rules(policies, path_of)
+    # A run that was killed may have changed names since without a record.
+    names = Names(local.index, clock) if local.clean else Names(local.index, clock, believe_from_s=clock())
+    lister = Lister(store=store, names=names, moving=Moving(names), nursery=nursery, clock=clock)
+    namespace = Namespace(
+        store=store,
+        names=names,
+        lister=lister,
+        kernel=kernel,
+        metadata_ttl_s=s.metadata_ttl_s,
+        negative_ttl_s=s.negative_ttl_s,
+        nursery=nursery,
+        clock=clock,
+        shared=s.allow_other,
+    )
+    descriptions = Descriptions(
+        namespace=namespace, names=names, store=store, kernel=kernel, mode=s.attributes, clock=clock
+    )
+    hierarchy = Hierarchy(Shared(_Rules(policies, marks), opened.neighbours.copies))
+    cache = PageCache(
+        store=store,
+        objects=objects,
+        hierarchy=hierarchy,
+        descriptions=descriptions,
+        source_id=s.source_id,
+        epoch=local.epoch,
+        memory_bytes=buffers_bytes,
+        nursery=nursery,
+        peers=opened.neighbours.peers,
+        clock=clock,
+    )
+    trimmer = Trimmer(cache.contents, objects)
+
+    def make_space(setting: CacheSetting, directory: CacheDirectory, number: int) -> Space:
+        return _space(s, objects, cache.contents, trimmer, Cache(setting, directory, number))
+
+    hierarchy.begin([make_space(each.setting, each.directory, each.number) for each in local.caches])
+    mover = Mover(cache.contents, objects, cache.budget, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
+    directories = Directories(
+        contents=cache.contents,
+        mover=mover,
+        staging=local.staging,
+        index=local.index,
+        objects=objects,
+        nursery=nursery,
+        source_id=s.source_id,
+        make_space=make_space,
+        prober=prober,
+    )
+    ahead = FilesAhead(
+        namespace=namespace,
+        cache=cache,
+        limit_bytes=s.readahead_bytes,
+        largest_bytes=s.whole_file_threshold_bytes,
+    )
+    dirty = DirtyEntries()
+    files = Files(
+        namespace=namespace,
+        cache=cache,
+        kernel=kernel,
+        ahead=ahead,
+        behind=FillBehind(cache=cache, nursery=nursery),
+        whole_file_bytes=s.whole_file_threshold_bytes,
+        readahead_bytes=s.readahead_bytes,
+        dirty=dirty,
+    )
+
+    def lost_files(space: Space) -> None:
+        lifecycle.adopt(local.index, space.number, str(space.directory.path), space.directory.identity)
+        cache.contents.forget_files(space)
+        files.forget_all()
+
+    cache.contents.read_by(files)
+    hierarchy.shared.on_lost_files.append(lost_files)
+    return Reading(
+        policies, marks, names, objects, lister, namespace, descriptions, hierarchy, cache, mover, directories, ahead,
+        dirty, files,
+    )  # fmt: skip
+
+
+def _space(s: Settings, objects: Objects, contents: Contents, trimmer: Trimmer, cache: Cache) -> Space:
+    ratio = cache.setting.free_space_ratio
+    return Space(
+        cache.directory, objects, contents.hierarchy.shared, contents, trimmer,
+        number=cache.number, tier=cache.setting.tier,
+        policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
+        free_space_ratio=s.free_space_ratio if ratio is None else ratio,
+        high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
+        writable=s.read_mode != "no-cache" or any(rule.read_mode for rule in s.path_rules),
+    )  # fmt: skip
+
+
+def _capacity_bytes(cache: Cache) -> int | None:
+    setting = cache.setting
+    if setting.size_ratio is None:
+        return setting.size_bytes
+    return int(cache.directory.space().total_bytes * setting.size_ratio)
