@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import fast_s3
+from tests.support import fast_s3, forking
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, plain_user_missing, put
@@ -24,6 +24,12 @@ _serial = itertools.count()
 @pytest.fixture(autouse=True)
 def _requires(requires_root: None, requires_fuse: None) -> None:
     """Everything here mounts as root, or from root as another user."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forker() -> None:
+    """Before a test could be held to leave it behind."""
+    forking.start()
 
 
 @pytest.fixture(scope="session")

@@ -398,7 +398,7 @@ class TestPrivacy:
             environment = {}
         mount = mounting(
             f"s3://{bucket}", *flags, endpoint_url=proxy.endpoint, environment=environment,
-            options={"log_level": "debug", "request_timeout": "2s"}, expected_logs=["."],
+            options={"log_level": "debug", "request_timeout": "2s"}, expected_logs=["."], forked=False,
         )  # fmt: skip
         shown = [Path("/proc", str(mount.pid), "cmdline").read_text()]
         assert mount.read("file") == digest(WHOLE)

@@ -32,6 +32,8 @@ import pytest
 from luxfuse.control.client import ControlClient
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.steps import DIE_AT
+from tests.support import forking
 from tests.support import reader as reader_program
 from tests.support.fast_s3 import FastS3
 
@@ -218,7 +220,9 @@ class Mount:
         cache_dir: str | os.PathLike[str] | None = None,
         expected_logs: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
+        forked: bool = True,
     ) -> None:
+        """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be."""
         self.source = source
         self.base = Path(tempfile.mkdtemp(prefix="mounted-"))
         self.path = self.base / "mnt"
@@ -230,6 +234,7 @@ class Mount:
             self.flags += ["--endpoint-url", endpoint_url]
         if options:
             self.flags += ["-o", ",".join(f"{name}={value}" for name, value in options.items())]
+        self._forked = forked and not plain_user
         self.plain_user = plain_user
         self.prefix = _as_nobody() if plain_user else []
         self.python = plain_python() or "" if plain_user else sys.executable
@@ -251,6 +256,12 @@ class Mount:
             [*self.prefix, *map(str, command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="surrogateescape", cwd="/", env=self.environment,
         )  # fmt: skip
+        return self._end_of(process, timeout_s, check)
+
+    def _end_of(
+        self, process: subprocess.Popen[str] | forking.Command, timeout_s: float, check: bool
+    ) -> subprocess.CompletedProcess[str]:
+        command = process.args
         try:
             out, err = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -266,12 +277,23 @@ class Mount:
     def cli(self, *arguments: str | os.PathLike[str], timeout_s: float = COMMAND_TIMEOUT_S,
             check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a luxfuse command."""
+        # The step to die at is read by the module that names steps, when it is imported.
+        if self._forked and not self.prefix and DIE_AT not in self.environment:
+            return self._end_of(forking.Command(arguments, self.environment), timeout_s, check)
+        return self._start(*arguments, timeout_s=timeout_s, check=check)
+
+    def _start(self, *arguments: str | os.PathLike[str], timeout_s: float,
+               check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
         command = [self.python, "-P", "-m", "luxfuse.cli.main", *arguments]
         return self.run(command, timeout_s=timeout_s, check=check)
 
     def try_mount(self, *flags: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Run ``luxfuse mount``. What that says every 5 s while it takes long is left out: the machine may be slow."""
-        done = self.cli("mount", self.source, self.path, *self.flags, *flags, timeout_s=timeout_s)
+        return self._mounted_by(self._start, *flags, timeout_s=timeout_s)
+
+    def _mounted_by(self, run: Callable[..., subprocess.CompletedProcess[str]], *flags: str,
+                    timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        done = run("mount", self.source, self.path, *self.flags, *flags, timeout_s=timeout_s)
         done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not STILL.match(line))
         if done.returncode == 0:
             self._pids.add(self.pid)
@@ -279,7 +301,7 @@ class Mount:
 
     def mount(self, *flags: str) -> Mount:
         """Mount; returns itself."""
-        done = self.try_mount(*flags)
+        done = self._mounted_by(self.cli, *flags)
         assert done.returncode == 0, f"mounting failed: {done.stderr}\n{self.log()}"
         assert done.stderr == ""
         return self

@@ -1,0 +1,150 @@
+"""A program that has imported luxfuse once, and forks a process for each command, and for each daemon of a command.
+
+Starting Python and importing takes most of the processor time of a mount: a second, of which forking saves nine tenths.
+`forking` starts it and sends orders. Nothing here may start a thread or import from the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from luxfuse.cli import command_line, launch, main
+from luxfuse.daemon import __main__ as daemon
+
+_ORDER_MAX_BYTES = 1 << 20
+_USED_LATER = (
+    "botocore.client", "botocore.session", "luxfuse.cluster.node", "luxfuse.control.metrics", "luxfuse.daemon.main",
+    "luxfuse.peers.credentials", "luxfuse.understore.obstore.driver", "luxfuse.understore.s3.client",
+)  # fmt: skip
+"""What daemons import where they need it."""
+
+
+def _become(work: Callable[[], int], standard: Sequence[int], *kept: int) -> NoReturn:
+    """Be a process of its own that does ``work``, with these three standard descriptors and ``kept``."""
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, fd in enumerate(standard):
+            os.dup2(fd, number)
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd not in kept:
+                with contextlib.suppress(OSError):  # the one that lists them
+                    os.close(fd)
+        code = work()
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+class _ForkedDaemon:
+    """What `launch` uses of `subprocess.Popen`; the daemon is forked, with all that is imported."""
+
+    def __init__(
+        self, command: Sequence[str], *, stdin: int, stdout: int, stderr: int, pass_fds: Sequence[int], cwd: str,
+        start_new_session: bool,
+    ) -> None:  # fmt: skip
+        assert list(command[:4]) == [sys.executable, "-P", "-m", "luxfuse.daemon"]
+        assert stdin == subprocess.PIPE
+        assert start_new_session
+        reading, writing = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.chdir(cwd)
+            sys.argv = ["luxfuse.daemon", *command[4:]]
+            _become(daemon.main, (reading, stdout, stderr), *pass_fds)
+        os.close(reading)
+        self.stdin = os.fdopen(writing, "wb")
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        return self.returncode if self.returncode is not None else self._waited(os.WNOHANG)
+
+    def wait(self, timeout: float) -> int:
+        """Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            if not select.select([self._pidfd], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("luxfuse.daemon", timeout)
+            self._waited(0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _waited(self, options: int) -> int | None:
+        pid, status = os.waitpid(self.pid, options)
+        if pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _command(arguments: Sequence[str], environment: dict[str, str]) -> int:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["luxfuse", *arguments]
+    return main.main()
+
+
+def _carry_out(order: dict[str, object], out: int, err: int, answers: int) -> NoReturn:
+    """Fork the command; tell its process, and how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    arguments, environment = order["arguments"], order["environment"]
+    pid = os.fork()
+    if pid == 0:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        _become(lambda: _command(arguments, environment), (nothing, out, err))  # type: ignore[arg-type]
+    os.close(out)
+    os.close(err)
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        os.write(answers, b"%d\n" % pid)
+        _, status = os.waitpid(pid, 0)
+        os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def serve(orders: socket.socket) -> None:
+    """Carry out orders until the other end is closed: JSON, with descriptors for stdout, stderr and the answers."""
+    for name in (*_USED_LATER, *(f"luxfuse.cli.{place.partition('.')[0]}" for place in command_line.COMMANDS.values())):
+        importlib.import_module(name)
+    launch.subprocess = types.SimpleNamespace(  # type: ignore[attr-defined]
+        Popen=_ForkedDaemon, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for who carries out an order
+    gc.collect()
+    gc.freeze()
+    assert os.listdir("/proc/self/task") == [str(os.getpid())], "a thread would be missing in what is forked"
+    while True:
+        data, fds, _, _ = socket.recv_fds(orders, _ORDER_MAX_BYTES, 3)
+        if not data:
+            return
+        if os.fork() == 0:
+            _carry_out(json.loads(data), *fds)
+        for fd in fds:
+            os.close(fd)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
