@@ -89,7 +89,7 @@ def expected_logs() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_unexpected_logs(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, expected_logs) -> Iterator:
-    """Fail a test that logged a luxfuse, hypercorn, starlette or trio record at WARNING or above."""
+    """Fail a test that logged a luxfuse, trio, asyncio or pyfuse3 record at WARNING or above."""
     yield
     patterns = list(expected_logs)
     for marker in request.node.iter_markers("expected_logs"):
@@ -99,7 +99,7 @@ def _no_unexpected_logs(request: pytest.FixtureRequest, caplog: pytest.LogCaptur
         for when in ("setup", "call")
         for record in caplog.get_records(when)
         if record.levelno >= logging.WARNING
-        and record.name.split(".")[0] in ("luxfuse", "hypercorn", "starlette", "trio", "asyncio", "pyfuse3")
+        and record.name.split(".")[0] in ("luxfuse", "trio", "asyncio", "pyfuse3")
         and not any(re.search(pattern, record.getMessage()) for pattern in patterns)
     ]
     if unexpected and request.node.stash.get(_CALL_PASSED, True):

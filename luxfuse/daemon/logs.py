@@ -47,5 +47,5 @@ def configure(settings: Settings, state: Path) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for noisy in ("hypercorn", "botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure"):
+    for noisy in ("botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

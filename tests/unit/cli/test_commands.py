@@ -292,7 +292,7 @@ def test_commands_start_without_heavy_imports(arguments: list[str], tmp_path: Pa
     bounded = tuple(map(int, metadata.version("typer").split(".")[:2])) < (0, 29)
     program = (
         "import sys; from luxfuse.cli import main; main.guard(lambda: main.run(sys.argv[1:]))\n"
-        "heavy = {'trio', 'pyfuse3', 'obstore', 'fsspec', 'starlette', 'hypercorn', 'prometheus_client', 'rich'}\n"
+        "heavy = {'trio', 'pyfuse3', 'obstore', 'fsspec', 'h11', 'prometheus_client', 'rich'}\n"
         "heavy |= {'typer'} if sys.argv[1] == 'load' else set()\n"
         f"heavy |= {{'pydantic'}} if {bounded} else set()\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"

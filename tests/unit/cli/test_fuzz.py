@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from luxfuse.cli import command_line, fstab, launch, main, stats, unmount
 from luxfuse.config import Settings, build
 from luxfuse.control import registry, server
+from luxfuse.control.http import Request
 from luxfuse.core.settings import SETTINGS
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.understore.factory import open_driver
@@ -264,38 +265,26 @@ def test_command_lines(place: Path, examples: int, monkeypatch: pytest.MonkeyPat
 # -- the control socket
 
 
-async def asked(application: Any, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+async def asked(service: Service, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Return status and body of the answer to one request."""
-    parts: list[dict[str, Any]] = []
-    received = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-    async def receive() -> dict[str, Any]:
+    async def receive(_most_bytes: int) -> bytes:
         await trio.lowlevel.checkpoint()
-        if (message := next(received, None)) is not None:
-            return message
-        await trio.sleep_forever()
-        raise AssertionError
+        return body
 
-    async def send(message: dict[str, Any]) -> None:
-        await trio.lowlevel.checkpoint()
-        parts.append(message)
-
-    scope = {
-        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
-        "root_path": "", "scheme": "http", "server": ("localhost", 80), "client": None, "http_version": "1.1",
-    }  # fmt: skip
     with trio.fail_after(10):
-        await application(scope, receive, send)
-    return parts[0]["status"], b"".join(part.get("body", b"") for part in parts[1:])
+        response = await server.answer(service, Request(method, path, "", {}, receive))
+        if isinstance(response.content, bytes):
+            return response.status, response.content
+        return response.status, b"".join([part async for part in response.content])
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_control_requests(examples: int) -> None:
     service = Service(build({"source": "fake://ok", "mountpoint": "/m"}, {}), trio.Event())
-    application = server._application(service)
 
     def check(method: str, order: str, body: bytes) -> None:
-        status, answer = trio.run(asked, application, method, f"/v1/{order}", body)
+        status, answer = trio.run(asked, service, method, f"/v1/{order}", body)
         assert status in (200, 400, 404, 405, 409), (status, answer)
         if status != 200:
             error = json.loads(answer)["error"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import shutil
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -300,6 +303,39 @@ def raw_request(path: Path, method: str, target: str, body: bytes) -> bytes:
         except BrokenPipeError:
             pass
         return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+async def test_a_wrong_method_is_told_the_right_one(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock"):
+        for method, target, right in (("POST", "/v1/status", b"GET"), ("GET", "/v1/drain", b"POST")):
+            answer = await call(raw_request, tmp_path / "control.sock", method, target, b"")
+            assert b"\r\nallow: " + right + b"\r\n" in answer
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+async def test_curl(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+
+    def curl(*arguments: str, said: bytes = b"") -> str:
+        command = ["curl", "-sS", "--max-time", "10", "--unix-socket", str(path), *arguments]
+        return subprocess.run(command, input=said, capture_output=True, check=True).stdout.decode()
+
+    async with serving(path) as (service, _client):
+        assert json.loads(await call(curl, "http://localhost/v1/status")) == sample_status()
+        assert json.loads(await call(curl, "--http1.0", "http://x/v1/status"))["pid"] == 42
+        both = await call(curl, "-w", "%{content_type} %{num_connects}\n", *["http://x/v1/metrics"] * 2)
+        media = "text/plain; version=0.0.4; charset=utf-8"
+        assert both == f"luxfuse_up 1\n{media} 1\nluxfuse_up 1\n{media} 0\n"
+        assert (await call(curl, "-I", "http://x/v1/status")).startswith("HTTP/1.1 405 Method Not Allowed\r\n")
+        assert await call(curl, "-X", "POST", "-d", '{"paths": ["a"]}', "http://x/v1/load") == (
+            '{"files": 1, "done": false}\n{"files": 1, "done": true}\n'
+        )
+        paths = [f"{'x' * 100}{number}" for number in range(20_000)]  # so many that curl asks before it sends them
+        body = functools.partial(curl, "-d", "@-", "http://x/v1/refresh", said=json.dumps({"paths": paths}).encode())
+        assert json.loads(await call(body)) == {"errors": []}
+        assert service.refreshed == paths
+        chunked = ("-H", "Transfer-Encoding: chunked", "-H", "Expect:", "-d", '{"paths": ["gone"]}')
+        assert json.loads(await call(curl, *chunked, "http://x/v1/refresh")) == {"errors": ["gone: no such file"]}
 
 
 async def test_cancelling_ends_it_with_connections_open_and_prints_nothing(
