@@ -33,12 +33,14 @@ HEAD_S = 10.0
 BODY_S = 30.0
 """For a body; one that is too large is received, and dropped, for so long."""
 TAKE_S = 300.0
-"""For the client to take a part of an answer: a command that was stopped may go on within that time."""
+"""For the client to take a part of an answer; a command that was stopped by Ctrl-Z may go on within that time."""
 LINGER_S = 1.0
 GRACE_S = 1.0
 """For requests that are being answered when the server is cancelled."""
 _CHUNK_BYTES = 64 << 10
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+_AHEAD_MAX_BYTES = 2 * _CHUNK_BYTES
+"""Of requests that come before the last one is answered."""
+_GONE = (trio.BrokenResourceError, trio.TooSlowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +185,9 @@ class _Connection:
         self._late = False
 
     async def request(self) -> Request | None:
-        """Return the next request, None when there is none. Raises `NotReceived`."""
+        """Return the next request, None when there is none. Raises `NotReceived`: the answer to that is the last."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._method = ""
         if not self._h11.trailing_data[0]:
             with trio.move_on_after(IDLE_S) as waiting:
                 await self._receive()
@@ -194,17 +197,14 @@ class _Connection:
             event = await self._event()
         if not isinstance(event, h11.Request):
             return None
+        self._method = event.method.decode("latin-1")
         if event.http_version not in (b"1.0", b"1.1"):
             raise NotReceived("HTTP/1.1 is spoken here", 505)
-        if event.method == b"CONNECT":
+        if self._method == "CONNECT":
             raise NotReceived("this is no proxy", 405)
-        if (
-            len(event.target) + sum(len(name) + len(value) + len(": \r\n") for name, value in event.headers)
-            > HEAD_MAX_BYTES
-        ):
+        if _head_bytes(event) > HEAD_MAX_BYTES:
             raise NotReceived(f"the head of the request has more than {HEAD_MAX_BYTES} bytes", 431)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-        self._method = event.method.decode("latin-1")
         self._declared_bytes = int(headers.get("content-length", 0))
         path, _, query = event.target.decode("latin-1").partition("?")
         return Request(self._method, unquote(path), query, headers, self._body)
@@ -277,12 +277,12 @@ class _Connection:
         return sent
 
     async def _watch(self, sending: trio.CancelScope) -> None:
-        """Cancel ``sending`` when the client hangs up, or says more than belongs to a next request."""
-        ahead = 0
-        with contextlib.suppress(*_GONE):
-            while ahead <= HEAD_MAX_BYTES and (data := await self._stream.receive_some(HEAD_MAX_BYTES)):
+        """Cancel ``sending`` when the client hangs up, or goes on asking."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await self._stream.receive_some(_CHUNK_BYTES):
                 self._h11.receive_data(data)
-                ahead += len(data)
+                if len(self._h11.trailing_data[0]) > _AHEAD_MAX_BYTES:
+                    break
         sending.cancel()
 
     async def _send(self, *events: h11.Event) -> None:
@@ -319,6 +319,11 @@ class _Connection:
         with trio.move_on_after(LINGER_S):
             while await self._stream.receive_some(_CHUNK_BYTES):
                 pass
+
+
+def _head_bytes(request: h11.Request) -> int:
+    """Return about how long a head is: one that comes at once may be longer than h11 would wait for."""
+    return len(request.target) + sum(len(name) + len(value) + len(": \r\n") for name, value in request.headers)
 
 
 def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:

@@ -17,6 +17,7 @@ from luxfuse.control import http
 from tests.unit.control.conversing import MOST_BODY_BYTES, Client, listen_at, serving
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = GET.replace(b"GET", b"HEAD", 1)
 
 
 @pytest.fixture
@@ -173,6 +174,8 @@ async def test_head_has_no_body(listener: socket.socket) -> None:
             await client.send(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert (await client.answer("HEAD"))[::2] == (200, b"")
         assert await client.ask(GET) == (200, b"GET /hello")
+        await client.send(b"HEAD / HTTP/9.9\r\n\r\n")
+        assert (await client.answer("HEAD"))[::2] == (505, b"")
         assert served.handler.counting == 0
 
 
@@ -185,7 +188,8 @@ async def test_head_has_no_body(listener: socket.socket) -> None:
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
-        (b"GET / HTTP/9.9\r\n\r\n", 505), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/9.9\r\n\r\n", 505), (HEAD + b"garbage\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     ],
 )  # fmt: skip
 async def test_a_garbled_request_is_refused_and_the_connection_closed(
@@ -193,6 +197,9 @@ async def test_a_garbled_request_is_refused_and_the_connection_closed(
 ) -> None:
     async with serving(listener) as served, served.client() as client:
         await client.send(sent + b"POST / HTTP/1.1\r\n" * 1000)
+        if sent.startswith(HEAD):
+            assert (await client.answer("HEAD"))[0] == 200
+            served.handler.asked.clear()
         found, headers, body = await client.answer()
         assert (found, headers[b"connection"]) == (status, b"close")
         assert body.startswith(b'{"error": "')
