@@ -19,7 +19,7 @@ _LINE_MAX_BYTES = 4 << 20
 T = TypeVar("T")
 
 Steps = Generator[dict[str, Any], None, None]
-"""Progress, line by line; close it to give up. See `luxfuse.control.orders`."""
+"""Progress, line by line; close it to give up."""
 
 
 class DaemonUnreachable(LuxError):
@@ -54,7 +54,7 @@ class ControlClient:
         self._deadline_s = deadline_s
 
     def status(self) -> dict[str, Any]:
-        """Return the status document; see `luxfuse.control.status`."""
+        """Return the status document, a `luxfuse.control.status.Status`."""
         return self._json("status")
 
     def metrics(self) -> str:
@@ -62,40 +62,40 @@ class ControlClient:
         return self._exchange("metrics", None).decode(errors="replace")
 
     def refresh(self, paths: list[str]) -> list[str]:
-        """Forget what is known of ``paths`` (relative to the mount); returns one line per path that failed."""
+        """Forget attributes and listings of ``paths`` (relative to the mount); returns one line per path that failed."""
         return [str(error) for error in self._field("refresh", {"paths": paths}, kind=list)]
 
     def persist(self, paths: list[str]) -> Steps:
-        """Bring what is at and below ``paths`` (relative to the mount) to the under-store; yields how far that is.
+        """Bring all changes at and below ``paths`` (relative to the mount) to the under-store; yields how far that is.
 
         The last item has ``done``, and lists of lines: ``failures`` and ``notes``. Stop iterating to give it up.
         """
         return self._lines("persist", {"paths": paths})
 
     def load(self, paths: list[str]) -> Steps:
-        """Bring what is at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
+        """Bring all files at and below ``paths`` (relative to the mount) into the cache; yields how far that is.
 
-        See `luxfuse.orders.load_progress.LoadProgress`. Stop iterating to end it.
+        Items are `luxfuse.orders.load_progress.LoadProgress`. Stop iterating to end it.
         """
         return self._lines("load", {"paths": paths})
 
     def free(self, paths: list[str]) -> Steps:
-        """Drop what is cached at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
+        """Drop all cached files at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
         return self._lines("free", {"paths": paths})
 
     def check(self, *, repair: bool) -> Steps:
-        """Compare the cache with what is recorded of it; yields how far that is. See `luxfuse.orders.check.CheckProgress`.
+        """Compare the cache with its records; yields how far that is, as `luxfuse.orders.check.CheckProgress`.
 
         Stop iterating to end it.
         """
         return self._lines("check", {"repair": repair})
 
     def locate(self, paths: list[str]) -> list[dict[str, Any]]:
-        """Return what is cached of each path, and where; see `luxfuse.control.orders`."""
+        """Return which parts of each path are cached, and where, in the form that `luxfuse.control.orders` describes."""
         return self._field("locate", {"paths": paths}, kind=list)
 
     def start_load(self, paths: list[str]) -> int:
-        """The same in the background; returns the number of the job."""
+        """Load ``paths`` in the background; returns the number of the job."""
         return self._field("start_load", {"paths": paths}, kind=int)
 
     def loads(self) -> list[dict[str, Any]]:
@@ -107,19 +107,19 @@ class ControlClient:
         return self._field("stop_loads", kind=int)
 
     def reload(self) -> list[str]:
-        """Read the configuration file again; returns the names of what changed. Raises DaemonRefused with the reason."""
+        """Read the configuration file again; returns the names of changed settings. Raises `DaemonRefused` with why."""
         return [str(name) for name in self._field("reload", kind=list)]
 
     def pin(self, paths: list[str]) -> dict[str, Any]:
-        """Never evict what is at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
+        """Never evict the files at and below ``paths`` (relative to the mount); returns ``failures`` and ``notes``."""
         return self._json("pin", {"paths": paths})
 
     def unpin(self, paths: list[str]) -> dict[str, Any]:
-        """Let what is at and below ``paths`` be evicted again; returns ``failures``."""
+        """Let the files at and below ``paths`` be evicted again; returns ``failures``."""
         return self._json("unpin", {"paths": paths})
 
     def limit(self, paths: list[str], seconds: float | None, action: str) -> dict[str, Any]:
-        """Set how long what is at and below ``paths`` is kept; None: for ever. Returns ``failures``."""
+        """Set how long the files at and below ``paths`` are kept; None: for ever. Returns ``failures``."""
         return self._json("limit", {"paths": paths, "seconds": seconds, "action": action})
 
     def replicate(self, paths: list[str], least: int, most: int | None) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class ControlClient:
         return [str(note) for note in self._field("attach", body, kind=list)]
 
     def detach(self, path: str, *, force: bool) -> Steps:
-        """Bring what was written below ``path`` to its under-store and take that away; yields how far that is."""
+        """Bring all changes below ``path`` to its under-store and take that out of the mount; yields how far that is."""
         return self._lines("detach", {"path": path, "force": force})
 
     def drain(self) -> Steps:

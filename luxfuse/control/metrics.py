@@ -49,7 +49,7 @@ _COUNTERS = {
     "cache_verified_bytes": "Bytes of the cache read back and found right.",
     "names_skipped_keys": "Keys that cannot be shown as files.",
     "names_listings": "Listings of directories.",
-    "names_stale_served": "Answers from what was known, because the bucket could not be asked.",
+    "names_stale_served": "Answers that may be stale, because the bucket could not be asked.",
     "dirty_failures": "Tries to bring a change to the bucket that failed.",
     "dirty_conflicts": "Files that somebody else had written meanwhile.",
     "fuse_requests": "Requests from the kernel.",

@@ -51,7 +51,7 @@ class Paths(Order, frozen=True, kw_only=True):
 
 
 class Check(Order, frozen=True, kw_only=True):
-    """Whether to mend what is found."""
+    """Whether to mend mistakes that are found."""
 
     repair: bool = False
 
@@ -75,7 +75,7 @@ class Replicate(Paths, frozen=True, kw_only=True):
 
 
 class Attach(Order, frozen=True, kw_only=True):
-    """What to attach where; ``options`` in TOML spelling."""
+    """The source of an under-store, and the path to attach it at; ``options`` in TOML spelling."""
 
     source: str
     path: str
@@ -83,7 +83,7 @@ class Attach(Order, frozen=True, kw_only=True):
 
 
 class Detach(Order, frozen=True, kw_only=True):
-    """What to take out of the mount."""
+    """The attach point of the under-store to take out of the mount."""
 
     path: str
     force: bool = False
@@ -104,7 +104,8 @@ has ``aborted`` instead says why it is the last. The daemon stops as soon as the
 class Endpoint:
     """Where an order is given. It is a method of its name, with the fields of ``body``, in the daemon's service.
 
-    ``field``: the name of the one field of the answer, which else is what the method returns, or nothing.
+    ``field``: the name of the one field of the answer; without it, the answer is the object that the method returns, or an
+    empty one.
     """
 
     method: Literal["GET", "POST"]

@@ -179,7 +179,7 @@ def find(state_dir: str | Path, path: str | Path) -> MountRecord | None:
 
 
 def forget(record: MountRecord) -> None:
-    """Remove what a dead daemon left; a living one is left alone."""
+    """Remove the record and the socket that a dead daemon left; a living one is left alone."""
     if not is_alive(record.directory):
         for name in (RECORD, SOCKET):
             Path(record.directory, name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The daemon's local API: HTTP on a unix socket that only its owner can open.
 
-What can be asked for is said in `luxfuse.control.orders`. Errors are {"error": "one line"}.
+The orders are those of `luxfuse.control.orders`. Errors are {"error": "one line"}.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ async def serve(
 ) -> None:
     """Serve until cancelled; `task_status` is told once the socket accepts connections. Raises OSError.
 
-    ``service`` has a method for each of `ORDERS`. What they expect to fail raises `LuxError` with one line: `ConfigError`
-    for what was asked wrongly, `MountError` for what is busy.
+    ``service`` has a method for each of `ORDERS`. An expected failure is a `LuxError` with one line: `ConfigError` for a
+    wrong order, `MountError` for something that is busy.
     """
     with _listening_socket(Path(socket_path)) as listener:
         await http.serve(listener, partial(answer, service), task_status=task_status)
@@ -62,7 +62,7 @@ def _listening_socket(path: Path) -> socket.socket:
 
 
 async def answer(service: object, request: Request) -> Response:
-    """Carry out the order in a request; expected failures are one-line answers. Raises what is unexpected."""
+    """Carry out the order in a request; expected failures are one-line answers. Other errors are raised."""
     try:
         return await _carry_out(service, request)
     except BadRequest as exc:

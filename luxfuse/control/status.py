@@ -1,4 +1,4 @@
-"""The status document: what ``luxfuse status --json`` prints and the metrics are made of.
+"""The status document, which ``luxfuse status --json`` prints and the metrics are made of.
 
 The schema is stable: fields are added, never renamed or removed. Counters run from the mount on. Sizes are in bytes,
 times in seconds. A number that is not described here still reaches the metrics, as a gauge.
@@ -69,8 +69,8 @@ class CacheStatus(TypedDict):
 
     ``pinned_bytes`` are never evicted; ``pins`` and ``time_limits`` were made by commands; ``expired`` counts files whose
     time was over; ``moved_up`` and ``moved_down`` count moves between tiers. ``evictions`` are objects removed to make room
-    for others, ``evicted_bytes`` their bytes and those of parts of large objects that were taken out to make room; what
-    `free`, a sweep, a check or a time limit drops counts in neither.
+    for others, ``evicted_bytes`` their bytes and those of parts of large objects that were taken out to make room;
+    objects that `free`, a sweep, a check or a time limit drops count in neither.
     """
 
     objects: int
@@ -92,7 +92,7 @@ class CacheStatus(TypedDict):
 
 class NameStatus(TypedDict):
     """The tree. ``skipped_keys`` cannot be shown as files; ``listings`` are those of directories that were made;
-    ``stale_served`` counts answers from what was known, because the store could not be asked."""
+    ``stale_served`` counts answers that may be stale, because the store could not be asked."""
 
     skipped_keys: int
     listings: int
@@ -102,7 +102,7 @@ class NameStatus(TypedDict):
 class FuseStatus(TypedDict):
     """Requests from the kernel. ``errors`` failed in a way that luxfuse did not foresee: a mistake in it, told in the log.
     ``refusals`` failed for a reason outside it: the bucket cannot be reached or refuses, there is no room, a disk is sick.
-    What programs ask for in vain every day (ENOENT and the like) is neither."""
+    Everyday answers to programs (ENOENT and the like) are neither."""
 
     requests: int
     fast_opens: int
@@ -132,7 +132,7 @@ class DirtyStatus(TypedDict):
 
 
 class RecoveredStatus(TypedDict):
-    """Files saved aside: after a crash, what was being written; after a conflict, the other version. In ``path``."""
+    """Files saved aside in ``path``: after a crash, those being written; after a conflict, the other version."""
 
     files: int
     path: str
@@ -200,8 +200,8 @@ class PeerStatus(TypedDict):
 
 
 class ClusterStatus(TypedDict):
-    """What this node asked others for pages (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often
-    it asked the under-store beside a slow one (``hedges``); what it gave others, and refused them; notices of changes;
+    """Questions for pages to other nodes (``asked``, of which ``failed``, for damaged ones ``corrupt``), and how often the
+    under-store was asked beside a slow node (``hedges``); bytes given to others, and refusals; notices of changes;
     datagrams that did not prove to be of a node, or came again (``datagrams_rejected``; the log says why);
     replicas of writes that others took (``replicas_sent``), or could not, so that the write went to the store at once
     (``replicas_forgone``), and those that are held here for others. ``rules`` of ``luxfuse replicate`` that are known,
@@ -232,7 +232,7 @@ class ClusterStatus(TypedDict):
 class Status(TypedDict):
     """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on.
 
-    ``hints``: settings that would serve better what programs have done since the mount.
+    ``hints``: settings that would have served the programs since the mount better.
 
     ``node``: the mount itself as a node of a cluster; None or missing if it is none. ``peers``: the others.
     """
