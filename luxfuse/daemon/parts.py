@@ -31,7 +31,7 @@ def build(opened: Opened) -> Parts:
     s = opened.settings
     kernel = KernelSide()
     shares = KernelShares(kernel)
-    volumes = Volumes(shares)
+    volumes = Volumes(kernel)
     operations = Operations(volumes, read_only=s.read_only)
     session = Session(
         operations,

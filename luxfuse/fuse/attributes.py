@@ -9,18 +9,19 @@ from typing import Any
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.shares import LOCAL_MASK
 
 NUMBER_MASK = (1 << 48) - 1
-"""Of a handle: the number that the vfs gave, or the inode where it is in passthrough. Marks are above."""
+"""Of a handle: its number with that of its volume, or the inode where it is in passthrough. Marks are above."""
 LONGEST_S = 1e8
 """Most that a time-out says to the kernel."""
 
 
 def ref_of(fh: int) -> Ref:
-    """Return which open file a handle of the kernel means."""
+    """Return the open file that a handle of the kernel means, by its number inside its volume."""
     if fh & passthrough.MARK_FAST:
-        return Ref(fh & NUMBER_MASK, None)
-    return Ref(None, fh & NUMBER_MASK)
+        return Ref(fh & LOCAL_MASK, None)
+    return Ref(None, fh & LOCAL_MASK)
 
 
 def caller_of(ctx: pyfuse3.RequestContext) -> Caller:
@@ -28,11 +29,11 @@ def caller_of(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(uid=ctx.uid, gid=ctx.gid, pid=ctx.pid, umask=ctx.umask)
 
 
-def to_kernel(stat: Stat, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
-    """Return the kernel's form of ``stat``, in ``entry`` if that is given."""
+def to_kernel(stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+    """Return the kernel's form of ``stat``, in ``entry`` if that is given. ``base``: see `Volume`."""
     if entry is None:
         entry = pyfuse3.EntryAttributes()
-    entry.st_ino = stat.inode
+    entry.st_ino = base | stat.inode
     entry.st_mode = stat.mode
     entry.st_nlink = stat.nlink
     entry.st_rdev = stat.rdev

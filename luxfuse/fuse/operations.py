@@ -1,8 +1,12 @@
-"""The FUSE operations: a thin shell around `luxfuse.vfs`."""
+"""The FUSE operations: each asks for the volume that it is about, and calls that one's file system.
+
+To the kernel, inodes and handles are numbers with that of their volume; to a file system, the part in `LOCAL_MASK`.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +19,10 @@ from luxfuse.fuse.errnos import changing, guarded
 from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
-from luxfuse.vfs.volumes import WRITE_FLAGS, Volumes
+from luxfuse.vfs.shares import LOCAL_MASK
+from luxfuse.vfs.volumes import Volumes
 
 MARK = passthrough.MARK
 READING_MARK = MARK | passthrough.MARK_NOFLUSH
@@ -25,27 +31,29 @@ DIRECTORY_MARK = MARK | passthrough.MARK_CACHE_DIR
 CAPABILITY = b"security.capability"
 CREATED_S = 0.01
 """For how long the kernel may believe the attributes of an empty file that it has just made."""
+WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
+"""Any of these, and an open changes something or may."""
 STATFS_BLOCK = 1 << 20
 STATFS_BLOCKS = 1 << 30
 """A bucket has no size; this says 1 PiB, so that no program thinks that it is full."""
 
 
 def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
-    """Return what the kernel is told of an open: ``handle`` as from `Volumes.open`, with marks if it has none."""
+    """Return the answer to an open: ``handle`` as the vfs gave it, with marks if it has none."""
     if not handle & MARK:
         handle |= WRITING_MARK if flags & WRITE_FLAGS else READING_MARK
     return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
 
 
 class Operations(pyfuse3.Operations):
-    """One mount. Handles that pyfuse3 sees carry the marks of the extension; see `_passthrough.c`."""
+    """One mount. Handles that pyfuse3 sees carry the marks of the extension (`_passthrough.c`)."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, fs: Volumes, *, read_only: bool) -> None:
+    def __init__(self, volumes: Volumes, *, read_only: bool) -> None:
         super().__init__()
-        self._fs = fs
+        self._volumes = volumes
         self.read_only = read_only
         self.interrupts = Interrupts()
         self.errors = self.refusals = 0
@@ -61,20 +69,23 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: Any, name: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """A missing name is answered as one, so that the kernel remembers it."""
         try:
-            return to_kernel(await self._fs.lookup(parent_inode, name))
+            return to_kernel(await self._volumes.lookup(parent_inode, name))
         except LuxError as exc:
             if exc.errno != errno.ENOENT:
                 raise
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
-            missing.entry_timeout = self._fs.negative_ttl_s(parent_inode, name)
+            missing.entry_timeout = self._volumes.negative_ttl_s(parent_inode, name)
             return missing
 
     @guarded
     @interruptible
     async def getattr(self, inode: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """Attributes of an inode."""
-        return to_kernel(await self._fs.getattr(inode))
+        volume = self._volumes.of(inode)
+        with volume as fs:
+            stat = await fs.getattr(inode & LOCAL_MASK)
+        return to_kernel(stat, volume.base)
 
     def forget(self, inode_list: Sequence[Any]) -> Any:
         """Inode numbers are persistent, so there is nothing to count."""
@@ -83,7 +94,8 @@ class Operations(pyfuse3.Operations):
     @interruptible
     async def readlink(self, inode: Any, ctx: Any) -> Any:
         """Target of a symlink."""
-        return await self._fs.readlink(inode)
+        with self._volumes.of(inode) as fs:
+            return await fs.readlink(inode & LOCAL_MASK)
 
     @guarded
     async def access(self, inode: Any, mode: Any, ctx: Any) -> bool:
@@ -94,13 +106,15 @@ class Operations(pyfuse3.Operations):
     @interruptible
     async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
         """The value of an extended attribute."""
-        return await self._fs.getxattr(inode, name)
+        with self._volumes.of(inode) as fs:
+            return await fs.getxattr(inode & LOCAL_MASK, name)
 
     @guarded
     @interruptible
     async def listxattr(self, inode: Any, ctx: Any) -> Any:
         """Names of the extended attributes."""
-        return await self._fs.listxattr(inode)
+        with self._volumes.of(inode) as fs:
+            return await fs.listxattr(inode & LOCAL_MASK)
 
     @guarded
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
@@ -118,7 +132,10 @@ class Operations(pyfuse3.Operations):
     @interruptible
     async def opendir(self, inode: Any, ctx: Any) -> Any:
         """List if need be; the kernel keeps the listing, and its old one if that still holds."""
-        handle, holds = await self._fs.opendir(inode)
+        volume = self._volumes.of(inode)
+        with volume as fs:
+            handle, holds = await fs.opendir(inode & LOCAL_MASK)
+        handle |= volume.base
         self._directories[handle] = inode
         mark = DIRECTORY_MARK | (passthrough.MARK_KEEP_CACHE if holds else 0)
         return pyfuse3.FileHandleT(mark | handle)
@@ -127,22 +144,26 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         """Fill the reply with entries and their attributes."""
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
-        for name, stat, cookie in self._fs.readdir(fh & NUMBER_MASK, start_id):
-            if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry), cookie):
+        for name, stat, cookie in self._volumes.readdir(fh & NUMBER_MASK, start_id):
+            if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry=entry), cookie):
                 break
 
     @guarded
     async def releasedir(self, fh: Any) -> None:
         """Close a directory."""
-        self._directories.pop(fh & NUMBER_MASK, None)
-        self._fs.releasedir(fh & NUMBER_MASK)
+        number = fh & NUMBER_MASK
+        self._directories.pop(number, None)
+        volume = self._volumes.find(number)
+        if volume is not None and volume.fs is not None:
+            volume.fs.releasedir(number & LOCAL_MASK)
 
     @guarded
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
         """Make the names of a directory durable."""
         inode = self._directories.get(fh & NUMBER_MASK)
         if inode is not None:
-            await self._fs.fsyncdir(inode)
+            with self._volumes.of(inode) as fs:
+                await fs.fsyncdir(inode & LOCAL_MASK)
 
     # -- files
 
@@ -152,57 +173,72 @@ class Operations(pyfuse3.Operations):
         """Open, in passthrough if possible."""
         if self.read_only and flags & WRITE_FLAGS:
             raise pyfuse3.FUSEError(errno.EROFS)
-        caller = caller_of(ctx)
-        if flags & passthrough.FLAG_KILL_SUIDGID:
-            flags &= ~passthrough.FLAG_KILL_SUIDGID
-            changes = without_set_ids(AttributeChanges(), await self._fs.getattr(inode))
-            with trio.CancelScope(shield=True):  # a change of the object is not left half done
-                await self._change(inode, changes, None, caller)
-        return _opened(await self._fs.open(inode, flags, caller), flags)
+        volume = self._volumes.changeable(inode) if flags & WRITE_FLAGS else self._volumes.of(inode)
+        local, caller = inode & LOCAL_MASK, caller_of(ctx)
+        with volume as fs:
+            if flags & passthrough.FLAG_KILL_SUIDGID:
+                flags &= ~passthrough.FLAG_KILL_SUIDGID
+                changes = without_set_ids(AttributeChanges(), await fs.getattr(local))
+                with trio.CancelScope(shield=True):  # a change of the object is not left half done
+                    await self._change(fs, inode, changes, None, caller)
+            handle = await fs.open(local, flags, caller)
+        return _opened(volume.base | handle, flags)
 
     @changing
     @interruptible
     async def create(self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any) -> Any:
-        """Make a file and open it for whatever ``flags`` say."""
-        handle, stat = await self._fs.create(parent_inode, name, mode & 0o7777, flags, caller_of(ctx))
-        entry = to_kernel(stat)
+        """Make a file and open it as ``flags`` say."""
+        volume = self._volumes.of_name(parent_inode, name)
+        with volume as fs:
+            handle, stat = await fs.create(parent_inode & LOCAL_MASK, name, mode & 0o7777, flags, caller_of(ctx))
+        entry = to_kernel(stat, volume.base)
         if stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
             entry.attr_timeout = max(entry.attr_timeout, CREATED_S)
-        return _opened(handle, flags), entry
+        return _opened(volume.base | handle, flags), entry
 
     @guarded
     @interruptible
     async def read(self, fh: Any, off: int, size: int) -> Any:
         """Copy bytes to the kernel."""
-        return await self._fs.read(ref_of(fh), off, size)
+        with self._volumes.of(fh & NUMBER_MASK) as fs:
+            return await fs.read(ref_of(fh), off, size)
 
     @changing
     @interruptible
     async def write(self, fh: Any, off: int, buf: bytes) -> int:
         """Copy bytes from the kernel."""
-        return await self._fs.write(ref_of(fh), off, buf)
+        with self._volumes.of(fh & NUMBER_MASK) as fs:
+            return await fs.write(ref_of(fh), off, buf)
 
     @guarded
     @closing
     async def flush(self, fh: Any) -> None:
         """One descriptor of an open file is being closed; not asked for handles that only read."""
-        await self._fs.flush(ref_of(fh))
+        with self._volumes.of(fh & NUMBER_MASK) as fs:
+            await fs.flush(ref_of(fh))
 
     @guarded
     @interruptible
     async def fsync(self, fh: Any, datasync: bool) -> None:
         """Make a file durable."""
-        await self._fs.fsync(ref_of(fh), datasync)
+        with self._volumes.of(fh & NUMBER_MASK) as fs:
+            await fs.fsync(ref_of(fh), datasync)
 
     @guarded
     async def release(self, fh: Any) -> None:
-        """End an open; the extension ends those that read in passthrough."""
-        await self._fs.release(ref_of(fh))
+        """End an open, which may outlive its volume; the extension ends those that read in passthrough."""
+        volume = self._volumes.find(fh & NUMBER_MASK)
+        if volume is not None:
+            with volume as fs:
+                await fs.release(ref_of(fh))
+        elif fh & passthrough.MARK_FAST:
+            self._volumes.outlived(fh & NUMBER_MASK)
 
     @changing
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Allocate, punch or zero a range. pyfuse3 knows no such handler: the session calls this one."""
-        await self._fs.fallocate(ref_of(fh), mode, offset, length)
+        with self._volumes.of(fh & NUMBER_MASK) as fs:
+            await fs.fallocate(ref_of(fh), mode, offset, length)
 
     # -- changes of names and attributes
 
@@ -211,60 +247,84 @@ class Operations(pyfuse3.Operations):
         """Change permissions, owner, size or times. The extension says with ``update_ctime``: clear set-id bits."""
         ref = None if fh is None else ref_of(fh)
         changes = changes_of(attr, fields)
-        if fields.update_ctime:
-            changes = without_set_ids(changes, await self._fs.getattr(inode))
-        return to_kernel(await self._change(inode, changes, ref, caller_of(ctx)))
+        volume = self._volumes.of(inode)
+        with volume as fs:
+            if fields.update_ctime:
+                changes = without_set_ids(changes, await fs.getattr(inode & LOCAL_MASK))
+            stat = await self._change(fs, inode, changes, ref, caller_of(ctx))
+        return to_kernel(stat, volume.base)
 
-    async def _change(self, inode: int, changes: AttributeChanges, ref: Ref | None, caller: Caller) -> Stat:
+    async def _change(self, fs: FileSystem, inode: int, changes: AttributeChanges, ref: Ref | None, caller: Caller) -> Stat:
         if changes == AttributeChanges():
-            return await self._fs.getattr(inode)
-        return await self._fs.setattr(inode, changes, ref, caller)
+            return await fs.getattr(inode & LOCAL_MASK)
+        self._volumes.changeable(inode)
+        return await fs.setattr(inode & LOCAL_MASK, changes, ref, caller)
 
     @changing
     async def mkdir(self, parent_inode: Any, name: Any, mode: Any, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a directory."""
-        return to_kernel(await self._fs.mkdir(parent_inode, name, mode & 0o7777, caller_of(ctx)))
+        volume = self._volumes.of_name(parent_inode, name)
+        with volume as fs:
+            stat = await fs.mkdir(parent_inode & LOCAL_MASK, name, mode & 0o7777, caller_of(ctx))
+        return to_kernel(stat, volume.base)
 
     @changing
     async def mknod(self, parent_inode: Any, name: Any, mode: Any, rdev: Any, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a file, FIFO, socket or device; ``mode`` says which."""
-        return to_kernel(await self._fs.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
+        volume = self._volumes.of_name(parent_inode, name)
+        with volume as fs:
+            stat = await fs.mknod(parent_inode & LOCAL_MASK, name, mode, rdev, caller_of(ctx))
+        return to_kernel(stat, volume.base)
 
     @changing
     async def symlink(self, parent_inode: Any, name: Any, target: Any, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a symlink."""
-        return to_kernel(await self._fs.symlink(parent_inode, name, target, caller_of(ctx)))
+        volume = self._volumes.of_name(parent_inode, name)
+        with volume as fs:
+            stat = await fs.symlink(parent_inode & LOCAL_MASK, name, target, caller_of(ctx))
+        return to_kernel(stat, volume.base)
 
     @changing
     async def link(self, inode: Any, new_parent_inode: Any, new_name: Any, ctx: Any) -> Any:
         """Make a copy under a further name, where the mount is told to: a key has one name."""
-        return to_kernel(await self._fs.link(inode, new_parent_inode, new_name, caller_of(ctx)))
+        self._volumes.require_same(inode, new_parent_inode)
+        volume = self._volumes.of_name(new_parent_inode, new_name)
+        with volume as fs:
+            stat = await fs.link(inode & LOCAL_MASK, new_parent_inode & LOCAL_MASK, new_name, caller_of(ctx))
+        return to_kernel(stat, volume.base)
 
     @changing
     async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:
-        """Remove what is no directory."""
-        await self._fs.unlink(parent_inode, name)
+        """Remove a name of anything but a directory."""
+        with self._volumes.of_name(parent_inode, name) as fs:
+            await fs.unlink(parent_inode & LOCAL_MASK, name)
 
     @changing
     async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
         """Remove an empty directory."""
-        await self._fs.rmdir(parent_inode, name)
+        with self._volumes.of_name(parent_inode, name) as fs:
+            await fs.rmdir(parent_inode & LOCAL_MASK, name)
 
     @changing
     async def rename(
         self, parent_inode_old: Any, name_old: Any, parent_inode_new: Any, name_new: Any, flags: Any, ctx: Any
     ) -> None:
         """Move a name; ``flags`` are those of renameat2."""
-        await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        self._volumes.require_same(parent_inode_old, parent_inode_new)
+        self._volumes.of_name(parent_inode_new, name_new)
+        with self._volumes.of_name(parent_inode_old, name_old) as fs:
+            await fs.rename(parent_inode_old & LOCAL_MASK, name_old, parent_inode_new & LOCAL_MASK, name_new, flags)
 
     @changing
     async def setxattr(self, inode: Any, name: Any, value: bytes, ctx: Any) -> None:
         """Set an extended attribute. There are no file capabilities: the extension says so without asking."""
         if name == CAPABILITY:
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        await self._fs.setxattr(inode, name, value)
+        with self._volumes.changeable(inode) as fs:
+            await fs.setxattr(inode & LOCAL_MASK, name, value)
 
     @changing
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
         """Remove an extended attribute."""
-        await self._fs.removexattr(inode, name)
+        with self._volumes.changeable(inode) as fs:
+            await fs.removexattr(inode & LOCAL_MASK, name)

@@ -1,8 +1,15 @@
-"""Several under-stores in one tree: sends what the kernel asks to the volume that an inode or handle belongs to.
+"""Several under-stores in one tree: which volume a request of the kernel is for, and where each is attached.
 
 A *volume* is one under-store's `FileSystem`. Number 0 is the mount's own; others hang at *attach points*: names in
 directories of other volumes, which hide what the outer under-store has there. The kernel's numbers of inodes and handles
-carry the volume's number above `VOLUME_SHIFT`. Where a volume cannot be served now, its attach point answers EIO.
+carry the volume's number above `VOLUME_SHIFT`; the file system itself is asked with the part below (`LOCAL_MASK`):
+
+    volume = volumes.of(inode)
+    with volume as fs:
+        stat = await fs.getattr(inode & LOCAL_MASK)
+    number = volume.base | stat.inode  # for the kernel
+
+Where a volume cannot be served now, its attach point answers EIO.
 
 The directories on the way to attach points are known by their path, and their inode numbers as they are met: so an
 attach point stays where it is, whatever becomes of those directories in the under-store.
@@ -17,21 +24,22 @@ from dataclasses import dataclass, field
 
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.types import Buffer
-from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.errors import AttachPoint, NoSuchName, NotADirectory, OtherVolume, ReadOnlyVolume, Stale, Unserved
 from luxfuse.vfs.filesystem import FileSystem
-from luxfuse.vfs.kernel import Ref
-from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT, KernelShares
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT
 
-WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
-"""Any of these, and an open changes something or may."""
 UNSERVED_MODE = modes.S_IFDIR
 """Of an attach point in listings while its volume cannot be served: a directory that nobody may enter."""
 
 
 class Volume:
-    """One under-store in the tree. As a context manager it counts the requests that are under way in it."""
+    """One under-store in the tree; as a context manager, its file system for one request, which is counted meanwhile.
+
+    ``base``: what the kernel's numbers of its inodes and handles have above `LOCAL_MASK`. A volume that cannot be served
+    now raises `Unserved`.
+    """
 
     __slots__ = ("base", "fs", "negative_ttl_s", "node", "number", "read_only", "under_way")
 
@@ -81,11 +89,10 @@ class _Node:
 
 
 class Volumes:
-    """The tree of one mount; offers what `luxfuse.fuse.operations` asks of a file system."""
+    """The tree of one mount. Inodes and handles are the kernel's numbers."""
 
-    def __init__(self, shares: KernelShares) -> None:
-        self._shares = shares
-        self._kernel = shares.kernel
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
         self.main = Volume(0)
         self.main.node.volume = self.main
         self._volumes: dict[int, Volume] = {0: self.main}
@@ -97,7 +104,7 @@ class Volumes:
     # -- attaching
 
     def split(self, path: str) -> tuple[Volume, str]:
-        """Return which volume a path (relative to the mount) is in, and what it is called there."""
+        """Return the volume that a path (relative to the mount) is in, and the path inside that."""
         parts = path.split("/") if path else []
         node, found, depth = self.main.node, self.main, 0
         for number, part in enumerate(parts, 1):
@@ -142,7 +149,7 @@ class Volumes:
         self._changed(node, name)
 
     def detach(self, volume: Volume) -> None:
-        """Show what the outer under-store has at the attach point; whatever asks for the volume gets ESTALE."""
+        """Show what the outer under-store has at the attach point; requests for the volume get ESTALE from now on."""
         node = volume.node
         parent = node.parent
         assert parent is not None
@@ -176,54 +183,54 @@ class Volumes:
             node = node.parent
         return True
 
-    # -- dispatching
+    # -- which volume
 
-    def _volume(self, inode: int) -> Volume:
+    def find(self, number: int) -> Volume | None:
+        """Return the volume of an inode or handle; None if it was detached."""
+        return self._volumes.get(number >> VOLUME_SHIFT)
+
+    def of(self, number: int) -> Volume:
         """Return the volume of an inode or handle. Raises `Stale` if it was detached."""
-        volume = self._volumes.get(inode >> VOLUME_SHIFT)
+        volume = self._volumes.get(number >> VOLUME_SHIFT)
         if volume is None:
             raise Stale("the under-store that this was in is not attached any more")
         return volume
 
-    def _changeable(self, inode: int) -> Volume:
-        volume = self._volume(inode)
+    def changeable(self, inode: int) -> Volume:
+        """Return the volume of an inode that is to be changed. Raises `Stale`, `ReadOnlyVolume`."""
+        volume = self.of(inode)
         if volume.read_only:
             raise ReadOnlyVolume("the under-store is attached for reading only")
         return volume
 
-    def _of(self, ref: Ref) -> tuple[Volume, Ref]:
-        """Return the volume of an open file, and what it is there."""
-        number, inode = ref.number, ref.inode
-        if inode is None:
-            assert number is not None
-            return self._volume(number), Ref(None, number & LOCAL_MASK)
-        return self._volume(inode), Ref(inode & LOCAL_MASK, None)
+    def of_name(self, parent: int, name: bytes) -> Volume:
+        """Return the volume in which a name is to be changed. Raises `Stale`, `ReadOnlyVolume`, `AttachPoint`."""
+        if self._child(parent, name) is not None:
+            raise AttachPoint(f"{os.fsdecode(name)}: an under-store is attached there or below; detach it first")
+        return self.changeable(parent)
+
+    def require_same(self, first: int, second: int) -> None:
+        """Raise `OtherVolume` unless two inodes are in the same volume, `Stale` if one was detached."""
+        if self.of(first) is not self.of(second):
+            raise OtherVolume("the names are in different under-stores")
+
+    def outlived(self, inode: int) -> None:
+        """An open in passthrough ends after its volume was detached: then only the kernel's side has to hear of it."""
+        self._kernel.released(inode)
 
     def _child(self, parent: int, name: bytes) -> _Node | None:
         node = self._nodes.get(parent)
         return node.children.get(name) if node is not None else None
 
-    def _name(self, parent: int, name: bytes) -> Volume:
-        """Return the volume in which a name can be changed. Raises `AttachPoint` for one that carries an attach point."""
-        if self._child(parent, name) is not None:
-            raise AttachPoint(f"{os.fsdecode(name)}: an under-store is attached there or below; detach it first")
-        return self._changeable(parent)
-
-    def negative_ttl_s(self, parent: int, name: bytes) -> float:
-        """Return for how long the kernel may believe that a name is missing, as it was just told."""
-        volume = self._volume(parent)
-        doubtful = volume.fs is not None and volume.fs.namespace.is_doubtful(parent & LOCAL_MASK, name)
-        return 0.0 if doubtful else volume.negative_ttl_s
-
-    # -- names and attributes
+    # -- look-ups and listings, in which attach points are met
 
     async def lookup(self, parent: int, name: bytes) -> Stat:
-        """See `FileSystem.lookup`."""
+        """Return a name's attributes, those of an attached root where there is one. Raises as `FileSystem.lookup` does."""
         child = self._child(parent, name)
         if child is None or child.volume is None:
-            volume = self._volume(parent)
+            volume = self.of(parent)
             if name == b".." and (above := self._above(volume, parent & LOCAL_MASK)) is not None:
-                return await self.getattr(above)
+                return await self._stat(above)
             try:
                 with volume as fs:
                     stat = await fs.lookup(parent & LOCAL_MASK, name)
@@ -239,7 +246,7 @@ class Volumes:
                 if child is None or child.volume is None:
                     self._met(child, stat.inode)
                     return stat
-        return await self.getattr(child.inode)
+        return await self._stat(child.inode)
 
     def _above(self, volume: Volume, inode: int) -> int | None:
         """Return the directory that an attached root is in; None for anything else."""
@@ -257,59 +264,16 @@ class Volumes:
             node.inode = inode
             self._nodes[inode] = node
 
-    async def getattr(self, inode: int) -> Stat:
-        """See `FileSystem.getattr`."""
-        volume = self._volume(inode)
+    async def _stat(self, inode: int) -> Stat:
+        volume = self.of(inode)
         with volume as fs:
             stat = await fs.getattr(inode & LOCAL_MASK)
         stat.inode |= volume.base
         return stat
 
-    async def readlink(self, inode: int) -> bytes:
-        """See `FileSystem.readlink`."""
-        with self._volume(inode) as fs:
-            return await fs.readlink(inode & LOCAL_MASK)
-
-    async def getxattr(self, inode: int, name: bytes) -> bytes:
-        """See `FileSystem.getxattr`."""
-        with self._volume(inode) as fs:
-            return await fs.getxattr(inode & LOCAL_MASK, name)
-
-    async def listxattr(self, inode: int) -> list[bytes]:
-        """See `FileSystem.listxattr`."""
-        with self._volume(inode) as fs:
-            return await fs.listxattr(inode & LOCAL_MASK)
-
-    async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
-        """See `FileSystem.setxattr`."""
-        with self._changeable(inode) as fs:
-            await fs.setxattr(inode & LOCAL_MASK, name, value)
-
-    async def removexattr(self, inode: int, name: bytes) -> None:
-        """See `FileSystem.removexattr`."""
-        with self._changeable(inode) as fs:
-            await fs.removexattr(inode & LOCAL_MASK, name)
-
-    async def setattr(self, inode: int, changes: AttributeChanges, ref: Ref | None, caller: Caller) -> Stat:
-        """See `FileSystem.setattr`."""
-        volume = self._changeable(inode)
-        with volume as fs:
-            stat = await fs.setattr(inode & LOCAL_MASK, changes, None if ref is None else self._of(ref)[1], caller)
-        stat.inode |= volume.base
-        return stat
-
-    # -- directories
-
-    async def opendir(self, inode: int) -> tuple[int, bool]:
-        """See `FileSystem.opendir`."""
-        volume = self._volume(inode)
-        with volume as fs:
-            handle, holds = await fs.opendir(inode & LOCAL_MASK)
-        return volume.base | handle, holds
-
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
-        """See `FileSystem.readdir`; attach points come among the entries."""
-        volume = self._volume(handle)
+        """Yield the entries after ``cookie`` as `FileSystem.readdir` does, with the attach points among them."""
+        volume = self.of(handle)
         with volume as fs:
             local = handle & LOCAL_MASK
             inode = volume.base | fs.directory_of(local)
@@ -354,125 +318,8 @@ class Volumes:
             stat.inode |= node.volume.base
         return node.name, stat, node.inode
 
-    def releasedir(self, handle: int) -> None:
-        """See `FileSystem.releasedir`."""
-        volume = self._volumes.get(handle >> VOLUME_SHIFT)
-        if volume is not None and volume.fs is not None:
-            volume.fs.releasedir(handle & LOCAL_MASK)
-
-    async def fsyncdir(self, inode: int) -> None:
-        """See `FileSystem.fsyncdir`."""
-        with self._volume(inode) as fs:
-            await fs.fsyncdir(inode & LOCAL_MASK)
-
-    # -- files
-
-    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat]:
-        """See `FileSystem.create`."""
-        volume = self._name(parent, name)
-        with volume as fs:
-            handle, stat = await fs.create(parent & LOCAL_MASK, name, mode, flags, caller)
-        stat.inode |= volume.base
-        return handle | volume.base, stat
-
-    async def open(self, inode: int, flags: int, caller: Caller) -> int:
-        """See `FileSystem.open`."""
-        volume = self._changeable(inode) if flags & WRITE_FLAGS else self._volume(inode)
-        with volume as fs:
-            return volume.base | await fs.open(inode & LOCAL_MASK, flags, caller)
-
-    async def read(self, ref: Ref, offset: int, length: int) -> Buffer:
-        """See `FileSystem.read`."""
-        volume, ref = self._of(ref)
-        with volume as fs:
-            return await fs.read(ref, offset, length)
-
-    async def write(self, ref: Ref, offset: int, data: Buffer) -> int:
-        """See `FileSystem.write`."""
-        volume, ref = self._of(ref)
-        with volume as fs:
-            return await fs.write(ref, offset, data)
-
-    async def flush(self, ref: Ref) -> None:
-        """See `FileSystem.flush`."""
-        volume, ref = self._of(ref)
-        with volume as fs:
-            await fs.flush(ref)
-
-    async def fsync(self, ref: Ref, datasync: bool) -> None:
-        """See `FileSystem.fsync`."""
-        volume, ref = self._of(ref)
-        with volume as fs:
-            await fs.fsync(ref, datasync)
-
-    async def release(self, ref: Ref) -> None:
-        """See `FileSystem.release`. An open may outlive its volume: then only the kernel's side has to hear of its end."""
-        try:
-            volume, local = self._of(ref)
-        except Stale:
-            if ref.inode is not None:
-                self._kernel.released(ref.inode)
-            return
-        with volume as fs:
-            await fs.release(local)
-
-    async def fallocate(self, ref: Ref, mode: int, offset: int, length: int) -> None:
-        """See `FileSystem.fallocate`."""
-        volume, ref = self._of(ref)
-        with volume as fs:
-            await fs.fallocate(ref, mode, offset, length)
-
-    # -- changes of names
-
-    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Stat:
-        """See `FileSystem.mkdir`."""
-        volume = self._name(parent, name)
-        with volume as fs:
-            stat = await fs.mkdir(parent & LOCAL_MASK, name, mode, caller)
-        stat.inode |= volume.base
-        return stat
-
-    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Stat:
-        """See `FileSystem.mknod`."""
-        volume = self._name(parent, name)
-        with volume as fs:
-            stat = await fs.mknod(parent & LOCAL_MASK, name, mode, rdev, caller)
-        stat.inode |= volume.base
-        return stat
-
-    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Stat:
-        """See `FileSystem.symlink`."""
-        volume = self._name(parent, name)
-        with volume as fs:
-            stat = await fs.symlink(parent & LOCAL_MASK, name, target, caller)
-        stat.inode |= volume.base
-        return stat
-
-    async def link(self, inode: int, parent: int, name: bytes, caller: Caller) -> Stat:
-        """See `FileSystem.link`; from one volume to another there is none."""
-        if self._volume(inode) is not self._volume(parent):
-            raise OtherVolume("a link from one under-store to another")
-        volume = self._name(parent, name)
-        with volume as fs:
-            stat = await fs.link(inode & LOCAL_MASK, parent & LOCAL_MASK, name, caller)
-        stat.inode |= volume.base
-        return stat
-
-    async def unlink(self, parent: int, name: bytes) -> None:
-        """See `FileSystem.unlink`."""
-        with self._name(parent, name) as fs:
-            await fs.unlink(parent & LOCAL_MASK, name)
-
-    async def rmdir(self, parent: int, name: bytes) -> None:
-        """See `FileSystem.rmdir`."""
-        with self._name(parent, name) as fs:
-            await fs.rmdir(parent & LOCAL_MASK, name)
-
-    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        """See `FileSystem.rename`; from one volume to another there is none."""
-        if self._volume(parent) is not self._volume(new_parent):
-            raise OtherVolume("a rename from one under-store to another")
-        self._name(new_parent, new_name)
-        volume = self._name(parent, name)
-        with volume as fs:
-            await fs.rename(parent & LOCAL_MASK, name, new_parent & LOCAL_MASK, new_name, flags)
+    def negative_ttl_s(self, parent: int, name: bytes) -> float:
+        """Return for how long the kernel may believe that a name is missing, as it was just told."""
+        volume = self.of(parent)
+        doubtful = volume.fs is not None and volume.fs.namespace.is_doubtful(parent & LOCAL_MASK, name)
+        return 0.0 if doubtful else volume.negative_ttl_s

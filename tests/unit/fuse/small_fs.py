@@ -22,6 +22,7 @@ from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.session import Session
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.volumes import Volumes
 
 ROOT = 1
 TTL_S = 60.0
@@ -34,10 +35,11 @@ class Failure(LuxError):
 
 
 class SmallFs:
-    """The methods of `luxfuse.vfs.filesystem.FileSystem` that the tests need."""
+    """The methods of `luxfuse.vfs.filesystem.FileSystem`, and of its namespace, that the tests need."""
 
     def __init__(self, kernel: KernelSide, directory: Path, trace: Path) -> None:
         self.kernel = kernel
+        self.namespace = self
         self.directory = directory
         self.trace = trace.open("a", buffering=1)
         self.names: dict[bytes, int] = {}
@@ -78,8 +80,8 @@ class SmallFs:
 
     # -- names
 
-    def negative_ttl_s(self, parent: int, name: bytes) -> float:
-        return 0.0
+    def is_doubtful(self, parent: int, name: bytes) -> bool:
+        return False
 
     async def lookup(self, parent: int, name: bytes) -> Stat:
         return self.stat(self.find(name))
@@ -177,6 +179,9 @@ class SmallFs:
     async def opendir(self, inode: int) -> tuple[int, bool]:
         return 7, False
 
+    def directory_of(self, handle: int) -> int:
+        return ROOT
+
     def readdir(self, handle: int, cookie: int) -> Any:
         for number, (name, inode) in enumerate(sorted(self.names.items())[cookie:], cookie + 1):
             yield name, self.stat(inode), number
@@ -261,7 +266,9 @@ async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> Non
     os.umask(0)
     kernel = KernelSide()
     fs = SmallFs(kernel, Path(directory), Path(trace))
-    operations = Operations(fs, read_only="ro" in flags)  # type: ignore[arg-type]
+    volumes = Volumes(kernel)
+    volumes.main.serve(fs, negative_ttl_s=0.0, read_only=False)  # type: ignore[arg-type]
+    operations = Operations(volumes, read_only="ro" in flags)
     session = Session(
         operations,
         kernel,

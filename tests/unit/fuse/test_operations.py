@@ -16,7 +16,8 @@ from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.errors import NotPermitted
-from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.kernel import NoKernel, Ref
+from luxfuse.vfs.volumes import Volumes
 
 CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=7, umask=0o022)
 CALLER = Caller(uid=1000, gid=100, pid=7, umask=0o022)
@@ -50,9 +51,6 @@ class Recorder:
         self.answer = answer
         self.asked: list[tuple[Any, ...]] = []
 
-    def negative_ttl_s(self, parent: int, name: bytes) -> float:
-        return 5.0
-
     def __getattr__(self, name: str) -> Any:
         async def method(*args: Any) -> Any:
             self.asked.append((name, *args))
@@ -67,7 +65,9 @@ class Recorder:
 
 def made(answer: Any = None, *, read_only: bool = False) -> tuple[Operations, Recorder]:
     fs = Recorder(answer)
-    return Operations(fs, read_only=read_only), fs  # type: ignore[arg-type]
+    volumes = Volumes(NoKernel())
+    volumes.main.serve(fs, negative_ttl_s=5.0, read_only=False)  # type: ignore[arg-type]
+    return Operations(volumes, read_only=read_only), fs
 
 
 FIELDS = tuple(f"update_{name}" for name in ("mode", "uid", "gid", "size", "atime", "mtime", "ctime"))
