@@ -107,14 +107,14 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
         """The value of an extended attribute."""
         with self._volumes.of(inode) as fs:
-            return await fs.getxattr(inode & LOCAL_MASK, name)
+            return await fs.xattrs.get(inode & LOCAL_MASK, name)
 
     @guarded
     @interruptible
     async def listxattr(self, inode: Any, ctx: Any) -> Any:
         """Names of the extended attributes."""
         with self._volumes.of(inode) as fs:
-            return await fs.listxattr(inode & LOCAL_MASK)
+            return await fs.xattrs.names(inode & LOCAL_MASK)
 
     @guarded
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
@@ -134,7 +134,7 @@ class Operations(pyfuse3.Operations):
         """List if need be; the kernel keeps the listing, and its old one if that still holds."""
         volume = self._volumes.of(inode)
         with volume as fs:
-            handle, holds = await fs.opendir(inode & LOCAL_MASK)
+            handle, holds = await fs.directories.open(inode & LOCAL_MASK)
         handle |= volume.base
         self._directories[handle] = inode
         mark = DIRECTORY_MARK | (passthrough.MARK_KEEP_CACHE if holds else 0)
@@ -155,7 +155,7 @@ class Operations(pyfuse3.Operations):
         self._directories.pop(number, None)
         volume = self._volumes.find(number)
         if volume is not None and volume.fs is not None:
-            volume.fs.releasedir(number & LOCAL_MASK)
+            volume.fs.directories.close(number & LOCAL_MASK)
 
     @guarded
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
@@ -321,10 +321,10 @@ class Operations(pyfuse3.Operations):
         if name == CAPABILITY:
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         with self._volumes.changeable(inode) as fs:
-            await fs.setxattr(inode & LOCAL_MASK, name, value)
+            await fs.xattrs.set(inode & LOCAL_MASK, name, value)
 
     @changing
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
         """Remove an extended attribute."""
         with self._volumes.changeable(inode) as fs:
-            await fs.removexattr(inode & LOCAL_MASK, name)
+            await fs.xattrs.remove(inode & LOCAL_MASK, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -30,6 +30,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.taking_back import Step, TakingBack
@@ -63,6 +64,7 @@ class Moves:
         journal: Journal,
         cache: PageCache,
         store: Store,
+        directories: OpenDirectories,
         nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
@@ -78,10 +80,9 @@ class Moves:
         self._journal = journal
         self._cache = cache
         self._store = store
+        self._directories = directories
         self._nursery = nursery
         self._taking_back = TakingBack(journal, store, writeback)
-        self.on_renamed: Callable[[int], None] = lambda _directory: None
-        """Set by the file system: inode numbers stand for other names in a directory now."""
 
     async def rename(self, place: Place, new_place: Place, flags: int) -> None:
         """rename(2), with RENAME_NOREPLACE (1), RENAME_EXCHANGE (2) or RENAME_WHITEOUT (4, also with 1)."""
@@ -363,7 +364,7 @@ class Moves:
     def _changed(self, place: Place, new_place: Place) -> None:
         for directory in {place[0], new_place[0]}:
             self._tree.touch(directory)
-            self.on_renamed(directory)
+            self._directories.forget_positions(directory)
 
     async def _move_object(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
         entry = self._tree.row_of(place)

@@ -167,7 +167,7 @@ class Volumes:
         """The kernel is to forget a name, and the listing that it is in."""
         volume = self._volumes.get(parent.inode >> VOLUME_SHIFT)
         if volume is not None and volume.fs is not None:
-            volume.fs.relist(parent.inode & LOCAL_MASK)
+            volume.fs.directories.relist(parent.inode & LOCAL_MASK)
         self._kernel.invalidate_entry(parent.inode, name)
 
     async def settle(self) -> bool:
@@ -272,19 +272,19 @@ class Volumes:
         return stat
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
-        """Yield the entries after ``cookie`` as `FileSystem.readdir` does, with the attach points among them."""
+        """Yield the entries after ``cookie`` as `OpenDirectories.read` does, with the attach points among them."""
         volume = self.of(handle)
         with volume as fs:
             local = handle & LOCAL_MASK
-            inode = volume.base | fs.directory_of(local)
+            inode = volume.base | fs.directories.inode_of(local)
             node = self._nodes.get(inode)
             if volume is self.main and (node is None or not node.children) and cookie <= LOCAL_MASK:
-                return fs.readdir(local, cookie)
+                return fs.directories.read(local, cookie)
             if cookie > LOCAL_MASK:  # the entry before was an attach point
                 after = self._point_names.get(cookie >> VOLUME_SHIFT, b"")
             else:
-                after = fs.name_at(local, cookie) if cookie > 2 else b""
-            entries = fs.readdir(local, cookie, after)
+                after = fs.directories.name_at(local, cookie) if cookie > 2 else b""
+            entries = fs.directories.read(local, cookie, after)
             return self._with_points(volume, inode, node, entries, after)
 
     def _with_points(

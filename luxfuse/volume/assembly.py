@@ -22,8 +22,12 @@ from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.moves import Moves
+from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.refusals import Refusals
+from luxfuse.vfs.shown import Shown
 from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.xattrs import ExtendedAttributes
 from luxfuse.volume.opened import Opened
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.reading import Reading, build_reading
@@ -163,7 +167,7 @@ def _tree(opened: Opened, reading: Reading, writing: Writing, limits: KeyLimits)
 
 
 def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree) -> FileSystem:
-    """Build what answers the kernel, over ``tree``."""
+    """Build the part that answers the kernel, over ``tree``."""
     Conflicts(
         namespace=reading.namespace,
         tree=tree,
@@ -174,6 +178,13 @@ def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree)
         recovered=writing.recovered,
         nursery=opened.nursery,
     )
+    shown = Shown(
+        namespace=reading.namespace,
+        descriptions=reading.descriptions,
+        entries=reading.dirty,
+        defaults=_defaults(opened.settings),
+    )
+    directories = OpenDirectories(namespace=reading.namespace, descriptions=reading.descriptions, tree=tree, shown=shown)
     moves = Moves(
         namespace=reading.namespace,
         names=reading.names,
@@ -187,6 +198,7 @@ def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree)
         journal=opened.local.journal,
         cache=reading.cache,
         store=opened.store,
+        directories=directories,
         nursery=opened.nursery,
     )
     links = Links(
@@ -201,20 +213,30 @@ def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree)
         journal=opened.local.journal,
         hardlinks=opened.settings.hardlinks,
     )
+    refusals = Refusals(reading.namespace, reading.policies)
     return FileSystem(
         namespace=reading.namespace,
         descriptions=reading.descriptions,
         files=reading.files,
         cache=reading.cache,
-        defaults=_defaults(opened.settings),
         entries=reading.dirty,
         writer=writing.writer,
         notes=writing.notes,
         promises=writing.promises,
-        room=writing.room,
         replicas=writing.replicas,
         tree=tree,
         moves=moves,
         links=links,
-        policies=reading.policies,
+        shown=shown,
+        refusals=refusals,
+        directories=directories,
+        xattrs=ExtendedAttributes(
+            namespace=reading.namespace,
+            descriptions=reading.descriptions,
+            entries=reading.dirty,
+            cache=reading.cache,
+            room=writing.room,
+            tree=tree,
+            refusals=refusals,
+        ),
     )

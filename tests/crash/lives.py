@@ -75,9 +75,9 @@ async def seen(m: Mount) -> Tree:
     tree: Tree = {}
 
     async def look(directory: int, prefix: str) -> None:
-        handle, _ = await m.fs.opendir(directory)
-        found = list(m.fs.readdir(handle, 0))[2:]
-        m.fs.releasedir(handle)
+        handle, _ = await m.fs.directories.open(directory)
+        found = list(m.fs.directories.read(handle, 0))[2:]
+        m.fs.directories.close(handle)
         for raw, _, _ in found:
             path = prefix + raw.decode()
             stat = await m.fs.getattr((await m.fs.lookup(directory, raw)).inode)

@@ -121,7 +121,7 @@ async def test_an_answer_that_got_lost_in_a_kill_is_no_conflict_whatever_went_up
 async def test_a_version_that_new_attributes_made_is_no_conflict_after_a_kill(tmp_path: Path) -> None:
     async with mounted(tmp_path / "a", FakeStore(), options()) as m:
         handle, inode = await m.kernel.create(m.fs, ROOT_INODE, b"f", 0o644, os.O_RDONLY | os.O_CREAT)
-        await m.fs.setxattr(inode, b"user.x", b"y")
+        await m.fs.xattrs.set(inode, b"user.x", b"y")
         driver = await killed(m, tmp_path / "b")
         await m.kernel.close(m.fs, handle)
     async with mounted(tmp_path / "b", driver, later()) as m:

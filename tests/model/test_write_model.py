@@ -383,11 +383,11 @@ class Player:
             assert node is not None
             inode, name = await self.m.inode(path), self.rng.choice(["user.x", "user.y"])
             if name in node.xattrs and self.rng.random() < 0.5:
-                await self.m.fs.removexattr(inode, name.encode())
+                await self.m.fs.xattrs.remove(inode, name.encode())
                 del node.xattrs[name]
             else:
                 node.xattrs[name] = self.rng.randbytes(10)
-                await self.m.fs.setxattr(inode, name.encode(), node.xattrs[name])
+                await self.m.fs.xattrs.set(inode, name.encode(), node.xattrs[name])
 
     # -- looking
 
@@ -405,7 +405,7 @@ class Player:
             return
         for name in ("user.x", "user.y"):
             errors = [] if name in node.xattrs else [errno.ENODATA]
-            value = await self.expect(lambda name=name: self.m.fs.getxattr(found.inode, name.encode()), *errors)
+            value = await self.expect(lambda name=name: self.m.fs.xattrs.get(found.inode, name.encode()), *errors)
             assert value == node.xattrs.get(name), f"{path} has another {name}"
         if node.kind == "file":
             assert found.size == len(node.data), f"{path} has size {found.size}, not {len(node.data)}"
@@ -484,8 +484,8 @@ class Player:
                 assert data in node.states, f"{path} has a content that it never had"
             node.data, node.mode = data, stat.S_IMODE((await self.m.fs.getattr(inode)).mode)
             node.xattrs = {
-                n.decode(): await self.m.fs.getxattr(inode, n)
-                for n in await self.m.fs.listxattr(inode)
+                n.decode(): await self.m.fs.xattrs.get(inode, n)
+                for n in await self.m.fs.xattrs.names(inode)
             }  # fmt: skip
             node.synced()
 

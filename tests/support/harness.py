@@ -243,11 +243,11 @@ class Mount:
     async def entries(self, path: str = "") -> dict[bytes, int]:
         """Open and read a directory: name -> inode, without dots."""
         directory = await self.inode(path) if path else ROOT_INODE
-        handle, _ = await self.fs.opendir(directory)
+        handle, _ = await self.fs.directories.open(directory)
         try:
-            found = [(name, stat.inode) for name, stat, _ in self.fs.readdir(handle, 0)]
+            found = [(name, stat.inode) for name, stat, _ in self.fs.directories.read(handle, 0)]
         finally:
-            self.fs.releasedir(handle)
+            self.fs.directories.close(handle)
         names = [name for name, _ in found]
         assert len(names) == len(set(names)), "an entry came twice"
         return dict(found[2:])

@@ -35,7 +35,7 @@ class Failure(LuxError):
 
 
 class SmallFs:
-    """The methods of `luxfuse.vfs.filesystem.FileSystem`, and of its namespace, that the tests need."""
+    """The methods of `luxfuse.vfs.filesystem.FileSystem`, of its parts and its namespace, that the tests need."""
 
     def __init__(self, kernel: KernelSide, directory: Path, trace: Path) -> None:
         self.kernel = kernel
@@ -46,7 +46,7 @@ class SmallFs:
         self.handles: dict[int, tuple[int, int]] = {}
         self.copied: set[int] = set()
         self.last_inode, self.last_handle = ROOT, 0
-        self.xattrs: dict[tuple[int, bytes], bytes] = {}
+        self.xattrs, self.directories = SmallXattrs(self), SmallDirectories(self)
         kernel.on_drained = lambda inode: self.note("drained", inode)
 
     def note(self, *what: Any) -> None:
@@ -158,37 +158,6 @@ class SmallFs:
             os.utime(path, ns=(atime_ns, st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns))
         return self.stat(inode)
 
-    async def getxattr(self, inode: int, name: bytes) -> bytes:
-        self.note("getxattr", inode, name)
-        if (inode, name) not in self.xattrs:
-            raise Failure(61)
-        return self.xattrs[inode, name]
-
-    async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
-        self.note("setxattr", inode, name, value)
-        if name == b"user.mode":  # changed behind the kernel's back, which is then told
-            os.chmod(self.path(inode), int(value, 8))
-            self.kernel.invalidate_inode(inode)
-            await self.kernel.settle()
-        self.xattrs[inode, name] = value
-
-    async def removexattr(self, inode: int, name: bytes) -> None:
-        if self.xattrs.pop((inode, name), None) is None:
-            raise Failure(61)
-
-    async def opendir(self, inode: int) -> tuple[int, bool]:
-        return 7, False
-
-    def directory_of(self, handle: int) -> int:
-        return ROOT
-
-    def readdir(self, handle: int, cookie: int) -> Any:
-        for number, (name, inode) in enumerate(sorted(self.names.items())[cookie:], cookie + 1):
-            yield name, self.stat(inode), number
-
-    def releasedir(self, handle: int) -> None:
-        pass
-
     async def fsyncdir(self, inode: int) -> None:
         self.note("fsyncdir", inode)
 
@@ -260,6 +229,52 @@ class SmallFs:
         else:
             assert ref.number is not None
             os.close(self.handles.pop(ref.number)[1])
+
+
+class SmallXattrs:
+    """The extended attributes of a `SmallFs`."""
+
+    def __init__(self, fs: SmallFs) -> None:
+        self.fs = fs
+        self.values: dict[tuple[int, bytes], bytes] = {}
+
+    async def get(self, inode: int, name: bytes) -> bytes:
+        self.fs.note("getxattr", inode, name)
+        if (inode, name) not in self.values:
+            raise Failure(61)
+        return self.values[inode, name]
+
+    async def set(self, inode: int, name: bytes, value: bytes) -> None:
+        self.fs.note("setxattr", inode, name, value)
+        if name == b"user.mode":  # changed behind the kernel's back, which is then told
+            os.chmod(self.fs.path(inode), int(value, 8))
+            self.fs.kernel.invalidate_inode(inode)
+            await self.fs.kernel.settle()
+        self.values[inode, name] = value
+
+    async def remove(self, inode: int, name: bytes) -> None:
+        if self.values.pop((inode, name), None) is None:
+            raise Failure(61)
+
+
+class SmallDirectories:
+    """The one directory of a `SmallFs`."""
+
+    def __init__(self, fs: SmallFs) -> None:
+        self.fs = fs
+
+    async def open(self, inode: int) -> tuple[int, bool]:
+        return 7, False
+
+    def inode_of(self, handle: int) -> int:
+        return ROOT
+
+    def read(self, handle: int, cookie: int) -> Any:
+        for number, (name, inode) in enumerate(sorted(self.fs.names.items())[cookie:], cookie + 1):
+            yield name, self.fs.stat(inode), number
+
+    def close(self, handle: int) -> None:
+        pass
 
 
 async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> None:

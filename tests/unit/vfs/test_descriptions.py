@@ -31,9 +31,9 @@ def store_of(count: int, metadata: dict[str, str] | None = None, directory: str 
 async def modes(m: Mount, path: str) -> dict[bytes, tuple[int, float]]:
     """What READDIRPLUS says of each entry: permissions, and for how long."""
     directory = await m.inode(path) if path else ROOT_INODE
-    handle, _ = await m.fs.opendir(directory)
-    found = {name: (stat.S_IMODE(said.mode), said.ttl_s) for name, said, _ in m.fs.readdir(handle, 0)}
-    m.fs.releasedir(handle)
+    handle, _ = await m.fs.directories.open(directory)
+    found = {name: (stat.S_IMODE(said.mode), said.ttl_s) for name, said, _ in m.fs.directories.read(handle, 0)}
+    m.fs.directories.close(handle)
     return {name: said for name, said in found.items() if name not in (b".", b"..")}
 
 
@@ -83,11 +83,11 @@ async def test_listing_xattrs_asks_where_stat_does(tmp_path: Path) -> None:
         directory = await m.inode("d")
         entries = [await m.fs.lookup(directory, b"%03d" % number) for number in range(300)]
         m.driver.counts.clear()
-        assert [await m.fs.listxattr(each.inode) for each in entries] == [[]] * 300
+        assert [await m.fs.xattrs.names(each.inode) for each in entries] == [[]] * 300
         assert not m.driver.counts
     carrying = {**SAID, "xattr": to_metadata(Kind.FILE, Attributes(xattrs={"user.a": b"1"}))["xattr"]}
     async with mounted(tmp_path / "some", store_of(10, carrying)) as m:
-        assert await m.fs.listxattr(await m.inode("d/005")) == [b"user.a"]
+        assert await m.fs.xattrs.names(await m.inode("d/005")) == [b"user.a"]
 
 
 async def test_listing_asks_for_nothing_but_when_a_file_itself_is_asked_about(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from luxfuse.core.evidence import SAMPLE
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import filesystem
+from luxfuse.vfs import open_directories
 from luxfuse.vfs.errors import BadHandle, NotADirectory, NotALink
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
@@ -26,34 +26,34 @@ def store_of(*keys: str) -> FakeStore:
 async def test_dots_come_first_and_cookies_are_positions(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("d/a", "d/b", "d/c")) as m:
         inode = await m.inode("d")
-        handle, _ = await m.fs.opendir(inode)
-        everything = list(m.fs.readdir(handle, 0))
+        handle, _ = await m.fs.directories.open(inode)
+        everything = list(m.fs.directories.read(handle, 0))
         assert [name for name, _, _ in everything] == [b".", b"..", b"a", b"b", b"c"]
         assert everything[0][1].inode == inode
         assert everything[1][1].inode == ROOT_INODE
         for position, (_, _, cookie) in enumerate(everything):
-            rest = [name for name, _, _ in m.fs.readdir(handle, cookie)]
+            rest = [name for name, _, _ in m.fs.directories.read(handle, cookie)]
             assert rest == [name for name, _, _ in everything[position + 1 :]]
-        m.fs.releasedir(handle)
+        m.fs.directories.close(handle)
         with pytest.raises(BadHandle):
-            list(m.fs.readdir(handle, 0))
+            list(m.fs.directories.read(handle, 0))
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_each_entry_that_stays_comes_once_while_the_directory_changes(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "BATCH", 8)
+    monkeypatch.setattr(open_directories, "BATCH", 8)
     rng = random.Random(seed)
     stay = {f"s{number:04}" for number in range(300)}
     driver = store_of(*stay, *(f"g{number:04}" for number in range(50)))
     replaced = set(rng.sample(sorted(stay), 60))
     async with mounted(tmp_path, driver) as m:
-        handle, _ = await m.fs.opendir(ROOT_INODE)
+        handle, _ = await m.fs.directories.open(ROOT_INODE)
         seen: list[bytes] = []
         cookie = 0
         for round_number in range(10_000):
-            part = list(islice(m.fs.readdir(handle, cookie), rng.randrange(1, 30)))
+            part = list(islice(m.fs.directories.read(handle, cookie), rng.randrange(1, 30)))
             if not part:
                 break
             seen += [name for name, _, _ in part]
@@ -65,27 +65,27 @@ async def test_each_entry_that_stays_comes_once_while_the_directory_changes(
                     driver.remove(key)
                 driver.place(f"n{round_number:04}", b"")
                 m.clock.advance(61)
-                other, _ = await m.fs.opendir(ROOT_INODE)  # lists anew
-                m.fs.releasedir(other)
+                other, _ = await m.fs.directories.open(ROOT_INODE)  # lists anew
+                m.fs.directories.close(other)
         assert len(seen) == len(set(seen)), "an entry came twice"
         assert {key.encode() for key in stay} <= set(seen)
-        m.fs.releasedir(handle)
+        m.fs.directories.close(handle)
 
 
 async def test_a_position_survives_the_end_of_its_entry(tmp_path: Path) -> None:
     """The kernel goes on from the cookie of an entry that was replaced or removed, perhaps on another handle."""
     driver = store_of(*(f"f{number:03}" for number in range(20)))
     async with mounted(tmp_path, driver) as m:
-        handle, _ = await m.fs.opendir(ROOT_INODE)
-        everything = list(m.fs.readdir(handle, 0))
+        handle, _ = await m.fs.directories.open(ROOT_INODE)
+        everything = list(m.fs.directories.read(handle, 0))
         driver.place("f005", b"replaced")
         driver.remove("f010")
         m.clock.advance(61)
-        other, holds = await m.fs.opendir(ROOT_INODE)
+        other, holds = await m.fs.directories.open(ROOT_INODE)
         assert not holds
         for name, following in ((b"f005", b"f006"), (b"f010", b"f011")):
             cookie = next(cookie for n, _, cookie in everything if n == name)
-            assert next(m.fs.readdir(other, cookie))[0] == following
+            assert next(m.fs.directories.read(other, cookie))[0] == following
 
 
 async def test_a_large_directory_comes_whole_with_attributes(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ async def test_a_large_directory_comes_whole_with_attributes(tmp_path: Path) -> 
 
 async def test_the_kernels_copy_holds_while_the_listing_does(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("a")) as m:
-        assert [(await m.fs.opendir(ROOT_INODE))[1] for _ in range(2)] == [False, True]
+        assert [(await m.fs.directories.open(ROOT_INODE))[1] for _ in range(2)] == [False, True]
         m.clock.advance(61)
-        assert [(await m.fs.opendir(ROOT_INODE))[1] for _ in range(2)] == [False, True]
+        assert [(await m.fs.directories.open(ROOT_INODE))[1] for _ in range(2)] == [False, True]
         await m.fs.refresh("/")
-        assert not (await m.fs.opendir(ROOT_INODE))[1]
+        assert not (await m.fs.directories.open(ROOT_INODE))[1]
 
 
 async def test_a_failing_listing_leaves_the_old_one(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_a_failing_listing_leaves_the_old_one(tmp_path: Path) -> None:
 async def test_wrong_kinds(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("f", "d/x")) as m:
         with pytest.raises(NotADirectory):
-            await m.fs.opendir(await m.inode("f"))
+            await m.fs.directories.open(await m.inode("f"))
         with pytest.raises(NotALink):
             await m.fs.readlink(await m.inode("f"))
         inode = await m.inode("d")

@@ -13,7 +13,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import ahead, files
 from luxfuse.vfs.errors import BadHandle, Stale
-from luxfuse.vfs.filesystem import XATTRS
+from luxfuse.vfs.xattrs import OWN
 from tests.support.fake_kernel import ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, mounted, pages, random_bytes, until
@@ -273,8 +273,8 @@ async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
 
         async def xattrs(path: str) -> dict[str, str]:
             inode = await m.inode(path)
-            assert await m.fs.listxattr(inode) == []  # else `cp -a` would write them onto the copy
-            return {n.decode(): (await m.fs.getxattr(inode, b"user.luxfuse." + n)).decode() for n in XATTRS}
+            assert await m.fs.xattrs.names(inode) == []  # else `cp -a` would write them onto the copy
+            return {n.decode(): (await m.fs.xattrs.get(inode, b"user.luxfuse." + n)).decode() for n in OWN}
 
         assert await xattrs("big") == {
             "version": driver.objects["big"][1],
@@ -298,7 +298,7 @@ async def test_xattrs_tell_what_is_cached(tmp_path: Path) -> None:
             (await m.inode("small"), b"user.luxfuse.nonsense"),
         ]:
             with pytest.raises(LuxError) as caught:
-                await m.fs.getxattr(inode, name)
+                await m.fs.xattrs.get(inode, name)
             assert caught.value.errno == 61
 
 

@@ -41,7 +41,7 @@ async def test_a_copy_is_another_file_with_the_same_attributes(tmp_path: Path, m
         await write(m, "new", b"from here")
         changes = AttributeChanges(**{**UNCHANGED, "mode": 0o4711, "uid": 5, "mtime_ns": 2 * 10**18 // 10**9 * 10**9})
         await m.fs.setattr(await m.inode("new"), changes, None, CALLER)
-        await m.fs.setxattr(await m.inode("new"), b"user.colour", b"blue")
+        await m.fs.xattrs.set(await m.inode("new"), b"user.colour", b"blue")
         for old, new, data in (("d/old", "d/copy", b"from the store"), ("new", "d/new", b"from here")):
             made = await link(m, old, new)
             before = await m.fs.getattr(await m.inode(old))
@@ -51,7 +51,7 @@ async def test_a_copy_is_another_file_with_the_same_attributes(tmp_path: Path, m
             assert (after.mode, after.uid, after.gid, after.size) == (before.mode, before.uid, before.gid, before.size)
             assert after.mtime_ns == before.mtime_ns
             assert await m.read_all(new) == data
-        assert await m.fs.getxattr(await m.inode("d/new"), b"user.colour") == b"blue"
+        assert await m.fs.xattrs.get(await m.inode("d/new"), b"user.colour") == b"blue"
         handle = await m.kernel.open(m.fs, await m.inode("d/new"), os.O_RDWR)
         await m.kernel.write(m.fs, handle, 0, b"FROM")
         await m.kernel.close(m.fs, handle)

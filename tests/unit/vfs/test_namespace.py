@@ -250,7 +250,7 @@ async def test_a_directory_that_vanished(tmp_path: Path) -> None:
         m.driver.remove("d/e/f")
         m.clock.advance(61)
         with pytest.raises((NoSuchName, Stale)):
-            await m.fs.opendir(inode)
+            await m.fs.directories.open(inode)
         with pytest.raises(NoSuchName):
             await m.inode("d")
 
@@ -449,7 +449,7 @@ async def test_a_full_index_serves_old_listings_and_refuses_new_ones_without_bla
         assert await m.entries("d") == known
         assert m.namespace.stale_served == 1
         with pytest.raises(LuxError, match=r"directory 'e/'.*cannot be recorded.*No space left") as failure:
-            await m.fs.opendir(fresh)
+            await m.fs.directories.open(fresh)
         assert failure.value.errno == errno.EIO
         assert await m.inode("d/new"), "names looked up are kept in memory"
         monkeypatch.undo()

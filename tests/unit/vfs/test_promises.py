@@ -118,7 +118,7 @@ async def set_atime(m: Mount, inode: int) -> None:
 
 
 async def setxattr(m: Mount, inode: int) -> None:
-    await m.fs.setxattr(inode, b"user.colour", b"blue")
+    await m.fs.xattrs.set(inode, b"user.colour", b"blue")
 
 
 @pytest.mark.parametrize("mode", ["async-through", "must-cache"])
@@ -135,7 +135,7 @@ async def test_an_fsync_makes_attributes_durable(
         inode = await m.inode("file")
         await call(m, inode)
         await m.kernel.fsync(m.fs, handle)
-        stat, xattrs = await m.fs.getattr(inode), await m.fs.listxattr(inode)
+        stat, xattrs = await m.fs.getattr(inode), await m.fs.xattrs.names(inode)
         driver = snapshot(m, tmp_path / "next", power_cut=True)
         before = m.journal._writes
         await m.kernel.fsync(m.fs, handle)
@@ -146,7 +146,7 @@ async def test_an_fsync_makes_attributes_durable(
         inode = await m.inode("file")
         found = await m.fs.getattr(inode)
         assert (found.mode, found.atime_ns, found.mtime_ns) == (stat.mode, stat.atime_ns, stat.mtime_ns)
-        assert await m.fs.listxattr(inode) == xattrs
+        assert await m.fs.xattrs.names(inode) == xattrs
 
 
 async def test_an_fsync_of_a_directory_makes_its_names_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""The attributes that programs are shown."""
+
+from __future__ import annotations
+
+from luxfuse.index.entries import Entry
+from luxfuse.types import Kind
+from luxfuse.vfs.attributes import Defaults, Stat, stat_of
+from luxfuse.vfs.descriptions import Descriptions
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.namespace import Namespace
+
+OTHERS = 0o077
+"""Of a mode: the bits for the group and everybody else."""
+
+
+class Shown:
+    """Makes a `Stat` of an entry, as it is known now: no method asks the store."""
+
+    def __init__(
+        self, *, namespace: Namespace, descriptions: Descriptions, entries: DirtyEntries, defaults: Defaults
+    ) -> None:
+        self._namespace = namespace
+        self._descriptions = descriptions
+        self._dirty = entries
+        self._defaults = defaults
+
+    def stat(self, entry: Entry) -> Stat:
+        """Return the attributes of an entry, for as long as the entry is known to hold."""
+        dirty = self._dirty.get(entry.inode)
+        if dirty is not None:
+            return self.dirty(dirty, entry)
+        return self.clean(entry, self._namespace.remaining_s(entry))
+
+    def clean(self, entry: Entry, ttl_s: float) -> Stat:
+        """Return attributes for ``ttl_s``: an unknown mode lets only the owner in, and is asked for again."""
+        stat = stat_of(entry, self._defaults, self._descriptions.valid_s(entry, ttl_s))
+        if self._descriptions.must_hide(entry):
+            stat.mode &= ~OTHERS
+        return stat
+
+    def gone(self, entry: Entry, ttl_s: float) -> Stat:
+        """Return the attributes of what is open and has no name any more."""
+        stat = self.clean(entry, ttl_s)
+        stat.nlink = 0
+        return stat
+
+    def dirty(self, dirty: Dirty, entry: Entry) -> Stat:
+        """Return the attributes of a dirty inode: size and times are those of its staging file."""
+        stat = self.clean(entry, self._namespace.remaining_s(entry))
+        source = dirty.source
+        if source is not None and (st := source.bytes.stat()) is not None:
+            stat.size, stat.mtime_ns = st.st_size, st.st_mtime_ns
+            # Its ctime and atime in the staging directory move when we rename and read it, too.
+            stat.ctime_ns = max(stat.ctime_ns, st.st_mtime_ns)
+            stat.blocks = st.st_blocks if source.bytes.complete else (st.st_size + 511) >> 9
+            stat.changing = True
+        if dirty.place is None:
+            stat.nlink, stat.ttl_s = 0, 0.0
+        return stat
+
+    def dot(self, inode: int) -> Stat:
+        """Return the attributes that "." and ".." have in a listing; only inode and type count there."""
+        return stat_of(Entry(inode, Kind.DIRECTORY, 0, "", 0, 0.0), self._defaults, 0.0)
