@@ -30,7 +30,7 @@ from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse.places import check_places
 from luxfuse.orders.backlog import Progress
 from luxfuse.understore.failures import safe_url
-from luxfuse.vfs.files import Files
+from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.volumes import Volume
 from luxfuse.volume.assembly import build_tree
 from luxfuse.volume.life import VolumeLife, one_line
@@ -90,8 +90,8 @@ class Attachments:
         self._file = AttachedFile(directory)
         self._nursery = nursery
         self._attached: dict[str, _Attached] = {}
-        self._lingering: dict[int, tuple[str, Files]] = {}
-        """Of volumes that are gone and have files open in passthrough: by number, source id and open files."""
+        self._lingering: dict[int, tuple[str, Backings]] = {}
+        """Of volumes that are gone and have files open in passthrough: by number, source id and backings."""
         self._last_number = 0
         self._recording = trio.Lock()
         self._closing = False
@@ -179,8 +179,8 @@ class Attachments:
 
     async def _start(self, a: _Attached) -> None:
         """Open the volume and recover what its last run left. Raises `MountError`."""
-        for number, (source_id, files) in list(self._lingering.items()):
-            if files.retire_all_idle():
+        for number, (source_id, backings) in list(self._lingering.items()):
+            if backings.retire_all_idle():
                 del self._lingering[number]
                 self._main.shares.drop(number)
             elif source_id == a.settings.source_id:
@@ -198,10 +198,10 @@ class Attachments:
             return build_tree(opened, self._main.shares.share(a.record.number), buffers_bytes=BUFFERS_BYTES)
 
         life = VolumeLife(a.settings, a.notes.append, self._cluster)
-        files: Files | None = None
+        backings: Backings | None = None
         try:
             async with life.running(build) as parts:
-                files, a.parts = parts.files, parts
+                backings, a.parts = parts.files.backings, parts
                 a.settings = life.settings
                 a.volume.serve(parts.fs, negative_ttl_s=a.settings.negative_ttl_s, read_only=a.settings.read_only)
                 task_status.started()
@@ -211,18 +211,18 @@ class Attachments:
                 if not self._closing:
                     await self._fall_silent(a, parts)
         except Exception as exc:
-            if files is None:
+            if backings is None:
                 raise
             log.critical("%s: the attached under-store failed", self._where(a.path), exc_info=exc)
             a.state, a.error = "unreachable", "it failed in an unexpected way; see the log"
         finally:
             a.parts, a.volume.fs = None, None
-            if files is not None:
-                files.forget_all()
-            if files is None or files.retire_all_idle():
+            if backings is not None:
+                backings.forget_all()
+            if backings is None or backings.retire_all_idle():
                 self._main.shares.drop(a.record.number)
             else:
-                self._lingering[a.record.number] = (a.settings.source_id, files)
+                self._lingering[a.record.number] = (a.settings.source_id, backings)
             a.ended.set()
 
     async def _fall_silent(self, a: _Attached, parts: VolumeParts) -> None:

@@ -167,7 +167,7 @@ def _degraded(p: VolumeParts) -> list[str]:
 
 
 def _reads(p: VolumeParts) -> dict[str, int]:
-    counters, files = p.cache.counters, p.files.counters
+    counters, files = p.cache.counters, p.files
     tiers = dict.fromkeys(TIERS, 0)
     for space in p.hierarchy:
         tiers[space.tier] += space.read_bytes
@@ -177,8 +177,8 @@ def _reads(p: VolumeParts) -> dict[str, int]:
         "hdd_bytes": tiers["hdd"],
         "peer_bytes": counters.peer_bytes,
         "understore_bytes": counters.understore_bytes,
-        "passthrough_opens": files.passthrough_opens,
-        "copied_opens": files.copied_opens,
+        "passthrough_opens": files.backings.opened,
+        "copied_opens": files.copied.opened,
     }
 
 

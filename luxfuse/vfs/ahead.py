@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -32,27 +32,33 @@ ON_THEIR_OWN = 0.5
 """A file of which this fraction is there is completed even after its last close."""
 
 
-def _close_only(_parent: int, _name: bytes, _entry: Entry, _obj: CachedObject, fd: int, _notice: bool) -> None:
-    if fd >= 0:
-        os.close(fd)
+class Receiver(Protocol):
+    """Takes the files that were fetched ahead; `luxfuse.vfs.backings.Backings` is the one."""
+
+    def register(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False) -> None:
+        """Take a file that is whole. ``fd``: its open cache file, which is to be closed; -1 if there is none.
+
+        ``notice``: its first open is to be told (`FilesAhead.opened`).
+        """
 
 
 class FilesAhead:
     """Read-ahead across the files of a directory."""
 
-    def __init__(self, *, namespace: Namespace, cache: PageCache, limit_bytes: int, largest_bytes: int) -> None:
+    def __init__(
+        self, *, namespace: Namespace, cache: PageCache, receiver: Receiver, limit_bytes: int, largest_bytes: int
+    ) -> None:
         """``limit_bytes`` bounds what is on its way at once; files above ``largest_bytes`` are left alone."""
         self._namespace = namespace
         self._cache = cache
+        self._receiver = receiver
         self._limit = limit_bytes
         self._largest = largest_bytes
         self._predictors: OrderedDict[int, Predictor] = OrderedDict()
         self._planned: deque[tuple[int, bytes, Entry, bool]] = deque(maxlen=PLANNED_BOUND)
-        """Files that had no room yet. They get it at later opens, not on their own: a reader who left needs none."""
+        """Files that had no room yet. They get it at later opens, not on their own: a reader that left needs none."""
         self._on_their_way = 0
         self.files = 0
-        self.hand_over: Callable[[int, bytes, Entry, CachedObject, int, bool], None] = _close_only
-        """Set by `Files`: takes (parent, name, entry, object, open cache file or -1, notice) of a file that is whole."""
 
     def opened(self, parent: int, name: bytes) -> None:
         """Note that a file is opened and start to fetch the ones expected next."""
@@ -105,7 +111,7 @@ class FilesAhead:
                 self._on_their_way -= size
                 # An error is not ours: the file's reader will meet it, or nobody.
                 if obj.whole:
-                    self.hand_over(parent, name, entry, obj, fd, notice)
+                    self._receiver.register(parent, name, entry, obj, fd, notice)
                 self._cache.release(obj)
             elif fd >= 0:
                 os.close(fd)

@@ -157,16 +157,16 @@ class FileSystem:
     async def read(self, ref: Ref, offset: int, length: int) -> Buffer:
         """Read from an open file."""
         if ref.inode is not None:
-            return await self.files.read_registered(ref.inode, offset, length)
+            return await self.files.backings.read(ref.inode, offset, length)
         assert ref.number is not None
-        return await self.files.read(ref.number, offset, length)
+        return await self.files.copied.read(ref.number, offset, length)
 
     def _written(self, ref: Ref) -> tuple[Dirty | None, bool]:
         """Return what an open file is as a dirty one, and whether it is open for writing."""
         if ref.inode is not None:
             return self._dirty.get(ref.inode), True
         assert ref.number is not None
-        inode, writing = self.files.staged_of(ref.number)
+        inode, writing = self.files.copied.staged_of(ref.number)
         return self._dirty.get(inode), writing
 
     async def write(self, ref: Ref, offset: int, data: Buffer) -> int:
@@ -197,9 +197,9 @@ class FileSystem:
         """The last descriptor of an open is closed."""
         dirty, writing = self._written(ref)
         if ref.number is not None:
-            self.files.release(ref.number)
+            self.files.copied.release(ref.number)
         elif ref.inode is not None:
-            self.files.released(ref.inode)
+            self.files.backings.released(ref.inode)
         if dirty is not None and writing:
             self._promises.closed(dirty)
 
@@ -212,7 +212,7 @@ class FileSystem:
 
     def close_idle(self) -> bool:
         """Give up the backings of files that are not open; returns whether no file and no directory is open."""
-        return self.files.retire_all_idle() and not self.files.any_copied and not self.directories.any_open
+        return self.files.backings.retire_all_idle() and not self.files.copied.any_open and not self.directories.any_open
 
     # -- changes of names and attributes
 

@@ -316,13 +316,13 @@ class Moves:
         if replaced and target is not None:
             after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
             self._deletes.later(replaced, new_place, replaced_version, after)
-            self._files.defer(replaced, target.inode)
+            self._files.copied.defer(replaced, target.inode)
         if whiteout:
             self._tree.make_whiteout(place)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
-        if local and replaced and self._tree.is_through(replaced) and not self._files.is_deferred(replaced):
+        if local and replaced and self._tree.is_through(replaced) and not self._files.copied.is_deferred(replaced):
             await self._deletes.make_noted(replaced)
         if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
             await self._promises.sync(dirty)
@@ -405,7 +405,7 @@ class Moves:
         self._deletes.reuse(new_key)
         reader = 0
         if (now := self._namespace.peek(*new_place)) is not None:
-            reader = now.inode if replaced and self._files.needs_store(now.inode) else 0
+            reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
             self._tree.forget(*new_place, now)
         self._names.move(*place, *new_place)
         self._tree.note_renamed(*new_place)
@@ -417,7 +417,7 @@ class Moves:
         if reader:
             self._namespace.hold(None, *new_place)
             self._deletes.later(replaced, new_place, None)
-            self._files.defer(replaced, reader)
+            self._files.copied.defer(replaced, reader)
             await self._journal.commit()
         await self._delete_moved([key, *([replaced] if replaced and not reader else [])], place, key)
         reached("move.deleted")

@@ -63,7 +63,7 @@ class Publisher:
         self._mapped: set[Dirty] = set()
         self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
         """A file that nobody writes to any more is not to replace somebody else's: see `Conflicts`."""
-        files.on_copied_closed = self.copied_closed
+        files.copied.on_closed(self.copied_closed)
 
     @property
     def has_mapped(self) -> bool:
@@ -93,11 +93,11 @@ class Publisher:
             if dirty not in self._mapped:
                 self._mapped.add(dirty)
                 self._nursery.start_soon(self._publish_soon, dirty)
-        elif (keep := self._can_keep(dirty)) or self._files.retire_idle(dirty.inode):
+        elif (keep := self._can_keep(dirty)) or self._files.backings.retire_idle(dirty.inode):
             self._put_back(dirty, keep=keep)
             self._finish(dirty)
         else:
-            self._mapped.add(dirty)  # who reads it in passthrough keeps its file: later writers must write to that one
+            self._mapped.add(dirty)  # its readers in passthrough keep its file: later writers must write to that one
 
     def _may_be_mapped(self, dirty: Dirty) -> bool:
         """Whether somebody can still write to the file: in passthrough, a mapping outlives the close of its file."""
@@ -179,13 +179,13 @@ class Publisher:
 
     def discard_if_unused(self, dirty: Dirty) -> None:
         """Remove the content of an unlinked file that nobody has open."""
-        if dirty.finished or dirty.writers or dirty.lock.locked() or self._files.has_copied_opens(dirty.inode):
+        if dirty.finished or dirty.writers or dirty.lock.locked() or dirty.inode in self._files.copied:
             return
         if dirty.source is not None:
             self._room.remove(dirty)
             reached("discard.removed")
             dirty.count(0)
-            self._files.retire(dirty.inode)
+            self._files.backings.retire(dirty.inode)
             dirty.unstage()
         self._mapped.discard(dirty)
         self._entries.remove(dirty)

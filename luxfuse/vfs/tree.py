@@ -480,7 +480,7 @@ class Tree:
         reached("remove.held")
         removed = not self.in_store(entry)
         promised = self._is_promised(entry)
-        if not removed and self.is_through(key) and not self._files.needs_store(entry.inode):
+        if not removed and self.is_through(key) and not self._files.copied.needs_store(entry.inode):
             try:
                 await self._deletes.now([key])
             except StoreError:
@@ -498,7 +498,7 @@ class Tree:
                 await self._journal.commit()
         else:
             self._deletes.later(key, (parent, name), version, after)
-            self._files.defer(key, entry.inode)
+            self._files.copied.defer(key, entry.inode)
             reached("remove.noted")
             await self._journal.commit()
             reached("remove.committed")

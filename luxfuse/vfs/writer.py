@@ -122,7 +122,7 @@ class Writer:
         # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
         copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(row))
         handle = self._files.open_staged(dirty, row, writing=True, copy=copy)
-        if dirty.unprivileged and not self._files.has_copied_opens(dirty.inode):
+        if dirty.unprivileged and dirty.inode not in self._files.copied:
             self.clear_set_id(dirty)
         if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes
             self._kernel.invalidate_inode(dirty.inode)
@@ -203,9 +203,9 @@ class Writer:
         if entry is None:
             return None
         # Memory does not outlive the machine: what is written to goes to a disk, unless somebody reads it in passthrough.
-        fit = obj.whole and not (self._room.is_unfit(obj.space) and self._files.retire_idle(inode))
+        fit = obj.whole and not (self._room.is_unfit(obj.space) and self._files.backings.retire_idle(inode))
         adopted = obj.space if fit else None
-        if adopted is not None and not self._files.may_adopt(inode, obj.oid):
+        if adopted is not None and not self._files.backings.may_adopt(inode, obj.oid):
             raise Busy(f"{key!r} is open with another cache file")
         if adopted is None and self._kernel.is_registered(inode):
             raise Busy(f"{key!r} is open, and no longer whole in the cache")

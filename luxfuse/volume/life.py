@@ -35,7 +35,7 @@ from luxfuse.understore.protocols import scheme_fault
 from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
 from luxfuse.understore.variables import variables
-from luxfuse.vfs.files import Files
+from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.opened import Cache, Local, Opened
@@ -93,7 +93,7 @@ class VolumeLife:
                     await self._begin(parts, beginning, background)
                     with cluster.enlisted(self.settings, parts) if cluster else nullcontext():
                         yield parts
-                parts.files.note_touched()
+                parts.files.backings.note_touched()
                 parts.hierarchy.keep_policy_states()
                 parts.cache.close()
                 try:
@@ -113,7 +113,7 @@ class VolumeLife:
         background.start_soon(parts.store.watch_deadlines)
         for space in parts.hierarchy:
             background.start_soon(space.watch)
-        background.start_soon(self._note_touched, parts.files)
+        background.start_soon(self._note_touched, parts.files.backings)
         background.start_soon(self._keep_policy_states, parts.hierarchy)
         sweeper = Sweeper(parts.cache.contents)
         parts.hierarchy.shared.on_recovered.append(sweeper.request)
@@ -314,10 +314,10 @@ class VolumeLife:
                     f"under-store: mount the source with that one as --cache-dir to bring them there"
                 )
 
-    async def _note_touched(self, files: Files) -> None:
+    async def _note_touched(self, backings: Backings) -> None:
         while True:
             await trio.sleep(TOUCH_INTERVAL_S)
-            files.note_touched()
+            backings.note_touched()
 
     async def _keep_policy_states(self, hierarchy: Hierarchy) -> None:
         while True:

@@ -25,6 +25,8 @@ from luxfuse.index.objects import Objects
 from luxfuse.orders.retention import MarkStore
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
+from luxfuse.vfs.backings import Backings
+from luxfuse.vfs.copied import CopiedOpens
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
@@ -127,30 +129,38 @@ def build_reading(
         make_space=make_space,
         prober=prober,
     )
+    dirty = DirtyEntries()
+    copied = CopiedOpens(
+        namespace=namespace,
+        cache=cache,
+        behind=FillBehind(cache=cache, nursery=nursery),
+        readahead_bytes=s.readahead_bytes,
+    )
+    backings = Backings(namespace=namespace, cache=cache, kernel=kernel, entries=dirty, copied=copied)
     ahead = FilesAhead(
         namespace=namespace,
         cache=cache,
+        receiver=backings,
         limit_bytes=s.readahead_bytes,
         largest_bytes=s.whole_file_threshold_bytes,
     )
-    dirty = DirtyEntries()
     files = Files(
         namespace=namespace,
         cache=cache,
         kernel=kernel,
         ahead=ahead,
-        behind=FillBehind(cache=cache, nursery=nursery),
+        copied=copied,
+        backings=backings,
         whole_file_bytes=s.whole_file_threshold_bytes,
-        readahead_bytes=s.readahead_bytes,
         dirty=dirty,
     )
 
     def lost_files(space: Space) -> None:
         lifecycle.adopt(local.index, space.number, str(space.directory.path), space.directory.identity)
         cache.contents.forget_files(space)
-        files.forget_all()
+        backings.forget_all()
 
-    cache.contents.read_by(files)
+    cache.contents.read_by(backings)
     hierarchy.shared.on_lost_files.append(lost_files)
     return Reading(
         policies, marks, names, objects, lister, namespace, descriptions, hierarchy, cache, mover, directories, ahead,

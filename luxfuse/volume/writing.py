@@ -61,7 +61,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         store=uploader.store,
         journal=journal,
         pusher=pusher,
-        is_read=files.is_deferred,
+        is_read=files.copied.is_deferred,
         nursery=nursery,
     )
     notes = Notes(

@@ -246,8 +246,8 @@ def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
                 driver.flaky(0.0, 1)
             for handle, _ in player.handles:
                 await m.kernel.release(m.fs, handle)
-            assert not m.files._handles
-            assert not m.files._copied
+            assert not m.files.copied._handles
+            assert not m.files.copied._inodes
 
     trio.run(main)
 

@@ -518,8 +518,8 @@ class Player:
             assert self.m.space.staged_bytes == 0
         assert not self.m.driver.uploads
         assert self.m.recovered.count() == 0 or self.killed, "a conflict with ourselves"
-        assert not self.m.files._handles
-        assert not self.m.files._copied
+        assert not self.m.files.copied._handles
+        assert not self.m.files.copied._inodes
 
     @property
     def pushes(self) -> bool:

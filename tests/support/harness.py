@@ -314,7 +314,7 @@ async def mounted(
             yield mount
             if clean_end:
                 await mount.drain()
-                mount.files.note_touched()
+                mount.files.backings.note_touched()
                 mount.hierarchy.keep_policy_states()
                 mount.cache.close()
                 await journal.commit()

@@ -70,7 +70,7 @@ async def test_a_flipped_byte_is_mended_before_the_kernel_gets_the_file(tmp_path
         assert m.cache.counters.checksum_failures == 1
         assert m.kernel.registered == 1
         # Nothing wrong since: the next hand-over reads nothing.
-        m.files.forget_all()
+        m.files.backings.forget_all()
         verified = m.cache.counters.verified_bytes
         assert await m.read_all("k") == data
         assert m.cache.counters.verified_bytes == verified

@@ -122,9 +122,9 @@ async def test_opens_that_the_kernel_answers_alone_count_as_uses(tmp_path: Path,
     async with mounted(tmp_path, driver, eviction_policy="lru", capacity_bytes=pages(3), readahead_bytes=0) as m:
         for number in range(3):
             await m.read_all(f"k{number}")
-        m.files.note_touched()
+        m.files.backings.note_touched()
         await m.read_all("k0")
-        assert m.files.counters.passthrough_opens == 3
+        assert m.files.backings.opened == 3
         await m.read_all("k3")
         assert cached(m) == {"k0", "k2", "k3"}
 
@@ -174,7 +174,7 @@ async def test_an_object_larger_than_the_cache_is_served(tmp_path: Path) -> None
         assert await m.read_all("k") == data
         assert m.space.ledger.used_bytes <= pages(6)
         assert m.disk_bytes() <= pages(6) + METADATA_BYTES
-        assert m.files.counters.copied_opens == 1
+        assert m.files.copied.opened == 1
 
 
 async def test_the_free_space_floor_is_kept(tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,10 +427,10 @@ async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monke
             patch.setattr("luxfuse.index.store.PENDING_BOUND", 0)
             m.index.failing = "made up"
             handle = await m.open("k0")
-            m.files.note_touched()
+            m.files.backings.note_touched()
             m.cache.touch_by_id(b"unknown oid 1234")
             await m.kernel.release(m.fs, handle)
-            m.files.forget_all()
+            m.files.backings.forget_all()
             flip.write_bytes(bytes(pages(3)))
             m.directory.file_of(lost.oid).unlink()
             for number in range(5):

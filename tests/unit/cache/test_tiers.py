@@ -77,7 +77,7 @@ async def test_what_is_above_the_high_watermark_moves_down_the_coldest_first(tmp
     cold = CacheDirectory("mem", pages(4), "mem", high_watermark=0.75, low_watermark=0.5)
     async with mounted(tmp_path, driver, options(more_caches=(cold, HDD))) as m:
         await read_all(m, 4)
-        m.files.note_touched()
+        m.files.backings.note_touched()
         assert await m.read_all("k00") == driver.objects["k00"][0]
         await m.mover.round()
         assert [tier(m, f"k{n:02}") for n in range(4)] == ["mem", "ssd", "ssd", "mem"]
@@ -218,7 +218,7 @@ async def test_a_directory_that_is_lost_is_done_without(tmp_path: Path) -> None:
         shutil.rmtree(space(m, "mem").directory.path)
         space(m, "mem").fail(OSError(5, "made up"))
         for inode in [await m.inode(f"k{n:02}") for n in range(6)]:
-            m.files.retire(inode)
+            m.files.backings.retire(inode)
         await read_all(m, 6)
         assert [tier(m, f"k{n:02}") for n in range(6)] == ["ssd"] * 6
         assert m.hierarchy.usable
@@ -512,7 +512,7 @@ async def test_a_file_that_moved_away_and_back_is_another_one(tmp_path: Path, mo
     driver = store(1)
     async with mounted(tmp_path, driver, options()) as m:
         assert await m.read_all("k00") == driver.objects["k00"][0]
-        m.files.retire(await m.inode("k00"))
+        m.files.backings.retire(await m.inode("k00"))
         oid, real = acquire(m, "k00").oid, disk.open_verified
 
         def overtaken(*arguments: Any) -> disk.Opened:

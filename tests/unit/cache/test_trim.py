@@ -213,7 +213,7 @@ async def test_whoever_went_for_a_file_before_it_got_a_hole_looks_again(
     data = driver.objects["large"][0]
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=function == "open_verified") as m:
         await m.read_all("large")
-        m.files.retire(await m.inode("large"))
+        m.files.backings.retire(await m.inode("large"))
         m.cache.fetching.recent = RecentPages(0)
         oid, real, overtaken = acquire(m, "large").oid, getattr(disk, function), 0
 

@@ -270,10 +270,10 @@ async def test_an_open_outlives_its_volume(tmp_path: Path) -> None:
         with pytest.raises(FUSEError) as info:
             await tree.kernel.flush(tree.fs, writing)
         assert code(info) == errno.ESTALE
-        assert not above.files.retire_all_idle()
+        assert not above.files.backings.retire_all_idle()
         for handle in (reading, writing):
             await tree.kernel.release(tree.fs, handle)
-        assert above.files.retire_all_idle()
+        assert above.files.backings.retire_all_idle()
 
 
 async def test_an_attach_point_stays_when_its_directory_comes_back_as_another_inode(tmp_path: Path) -> None:

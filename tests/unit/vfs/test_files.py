@@ -11,7 +11,7 @@ import trio
 
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import ahead, files
+from luxfuse.vfs import ahead, backings
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.xattrs import OWN
 from tests.support.fake_kernel import ref_of
@@ -38,7 +38,7 @@ async def test_a_small_file_is_fetched_whole_and_handed_over(tmp_path: Path) -> 
             assert await m.kernel.read_all(m.fs, h) == driver.objects["a"][0]
             await m.kernel.release(m.fs, h)
         assert driver.counts["get"] == 2
-        assert bytes(await m.files.read_registered(await m.inode("a"), 5, 10)) == driver.objects["a"][0][5:15]
+        assert bytes(await m.files.backings.read(await m.inode("a"), 5, 10)) == driver.objects["a"][0][5:15]
 
 
 async def test_a_large_file_is_copied_while_it_is_filled_and_handed_over_once_whole(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ async def test_handles_end(tmp_path: Path) -> None:
             await m.fs.read(ref_of(handle), 0, 1)
         assert await m.read_all("empty") == b""
         assert not m.cache.contents._live
-        assert not m.files._copied
+        assert not m.files.copied._inodes
 
 
 async def test_a_kernel_that_refuses_backing_files_gets_copies(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ async def test_a_kernel_that_refuses_backing_files_gets_copies(tmp_path: Path) -
         m.kernel.refuses = True
         for key in ("a", "b", "a"):
             assert await m.read_all(key) == driver.objects[key][0]
-        assert m.files.counters.passthrough_opens == 0
+        assert m.files.backings.opened == 0
 
 
 async def test_an_open_copied_file_keeps_its_version_or_is_stale(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_an_open_copied_file_keeps_its_version_or_is_stale(tmp_path: Path)
         assert await m.kernel.read(m.fs, handle, 0, MIB) == old[:MIB]
         with pytest.raises(Stale):
             await m.kernel.read(m.fs, handle, pages(15), MIB)
-        assert m.files.counters.stale_handles == 1
+        assert m.files.copied.stale_reads == 1
         inode = m.kernel.handles[handle]
         assert (await m.fs.getattr(inode)).size == pages(20)
         assert await m.inode("a") != inode, "the failed read made the name be asked for again"
@@ -130,7 +130,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opens, reads, closes, evictions, retirements and replacements at once; `FakeKernel` is the judge."""
-    monkeypatch.setattr(files, "REGISTERED_BOUND", 3)
+    monkeypatch.setattr(backings, "REGISTERED_BOUND", 3)
     rng = random.Random(seed)
     driver = store_of(**{f"k{number}": rng.randrange(1, pages(5)) for number in range(5)})
     driver.delay_s = 0.0005
@@ -173,7 +173,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
                     async with m.space._evicting:
                         await m.space._evict(pages(2))
                 else:
-                    m.files.note_touched()
+                    m.files.backings.note_touched()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trouble)
@@ -181,12 +181,12 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
                 for number in range(8):
                     programs.start_soon(program, 100 * seed + number)
             nursery.cancel_scope.cancel()
-        assert not m.files._copied
-        assert not m.files._handles
+        assert not m.files.copied._inodes
+        assert not m.files.copied._handles
         await until(lambda: m.cache.budget.idle)
         assert m.ahead._on_their_way == 0
         assert not m.cache.contents._live, "an object is still counted as used"
-        m.files.forget_all()
+        m.files.backings.forget_all()
         assert not m.kernel.table
 
 

@@ -1,0 +1,241 @@
+"""Files handed to the kernel: the inodes that have a backing file, and how long they keep it.
+
+A backing is a cache file or a staging file that the kernel reads by itself (passthrough), under a backing id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import islice
+
+from luxfuse.cache import descriptors
+from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.errors import NotFound, VersionChanged
+from luxfuse.index.entries import Entry
+from luxfuse.types import Buffer
+from luxfuse.vfs.copied import CopiedOpens
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import BadHandle, Stale
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.namespace import Namespace
+
+REGISTERED_BOUND = 16_384
+"""Inodes with a backing id at once: each is an open file, for the kernel and for us."""
+LEAST_REGISTERED = 8
+KEPT_FREE = 128
+"""Descriptors that the rest of the daemon may want."""
+RETIRE_TRIES = 64
+
+
+@dataclass(slots=True)
+class Backing:
+    """An inode with a backing, as it was registered or has changed since."""
+
+    parent: int
+    name: bytes
+    key: str
+    entry: Entry
+    oid: bytes | None
+    """None while the backing is a staging file."""
+    nameless: bool = False
+    """Whether it was removed."""
+
+
+class Backings:
+    """The backings of one mount. Implements `luxfuse.cache.contents.Readers`."""
+
+    def __init__(
+        self, *, namespace: Namespace, cache: PageCache, kernel: Kernel, entries: DirtyEntries, copied: CopiedOpens
+    ) -> None:
+        self._namespace = namespace
+        self._cache = cache
+        self._kernel = kernel
+        self._dirty = entries
+        self._copied = copied
+        self._backings: OrderedDict[int, Backing] = OrderedDict()
+        """By inode; those that were used last are at the end."""
+        self._by_object: dict[bytes, set[int]] = {}
+        self.opened = 0
+        """Opens in passthrough that the kernel asked for, rising from the start on."""
+        kernel.on_drained = self._drop
+
+    def get(self, inode: int) -> Backing | None:
+        """Return the backing of an inode; None if there is none."""
+        return self._backings.get(inode)
+
+    # -- open, read and release
+
+    def acquire(self, entry: Entry, *, writing: bool = False) -> int | None:
+        """Count an open and return its handle; None if the inode has no backing any more."""
+        handle = self._kernel.acquire(entry.inode, self._namespace.remaining_s(entry), writing=writing)
+        if handle is not None:
+            self.opened += 1
+        return handle
+
+    async def read(self, inode: int, offset: int, length: int) -> Buffer:
+        """Answer a READ of an open in passthrough (readahead(2) and posix_fadvise send them)."""
+        backing = self._backings.get(inode)
+        dirty = self._dirty.get(inode)
+        if dirty is not None and dirty.source is not None:
+            return await dirty.source.bytes.read(offset, length)
+        if backing is None:
+            raise BadHandle(f"inode {inode} is not open")
+        obj = self._cache.acquire(backing.key, backing.entry.version, backing.entry.size)
+        try:
+            return await self._cache.read(obj, offset, length)
+        except (VersionChanged, NotFound):
+            self._namespace.expire(inode)
+            raise Stale(f"{backing.key!r} changed in the under-store while it was open") from None
+        finally:
+            self._cache.release(obj)
+
+    def released(self, inode: int) -> None:
+        """An open for writing is over."""
+        self._kernel.released(inode)
+
+    # -- register
+
+    def accepts(self, obj: CachedObject) -> bool:
+        """Whether the kernel takes the cache file of an object, as long as it has room for one more."""
+        return self._kernel.passthrough and (obj.space is None or self._kernel.accepts(obj.space.directory.device))
+
+    def register(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False) -> None:
+        """Give an inode the cache file ``fd`` of its object as its backing, and close ``fd`` (-1: there is none).
+
+        Nothing is given if another open decided otherwise meanwhile. ``notice``: its first open is to be told.
+        """
+        inode = entry.inode
+        if fd < 0:
+            return
+        try:
+            dirty = self._dirty.get(inode)
+            if dirty is not None and dirty.source is not None:
+                return
+            if self._kernel.is_registered(inode) or inode in self._copied or not self.accepts(obj):
+                return
+            if not self._has_room():
+                return
+            if not self._give(entry, fd, obj.record.stamp, notice=notice):
+                return
+        finally:
+            os.close(fd)
+        backing = self._backings[inode] = Backing(parent, name, obj.record.key, entry, None)
+        self._set_object(inode, backing, obj.oid)
+
+    def register_staged(self, dirty: Dirty, entry: Entry, fd: int, stamp_ns: int) -> None:
+        """Give a dirty inode its staging file ``fd``, whose mtime is ``stamp_ns``, as its backing, if there is room."""
+        if self._has_room() and self._give(entry, fd, stamp_ns):
+            parent, name = dirty.place or (0, b"")
+            self._backings[dirty.inode] = Backing(parent, name, dirty.key, entry, None)
+
+    def _has_room(self) -> bool:
+        """Whether one more inode can have a backing, after backings that are not open have made room for it."""
+        most = min(REGISTERED_BOUND, max(LEAST_REGISTERED, (descriptors.limit() - KEPT_FREE) // 2))
+        if len(self._backings) < most:
+            return True
+        for oldest in list(islice(self._backings, RETIRE_TRIES)):
+            if self.retire_idle(oldest):
+                return True
+            self._backings.move_to_end(oldest)  # open: look at others first
+        return False
+
+    def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
+        """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            valid_s = self._namespace.remaining_s(entry)
+            return self._kernel.register(entry.inode, readable, stamp_ns, valid_s, notice=notice)
+        finally:
+            os.close(readable)
+
+    # -- changes of a file that has a backing
+
+    def may_adopt(self, inode: int, oid: bytes) -> bool:
+        """Whether the object's file may be written to: no other inode has it as its backing, nor the inode another."""
+        backing = self._backings.get(inode)
+        if backing is not None and backing.oid != oid and not self.retire_idle(inode):
+            return False
+        return all(self.retire_idle(other) for other in self._by_object.get(oid, set()) - {inode})
+
+    def attach_staged(self, inode: int) -> None:
+        """The file begins to be written to: its backing, the cache file, is the staging file from now on."""
+        backing = self._backings.get(inode)
+        if backing is not None:
+            self._set_object(inode, backing, None)
+
+    def detach_staged(self, dirty: Dirty, entry: Entry, oid: bytes, stamp_ns: int) -> None:
+        """The staging file is the cache file of ``oid`` now."""
+        inode = dirty.inode
+        backing = self._backings.get(inode)
+        if backing is not None:
+            backing.parent, backing.name = dirty.place or (backing.parent, backing.name)
+            backing.key, backing.entry = dirty.key, entry
+            self._set_object(inode, backing, oid)
+            self._kernel.restamp(inode, stamp_ns, self._namespace.remaining_s(entry))
+
+    def moved(self, inode: int, entry: Entry, key: str, oid: bytes | None) -> None:
+        """The inode has another key or version now; ``oid`` is the cached object of it, if that was kept."""
+        backing = self._backings.get(inode)
+        if backing is None or backing.oid is None:
+            return
+        backing.entry, backing.key = entry, key
+        backing.parent, backing.name = self._namespace.place(inode)
+        self._set_object(inode, backing, oid)
+        if oid is None:  # the cache has nothing of it any more: the file that is open is all there is
+            self.retire(inode)
+
+    def _set_object(self, inode: int, backing: Backing, oid: bytes | None) -> None:
+        if backing.oid is not None:
+            inodes = self._by_object.get(backing.oid)
+            if inodes is not None:
+                inodes.discard(inode)
+                if not inodes:
+                    del self._by_object[backing.oid]
+        backing.oid = oid
+        if oid is not None:
+            self._by_object.setdefault(oid, set()).add(inode)
+
+    # -- take away
+
+    def retire(self, inode: int) -> None:
+        """Take the backing of an inode away, at its last close if it is open."""
+        if self._kernel.retire(inode, only_idle=False):
+            self._drop(inode)
+
+    def retire_idle(self, inode: int) -> bool:
+        """Take the backing of an inode away unless it is open; returns whether it has none now."""
+        if not self._kernel.retire(inode, only_idle=True):
+            return False
+        self._drop(inode)
+        return True
+
+    def _drop(self, inode: int) -> None:
+        """The inode has no backing any more."""
+        backing = self._backings.pop(inode, None)
+        if backing is not None:
+            self._set_object(inode, backing, None)
+
+    def may_drop(self, oid: bytes) -> bool:
+        """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go."""
+        return all(self.retire_idle(inode) for inode in list(self._by_object.get(oid, ())))
+
+    def note_touched(self) -> None:
+        """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""
+        for inode in self._kernel.take_touched():
+            backing = self._backings.get(inode)
+            if backing is not None:
+                if backing.oid is not None:
+                    self._cache.touch_by_id(backing.oid)
+                self._backings.move_to_end(inode)
+
+    def retire_all_idle(self) -> bool:
+        """Take the backings of files that are not open away; returns whether none is left."""
+        return not [inode for inode in list(self._backings) if not self.retire_idle(inode)]
+
+    def forget_all(self) -> None:
+        """Take every backing away, at the last close where the inode is open (a cache directory lost its files)."""
+        for inode in list(self._backings):
+            self.retire(inode)
