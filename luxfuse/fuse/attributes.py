@@ -51,7 +51,7 @@ def to_kernel(stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None =
 
 
 def changes_of(attr: pyfuse3.EntryAttributes, fields: Any) -> AttributeChanges:
-    """Return what a SETATTR changes. "Now" has become a time on its way here; ctime is not for others to set."""
+    """Return the changes of a SETATTR. "Now" has become a time on its way here; ctime is not for others to set."""
     return AttributeChanges(
         mode=attr.st_mode & 0o7777 if fields.update_mode else None,
         uid=attr.st_uid if fields.update_uid else None,

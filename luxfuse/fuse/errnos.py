@@ -23,17 +23,17 @@ EXPECTED = frozenset(
         *(errno.EOPNOTSUPP, errno.ESTALE, errno.EINTR),
     }
 )
-"""What programs provoke every day: neither counted nor logged."""
+"""Errors that programs provoke every day: neither counted nor logged."""
 EXPECTED_OF_FILES = frozenset({errno.EOPNOTSUPP, errno.EFBIG})
-"""The same for what the cache's own file system says."""
+"""The same for errors of the cache's own file system."""
 MISTAKES = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, 0})
 """Errors that the cache's own file system gives only for mistakes of ours."""
 
 
 class Counting(Protocol):
-    """What handlers are methods of. ``latency`` is by handler.
+    """A class with handlers as methods. ``latency`` is by handler.
 
-    ``errors`` counts what nobody foresaw, ``refusals`` what was foreseen: outages, missing rights, no room, a sick disk.
+    ``errors`` counts unforeseen errors, ``refusals`` foreseen ones: outages, missing rights, no room, a sick disk.
     """
 
     errors: int
@@ -86,7 +86,7 @@ def guarded(handler: F) -> F:
 
 
 def changing(handler: F) -> F:
-    """As `guarded`; on a read-only mount the answer is EROFS, whatever the mount's flags have become meanwhile."""
+    """As `guarded`; on a read-only mount the answer is EROFS, even after a remount with other flags."""
     inner = guarded(handler)
 
     @functools.wraps(handler)

@@ -5,7 +5,8 @@ is for `core.signals` to say; as long as it is none, the thread is looked at aga
 second one. A process that is killed closes its files on its way out, where it has no signals any more: so callers
 that wait in a FLUSH are looked at as well.
 
-What a request has begun for others, or cannot be left half done, goes on: it runs in another task, or in a shielded scope.
+Work that a request has begun for others, or that cannot be left half done, goes on: it runs in another task, or in a
+shielded scope.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Interrupts:
         self._wanted = trio.Event()
 
     async def run_handler(self, handler: Callable[[], Awaitable[Any]], *, closing: bool) -> Any:
-        """Return what a handler does; no wait may come before it. ``closing``: see `closing`. Raises `Interrupted`."""
+        """Return the answer of a handler; no wait may come before it. ``closing``: as `closing`. Raises `Interrupted`."""
         unique, thread = passthrough.current()
         if not unique or not thread:
             return await handler()
@@ -143,7 +144,7 @@ class Interrupts:
 
 
 class Interruptible(Protocol):
-    """What handlers are methods of."""
+    """A class with handlers as methods."""
 
     interrupts: Interrupts
 
@@ -159,7 +160,7 @@ def interruptible(handler: F) -> F:
 
 
 def closing(handler: F) -> F:
-    """As `interruptible`, for what a process does on its way out, too."""
+    """As `interruptible`, for requests that a process makes on its way out, too."""
 
     @functools.wraps(handler)
     async def wrapper(self: Interruptible, *args: Any, **kwargs: Any) -> Any:

@@ -50,7 +50,7 @@ class MountInfo:
 def parse_mountinfo(text: str) -> list[MountInfo]:
     """Return the mounts of a mountinfo file, oldest first. Lines that cannot be read are left out."""
     mounts = []
-    for line in text.split("\n"):  # a name may hold what else ends lines
+    for line in text.split("\n"):  # a name may hold other characters that end lines
         left, separator, right = line.partition(" - ")
         before, after = left.split(" "), right.split(" ")
         if not separator or len(before) < 6 or len(after) < 2:
@@ -158,7 +158,7 @@ def mount_device(fd: int, mountpoint: str, source: str, options: Sequence[str], 
 
 @contextmanager
 def words_of_fusermount(said: list[str]) -> Iterator[None]:
-    """Have what fusermount3 and libfuse write on stderr in the block put into ``said``, a line each, and then there.
+    """Collect the lines that fusermount3 and libfuse write on stderr in the block in ``said``, and write them there then.
 
     They are other programs and C code, which know no other way to say why they cannot mount.
     """
@@ -185,7 +185,7 @@ def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:
     """Take the topmost mount off ``path`` (resolved); does not wait for the daemon.
 
     ``lazy`` takes it out of the tree at once and lets open files live on; ``force`` also aborts the connection, so that
-    whatever waits for the daemon gets an error. Raises MountError: not mounted, busy (naming the processes), not
+    all requests that wait for the daemon get an error. Raises MountError: not mounted, busy (naming the processes), not
     allowed.
     """
     mount = find_mount(path)

@@ -54,7 +54,7 @@ def _local_source(source: str) -> str | None:
 
 
 def _local(settings: Settings) -> list[tuple[str, str]]:
-    """Return what lies on this machine, by setting."""
+    """Return the paths on this machine, by setting."""
     found = [("cache_dir", directory.path) for directory in settings.cache_dirs]
     found.append(("state_dir", settings.state_dir))
     for name, path in (

@@ -234,14 +234,14 @@ class Session:
         await trio.to_thread.run_sync(lambda: mounts.unmount(self._mountpoint, lazy=lazy))
 
     async def terminate(self) -> None:
-        """End the connection, whatever is open: `serve` returns soon."""
+        """End the connection, though files may be open: `serve` returns soon."""
         if self._device_number is not None:
             with contextlib.suppress(OSError, MountError):
                 await trio.to_thread.run_sync(mounts.abort, self._device_number)
         pyfuse3.terminate()
 
     def _detach(self) -> None:
-        """Leave no dead mount behind, whatever happened."""
+        """Leave no dead mount behind, after an error either."""
         with contextlib.suppress(MountError, OSError):
             mounts.unmount(self._mountpoint, lazy=True, force=True)
 

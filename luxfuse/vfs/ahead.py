@@ -1,4 +1,4 @@
-"""Fetching before anybody asks: the next files of a directory, and the rest of a large file that is being read."""
+"""Fetching before a program asks: the next files of a directory, and the rest of a large file that is being read."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class FilesAhead:
             unfinished -= 1
             if unfinished == 0:
                 self._on_their_way -= size
-                # An error is not ours: the file's reader will meet it, or nobody.
+                # An error is not ours: the file's reader will meet it, if there is one.
                 if obj.whole:
                     self._receiver.register(parent, name, entry, obj, fd, notice)
                 self._cache.release(obj)

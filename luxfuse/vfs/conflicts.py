@@ -47,7 +47,7 @@ class Conflicts:
         self._staging = staging
         self._recovered = recovered
         self._nursery = nursery
-        publisher.on_conflict = self.begin
+        publisher.on_conflict(self.begin)
 
     def begin(self, dirty: Dirty) -> None:
         """Set a file aside that nobody has open for writing."""

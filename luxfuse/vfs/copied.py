@@ -55,7 +55,7 @@ class CopiedOpens:
         self._next_handle = 1
         self._deferred: dict[str, int] = {}
         """Inodes that are read, by the key of an object that is to be removed afterwards."""
-        self._closed: Callable[[int], None] = _nobody_waits
+        self._closed: Callable[[int], None] = _no_listener
         self.opened = self.stale_reads = 0
         """Opens, and reads that found the object replaced: both rise from the start on."""
 
@@ -70,7 +70,7 @@ class CopiedOpens:
         return inode in self._inodes
 
     def get(self, inode: int) -> CopiedInode | None:
-        """Return what the copied opens of an inode share; None if there are none."""
+        """Return the state that the copied opens of an inode share; None if there are none."""
         return self._inodes.get(inode)
 
     @property
@@ -189,5 +189,5 @@ class CopiedOpens:
         return inode is not None
 
 
-def _nobody_waits(_inode: int) -> None:
+def _no_listener(_inode: int) -> None:
     pass

@@ -90,7 +90,7 @@ class Files:
             self._cache.release(obj)
 
     async def _meet_next(self, parent: int, name: bytes) -> None:
-        """Fetch what the next open of a name begins with: the kernel looks it up and opens it once more, and no oftener.
+        """Fetch the beginning of the version that the next open of a name meets: the kernel tries it once more, no oftener.
 
         So an object that is replaced all the time can be opened, too.
         """
@@ -163,7 +163,7 @@ class Files:
         while True:
             dirty = self._dirty.get(inode)
             if dirty is not None and dirty.source is not None:
-                return self.open_staged(dirty, entry)  # somebody opened it for writing meanwhile
+                return self.open_staged(dirty, entry)  # it was opened for writing meanwhile
             copied = self.copied.get(inode)
             mode = decide(
                 registered=self._kernel.is_registered(inode),
@@ -180,7 +180,7 @@ class Files:
                 return self.copied.open(entry, obj)
             if mode is OpenMode.JOIN:
                 if not self._kernel.is_intact(inode) and self.backings.retire_idle(inode):
-                    continue  # somebody wrote to the cache file: verify it before it is used again
+                    continue  # another program wrote to the cache file: verify it before it is used again
                 handle = self.backings.acquire(entry)
                 if handle is None:
                     continue  # it was retired, and its last open ended just now in the kernel's thread
@@ -255,7 +255,7 @@ class Files:
             self._ahead.opened(backing.parent, backing.name)
 
     def pinned(self, inode: int) -> Entry | None:
-        """Return the entry of an inode that is open, whatever became of its name since."""
+        """Return the entry of an inode that is open, though its name may be gone or stand for another one."""
         opened = self.copied.get(inode) or self.backings.get(inode)
         return opened.entry if opened is not None else None
 

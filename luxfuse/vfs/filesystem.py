@@ -30,7 +30,7 @@ from luxfuse.vfs.xattrs import ExtendedAttributes
 
 
 class FileSystem:
-    """One mount's tree. Errors are `LuxError` with the errno to return."""
+    """One under-store's tree. Errors are `LuxError` with the errno to return."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class FileSystem:
         return await self.files.copied.read(ref.number, offset, length)
 
     def _written(self, ref: Ref) -> tuple[Dirty | None, bool]:
-        """Return what an open file is as a dirty one, and whether it is open for writing."""
+        """Return the dirty state of an open file, and whether it is open for writing."""
         if ref.inode is not None:
             return self._dirty.get(ref.inode), True
         assert ref.number is not None
@@ -204,7 +204,7 @@ class FileSystem:
             self._promises.closed(dirty)
 
     async def fallocate(self, ref: Ref, mode: int, offset: int, length: int) -> None:
-        """fallocate(2)."""
+        """Allocate, punch or zero a range, as fallocate(2) does with ``mode``."""
         dirty, writing = self._written(ref)
         if dirty is None or not writing:
             raise BadHandle("the file is not open for writing")
@@ -261,7 +261,7 @@ class FileSystem:
         await self._tree.rmdir(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        """Rename a file or directory; see rename(2) for the flags."""
+        """Rename a file or directory; ``flags`` are those of renameat2."""
         self._refusals.check_length(new_name)
         self._refusals.check_name(parent, name)
         self._refusals.check_name(new_parent, new_name)

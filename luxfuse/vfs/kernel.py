@@ -1,4 +1,4 @@
-"""What the vfs asks of the kernel's side. `luxfuse.fuse` implements it; `NoKernel` stands in where there is none."""
+"""The kernel's side as the vfs sees it. `luxfuse.fuse` implements it; `NoKernel` stands in where there is none."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ class NoKernel:
         return []
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """Nobody to tell."""
+        """There is no kernel to tell."""
 
     def invalidate_inode(self, inode: int) -> None:
-        """Nobody to tell."""
+        """There is no kernel to tell."""
 
     async def settle(self) -> bool:
-        """Nobody to wait for."""
+        """There is no kernel to wait for."""
         return True

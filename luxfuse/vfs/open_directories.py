@@ -27,7 +27,7 @@ class _Handle:
     names: dict[int, bytes]
     """Where to go on after each cookie handed out lately."""
     others: dict[int, bytes]
-    """The same of all handles of the directory: the kernel goes on with one where it has cached what another returned."""
+    """The same of all handles of the directory: the kernel goes on with one where it has cached the entries of another."""
 
 
 class OpenDirectories:
@@ -41,7 +41,7 @@ class OpenDirectories:
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._positions: OrderedDict[int, dict[int, bytes]] = OrderedDict()
-        """Of directories opened lately: what their handles share."""
+        """Of directories opened lately: the positions that their handles share."""
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
         """Serial numbers of the listings that the kernel may have cached, by directory."""
 
@@ -82,8 +82,8 @@ class OpenDirectories:
 
         ``after``: the name that the cookie stands for, where the caller knows better.
 
-        Entries come in the byte order of their names, and the position is a name: whatever changes meanwhile, every
-        entry that stays comes exactly once.
+        Entries come in the byte order of their names, and the position is a name: while names come and go, every entry
+        that stays comes exactly once.
         """
         state = self._directory(handle)
         inode = state.inode
@@ -106,7 +106,7 @@ class OpenDirectories:
                     names[entry.inode] = name
                 stat = self._shown.stat(entry)
                 if self._descriptions.lacks(inode, entry):
-                    stat.ttl_s = 0.0  # the kernel looks it up before anybody sees this
+                    stat.ttl_s = 0.0  # the kernel looks it up before a program sees this
                 yield name, stat, entry.inode
             if len(batch) < BATCH:
                 return

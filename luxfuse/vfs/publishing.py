@@ -61,19 +61,25 @@ class Publisher:
         self._room = room
         self._replicas = replicas
         self._mapped: set[Dirty] = set()
-        self.on_conflict: Callable[[Dirty], None] = lambda _dirty: None
-        """A file that nobody writes to any more is not to replace somebody else's: see `Conflicts`."""
+        self._conflict: Callable[[Dirty], None] = lambda _dirty: None
         files.copied.on_closed(self.copied_closed)
+
+    def on_conflict(self, begin: Callable[[Dirty], None]) -> None:
+        """Have ``begin`` called with a file that is not written to any more and may not replace another's version.
+
+        The listener is made later: it needs the tree, which needs this.
+        """
+        self._conflict = begin
 
     @property
     def has_mapped(self) -> bool:
-        """Whether there are files that somebody might have mapped."""
+        """Whether there are files that a program might have mapped."""
         return bool(self._mapped)
 
     # -- back into the cache
 
     def publish(self, dirty: Dirty) -> None:
-        """End the dirty state if the store has everything and nobody can change it any more."""
+        """End the dirty state if the store has everything and no program can change it any more."""
         if dirty.finished or dirty.writers or dirty.lock.locked():
             return
         if dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL:
@@ -82,7 +88,7 @@ class Publisher:
             self.discard_if_unused(dirty)
             return
         if dirty.conflict is not None:
-            self.on_conflict(dirty)
+            self._conflict(dirty)
             return
         if dirty.must_push:
             self._writeback.schedule(dirty)
@@ -100,13 +106,13 @@ class Publisher:
             self._mapped.add(dirty)  # its readers in passthrough keep its file: later writers must write to that one
 
     def _may_be_mapped(self, dirty: Dirty) -> bool:
-        """Whether somebody can still write to the file: in passthrough, a mapping outlives the close of its file."""
+        """Whether a program can still write to the file: in passthrough, a mapping outlives the close of its file."""
         if not dirty.content.seal():
             return True
         return self._staging.has_writers(self._staging.path_of(dirty.number))
 
     def publish_mapped(self) -> None:
-        """Look again at those that somebody might have mapped."""
+        """Look again at the files that a program might have mapped."""
         for dirty in list(self._mapped):
             self.publish(dirty)
 
@@ -156,7 +162,7 @@ class Publisher:
             self._namespace.settle(dirty.inode, *dirty.place)
 
     def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
-        """New attributes made a new version of an object: what is cached of the old one is as good."""
+        """New attributes made a new version of an object: the pages of the old one are as good."""
         if dirty.kind is Kind.DIRECTORY:
             return
         oid = self._cache.rename(dirty.key, old_version, row.size, dirty.key, row.version)
@@ -178,7 +184,7 @@ class Publisher:
         self.discard_if_unused(dirty)
 
     def discard_if_unused(self, dirty: Dirty) -> None:
-        """Remove the content of an unlinked file that nobody has open."""
+        """Remove the content of an unlinked file that is not open."""
         if dirty.finished or dirty.writers or dirty.lock.locked() or dirty.inode in self._files.copied:
             return
         if dirty.source is not None:

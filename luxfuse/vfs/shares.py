@@ -1,4 +1,4 @@
-"""The kernel's side, shared by volumes: each sees its own inode numbers only.
+"""The kernel's side, shared by volumes: each volume sees its own inode numbers only.
 
 To the kernel an inode is its volume's number, in the bits from `VOLUME_SHIFT` on, and the volume's own number below.
 """
@@ -15,7 +15,7 @@ LOCAL_MASK = (1 << VOLUME_SHIFT) - 1
 
 
 class KernelShares:
-    """Gives every volume its share of ``kernel``, and passes on to each what is said of its inodes."""
+    """Gives every volume its share of ``kernel``, and passes on to each volume the events of its inodes."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -24,7 +24,7 @@ class KernelShares:
         kernel.on_drained = self._drained
 
     def share(self, number: int) -> KernelShare:
-        """Return the share of a volume that begins; what is left of an earlier one of that number is forgotten."""
+        """Return the share of a volume that begins; an earlier share of that number is forgotten."""
         share = self._shares[number] = KernelShare(self, number)
         return share
 
@@ -41,14 +41,14 @@ class KernelShares:
             share.on_drained(inode & LOCAL_MASK)
 
     def sort_touched(self) -> None:
-        """Give each share what was opened without the vfs being asked."""
+        """Give each share the inodes that were opened without the vfs being asked."""
         for inode in self.kernel.take_touched():
             if (share := self._shares.get(inode >> VOLUME_SHIFT)) is not None:
                 share.touched[inode & LOCAL_MASK] = None
 
 
 class KernelShare:
-    """Implements `luxfuse.vfs.kernel.Kernel` for one volume."""
+    """Implements `luxfuse.vfs.kernel.Kernel` for one volume: adds its number to those of its inodes."""
 
     def __init__(self, shares: KernelShares, number: int) -> None:
         self._shares = shares
@@ -60,55 +60,42 @@ class KernelShare:
 
     @property
     def passthrough(self) -> bool:
-        """See `Kernel`."""
         return self._kernel.passthrough
 
     def accepts(self, device: int) -> bool:
-        """See `Kernel`."""
         return self._kernel.accepts(device)
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
-        """See `Kernel`."""
         return self._kernel.register(self._base | inode, fd, stamp_ns, valid_s, notice=notice)
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
-        """See `Kernel`."""
         return self._kernel.acquire(self._base | inode, valid_s, writing=writing)
 
     def released(self, inode: int) -> None:
-        """See `Kernel`."""
         self._kernel.released(self._base | inode)
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
-        """See `Kernel`."""
         self._kernel.restamp(self._base | inode, stamp_ns, valid_s)
 
     def is_registered(self, inode: int) -> bool:
-        """See `Kernel`."""
         return self._kernel.is_registered(self._base | inode)
 
     def is_intact(self, inode: int) -> bool:
-        """See `Kernel`."""
         return self._kernel.is_intact(self._base | inode)
 
     def retire(self, inode: int, *, only_idle: bool) -> bool:
-        """See `Kernel`."""
         return self._kernel.retire(self._base | inode, only_idle=only_idle)
 
     def take_touched(self) -> list[int]:
-        """See `Kernel`."""
         self._shares.sort_touched()
         found, self.touched = list(self.touched), {}
         return found
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """See `Kernel`."""
         self._kernel.invalidate_entry(self._base | parent, name)
 
     def invalidate_inode(self, inode: int) -> None:
-        """See `Kernel`."""
         self._kernel.invalidate_inode(self._base | inode)
 
     async def settle(self) -> bool:
-        """See `Kernel`."""
         return await self._kernel.settle()

@@ -10,7 +10,7 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.namespace import Namespace
 
 OTHERS = 0o077
-"""Of a mode: the bits for the group and everybody else."""
+"""Of a mode: the bits for the group and all others."""
 
 
 class Shown:
@@ -39,7 +39,7 @@ class Shown:
         return stat
 
     def gone(self, entry: Entry, ttl_s: float) -> Stat:
-        """Return the attributes of what is open and has no name any more."""
+        """Return the attributes of an open inode that has no name any more."""
         stat = self.clean(entry, ttl_s)
         stat.nlink = 0
         return stat

@@ -12,7 +12,7 @@ carry the volume's number above `VOLUME_SHIFT`; the file system itself is asked 
 Where a volume cannot be served now, its attach point answers EIO.
 
 The directories on the way to attach points are known by their path, and their inode numbers as they are met: so an
-attach point stays where it is, whatever becomes of those directories in the under-store.
+attach point stays where it is if those directories are replaced or removed in the under-store.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT
 
 UNSERVED_MODE = modes.S_IFDIR
-"""Of an attach point in listings while its volume cannot be served: a directory that nobody may enter."""
+"""Of an attach point in listings while its volume cannot be served: a directory that no user may enter."""
 
 
 class Volume:
@@ -171,7 +171,7 @@ class Volumes:
         self._kernel.invalidate_entry(parent.inode, name)
 
     async def settle(self) -> bool:
-        """Wait until the kernel has forgotten what it was to forget; False: it takes too long."""
+        """Wait until the kernel has forgotten all names that it was to forget; False: it takes too long."""
         return await self._kernel.settle()
 
     def is_shown(self, volume: Volume) -> bool:
