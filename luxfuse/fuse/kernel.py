@@ -39,8 +39,14 @@ class KernelSide:
         self._queued = 0
         self._handed_over = 0
         self._progress = trio.Event()
-        self.on_first_open: Callable[[int], None] = lambda _inode: None
-        self.on_drained: Callable[[int], None] = lambda _inode: None
+        self._first_open: Callable[[int], None] = lambda _inode: None
+        self._drained: Callable[[int], None] = lambda _inode: None
+
+    def on_first_open(self, opened: Callable[[int], None]) -> None:
+        self._first_open = opened
+
+    def on_drained(self, drained: Callable[[int], None]) -> None:
+        self._drained = drained
 
     def enable(self, device_fd: int) -> None:
         """The kernel offers passthrough; `probe` then tells for which cache directories."""
@@ -127,10 +133,10 @@ class KernelSide:
             await trio.lowlevel.wait_readable(events_fd)
             for inode, backing_id in passthrough.take_drained():
                 self._close(backing_id)
-                self.on_drained(inode)
+                self._drained(inode)
             for inode in passthrough.take_noticed():
                 try:
-                    self.on_first_open(inode)
+                    self._first_open(inode)
                 except Exception:  # it only fetches ahead, and must not end the mount
                     log.exception("fetching ahead after an open failed in an unexpected way")
 

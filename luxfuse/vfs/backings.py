@@ -60,7 +60,7 @@ class Backings:
         self._by_object: dict[bytes, set[int]] = {}
         self.opened = 0
         """Opens in passthrough that the kernel asked for, rising from the start on."""
-        kernel.on_drained = self._drop
+        kernel.on_drained(self._drop)
 
     def get(self, inode: int) -> Backing | None:
         """Return the backing of an inode; None if there is none."""

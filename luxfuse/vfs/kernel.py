@@ -23,10 +23,14 @@ class Kernel(Protocol):
     def accepts(self, device: int) -> bool:
         """Whether files of a file system (its ``st_dev``) can be handed over."""
 
-    on_first_open: Callable[[int], None]
-    """Called with an inode that was registered with ``notice``, soon after its first open."""
-    on_drained: Callable[[int], None]
-    """Called with an inode that was retired while it was open, after its last close."""
+    def on_first_open(self, opened: Callable[[int], None]) -> None:
+        """Have ``opened`` called with an inode that was registered with ``notice``, soon after its first open.
+
+        As with `on_drained` there is one listener; it is made later, as it needs the kernel's side.
+        """
+
+    def on_drained(self, drained: Callable[[int], None]) -> None:
+        """Have ``drained`` called with an inode that was retired while it was open, after its last close."""
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """Give the inode the open file ``fd`` as its backing; the caller still closes fd. False: refused.
@@ -79,9 +83,11 @@ class NoKernel:
 
     passthrough = False
 
-    def __init__(self) -> None:
-        self.on_first_open: Callable[[int], None] = lambda _inode: None
-        self.on_drained: Callable[[int], None] = lambda _inode: None
+    def on_first_open(self, opened: Callable[[int], None]) -> None:
+        """Nothing is opened."""
+
+    def on_drained(self, drained: Callable[[int], None]) -> None:
+        """Nothing is retired."""
 
     def accepts(self, device: int) -> bool:
         """Nothing can be handed over."""

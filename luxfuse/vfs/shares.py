@@ -20,8 +20,8 @@ class KernelShares:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self._shares: dict[int, KernelShare] = {}
-        kernel.on_first_open = self._first_open
-        kernel.on_drained = self._drained
+        kernel.on_first_open(self._first_open)
+        kernel.on_drained(self._drained)
 
     def share(self, number: int) -> KernelShare:
         """Return the share of a volume that begins; an earlier share of that number is forgotten."""
@@ -34,11 +34,11 @@ class KernelShares:
 
     def _first_open(self, inode: int) -> None:
         if (share := self._shares.get(inode >> VOLUME_SHIFT)) is not None:
-            share.on_first_open(inode & LOCAL_MASK)
+            share.first_open(inode & LOCAL_MASK)
 
     def _drained(self, inode: int) -> None:
         if (share := self._shares.get(inode >> VOLUME_SHIFT)) is not None:
-            share.on_drained(inode & LOCAL_MASK)
+            share.drained(inode & LOCAL_MASK)
 
     def sort_touched(self) -> None:
         """Give each share the inodes that were opened without the vfs being asked."""
@@ -55,8 +55,14 @@ class KernelShare:
         self._kernel = shares.kernel
         self._base = number << VOLUME_SHIFT
         self.touched: dict[int, None] = {}
-        self.on_first_open: Callable[[int], None] = lambda _inode: None
-        self.on_drained: Callable[[int], None] = lambda _inode: None
+        self.first_open: Callable[[int], None] = lambda _inode: None
+        self.drained: Callable[[int], None] = lambda _inode: None
+
+    def on_first_open(self, opened: Callable[[int], None]) -> None:
+        self.first_open = opened
+
+    def on_drained(self, drained: Callable[[int], None]) -> None:
+        self.drained = drained
 
     @property
     def passthrough(self) -> bool:

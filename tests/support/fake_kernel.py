@@ -54,17 +54,21 @@ class FakeKernel:
         self.settled = 0
         self.most_unsettled = 0
         self.keeps_up = True
-        self.on_first_open: Callable[[int], None] = lambda _inode: None
-        self.on_drained: Callable[[int], None] = lambda _inode: None
+        self._first_open: Callable[[int], None] = lambda _inode: None
+        self._drained: Callable[[int], None] = lambda _inode: None
 
     # -- what the vfs asks for
 
+    def on_first_open(self, opened: Callable[[int], None]) -> None:
+        self._first_open = opened
+
+    def on_drained(self, drained: Callable[[int], None]) -> None:
+        self._drained = drained
+
     def accepts(self, device: int) -> bool:
-        """See `Kernel`."""
         return True
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
-        """See `Kernel`."""
         assert self.passthrough
         if self.refuses:
             self.passthrough = False
@@ -76,7 +80,6 @@ class FakeKernel:
         return True
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
-        """See `Kernel`."""
         backing = self.table.get(inode)
         if backing is None or (backing.retired and not backing.opens):
             return None
@@ -88,22 +91,19 @@ class FakeKernel:
         return handle | MARK_WRITE
 
     def released(self, inode: int) -> None:
-        """See `Kernel`; the real one closes the backing's writer before it asks, see `release`."""
+        """The real kernel closes the backing's writer before it asks, as `release` does."""
         self._count_down(inode)
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
-        """See `Kernel`."""
         backing = self.table.get(inode)
         if backing is not None:
             backing.stamp_ns = stamp_ns if stamp_ns >= 0 else backing.stamp_ns
             backing.fresh = valid_s > 0
 
     def is_registered(self, inode: int) -> bool:
-        """See `Kernel`."""
         return inode in self.table
 
     def retire(self, inode: int, *, only_idle: bool) -> bool:
-        """See `Kernel`."""
         backing = self.table.get(inode)
         if backing is None:
             return True
@@ -116,28 +116,24 @@ class FakeKernel:
         return True
 
     def is_intact(self, inode: int) -> bool:
-        """See `Kernel`."""
         backing = self.table.get(inode)
         return backing is not None and os.fstat(backing.fd).st_mtime_ns == backing.stamp_ns
 
     def take_touched(self) -> list[int]:
-        """See `Kernel`."""
         touched = [inode for inode, backing in self.table.items() if backing.touched]
         for inode in touched:
             self.table[inode].touched = False
         return touched
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """See `Kernel`."""
         self.invalidated.append((parent, name))
         self.most_unsettled = max(self.most_unsettled, len(self.invalidated) - self.settled)
 
     def invalidate_inode(self, inode: int) -> None:
-        """See `Kernel`."""
         self.invalidated_inodes.append(inode)
 
     async def settle(self) -> bool:
-        """See `Kernel`; ``keeps_up`` False: it never forgets in time."""
+        """``keeps_up`` False: it never forgets in time."""
         await trio.lowlevel.checkpoint()
         if self.keeps_up:
             self.settled = len(self.invalidated)
@@ -163,7 +159,7 @@ class FakeKernel:
             handle = self._open_passthrough(inode, backing)
             if backing.notice:
                 backing.notice = False
-                self.on_first_open(inode)
+                self._first_open(inode)
             return handle
         return self._opened(inode, await fs.open(inode, flags, CALLER))
 
@@ -248,7 +244,7 @@ class FakeKernel:
             del self.backing_of[inode]
             if backing.retired:
                 os.close(self.table.pop(inode).fd)
-                self.on_drained(inode)
+                self._drained(inode)
 
     def is_passthrough(self, handle: int) -> bool:
         """Whether an open is served by the kernel alone."""

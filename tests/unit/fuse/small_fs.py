@@ -47,7 +47,7 @@ class SmallFs:
         self.copied: set[int] = set()
         self.last_inode, self.last_handle = ROOT, 0
         self.xattrs, self.directories = SmallXattrs(self), SmallDirectories(self)
-        kernel.on_drained = lambda inode: self.note("drained", inode)
+        kernel.on_drained(lambda inode: self.note("drained", inode))
 
     def note(self, *what: Any) -> None:
         print(json.dumps(what, default=os.fsdecode), file=self.trace)

@@ -247,8 +247,8 @@ async def test_what_the_kernel_says_reaches_the_volume_that_it_is_about(tmp_path
         await tree.read("m/x")
         await tree.read("a")
         heard: list[tuple[str, int]] = []
-        below.files._kernel.on_drained = lambda inode: heard.append(("outer", inode))
-        above.files._kernel.on_drained = lambda inode: heard.append(("inner", inode))
+        below.files._kernel.on_drained(lambda inode: heard.append(("outer", inode)))
+        above.files._kernel.on_drained(lambda inode: heard.append(("inner", inode)))
         x = await tree.inode("m/x")
         handle = await tree.kernel.open(tree.fs, x)
         assert above.files._kernel.take_touched() == [x & 0xFFFF]
