@@ -15,16 +15,16 @@ from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChange
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities
 from luxfuse.understore.causes import Said
-from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status, require_version
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.locations import CONTROL
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.properties import Properties, type_for
-from luxfuse.understore.s3.answers import Answered, require_s3
-from luxfuse.understore.s3.properties import Examiner, beside, described, for_new
-from luxfuse.understore.s3.transport import Body, open_client
+from luxfuse.understore.s3.answers import Answered
+from luxfuse.understore.s3.properties import beside, described, for_new
+from luxfuse.understore.s3.requests import Requests
+from luxfuse.understore.s3.transport import Body
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
 
@@ -38,10 +38,6 @@ COPIED_PART_BYTES = 256 << 20
 NO_VERSION = '"no-such-version"'
 
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
-
-_MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
-_COPIES = frozenset({"copy_object", "upload_part_copy"})
-_TOUCHES_CONTENT = _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
 
 
 class S3Client:
@@ -58,11 +54,8 @@ class S3Client:
         """Make no request. ``arguments`` are those of `s3fs.S3FileSystem`, as `s3_arguments` makes them."""
         self._bucket = bucket
         self._prefix = prefix
-        self._checksums = Checksums(objects.checksum, required=objects.checksum_required)
-        self._client = open_client(bucket, arguments, request_timeout_s, self._checksums)
-        self._new = {**(arguments.get("s3_additional_kwargs") or {}), **objects.new}
-        self._objects = objects
-        self._examiner = Examiner(self._call, objects)
+        self._requests = Requests(bucket, arguments, request_timeout_s, objects)
+        self._call, self._examiner = self._requests.call, self._requests.examiner
         self._conditional = True
         self._matches_sources: bool | None = None
 
@@ -248,7 +241,7 @@ class S3Client:
 
     def close(self) -> None:
         """Free connections."""
-        self._client.close()
+        self._requests.close()
 
     def _head(self, key: str, what: str) -> dict[str, Any]:
         return self._call("head_object", what, Key=self._prefix + key)
@@ -300,7 +293,7 @@ class S3Client:
             else:
                 self._require(key, expect, what)
         try:
-            return Answered(self._request(method, Key=self._prefix + key, **condition, **arguments), what)
+            return Answered(self._requests.attempt(method, Key=self._prefix + key, **condition, **arguments), what)
         except Exception as exc:  # noqa: BLE001
             status, code = status_of(exc)
             if condition and (status == 501 or code == "NotImplemented"):
@@ -335,51 +328,3 @@ class S3Client:
         mtime_ns = to_ns(described["LastModified"])
         metadata = None if listed else {n.lower(): v for n, v in described.get("Metadata", {}).items()}
         return ObjectInfo(key, size, described.get("ETag") or f"{size}-{mtime_ns // 10**9}", mtime_ns, metadata)
-
-    def _call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
-        try:
-            answer = self._request(method, **arguments)
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what, "s3", bucket_level=bucket_level) from None
-        require_s3(method, answer, what)
-        return Answered(answer, what)
-
-    def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
-        kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]
-        try:
-            return self._with_checksum(method, **arguments)
-        except Exception as exc:
-            if not kept or status_of(exc)[0] not in (400, 403, 405, 501):
-                raise
-        # To write an object may be allowed where to set its tags or its ACL is not.
-        answer = self._with_checksum(method, **{name: value for name, value in arguments.items() if name not in kept})
-        self._examiner.note_refused(kept)
-        return answer
-
-    def _with_checksum(self, method: str, **arguments: Any) -> dict[str, Any]:
-        checksums = self._checksums
-        sent = checksums.sent
-        try:
-            return self._send(method, **arguments)
-        except Exception as exc:
-            if not checksums.yields(method, sent, exc):
-                raise
-        try:
-            answer = self._send(method, **arguments)
-        except Exception as exc:
-            checksums.settle(sent, exc)
-            raise
-        checksums.settle(sent, None)
-        return answer
-
-    def _send(self, method: str, **arguments: Any) -> dict[str, Any]:
-        objects = self._objects
-        new = self._new if method in _MAKES_OBJECTS else {}
-        keyed = objects.keyed if method in _TOUCHES_CONTENT else {}
-        source = objects.keyed_source if method in _COPIES else {}
-        request = getattr(self._client, method)
-        always = objects.always
-        if method.startswith("get_bucket_"):
-            always.pop("RequestPayer", None)  # the owner pays for these
-        answer: dict[str, Any] = request(Bucket=self._bucket, **{**always, **keyed, **source, **new, **arguments})
-        return answer

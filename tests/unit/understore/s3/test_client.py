@@ -140,7 +140,7 @@ def test_where_requests_go(options, endpoint, url, monkeypatch):
         seen.append(request.url)
         raise ConnectionError
 
-    client._client.meta.events.register_first("before-send.s3", stop)
+    client._requests._client.meta.events.register_first("before-send.s3", stop)
     with pytest.raises(StoreError):
         client.put("x", b"data", {})
     assert seen == [url]

@@ -1,0 +1,85 @@
+"""How one request of S3's API is made: with the parameters that every request of its kind has, and its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.library_failures import failure, status_of
+from luxfuse.understore.object_options import ObjectOptions
+from luxfuse.understore.s3.answers import Answered, require_s3
+from luxfuse.understore.s3.properties import Examiner
+from luxfuse.understore.s3.transport import open_client
+
+_MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
+_COPIES = frozenset({"copy_object", "upload_part_copy"})
+_TOUCHES_CONTENT = _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
+
+
+class Requests:
+    """Makes requests about one bucket, named as in boto. Thread-safe."""
+
+    def __init__(self, bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, objects: ObjectOptions) -> None:
+        """``arguments`` are those of `s3fs.S3FileSystem`, as `s3_arguments` makes them."""
+        self._bucket = bucket
+        self._checksums = Checksums(objects.checksum, required=objects.checksum_required)
+        self._client = open_client(bucket, arguments, request_timeout_s, self._checksums)
+        self._new = {**(arguments.get("s3_additional_kwargs") or {}), **objects.new}
+        self._objects = objects
+        self.examiner = Examiner(self.call, objects)
+        """Reads what others set on objects."""
+
+    def call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
+        """Make a request in boto's names. Raises `StoreError`; ``bucket_level``: "not found" can only mean the bucket."""
+        try:
+            answer = self.attempt(method, **arguments)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, "s3", bucket_level=bucket_level) from None
+        require_s3(method, answer, what)
+        return Answered(answer, what)
+
+    def attempt(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """Make a request that may set tags or an ACL: without them if the server refuses. Raises what the library does."""
+        kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]
+        try:
+            return self._with_checksum(method, **arguments)
+        except Exception as exc:
+            if not kept or status_of(exc)[0] not in (400, 403, 405, 501):
+                raise
+        # To write an object may be allowed where to set its tags or its ACL is not.
+        answer = self._with_checksum(method, **{name: value for name, value in arguments.items() if name not in kept})
+        self.examiner.note_refused(kept)
+        return answer
+
+    def _with_checksum(self, method: str, **arguments: Any) -> dict[str, Any]:
+        checksums = self._checksums
+        sent = checksums.sent
+        try:
+            return self._send(method, **arguments)
+        except Exception as exc:
+            if not checksums.yields(method, sent, exc):
+                raise
+        try:
+            answer = self._send(method, **arguments)
+        except Exception as exc:
+            checksums.settle(sent, exc)
+            raise
+        checksums.settle(sent, None)
+        return answer
+
+    def _send(self, method: str, **arguments: Any) -> dict[str, Any]:
+        objects = self._objects
+        new = self._new if method in _MAKES_OBJECTS else {}
+        keyed = objects.keyed if method in _TOUCHES_CONTENT else {}
+        source = objects.keyed_source if method in _COPIES else {}
+        request = getattr(self._client, method)
+        always = objects.always
+        if method.startswith("get_bucket_"):
+            always.pop("RequestPayer", None)  # the owner pays for these
+        answer: dict[str, Any] = request(Bucket=self._bucket, **{**always, **keyed, **source, **new, **arguments})
+        return answer
+
+    def close(self) -> None:
+        """Free connections."""
+        self._client.close()
