@@ -41,7 +41,7 @@ class Sent:
 
 
 class Checksums:
-    """Adds checksums to the requests of one botocore client, and compares those that come back."""
+    """Adds checksums to the requests of one client of botocore or aiobotocore, and compares those that come back."""
 
     def __init__(self, algorithm: str, *, required: bool) -> None:
         """``algorithm``: one of `object_options.CHECKSUMS`, which stays if it is ``required``."""
@@ -49,10 +49,10 @@ class Checksums:
         self._required = required
         self._warned = False
 
-    def register(self, events: Any) -> None:
-        """Hook into the events of a client."""
-        events.register("before-call.s3", self._add)
-        events.register("after-call.s3", self._compare)
+    def register(self, session: Any) -> None:
+        """Hook into the events of the client that the session is going to make."""
+        session.register("before-call.s3", self._add)
+        session.register("after-call.s3", self._compare)
 
     def _add(self, model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         headers, sent = params["headers"], self.sent

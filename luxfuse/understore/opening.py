@@ -6,6 +6,7 @@ import importlib.util
 import re
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -18,6 +19,7 @@ from luxfuse.errors import ConfigError, NotFound, StoreError, StoreRejected, Sto
 from luxfuse.understore import object_options
 from luxfuse.understore.azure.arguments import TRANSLATED as AZURE_OPTIONS
 from luxfuse.understore.azure.arguments import azure_arguments
+from luxfuse.understore.base import UnderStore
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.gcs.arguments import check_token
 from luxfuse.understore.generic.driver import FsspecDriver
@@ -52,7 +54,7 @@ def open_fsspec(
     storage_options: Mapping[str, str] | None = None,
     request_timeout_s: float = 30.0,
     access: S3Access | None = None,
-) -> FsspecDriver:
+) -> UnderStore:
     """Open the best driver on fsspec for ``source``; ``access``, for S3, is shared with other clients.
 
     Raises `ConfigError`, or `StoreError` if connecting fails.
@@ -61,11 +63,13 @@ def open_fsspec(
     filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s, access)
     family = family_of(source) or ""
     if family == "s3":
-        from luxfuse.understore.s3.fsspec import S3Driver
+        from luxfuse.understore.s3.client import S3Client
+        from luxfuse.understore.s3.fsspec import S3fsTransport
 
-        arguments = s3_arguments(storage_options or {}, endpoint_url, request_timeout_s, access)
+        location = parse_location(source)
         objects = take_object_options(family, storage_options or {}, endpoint_url)[0]
-        return S3Driver(filesystem, root, arguments, request_timeout_s=request_timeout_s, objects=objects)
+        open_transport = partial(S3fsTransport, filesystem)
+        return S3Client(location.bucket, location.prefix, open_transport, objects, filesystem.s3_additional_kwargs)
     if family == "az":
         from luxfuse.understore.azure.fsspec import AzureDriver
 
@@ -193,8 +197,9 @@ def _arguments(
 ) -> dict[str, Any]:
     family = family_of(source)
     if family == "s3":
-        arguments = s3_arguments(options, endpoint_url, timeout_s, access)
-        return {**arguments, "session": aio_session_for(arguments.pop("access"))}
+        arguments = s3_arguments(parse_location(source).bucket, options, endpoint_url, timeout_s, access)
+        session = aio_session_for(arguments.pop("access"), arguments.pop("read_timeout_s"))
+        return {**arguments, "session": session}
     options = take_object_options(family or "", options)[1]
     reaching = {name: value for name, value in options.items() if name in REACH_OPTIONS}
     arguments = {name: convert(name, value) for name, value in options.items() if name not in REACH_OPTIONS}

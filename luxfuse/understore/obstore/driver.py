@@ -1,7 +1,7 @@
 """The obstore driver: obstore for reads and whole objects, and for each family what fills obstore's gaps.
 
-S3 has a client of its own (copies, multipart uploads, bulk deletes, exact listings). Azure has the driver on adlfs if
-that is installed. Keys that obstore cannot name go there too, and for Google to the driver on gcsfs.
+S3 has `S3Client` (copies, multipart uploads, bulk deletes, exact listings), Azure the driver on adlfs if that is installed.
+Keys that obstore cannot name go there too, and for Google to the driver on gcsfs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from obstore.exceptions import InvalidPathError
@@ -27,7 +28,7 @@ from luxfuse.understore.s3.access import S3Access
 
 
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
-    """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name.
+    """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name, if that is not S3's.
 
     ``access``, for S3: what all clients of the bucket share.
     """
@@ -42,16 +43,27 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         fallback: Callable[[], UnderStore],
         access: S3Access | None = None,
     ) -> None:
+        location, options = parse_location(source), storage_options or {}
+        objects = take_object_options(location.family, options, endpoint_url)[0]
+
+        def open_s3_client() -> UnderStore:
+            from luxfuse.understore.s3.arguments import s3_arguments
+            from luxfuse.understore.s3.botocore import BotocoreTransport
+            from luxfuse.understore.s3.client import S3Client
+
+            arguments = s3_arguments(location.bucket, options, endpoint_url, request_timeout_s, access)
+            open_transport = partial(BotocoreTransport, arguments)
+            given = arguments.get("s3_additional_kwargs")
+            return S3Client(location.bucket, location.prefix, open_transport, objects, given)
+
         super().__init__(
             source,
             endpoint_url=endpoint_url,
             storage_options=storage_options,
             request_timeout_s=request_timeout_s,
-            fallback=fallback,
+            fallback=open_s3_client if location.family == "s3" else fallback,
             access=access,
         )
-        location, options = parse_location(source), storage_options or {}
-        objects = take_object_options(self._family, options, endpoint_url)[0]
 
         def open_for_writes(patient: bool, checksums: bool) -> Any:
             return open_store(
@@ -67,22 +79,14 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
         self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
 
-        def open_s3_client() -> WriteSide:
-            from luxfuse.understore.s3.arguments import s3_arguments
-            from luxfuse.understore.s3.client import S3Client
-
-            arguments = s3_arguments(options, endpoint_url, request_timeout_s, access)
-            return S3Client(location.bucket, location.prefix, arguments, request_timeout_s, objects)
-
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
         """Whether whole objects are put by our own client, for what obstore cannot send."""
-        self._open_s3 = open_s3_client
-        self._s3: WriteSide | None = None
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
 
     @property
     def abilities(self) -> Abilities:
-        conditional = self._own.conditional and (self._s3 is None or self._s3.abilities.conditional)
+        s3 = self._fallback_driver if self._family == "s3" else None
+        conditional = self._own.conditional and (s3 is None or s3.abilities.conditional)
         return dataclasses.replace(
             self._own.abilities,
             conditional=conditional,
@@ -91,12 +95,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         )
 
     def _writer(self) -> WriteSide:
-        if self._family == "s3":
-            with self._lock:
-                if self._s3 is None:
-                    self._s3 = self._open_s3()
-                return self._s3
-        return self._fallback() if self._adlfs else self._own
+        return self._fallback() if self._adlfs or self._family == "s3" else self._own
 
     def _writer_for(self, *keys: str) -> WriteSide:
         """Return what can name ``keys`` and does everything else."""
@@ -173,10 +172,3 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         if not pages:
             self._require_store(f"LIST {prefix!r}")
         yield from pages
-
-    def close(self) -> None:
-        with self._lock:
-            s3, self._s3 = self._s3, None
-        if s3 is not None:
-            s3.close()
-        super().close()

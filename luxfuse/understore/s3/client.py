@@ -1,20 +1,17 @@
-"""S3's own requests through a synchronous botocore client: what obstore has no call for, and exact keys.
-
-Measured on loopback, 1 GiB in parts of 16 MiB by 8 threads: s3fs reaches two thirds of obstore's own upload, this client
-nine tenths if the parts are read into memory and all of it if they are slices of a memory map.
-"""
+"""An S3 store in the names of boto's requests, over either `Transport`: every request, and exact keys."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
-from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.types import ABSENT, Buffer, ObjectInfo
 from luxfuse.understore.base import Abilities
 from luxfuse.understore.causes import Said
+from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.failures import from_status, require_version
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.locations import CONTROL
@@ -23,8 +20,9 @@ from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.s3.answers import Answered
 from luxfuse.understore.s3.properties import beside, described, for_new
+from luxfuse.understore.s3.reads import S3Reads
 from luxfuse.understore.s3.requests import Requests
-from luxfuse.understore.s3.transport import Body
+from luxfuse.understore.s3.transport import Body, Transport
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
 
@@ -40,22 +38,23 @@ NO_VERSION = '"no-such-version"'
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
 
 
-class S3Client:
-    """The requests for the keys below ``prefix`` in ``bucket``. Thread-safe; raises `StoreError` only."""
+class S3Client(S3Reads):
+    """An `UnderStore` of the keys below ``prefix`` in ``bucket``."""
+
+    driver = "fsspec"
 
     def __init__(
         self,
         bucket: str,
         prefix: str,
-        arguments: Mapping[str, Any],
-        request_timeout_s: float,
+        open_transport: Callable[[Checksums], Transport],
         objects: ObjectOptions = NO_OPTIONS,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make no request. ``arguments`` are those of `s3fs.S3FileSystem`, as `s3_arguments` makes them."""
+        """Make no request. ``given``: further parameters, in boto's names, of the requests that create an object."""
+        super().__init__(Requests(bucket, open_transport, objects, given or {}), prefix)
         self._bucket = bucket
-        self._prefix = prefix
-        self._requests = Requests(bucket, arguments, request_timeout_s, objects)
-        self._call, self._examiner = self._requests.call, self._requests.examiner
+        self._examiner = self._requests.examiner
         self._conditional = True
         self._matches_sources: bool | None = None
 
@@ -64,24 +63,8 @@ class S3Client:
         """Everything but directories; conditions until the server says that it has none."""
         return dataclasses.replace(ABILITIES, conditional=self._conditional)
 
-    def head(self, key: str) -> ObjectInfo:
-        """Describe one object."""
-        return self._describe(key, self._head(key, f"HEAD {key!r}"))
-
-    def list_all(self, prefix: str) -> Iterator[ListPage]:
-        """List every key below ``prefix``, markers included."""
-        skip = len(self._prefix)
-        arguments: dict[str, Any] = {"Prefix": self._prefix + prefix}
-        while True:
-            answer = self._call("list_objects_v2", f"LIST {prefix!r}", bucket_level=True, **arguments)
-            if found := [self._describe(entry["Key"][skip:], entry) for entry in answer.get("Contents", ())]:
-                yield ListPage(found)
-            if not answer.get("IsTruncated"):
-                return
-            arguments["ContinuationToken"] = answer["NextContinuationToken"]
-
     def examine(self, key: str, *, whole: bool = True) -> Properties:
-        found = self._head(key, f"HEAD {key!r}")
+        found = self._head(key)
         return self._examiner.properties(self._prefix + key, self._describe(key, found), found, whole=whole)
 
     def put(
@@ -243,9 +226,6 @@ class S3Client:
         """Free connections."""
         self._requests.close()
 
-    def _head(self, key: str, what: str) -> dict[str, Any]:
-        return self._call("head_object", what, Key=self._prefix + key)
-
     def _copy_from(
         self,
         method: str,
@@ -321,10 +301,3 @@ class S3Client:
             except NotFound:
                 raise StoreUnavailable(f"{key!r}: 200 OK, but the object is not there") from None
         return etag if etag.endswith('"') else f'"{etag}"'
-
-    def _describe(self, key: str, described: Mapping[str, Any]) -> ObjectInfo:
-        listed = "Size" in described
-        size: int = described["Size" if listed else "ContentLength"]
-        mtime_ns = to_ns(described["LastModified"])
-        metadata = None if listed else {n.lower(): v for n, v in described.get("Metadata", {}).items()}
-        return ObjectInfo(key, size, described.get("ETag") or f"{size}-{mtime_ns // 10**9}", mtime_ns, metadata)

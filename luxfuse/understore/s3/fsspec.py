@@ -1,143 +1,103 @@
-"""S3 through s3fs' public `call_s3`: exact keys, page-wise listings, conditional ranged GETs."""
+"""Requests to S3 through the client that s3fs holds: its event loop, its connections, its credentials."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 from fsspec.asyn import sync
 
-from luxfuse.errors import StoreRejected
-from luxfuse.types import Buffer, ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, OnDescribed, WriteSide
-from luxfuse.understore.delegated import DelegatedWrites
-from luxfuse.understore.failures import checked
-from luxfuse.understore.generic.driver import FsspecDriver
-from luxfuse.understore.library_failures import failure
-from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
-from luxfuse.understore.s3.answers import Answered, require_s3
-from luxfuse.understore.s3.client import ABILITIES, S3Client
-from luxfuse.understore.times import to_ns
+from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.s3.transport import Body
 
 
-class S3Driver(DelegatedWrites, FsspecDriver):
-    """An `UnderStore` that reads through s3fs and writes through `S3Client`, which is faster.
+class S3fsTransport:
+    """A `Transport` on the public `call_s3`. Threads wait for the event loop, in which all requests are made."""
 
-    ``arguments`` are those that the file system was made with.
-    """
-
-    def __init__(
-        self,
-        filesystem: Any,
-        root: str,
-        arguments: Mapping[str, Any],
-        *,
-        request_timeout_s: float,
-        objects: ObjectOptions = NO_OPTIONS,
-    ) -> None:
-        super().__init__(filesystem, root, family="s3", request_timeout_s=request_timeout_s)
+    def __init__(self, filesystem: Any, checksums: Checksums) -> None:
+        """``filesystem`` has made no request yet."""
         filesystem.retries = 1  # retries are made above the drivers
-        self._bucket, _, prefix = self._root.partition("/")
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._client: S3Client | None = None
-        self._arguments = arguments
-        self._objects = objects
-        self._lock = threading.Lock()
+        self._fs = filesystem
+        self._stall_s: float = filesystem.config_kwargs["connect_timeout"]  # as with botocore's sockets
+        self._used = False
+        filesystem.session.register("before-send.s3", self._send_in_slices)
+        checksums.register(filesystem.session)
 
-    @property
-    def abilities(self) -> Abilities:
-        return ABILITIES if self._client is None else self._client.abilities
-
-    def _writer(self) -> WriteSide:
-        with self._lock:
-            if self._client is None:
-                self._client = S3Client(self._bucket, self._prefix, self._arguments, self._timeout_s, self._objects)
-            return self._client
-
-    def probe(self) -> None:
-        self._list("LIST ''", Prefix=self._prefix, MaxKeys=1)
-
-    def head(self, key: str) -> ObjectInfo:
-        response = self._call("head_object", f"HEAD {key!r}", Key=self._prefix + key)
-        metadata = {name.lower(): value for name, value in response.get("Metadata", {}).items()}
-        return _describe(key, response, response["ContentLength"], metadata)
-
-    def list_directory(self, prefix: str) -> Iterator[ListPage]:
-        what = f"LIST {prefix!r}"
-        full = self._prefix + prefix
-        arguments: dict[str, Any] = {"Prefix": full, "Delimiter": "/"}
-        skip = len(self._prefix)
-        found = False
-        while True:
-            response = self._list(what, **arguments)
-            contents, prefixes = response.get("Contents", ()), response.get("CommonPrefixes", ())
-            if contents or prefixes or (not prefix and not found):
-                found = True
-                yield ListPage(
-                    [_describe(c["Key"][skip:], c, c["Size"], None) for c in contents if c["Key"] != full],
-                    [p["Prefix"][skip:] for p in prefixes],
-                )
-            if not response.get("IsTruncated"):
-                return
-            arguments["ContinuationToken"] = response["NextContinuationToken"]
-
-    def has_prefix(self, prefix: str) -> bool:
-        response = self._list(f"LIST {prefix!r}", Prefix=self._prefix + prefix, MaxKeys=1)
-        return bool(response.get("Contents"))
-
-    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
-        if start == end:
-            return b""
-        what = f"GET {key!r} [{start}, {end})"
-        condition: dict[str, Any] = {"IfMatch": version} if version.startswith('"') else {}
-        span = f"bytes={start}-{end - 1}"
-        response = self._call("get_object", what, Key=self._prefix + key, Range=span, **condition)
-        body = response["Body"]
-        total = response["ContentLength"]
-        whole = "ContentRange" not in response and not (start == 0 and total == end)
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        self._used = True
+        answer: dict[str, Any] | None = None
         try:
-            data: bytes = b"" if whole else sync(self._fs.loop, body.read)
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what, self._family) from None
-        finally:
-            body.close()
-        if whole:
-            raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
-        metadata = {name.lower(): value for name, value in response.get("Metadata", {}).items()}
-        info = _describe(key, response, _total(response, total), metadata)
-        found = checked(data, end - start, info.version, version, what)
-        if on_described is not None:
-            on_described(info)
-        return found
+            self._require_known(method, arguments)
+            answer = self._fs.call_s3(method, **arguments)
+        except asyncio.CancelledError:
+            pass
+        except OSError as exc:  # s3fs' own error, from that of the library
+            if isinstance(exc.__cause__, ClientError):
+                raise exc.__cause__ from None
+            raise
+        if answer is None:  # the request was cancelled, by `_Slices`
+            raise TimeoutError(f"the server has taken nothing of the body for {self._stall_s:g} s")
+        return answer | {"Body": _Content(self._fs.loop, answer["Body"])} if "Body" in answer else answer
+
+    def _require_known(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """Raise `ValueError` for parameters that botocore is too old for: s3fs would leave them out, even conditions."""
+        meta = self._fs.s3.meta
+        known = meta.service_model.operation_model(meta.method_to_api_mapping[method]).input_shape.members
+        if unknown := arguments.keys() - known.keys():
+            raise ValueError(f"{method} does not know {', '.join(sorted(unknown))}")
+
+    def _send_in_slices(self, request: Any, **_: Any) -> None:
+        if isinstance(request.body, Body):
+            request.body = _Slices(request.body.slices(), self._stall_s)
+            request.headers.pop("Expect", None)  # it would cost a round trip
 
     def close(self) -> None:
-        """Close the connections, some of them on fsspec's own event loop."""
-        if self._client is not None:
-            self._client.close()
-        self._fs.close_session(self._fs.loop, self._fs.s3)
-        super().close()
-
-    def _list(self, what: str, **arguments: Any) -> dict[str, Any]:
-        return self._call("list_objects_v2", what, bucket_level=True, **arguments)
-
-    def _call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
-        keyed = {} if bucket_level else self._objects.keyed
-        try:
-            response: dict[str, Any] = self._fs.call_s3(
-                method, Bucket=self._bucket, **self._objects.always, **keyed, **arguments
-            )
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what, self._family, bucket_level=bucket_level) from None
-        require_s3(method, response, what)
-        return Answered(response, what)
+        if self._used:
+            self._fs.close_session(self._fs.loop, self._fs.s3)
 
 
-def _total(response: Mapping[str, Any], length: int) -> int:
-    """Return the size of the whole object, of which an answer has ``length`` bytes."""
-    return int(response.get("ContentRange", f"/{length}").rpartition("/")[2])
+class _Slices:
+    """The slices of a body, made in the task of its request, which is cancelled when one is not taken in time.
+
+    aiohttp itself has no time-out for what it sends.
+    """
+
+    def __init__(self, slices: Iterator[memoryview], stall_s: float) -> None:
+        self._slices = slices
+        self._stall_s = stall_s
+        self._request = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __aiter__(self) -> _Slices:
+        return self
+
+    async def __anext__(self) -> memoryview:
+        """Return the next slice, in aiohttp's task that sends the body."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if (piece := next(self._slices, None)) is None:
+            raise StopAsyncIteration
+        self._timer = asyncio.get_running_loop().call_later(self._stall_s, self._give_up, asyncio.current_task())
+        return piece
+
+    def _give_up(self, sender: asyncio.Task[Any] | None) -> None:
+        for task in (self._request, sender):
+            if task is not None:
+                task.cancel()
 
 
-def _describe(key: str, described: dict[str, Any], size: int, metadata: dict[str, str] | None) -> ObjectInfo:
-    mtime_ns = to_ns(described["LastModified"])
-    return ObjectInfo(key, size, described.get("ETag") or f"{size}-{mtime_ns // 10**9}", mtime_ns, metadata)
+class _Content:
+    """The body of an answer, which is read in the event loop that it comes in."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, body: Any) -> None:
+        self._loop = loop
+        self._body = body
+
+    def read(self) -> bytes:
+        data: bytes = sync(self._loop, self._body.read)
+        return data
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._body.close)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from luxfuse.understore.checksums import Checksums
@@ -10,22 +10,30 @@ from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.object_options import ObjectOptions
 from luxfuse.understore.s3.answers import Answered, require_s3
 from luxfuse.understore.s3.properties import Examiner
-from luxfuse.understore.s3.transport import open_client
+from luxfuse.understore.s3.transport import Transport
 
 _MAKES_OBJECTS = frozenset({"put_object", "copy_object", "create_multipart_upload"})
 _COPIES = frozenset({"copy_object", "upload_part_copy"})
-_TOUCHES_CONTENT = _MAKES_OBJECTS | _COPIES | {"head_object", "upload_part", "complete_multipart_upload", "list_parts"}
+_TOUCHES_CONTENT = (
+    _MAKES_OBJECTS | _COPIES | {"get_object", "head_object", "upload_part", "complete_multipart_upload", "list_parts"}
+)
 
 
 class Requests:
     """Makes requests about one bucket, named as in boto. Thread-safe."""
 
-    def __init__(self, bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, objects: ObjectOptions) -> None:
-        """``arguments`` are those of `s3fs.S3FileSystem`, as `s3_arguments` makes them."""
+    def __init__(
+        self,
+        bucket: str,
+        open_transport: Callable[[Checksums], Transport],
+        objects: ObjectOptions,
+        given: Mapping[str, Any],
+    ) -> None:
+        """``given``: further parameters of the requests that create an object."""
         self._bucket = bucket
         self._checksums = Checksums(objects.checksum, required=objects.checksum_required)
-        self._client = open_client(bucket, arguments, request_timeout_s, self._checksums)
-        self._new = {**(arguments.get("s3_additional_kwargs") or {}), **objects.new}
+        self._transport = open_transport(self._checksums)
+        self._new = {**given, **objects.new}
         self._objects = objects
         self.examiner = Examiner(self.call, objects)
         """Reads what others set on objects."""
@@ -73,13 +81,11 @@ class Requests:
         new = self._new if method in _MAKES_OBJECTS else {}
         keyed = objects.keyed if method in _TOUCHES_CONTENT else {}
         source = objects.keyed_source if method in _COPIES else {}
-        request = getattr(self._client, method)
         always = objects.always
         if method.startswith("get_bucket_"):
             always.pop("RequestPayer", None)  # the owner pays for these
-        answer: dict[str, Any] = request(Bucket=self._bucket, **{**always, **keyed, **source, **new, **arguments})
-        return answer
+        return self._transport.call(method, Bucket=self._bucket, **{**always, **keyed, **source, **new, **arguments})
 
     def close(self) -> None:
         """Free connections."""
-        self._client.close()
+        self._transport.close()

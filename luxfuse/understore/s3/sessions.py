@@ -1,4 +1,9 @@
-"""Sessions of botocore and aiobotocore whose clients sign with the credentials that all clients of an under-store share."""
+"""Sessions of botocore and aiobotocore, whose clients sign with the credentials that all clients of an under-store share.
+
+A request that only reads is given up after ``read_timeout_s``. The time-out of the client itself holds for writes: the
+server may be at work for long before it answers a copy or the end of an upload. So it does for all requests if the
+library is older than time-outs of single requests.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from luxfuse.understore.s3.credentials import Frozen
 _REDIRECTS = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 
 
-def session_for(access: S3Access) -> Any:
+def session_for(access: S3Access, read_timeout_s: float) -> Any:
     """Return a new botocore session."""
     import botocore.credentials  # type: ignore[import-untyped]
     import botocore.session  # type: ignore[import-untyped]
@@ -28,11 +33,10 @@ def session_for(access: S3Access) -> Any:
             return None if credentials is None else Credentials("", "")
 
     session = Session(profile=access.profile)
-    session.register("needs-retry.s3", _stay)
-    return session
+    return _watched(session, read_timeout_s)
 
 
-def aio_session_for(access: S3Access) -> Any:
+def aio_session_for(access: S3Access, read_timeout_s: float) -> Any:
     """Return a new aiobotocore session."""
     import aiobotocore.credentials
     import aiobotocore.session
@@ -51,6 +55,15 @@ def aio_session_for(access: S3Access) -> Any:
             return None if credentials is None else Credentials("", "")
 
     session = Session(profile=access.profile)
+    return _watched(session, read_timeout_s)
+
+
+def _watched(session: Any, read_timeout_s: float) -> Any:
+    def hurry(model: Any, context: dict[str, Any], **_: Any) -> None:
+        if model.name.startswith(("Get", "Head", "List")):
+            context["read_timeout"] = read_timeout_s
+
+    session.register("before-call.s3", hurry)
     session.register("needs-retry.s3", _stay)
     return session
 

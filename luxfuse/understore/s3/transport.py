@@ -1,28 +1,32 @@
-"""A botocore client that sends large bodies well: from any buffer without a copy, in slices.
-
-The socket's time-out bounds one `sendall`; for a whole part over a slow line it would be too short.
-"""
+"""How requests of S3's API get to the server: by one of two libraries, which say it in the same names, boto's."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
-from urllib.parse import urlsplit
-
-import botocore.config  # type: ignore[import-untyped]
-import urllib3
-from botocore import UNSIGNED
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from luxfuse.types import Buffer
-from luxfuse.understore.checksums import Checksums
-from luxfuse.understore.s3.sessions import session_for
 
 SLICE_BYTES = 256 << 10
+"""A time-out holds for so much of a body: for a whole part over a slow line it would be too short."""
+
+
+class Transport(Protocol):
+    """Connections to one endpoint. Thread-safe."""
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """Make one request, without retries, and return its answer.
+
+        A body to send is a `Body`. One that came is read and closed by the methods ``read`` and ``close`` of what is in
+        its place, in any thread. Raises `ClientError` of botocore for answers that are errors, or what the library does.
+        """
+
+    def close(self) -> None:
+        """Free connections."""
 
 
 class Body:
-    """What botocore wants of a body to hash it; `_send_in_slices` then replaces it by its slices."""
+    """Any buffer as a file, which is how botocore hashes it; it is sent in slices, without a copy."""
 
     def __init__(self, data: Buffer) -> None:
         self.view = memoryview(data)
@@ -48,43 +52,3 @@ class Body:
         """Yield the whole body in pieces."""
         for start in range(0, len(self.view), SLICE_BYTES):
             yield self.view[start : start + SLICE_BYTES]
-
-
-def _send_in_slices(request: Any, **_: Any) -> None:
-    if isinstance(request.body, Body):
-        request.body = request.body.slices()
-        request.headers.pop("Expect", None)  # it would cost a round trip
-
-
-_opening = threading.Lock()
-
-
-def open_client(bucket: str, arguments: Mapping[str, Any], request_timeout_s: float, checksums: Checksums) -> Any:
-    """Return a client with what `s3_arguments` made. Opens no connection."""
-    access = arguments["access"]
-    options = dict(arguments["client_kwargs"])
-    config = dict(arguments["config_kwargs"])
-    endpoint = options.pop("endpoint_url", None) or arguments.get("endpoint_url")
-    if endpoint and urlsplit(endpoint).netloc.startswith(f"{bucket}."):  # as obstore's virtual_hosted_style_request
-        endpoint = endpoint.replace(f"//{bucket}.", "//", 1)
-        config["s3"] = {**config.get("s3", {}), "addressing_style": "virtual"}
-    if options["verify"] is False:  # which is said once, in the log
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    # The server may be at work for long before it answers a copy or the end of an upload.
-    config["read_timeout"] = max(config["read_timeout"], request_timeout_s)
-    for name in ("request_checksum_calculation", "response_checksum_validation"):
-        if name in botocore.config.Config.OPTION_DEFAULTS:
-            config.setdefault(name, "when_required")
-    if arguments.get("anon"):
-        config["signature_version"] = UNSIGNED
-    with _opening:  # building clients is not thread-safe
-        client = session_for(access).create_client(
-            "s3",
-            endpoint_url=endpoint,
-            use_ssl=arguments.get("use_ssl", True),
-            config=botocore.config.Config(**config),
-            **options,
-        )
-    client.meta.events.register("before-send.s3", _send_in_slices)
-    checksums.register(client.meta.events)
-    return client

@@ -1,9 +1,10 @@
-"""Our own S3 client: copies and files in parts, headers that a copy keeps, where requests go."""
+"""Our own S3 client over both transports: copies and files in parts, headers that a copy keeps, where requests go."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT
 from luxfuse.understore import whole_files
+from luxfuse.understore.opening import open_fsspec
 from luxfuse.understore.s3 import client as s3_client
 from luxfuse.understore.s3.arguments import s3_arguments
+from luxfuse.understore.s3.botocore import BotocoreTransport
 from luxfuse.understore.s3.client import S3Client
 from tests.support.fake_store import FakeStore
 from tests.support.fast_s3 import FastS3, available
@@ -28,9 +31,17 @@ def server() -> Iterator[FastS3]:
         yield server
 
 
-@pytest.fixture
-def client(server: FastS3) -> Iterator[S3Client]:
-    client = S3Client("bucket", "pre/", s3_arguments({"key": "a", "secret": "b"}, server.endpoint, 10.0), 10.0)
+def open_client(transport: str, options: dict[str, str], endpoint: str | None, timeout_s: float = 10.0) -> S3Client:
+    if transport == "s3fs":
+        found = open_fsspec("s3://bucket/pre/", endpoint_url=endpoint, storage_options=options, request_timeout_s=timeout_s)
+        assert isinstance(found, S3Client)
+        return found
+    return S3Client("bucket", "pre/", partial(BotocoreTransport, s3_arguments("bucket", options, endpoint, timeout_s)))
+
+
+@pytest.fixture(params=["botocore", "s3fs"])
+def client(server: FastS3, request: pytest.FixtureRequest) -> Iterator[S3Client]:
+    client = open_client(request.param, {"key": "a", "secret": "b"}, server.endpoint)
     yield client
     client.delete([info.key for page in client.list_all("") for info in page.objects])
     client.close()
@@ -124,23 +135,25 @@ def test_file_that_gets_shorter(tmp_path: Path):
     os.close(fd)
 
 
+@pytest.mark.parametrize("transport", ["botocore", "s3fs"])
 @pytest.mark.parametrize(("options", "endpoint", "url"), [
     ({}, "http://host:9000", "http://host:9000/bucket/pre/x"),
     ({}, "http://bucket.host:9000", "http://bucket.host:9000/pre/x"),
     ({"region": "eu-west-1"}, None, "https://bucket.s3.eu-west-1.amazonaws.com/pre/x"),
     ({"region": "eu-west-1", "use_ssl": "false"}, None, "http://bucket.s3.eu-west-1.amazonaws.com/pre/x"),
 ])  # fmt: skip
-def test_where_requests_go(options, endpoint, url, monkeypatch):
+def test_where_requests_go(transport, options, endpoint, url, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    arguments = s3_arguments({"key": "a", "secret": "b", **options}, endpoint, 1.0)
-    client = S3Client("bucket", "pre/", arguments, 1.0)
+    client = open_client(transport, {"key": "a", "secret": "b", **options}, endpoint, 1.0)
     seen = []
 
     def stop(request, **_):
         seen.append(request.url)
         raise ConnectionError
 
-    client._requests._client.meta.events.register_first("before-send.s3", stop)
+    own = client._requests._transport
+    inner = own._client if transport == "botocore" else own._fs.s3
+    inner.meta.events.register_first("before-send.s3", stop)
     with pytest.raises(StoreError):
         client.put("x", b"data", {})
     assert seen == [url]

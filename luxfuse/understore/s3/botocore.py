@@ -1,0 +1,54 @@
+"""Requests to S3 through a synchronous botocore client: what obstore has no call for, and keys that it cannot name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import botocore.config  # type: ignore[import-untyped]
+import urllib3
+from botocore import UNSIGNED
+
+from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.s3.sessions import session_for
+from luxfuse.understore.s3.transport import Body
+
+_opening = threading.Lock()
+
+
+class BotocoreTransport:
+    """A `Transport`: each request is made in the thread that asks for it."""
+
+    def __init__(self, arguments: Mapping[str, Any], checksums: Checksums) -> None:
+        """Make a client with what `s3_arguments` made. Opens no connection."""
+        options = arguments["client_kwargs"]
+        config = dict(arguments["config_kwargs"])
+        if options["verify"] is False:  # which is said once, in the log
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        if arguments.get("anon"):
+            config["signature_version"] = UNSIGNED
+        session = session_for(arguments["access"], arguments["read_timeout_s"])
+        session.register("before-send.s3", _send_in_slices)
+        checksums.register(session)
+        with _opening:  # building clients is not thread-safe
+            self._client = session.create_client(
+                "s3",
+                endpoint_url=arguments.get("endpoint_url"),
+                use_ssl=arguments.get("use_ssl", True),
+                config=botocore.config.Config(**config),
+                **options,
+            )
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(self._client, method)(**arguments)
+        return answer
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _send_in_slices(request: Any, **_: Any) -> None:
+    if isinstance(request.body, Body):
+        request.body = request.body.slices()
+        request.headers.pop("Expect", None)  # it would cost a round trip
