@@ -20,7 +20,7 @@ class S3fsTransport:
         """``filesystem`` has made no request yet."""
         filesystem.retries = 1  # retries are made above the drivers
         self._fs = filesystem
-        self._stall_s: float = filesystem.config_kwargs["connect_timeout"]  # as with botocore's sockets
+        self._stall_s: float = filesystem.config_kwargs["read_timeout"]  # as with the sockets of botocore
         self._used = False
         filesystem.session.register("before-send.s3", self._send_in_slices)
         checksums.register(filesystem.session)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
-from luxfuse.types import ABSENT
+from luxfuse.errors import NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
+from luxfuse.types import ABSENT, ObjectInfo
 from luxfuse.understore import whole_files
 from luxfuse.understore.opening import open_fsspec
+from luxfuse.understore.properties import Properties
 from luxfuse.understore.s3 import client as s3_client
 from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.botocore import BotocoreTransport
@@ -157,4 +160,77 @@ def test_where_requests_go(transport, options, endpoint, url, monkeypatch):
     with pytest.raises(StoreError):
         client.put("x", b"data", {})
     assert seen == [url]
+    client.close()
+
+
+@pytest.fixture(params=["botocore", "s3fs"])
+def impatient(server: FastS3, request: pytest.FixtureRequest) -> Iterator[S3Client]:
+    """A client that waits half a second for what it reads, and 20 s for writes."""
+    options = {"key": "a", "secret": "b", "config_kwargs": '{"read_timeout": 0.5}'}
+    client = open_client(request.param, options, server.endpoint, 20.0)
+    yield client
+    server.set(latency_ms=0)
+    client.close()
+
+
+def test_writes_may_take_longer_than_reads(impatient, server):
+    upload = impatient.begin_upload("slow", {})
+    part = (1, impatient.upload_part("slow", upload, 1, b"data"))
+    version = impatient.put("x", b"data", {}).version
+    server.set(latency_ms=1000)
+    assert impatient.complete_upload("slow", upload, [part]).version
+    impatient.copy("x", "y", keep=Properties(ObjectInfo("x", 4, version, 0)))
+    impatient.delete(["y"])
+    for read in (
+        lambda: impatient.head("x"),
+        lambda: impatient.read("x", 0, 4, version),
+        lambda: next(impatient.list_directory("")),
+        impatient.probe,
+    ):
+        with pytest.raises(StoreUnavailable):
+            read()
+    server.set(latency_ms=0)
+    assert bytes(impatient.read("x", 0, 4, version)) == b"data"
+
+
+@pytest.mark.parametrize("transport", ["botocore", "s3fs"])
+def test_server_that_takes_no_more_of_a_body(transport):
+    """The upload fails, and the next one is made as if nothing had been."""
+    taken = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+
+        def serve() -> None:
+            with listening.accept()[0] as stuck:
+                stuck.recv(1000)
+                taken.wait(30)
+            with listening.accept()[0] as good:
+                found = b""
+                while b"\r\n\r\n" not in found:
+                    found += good.recv(1000)
+                good.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\n\r\n')
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        client = open_client(transport, {"key": "a", "secret": "b", "checksum_algorithm": "none"}, endpoint, 1.0)
+        try:
+            with pytest.raises(StoreUnavailable):
+                client.upload_part("x", "1", 1, bytes(16 * MIB))
+            taken.set()
+            assert client.upload_part("x", "1", 1, b"") == '"1"'
+        finally:
+            taken.set()
+            client.close()
+            thread.join(30)
+
+
+def test_parameters_that_the_library_does_not_know_are_refused(server, monkeypatch):
+    """s3fs would leave them out, and write without the condition."""
+    client = open_client("s3fs", {"key": "a", "secret": "b"}, server.endpoint)
+    meta = client._requests._transport._fs.s3.meta
+    members = meta.service_model.operation_model("PutObject").input_shape.members
+    monkeypatch.delitem(members, "IfNoneMatch")
+    with pytest.raises(StoreRejected):
+        client.put("x", b"data", {}, expect=ABSENT)
     client.close()
