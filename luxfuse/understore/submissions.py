@@ -1,0 +1,212 @@
+"""Bulk requests of one store: one attempt each, in threads of their own, without a task that waits."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import trio
+
+from luxfuse.errors import DeadlinePassed, StoreError, StoreRejected
+from luxfuse.types import Buffer, ObjectInfo
+from luxfuse.understore.base import OnDescribed, UnderStore
+from luxfuse.understore.limits import Limits
+from luxfuse.understore.statistics import RequestKind, Tally
+from luxfuse.workers import FEWEST, Workers
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEADLINE_CHECK_S = 0.5
+
+
+@dataclass(slots=True)
+class _Submission:
+    kind: RequestKind
+    done: Callable[[Any, StoreError | None], None]
+    submitted_s: float
+    seconds: list[float] = field(default_factory=list)
+    """How long each request of its job took."""
+    began_s: float | None = None
+    """When a thread took it up, by `time.monotonic`."""
+
+
+class _Timed:
+    """A driver whose requests are timed, as a job also does other things."""
+
+    def __init__(self, driver: UnderStore, seconds: list[float]) -> None:
+        self._driver = driver
+        self._seconds = seconds
+
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
+        began_s = time.perf_counter()
+        try:
+            return self._driver.read(key, start, end, version, on_described=on_described)
+        finally:
+            self._seconds.append(time.perf_counter() - began_s)
+
+    def head(self, key: str) -> ObjectInfo:
+        began_s = time.perf_counter()
+        try:
+            return self._driver.head(key)
+        finally:
+            self._seconds.append(time.perf_counter() - began_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+
+def unforeseen(exc: BaseException, what: str) -> StoreError:
+    """Return the error for what no driver should raise: most likely an answer of the server that makes no sense."""
+    log.error("%s failed in an unexpected way", what, exc_info=exc)
+    missing = f" {exc.args[0]!r}" if isinstance(exc, KeyError) and exc.args else ""
+    return StoreRejected(f"{what}: the under-store's answer cannot be understood ({type(exc).__name__}{missing})")
+
+
+class Submissions(Limits):
+    """The methods of a `Store` that make bulk requests, and watch over them."""
+
+    def __init__(
+        self,
+        driver: UnderStore,
+        *,
+        request_timeout_s: float,
+        max_requests: int,
+        clock: Callable[[], float],
+        get_bytes_s: int | None,
+        put_bytes_s: int | None,
+    ) -> None:
+        super().__init__(clock, get_bytes_s, put_bytes_s)
+        self.driver = driver
+        self.tally = Tally(clock)
+        self._timeout_s = request_timeout_s
+        self._max_requests = max_requests
+        self._clock = clock
+        self._workers: Workers | None = None
+        self._submitted: dict[int, _Submission] = {}
+        self._next_submission = 0
+
+    def submit(
+        self,
+        kind: RequestKind,
+        function: Callable[[UnderStore], T],
+        done: Callable[[T | None, StoreError | None], None],
+        size_bytes: int = 0,
+        *,
+        later: bool = False,
+        requests: int = 1,
+    ) -> None:
+        """Make one attempt at ``function(driver)`` without waiting; ``done`` gets its result or error in the loop.
+
+        The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
+        ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
+        while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
+        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers. ``later``: those of others that wait
+        for a thread go first. ``requests``: how many the driver makes, one after the other, within that deadline.
+        """
+        if self._workers is None:
+            self._workers = Workers(self._max_requests)
+        self.tally.attempts[kind] += requests
+        self.tally.in_flight += 1
+        self._next_submission += 1
+        number = self._next_submission
+        submission = self._submitted[number] = _Submission(kind, done, self._clock())
+
+        def job() -> T:
+            submission.began_s = time.monotonic()
+            return function(cast(UnderStore, _Timed(self.driver, submission.seconds)))
+
+        def go() -> None:
+            submission.submitted_s = self._clock()
+            assert self._workers is not None
+            self._workers.submit(
+                job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests,
+                later=later,
+            )  # fmt: skip
+
+        throttle = self._throttle(kind)
+        if throttle is None:
+            go()
+        else:
+            submission.submitted_s = math.inf  # nobody is to blame while it is held back
+            throttle.admit(size_bytes, go, background=later)
+
+    async def attempt(self, kind: RequestKind, function: Callable[[UnderStore], T], size_bytes: int) -> T:
+        """Like `submit`, and wait for the result. Raises `StoreError`."""
+        done = trio.Event()
+        outcome: list[tuple[T | None, StoreError | None]] = []
+
+        def finish(result: T | None, error: StoreError | None) -> None:
+            outcome.append((result, error))
+            done.set()
+
+        self.submit(kind, function, finish, size_bytes)
+        await done.wait()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def _finish(self, number: int, result: Any, error: BaseException | None) -> None:
+        submitted = self._submitted.pop(number, None)
+        if submitted is None:
+            return  # the deadline passed, and the caller was told
+        self.tally.in_flight -= 1
+        for seconds in submitted.seconds:
+            self.tally.latency[submitted.kind].observe(seconds)
+        if error is None:
+            self.tally.answered()
+            submitted.done(result, None)
+            return
+        if not isinstance(error, StoreError):
+            error = unforeseen(error, submitted.kind.upper())
+        self.tally.failed(error)
+        submitted.done(None, error)
+
+    async def watch_deadlines(self) -> None:
+        """Fail submissions whose driver call hangs, and let those go that a limit holds back; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_limits)
+            await self._watch_deadlines()
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await trio.sleep(DEADLINE_CHECK_S)
+            for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
+                if self._workers is not None and self._submitted[number].began_s is not None:
+                    self._workers.give_up()
+                self.tally.timeouts += 1
+                self.tally.latency[self._submitted[number].kind].observe(self._timeout_s)
+                self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
+                self.tally.state = "down"
+
+    def _overdue(self, submission: _Submission) -> bool:
+        if submission.began_s is not None:
+            return time.monotonic() - submission.began_s >= self._timeout_s
+        return self._clock() - max(submission.submitted_s, self.tally.progress_s) >= self._timeout_s
+
+    @property
+    def width(self) -> int:
+        """About how many bulk requests at once keep the store busy."""
+        return self._workers.width if self._workers is not None else FEWEST
+
+    def stuck_s(self) -> float:
+        """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
+        if self._throttles["get"].holding or self._turns["get"].holding:
+            return 0.0
+        return self._clock() - self.tally.progress_s
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of one request."""
+        return self._timeout_s
+
+    def close(self) -> None:
+        """Free the driver's connections. Blocks shortly; further calls are errors."""
+        if self._workers is not None:
+            self._workers.close()
+        self.driver.close()
