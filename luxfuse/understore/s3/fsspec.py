@@ -12,6 +12,8 @@ from fsspec.asyn import sync
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.s3.transport import Body
 
+SMALL_BYTES = 64 << 10
+
 
 class S3fsTransport:
     """A `Transport` on the public `call_s3`. Threads wait for the event loop, in which all requests are made."""
@@ -49,9 +51,11 @@ class S3fsTransport:
             raise ValueError(f"{method} does not know {', '.join(sorted(unknown))}")
 
     def _send_in_slices(self, request: Any, **_: Any) -> None:
-        if isinstance(request.body, Body):
-            request.body = _Slices(request.body.slices(), self._stall_s)
-            request.headers.pop("Expect", None)  # it would cost a round trip
+        if not isinstance(body := request.body, Body):
+            return
+        # aiohttp does not wait for the server to take so little.
+        request.body = bytes(body.view) if len(body) <= SMALL_BYTES else _Slices(body.slices(), self._stall_s)
+        request.headers.pop("Expect", None)  # it would cost a round trip
 
     def close(self) -> None:
         if self._used:
