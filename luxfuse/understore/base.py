@@ -1,4 +1,4 @@
-"""What luxfuse needs of a store. Drivers are synchronous and thread-safe; `retrying` adds deadlines and retries."""
+"""The protocol of a store. Drivers are synchronous and thread-safe; `retrying` adds deadlines and retries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.properties import Properties
 
 OnDescribed = Callable[[ObjectInfo], None]
-"""Takes what the answer to a read says of the object, user metadata included; in the thread that reads."""
+"""Takes the description of the object in the answer to a read, user metadata included; in the thread that reads."""
 
 
 PAGE_ENTRIES = 1000
@@ -23,7 +23,7 @@ MOST_DELETES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a store can do beside the writes that every one has."""
+    """The abilities of a store beside the writes that every one has."""
 
     metadata: bool
     """Objects keep user metadata; elsewhere it is dropped."""
@@ -51,13 +51,13 @@ class WriteSide(Protocol):
     ``expect`` is a parameter, None writes in any case, `ABSENT` only if there is no such object, and a version only
     over that one; `VersionChanged` otherwise. ``metadata`` has lower-case names and ASCII values (`StoreRejected` for
     others). The version in a returned `ObjectInfo` is the one that head, list and read use for the content that was
-    written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None. What is written has what
-    others set on the object ``keep``, but its metadata: those are all in ``metadata``.
+    written; where the answer does not tell, ``size`` is -1, ``mtime_ns`` 0 and ``metadata`` None. A written object has the
+    properties of ``keep``, but for its metadata: those are all in ``metadata``.
     """
 
     @property
     def abilities(self) -> Abilities:
-        """What this store can do; it may lose abilities that its server turns out not to have."""
+        """The abilities of this store; it may lose some that its server turns out not to have."""
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         """List every key below ``prefix`` ("" or ending in "/"), however deep, as objects.
@@ -67,7 +67,7 @@ class WriteSide(Protocol):
         """
 
     def examine(self, key: str, *, whole: bool = True) -> Properties:
-        """Describe one object with what others may have set on it; ``whole``: also what a plain copy has by itself."""
+        """Describe one object with its properties; ``whole``: those too that a plain copy has by itself."""
 
     def put(
         self,
@@ -104,7 +104,7 @@ class WriteSide(Protocol):
     ) -> ObjectInfo:
         """Copy an object of any size inside the store. ``metadata`` None keeps the source's, else replaces it.
 
-        What others set on the source stays. ``source == target`` replaces the metadata. ``size`` in bytes, and the
+        The properties of the source stay. ``source == target`` replaces the metadata. ``size`` in bytes, and the
         source as it has just been examined (``keep``), may save a request. Raises
         `VersionChanged` if ``version`` is given and the source is another one, `NotFound` if there is none.
         """

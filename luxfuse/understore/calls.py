@@ -31,7 +31,7 @@ LARGE_BASE_S = 2.0
 """The pauses between attempts that send much begin with up to so long."""
 
 ODD_ANSWERS = (LookupError, TypeError, ValueError, AttributeError)
-"""What an answer that makes no sense causes in a driver."""
+"""The errors that an answer without sense causes in a driver."""
 
 WRITES = 32
 """Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
@@ -153,7 +153,7 @@ class Calls(Submissions):
             self.tally.took(kind, time.perf_counter() - began_s)
 
     def note_retry(self) -> None:
-        """Count a further attempt at what `submit` failed at, made by `call`."""
+        """Count a further attempt, made by `call`, at a request that failed in `submit`."""
         self.tally.retries += 1
 
     def note_stored(self, key: str, size_bytes: int) -> None:

@@ -1,6 +1,6 @@
-"""What the words of stores mean: by code, the error that it stands for, its cause, and what to do next.
+"""The meaning of the words of stores: by code, the error that it stands for, its cause, and what to do next.
 
-Codes of S3 (and of those who speak its protocol: Ceph, MinIO, Google's XML interface), of Azure, and reasons of
+Codes of S3 (and of servers that speak its protocol: Ceph, MinIO, Google's XML interface), of Azure, and reasons of
 Google's JSON. Where a code says less than the message does, `_BY_MESSAGE` decides.
 """
 
@@ -24,7 +24,7 @@ from luxfuse.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a store said beside status and code: its message, and details by name, as "ServerTime"."""
+    """The words of a store beside status and code: its message, and details by name, as "ServerTime"."""
 
     message: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ DETAILS = ("RequestTime", "ServerTime", "Region")
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """``text`` names cause and next step. ``error`` None: what the status says. ``credentials``: other ones would help;
+    """``text`` names cause and next step. ``error`` None: that of the status. ``credentials``: other ones would help;
     ``places``: then say where they come from."""
 
     text: str
@@ -126,7 +126,7 @@ MOST_SHOWN = 160
 
 
 def cause_of(code: str, said: Said = NOTHING) -> Cause | None:
-    """Return what a store's code means, None if nothing is known of it."""
+    """Return the meaning of a store's code, None if nothing is known of it."""
     for codes, pattern, cause in _BY_MESSAGE:
         if code in codes.split() and re.search(pattern, said.message):
             return cause
@@ -143,7 +143,7 @@ def in_words(cause: Cause, said: Said) -> str:
 
 
 def shown(message: str) -> str:
-    """Return a store's message as one short line that cannot hold a secret: without URLs and what looks like a key."""
+    """Return a store's message as one short line that can hold no secret: without URLs and words like keys."""
     line = _LONG_TOKEN.sub("...", " ".join(message.split()))
     return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 3] + "..."
 

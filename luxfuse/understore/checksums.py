@@ -1,4 +1,4 @@
-"""The checksums that go with what is written to S3: which, how they are computed, and what a server says to them.
+"""The checksums that go with content to S3: which, how they are computed, and a server's refusals of them.
 
 obstore computes CRC64NVME itself; this is for our own client, and for reading refusals of both.
 """
@@ -34,7 +34,7 @@ _MISMATCHES = ("BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mis
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What goes with requests; ``md5``: Content-MD5, with everything."""
+    """The checksum of requests; ``md5``: Content-MD5 with everything."""
 
     algorithm: str
     md5: bool = False

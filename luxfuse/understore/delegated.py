@@ -1,4 +1,4 @@
-"""Write sides that are somebody else's, or nobody's."""
+"""Write sides of another object, of no multipart uploads, or of a store that takes no writes."""
 
 from __future__ import annotations
 

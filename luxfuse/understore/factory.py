@@ -38,7 +38,7 @@ def open_driver(
 
     ``reread`` returns the storage options as they are written now, for when the store refuses the credentials. Makes no
     request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises `ConfigError` with
-    one line that says what is wrong or what to install, `AccessDenied` if no credentials are found.
+    one line that says the fault or the package to install, `AccessDenied` if no credentials are found.
     """
     if endpoint_url and (fault := endpoint_fault(endpoint_url)):
         raise ConfigError(f"--endpoint-url {safe_url(endpoint_url)!r}: {fault}; write https://HOST[:PORT]")

@@ -25,7 +25,7 @@ from luxfuse.understore.causes import NOTHING, REGION_CODES, Cause, Said, cause_
 _MISSING_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
 _SPELLED_OUT = {"SlowDown": 503, "RequestTimeout": 408, "ThrottlingException": 429, "ServerBusy": 503,
                 "AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503,
-                # These differ from what their status says elsewhere.
+                # These differ from the meaning of their status elsewhere.
                 "BlobAlreadyExists": 412, "LeaseIdMissing": 403, "BlobImmutableDueToPolicy": 403,
                 "InvalidBlobType": 400, "InvalidBlockList": 404}  # fmt: skip
 
@@ -48,7 +48,7 @@ def not_trusted(what: str) -> NotTrusted:
 
 
 def no_store(what: str, seen: str, content_type: str | None = None) -> NoStore:
-    """Return the error for an answer that no store gives; ``seen`` says what is odd about it."""
+    """Return the error for an answer that no store gives; ``seen`` names the oddity."""
     kind = f", of type {content_type.partition(';')[0]}" if content_type and _TYPE.match(content_type) else ""
     return NoStore(f"{what}: {seen}{kind}: something other than a store answers, as a web page or a login; check the "
                    "endpoint URL (many servers have their console on another port)")  # fmt: skip
@@ -75,7 +75,7 @@ def from_status(
     """Return the error for an HTTP ``status``; ``code`` is the store's own word for it ("NoSuchKey") if known.
 
     ``family`` ("s3", "az", "gs") adds where credentials come from, where other ones would help; ``bucket_level`` says that
-    a 404 can only mean the bucket, as in a listing. ``said`` is what else the store said.
+    a 404 can only mean the bucket, as in a listing. ``said``: further words of the store.
     """
     status = _SPELLED_OUT.get(code, status)
     cause = cause_of(code, said)

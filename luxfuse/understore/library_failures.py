@@ -1,4 +1,4 @@
-"""What s3fs, adlfs, gcsfs, aiohttp, requests, paramiko and the operating system raise, mapped in one place."""
+"""The errors of s3fs, adlfs, gcsfs, aiohttp, requests, paramiko and the operating system, mapped in one place."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _odd_answer(exc: Any, status: int, code: str, what: str) -> StoreError | Non
     response = getattr(exc, "response", None)
     if status != 500 or code or not isinstance(response, dict):
         return None
-    # botocore says 500 for any page that it cannot read, whatever its status.
+    # botocore says 500 for any page that it cannot read, of any status.
     kind = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
     return no_store(what, f"{describe(status)}, or a success with a page", kind) if kind.startswith("text/html") else None
 
@@ -112,7 +112,7 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
 
 
 def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:
-    """Return the error for a reply of an FTP server, of which the code is shown: what comes after it may be anything."""
+    """Return the error for a reply of an FTP server, of which the code is shown: the text after it may be anything."""
     code = str(exc)[:3]
     text = f"{what}: the server answers {code}" if code.isdigit() else f"{what}: the server's answer is no FTP"
     if code in ("530", "532"):
@@ -125,7 +125,7 @@ def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:
 
 
 def said_of(exc: Any) -> Said:
-    """Return what a store said beside status and code, as far as a library tells."""
+    """Return the words of a store beside status and code, as far as a library tells."""
     response = getattr(exc, "response", None)
     if isinstance(response, dict):  # botocore
         error = response.get("Error", {})
@@ -155,7 +155,7 @@ def message_of(exc: BaseException) -> str:
 
 
 def status_of(exc: Any) -> tuple[int, str]:
-    """Return the HTTP status and the store's code of whatever library error this is; (0, "") if it has none."""
+    """Return the HTTP status and the store's code of an error of any library; (0, "") if it has none."""
     response = getattr(exc, "response", None)
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))

@@ -41,7 +41,7 @@ class Limits:
     async def turn(self, kind: Transfer, key: str, size_bytes: int, *, background: bool = False) -> None:
         """Wait until the rules let so many bytes of an object go; before anything is held that others need.
 
-        Everybody who transfers content asks for this first, or `try_turn`.
+        Every transfer of content asks for this first, or for `try_turn`.
         """
         throttle = self._turns[kind].of(key)
         if throttle is not None:
@@ -67,7 +67,7 @@ class Limits:
             throttle.charge(size_bytes)
 
     def held_back(self, kind: Transfer) -> int:
-        """How many wait for a `turn`."""
+        """The number of transfers that wait for a `turn`."""
         return self._turns[kind].holding
 
     def _throttle(self, kind: RequestKind) -> Throttle | None:

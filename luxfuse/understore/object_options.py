@@ -41,7 +41,7 @@ _VARIABLES = {
     "sse_customer_key": "AWS_SSE_CUSTOMER_KEY_BASE64",
     "requester_pays": "AWS_REQUEST_PAYER",
 }
-"""What obstore reads by itself: without this it alone would heed them."""
+"""Variables that obstore reads by itself: without this it alone would heed them."""
 _KEY_BYTES = 32
 _MOST_KEY_FILE_BYTES = 256
 _CLASS = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -218,7 +218,7 @@ def _decoded(text: str, what: str) -> bytes:
 
 
 def _is_exposed(options: Mapping[str, str], endpoint_url: str | None) -> bool:
-    """Whether requests go over a network without TLS. Who sets ``allow_http`` wants that."""
+    """Whether requests go over a network without TLS. With ``allow_http`` that is wanted."""
     endpoint = (
         endpoint_url or options.get("endpoint_url") or options.get("endpoint")
         or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -231,7 +231,7 @@ def _is_exposed(options: Mapping[str, str], endpoint_url: str | None) -> bool:
 
 
 def boolean(name: str, value: str) -> bool:
-    """Return what a switch says. Raises `ConfigError` for other words."""
+    """Return the value of a switch. Raises `ConfigError` for other words."""
     plain = str(value).strip().lower()
     if plain not in _TRUE + _FALSE:
         raise ConfigError(f"storage option {name}: write true or false")

@@ -1,4 +1,4 @@
-"""What others set on an object besides its bytes, which a new version of it has to have again."""
+"""The properties of an object: all that others set besides its bytes, which a new version of it has to have again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luxfuse.types import ObjectInfo
 from luxfuse.understore.metadata import DEFAULT_TYPE, content_type
 
 _NOBODYS_TYPES = (DEFAULT_TYPE, "binary/octet-stream")
-"""What stands where nobody has said a type."""
+"""The type where nobody has said one."""
 
 HEADERS = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language")
 """Those that every store keeps, beside the type."""
@@ -20,8 +20,8 @@ HEADERS = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-
 class Properties:
     """An object as `UnderStore.examine` found it. ``info`` has its metadata, ours among them.
 
-    ``headers`` are some of `HEADERS`; ``storage_class`` is None where a new version gets the mount's; ``own``: what only
-    the driver that found it can send, in its own terms.
+    ``headers`` are some of `HEADERS`; ``storage_class`` is None where a new version gets the mount's; ``own``: properties
+    that only the driver that found them can send, in its own terms.
     """
 
     info: ObjectInfo
@@ -33,9 +33,9 @@ class Properties:
 
 
 def type_for(key: str, kept: Properties | None) -> str:
-    """Return the content type of what is written to ``key`` in place of ``kept``, which may have had another name.
+    """Return the content type of a new object ``key`` in place of ``kept``, which may have had another name.
 
-    It changes with the name only, and only if it was what its old name lets one guess, or nobody's.
+    It changes with the name only, and only if it was the one that its old name lets one guess, or nobody's.
     """
     guessed = content_type(key)
     if kept is None or not kept.content_type:

@@ -1,4 +1,4 @@
-"""Whether an endpoint speaks HTTP or HTTPS, to say what is wrong with a URL: libraries only say that they failed."""
+"""Whether an endpoint speaks HTTP or HTTPS, to tell the fault of a URL: libraries only say that they failed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 
 
 def scheme_fault(url: str) -> str | None:
-    """Return what is wrong with the scheme of a URL, in words; None if nothing is, or that cannot be known. Blocks."""
+    """Return the fault of the scheme of a URL, in words; None if there is none, or that cannot be known. Blocks."""
     parts = urlsplit(url)
     host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if host is None or port is None:
         return None
     speaks_tls = _speaks_tls(host, port)
     if speaks_tls and parts.scheme == "http":
-        return "what is there speaks HTTPS: write https:// in the endpoint URL"
+        return "the server speaks HTTPS: write https:// in the endpoint URL"
     if speaks_tls is False and parts.scheme == "https":
-        return "what is there speaks no HTTPS: write http:// in the endpoint URL, or correct the port"
+        return "the server speaks no HTTPS: write http:// in the endpoint URL, or correct the port"
     return None
 
 

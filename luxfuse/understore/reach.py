@@ -1,4 +1,4 @@
-"""The way to a service, in the form of each client: whose certificates are believed, and which proxy is in between."""
+"""The way to a service, in the form of each client: the certificates that are believed, and the proxy in between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = TRUST_OPTIONS | {"proxy_url"}
 
 
 def said(options: Mapping[str, str]) -> list[str]:
-    """Return the names of those that say something else than what holds anyway."""
+    """Return the names of those with other values than the defaults."""
     plain = {"verify": ("", *YES), "allow_invalid_certificates": ("", *NO), "proxy_url": ("",)}
     return [name for name in sorted(OPTIONS) if options.get(name, "").strip().lower() not in plain[name]]
 
@@ -58,14 +58,14 @@ class Reach:
         return {scheme: self.proxy} if self.proxy and host not in self.direct else {}
 
     def botocore_config(self) -> dict[str, Any]:
-        """Return what `botocore.config.Config` needs, so that it looks at no variables."""
+        """Return the options of `botocore.config.Config`, so that it looks at no variables."""
         settings: dict[str, Any] = {"proxies": self.proxies()}
         if self.proxy and self.proxy.startswith("https://") and self.trust.bundle is not None:
             settings["proxies_config"] = {"proxy_ca_bundle": self.trust.bundle}
         return settings
 
     def client_options(self) -> dict[str, Any]:
-        """Return what obstore's ``client_options`` need beside `variables`."""
+        """Return obstore's ``client_options``, which it needs beside `variables`."""
         options: dict[str, Any] = {}
         if self.trust.bundle is None:
             options["allow_invalid_certificates"] = True

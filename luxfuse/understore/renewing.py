@@ -1,7 +1,7 @@
-"""A driver that is opened again when what it was opened with is no longer right: credentials that were rotated, a region.
+"""A driver that is opened again when its credentials or its region are no longer right.
 
-Files and variables are read at opening; so all clients of the driver, whatever they keep, follow together. What was begun
-with the old driver ends with it.
+Files and variables are read at opening; so all clients of the driver follow together. A request that
+was begun with the old driver ends with it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SECRET_OPTIONS = frozenset({
     "account_key", "sas_key", "sas_token", "connection_string", "client_id", "client_secret", "federated_token_file",
     "service_account", "service_account_key", "application_credentials", "passphrase",
 })  # fmt: skip
-"""The storage options that say who asks; the others say what for and cannot change while a store is in use."""
+"""The storage options about credentials; the others cannot change while a store is in use."""
 
 PAUSE_S = 5.0
-"""After credentials were looked for once, whatever came of it."""
+"""After credentials were looked for once, with or without success."""
 
 
 def with_secrets(options: Options, new: Options) -> dict[str, str]:
@@ -40,7 +40,7 @@ def with_secrets(options: Options, new: Options) -> dict[str, str]:
 
 
 class Access(Protocol):
-    """What a driver was opened with, as far as it can change."""
+    """The credentials and the region that a driver was opened with."""
 
     def prepare(self) -> object:
         """Have valid credentials at hand, in a thread that may wait; returns them, to be compared. Raises `StoreError`.
@@ -70,7 +70,7 @@ class OnlyOptions:
 
 
 class _Opened:
-    """One driver, with what was opened for it, until nobody uses it any more."""
+    """One driver, with its access and options, until nobody uses it any more."""
 
     def __init__(self, driver: UnderStore, access: Access | None, options: Options) -> None:
         self.driver = driver
@@ -80,7 +80,7 @@ class _Opened:
         self.retired = False
         self.explained_s = -PAUSE_S
         self.reason: StoreError | None = None
-        """What was behind the last refusal without a body."""
+        """The reason of the last refusal without a body."""
 
     def prepare(self) -> object:
         """Have credentials at hand; returns them. Raises `StoreError`."""
@@ -104,9 +104,8 @@ class RenewingDriver:
         options: Options,
         reread: Callable[[], Options] | None = None,
     ) -> None:
-        """``reach`` reads what ``open_driver`` opens with; ``reread`` returns the storage options as they are written now.
-
-        Raises what these raise.
+        """``reach`` reads the access that ``open_driver`` opens with; ``reread`` returns the storage options as
+        they are written now. Raises the errors of these.
         """
         self._reach = reach
         self._open = open_driver
@@ -129,7 +128,7 @@ class RenewingDriver:
 
     @property
     def abilities(self) -> Abilities:
-        """What the store can do, as far as is known."""
+        """The abilities of the store, as far as is known."""
         return self._now.driver.abilities
 
     def __getattr__(self, name: str) -> Any:

@@ -1,8 +1,8 @@
 """The async face of an under-store: its methods with deadlines and retries, as `Calls` makes them.
 
 Writes are retried like reads. So a conditional write may find its own first try, whose answer got lost, and raise
-`VersionChanged`; and `complete_upload` may find no upload any more (`NotFound`). Only the caller can tell. A write whose
-deadline passed may still have its effect later, when the thread that it was left to gets through.
+`VersionChanged`; and `complete_upload` may find no upload any more (`NotFound`). Only the caller can tell. A write
+may still have its effect after its deadline has passed, when the thread that it was left to gets through.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Store(Calls):
 
     @property
     def abilities(self) -> Abilities:
-        """What the driver's store can do."""
+        """The abilities of the driver's store."""
         return self.driver.abilities
 
     @property
@@ -110,7 +110,7 @@ class Store(Calls):
         return more
 
     async def examine(self, key: str, *, whole: bool = True) -> Properties:
-        """Describe one object with what others may have set on it; see `UnderStore.examine`."""
+        """Describe one object with the properties that others may have set; see `UnderStore.examine`."""
         return await self.call("head", lambda driver: driver.examine(key, whole=whole), what=f"HEAD {key!r}")
 
     async def put(
@@ -195,7 +195,7 @@ class Store(Calls):
         what = f"DELETE {keys[0]!r}" if len(keys) == 1 else f"DELETE of {len(keys)} keys"
 
         def delete(driver: UnderStore) -> None:
-            """Delete what is left; raises what makes another try for some of them worth it."""
+            """Delete the keys that are left; raises an error for which another try is worth it."""
             wanted = [key for key, error in failures.items() if error.retryable] if failures else keys
             for key in wanted:
                 failures.pop(key, None)

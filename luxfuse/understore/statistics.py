@@ -63,7 +63,7 @@ class Tally:
         self._durations.append((kind, seconds))
 
     def note_durations(self) -> None:
-        """Add what the threads have noted."""
+        """Add the durations that the threads have noted."""
         while self._durations:
             kind, seconds = self._durations.popleft()
             self.latency[kind].observe(seconds)

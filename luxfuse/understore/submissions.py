@@ -61,7 +61,7 @@ class _Timed:
 
 
 def unforeseen(exc: BaseException, what: str) -> StoreError:
-    """Return the error for what no driver should raise: most likely an answer of the server that makes no sense."""
+    """Return the error for an exception that no driver should raise: most likely the server's answer makes no sense."""
     log.error("%s failed in an unexpected way", what, exc_info=exc)
     missing = f" {exc.args[0]!r}" if isinstance(exc, KeyError) and exc.args else ""
     return StoreRejected(f"{what}: the under-store's answer cannot be understood ({type(exc).__name__}{missing})")

@@ -1,4 +1,4 @@
-"""Holds requests back so that a bandwidth limit is kept. The event loop never waits: who is held back is called later."""
+"""Holds requests back so that a bandwidth limit is kept. The event loop never waits: such a request is made later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Throttle:
         self._closing = False
 
     def set_rate(self, bytes_s: int | None) -> None:
-        """From now on so many bytes a second, None: any number; for those too who are held back."""
+        """From now on so many bytes a second, None: any number; for requests too that are held back."""
         self.limited = bytes_s is not None
         self._queue.set_rate(bytes_s or UNLIMITED_BYTES_S, self._clock())
         self._release()
@@ -33,7 +33,7 @@ class Throttle:
 
     @property
     def holding(self) -> int:
-        """How many are held back."""
+        """The number of requests that are held back."""
         return len(self._queue)
 
     def try_admit(self, size_bytes: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_ns(moment: Any) -> int:
-    """Return nanoseconds since 1970 of whatever a file system calls a time; 0 if it cannot be understood."""
+    """Return nanoseconds since 1970 of a time of any file system; 0 if it cannot be understood."""
     if isinstance(moment, int | float):
         # A float holds microseconds of today's time exactly enough, nanoseconds not.
         return round(moment * 10**6) * 1000 if moment < 10**12 else int(moment)

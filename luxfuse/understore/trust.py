@@ -1,4 +1,4 @@
-"""Whose certificates are believed: one bundle of CA certificates for all clients of an under-store.
+"""The certificate authorities that are believed: one bundle for all clients of an under-store.
 
 Left to themselves, the clients read different places: obstore the system's store and ``SSL_CERT_FILE``, botocore and
 aiobotocore the bundle of their package and ``AWS_CA_BUNDLE``.
@@ -52,7 +52,7 @@ class Trust:
         return ssl.create_default_context(cafile=self.bundle)
 
     def obstore_variables(self) -> dict[str, str | None]:
-        """Return what the environment must be while a client of obstore is built: it reads its roots from there then.
+        """Return the variables that must be set while a client of obstore is built: it reads its roots from there then.
 
         What it can be given besides is believed beside the system's roots, not instead of them.
         """
@@ -111,7 +111,7 @@ def _system_trust() -> Trust:
 
 
 def _of_directories(written: str, file: str | None) -> str:
-    """Return a bundle of what lies in the directories that SSL_CERT_DIR names, and in ``file``."""
+    """Return a bundle of the files in the directories that SSL_CERT_DIR names, and of ``file``."""
     paths = [Path(file)] if file else []
     for directory in written.split(":"):
         paths += sorted(Path(directory).glob("*.[0-9]")) + sorted(Path(directory).glob("*.pem"))

@@ -1,4 +1,4 @@
-"""Bandwidth limits of parts of a mount: whoever wants to transfer something waits for a turn of its path.
+"""Bandwidth limits of parts of a mount: each transfer waits for a turn of its path.
 
 A turn is waited for before anything is held that others need: memory, a thread, room, a place among the uploads. So a path
 that is held to a low rate takes nothing away from the others. The limit of the whole store comes after it, see `Calls`.
@@ -14,7 +14,7 @@ from luxfuse.understore.throttle import Throttle
 
 
 class Turns:
-    """The limits of one direction, by what shares them: names that stay the same when the limits change. `run` it."""
+    """The limits of one direction, by name: names that stay the same when the limits change. `run` it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -23,7 +23,10 @@ class Turns:
         self._nursery: trio.Nursery | None = None
 
     def replace(self, limits: Mapping[str, int], shared_by: Callable[[str], str | None]) -> None:
-        """From now on these limits hold, in bytes a second, for those too who wait; ``shared_by``: which an object has."""
+        """From now on these limits hold, in bytes a second, also for waiting transfers.
+
+        ``shared_by``: the name of an object's limit, by its key.
+        """
         for name in self._throttles.keys() - limits.keys():
             self._throttles.pop(name).close()
         for name, bytes_s in limits.items():
@@ -44,11 +47,11 @@ class Turns:
 
     @property
     def holding(self) -> int:
-        """How many wait for a turn."""
+        """The number of transfers that wait for a turn."""
         return sum(throttle.holding for throttle in self._throttles.values())
 
     async def run(self) -> None:
-        """Let those go whose turn it is; until cancelled."""
+        """Let transfers go when it is their turn; until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for throttle in self._throttles.values():

@@ -69,7 +69,7 @@ def in_parts(
         try:
             driver.abort_upload(key, upload)
         except StoreError:
-            pass  # what went wrong first is what the caller has to know
+            pass  # the caller has to know the first error
         raise
 
 

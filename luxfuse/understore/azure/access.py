@@ -1,4 +1,4 @@
-"""Who asks an Azure container: enough to tell whether other credentials were written, and when those in use ended."""
+"""The identity that asks an Azure container: enough to tell whether other credentials were written, and when they end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AzureAccess:
         }
 
     def prepare(self) -> object:
-        """Return what is compared with other credentials; None where the machine's identity is used."""
+        """Return a value that is compared with that of other credentials; None where the machine's identity is used."""
         return tuple(self._used.items()) or None
 
     @property

@@ -1,4 +1,4 @@
-"""From what users write for Azure to the arguments of `adlfs.AzureBlobFileSystem`."""
+"""From the options that users write for Azure to the arguments of `adlfs.AzureBlobFileSystem`."""
 
 from __future__ import annotations
 

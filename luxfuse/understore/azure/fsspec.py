@@ -167,7 +167,7 @@ class _Transport(AioHttpTransport):  # type: ignore[misc]
 
 
 def _reaching(service: Any, options: Mapping[str, str]) -> Any:
-    """Return a client like ``service`` that believes and goes through what the options say; adlfs can make none."""
+    """Return a client like ``service`` with the certificates and proxy of the options; adlfs can make none."""
     reach = Reach.of((service.url,), options, variables())
     if (named := said(options)) and hasattr(service.credential, "get_token"):
         raise ConfigError(f"storage option {named[0]}: the driver fsspec fetches tokens of az:// without heeding it; use "

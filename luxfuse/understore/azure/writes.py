@@ -231,7 +231,7 @@ class AzureWrites:
         raise NotImplementedError
 
     def _described(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a request that writes a blob, about what others set on it."""
+        """Return the arguments of a request that writes a blob, about its properties."""
         arguments: dict[str, Any] = {"content_settings": ContentSettings(**kept["headers"])}
         if tier := kept["tier"] or self._objects.storage_class:
             arguments["standard_blob_tier"] = StandardBlobTier(tier)
@@ -261,7 +261,7 @@ def _condition(expect: str | None) -> dict[str, Any]:
 
 
 def _kept(key: str, keep: Properties | None) -> dict[str, Any]:
-    """Return what a new blob gets of the one that it replaces, in a form that JSON can hold."""
+    """Return the properties that a new blob gets of the one that it replaces, in a form that JSON can hold."""
     headers = {name.lower().replace("-", "_"): value for name, value in (keep.headers if keep else {}).items()}
     headers["content_type"] = type_for(key, keep)
     return {"headers": headers, "tier": keep and keep.storage_class, "tags": dict(keep.tags) if keep else {}}

@@ -1,4 +1,4 @@
-"""What is checked of the arguments of `gcsfs.GCSFileSystem`."""
+"""Checks of the arguments of `gcsfs.GCSFileSystem`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luxfuse.errors import ConfigError
 from luxfuse.understore.reach import said
 
 _TOKENS = ("anon", "google_default", "cloud", "cache", "browser")
-"""What gcsfs takes for ways to a token."""
+"""The words that gcsfs takes for ways to a token."""
 
 
 def check_token(token: str, reaching: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ EARLY_S = 300
 
 
 def reach_by(filesystem: Any, options: Mapping[str, str]) -> None:
-    """Make a file system of gcsfs believe and go through what options and variables say. Raises `ConfigError`."""
+    """Make a file system of gcsfs use the certificates and the proxy of options and variables. Raises `ConfigError`."""
     reach = Reach.of((filesystem._location, TOKENS), options, variables())
     filesystem._set_session = functools.partial(_set_session, filesystem, reach, reach.trust.ssl_context())
     tokens = filesystem.credentials

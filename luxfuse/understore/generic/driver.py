@@ -36,7 +36,7 @@ class FsspecDriver(FsspecWrites):
         self._filesystems = FileSystems(filesystem, timeout_s=request_timeout_s, prepare=self._prepare)
 
     def _prepare(self, filesystem: Any) -> None:
-        """Set what connections need, each when it has been made."""
+        """Set the options of a connection when it has been made."""
 
     def probe(self) -> None:
         for _ in self.list_directory(""):

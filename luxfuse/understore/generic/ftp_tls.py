@@ -68,7 +68,7 @@ def use() -> None:
 
 
 def encrypt(arguments: dict[str, Any], reaching: Mapping[str, str]) -> None:
-    """Put what FTP inside TLS needs in the place of the option tls."""
+    """Put the arguments of FTP inside TLS in the place of the option tls."""
     wanted = arguments.pop("tls", False)
     if wanted not in (True, False, "tls"):
         raise ConfigError("storage option tls: write true, false, or tls for implicit TLS")

@@ -1,4 +1,4 @@
-"""What fsspec's file systems say of a file, each in its own words."""
+"""The descriptions of a file by fsspec's file systems, each in its own words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def describe(key: str, info: Mapping[str, Any]) -> ObjectInfo:
 
 
 def version_of(size: int, mtime_ns: int) -> str:
-    """Return what stands for a version where the store has none."""
+    """Return a stand-in for the version where the store has none."""
     return f"{size}-{mtime_ns}"
 
 

@@ -19,7 +19,7 @@ _EVERYWHERE = frozenset({"listings_expiry_time", "max_paths", "batch_size"})
 _NOT_OURS = frozenset({"self", "asynchronous", "loop", "session", "fs", "client", "method", "str_or_url", "data",
                        "json", "params", "skip_instance_cache", "use_listings_cache"})  # fmt: skip
 _STRICT = ("fsspec.", "s3fs.", "adlfs.", "gcsfs.")
-"""Modules whose classes drop what they do not know, or fail with a TypeError; others may hand it on to a client."""
+"""Modules of classes that drop unknown arguments, or fail with a TypeError; others may hand it on to a client."""
 _HANDED_ON: dict[str, tuple[str, ...]] = {
     "sftp": ("paramiko:SSHClient.connect",),
     "ssh": ("paramiko:SSHClient.connect",),
@@ -36,7 +36,7 @@ _BY_NAME: dict[str, frozenset[str]] = {
         "exclude_visual_studio_code_credential", "exclude_interactive_browser_credential",
     }),
 }  # fmt: skip
-"""By family: what goes to a class that has no signature to read."""
+"""By family: the arguments of a class that has no signature to read."""
 
 
 def refuse_unknown(source: str, family: str, options: Iterable[str], ours: Iterable[str], protocol: str) -> None:

@@ -1,7 +1,7 @@
 """File system objects of fsspec for many threads: a shared one where its client allows that, or else one at a time each.
 
-A client whose connection failed is dropped with all that are idle, as they had the same server; what only reads is then
-done once more, with a new one.
+A client is dropped when its connection failed, with all that are idle, as they had the same server; an operation that only
+reads is then done once more, with a new one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from luxfuse.errors import StoreUnavailable
 from luxfuse.understore.library_failures import failure
 
 MOST = 8
-"""Connections to a server whose client takes one thread at a time; OpenSSH refuses more than ten at once that log in."""
+"""Connections to a server if its client takes one thread at a time; OpenSSH refuses more than ten at once that log in."""
 
 REFUSED_S = 60.0
 """So long no further connection is asked for after the server has refused one."""
@@ -127,7 +127,7 @@ class FileSystems:
         return made
 
     def _look_again(self) -> None:
-        """Let others take the places of those whose thread has not come back for very long: it may hang for ever.
+        """Let others take the places of those that a thread has had for very long: it may hang for ever.
 
         And try again after a while whether the server takes more.
         """
@@ -157,7 +157,7 @@ class FileSystems:
             close(each)
 
     def close(self) -> None:
-        """Close what is idle now, and the others when they are given back."""
+        """Close those that are idle now, and the others when they are given back."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -180,7 +180,7 @@ def like(filesystem: Any) -> Any:
 
 
 def without_listings(filesystem: Any) -> Any:
-    """Switch off the cache of listings that a file system object may have, whatever it is called in its constructor."""
+    """Switch off the cache of listings that a file system object may have; its name in constructors differs."""
     cache: Any = getattr(filesystem, "dircache", None)
     if hasattr(cache, "use_listings_cache"):
         cache.use_listings_cache = False

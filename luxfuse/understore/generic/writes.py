@@ -69,7 +69,7 @@ class FsspecWrites(NoMultipart):
                         yield ListPage([ObjectInfo(inner, 0, "", 0)])
 
     def _is_entered(self, prefix: str) -> bool:
-        """Whether `list_all` looks at what is in a directory."""
+        """Whether `list_all` looks into a directory."""
         return True
 
     def put(
@@ -164,7 +164,7 @@ class FsspecWrites(NoMultipart):
         return ObjectInfo(key, 0, "", 0)
 
     def _overwrite(self, key: str, what: str, write: Callable[[Any], Any]) -> ObjectInfo:
-        """Write a file; its version differs from that of what it replaces, also where it is made of size and time."""
+        """Write a file; its version differs from that of the one before, also where it is made of size and time."""
         path = self._target(key, what)
         for _ in range(ATTEMPTS):
             before = self._find(key, path, what)
@@ -251,7 +251,7 @@ def copy_file(filesystem: Any, from_path: str, to_path: str) -> None:
 
 
 def rejected(text: str, number: int | None) -> StoreRejected:
-    """Return the error for a request that clashes with what is there; ``number`` is its errno, if any."""
+    """Return the error for a request that clashes with a present entry; ``number`` is its errno, if any."""
     error = StoreRejected(text)
     if number:
         error.errno = number

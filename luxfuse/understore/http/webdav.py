@@ -55,7 +55,7 @@ class Dav:
         return {**_properties_of(found), "name": path}
 
     def ls(self, path: str, detail: bool = True) -> list[Any]:
-        """Return what is in a directory; a file is alone in its own listing."""
+        """Return the entries of a directory; a file is alone in its own listing."""
         top = _path_of(self.url(path))
         infos = []
         for found in self._properties(path, "1"):
@@ -152,7 +152,7 @@ class WebDavDriver(FsspecDriver):
 
 
 def _version_of(key: str, answer: Any) -> ObjectInfo:
-    """Return what the headers of an answer to GET say of the file, as `Dav.info` would."""
+    """Return the description of the file in the headers of an answer to GET, as `Dav.info` would."""
     total = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length", "")
     named = {name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}
     return describe(key, {"size": int(total) if total.isdigit() else -1, **named})

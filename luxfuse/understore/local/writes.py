@@ -42,7 +42,7 @@ class LocalWrites(FsspecWrites):
         self._directories = threading.Lock()
 
     def _is_entered(self, prefix: str) -> bool:
-        """A symbolic link to a directory is one more directory, whose inside is not looked at."""
+        """A symbolic link to a directory is one more directory, and not looked into."""
         return not Path(self._target(prefix, "LIST")).is_symlink()
 
     def put(
@@ -213,7 +213,7 @@ class LocalWrites(FsspecWrites):
 
 
 def version_of(status: os.stat_result) -> str:
-    """Return what changes with each write of a file."""
+    """Return the numbers that change with each write of a file."""
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
 
 

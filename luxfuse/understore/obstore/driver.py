@@ -1,4 +1,4 @@
-"""The obstore driver: obstore for reads and whole objects, and for each family what fills obstore's gaps.
+"""The obstore driver: obstore for reads and whole objects, and for each family a driver that fills obstore's gaps.
 
 S3 has `S3Client` (copies, multipart uploads, bulk deletes, exact listings), Azure the driver on adlfs if that is installed.
 Keys that obstore cannot name go there too, and for Google to the driver on gcsfs.
@@ -30,7 +30,7 @@ from luxfuse.understore.s3.access import S3Access
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
     """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name, if that is not S3's.
 
-    ``access``, for S3: what all clients of the bucket share.
+    ``access``, for S3: shared by all clients of the bucket.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         self._own = ObstoreWrites(self._store, open_for_writes, self._family, objects)
 
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
-        """Whether whole objects are put by our own client, for what obstore cannot send."""
+        """Whether whole objects are put by `S3Client`, because obstore cannot send their headers."""
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
 
     @property
@@ -98,7 +98,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return self._fallback() if self._adlfs or self._family == "s3" else self._own
 
     def _writer_for(self, *keys: str) -> WriteSide:
-        """Return what can name ``keys`` and does everything else."""
+        """Return the write side that can name ``keys`` and makes the requests that obstore has no call for."""
         writer = self._writer()
         return self._fallback() if writer is self._own and any(map(has_odd_segment, keys)) else writer
 

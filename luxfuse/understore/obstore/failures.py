@@ -1,4 +1,4 @@
-"""What obstore raises, mapped in one place. Its texts hold URLs and bodies: they are classified but never repeated."""
+"""The errors of obstore, mapped in one place. Its texts hold URLs and bodies: they are classified but never repeated."""
 
 from __future__ import annotations
 

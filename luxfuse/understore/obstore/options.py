@@ -1,4 +1,4 @@
-"""From what users write (the names that s3fs, adlfs, gcsfs and obstore know) to an obstore store object."""
+"""From the options that users write (with the names of s3fs, adlfs, gcsfs and obstore) to an obstore store object."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = 4
 
 _TRUE = (*YES, "requester")
 OWN_CHECKSUMS = ("CRC64NVME",)
-"""What obstore computes, of those that we know."""
+"""The checksums that obstore computes, of those that we know."""
 
 _SYNONYMS: dict[str, dict[str, str]] = {
     "s3": {
@@ -95,9 +95,9 @@ def open_store(
 ) -> Any:
     """Build the obstore store for ``location``. ``patient`` is for requests that send much.
 
-    ``writes``: only for requests that write objects; ``checksums``: what is written goes with a checksum.
+    ``writes``: only for requests that write objects; ``checksums``: content goes with a checksum.
 
-    ``access``, for S3: what is shared with the other clients. Raises `ConfigError` for options that cannot be used and
+    ``access``, for S3: shared with the other clients. Raises `ConfigError` for options that cannot be used and
     `AccessDenied` where no credentials are found.
     """
     family = location.family
@@ -172,7 +172,7 @@ def _s3(config: dict[str, Any], access: S3Access) -> dict[str, Any]:
 
 
 def _s3_objects(objects: ObjectOptions, checksums: bool) -> dict[str, Any]:
-    """Return what says how objects are stored. Whatever is left open here may come from variables of obstore's own."""
+    """Return the options about how objects are stored. Others may come from variables of obstore's own."""
     config: dict[str, Any] = {"request_payer": objects.requester_pays}
     if objects.customer_key is not None:
         config["server_side_encryption"] = "sse-c"

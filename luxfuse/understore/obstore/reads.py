@@ -68,7 +68,7 @@ class ObstoreReads:
             self._require_store("LIST ''")
 
     def _require_store(self, what: str) -> None:
-        """Raise `NoStore` unless what listed nothing knows that an object is missing.
+        """Raise `NoStore` unless the server that listed nothing knows that an object is missing.
 
         For S3 and Google, obstore takes any XML for a listing, so a web page is an empty one.
         """
@@ -151,7 +151,7 @@ class ObstoreReads:
         return bool(chunk) or (self._azure and self._azure_directory_exists(prefix))
 
     def _azure_directory_exists(self, prefix: str) -> bool:
-        """Look for what obstore's Azure listings leave out: a marker blob "d/", and an empty directory of ADLS."""
+        """Look for entries that obstore's Azure listings leave out: a marker blob "d/", and an empty directory of ADLS."""
         try:
             result = obstore.get(self._store, prefix[:-1], options={"head": True})
         except FileNotFoundError:
@@ -190,7 +190,7 @@ class ObstoreReads:
         return data
 
     def _read_unusual(self, key: str, start: int, end: int, version: str, on_described: OnDescribed | None) -> Buffer:
-        """Read what `read` cannot: keys that obstore refuses, and versions that are no ETag of its own."""
+        """Read where `read` cannot: keys that obstore refuses, and versions that are no ETag of its own."""
         if version[:1] == '"' or has_odd_segment(key) or self._family == "gs":
             return self._fallback().read(key, start, end, version, on_described=on_described)
         what = f"GET {key!r} [{start}, {end})"
@@ -235,7 +235,7 @@ class ObstoreReads:
 
 
 def _info_of(key: str, result: Any) -> ObjectInfo:
-    """Return what the answer to a GET or HEAD says of an object."""
+    """Return the description of an object in the answer to a GET or HEAD."""
     meta = result.meta
     # Attributes of the protocol are capitalised ("Content-Type"), user metadata is in lower case.
     metadata = {str(k): v for k, v in result.attributes.items() if k == k.lower()}
@@ -243,7 +243,7 @@ def _info_of(key: str, result: Any) -> ObjectInfo:
 
 
 def version_of(meta: Any) -> str:
-    """Return the ETag, or what identifies the content where there is none."""
+    """Return the ETag, or size and time of the content where there is none."""
     return meta["e_tag"] or f"{meta['size']}-{mtime_ns_of(meta['last_modified']) // 10**9}"
 
 

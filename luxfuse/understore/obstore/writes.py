@@ -269,7 +269,7 @@ class ObstoreWrites(NoMultipart):
         return ObjectInfo(key, size, version, 0, dict(metadata))
 
     def _found_version(self, key: str, size: int) -> str:
-        """Ask for the version of what was just written, which the answer did not tell."""
+        """Ask for the version of the object that was just written, which the answer did not tell."""
         what = f"HEAD {key!r}"
         try:
             meta = obstore.head(self._store, key)

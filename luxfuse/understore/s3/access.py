@@ -1,4 +1,4 @@
-"""What all clients of one S3 under-store share: endpoint, region, credentials, trusted certificates, proxy.
+"""The access that all clients of one S3 under-store share: endpoint, region, credentials, trusted certificates, proxy.
 
 obstore, botocore and s3fs each have rules of their own for where these come from. Here they are decided once.
 """
@@ -49,7 +49,7 @@ class S3Access:
     """How ``bucket`` is reached with ``options``. The region is not asked for until somebody needs it."""
 
     def __init__(self, bucket: str, options: Mapping[str, str], endpoint_url: str | None = None) -> None:
-        """Raises `ConfigError` for what cannot be used, `AccessDenied` or `StoreUnavailable` without credentials."""
+        """Raises `ConfigError` for unusable options, `AccessDenied` or `StoreUnavailable` without credentials."""
         self._bucket = bucket
         self._options = options = _folded(options)
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class S3Access:
     def _option(self, name: str) -> str | None:
         return next((self._options[each] for each in _NAMES[name] if self._options.get(each)), None)
 
-    # --- where ---
+    # --- endpoint and region ---
 
     @property
     def region(self) -> str:
@@ -115,7 +115,7 @@ class S3Access:
         bundle = self._session().get_config_variable("ca_bundle")
         return str(bundle) if bundle else None
 
-    # --- who ---
+    # --- credentials ---
 
     @property
     def profile(self) -> str | None:
@@ -168,7 +168,7 @@ class S3Access:
         Waits for the first of them. Raises `AccessDenied` or `StoreUnavailable`.
         """
         session = self._session()
-        # It would log the whole traceback of what is told in one line.
+        # It would log the whole traceback of an error that is told in one line.
         logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
         from botocore.config import Config
 
@@ -246,7 +246,7 @@ def _region_header(url: str, reach: Reach) -> str | None:
 
 
 def _folded(options: Mapping[str, str]) -> Mapping[str, str]:
-    """Return ``options`` with what ``client_kwargs`` say, which are for s3fs."""
+    """Return ``options`` with those of ``client_kwargs``, which are for s3fs."""
     try:
         client = json.loads(options.get("client_kwargs", "{}"))
     except json.JSONDecodeError:

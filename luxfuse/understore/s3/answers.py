@@ -1,4 +1,4 @@
-"""Answers of S3 as libraries read them: what should be in one and is not makes it an error of the server."""
+"""Answers of S3 as libraries read them: one that lacks a part is an error of the server."""
 
 from __future__ import annotations
 

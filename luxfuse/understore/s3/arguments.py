@@ -1,4 +1,4 @@
-"""From what users write for S3 to the arguments of `s3fs.S3FileSystem`, of which the client of botocore is made, too."""
+"""From the options that users write for S3 to the arguments of `s3fs.S3FileSystem`, and of the client of botocore."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def s3_arguments(
 
 
 def botocore_options() -> Collection[str]:
-    """Return the names of what `botocore.config.Config` takes."""
+    """Return the names of the options of `botocore.config.Config`."""
     import botocore.config  # type: ignore[import-untyped]
 
     names: Collection[str] = botocore.config.Config.OPTION_DEFAULTS
@@ -81,7 +81,7 @@ def botocore_options() -> Collection[str]:
 
 
 def _check_inner(arguments: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for what botocore would fail on later, with a TypeError."""
+    """Raise `ConfigError` for options that botocore would fail on later, with a TypeError."""
     if not arguments.keys() & {"client_kwargs", "config_kwargs"}:
         return
     import botocore.session  # type: ignore[import-untyped]

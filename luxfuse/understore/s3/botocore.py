@@ -1,4 +1,4 @@
-"""Requests to S3 through a synchronous botocore client: what obstore has no call for, and keys that it cannot name."""
+"""Requests to S3 through a synchronous client of botocore."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BotocoreTransport:
     """A `Transport`: each request is made in the thread that asks for it."""
 
     def __init__(self, arguments: Mapping[str, Any], checksums: Checksums) -> None:
-        """Make a client with what `s3_arguments` made. Opens no connection."""
+        """Make a client of the ``arguments`` that `s3_arguments` made. Opens no connection."""
         options = arguments["client_kwargs"]
         config = dict(arguments["config_kwargs"])
         if options["verify"] is False:  # which is said once, in the log

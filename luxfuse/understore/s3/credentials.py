@@ -1,7 +1,7 @@
 """The credentials that all clients of one S3 under-store sign with: found where the AWS tools find them, renewed in time.
 
-Fetching them may ask a metadata service, an STS, or a program, so it happens in a thread of its own: who has valid
-credentials goes on with them, and only those who have none wait, for `FETCH_LIMIT_S` at most.
+Fetching them may ask a metadata service, an STS, or a program, so it happens in a thread of its own: requests
+go on with credentials that are valid, and wait only if there are none, for `FETCH_LIMIT_S` at most.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _fetches = threading.BoundedSemaphore(MOST_FETCHES)
 
 
 class Frozen(NamedTuple):
-    """What signs one request, with the names of botocore."""
+    """The credentials of one request, with the names of botocore."""
 
     access_key: str
     secret_key: str
@@ -89,7 +89,7 @@ class S3Credentials:
 
     @classmethod
     def fixed(cls, key: str, secret: str, token: str | None, origin: str) -> S3Credentials:
-        """Return a source of what never changes."""
+        """Return a source of credentials that never change."""
         frozen = Frozen(key, secret, token)
         credentials = cls(lambda: (frozen, None), origin)
         credentials._lease = _lease(frozen, None)
@@ -117,7 +117,7 @@ class S3Credentials:
         return self._lease is not None and self._lease.valid
 
     def as_obstore(self) -> dict[str, Any]:
-        """Return what obstore wants of a credential provider; it understands one time zone only."""
+        """Return the answer of a credential provider for obstore, which understands one time zone only."""
         frozen = self.current()
         lease = self._lease
         ends_s = lease.expires_s if lease is not None else None
@@ -155,7 +155,7 @@ class S3Credentials:
     def _failure(self, exc: Exception) -> StoreError:
         if isinstance(exc, StoreError):
             return exc
-        # The library's text may hold URLs and what a program wrote.
+        # The library's text may hold URLs and the output of a program.
         kinds = {kind.__name__ for kind in type(exc).__mro__}
         reason = str(exc).partition("\n")[0] if kinds & set(_SPEAKING) else type(exc).__name__
         text = f"no credentials could be had from {self.origin} ({reason})"
@@ -166,7 +166,7 @@ class S3Credentials:
 
 
 class ObstoreProvider:
-    """What obstore calls for credentials when those that it has expire within ``refresh_threshold``."""
+    """The function that obstore calls for credentials when those that it has expire within ``refresh_threshold``."""
 
     refresh_threshold = timedelta(0)
 

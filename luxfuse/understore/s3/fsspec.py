@@ -65,7 +65,7 @@ class S3fsTransport:
 class _Slices:
     """The slices of a body, made in the task of its request, which is cancelled when one is not taken in time.
 
-    aiohttp itself has no time-out for what it sends.
+    aiohttp itself has no time-out for sending.
     """
 
     def __init__(self, slices: Iterator[memoryview], stall_s: float) -> None:

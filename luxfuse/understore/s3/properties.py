@@ -1,4 +1,4 @@
-"""What others set on an object of S3: read with one HEAD, and more requests only where there is more to know.
+"""The properties of an object of S3: read with one HEAD, and more requests only where there is more to know.
 
 Tags cost a request where the object has any, and the ACL one where the bucket has ACLs. A copy takes tags, metadata and
 headers along by itself, but neither storage class nor encryption nor ACL; a new object takes nothing along.
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Call = Callable[..., dict[str, Any]]
 
 _ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
-"""Nobody could read what is written there."""
+"""Nobody could read an object that is written there."""
 _GRANTS = {"FULL_CONTROL": "GrantFullControl", "READ": "GrantRead", "READ_ACP": "GrantReadACP",
            "WRITE_ACP": "GrantWriteACP"}  # fmt: skip
 
@@ -39,7 +39,7 @@ class Examiner:
         self._warned = False
 
     def properties(self, key: str, info: ObjectInfo, found: Mapping[str, Any], *, whole: bool) -> Properties:
-        """Return what a HEAD has ``found`` of the object with the full ``key``; ``whole``: with the tags."""
+        """Return the properties of the object with the full ``key``, which a HEAD ``found``; ``whole``: with the tags."""
         own = {
             "encryption": self._encryption(found),
             "others": {name: found[name] for name in ("Expires", "WebsiteRedirectLocation") if found.get(name)},
@@ -55,7 +55,7 @@ class Examiner:
         )  # fmt: skip
 
     def _encryption(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a KMS key says; AES256 is what every object has that nobody has said anything of."""
+        """Return the parameters of a KMS key; AES256 is the default of every object."""
         kind = str(found.get("ServerSideEncryption") or "")
         if self._options.encryption or self._options.customer_key or not kind.startswith("aws:kms"):
             return {}
@@ -83,7 +83,7 @@ class Examiner:
             self.note_refused(["Tagging"])
 
     def _grants(self, key: str) -> dict[str, str]:
-        """Return who may do what beside the owner; nothing if nobody may, or if it cannot be read."""
+        """Return the grants beside the owner's; nothing if there are none, or if they cannot be read."""
         if self._acls is None:
             self._acls = self._are_acls_used()
         if not self._acls:
@@ -144,14 +144,14 @@ def for_new(key: str, keep: Properties | None) -> dict[str, Any]:
 
 
 def described(key: str, keep: Properties) -> dict[str, Any]:
-    """Return botocore's parameters of what a copy has by itself, unless it gets other metadata."""
+    """Return botocore's parameters of the properties that a copy has by itself, unless it gets other metadata."""
     headers = {name.replace("-", ""): value for name, value in keep.headers.items()}
     expires = {name: value for name, value in keep.own.get("others", {}).items() if name == "Expires"}
     return {**headers, **expires, "ContentType": type_for(key, keep)}
 
 
 def beside(keep: Properties) -> dict[str, Any]:
-    """Return botocore's parameters of what a copy does not have by itself."""
+    """Return botocore's parameters of the properties that a copy does not have by itself."""
     others = {name: value for name, value in keep.own.get("others", {}).items() if name != "Expires"}
     kept = {**others, **keep.own.get("encryption", {}), **keep.own.get("grants", {})}
     return kept | {"StorageClass": keep.storage_class} if keep.storage_class else kept

@@ -90,7 +90,7 @@ class S3Reads:
         )
 
     def _describe(self, key: str, described: Mapping[str, Any], total: int | None = None) -> ObjectInfo:
-        """Return what an answer says of an object, of which ``total`` is the size if the answer has a part of it."""
+        """Return the description of an object in an answer; ``total`` is its size if the answer has a part of it."""
         listed = "Size" in described
         size: int = total if total is not None else described["Size" if listed else "ContentLength"]
         mtime_ns = to_ns(described["LastModified"])

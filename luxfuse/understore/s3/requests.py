@@ -36,7 +36,7 @@ class Requests:
         self._new = {**given, **objects.new}
         self._objects = objects
         self.examiner = Examiner(self.call, objects)
-        """Reads what others set on objects."""
+        """Reads the properties of objects."""
 
     def call(self, method: str, what: str, *, bucket_level: bool = False, **arguments: Any) -> dict[str, Any]:
         """Make a request in boto's names. Raises `StoreError`; ``bucket_level``: "not found" can only mean the bucket."""
@@ -48,7 +48,7 @@ class Requests:
         return Answered(answer, what)
 
     def attempt(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """Make a request that may set tags or an ACL: without them if the server refuses. Raises what the library does."""
+        """Make a request that may set tags or an ACL: without them if the server refuses. Raises the library's errors."""
         kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]
         try:
             return self._with_checksum(method, **arguments)

@@ -69,7 +69,7 @@ def _watched(session: Any, read_timeout_s: float) -> Any:
 
 
 def _stay(response: Any = None, operation: Any = None, **_: Any) -> None:
-    """Raise what both libraries would follow to another region, once for each client and request: all clients shall."""
+    """Raise a redirect, which both libraries would follow, once for each client and request: all clients shall."""
     if response is None:
         return
     parsed = response[1]

@@ -17,8 +17,8 @@ class Transport(Protocol):
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         """Make one request, without retries, and return its answer.
 
-        A body to send is a `Body`. One that came is read and closed by the methods ``read`` and ``close`` of what is in
-        its place, in any thread. Raises `ClientError` of botocore for answers that are errors, or what the library does.
+        A body to send is a `Body`. In the place of one that came is an object with the methods ``read`` and ``close``, for
+        any thread. Raises `ClientError` of botocore for answers that are errors, or other errors of the library.
         """
 
     def close(self) -> None:

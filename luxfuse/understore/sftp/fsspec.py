@@ -103,7 +103,7 @@ class SftpDriver(FsspecDriver):
         return self._install(target, what, fill)
 
     def _install(self, key: str, what: str, fill: Callable[[Any, Any], int]) -> ObjectInfo:
-        """Write a file beside ``key`` with ``fill(file system, file)`` and rename it over what is there."""
+        """Write a file beside ``key`` with ``fill(file system, file)`` and rename it over the present one."""
         path = self._target(key, what)
         temporary = f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
 
@@ -117,7 +117,7 @@ class SftpDriver(FsspecDriver):
                     file.set_pipelined(True)
                     size = fill(filesystem, file)
                 new = ftp.stat(temporary)
-                if new.st_size != size:  # paramiko's close keeps quiet about what went wrong
+                if new.st_size != size:  # paramiko's close keeps quiet about errors
                     raise StoreUnavailable(f"{what}: {new.st_size} bytes of {size} arrived")
                 info = self._settle(ftp, key, temporary, old, new)
                 _rename(ftp, temporary, path)
@@ -171,7 +171,7 @@ def _copy(source: Any, target: Any) -> int:
 
 
 def _rename(ftp: Any, old: str, new: str) -> None:
-    """Rename over what is there; in two steps where the server does not know OpenSSH's way."""
+    """Rename over a present file; in two steps where the server does not know OpenSSH's way."""
     try:
         ftp.posix_rename(old, new)
     except OSError as exc:
@@ -187,4 +187,4 @@ def _remove_quietly(ftp: Any, path: str) -> None:
         if not ftp.get_channel().closed:
             ftp.remove(path)
     except (OSError, EOFError):
-        pass  # what went wrong before is what the caller has to know
+        pass  # the caller has to know the first error

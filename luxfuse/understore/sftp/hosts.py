@@ -1,4 +1,4 @@
-"""Connections to SFTP servers whose host key is known: fsspec by itself believes any."""
+"""Connections to SFTP servers with a known host key: fsspec by itself believes any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts"
 
 
 class KnownSFTPFileSystem(SFTPFileSystem):  # type: ignore[misc]
-    """Takes ``known_hosts``, the one file to read instead of `FILES`, besides what paramiko's connect takes."""
+    """Takes ``known_hosts``, the one file to read instead of `FILES`, besides the arguments of paramiko's connect."""
 
     def _connect(self) -> None:
         settings = dict(self.ssh_kwargs)
@@ -44,7 +44,7 @@ class KnownSFTPFileSystem(SFTPFileSystem):  # type: ignore[misc]
 
 
 class _Known(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Asked about every key, since paramiko itself is told of none: it reads neither patterns nor what is revoked."""
+    """Asked about every key, since paramiko itself is told of none: it reads neither patterns nor revocations."""
 
     def __init__(self, known: HostKeys, name: str, file: str) -> None:
         self._known, self._name, self._file = known, name, file

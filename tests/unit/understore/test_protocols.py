@@ -26,8 +26,8 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "webdav": ("webdav://x", "fsspec", {}),
 }
 SAID = {
-    "http": "what is there speaks HTTPS: write https:// in the endpoint URL",
-    "https": "what is there speaks no HTTPS: write http:// in the endpoint URL",
+    "http": "the server speaks HTTPS: write https:// in the endpoint URL",
+    "https": "the server speaks no HTTPS: write http:// in the endpoint URL",
 }
 
 
