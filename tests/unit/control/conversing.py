@@ -16,6 +16,8 @@ from luxfuse.control.http import Request, Response
 MOST_BODY_BYTES = 1 << 20
 MUCH_BYTES = 10 << 20
 """More than the kernel takes for a client that does not read."""
+GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = GET.replace(b"GET", b"HEAD", 1)
 
 
 class Handler:
@@ -173,3 +175,8 @@ def listen_at(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(256)
     return listener
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", *(headers or [f"Content-Length: {len(body)}"])]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

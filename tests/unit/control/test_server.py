@@ -9,7 +9,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import trio
 
 from luxfuse.control.address import short_address
-from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
+from luxfuse.control.client import ControlClient, DaemonRefused
 from luxfuse.control.server import serve
 from luxfuse.errors import MountError, StoreUnavailable
 from tests.unit.control.samples import sample_status
@@ -350,90 +349,6 @@ async def test_cancelling_ends_it_with_connections_open_and_prints_nothing(
             await trio.sleep(0.05)
     idle.close()
     assert capfd.readouterr() == ("", "")
-
-
-def test_no_daemon(tmp_path: Path) -> None:
-    with pytest.raises(DaemonUnreachable, match="not running"):
-        ControlClient(tmp_path / "control.sock").status()
-    with pytest.raises(DaemonUnreachable, match="not running"):
-        ControlClient(tmp_path / "missing/control.sock").status()
-
-
-def answering(path: Path, answer: bytes | None) -> threading.Thread:
-    """A daemon that gives one answer to one request; None: never."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(1)
-
-    def run() -> None:
-        with listener:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                if answer is None:
-                    connection.recv(1)  # until the client gives up
-                else:
-                    connection.sendall(answer)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
-def test_a_daemon_that_takes_no_more_clients(tmp_path: Path) -> None:
-    """The kernel refuses then at once, instead of letting the client wait."""
-    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(tmp_path / "s"))
-        with pytest.raises(DaemonUnreachable, match="does not answer within"):
-            ControlClient(tmp_path / "s", deadline_s=0.3).status()
-
-
-@pytest.mark.parametrize("call", ["loads", "stop_loads", "reload"])
-def test_an_answer_of_another_version(tmp_path: Path, call: str) -> None:
-    thread = answering(tmp_path / "s", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-    try:
-        with pytest.raises(DaemonUnreachable, match="another version"):
-            getattr(ControlClient(tmp_path / "s"), call)()
-    finally:
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "text"),
-    [
-        (None, DaemonUnreachable, "does not answer within 0.3 s"),
-        (b"", DaemonUnreachable, "broke off"),
-        (b"nonsense\r\n\r\n", DaemonUnreachable, "broke off"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", DaemonUnreachable, "another version"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", DaemonUnreachable, "broke off"),
-        (b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno", DaemonRefused, "status 503"),
-    ],
-)
-def test_a_sick_daemon(tmp_path: Path, answer: bytes | None, error: type[Exception], text: str) -> None:
-    thread = answering(tmp_path / "s", answer)
-    try:
-        with pytest.raises(error, match=text):
-            ControlClient(tmp_path / "s", deadline_s=0.3).status()
-    finally:
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("lines", "text"), [(b'{"files": 1}\n', "broke off"), (b'{"files": 1}\n{"fil', "broke off"), (b"", "broke off")]
-)
-def test_progress_that_is_cut_off(tmp_path: Path, lines: bytes, text: str) -> None:
-    thread = answering(tmp_path / "s", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + lines)
-    try:
-        with pytest.raises(DaemonUnreachable, match=text):
-            list(ControlClient(tmp_path / "s", deadline_s=1).drain())
-    finally:
-        thread.join()
 
 
 async def test_loads(tmp_path: Path) -> None:
