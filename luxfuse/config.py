@@ -36,7 +36,7 @@ EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a daemon needs to know. Sizes in bytes, times in seconds.
 
-    ``path_rules``: what holds for parts of the mount, see `core.rules`. ``room_timeout_s``: how long a writer
+    ``path_rules``: rules for parts of the mount, see `core.rules`. ``room_timeout_s``: how long a writer
     waits for room in the cache directory before it gets ENOSPC. With a ``cluster_key_file`` the mount is a node of a
     cluster; ``advertise`` None: others reach it under the address of its network interface, at the port of ``listen``.
     """
@@ -98,7 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     config_file: str | None = None
     """The file that some of these come from."""
     given: dict[str, Any] = {}
-    """What flags and variables said, as it was written: it wins over the file when that is read again."""
+    """The settings by flags and variables, as they were written: they win over the file when that is read again."""
 
     @property
     def mount_id(self) -> str:
@@ -122,7 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path_default(self) -> PathPolicy:
-        """What holds for paths that no rule says anything about."""
+        """The policy of paths that no rule says anything about."""
         return PathPolicy(self.write_mode, self.read_mode)
 
 

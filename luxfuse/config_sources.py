@@ -15,7 +15,7 @@ from luxfuse.errors import ConfigError
 _OTHER_VARIABLES = frozenset(f"LUXFUSE_{name}" for name in ("STATE_DIR", "VENV", "SEED", "TEST_SEED", "DIE_AT"))
 """Of all commands, of the install script, and of tests."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
-"""What Kubernetes sets in every pod for a service whose name begins with luxfuse."""
+"""The variables that Kubernetes sets in every pod for a service whose name begins with luxfuse."""
 
 
 _FILE_MAX_BYTES = 1 << 20

@@ -151,7 +151,7 @@ class Refusal(enum.IntEnum):
 
 
 class PeerRefused(PeerError):
-    """Another node answered that it does not do it; ``reason`` says why. What serves peers raises it, too.
+    """Another node answered that it does not do it; ``reason`` says why. The server of peers raises it, too.
 
     ``retry_after_s``: when to ask again, if it is busy and says so.
     """
@@ -167,7 +167,7 @@ class PeerFailed(PeerError):
 
 
 class PeerCorrupt(PeerError):
-    """What another node sent is not what its checksums say."""
+    """The bytes of another node are not those of its checksums."""
 
 
 class NotReplicated(PeerError):

@@ -38,7 +38,7 @@ class Kind(enum.IntEnum):
 
 
 class WriteMode(enum.StrEnum):
-    """What happens to written data. In all but ``THROUGH`` it stays in the cache."""
+    """When written data goes to the store. In all but ``THROUGH`` it stays in the cache."""
 
     CACHE_THROUGH = "cache-through"
     """Uploaded before `close` and `fsync` return."""

@@ -49,7 +49,7 @@ class Flight:
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
         self._claimed = -1
         self.budget = budget
-        """What holds memory for it."""
+        """The budget that its memory is held of."""
         self.from_store = False
         """Whether no peer is to be asked: one waits for it, as we are to get it for all."""
         self.asks_peer = False
@@ -84,7 +84,7 @@ class Flight:
 
 
 class CachedObject:
-    """One version of one object. ``users`` counts those who need it to stay: handles, fetches, hand-overs."""
+    """One version of one object. ``users`` counts its uses: handles, fetches, hand-overs."""
 
     __slots__ = (
         "cuts", "described", "distrusts", "file_number", "flights", "heat", "loaded_stamp", "oid", "pages", "record",
@@ -105,7 +105,7 @@ class CachedObject:
         self.flights: dict[int, Flight] = {}
         self.heat = Heat(pages.total)
         self.cuts = 0
-        """How often pages were taken out of the file: what was read from it meanwhile may be holes."""
+        """How often pages were taken out of the file: bytes that were read from it meanwhile may be holes."""
         self.trusted: set[int] = set()
         """Pages written or verified by this daemon since nobody else wrote to the file."""
         self.strangers = 0
@@ -115,7 +115,7 @@ class CachedObject:
         self.loaded_stamp = record.stamp
         """The mtime that our last write to the file left when this was loaded."""
         self.described: tuple[ObjectInfo, float] | None = None
-        """What the under-store said of it when it was read last, and when it was asked: peers are told."""
+        """The description by the under-store at the last read, and when it was asked: peers are told."""
         self.unsaved = False
         """Whether the index missed a change of the pages: the next one that it takes stores all of them."""
 

@@ -33,12 +33,12 @@ SLICE_PAGES = 8
 TURN_SLICES = 16
 """Others go first once in so many slices of small files: else a busy mount with many of them would never be done."""
 SLACK_BYTES = 4 << 20
-"""A file takes more on disk than its pages: what the file system keeps beside them, and a huge page of memory."""
+"""A file takes more on disk than its pages: structures of the file system, and a huge page of memory."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What a file was found to be. ``error``: why it cannot be read; ``disk_bytes`` is set if it is counted wrong."""
+    """The findings about a file. ``error``: why it cannot be read; ``disk_bytes`` is set if it is counted wrong."""
 
     damaged: list[int] = field(default_factory=list)
     error: OSError | None = None

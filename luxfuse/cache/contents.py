@@ -1,6 +1,6 @@
-"""What the page cache knows of objects: which pages of each it has, where, and how far they can be trusted.
+"""The objects of the page cache: which pages of each are here, where, and how far they can be trusted.
 
-Each object version in use is one `CachedObject`, shared by all its readers; a few that nobody uses any more are kept at
+Each object version in use is one `CachedObject`, shared by all its readers; a few that are not used any more are kept at
 hand. `Fetching` fills them, `PageCache` reads them; each has what it needs of this one given to it.
 """
 
@@ -29,7 +29,7 @@ IDLE_OBJECTS = 1024
 
 
 class Readers(Protocol):
-    """Those who have files of the cache open, by the kernel's side."""
+    """The kernel's side, which has files of the cache open."""
 
     def may_drop(self, oid: bytes) -> bool:
         """Close an object's backing id unless the kernel has it open; returns whether its file may go."""

@@ -1,7 +1,7 @@
 """Cache directories that come and go while the mount is in use.
 
 *Adding* one claims it; what the index knows of its files is cached from that moment on. *Draining* one stops storing
-there, moves what it holds to other directories where there is room, drops the rest, waits for whoever has something of
+there, moves what it holds to other directories where there is room, drops the rest, waits until nobody has
 it open or staged, and gives it up. A sick one is given up with all that it holds. The home directory stays: the journal
 belongs to it.
 """

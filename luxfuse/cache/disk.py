@@ -1,4 +1,4 @@
-"""What a worker thread does with a cache file: store fetched pages, read them back checked, verify a whole file."""
+"""The work of threads on cache files: store fetched pages, read them back checked, verify a whole file."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Opened:
     damaged: tuple[int, ...] = ()
     verified_bytes: int = 0
     resize: bool = False
-    """The file has another size than the object: it must be set, by who knows that the file is still the object's."""
+    """The file has another size than the object: it must be set, once it is certain that the file is still the object's."""
 
 
 def open_verified(directory: CacheDirectory, oid: bytes, size: int, checksums: Sequence[int], stamp: int) -> Opened:
@@ -223,7 +223,7 @@ def open_verified(directory: CacheDirectory, oid: bytes, size: int, checksums: S
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a file was found to be: its mtime in ns, size and bytes on disk, and which of the pages are damaged."""
+    """The findings about a file: its mtime in ns, size and bytes on disk, and which of the pages are damaged."""
 
     stamp: int
     size: int
@@ -261,7 +261,7 @@ def _read_block(fd: int, view: memoryview, page: int) -> int:
 
 
 class ArrivalError(OSError):
-    """What an object is copied to cannot be written."""
+    """The target of a copy cannot be written."""
 
 
 def copy_pages(

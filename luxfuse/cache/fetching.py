@@ -3,7 +3,7 @@
 A page that is missing is fetched by one `Flight`, however many wait for it: `start` registers the flight without a wait
 in between, so there is no window in which a second one could begin. A flight holds memory (`ByteBudget`) and, if there is
 room, disk space (`Space`) for its bytes; its worker thread gets, checksums and writes them; then the event loop records
-the pages and wakes the waiters, who take the bytes from the flight itself. Where the disk cannot take them the readers
+the pages and wakes the waiters, which take the bytes from the flight itself. Where the disk cannot take them the readers
 are served all the same.
 """
 
@@ -44,7 +44,7 @@ SERVING_PART = 4
 
 
 class Descriptions(Protocol):
-    """What is known of objects beside their bytes."""
+    """Descriptions of objects, which come beside their bytes."""
 
     def heard(self, info: ObjectInfo, asked_s: float) -> None:
         """Take note of what the under-store, asked at ``asked_s``, said of an object beside its bytes."""
@@ -78,7 +78,7 @@ class Fetching:
         self.budget = ByteBudget(memory_bytes)
         self.recent = RecentPages(memory_bytes)
         self.serving = ByteBudget(memory_bytes // SERVING_PART)
-        """Memory for what peers wait for: it must not wait for readers here, who may wait for those peers."""
+        """Memory for pages that peers wait for: it must not wait for readers here, which may wait for those peers."""
 
     def start(
         self,

@@ -1,7 +1,7 @@
 """The cache directories of one mount, in their tiers: where the file of an object goes.
 
 An object version has its file in one directory. New pages go to the highest tier that takes the whole object at once;
-where none does, the lowest tier makes room. What is cold moves down, what is warm up, in the background (`mover`).
+where none does, the lowest tier makes room. Cold objects move down, warm ones up, in the background (`mover`).
 The *home* directory has the staging files of what is written here.
 """
 
@@ -21,7 +21,7 @@ class Hierarchy:
     """All `Space` of a mount, from the highest tier to the lowest; in one tier, in the order of the settings."""
 
     def __init__(self, shared: Shared) -> None:
-        """Those who hold objects need it, and its directories need them: so these come with `begin`."""
+        """The contents of the cache need it, and its directories need them: so these come with `begin`."""
         self.shared = shared
         self.home: Space
         self.spaces: list[Space] = []
@@ -85,7 +85,7 @@ class Hierarchy:
 
     @property
     def most_bytes(self) -> int | None:
-        """What can be held of clean objects so that no eviction reaches them; None while that is not known."""
+        """The bytes of clean objects that can be held so that no eviction reaches them; None while that is not known."""
         most = [space.most_bytes for space in self.spaces if not space.shut]
         return None if None in most else sum(m for m in most if m is not None)
 

@@ -1,4 +1,4 @@
-"""Moves cache files between directories, in the background: what is cold down, what is warm up.
+"""Moves cache files between directories, in the background: cold ones down, warm ones up.
 
 Theory of operation
 -------------------

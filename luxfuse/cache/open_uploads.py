@@ -1,4 +1,4 @@
-"""Multipart uploads that are open: what has arrived of a file, so that it is not sent again after a failure or restart."""
+"""Multipart uploads that are open: the parts that have arrived are not sent again after a failure or restart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OpenUpload:
     part_bytes: int = 0
     tags: dict[int, str] = field(default_factory=dict)
     parts: dict[int, tuple[Part, str]] = field(default_factory=dict)
-    """What arrived; beside a copied part the version that it was copied from."""
+    """The parts that arrived; beside a copied part the version that it was copied from."""
     checksums: dict[int, int] = field(default_factory=dict)
     begun: int = 0
     stopped: bool = False
@@ -69,7 +69,7 @@ class OpenUpload:
         self.noted_s = trio.current_time()
 
     def note_now_and_then(self, journal: Journal) -> None:
-        """As `note`, if it was not long ago since it was noted last."""
+        """Note what has arrived, unless that was done a moment ago."""
         if self.unnoted and trio.current_time() - self.noted_s >= NOTED_AFTER_S:
             self.note(journal)
 

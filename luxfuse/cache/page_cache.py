@@ -69,7 +69,7 @@ class PageCache:
         self.budget = fetching.budget
         self.serving = fetching.serving
         self._disk_limiter = trio.CapacityLimiter(DISK_READERS)
-        # The parts' own methods, under one name for all who read and write: a call goes straight to the part.
+        # The parts' own methods, under one name for all callers: a call goes straight to the part.
         self.acquire, self.release, self.touch = contents.acquire, contents.release, contents.touch
         self.expect, self.flush, self.close = contents.expect, contents.flush, contents.close
         self.keeps, self.record_of, self.still_there = contents.keeps, contents.record_of, contents.still_there

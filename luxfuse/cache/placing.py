@@ -1,4 +1,4 @@
-"""Where objects may be put, and which may go: what a cache directory asks others about its objects."""
+"""Where objects may be put, and which may go: the questions of a cache directory about its objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Placing(NamedTuple):
 
 
 class Rules(Protocol):
-    """What is wanted of objects, by their keys."""
+    """The wishes for objects, by their keys."""
 
     def placing(self, key: str) -> Placing:
         """Return where an object may be put."""
@@ -30,7 +30,7 @@ class Rules(Protocol):
 
 
 class Copies(Protocol):
-    """What other nodes hold. Both must be quick."""
+    """The copies that other nodes hold. Both must be quick."""
 
     def held_elsewhere(self, oid: bytes) -> bool:
         """Whether another node holds an object as well, so that it goes before its like."""

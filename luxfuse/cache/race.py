@@ -15,13 +15,13 @@ Done = Callable[[T | None, StoreError | None], None]
 
 
 class Fetched(NamedTuple):
-    """What an attempt at a flight brought, and how storing it went."""
+    """The bytes that an attempt at a flight brought, and how storing them went."""
 
     data: memoryview
     stored: Stored
     by_peer: bool = False
     info: ObjectInfo | None = None
-    """What the under-store, asked at ``asked_s``, said of the object besides; None: that is not known."""
+    """The description that came with them from the under-store, asked at ``asked_s``; None: that is not known."""
     asked_s: float = 0.0
 
 
@@ -30,7 +30,7 @@ Keep = Callable[[memoryview, tuple[int, ...], Description | None], Fetched]
 
 
 class PeerSource(Protocol):
-    """Other nodes, as those who miss a page see them."""
+    """Other nodes, which may have a page that is missing here."""
 
     @property
     def taking_part(self) -> bool:

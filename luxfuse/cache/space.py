@@ -47,7 +47,7 @@ class PartRemover(Protocol):
 
 @dataclass(slots=True)
 class Shared:
-    """What the directories of a mount have in common."""
+    """The state that the directories of a mount share."""
 
     rules: Rules
     copies: Copies = field(default_factory=OneNode)
@@ -118,7 +118,7 @@ class Space:
         """Of these, what is removed as soon as the journal has said so."""
         self.degraded: str | None = None
         self.draining = False
-        """Nothing more is stored here: what is here moves away."""
+        """Nothing more is stored here: the files here move away."""
         self.gone = False
         """It is not in use any more."""
         self.evictions = 0
@@ -143,7 +143,7 @@ class Space:
 
     @property
     def _full_bytes(self) -> int:
-        """What it may hold: its capacity, or what it holds and the file system has free above its floor."""
+        """The bytes it may hold: its capacity, or those it holds and those free in the file system above its floor."""
         if self.ledger.capacity_bytes is not None:
             return self.ledger.capacity_bytes
         return self._taken_bytes + max(0, (self.ledger.fs_free_bytes or 0) - self.ledger.free_floor_bytes)
@@ -155,7 +155,7 @@ class Space:
 
     @property
     def most_bytes(self) -> int | None:
-        """What can be held of clean objects so that no eviction reaches them; None while that is not known."""
+        """The bytes of clean objects that can be held so that no eviction reaches them; None while that is not known."""
         ledger = self.ledger
         if ledger.fs_free_bytes is not None:
             most = max(0, ledger.used_bytes + ledger.fs_free_bytes - ledger.free_floor_bytes)
@@ -172,7 +172,7 @@ class Space:
 
     @property
     def free_bytes(self) -> int:
-        """What it could take more."""
+        """The bytes that it could take more."""
         return max(0, self._full_bytes - self._taken_bytes)
 
     @property
@@ -181,7 +181,7 @@ class Space:
         return self.degraded is not None or self.draining or self.gone or not self.writable or self._objects.refusing
 
     def try_reserve(self, wanted_bytes: int) -> bool | None:
-        """Like `reserve`, at once; None if only `reserve`, which may evict, can tell."""
+        """Promise room at once if there is; None if only `reserve`, which may evict, can tell."""
         if self.shut:
             return False
         return True if self.ledger.reserve(allocated_bytes(wanted_bytes)) else None
@@ -216,7 +216,7 @@ class Space:
     # -- eviction
 
     async def free_ahead(self, wanted_bytes: int) -> None:
-        """Evict before there is need, so that who needs room does not wait for it."""
+        """Evict before there is need, so that nothing waits for room."""
         async with self._evicting:
             await self._evict(wanted_bytes, ahead_bytes=0)
 
@@ -249,7 +249,7 @@ class Space:
         return freed_bytes > 0
 
     async def evict(self, oid: bytes) -> int | None:
-        """Like `remove`, to make room for others: counted as an eviction."""
+        """Remove an object's file to make room for others: `remove`, counted as an eviction."""
         freed = await self.remove(oid)
         if freed is not None:
             self.evictions += 1
@@ -291,7 +291,7 @@ class Space:
     async def resize(
         self, size_bytes: int | None, size_ratio: float | None, free_ratio: float, high: float, low: float
     ) -> None:
-        """Hold so much from now on, in bytes or as a part of the file system; what is too much goes in the background."""
+        """Hold so much from now on, in bytes or as a part of the file system; the excess goes in the background."""
         if size_ratio is not None:
             try:
                 size_bytes = int((await trio.to_thread.run_sync(self.directory.space)).total_bytes * size_ratio)
@@ -348,7 +348,7 @@ class Space:
             return
         self.ledger.observe(space.free_bytes, space.total_bytes, self._ratio)
         if space.free_bytes < FULL_BYTES and not self._evicting.locked():
-            # Whoever wants room would only be told that there is none, and nobody that the disk is full.
+            # A caller that wants room would only be told that there is none, and nobody that the disk is full.
             async with self._evicting:
                 freed = await self._evict(FULL_BYTES, ahead_bytes=0)
             if not freed and self.degraded is None:

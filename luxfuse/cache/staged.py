@@ -32,7 +32,7 @@ Key = tuple[int, int, int]
 
 
 class Stamp(NamedTuple):
-    """What changes whenever a file is written to: its times in nanoseconds, and its size in bytes.
+    """The attributes that change whenever a file is written to: its times in nanoseconds, and its size in bytes.
 
     ``uncertain``: the last change was so recent that another one may leave the same times.
     """
@@ -86,7 +86,7 @@ class StagedBytes:
         self.path = path
         self._descriptors = descriptors.of_this_process()
         self._parked: os.stat_result | None = None
-        """What it was when its descriptor was closed for a while."""
+        """Its attributes when its descriptor was closed for a while."""
         self.base = base
         self.base_bytes = base_bytes if base is not None else 0
         self._cache = cache
@@ -114,7 +114,7 @@ class StagedBytes:
         return self._fd
 
     def park(self) -> bool:
-        """See `Descriptors`."""
+        """Close the descriptor for a while, if nobody uses it; returns whether it is closed. For `Descriptors`."""
         if self._fd >= 0 and self._users == 0:
             self._parked = os.fstat(self._fd)
             os.close(self._fd)
@@ -129,7 +129,7 @@ class StagedBytes:
             return None
         try:
             return self.path.stat()
-        except FileNotFoundError:  # somebody has emptied the directory: what needs the content will tell
+        except FileNotFoundError:  # somebody has emptied the directory: a reader of the content will tell
             return self._parked
 
     @property
@@ -193,7 +193,7 @@ class StagedBytes:
         return b""
 
     def expect_replacement(self) -> None:
-        """The store is about to get the content as a new version of the base: who needs the old one waits."""
+        """The store is about to get the content as a new version of the base: readers of the old one wait."""
         self._replaced = trio.Event() if self._replaced is None else self._replaced
 
     def end_replacement(self) -> None:

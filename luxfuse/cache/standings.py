@@ -12,7 +12,7 @@ from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
 
 
 class Wishes(Protocol):
-    """What is wanted of the objects of a mount."""
+    """The wishes for the objects of a mount."""
 
     @property
     def rules(self) -> Rules:

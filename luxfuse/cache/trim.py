@@ -2,7 +2,7 @@
 
 Order of steps, so that no page is ever recorded whose bytes are a hole: the record is changed and *committed* without
 the pages, then the file is punched. Meanwhile the object counts as being removed (`Shared.removing`), so nothing is
-fetched into the file; who was reading from it looks at `CachedObject.cuts` afterwards.
+fetched into the file; a reader of it looks at `CachedObject.cuts` afterwards.
 
 What is in use is left alone: what the kernel has open (`Contents.may_drop`), and other objects unless they want pages
 themselves. Such a one gives those up that were read much less than those that it wants.

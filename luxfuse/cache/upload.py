@@ -28,7 +28,7 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
 LOST_PARTS = ("InvalidPart", "InvalidPartOrder")
-"""What a store says at the end that does not have the parts any more: then they have to go up again."""
+"""The words of a store, at the end, that does not have the parts any more: then they have to go up again."""
 
 
 class Uploader:

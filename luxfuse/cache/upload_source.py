@@ -1,4 +1,4 @@
-"""What is to be uploaded, and what came of it."""
+"""The source of an upload, and its outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cancelled(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class OldObject:
-    """What the store holds already of the file: its key, version, size in bytes, and the checksums known of its pages."""
+    """The object that the store holds of the file: key, version, size in bytes, and the checksums known of its pages."""
 
     key: str
     version: str
@@ -28,9 +28,9 @@ class OldObject:
 
 @dataclass(slots=True)
 class Source:
-    """What is to go up. ``old`` is what a part may be copied from; ``cancelled`` ends the upload soon.
+    """A file that is to go up. ``old``: the object that parts may be copied from; ``cancelled`` ends the upload soon.
 
-    ``open`` is an upload that began while the file was written, or failed: what has arrived of it is not sent again.
+    ``open``: an upload that began while the file was written, or failed: parts of it that have arrived are not sent again.
     ``retrying``: it failed lately: try with one request before all the others. ``keep``: what others set on the object
     that is replaced, but its metadata.
     """
@@ -48,7 +48,7 @@ class Source:
 class Uploaded:
     """The outcome: the store's word on the object, the checksum of each page that the staging file has, its stamp.
 
-    ``metadata``: what the object has, where the upload was begun before it was asked for; None: what was asked for.
+    ``metadata``: that of the object, where the upload was begun before it was asked for; None: as it was asked for.
     """
 
     info: ObjectInfo

@@ -1,4 +1,4 @@
-"""What ``luxfuse load`` does when it waits for the end; without what understands options, see `main`."""
+"""``luxfuse load`` that waits for the end; it needs nothing that understands options, see `main`."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def parse_options(texts: Iterable[str], *, fstab: bool = False, sloppy: bool = F
         elif not sloppy:
             what = "cannot be given here" if name in BY_NAME else "unknown option"
             hint = nearest(name, _SETTINGS) or "; see luxfuse mount --help"
-            raise UsageError(f"-o {shown(name)[1:-1]}: {what}{hint}")  # what follows may be secret
+            raise UsageError(f"-o {shown(name)[1:-1]}: {what}{hint}")  # the rest may be secret
     for name, given in settings.items():
         if BY_NAME[name].kind.shape == "pairs":
             settings[name] = parse_pairs(given, f"-o {BY_NAME[name].option}")

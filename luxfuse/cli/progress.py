@@ -14,7 +14,7 @@ from luxfuse.core.units import format_age, format_count, format_size
 
 LINE_INTERVAL_S = 5.0
 BAR_AFTER_S = 0.5
-"""What takes less shows no bar."""
+"""A shorter wait shows no bar."""
 WINDOW_S = 20.0
 """The rate is that of the last so many seconds."""
 REQUEST_BYTES = 64 << 10

@@ -1,4 +1,4 @@
-"""What people see of a status document; rich is imported here alone."""
+"""Shows a status document to people; rich is imported here alone."""
 
 from __future__ import annotations
 

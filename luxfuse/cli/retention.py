@@ -1,4 +1,4 @@
-"""``luxfuse pin``, ``unpin``, ``ttl`` and ``replicate``: what stays in the cache, what goes by itself, what others hold."""
+"""``luxfuse pin``, ``unpin``, ``ttl`` and ``replicate``: files that stay in the cache, go by themselves, or have copies."""
 
 from __future__ import annotations
 

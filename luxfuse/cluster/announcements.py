@@ -1,7 +1,7 @@
 """Tells the other nodes at once what this one changes in an under-store, and takes what they say into account.
 
 A notice goes straight to the members that serve the source, as far as there are few, and by gossip to all: a datagram may
-be lost. What is lost altogether, or could not be said, is found out after ``metadata-ttl``, as any change by a stranger.
+be lost. A change of which nothing arrives is found out after ``metadata-ttl``, as any change by a stranger.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TOLD_DIRECTLY = 32
 
 
 class Listener(Protocol):
-    """Who takes changes of an under-store into account: a namespace."""
+    """Takes changes of an under-store into account: a namespace."""
 
     def changed_elsewhere(self, change: Change) -> None:
         """Another node has changed a key."""
 
 
 class Announcements:
-    """The notices of one node. ``listener_of`` finds who listens for a source, by its id."""
+    """The notices of one node. ``listener_of`` finds the listener for a source, by its id."""
 
     def __init__(self, members: Members, listener_of: Callable[[bytes], Listener | None]) -> None:
         self._members = members
@@ -75,7 +75,7 @@ class Announcements:
             await trio.lowlevel.checkpoint()
 
     def heard(self, origin: str, payload: bytes) -> None:
-        """Take what another node gossips; what is no notice is for others."""
+        """Take the gossip of another node; all but notices is for others."""
         if not payload.startswith(NOTICE):
             return
         try:

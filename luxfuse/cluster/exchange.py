@@ -1,6 +1,6 @@
-"""One question between two nodes about what one of them holds: what to ask, how it is answered, what becomes of the answer.
+"""One question between two nodes about the holdings of one: what to ask, how to answer, what becomes of the answer.
 
-See `luxfuse.core.holdings`. Nothing here waits for the network or the clock; what says that it blocks belongs in a thread.
+The protocol is in `luxfuse.core.holdings`. Nothing here waits for the network or the clock; calls that block say so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Replicas that this node holds for other writers: taking them, answering for them, and forgetting them.
 
-What becomes of those whose writer is gone is the business of `takeover`.
+Those whose writer is gone are the business of `takeover`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Holder:
         self._takeover.serve(source, place)
 
     def withdraw(self, source: bytes) -> None:
-        """Take no more, and upload nothing, of an under-store; what is held stays."""
+        """Take no more, and upload nothing, of an under-store; replicas held stay."""
         self._takeover.withdraw(source)
 
     # -- what others ask
@@ -123,7 +123,7 @@ class Holder:
         return Answer(outcomes=tuple(outcomes))
 
     async def ask(self, peer: str, order: Ask) -> Answer:
-        """Tell what became of files. What a writer asks for is its own again, unless it is just being uploaded."""
+        """Tell what became of files. A writer's file is its own again when it asks, unless it is just being uploaded."""
         self._takeover.hear(peer)
         outcomes = []
         for file in order.files:

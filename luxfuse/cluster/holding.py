@@ -31,7 +31,7 @@ WORKERS = 4
 RUN_PAGES = 8
 PAUSE_S = 0.05
 NO, COMING, HELD = range(3)
-"""What becomes of a want, a byte each."""
+"""The outcome of a want, a byte each."""
 
 
 class HoldRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -55,7 +55,7 @@ class Shelf(Protocol):
         """Whether it may be stored, and so many bytes more can be without giving anything up."""
 
     async def fetch(self, want: Want) -> None:
-        """Get the pages that are missing; what fails is fetched another time. Raises `LuxError`, OSError."""
+        """Get the pages that are missing; those that fail are fetched another time. Raises `LuxError`, OSError."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class _Waiting:
 
 
 class Holding:
-    """What this node holds, and is asked to hold. ``shelf_of`` finds a cache by its source's id."""
+    """The pages that this node is asked to hold. ``shelf_of`` finds a cache by its source's id."""
 
     def __init__(self, shelf_of: Callable[[bytes], Shelf | None]) -> None:
         self._shelf_of = shelf_of
@@ -148,7 +148,7 @@ class CacheShelf:
         self._cache = cache
 
     def holds(self, want: Want) -> bool:
-        """See there."""
+        """Whether all pages are in the cache."""
         oid = self._cache.object_id(want.key, want.version)
         record = self._cache.record_of(oid)
         if record is None or record.size != want.size or oid in self._cache.hierarchy.removing:
@@ -162,13 +162,13 @@ class CacheShelf:
             self._cache.release(obj)
 
     def has_room(self, want: Want, size_bytes: int) -> bool:
-        """See there."""
+        """Whether a directory that the object may be put in has so many bytes free."""
         placing = self._cache.hierarchy.placing(want.key)
         roomy = any(space.free_bytes >= size_bytes for space in self._cache.hierarchy if not space.shut)
         return placing.keep and roomy
 
     async def fetch(self, want: Want) -> None:
-        """See there."""
+        """Fetch the missing pages, while no reader waits for memory."""
         cache = self._cache
         obj = cache.acquire(want.key, want.version, want.size)
         try:

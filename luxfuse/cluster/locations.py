@@ -1,7 +1,7 @@
-"""Who holds what: tells the other nodes what is cached here, learns from them what they have, and answers both.
+"""The directory of locations: tells the other nodes what is cached here, and learns from them what they have.
 
-What we hold comes in by `held` and `dropped`; a moment later it is written to the table, and what has really changed goes
-to the log. The others hear where our log ends (`Members.broadcast`) and pull; so do we. What is said here of others is a
+Our holdings come in by `held` and `dropped`; a moment later they are written to the table, and real changes go
+to the log. The others hear where our log ends (`Members.broadcast`) and pull; so do we. The entries of others are a
 hint: a wrong one costs a refusal. While a node is dead its entries are ignored; later they are forgotten.
 """
 
@@ -41,7 +41,7 @@ MOST_ANSWERS = 8
 """Others that are told at a time what is held; further ones are to ask again."""
 ANSWER_S = 10.0
 FORGET_S = 600.0
-"""What a node held that is not there any more is forgotten after this."""
+"""The entries of a node that is not there any more are forgotten after this."""
 TIDY_S = 60.0
 SWEEP_PAUSE_S = 0.01
 SLICE = 2_000
@@ -66,7 +66,7 @@ class LocationStatistics:
 
 
 class Locations:
-    """What the nodes of a cluster hold, as far as this one knows."""
+    """The holdings of the nodes of a cluster, as far as this one knows them."""
 
     def __init__(self, table: LocationTable, rpc: Rpc, members: Members, log_id: bytes) -> None:
         """``log_id``: 8 random bytes, new ones for each start of the daemon. Takes the table over."""
@@ -114,7 +114,7 @@ class Locations:
         self._change(oid, range_number, False)
 
     def transition(self, oid: bytes, range_number: int, held: bool) -> None:
-        """As `held` or `dropped`; for `Objects.on_held`."""
+        """A range is held, or not any more; for `Objects.on_held`."""
         self._change(oid, range_number, held)
 
     def _change(self, oid: bytes, range_number: int, held: bool) -> None:
@@ -146,7 +146,7 @@ class Locations:
         )
 
     def forget_node(self, name: str) -> None:
-        """What a node held is of no use any more: ignore it, and forget it soon."""
+        """The entries of a node are of no use any more: ignore them, and forget them soon."""
         self._gone[name] = float("-inf")
         self._doubted.add(name)
 
@@ -274,7 +274,7 @@ class Locations:
         await trio.to_thread.run_sync(self._table.close)
 
     def _look_around(self) -> None:
-        """Take note of who is there."""
+        """Take note of the nodes that are there."""
         alive = {member.info.name: member.info for member in self._members.alive()}
         for name in self._alive.keys() - alive.keys():
             self._gone[name] = trio.current_time()

@@ -1,4 +1,4 @@
-"""What makes a mount a node of a cluster: it owns the membership, the server and the client, and ties volumes to them."""
+"""A mount as a node of a cluster: owns the membership, the server and the client, and ties volumes to them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 MOST_SOURCES = 24
-"""Under-stores of one mount that other nodes are told of: what a node says of itself is of bounded length."""
+"""Under-stores of one mount that other nodes are told of: the description of a node is of bounded length."""
 SWEEP_INTERVAL_S = 10.0
 RECONCILE_AFTER_S = 2.0
 """So long after a volume came, or went, what is held is compared with what others are told of it."""
@@ -58,7 +58,7 @@ SCANNED = 500
 LOCATIONS = "locations"
 REPLICAS = "replicas"
 REPLICAS_BYTES = 16 << 30
-"""Of what others have written: what is more they have to leave to other nodes, or to bring to the store at once."""
+"""Of replicas of others: the rest they have to leave to other nodes, or to bring to the store at once."""
 CLOSE_S = 10.0
 LAST_WORDS_S = 2.0
 
@@ -81,7 +81,7 @@ class Cluster:
         self.serving = Serving(self._cache_of)
         self._server = Server(listening.connections, credentials, tls=settings.peer_tls, provider=self.serving)
         now_s = trio.current_time()
-        rng = random.Random()  # noqa: S311 (whom to probe)
+        rng = random.Random()  # noqa: S311 (which node to probe)
         swim = Swim(info, incarnation=identity.incarnation, config=SwimConfig(), rng=rng, now_s=now_s)
         self.membership = Membership(
             swim, credentials, self._client, listening.datagrams, info=info, seeds=seeds, identity=identity, rng=rng

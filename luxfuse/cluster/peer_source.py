@@ -1,6 +1,6 @@
-"""Whom to ask for pages that are missing: a node that holds them, or their home, which gets them once for all.
+"""The node to ask for pages that are missing: one that holds them, or their home, which gets them once for all.
 
-The directory of what others hold is a hint, and so is who is alive: whoever is asked in vain costs a short time, then the
+The directory of locations is a hint, and so is the membership: a node that is asked in vain costs a short time, then the
 under-store is asked. It is asked beside a peer that takes longer than its like (`core.hedging`), too.
 """
 
@@ -44,7 +44,7 @@ HOMES_KEPT = 4096
 
 
 class Holders(Protocol):
-    """Who holds what, as far as known."""
+    """The locations of ranges, as far as they are known."""
 
     def holders(self, oid: bytes, range_number: int) -> list[str]:
         """Return the names of nodes that may hold a range of an object."""
@@ -64,7 +64,7 @@ class _Asked:
 
 
 class Peers:
-    """What all volumes of a mount share to ask peers."""
+    """Asks peers, for all volumes of a mount."""
 
     def __init__(self, members: Members, fetcher: client.Client, holders: Holders, *, cooperative: bool, rng: Rng) -> None:
         """``cooperative``: ask the home of what nobody holds."""
@@ -74,7 +74,7 @@ class Peers:
         self._cooperative = cooperative
         self.choice = PeerChoice(members.info.rack, rng)
         self._hedging = {False: Hedging(), True: Hedging(floor_s=HOME_FLOOR_S, unknown_s=HOME_UNKNOWN_S)}
-        """Apart for those who have to get it first: they are asked so that the store is asked once only."""
+        """Apart for homes, which have to get the pages first: they are asked so that the store is asked once only."""
         self._asked: set[_Asked] = set()
         self._wake = trio.Event()
         self._nodes: dict[bytes, dict[str, Member]] = {}
@@ -118,7 +118,7 @@ class Peers:
         return known
 
     def route(self, source: bytes, oid: bytes, range_number: int) -> tuple[NodeInfo, bool] | None:
-        """Return whom to ask for a range, and whether it has to get it first; None: the under-store."""
+        """Return the node to ask for a range, and whether it has to get it first; None: the under-store."""
         nodes = self.nodes(source)
         if not nodes:
             return None
@@ -132,7 +132,7 @@ class Peers:
         return (responsible.info, True) if responsible is not None else None
 
     def _home(self, nodes: dict[str, Member], oid: bytes, range_number: int, now_s: float) -> Member | None:
-        """Return the home of a range, or who is next where that cannot be asked now; None: this node."""
+        """Return the home of a range, or the next node where that cannot be asked now; None: this node."""
         own = self._members.info
         candidates = dict(nodes)
         while candidates:
@@ -179,7 +179,7 @@ class Peers:
         )
 
     def _judge(self, asked: _Asked, error: LuxError | None) -> StoreError | None:
-        """Learn from how a request ended; returns a failure as those who wait for pages know them."""
+        """Learn from the end of a request; returns a failure as readers of pages know them."""
         now_s = trio.current_time()
         if error is None:
             self.choice.answered(asked.name, now_s - asked.began_s)

@@ -1,4 +1,4 @@
-"""What the holders of replicas need not keep any more: telling them.
+"""Tells the holders of replicas which of them they need not keep any more.
 
 To drop what is in the store is best effort, repeated: a holder that does not hear of it asks by itself (`Needed`), and one
 that uploads what the store has already finds that out. To drop what was *removed* is waited for, for a moment: a holder
@@ -38,7 +38,7 @@ class _Release:
 
 
 class Releases:
-    """What holders are still to be told, of the files of one under-store."""
+    """The replicas of one under-store of which holders are still to be told."""
 
     def __init__(self, members: Members, rpc: Rpc, on_brought: Callable[[Outcome], Awaitable[None]]) -> None:
         """``on_brought``: a holder has brought a file to the store that was removed here."""

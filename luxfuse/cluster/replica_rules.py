@@ -1,6 +1,6 @@
 """The rules of how many nodes hold what (`luxfuse.core.replication`): kept in the index, exchanged with other nodes.
 
-Who makes or learns a rule gossips a digest of all it has. Who hears another one than its own asks that node for its rules;
+A node that makes or learns a rule gossips a digest of its rules. One that hears another digest asks for the rules;
 once a minute each node also asks one at random, so they come to agree even if all that is gossiped is lost.
 """
 
@@ -44,7 +44,7 @@ class RuleStore:
     """The rules of one under-store, in memory and in the index."""
 
     def __init__(self, objects: Objects, clock: Callable[[], float]) -> None:
-        """Take up what was kept; what cannot be read is reported and forgotten. ``clock``: wall-clock seconds."""
+        """Take up the rules that were kept; if they cannot be read that is logged. ``clock``: wall-clock seconds."""
         self._objects = objects
         self._clock = clock
         self.rules = ReplicaRules()
@@ -113,7 +113,7 @@ class RuleExchange:
         self._on_change(source)
 
     def heard(self, origin: str, payload: bytes) -> None:
-        """Take what another node gossips; what is no digest is for others."""
+        """Take the gossip of another node; all but digests is for others."""
         if not payload.startswith(DIGEST) or len(payload) != len(DIGEST) + SOURCE_BYTES + DIGEST_BYTES:
             return
         source, digest = payload[1 : 1 + SOURCE_BYTES], payload[1 + SOURCE_BYTES :]

@@ -2,7 +2,7 @@
 
 ``<root>/<writer>/<journal>-<number>.record`` says what is held of one file, a file ``.data`` beside it, which it names, is
 the content. A new content is written to a file of its own and synced; then a new record is synced and renamed over the old
-one: that is the moment at which the new content takes the place of the old. What no record names is left over from a crash
+one: that is the moment at which the new content takes the place of the old. Content that no record names is left by a crash
 and removed at the start. When a replica has been brought to the store, the record stays without content, for the writer.
 """
 
@@ -38,7 +38,7 @@ class Refused(LuxError):
 
 
 class Holding(msgspec.Struct, frozen=True, array_like=True):
-    """What is held of one file. ``content``: name of the file with the content, or ""; ``crc`` is its CRC-32.
+    """The replica of one file. ``content``: name of the file with the content, or ""; ``crc`` is its CRC-32.
 
     ``version``, ``effective``: see `Outcome`. ``changed_s``: wall-clock time of the last change here.
     """
@@ -53,7 +53,7 @@ class Holding(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def outcome(self) -> Outcome:
-        """What its writer wants to know."""
+        """Its state, as its writer wants to know it."""
         return Outcome(self.replica.write, self.replica.key, self.state, self.version, self.effective)
 
 

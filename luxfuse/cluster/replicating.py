@@ -55,7 +55,7 @@ class HeldObject(NamedTuple):
 
 
 class Stock(Protocol):
-    """What this node holds of one under-store."""
+    """The holdings of this node, of one under-store."""
 
     def rule_of(self, key: str) -> ReplicaRule | None:
         """Return what is to be done about an object."""
@@ -88,7 +88,7 @@ class _Leaving:
 
 @dataclass(slots=True)
 class Counters:
-    """What was done from the start on. ``ordered``: wants that were sent; ``taken``: those that a node took."""
+    """Counts from the start on. ``ordered``: wants that were sent; ``taken``: those that a node took."""
 
     looked_at: int = 0
     ordered: int = 0

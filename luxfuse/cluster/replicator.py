@@ -107,7 +107,7 @@ class Replicator:
         size: int,
         content: int,
     ) -> tuple[str, ...]:
-        """Have enough peers hold the first ``size`` bytes of ``fd``; returns who does. Raises `NotReplicated`.
+        """Have enough peers hold the first ``size`` bytes of ``fd``; returns those that do. Raises `NotReplicated`.
 
         ``holders``: as `plan` has it. ``content``: generation of the same content that they hold already, or 0. ``fd`` -1:
         they are only told what it has become.

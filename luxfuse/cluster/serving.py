@@ -1,4 +1,4 @@
-"""What this node has for its peers: pages of its caches, and, as their home, pages that it gets for all who ask.
+"""Serves peers: pages of the caches here, and, as their home, pages that are fetched for all nodes.
 
 A page that a peer waits for is fetched from the under-store, in memory of its own (`Fetching.serving`), never from another
 peer. So no circle of nodes can wait for each other.
@@ -81,7 +81,7 @@ class Serving:
         try:
             fd = await trio.to_thread.run_sync(space.directory.open, oid, limiter=self._limiter)
         except OSError:
-            return None  # who reads it here will find out what is wrong
+            return None  # a reader here will find out what is wrong
         if not cache.still_there(obj, oid, record, space) or obj.cuts != cuts:
             os.close(fd)
             return None
@@ -110,7 +110,7 @@ def _described(cache: PageCache, obj: CachedObject) -> Description | None:
 async def _arrival(cache: PageCache, obj: CachedObject, page: int, *, fetch: bool) -> memoryview | None:
     """Wait for a page that is on its way; returns it if it is in memory. Raises `PeerRefused` if it does not come.
 
-    Who takes us for a holder waits for no other peer, who takes us for the home only for a holder: else nodes that the
+    A request to a holder waits for no other peer, one to the home only for a holder: else nodes that the
     directory is wrong about, or that do not agree on the home, could wait for each other.
     """
     flight = obj.flights.get(page)

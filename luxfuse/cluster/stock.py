@@ -1,4 +1,4 @@
-"""What a volume holds, as far as rules of replicas speak of it; and what eviction is to know of that."""
+"""The holdings of a volume that rules of replicas speak of, for these rules and for eviction."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class VolumeStock:
 
     @property
     def any_rule(self) -> bool:
-        """See there."""
+        """Whether the volume has a rule at all."""
         return len(self._store.rules) > 0
 
     def rule_of(self, key: str) -> ReplicaRule | None:
-        """See there."""
+        """Return the rule for an object."""
         return self._store.rules.of(path_of(key))
 
     async def objects(self) -> AsyncGenerator[HeldObject, None]:
-        """See there."""
+        """Yield the objects that a rule speaks of, with pauses while programs read."""
         async with aclosing(self._inventory.scan()) as held:
             number = 0
             async for oid, record in held:
@@ -82,7 +82,7 @@ class VolumeStock:
         return entry is not None and entry.version != record.version
 
     async def drop(self, oid: bytes) -> bool:
-        """See there."""
+        """Drop an object, unless it is in use or pinned; returns whether it was."""
         record = self._cache.record_of(oid)
         if record is None or self._retention.is_pinned(path_of(record.key)):
             return False

@@ -1,8 +1,8 @@
-"""The replicas whose writers are gone: when this node brings them to the store, and who else may have done so.
+"""The replicas whose writers are gone: when this node brings them to the store, and whether another has done so.
 
 A holder uploads only if the store has what the writer meant to replace (`core.takeover.judge`), and before it begins it
-notes durably that it does (`State.TAKEN`). A writer that is back asks first: what is being uploaded at that moment it waits
-for; what is not, is its own again.
+notes durably that it does (`State.TAKEN`). A writer that is back asks first: uploads that are under way then it waits
+for; all other files are its own again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Takeover:
         self._again: dict[FileId, tuple[float, int]] = {}
         """When a failed upload is tried again, and how often it has failed."""
         self._wanted: set[FileId] = set()
-        """What its writer has lost, and wants us to bring to the store."""
+        """Files that their writer has lost, and wants us to bring to the store."""
 
     def serve(self, source: bytes, place: Place) -> None:
         """Bring replicas of an under-store to ``place`` from now on."""
@@ -83,7 +83,7 @@ class Takeover:
         return file in self._uploading
 
     async def give_back(self, held: Holding) -> Holding | None:
-        """An upload that failed is the writer's business again; what it may have done, the store will tell."""
+        """An upload that failed is the writer's business again; whether it had an effect, the store will tell."""
         self._again.pop(held.replica.write.file, None)
         await self._threads.run(self._files.settle, held, State.HELD, self._clock())
         return self._files.holdings.get(held.replica.write.file)
@@ -157,7 +157,7 @@ class Takeover:
         await self._completer.bring(held, place)
 
     async def _others_have_done(self, held: Holding) -> bool:
-        """Ask the other holders that are here; what one of them has brought to the store is done."""
+        """Ask the other holders that are here whether one of them has brought it to the store."""
         write = held.replica.write
         for name in held.replica.holders:
             member = self._members.member(name)

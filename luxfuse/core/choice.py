@@ -33,7 +33,7 @@ class _Peer:
 
 
 class PeerChoice:
-    """What we know of other nodes from asking them. ``rack``: our own label, "" if there is none."""
+    """Our experience with other nodes. ``rack``: our own label, "" if there is none."""
 
     def __init__(self, rack: str, rng: Rng) -> None:
         self._rack = rack

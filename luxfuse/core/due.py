@@ -1,4 +1,4 @@
-"""What is due when: the earliest first, each item once."""
+"""Items that are due at some time: the earliest first, each item once."""
 
 from __future__ import annotations
 

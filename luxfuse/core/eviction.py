@@ -1,4 +1,4 @@
-"""Which cached objects make room: what eviction policies are given, what they answer, and the plain ones.
+"""Which cached objects make room: the interface of eviction policies, and the plain ones.
 
 A policy does not hold the order of the objects. It gives each a small *standing*, which is kept in an ordered store
 (the `Order`; on disk, so that nothing about cold objects is in memory), and reads that order when room is needed. A use
@@ -158,7 +158,7 @@ class Spared:
 
 
 class _ByRank:
-    """What policies have in common whose order is that of the ranks alone. Holds one number, the tick."""
+    """The common part of policies whose order is that of the ranks alone. Holds one number, the tick."""
 
     __slots__ = ("_tick",)
     _NAME: bytes

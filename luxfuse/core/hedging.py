@@ -1,6 +1,6 @@
 """When to ask somebody else for the same once more, because the first one is unusually slow.
 
-What takes longer than 95 of 100 such requests took lately is hedged. As that rule alone would let load rise just when all
+A request that takes longer than 95 of 100 such took lately is hedged. As that rule alone would let load rise just when all
 are slow, hedges are also paid for: each request earns a twentieth of one, and little can be saved up.
 """
 

@@ -1,4 +1,4 @@
-"""What nodes ask each other about their holdings, and answer. A byte with the version of the format, and msgpack.
+"""The questions of nodes about each other's holdings, and the answers. A byte with the version of the format, and msgpack.
 
 `Since` is answered by `Changes`, or, where the log does not reach back so far, by `Sums`; `Buckets` by `Content`. Fields
 may be added at the end of each struct: a node that does not know them skips them.
@@ -26,14 +26,14 @@ Sum = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Since(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """What changed after number ``sequence`` of this log? b"": of none; tell the sums."""
+    """Asks for the changes after number ``sequence`` of this log; b"": of none, that is, for the sums."""
 
     log_id: Annotated[bytes, msgspec.Meta(max_length=LOG_ID_BYTES)]
     sequence: Number
 
 
 class Buckets(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """What do you hold in these buckets (ascending), after the entry ``after``?"""
+    """Asks for the entries of these buckets (ascending), after the entry ``after``."""
 
     buckets: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=BUCKETS)]], msgspec.Meta(max_length=BUCKETS)]
     after: Annotated[bytes, msgspec.Meta(max_length=ENTRY_BYTES)]

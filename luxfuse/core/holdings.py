@@ -145,7 +145,7 @@ class Holdings:
         self.log = log
         self.sums = sums
         self.total = sums.total
-        """As `BucketSums.total`, kept up to date."""
+        """The sum over all buckets, kept up to date."""
 
     def note(self, transitions: Iterable[tuple[bytes, bool]]) -> None:
         """Note entries that came or went: each must have been the other way before."""
@@ -165,7 +165,7 @@ class Mark:
 
 @dataclass(slots=True)
 class Follower:
-    """What to ask a node next, so that what is known of its holdings becomes what they are. ``mark``: known so far.
+    """The next question for a node, so that its holdings become known as they are. ``mark``: known so far.
 
     While ``buckets`` are to be fetched, ``goal`` is the mark that holds when they are.
     """

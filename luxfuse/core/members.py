@@ -27,7 +27,7 @@ class MemberState(enum.IntEnum):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
-    """What a node says of itself; encoded it must not exceed 512 bytes.
+    """The description of a node by itself; encoded it must not exceed 512 bytes.
 
     ``name``: 16 hexadecimal digits, made once and kept in the state directory. ``label``: for people, as host and
     mountpoint. ``weight``: the capacity of its cache in GiB, at least 1. ``sources``: the ids (8 bytes each) of the

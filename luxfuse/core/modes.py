@@ -10,7 +10,7 @@ import enum
 
 
 class OpenMode(enum.Enum):
-    """What to do with an open."""
+    """The decision on an open."""
 
     JOIN = "join"
     """Passthrough, with the backing id that the inode has."""

@@ -56,7 +56,7 @@ def too_long(key: str, limits: KeyLimits) -> str | None:
 
 
 def too_long_below(key: str, limits: KeyLimits) -> str | None:
-    """As `too_long` for what comes along with its directory: the parts of the key below that are as they were."""
+    """Whether a key is too long that changes with its directory: the parts of it below that are as they were."""
     if (length := limits.length(key)) > limits.most:
         return f"the key would have {length} {'characters' if limits.characters else 'bytes'}, {limits.most} are the most"
     return None

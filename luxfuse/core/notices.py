@@ -14,7 +14,7 @@ import msgspec
 NOTICE = b"N"
 """First byte of a notice among what is gossiped."""
 MOST_BYTES = 1000
-"""Length of a notice: what one datagram of the membership protocol carries."""
+"""Length of a notice: as much as one datagram of the membership protocol carries."""
 SINGLY = 16
 """So many changes in one directory are named one by one; for more it is said that the directory changed."""
 REMEMBERED = 4096
@@ -23,7 +23,7 @@ _OVERHEAD_BYTES = 32
 
 
 class ChangeKind(enum.IntEnum):
-    """What became of a key."""
+    """A change of a key."""
 
     WRITTEN = 0
     GONE = 1

@@ -1,4 +1,4 @@
-"""What requests to a store cost, by a price table."""
+"""The costs of requests to a store, by a price table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nodes tell each other of written files that are to outlive their writer, and how these are named.
+"""The messages of nodes about written files that are to outlive their writer, and how these are named.
 
 A *replica* is the content of a file as it was when a close or fsync was acknowledged. The file is named by its writer:
 node, journal and number there. Each content that was promised, and each new key, has a *generation*, counted up in the
@@ -95,7 +95,7 @@ class Replica(msgspec.Struct, frozen=True, array_like=True):
 
 
 class State(enum.IntEnum):
-    """What became of a replica on a node that holds it."""
+    """The state of a replica on a node that holds it."""
 
     HELD = 0
     TAKEN = 1
@@ -107,7 +107,7 @@ class State(enum.IntEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a replica. ``version``: of the object, where `State.DONE`; ``effective``: by this node's own write."""
+    """The outcome of a replica. ``version``: of the object, where `State.DONE`; ``effective``: by this node's own write."""
 
     write: Write
     key: str
@@ -133,7 +133,7 @@ class Drop(msgspec.Struct, frozen=True, tag="drop"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """What became of these files with you?"""
+    """Asks a holder what became of files."""
 
     files: tuple[FileId, ...]
 

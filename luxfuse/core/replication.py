@@ -12,7 +12,7 @@ their copies up that have ``most`` others before them, each only after the first
 one) have said that they hold it. So the first ``least`` of those that do hold it never give it up, whatever a node
 wrongly believes.
 
-What is read often gains copies by itself, because each node that reads keeps one: ``most`` bounds that.
+An object that is read often gains copies by itself, because each node that reads keeps one: ``most`` bounds that.
 """
 
 from __future__ import annotations

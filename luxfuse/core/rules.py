@@ -1,4 +1,4 @@
-"""What holds for the parts of a mount: rules of the configuration by pattern, and what operators asked for by path.
+"""Rules for the parts of a mount: those of the configuration by pattern, and those of operators by path.
 
 A rule says something about the paths that its pattern matches (see `paths`). Of each thing that can be said, the first
 rule that says it about a path counts; where none does, the setting of the mount. A *mark* was made by a command (``luxfuse
@@ -22,7 +22,7 @@ RateName = Literal["bandwidth_limit_bytes_s", "upload_bandwidth_limit_bytes_s"]
 
 
 class PathRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for the paths that ``pattern`` matches; None: nothing is said of it.
+    """The rule for the paths that ``pattern`` matches; None: nothing is said of it.
 
     ``tier``: the highest one for what is cached. ``ttl_s``: when what is cached is dropped, in seconds after it came.
     ``max_cached_bytes``: how much may be cached of all that it matches together. The bandwidth limits, in bytes a second,
@@ -115,7 +115,7 @@ class TimeLimit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Marks(msgspec.Struct):
-    """What operators asked for, by path ("": everything). Kept across restarts in the encoded form of this class."""
+    """The orders of operators, by path ("": everything). Kept across restarts in the encoded form of this class."""
 
     pins: set[str] = msgspec.field(default_factory=set)
     limits: dict[str, TimeLimit] = msgspec.field(default_factory=dict)

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
     ``name``: as in a TOML file; flags have dashes instead, variables LUXFUSE_ in front and capitals. ``help``: for
     --help and docs/SETTINGS.md, with single words in backquotes. ``default``: as it is written, None if there is none;
-    ``shown_default``: what is told of it where that says more. ``attachable``: an attached under-store can have one of
+    ``shown_default``: a text that says more of it. ``attachable``: an attached under-store can have one of
     its own. ``live``: it can change while mounted. ``places``: where it can stand. ``item``: what flag and ``-o`` are
     called, if they give one of several. ``field``: of `Settings`; else the name with the kind's unit.
     """
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
     @property
     def told_default(self) -> str:
-        """What people are told of its default; empty if there is nothing to tell."""
+        """Its default, as people are told of it; empty if there is nothing to tell."""
         return self.shown_default or ("" if self.default is None else str(self.default))
 
 

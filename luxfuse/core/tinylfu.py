@@ -7,7 +7,7 @@ less than f; keeping what one has hits f, and nothing that does not know the fut
 the *main* segment only if the frequency sketch (`frequency.py`) counts more uses of it; else it is dropped itself.
 While there is room, objects go straight to the main segment, so an empty cache fills without contest.
 
-What differs from the paper was needed. Figures are hit ratios in ``python -m tests.bench.policies``, without the change
+The differences from the paper were needed. Figures are hit ratios in ``python -m tests.bench.policies``, without the change
 and with it:
 
 *Ties are for the cached.* The use that brought the newcomer in does not count for it, and it must lead by more than

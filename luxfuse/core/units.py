@@ -72,7 +72,7 @@ def parse_duration(text: str | float) -> float:
 
 YES = ("1", "true", "yes", "on")
 NO = ("0", "false", "no", "off")
-"""What storage options take for true and false."""
+"""The texts that storage options take for true and false."""
 
 
 def parse_switch(value: str | bool) -> bool:

@@ -18,7 +18,7 @@ from luxfuse.core.prices import Prices
 from luxfuse.core.units import parse_duration, parse_size, parse_switch, shown
 
 FOREVER_S = 10 * 365 * 86400.0
-"""What "never" becomes: ten years, since JSON and the kernel's time-outs know no infinity."""
+"""The value of "never": ten years, since JSON and the kernel's time-outs know no infinity."""
 
 
 class Kind(NamedTuple):

@@ -18,7 +18,7 @@ class SmallCloses:
     def __init__(self) -> None:
         self._waits: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.hint: str | None = None
-        """What to tell the operator; stays once it is set."""
+        """A line for the operator; stays once it is set."""
 
     def note(self, now_s: float, waited_s: float, size_bytes: int) -> bool:
         """Take note of a close that has ended; returns whether `hint` was set by it."""

@@ -11,7 +11,7 @@ LONGEST_OUTAGE_RETRY_S = 60.0
 URGENT_RETRY_S = 5.0
 """While somebody waits for all of it."""
 POSTPONED_S = 4.0
-"""How much longer a file waits while others are being closed, so that pushes do not slow down who makes many files."""
+"""How much longer a file waits while others are being closed, so that pushes slow down no program that makes many."""
 
 
 def due_until(now_s: float, quiet_s: float, *, urgent: bool) -> float:

@@ -1,4 +1,4 @@
-"""``attached.json``: what the next mount attaches again; for its owner alone, since options may hold secrets."""
+"""``attached.json``: the volumes that the next mount attaches again; for its owner alone, as options may hold secrets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Further under-stores in a running mount: attaching and detaching them, and the record of that.
 
-Each is a volume with a life of its own (`volume.life`), a task here. What is recorded (`attached_file`) the next mount
-attaches again. What cannot be attached then keeps its place, answers EIO there, and is tried again and again.
+Each is a volume with a life of its own (`volume.life`), a task here. Those on record (`attached_file`) the next mount
+attaches again. One that cannot be attached then keeps its place, answers EIO there, and is tried again and again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Before an attached under-store leaves: what was written in it has gone to its store, and nobody uses it.
+"""Before an attached under-store leaves: all changes in it have gone to its store, and nobody uses it.
 
 ``where``: its attach point, for what users are told.
 """

@@ -111,7 +111,7 @@ class _Daemon:
         self._notes: list[str] = []
         self._started = False
         self._doing = ""
-        """What may take long now."""
+        """The work that may take long now."""
         self._opened = trio.Event()
         self._drain_scope = trio.CancelScope()
 

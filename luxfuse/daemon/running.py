@@ -31,7 +31,7 @@ class AttachedVolumes(Protocol):
         """Return all of them, by path."""
 
     async def attach(self, base: Settings, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
-        """Attach one; what ``options`` leave open is as in ``base``, the mount's settings. Returns lines worth knowing."""
+        """Attach one; ``base``: the mount's settings, for what ``options`` leave open. Returns lines worth knowing."""
 
     def detach(self, path: str, *, force: bool) -> AsyncGenerator[Progress, None]:
         """Bring what was written in it to its store, and take it away; yields how far that is."""

@@ -1,7 +1,7 @@
 """The writer thread's changes of names in one transaction: parts of listings, ends of listings, purges.
 
 Meanwhile the event loop may change the same names; its changes are committed later and so win. What is left behind by
-such a race (an INODES row of a number that nobody uses) `Names` removes when the transaction is over.
+such a race (an entry of INODES of a number that nobody uses) `Names` removes when the transaction is over.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def complete(txn: Transaction, directory: int, serial: int, fetched_s: float, he
 
 
 def purge(txn: Transaction, limit: int) -> bool:
-    """Remove up to about ``limit`` rows below removed directories; returns whether there are more."""
+    """Remove up to about ``limit`` entries below removed directories; returns whether there are more."""
     left = limit
     for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), limit)):
         if left <= 0:

@@ -7,12 +7,12 @@ META: ``format``, ``next_id``, ``identity``. (Digests, because object keys are l
 
 Theory of operation
 -------------------
-All records are mirrored in memory. A note (`put_file`, `drop_delete`, ...) changes the mirror and queues rows, without
-waiting; a commit writes all queued rows in one transaction, synced to the platter. As notes are made in the event loop
+All records are mirrored in memory. A note (`put_file`, `drop_delete`, ...) changes the mirror and queues records, without
+waiting; a commit writes all queued records in one transaction, synced to the platter. As notes are made in the event loop
 and a commit takes the whole queue between two of its steps, what was noted in one stretch of code without an await
 becomes durable as a whole or not at all. Commits are grouped: while one runs, all that wait for the next share it.
 
-When a commit fails (ENOSPC, EIO), its waiters get the error, the rows stay queued, and `committer` tries again;
+When a commit fails (ENOSPC, EIO), its waiters get the error, the records stay queued, and `committer` tries again;
 `failing` says so meanwhile.
 """
 
@@ -265,7 +265,7 @@ class Journal:
 
     @property
     def uncommitted(self) -> int:
-        """Number of rows that are only in memory."""
+        """Number of records that are only in memory."""
         return len(self._pending) + len(self._committing)
 
     def is_durable(self, number: int) -> bool:

@@ -38,11 +38,11 @@ class SumsChange:
         self._table = table
         self._number = number
         self.toggled = 0
-        """What to add to the sum over all buckets."""
+        """The value to add to the sum over all buckets."""
         self._groups: dict[int, list[int]] = {}
 
     def toggle(self, entry: bytes) -> None:
-        """As for `BucketSums`."""
+        """Add an entry, or take it out."""
         group, place = divmod(bucket_of(entry), _GROUP)
         sums = self._groups.get(group)
         if sums is None:

@@ -9,7 +9,7 @@ What is changed here is *held* until the store has it (see `held`): the store's 
 a directory that it is in.
 
 A directory that goes, or that is written to after it went, is noted in REMOVED in the same transaction; `purger` removes
-what is recorded below it, some rows at a time, and then the note. A directory that comes back has another number.
+all that is recorded below it, some entries at a time, and then the note. A directory that comes back has another number.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     ns of the staging file when it was last noted. ``closed``: closed or fsynced at least once: uploaded after a crash.
     ``content``: False if the content was what the store has
     when this was noted (a program may have written to the staging file since: it then has another mtime). ``since_s``:
-    wall-clock time of the first change. ``doomed``: what the store has under the key was removed before this was made.
+    wall-clock time of the first change. ``doomed``: the store's object under the key was removed before this was made.
     ``sending``: mtime in ns and size of content on its way to the store that ``stamp`` and ``size`` do not describe.
     ``stored``: the (key, version) under which the store has what was promised of a file last, where that is another key.
     ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that

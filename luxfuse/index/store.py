@@ -99,9 +99,9 @@ class IndexStore:
         self._pending = Uncommitted()
         self._committing = Uncommitted()
         self._warm: Changes = {}
-        """What `warm` read last, as far as it was not changed since."""
+        """The entries that `warm` read last, as far as they were not changed since."""
         self._warming: set[tuple[Table, bytes]] = set()
-        """What it reads now, and nobody has changed since it began."""
+        """The keys that it reads now, and that nobody has changed since it began."""
         self._writer = trio.Lock()
         self._changed = trio.Event()
         self.closed = False
@@ -223,7 +223,7 @@ class IndexStore:
         return None
 
     def current_items(self, table: Table, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Like `committed_items`, but with their newest values, and without those deleted since the last commit."""
+        """Yield `committed_items`, with their newest values, without those deleted since the last commit."""
         found: list[tuple[bytes, bytes]] = []
         with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
             for key, stored in _scan(cursor, start, prefix):

@@ -29,7 +29,7 @@ Changes = dict[tuple[Table, bytes], bytes | None]
 
 
 class Uncommitted:
-    """Rows by table and key, None for those to be removed."""
+    """Values by table and key, None for those to be removed."""
 
     def __init__(self) -> None:
         self.rows: Changes = {}
@@ -37,7 +37,7 @@ class Uncommitted:
         """The keys of NAMES among them, by directory (their first eight bytes), each in order."""
 
     def update(self, changes: Changes) -> None:
-        """Make changes; later ones of the same row count."""
+        """Make changes; later ones of the same key count."""
         for changed in changes:
             table, key = changed
             if table is Table.NAMES and changed not in self.rows:

@@ -177,7 +177,7 @@ class Backlog:
         return Tally(files, size, open_files, len(self._journal.deletes), held, since_s, failing, error, local_only)
 
     def _is_waiting(self, dirty: Dirty) -> bool:
-        """As `Dirty.must_push`, but asks the disk only about files that are open for writing."""
+        """Whether an entry has to be pushed; asks the disk only about files that are open for writing."""
         if dirty.writers:
             return dirty.must_push
         return dirty.attributes_changed or self._writeback.is_under_way(dirty)

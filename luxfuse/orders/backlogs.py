@@ -16,7 +16,7 @@ Members = Sequence[tuple[str, Backlog]]
 
 
 class Backlogs:
-    """What `Backlog` offers, for all volumes that ``members`` returns when it is asked."""
+    """The backlog of all volumes that ``members`` returns when it is asked."""
 
     def __init__(self, members: Callable[[], Members]) -> None:
         self._members = members

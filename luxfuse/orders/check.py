@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 LINES = 200
 """Problems told of in detail."""
 SECOND_LOOK_S = 0.3
-"""What changes all the while is wrong only if it is so twice, this far apart."""
+"""A count that changes all the while is wrong only if it is so twice, this far apart."""
 K = TypeVar("K", bound=Hashable)
 
 OPEN = "not mended: it is in use; check again once it is closed"

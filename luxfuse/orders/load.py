@@ -5,7 +5,7 @@ it is soon known how much there is. Another takes the files in that order, skips
 that do not fit, and keeps a window of requests on their way. Their ends are plain calls in the event loop: a file costs
 no task of its own.
 
-What programs read goes first: while anybody else waits for the store, the window is nearly closed. What a load has
+Reads of programs go first: while anybody else waits for the store, the window is nearly closed. An object that a load has
 brought or found is not evicted while it runs: when its files together are as large as the cache can be, the rest is left
 out.
 """

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 30.0
 PAUSE_S = 0.001
-"""Between two removals: what programs want goes first."""
+"""Between two removals: the requests of programs go first."""
 
 
 class TooManyMarks(LuxError):
@@ -41,7 +41,7 @@ class TooManyMarks(LuxError):
 
 @dataclass(slots=True)
 class Answer:
-    """What became of an order: a line for each path that failed, and lines that are worth knowing."""
+    """The outcome of an order: a line for each path that failed, and lines that are worth knowing."""
 
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Retention:
 
     @property
     def marks(self) -> Marks:
-        """What operators asked for."""
+        """The orders of operators."""
         return self._store.marks
 
     def is_pinned(self, path: str) -> bool:

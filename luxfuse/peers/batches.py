@@ -29,7 +29,7 @@ MOST_WAITING = 4096
 """Wants that wait for a thread; more are refused at once."""
 
 Keep = Callable[[Fetched], Any]
-"""Takes the pages, in the thread that got them; what it returns, or the `LuxError` that it raises, is the outcome."""
+"""Takes the pages, in the thread that got them; its result, or the `LuxError` that it raises, is the outcome."""
 Done = Callable[[Any, LuxError | None], None]
 """The outcome, or why there is none; called in the event loop, must not raise."""
 Outcome = tuple[Any, LuxError | None]

@@ -31,7 +31,7 @@ from luxfuse.peers.wire import (
 
 
 class Caller:
-    """What all calls of a node share."""
+    """The state that all calls of a node share."""
 
     def __init__(self, keys: Keys, *, tls: bool, clock: Callable[[], float]) -> None:
         self.keys = keys

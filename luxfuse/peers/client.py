@@ -74,14 +74,14 @@ class Fetched:
 
 
 Result = Fetched | PeerRefused | PeerCorrupt
-"""What became of a want."""
+"""The outcome of a want."""
 
 
 class Client:
     """For any thread. It is for its caller to bound how many threads call at once."""
 
     def __init__(self, keys: Keys, *, tls: bool, clock: Callable[[], float] = time.time) -> None:
-        """As for `luxfuse.peers.server.Server`."""
+        """Without ``tls``, each request and answer is proven by itself. ``clock``: wall-clock seconds."""
         self._caller = Caller(keys, tls=tls, clock=clock)
         self._messages = trio.CapacityLimiter(MOST_MESSAGES)
 

@@ -73,7 +73,7 @@ class Membership:
         rng: random.Random,
         identity: Identity | None = None,
     ) -> None:
-        """``info``: what ``swim`` says of us. ``datagrams``: does not block; closed at the end. ``identity``: gets each new
+        """``info``: this node. ``datagrams``: does not block; closed at the end. ``identity``: gets each new
         incarnation."""
         self._swim = swim
         self._credentials = credentials
@@ -113,7 +113,7 @@ class Membership:
 
     @property
     def info(self) -> NodeInfo:
-        """What we say of ourselves."""
+        """This node, as it describes itself."""
         return self._info
 
     def members(self) -> list[Member]:

@@ -11,7 +11,7 @@ which rises from datagram to datagram; so no nonce is used twice with a key, how
 
 A datagram is taken once: of each sender a window of `WINDOW` counters is remembered, and the latest boot stamp; what is
 older is refused. Only what is authentic changes what is remembered. After a restart of ours nothing is remembered, so
-that old datagrams can be played to us until we hear the sender; what they say is old news by its incarnation.
+that old datagrams can be played to us until we hear the sender; their news is old by its incarnation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What nodes say to each other over TCP: HTTP/1.1, heads by h11, bodies of known length only.
+"""The messages of nodes over TCP: HTTP/1.1, heads by h11, bodies of known length only.
 
-A request is a POST. What it is about is its body; pages are asked for by a `PagesRequest` and come as a msgpack list of
+A request is a POST. Its subject is its body; pages are asked for by a `PagesRequest` and come as a msgpack list of
 `PageAnswer` (its length is in a header), and then the bytes of those that are `Outcome.OK`, in order and without gaps.
 """
 
@@ -45,7 +45,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Outcome(enum.IntEnum):
-    """What became of a want; all but ``OK`` are `Refusal`s."""
+    """The outcome of a want; all but ``OK`` are `Refusal`s."""
 
     OK = 0
     NOT_HERE = Refusal.NOT_HERE
@@ -65,7 +65,7 @@ class PagesRequest(msgspec.Struct, frozen=True, array_like=True):
 class PageAnswer(msgspec.Struct, frozen=True, array_like=True):
     """Whether one want is granted; then with the xxh3-64 checksums of its pages, else with a reason for people.
 
-    ``described``: what the node knows of the object besides, if it does.
+    ``described``: the description of the object, if the node knows it.
     """
 
     outcome: Outcome

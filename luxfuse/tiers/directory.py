@@ -202,7 +202,7 @@ class CacheDirectory:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def expect(self, oid: bytes) -> None:
-        """An object gets its file here: what may lie under its name, left by a crash, belongs to nothing. Quick."""
+        """An object gets its file here: a file under its name, left by a crash, belongs to nothing. Quick."""
         self._expected.add(oid)
 
     def expect_no_more(self, oid: bytes) -> None:
@@ -210,7 +210,7 @@ class CacheDirectory:
         self._expected.discard(oid)
 
     def create(self, oid: bytes) -> int:
-        """As `open`, but a file that lies there and is not what was expected gives way to a new one. Raises OSError."""
+        """Open a file; one that lies there and is not the expected one gives way to a new one. Raises OSError."""
         fd = self.open(oid, create=True)
         if oid in self._expected:
             if os.fstat(fd).st_size:

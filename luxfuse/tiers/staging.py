@@ -1,7 +1,7 @@
 """Staging files: the bytes of files that are written to, until they are in the store. They lie beside the cache files.
 
 ``staging/<id as 16 hex digits>`` in a cache directory; ids come from the journal. A cache file becomes a staging file,
-and a staging file a cache file, by being renamed in its directory: whoever has it open keeps it. New files are made in
+and a staging file a cache file, by being renamed in its directory: readers that have it open keep it. New files are made in
 the *home* directory.
 
 A file whose removal is not in the journal yet is called ``<id>.gone`` (`retire`).
@@ -292,7 +292,7 @@ class Staging:
         """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # A read lease is not given where there are writers. Who opens it for writing while we have it would send us
+            # A read lease is not given where there are writers. An open for writing while we have it would send us
             # SIGIO, which ends a process; SIGURG is ignored.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -315,7 +315,7 @@ class Staging:
 
 
 def staged_in(directory: CacheDirectory) -> list[int]:
-    """Return the ids of the staging files in a directory, whoever made them. Blocks. Raises OSError."""
+    """Return the ids of the staging files in a directory, also of earlier runs. Blocks. Raises OSError."""
     return list(_stored(directory.path / "staging"))
 
 

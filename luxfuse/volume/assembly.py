@@ -34,7 +34,7 @@ from luxfuse.volume.reading import Reading, build_reading
 from luxfuse.volume.writing import Writing, build_writing
 
 BASE_MEMORY_BYTES = 112 << 20
-"""What the daemon takes before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
+"""Taken by the daemon before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
 LEAST_BUFFERS_BYTES = 16 << 20
 
 
@@ -122,7 +122,7 @@ def build_tree(
 
 
 def _defaults(s: Settings) -> Defaults:
-    """What is shown of entries whose attributes nobody has set."""
+    """Return the attributes of entries of which nobody has set any."""
     return Defaults(
         uid=os.getuid() if s.uid is None else s.uid,
         gid=os.getgid() if s.gid is None else s.gid,

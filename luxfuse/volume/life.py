@@ -62,7 +62,7 @@ class Cluster(Protocol):
         """A volume is about to be built, and exists for the block."""
 
     def serve(self, settings: Settings, parts: VolumeParts, /) -> None:
-        """The volume is built: what other nodes have left of writes can be brought to its store, until it ends."""
+        """The volume is built: writes that other nodes have left can be brought to its store, until it ends."""
 
     def enlisted(self, settings: Settings, parts: VolumeParts, /) -> AbstractContextManager[None]:
         """A volume takes part in the cluster for the block."""

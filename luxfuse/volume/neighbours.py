@@ -19,6 +19,6 @@ class Neighbours:
     peers: PeerSource | None = None
     """Asked for pages before the under-store is."""
     copies: Copies = field(default_factory=OneNode)
-    """What others hold of that which is cached here."""
+    """The copies at other nodes of objects that are cached here."""
     nodes: Nodes | None = None
     """Told of by ``luxfuse locate``."""

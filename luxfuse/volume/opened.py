@@ -1,4 +1,4 @@
-"""What is open of one under-store before its parts are built."""
+"""One under-store that is open, before its parts are built."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cache:
 
 
 class Local:
-    """What lies on this machine: the cache directories with their staging files, the index, the journal."""
+    """The state on this machine: the cache directories with their staging files, the index, the journal."""
 
     def __init__(self, caches: Sequence[Cache], index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
         """``caches``: the home directory first. ``clean``: the last run ended cleanly, with everything committed."""

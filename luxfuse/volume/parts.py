@@ -67,10 +67,10 @@ class VolumeParts:
 
     @property
     def writer(self) -> Writer:
-        """What opens files for writing."""
+        """Opens files for writing."""
         return self.writing.writer
 
     @property
     def writeback(self) -> WriteBack:
-        """What brings changes to the store."""
+        """Brings changes to the store."""
         return self.writing.writeback

@@ -39,7 +39,7 @@ from luxfuse.volume.opened import Cache, Opened
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What finds names and brings content from the store to programs."""
+    """The parts that find names and bring content from the store to programs."""
 
     policies: PathPolicies
     marks: MarkStore
@@ -58,7 +58,7 @@ class Reading:
 
 
 class _Rules:
-    """What the rules of the settings, and the marks made by commands, say of an object."""
+    """The rules of the settings, and the marks made by commands."""
 
     def __init__(self, policies: PathPolicies, marks: MarkStore) -> None:
         self._policies = policies

@@ -26,7 +26,7 @@ from luxfuse.workers import Threads
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """What brings changes from programs to the store."""
+    """The parts that bring changes from programs to the store."""
 
     uploader: Uploader
     recovered: Recovered

@@ -56,7 +56,7 @@ class SwimConfig(msgspec.Struct, frozen=True):
 
 
 class Counters:
-    """What happened since the start; see ``SwimStatistics``."""
+    """Counts of events since the start, of which `SwimStatistics` are made."""
 
     __slots__ = (
         "conflict",

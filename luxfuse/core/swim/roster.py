@@ -13,7 +13,7 @@ ALIVE, SUSPECT, DEAD, LEFT = MemberState
 
 
 class Peer:
-    """What we know of another node. Its info may be older than the incarnation in which it is suspect or dead."""
+    """Another node, as we know it. Its info may be older than the incarnation in which it is suspect or dead."""
 
     __slots__ = ("incarnation", "info", "info_incarnation", "mark", "round_trip_s", "since_s", "state", "suspicion")
 
