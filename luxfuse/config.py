@@ -17,7 +17,7 @@ import msgspec
 
 from luxfuse.config_sources import Given, from_environment, place_in_file, read_file
 from luxfuse.core.addresses import SEED_FILE
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.prices import Prices
 from luxfuse.core.rules import PathPolicy, PathRule
 from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SETTINGS, default
@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str
     mountpoint: str
-    cache_dirs: tuple[CacheDirectory, ...]
+    cache_dirs: tuple[CacheSetting, ...]
     state_dir: str
     free_space_ratio: float = default("free_space_ratio")
     memory_limit_bytes: int = default("memory_limit")
@@ -205,7 +205,7 @@ def _build(given: Mapping[str, Given], environ: Mapping[str, str], file: str | N
         for name, written in merged.items() if name not in ("state_dir", "cache_size")
     }  # fmt: skip
     if "cache_dirs" not in values:
-        values["cache_dirs"] = (CacheDirectory(_path(str(cache_root(environ)), "the home directory", directory)),)
+        values["cache_dirs"] = (CacheSetting(_path(str(cache_root(environ)), "the home directory", directory)),)
     size = _parse("cache_size", merged["cache_size"], file, directory) if "cache_size" in merged else None
     values["cache_dirs"] = _sized(values["cache_dirs"], size)
     chosen = merged["state_dir"].value if "state_dir" in merged else state_root(environ)
@@ -269,7 +269,7 @@ def _path(path: str, where: str, directory: str) -> str:
         raise ConfigError(f"{where}: {exc}") from None
 
 
-def _sized(directories: tuple[CacheDirectory, ...], size_bytes: int | None) -> tuple[CacheDirectory, ...]:
+def _sized(directories: tuple[CacheSetting, ...], size_bytes: int | None) -> tuple[CacheSetting, ...]:
     if size_bytes is None:
         return directories
     if len(directories) > 1:

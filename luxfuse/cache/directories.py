@@ -20,7 +20,7 @@ import trio
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.space import Space
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import ConfigError
 from luxfuse.index import lifecycle
 from luxfuse.index.objects import ALL_SEGMENTS, Objects

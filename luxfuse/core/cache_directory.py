@@ -14,7 +14,7 @@ MIB = 1 << 20
 _RATIOS = ("free_space_ratio", "high_watermark", "low_watermark")
 
 
-class CacheDirectory(msgspec.Struct, frozen=True):
+class CacheSetting(msgspec.Struct, frozen=True):
     """One cache directory. Bounded by ``size_bytes``, or by ``size_ratio`` of its file system, and by what is left free.
 
     When it is filled beyond ``high_watermark``, the coldest is moved away until ``low_watermark``, both parts of its size.
@@ -29,7 +29,7 @@ class CacheDirectory(msgspec.Struct, frozen=True):
     low_watermark: float = 0.98
 
 
-def parse_cache_dirs(written: Any) -> tuple[CacheDirectory, ...]:
+def parse_cache_dirs(written: Any) -> tuple[CacheSetting, ...]:
     """Return the directories of one text, or of a list of them. Raises ValueError, and TypeError for what is neither."""
     texts = written if isinstance(written, (list, tuple)) else [written]
     if not all(isinstance(text, str) for text in texts):
@@ -39,7 +39,7 @@ def parse_cache_dirs(written: Any) -> tuple[CacheDirectory, ...]:
     return tuple(parse_cache_dir(text) for text in texts)
 
 
-def parse_cache_dir(text: str) -> CacheDirectory:
+def parse_cache_dir(text: str) -> CacheSetting:
     """Return the directory of one text; its path may be relative. Raises ValueError with what is allowed."""
     path, *options = check_text(text).split(",")
     values: dict[str, Any] = {"path": path}
@@ -65,7 +65,7 @@ def parse_cache_dir(text: str) -> CacheDirectory:
                 f"{shown(option)} is not understood; write DIR,size=50GiB,tier=mem|ssd|hdd, and free_space_ratio, "
                 "high_watermark and low_watermark between 0 and 1 or in percent"
             )
-    directory = msgspec.convert(values, CacheDirectory)
+    directory = msgspec.convert(values, CacheSetting)
     if directory.low_watermark > directory.high_watermark:
         raise ValueError(f"{path}: low_watermark is above high_watermark; give a lower one")
     if directory.size_bytes is not None and directory.size_bytes < MIB:

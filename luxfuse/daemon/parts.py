@@ -40,7 +40,7 @@ def build(opened: Opened) -> Parts:
         source=safe_url(s.source),
         allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
-        cache_directories=[cache.directory.path for cache in opened.local.caches],
+        cache_directories=[claimed.directory.path for claimed in opened.local.directories],
     )
     p = build_tree(opened, shares.share(0), prober=session)
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)

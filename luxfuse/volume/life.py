@@ -18,7 +18,7 @@ import trio
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings, read_again
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count
 from luxfuse.errors import AccessDenied, BucketMissing, LuxError, MountError, NotFound
@@ -38,7 +38,7 @@ from luxfuse.understore.variables import variables
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.neighbours import Neighbours
-from luxfuse.volume.opened import Cache, Local, Opened
+from luxfuse.volume.opened import ClaimedDirectory, Local, Opened
 from luxfuse.volume.parts import VolumeParts
 
 log = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ class VolumeLife:
             async with self._claimed() as claimed:
                 home = claimed[0][1]
                 with self._journal(home) as journal:
-                    async with self._index(home, claimed) as (index, caches, beginning):
-                        yield store, Local(caches, index, journal, beginning.epoch, clean=beginning.clean), beginning
+                    async with self._index(home, claimed) as (index, directories, beginning):
+                        yield store, Local(directories, index, journal, beginning.epoch, clean=beginning.clean), beginning
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(store.close)
@@ -254,7 +254,7 @@ class VolumeLife:
     @asynccontextmanager
     async def _index(
         self, home: CacheDirectory, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
-    ) -> AsyncIterator[tuple[IndexStore, list[Cache], lifecycle.Beginning]]:
+    ) -> AsyncIterator[tuple[IndexStore, list[ClaimedDirectory], lifecycle.Beginning]]:
         path = self._path("index", home)
         try:
             index = IndexStore(path)
@@ -262,16 +262,16 @@ class VolumeLife:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:
             beginning = await lifecycle.begin(index)
-            caches: list[Cache] = []
+            directories: list[ClaimedDirectory] = []
             for setting, directory in claimed:
                 known = lifecycle.number_of(
-                    index, str(directory.path), directory.identity, {cache.number for cache in caches}
+                    index, str(directory.path), directory.identity, {each.number for each in directories}
                 )
                 if not known.same:
                     await Objects(index).clear(known.number)
                     await trio.to_thread.run_sync(directory.doom_all)
-                caches.append(Cache(setting, directory, known.number))
-            yield index, caches, beginning
+                directories.append(ClaimedDirectory(setting, directory, known.number))
+            yield index, directories, beginning
             with trio.CancelScope(shield=True):
                 await lifecycle.end(index)
         except OSError as exc:

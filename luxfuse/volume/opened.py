@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from luxfuse.config import Settings
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.index.journal import Journal
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
@@ -18,7 +18,7 @@ from luxfuse.volume.neighbours import Neighbours
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class ClaimedDirectory:
     """A cache directory in use, as the user wrote it, and its number in the index."""
 
     setting: CacheSetting
@@ -29,15 +29,17 @@ class Cache:
 class Local:
     """The state on this machine: the cache directories with their staging files, the index, the journal."""
 
-    def __init__(self, caches: Sequence[Cache], index: IndexStore, journal: Journal, epoch: int, *, clean: bool) -> None:
-        """``caches``: the home directory first. ``clean``: the last run ended cleanly, with everything committed."""
-        self.caches = caches
-        self.directory = caches[0].directory
+    def __init__(
+        self, directories: Sequence[ClaimedDirectory], index: IndexStore, journal: Journal, epoch: int, *, clean: bool
+    ) -> None:
+        """``directories``: the home directory first. ``clean``: the last run ended cleanly, with everything committed."""
+        self.directories = directories
+        self.directory = directories[0].directory
         self.index = index
         self.journal = journal
         self.epoch = epoch
         self.clean = clean
-        self.staging = Staging(self.directory, [cache.directory for cache in caches[1:]])
+        self.staging = Staging(self.directory, [claimed.directory for claimed in directories[1:]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from luxfuse.cache.placing import Placing
 from luxfuse.cache.space import Shared, Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.config import Settings
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.names import path_of
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
@@ -34,7 +34,7 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.volume.opened import Cache, Opened
+from luxfuse.volume.opened import ClaimedDirectory, Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def build_reading(
     trimmer = Trimmer(cache.contents, objects)
 
     def make_space(setting: CacheSetting, directory: CacheDirectory, number: int) -> Space:
-        return _space(s, objects, cache.contents, trimmer, Cache(setting, directory, number))
+        return _space(s, objects, cache.contents, trimmer, ClaimedDirectory(setting, directory, number))
 
-    hierarchy.begin([make_space(each.setting, each.directory, each.number) for each in local.caches])
+    hierarchy.begin([make_space(each.setting, each.directory, each.number) for each in local.directories])
     mover = Mover(cache.contents, objects, cache.budget, lambda key: policies.of(path_of(key)).read_mode == "cache-promote")
     directories = Directories(
         contents=cache.contents,
@@ -168,20 +168,20 @@ def build_reading(
     )  # fmt: skip
 
 
-def _space(s: Settings, objects: Objects, contents: Contents, trimmer: Trimmer, cache: Cache) -> Space:
-    ratio = cache.setting.free_space_ratio
+def _space(s: Settings, objects: Objects, contents: Contents, trimmer: Trimmer, claimed: ClaimedDirectory) -> Space:
+    ratio = claimed.setting.free_space_ratio
     return Space(
-        cache.directory, objects, contents.hierarchy.shared, contents, trimmer,
-        number=cache.number, tier=cache.setting.tier,
-        policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(cache),
+        claimed.directory, objects, contents.hierarchy.shared, contents, trimmer,
+        number=claimed.number, tier=claimed.setting.tier,
+        policy=POLICIES[s.eviction_policy](), capacity_bytes=_capacity_bytes(claimed),
         free_space_ratio=s.free_space_ratio if ratio is None else ratio,
-        high_watermark=cache.setting.high_watermark, low_watermark=cache.setting.low_watermark,
+        high_watermark=claimed.setting.high_watermark, low_watermark=claimed.setting.low_watermark,
         writable=s.read_mode != "no-cache" or any(rule.read_mode for rule in s.path_rules),
     )  # fmt: skip
 
 
-def _capacity_bytes(cache: Cache) -> int | None:
-    setting = cache.setting
+def _capacity_bytes(claimed: ClaimedDirectory) -> int | None:
+    setting = claimed.setting
     if setting.size_ratio is None:
         return setting.size_bytes
-    return int(cache.directory.space().total_bytes * setting.size_ratio)
+    return int(claimed.directory.space().total_bytes * setting.size_ratio)

@@ -13,7 +13,7 @@ import trio
 
 from luxfuse.cache import mover
 from luxfuse.cache.sweep import sweep
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from tests.crash.lives import Kill, Killer
 from tests.support.harness import Mount, Options, mounted, pages
 from tests.support.tiers import acquire, consistent, space, store, tier
@@ -30,8 +30,8 @@ def _in_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options() -> Options:
-    mem = CacheDirectory("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
-    hdd = CacheDirectory("hdd", pages(8), "hdd", high_watermark=1.0, low_watermark=1.0)
+    mem = CacheSetting("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
+    hdd = CacheSetting("hdd", pages(8), "hdd", high_watermark=1.0, low_watermark=1.0)
     # Nothing is committed but by the test.
     return Options(capacity_bytes=pages(8), more_caches=(mem, hdd), whole_file_bytes=pages(4), flusher=False)
 

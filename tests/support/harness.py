@@ -28,7 +28,7 @@ from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings, WriteMode
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.index import lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
@@ -54,7 +54,7 @@ from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.assembly import build_tree
 from luxfuse.volume.neighbours import Neighbours
-from luxfuse.volume.opened import Cache, Local, Opened
+from luxfuse.volume.opened import ClaimedDirectory, Local, Opened
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.writing import Writing
 from tests.support.fake_kernel import FakeKernel
@@ -294,13 +294,13 @@ async def mounted(
         index = IndexStore(path / "index")
         stack.callback(index.close)
         beginning = await lifecycle.begin(index)
-        caches: list[Cache] = []
+        caches: list[ClaimedDirectory] = []
         for setting, directory in zip(settings.cache_dirs, directories, strict=True):
             known = lifecycle.number_of(index, str(directory.path), directory.identity, {cache.number for cache in caches})
             if not known.same:
                 await Objects(index).clear(known.number)
                 directory.doom_all()
-            caches.append(Cache(setting, directory, known.number))
+            caches.append(ClaimedDirectory(setting, directory, known.number))
         local = Local(caches, index, journal, beginning.epoch, clean=beginning.clean)
         stack.callback(local.staging.close)
         durable = Durable(index, journal, local.staging)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from luxfuse import config
 from luxfuse.config import Settings, attached, build
 from luxfuse.config_sources import parse_pairs
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.rules import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
 from luxfuse.errors import ConfigError
@@ -52,17 +52,17 @@ def test_precedence(tmp_path: Path) -> None:
         ({"uid": "1000"}, "uid", 1000),
         ({"allow_other": "true"}, "allow_other", True),
         ({"allow_other": True}, "allow_other", True),
-        ({"cache_dir": "/c,size=1GiB,tier=hdd"}, "cache_dirs", (CacheDirectory("/c", 1 << 30, "hdd"),)),
-        ({"cache_dir": ["/c"], "cache_size": "2GiB"}, "cache_dirs", (CacheDirectory("/c", 2 << 30, "ssd"),)),
+        ({"cache_dir": "/c,size=1GiB,tier=hdd"}, "cache_dirs", (CacheSetting("/c", 1 << 30, "hdd"),)),
+        ({"cache_dir": ["/c"], "cache_size": "2GiB"}, "cache_dirs", (CacheSetting("/c", 2 << 30, "ssd"),)),
         (
             {"cache_dir": "/c,size=90%,low_watermark=70%,high_watermark=0.8,free_space_ratio=5%"},
             "cache_dirs",
-            (CacheDirectory("/c", None, "ssd", 0.9, 0.05, 0.8, 0.7),),
+            (CacheSetting("/c", None, "ssd", 0.9, 0.05, 0.8, 0.7),),
         ),
         (
             {"cache_dir": ["/m,tier=mem,size=1GiB", "/s"]},
             "cache_dirs",
-            (CacheDirectory("/m", 1 << 30, "mem"), CacheDirectory("/s")),
+            (CacheSetting("/m", 1 << 30, "mem"), CacheSetting("/s")),
         ),
         ({"mountpoint": "/a/b/"}, "mountpoint", "/a/b"),
         ({"storage_options": {"n": 1}}, "storage_options", {"n": "1"}),

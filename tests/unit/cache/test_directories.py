@@ -12,9 +12,9 @@ import trio
 
 from luxfuse.cache import mover
 from luxfuse.cache.placing import Placing
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import ConfigError
-from luxfuse.tiers.directory import CacheDirectory as Claimed
+from luxfuse.tiers.directory import CacheSetting as Claimed
 from tests.support.harness import Mount, Options, mounted, pages, until
 from tests.support.tiers import acquire, consistent, space, store, tier
 
@@ -25,16 +25,16 @@ def _at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luxfuse.cache.directories.POLL_S", 0.01)
 
 
-def setting(path: Path | str, capacity: float, name: str = "mem") -> CacheDirectory:
-    return CacheDirectory(str(path), pages(capacity), name, high_watermark=1.0, low_watermark=1.0)  # type: ignore[arg-type]
+def setting(path: Path | str, capacity: float, name: str = "mem") -> CacheSetting:
+    return CacheSetting(str(path), pages(capacity), name, high_watermark=1.0, low_watermark=1.0)  # type: ignore[arg-type]
 
 
-def options(*more: CacheDirectory, **changes: object) -> Options:
+def options(*more: CacheSetting, **changes: object) -> Options:
     given = {"capacity_bytes": pages(8), "more_caches": more, "whole_file_bytes": pages(4), **changes}
     return Options(**given)  # type: ignore[arg-type]
 
 
-def home(tmp_path: Path) -> CacheDirectory:
+def home(tmp_path: Path) -> CacheSetting:
     return setting(tmp_path / "cache", 8, "ssd")
 
 

@@ -14,7 +14,7 @@ import trio
 from luxfuse.cache import budget, mover
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.errors import Stale
@@ -179,7 +179,7 @@ class Everybody:
                 await self.m.directories.drain(s)
                 await trio.sleep(0.01)
                 assert s.capacity_bytes is not None
-                await self.m.directories.add(CacheDirectory(s.directory.name, s.capacity_bytes, s.tier))
+                await self.m.directories.add(CacheSetting(s.directory.name, s.capacity_bytes, s.tier))
 
     async def look_for_damage(self) -> None:
         """There is none, whatever goes on meanwhile."""
@@ -215,8 +215,8 @@ async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, 
         whole_file_bytes=pages(4),
         memory_bytes=pages(6),
         more_caches=(
-            CacheDirectory("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
-            CacheDirectory("hdd", pages(12), "hdd", high_watermark=0.9, low_watermark=0.7),
+            CacheSetting("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
+            CacheSetting("hdd", pages(12), "hdd", high_watermark=0.9, low_watermark=0.7),
         ),
         room_timeout_s=20.0,
     )
@@ -282,8 +282,8 @@ async def test_capacities_hold_under_16_writers_and_16_readers(tmp_path: Path) -
         write_mode="async-through",
         room_timeout_s=40.0,
         more_caches=(
-            CacheDirectory("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
-            CacheDirectory("hdd", pages(8), "hdd", high_watermark=0.9, low_watermark=0.7),
+            CacheSetting("mem", pages(6), "mem", high_watermark=0.9, low_watermark=0.6),
+            CacheSetting("hdd", pages(8), "hdd", high_watermark=0.9, low_watermark=0.7),
         ),
     )
     with trio.fail_after(60):

@@ -18,14 +18,14 @@ from luxfuse.cache import disk, mover
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import sweep
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.index.names import ROOT_INODE
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, pages, random_bytes, until
 from tests.support.tiers import acquire, consistent, space, store, tier
 
-MEM = CacheDirectory("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
-HDD = CacheDirectory("hdd", pages(16), "hdd", high_watermark=1.0, low_watermark=1.0)
+MEM = CacheSetting("mem", pages(4), "mem", high_watermark=1.0, low_watermark=0.5)
+HDD = CacheSetting("hdd", pages(16), "hdd", high_watermark=1.0, low_watermark=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ async def test_the_lowest_tier_makes_room_when_all_are_full(tmp_path: Path) -> N
 
 async def test_what_is_above_the_high_watermark_moves_down_the_coldest_first(tmp_path: Path) -> None:
     driver = store(8)
-    cold = CacheDirectory("mem", pages(4), "mem", high_watermark=0.75, low_watermark=0.5)
+    cold = CacheSetting("mem", pages(4), "mem", high_watermark=0.75, low_watermark=0.5)
     async with mounted(tmp_path, driver, options(more_caches=(cold, HDD))) as m:
         await read_all(m, 4)
         m.files.backings.note_touched()
@@ -89,7 +89,7 @@ async def test_what_is_above_the_high_watermark_moves_down_the_coldest_first(tmp
 
 async def test_the_lowest_tier_is_freed_ahead_of_need(tmp_path: Path) -> None:
     driver = store(8)
-    lowest = CacheDirectory("hdd", pages(4), "hdd", high_watermark=0.75, low_watermark=0.5)
+    lowest = CacheSetting("hdd", pages(4), "hdd", high_watermark=0.75, low_watermark=0.5)
     async with mounted(tmp_path, driver, options(more_caches=(lowest,), capacity_bytes=pages(4))) as m:
         await read_all(m, 8)
         assert space(m, "hdd").evictions == 0
@@ -467,7 +467,7 @@ async def test_a_directory_that_fails_in_a_move_ends_nothing_but_that(
 
         with monkeypatch.context() as patch:
             at_step(patch, "relocate.copied", lambda: None)
-            patch.setattr(f"luxfuse.tiers.directory.CacheDirectory.{failing}", fail)
+            patch.setattr(f"luxfuse.tiers.directory.CacheSetting.{failing}", fail)
             if failing == "forget_arrival":
                 at_step(patch, "relocate.copied", lambda: acquire(m, "k00").pages.remove(0))
             moved = await m.mover.move(oid, space(m, "hdd"))

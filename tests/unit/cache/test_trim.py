@@ -14,7 +14,7 @@ import trio
 from luxfuse.cache import disk, trim
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
-from luxfuse.core.cache_directory import CacheDirectory
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.tiers import directory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until
@@ -280,7 +280,7 @@ async def test_a_page_that_is_written_but_not_recorded_yet_survives_the_loss_of_
 async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path, merciless: None) -> None:
     driver = one(pages(2))
     data = driver.objects["large"][0]
-    more = (CacheDirectory("hdd", pages(12), "hdd"),)
+    more = (CacheSetting("hdd", pages(12), "hdd"),)
     async with mounted(tmp_path, driver, memory_bytes=pages(8), passthrough=False, more_caches=more) as m:
         obj = m.cache.acquire("large", driver.objects["large"][1], len(data))
         await m.cache.fetch_whole(obj)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.core.cache_directory import CacheDirectory as CacheSetting
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.index.objects import TOTALS, standing_key, totals_key
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.orders import check
