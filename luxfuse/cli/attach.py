@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.progress import Display
 from luxfuse.cli.targets import by_mount, failed
+from luxfuse.configuration import building
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
 
@@ -30,8 +30,8 @@ def attach(
     settings: Mapping[str, Any],
 ) -> int:
     """Show SOURCE at PATH inside a mount, now and at every later mount. Other options are as for the mount."""
-    chosen = config.for_attached(settings, parse_options(options or []))
-    source = config.checked_source(source)
+    chosen = building.for_attached(settings, parse_options(options or []))
+    source = building.checked_source(source)
     record, inside = _inside(path)
     try:
         notes = ControlClient(record.socket_path, DEADLINE_S).attach(source, inside, chosen)

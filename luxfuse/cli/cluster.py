@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed, printable
 from luxfuse.cli.report import AsJson, ask_status, print_json
 from luxfuse.cli.targets import mount_at
+from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 
 app = typer.Typer(help="Mounts on many machines that share their caches.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def _status_of(mountpoint: str | None) -> dict[str, Any]:
         if not document.get("node"):
             raise CommandFailed(f"{document['mountpoint']} is in no cluster; mount it with --cluster-key-file FILE")
         return document
-    documents = [ask_status(record) for record in registry.list_mounts(config.state_root()) if record.alive]
+    documents = [ask_status(record) for record in registry.list_mounts(state_root()) if record.alive]
     documents = [document for document in documents if document.get("node")]
     if not documents:
         raise CommandFailed("no mount of this user is in a cluster; mount one with --cluster-key-file FILE")

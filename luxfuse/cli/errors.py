@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from luxfuse import config
+from luxfuse.configuration.roots import state_root
 from luxfuse.errors import ConfigError
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -34,7 +34,7 @@ def say_unexpected(exc: BaseException) -> None:
     import traceback
 
     try:
-        log = config.state_root() / "command-errors.log"
+        log = state_root() / "command-errors.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8", errors="backslashreplace") as f:
             log.chmod(0o600)

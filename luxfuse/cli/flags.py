@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse.config_sources import parse_pairs
+from luxfuse.configuration.sources import parse_pairs
 from luxfuse.core.settings import SETTINGS, Setting
 
 Command = Callable[..., int]

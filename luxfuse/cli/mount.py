@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from luxfuse import config
 from luxfuse.cli import launch
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
+from luxfuse.configuration import building
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.places import check_places
 
@@ -36,7 +36,7 @@ def mount(
 
 def start(flags: Mapping[str, Any], options: Mapping[str, Any], config_file: str | None = None) -> int:
     """Merge flags over ``-o`` options over the environment and the file, and start the daemon. Raises LuxError."""
-    settings = config.build(flags, file=config_file, options=options)
+    settings = building.build(flags, file=config_file, options=options)
     settings = msgspec.structs.replace(settings, mountpoint=mounts.resolve(settings.mountpoint))
     check_places(settings)
     if settings.foreground:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from luxfuse.cli.errors import UsageError, say
-from luxfuse.config_sources import parse_pairs
+from luxfuse.configuration.sources import parse_pairs
 from luxfuse.core.settings import BY_NAME, SETTINGS, Setting
 from luxfuse.core.units import shown
 from luxfuse.core.values import nearest

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.cli.targets import by_mount, failed, mount_at
+from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
@@ -43,7 +43,7 @@ def status(
             render.show_status(document)
         return 0
     documents, failures = [], []
-    for record in registry.list_mounts(config.state_root()):
+    for record in registry.list_mounts(state_root()):
         try:
             documents.append(ask_status(mount_at(record.mountpoint)))
         except CommandFailed as exc:
@@ -65,7 +65,7 @@ def status(
 def list_(as_json: AsJson = False) -> int:
     """List the mounts of this user."""
     rows = []
-    for record in registry.list_mounts(config.state_root()):
+    for record in registry.list_mounts(state_root()):
         row: dict[str, Any] = {
             "mountpoint": record.mountpoint,
             "source": record.source,

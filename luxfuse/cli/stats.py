@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed
 from luxfuse.cli.targets import failed, mount_at
+from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
@@ -128,7 +128,7 @@ def stats(
     if mountpoint is not None:
         records = [mount_at(mountpoint)]
     else:
-        records = [record for record in registry.list_mounts(config.state_root()) if record.alive]
+        records = [record for record in registry.list_mounts(state_root()) if record.alive]
     if not records:
         raise CommandFailed("no mount is running; see: luxfuse list")
     samplers = [Sampler() for _ in records]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed
+from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.units import shown
@@ -15,7 +15,7 @@ from luxfuse.fuse import mountpoint as mounts
 
 def mount_at(path: str) -> MountRecord:
     """Return the mount at ``path``. Raises `CommandFailed` if that is no mountpoint, or its daemon is dead."""
-    record = registry.find(config.state_root(), path)
+    record = registry.find(state_root(), path)
     if record is not None and mounts.resolve(path) != record.mountpoint:
         raise CommandFailed(f"{path} is not a mountpoint; the mount that it is in is {record.mountpoint}")
     return _alive(record, path)
@@ -23,7 +23,7 @@ def mount_at(path: str) -> MountRecord:
 
 def mount_around(path: str) -> MountRecord:
     """Return the mount at or around ``path``. Raises `CommandFailed` if there is none, or its daemon is dead."""
-    return _alive(registry.find(config.state_root(), path), path)
+    return _alive(registry.find(state_root(), path), path)
 
 
 def _alive(record: MountRecord | None, path: str) -> MountRecord:
@@ -39,7 +39,7 @@ def _alive(record: MountRecord | None, path: str) -> MountRecord:
 
 def by_mount(paths: Iterable[str]) -> list[tuple[MountRecord, list[str]]]:
     """Return the paths relative to their mounts, by mount; "" is the mountpoint itself. Raises `CommandFailed`."""
-    known = sorted(registry.list_mounts(config.state_root()), key=lambda record: len(record.mountpoint), reverse=True)
+    known = sorted(registry.list_mounts(state_root()), key=lambda record: len(record.mountpoint), reverse=True)
     mounted = list(mounts.read_mounts())
     found: dict[str, tuple[MountRecord, list[str]]] = {}
     for path in paths:

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse import config
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.cli.progress import Display, left_text
+from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
@@ -46,7 +46,7 @@ def unmount(
 ) -> int:
     """Bring what was written to the under-store, unmount, and wait until the daemon has ended."""
     where = mounts.resolve(mountpoint)
-    state_dir = config.state_root()
+    state_dir = state_root()
     record = next((each for each in registry.list_mounts(state_dir) if each.mountpoint == where), None)
     mounted = _is_mounted(where)
     if record is None and not mounted:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import trio
 
-from luxfuse import config
 from luxfuse.config import Settings
+from luxfuse.configuration import building
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.daemon.attached_file import AttachedFile, Record, Recorded
 from luxfuse.daemon.leaving import bring_up, insist_on_idle
@@ -118,7 +118,7 @@ class Attachments:
     async def attach(self, base: Settings, source: str, path: str, options: Mapping[str, Any]) -> list[str]:
         """Serve ``source`` at ``path``. Raises `LuxError` with one line."""
         self._settings = base
-        settings = config.attached(self._settings, source, options)
+        settings = building.attached(self._settings, source, options)
         await trio.to_thread.run_sync(check_places, settings)
         self._check(path, settings)
         record = Record(path=path, source=source, options=dict(options), number=self._next_number())
@@ -319,7 +319,7 @@ class Attachments:
         for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):
             settings = msgspec.structs.replace(self._settings, source=record.source)
             with contextlib.suppress(ConfigError):  # which is told when it is tried
-                settings = config.attached(self._settings, record.source, record.options)
+                settings = building.attached(self._settings, record.source, record.options)
             a = self._attached[record.path] = _Attached(record, settings, Volume(record.number), "unreachable")
             await self._try(a)
             for line in a.notes:
@@ -336,7 +336,7 @@ class Attachments:
             try:
                 if not a.hung:
                     await self._hang(a)
-                a.settings = config.attached(self._settings, a.record.source, a.record.options)
+                a.settings = building.attached(self._settings, a.record.source, a.record.options)
                 if a.settings.source_id == self._settings.source_id:
                     raise MountError(f"{safe_url(a.record.source)} is what the mount itself shows now; detach it")
                 await self._start(a)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from luxfuse import config
 from luxfuse.config import Settings
+from luxfuse.configuration import building
 from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
 from luxfuse.daemon.running import Running
@@ -69,11 +69,11 @@ class Reloader:
         return ["credentials"] if changed else []
 
     async def _reload(self, old: Settings) -> list[str]:
-        new = await trio.to_thread.run_sync(config.read_again, old)
+        new = await trio.to_thread.run_sync(building.read_again, old)
         changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
         secrets = with_secrets(old.storage_options, new.storage_options) == new.storage_options
         if fixed := [
-            config.written_name(name)
+            building.written_name(name)
             for name in changed
             if name not in LIVE and not (name == "storage_options" and secrets)
         ]:
@@ -87,7 +87,7 @@ class Reloader:
                 await self._renew(new.driver_options)
         await self._apply(new, set(changed))
         self._running.settings = new
-        names = [config.written_name(name) for name in changed]
+        names = [building.written_name(name) for name in changed]
         log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
         return names
 

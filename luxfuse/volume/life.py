@@ -17,7 +17,8 @@ import trio
 
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
-from luxfuse.config import Settings, read_again
+from luxfuse.config import Settings
+from luxfuse.configuration.building import read_again
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count

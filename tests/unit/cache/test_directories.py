@@ -14,7 +14,7 @@ from luxfuse.cache import mover
 from luxfuse.cache.placing import Placing
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import ConfigError
-from luxfuse.tiers.directory import CacheSetting as Claimed
+from luxfuse.tiers.directory import CacheDirectory
 from tests.support.harness import Mount, Options, mounted, pages, until
 from tests.support.tiers import acquire, consistent, space, store, tier
 
@@ -78,7 +78,7 @@ async def test_what_is_known_of_a_directory_is_warm_when_it_is_added(tmp_path: P
 async def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
     async with mounted(tmp_path, store(2), options(setting("mem", 2))) as m:
         (tmp_path / "file").write_text("no directory")
-        other = Claimed(tmp_path / "staged", "source")
+        other = CacheDirectory(tmp_path / "staged", "source")
         other.close()
         (other.path / "staging" / f"{7:016x}").write_text("changed")
         for path, reason in (("file", "give a directory"), ("staged", "1 changed files"), ("mem", "in use already")):
@@ -91,7 +91,7 @@ async def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
         assert not space(m, "mem").draining
         await read_all(m, 2)
         for path in ("new", "staged"):
-            again = Claimed(tmp_path / path, "source")
+            again = CacheDirectory(tmp_path / path, "source")
             assert again.slot == "source", "its lock was kept"
             again.close()
 
@@ -110,7 +110,7 @@ async def test_what_fails_afterwards_takes_back_what_was_added(tmp_path: Path) -
         assert counts == [3]
         await until(lambda: len(list(m.hierarchy)) == 2)
         assert not space(m, "mem").draining
-        again = Claimed(tmp_path / "new", "source")
+        again = CacheDirectory(tmp_path / "new", "source")
         assert again.slot == "source", "its lock was kept"
         again.close()
         await read_all(m, 2)
@@ -138,7 +138,7 @@ async def test_draining_moves_what_has_room_and_drops_the_rest(tmp_path: Path) -
         assert m.hierarchy.home.ledger.used_bytes == pages(7)
         assert not list(mem.directory.stored())
         consistent(m)
-        again = Claimed(tmp_path / "mem", "source")
+        again = CacheDirectory(tmp_path / "mem", "source")
         assert again.slot == "source", "its lock was kept"
         again.close()
         await read_all(m, 10)

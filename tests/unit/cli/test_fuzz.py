@@ -21,7 +21,8 @@ import trio
 from hypothesis import strategies as st
 
 from luxfuse.cli import command_line, fstab, launch, main, stats, unmount
-from luxfuse.config import Settings, build
+from luxfuse.config import Settings
+from luxfuse.configuration.building import build
 from luxfuse.control import registry, server
 from luxfuse.control.http import Request
 from luxfuse.core.settings import SETTINGS

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from luxfuse.cli import launch, main
-from luxfuse.config import Settings, build
+from luxfuse.config import Settings
+from luxfuse.configuration.building import build
 from luxfuse.core.settings import EVERYWHERE, SETTINGS, Setting
 
 SAMPLES = {

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from luxfuse import config
 from luxfuse.config import Settings
+from luxfuse.configuration import building
 from luxfuse.control import registry
 from luxfuse.errors import MountError
 
 
 def settings_for(tmp_path: Path, mountpoint: str = "/nowhere/bucket") -> Settings:
     flags = {"source": "s3://bucket", "mountpoint": mountpoint, "state_dir": str(tmp_path / "state")}
-    return config.build(flags, environ={})
+    return building.build(flags, environ={})
 
 
 def test_a_claim_is_exclusive_and_listed(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_find_takes_the_innermost_mount(tmp_path: Path) -> None:
 
 def test_a_killed_daemon_leaves_a_dead_record(tmp_path: Path) -> None:
     program = (
-        "import sys; from luxfuse import config; from luxfuse.control import registry\n"
-        "c = registry.claim(config.build({'source': 's3://b', 'mountpoint': '/n/a', 'state_dir': sys.argv[1]}, {}))\n"
+        "import sys; from luxfuse.configuration import building; from luxfuse.control import registry\n"
+        "c = registry.claim(building.build({'source': 's3://b', 'mountpoint': '/n/a', 'state_dir': sys.argv[1]}, {}))\n"
         "print('claimed', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(

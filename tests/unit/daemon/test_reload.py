@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from luxfuse.config import build
+from luxfuse.configuration.building import build
 from luxfuse.daemon import reload
 from luxfuse.errors import ConfigError
 
@@ -31,7 +31,7 @@ async def test_secrets_stay_if_a_cache_directory_cannot_be_used(monkeypatch: pyt
     old = build({**FLAGS, "storage_options": {"key": "a", "secret": "b"}}, {})
     new = build({**FLAGS, "cache_dir": ["/c", "/new"], "storage_options": {"key": "other", "secret": "b"}}, {})
     old, new = (structs.replace(each, config_file="/f.toml", given={}) for each in (old, new))
-    monkeypatch.setattr(reload.config, "read_again", lambda _old: new)
+    monkeypatch.setattr(reload.building, "read_again", lambda _old: new)
     monkeypatch.setattr(reload, "_check_places", lambda _new: None)
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.config import build
+from luxfuse.configuration.building import build
 from luxfuse.errors import ConfigError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.places import check_places

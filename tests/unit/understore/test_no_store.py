@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.config import build
+from luxfuse.configuration.building import build
 from luxfuse.errors import MountError, NoStore, StoreError
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.config import build
+from luxfuse.configuration.building import build
 from luxfuse.errors import AccessDenied, MountError, StoreUnavailable
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.protocols import scheme_fault

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from luxfuse.config import build
+from luxfuse.configuration.building import build
 from luxfuse.errors import MountError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.tiers.staging import SPARES

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luxfuse import config
-from luxfuse.config import Settings, attached, build
-from luxfuse.config_sources import parse_pairs
+from luxfuse.config import Settings
+from luxfuse.configuration import building
+from luxfuse.configuration.building import attached, build
+from luxfuse.configuration.roots import state_root
+from luxfuse.configuration.sources import parse_pairs
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.rules import PathRule
 from luxfuse.core.units import format_size, parse_duration, parse_size
@@ -224,11 +226,11 @@ def test_the_mount_id_depends_on_the_mountpoint_alone() -> None:
 
 
 def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.state_root({"LUXFUSE_STATE_DIR": "/s"}) == Path("/s")
+    assert state_root({"LUXFUSE_STATE_DIR": "/s"}) == Path("/s")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert config.state_root({}) == Path("/var/lib/luxfuse")
+    assert state_root({}) == Path("/var/lib/luxfuse")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert config.state_root({"XDG_STATE_HOME": "/x"}) == Path("/x/luxfuse")
+    assert state_root({"XDG_STATE_HOME": "/x"}) == Path("/x/luxfuse")
 
 
 @pytest.mark.parametrize(
@@ -299,19 +301,19 @@ def test_bandwidth_limits_of_rules() -> None:
 # -- attached under-stores
 
 
-def test_an_attached_store_is_as_the_mount_but_for_where_it_is_and_what_it_is_told() -> None:
+def test_an_attached_store_is_as_the_mount_but_for_its_place_and_its_options() -> None:
     base = made(
         endpoint_url="http://secret:9000", storage_options={"key": "k"}, driver="fsspec", metadata_ttl="7s", umask="077",
         write_mode="async-through", path=[{"pattern": "*.tmp", "write_mode": "must-cache"}], cache_size="5GiB",
     )  # fmt: skip
-    plain = config.attached(base, "s3://other", {})
+    plain = building.attached(base, "s3://other", {})
     changed = {"source", "endpoint_url", "storage_options", "driver", "path_rules"}
     for name in Settings.__struct_fields__:
         assert (getattr(plain, name) == getattr(base, name)) is (name not in changed), name
     assert plain.endpoint_url is None
     assert plain.storage_options == {}
     options = {"metadata_ttl": "9s", "read_only": True, "cache_size": "1GiB", "driver": "auto"}
-    own = config.attached(base, "s3://other", options)
+    own = building.attached(base, "s3://other", options)
     assert (own.metadata_ttl_s, own.read_only, own.cache_dirs[0].size_bytes) == (9.0, True, 1 << 30)
     assert own.cache_dirs[0].path == base.cache_dirs[0].path
     assert own.source_id != base.source_id
@@ -328,7 +330,7 @@ def test_content_of_two_servers_is_never_taken_for_one_another() -> None:
 
 
 def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
-    assert config.attached(made(read_only=True), "s3://other", {"read_only": False}).read_only
+    assert building.attached(made(read_only=True), "s3://other", {"read_only": False}).read_only
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_what_is_attached_to_a_read_only_mount_is_read_only() -> None:
 )
 def test_wrong_options_of_an_attached_store(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        config.attached(made(), "s3://other", options)
+        building.attached(made(), "s3://other", options)
 
 
 def test_files_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -384,7 +386,7 @@ def test_relative_paths_mean_the_same_when_the_file_is_read_again(monkeypatch: p
         settings = build(flags, file="luxfuse.toml")
         assert settings.config_file == f"{tmp_path}/luxfuse.toml"
         monkeypatch.chdir("/")
-        assert config.read_again(settings) == settings
+        assert building.read_again(settings) == settings
         monkeypatch.chdir(tmp_path)
 
 
@@ -413,7 +415,7 @@ def test_files_that_storage_options_name_are_those_of_the_working_directory(monk
     assert made(storage_options=options).storage_options == wanted
     for word in ("False", "on", "/etc/ca.pem", "~/ca.pem"):
         assert made(storage_options={"verify": word}).storage_options == {"verify": word}
-    attached = config.for_attached({"storage_options": {"verify": "ca.pem", "key": "k"}}, {})
+    attached = building.for_attached({"storage_options": {"verify": "ca.pem", "key": "k"}}, {})
     assert attached["storage_options"] == {"verify": f"{tmp_path}/ca.pem", "key": "k"}
 
 
