@@ -183,7 +183,7 @@ def _reads(p: VolumeParts) -> dict[str, int]:
 
 
 def _understore(p: VolumeParts) -> dict[str, int]:
-    st = p.store.tally.statistics()
+    st = p.store.counters.statistics()
     return {
         "gets": st.gets,
         "heads": st.heads,
@@ -228,10 +228,10 @@ def _names(p: VolumeParts) -> dict[str, int]:
 
 
 def _latencies(each: Sequence[VolumeParts]) -> dict[str, Histogram]:
-    kinds = {kind for parts in each for kind in parts.store.tally.latency}
+    kinds = {kind for parts in each for kind in parts.store.counters.latency}
     found: dict[str, Histogram] = {}
     for kind in sorted(kinds):
-        histograms = [parts.store.tally.latency[kind] for parts in each if kind in parts.store.tally.latency]
+        histograms = [parts.store.counters.latency[kind] for parts in each if kind in parts.store.counters.latency]
         counts = [sum(column) for column in zip(*(h.counts for h in histograms), strict=True)]
         found[kind] = Histogram(counts, sum(h.sum_s for h in histograms))
     return found

@@ -115,7 +115,7 @@ class Watch:
 
     def stalled_s(self, left: int, error: str | None) -> float:
         """Return for how long neither ``left`` went down nor bytes were sent, in seconds."""
-        now, statistics = trio.current_time(), self._store.tally.statistics()
+        now, statistics = trio.current_time(), self._store.counters.statistics()
         # A part may take minutes on a slow line: only after a failure is waiting for an answer no progress.
         sending = error is None and statistics.in_flight > 0
         if self._left is None or left < self._left or statistics.put_bytes != self._put_bytes or sending:
@@ -234,7 +234,7 @@ class Backlog:
             tally.bytes,
             tally.deletes,
             tally.open_files,
-            self._store.tally.statistics().put_bytes,
+            self._store.counters.statistics().put_bytes,
             watch.stalled_s(tally.files + tally.deletes, error),
             error,
             not tally.due,
@@ -339,7 +339,7 @@ class Backlog:
             sum(_size_of(d) for d in entries),
             len(state.left) - len(entries),
             0,
-            self._store.tally.statistics().put_bytes,
+            self._store.counters.statistics().put_bytes,
             stalled_s,
             error,
             not state.left,

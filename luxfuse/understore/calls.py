@@ -73,7 +73,7 @@ class Calls(Submissions):
     @property
     def reachable(self) -> bool:
         """Whether the store answered last, rather than timing out or refusing connections."""
-        return self.tally.state == "up"
+        return self.counters.state == "up"
 
     async def call(
         self,
@@ -99,14 +99,14 @@ class Calls(Submissions):
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
-        self.tally.in_flight += 1
+        self.counters.in_flight += 1
         try:
             if throttle is not None:
                 await throttle.wait(size_bytes)
             retry_until_s = self._clock() + self._timeout_s
             with trio.move_on_after(timeout_s):
                 while True:
-                    self.tally.attempts[kind] += 1
+                    self.counters.attempts[kind] += 1
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
@@ -114,33 +114,33 @@ class Calls(Submissions):
                         )
                     except StoreError as exc:
                         last = exc
-                        self.tally.failed(exc)
+                        self.counters.failed(exc)
                         if not exc.retryable or once:
                             raise
                         base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
                         delays = delays or backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
                         delay_s = next_delay(delays, self._clock(), retry_until_s)
                         if delay_s is None:
-                            self.tally.state = "down"
+                            self.counters.state = "down"
                             raise
                         await trio.sleep(delay_s)
-                        self.tally.retries += 1
+                        self.counters.retries += 1
                         if throttle is not None:
                             throttle.charge(size_bytes)
                         if key is not None:
                             self.charge_turn(kind, key, size_bytes)
                     else:
-                        self.tally.answered()
+                        self.counters.answered()
                         return result
             # Only the deadline leads here.
-            self.tally.latency[kind].observe(timeout_s)
-            self.tally.timed_out()
+            self.counters.latency[kind].observe(timeout_s)
+            self.counters.timed_out()
             if last is not None:
                 raise last
             raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
         finally:
-            self.tally.in_flight -= 1
-            self.tally.note_durations()
+            self.counters.in_flight -= 1
+            self.counters.note_durations()
 
     def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str) -> T:
         """Run a call, in its thread."""
@@ -150,15 +150,15 @@ class Calls(Submissions):
         except ODD_ANSWERS as exc:
             raise unforeseen(exc, what) from None
         finally:
-            self.tally.took(kind, time.perf_counter() - began_s)
+            self.counters.took(kind, time.perf_counter() - began_s)
 
     def note_retry(self) -> None:
         """Count a further attempt, made by `call`, at a request that failed in `submit`."""
-        self.tally.retries += 1
+        self.counters.retries += 1
 
     def note_stored(self, key: str, size_bytes: int) -> None:
         """Count an object that a `call` of the caller's own has written."""
-        self.tally.put_bytes += size_bytes
+        self.counters.put_bytes += size_bytes
 
     @contextmanager
     def changing(self, *keys: str, gone: bool = False) -> Iterator[None]:
@@ -172,10 +172,10 @@ class Calls(Submissions):
     @property
     def idle(self) -> bool:
         """Whether no answer is waited for."""
-        return self.tally.in_flight == 0
+        return self.counters.in_flight == 0
 
     async def _next_page(self, pages: Iterator[ListPage], what: str) -> ListPage | None:
-        self.tally.in_flight += 1
+        self.counters.in_flight += 1
         try:
             with trio.move_on_after(self._timeout_s):
                 return await trio.to_thread.run_sync(
@@ -186,11 +186,11 @@ class Calls(Submissions):
                     abandon_on_cancel=True,
                     limiter=self._limiter,
                 )
-            self.tally.timed_out()
+            self.counters.timed_out()
             raise StoreUnavailable(f"{what}: no answer within {self._timeout_s:g} s")
         except StoreError as exc:
-            self.tally.failed(exc)
+            self.counters.failed(exc)
             raise
         finally:
-            self.tally.in_flight -= 1
-            self.tally.note_durations()
+            self.counters.in_flight -= 1
+            self.counters.note_durations()

@@ -81,7 +81,7 @@ class Store(Calls):
             "get", lambda driver: driver.read(key, start, end, version), what=f"GET {key!r} [{start}, {end})",
             size_bytes=end - start, key=key,
         )  # fmt: skip
-        self.tally.get_bytes += end - start
+        self.counters.get_bytes += end - start
         return data
 
     def list_directory(self, prefix: str) -> AsyncGenerator[ListPage, None]:
@@ -106,7 +106,7 @@ class Store(Calls):
 
     def _count_listed(self, before: int, more: int) -> int:
         """Count the requests that it takes to list so many entries beside the first; returns ``more``."""
-        self.tally.attempts["list"] += max(0, before + more - 1) // LISTED_AT_ONCE - max(0, before - 1) // LISTED_AT_ONCE
+        self.counters.attempts["list"] += max(0, before + more - 1) // LISTED_AT_ONCE - max(0, before - 1) // LISTED_AT_ONCE
         return more
 
     async def examine(self, key: str, *, whole: bool = True) -> Properties:
@@ -226,7 +226,7 @@ class Store(Calls):
             key=key,
             once=once,
         )
-        self.tally.put_bytes += size
+        self.counters.put_bytes += size
         return tag
 
     async def copy_part(

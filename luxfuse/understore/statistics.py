@@ -20,7 +20,7 @@ DOWN_AFTER_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """A snapshot. Counters run from the start: those named after requests count attempts, retries included.
+    """A snapshot. RequestCounters run from the start: those named after requests count attempts, retries included.
 
     ``puts`` are all requests that make something, copies and the steps of multipart uploads among them.
     ``errors`` counts failed attempts other than "not found" and "changed", which are answers like any other.
@@ -41,7 +41,7 @@ class StoreStatistics:
     state: State
 
 
-class Tally:
+class RequestCounters:
     """The counters. All methods but `took` belong to the event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

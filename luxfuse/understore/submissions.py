@@ -15,7 +15,7 @@ from luxfuse.errors import DeadlinePassed, StoreError, StoreRejected
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.limits import Limits
-from luxfuse.understore.statistics import RequestKind, Tally
+from luxfuse.understore.statistics import RequestCounters, RequestKind
 from luxfuse.workers import FEWEST, Workers
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Submissions(Limits):
     ) -> None:
         super().__init__(clock, get_bytes_s, put_bytes_s)
         self.driver = driver
-        self.tally = Tally(clock)
+        self.counters = RequestCounters(clock)
         self._timeout_s = request_timeout_s
         self._max_requests = max_requests
         self._clock = clock
@@ -110,8 +110,8 @@ class Submissions(Limits):
         """
         if self._workers is None:
             self._workers = Workers(self._max_requests)
-        self.tally.attempts[kind] += requests
-        self.tally.in_flight += 1
+        self.counters.attempts[kind] += requests
+        self.counters.in_flight += 1
         self._next_submission += 1
         number = self._next_submission
         submission = self._submitted[number] = _Submission(kind, done, self._clock())
@@ -155,16 +155,16 @@ class Submissions(Limits):
         submitted = self._submitted.pop(number, None)
         if submitted is None:
             return  # the deadline passed, and the caller was told
-        self.tally.in_flight -= 1
+        self.counters.in_flight -= 1
         for seconds in submitted.seconds:
-            self.tally.latency[submitted.kind].observe(seconds)
+            self.counters.latency[submitted.kind].observe(seconds)
         if error is None:
-            self.tally.answered()
+            self.counters.answered()
             submitted.done(result, None)
             return
         if not isinstance(error, StoreError):
             error = unforeseen(error, submitted.kind.upper())
-        self.tally.failed(error)
+        self.counters.failed(error)
         submitted.done(None, error)
 
     async def watch_deadlines(self) -> None:
@@ -179,15 +179,15 @@ class Submissions(Limits):
             for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
                 if self._workers is not None and self._submitted[number].began_s is not None:
                     self._workers.give_up()
-                self.tally.timeouts += 1
-                self.tally.latency[self._submitted[number].kind].observe(self._timeout_s)
+                self.counters.timeouts += 1
+                self.counters.latency[self._submitted[number].kind].observe(self._timeout_s)
                 self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
-                self.tally.state = "down"
+                self.counters.state = "down"
 
     def _overdue(self, submission: _Submission) -> bool:
         if submission.began_s is not None:
             return time.monotonic() - submission.began_s >= self._timeout_s
-        return self._clock() - max(submission.submitted_s, self.tally.progress_s) >= self._timeout_s
+        return self._clock() - max(submission.submitted_s, self.counters.progress_s) >= self._timeout_s
 
     @property
     def width(self) -> int:
@@ -198,7 +198,7 @@ class Submissions(Limits):
         """Return for how long no bulk request has been answered; 0 while a limit holds some back."""
         if self._throttles["get"].holding or self._turns["get"].holding:
             return 0.0
-        return self._clock() - self.tally.progress_s
+        return self._clock() - self.counters.progress_s
 
     @property
     def timeout_s(self) -> float:

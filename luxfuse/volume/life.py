@@ -190,7 +190,7 @@ class VolumeLife:
         if scope.cancelled_caught:
             where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
             fault = await self._scheme_fault()
-            if (error := store.tally.last_failure) is not None:
+            if (error := store.counters.last_failure) is not None:
                 raise MountError(f"{source}: {error}; so each time within 10 s: check {where}{fault}")
             raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network{fault}")
 

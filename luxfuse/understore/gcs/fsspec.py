@@ -193,7 +193,7 @@ class GcsDriver(FsspecDriver):
         require_version(found.version, version, what)
         typed = keep.content_type and type_for(target, keep) != keep.content_type
         if metadata is None and (typed or keep.storage_class not in (None, "STANDARD")):
-            metadata = found.metadata or {}  # a copy has all of its source by itself, or only what is said
+            metadata = found.metadata or {}  # a copy has all of its source by itself, or only the named properties
         about = {} if metadata is None else self._about(target, metadata, what, keep)
         ends = (self._bucket, self._prefix + source, self._bucket, self._prefix + target)
         token: str | None = None

@@ -1,5 +1,5 @@
-"""WebDAV by the HTTP client of webdav4, which itself alters names with % in them, reads ranges by discarding what is
-before them, and does not copy over what is there.
+"""WebDAV by the HTTP client of webdav4, which itself alters names with % in them, discards the
+bytes before a range that it reads, and does not copy over a present file.
 
 `Dav` has the methods of an fsspec file system that `FsspecDriver` uses.
 """

@@ -135,7 +135,7 @@ async def test_unchanged_pages_are_copied_inside_the_store(tmp_path: Path, page:
         done = await b.uploader.upload(b.source(bytes(after), old), METADATA, old.version)
         assert b.stored == bytes(after)
         assert done.checksums == sums_of(bytes(after))
-        assert b.store.tally.statistics().put_bytes <= LEAST_PART_BYTES
+        assert b.store.counters.statistics().put_bytes <= LEAST_PART_BYTES
         assert b.driver.counts["upload_part"] == 1
 
 

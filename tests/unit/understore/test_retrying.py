@@ -47,7 +47,7 @@ async def test_requests_pass_through_and_are_counted(fake):
     pages = [page async for page in store.list_directory("d/")]
     assert [i.key for page in pages for i in page.objects] == ["d/x"]
     assert [page async for page in store.list_directory("none/")] == []
-    found = store.tally.statistics()
+    found = store.counters.statistics()
     assert (found.gets, found.heads, found.lists, found.get_bytes) == (1, 1, 3, 3)
     assert (found.errors, found.retries, found.in_flight, found.timeouts) == (0, 0, 0, 0)
     assert (found.state, store.reachable) == ("up", True)
@@ -57,7 +57,7 @@ async def test_retries_until_it_works(fake, mock_clock):
     store = make(fake)
     fake.fail_next(4)
     assert await read(store, fake) == b"234"
-    found = store.tally.statistics()
+    found = store.counters.statistics()
     assert (found.gets, found.retries, found.errors, found.get_bytes) == (5, 4, 4, 3)
     assert store.reachable
 
@@ -75,7 +75,7 @@ async def test_final_answers_are_not_retried(fake, error):
     fake.fail_next(error=lambda: error("no"))
     with pytest.raises(error):
         await store.head("d/x")
-    found = store.tally.statistics()
+    found = store.counters.statistics()
     assert (found.heads, found.retries, found.errors) == (1, 0, int(error is AccessDenied))
     assert store.reachable
 
@@ -95,7 +95,7 @@ async def test_gives_up_at_the_deadline_with_the_last_error(fake, mock_clock):
     with pytest.raises(StoreUnavailable, match="fake: 503"):
         await store.head("d/x")
     assert trio.current_time() - started_s <= 30
-    found = store.tally.statistics()
+    found = store.counters.statistics()
     assert 8 <= found.heads <= 40  # delays grow to seconds, so the store is not hammered
     assert found.retries == found.heads - 1
     assert (found.state, store.reachable) == ("down", False)
@@ -124,8 +124,8 @@ async def test_hanging_driver_meets_the_deadline(fake):
             with trio.fail_after(30), pytest.raises(StoreUnavailable, match=r"no answer within 0\.2 s"):
                 await request()
         assert not store.reachable
-        assert store.tally.statistics().timeouts == 2
-        assert store.tally.statistics().in_flight == 0
+        assert store.counters.statistics().timeouts == 2
+        assert store.counters.statistics().in_flight == 0
     finally:
         fake.release()
     assert await read(store, fake) == b"234"
@@ -192,7 +192,7 @@ async def test_cancelling_a_caller_does_not_wait_for_the_thread(fake):
         with trio.move_on_after(0.05) as scope:
             await store.head("d/x")
         assert scope.cancelled_caught
-        assert store.tally.statistics().in_flight == 0
+        assert store.counters.statistics().in_flight == 0
         assert store.reachable
     finally:
         fake.release()
@@ -237,14 +237,14 @@ async def test_flaky_store_is_hidden(fake, mock_clock):
     fake.flaky(0.4, seed=5)
     for _ in range(20):
         assert await read(store, fake) == b"234"
-    assert store.tally.statistics().retries > 3
+    assert store.counters.statistics().retries > 3
 
 
 async def test_programming_errors_are_not_swallowed(fake):
     store = make(fake)
     with pytest.raises(ZeroDivisionError):
         await store.call("get", lambda _driver: 1 / 0, what="x")
-    assert store.tally.statistics().in_flight == 0
+    assert store.counters.statistics().in_flight == 0
 
 
 async def test_writes_pass_through_and_are_counted(fake, tmp_path):
@@ -261,7 +261,7 @@ async def test_writes_pass_through_and_are_counted(fake, tmp_path):
     assert fake.objects["m"][0] == b"123234"
     assert [info.key async for page in store.list_all("") for info in page.objects] == ["a", "b", "c", "d/x", "m"]
     assert await store.delete(["a", "none"]) == {}
-    found = store.tally.statistics()
+    found = store.counters.statistics()
     assert (found.puts, found.deletes, found.put_bytes, found.lists) == (7, 2, 15, 1)
     assert fake.writes == [
         ("put", "a"), ("put_file", "b"), ("copy", "c"), ("complete_upload", "m"), ("delete", "a"),
@@ -272,7 +272,11 @@ async def test_writes_are_retried(fake, mock_clock):
     store = make(fake)
     fake.fail_next(2, kind="put")
     await store.put("a", b"data", {})
-    assert (store.tally.statistics().puts, store.tally.statistics().retries, store.tally.statistics().put_bytes) == (
+    assert (
+        store.counters.statistics().puts,
+        store.counters.statistics().retries,
+        store.counters.statistics().put_bytes,
+    ) == (
         3,
         2,
         4,
@@ -343,7 +347,7 @@ async def test_only_what_may_succeed_is_deleted_again(mock_clock):
     failures = await store.delete(["a1", "a2", "b", "c"])
     assert {key: type(error) for key, error in failures.items()} == {"b": AccessDenied}
     assert list(fake.objects) == ["b"]
-    assert store.tally.statistics().deletes == 3
+    assert store.counters.statistics().deletes == 3
 
 
 async def test_keys_that_cannot_be_deleted_in_time_are_told(mock_clock):
@@ -373,10 +377,10 @@ async def test_latencies_are_kept_by_kind(fake):
     await store.attempt("get", job, 5)
     with pytest.raises(NotFound):
         await store.head("gone")
-    counts = {kind: histogram.count for kind, histogram in store.tally.latency.items()}
+    counts = {kind: histogram.count for kind, histogram in store.counters.latency.items()}
     assert counts == {"get": 4, "head": 2, "list": 0, "put": 0, "delete": 0}
     for kind in ("get", "head"):
-        median = store.tally.latency[kind].quantile(0.5)
+        median = store.counters.latency[kind].quantile(0.5)
         assert median is not None
         assert 0.014 < median < 0.29
     store.close()
@@ -388,7 +392,7 @@ async def test_a_request_that_runs_into_its_deadline_counts_with_that(fake):
     try:
         with pytest.raises(StoreUnavailable):
             await store.head("d/x")
-        assert store.tally.latency["head"].sum_s == 0.25
+        assert store.counters.latency["head"].sum_s == 0.25
     finally:
         fake.release()
 
@@ -399,9 +403,9 @@ async def test_long_listings_count_as_the_requests_that_they_take():
         fake.place(f"d/{n:04}", b"")
     store = make(fake)
     assert sum([len(page.objects) async for page in store.list_all("")]) == 2500
-    assert store.tally.statistics().lists == 3
+    assert store.counters.statistics().lists == 3
     assert sum([len(page.objects) async for page in store.list_directory("d/")]) == 2500
-    assert store.tally.statistics().lists == 6
+    assert store.counters.statistics().lists == 6
 
 
 async def test_a_change_is_told_of_though_its_answer_is_lost(mock_clock):

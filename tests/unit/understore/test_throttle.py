@@ -123,7 +123,7 @@ async def test_giving_up_while_held_back(mock_clock) -> None:
         with trio.move_on_after(0.5) as scope:
             await store.read("a", 0, 10, version)
         assert scope.cancelled_caught
-        assert store.tally.statistics().in_flight == 0
+        assert store.counters.statistics().in_flight == 0
         assert bytes(await store.read("a", 0, 3, version)) == bytes(3)
 
 

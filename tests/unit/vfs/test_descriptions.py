@@ -123,7 +123,7 @@ async def test_nor_while_the_store_does_not_say(tmp_path: Path, error: type[Exce
         assert (said.inode, stat.S_IMODE(said.mode), said.ttl_s) == (inode, 0o600, 0.0)
         assert stat.S_IMODE((await m.fs.getattr(inode)).mode) == 0o600
         driver._failures.clear()
-        m.store.tally.state = "up"
+        m.store.counters.state = "up"
         assert stat.S_IMODE((await m.fs.lookup(await m.inode("d"), b"000")).mode) == 0o644
 
 

@@ -164,7 +164,7 @@ async def test_callers_that_give_up_at_any_moment_leave_nothing_behind(tmp_path:
         await until(lambda: len(m.dirty) == 0)
         for path, data in callers.wanted.items():
             assert await m.read_all(path) == data, path
-        await until(lambda: m.store.tally.statistics().in_flight == 0)
+        await until(lambda: m.store.counters.statistics().in_flight == 0)
         await until(lambda: not m.cache.contents._live)
         assert m.fs.close_idle()
         assert not m.fs._tree._turns
