@@ -1,4 +1,4 @@
-"""The kernel's side of a mount: backing files of passthrough inodes, and invalidation of what the kernel caches."""
+"""The kernel's side of a mount: backing files of passthrough inodes, and invalidation of the kernel's caches."""
 
 from __future__ import annotations
 

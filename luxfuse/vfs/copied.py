@@ -127,7 +127,7 @@ class CopiedOpens:
                 self._cache.release(state.shared.obj)
             self._closed(state.inode)
 
-    def staged_of(self, handle: int) -> tuple[int, bool]:
+    def opened_as(self, handle: int) -> tuple[int, bool]:
         """Return (inode, whether it is open for writing) of a copied open. Raises `BadHandle`."""
         state = self._handle(handle)
         return state.inode, state.writing

@@ -166,7 +166,7 @@ class FileSystem:
         if ref.inode is not None:
             return self._dirty.get(ref.inode), True
         assert ref.number is not None
-        inode, writing = self.files.copied.staged_of(ref.number)
+        inode, writing = self.files.copied.opened_as(ref.number)
         return self._dirty.get(inode), writing
 
     async def write(self, ref: Ref, offset: int, data: Buffer) -> int:

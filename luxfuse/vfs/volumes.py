@@ -37,8 +37,8 @@ UNSERVED_MODE = modes.S_IFDIR
 class Volume:
     """One under-store in the tree; as a context manager, its file system for one request, which is counted meanwhile.
 
-    ``base``: what the kernel's numbers of its inodes and handles have above `LOCAL_MASK`. A volume that cannot be served
-    now raises `Unserved`.
+    ``base``: its number as it stands in the kernel's numbers of its inodes and handles, above `LOCAL_MASK`. A volume that
+    cannot be served now raises `Unserved`.
     """
 
     __slots__ = ("base", "fs", "negative_ttl_s", "node", "number", "read_only", "under_way")
@@ -149,7 +149,7 @@ class Volumes:
         self._changed(node, name)
 
     def detach(self, volume: Volume) -> None:
-        """Show what the outer under-store has at the attach point; requests for the volume get ESTALE from now on."""
+        """Show the outer under-store at the attach point again; requests for the volume get ESTALE from now on."""
         node = volume.node
         parent = node.parent
         assert parent is not None
