@@ -27,7 +27,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a small file whole or, whatever happens meanwhile, leave the old one. Raises OSError."""
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)  # of a run that was killed
     write_synced(fresh, data)
     fresh.replace(path)

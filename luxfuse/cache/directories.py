@@ -174,15 +174,15 @@ class Directories:
             return
         with trio.CancelScope() as self._draining[space]:
             try:
-                space.draining = True
+                space.begin_drain()
                 log.info("cache directory %s is being drained", space.directory.name)
                 while not self._is_empty(space):
                     if not await self._empty_some(space):
                         await trio.sleep(POLL_S)
                 self._hierarchy.remove(space)
-                space.gone = True
+                space.give_up()
             finally:
-                space.draining = False
+                space.end_drain()
                 del self._draining[space]
         if space.gone:
             space.directory.close()
@@ -235,7 +235,7 @@ class Directories:
             return False
         await self._objects.clear(space.number)
         self._hierarchy.shared.lost_files(space)
-        space.ledger.used_bytes = space.staged_bytes
+        space.forget_all()
         return True
 
     def _targets(self, space: Space) -> list[Space]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from luxfuse.durable import sync_directory, write_synced
+from luxfuse.durable import replace_file, sync_directory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
@@ -67,9 +67,7 @@ class Recovered:
     def keep_bytes(self, data: bytes, key: str) -> Path:
         """Keep a small content, durably. Blocks. Raises OSError."""
         target = self._target(key)
-        part = target.with_name(f".{target.name}.part")
-        write_synced(part, data)
-        part.rename(target)
+        replace_file(target, data)
         sync_directory(target.parent)
         return target
 

@@ -321,6 +321,24 @@ class Space:
                     await self._evict(shortage)
         return not self.ledger.shortage(wanted_bytes)
 
+    # -- a directory that goes
+
+    def begin_drain(self) -> None:
+        """Store nothing more from now on."""
+        self.draining = True
+
+    def end_drain(self) -> None:
+        """Store again, unless the directory was given up."""
+        self.draining = False
+
+    def give_up(self) -> None:
+        """It is empty, and not used any more."""
+        self.gone = True
+
+    def forget_all(self) -> None:
+        """Nothing is recorded here any more but staging files."""
+        self.ledger.used_bytes = self.staged_bytes
+
     # -- a sick directory
 
     def fail(self, exc: OSError) -> None:

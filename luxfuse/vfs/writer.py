@@ -45,6 +45,7 @@ from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.room import Room
+from luxfuse.vfs.spares import SpareFiles
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.workers import Threads
 
@@ -75,6 +76,7 @@ class Writer:
         promises: Promises,
         early: EarlyUploads,
         threads: Threads,
+        spares: SpareFiles,
         whole_file_bytes: int,
     ) -> None:
         self._namespace = namespace
@@ -91,8 +93,7 @@ class Writer:
         self._early = early
         self._threads = threads
         self._whole_file_bytes = whole_file_bytes
-        self.spares_low = trio.Event()
-        """Set when spare staging files are to be made."""
+        self._spares = spares
 
     # -- opening
 
@@ -263,8 +264,7 @@ class Writer:
 
     def _new_staging_file(self, dirty: Dirty) -> int:
         fd = self._staging.create(dirty.number)
-        if self._staging.spares_low:
-            self.spares_low.set()
+        self._spares.look()
         return fd
 
     def _set_times(self, dirty: Dirty, entry: Entry) -> None:

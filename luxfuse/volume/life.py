@@ -28,7 +28,6 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.tiers.staging import Staging
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
@@ -37,7 +36,6 @@ from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
 from luxfuse.understore.variables import variables
 from luxfuse.vfs.backings import Backings
-from luxfuse.vfs.writer import Writer
 from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.opened import ClaimedDirectory, Local, Opened
 from luxfuse.volume.parts import VolumeParts
@@ -48,7 +46,6 @@ PROBE_DEADLINE_S = 10.0
 TOUCH_INTERVAL_S = 5.0
 POLICY_INTERVAL_S = 600.0
 """How often what the eviction policies have learnt goes to the index: up to 32 MiB each."""
-REFILL_RETRY_S = 1.0
 
 P = TypeVar("P", bound=VolumeParts)
 
@@ -128,7 +125,7 @@ class VolumeLife:
             sweeper.request()
         background.start_soon(parts.writer.watch)
         background.start_soon(parts.writeback.run)
-        background.start_soon(keep_spares, parts.staging, parts.writer)
+        background.start_soon(parts.writing.spares.run)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Store, Local, lifecycle.Beginning]]:
@@ -324,18 +321,6 @@ class VolumeLife:
         while True:
             await trio.sleep(POLICY_INTERVAL_S)
             hierarchy.keep_policy_states()
-
-
-async def keep_spares(staging: Staging, writer: Writer) -> None:
-    """Keep spare staging files at hand, so that making a file is quick; until cancelled."""
-    while True:
-        writer.spares_low = trio.Event()
-        while staging.spares_low:
-            try:
-                await trio.to_thread.run_sync(staging.refill)
-            except OSError:  # the next file that is made meets it
-                await trio.sleep(REFILL_RETRY_S)
-        await writer.spares_low.wait()
 
 
 def one_line(exc: BaseException, doing: str) -> str:

@@ -17,6 +17,7 @@ from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.pushing import Pusher
 from luxfuse.vfs.replicas import PromisedReplicas
 from luxfuse.vfs.room import Room
+from luxfuse.vfs.spares import SpareFiles
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import IO_THREADS, Writer
 from luxfuse.volume.opened import Opened
@@ -37,6 +38,7 @@ class Writing:
     replicas: PromisedReplicas
     publisher: Publisher
     promises: Promises
+    spares: SpareFiles
     writer: Writer
 
 
@@ -94,7 +96,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         room=room,
         replicas=replicas,
     )
-    threads = Threads(IO_THREADS)
+    threads, spares = Threads(IO_THREADS), SpareFiles(staging)
     promises = Promises(
         staging=staging,
         journal=journal,
@@ -121,6 +123,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         promises=promises,
         early=EarlyUploads(uploader=uploader, nursery=nursery, notes=notes),
         threads=threads,
+        spares=spares,
         whole_file_bytes=s.whole_file_threshold_bytes,
     )
-    return Writing(uploader, recovered, pusher, writeback, notes, room, replicas, publisher, promises, writer)
+    return Writing(uploader, recovered, pusher, writeback, notes, room, replicas, publisher, promises, spares, writer)

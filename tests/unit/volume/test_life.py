@@ -38,7 +38,7 @@ async def test_mount_that_fails_says_what_the_store_answered(monkeypatch: pytest
 
 async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_for_them_otherwise(tmp_path: Path) -> None:
     async with mounted(tmp_path, FakeStore(), write_mode="async-through") as m:
-        m.nursery.start_soon(volume.keep_spares, m.staging, m.writer)
+        m.nursery.start_soon(m.writing.spares.run)
         with trio.fail_after(10):
             while m.staging.spares_low:
                 await trio.sleep(0.01)
