@@ -25,14 +25,14 @@ from luxfuse.tiers.directory import CacheDirectory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until
 
-CONTENTS = {f"d{number % 2}/k{number}": random_bytes(pages(number % 4) + 1000 * number + 1, number) for number in range(8)}
+KEYS = [f"d{number % 2}/k{number}" for number in range(8)]
 OPTIONS = {"capacity_bytes": pages(9), "whole_file_bytes": pages(2), "memory_bytes": pages(4)}
 
 
 def filled_store() -> FakeStore:
     driver = FakeStore()
-    for key, data in CONTENTS.items():
-        driver.place(key, data)
+    for number, key in enumerate(KEYS):
+        driver.place(key, random_bytes(pages(number % 4) + 1000 * number + 1, number))
     return driver
 
 
@@ -40,7 +40,7 @@ async def work(mount: Mount, seed: int, rounds: int = 14) -> None:
     """Look up, read in part and whole, with evictions, and now and then a commit."""
     rng = random.Random(seed)
     for _ in range(rounds):
-        key = rng.choice(sorted(CONTENTS))
+        key = rng.choice(sorted(KEYS))
         data = mount.driver.objects[key][0]
         if rng.random() < 0.5:
             assert await mount.read_all(key) == data
@@ -68,7 +68,7 @@ async def check_survivor(path: Path, driver: FakeStore) -> None:
             }
         await until(lambda: m.cache.budget.idle and not m.hierarchy.removing)
         assert m.space.ledger.used_bytes == m.objects.used_bytes <= OPTIONS["capacity_bytes"]
-        assert m.disk_bytes() <= OPTIONS["capacity_bytes"] + len(CONTENTS) * 4096
+        assert m.disk_bytes() <= OPTIONS["capacity_bytes"] + len(KEYS) * 4096
 
 
 class Snapshots:
@@ -180,7 +180,7 @@ async def test_objects_replaced_while_the_daemon_was_dead(tmp_path: Path) -> Non
     async with mounted(tmp_path, driver, clean_end=False, **OPTIONS) as m:
         await work(m, 2)
         await m.index.flush()
-    for key in list(CONTENTS)[:4]:
+    for key in KEYS[:4]:
         driver.place(key, random_bytes(50_000, 7))
     async with mounted(tmp_path, driver, **OPTIONS) as m:
         m.clock.advance(1000)

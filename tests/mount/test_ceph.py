@@ -10,18 +10,19 @@ import pytest
 from botocore.config import Config
 
 from tests.support.ceph_rgw import CephRgw
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
+from tests.support.contents import Contents
+from tests.support.mounted import MIB, Mount, Mounts, digest, wait_for
 
 pytestmark = pytest.mark.ceph
 
-FILES = {
-    "top": content("ceph top", MIB + 3),
-    "a directory/with space": content("ceph space", 5000),
-    "a directory/deeper/ünïcödé": content("ceph unicode", 3),
-    "a directory/a+b&c=d;e%20f#g?h'i\"j": content("ceph signs", 70_001),
-    "a directory/empty": b"",
-    "large": content("ceph large", 18 * MIB + 5),
-}
+FILES = Contents({
+    "top": ("ceph top", MIB + 3),
+    "a directory/with space": ("ceph space", 5000),
+    "a directory/deeper/ünïcödé": ("ceph unicode", 3),
+    "a directory/a+b&c=d;e%20f#g?h'i\"j": ("ceph signs", 70_001),
+    "a directory/empty": ("", 0),
+    "large": ("ceph large", 18 * MIB + 5),
+})  # fmt: skip
 TREE = sorted([*FILES, "a directory", "a directory/deeper"])
 
 _serial = itertools.count()

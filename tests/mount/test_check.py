@@ -13,12 +13,13 @@ import pytest
 
 from luxfuse.control.client import ControlClient
 from tests.mount.conftest import new_bucket
+from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
 
-OBJECTS = {f"d/{n:02}": content(n, 20_000 + n) for n in range(20)} | {"big": content("big", 20 * MIB + 7)}
-SIZE = f"({sum(map(len, OBJECTS.values())) / MIB:.1f} MiB)"
+OBJECTS = Contents({f"d/{n:02}": (n, 20_000 + n) for n in range(20)} | {"big": ("big", 20 * MIB + 7)})
+SIZE = f"({OBJECTS.size() / MIB:.1f} MiB)"
 LOGS = ["damaged page"]
 
 

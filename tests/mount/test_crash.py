@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from luxfuse.steps import DIE_AT
+from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import Mount, Mounts, content, free, is_running, put, wait_for
 
 OLD, NEW, MORE = content("old", 5000), content("new", 300_000), content("more", 2000)
-BIG = content("big", 20 << 20)
+BIG = Contents({"new": ("big", 20 << 20)})
 
 PROGRAM = """
 import os, sys
@@ -30,9 +32,9 @@ def blocks(name, size):
     data = random.Random(name).randbytes(size)
     return [data[i:i + (1 << 20)] for i in range(0, size, 1 << 20)]
 """
-CHANGES: dict[str, tuple[str, dict[str, bytes | None]]] = {
+CHANGES: dict[str, tuple[str, Mapping[str, bytes | None]]] = {
     "create": ('write("new", os.O_CREAT, *blocks("new", 300_000))', {"new": NEW}),
-    "large": ('write("new", os.O_CREAT, *blocks("big", 20 << 20))', {"new": BIG}),
+    "large": ('write("new", os.O_CREAT, *blocks("big", 20 << 20))', BIG),
     "overwrite": ('write("a", os.O_TRUNC, *blocks("new", 300_000))', {"a": NEW}),
     "inside": ('write("a", 0, *blocks("more", 2000), offset=1000)', {"a": OLD[:1000] + MORE + OLD[3000:]}),
     "rename": ('os.rename("a", "d/b")', {"a": None, "d/b": OLD}),
@@ -98,7 +100,7 @@ def test_killed_at_a_step(s3: FastS3, bucket: str, mounting: Mounts, mode: str, 
     del mount.environment[DIE_AT]
     assert mount.try_mount().returncode == 0
     before["done"] = content("done", 70_000)
-    after = {key: data for key, data in (before | CHANGES[change][1]).items() if data is not None}
+    after = {key: data for key, data in {**before, **CHANGES[change][1]}.items() if data is not None}
     possible = [after] if through else [after, before]
     seen = {key: (mount.path / key).exists() for key in before | after}
     assert any(seen == {key: key in state for key in seen} for state in possible), f"the mount shows {seen}"

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mounts, content, digest, wait_for
 from tests.support.servers_files import file_server
 from tests.support.servers_store import FileServer
 
-FILES = {
-    "top": content("top", MIB + 3),
-    "a directory/with space": content("space", 5000),
-    "a directory/deeper/ünïcödé": content("unicode", 3),
-    "a directory/empty": b"",
-    "large": content("large", 18 * MIB + 5),
-}
+FILES = Contents({
+    "top": ("top", MIB + 3),
+    "a directory/with space": ("space", 5000),
+    "a directory/deeper/ünïcödé": ("unicode", 3),
+    "a directory/empty": ("", 0),
+    "large": ("large", 18 * MIB + 5),
+})  # fmt: skip
 
 
 def write(root: Path) -> None:

@@ -17,14 +17,14 @@ from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, Options, mounted, pages, random_bytes, until
 
 FILES = 12
-DATA = {f"d{number % 3}/f{number}": random_bytes(pages(1 + number % 3) + number, number) for number in range(FILES)}
+KEYS = [f"d{number % 3}/f{number}" for number in range(FILES)]
 MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 
 
 def placed() -> FakeStore:
     driver = FakeStore()
-    for key, data in DATA.items():
-        driver.place(key, data)
+    for number, key in enumerate(KEYS):
+        driver.place(key, random_bytes(pages(1 + number % 3) + number, number))
     return driver
 
 
@@ -72,7 +72,7 @@ class Callers:
     def __init__(self, m: Mount, seed: int) -> None:
         self.m = m
         self.random = random.Random(seed)
-        self.wanted = dict(DATA)
+        self.wanted = {key: m.driver.objects[key][0] for key in KEYS}
         self.given_up = 0
         self.serial = 0
 
@@ -90,7 +90,7 @@ class Callers:
 
     async def read(self) -> None:
         """Open a file, read it and close it."""
-        path = self.random.choice(list(DATA))
+        path = self.random.choice(KEYS)
         handle = await self.give_up(lambda: self.m.open(path))
         if isinstance(handle, int):
             data = await self.give_up(lambda: self.m.kernel.read_all(self.m.fs, handle))
