@@ -82,7 +82,7 @@ def cluster(s3: FastS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         for host in net.hosts:
             flags = join_flags(key, [f"file:{seeds}"], "--metadata-ttl", f"{TTL_S}s", listen=f"0.0.0.0:{PORT}")
             mount = mounts.make(f"s3://{bucket}", *flags, endpoint_url=proxy.endpoint)
-            mount.prefix = host.prefix
+            mount.enter(host.path)
             members.append(mount.mount())
         see_each_other(members)
         yield Cluster(net, proxy, s3, bucket, members)

@@ -53,7 +53,7 @@ class Cluster:
         """Mount on a host."""
         flags = join_flags(key, [seed], listen=f"{host.address}:{PORT}")
         made = self.mounts.make(f"s3://{self.bucket}", *flags, endpoint_url=self.proxy.endpoint)
-        made.prefix = host.prefix
+        made.enter(host.path)
         made.expected_logs = self.mounts.expected_logs.copy()
         return made.mount()
 

@@ -7,6 +7,7 @@ Starting Python and importing takes most of the processor time of a mount: a sec
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -18,12 +19,13 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from luxfuse.cli import command_line, launch, main
 from luxfuse.daemon import __main__ as daemon
 
 _ORDER_MAX_BYTES = 1 << 20
+_CLONE_NEWNET = 0x40000000
 _USED_LATER = (
     "botocore.client", "botocore.session", "luxfuse.cluster.node", "luxfuse.control.metrics", "luxfuse.daemon.main",
     "luxfuse.peers.credentials", "luxfuse.understore.obstore.driver", "luxfuse.understore.s3.client",
@@ -101,21 +103,25 @@ class _ForkedDaemon:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def _command(arguments: Sequence[str], environment: dict[str, str]) -> int:
+def _command(order: dict[str, Any]) -> int:
+    if order["network"] is not None:
+        namespace = os.open(order["network"], os.O_RDONLY | os.O_CLOEXEC)
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), order["network"])
+        os.close(namespace)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["luxfuse", *arguments]
+    os.environ.update(order["environment"])
+    sys.argv = ["luxfuse", *order["arguments"]]
     return main.main()
 
 
-def _carry_out(order: dict[str, object], out: int, err: int, answers: int) -> NoReturn:
+def _carry_out(order: dict[str, Any], out: int, err: int, answers: int) -> NoReturn:
     """Fork the command; tell its process, and how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    arguments, environment = order["arguments"], order["environment"]
     pid = os.fork()
     if pid == 0:
         nothing = os.open(os.devnull, os.O_RDONLY)
-        _become(lambda: _command(arguments, environment), (nothing, out, err))  # type: ignore[arg-type]
+        _become(lambda: _command(order), (nothing, out, err))
     os.close(out)
     os.close(err)
     with contextlib.suppress(OSError):  # nobody waits for it any more

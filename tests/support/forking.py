@@ -32,9 +32,8 @@ class _Forker:
                 stdin=subprocess.DEVNULL, cwd="/", pass_fds=[theirs.fileno()],
             )  # fmt: skip
 
-    def send(self, arguments: Sequence[str], environment: Mapping[str, str], out: int, err: int, answers: int) -> None:
-        order = {"arguments": list(arguments), "environment": dict(environment)}
-        socket.send_fds(self._orders, [json.dumps(order).encode()], [out, err, answers])
+    def send(self, order: Mapping[str, object], fds: Sequence[int]) -> None:
+        socket.send_fds(self._orders, [json.dumps(order).encode()], fds)
 
     def close(self) -> None:
         self._orders.close()
@@ -52,7 +51,10 @@ def start() -> _Forker:
 class Command:
     """A ``luxfuse`` command in a process of its own; has of `subprocess.Popen` what its users need."""
 
-    def __init__(self, arguments: Sequence[str | os.PathLike[str]], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str | os.PathLike[str]], environment: Mapping[str, str], network: str | None = None
+    ) -> None:
+        """``network``: the path of the network namespace that it runs in."""
         self.args = ["luxfuse", *map(os.fspath, arguments)]
         self.returncode: int | None = None
         self.pid: int | None = None
@@ -62,7 +64,8 @@ class Command:
         try:
             for name, (reading, _) in pipes.items():
                 self._selector.register(reading, selectors.EVENT_READ, name)
-            start().send(self.args[1:], environment, *(writing for _, writing in pipes.values()))
+            order = {"arguments": self.args[1:], "environment": dict(environment), "network": network}
+            start().send(order, [writing for _, writing in pipes.values()])
         finally:
             for _, writing in pipes.values():
                 os.close(writing)

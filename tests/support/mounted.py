@@ -235,6 +235,7 @@ class Mount:
         if options:
             self.flags += ["-o", ",".join(f"{name}={value}" for name, value in options.items())]
         self._forked = forked and not plain_user
+        self._network: str | None = None
         self.plain_user = plain_user
         self.prefix = _as_nobody() if plain_user else []
         self.python = plain_python() or "" if plain_user else sys.executable
@@ -246,6 +247,12 @@ class Mount:
         self._readers: list[Reader] = []
         self._pids: set[int] = set()
         self._reader: Reader | None = None
+
+    def enter(self, network: str) -> None:
+        """Run commands and the daemon in the network namespace at this path from now on."""
+        assert not self.plain_user
+        self._network = network
+        self.prefix = ["nsenter", f"--net={network}"]
 
     # -- commands
 
@@ -278,8 +285,8 @@ class Mount:
             check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a luxfuse command."""
         # The step to die at is read by the module that names steps, when it is imported.
-        if self._forked and not self.prefix and DIE_AT not in self.environment:
-            return self._end_of(forking.Command(arguments, self.environment), timeout_s, check)
+        if self._forked and DIE_AT not in self.environment:
+            return self._end_of(forking.Command(arguments, self.environment, self._network), timeout_s, check)
         return self._start(*arguments, timeout_s=timeout_s, check=check)
 
     def _start(self, *arguments: str | os.PathLike[str], timeout_s: float,

@@ -49,7 +49,8 @@ class Host:
     def __init__(self, name: str, address: str) -> None:
         self.name = name
         self.address = address
-        self.prefix = ["nsenter", f"--net=/run/netns/{name}"]
+        self.path = f"/run/netns/{name}"
+        self.prefix = ["nsenter", f"--net={self.path}"]
 
     def rules(self, *rules: str) -> None:
         """Let these rules, and no others, hold for what arrives."""
