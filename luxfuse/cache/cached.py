@@ -12,7 +12,8 @@ from luxfuse.cache.space import Space
 from luxfuse.core.heat import Heat
 from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.core.spans import page_bytes
-from luxfuse.index.objects import ObjectRecord, Pages
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.pages import Pages
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 
 _claiming = threading.Lock()

@@ -25,7 +25,7 @@ from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.cache.sweep import unknown
 from luxfuse.core.spans import page_bytes
-from luxfuse.index.objects import ObjectRecord
+from luxfuse.index.object_records import ObjectRecord
 from luxfuse.types import PAGE_BYTES
 
 BYTES_PER_S = 256 << 20

@@ -21,7 +21,9 @@ from luxfuse.cache.counters import Counters
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.space import Space
 from luxfuse.cache.trust import Trust
-from luxfuse.index.objects import ObjectRecord, Objects, Pages, object_id
+from luxfuse.index.object_records import ObjectRecord, object_id
+from luxfuse.index.objects import Objects
+from luxfuse.index.pages import Pages
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from luxfuse.cache.space import Space
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import ConfigError
 from luxfuse.index import lifecycle
-from luxfuse.index.objects import ALL_SEGMENTS, Objects
+from luxfuse.index.object_records import ALL_SEGMENTS
+from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging, staged_in

@@ -30,7 +30,9 @@ from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.core.promotion import Uses
-from luxfuse.index.objects import ObjectRecord, Objects, Pages
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
+from luxfuse.index.pages import Pages
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from luxfuse.index.objects import ObjectRecord
+from luxfuse.index.object_records import ObjectRecord
 from luxfuse.types import TIERS, Tier
 
 

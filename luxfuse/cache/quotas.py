@@ -15,7 +15,8 @@ from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
 from luxfuse.core.eviction import SEGMENTS
 from luxfuse.core.ledger import Ledger, allocated_bytes
-from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
 
 INTERVAL_S = 1.0
 SCAN_OBJECTS = 500

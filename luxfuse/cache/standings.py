@@ -8,7 +8,8 @@ from typing import Protocol
 from luxfuse.cache.placing import Copies, Holder, Rules
 from luxfuse.core.eviction import EASY, LAST, PLAIN, Policy, Spared, Standing
 from luxfuse.core.ledger import allocated_bytes
-from luxfuse.index.objects import PINNED, DirectoryOrder, ObjectRecord, Objects
+from luxfuse.index.object_records import PINNED, ObjectRecord
+from luxfuse.index.objects import DirectoryOrder, Objects
 
 
 class Wishes(Protocol):

@@ -15,7 +15,8 @@ from luxfuse.cluster.replicating import HeldObject
 from luxfuse.core.names import path_of
 from luxfuse.core.replication import ReplicaRule
 from luxfuse.index.names import ROOT_INODE, Names
-from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.retention import Retention
 

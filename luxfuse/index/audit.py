@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from luxfuse.index.objects import TOTALS, Objects, decode_record, standing_key, totals_key
+from luxfuse.index.object_records import TOTALS, decode_record, standing_key, totals_key
+from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore, Transaction
 from luxfuse.index.uncommitted import U64, Table
 

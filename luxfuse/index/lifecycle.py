@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luxfuse.errors import ConfigError
-from luxfuse.index.objects import DIRECTORIES
+from luxfuse.index.object_records import DIRECTORIES
 from luxfuse.index.store import IndexStore
 from luxfuse.index.uncommitted import U64, Table
 

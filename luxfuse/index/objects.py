@@ -1,147 +1,34 @@
-"""Cache objects: which pages of which object version lie in the cache, with checksums, and when they were last used.
-
-Keys: OBJECTS ``id`` (16 bytes) -> `ObjectRecord`; CHUNKS ``id + chunk (4 bytes)`` -> presence bitmap (16 bytes, one
-bit a page) and one xxh3-64 checksum (8 bytes, little endian) for each of the chunk's pages; STANDINGS ``number of the
-cache directory (1 byte) + segment (1 byte) + rank (8 bytes) + id`` -> allocated bytes (8 bytes): see `core.eviction`.
-Those of segment `PINNED` are not evicted. META ``cache_used``, directory, segment: the sum of those, and how many there
-are (8 bytes each).
-"""
+"""The cache objects of all cache directories: their records, pages and standings, and how many bytes they come to."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import logging
-import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-import msgspec
-import xxhash
-
-from luxfuse.core.eviction import SEGMENTS, Cached, Standing
-from luxfuse.core.members import RANGE_PAGES
+from luxfuse.core.eviction import SEGMENTS, Cached
 from luxfuse.core.spans import page_count
+from luxfuse.index.object_records import (
+    ALL_SEGMENTS,
+    DIRECTORIES,
+    TOTALS,
+    ObjectRecord,
+    decode_record,
+    encode_record,
+    standing_key,
+    totals_key,
+)
+from luxfuse.index.pages import CHUNK_PAGES, RANGE_BYTES, Pages, chunk_key, ranges_of_chunk, whole_ranges
 from luxfuse.index.store import IndexStore, Transaction
 from luxfuse.index.uncommitted import U64, Changes, Table
-from luxfuse.types import PAGE_BYTES
 
 log = logging.getLogger(__name__)
 
-CHUNK_PAGES = 128
-_BITMAP_BYTES = CHUNK_PAGES // 8
-RANGE_BYTES = RANGE_PAGES * PAGE_BYTES
 SCAN_BATCH = 256
 CLEAR_BATCH = 2_000
-PINNED = max(SEGMENTS) + 1
-"""The segment of what is never evicted: policies do not see it."""
-ALL_SEGMENTS = (*SEGMENTS, PINNED)
-DIRECTORIES = 64
-"""Most cache directories that one index knows at a time."""
-
-
-class ObjectRecord(msgspec.Struct, array_like=True):
-    """The record of one cached object.
-
-    ``epoch`` is the run of the daemon that last vouched for the pages; ``stamp`` is the cache file's mtime in ns after
-    our last write to it, so that anybody else's write shows. ``directory`` is the number of the cache directory that has
-    the file (see `lifecycle`), ``segment`` and ``rank`` are its standing among the others there, ``cached_us`` is when its
-    first page came, in microseconds since the epoch.
-    """
-
-    key: str
-    version: str
-    size: int
-    allocated_bytes: int = 0
-    used_us: int = 0
-    whole: bool = False
-    epoch: int = 0
-    stamp: int = 0
-    directory: int = 0
-    cached_us: int = 0
-    segment: int = 0
-    rank: int = 0
-
-    @property
-    def standing(self) -> Standing:
-        """How soon it has to go."""
-        return Standing(self.segment, self.rank)
-
-    @standing.setter
-    def standing(self, standing: Standing) -> None:
-        self.segment, self.rank = standing
-
-
-TOTALS = struct.Struct(">QQ")
-_encode = msgspec.msgpack.Encoder().encode
-decode_record = msgspec.msgpack.Decoder(ObjectRecord).decode
-
-
-def object_id(source_id: str, key: str, version: str) -> bytes:
-    """Return the 16-byte id of one version of an object."""
-    return xxhash.xxh3_128_digest(f"{source_id}\0{key}\0{version}".encode("utf-8", "surrogateescape"))
-
-
-class Pages:
-    """Presence and checksums of the pages of one object, in memory."""
-
-    __slots__ = ("checksums", "count", "present", "total")
-
-    def __init__(self, size_bytes: int) -> None:
-        self.total = page_count(size_bytes)
-        self.present = bytearray(-(-self.total // 8))
-        self.checksums = array.array("Q", bytes(8 * self.total))
-        self.count = 0
-
-    def has(self, page: int) -> bool:
-        """Whether the page is in the cache."""
-        return bool(self.present[page >> 3] & (1 << (page & 7)))
-
-    def add(self, page: int, checksum: int) -> None:
-        """Record a page."""
-        if not self.has(page):
-            self.count += 1
-        self.present[page >> 3] |= 1 << (page & 7)
-        self.checksums[page] = checksum
-
-    def remove(self, page: int) -> None:
-        """Forget a page."""
-        if self.has(page):
-            self.count -= 1
-        self.present[page >> 3] &= ~(1 << (page & 7))
-
-    @property
-    def whole(self) -> bool:
-        """Whether every page is there."""
-        return self.count == self.total
-
-    def chunk(self, number: int) -> bytes:
-        """Return the stored form of one chunk."""
-        first = number * CHUNK_PAGES
-        bitmap = bytes(self.present[first >> 3 : (first + CHUNK_PAGES) >> 3]).ljust(_BITMAP_BYTES, b"\0")
-        return bitmap + _little(self.checksums[first : first + CHUNK_PAGES])
-
-    def load(self, number: int, stored: bytes) -> None:
-        """Take over a stored chunk."""
-        first = number * CHUNK_PAGES
-        pages = min(CHUNK_PAGES, self.total - first)
-        bitmap = stored[: -(-pages // 8)]
-        self.present[first >> 3 : (first >> 3) + len(bitmap)] = bitmap
-        sums = array.array("Q", stored[_BITMAP_BYTES : _BITMAP_BYTES + 8 * pages])
-        if sys.byteorder == "big":
-            sums.byteswap()
-        self.checksums[first : first + pages] = sums
-        self.count += sum(byte.bit_count() for byte in bitmap)
-
-
-def _little(sums: array.array[int]) -> bytes:
-    if sys.byteorder == "big":
-        sums = array.array("Q", sums)
-        sums.byteswap()
-    return sums.tobytes()
 
 
 class Objects:
@@ -188,7 +75,7 @@ class Objects:
         record = decode_record(value)
         pages = Pages(record.size)
         for number in range(-(-pages.total // CHUNK_PAGES)):
-            if (chunk := self._store.get(Table.CHUNKS, _chunk_key(oid, number))) is not None:
+            if (chunk := self._store.get(Table.CHUNKS, chunk_key(oid, number))) is not None:
                 pages.load(number, chunk)
         return record, pages
 
@@ -223,11 +110,11 @@ class Objects:
         changes: Changes = {}
         if before is not None:
             changes[Table.STANDINGS, standing_key(before, oid)] = None
-        changes[Table.OBJECTS, oid] = _encode(record)
+        changes[Table.OBJECTS, oid] = encode_record(record)
         changes[Table.STANDINGS, standing_key(record, oid)] = U64.pack(record.allocated_bytes)
         if pages is not None and changed is not None and len(changed):
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
-                changes[Table.CHUNKS, _chunk_key(oid, number)] = pages.chunk(number)
+                changes[Table.CHUNKS, chunk_key(oid, number)] = pages.chunk(number)
         deltas = [(record, 1)] if before is None else [(before, -1), (record, 1)]
         held = self._transitions(oid, before, record, changes) if self.on_held and pages is not None else ()
         return self._change(oid, changes, deltas, held)
@@ -241,12 +128,12 @@ class Objects:
         changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, standing_key(record, oid)): None}
         held = [(number, False) for number in self.ranges(oid, record)] if self.on_held else ()
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
-            changes[Table.CHUNKS, _chunk_key(oid, number)] = None
+            changes[Table.CHUNKS, chunk_key(oid, number)] = None
         return record.allocated_bytes if self._change(oid, changes, [(record, -1)], held) else None
 
     def ranges(self, oid: bytes, record: ObjectRecord) -> Iterable[int]:
         """Return the numbers of an object's ranges that are all there, ascending."""
-        return _ranges(record, lambda number: self._store.get(Table.CHUNKS, _chunk_key(oid, number)))
+        return whole_ranges(record, lambda number: self._store.get(Table.CHUNKS, chunk_key(oid, number)))
 
     def _transitions(
         self, oid: bytes, before: ObjectRecord | None, record: ObjectRecord, changes: Changes
@@ -265,8 +152,10 @@ class Objects:
             if table is Table.CHUNKS and chunk is not None:
                 number = int.from_bytes(key[16:], "big")
                 old = None if before is None else self._store.get(table, key)
-                was = _full(record.size, number, old)
-                found += [(rng, held) for rng, held in _full(record.size, number, chunk).items() if held != was[rng]]
+                was = ranges_of_chunk(record.size, number, old)
+                found += [
+                    (rng, held) for rng, held in ranges_of_chunk(record.size, number, chunk).items() if held != was[rng]
+                ]
         return found
 
     def known(self, oid: bytes) -> bool:
@@ -352,9 +241,9 @@ class Objects:
                 if value is not None:
                     record = decode_record(value)
                     if told:
-                        records.append((oid, record, list(_ranges(record, partial(_stored_chunk, txn, oid)))))
+                        records.append((oid, record, list(whole_ranges(record, partial(_stored_chunk, txn, oid)))))
                     for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
-                        txn.delete(Table.CHUNKS, _chunk_key(oid, number))
+                        txn.delete(Table.CHUNKS, chunk_key(oid, number))
                     txn.delete(Table.OBJECTS, oid)
                 txn.delete(Table.STANDINGS, key)
             return len(gone), records
@@ -435,48 +324,9 @@ class DirectoryOrder:
         return self.objects.ordered(self.directory, segment) if segment in SEGMENTS else iter(())
 
 
-def totals_key(directory: int, segment: int) -> bytes:
-    """Return the META key of what the objects of a segment come to."""
-    return b"cache_used" + bytes((directory, segment))
-
-
 def _policy_key(directory: int) -> bytes:
     return b"policy" + bytes((directory,))
 
 
-def standing_key(record: ObjectRecord, oid: bytes) -> bytes:
-    """Return the STANDINGS key of an object."""
-    return bytes((record.directory, record.segment)) + U64.pack(record.rank) + oid
-
-
-def _ranges(record: ObjectRecord, chunk: Callable[[int], bytes | None]) -> Iterable[int]:
-    """Return the ranges of an object that are all there. ``chunk``: returns what is stored of one by its number."""
-    pages = page_count(record.size)
-    if record.whole:
-        return range(-(-pages // RANGE_PAGES))
-    if pages <= RANGE_PAGES:
-        return ()
-    chunks = range(-(-pages // CHUNK_PAGES))
-    return [rng for number in chunks for rng, held in _full(record.size, number, chunk(number)).items() if held]
-
-
-def _full(size: int, number: int, chunk: bytes | None) -> dict[int, bool]:
-    """Tell for each range of a chunk, by its number, whether all its pages are there."""
-    found = {}
-    left = page_count(size) - number * CHUNK_PAGES
-    for half in range(CHUNK_PAGES // RANGE_PAGES):
-        pages = min(RANGE_PAGES, left - half * RANGE_PAGES)
-        if pages > 0:
-            bits = chunk[half * RANGE_PAGES // 8 : (half + 1) * RANGE_PAGES // 8] if chunk else b""
-            wanted = (1 << pages) - 1
-            present = int.from_bytes(bits, "little") & wanted
-            found[number * (CHUNK_PAGES // RANGE_PAGES) + half] = present == wanted
-    return found
-
-
 def _stored_chunk(txn: Transaction, oid: bytes, number: int) -> bytes | None:
-    return txn.get(Table.CHUNKS, _chunk_key(oid, number))
-
-
-def _chunk_key(oid: bytes, number: int) -> bytes:
-    return oid + number.to_bytes(4, "big")
+    return txn.get(Table.CHUNKS, chunk_key(oid, number))

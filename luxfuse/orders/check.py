@@ -26,7 +26,8 @@ from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError
 from luxfuse.index.audit import Audit, Auditor
 from luxfuse.index.journal import Journal
-from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
 from luxfuse.orders.inventory import Inventory
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import Dirty, DirtyEntries

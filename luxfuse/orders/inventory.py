@@ -22,7 +22,8 @@ from luxfuse.core.paths import covers
 from luxfuse.core.spans import ranges_text
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
-from luxfuse.index.objects import ObjectRecord, Objects
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.dirty import Dirty, DirtyEntries

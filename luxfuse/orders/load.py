@@ -31,7 +31,7 @@ from luxfuse.core.spans import missing_runs
 from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
-from luxfuse.index.objects import ObjectRecord
+from luxfuse.index.object_records import ObjectRecord
 from luxfuse.orders.load_progress import LoadProgress, State, Tally
 from luxfuse.orders.walk import Part, Walk
 from luxfuse.orders.window import Window

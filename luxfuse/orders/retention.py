@@ -21,7 +21,8 @@ from luxfuse.core.rules import MARKS_BOUND, Marks, PathPolicies, TimeLimit
 from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
-from luxfuse.index.objects import PINNED, ObjectRecord, Objects
+from luxfuse.index.object_records import PINNED, ObjectRecord
+from luxfuse.index.objects import Objects
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.walk import Part, Walk
 from luxfuse.types import TtlAction

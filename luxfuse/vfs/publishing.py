@@ -11,7 +11,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.upload import Uploader
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal
-from luxfuse.index.objects import ObjectRecord
+from luxfuse.index.object_records import ObjectRecord
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind, WriteMode

@@ -6,7 +6,7 @@ import pytest
 
 from luxfuse.errors import ConfigError
 from luxfuse.index import lifecycle
-from luxfuse.index.objects import DIRECTORIES
+from luxfuse.index.object_records import DIRECTORIES
 from luxfuse.index.store import IndexStore
 
 

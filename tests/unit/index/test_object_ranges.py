@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luxfuse.core.members import RANGE_PAGES
-from luxfuse.index.objects import ObjectRecord, Objects, Pages
+from luxfuse.index.object_records import ObjectRecord
+from luxfuse.index.objects import Objects
+from luxfuse.index.pages import Pages
 from luxfuse.index.store import IndexStore
 from luxfuse.types import PAGE_BYTES
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from luxfuse.core.cache_directory import CacheSetting
-from luxfuse.index.objects import TOTALS, standing_key, totals_key
+from luxfuse.index.object_records import TOTALS, standing_key, totals_key
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.orders import check
 from luxfuse.orders.check import CheckProgress, CheckRefused
