@@ -1,27 +1,20 @@
-"""Inodes, names and listings.
+"""Inodes and names.
 
-Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key; LISTINGS
-``inode (8 bytes)`` -> `Listing`; REMOVED ``inode (8 bytes)`` -> nothing. An entry's inode number stands for one version
-of the object: when the object is replaced in the store, the name gets a new inode number, as after ``mv new old``. What
-is written or renamed here keeps its number. Numbers are never reused.
+Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key. An entry's inode
+number stands for one version of the object: when the object is replaced in the store, the name gets a new inode number,
+as after ``mv new old``. What is written or renamed here keeps its number.
 
 What is changed here is *held* until the store has it (see `held`): the store's words do not undo it, nor do they remove
 a directory that it is in.
 
-A directory that goes, or that is written to after it went, is noted in REMOVED in the same transaction; `purger` removes
-all that is recorded below it, some entries at a time, and then the note. A directory that comes back has another number.
+Of a directory that goes, `purging` removes what is recorded below it. A directory that comes back has another number.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable
-
-import trio
 
 from luxfuse.index import bulk
 from luxfuse.index.bulk import ROOT_INODE
@@ -30,35 +23,24 @@ from luxfuse.index.entries import (
     Changes,
     Entry,
     Found,
-    Listing,
     decode_entry,
-    decode_listing,
     describe,
     distrusted,
     encode,
     same,
 )
 from luxfuse.index.held import HeldNames
+from luxfuse.index.listings import Listings
+from luxfuse.index.numbers import Numbers
+from luxfuse.index.purging import Purger
 from luxfuse.index.store import IndexStore, Transaction
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.index.uncommitted import Changes as Rows
 from luxfuse.types import Kind
 
-__all__ = ["FIRST_INODE", "ROOT_INODE", "Attributes", "Changes", "Entry", "Found", "Listing", "Names"]
+__all__ = ["ROOT_INODE", "Attributes", "Changes", "Entry", "Found", "Names"]
 
-log = logging.getLogger(__name__)
-
-FIRST_INODE = 16
 ENTRIES_KEPT = 8192
-FORMER_KEPT = 100_000
-"""Numbers no longer in use whose names are remembered, for readers of directories that stand at them."""
-
-PURGE_ROWS = 5_000
-"""Names of removed directories that are forgotten in one transaction."""
-PURGE_DELAY_S = 1.0
-"""So directories that are removed one after the other go in one transaction."""
-PURGE_PAUSE_S = 0.05
-PURGE_RETRY_S = 60.0
 
 
 class Names:
@@ -73,27 +55,13 @@ class Names:
         self.believe_from_s = believe_from_s
         self.keeps_attributes = True
         """Whether the store does; else those that are known here are all that there are."""
-        self._numbers = threading.Lock()
-        self._running: dict[int, int] = {}
-        stored = store.get(Table.META, b"next_inode")
-        self._next_inode = itertools.count(U64.unpack(stored)[0] if stored else FIRST_INODE)
-        self._highest = (U64.unpack(stored)[0] if stored else FIRST_INODE) - 1
-        stored = store.get(Table.META, b"serial")
-        self._last_serial = U64.unpack(stored)[0] if stored else 0
-        self._former: dict[int, bytes] = {}
+        self._numbers = Numbers(store)
+        self.listings = Listings(store, clock)
+        self.purger = Purger(store, self._forget_decoded)
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry | None] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
-        self._listings: dict[int, Listing | None] = {}
         self._held = HeldNames(clock)
-        self._orphans = trio.Event()
-        if store.committed_items(Table.REMOVED, b"", b"", 1):
-            self._orphans.set()
-
-    def _new_inode(self) -> int:
-        with self._numbers:  # the loop and the writer thread both take numbers
-            self._highest = next(self._next_inode)
-            return self._highest
 
     def get(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, fresh or not."""
@@ -119,13 +87,11 @@ class Names:
 
     def former_name(self, inode: int) -> bytes | None:
         """Return the name that an inode number no longer in use had, if that is remembered."""
-        return self._former.get(inode)
+        return self._numbers.former_name(inode)
 
     def _retire(self, inode: int, name: bytes) -> None:
         self._places.pop(inode, None)
-        self._former[inode] = name
-        if len(self._former) > FORMER_KEPT:
-            del self._former[next(iter(self._former))]
+        self._numbers.retire(inode, name)
 
     def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
         """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first)."""
@@ -279,13 +245,13 @@ class Names:
         attributes: Attributes | None,
         described_ns: int,
     ) -> Entry:
-        serial = old.listing if old is not None else self.serial(parent)
-        entry = Entry(self._new_inode(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
+        serial = old.listing if old is not None else self.listings.serial(parent)
+        entry = Entry(self._numbers.new(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
         describe(entry, attributes, described_ns, checked_s)
         rows: Rows = {}
         if old is not None:
             self._drop(rows, old)
-        self._note_highest(rows)
+        self._numbers.note_highest(rows)
         self._apply(rows | self._rows(parent, name, entry))
         if old is not None:
             self._retire(old.inode, name)
@@ -298,7 +264,7 @@ class Names:
         INODES too where the number stays: a merge that runs now may be about to give the name another one.
         """
         key = U64.pack(parent) + name
-        entry.listing = max(entry.listing, self._running.get(parent, 0))
+        entry.listing = max(entry.listing, self.listings.running(parent))
         rows: Rows = {(Table.NAMES, key): encode(entry), (Table.INODES, U64.pack(entry.inode)): key}
         if parent != ROOT_INODE and self.locate(parent) is None:
             rows[Table.REMOVED, U64.pack(parent)] = b""
@@ -309,20 +275,17 @@ class Names:
         if old.kind is Kind.DIRECTORY:
             rows[Table.REMOVED, U64.pack(old.inode)] = b""
 
-    def _note_highest(self, rows: Rows) -> None:
-        rows[Table.META, b"next_inode"] = U64.pack(self._highest + 1)
-
     def _apply(self, rows: Rows) -> None:
         self._store.apply(rows)
         if any(table is Table.REMOVED for table, _ in rows):
-            self._orphans.set()
+            self.purger.wake()
 
     # -- names that the store does not show as they are here
 
     def hold(self, parent: int, name: bytes) -> None:
         """Leave a name as it is here, whether it exists or not, whatever the store says, until `settle`."""
         key = U64.pack(parent) + name
-        if parent in self._running:
+        if self.listings.running(parent):
             # A merge that runs now may have looked at the name already: what it made of it must not stay.
             entry = self.get(parent, name)
             self._apply({(Table.NAMES, key): None} if entry is None else self._rows(parent, name, entry))
@@ -343,54 +306,7 @@ class Names:
         """Whether names somewhere below a directory are held."""
         return entry.kind is Kind.DIRECTORY and U64.pack(entry.inode) in self._held.directories(self._place)
 
-    # -- listings
-
-    def listing(self, directory: int) -> Listing | None:
-        """Return the last complete listing of a directory, fresh or not."""
-        try:
-            return self._listings[directory]
-        except KeyError:
-            value = self._store.get(Table.LISTINGS, U64.pack(directory))
-            if len(self._listings) >= ENTRIES_KEPT:
-                self._listings.clear()
-            listing = self._listings[directory] = None if value is None else decode_listing(value)
-            return listing
-
-    def _put_listing(self, directory: int, listing: Listing) -> None:
-        self._store.put(Table.LISTINGS, U64.pack(directory), encode(listing))
-        self._listings[directory] = listing
-
-    def serial(self, directory: int) -> int:
-        """Return the serial number of the last complete listing of a directory, 0 if there is none."""
-        listing = self.listing(directory)
-        return listing.serial if listing else 0
-
-    def forget_listing(self, directory: int) -> None:
-        """Make the next use of the directory list it again."""
-        listing = self.listing(directory)
-        if listing is not None:
-            self._put_listing(directory, Listing(listing.serial, 0.0, listing.entries))
-
-    def note_empty(self, directory: int) -> None:
-        """Record a complete listing, as of now, of a directory that was just made here: there is nothing in it."""
-        serial = self._new_serial(directory)
-        self._put_listing(directory, Listing(serial, self._clock(), 0))
-
-    def begin_listing(self, directory: int) -> int:
-        """Return the serial number of a listing that begins now; `end_listing` must follow, whatever happens."""
-        serial = self._running[directory] = self._new_serial(directory)
-        return serial
-
-    def _new_serial(self, directory: int) -> int:
-        """No number comes twice: entries of a listing that failed half-way must not pass for ones of the next."""
-        serial = max(self.serial(directory), self._last_serial) + 1
-        self._store.put(Table.META, b"serial", U64.pack(serial))
-        self._last_serial = serial
-        return serial
-
-    def end_listing(self, directory: int) -> None:
-        """The listing is over, complete or not."""
-        self._running.pop(directory, None)
+    # -- parts of listings
 
     async def merge(
         self, directory: int, serial: int, found: Iterable[Found], checked_s: float, *, last: bool = True
@@ -405,14 +321,14 @@ class Names:
             checked_s,
             last=last,
             held=self._held,
-            new_inode=self._new_inode,
+            new_inode=self._numbers.new,
             believe_from_s=self.believe_from_s,
             by_time=self.keeps_attributes,
         )
 
         def merge(txn: Transaction) -> Changes:
             changes = part.merge(txn, found, self._clock())
-            txn.put(Table.META, b"next_inode", U64.pack(self._highest + 1))
+            txn.put(*self._numbers.record)
             return changes
 
         return await self._change(directory, merge)
@@ -430,7 +346,7 @@ class Names:
         finally:
             self._forget_decoded()
         rows: Rows = {}
-        self._note_highest(rows)  # a lookup meanwhile may have noted a lower one
+        self._numbers.note_highest(rows)  # a lookup meanwhile may have noted a lower one
         self._drop_unused(rows, directory, changes)
         self._apply(rows)
         return changes
@@ -450,28 +366,9 @@ class Names:
                     self._retire(U64.unpack(number)[0], key[8:])
         changes.retired, changes.given = [], []
         if changes.orphans:
-            self._orphans.set()
-
-    # -- what removed directories leave behind
-
-    async def purger(self) -> None:
-        """Forget in the background what is recorded below removed directories, until cancelled."""
-        while True:
-            await self._orphans.wait()
-            await trio.sleep(PURGE_DELAY_S)
-            self._orphans = trio.Event()
-            try:
-                while await self._store.run(lambda txn: bulk.purge(txn, PURGE_ROWS)):
-                    self._forget_decoded()
-                    await trio.sleep(PURGE_PAUSE_S)
-            except OSError as exc:
-                log.info("what removed directories left in the index stays for now: %s", exc)
-                await trio.sleep(PURGE_RETRY_S)
-                self._orphans.set()
-            finally:
-                self._forget_decoded()
+            self.purger.wake()
 
     def _forget_decoded(self) -> None:
         self._entries.clear()
         self._places.clear()
-        self._listings.clear()
+        self.listings.forget_decoded()

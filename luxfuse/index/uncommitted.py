@@ -13,7 +13,10 @@ U64 = struct.Struct(">Q")
 
 
 class Table(IntEnum):
-    """The named databases. Keys and values are described in `names` and `objects`."""
+    """The named databases.
+
+    Keys and values are described in `names`, `listings`, `purging`, `object_records` and `pages`.
+    """
 
     META = 0
     INODES = 1

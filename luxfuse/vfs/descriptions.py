@@ -321,7 +321,7 @@ class Descriptions:
 
     async def judge(self, directory: int) -> None:
         """Find out before a large directory is shown whether its entries lack anything: each that does is looked up."""
-        listing = self._names.listing(directory)
+        listing = self._names.listings.of(directory)
         if listing is None or listing.entries < JUDGED_FROM or not self._store.reachable:
             return
         if self.keeps_attributes and self._expects(directory, Kind.FILE) is None:

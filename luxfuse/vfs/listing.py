@@ -92,12 +92,12 @@ class Lister:
             log.exception("listing %r failed in an unexpected way", prefix)
             running.error = Unforeseen(f"internal error while listing: {type(exc).__name__}")
         finally:
-            self._names.end_listing(directory)
+            self._names.listings.end(directory)
             del self._running[directory]
             running.done.set()
 
     async def _fetch(self, directory: int, prefix: str, moves: int) -> int | None:
-        serial = self._names.begin_listing(directory)
+        serial = self._names.listings.begin(directory)
         began_s = self._clock()
         batch: list[Found] = []
         total = Changes()

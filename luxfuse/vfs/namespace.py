@@ -108,7 +108,7 @@ class Namespace:
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         lister.on_changes = self._tell_kernel
-        nursery.start_soon(names.purger)
+        nursery.start_soon(names.purger.run)
 
     # -- what is known
 
@@ -362,14 +362,14 @@ class Namespace:
 
     def is_doubtful(self, parent: int, name: bytes) -> bool:
         """Whether another node changed the directory since the name was last heard to be missing from it."""
-        doubted_s, listing = self._listing_doubted_s(parent), self._names.listing(parent)
+        doubted_s, listing = self._listing_doubted_s(parent), self._names.listings.of(parent)
         if not doubted_s or self.is_held(parent, name):
             return False
         return max(self._negatives.get((parent, name), 0.0), listing.fetched_s if listing is not None else 0.0) < doubted_s
 
     def _known_missing(self, parent: int, name: bytes) -> bool:
         since = self._negatives.get((parent, name), -1e18)
-        listing = self._names.listing(parent)
+        listing = self._names.listings.of(parent)
         if listing is not None:
             since = max(since, listing.fetched_s)
             if listing.entries <= LIST_AHEAD_ENTRIES and not self._holds(listing.fetched_s, self._negative_ttl / 2):
@@ -524,7 +524,7 @@ class Namespace:
 
     def _list_instead(self, parent: int) -> None:
         """After a few names asked for one by one, list the whole directory in the background."""
-        listing = self._names.listing(parent)
+        listing = self._names.listings.of(parent)
         if listing is not None and self._lists(parent, listing.fetched_s, self._ttl):
             return
         self._asked[parent] += 1
@@ -539,7 +539,7 @@ class Namespace:
                 moves = await self.moving.settled(directory)
                 prefix, asked_s = self.prefix(directory), self._clock() - self._negative_ttl / 2
                 if await self.lister.fetch(directory, prefix, moves, asked_s) is None and directory in self._held:
-                    self._names.note_empty(directory)  # the store will have it
+                    self._names.listings.note_empty(directory)  # the store will have it
             else:
                 await self.listed(directory)
         except LuxError as exc:
@@ -549,7 +549,7 @@ class Namespace:
 
     def is_listed(self, directory: int) -> bool:
         """Whether the directory's listing is fresh."""
-        listing = self._names.listing(directory)
+        listing = self._names.listings.of(directory)
         return listing is not None and self._lists(directory, listing.fetched_s, self._ttl)
 
     async def listed(self, directory: int) -> int:
@@ -557,7 +557,7 @@ class Namespace:
 
         An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
         """
-        listing = self._names.listing(directory)
+        listing = self._names.listings.of(directory)
         if listing is not None and self._lists(directory, listing.fetched_s, self._ttl):
             return listing.serial
         self._asked.pop(directory, None)
@@ -577,8 +577,8 @@ class Namespace:
             self.stale_served += 1
             return listing.serial
         if serial is None and (directory in self._held or self._names.after(directory, b"", 1)):
-            self._names.note_empty(directory)  # the store will have it
-            return self._names.serial(directory)
+            self._names.listings.note_empty(directory)  # the store will have it
+            return self._names.listings.serial(directory)
         if serial is None:
             self.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")
@@ -606,14 +606,14 @@ class Namespace:
         for part in parts:
             directory = entry.inode
             self._negatives.pop((directory, part), None)
-            self._names.forget_listing(directory)
+            self._names.listings.forget(directory)
             found = await self._ask(directory, part, None)
             self._kernel.invalidate_entry(directory, part)
             if found is None:
                 raise NoSuchName(f"{path} does not exist")
             entry = found
         if entry.kind is Kind.DIRECTORY:
-            self._names.forget_listing(entry.inode)
+            self._names.listings.forget(entry.inode)
             await self.listed(entry.inode)
             for key in [key for key in self._negatives if key[0] == entry.inode]:
                 del self._negatives[key]

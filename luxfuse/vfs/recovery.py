@@ -391,7 +391,7 @@ class Recovery:
 
     def _forget_listing(self, key: str) -> None:
         parent, name = self._place(key)
-        self._names.forget_listing(parent)
+        self._names.listings.forget(parent)
         self._erase(parent, name, key)
 
     def _erase(self, parent: int, name: bytes, key: str) -> None:
@@ -583,7 +583,7 @@ class Recovery:
                 self._namespace.expire(entry.inode)
             else:
                 self._names.erase(parent, name)
-                self._names.forget_listing(parent)
+                self._names.listings.forget(parent)
         self._journal.drop_file(number)
         reached("recover.dropped")
         return await self._keep(number, record.key) if self._has_content(number, record) else 0
@@ -607,7 +607,7 @@ class Recovery:
         entry = self._names.get(parent, name)
         if entry is not None and entry.kind is record.kind:
             self._names.erase(parent, name)
-            self._names.forget_listing(parent)
+            self._names.listings.forget(parent)
         self._journal.drop_file(number)
         reached("recover.refused")
 

@@ -170,7 +170,7 @@ class Tree:
         dirty.stored.replaces_removed(expect != ABSENT)
         self.touch(parent)
         if kind is Kind.DIRECTORY:
-            self._names.note_empty(entry.inode)
+            self._names.listings.note_empty(entry.inode)
             self._deletes.hold_below(key, entry.inode)
         return dirty
 

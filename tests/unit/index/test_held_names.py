@@ -275,13 +275,13 @@ async def test_two_names_can_be_exchanged_by_three_moves(tree: Tree) -> None:
 
 async def test_a_directory_made_here_is_known_to_be_empty(tree: Tree) -> None:
     made = create(tree, b"d", Kind.DIRECTORY).inode
-    before = tree.names.begin_listing(DIR)
-    tree.names.note_empty(made)
-    listing = tree.names.listing(made)
+    before = tree.names.listings.begin(DIR)
+    tree.names.listings.note_empty(made)
+    listing = tree.names.listings.of(made)
     assert listing is not None
     assert (listing.fetched_s, listing.entries) == (tree.now_s, 0)
     assert listing.serial > before
-    assert tree.names.begin_listing(made) > listing.serial
+    assert tree.names.listings.begin(made) > listing.serial
 
 
 async def test_what_is_changed_shows_in_listings_before_it_is_committed(tree: Tree) -> None:
@@ -425,12 +425,12 @@ async def half_done(tree: Tree, when: str, found: list[Found], at_s: float) -> A
         return real(rows, halted)
 
     async with trio.open_nursery() as nursery:
-        serial = tree.names.begin_listing(DIR)
+        serial = tree.names.listings.begin(DIR)
 
         async def run() -> None:
             await tree.names.merge(DIR, serial, found, at_s)
             await tree.names.complete(DIR, serial, at_s)
-            tree.names.end_listing(DIR)
+            tree.names.listings.end(DIR)
 
         await tree.store.flush()
         tree.store._commit = commit  # type: ignore[method-assign, assignment]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.index import bulk
-from luxfuse.index import names as module
-from luxfuse.index.names import FIRST_INODE, Attributes, Changes, Entry, Found, Names
+from luxfuse.index import bulk, purging
+from luxfuse.index.names import Attributes, Changes, Entry, Found, Names
+from luxfuse.index.numbers import FIRST_INODE
 from luxfuse.index.store import IndexStore, Transaction
 from luxfuse.index.uncommitted import Table
 from luxfuse.types import Kind
@@ -37,7 +37,7 @@ class Tree:
         self.names = Names(self.store, lambda: self.now_s)
 
     async def list(self, found: list[Found], at_s: float, parts: int = 1, into: int = DIR) -> Changes:
-        serial = self.names.begin_listing(into)
+        serial = self.names.listings.begin(into)
         total = Changes()
         size = -(-max(1, len(found)) // parts)
         batches = [found[i : i + size] for i in range(0, len(found), size)] or [[]]
@@ -48,7 +48,7 @@ class Tree:
             total.shadowed += changes.shadowed
             total.deferred += changes.deferred
         total.names += (await self.names.complete(into, serial, at_s)).names
-        self.names.end_listing(into)
+        self.names.listings.end(into)
         return total
 
     def assign(self, found: Found, at_s: float, now_s: float | None = None) -> Entry:
@@ -81,7 +81,7 @@ class Tree:
         """Let the purger do all that is to do."""
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.names.purger)
+                nursery.start_soon(self.names.purger.run)
                 await until(lambda: not self.rows(Table.REMOVED))
                 await self.store.flush()
                 nursery.cancel_scope.cancel()
@@ -92,7 +92,7 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("luxfuse.index.names.PURGE_DELAY_S", 0.01)
+    monkeypatch.setattr("luxfuse.index.purging.PURGE_DELAY_S", 0.01)
     tree = Tree(tmp_path / "i")
     yield tree
     tree.store.close()
@@ -163,11 +163,11 @@ async def test_a_file_wins_over_a_link(tree: Tree) -> None:
 
 
 async def test_a_name_looked_up_during_a_listing_survives_it(tree: Tree) -> None:
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     tree.assign(file(b"new"), NOW + 1)
     await tree.names.merge(DIR, serial, [file(b"a")], NOW)
     await tree.names.complete(DIR, serial, NOW)
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     assert set(await tree.shown()) == {b"a", b"new"}
     assert await tree.list([file(b"a")], NOW + 2)
     assert set(await tree.shown()) == {b"a"}
@@ -175,11 +175,11 @@ async def test_a_name_looked_up_during_a_listing_survives_it(tree: Tree) -> None
 
 async def test_a_newer_lookup_is_not_undone_by_an_older_listing(tree: Tree) -> None:
     await tree.list([file(b"a", "v1")], NOW)
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     newer = tree.assign(file(b"a", "v3"), NOW + 11)
     await tree.names.merge(DIR, serial, [file(b"a", "v2")], NOW + 10)
     await tree.names.complete(DIR, serial, NOW + 10)
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     assert tree.entry(b"a").version == "v3"
     assert tree.entry(b"a").inode == newer.inode
     assert tree.entry(b"a").checked_s == NOW + 11
@@ -217,9 +217,9 @@ async def test_a_listing_corrects_what_is_known_from_the_future(tree: Tree) -> N
 
 async def test_entries_of_a_listing_that_failed_do_not_pass_for_ones_of_the_next(tree: Tree) -> None:
     await tree.list([], NOW)
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     await tree.names.merge(DIR, serial, [file(b"gone"), directory(b"becomes-file")], NOW + 1)
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     await tree.list([file(b"becomes-file"), file(b"other")], NOW + 2)
     shown = await tree.shown()
     assert set(shown) == {b"becomes-file", b"other"}
@@ -229,7 +229,7 @@ async def test_entries_of_a_listing_that_failed_do_not_pass_for_ones_of_the_next
 async def test_a_lookup_and_a_merge_at_the_same_time_leave_a_usable_inode(tree: Tree) -> None:
     """The loop records the old version while the writer thread is merging the new one."""
     await tree.list([file(b"a", "v1")], NOW)
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     entered, proceed = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -243,7 +243,7 @@ async def test_a_lookup_and_a_merge_at_the_same_time_leave_a_usable_inode(tree: 
         await entered.wait()
         tree.assign(file(b"a", "v1"), NOW + 11)
         proceed.set()
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     await tree.store.flush()
     tree.entry(b"a")
 
@@ -270,11 +270,11 @@ async def test_inode_numbers_are_never_used_again_also_after_restarts(tmp_path: 
 
 async def test_a_number_noted_during_a_merge_is_not_lower_than_the_merge_took(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "i")
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     first, proceed = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
-    real = tree.names._new_inode
+    real = tree.names._numbers.new
     calls = 0
 
     def slow_new_inode() -> int:
@@ -286,13 +286,13 @@ async def test_a_number_noted_during_a_merge_is_not_lower_than_the_merge_took(tm
             assert proceed.wait(10)
         return number
 
-    tree.names._new_inode = slow_new_inode  # type: ignore[method-assign]
+    tree.names._numbers.new = slow_new_inode  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.names.merge, DIR, serial, [file(b"a"), file(b"b"), file(b"c")], NOW)
         await first.wait()
         looked_up = tree.assign(file(b"x"), NOW).inode
         proceed.set()
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     used = {tree.entry(name).inode for name in (b"a", b"b", b"c")} | {looked_up}
     assert len(used) == 4
     await tree.store.flush()
@@ -313,11 +313,11 @@ async def test_attributes_of_a_lookup_outlive_a_listing(tree: Tree) -> None:
 
 async def test_forgetting_a_listing_keeps_its_entries(tree: Tree) -> None:
     await tree.list([file(b"a")], NOW)
-    before = tree.names.listing(DIR)
+    before = tree.names.listings.of(DIR)
     assert before is not None
     assert (before.fetched_s, before.entries) == (NOW, 1)
-    tree.names.forget_listing(DIR)
-    after = tree.names.listing(DIR)
+    tree.names.listings.forget(DIR)
+    after = tree.names.listings.of(DIR)
     assert after is not None
     assert after.fetched_s == 0
     assert set(await tree.shown()) == {b"a"}
@@ -345,12 +345,12 @@ async def test_a_listing_that_cannot_be_committed_retires_no_numbers(tree: Tree,
         return real(changes, wrapper)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tree.store, "_commit", full_at_the_end)
-    serial = tree.names.begin_listing(DIR)
+    serial = tree.names.listings.begin(DIR)
     with pytest.raises(OSError, match="No space"):
         await tree.names.merge(DIR, serial, [file(b"a", "v2")], NOW + 1)
     with pytest.raises(OSError, match="No space"):
         await tree.names.complete(DIR, serial, NOW + 1)
-    tree.names.end_listing(DIR)
+    tree.names.listings.end(DIR)
     assert tree.names.former_name(a) is tree.names.former_name(b) is None
     assert tree.entry(b"a").inode == a
     monkeypatch.undo()
@@ -377,8 +377,8 @@ async def test_only_the_loop_changes_what_the_loop_reads(tree: Tree, monkeypatch
 async def test_what_was_below_a_removed_directory_is_forgotten(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(module, "PURGE_ROWS", 7)
-    monkeypatch.setattr(module, "PURGE_PAUSE_S", 0)
+    monkeypatch.setattr(purging, "PURGE_RECORDS", 7)
+    monkeypatch.setattr(purging, "PURGE_PAUSE_S", 0)
     tops = await tree.grow("a/b/c", 20, NOW)
     child = tree.names.after(tops[1], b"", 1)[0][1].inode
     assert len(tree.rows(Table.NAMES)) == 3 + 60
@@ -403,7 +403,7 @@ async def test_what_was_below_a_removed_directory_is_forgotten(
 async def test_a_purge_goes_on_after_a_restart_and_keeps_to_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PURGE_ROWS", 10)
+    monkeypatch.setattr(purging, "PURGE_RECORDS", 10)
     tree = Tree(tmp_path / "i")
     await tree.grow("a/b", 100, NOW)
     await tree.list([], NOW + 1)
@@ -425,7 +425,7 @@ async def test_a_directory_that_came_back_keeps_what_is_below_it(tree: Tree) -> 
     inodes = [entry.inode for _, entry in tree.names.after(below, b"", 10)]
     await tree.purge()
     assert [entry.inode for _, entry in tree.names.after(below, b"", 10)] == inodes
-    assert tree.names.listing(below) is not None
+    assert tree.names.listings.of(below) is not None
     assert len(tree.rows(Table.NAMES)) == len(tree.rows(Table.INODES)) == 2 + 6
     assert tree.names.after(old, b"", 10) == []
 
@@ -450,4 +450,4 @@ async def test_what_is_recorded_in_a_directory_after_it_went_is_forgotten_too(tr
     assert tree.names.after(top, b"", 10)
     await tree.purge()
     assert tree.rows(Table.NAMES) == tree.rows(Table.INODES) == []
-    assert tree.names.listing(top) is None
+    assert tree.names.listings.of(top) is None

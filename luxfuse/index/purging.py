@@ -1,0 +1,58 @@
+"""Forgets in the background what is recorded below removed directories.
+
+A directory that goes, or that is written to after it went, is noted in REMOVED (``inode (8 bytes)`` -> nothing) in the
+same transaction. What is below it goes some records at a time, and then the note.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.index import bulk
+from luxfuse.index.store import IndexStore
+from luxfuse.index.uncommitted import Table
+
+log = logging.getLogger(__name__)
+
+PURGE_RECORDS = 5_000
+"""Names of removed directories that are forgotten in one transaction."""
+PURGE_DELAY_S = 1.0
+"""So directories that are removed one after the other go in one transaction."""
+PURGE_PAUSE_S = 0.05
+PURGE_RETRY_S = 60.0
+
+
+class Purger:
+    """Goes through REMOVED whenever something is noted there."""
+
+    def __init__(self, store: IndexStore, forget_decoded: Callable[[], None]) -> None:
+        """``forget_decoded``: called when records went, of which decoded ones may be kept."""
+        self._store = store
+        self._forget_decoded = forget_decoded
+        self._noted = trio.Event()
+        if store.committed_items(Table.REMOVED, b"", b"", 1):
+            self._noted.set()
+
+    def wake(self) -> None:
+        """A directory was noted in REMOVED."""
+        self._noted.set()
+
+    async def run(self) -> None:
+        """Purge until cancelled."""
+        while True:
+            await self._noted.wait()
+            await trio.sleep(PURGE_DELAY_S)
+            self._noted = trio.Event()
+            try:
+                while await self._store.run(lambda txn: bulk.purge(txn, PURGE_RECORDS)):
+                    self._forget_decoded()
+                    await trio.sleep(PURGE_PAUSE_S)
+            except OSError as exc:
+                log.info("what removed directories left in the index stays for now: %s", exc)
+                await trio.sleep(PURGE_RETRY_S)
+                self._noted.set()
+            finally:
+                self._forget_decoded()
