@@ -23,7 +23,7 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.open_directories import OpenDirectories
-from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.recovery.restart import Recovery
 from luxfuse.vfs.refusals import Refusals
 from luxfuse.vfs.shown import Shown
 from luxfuse.vfs.tree import Tree

@@ -28,7 +28,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.recovery import Recovery
+from luxfuse.vfs.recovery.restart import Recovery
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.writing import Writing

@@ -49,7 +49,7 @@ from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.recovery import Outcome, Recovery
+from luxfuse.vfs.recovery.restart import Outcome, Recovery
 from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.assembly import build_tree

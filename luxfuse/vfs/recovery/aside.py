@@ -1,0 +1,118 @@
+"""Keeps in the recovered directory what does not go to the store: it was never promised, or the store cannot hold it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import trio
+
+from luxfuse.cache.recovered import Recovered
+from luxfuse.core import names as naming
+from luxfuse.index.journal import DeleteRecord, FileRecord, Journal
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery.contents import JournalContents
+from luxfuse.vfs.recovery.in_store import has_other
+from luxfuse.vfs.recovery.places import Places
+
+log = logging.getLogger(__name__)
+
+
+class Aside:
+    """Sets aside what cannot be placed, and lets its name show what the store has."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        places: Places,
+        contents: JournalContents,
+        journal: Journal,
+        staging: Staging,
+        recovered: Recovered,
+        store: Store,
+        limits: naming.KeyLimits,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._places = places
+        self._contents = contents
+        self._journal = journal
+        self._staging = staging
+        self._recovered = recovered
+        self._store = store
+        self._limits = limits
+
+    def refusal(self, record: FileRecord) -> str | None:
+        """Say why the store can never hold what is to go there, None if it can. An earlier version asked too late."""
+        if record.kind is Kind.SPECIAL or record.mode is WriteMode.MUST_CACHE:
+            return None
+        return naming.too_long(record.key, self._limits)
+
+    async def give_up(self, number: int, record: FileRecord, refusal: str) -> None:
+        """Keep what can never go to the store, and let the name show what the store has: nothing."""
+        kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
+        log.warning(
+            "%r can never be brought to the under-store: %s; %s",
+            record.key,
+            refusal,
+            f"what there was of it is {kept}" if kept else "there was nothing in it",
+        )
+        parent, name = self._places.place(record.key)
+        entry = self._names.get(parent, name)
+        if entry is not None and entry.kind is record.kind:
+            self._names.erase(parent, name)
+            self._names.listings.forget(parent)
+        self._journal.drop_file(number)
+        reached("recover.refused")
+
+    async def set_aside(self, number: int, record: FileRecord) -> int:
+        """A file that was never closed: keep what was written, and let the name show what the store has."""
+        parent, name = self._places.place(record.key)
+        entry = self._names.get(parent, name)
+        if record.doomed and not await has_other(self._store, record):
+            self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
+        elif entry is not None and entry.inode == record.inode:
+            if record.expect:
+                self._namespace.expire(entry.inode)
+            else:
+                self._names.erase(parent, name)
+                self._names.listings.forget(parent)
+        self._journal.drop_file(number)
+        reached("recover.dropped")
+        return await self.keep(number, record.key) if self._contents.is_there(number, record) else 0
+
+    async def keep(self, number: int, key: str) -> int:
+        """Move a staging file to the recovered directory, unless it is empty; returns how many were moved: 1 or 0."""
+        path = self._staging.path_of(number)
+        try:
+            if path.stat().st_size == 0:
+                self._staging.remove(number)
+                return 0
+        except FileNotFoundError:
+            return 0
+        kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
+        log.warning("%r was being written when the last run ended; what there was of it is %s", key, kept)
+        return 1
+
+    def _keep_refused(self, number: int, record: FileRecord) -> Path | None:
+        """Move a content to the recovered directory, if there is any. Blocks."""
+        if record.kind is not Kind.FILE:
+            target = self._journal.inline(number)
+            return self._recovered.keep_bytes(target, record.key) if target else None
+        content = self._contents.open(number, record) if self._contents.is_there(number, record) else None
+        if content is None:
+            return None
+        empty = content.size == 0
+        content.close()
+        if empty:
+            self._staging.remove(number)
+            return None
+        return self._recovered.keep_staging(self._staging, number, record.key)

@@ -1,0 +1,69 @@
+"""The contents of the files of the journal: staging files, and what the journal itself has of small ones."""
+
+from __future__ import annotations
+
+import os
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.staged import StagedBytes
+from luxfuse.index.journal import FileRecord, Journal
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import PAGE_BYTES
+from luxfuse.workers import Threads
+
+IO_THREADS = 4
+
+
+class JournalContents:
+    """Opens the content of what is to be uploaded."""
+
+    def __init__(self, journal: Journal, staging: Staging, cache: PageCache) -> None:
+        self._journal = journal
+        self._staging = staging
+        self._cache = cache
+        self._threads = Threads(IO_THREADS)
+
+    def is_there(self, number: int, record: FileRecord) -> bool:
+        """Whether the staging file of a file is not what the store has; one that is goes."""
+        if record.content:
+            return True
+        try:
+            st = self._staging.path_of(number).stat()
+        except FileNotFoundError:
+            return False
+        if (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
+            return True  # a program wrote to it on its own
+        self._staging.remove(number)
+        return False
+
+    def open(self, number: int, record: FileRecord) -> StagedBytes | None:
+        """Open the content of a file, from the journal where the staging file has not got it. Blocks."""
+        path = self._staging.path_of(number)
+        inline = self._journal.inline(number)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if inline is None and record.size:
+                return None
+            fd = self._staging.create(number)
+        st = os.fstat(fd)
+        if inline is not None and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, inline, 0)
+            os.utime(fd, ns=(record.stamp, record.stamp))
+        elif inline is not None and st.st_mtime_ns != record.stamp:
+            self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
+        if not record.base_size:
+            return StagedBytes(fd, path, cache=self._cache, threads=self._threads)
+        present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}
+        base_pages = -(-record.base_size // PAGE_BYTES)
+        base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
+        return StagedBytes(
+            fd,
+            path,
+            cache=self._cache,
+            threads=self._threads,
+            base=base,
+            base_bytes=record.base_size,
+            present={page for page in present if page < base_pages},
+        )

@@ -1,0 +1,169 @@
+"""Carries on with the deletes of the last run: their names stay gone, and so do directories that have nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import trio
+
+from luxfuse.cache.together import together
+from luxfuse.errors import NotFound, StoreError
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import Journal, directories_of
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.types import Kind, ObjectInfo
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.deletes import DELETE_BATCH, Deletes
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.pushing import MARKED
+from luxfuse.vfs.recovery.places import Places
+
+log = logging.getLogger(__name__)
+
+CONCURRENT_HEADS = 16
+
+
+class UnfinishedDeletes:
+    """The deletes that the journal has."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        places: Places,
+        entries: DirtyEntries,
+        journal: Journal,
+        deletes: Deletes,
+        store: Store,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._places = places
+        self._entries = entries
+        self._journal = journal
+        self._deletes = deletes
+        self._store = store
+
+    async def carry_on(self) -> None:
+        """Hold the names of those that are left, and make them in the background."""
+        gone = await self._gone_directories()
+        for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
+            self._resume(key, gone)
+            reached("recover.delete")
+        await self._show_others(gone)
+
+    async def make_what_waits_for_nothing(self) -> None:
+        """Make as many deletes as can be made now, so that their names need not be held."""
+        ready = sorted((k for k, d in self._journal.deletes.items() if not self._journal.is_waiting(d)), reverse=True)
+        try:
+            for start in range(0, len(ready), DELETE_BATCH):
+                batch = ready[start : start + DELETE_BATCH]
+                ours = await self._not_replaced(batch)
+                failures = await self._store.delete(ours) if ours else {}
+                reached("recover.deleted")
+                for key in set(batch) - failures.keys():
+                    self._journal.drop_delete(key)
+                    self._places.forget_listing(key)
+        except StoreError as exc:
+            log.info("deletes of the last run cannot be made yet: %s", exc)
+
+    async def _not_replaced(self, keys: list[str]) -> list[str]:
+        """Leave out what somebody else has written anew since it was removed here, and markers with content."""
+        replaced: set[str] = set()
+        limiter = trio.CapacityLimiter(CONCURRENT_HEADS)
+
+        async def ask(key: str, version: str) -> None:
+            async with limiter:
+                with contextlib.suppress(NotFound):
+                    info = await self._store.head(key)
+                    if info.size if key.endswith("/") else info.version != version:
+                        replaced.add(key)
+
+        async with together() as start:
+            for key in keys:
+                version = self._journal.deletes[key].version
+                if (key.endswith("/") and not self._store.abilities.hierarchical) or (version and not key.endswith("/")):
+                    start(ask, key, version or "")
+        return [key for key in keys if key not in replaced]
+
+    async def _gone_directories(self) -> set[str]:
+        """Return the key prefixes of directories of which the store has nothing but what is to be deleted."""
+        gone: set[str] = set()
+        changed = {prefix for d in self._entries for prefix in (*directories_of(d.key), d.key)}
+        try:
+            for prefix in sorted(self._journal.deletes_below):  # outer ones first
+                if prefix not in changed and (_above(prefix) in gone or await self._has_only_doomed(prefix)):
+                    gone.add(prefix)
+        except StoreError as exc:
+            log.info("which directories are left below names that are to be removed cannot be asked for yet: %s", exc)
+        return gone
+
+    async def _has_only_doomed(self, prefix: str) -> bool:
+        async with contextlib.aclosing(self._store.list_all(prefix)) as pages:
+            async for page in pages:
+                if any(info.key not in self._journal.deletes for info in page.objects):
+                    return False
+        return True
+
+    def _resume(self, key: str, gone: set[str]) -> None:
+        above = next((prefix for prefix in directories_of(key) if prefix in gone), None)
+        if above is not None:
+            place = self._places.place(above)
+            self._namespace.hold(None, *place)
+            self._places.erase(*place, above)
+            self._deletes.resume(key, None)
+            return
+        place = self._places.place(key)
+        self._namespace.hold(None, *place)
+        self._places.erase(*place, key)
+        self._deletes.resume(key, place)
+
+    async def _show_others(self, gone: set[str]) -> None:
+        """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store.
+
+        What the index has may be older than the last commits before a kill.
+        """
+        try:
+            for key in self._journal.deletes:
+                if gone.intersection(directories_of(key)):
+                    continue
+                parent, name = self._places.place(key)
+                entry = self._names.get(parent, name)
+                if entry is None or self._entries.get(entry.inode) is None:
+                    await self._show(parent, name, entry)
+        except StoreError as exc:
+            log.info("what stands for names that are to be removed cannot be asked for yet: %s", exc)
+
+    async def _show(self, parent: int, name: bytes, known: Entry | None) -> None:
+        for kind in (Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK):
+            key = self._namespace.key(parent, name, kind)
+            if key in self._journal.deletes:
+                continue
+            info = None
+            if kind is not Kind.DIRECTORY:
+                with contextlib.suppress(NotFound):
+                    info = await self._store.head(key)
+            elif await self._store.has_prefix(key):
+                info = ObjectInfo(key, 0, "", 0)
+            if info is not None:
+                if known is None or known.kind is not kind or known.version not in (info.version, MARKED):
+                    self._names.create(
+                        parent,
+                        name,
+                        kind,
+                        attributes=None,
+                        size=info.size,
+                        version=info.version,
+                        mtime_ns=info.mtime_ns,
+                        checked_s=self._namespace.now_s(),
+                    )
+                return
+        self._names.erase(parent, name)
+
+
+def _above(prefix: str) -> str:
+    return prefix[: prefix.rstrip("/").rfind("/") + 1]

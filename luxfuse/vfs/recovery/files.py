@@ -1,0 +1,124 @@
+"""Makes dirty again what was closed or synced, so that it is pushed."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from luxfuse.cache.open_uploads import best
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.upload_source import Source
+from luxfuse.errors import NotFound
+from luxfuse.index.journal import FileRecord, Journal
+from luxfuse.index.names import Names
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Replicas, Stored
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery.contents import JournalContents
+from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.writeback import WriteBack
+
+
+class PromisedFiles:
+    """The files, directories and symlinks that the journal promises to bring to the store."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        places: Places,
+        contents: JournalContents,
+        entries: DirtyEntries,
+        journal: Journal,
+        staging: Staging,
+        writeback: WriteBack,
+        cache: PageCache,
+        store: Store,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._places = places
+        self._contents = contents
+        self._entries = entries
+        self._journal = journal
+        self._staging = staging
+        self._writeback = writeback
+        self._cache = cache
+        self._store = store
+
+    async def resume(self, number: int, record: FileRecord) -> bool:
+        """Make an entry dirty again; False if it was never closed, or its content is gone."""
+        if not record.closed:
+            return False
+        content = None
+        if record.kind is Kind.FILE and self._contents.is_there(number, record):
+            content = await trio.to_thread.run_sync(self._contents.open, number, record)
+            if content is None:
+                return False
+        inline = self._journal.inline(number)
+        parent, name = self._places.place(record.key)
+        expect: str | None = record.expect
+        if record.kind is Kind.FILE and content is None:
+            expect = await self._look_up(parent, name, record)
+            if expect is None:
+                return False
+        entry = self._places.entry_of(parent, name, record)
+        dirty = Dirty(
+            number,
+            entry.inode,
+            record.kind,
+            record.mode,
+            (parent, name),
+            record.key,
+            Stored(
+                expect,
+                inherits=record.inherits,
+                resumed=True,
+                sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
+            ),
+            target=(inline or b"") if record.kind is Kind.SYMLINK else b"",
+            closed=True,
+            since_s=record.since_s,
+            attributes_changed=content is None,
+            replicas=Replicas(record.generation, record.holders),
+        )
+        if content is not None:
+            arrived = best(self._journal.uploads, record.key, self._journal)
+            dirty.resume(Source(record.key, content, open=arrived), os.fstat(content.fd).st_blocks * 512)
+            space = self._cache.hierarchy.of(self._staging.directory_of(number))
+            space.count_staged(dirty.accounted_bytes)
+        self._entries.add(dirty)
+        if dirty.needs_base:
+            self._entries.note_partial(dirty)
+        self._namespace.hold(entry.inode, parent, name)
+        as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
+        if record.inode != entry.inode or (inline is not None and not as_noted):
+            self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+        return True
+
+    async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
+        """Record what the store has of a file of which only the attributes changed; returns its version, None for none."""
+        try:
+            info = await self._store.head(record.key)
+        except NotFound:
+            return None
+        entry = self._names.get(parent, name)
+        if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
+            self._names.create(
+                parent,
+                name,
+                Kind.FILE,
+                attributes=None,
+                size=info.size,
+                version=info.version,
+                mtime_ns=info.mtime_ns,
+                checked_s=self._namespace.now_s(),
+            )
+        return info.version

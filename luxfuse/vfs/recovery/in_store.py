@@ -1,0 +1,27 @@
+"""What the store has of a file of the journal, whose last run ended before the journal said so."""
+
+from __future__ import annotations
+
+from luxfuse.errors import NotFound, StoreError
+from luxfuse.index.journal import FileRecord
+from luxfuse.understore.retrying import Store
+
+
+async def has_other(store: Store, record: FileRecord) -> bool:
+    """Whether the store has another object than expected: it got the file before the journal said that it is closed."""
+    if record.expect is None:
+        return False  # it is found out and noted before the upload
+    try:
+        return (await store.head(record.key)).version != record.expect
+    except NotFound:
+        return False
+
+
+async def was_pushed(store: Store, record: FileRecord) -> bool:
+    """Whether content that is not here any more went to the store: the last run ended before the journal said so."""
+    try:
+        info = await store.head(record.key)
+    except StoreError:
+        return False
+    sizes = {record.size, record.sending[1] if record.sending is not None else record.size}
+    return info.size in sizes and info.version != record.expect

@@ -1,0 +1,179 @@
+"""What a restart makes of the journal, before the tree answers.
+
+1. Multipart uploads that were open are aborted, but those of which parts have arrived of a file that is to go up.
+2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
+   cut short anywhere ends as if it had not been.
+3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
+4. What the store can never hold, because its key is too long, is kept in the recovered directory.
+5. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
+   their content is kept in the recovered directory, and the name shows what the store has.
+
+The journal alone is believed: names that the index lacks are made anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
+from luxfuse.core import names as naming
+from luxfuse.errors import StoreError
+from luxfuse.index.journal import FileRecord, Journal
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery.aside import Aside
+from luxfuse.vfs.recovery.contents import JournalContents
+from luxfuse.vfs.recovery.deletes import UnfinishedDeletes
+from luxfuse.vfs.recovery.files import PromisedFiles
+from luxfuse.vfs.recovery.in_store import was_pushed
+from luxfuse.vfs.recovery.moves import UnfinishedMoves
+from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.replicator import Replicator
+from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+ABORT_DEADLINE_S = 5.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How many files go up now, deletes and moves were found, and files are kept in the recovered directory.
+
+    ``lost``: files whose content was promised, but is not on the disk any more: somebody has emptied the cache directory.
+    """
+
+    files: int = 0
+    deletes: int = 0
+    moves: int = 0
+    recovered: int = 0
+    lost: int = 0
+    refused: int = 0
+    """Files, directories and symlinks that the store can never hold."""
+
+
+class Recovery:
+    """Reads the journal of the last run once, at the beginning of this one."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        entries: DirtyEntries,
+        journal: Journal,
+        staging: Staging,
+        recovered: Recovered,
+        writeback: WriteBack,
+        cache: PageCache,
+        store: Store,
+        limits: naming.KeyLimits,
+        replicator: Replicator | None,
+    ) -> None:
+        """``replicator``: of the nodes that may hold what was promised, and is not here any more."""
+        self._entries = entries
+        self._journal = journal
+        self._staging = staging
+        self._store = store
+        places = Places(namespace, names, entries)
+        contents = JournalContents(journal, staging, cache)
+        self._moves = UnfinishedMoves(places=places, journal=journal, staging=staging, store=store)
+        self._deletes = UnfinishedDeletes(
+            namespace=namespace,
+            names=names,
+            places=places,
+            entries=entries,
+            journal=journal,
+            deletes=writeback.deletes,
+            store=store,
+        )
+        self._files = PromisedFiles(
+            namespace=namespace,
+            names=names,
+            places=places,
+            contents=contents,
+            entries=entries,
+            journal=journal,
+            staging=staging,
+            writeback=writeback,
+            cache=cache,
+            store=store,
+        )
+        self._aside = Aside(
+            namespace=namespace,
+            names=names,
+            places=places,
+            contents=contents,
+            journal=journal,
+            staging=staging,
+            recovered=recovered,
+            store=store,
+            limits=limits,
+        )
+        self._replicator = replicator
+
+    async def run(self) -> Outcome:
+        """Do all of it. Raises `StoreError` if a move cannot be finished now, OSError if the disk fails."""
+        outcome = Outcome()
+        outcome.moves = await self._moves.finish()
+        await self._moves.move_what_was_not_closed()
+        outcome.deletes = len(self._journal.deletes)
+        await self._deletes.make_what_waits_for_nothing()
+        # Directories first, outer ones before inner ones: what is in them may have been changed before they were made.
+        records = self._journal.files.items()
+        for number, record in sorted(records, key=lambda r: (r[1].kind is not Kind.DIRECTORY, r[1].key, r[0])):
+            await self._place(number, record, outcome)
+        await self._deletes.make_what_waits_for_nothing()
+        await self._deletes.carry_on()
+        outcome.files = sum(dirty.must_push for dirty in self._entries)
+        await self._sweep_staging(outcome)
+        await self._journal.commit()
+        reached("recover.committed")
+        return outcome
+
+    async def _place(self, number: int, record: FileRecord, outcome: Outcome) -> None:
+        """Make a file of the journal dirty again, or set aside what there is of it."""
+        if refusal := self._aside.refusal(record):
+            outcome.refused += 1
+            await self._aside.give_up(number, record, refusal)
+        elif await self._files.resume(number, record):
+            reached("recover.resumed")
+        else:
+            if record.closed and not await was_pushed(self._store, record):
+                outcome.lost += 1
+                log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
+                if record.holders and self._replicator is not None:
+                    self._replicator.note_lost(number)
+                    return
+            outcome.recovered += await self._aside.set_aside(number, record)
+            reached("recover.set-aside")
+
+    async def _sweep_staging(self, outcome: Outcome) -> None:
+        """Keep staging files that the journal does not know, and remove those that were done with."""
+        known = {dirty.number for dirty in self._entries}
+        for number in list(self._staging.stored()):
+            if number not in known and self._staging.was_retired(number):
+                self._staging.remove(number)
+            elif number not in known:
+                outcome.recovered += await self._aside.keep(number, f"unknown-{number:x}")
+
+    async def abort_uploads(self) -> None:
+        """Drop uploads of the last run that are not gone on with; what cannot be dropped now is left to the next."""
+        resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
+        for key, upload in self._journal.uploads - resumed:
+            try:
+                with trio.move_on_after(ABORT_DEADLINE_S):
+                    await self._store.abort_upload(key, upload)
+                    reached("recover.aborted")
+                    self._journal.drop_upload(key, upload)
+            except StoreError as exc:
+                log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
