@@ -23,7 +23,6 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
-from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pace import CONCURRENT_PUSHES, Pace
 from luxfuse.vfs.turns import Turns
@@ -59,7 +58,6 @@ class Deletes:
         self._spare = spare
         self.is_read = is_read
         self._nursery = nursery
-        namespace.is_doomed = self.is_doomed
         self._due: dict[str, float] = {}
         self._deleting: set[str] = set()
         self._errors: dict[str, StoreError] = {}
@@ -77,18 +75,6 @@ class Deletes:
     def pending(self, key: str) -> DeleteRecord | None:
         """Return the delete that is still to be made of a key."""
         return self._journal.deletes.get(key)
-
-    def is_doomed(self, parent: int, name: bytes) -> bool:
-        """Whether a file, a directory or a symlink of this name is still to be removed from the store."""
-        if not self._journal.deletes:
-            return False
-        try:
-            key = self._namespace.key(parent, name, Kind.FILE)
-        except Stale:
-            return False
-        if key + "/" in self._journal.deletes_below:  # else the store would still show a directory that is gone
-            return True
-        return any(each in self._journal.deletes for each in (key, key + "/", key + naming.SYMLINK_SUFFIX))
 
     def later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
         """Remove an object in the background; its name, which the caller holds, is settled then."""

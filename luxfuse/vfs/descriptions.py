@@ -22,13 +22,14 @@ from typing import Literal
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.core.evidence import SAMPLE, Ahead, Evidence
+from luxfuse.core.evidence import SAMPLE, Ahead
 from luxfuse.errors import DeadlinePassed, NotFound, StoreError
 from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Description, Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import marker_attributes, parse_attributes, to_metadata
+from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 
@@ -81,6 +82,7 @@ class Descriptions:
         names: Names,
         store: Store,
         kernel: Kernel,
+        evidence: AttributeEvidence,
         mode: Mode,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -92,13 +94,10 @@ class Descriptions:
         self._clock = clock
         self.keeps_attributes = names.keeps_attributes = store.abilities.metadata
         """Whether the store does; else what is known here is all that there is."""
-        in_vain, found = names.evidence
-        self._evidence = Evidence(in_vain, found=found)
+        self._evidence = evidence
         self._questions: dict[int, _Question] = {}
         self._ahead = 0
         self._sweeps: OrderedDict[int, _Sweep] = OrderedDict()
-        namespace.attributes = self.attributes
-        namespace.on_described = self._note
 
     # -- what is known
 
@@ -131,13 +130,6 @@ class Descriptions:
         if self._mode == "exact" or (self._namespace.shared and kind is not Kind.SYMLINK):
             return True
         return self._evidence.expects(directory) if self._mode == "auto" else False
-
-    def _note(self, directory: int | None, attributes: Attributes) -> None:
-        if self._evidence.note(directory, carries=attributes != Attributes()):
-            try:
-                self._names.put_evidence(self._evidence.in_vain, self._evidence.found)
-            except OSError as exc:  # the index takes no changes now: the next run finds it out anew
-                log.info("what was found of attributes cannot be recorded: %s", exc)
 
     # -- what comes with other answers
 
@@ -195,7 +187,7 @@ class Descriptions:
             log.info("what the store says of %r cannot be recorded: %s", info.key, exc)
             return None
         if entry is not None and before is None:
-            self._note(parent, attributes)
+            self._evidence.note(parent, attributes)
         elif entry is not None and before != attributes:
             self._kernel.invalidate_inode(entry.inode)
         return entry.attributes if entry is not None else None
@@ -315,7 +307,7 @@ class Descriptions:
         elif error is not None and not isinstance(error, NotFound):
             question.error = error
             if not error.retryable and not isinstance(error, DeadlinePassed):
-                self._note(directory, Attributes())  # where they cannot be had they are not expected
+                self._evidence.note(directory, Attributes())  # where they cannot be had they are not expected
         else:
             self._learn(directory, name, info, asked_s)
 

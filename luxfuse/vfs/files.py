@@ -56,7 +56,6 @@ class Files:
         self.copied = copied
         self.backings = backings
         self._whole_file_bytes = whole_file_bytes
-        namespace.on_doubt = lambda inode: kernel.restamp(inode, -1, 0.0)
         kernel.on_first_open(self._opened_by_kernel)
 
     # -- open

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+KERNEL_BATCH = 5_000
+"""Names of a directory that the kernel is told to forget at once."""
+
 
 class Ref(NamedTuple):
     """An open file: by its inode where it is in passthrough, else by the number that `open` returned."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -16,6 +16,7 @@ from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.errors import Moved, NotRecorded
+from luxfuse.vfs.kernel import KERNEL_BATCH, Kernel
 from luxfuse.vfs.moving import Moving
 
 log = logging.getLogger(__name__)
@@ -42,20 +43,20 @@ class Lister:
         store: Store,
         names: Names,
         moving: Moving,
+        kernel: Kernel,
         nursery: trio.Nursery,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._names = names
         self.moving = moving
+        self._kernel = kernel
         self._nursery = nursery
         self._clock = clock
         self._running: dict[int, _Running] = {}
         self._limiter = trio.CapacityLimiter(CONCURRENT_LISTINGS)
         self.skipped_keys = 0
         self.listings = 0
-        self.on_changes: Callable[[int, list[bytes]], Awaitable[None]] | None = None
-        """Called with names of a directory that got another inode number or went, part by part of its listing."""
 
     def is_listing(self, directory: int) -> bool:
         """Whether a listing of the directory is on its way."""
@@ -129,8 +130,16 @@ class Lister:
     async def _add(self, directory: int, total: Changes, part: Changes) -> None:
         total.shadowed += part.shadowed
         total.deferred += part.deferred
-        if part.names and self.on_changes is not None:
-            await self.on_changes(directory, part.names)
+        if part.names:
+            await self._tell_kernel(directory, part.names)
+
+    async def _tell_kernel(self, directory: int, names: list[bytes]) -> None:
+        """Names of a directory have got another inode number, or went."""
+        for start in range(0, len(names), KERNEL_BATCH):
+            if start and not await self._kernel.settle():
+                return  # the time-outs take care of the rest
+            for name in names[start : start + KERNEL_BATCH]:
+                self._kernel.invalidate_entry(directory, name)
 
     def _collect(self, page: ListPage, cut: int, batch: list[Found]) -> None:
         for prefix in page.prefixes:

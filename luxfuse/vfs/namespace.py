@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -22,14 +22,16 @@ from luxfuse.core import freshness
 from luxfuse.core import names as naming
 from luxfuse.core.notices import Change, ChangeKind
 from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen
-from luxfuse.index.entries import Attributes, Entry, Found
+from luxfuse.index.entries import Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import marker_attributes, parse_attributes
+from luxfuse.vfs.doomed import Doomed
 from luxfuse.vfs.doubts import Doubts
 from luxfuse.vfs.errors import KernelBusy, Moved, NoSuchName, NotRecorded, Stale
-from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.evidence import AttributeEvidence
+from luxfuse.vfs.kernel import KERNEL_BATCH, Kernel
 from luxfuse.vfs.listing import Lister
 
 log = logging.getLogger(__name__)
@@ -38,8 +40,6 @@ PREFIXES_KEPT = 10_000
 NEGATIVES_KEPT = 20_000
 VOUCHED_KEPT = 1_000
 LIST_AHEAD_ENTRIES = 10_000
-KERNEL_BATCH = 5_000
-"""Names of a directory that the kernel is told to forget at once."""
 ASKED_AGAIN = 3
 """How often a name is asked for at once because another node changed something while the answer was on its way."""
 STALE_TTL_S = 1.0
@@ -73,6 +73,8 @@ class Namespace:
         names: Names,
         lister: Lister,
         kernel: Kernel,
+        doomed: Doomed,
+        evidence: AttributeEvidence,
         metadata_ttl_s: float,
         negative_ttl_s: float,
         nursery: trio.Nursery,
@@ -86,6 +88,8 @@ class Namespace:
         self.lister = lister
         self.moving = lister.moving
         self._kernel = kernel
+        self._doomed = doomed
+        self._evidence = evidence
         self._ttl = metadata_ttl_s
         self._negative_ttl = negative_ttl_s
         self._nursery = nursery
@@ -95,19 +99,10 @@ class Namespace:
         self._questions: dict[tuple[int, bytes], _Question] = {}
         self._asked: Counter[int] = Counter()
         self._held: set[int] = set()
-        self.is_doomed: Callable[[int, bytes], bool] = lambda _parent, _name: False
-        """Set by the write-back: whether an object that stands for a name is still to be removed."""
         self._doubts = Doubts()
-        self.on_doubt: Callable[[int], None] = lambda _inode: None
-        """Set by files: opens of an inode are not to be answered without us."""
-        self.attributes: Callable[[int, bytes, Entry], Awaitable[Attributes]]
-        """Set by `Descriptions`: returns what object metadata says of an entry, asked for if need be."""
-        self.on_described: Callable[[int | None, Attributes], None] = lambda _directory, _attributes: None
-        """Set by `Descriptions`: told of the attributes that an object in a directory has; in None: that one was given."""
         self._vouched: OrderedDict[int, float] = OrderedDict()
         self.stale_served = 0
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
-        lister.on_changes = self._tell_kernel
         nursery.start_soon(names.purger.run)
 
     # -- what is known
@@ -224,10 +219,19 @@ class Namespace:
 
     def settle(self, inode: int | None, parent: int, name: bytes) -> None:
         """The store has what was changed. The name stays held while an object that also stands for it is to be removed."""
-        if not self.is_doomed(parent, name):
+        if not self._is_doomed(parent, name):
             self._names.settle(parent, name)
         if inode is not None:
             self._held.discard(inode)
+
+    def _is_doomed(self, parent: int, name: bytes) -> bool:
+        """Whether an object that stands for a name is still to be removed from the store."""
+        if not self._doomed.any:
+            return False
+        try:
+            return self._doomed.has(self.key(parent, name, Kind.FILE))
+        except Stale:
+            return False
 
     def let_go(self, inode: int) -> None:
         """An inode number is not held any more; its name may be, by another."""
@@ -343,7 +347,7 @@ class Namespace:
         if entry is not None:
             self._doubts.entries.note(entry.inode, self._clock())
             self._kernel.invalidate_inode(entry.inode)
-            self.on_doubt(entry.inode)
+            self._kernel.restamp(entry.inode, -1, 0.0)  # opens are not answered without us
         self._kernel.invalidate_entry(directory, name)
 
     def _doubt_all(self, parent: int, name: bytes, directory: int) -> None:
@@ -356,7 +360,7 @@ class Namespace:
             self._kernel.invalidate_entry(*key)
         for child, entry in self._names.after(directory, b"", KERNEL_BATCH):
             self._kernel.invalidate_entry(directory, child)
-            self.on_doubt(entry.inode)
+            self._kernel.restamp(entry.inode, -1, 0.0)  # opens are not answered without us
         if directory != ROOT_INODE:  # with it the kernel forgets all names below
             self._kernel.invalidate_entry(parent, name)
 
@@ -465,7 +469,7 @@ class Namespace:
             now = self._names.get(parent, name)
             attributes = marker_attributes(now.attributes if now is not None else None, attributes)
         if attributes is not None and (known is None or known.attributes is None):
-            self.on_described(parent, attributes)
+            self._evidence.note(parent, attributes)
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
@@ -583,13 +587,6 @@ class Namespace:
             self.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")
         return serial
-
-    async def _tell_kernel(self, directory: int, names: list[bytes]) -> None:
-        for start in range(0, len(names), KERNEL_BATCH):
-            if start and not await self._kernel.settle():
-                return  # the time-outs take care of the rest
-            for name in names[start : start + KERNEL_BATCH]:
-                self._kernel.invalidate_entry(directory, name)
 
     async def refresh(self, path: str) -> None:
         """Forget how fresh a path and, for a directory, its entries are, ask the store again, and tell the kernel."""

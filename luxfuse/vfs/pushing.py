@@ -29,6 +29,7 @@ from luxfuse.types import ABSENT, Kind, ObjectInfo
 from luxfuse.vfs.attributes import parse_attributes, to_metadata
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.errors import Conflict, Replaced
+from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
@@ -60,6 +61,7 @@ class Pusher:
         uploader: Uploader,
         journal: Journal,
         recovered: Recovered,
+        evidence: AttributeEvidence,
         replicator: Replicator | None,
         fail_on_conflict: bool,
     ) -> None:
@@ -69,6 +71,7 @@ class Pusher:
         self._store = uploader.store
         self._journal = journal
         self._recovered = recovered
+        self._evidence = evidence
         self._publisher: Publishes
         self.fail_on_conflict = fail_on_conflict
         self.conflicts = 0
@@ -124,7 +127,7 @@ class Pusher:
         row.checked_s = self._namespace.now_s()
         describe(row, row.attributes, info.mtime_ns, row.checked_s)
         if row.attributes is not None and self._store.abilities.metadata:
-            self._namespace.on_described(None, row.attributes)
+            self._evidence.note(None, row.attributes)
         self._namespace.put(*dirty.place, row)
         self._note_expected(dirty, row)
         if dirty.source is None and old_version and row.version != old_version:

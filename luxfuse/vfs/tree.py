@@ -30,6 +30,7 @@ from luxfuse.vfs.attributes import (
     to_metadata,
     with_times,
 )
+from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Stored
 from luxfuse.vfs.errors import (
@@ -66,6 +67,7 @@ class Tree:
         self,
         *,
         namespace: Namespace,
+        descriptions: Descriptions,
         names: Names,
         entries: DirtyEntries,
         files: Files,
@@ -82,6 +84,7 @@ class Tree:
     ) -> None:
         """``hierarchical``: directories of the store exist by themselves; ``limits``: how long its keys may be."""
         self._namespace = namespace
+        self._descriptions = descriptions
         self._names = names
         self._entries = entries
         self._files = files
@@ -325,7 +328,7 @@ class Tree:
             return self._namespace.root
         await self._namespace.current(inode)
         parent, name, row = self._namespace.locate(inode)
-        await self._namespace.attributes(parent, name, row)
+        await self._descriptions.attributes(parent, name, row)
         return self.row(inode)
 
     def _shown(self, row: Entry) -> Attributes:
@@ -555,7 +558,7 @@ class Tree:
         if row.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
             return
         parent, name = self._namespace.place(directory)
-        await self._namespace.attributes(parent, name, row)
+        await self._descriptions.attributes(parent, name, row)
         row = self.row(directory)
         row.version = MARKED
         await self.put_attributes(directory, row.attributes or Attributes())

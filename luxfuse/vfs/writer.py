@@ -35,6 +35,7 @@ from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, falloca
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES, Buffer, Kind, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, with_times
+from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.early import EARLY_BYTES, EarlyUploads
 from luxfuse.vfs.errors import Busy, IsADirectory, NoRoom, Stale
@@ -64,6 +65,7 @@ class Writer:
         self,
         *,
         namespace: Namespace,
+        descriptions: Descriptions,
         entries: DirtyEntries,
         files: Files,
         cache: PageCache,
@@ -80,6 +82,7 @@ class Writer:
         whole_file_bytes: int,
     ) -> None:
         self._namespace = namespace
+        self._descriptions = descriptions
         self._entries = entries
         self._files = files
         self._cache = cache
@@ -148,7 +151,7 @@ class Writer:
             if entry.kind is Kind.DIRECTORY:
                 raise IsADirectory(f"inode {inode} is a directory")
             parent, name, _ = self._namespace.locate(inode)
-            await self._namespace.attributes(parent, name, entry)
+            await self._descriptions.attributes(parent, name, entry)
             fetched = not truncate and entry.size <= self._whole_file_bytes  # a larger one takes room page by page
             await self._room.wait(entry.size if fetched else 0)
             begun = await self._begin(inode, entry, truncate=truncate)

@@ -150,6 +150,7 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, limits: KeyLim
 def _tree(opened: Opened, reading: Reading, writing: Writing, limits: KeyLimits) -> Tree:
     return Tree(
         namespace=reading.namespace,
+        descriptions=reading.descriptions,
         names=reading.names,
         entries=reading.dirty,
         files=reading.files,

@@ -29,6 +29,8 @@ from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.copied import CopiedOpens
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.doomed import Doomed
+from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.listing import Lister
@@ -46,6 +48,7 @@ class Reading:
     names: Names
     objects: Objects
     lister: Lister
+    evidence: AttributeEvidence
     namespace: Namespace
     descriptions: Descriptions
     hierarchy: Hierarchy
@@ -83,12 +86,15 @@ def build_reading(
     store.follow_rules(policies, path_of)
     # A run that was killed may have changed names since without a record.
     names = Names(local.index, clock) if local.clean else Names(local.index, clock, believe_from_s=clock())
-    lister = Lister(store=store, names=names, moving=Moving(names), nursery=nursery, clock=clock)
+    lister = Lister(store=store, names=names, moving=Moving(names), kernel=kernel, nursery=nursery, clock=clock)
+    evidence = AttributeEvidence(names)
     namespace = Namespace(
         store=store,
         names=names,
         lister=lister,
         kernel=kernel,
+        doomed=Doomed(local.journal),
+        evidence=evidence,
         metadata_ttl_s=s.metadata_ttl_s,
         negative_ttl_s=s.negative_ttl_s,
         nursery=nursery,
@@ -96,7 +102,7 @@ def build_reading(
         shared=s.allow_other,
     )
     descriptions = Descriptions(
-        namespace=namespace, names=names, store=store, kernel=kernel, mode=s.attributes, clock=clock
+        namespace=namespace, names=names, store=store, kernel=kernel, evidence=evidence, mode=s.attributes, clock=clock
     )
     hierarchy = Hierarchy(Shared(_Rules(policies, marks), opened.neighbours.copies))
     cache = PageCache(
@@ -163,8 +169,8 @@ def build_reading(
     cache.contents.read_by(backings)
     hierarchy.shared.on_lost_files.append(lost_files)
     return Reading(
-        policies, marks, names, objects, lister, namespace, descriptions, hierarchy, cache, mover, directories, ahead,
-        dirty, files,
+        policies, marks, names, objects, lister, evidence, namespace, descriptions, hierarchy, cache, mover, directories,
+        ahead, dirty, files,
     )  # fmt: skip
 
 

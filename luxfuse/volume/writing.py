@@ -54,6 +54,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         uploader=uploader,
         journal=journal,
         recovered=recovered,
+        evidence=reading.evidence,
         replicator=replicator,
         fail_on_conflict=s.on_conflict == "fail",
     )
@@ -111,6 +112,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
     writeback.connect(publisher, promises)
     writer = Writer(
         namespace=namespace,
+        descriptions=reading.descriptions,
         entries=entries,
         files=files,
         cache=cache,
