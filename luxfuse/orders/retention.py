@@ -27,7 +27,7 @@ from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.walk import Part, Walk
 from luxfuse.types import TtlAction
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.removing import Removing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Retention:
         cache: PageCache,
         namespace: Namespace,
         inventory: Inventory,
-        tree: Tree,
+        removing: Removing,
         clock: Callable[[], float],
     ) -> None:
         """``clock``: wall-clock seconds."""
@@ -91,7 +91,7 @@ class Retention:
         self._cache = cache
         self._namespace = namespace
         self._inventory = inventory
-        self._tree = tree
+        self._removing = removing
         self._clock = clock
         self.expired = 0
         """Files whose time limit was over, dropped or removed."""
@@ -244,7 +244,7 @@ class Retention:
             over = self._clock() - changed_ns / 1e9 > limit.seconds
             if over and self.marks.limit(found) is limit and not self.is_pinned(found):
                 try:
-                    await self._tree.unlink(part.directory, name)
+                    await self._removing.unlink(part.directory, name)
                     removed += 1
                 except LuxError as exc:
                     log.info("%r is over its time limit, and stays: %s", found, exc)

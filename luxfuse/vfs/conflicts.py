@@ -19,7 +19,7 @@ from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.publishing import Publisher
-from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.removing import Removing
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Conflicts:
         self,
         *,
         namespace: Namespace,
-        tree: Tree,
+        removing: Removing,
         notes: Notes,
         publisher: Publisher,
         journal: Journal,
@@ -40,7 +40,7 @@ class Conflicts:
         nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
-        self._tree = tree
+        self._removing = removing
         self._notes = notes
         self._publisher = publisher
         self._journal = journal
@@ -87,7 +87,7 @@ class Conflicts:
 
     async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
         row = self._notes.row(dirty)
-        self._tree.forget(parent, name, row)
+        self._removing.forget(parent, name, row)
         self._namespace.settle(None, parent, name)
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, dirty.number, dirty.key)
         reached("conflict.kept")

@@ -10,18 +10,21 @@ from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Buffer, Kind
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.vfs.describing import Describing
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadHandle, NoSuchName, NotALink, Stale
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.links import Links
+from luxfuse.vfs.making import Making
 from luxfuse.vfs.moves import Moves
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.refusals import Refusals
+from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.replicas import PromisedReplicas
 from luxfuse.vfs.shown import Shown
 from luxfuse.vfs.tree import Tree
@@ -45,6 +48,9 @@ class FileSystem:
         promises: Promises,
         replicas: PromisedReplicas,
         tree: Tree,
+        making: Making,
+        describing: Describing,
+        removing: Removing,
         moves: Moves,
         links: Links,
         shown: Shown,
@@ -61,6 +67,9 @@ class FileSystem:
         self._promises = promises
         self._replicas = replicas
         self._tree = tree
+        self._making = making
+        self._describing = describing
+        self._removing = removing
         self._moves = moves
         self.links = links
         self._shown = shown
@@ -87,7 +96,7 @@ class FileSystem:
         dirty = self._dirty.get(inode)
         if dirty is not None:
             return self._shown.dirty(dirty, self._notes.row(dirty))
-        if (removed := self._tree.removed_directory(inode)) is not None:
+        if (removed := self._removing.removed_directory(inode)) is not None:
             return self._shown.gone(removed, 0.0)
         pinned = self.files.pinned(inode)
         if pinned is not None:
@@ -144,7 +153,7 @@ class FileSystem:
     async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat]:
         """Create a file and open it; returns (handle, attributes)."""
         self._refusals.check_new(parent, name)
-        handle, entry = await self._tree.create(parent, name, mode, flags, caller)
+        handle, entry = await self._making.create(parent, name, mode, flags, caller)
         return handle, self._shown.stat(entry)
 
     async def open(self, inode: int, flags: int, caller: Caller) -> int:
@@ -223,23 +232,23 @@ class FileSystem:
             opened, writing = self._written(ref)
             dirty = opened if writing else None
         self._refusals.check_inode(inode)
-        await self._tree.set_attributes(inode, changes, dirty, caller)
+        await self._describing.set_attributes(inode, changes, dirty, caller)
         return await self.getattr(inode)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Stat:
         """Make a directory."""
         self._refusals.check_new(parent, name)
-        return self._shown.stat(await self._tree.mkdir(parent, name, mode, caller))
+        return self._shown.stat(await self._making.mkdir(parent, name, mode, caller))
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Stat:
         """Make a file, or a FIFO, socket or device."""
         self._refusals.check_new(parent, name)
-        return self._shown.stat(await self._tree.mknod(parent, name, mode, rdev, caller))
+        return self._shown.stat(await self._making.mknod(parent, name, mode, rdev, caller))
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Stat:
         """Make a symlink."""
         self._refusals.check_new(parent, name)
-        return self._shown.stat(await self._tree.symlink(parent, name, target, caller))
+        return self._shown.stat(await self._making.symlink(parent, name, target, caller))
 
     async def link(self, inode: int, parent: int, name: bytes, caller: Caller) -> Stat:
         """Make a copy under a further name, where the mount is told to; it is another file from then on."""
@@ -252,13 +261,13 @@ class FileSystem:
     async def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of anything but a directory."""
         self._refusals.check_name(parent, name)
-        await self._tree.unlink(parent, name)
+        await self._removing.unlink(parent, name)
         await self._replicas.tell_holders()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
         self._refusals.check_name(parent, name)
-        await self._tree.rmdir(parent, name)
+        await self._removing.rmdir(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Rename a file or directory; ``flags`` are those of renameat2."""

@@ -20,8 +20,10 @@ from luxfuse.index.names import Names
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import Caller
+from luxfuse.vfs.describing import Describing
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import NotPermitted, Stale
+from luxfuse.vfs.making import Making
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.promises import Promises
@@ -41,6 +43,8 @@ class Links:
         namespace: Namespace,
         names: Names,
         tree: Tree,
+        making: Making,
+        describing: Describing,
         entries: DirtyEntries,
         writer: Writer,
         notes: Notes,
@@ -52,6 +56,8 @@ class Links:
         self._namespace = namespace
         self._names = names
         self._tree = tree
+        self._making = making
+        self._describing = describing
         self._entries = entries
         self._writer = writer
         self._notes = notes
@@ -72,15 +78,15 @@ class Links:
                 log.info('a hard link was refused: hardlinks = "copy" makes copies instead, independent of each other')
                 self._told = True
             raise NotPermitted("an object has one name; the setting hardlinks can be copy")
-        row = await self._tree.known(inode)
+        row = await self._describing.known(inode)
         if row.kind is Kind.DIRECTORY:
             raise NotPermitted("a directory has one name")
         known = row.attributes or Attributes()
         owner = Caller(caller.uid if known.uid is None else known.uid, caller.gid if known.gid is None else known.gid)
         if row.kind is Kind.SYMLINK:
-            return await self._tree.symlink(parent, name, target, owner)
+            return await self._making.symlink(parent, name, target, owner)
         if row.kind is Kind.SPECIAL:
-            return await self._tree.mknod(parent, name, known.mode or stat_module.S_IFIFO, known.rdev or 0, owner)
+            return await self._making.mknod(parent, name, known.mode or stat_module.S_IFIFO, known.rdev or 0, owner)
         return await self._link_file(inode, parent, name)
 
     async def _link_file(self, inode: int, parent: int, name: bytes) -> Entry:
@@ -138,7 +144,7 @@ class Links:
                 await self._journal.commit()
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.attributes_changed and row.attributes is not None:
-            await self._tree.put_attributes(made.inode, row.attributes)
+            await self._describing.put_attributes(made.inode, row.attributes)
         return self._tree.row(made.inode)
 
     async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:
@@ -149,7 +155,7 @@ class Links:
                 await self._promises.complete(source)
             async with self._tree.turn((parent, name)):
                 await self._tree.require_absent(parent, name)
-                made = self._tree.make_like(parent, name, self._notes.row(source).attributes or Attributes())
+                made = self._making.make_like(parent, name, self._notes.row(source).attributes or Attributes())
                 made.writers += 1
             reached("link.made")
             try:
@@ -159,7 +165,7 @@ class Links:
                 await self._promises.sync(made)
                 reached("link.promised")
             except BaseException:
-                self._tree.undo(made)
+                self._making.undo(made)
                 raise
             finally:
                 self._promises.closed(made)

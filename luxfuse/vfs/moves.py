@@ -28,11 +28,13 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotADirectory, Stale
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.keeping import keep
+from luxfuse.vfs.making import Making
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.publishing import Publisher
+from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.taking_back import Step, TakingBack
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import Freeze, WriteBack
@@ -55,6 +57,8 @@ class Moves:
         namespace: Namespace,
         names: Names,
         tree: Tree,
+        making: Making,
+        removing: Removing,
         entries: DirtyEntries,
         files: Files,
         notes: Notes,
@@ -70,6 +74,8 @@ class Moves:
         self._namespace = namespace
         self._names = names
         self._tree = tree
+        self._making = making
+        self._removing = removing
         self._entries = entries
         self._files = files
         self._notes = notes
@@ -101,7 +107,7 @@ class Moves:
                 await self._exchange(place, new_place)
             elif target is None or target.inode != entry.inode:
                 await self._check_target(entry, target, new_place[1])
-                await self._tree.keep_directory(*place)
+                await self._removing.keep_directory(*place)
                 await self._keep_directory(entry, new_place)
                 await self._move(place, new_place, whiteout=bool(flags & WHITEOUT))
 
@@ -114,7 +120,7 @@ class Moves:
     async def _keep_directory(self, entry: Entry, new_place: Place) -> None:
         """What is of this machine only may take the place of all that the store has of a directory."""
         if self._tree.stays_here(entry):
-            await self._tree.keep_directory(*new_place)
+            await self._removing.keep_directory(*new_place)
 
     async def _check_target(self, entry: Entry, target: Entry | None, name: bytes) -> None:
         if target is None:
@@ -122,7 +128,7 @@ class Moves:
         if target.kind is Kind.DIRECTORY:
             if entry.kind is not Kind.DIRECTORY:
                 raise IsADirectory(f"{name!r} is a directory")
-            await self._tree.require_empty(target.inode, name)
+            await self._removing.require_empty(target.inode, name)
         elif entry.kind is Kind.DIRECTORY:
             raise NotADirectory(f"{name!r} is no directory")
 
@@ -318,7 +324,7 @@ class Moves:
             self._deletes.later(replaced, new_place, replaced_version, after)
             self._files.copied.defer(replaced, target.inode)
         if whiteout:
-            self._tree.make_whiteout(place)
+            self._making.make_whiteout(place)
         self._changed(place, new_place)
         await self._journal.commit()
         reached("move-dirty.committed")
@@ -351,14 +357,14 @@ class Moves:
         """
         if local:
             if (target := self._namespace.peek(*place)) is not None:
-                self._tree.forget(*place, target)
+                self._removing.forget(*place, target)
             return ABSENT
         expect = self._deletes.reuse(new_key)
         target = self._namespace.peek(*place)
         if target is not None:
             if expect == ABSENT and self._tree.in_store(target) and self._namespace.key(*place, target.kind) == new_key:
                 expect = self._tree.version_in_store(target)
-            self._tree.forget(*place, target)
+            self._removing.forget(*place, target)
         return expect
 
     def _changed(self, place: Place, new_place: Place) -> None:
@@ -382,7 +388,7 @@ class Moves:
             "inode": str(entry.inode),
         }
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
-        promised = self._tree.promise_whiteout(place) if whiteout else None
+        promised = self._making.promise_whiteout(place) if whiteout else None
         self._namespace.hold(entry.inode, *place)
         self._namespace.hold(None, *new_place)
         reached("move.noted")
@@ -406,7 +412,7 @@ class Moves:
         reader = 0
         if (now := self._namespace.peek(*new_place)) is not None:
             reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
-            self._tree.forget(*new_place, now)
+            self._removing.forget(*new_place, now)
         self._names.move(*place, *new_place)
         self._tree.note_renamed(*new_place)
         self._adopt_version(new_place, key, new_key, info)
@@ -429,7 +435,7 @@ class Moves:
         self._namespace.hold(None, *place)
         if promised is not None:
             self._journal.drop_file(promised)
-            self._tree.make_whiteout(place)
+            self._making.make_whiteout(place)
 
     def _settle(self, inode: int, place: Place) -> None:
         """The store has what has the name, unless somebody has begun to change it, or it is not to go there."""
@@ -497,7 +503,7 @@ class Moves:
             self._namespace.hold(None, *new_place)
             arguments = {"source": prefix, "target": new_prefix, "inode": str(entry.inode)}
             self._journal.put_operation(number, OperationRecord(MOVE_DIRECTORY, arguments, 0, time.time()))
-            promised = self._tree.promise_whiteout(place) if whiteout else None
+            promised = self._making.promise_whiteout(place) if whiteout else None
             reached("move-directory.noted")
             try:
                 await self._journal.commit()
@@ -511,7 +517,7 @@ class Moves:
             marked = False
             if (target := self._namespace.peek(*new_place)) is not None:
                 marked = self._tree.in_store(target)
-                self._tree.forget(*new_place, target)
+                self._removing.forget(*new_place, target)
             self._names.move(*place, *new_place)
             self._tree.note_renamed(*new_place)
             self._namespace.moved(entry.inode)

@@ -12,8 +12,8 @@ from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.errors import BadHandle, NotADirectory, Stale
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.shown import Shown
-from luxfuse.vfs.tree import Tree
 
 BATCH = 256
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
@@ -33,10 +33,10 @@ class _Handle:
 class OpenDirectories:
     """The open directories of one mount."""
 
-    def __init__(self, *, namespace: Namespace, descriptions: Descriptions, tree: Tree, shown: Shown) -> None:
+    def __init__(self, *, namespace: Namespace, descriptions: Descriptions, removing: Removing, shown: Shown) -> None:
         self._namespace = namespace
         self._descriptions = descriptions
-        self._tree = tree
+        self._removing = removing
         self._shown = shown
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
@@ -47,7 +47,7 @@ class OpenDirectories:
 
     async def open(self, inode: int) -> tuple[int, bool]:
         """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds)."""
-        if self._tree.removed_directory(inode) is not None:
+        if self._removing.removed_directory(inode) is not None:
             return self._new_handle(inode), False
         if inode != ROOT_INODE and (await self._namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")

@@ -7,13 +7,13 @@ import os
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
+from luxfuse.vfs.describing import Describing
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.errors import NoSuchAttribute, NotPermitted, NotSupported
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.refusals import Refusals
 from luxfuse.vfs.room import Room
-from luxfuse.vfs.tree import Tree
 
 OWN_PREFIX = b"user.luxfuse."
 OWN = (b"version", b"cached_bytes", b"tier", b"state")
@@ -31,7 +31,7 @@ class ExtendedAttributes:
         entries: DirtyEntries,
         cache: PageCache,
         room: Room,
-        tree: Tree,
+        describing: Describing,
         refusals: Refusals,
     ) -> None:
         self._namespace = namespace
@@ -39,7 +39,7 @@ class ExtendedAttributes:
         self._dirty = entries
         self._cache = cache
         self._room = room
-        self._tree = tree
+        self._describing = describing
         self._refusals = refusals
 
     async def get(self, inode: int, name: bytes) -> bytes:
@@ -51,7 +51,7 @@ class ExtendedAttributes:
         if name.startswith(b"system."):
             raise NotSupported(f"{name!r}: attributes of that kind are not kept")
         # `ls -l` looks for security.selinux in every file; that is not worth a request to the store for each.
-        value = (await self._tree.xattrs(inode, ask=not name.startswith(b"security."))).get(os.fsdecode(name))
+        value = (await self._describing.xattrs(inode, ask=not name.startswith(b"security."))).get(os.fsdecode(name))
         if value is None and name == SELINUX:  # no label is ever made here: `ls` then leaves the other files alone
             raise NotSupported("no security labels are kept here")
         if value is None:
@@ -86,7 +86,7 @@ class ExtendedAttributes:
         if self._dirty.get(inode) is None and inode != ROOT_INODE:
             parent, _, entry = self._namespace.locate(inode)
             ask = self._descriptions.lacks(parent, entry)
-        found = [os.fsencode(name) for name in await self._tree.xattrs(inode, ask=ask)]
+        found = [os.fsencode(name) for name in await self._describing.xattrs(inode, ask=ask)]
         return [name for name in found if not name.startswith(OWN_PREFIX)]
 
     async def set(self, inode: int, name: bytes, value: bytes) -> None:
@@ -96,14 +96,14 @@ class ExtendedAttributes:
         self._refusals.check_inode(inode)
         if not name.startswith((b"user.", b"trusted.", b"security.")):
             raise NotSupported(f"{name!r}: attributes of that kind are not kept")
-        await self._tree.set_xattrs(inode, {**await self._tree.xattrs(inode), os.fsdecode(name): value})
+        await self._describing.set_xattrs(inode, {**await self._describing.xattrs(inode), os.fsdecode(name): value})
 
     async def remove(self, inode: int, name: bytes) -> None:
         """Remove an extended attribute."""
         if name.startswith(OWN_PREFIX):
             raise NotPermitted(f"{name!r} is read-only")
         self._refusals.check_inode(inode)
-        xattrs = await self._tree.xattrs(inode)
+        xattrs = await self._describing.xattrs(inode)
         if xattrs.pop(os.fsdecode(name), None) is None:
             raise NoSuchAttribute(f"no attribute {name!r}")
-        await self._tree.set_xattrs(inode, xattrs)
+        await self._describing.set_xattrs(inode, xattrs)

@@ -17,17 +17,12 @@ from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
 from luxfuse.understore.locations import key_limits
 from luxfuse.vfs.attributes import Defaults
-from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
-from luxfuse.vfs.links import Links
-from luxfuse.vfs.moves import Moves
-from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.recovery.restart import Recovery
 from luxfuse.vfs.refusals import Refusals
-from luxfuse.vfs.shown import Shown
-from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.xattrs import ExtendedAttributes
+from luxfuse.volume.changing import Changing, build_changing
 from luxfuse.volume.opened import Opened
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.reading import Reading, build_reading
@@ -58,7 +53,7 @@ def build_tree(
     writing = build_writing(opened, reading, kernel, buffers_bytes)
     limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
     recovery = _recovery(opened, reading, writing, limits)
-    tree = _tree(opened, reading, writing, limits)
+    changing = build_changing(opened, reading, writing, _defaults(s), limits)
     inventory = Inventory(
         namespace=reading.namespace,
         cache=reading.cache,
@@ -74,7 +69,7 @@ def build_tree(
         cache=reading.cache,
         namespace=reading.namespace,
         inventory=inventory,
-        tree=tree,
+        removing=changing.removing,
         clock=clock,
     )
 
@@ -104,7 +99,7 @@ def build_tree(
         reading.namespace,
         reading.ahead,
         reading.files,
-        _file_system(opened, reading, writing, tree),
+        _file_system(reading, writing, changing),
         local.journal,
         local.staging,
         reading.dirty,
@@ -147,73 +142,8 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, limits: KeyLim
     )
 
 
-def _tree(opened: Opened, reading: Reading, writing: Writing, limits: KeyLimits) -> Tree:
-    return Tree(
-        namespace=reading.namespace,
-        descriptions=reading.descriptions,
-        names=reading.names,
-        entries=reading.dirty,
-        files=reading.files,
-        writer=writing.writer,
-        notes=writing.notes,
-        promises=writing.promises,
-        publisher=writing.publisher,
-        room=writing.room,
-        writeback=writing.writeback,
-        journal=opened.local.journal,
-        defaults=_defaults(opened.settings),
-        hierarchical=opened.store.abilities.hierarchical,
-        limits=limits,
-    )
-
-
-def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree) -> FileSystem:
-    """Build the part that answers the kernel, over ``tree``."""
-    Conflicts(
-        namespace=reading.namespace,
-        tree=tree,
-        notes=writing.notes,
-        publisher=writing.publisher,
-        journal=opened.local.journal,
-        staging=opened.local.staging,
-        recovered=writing.recovered,
-        nursery=opened.nursery,
-    )
-    shown = Shown(
-        namespace=reading.namespace,
-        descriptions=reading.descriptions,
-        entries=reading.dirty,
-        defaults=_defaults(opened.settings),
-    )
-    directories = OpenDirectories(namespace=reading.namespace, descriptions=reading.descriptions, tree=tree, shown=shown)
-    moves = Moves(
-        namespace=reading.namespace,
-        names=reading.names,
-        tree=tree,
-        entries=reading.dirty,
-        files=reading.files,
-        notes=writing.notes,
-        promises=writing.promises,
-        publisher=writing.publisher,
-        writeback=writing.writeback,
-        journal=opened.local.journal,
-        cache=reading.cache,
-        store=opened.store,
-        directories=directories,
-        nursery=opened.nursery,
-    )
-    links = Links(
-        namespace=reading.namespace,
-        names=reading.names,
-        tree=tree,
-        entries=reading.dirty,
-        writer=writing.writer,
-        notes=writing.notes,
-        promises=writing.promises,
-        writeback=writing.writeback,
-        journal=opened.local.journal,
-        hardlinks=opened.settings.hardlinks,
-    )
+def _file_system(reading: Reading, writing: Writing, changing: Changing) -> FileSystem:
+    """Build the part that answers the kernel."""
     refusals = Refusals(reading.namespace, reading.policies)
     return FileSystem(
         namespace=reading.namespace,
@@ -225,19 +155,22 @@ def _file_system(opened: Opened, reading: Reading, writing: Writing, tree: Tree)
         notes=writing.notes,
         promises=writing.promises,
         replicas=writing.replicas,
-        tree=tree,
-        moves=moves,
-        links=links,
-        shown=shown,
+        tree=changing.tree,
+        making=changing.making,
+        describing=changing.describing,
+        removing=changing.removing,
+        moves=changing.moves,
+        links=changing.links,
+        shown=changing.shown,
         refusals=refusals,
-        directories=directories,
+        directories=changing.directories,
         xattrs=ExtendedAttributes(
             namespace=reading.namespace,
             descriptions=reading.descriptions,
             entries=reading.dirty,
             cache=reading.cache,
             room=writing.room,
-            tree=tree,
+            describing=changing.describing,
             refusals=refusals,
         ),
     )

@@ -1,0 +1,210 @@
+"""Making files, directories, symlinks and special files."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_module
+
+import msgspec
+import trio
+
+from luxfuse.errors import LuxError
+from luxfuse.index.entries import Attributes, Entry
+from luxfuse.index.journal import Journal
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.types import ABSENT, Kind
+from luxfuse.vfs.attributes import Caller, Defaults, now_ns, stat_of
+from luxfuse.vfs.dirty import Dirty
+from luxfuse.vfs.dirty_fields import Stored
+from luxfuse.vfs.errors import Exists, IsADirectory, NoSuchName, Stale
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.notes import Notes
+from luxfuse.vfs.promises import Promises
+from luxfuse.vfs.publishing import Publisher
+from luxfuse.vfs.room import Room
+from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.writeback import WriteBack
+from luxfuse.vfs.writer import Writer
+
+
+class Making:
+    """Makes what programs ask for, and whiteouts."""
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        namespace: Namespace,
+        names: Names,
+        files: Files,
+        writer: Writer,
+        notes: Notes,
+        promises: Promises,
+        publisher: Publisher,
+        room: Room,
+        writeback: WriteBack,
+        journal: Journal,
+        defaults: Defaults,
+    ) -> None:
+        self._tree = tree
+        self._namespace = namespace
+        self._names = names
+        self._files = files
+        self._writer = writer
+        self._notes = notes
+        self._promises = promises
+        self._publisher = publisher
+        self._room = room
+        self._writeback = writeback
+        self._deletes = writeback.deletes
+        self._journal = journal
+        self._defaults = defaults
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Entry]:
+        """Create a file and open it, or open the one that there is unless O_EXCL forbids it; returns (handle, entry)."""
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        async with self._tree.turn((parent, name)):
+            try:
+                found = await self._namespace.lookup(parent, name)
+            except NoSuchName:
+                await self._room.wait(0)
+                dirty = self._create(parent, name, mode, caller)
+                if writing:
+                    return self._writer.open_new(dirty), self._tree.row(dirty.inode)
+                handle = self._files.open_staged(dirty, self._tree.row(dirty.inode))
+                with trio.CancelScope(shield=True):  # it is made: who is interrupted would not know
+                    await self._promises.sync(dirty)
+                return handle, self._tree.row(dirty.inode)
+        if flags & os.O_EXCL:
+            raise Exists(f"{name!r} exists")
+        if found.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{name!r} is a directory")
+        if self._namespace.shared:  # the kernel took it for missing, and has not checked who may open it: it looks again
+            raise Stale(f"{name!r} exists")
+        if writing or flags & os.O_TRUNC:
+            handle = await self._writer.open(found.inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
+        else:
+            handle = await self._files.open(found.inode)
+        return handle, self._tree.row(found.inode)
+
+    def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
+        owned = self._owned(parent, mode, caller, Kind.FILE)
+        return self.make_like(parent, name, msgspec.structs.replace(owned, mtime_ns=None))
+
+    def make_like(self, parent: int, name: bytes, attributes: Attributes) -> Dirty:
+        """Make an empty file with the attributes of another one. The caller has the turn of the name."""
+        key = self._tree.new_key(parent, name, Kind.FILE)
+        dirty = self._make(parent, name, Kind.FILE, attributes, key)
+        self._writer.stage_new(dirty)
+        return dirty
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory; returns its entry."""
+        return await self._make_small(parent, name, Kind.DIRECTORY, mode, caller)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symlink; returns its entry."""
+        return await self._make_small(parent, name, Kind.SYMLINK, 0o777, caller, target)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Make a file without opening it, or a FIFO, socket or device, which stays local; returns its entry."""
+        if not stat_module.S_ISREG(mode):
+            return await self._make_small(parent, name, Kind.SPECIAL, mode, caller, rdev=rdev)
+        async with self._tree.turn((parent, name)):
+            await self._tree.require_absent(parent, name)
+            dirty = self._create(parent, name, mode, caller)
+            dirty.close()
+        try:
+            await self._promises.sync(dirty)
+        except (LuxError, OSError):
+            self.undo(dirty)
+            raise
+        return self._tree.row(dirty.inode)
+
+    async def _make_small(
+        self, parent: int, name: bytes, kind: Kind, mode: int, caller: Caller, target: bytes = b"", rdev: int | None = None
+    ) -> Entry:
+        async with self._tree.turn((parent, name)):
+            await self._tree.require_absent(parent, name)
+            key = self._tree.new_key(parent, name, kind)
+            attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
+            dirty = self._make(parent, name, kind, attributes, key, len(target))
+            dirty.made(target)
+            self._notes.note(dirty, target or None)
+            reached("make.noted")
+        if self._tree.is_through(key) and kind is not Kind.SPECIAL:
+            try:
+                await self._writeback.push(dirty)
+            except (LuxError, OSError):
+                self.undo(dirty)
+                raise
+            reached("make.stored")
+        elif dirty.must_push:
+            self._writeback.schedule(dirty)
+        return self._tree.row(dirty.inode)
+
+    def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
+        """Make a name and hold it; returns its dirty entry, which the store does not have."""
+        # What the store does not get takes no object's place: one that was removed here still has to go.
+        expect = self._deletes.reuse(key) if kind is not Kind.SPECIAL else ABSENT
+        entry = self._names.create(
+            parent,
+            name,
+            kind,
+            attributes=attributes,
+            size=size,
+            mtime_ns=attributes.mtime_ns or 0,
+            checked_s=self._namespace.now_s(),
+        )
+        dirty = self._notes.mark(entry, key, expect)
+        dirty.stored.replaces_removed(expect != ABSENT)
+        self._tree.touch(parent)
+        if kind is Kind.DIRECTORY:
+            self._names.listings.note_empty(entry.inode)
+            self._deletes.hold_below(key, entry.inode)
+        return dirty
+
+    def _owned(self, parent: int, mode: int, caller: Caller, kind: Kind) -> Attributes:
+        """Return the attributes of what the caller makes; a set-group-ID directory passes its group on."""
+        above = stat_of(self._tree.row(parent), self._defaults, 0.0)
+        gid = caller.gid
+        mode = mode & (0o177777 if kind is Kind.SPECIAL else 0o7777)
+        if above.mode & stat_module.S_ISGID:
+            gid = above.gid
+            if kind is Kind.DIRECTORY:
+                mode |= stat_module.S_ISGID
+        now = now_ns()
+        return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, atime_ns=now, ctime_ns=now)
+
+    def undo(self, dirty: Dirty) -> None:
+        """The store refused what was made: it was never there."""
+        if dirty.place is None:
+            return
+        parent, name = dirty.place
+        row = self._tree.row(dirty.inode)
+        self._publisher.orphan(dirty, row)
+        self._names.erase(parent, name)
+        self._namespace.settle(None, parent, name)
+
+    def make_whiteout(self, place: tuple[int, bytes]) -> None:
+        """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""
+        parent, name = place
+        key = self._namespace.key(parent, name, Kind.SPECIAL)
+        dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
+        dirty.made()
+        self._notes.note(dirty)
+
+    def promise_whiteout(self, place: tuple[int, bytes]) -> int:
+        """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""
+        key = self._namespace.key(*place, Kind.SPECIAL)
+        number = self._journal.new_id()
+        dirty = Dirty(number, 0, Kind.SPECIAL, self._notes.mode_of(key), place, key, Stored(ABSENT), closed=True)
+        self._journal.put_file(number, dirty.record(_whiteout()))
+        return number
+
+
+def _whiteout() -> Attributes:
+    now = now_ns()
+    return Attributes(mode=stat_module.S_IFCHR, uid=0, gid=0, mtime_ns=now, atime_ns=now, ctime_ns=now, rdev=0)
