@@ -18,7 +18,7 @@ from luxfuse.vfs.files import Files
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.making import Making
-from luxfuse.vfs.moves import Moves
+from luxfuse.vfs.moves.rename import Moves
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.open_directories import OpenDirectories

@@ -155,6 +155,12 @@ class WriteBack:
             pass
         self._publisher.publish(dirty)  # which came to nothing while we had the lock
 
+    async def not_in_flight(self, inode: int) -> Dirty | None:
+        """Wait until no push of an inode is on its way; returns its dirty entry, None if it is not dirty."""
+        while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
+            await self.landed(dirty)
+        return dirty
+
     @contextlib.contextmanager
     def freeze(self, *prefixes: str) -> Iterator[Freeze]:
         """Push and remove nothing below these keys for the block: they are being moved."""

@@ -10,7 +10,7 @@ from luxfuse.vfs.conflicts import Conflicts
 from luxfuse.vfs.describing import Describing
 from luxfuse.vfs.links import Links
 from luxfuse.vfs.making import Making
-from luxfuse.vfs.moves import Moves
+from luxfuse.vfs.moves.rename import Moves
 from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.shown import Shown

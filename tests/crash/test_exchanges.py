@@ -11,7 +11,7 @@ import trio
 
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import taking_back
+from luxfuse.vfs.moves import taking_back
 from tests.crash.lives import Tree, User, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted, snapshot, until

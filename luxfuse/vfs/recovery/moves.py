@@ -17,7 +17,7 @@ from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.moves import MOVE, MOVE_DIRECTORY, SWAP
+from luxfuse.vfs.moves.operations import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.recovery.in_store import has_other
 from luxfuse.vfs.recovery.places import Places
 

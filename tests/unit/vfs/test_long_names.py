@@ -12,7 +12,7 @@ import pytest
 from luxfuse.core import names
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs.moves import EXCHANGE
+from luxfuse.vfs.moves.operations import EXCHANGE
 from tests.crash.lives import User, seen
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore

@@ -1,0 +1,196 @@
+"""Moving one file, symlink or special file."""
+
+from __future__ import annotations
+
+import time
+
+from luxfuse.errors import LuxError, NotFound, VersionChanged
+from luxfuse.index.entries import Entry
+from luxfuse.index.journal import Journal, OperationRecord
+from luxfuse.index.names import Names
+from luxfuse.steps import reached
+from luxfuse.types import ABSENT, Kind, WriteMode
+from luxfuse.vfs.deletes import Deletes
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.errors import Stale
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.making import Making
+from luxfuse.vfs.moves.keys import MovedKeys
+from luxfuse.vfs.moves.moved import MovedNames
+from luxfuse.vfs.moves.operations import MOVE, Place
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.promises import Promises
+from luxfuse.vfs.publishing import Publisher
+from luxfuse.vfs.removing import Removing
+from luxfuse.vfs.tree import Tree
+from luxfuse.vfs.writeback import WriteBack
+
+
+class ObjectMoves:
+    """Moves of single objects."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        tree: Tree,
+        making: Making,
+        removing: Removing,
+        entries: DirtyEntries,
+        files: Files,
+        promises: Promises,
+        publisher: Publisher,
+        writeback: WriteBack,
+        deletes: Deletes,
+        journal: Journal,
+        keys: MovedKeys,
+        moved: MovedNames,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
+        self._tree = tree
+        self._making = making
+        self._removing = removing
+        self._entries = entries
+        self._files = files
+        self._promises = promises
+        self._publisher = publisher
+        self._writeback = writeback
+        self._deletes = deletes
+        self._journal = journal
+        self._keys = keys
+        self._moved = moved
+
+    async def move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
+        """The store does not have the content yet: it will go up under the new key."""
+        old_key, version = dirty.key, dirty.stored.expect
+        was_there = dirty.may_be_stored
+        local = dirty.kind is Kind.SPECIAL
+        target = self._namespace.peek(*new_place)
+        replaced = self._replaced(new_place, new_key, local=local)
+        replaced_version = self._tree.version_in_store(target) if target is not None else None
+        comes_back = dirty.stored.is_under(new_key)
+        dirty.stored.replaces_removed(not local and self._deletes.pending(new_key) is not None and not comes_back)
+        expect = self._take_target(new_place, new_key, local=local)
+        self._namespace.hold(dirty.inode, *new_place)
+        self._names.move(*place, *new_place)
+        self._tree.note_renamed(*new_place)
+        self._keys.rekey(dirty, new_place, new_key, expect)
+        reached("move-dirty.rekeyed")
+        if was_there:
+            self._namespace.hold(None, *place)
+            own = dirty.stored.is_under(old_key)  # else it is what an earlier move has replaced
+            after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
+            self._entries.note_displaced(dirty)
+            self._deletes.later(old_key, place, None if dirty.stored.resumed else version, after)
+        else:
+            self._namespace.settle(None, *place)
+        if replaced and target is not None:
+            after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
+            self._deletes.later(replaced, new_place, replaced_version, after)
+            self._files.copied.defer(replaced, target.inode)
+        if whiteout:
+            self._making.make_whiteout(place)
+        self._moved.changed(place, new_place)
+        await self._journal.commit()
+        reached("move-dirty.committed")
+        if local and replaced and self._tree.is_through(replaced) and not self._files.copied.is_deferred(replaced):
+            await self._deletes.make_noted(replaced)
+        if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
+            await self._promises.sync(dirty)
+        elif not dirty.writers:
+            self._publisher.publish(dirty)
+
+    async def move(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
+        """Move an object that the store has. Raises `Stale`, `StoreError`, OSError."""
+        entry = self._tree.row_of(place)
+        replaced = self._replaced(new_place, new_key, local=False)
+        target = self._namespace.peek(*new_place)
+        if target is not None:
+            await self._writeback.not_in_flight(target.inode)
+        await self._writeback.spare(new_key)
+        number = self._journal.new_id()
+        arguments = {
+            "source": key,
+            "target": new_key,
+            "version": entry.version,
+            "replaced": replaced,
+            "inode": str(entry.inode),
+        }
+        self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
+        promised = self._making.promise_whiteout(place) if whiteout else None
+        self._namespace.hold(entry.inode, *place)
+        self._namespace.hold(None, *new_place)
+        reached("move.noted")
+        try:
+            await self._journal.commit()
+            reached("move.committed")
+            info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
+            reached("move.copied")
+        except (LuxError, OSError) as exc:
+            self._undo(number, promised, entry, place, new_place, target)
+            if isinstance(exc, NotFound | VersionChanged):
+                self._namespace.expire(entry.inode)
+                raise Stale(f"{key!r} changed in the under-store") from None
+            raise
+        self._deletes.reuse(new_key)
+        reader = 0
+        if (now := self._namespace.peek(*new_place)) is not None:
+            reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
+            self._removing.forget(*new_place, now)
+        self._names.move(*place, *new_place)
+        self._tree.note_renamed(*new_place)
+        self._keys.adopt_version(new_place, key, new_key, info)
+        self._moved.changed(place, new_place)
+        self._moved.settle(entry.inode, new_place)
+        self._moved.leave(place, promised)
+        reached("move.named")
+        if reader:
+            self._namespace.hold(None, *new_place)
+            self._deletes.later(replaced, new_place, None)
+            self._files.copied.defer(replaced, reader)
+            await self._journal.commit()
+        await self._moved.delete_originals([key, *([replaced] if replaced and not reader else [])], place, key)
+        reached("move.deleted")
+        self._journal.drop_operation(number)
+        reached("move.dropped")
+
+    def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
+        """Return the key of the object that a move replaces, if no other one takes that key; else "".
+
+        ``local``: what is moved is of this machine only.
+        """
+        target = self._namespace.peek(*place)
+        if target is None or not self._tree.in_store(target):
+            return ""
+        key = self._namespace.key(*place, target.kind)
+        return key if local or key != new_key else ""
+
+    def _take_target(self, place: Place, new_key: str, *, local: bool) -> str | None:
+        """Forget what has the new name; returns what the store is expected to have under the new key.
+
+        ``local``: as for `_replaced`; the store has nothing of that, and what it has goes.
+        """
+        if local:
+            if (target := self._namespace.peek(*place)) is not None:
+                self._removing.forget(*place, target)
+            return ABSENT
+        expect = self._deletes.reuse(new_key)
+        target = self._namespace.peek(*place)
+        if target is not None:
+            if expect == ABSENT and self._tree.in_store(target) and self._namespace.key(*place, target.kind) == new_key:
+                expect = self._tree.version_in_store(target)
+            self._removing.forget(*place, target)
+        return expect
+
+    def _undo(
+        self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place, target: Entry | None
+    ) -> None:
+        """The copying failed: everything is where it was. ``target``: what has the new name."""
+        self._journal.drop_operation(number)
+        if promised is not None:
+            self._journal.drop_file(promised)
+        self._moved.settle(entry.inode, place)
+        if target is None or self._entries.get(target.inode) is None:
+            self._namespace.settle(None, *new_place)
