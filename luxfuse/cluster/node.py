@@ -113,7 +113,7 @@ class Cluster:
 
     def _listener_of(self, source: bytes) -> Listener | None:
         volume = self._volumes.get(source)
-        return volume.namespace if volume is not None else None
+        return volume.namespace.news if volume is not None else None
 
     def _changed(self, member: Member) -> None:
         if member.state in (MemberState.DEAD, MemberState.LEFT):

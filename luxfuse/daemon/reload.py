@@ -98,7 +98,7 @@ class Reloader:
             p.store.follow_rules(p.policies, path_of)
             await p.retention.apply_quotas()
             await p.retention.restand([lambda _path: True])
-        p.namespace.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
+        p.namespace.belief.set_ttls(metadata_s=new.metadata_ttl_s, negative_s=new.negative_ttl_s)
         p.volumes.main.negative_ttl_s = new.negative_ttl_s
         p.writing.room.timeout_s = new.room_timeout_s
         p.writeback.pusher.fail_on_conflict = new.on_conflict == "fail"

@@ -223,7 +223,7 @@ def _names(p: VolumeParts) -> dict[str, int]:
     return {
         "skipped_keys": p.lister.skipped_keys,
         "listings": p.lister.listings,
-        "stale_served": p.namespace.stale_served,
+        "stale_served": p.namespace.belief.stale_served,
     }
 
 

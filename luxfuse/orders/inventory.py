@@ -190,8 +190,8 @@ class Inventory:
         dirty = self._dirty.get(entry.inode)
         if dirty is not None and dirty.source is not None:
             return self._written(path, dirty, dirty.source.bytes)
-        parent, name = self._namespace.place(entry.inode)
-        obj = self._cache.acquire(self._namespace.key(parent, name, entry.kind), entry.version, entry.size)
+        parent, name = self._namespace.places.place(entry.inode)
+        obj = self._cache.acquire(self._namespace.places.key(parent, name, entry.kind), entry.version, entry.size)
         try:
             present = [page for page in range(obj.pages.total) if obj.pages.has(page)]
             absent = [page for page in range(obj.pages.total) if not obj.pages.has(page)]

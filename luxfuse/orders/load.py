@@ -232,7 +232,7 @@ class Load:
         """Look a file up that was replaced in the store since it was listed."""
         name = path.rpartition("/")[2].encode()
         try:
-            self._namespace.expire(entry.inode)
+            self._namespace.belief.expire(entry.inode)
             found = await self._namespace.lookup(directory, name)
         except LuxError as exc:
             self._fail(path, str(exc))

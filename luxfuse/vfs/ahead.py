@@ -90,10 +90,10 @@ class FilesAhead:
 
     def _fetch(self, parent: int, name: bytes, entry: Entry, notice: bool) -> None:
         size = entry.size
-        if not self._namespace.is_fresh(entry) or self._namespace.is_held(parent, name):
+        if not self._namespace.belief.is_fresh(entry) or self._namespace.is_held(parent, name):
             return  # the open would have to ask first, and might learn of another version
         try:
-            key = self._namespace.key(parent, name, Kind.FILE)
+            key = self._namespace.places.key(parent, name, Kind.FILE)
         except LuxError:
             return  # the directory is gone
         obj = self._cache.acquire(key, entry.version, size)

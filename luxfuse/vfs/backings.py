@@ -70,7 +70,7 @@ class Backings:
 
     def acquire(self, entry: Entry, *, writing: bool = False) -> int | None:
         """Count an open and return its handle; None if the inode has no backing any more."""
-        handle = self._kernel.acquire(entry.inode, self._namespace.remaining_s(entry), writing=writing)
+        handle = self._kernel.acquire(entry.inode, self._namespace.belief.remaining_s(entry), writing=writing)
         if handle is not None:
             self.opened += 1
         return handle
@@ -87,7 +87,7 @@ class Backings:
         try:
             return await self._cache.read(obj, offset, length)
         except (VersionChanged, NotFound):
-            self._namespace.expire(inode)
+            self._namespace.belief.expire(inode)
             raise Stale(f"{backing.key!r} changed in the under-store while it was open") from None
         finally:
             self._cache.release(obj)
@@ -146,7 +146,7 @@ class Backings:
         """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
         readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            valid_s = self._namespace.remaining_s(entry)
+            valid_s = self._namespace.belief.remaining_s(entry)
             return self._kernel.register(entry.inode, readable, stamp_ns, valid_s, notice=notice)
         finally:
             os.close(readable)
@@ -174,7 +174,7 @@ class Backings:
             backing.parent, backing.name = dirty.place or (backing.parent, backing.name)
             backing.key, backing.entry = dirty.key, entry
             self._set_object(inode, backing, oid)
-            self._kernel.restamp(inode, stamp_ns, self._namespace.remaining_s(entry))
+            self._kernel.restamp(inode, stamp_ns, self._namespace.belief.remaining_s(entry))
 
     def moved(self, inode: int, entry: Entry, key: str, oid: bytes | None) -> None:
         """The inode has another key or version now; ``oid`` is the cached object of it, if that was kept."""
@@ -182,7 +182,7 @@ class Backings:
         if backing is None or backing.oid is None:
             return
         backing.entry, backing.key = entry, key
-        backing.parent, backing.name = self._namespace.place(inode)
+        backing.parent, backing.name = self._namespace.places.place(inode)
         self._set_object(inode, backing, oid)
         if oid is None:  # the cache has nothing of it any more: the file that is open is all there is
             self.retire(inode)

@@ -111,7 +111,7 @@ class CopiedOpens:
                 self._behind.consider(obj)
             return await self._cache.read(obj, offset, length)
         except (VersionChanged, NotFound):
-            self._namespace.expire(state.inode)
+            self._namespace.belief.expire(state.inode)
             self.stale_reads += 1
             raise Stale(f"{obj.record.key!r} changed in the under-store while it was open") from None
 

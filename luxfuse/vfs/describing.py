@@ -78,7 +78,7 @@ class Describing:
         if inode == ROOT_INODE:
             return self._namespace.root
         await self._namespace.current(inode)
-        parent, name, row = self._namespace.locate(inode)
+        parent, name, row = self._namespace.places.locate(inode)
         await self._descriptions.attributes(parent, name, row)
         return self._tree.row(inode)
 
@@ -130,9 +130,9 @@ class Describing:
         old, row.attributes = row.attributes, new
         if inode == ROOT_INODE:
             return  # the bucket has no place for them
-        parent, name = self._namespace.place(inode)
+        parent, name = self._namespace.places.place(inode)
         self._namespace.put(parent, name, row)
-        key = self._namespace.key(parent, name, row.kind)
+        key = self._namespace.places.key(parent, name, row.kind)
         dirty = self._entries.get(inode) or self._notes.mark(row, key, row.version or None)
         dirty.describe()
         self._notes.note(dirty)

@@ -103,21 +103,21 @@ class Descriptions:
 
     def lacks(self, directory: int, entry: Entry) -> bool:
         """Whether the attributes of an entry have to be asked for before anything is said of it."""
-        if not self.keeps_attributes or entry.kind is Kind.SPECIAL or self._namespace.is_ours(entry.inode):
+        if not self.keeps_attributes or entry.kind is Kind.SPECIAL or self._namespace.belief.is_ours(entry.inode):
             return False
         if entry.attributes is None:
             return self._expects(directory, entry.kind) is not False
-        return self._ages(entry) and not self._namespace.left_s(entry.described_s)
+        return self._ages(entry) and not self._namespace.belief.left_s(entry.described_s)
 
     def _ages(self, entry: Entry) -> bool:
         """Whether the attributes hold for the time to live only: a listing tells of files that they were changed."""
-        return self._namespace.shared and entry.kind is Kind.DIRECTORY and not self._namespace.is_ours(entry.inode)
+        return self._namespace.shared and entry.kind is Kind.DIRECTORY and not self._namespace.belief.is_ours(entry.inode)
 
     def valid_s(self, entry: Entry, ttl_s: float) -> float:
         """Return for how long the attributes of an entry hold that is itself believed for ``ttl_s``."""
         if self.must_hide(entry):
             return 0.0
-        return min(ttl_s, self._namespace.left_s(entry.described_s)) if self._ages(entry) else ttl_s
+        return min(ttl_s, self._namespace.belief.left_s(entry.described_s)) if self._ages(entry) else ttl_s
 
     def must_hide(self, entry: Entry) -> bool:
         """Whether others than the mounting user must not be let in, as nobody knows what the mode is."""
@@ -149,9 +149,9 @@ class Descriptions:
             return None
         entry = place[2]
         changed_s = int(entry.described_s)
-        if entry.version != version or entry.attributes is None or self._namespace.is_ours(entry.inode):
+        if entry.version != version or entry.attributes is None or self._namespace.belief.is_ours(entry.inode):
             return None
-        if changed_s != entry.described_s or changed_s <= 0 or not self._namespace.is_fresh(entry):
+        if changed_s != entry.described_s or changed_s <= 0 or not self._namespace.belief.is_fresh(entry):
             return None
         metadata = to_metadata(entry.kind, entry.attributes)
         return ObjectInfo(key, entry.size, version, changed_s * 10**9, metadata), self._clock() - entry.checked_s
@@ -175,7 +175,7 @@ class Descriptions:
         """Record what was said of a name; None if that is not what stands there now."""
         attributes = parse_attributes(info.metadata)
         known = self._names.get(parent, name)
-        if attributes is None or known is None or self._namespace.is_ours(known.inode):
+        if attributes is None or known is None or self._namespace.belief.is_ours(known.inode):
             return None
         before = known.attributes
         if known.kind is Kind.DIRECTORY:
@@ -197,11 +197,11 @@ class Descriptions:
     async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
         """Return what object metadata says of an entry; asks the store if nothing has told yet. Raises `StoreError`."""
         namespace = self._namespace
-        if entry.attributes is not None or not self.keeps_attributes or namespace.is_ours(entry.inode):
+        if entry.attributes is not None or not self.keeps_attributes or namespace.belief.is_ours(entry.inode):
             return entry.attributes or Attributes()
         while True:
             moves = await namespace.moving.settled(parent)
-            key, asked_s = namespace.key(parent, name, entry.kind), self._clock()
+            key, asked_s = namespace.places.key(parent, name, entry.kind), self._clock()
             try:
                 info = await self._store.head(key)
             except NotFound:
@@ -237,7 +237,7 @@ class Descriptions:
             current = self._names.get(directory, name)
             if current is not None and current.inode == entry.inode and current.attributes is not None:
                 return current
-            self._namespace.expire(entry.inode)  # it was replaced or removed since it was listed
+            self._namespace.belief.expire(entry.inode)  # it was replaced or removed since it was listed
             entry = await self._namespace.lookup(directory, name)
         return entry
 
@@ -272,7 +272,7 @@ class Descriptions:
         return question
 
     def _begin(self, directory: int, name: bytes, entry: Entry, moves: int, *, ahead: bool = False) -> _Question:
-        key, asked_s = self._namespace.key(directory, name, entry.kind), self._clock()
+        key, asked_s = self._namespace.places.key(directory, name, entry.kind), self._clock()
         question = self._questions[entry.inode] = _Question()
         self._ahead += ahead
 

@@ -62,7 +62,7 @@ class Files:
 
     async def open(self, inode: int) -> int:
         """Open a file for reading; returns the file handle. Raises `Stale`, `StoreError`."""
-        place, began_s = self._namespace.place_of(inode), self._namespace.now_s()
+        place, began_s = self._namespace.places.place_of(inode), self._namespace.now_s()
         try:
             entry = await self._namespace.current(inode)
         except Stale:
@@ -72,17 +72,17 @@ class Files:
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.source is not None:
             return self.open_staged(dirty, entry)
-        parent, name, _ = self._namespace.locate(inode)
+        parent, name, _ = self._namespace.places.locate(inode)
         self._ahead.opened(parent, name)
         if entry.size == 0:
             return self.copied.open(entry, None)
-        key = self._namespace.key(parent, name, entry.kind)
+        key = self._namespace.places.key(parent, name, entry.kind)
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
             self._cache.touch(obj)
             return await self._open_object(parent, name, entry, obj, began_s)
         except (VersionChanged, NotFound, Stale):
-            self._namespace.expire(inode)
+            self._namespace.belief.expire(inode)
             await self._meet_next(parent, name)
             raise Stale(f"{key!r} changed in the under-store") from None
         finally:
@@ -98,18 +98,18 @@ class Files:
                 entry = await self._namespace.lookup(parent, name)
                 if entry.kind is not Kind.FILE or entry.size == 0:
                     return
-                obj = self._cache.acquire(self._namespace.key(parent, name, entry.kind), entry.version, entry.size)
+                obj = self._cache.acquire(self._namespace.places.key(parent, name, entry.kind), entry.version, entry.size)
                 try:
                     if entry.size <= self._whole_file_bytes and self._cache.keeps(obj):
                         await self._cache.fetch_whole(obj)
                     else:
                         await self._cache.read(obj, 0, 1)
                 except (VersionChanged, NotFound):
-                    self._namespace.expire(entry.inode)
+                    self._namespace.belief.expire(entry.inode)
                     continue
                 finally:
                     self._cache.release(obj)
-                self._namespace.vouch(entry.inode, VOUCHED_S)
+                self._namespace.belief.vouch(entry.inode, VOUCHED_S)
                 return
             except LuxError as exc:
                 log.info("%r was replaced, and what there is now cannot be fetched: %s", name, exc)
@@ -137,7 +137,7 @@ class Files:
                 raise  # else a read would wait in vain once more
         except (VersionChanged, NotFound, Stale):
             # The kernel opens no third time: the version fetched for its second can be read from the start, at least.
-            if not (self._namespace.is_vouched(entry.inode) and self._cache.has_begun(obj, 0)):
+            if not (self._namespace.belief.is_vouched(entry.inode) and self._cache.has_begun(obj, 0)):
                 raise
 
     def _open_again(self, inode: int) -> int:

@@ -86,7 +86,7 @@ class FileSystem:
         if name == b".":
             return await self.getattr(parent)
         if name == b"..":
-            above = ROOT_INODE if parent == ROOT_INODE else self.namespace.locate(parent)[0]
+            above = ROOT_INODE if parent == ROOT_INODE else self.namespace.places.locate(parent)[0]
             return await self.getattr(above)
         entry = await self.namespace.lookup(parent, name)
         return self._shown.stat(await self._descriptions.known(parent, name, entry))
@@ -108,15 +108,15 @@ class FileSystem:
 
     async def _described(self, inode: int) -> Entry:
         """Return the entry of an inode with its attributes, as far as they can be had. Raises `Stale`."""
-        parent, name, entry = self.namespace.locate(inode)
+        parent, name, entry = self.namespace.places.locate(inode)
         if not self._descriptions.lacks(parent, entry):
             await self._descriptions.ask(parent, name, entry)
-            return self.namespace.locate(inode)[2]
+            return self.namespace.places.locate(inode)[2]
         try:
             await self._descriptions.known(parent, name, entry)
         except NoSuchName:
             raise Stale(f"{name!r} was removed") from None
-        return self.namespace.locate(inode)[2]
+        return self.namespace.places.locate(inode)[2]
 
     async def _stat_open(self, inode: int, pinned: Entry) -> Stat:
         try:
@@ -127,7 +127,7 @@ class FileSystem:
             return self._shown.clean(pinned, 0.0)
         if self._dirty.get(inode) is not None:
             return await self.getattr(inode)
-        return self._shown.stat(entry) if self.namespace.is_fresh(entry) else self._shown.clean(entry, 0.0)
+        return self._shown.stat(entry) if self.namespace.belief.is_fresh(entry) else self._shown.clean(entry, 0.0)
 
     def root_stat(self) -> Stat:
         """Return the attributes of the root, as far as they are known."""
@@ -141,8 +141,9 @@ class FileSystem:
         dirty = self._dirty.get(inode)
         if dirty is not None and dirty.target:
             return dirty.target
-        parent, name, _ = self.namespace.locate(inode)
-        obj = self._cache.acquire(self.namespace.key(parent, name, Kind.SYMLINK), entry.version, min(entry.size, 4096))
+        parent, name, _ = self.namespace.places.locate(inode)
+        key = self.namespace.places.key(parent, name, Kind.SYMLINK)
+        obj = self._cache.acquire(key, entry.version, min(entry.size, 4096))
         try:
             return bytes(await self._cache.read(obj, 0, 4096))
         finally:

@@ -108,8 +108,8 @@ class Links:
     async def _copy_there(self, inode: int, parent: int, name: bytes, new_key: str) -> Entry:
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
-            above, base, row = self._namespace.locate(inode)
-            key = self._namespace.key(above, base, row.kind)
+            above, base, row = self._namespace.places.locate(inode)
+            key = self._namespace.places.key(above, base, row.kind)
             await self._writeback.thawed(key)
             await self._writeback.thawed(new_key)
             self._namespace.hold(None, parent, name)
@@ -120,7 +120,7 @@ class Links:
             except (LuxError, OSError) as exc:
                 self._namespace.settle(None, parent, name)
                 if isinstance(exc, NotFound | VersionChanged):
-                    self._namespace.expire(inode)
+                    self._namespace.belief.expire(inode)
                     raise Stale(f"{key!r} changed in the under-store") from None
                 raise
             doomed = self._deletes.reuse(new_key) != ABSENT

@@ -191,14 +191,14 @@ class Making:
     def make_whiteout(self, place: tuple[int, bytes]) -> None:
         """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""
         parent, name = place
-        key = self._namespace.key(parent, name, Kind.SPECIAL)
+        key = self._namespace.places.key(parent, name, Kind.SPECIAL)
         dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
         dirty.made()
         self._notes.note(dirty)
 
     def promise_whiteout(self, place: tuple[int, bytes]) -> int:
         """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""
-        key = self._namespace.key(*place, Kind.SPECIAL)
+        key = self._namespace.places.key(*place, Kind.SPECIAL)
         number = self._journal.new_id()
         dirty = Dirty(number, 0, Kind.SPECIAL, self._notes.mode_of(key), place, key, Stored(ABSENT), closed=True)
         self._journal.put_file(number, dirty.record(_whiteout()))

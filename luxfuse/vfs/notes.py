@@ -34,7 +34,7 @@ class Notes:
 
     def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
         """Make an inode dirty, and hold its name. ``expect``: see `Stored`."""
-        parent, name = self._namespace.place(entry.inode)
+        parent, name = self._namespace.places.place(entry.inode)
         dirty = Dirty(
             self._journal.new_id(),
             entry.inode,

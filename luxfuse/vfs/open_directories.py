@@ -51,7 +51,7 @@ class OpenDirectories:
             return self._new_handle(inode), False
         if inode != ROOT_INODE and (await self._namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
-        serial = await self._namespace.listed(inode)
+        serial = await self._namespace.listings.listed(inode)
         await self._descriptions.judge(inode)
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial
@@ -126,7 +126,7 @@ class OpenDirectories:
 
     def _parent(self, inode: int) -> int:
         try:
-            return self._namespace.locate(inode)[0]
+            return self._namespace.places.locate(inode)[0]
         except Stale:
             return ROOT_INODE
 

@@ -175,7 +175,7 @@ class Publisher:
         dirty.lose_name(row)
         if dirty.source is not None and dirty.source.open is not None:
             self._nursery.start_soon(self._uploader.parts.give_up_open, dirty.source)
-        self._namespace.let_go(dirty.inode)
+        self._namespace.belief.let_go(dirty.inode)
         record = self._journal.files.get(dirty.number)
         dirty.awaits_commit(record is not None and record.closed and not record.has_inline)
         self._journal.drop_file(dirty.number)

@@ -102,7 +102,7 @@ class Pusher:
                 metadata = {**foreign(kept), **to_metadata(dirty.kind, row.attributes)}
                 info = await self._store.put(dirty.key, dirty.target, metadata, keep=kept)
         except Replaced:
-            self._namespace.expire(dirty.inode)
+            self._namespace.belief.expire(dirty.inode)
             raise
         except BaseException:
             dirty.differs(True)

@@ -30,13 +30,16 @@ class Refusals:
 
     def check_name(self, parent: int, name: bytes) -> None:
         """Raise `ReadOnly` where a rule of the configuration forbids changes."""
-        if self._policies.rules and self._policies.of(f"{self._namespace.prefix(parent)}{os.fsdecode(name)}").read_only:
+        if not self._policies.rules:
+            return
+        path = f"{self._namespace.places.prefix(parent)}{os.fsdecode(name)}"
+        if self._policies.of(path).read_only:
             raise ReadOnly(f"{name!r} is read-only by a rule of the configuration")
 
     def check_inode(self, inode: int) -> None:
         """Raise `ReadOnly` as `check_name` does, for the name that an inode has."""
         if self._policies.rules and inode != ROOT_INODE:
             try:
-                self.check_name(*self._namespace.place(inode))
+                self.check_name(*self._namespace.places.place(inode))
             except Stale:
                 return  # it has no name any more

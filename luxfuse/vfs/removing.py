@@ -83,10 +83,10 @@ class Removing:
 
     async def require_empty(self, directory: int, name: bytes) -> None:
         """Raise `NotEmpty` unless the directory has no entries, and the object that stands for it no content."""
-        await self._namespace.listed(directory)
+        await self._namespace.listings.listed(directory)
         if self._names.after(directory, b"", 1):
             raise NotEmpty(f"{name!r} is not empty")
-        key = self._namespace.prefix(directory)
+        key = self._namespace.places.prefix(directory)
         if not key or not self._tree.in_store(self._tree.row(directory)):
             return
         try:
@@ -100,7 +100,7 @@ class Removing:
 
     async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
         """Take a name away, here and in the store. The caller has the turn of the name."""
-        key = self._namespace.key(parent, name, entry.kind)
+        key = self._namespace.places.key(parent, name, entry.kind)
         await self._writeback.thawed(key)
         self._namespace.hold(None, parent, name)
         reached("remove.held")
@@ -162,7 +162,7 @@ class Removing:
         row = self._tree.row(directory)
         if row.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
             return
-        parent, name = self._namespace.place(directory)
+        parent, name = self._namespace.places.place(directory)
         await self._descriptions.attributes(parent, name, row)
         row = self._tree.row(directory)
         row.version = MARKED

@@ -29,7 +29,7 @@ class Shown:
         dirty = self._dirty.get(entry.inode)
         if dirty is not None:
             return self.dirty(dirty, entry)
-        return self.clean(entry, self._namespace.remaining_s(entry))
+        return self.clean(entry, self._namespace.belief.remaining_s(entry))
 
     def clean(self, entry: Entry, ttl_s: float) -> Stat:
         """Return attributes for ``ttl_s``: an unknown mode lets only the owner in, and is asked for again."""
@@ -46,7 +46,7 @@ class Shown:
 
     def dirty(self, dirty: Dirty, entry: Entry) -> Stat:
         """Return the attributes of a dirty inode: size and times are those of its staging file."""
-        stat = self.clean(entry, self._namespace.remaining_s(entry))
+        stat = self.clean(entry, self._namespace.belief.remaining_s(entry))
         source = dirty.source
         if source is not None and (st := source.bytes.stat()) is not None:
             stat.size, stat.mtime_ns = st.st_size, st.st_mtime_ns

@@ -39,7 +39,7 @@ class Tree:
 
     def row(self, inode: int) -> Entry:
         """Return the entry of an inode, the root's too. Raises `Stale`."""
-        return self._namespace.root if inode == ROOT_INODE else self._namespace.locate(inode)[2]
+        return self._namespace.root if inode == ROOT_INODE else self._namespace.places.locate(inode)[2]
 
     def row_of(self, place: tuple[int, bytes]) -> Entry:
         """Return the entry of a name that exists."""
@@ -65,7 +65,7 @@ class Tree:
             row.attributes = msgspec.structs.replace(known, mtime_ns=now, ctime_ns=now)
         row.mtime_ns = now
         if directory != ROOT_INODE:
-            self._namespace.put(*self._namespace.place(directory), row)
+            self._namespace.put(*self._namespace.places.place(directory), row)
 
     def note_renamed(self, parent: int, name: bytes) -> None:
         """An entry has got this name: so its ctime is now, here."""
@@ -83,7 +83,7 @@ class Tree:
             raise BadName(f"the name {name!r} is not UTF-8: no object key can stand for it")
         if naming.classify(component) is None or component.endswith(naming.SYMLINK_SUFFIX):
             raise ReservedName(f"the name {name!r} stands for a symlink in the bucket")
-        key = self._namespace.key(parent, name, kind)
+        key = self._namespace.places.key(parent, name, kind)
         self.check_key(key)
         return key
 

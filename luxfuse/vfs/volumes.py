@@ -321,5 +321,5 @@ class Volumes:
     def negative_ttl_s(self, parent: int, name: bytes) -> float:
         """Return for how long the kernel may believe that a name is missing, as it was just told."""
         volume = self.of(parent)
-        doubtful = volume.fs is not None and volume.fs.namespace.is_doubtful(parent & LOCAL_MASK, name)
+        doubtful = volume.fs is not None and volume.fs.namespace.missing.is_doubtful(parent & LOCAL_MASK, name)
         return 0.0 if doubtful else volume.negative_ttl_s

@@ -150,7 +150,7 @@ class Writer:
             entry = await self._namespace.current(inode)
             if entry.kind is Kind.DIRECTORY:
                 raise IsADirectory(f"inode {inode} is a directory")
-            parent, name, _ = self._namespace.locate(inode)
+            parent, name, _ = self._namespace.places.locate(inode)
             await self._descriptions.attributes(parent, name, entry)
             fetched = not truncate and entry.size <= self._whole_file_bytes  # a larger one takes room page by page
             await self._room.wait(entry.size if fetched else 0)
@@ -160,8 +160,8 @@ class Writer:
 
     async def _begin(self, inode: int, entry: Entry, *, truncate: bool) -> Dirty | None:
         """Make a staging file; None if something has changed meanwhile."""
-        parent, name, _ = self._namespace.locate(inode)
-        key = self._namespace.key(parent, name, entry.kind)
+        parent, name, _ = self._namespace.places.locate(inode)
+        key = self._namespace.places.key(parent, name, entry.kind)
         if entry.size == 0 or (truncate and not self._kernel.is_registered(inode)):
             return self._begin_empty(inode, key, unchanged=entry.size == 0)
         obj = self._cache.acquire(key, entry.version, entry.size)
@@ -179,7 +179,7 @@ class Writer:
                     await self._room.fill(begun)
             return begun
         except (VersionChanged, NotFound):
-            self._namespace.expire(inode)
+            self._namespace.belief.expire(inode)
             raise Stale(f"{key!r} changed in the under-store") from None
         finally:
             self._cache.release(obj)
@@ -189,8 +189,8 @@ class Writer:
         dirty = self._entries.get(inode)
         if dirty is not None and (dirty.source is not None or dirty.lock.locked()):
             return None
-        parent, name, entry = self._namespace.locate(inode)
-        if self._namespace.key(parent, name, entry.kind) != key:
+        parent, name, entry = self._namespace.places.locate(inode)
+        if self._namespace.places.key(parent, name, entry.kind) != key:
             return None
         return entry if version is None or entry.version == version else None
 

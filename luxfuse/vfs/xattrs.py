@@ -61,7 +61,7 @@ class ExtendedAttributes:
     def _own(self, inode: int, name: bytes) -> bytes:
         if inode == ROOT_INODE or name not in OWN:
             raise NoSuchAttribute(f"no attribute {name!r}")
-        parent, base, entry = self._namespace.locate(inode)
+        parent, base, entry = self._namespace.places.locate(inode)
         if entry.kind is not Kind.FILE:
             raise NoSuchAttribute(f"no attribute {name!r}")
         dirty = self._dirty.get(inode)
@@ -69,7 +69,7 @@ class ExtendedAttributes:
         if dirty is not None and dirty.source is not None:
             cached, state, tier = dirty.source.bytes.size, "dirty", self._room.tier_of(dirty)
         else:
-            key = self._namespace.key(parent, base, entry.kind)
+            key = self._namespace.places.key(parent, base, entry.kind)
             cached, tier = self._cache.cached_bytes(key, entry.version, entry.size) if entry.size else (0, "none")
             state = "cached" if cached == entry.size else "partial" if cached else "remote"
         values = {"version": entry.version, "cached_bytes": str(cached), "state": state, "tier": tier}
@@ -84,7 +84,7 @@ class ExtendedAttributes:
         """
         ask = False
         if self._dirty.get(inode) is None and inode != ROOT_INODE:
-            parent, _, entry = self._namespace.locate(inode)
+            parent, _, entry = self._namespace.places.locate(inode)
             ask = self._descriptions.lacks(parent, entry)
         found = [os.fsencode(name) for name in await self._describing.xattrs(inode, ask=ask)]
         return [name for name in found if not name.startswith(OWN_PREFIX)]

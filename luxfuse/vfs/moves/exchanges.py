@@ -66,7 +66,7 @@ class Exchanges:
         number = self._journal.new_id()
         first, second = self._tree.row_of(place), self._tree.row_of(new_place)
         between = (place[0], f".luxfuse-exchange-{number:x}".encode())
-        keys = self._namespace.key(*place, first.kind), self._namespace.key(*new_place, second.kind)
+        keys = self._namespace.places.key(*place, first.kind), self._namespace.places.key(*new_place, second.kind)
         new_keys = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
         between_key = self._tree.new_key(*between, first.kind)
         await self._copies.require_room(keys[0], between_key, new_keys[0])
@@ -154,7 +154,7 @@ class Exchanges:
 
         def undone() -> None:
             for entry, where in entries:
-                self._namespace.expire(entry.inode)
+                self._namespace.belief.expire(entry.inode)
                 self._moved.settle(entry.inode, where)
 
         async def later(held: contextlib.ExitStack) -> None:

@@ -131,7 +131,7 @@ class ObjectMoves:
         except (LuxError, OSError) as exc:
             self._undo(number, promised, entry, place, new_place, target)
             if isinstance(exc, NotFound | VersionChanged):
-                self._namespace.expire(entry.inode)
+                self._namespace.belief.expire(entry.inode)
                 raise Stale(f"{key!r} changed in the under-store") from None
             raise
         self._deletes.reuse(new_key)
@@ -164,7 +164,7 @@ class ObjectMoves:
         target = self._namespace.peek(*place)
         if target is None or not self._tree.in_store(target):
             return ""
-        key = self._namespace.key(*place, target.kind)
+        key = self._namespace.places.key(*place, target.kind)
         return key if local or key != new_key else ""
 
     def _take_target(self, place: Place, new_key: str, *, local: bool) -> str | None:
@@ -179,7 +179,8 @@ class ObjectMoves:
         expect = self._deletes.reuse(new_key)
         target = self._namespace.peek(*place)
         if target is not None:
-            if expect == ABSENT and self._tree.in_store(target) and self._namespace.key(*place, target.kind) == new_key:
+            key = self._namespace.places.key(*place, target.kind)
+            if expect == ABSENT and self._tree.in_store(target) and key == new_key:
                 expect = self._tree.version_in_store(target)
             self._removing.forget(*place, target)
         return expect

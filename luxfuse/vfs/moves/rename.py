@@ -175,7 +175,7 @@ class Moves:
 
     async def _move(self, place: Place, new_place: Place, *, whiteout: bool) -> None:
         entry = self._tree.row_of(place)
-        key = self._namespace.key(*place, entry.kind)
+        key = self._namespace.places.key(*place, entry.kind)
         new_key = self._tree.new_key(*new_place, entry.kind)
         await self._writeback.thawed(key)
         if entry.kind is Kind.DIRECTORY:

@@ -81,7 +81,7 @@ class Aside:
             self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
         elif entry is not None and entry.inode == record.inode:
             if record.expect:
-                self._namespace.expire(entry.inode)
+                self._namespace.belief.expire(entry.inode)
             else:
                 self._names.erase(parent, name)
                 self._names.listings.forget(parent)

@@ -140,7 +140,7 @@ class UnfinishedDeletes:
 
     async def _show(self, parent: int, name: bytes, known: Entry | None) -> None:
         for kind in (Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK):
-            key = self._namespace.key(parent, name, kind)
+            key = self._namespace.places.key(parent, name, kind)
             if key in self._journal.deletes:
                 continue
             info = None

@@ -25,7 +25,7 @@ def store() -> FakeStore:
 
 def tell(m: Mount, change: Change) -> None:
     m.clock.advance(0.001)
-    m.namespace.changed_elsewhere(change)
+    m.namespace.news.changed_elsewhere(change)
 
 
 async def warm(m: Mount) -> None:
@@ -170,11 +170,11 @@ async def test_a_directory_that_changes_all_the_time_can_be_used(tmp_path: Path,
         with pytest.raises(NoSuchName):
             await m.namespace.lookup(directory, b"missing")
         assert told <= 10
-        assert m.namespace.is_doubtful(directory, b"missing"), "the kernel must not keep that"
+        assert m.namespace.missing.is_doubtful(directory, b"missing"), "the kernel must not keep that"
         monkeypatch.undo()
         with pytest.raises(NoSuchName):
             await m.namespace.lookup(directory, b"missing")
-        assert not m.namespace.is_doubtful(directory, b"missing")
+        assert not m.namespace.missing.is_doubtful(directory, b"missing")
 
 
 async def test_doubts_end_though_the_clock_is_set_back(tmp_path: Path) -> None:

@@ -168,4 +168,4 @@ async def test_callers_that_give_up_at_any_moment_leave_nothing_behind(tmp_path:
         await until(lambda: not m.cache.contents._live)
         assert m.fs.close_idle()
         assert not m.fs._tree._turns
-        assert not m.namespace._questions
+        assert not m.namespace._questions._questions

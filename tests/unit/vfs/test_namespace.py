@@ -289,7 +289,7 @@ async def test_an_outage_serves_what_is_known_and_is_no_absence(tmp_path: Path) 
         for path in ("unknown", "d/unknown"):
             with pytest.raises(StoreUnavailable):
                 await m.inode(path)
-        assert m.namespace.stale_served
+        assert m.namespace.belief.stale_served
         m.driver.flaky(0, 1)
         m.driver.place("a", b"after the outage")
         with trio.fail_after(10):
@@ -447,7 +447,7 @@ async def test_a_full_index_serves_old_listings_and_refuses_new_ones_without_bla
         m.driver.place("d/new", b"x")
         m.clock.advance(61)
         assert await m.entries("d") == known
-        assert m.namespace.stale_served == 1
+        assert m.namespace.belief.stale_served == 1
         with pytest.raises(LuxError, match=r"directory 'e/'.*cannot be recorded.*No space left") as failure:
             await m.fs.directories.open(fresh)
         assert failure.value.errno == errno.EIO
@@ -490,7 +490,7 @@ async def test_looking_into_a_directory_that_is_no_more_does_not_end_the_mount(t
         m.driver.remove("d/a")
         m.clock.advance(61)
         await m.entries()
-        m.namespace._prefixes.clear()
+        m.namespace.places.forget_prefixes()
         for name in (b"a", b"b", b"c"):
             with pytest.raises((Stale, NoSuchName)):
                 await m.fs.lookup(inode, name)

@@ -1,0 +1,113 @@
+"""When directories are listed again: when they are shown, ahead of that, and instead of many single look-ups."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from luxfuse.core import freshness
+from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.index.names import Names
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.belief import Belief
+from luxfuse.vfs.errors import Moved, NoSuchName, NotRecorded
+from luxfuse.vfs.listing import Lister
+from luxfuse.vfs.places import Places
+
+log = logging.getLogger(__name__)
+
+ASKED_KEPT = 10_000
+
+
+class Listings:
+    """Keeps the listings of directories fresh."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        names: Names,
+        places: Places,
+        belief: Belief,
+        lister: Lister,
+        nursery: trio.Nursery,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._names = names
+        self._places = places
+        self._belief = belief
+        self._lister = lister
+        self._moving = lister.moving
+        self._nursery = nursery
+        self._clock = clock
+        self._asked: Counter[int] = Counter()
+        """How many names were asked for one by one since a directory was listed, by inode."""
+
+    def is_listed(self, directory: int) -> bool:
+        """Whether the directory's listing is fresh."""
+        listing = self._names.listings.of(directory)
+        return listing is not None and self._belief.lists(directory, listing.fetched_s, self._belief.ttl_s)
+
+    async def listed(self, directory: int) -> int:
+        """Make sure that the directory's listing is fresh; returns its serial.
+
+        An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
+        """
+        listing = self._names.listings.of(directory)
+        if listing is not None and self._belief.lists(directory, listing.fetched_s, self._belief.ttl_s):
+            return listing.serial
+        self._asked.pop(directory, None)
+        if listing is not None and not self._store.reachable:
+            self._belief.stale_served += 1
+            return listing.serial
+        moves = await self._moving.settled(directory)
+        prefix = self._places.prefix(directory)
+        try:
+            since_s = max(self._clock() - self._belief.ttl_s, self._belief.listing_doubted_s(directory))
+            serial = await self._lister.fetch(directory, prefix, moves, since_s)
+        except Moved:
+            return await self.listed(directory)
+        except (StoreUnavailable, NotRecorded):
+            if listing is None:
+                raise
+            self._belief.stale_served += 1
+            return listing.serial
+        if serial is None and (self._belief.is_held(directory) or self._names.after(directory, b"", 1)):
+            self._names.listings.note_empty(directory)  # the store will have it
+            return self._names.listings.serial(directory)
+        if serial is None:
+            self._belief.expire(directory)
+            raise NoSuchName(f"directory {prefix!r} is gone")
+        return serial
+
+    def list_ahead(self, directory: int) -> None:
+        """Files are being made in a directory: list it before its listing is too old to say which names are free."""
+        if not self._lister.is_listing(directory) and self._store.reachable:
+            self._nursery.start_soon(self._list_quietly, directory, True)
+
+    def list_instead(self, parent: int) -> None:
+        """After a few names asked for one by one, list the whole directory in the background."""
+        listing = self._names.listings.of(parent)
+        if listing is not None and self._belief.lists(parent, listing.fetched_s, self._belief.ttl_s):
+            return
+        self._asked[parent] += 1
+        if self._asked[parent] >= freshness.RELIST_AFTER_LOOKUPS and not self._lister.is_listing(parent):
+            self._nursery.start_soon(self._list_quietly, parent)
+        if len(self._asked) > ASKED_KEPT:
+            self._asked.clear()
+
+    async def _list_quietly(self, directory: int, again: bool = False) -> None:
+        try:
+            if again:
+                moves = await self._moving.settled(directory)
+                prefix, asked_s = self._places.prefix(directory), self._clock() - self._belief.negative_ttl_s / 2
+                if await self._lister.fetch(directory, prefix, moves, asked_s) is None and self._belief.is_held(directory):
+                    self._names.listings.note_empty(directory)  # the store will have it
+            else:
+                await self.listed(directory)
+        except LuxError as exc:
+            log.info("listing ahead of directory %d failed: %s", directory, exc)
