@@ -86,8 +86,8 @@ class Conflicts:
             log.info("%r is looked up when it is used: %s", key, exc)
 
     async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
-        row = self._notes.row(dirty)
-        self._removing.forget(parent, name, row)
+        entry = self._notes.entry(dirty)
+        self._removing.forget(parent, name, entry)
         self._namespace.settle(None, parent, name)
         kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, dirty.number, dirty.key)
         reached("conflict.kept")

@@ -50,7 +50,7 @@ class Describing:
     async def set_attributes(self, inode: int, changes: AttributeChanges, dirty: Dirty | None, caller: Caller) -> None:
         """Change size, permissions, owner and times; ``dirty`` is the file if it is open for writing."""
         if changes.size is not None:
-            if inode == ROOT_INODE or (dirty is None and self._tree.row(inode).kind is Kind.DIRECTORY):
+            if inode == ROOT_INODE or (dirty is None and self._tree.entry(inode).kind is Kind.DIRECTORY):
                 raise IsADirectory("a directory has no size to set")
             await self._writer.truncate(inode, changes.size, dirty)
             if caller.uid != 0 and (opened := self._entries.get(inode)) is not None and opened.source is not None:
@@ -66,8 +66,8 @@ class Describing:
             dirty.orphan.attributes = self._changed(self._shown(dirty.orphan), dirty.orphan.kind, changes)
             self._set_times(dirty, changes)
             return
-        row = await self.known(inode)
-        new = self._changed(self._shown(row), row.kind, changes)
+        entry = await self.known(inode)
+        new = self._changed(self._shown(entry), entry.kind, changes)
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.source is not None:
             self._set_times(dirty, changes)
@@ -78,15 +78,15 @@ class Describing:
         if inode == ROOT_INODE:
             return self._namespace.root
         await self._namespace.current(inode)
-        parent, name, row = self._namespace.places.locate(inode)
-        await self._descriptions.attributes(parent, name, row)
-        return self._tree.row(inode)
+        parent, name, entry = self._namespace.places.locate(inode)
+        await self._descriptions.attributes(parent, name, entry)
+        return self._tree.entry(inode)
 
-    def _shown(self, row: Entry) -> Attributes:
+    def _shown(self, entry: Entry) -> Attributes:
         """Return the attributes of an entry with the times that it shows: a new version of its object moves none."""
-        dirty = self._entries.get(row.inode)
+        dirty = self._entries.get(entry.inode)
         now = dirty.stamp if dirty is not None else None
-        return with_times(row, now.mtime_ns if now is not None else None)
+        return with_times(entry, now.mtime_ns if now is not None else None)
 
     def _changed(self, known: Attributes, kind: Kind, changes: AttributeChanges) -> Attributes:
         mode = known.mode
@@ -126,14 +126,14 @@ class Describing:
 
     async def put_attributes(self, inode: int, new: Attributes) -> None:
         """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was."""
-        row = self._tree.row(inode)
-        old, row.attributes = row.attributes, new
+        entry = self._tree.entry(inode)
+        old, entry.attributes = entry.attributes, new
         if inode == ROOT_INODE:
             return  # the bucket has no place for them
         parent, name = self._namespace.places.place(inode)
-        self._namespace.put(parent, name, row)
-        key = self._namespace.places.key(parent, name, row.kind)
-        dirty = self._entries.get(inode) or self._notes.mark(row, key, row.version or None)
+        self._namespace.put(parent, name, entry)
+        key = self._namespace.places.key(parent, name, entry.kind)
+        dirty = self._entries.get(inode) or self._notes.mark(entry, key, entry.version or None)
         dirty.describe()
         self._notes.note(dirty)
         reached("describe.noted")
@@ -145,9 +145,9 @@ class Describing:
         try:
             await self._writeback.push(dirty)
         except (LuxError, OSError):
-            if dirty.place is not None and (row := self._tree.row(inode)).attributes == new:
-                row.attributes = old
-                self._namespace.put(*dirty.place, row)
+            if dirty.place is not None and (entry := self._tree.entry(inode)).attributes == new:
+                entry.attributes = old
+                self._namespace.put(*dirty.place, entry)
                 if not dirty.content_changed(dirty.uploaded):
                     dirty.differs(False)
                     self._publisher.publish(dirty)
@@ -157,15 +157,15 @@ class Describing:
         """Return the extended attributes that programs have set; without ``ask``, only as far as they are known."""
         dirty = self._entries.get(inode)
         if dirty is not None:
-            row: Entry = self._notes.row(dirty)
+            entry: Entry = self._notes.entry(dirty)
         else:
-            row = await self.known(inode) if ask else self._tree.row(inode)
-        return dict((row.attributes.xattrs if row.attributes else None) or {})
+            entry = await self.known(inode) if ask else self._tree.entry(inode)
+        return dict((entry.attributes.xattrs if entry.attributes else None) or {})
 
     async def set_xattrs(self, inode: int, xattrs: dict[str, bytes]) -> None:
         """Replace them all."""
-        row = await self.known(inode)
-        new = msgspec.structs.replace(self._shown(row), xattrs=xattrs or None, ctime_ns=now_ns())
+        entry = await self.known(inode)
+        new = msgspec.structs.replace(self._shown(entry), xattrs=xattrs or None, ctime_ns=now_ns())
         if len(to_metadata(Kind.FILE, Attributes(xattrs=xattrs)).get("xattr", "")) > XATTRS_MOST_BYTES:
             raise TooManyAttributes("object metadata has no room for so much")
         await self.put_attributes(inode, new)

@@ -80,9 +80,9 @@ class Dirty:
         """It has another name; the key follows."""
         self.place = place
 
-    def lose_name(self, row: Entry) -> None:
-        """Its name is gone, of which ``row`` was recorded: it is not brought to the store any more."""
-        self.place, self.orphan = None, row
+    def lose_name(self, entry: Entry) -> None:
+        """Its name is gone, of which ``entry`` was recorded: it is not brought to the store any more."""
+        self.place, self.orphan = None, entry
         if self.source is not None:
             self.source.cancelled = True
 

@@ -42,7 +42,7 @@ class EarlyUploads:
         if source.bytes.size < EARLY_BYTES or not self._uploader.store.abilities.multipart or dirty.lock.locked():
             return
         dirty.begin_early()
-        known = msgspec.structs.replace(self._notes.row(dirty).attributes or Attributes(), mtime_ns=None)
+        known = msgspec.structs.replace(self._notes.entry(dirty).attributes or Attributes(), mtime_ns=None)
         self._nursery.start_soon(self._send, dirty, source, to_metadata(Kind.FILE, known))
 
     async def _send(self, dirty: Dirty, source: Source, metadata: dict[str, str]) -> None:

@@ -95,7 +95,7 @@ class FileSystem:
         """Return an inode's attributes; of an open file those of the version that is open."""
         dirty = self._dirty.get(inode)
         if dirty is not None:
-            return self._shown.dirty(dirty, self._notes.row(dirty))
+            return self._shown.dirty(dirty, self._notes.entry(dirty))
         if (removed := self._removing.removed_directory(inode)) is not None:
             return self._shown.gone(removed, 0.0)
         pinned = self.files.pinned(inode)

@@ -78,14 +78,14 @@ class Links:
                 log.info('a hard link was refused: hardlinks = "copy" makes copies instead, independent of each other')
                 self._told = True
             raise NotPermitted("an object has one name; the setting hardlinks can be copy")
-        row = await self._describing.known(inode)
-        if row.kind is Kind.DIRECTORY:
+        entry = await self._describing.known(inode)
+        if entry.kind is Kind.DIRECTORY:
             raise NotPermitted("a directory has one name")
-        known = row.attributes or Attributes()
+        known = entry.attributes or Attributes()
         owner = Caller(caller.uid if known.uid is None else known.uid, caller.gid if known.gid is None else known.gid)
-        if row.kind is Kind.SYMLINK:
+        if entry.kind is Kind.SYMLINK:
             return await self._making.symlink(parent, name, target, owner)
-        if row.kind is Kind.SPECIAL:
+        if entry.kind is Kind.SPECIAL:
             return await self._making.mknod(parent, name, known.mode or stat_module.S_IFIFO, known.rdev or 0, owner)
         return await self._link_file(inode, parent, name)
 
@@ -108,14 +108,14 @@ class Links:
     async def _copy_there(self, inode: int, parent: int, name: bytes, new_key: str) -> Entry:
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
-            above, base, row = self._namespace.places.locate(inode)
-            key = self._namespace.places.key(above, base, row.kind)
+            above, base, entry = self._namespace.places.locate(inode)
+            key = self._namespace.places.key(above, base, entry.kind)
             await self._writeback.thawed(key)
             await self._writeback.thawed(new_key)
             self._namespace.hold(None, parent, name)
             reached("link.held")
             try:
-                info = await self._writeback.copy(key, new_key, row.version or None, row.size)
+                info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
                 reached("link.copied")
             except (LuxError, OSError) as exc:
                 self._namespace.settle(None, parent, name)
@@ -129,13 +129,13 @@ class Links:
                 parent,
                 name,
                 Kind.FILE,
-                attributes=row.attributes,
-                size=row.size,
+                attributes=entry.attributes,
+                size=entry.size,
                 version=info.version,
-                mtime_ns=info.mtime_ns or row.mtime_ns,
+                mtime_ns=info.mtime_ns or entry.mtime_ns,
                 checked_s=now_s,
             )
-            describe(made, row.attributes, info.mtime_ns, now_s)
+            describe(made, entry.attributes, info.mtime_ns, now_s)
             self._namespace.put(parent, name, made)
             self._tree.touch(parent)
             self._namespace.settle(None, parent, name)
@@ -143,9 +143,9 @@ class Links:
             if doomed:  # a restart would remove it
                 await self._journal.commit()
         dirty = self._entries.get(inode)
-        if dirty is not None and dirty.attributes_changed and row.attributes is not None:
-            await self._describing.put_attributes(made.inode, row.attributes)
-        return self._tree.row(made.inode)
+        if dirty is not None and dirty.attributes_changed and entry.attributes is not None:
+            await self._describing.put_attributes(made.inode, entry.attributes)
+        return self._tree.entry(made.inode)
 
     async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:
         source = await self._writer.begin(inode)
@@ -155,7 +155,7 @@ class Links:
                 await self._promises.complete(source)
             async with self._tree.turn((parent, name)):
                 await self._tree.require_absent(parent, name)
-                made = self._making.make_like(parent, name, self._notes.row(source).attributes or Attributes())
+                made = self._making.make_like(parent, name, self._notes.entry(source).attributes or Attributes())
                 made.writers += 1
             reached("link.made")
             try:
@@ -171,4 +171,4 @@ class Links:
                 self._promises.closed(made)
         finally:
             self._promises.closed(source)
-        return self._tree.row(made.inode)
+        return self._tree.entry(made.inode)

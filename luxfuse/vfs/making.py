@@ -72,11 +72,11 @@ class Making:
                 await self._room.wait(0)
                 dirty = self._create(parent, name, mode, caller)
                 if writing:
-                    return self._writer.open_new(dirty), self._tree.row(dirty.inode)
-                handle = self._files.open_staged(dirty, self._tree.row(dirty.inode))
+                    return self._writer.open_new(dirty), self._tree.entry(dirty.inode)
+                handle = self._files.open_staged(dirty, self._tree.entry(dirty.inode))
                 with trio.CancelScope(shield=True):  # it is made: who is interrupted would not know
                     await self._promises.sync(dirty)
-                return handle, self._tree.row(dirty.inode)
+                return handle, self._tree.entry(dirty.inode)
         if flags & os.O_EXCL:
             raise Exists(f"{name!r} exists")
         if found.kind is Kind.DIRECTORY:
@@ -87,7 +87,7 @@ class Making:
             handle = await self._writer.open(found.inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
         else:
             handle = await self._files.open(found.inode)
-        return handle, self._tree.row(found.inode)
+        return handle, self._tree.entry(found.inode)
 
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
         owned = self._owned(parent, mode, caller, Kind.FILE)
@@ -121,7 +121,7 @@ class Making:
         except (LuxError, OSError):
             self.undo(dirty)
             raise
-        return self._tree.row(dirty.inode)
+        return self._tree.entry(dirty.inode)
 
     async def _make_small(
         self, parent: int, name: bytes, kind: Kind, mode: int, caller: Caller, target: bytes = b"", rdev: int | None = None
@@ -143,7 +143,7 @@ class Making:
             reached("make.stored")
         elif dirty.must_push:
             self._writeback.schedule(dirty)
-        return self._tree.row(dirty.inode)
+        return self._tree.entry(dirty.inode)
 
     def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
         """Make a name and hold it; returns its dirty entry, which the store does not have."""
@@ -168,7 +168,7 @@ class Making:
 
     def _owned(self, parent: int, mode: int, caller: Caller, kind: Kind) -> Attributes:
         """Return the attributes of what the caller makes; a set-group-ID directory passes its group on."""
-        above = stat_of(self._tree.row(parent), self._defaults, 0.0)
+        above = stat_of(self._tree.entry(parent), self._defaults, 0.0)
         gid = caller.gid
         mode = mode & (0o177777 if kind is Kind.SPECIAL else 0o7777)
         if above.mode & stat_module.S_ISGID:
@@ -183,8 +183,8 @@ class Making:
         if dirty.place is None:
             return
         parent, name = dirty.place
-        row = self._tree.row(dirty.inode)
-        self._publisher.orphan(dirty, row)
+        entry = self._tree.entry(dirty.inode)
+        self._publisher.orphan(dirty, entry)
         self._names.erase(parent, name)
         self._namespace.settle(None, parent, name)
 

@@ -26,11 +26,11 @@ class Notes:
         self.misled: set[Dirty] = set()
         """Those that have another key than their holders know."""
 
-    def row(self, dirty: Dirty) -> Entry:
+    def entry(self, dirty: Dirty) -> Entry:
         """Return the entry of a dirty inode, also if its name is gone."""
-        row = self._namespace.peek(*dirty.place) if dirty.place is not None else dirty.orphan
-        assert row is not None
-        return row
+        entry = self._namespace.peek(*dirty.place) if dirty.place is not None else dirty.orphan
+        assert entry is not None
+        return entry
 
     def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
         """Make an inode dirty, and hold its name. ``expect``: see `Stored`."""
@@ -57,7 +57,7 @@ class Notes:
         if before is not None and before.key != dirty.key and dirty.replicas.holders:
             dirty.replicas.misled()
             self.misled.add(dirty)
-        record = dirty.record(self.row(dirty).attributes)
+        record = dirty.record(self.entry(dirty).attributes)
         if inline is None and not synced and before is not None and before.has_inline:
             record.has_inline = True
             if dirty.source is not None and dirty.content_changed(dirty.noted):

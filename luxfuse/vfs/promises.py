@@ -164,7 +164,7 @@ class Promises:
             return False
         if not known.closed or not known.content or known.has_inline:
             return False
-        record = dirty.record(self._notes.row(dirty).attributes)
+        record = dirty.record(self._notes.entry(dirty).attributes)
         return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
 
     async def secure(self, dirty: Dirty) -> None:

@@ -127,27 +127,27 @@ class Publisher:
         """Whether the staging file can become the cache file of the object."""
         wanted = dirty.content.size > 0 and bool(dirty.checksums) and dirty.mode is not WriteMode.THROUGH
         wanted = wanted and self._cache.hierarchy.placing(dirty.key).keep
-        return wanted and self._cache.can_install(dirty.key, self._notes.row(dirty).version)
+        return wanted and self._cache.can_install(dirty.key, self._notes.entry(dirty).version)
 
     def _put_back(self, dirty: Dirty, *, keep: bool) -> None:
-        source, row = dirty.source, self._notes.row(dirty)
+        source, entry = dirty.source, self._notes.entry(dirty)
         assert source is not None
         fd, key = source.bytes.fd, dirty.key
         st = os.fstat(fd)
         self._room.account(dirty)
-        oid = self._cache.object_id(key, row.version)
+        oid = self._cache.object_id(key, entry.version)
         if keep:
             space = self._room.space_of(dirty)
             self._staging.publish(dirty.number, oid)
             reached("publish.renamed")
-            record = ObjectRecord(key, row.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
+            record = ObjectRecord(key, entry.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
             space.staged_bytes -= dirty.accounted_bytes
             self._cache.install(record, dirty.checksums, st.st_ino, space)
             reached("publish.installed")
         else:
             self._room.remove(dirty)
         dirty.count(0)
-        self._files.detach_staged(dirty, row, oid, st.st_mtime_ns)
+        self._files.detach_staged(dirty, entry, oid, st.st_mtime_ns)
         dirty.unstage()
         if source.open is not None:
             self._nursery.start_soon(self._uploader.parts.give_up_open, source)
@@ -161,18 +161,18 @@ class Publisher:
         if dirty.place is not None:
             self._namespace.settle(dirty.inode, *dirty.place)
 
-    def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
+    def keep_cached(self, dirty: Dirty, entry: Entry, old_version: str) -> None:
         """New attributes made a new version of an object: the pages of the old one are as good."""
         if dirty.kind is Kind.DIRECTORY:
             return
-        oid = self._cache.rename(dirty.key, old_version, row.size, dirty.key, row.version)
-        self._files.moved(dirty.inode, row, dirty.key, oid)
+        oid = self._cache.rename(dirty.key, old_version, entry.size, dirty.key, entry.version)
+        self._files.moved(dirty.inode, entry, dirty.key, oid)
 
     # -- without a name
 
-    def orphan(self, dirty: Dirty, row: Entry) -> None:
+    def orphan(self, dirty: Dirty, entry: Entry) -> None:
         """The name of a dirty entry goes: it is not brought to the store any more. Its open handles live on."""
-        dirty.lose_name(row)
+        dirty.lose_name(entry)
         if dirty.source is not None and dirty.source.open is not None:
             self._nursery.start_soon(self._uploader.parts.give_up_open, dirty.source)
         self._namespace.belief.let_go(dirty.inode)

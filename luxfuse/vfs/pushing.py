@@ -47,7 +47,7 @@ class Publishes(Protocol):
     def publish(self, dirty: Dirty) -> None:
         """An entry is in the store: end the dirty state if nobody writes to it any more."""
 
-    def keep_cached(self, dirty: Dirty, row: Entry, old_version: str) -> None:
+    def keep_cached(self, dirty: Dirty, entry: Entry, old_version: str) -> None:
         """An object has another version, though the same content, than the one given."""
 
 
@@ -84,22 +84,22 @@ class Pusher:
     async def push(self, dirty: Dirty) -> None:
         """Bring an entry to the store; the caller has its lock, and the turn of its key. Raises `StoreError`, OSError."""
         assert dirty.place is not None
-        row = self._namespace.peek(*dirty.place)
-        assert row is not None
+        entry = self._namespace.peek(*dirty.place)
+        assert entry is not None
         dirty.differs(False)
         reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
-                uploaded = await self._push_content(dirty, row)
+                uploaded = await self._push_content(dirty, entry)
                 info = uploaded.info
                 dirty.has_uploaded(uploaded)
             elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
-                info = await self._push_attributes(dirty, row)
+                info = await self._push_attributes(dirty, entry)
             elif dirty.kind is Kind.DIRECTORY:
-                info = await self._push_marker(dirty, row)
+                info = await self._push_marker(dirty, entry)
             else:
                 kept = await keep(self._store, dirty)
-                metadata = {**foreign(kept), **to_metadata(dirty.kind, row.attributes)}
+                metadata = {**foreign(kept), **to_metadata(dirty.kind, entry.attributes)}
                 info = await self._store.put(dirty.key, dirty.target, metadata, keep=kept)
         except Replaced:
             self._namespace.belief.expire(dirty.inode)
@@ -115,36 +115,36 @@ class Pusher:
     def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
         if dirty.place is None:
             return
-        row = self._namespace.peek(*dirty.place)
-        if row is None or row.inode != dirty.inode:
+        entry = self._namespace.peek(*dirty.place)
+        if entry is None or entry.inode != dirty.inode:
             return
-        old_version = row.version
-        row.version = info.version if dirty.kind is not Kind.DIRECTORY else MARKED
+        old_version = entry.version
+        entry.version = info.version if dirty.kind is not Kind.DIRECTORY else MARKED
         if dirty.uploaded is not None:
-            row.size = dirty.uploaded.size
-            row.mtime_ns = dirty.uploaded.mtime_ns
-            row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
-        row.checked_s = self._namespace.now_s()
-        describe(row, row.attributes, info.mtime_ns, row.checked_s)
-        if row.attributes is not None and self._store.abilities.metadata:
-            self._evidence.note(None, row.attributes)
-        self._namespace.put(*dirty.place, row)
-        self._note_expected(dirty, row)
-        if dirty.source is None and old_version and row.version != old_version:
-            self._publisher.keep_cached(dirty, row, old_version)
+            entry.size = dirty.uploaded.size
+            entry.mtime_ns = dirty.uploaded.mtime_ns
+            entry.attributes = msgspec.structs.replace(entry.attributes or Attributes(), mtime_ns=dirty.uploaded.mtime_ns)
+        entry.checked_s = self._namespace.now_s()
+        describe(entry, entry.attributes, info.mtime_ns, entry.checked_s)
+        if entry.attributes is not None and self._store.abilities.metadata:
+            self._evidence.note(None, entry.attributes)
+        self._namespace.put(*dirty.place, entry)
+        self._note_expected(dirty, entry)
+        if dirty.source is None and old_version and entry.version != old_version:
+            self._publisher.keep_cached(dirty, entry, old_version)
 
-    def _note_expected(self, dirty: Dirty, row: Entry) -> None:
+    def _note_expected(self, dirty: Dirty, entry: Entry) -> None:
         """Tell the journal what the store has: it stays there for as long as the file is open."""
         before = self._journal.files.get(dirty.number)
         if before is None:
             return
-        record = dirty.record(row.attributes)
+        record = dirty.record(entry.attributes)
         record.has_inline = before.has_inline and dirty.kind is not Kind.FILE
         if dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
             record.content, record.stamp, record.size = False, dirty.uploaded.mtime_ns, dirty.uploaded.size
         self._journal.put_file(dirty.number, record)
 
-    async def _push_content(self, dirty: Dirty, row: Entry) -> Uploaded:
+    async def _push_content(self, dirty: Dirty, entry: Entry) -> Uploaded:
         source = dirty.source
         assert source is not None
         lost = False
@@ -152,7 +152,7 @@ class Pusher:
             stamp = dirty.stamp
             assert stamp is not None
             await self._announce(dirty, stamp)
-            attributes = msgspec.structs.replace(row.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
+            attributes = msgspec.structs.replace(entry.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key, source.keep = dirty.key, await keep(self._store, dirty)
             metadata = {**foreign(source.keep), **self._described(dirty, to_metadata(Kind.FILE, attributes))}
             generation = dirty.replicas.generation
@@ -290,14 +290,14 @@ class Pusher:
         dirty.stored.replaced_by(info.version)
         return None
 
-    async def _push_attributes(self, dirty: Dirty, row: Entry) -> ObjectInfo:
+    async def _push_attributes(self, dirty: Dirty, entry: Entry) -> ObjectInfo:
         if not self._store.abilities.metadata:
-            return ObjectInfo(dirty.key, row.size, row.version, 0)
+            return ObjectInfo(dirty.key, entry.size, entry.version, 0)
         source = dirty.source
         if source is not None:
             source.bytes.expect_replacement()
         try:
-            found, info = await self._describe_object(dirty, row)
+            found, info = await self._describe_object(dirty, entry)
             if source is not None:  # the new version has the same bytes
                 if source.old is not None:
                     source.old = replace(source.old, key=dirty.key, version=info.version)
@@ -307,23 +307,23 @@ class Pusher:
                 source.bytes.end_replacement()
         return info
 
-    async def _describe_object(self, dirty: Dirty, row: Entry) -> tuple[ObjectInfo, ObjectInfo]:
-        """Give the object the attributes of ``row``; returns what it was, and what it is. Raises `Replaced`.
+    async def _describe_object(self, dirty: Dirty, entry: Entry) -> tuple[ObjectInfo, ObjectInfo]:
+        """Give the object the attributes of ``entry``; returns what it was, and what it is. Raises `Replaced`.
 
         Servers may give a copy another version, and answers get lost: what has the attributes that were sent is ours.
         """
-        known = dirty.stored.expect or row.version
+        known = dirty.stored.expect or entry.version
         for _ in range(CONFLICT_ROUNDS):
             try:
                 kept = await self._store.examine(dirty.key)
             except NotFound:
                 raise Replaced(f"{dirty.key!r} was removed by somebody else meanwhile") from None
             found = kept.info
-            if found.version != known and found.metadata != dirty.stored.described and not _has(found, row):
+            if found.version != known and found.metadata != dirty.stored.described and not _has(found, entry):
                 raise Replaced(f"{dirty.key!r} was replaced by somebody else meanwhile")
             known = found.version
-            metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, row.attributes)}
-            if not (row.attributes and row.attributes.xattrs):
+            metadata = {**(found.metadata or {}), **to_metadata(Kind.FILE, entry.attributes)}
+            if not (entry.attributes and entry.attributes.xattrs):
                 metadata.pop("xattr", None)
             if metadata == found.metadata:
                 return found, found
@@ -338,15 +338,15 @@ class Pusher:
             return found, info
         raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
 
-    async def _push_marker(self, dirty: Dirty, row: Entry) -> ObjectInfo:
+    async def _push_marker(self, dirty: Dirty, entry: Entry) -> ObjectInfo:
         """Make the marker of a directory, or change its attributes; content that somebody has given it stays."""
-        key, metadata = dirty.key, to_metadata(Kind.DIRECTORY, row.attributes)
+        key, metadata = dirty.key, to_metadata(Kind.DIRECTORY, entry.attributes)
         able = self._store.abilities
         if able.hierarchical:
             return await self._store.put(key, b"", metadata)
         expect = ABSENT if able.conditional else None
         for attempt in range(CONFLICT_ROUNDS):
-            if attempt or row.version == MARKED or expect is None:
+            if attempt or entry.version == MARKED or expect is None:
                 try:
                     found = await self._store.head(key)
                 except NotFound:
@@ -362,10 +362,10 @@ class Pusher:
         raise StoreUnavailable(f"{key!r} changes again and again in the under-store")
 
 
-def _has(info: ObjectInfo, row: Entry) -> bool:
+def _has(info: ObjectInfo, entry: Entry) -> bool:
     """Whether an object has all the attributes of an entry, to the nanosecond of the change: nobody else wrote it."""
-    wanted = to_metadata(Kind.FILE, row.attributes)
-    return "ctime" in wanted and info.size == row.size and wanted.items() <= (info.metadata or {}).items()
+    wanted = to_metadata(Kind.FILE, entry.attributes)
+    return "ctime" in wanted and info.size == entry.size and wanted.items() <= (info.metadata or {}).items()
 
 
 def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:

@@ -87,7 +87,7 @@ class Removing:
         if self._names.after(directory, b"", 1):
             raise NotEmpty(f"{name!r} is not empty")
         key = self._namespace.places.prefix(directory)
-        if not key or not self._tree.in_store(self._tree.row(directory)):
+        if not key or not self._tree.in_store(self._tree.entry(directory)):
             return
         try:
             size = await self._deletes.content_of_marker(key)
@@ -159,14 +159,14 @@ class Removing:
         """Before the last entry of a directory that the store has goes, see to it that the store has a marker of it."""
         if directory == ROOT_INODE or self._hierarchical:
             return
-        row = self._tree.row(directory)
-        if row.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
+        entry = self._tree.entry(directory)
+        if entry.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
             return
         parent, name = self._namespace.places.place(directory)
-        await self._descriptions.attributes(parent, name, row)
-        row = self._tree.row(directory)
-        row.version = MARKED
-        await self._describing.put_attributes(directory, row.attributes or Attributes())
+        await self._descriptions.attributes(parent, name, entry)
+        entry = self._tree.entry(directory)
+        entry.version = MARKED
+        await self._describing.put_attributes(directory, entry.attributes or Attributes())
 
     def _others_stored(self, directory: int, leaving: bytes) -> bool:
         """Whether a directory has an entry beside one that is in the store, or was promised to go there."""

@@ -68,7 +68,7 @@ class PromisedReplicas:
     async def _send_replicas(self, replication: Replicator, dirty: Dirty, fd: int, stamp: Stamp) -> None:
         """Have enough nodes hold the content that has ``stamp``; ``fd`` -1: if they do. Raises `NotReplicated`."""
         generation, key = dirty.replicas.generation, dirty.key
-        attributes = msgspec.structs.replace(self._notes.row(dirty).attributes or Attributes(), mtime_ns=stamp.mtime_ns)
+        attributes = msgspec.structs.replace(self._notes.entry(dirty).attributes or Attributes(), mtime_ns=stamp.mtime_ns)
         same = dirty.replicas.replicated if dirty.replicas.stamp == stamp else 0
         planned = dirty.replicas.holders[: replication.copies]
         took = await replication.replicate(

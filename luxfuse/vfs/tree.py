@@ -37,16 +37,16 @@ class Tree:
 
     # -- entries
 
-    def row(self, inode: int) -> Entry:
+    def entry(self, inode: int) -> Entry:
         """Return the entry of an inode, the root's too. Raises `Stale`."""
         return self._namespace.root if inode == ROOT_INODE else self._namespace.places.locate(inode)[2]
 
-    def row_of(self, place: tuple[int, bytes]) -> Entry:
+    def entry_of(self, place: tuple[int, bytes]) -> Entry:
         """Return the entry of a name that exists."""
-        row = self._namespace.peek(*place)
-        if row is None:
+        entry = self._namespace.peek(*place)
+        if entry is None:
             raise NoSuchName(f"{place[1]!r} does not exist")
-        return row
+        return entry
 
     async def require_absent(self, parent: int, name: bytes) -> None:
         """Raise `Exists` if there is a name."""
@@ -58,21 +58,21 @@ class Tree:
 
     def touch(self, directory: int) -> None:
         """The entries of a directory have changed: so has its mtime, here."""
-        row = self.row(directory)
+        entry = self.entry(directory)
         now = now_ns()
-        known = row.attributes or Attributes()
-        if directory == ROOT_INODE or row.attributes is not None:
-            row.attributes = msgspec.structs.replace(known, mtime_ns=now, ctime_ns=now)
-        row.mtime_ns = now
+        known = entry.attributes or Attributes()
+        if directory == ROOT_INODE or entry.attributes is not None:
+            entry.attributes = msgspec.structs.replace(known, mtime_ns=now, ctime_ns=now)
+        entry.mtime_ns = now
         if directory != ROOT_INODE:
-            self._namespace.put(*self._namespace.places.place(directory), row)
+            self._namespace.put(*self._namespace.places.place(directory), entry)
 
     def note_renamed(self, parent: int, name: bytes) -> None:
         """An entry has got this name: so its ctime is now, here."""
-        row = self.row_of((parent, name))
-        if row.attributes is not None:
-            row.attributes = msgspec.structs.replace(row.attributes, ctime_ns=now_ns())
-            self._namespace.put(parent, name, row)
+        entry = self.entry_of((parent, name))
+        if entry.attributes is not None:
+            entry.attributes = msgspec.structs.replace(entry.attributes, ctime_ns=now_ns())
+            self._namespace.put(parent, name, entry)
 
     # -- keys
 

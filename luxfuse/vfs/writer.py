@@ -122,10 +122,10 @@ class Writer:
             raise
 
     def _attach(self, dirty: Dirty) -> int:
-        row = self._notes.row(dirty)
+        entry = self._notes.entry(dirty)
         # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
-        copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(row))
-        handle = self._files.open_staged(dirty, row, writing=True, copy=copy)
+        copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(entry))
+        handle = self._files.open_staged(dirty, entry, writing=True, copy=copy)
         if dirty.unprivileged and dirty.inode not in self._files.copied:
             self.clear_set_id(dirty)
         if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes
@@ -133,8 +133,8 @@ class Writer:
         return handle
 
     @staticmethod
-    def _has_set_id(row: Entry) -> bool:
-        mode = (row.attributes.mode if row.attributes else None) or 0
+    def _has_set_id(entry: Entry) -> bool:
+        mode = (entry.attributes.mode if entry.attributes else None) or 0
         return without_set_id(mode) != mode
 
     async def begin(self, inode: int, *, truncate: bool = False) -> Dirty:
@@ -253,11 +253,11 @@ class Writer:
     def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
         """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
         dirty.stage(Source(dirty.key, content, old))
-        row = self._notes.row(dirty)
-        if dirty.place is not None and row.attributes is not None and row.attributes.atime_ns is None:
+        entry = self._notes.entry(dirty)
+        if dirty.place is not None and entry.attributes is not None and entry.attributes.atime_ns is None:
             # It has been the mtime, which moves from now on.
-            row.attributes = msgspec.structs.replace(row.attributes, atime_ns=with_times(row).atime_ns)
-            self._namespace.put(*dirty.place, row)
+            entry.attributes = msgspec.structs.replace(entry.attributes, atime_ns=with_times(entry).atime_ns)
+            self._namespace.put(*dirty.place, entry)
         if unchanged is not None:
             self._set_times(dirty, unchanged)
             dirty.is_unchanged()
@@ -336,14 +336,14 @@ class Writer:
 
     def clear_set_id(self, dirty: Dirty) -> None:
         """Somebody without privileges may write: set-user-ID goes, and set-group-ID where the group may execute."""
-        row = self._notes.row(dirty)
-        mode = (row.attributes.mode if row.attributes else None) or 0
+        entry = self._notes.entry(dirty)
+        mode = (entry.attributes.mode if entry.attributes else None) or 0
         cleared = without_set_id(mode)
         if cleared != mode:
-            row.attributes = msgspec.structs.replace(row.attributes or Attributes(), mode=cleared)
+            entry.attributes = msgspec.structs.replace(entry.attributes or Attributes(), mode=cleared)
             dirty.differs(True)
             if dirty.place is not None:
-                self._namespace.put(*dirty.place, row)
+                self._namespace.put(*dirty.place, entry)
             self._kernel.invalidate_inode(dirty.inode)
 
     # -- in the background

@@ -59,7 +59,7 @@ class DirectoryMoves:
 
     async def move(self, place: Place, new_place: Place, prefix: str, new_prefix: str, *, whiteout: bool) -> None:
         """Move a directory, object by object. Raises `KeyTooLong`, `StoreError`, OSError."""
-        entry = self._tree.row_of(place)
+        entry = self._tree.entry_of(place)
         number = self._journal.new_id()
         await self._copies.require_room(prefix, new_prefix)
         await self._writeback.settled(prefix, new_prefix)

@@ -64,7 +64,7 @@ class Exchanges:
     async def exchange(self, place: Place, new_place: Place) -> None:
         """Swap two names: in the store over a third key, here at once."""
         number = self._journal.new_id()
-        first, second = self._tree.row_of(place), self._tree.row_of(new_place)
+        first, second = self._tree.entry_of(place), self._tree.entry_of(new_place)
         between = (place[0], f".luxfuse-exchange-{number:x}".encode())
         keys = self._namespace.places.key(*place, first.kind), self._namespace.places.key(*new_place, second.kind)
         new_keys = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
@@ -105,16 +105,16 @@ class Exchanges:
     def _note_exchanged(
         self, place: Place, key: str, new_key: str, copied: dict[str, ObjectInfo], below: list[Dirty]
     ) -> None:
-        row = self._tree.row_of(place)
-        if row.kind is Kind.DIRECTORY:
+        entry = self._tree.entry_of(place)
+        if entry.kind is Kind.DIRECTORY:
             self._keys.rekey_below(below, key, new_key, place, copied)
             for old, info in copied.items():
                 self._keys.note_copied(old, new_key + old[len(key) :], place, len(new_key), info)
         elif key in copied:
             self._keys.adopt_version(place, key, new_key, copied[key])
-        elif (dirty := self._entries.get(row.inode)) is not None:
+        elif (dirty := self._entries.get(entry.inode)) is not None:
             self._keys.rekey(dirty, place, new_key, ABSENT)
-        self._moved.settle(row.inode, place)
+        self._moved.settle(entry.inode, place)
 
     async def _bring(self, entry: Entry, key: str) -> None:
         """Bring what is dirty of an entry to the store, so that there are objects to be moved."""

@@ -44,31 +44,31 @@ class MovedKeys:
 
     def adopt_version(self, place: Place, key: str, new_key: str, info: ObjectInfo) -> None:
         """An entry of the store has a new key, and so a new version: keep what is cached of it."""
-        row = self._tree.row_of(place)
-        dirty = self._entries.get(row.inode)
+        entry = self._tree.entry_of(place)
+        dirty = self._entries.get(entry.inode)
         if dirty is not None:
             self.rekey_copied(dirty, place, new_key, info)
         else:
-            self._keep_cached(place, row, key, new_key, info)
+            self._keep_cached(place, entry, key, new_key, info)
 
     def rekey_copied(self, dirty: Dirty, place: Place, new_key: str, info: ObjectInfo) -> None:
         """What is dirty has a new key, under which the store has a copy of what it had of it under the old one."""
-        old_key, uploaded, row = dirty.key, dirty.uploaded, self._tree.row_of(place)
+        old_key, uploaded, entry = dirty.key, dirty.uploaded, self._tree.entry_of(place)
         dirty.stored.copied(old_key, new_key, info.version)
         self.rekey(dirty, place, new_key, info.version)
         if dirty.source is not None:  # somebody has it open for writing: the copy has what was uploaded
             dirty.copy_has(uploaded)
-            row.version = info.version
-            self._namespace.put(*place, row)
+            entry.version = info.version
+            self._namespace.put(*place, entry)
         elif dirty.kind is not Kind.DIRECTORY:
-            self._keep_cached(place, row, old_key, new_key, info)
+            self._keep_cached(place, entry, old_key, new_key, info)
 
-    def _keep_cached(self, place: Place, row: Entry, key: str, new_key: str, info: ObjectInfo) -> None:
-        oid = self._cache.rename(key, row.version, row.size, new_key, info.version)
-        row.version, row.checked_s = info.version, self._namespace.now_s()
-        describe(row, row.attributes, info.mtime_ns, row.checked_s)
-        self._namespace.put(*place, row)
-        self._files.moved(row.inode, row, new_key, oid)
+    def _keep_cached(self, place: Place, entry: Entry, key: str, new_key: str, info: ObjectInfo) -> None:
+        oid = self._cache.rename(key, entry.version, entry.size, new_key, info.version)
+        entry.version, entry.checked_s = info.version, self._namespace.now_s()
+        describe(entry, entry.attributes, info.mtime_ns, entry.checked_s)
+        self._namespace.put(*place, entry)
+        self._files.moved(entry.inode, entry, new_key, oid)
 
     def rekey_below(
         self,
@@ -102,7 +102,7 @@ class MovedKeys:
 
     def note_copied(self, key: str, new_key: str, root: Place, cut: int, info: ObjectInfo) -> None:
         """Find the entry of a moved object below its moved directory, and keep what is cached of it."""
-        entry: Entry | None = self._tree.row_of(root)
+        entry: Entry | None = self._tree.entry_of(root)
         place = root
         parts = new_key[cut:].removesuffix(naming.SYMLINK_SUFFIX).split("/")
         for part in parts:

@@ -104,7 +104,7 @@ class ObjectMoves:
 
     async def move(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
         """Move an object that the store has. Raises `Stale`, `StoreError`, OSError."""
-        entry = self._tree.row_of(place)
+        entry = self._tree.entry_of(place)
         replaced = self._replaced(new_place, new_key, local=False)
         target = self._namespace.peek(*new_place)
         if target is not None:

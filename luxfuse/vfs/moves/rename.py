@@ -174,7 +174,7 @@ class Moves:
             raise NotADirectory(f"{name!r} is no directory")
 
     async def _move(self, place: Place, new_place: Place, *, whiteout: bool) -> None:
-        entry = self._tree.row_of(place)
+        entry = self._tree.entry_of(place)
         key = self._namespace.places.key(*place, entry.kind)
         new_key = self._tree.new_key(*new_place, entry.kind)
         await self._writeback.thawed(key)
