@@ -1,7 +1,7 @@
 """The writer thread's changes of names in one transaction: parts of listings, ends of listings, purges.
 
 Meanwhile the event loop may change the same names; its changes are committed later and so win. What is left behind by
-such a race (an entry of INODES of a number that nobody uses) `Names` removes when the transaction is over.
+such a race (an INODES record of a number that nobody uses) `Names` removes when the transaction is over.
 """
 
 from __future__ import annotations
@@ -146,22 +146,22 @@ def complete(txn: Transaction, directory: int, serial: int, fetched_s: float, he
 
 
 def purge(txn: Transaction, limit: int) -> bool:
-    """Remove up to about ``limit`` entries below removed directories; returns whether there are more."""
+    """Remove up to about ``limit`` records below removed directories; returns whether there are more."""
     left = limit
     for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), limit)):
         if left <= 0:
             return True
         if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
-            rows = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
-            for key, value in rows:
+            below = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
+            for key, value in below:
                 entry = decode_entry(value)
                 txn.delete(Table.NAMES, key)
                 txn.delete(Table.INODES, U64.pack(entry.inode))
                 if entry.kind is Kind.DIRECTORY:
                     txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
-            if len(rows) == left:
+            if len(below) == left:
                 return True
-            left -= len(rows) + 1
+            left -= len(below) + 1
             txn.delete(Table.LISTINGS, directory)
         txn.delete(Table.REMOVED, directory)
     return next(txn.items(Table.REMOVED, b""), None) is not None

@@ -74,7 +74,7 @@ class Changes:
     retired: list[tuple[int, bytes]] = field(default_factory=list)
     """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
     given: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """New entries of INODES."""
+    """New INODES records."""
     orphans: bool = False
     """Whether there is something for `Names.purger` to do."""
 

@@ -31,7 +31,7 @@ import msgspec
 import trio
 import xxhash
 
-from luxfuse.index.journal_file import JournalFile, Rows, Table
+from luxfuse.index.journal_file import JournalFile, Records, Table
 from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
 from luxfuse.index.uncommitted import U64
 from luxfuse.workers import Threads, take
@@ -86,8 +86,8 @@ class Journal:
         self._parts: dict[bytes, UploadRecord] = {}
         """By digest of key and upload: those of which the metadata are known."""
         self.failing: str | None = None
-        self._pending: Rows = {}
-        self._committing: Rows = {}
+        self._pending: Records = {}
+        self._committing: Records = {}
         self._inline: set[int] = set()
         self._inline_waiting = 0
         self._next: _Round | None = None
@@ -105,30 +105,30 @@ class Journal:
             self._load()
             self._next_id = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
             self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
-            rows: Rows = {(Table.META, b"next_id"): U64.pack(self._reserving)}
+            records: Records = {(Table.META, b"next_id"): U64.pack(self._reserving)}
             identity = self._file.get(Table.META, b"identity")
             if identity is None:
-                identity = rows[Table.META, b"identity"] = secrets.token_hex(4).encode()
+                identity = records[Table.META, b"identity"] = secrets.token_hex(4).encode()
             self.identity = identity.decode()
             """Made once: numbers of files are unique with it, among all journals."""
-            self._file.commit(rows)
+            self._file.commit(records)
         except (msgspec.MsgspecError, struct.error, OSError) as exc:
             self._file.close()
             raise self._file.unusable(str(exc)) from exc
 
     def _load(self) -> None:
-        rows = self._file.rows
-        self.files = {U64.unpack(key)[0]: _decode_file(value) for key, value in rows(Table.FILES)}
-        self.operations = {U64.unpack(key)[0]: _decode_operation(value) for key, value in rows(Table.OPERATIONS)}
-        self.deletes = dict(_decode_delete(value) for _, value in rows(Table.DELETES))
+        records = self._file.records
+        self.files = {U64.unpack(key)[0]: _decode_file(value) for key, value in records(Table.FILES)}
+        self.operations = {U64.unpack(key)[0]: _decode_operation(value) for key, value in records(Table.OPERATIONS)}
+        self.deletes = dict(_decode_delete(value) for _, value in records(Table.DELETES))
         self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
-        self.uploads = {_decode_upload(value) for _, value in rows(Table.UPLOADS)}
-        for key, value in rows(Table.PARTS):  # number 0 comes first
+        self.uploads = {_decode_upload(value) for _, value in records(Table.UPLOADS)}
+        for key, value in records(Table.PARTS):  # number 0 comes first
             if number := _NUMBER.unpack(key[-2:])[0]:
                 self._parts[key[:-2]].parts[number] = _decode_part(value)
             else:
                 self._parts[key[:-2]] = UploadRecord(_decode_metadata(value), {})
-        self._inline = {U64.unpack(key)[0] for key, _ in rows(Table.INLINE)}
+        self._inline = {U64.unpack(key)[0] for key, _ in records(Table.INLINE)}
 
     # -- ids
 
@@ -182,11 +182,11 @@ class Journal:
 
     def inline(self, number: int) -> bytes | None:
         """Return the content that was noted with a file, if any."""
-        row = (Table.INLINE, U64.pack(number))
+        key = (Table.INLINE, U64.pack(number))
         for changes in (self._pending, self._committing):
-            if row in changes:
-                return changes[row]
-        return self._file.get(*row) if number in self._inline else None
+            if key in changes:
+                return changes[key]
+        return self._file.get(*key) if number in self._inline else None
 
     def put_delete(self, key: str, record: DeleteRecord) -> None:
         """Note an object to be deleted. Raises OSError ENOSPC, with nothing noted, where there are too many."""
@@ -270,8 +270,8 @@ class Journal:
 
     def is_durable(self, number: int) -> bool:
         """Whether what was noted of a file last is on the platter."""
-        row = (Table.FILES, U64.pack(number))
-        return row not in self._pending and row not in self._committing
+        key = (Table.FILES, U64.pack(number))
+        return key not in self._pending and key not in self._committing
 
     def after_commit(self, done: Callable[[], None]) -> None:
         """Call ``done``, which raises nothing, when all that has been noted by now is durable."""
@@ -379,7 +379,7 @@ class Journal:
         self._file.close()
 
 
-def _inline_bytes(changes: Rows) -> int:
+def _inline_bytes(changes: Records) -> int:
     return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
 
 

@@ -32,7 +32,7 @@ class Table(IntEnum):
     PARTS = 6
 
 
-Rows = dict[tuple[Table, bytes], bytes | None]
+Records = dict[tuple[Table, bytes], bytes | None]
 """Values by table and key; None removes a key."""
 
 
@@ -96,7 +96,7 @@ class JournalFile:
         except lmdb.Error as exc:
             raise self._error(exc) from exc
 
-    def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    def records(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield all committed (key, value) of a table. Raises OSError."""
         try:
             with self._env.begin(buffers=False) as txn, txn.cursor(db=self._databases[table]) as cursor:
@@ -104,12 +104,12 @@ class JournalFile:
         except lmdb.Error as exc:
             raise self._error(exc) from exc
 
-    def commit(self, rows: Rows) -> None:
+    def commit(self, records: Records) -> None:
         """Make changes durable in one transaction. Raises OSError with none of them made, as far as can be told."""
         try:
             self._growth.ahead(self._env)
             with self._env.begin(write=True) as txn:
-                for (table, key), value in rows.items():
+                for (table, key), value in records.items():
                     if value is None:
                         txn.delete(key, db=self._databases[table])
                     else:

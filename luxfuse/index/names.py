@@ -35,7 +35,7 @@ from luxfuse.index.numbers import Numbers
 from luxfuse.index.purging import Purger
 from luxfuse.index.store import IndexStore, Transaction
 from luxfuse.index.uncommitted import U64, Table
-from luxfuse.index.uncommitted import Changes as Rows
+from luxfuse.index.uncommitted import Changes as Records
 from luxfuse.types import Kind
 
 __all__ = ["ROOT_INODE", "Attributes", "Changes", "Entry", "Found", "Names"]
@@ -113,7 +113,7 @@ class Names:
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
         """Change an entry whose inode number stays. A change during a listing outlives it."""
-        self._apply(self._rows(parent, name, entry))
+        self._apply(self._records_of(parent, name, entry))
         self._entries[U64.pack(parent) + name] = entry
 
     def create(
@@ -136,10 +136,10 @@ class Names:
         """Forget a name, whatever the store says; it need not exist."""
         key = U64.pack(parent) + name
         old = self.get(parent, name)
-        rows: Rows = {(Table.NAMES, key): None}
+        records: Records = {(Table.NAMES, key): None}
         if old is not None:
-            self._drop(rows, old)
-        self._apply(rows)
+            self._drop(records, old)
+        self._apply(records)
         self._entries.pop(key, None)
         if old is not None:
             self._retire(old.inode, name)
@@ -156,10 +156,10 @@ class Names:
         if key == new_key:
             return entry
         old = self.get(new_parent, new_name)
-        rows: Rows = {(Table.NAMES, key): None}
+        records: Records = {(Table.NAMES, key): None}
         if old is not None:
-            self._drop(rows, old)
-        self._apply(rows | self._rows(new_parent, new_name, entry))
+            self._drop(records, old)
+        self._apply(records | self._records_of(new_parent, new_name, entry))
         if old is not None:
             self._retire(old.inode, new_name)
         self._entries.pop(key, None)
@@ -248,36 +248,36 @@ class Names:
         serial = old.listing if old is not None else self.listings.serial(parent)
         entry = Entry(self._numbers.new(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
         describe(entry, attributes, described_ns, checked_s)
-        rows: Rows = {}
+        records: Records = {}
         if old is not None:
-            self._drop(rows, old)
-        self._numbers.note_highest(rows)
-        self._apply(rows | self._rows(parent, name, entry))
+            self._drop(records, old)
+        self._numbers.note_highest(records)
+        self._apply(records | self._records_of(parent, name, entry))
         if old is not None:
             self._retire(old.inode, name)
         self._entries[U64.pack(parent) + name] = entry
         return entry
 
-    def _rows(self, parent: int, name: bytes, entry: Entry) -> Rows:
+    def _records_of(self, parent: int, name: bytes, entry: Entry) -> Records:
         """What makes the name refer to the entry.
 
         INODES too where the number stays: a merge that runs now may be about to give the name another one.
         """
         key = U64.pack(parent) + name
         entry.listing = max(entry.listing, self.listings.running(parent))
-        rows: Rows = {(Table.NAMES, key): encode(entry), (Table.INODES, U64.pack(entry.inode)): key}
+        records: Records = {(Table.NAMES, key): encode(entry), (Table.INODES, U64.pack(entry.inode)): key}
         if parent != ROOT_INODE and self.locate(parent) is None:
-            rows[Table.REMOVED, U64.pack(parent)] = b""
-        return rows
+            records[Table.REMOVED, U64.pack(parent)] = b""
+        return records
 
-    def _drop(self, rows: Rows, old: Entry) -> None:
-        rows[Table.INODES, U64.pack(old.inode)] = None
+    def _drop(self, records: Records, old: Entry) -> None:
+        records[Table.INODES, U64.pack(old.inode)] = None
         if old.kind is Kind.DIRECTORY:
-            rows[Table.REMOVED, U64.pack(old.inode)] = b""
+            records[Table.REMOVED, U64.pack(old.inode)] = b""
 
-    def _apply(self, rows: Rows) -> None:
-        self._store.apply(rows)
-        if any(table is Table.REMOVED for table, _ in rows):
+    def _apply(self, records: Records) -> None:
+        self._store.apply(records)
+        if any(table is Table.REMOVED for table, _ in records):
             self.purger.wake()
 
     # -- names that the store does not show as they are here
@@ -288,7 +288,7 @@ class Names:
         if self.listings.running(parent):
             # A merge that runs now may have looked at the name already: what it made of it must not stay.
             entry = self.get(parent, name)
-            self._apply({(Table.NAMES, key): None} if entry is None else self._rows(parent, name, entry))
+            self._apply({(Table.NAMES, key): None} if entry is None else self._records_of(parent, name, entry))
         self._held.hold(key)
 
     def settle(self, parent: int, name: bytes) -> None:
@@ -345,13 +345,13 @@ class Names:
             changes = await self._store.run(function)
         finally:
             self._forget_decoded()
-        rows: Rows = {}
-        self._numbers.note_highest(rows)  # a lookup meanwhile may have noted a lower one
-        self._drop_unused(rows, directory, changes)
-        self._apply(rows)
+        records: Records = {}
+        self._numbers.note_highest(records)  # a lookup meanwhile may have noted a lower one
+        self._drop_unused(records, directory, changes)
+        self._apply(records)
         return changes
 
-    def _drop_unused(self, rows: Rows, directory: int, changes: Changes) -> None:
+    def _drop_unused(self, records: Records, directory: int, changes: Changes) -> None:
         """Take note of the numbers that went; where the loop changed a name meanwhile, its number stays instead."""
         kept = {key for key in self._store.uncommitted_keys(Table.INODES, b"") if self._store.get(Table.INODES, key)}
         for inode, name in changes.retired:
@@ -362,7 +362,7 @@ class Names:
             if key in changed:
                 entry = self.get(directory, key[8:])
                 if entry is None or U64.pack(entry.inode) != number:
-                    rows[Table.INODES, number] = None
+                    records[Table.INODES, number] = None
                     self._retire(U64.unpack(number)[0], key[8:])
         changes.retired, changes.given = [], []
         if changes.orphans:

@@ -138,7 +138,7 @@ class IndexStore:
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the newest value, committed or not; None if there is none."""
-        for changes in (self._pending.rows, self._committing.rows):
+        for changes in (self._pending.records, self._committing.records):
             if changes and (table, key) in changes:
                 return changes[table, key]
         if (table, key) in self._warm:
@@ -161,7 +161,7 @@ class IndexStore:
     @property
     def refusing(self) -> bool:
         """Whether it cannot be written, and no more changes fit into memory."""
-        return self.failing is not None and len(self._pending.rows) >= PENDING_BOUND
+        return self.failing is not None and len(self._pending.records) >= PENDING_BOUND
 
     def apply(self, changes: Changes) -> None:
         """Make several changes, to be committed together; None removes a key. Raises OSError with none of them made."""
@@ -182,7 +182,7 @@ class IndexStore:
         """
         if self._warming:
             return  # somebody else does it now: do without
-        pending, committing = self._pending.rows, self._committing.rows
+        pending, committing = self._pending.records, self._committing.records
         wanted = [key for key in keys if (table, key) not in pending and (table, key) not in committing]
         self._warming = {(table, key) for key in wanted}
 
@@ -228,7 +228,7 @@ class IndexStore:
         with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
             for key, stored in _scan(cursor, start, prefix):
                 value: bytes | None = stored
-                for changes in (self._committing.rows, self._pending.rows):
+                for changes in (self._committing.records, self._pending.records):
                     value = changes.get((table, key), value)
                 if value is not None:
                     found.append((key, value))
@@ -250,12 +250,12 @@ class IndexStore:
 
     def uncommitted_keys(self, table: Table, prefix: bytes) -> list[bytes]:
         """Return the keys with changes that no transaction has begun to commit."""
-        return [key for changed, key in self._pending.rows if changed is table and key.startswith(prefix)]
+        return [key for changed, key in self._pending.records if changed is table and key.startswith(prefix)]
 
     @property
     def uncommitted(self) -> int:
         """Number of changes that are only in memory."""
-        return len(self._pending.rows) + len(self._committing.rows)
+        return len(self._pending.records) + len(self._committing.records)
 
     # -- committing
 
@@ -273,9 +273,9 @@ class IndexStore:
             self._committing, self._pending = self._pending, Uncommitted()
             changes = self._committing
             try:
-                result = await trio.to_thread.run_sync(self._commit, changes.rows, function)
+                result = await trio.to_thread.run_sync(self._commit, changes.records, function)
             except BaseException:
-                changes.update(self._pending.rows)
+                changes.update(self._pending.records)
                 self._pending, self._committing = changes, Uncommitted()
                 raise
             self._committing = Uncommitted()

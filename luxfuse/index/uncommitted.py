@@ -32,10 +32,10 @@ Changes = dict[tuple[Table, bytes], bytes | None]
 
 
 class Uncommitted:
-    """Values by table and key, None for those to be removed."""
+    """Records by table and key, None for those to be removed."""
 
     def __init__(self) -> None:
-        self.rows: Changes = {}
+        self.records: Changes = {}
         self._names: dict[bytes, list[bytes]] = {}
         """The keys of NAMES among them, by directory (their first eight bytes), each in order."""
 
@@ -43,9 +43,9 @@ class Uncommitted:
         """Make changes; later ones of the same key count."""
         for changed in changes:
             table, key = changed
-            if table is Table.NAMES and changed not in self.rows:
+            if table is Table.NAMES and changed not in self.records:
                 insort(self._names.setdefault(key[:8], []), key)
-        self.rows.update(changes)
+        self.records.update(changes)
 
     def names_from(self, start: bytes) -> Iterator[bytes]:
         """Yield the changed keys of NAMES of one directory, from ``start`` on; nothing may change meanwhile."""
@@ -78,5 +78,5 @@ def overlaid(
 
 
 def _newest(layers: Sequence[Uncommitted], key: bytes) -> bytes | None:
-    row = (Table.NAMES, key)
-    return next(layer.rows[row] for layer in layers if row in layer.rows)
+    changed = (Table.NAMES, key)
+    return next(layer.records[changed] for layer in layers if changed in layer.records)

@@ -46,7 +46,7 @@ class MoveKiller(Killer):
     def __call__(self, step: str) -> None:
         if self.mount is not None and self.committed:
             index = self.mount.index
-            index._commit({**index._committing.rows, **index._pending.rows}, lambda _txn: None)
+            index._commit({**index._committing.records, **index._pending.records}, lambda _txn: None)
         super().__call__(step)
 
 

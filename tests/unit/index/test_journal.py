@@ -18,7 +18,7 @@ import trio.testing
 from luxfuse.errors import IndexFormatError
 from luxfuse.index import journal as module
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
-from luxfuse.index.journal_file import JournalFile, Rows, Table
+from luxfuse.index.journal_file import JournalFile, Records, Table
 from luxfuse.index.names import Attributes
 from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
@@ -171,7 +171,7 @@ async def test_inline_content_stays_until_it_is_replaced_or_dropped(journal: Jou
     again.drop_file(two)
     assert again.inline(two) is None
     await again.commit()
-    assert not list(again._file.rows(Table.INLINE))
+    assert not list(again._file.records(Table.INLINE))
     again.close()
 
 
@@ -305,7 +305,7 @@ async def test_what_others_commit_is_not_committed_in_the_background(
     commits = 0
     commit = journal._file.commit
 
-    def counted(rows: Rows) -> None:
+    def counted(rows: Records) -> None:
         nonlocal commits
         commits += 1
         commit(rows)

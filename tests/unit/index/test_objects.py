@@ -178,11 +178,11 @@ async def test_what_the_index_cannot_take_is_left_out_as_a_whole(
     # The last one that still goes, goes whole.
     assert objects.save(one, ObjectRecord("k", "v", pages.total * PAGE_BYTES, 2 * PAGE_BYTES, 6), pages, range(2))
     assert objects.refusing
-    before = dict(store._pending.rows)
+    before = dict(store._pending.records)
     assert not objects.save(two, ObjectRecord("l", "v", pages.total * PAGE_BYTES, PAGE_BYTES, 7), pages, range(2))
     assert objects.drop(one) is None
     assert not objects.save(one, ObjectRecord("k", "v", pages.total * PAGE_BYTES, 2 * PAGE_BYTES, 9))
-    assert store._pending.rows == before
+    assert store._pending.records == before
     assert (objects.used_bytes, objects.count) == (2 * PAGE_BYTES, 1)
     assert not objects.known(two)
     assert objects.refused == 3
