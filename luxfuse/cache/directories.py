@@ -147,7 +147,7 @@ class Directories:
             if not known.same:
                 await self._objects.clear(known.number)
                 await trio.to_thread.run_sync(directory.doom_all)
-            await self._objects.settle()
+            await self._objects.commit()
             if self._prober is not None:
                 self._prober.probe(directory.path)
         except OSError as exc:
@@ -201,7 +201,7 @@ class Directories:
             if space.degraded:
                 return await self._forget(space)
             self._contents.note_touched()
-            await self._objects.settle()
+            await self._objects.commit()
         except OSError as exc:
             log.info("draining %s waits: %s", space.directory.name, exc)
             return False

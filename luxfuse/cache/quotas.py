@@ -153,7 +153,7 @@ class Quotas:
                     await self.make_room(ledger, 0)
 
     async def _lowest_first(self, ledger: Ledger) -> AsyncGenerator[tuple[bytes, Space], None]:
-        await self._objects.settle()
+        await self._objects.commit()
         scanned = 0
         for space in reversed(self._hierarchy.spaces):
             for segment in SEGMENTS:

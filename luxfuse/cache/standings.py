@@ -64,7 +64,7 @@ class Standings:
 
     async def coldest(self, wanted_bytes: int, in_use: Collection[bytes] = ()) -> list[bytes]:
         """Return the objects, none of ``in_use``, that are to go first, of that size together. Raises OSError."""
-        await self._objects.settle()
+        await self._objects.commit()
         order = Spared(self._order, self._ease)
         choice = self._policy.choose(order, in_use, wanted_bytes)
         self._restand(choice.moves)

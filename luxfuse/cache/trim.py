@@ -66,7 +66,7 @@ class Trimmer:
         kept = 0
         try:
             with trio.CancelScope(shield=True):  # or what is not recorded any more would stay
-                await self._objects.settle()
+                await self._objects.commit()
                 reached("trim.committed")
                 stored = await trio.to_thread.run_sync(disk.punch_pages, space.directory, oid, obj.size, pages)
             reached("trim.punched")

@@ -156,7 +156,7 @@ class KernelSide:
         self._queued += 1
         self._wanted.set()
 
-    async def settle(self) -> bool:
+    async def forgotten(self) -> bool:
         wanted = self._queued
         with trio.move_on_after(SETTLE_DEADLINE_S):
             while self._handed_over < wanted:

@@ -172,12 +172,12 @@ class Objects:
         record = self.record(oid)
         return None if record is None else record.directory
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         """Commit what has changed, so that `ordered` gives it in order. Raises OSError."""
         await self._store.flush()
 
     def ordered(self, directory: int, segment: int) -> Iterator[Cached]:
-        """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; see `settle`."""
+        """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; see `commit`."""
         prefix = bytes((directory, segment))
         start = prefix
         while items := self._store.current_items(Table.STANDINGS, start, prefix, SCAN_BATCH):

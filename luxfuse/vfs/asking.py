@@ -141,7 +141,7 @@ class Questions:
         if component is None or classified is None or classified[1] is Kind.SYMLINK:
             return None
         while True:
-            moves = await self._moving.settled(parent)
+            moves = await self._moving.under_one_name(parent)
             asked_s = self._clock()
             found, info = await self._find(self._places.prefix(parent) + component, name, known.kind if known else None)
             if not self._moving.since(parent, moves):

@@ -44,18 +44,18 @@ class Deletes:
         journal: Journal,
         turns: Turns[str],
         pace: Pace,
-        spare: Callable[[str], Awaitable[None]],
+        complete_files_over: Callable[[str], Awaitable[None]],
         is_read: Callable[[str], bool],
         nursery: trio.Nursery,
     ) -> None:
-        """``spare`` makes others independent of an object, before it goes; ``is_read``: whether somebody still reads it."""
+        """``complete_files_over`` an object that goes; ``is_read``: whether somebody still reads it."""
         self._namespace = namespace
         self._entries = entries
         self._store = store
         self._journal = journal
         self._turns = turns
         self._pace = pace
-        self._spare = spare
+        self._complete_files_over = complete_files_over
         self.is_read = is_read
         self._nursery = nursery
         self._due: dict[str, float] = {}
@@ -121,7 +121,7 @@ class Deletes:
         """Remove objects. Raises `StoreError`: the first failure."""
         async with self._turns.of(keys):
             for key in keys:
-                await self._spare(key)
+                await self._complete_files_over(key)
             failures = await self._store.delete(keys)
         for error in failures.values():
             raise error
@@ -131,7 +131,7 @@ class Deletes:
         try:
             async with self._turns.of([key]):
                 if key in self._journal.deletes:
-                    await self._spare(key)
+                    await self._complete_files_over(key)
                     for error in (await self._store.delete([key])).values():
                         raise error
                     self._deleted(key)
@@ -184,8 +184,8 @@ class Deletes:
             async with self._turns.of(keys):
                 wanted = [key for key in keys if key in self._journal.deletes]
                 for key in wanted:
-                    await self._spare(key)
-                await self._spare_content(wanted)
+                    await self._complete_files_over(key)
+                await self._drop_of_filled(wanted)
                 wanted = [key for key in wanted if key in self._journal.deletes]
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
@@ -248,7 +248,7 @@ class Deletes:
                 return
             parent = entry.inode
 
-    async def _spare_content(self, keys: list[str]) -> None:
+    async def _drop_of_filled(self, keys: list[str]) -> None:
         """Forget the deletes of directories whose objects have content by now. Raises `StoreError`."""
         limiter = trio.CapacityLimiter(CONCURRENT_PUSHES)
 

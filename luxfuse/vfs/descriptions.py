@@ -200,7 +200,7 @@ class Descriptions:
         if entry.attributes is not None or not self.keeps_attributes or namespace.belief.is_ours(entry.inode):
             return entry.attributes or Attributes()
         while True:
-            moves = await namespace.moving.settled(parent)
+            moves = await namespace.moving.under_one_name(parent)
             key, asked_s = namespace.places.key(parent, name, entry.kind), self._clock()
             try:
                 info = await self._store.head(key)
@@ -267,7 +267,7 @@ class Descriptions:
     async def _question(self, directory: int, name: bytes, entry: Entry) -> _Question:
         question = self._questions.get(entry.inode)
         if question is None:
-            moves = await self._namespace.moving.settled(directory)
+            moves = await self._namespace.moving.under_one_name(directory)
             question = self._questions.get(entry.inode) or self._begin(directory, name, entry, moves)
         return question
 

@@ -17,7 +17,7 @@ class Ref(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Backing files and caches of the kernel. Only `settle` blocks. ``valid_s``: how long opens need no question."""
+    """Backing files and caches of the kernel. Only `forgotten` blocks. ``valid_s``: how long opens need no question."""
 
     @property
     def passthrough(self) -> bool:
@@ -77,7 +77,7 @@ class Kernel(Protocol):
     def invalidate_inode(self, inode: int) -> None:
         """Make the kernel forget the attributes of an inode soon; its cached data stay."""
 
-    async def settle(self) -> bool:
+    async def forgotten(self) -> bool:
         """Wait until the kernel has forgotten all that it was to forget; False: it takes too long."""
 
 
@@ -132,6 +132,6 @@ class NoKernel:
     def invalidate_inode(self, inode: int) -> None:
         """There is no kernel to tell."""
 
-    async def settle(self) -> bool:
+    async def forgotten(self) -> bool:
         """There is no kernel to wait for."""
         return True

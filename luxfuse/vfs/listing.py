@@ -65,9 +65,8 @@ class Lister:
     async def fetch(self, directory: int, prefix: str, moves: int, not_before_s: float) -> int | None:
         """List ``prefix`` into ``directory``; returns the listing's serial number, None if it does not exist.
 
-        ``moves``: what `Moving.settled` returned when the prefix was found out. A listing that is on its way will do if
-        it did not begin before ``not_before_s``. Raises `Moved`, `StoreError`,
-        `NotRecorded`.
+        ``moves``: the number that `Moving.under_one_name` returned when the prefix was found out. A listing that is on its
+        way will do if it did not begin before ``not_before_s``. Raises `Moved`, `StoreError`, `NotRecorded`.
         """
         while (running := self._running.get(directory)) is not None and running.began_s < not_before_s:
             await running.done.wait()
@@ -136,7 +135,7 @@ class Lister:
     async def _tell_kernel(self, directory: int, names: list[bytes]) -> None:
         """Names of a directory have got another inode number, or went."""
         for start in range(0, len(names), KERNEL_BATCH):
-            if start and not await self._kernel.settle():
+            if start and not await self._kernel.forgotten():
                 return  # the time-outs take care of the rest
             for name in names[start : start + KERNEL_BATCH]:
                 self._kernel.invalidate_entry(directory, name)

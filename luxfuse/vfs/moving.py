@@ -27,7 +27,7 @@ class Moving:
         self._moved: OrderedDict[int, int] = OrderedDict()
         self._exchanged: dict[int, trio.Event] = {}
 
-    async def settled(self, directory: int) -> int:
+    async def under_one_name(self, directory: int) -> int:
         """Wait until the store has what is in a directory under one name; returns a number to ask `since` with."""
         while self._exchanged:
             event = next((self._exchanged[i] for i in self._path(directory) if i in self._exchanged), None)
@@ -37,11 +37,11 @@ class Moving:
         return self._number
 
     def now(self, directory: int) -> int | None:
-        """Return what `settled` would return; None if it would wait."""
+        """Return what `under_one_name` would return; None if it would wait."""
         return None if any(i in self._exchanged for i in self._path(directory)) else self._number
 
     def since(self, directory: int, number: int) -> bool:
-        """Whether a directory, or one above it, has moved since `settled` returned ``number``, or is about to."""
+        """Whether a directory, or one above it, has moved since `under_one_name` returned ``number``, or is about to."""
         if self._number == number and not self._exchanged:
             return False
         return any(i in self._exchanged or self._moved.get(i, 0) > number for i in self._path(directory))

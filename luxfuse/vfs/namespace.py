@@ -189,7 +189,7 @@ class Namespace:
         try:
             await self._refresh(path)
         finally:
-            settled = await self._kernel.settle()
+            settled = await self._kernel.forgotten()
         if not settled:
             raise KernelBusy("the store was asked again, but the kernel is slow to forget what it knew; try again")
 

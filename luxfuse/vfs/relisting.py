@@ -64,7 +64,7 @@ class Listings:
         if listing is not None and not self._store.reachable:
             self._belief.stale_served += 1
             return listing.serial
-        moves = await self._moving.settled(directory)
+        moves = await self._moving.under_one_name(directory)
         prefix = self._places.prefix(directory)
         try:
             since_s = max(self._clock() - self._belief.ttl_s, self._belief.listing_doubted_s(directory))
@@ -103,7 +103,7 @@ class Listings:
     async def _list_quietly(self, directory: int, again: bool = False) -> None:
         try:
             if again:
-                moves = await self._moving.settled(directory)
+                moves = await self._moving.under_one_name(directory)
                 prefix, asked_s = self._places.prefix(directory), self._clock() - self._belief.negative_ttl_s / 2
                 if await self._lister.fetch(directory, prefix, moves, asked_s) is None and self._belief.is_held(directory):
                     self._names.listings.note_empty(directory)  # the store will have it

@@ -103,5 +103,5 @@ class KernelShare:
     def invalidate_inode(self, inode: int) -> None:
         self._kernel.invalidate_inode(self._base | inode)
 
-    async def settle(self) -> bool:
-        return await self._kernel.settle()
+    async def forgotten(self) -> bool:
+        return await self._kernel.forgotten()

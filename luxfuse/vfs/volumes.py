@@ -172,7 +172,7 @@ class Volumes:
 
     async def settle(self) -> bool:
         """Wait until the kernel has forgotten all names that it was to forget; False: it takes too long."""
-        return await self._kernel.settle()
+        return await self._kernel.forgotten()
 
     def is_shown(self, volume: Volume) -> bool:
         """Whether the directories on the way to an attach point were there when they were last looked for."""

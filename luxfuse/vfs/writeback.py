@@ -113,7 +113,7 @@ class WriteBack:
             journal=journal,
             turns=self._turns,
             pace=self.pace,
-            spare=self.spare,
+            complete_files_over=self.complete_files_over,
             is_read=is_read,
             nursery=nursery,
         )
@@ -137,7 +137,7 @@ class WriteBack:
                     key = dirty.key
                     async with self._turns.of([key]):
                         if key == dirty.key:  # else it was renamed meanwhile
-                            await self.spare(key, dirty)
+                            await self.complete_files_over(key, dirty)
                         if key == dirty.key and dirty.must_push:
                             await self.pusher.push(dirty)
                             pushes += 1
@@ -183,7 +183,7 @@ class WriteBack:
             if scope.cancelled_caught:
                 raise StoreUnavailable(f"{key!r} is part of an exchange that failed and cannot be undone yet")
 
-    async def settled(self, *prefixes: str) -> None:
+    async def finish_below(self, *prefixes: str) -> None:
         """Wait until no push below ``prefixes`` is on its way and every delete there is made. Raises `StoreError`."""
         while True:
             pushing = next((d for d in self._entries if d.key.startswith(prefixes) and d.lock.locked()), None)
@@ -193,15 +193,15 @@ class WriteBack:
             if not await self.deletes.make_below(*prefixes):
                 return
 
-    async def spare(self, key: str, changed: Dirty | None = None) -> None:
-        """What the store has under a key is about to go: see to it that no other file needs it. Raises `StoreError`."""
+    async def complete_files_over(self, key: str, changed: Dirty | None = None) -> None:
+        """Complete the files that lie over an object, as it is about to be replaced or removed. Raises `StoreError`."""
         for dirty in self._entries.based_on(key):
             if dirty is not changed:
                 await self._keeper.complete(dirty)
         await self.secure_stored(key, changed)
 
     async def secure_stored(self, key: str, changed: Dirty | None = None) -> None:
-        """The part of `spare` that is about what was promised. Raises OSError."""
+        """The part of `complete_files_over` that is about promises. Raises OSError."""
         for dirty in self._entries.stored_under(key):
             record = self._journal.files.get(dirty.number)
             if dirty is not changed and record is not None and not record.closed:
@@ -292,7 +292,7 @@ class WriteBack:
     async def copy(self, source: str, target: str, version: str | None, size: int) -> ObjectInfo:
         """Copy an object inside the store. Raises `StoreError`."""
         async with self._turns.of((source, target)):
-            await self.spare(target)
+            await self.complete_files_over(target)
             return await self._store.copy(source, target, version=version, size=size)
 
     # -- all of it

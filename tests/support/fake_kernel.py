@@ -132,7 +132,7 @@ class FakeKernel:
     def invalidate_inode(self, inode: int) -> None:
         self.invalidated_inodes.append(inode)
 
-    async def settle(self) -> bool:
+    async def forgotten(self) -> bool:
         """``keeps_up`` False: it never forgets in time."""
         await trio.lowlevel.checkpoint()
         if self.keeps_up:

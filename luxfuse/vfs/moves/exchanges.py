@@ -74,7 +74,7 @@ class Exchanges:
         for entry, key in zip((first, second), keys, strict=True):
             await self._bring(entry, key)
         for key in new_keys:
-            await self._writeback.settled(key)  # a delete of what had the name before must not meet the new object
+            await self._writeback.finish_below(key)  # a delete of what had the name before must not meet the new object
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
         steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
         with contextlib.ExitStack() as frozen, self._namespace.moving.exchanged(*directories):
@@ -118,7 +118,7 @@ class Exchanges:
 
     async def _bring(self, entry: Entry, key: str) -> None:
         """Bring what is dirty of an entry to the store, so that there are objects to be moved."""
-        await self._writeback.settled(key)
+        await self._writeback.finish_below(key)
         below = self._entries.below(key) if entry.kind is Kind.DIRECTORY else [self._entries.get(entry.inode)]
         for dirty in below:
             if dirty is not None and dirty.must_push:

@@ -109,7 +109,7 @@ class ObjectMoves:
         target = self._namespace.peek(*new_place)
         if target is not None:
             await self._writeback.not_in_flight(target.inode)
-        await self._writeback.spare(new_key)
+        await self._writeback.complete_files_over(new_key)
         number = self._journal.new_id()
         arguments = {
             "source": key,

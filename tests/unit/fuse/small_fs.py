@@ -249,7 +249,7 @@ class SmallXattrs:
         if name == b"user.mode":  # changed behind the kernel's back, which is then told
             os.chmod(self.fs.path(inode), int(value, 8))
             self.fs.kernel.invalidate_inode(inode)
-            await self.fs.kernel.settle()
+            await self.fs.kernel.forgotten()
         self.values[inode, name] = value
 
     async def remove(self, inode: int, name: bytes) -> None:

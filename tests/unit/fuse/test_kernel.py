@@ -38,7 +38,7 @@ async def settled(side: KernelSide, meanwhile: Callable[[], None], names: int) -
     results = []
 
     async def settle() -> None:
-        results.append(await side.settle())
+        results.append(await side.forgotten())
 
     async with trio.open_nursery() as background:
         background.start_soon(side.invalidate)
@@ -53,10 +53,10 @@ async def settled(side: KernelSide, meanwhile: Callable[[], None], names: int) -
 
 async def test_settling_waits_for_what_was_queued_before(told: Told) -> None:
     side = KernelSide()
-    assert await side.settle(), "there is nothing to wait for"
+    assert await side.forgotten(), "there is nothing to wait for"
     assert await settled(side, told.may_go.set, 1000)
     assert told.names == [(1, b"%d" % number) for number in range(1000)]
-    assert await side.settle()
+    assert await side.forgotten()
 
 
 async def test_inodes_are_forgotten_in_turn_with_names(told: Told) -> None:
@@ -79,7 +79,7 @@ async def test_settling_ends_at_its_deadline(told: Told, monkeypatch: pytest.Mon
     side.invalidate_entry(1, b"a")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(side.invalidate)
-        assert not await side.settle()
+        assert not await side.forgotten()
         told.may_go.set()
-        assert await side.settle()
+        assert await side.forgotten()
         nursery.cancel_scope.cancel()

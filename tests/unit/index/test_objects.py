@@ -120,7 +120,7 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
                 assert objects.used_bytes_in(directory) == sum(record.allocated_bytes for record in there)
                 for segment in range(2):
                     assert order.bytes_in(segment) == sum(r.allocated_bytes for r in there if r.segment == segment)
-        await objects.settle()
+        await objects.commit()
         for directory in range(3):
             ranks = []
             for segment in range(2):
