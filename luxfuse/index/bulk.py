@@ -1,7 +1,7 @@
 """The writer thread's changes of names in one transaction: parts of listings, ends of listings, purges.
 
-Meanwhile the event loop may change the same names; its changes are committed later and so win. What is left behind by
-such a race (an INODES record of a number that nobody uses) `Names` removes when the transaction is over.
+Meanwhile the event loop may change the same names; its changes are committed later and so win. `Names` removes the
+remains of such a race (an INODES record of a number that nobody uses) when the transaction is over.
 """
 
 from __future__ import annotations

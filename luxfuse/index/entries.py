@@ -128,5 +128,5 @@ def is_described(entry: Entry, found: Found) -> bool:
 
 
 def same(entry: Entry, found: Found) -> bool:
-    """Whether a name still stands for what is recorded of it."""
+    """Whether a name still stands for the recorded object."""
     return entry.kind == found.kind and (found.kind is Kind.DIRECTORY or entry.version == found.version)

@@ -1,6 +1,6 @@
 """Names that were changed here and that the store does not show so yet.
 
-What the store says of such a name, be it by a listing or by a look-up, is ignored if it was asked for before the store
+Answers of the store about such a name, to a listing or to a look-up, are ignored if they were asked for before the store
 took the change over. The directories above it stay, too: the store has them again once it has the change.
 
 The event loop holds and settles; the writer thread looks names up while it merges a listing. Each of its questions is a
@@ -39,7 +39,7 @@ class HeldNames:
             self._within[key[:8]] = self._within.get(key[:8], 0) + 1
 
     def settle(self, key: bytes, place: Callable[[bytes], bytes | None]) -> None:
-        """The store has what was changed: believe what it is asked for from now on. No effect if the name is not held.
+        """The store has the change: believe answers to later questions. No effect if the name is not held.
 
         ``place``: returns the NAMES key of a directory by its inode.
         """
@@ -62,7 +62,7 @@ class HeldNames:
         return key in self._held
 
     def ignores(self, key: bytes, asked_s: float) -> bool:
-        """Whether an answer to what was asked at ``asked_s`` says nothing new of the name."""
+        """Whether the answer to a question of ``asked_s`` says nothing new of the name."""
         if key in self._held:
             return True
         until = self._settled.get(key)

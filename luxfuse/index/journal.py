@@ -237,7 +237,7 @@ class Journal:
             self._note(Table.PARTS, digest + _NUMBER.pack(part.number), _encode(part))
 
     def parts_of(self, key: str, upload: str) -> UploadRecord | None:
-        """Return what is known of an open upload; None if it is only known that it is open."""
+        """Return the record of an open upload; None if it is only known that it is open."""
         return self._parts.get(_digest(key, upload))
 
     def drop_upload(self, key: str, upload: str) -> None:
@@ -269,7 +269,7 @@ class Journal:
         return len(self._pending) + len(self._committing)
 
     def is_durable(self, number: int) -> bool:
-        """Whether what was noted of a file last is on the platter."""
+        """Whether the last note of a file is on the platter."""
         key = (Table.FILES, U64.pack(number))
         return key not in self._pending and key not in self._committing
 
@@ -375,7 +375,7 @@ class Journal:
                 self.failing = str(again)
 
     def close(self) -> None:
-        """Close; `commit` before, or what was noted since is lost."""
+        """Close; `commit` before, or notes since then are lost."""
         self._file.close()
 
 

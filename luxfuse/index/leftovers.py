@@ -71,7 +71,7 @@ def write_origin(journal: Path, origin: Origin) -> None:
 
 
 def find(journals: Path) -> Iterator[Leftovers]:
-    """Yield what is left in each journal below a directory that nobody uses; those that cannot be read are left out."""
+    """Yield the rest in each journal below a directory that nobody uses; those that cannot be read are left out."""
     try:
         paths = sorted(journals.iterdir())
     except OSError:

@@ -69,7 +69,7 @@ class LocationTable:
         """Entries of others for which there was no room."""
         self._most = most_entries
         self._writing = threading.Lock()
-        """Held until memory agrees with what was written."""
+        """Held until memory agrees with the file."""
         self._nodes: dict[int, Node] = {OWN: Node("")} | self._file.found
         self._numbers = {node.name: n for n, node in self._nodes.items() if n != OWN and not node.retired}
 
@@ -85,7 +85,7 @@ class LocationTable:
         return [node.name for node in nodes if node is not None and not node.retired]
 
     def node(self, name: str) -> Node | None:
-        """Return what is known of a node."""
+        """Return the record of a node."""
         number = self._numbers.get(name)
         return None if number is None else self._nodes[number]
 

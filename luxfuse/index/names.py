@@ -2,12 +2,12 @@
 
 Keys: NAMES ``parent inode (8 bytes) + name`` -> `Entry`; INODES ``inode (8 bytes)`` -> the NAMES key. An entry's inode
 number stands for one version of the object: when the object is replaced in the store, the name gets a new inode number,
-as after ``mv new old``. What is written or renamed here keeps its number.
+as after ``mv new old``. A file that is written or renamed here keeps its number.
 
-What is changed here is *held* until the store has it (see `held`): the store's words do not undo it, nor do they remove
-a directory that it is in.
+A name that is changed here is *held* until the store has the change (see `held`): answers of the store do not undo it, nor
+do they remove a directory that it is in.
 
-Of a directory that goes, `purging` removes what is recorded below it. A directory that comes back has another number.
+`purging` removes the records below a directory that is gone. A directory that comes back has another number.
 """
 
 from __future__ import annotations
@@ -145,9 +145,9 @@ class Names:
             self._retire(old.inode, name)
 
     def move(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> Entry:
-        """Give an entry another name; it keeps its inode number, and a directory what is below it.
+        """Give an entry another name; it keeps its inode number, and a directory its entries.
 
-        What had the new name is gone. Raises KeyError if there is no entry.
+        The entry that had the new name is gone. Raises KeyError if there is no entry.
         """
         key, new_key = U64.pack(parent) + name, U64.pack(new_parent) + new_name
         entry = self.get(parent, name)

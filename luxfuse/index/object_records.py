@@ -16,7 +16,7 @@ from luxfuse.core.eviction import SEGMENTS, Standing
 from luxfuse.index.uncommitted import U64
 
 PINNED = max(SEGMENTS) + 1
-"""The segment of what is never evicted: policies do not see it."""
+"""The segment of objects that are never evicted: policies do not see it."""
 ALL_SEGMENTS = (*SEGMENTS, PINNED)
 DIRECTORIES = 64
 """Most cache directories that one index knows at a time."""

@@ -68,7 +68,7 @@ class Objects:
         return sum(self.totals(directory, segment)[0] for segment in ALL_SEGMENTS)
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
-        """Return what is known of an object; None if it is not cached."""
+        """Return the record and pages of an object; None if it is not cached."""
         value = self._store.get(Table.OBJECTS, oid)
         if value is None:
             return None
@@ -80,7 +80,7 @@ class Objects:
         return record, pages
 
     async def flush(self) -> None:
-        """Commit what was changed: it survives, and `scan` finds it. While the index cannot be written, it waits."""
+        """Commit changes: they survive, and `scan` finds them. While the index cannot be written, they wait."""
         with contextlib.suppress(OSError):
             await self._store.flush()
 
@@ -163,7 +163,7 @@ class Objects:
         return self._store.get(Table.OBJECTS, oid) is not None
 
     def record(self, oid: bytes) -> ObjectRecord | None:
-        """Return what is known of an object, without its pages; None if it is not cached."""
+        """Return the record of an object; None if it is not cached."""
         value = self._store.get(Table.OBJECTS, oid)
         return None if value is None else decode_record(value)
 
@@ -173,7 +173,7 @@ class Objects:
         return None if record is None else record.directory
 
     async def commit(self) -> None:
-        """Commit what has changed, so that `ordered` gives it in order. Raises OSError."""
+        """Commit changes, so that `ordered` gives them in order. Raises OSError."""
         await self._store.flush()
 
     def ordered(self, directory: int, segment: int) -> Iterator[Cached]:

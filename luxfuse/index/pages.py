@@ -80,7 +80,7 @@ def _little(sums: array.array[int]) -> bytes:
 
 
 def whole_ranges(record: ObjectRecord, chunk: Callable[[int], bytes | None]) -> Iterable[int]:
-    """Return the ranges of an object that are all there. ``chunk``: returns what is stored of one by its number."""
+    """Return the ranges of an object that are all there. ``chunk``: returns the stored form of one by its number."""
     pages = page_count(record.size)
     if record.whole:
         return range(-(-pages // RANGE_PAGES))

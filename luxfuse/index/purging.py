@@ -1,7 +1,7 @@
-"""Forgets in the background what is recorded below removed directories.
+"""Removes in the background the records below removed directories.
 
 A directory that goes, or that is written to after it went, is noted in REMOVED (``inode (8 bytes)`` -> nothing) in the
-same transaction. What is below it goes some records at a time, and then the note.
+same transaction. The records below it go some at a time, and then the note.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Purger:
                     self._forget_decoded()
                     await trio.sleep(PURGE_PAUSE_S)
             except OSError as exc:
-                log.info("what removed directories left in the index stays for now: %s", exc)
+                log.info("records below removed directories stay in the index for now: %s", exc)
                 await trio.sleep(PURGE_RETRY_S)
                 self._noted.set()
             finally:

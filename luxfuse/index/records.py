@@ -19,7 +19,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     when this was noted (a program may have written to the staging file since: it then has another mtime). ``since_s``:
     wall-clock time of the first change. ``doomed``: the store's object under the key was removed before this was made.
     ``sending``: mtime in ns and size of content on its way to the store that ``stamp`` and ``size`` do not describe.
-    ``stored``: the (key, version) under which the store has what was promised of a file last, where that is another key.
+    ``stored``: the (key, version) under which the store has the content that was promised last, where that is another key.
     ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that
     were asked to. ``inherits``: key of the object that it is, "" if the store has none; what others set on that stays.
     """

@@ -285,9 +285,9 @@ class IndexStore:
             return result
 
     async def view(self, function: Callable[[Transaction], T]) -> T:
-        """Return what ``function`` makes, in a thread, of what is committed at this instant.
+        """Return the result of ``function``, in a thread, on the index as it is committed at this instant.
 
-        Until it ends the room of what is removed meanwhile is not used again.
+        Until it ends the room of records that are removed meanwhile is not used again.
         """
 
         def read() -> T:
@@ -327,7 +327,7 @@ class IndexStore:
                 self._changed.set()
 
     async def sync(self) -> None:
-        """Bring what is committed to the platter, the meta page included."""
+        """Bring all commits to the platter, the meta page included."""
         await trio.to_thread.run_sync(self._env.sync, True)
 
     def close(self) -> None:

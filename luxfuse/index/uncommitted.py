@@ -57,7 +57,7 @@ class Uncommitted:
 def overlaid(
     stored: Iterator[tuple[bytes, bytes]], layers: Sequence[Uncommitted], start: bytes
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield NAMES of one directory in order, from ``start`` on: what is ``stored``, but for what ``layers`` have changed.
+    """Yield NAMES of one directory in order, from ``start`` on: the ``stored`` records, with the changes of ``layers``.
 
     None as the value: it is removed. The first layer that has a key counts.
     """

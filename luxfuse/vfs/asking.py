@@ -1,4 +1,4 @@
-"""What the store says of one name: asked once, however many wait."""
+"""Questions to the store about single names: each is asked once, however many callers wait."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Question:
 
 @dataclass(slots=True)
 class _Both:
-    """What the two requests for an unknown name bring."""
+    """The answers to the two requests for an unknown name."""
 
     info: ObjectInfo | None = None
     is_directory: bool = False
@@ -162,7 +162,7 @@ class Questions:
         return self._names.assign(parent, name, found, asked_s, attributes, self._clock())
 
     async def _find(self, base: str, name: bytes, guess: Kind | None) -> tuple[Found | None, ObjectInfo | None]:
-        """Find out what a name is; the kind that it was is tried first, by one request."""
+        """Find out which kind a name is of; the kind that it was is tried first, by one request."""
         if guess is Kind.DIRECTORY and await self._store.has_prefix(base + "/"):
             return Found(name, Kind.DIRECTORY), await self._marker(base)
         if guess in (Kind.FILE, Kind.SYMLINK):

@@ -35,7 +35,7 @@ XATTRS_MOST_BYTES = 1500
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the process behind a request."""
+    """The process behind a request."""
 
     uid: int
     gid: int
@@ -186,7 +186,7 @@ def _nanoseconds(text: str | None) -> int | None:
 
 
 def with_times(entry: Entry, mtime_ns: int | None = None) -> Attributes:
-    """Return what is known of an entry with the atime and mtime that it shows, so that no later change moves them."""
+    """Return the known attributes of an entry with the times that it shows, so that no later change moves those."""
     known = entry.attributes or _NOTHING_SAID
     shown_ns = mtime_ns or known.mtime_ns or entry.mtime_ns or None
     return msgspec.structs.replace(

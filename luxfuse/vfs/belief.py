@@ -1,7 +1,7 @@
-"""How long what was heard of names is believed.
+"""How long answers of the store about names are believed.
 
-What is known of a name holds for ``metadata_ttl``, that it does not exist for ``negative_ttl``, unless another node says
-that it has changed, or a run that was killed may have changed it. What is changed here holds until the store has it.
+An entry holds for ``metadata_ttl``, that a name does not exist for ``negative_ttl``, unless another node says that it has
+changed, or a run that was killed may have changed it. Changes made here hold until the store has them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STALE_TTL_S = 1.0
 
 
 class Belief:
-    """What is fresh of the names of one mount. Times are wall-clock seconds."""
+    """Which entries and listings of one mount are fresh. Times are wall-clock seconds."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class Belief:
         self._vouched: OrderedDict[int, float] = OrderedDict()
         self.doubts = Doubts()
         self.stale_served = 0
-        """How often something was answered from what was known because the store, or the index, could not be asked."""
+        """How often an old entry or listing was served, as the store could not be asked or the index took no changes."""
 
     def hold(self, inode: int) -> None:
-        """An inode is changed here: what is known of it is ours to say, until `let_go`."""
+        """An inode is changed here: its entry counts, not the store, until `let_go`."""
         self._held.add(inode)
 
     def let_go(self, inode: int) -> None:
@@ -66,7 +66,7 @@ class Belief:
         self.ttl_s, self.negative_ttl_s = metadata_s, negative_s
 
     def remaining_s(self, entry: Entry) -> float:
-        """Return for how long what is known of the entry holds; a moment while the store is unreachable."""
+        """Return for how long the entry holds; a moment while the store is unreachable."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return self.ttl_s
         believed = self._believed(entry.checked_s) and not self.is_doubted(entry)
@@ -82,7 +82,7 @@ class Belief:
         return self.holds(entry.checked_s, self.ttl_s) and not self.is_doubted(entry)
 
     def left_s(self, since_s: float) -> float:
-        """Return for how long what was heard at a time still holds, if it is not doubted."""
+        """Return for how long an answer of a time still holds, if it is not doubted."""
         return freshness.remaining_s(since_s, self._clock(), self.ttl_s) if self._believed(since_s) else 0.0
 
     def is_doubted(self, entry: Entry) -> bool:
@@ -99,18 +99,18 @@ class Belief:
         return fetched_s >= self.listing_doubted_s(directory) and self.holds(fetched_s, ttl_s)
 
     def listing_doubted_s(self, directory: int) -> float:
-        """Return the time before which nothing is believed of which names a directory has."""
+        """Return the time before which no listing of a directory is believed."""
         return self.doubts.listings.since(directory, self._clock())
 
     def _believed(self, since_s: float) -> bool:
         return since_s >= self._names.believe_from_s
 
     def holds(self, since_s: float, ttl_s: float) -> bool:
-        """Whether what was heard at a time still holds."""
+        """Whether an answer of a time still holds."""
         return self._believed(since_s) and freshness.is_fresh(since_s, self._clock(), ttl_s)
 
     def is_ours(self, inode: int) -> bool:
-        """Whether what is known of an inode is ours to say: it is changed here, or the root."""
+        """Whether the entry of an inode is ours to say: it is changed here, or the root."""
         return inode == ROOT_INODE or inode in self._held
 
     def vouch(self, inode: int, seconds: float) -> None:

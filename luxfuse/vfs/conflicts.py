@@ -1,7 +1,7 @@
 """Files that are not to replace what somebody else has written meanwhile (``--on-conflict fail``).
 
-Whoever closes or syncs such a file is told (`Conflict`, ESTALE). When nobody has it open for writing any more, its content
-is kept in the recovered directory, and the name shows what the store has.
+A program that closes or syncs such a file gets ESTALE (`Conflict`). When nobody has it open for writing any more, its
+content is kept in the recovered directory, and the name shows what the store has.
 """
 
 from __future__ import annotations

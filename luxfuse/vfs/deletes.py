@@ -1,7 +1,7 @@
 """Removing objects: noted in the journal first, made in the background, tried again until it is done.
 
-The name of what is to be deleted is held until then, and so are the directories above it that are removed, too: the store
-would still show them.
+The name of an object that is to be deleted is held until then, and so are the directories above it that are removed, too:
+the store would still show them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Deletes:
         self.resume(key, place)
 
     def hold_below(self, prefix: str, directory: int) -> None:
-        """A directory was made where one was removed: hold the names in it of what is still to be deleted."""
+        """A directory was made where one was removed: hold the names in it of objects that are still to be deleted."""
         if prefix not in self._journal.deletes_below:
             return
         for key in self._journal.deletes:
@@ -102,7 +102,7 @@ class Deletes:
         self._pace.wake()
 
     def reuse(self, key: str) -> str | None:
-        """A key is about to be used anew: forget its delete; returns what the store is then expected to have under it."""
+        """Forget the delete of a key that is about to be used anew; returns the version that the store has, if known."""
         record = self._journal.deletes.get(key)
         if record is None:
             return ABSENT

@@ -24,7 +24,7 @@ from luxfuse.vfs.writer import Writer, without_set_id
 
 
 class Describing:
-    """Changes what is said of the entries of one mount."""
+    """Changes the attributes of the entries of one mount."""
 
     def __init__(
         self,

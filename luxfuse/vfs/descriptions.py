@@ -1,7 +1,7 @@
 """What the store says of objects beside their content: mode, owner, times, extended attributes.
 
-They come with every answer about a single object, so with what is read anyhow: whoever reads a file, fetches it ahead or
-loads it, learns them, and that the object is still what it was. A listing does not bring them.
+They come with every answer about a single object: a read, a fetch ahead and a load all learn them, and that the object is
+still the same. A listing does not bring them.
 
 Where it matters (`lacks`) nothing is said of an entry before they are known, as what a listing tells might change under
 the eyes of a program, or let somebody in. A look-up then asks for them, and for those of the entries after it, as
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Mode = Literal["auto", "exact", "listing"]
 
 CONFIRMED_EVERY_S = 1.0
-"""Of the answers that say of an entry what is known, one in so long is recorded."""
+"""Of the answers that only confirm an entry, one in so long is recorded."""
 MOST_AHEAD_AT_ONCE = 128
 SWEPT = 64
 """Directories in which entries are asked for ahead."""
@@ -93,13 +93,13 @@ class Descriptions:
         self._mode = mode
         self._clock = clock
         self.keeps_attributes = names.keeps_attributes = store.abilities.metadata
-        """Whether the store does; else what is known here is all that there is."""
+        """Whether the store does; else the attributes that are known here are all that there are."""
         self._evidence = evidence
         self._questions: dict[int, _Question] = {}
         self._ahead = 0
         self._sweeps: OrderedDict[int, _Sweep] = OrderedDict()
 
-    # -- what is known
+    # -- known attributes
 
     def lacks(self, directory: int, entry: Entry) -> bool:
         """Whether the attributes of an entry have to be asked for before anything is said of it."""
@@ -143,7 +143,7 @@ class Descriptions:
             self._learn(parent, name, info, asked_s)
 
     def told(self, key: str, version: str) -> Description | None:
-        """Return what is known of a version of an object, for another node; None if that should ask itself."""
+        """Return the known description of a version of an object, for another node; None if that should ask itself."""
         place = self._find(key)
         if place is None or not self.keeps_attributes:
             return None
@@ -172,7 +172,7 @@ class Descriptions:
         return directory, classified[0], found
 
     def _learn(self, parent: int, name: bytes, info: ObjectInfo, asked_s: float) -> Attributes | None:
-        """Record what was said of a name; None if that is not what stands there now."""
+        """Record the description of an object; None if its name stands for another one by now."""
         attributes = parse_attributes(info.metadata)
         known = self._names.get(parent, name)
         if attributes is None or known is None or self._namespace.belief.is_ours(known.inode):
@@ -254,7 +254,7 @@ class Descriptions:
             log.info("the attributes of %r cannot be had: %s", name, exc)
 
     async def _in_spite_of(self, error: StoreError, directory: int, name: bytes, entry: Entry) -> Entry:
-        """Try again, as patiently as others who ask; where that fails, too, what is known must do."""
+        """Try again, as patiently as other requests; where that fails, too, the known attributes must do."""
         if error.retryable:
             try:
                 await self.attributes(directory, name, entry)
@@ -374,5 +374,5 @@ class _Moved(StoreError):
 
 
 def _no_marker(key: str) -> ObjectInfo:
-    """What is said of a directory that has no marker."""
+    """Return the description of a directory that has no marker."""
     return ObjectInfo(key, 0, "", 0, {})

@@ -1,4 +1,4 @@
-"""What was changed here and is not in the under-store yet."""
+"""Changes made here that the under-store does not have yet."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Dirty:
     promised: bool = False
     """Of one whose name is gone: whether a restart would look for the staging file until that is durable."""
     orphan: Entry | None = None
-    """What was recorded of a name that is gone."""
+    """The entry of a name that is gone."""
     unprivileged: bool = False
-    """Whether somebody who is not root has it open for writing: set-user-ID goes with the first write."""
+    """Whether a process of another user than root has it open for writing: set-user-ID goes with the first write."""
     times_set: bool = False
     """Whether a program has set the times of the content."""
     sent_early: bool = False
@@ -113,7 +113,7 @@ class Dirty:
         self.finished = True
 
     def pushed(self) -> None:
-        """The store has all there was; what is changed from now on waits from now on."""
+        """The store has everything: changes from now on wait from now on."""
         self.tries.succeeded()
         self.since_s = time.time()
 
@@ -152,7 +152,7 @@ class Dirty:
         assert self.writers >= 0
 
     def lose_privileges(self) -> None:
-        """Somebody who is not root has it open for writing."""
+        """A process of another user than root has it open for writing."""
         self.unprivileged = True
 
     # -- content
@@ -288,7 +288,7 @@ class DirtyEntries:
         self._displaced: set[Dirty] = set()
 
     def get(self, inode: int) -> Dirty | None:
-        """Return what is dirty of an inode."""
+        """Return the dirty entry of an inode, None if it is not dirty."""
         return self._by_inode.get(inode)
 
     def add(self, dirty: Dirty) -> None:

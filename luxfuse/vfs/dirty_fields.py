@@ -24,7 +24,7 @@ class Stored:
     expect: str | None
     """The version that the store is believed to hold under the key: "" for none, None if that is not known."""
     at: tuple[str, str] | None = None
-    """The (key, version) under which the store has what was promised of a file last; None if it has nothing."""
+    """The (key, version) under which the store has the content that was promised last; None if it has none."""
     inherits: str = ""
     """Of one that is resumed: the key of the object that it is, if the store had one."""
     resumed: bool = False
@@ -40,11 +40,11 @@ class Stored:
     kept_s: float = -math.inf
 
     def is_under(self, key: str) -> bool:
-        """Whether the store has what was promised last under a key."""
+        """Whether the store has the content that was promised last under a key."""
         return self.at is not None and self.at[0] == key
 
     def is_elsewhere(self, key: str) -> bool:
-        """Whether the store has what was promised last, under another key."""
+        """Whether the store has the content that was promised last under another key."""
         return self.at is not None and self.at[0] != key
 
     def expects(self, version: str | None) -> None:
@@ -81,7 +81,7 @@ class Stored:
         self.kept_s = now_s
 
     def replaced_by(self, version: str) -> None:
-        """Somebody else's version is under the key: what is set on that one is not known."""
+        """Somebody else's version is under the key: its properties are not known."""
         self.expect, self.kept_s = version, -math.inf
 
 
@@ -90,7 +90,7 @@ class Replicas:
     """What other nodes hold of a file until the store has it."""
 
     generation: int = 0
-    """Of what was promised last, where other nodes are to hold replicas of it; 0: none was."""
+    """Of the content that was promised last, where other nodes are to hold replicas of it; 0: none was."""
     holders: tuple[str, ...] = ()
     """The nodes that may hold a replica."""
     replicated: int = 0
@@ -102,7 +102,7 @@ class Replicas:
 
     @property
     def have_all(self) -> bool:
-        """Whether enough nodes hold what was promised last."""
+        """Whether enough nodes hold the content that was promised last."""
         return self.replicated == self.generation
 
     def promise(self, planned: Sequence[str]) -> None:
@@ -112,7 +112,7 @@ class Replicas:
         self.holders = (*planned, *former)[:MOST_HOLDERS]
 
     def misled(self) -> None:
-        """The file has another key than they know: what they hold is not what was promised last."""
+        """The file has another key than its holders know: they do not hold the last promise any more."""
         self.generation += 1
 
     def took(self, names: Sequence[str], generation: int, stamp: Stamp) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""What another node said to have changed: what was heard of it before is not believed any more.
+"""Doubts: another node has changed something, and earlier answers about it are not believed any more.
 
-Only the times of the doubts are kept, not what they are about; whoever asks the store afterwards has no doubts. So an
-answer that was on its way when a notice came does not count as news.
+Only the times of the doubts are kept. An answer that was asked for later is not doubted; one that was on its way when a
+notice came is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import OrderedDict
 REMEMBERED = 20_000
 """Doubts of each sort. When there are more, the oldest decides for all that were forgotten: nothing older is believed."""
 AHEAD_S = 1.0
-"""What was heard so long after now is believed to be of now (`core.freshness`)."""
+"""An answer of so long after now is believed to be of now (`core.freshness`)."""
 
 
 class Times:
@@ -22,7 +22,7 @@ class Times:
         self._forgotten_s = 0.0
 
     def note(self, inode: int, now_s: float) -> None:
-        """Doubt what was heard before ``now_s``."""
+        """Doubt answers from before ``now_s``."""
         self._times.pop(inode, None)
         self._times[inode] = now_s
         if len(self._times) > REMEMBERED:
@@ -39,7 +39,7 @@ class Times:
         return now_s + AHEAD_S
 
     def _set_back(self, now_s: float) -> None:
-        """The clock was set back: what is heard from now on would be doubted until it is as late again."""
+        """The clock was set back: answers from now on would be doubted until it is as late again."""
         for inode, noted_s in self._times.items():
             self._times[inode] = min(noted_s, now_s + AHEAD_S)
         self._forgotten_s = min(self._forgotten_s, now_s + AHEAD_S)

@@ -21,7 +21,7 @@ from luxfuse.vfs.notes import Notes
 log = logging.getLogger(__name__)
 
 EARLY_BYTES = 4 * PART_BYTES
-"""A file that has grown to this size while it is written begins to go up."""
+"""The upload of a file begins when it has grown to this size while it is written."""
 
 
 class EarlyUploads:
@@ -47,13 +47,13 @@ class EarlyUploads:
 
     async def _send(self, dirty: Dirty, source: Source, metadata: dict[str, str]) -> None:
         if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
-            return  # it goes up whole already, or not at all
+            return  # it is uploaded whole already, or not at all
         try:
             source.keep = await keep(self._uploader.store, dirty)
             if dirty.lock.locked() or dirty.place is None or dirty.source is not source:
                 return
             await self._uploader.parts.send_early(source, {**foreign(source.keep), **metadata}, PART_BYTES)
         except StoreError as exc:
-            log.info("%r does not go up while it is written: %s", dirty.key, exc)
+            log.info("%r is not uploaded while it is written: %s", dirty.key, exc)
         except Exception:
             log.exception("sending %r while it is written failed in an unexpected way", dirty.key)

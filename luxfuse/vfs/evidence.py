@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class AttributeEvidence:
-    """What answers of the store have shown so far."""
+    """The findings of one mount."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
@@ -25,7 +25,7 @@ class AttributeEvidence:
             try:
                 self._names.put_evidence(self._evidence.in_vain, self._evidence.found)
             except OSError as exc:  # the index takes no changes now: the next run finds it out anew
-                log.info("what was found of attributes cannot be recorded: %s", exc)
+                log.info("whether objects carry attributes cannot be recorded: %s", exc)
 
     def expects(self, directory: int) -> bool | None:
         """Whether the objects of a directory are thought to carry attributes; None: some have to be asked for."""

@@ -1,4 +1,4 @@
-"""What others set on the object that a file is goes with what is uploaded in its place.
+"""Properties that others have set on the object of a file go with each upload in its place.
 
 User metadata, headers, storage class, tags and the like belong to the file as extended attributes do: they stay when it is
 changed, move with it, and are gone when it is removed or another file is renamed over it.
@@ -44,7 +44,7 @@ async def keep(store: Store, dirty: Dirty) -> Properties | None:
         try:
             found = await store.examine(key)
         except NotFound:
-            pass  # what was known of it before still holds
+            pass  # the known ones still hold
         except AccessDenied as exc:
             log.info("%r is replaced without a look at what others set on it: %s", key, exc)
         else:

@@ -1,7 +1,7 @@
 """Hard links. A key has one name, so there are none; where the mount is told to, a further name gets a copy.
 
-What the store has is copied there. What it does not have yet, or never gets, is copied here: from staging file to staging
-file, promised and brought up like what a program writes. A crash leaves no name, or that of a whole copy: one in the store
+An object of the store is copied there. A file that it does not have yet, or never gets, is copied here: from staging file
+to staging file, promised and uploaded like other writes. A crash leaves no name, or that of a whole copy: one in the store
 has its name by being there, and one that was made here has none until it is promised.
 """
 

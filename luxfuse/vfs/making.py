@@ -74,14 +74,14 @@ class Making:
                 if writing:
                     return self._writer.open_new(dirty), self._tree.entry(dirty.inode)
                 handle = self._files.open_staged(dirty, self._tree.entry(dirty.inode))
-                with trio.CancelScope(shield=True):  # it is made: who is interrupted would not know
+                with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
                     await self._promises.sync(dirty)
                 return handle, self._tree.entry(dirty.inode)
         if flags & os.O_EXCL:
             raise Exists(f"{name!r} exists")
         if found.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{name!r} is a directory")
-        if self._namespace.shared:  # the kernel took it for missing, and has not checked who may open it: it looks again
+        if self._namespace.shared:  # the kernel took it for missing, and has not checked its mode: it looks again
             raise Stale(f"{name!r} exists")
         if writing or flags & os.O_TRUNC:
             handle = await self._writer.open(found.inode, truncate=bool(flags & os.O_TRUNC), caller=caller)
@@ -179,7 +179,7 @@ class Making:
         return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, atime_ns=now, ctime_ns=now)
 
     def undo(self, dirty: Dirty) -> None:
-        """The store refused what was made: it was never there."""
+        """The store refused a new file: take its name away, as if it had never been there."""
         if dirty.place is None:
             return
         parent, name = dirty.place

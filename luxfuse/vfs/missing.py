@@ -13,7 +13,7 @@ LIST_AHEAD_ENTRIES = 10_000
 
 
 class Missing:
-    """What is known not to exist."""
+    """The names of one mount that are known not to exist."""
 
     def __init__(self, *, names: Names, belief: Belief, listings: Listings) -> None:
         self._names = names

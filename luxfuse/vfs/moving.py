@@ -1,7 +1,7 @@
-"""Directories that move, for those who ask the store about what is in them.
+"""Directories that move, for questions to the store about their entries.
 
-An answer tells what the store had under the old name of a directory: if that is not its name any more, it tells nothing
-of the directory, as what was in it has been removed from there.
+An answer tells what the store had under the old name of a directory. If that is not its name any more, the answer tells
+nothing of the directory: its entries have been removed from there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Moving:
         self._exchanged: dict[int, trio.Event] = {}
 
     async def under_one_name(self, directory: int) -> int:
-        """Wait until the store has what is in a directory under one name; returns a number to ask `since` with."""
+        """Wait until the store has all of a directory under one name; returns a number to ask `since` with."""
         while self._exchanged:
             event = next((self._exchanged[i] for i in self._path(directory) if i in self._exchanged), None)
             if event is None:
@@ -56,7 +56,7 @@ class Moving:
 
     @contextlib.contextmanager
     def exchanged(self, *directories: int) -> Iterator[None]:
-        """Let questions wait for the block: the store has what is in these directories now here, now there."""
+        """Let questions wait for the block: the entries of these directories are in the store now here, now there."""
         event = trio.Event()
         self._exchanged.update(dict.fromkeys(directories, event))
         try:

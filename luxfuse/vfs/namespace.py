@@ -1,9 +1,8 @@
 """Names: look-ups, and names that are changed here.
 
-What is known of a name is believed for a while (`belief`); then the store is asked again, once however many wait
-(`asking`). A directory in which several names had to be asked for one by one gets listed as a whole in the background
-(`relisting`). While the store cannot be reached, or the index takes no changes (its disk is full), what is known keeps
-being served.
+An entry is believed for a while (`belief`); then the store is asked again, once however many callers wait (`asking`). A
+directory in which several names had to be asked for one by one gets listed as a whole in the background (`relisting`).
+While the store cannot be reached, or the index takes no changes (its disk is full), the known entries keep being served.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Namespace:
         nursery.start_soon(names.purger.run)
 
     def now_s(self) -> float:
-        """Return the time that goes with what is said of a name now."""
+        """Return the time that is recorded with an entry that is put now, in wall-clock seconds."""
         return self._clock()
 
     def hold(self, inode: int | None, parent: int, name: bytes) -> None:
@@ -103,7 +102,7 @@ class Namespace:
             self.belief.hold(inode)
 
     def settle(self, inode: int | None, parent: int, name: bytes) -> None:
-        """The store has what was changed. The name stays held while an object that also stands for it is to be removed."""
+        """The store has the change. The name stays held while an object that also stands for it is to be removed."""
         if not self._is_doomed(parent, name):
             self._names.settle(parent, name)
         if inode is not None:
@@ -163,7 +162,7 @@ class Namespace:
         return self._store.reachable
 
     async def confirm(self, inode: int, since_s: float) -> None:
-        """As `current`, but believes only what was asked for at ``since_s`` or later. Raises `Stale`, `StoreError`."""
+        """As `current`, but believes only answers to questions of ``since_s`` or later. Raises `Stale`, `StoreError`."""
         parent, name, entry = self.places.locate(inode)
         if self.belief.is_held(inode) or since_s <= entry.checked_s <= self._clock():
             return
@@ -172,7 +171,7 @@ class Namespace:
             raise Stale(f"{name!r} was replaced or removed")
 
     def peek(self, parent: int, name: bytes) -> Entry | None:
-        """Return what is known of a name, fresh or not, without asking anybody."""
+        """Return the known entry of a name, fresh or not, without asking the store."""
         return self._names.get(parent, name)
 
     def position(self, inode: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Changes that other nodes have made: what was heard before of what they are about is not believed any more."""
+"""Changes that other nodes have made: earlier answers about the changed names are not believed any more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class News:
         self._clock = clock
 
     def changed_elsewhere(self, change: Change) -> None:
-        """Another node has changed a key in the store: do not believe any more what was heard of it before."""
+        """Another node has changed a key in the store: do not believe earlier answers about it any more."""
         directory = ROOT_INODE
         *above, last = change.key.rstrip("/").split("/")
         for part in above:

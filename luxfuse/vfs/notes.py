@@ -1,4 +1,4 @@
-"""What the journal is told of dirty entries, and the names that they hold."""
+"""Notes in the journal about dirty entries, and the names that these hold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Notes:
         return entry
 
     def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
-        """Make an inode dirty, and hold its name. ``expect``: see `Stored`."""
+        """Make an inode dirty, and hold its name. ``expect``: the version that the store has, as `Stored` has it."""
         parent, name = self._namespace.places.place(entry.inode)
         dirty = Dirty(
             self._journal.new_id(),
@@ -49,9 +49,9 @@ class Notes:
         return dirty
 
     def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False) -> None:
-        """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is what was promised now.
+        """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is promised as it is now.
 
-        Otherwise content that the journal has stays what was promised.
+        Otherwise content that the journal has stays the promised one.
         """
         before = self._journal.files.get(dirty.number)
         if before is not None and before.key != dirty.key and dirty.replicas.holders:

@@ -60,7 +60,7 @@ class Promises:
     async def sync(self, dirty: Dirty) -> None:
         """Bring the content where the write mode wants it. Raises the store's error; the data stay, and are retried.
 
-        Who waits for the store may be cancelled: then the push goes on.
+        A caller that waits for the store may be cancelled: then the push goes on.
         """
         if dirty.source is not None:
             self._room.account(dirty)
@@ -155,7 +155,7 @@ class Promises:
         return dirty.stored.is_under(dirty.key)
 
     def _is_promised_anyway(self, dirty: Dirty) -> bool:
-        """Whether the journal says durably that a restart brings up what is in the staging file, whatever that is.
+        """Whether the journal says durably that a restart uploads the staging file, whatever is in it then.
 
         So it need not be told of each sync of a file: size and time of the content are seen in the staging file itself.
         """
@@ -168,7 +168,7 @@ class Promises:
         return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
 
     async def secure(self, dirty: Dirty) -> None:
-        """Promise what there is of a file, though nobody has asked for it."""
+        """Promise a file as it is now, though nobody has asked for it."""
         dirty.close()
         await self._promise(dirty)
 
@@ -198,12 +198,12 @@ class Promises:
             self._publisher.publish(dirty)
 
     async def complete(self, dirty: Dirty) -> None:
-        """Make a file independent of the object that it was, durably. Raises `StoreError`, OSError."""
+        """Fetch the pages that a file still lacks, so that its object may go, and sync it. Raises `StoreError`, OSError."""
         if dirty.source is None:
             return
         content = dirty.source.bytes
         if not content.complete and not content.closed:
-            with content.in_use():  # whoever has it open may close it meanwhile
+            with content.in_use():  # a program that has it open may close it meanwhile
                 await self._room.fill(dirty)
                 await self._threads.run(self._staging.sync, content.fd)
             if dirty.place is not None:

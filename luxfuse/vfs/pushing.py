@@ -1,6 +1,6 @@
 """One push of a dirty entry: its content, its attributes, or its marker, against what others write meanwhile.
 
-What is about to be replaced is noted in the journal before, what the store has got afterwards. Where the store has
+The version that is about to be replaced is noted in the journal before, the new one afterwards. Where the store has
 another version than the expected one, it is ours if an answer got lost, or somebody else's: that one is saved first, or
 ours gives way.
 """
@@ -203,15 +203,15 @@ class Pusher:
         return self._replicator.described(metadata, dirty.number, dirty.replicas.generation, dirty.key)
 
     def _is_of_same_file(self, dirty: Dirty, info: ObjectInfo) -> bool:
-        """Whether an object is an earlier content of a file, by us or by somebody who held it."""
+        """Whether an object is an earlier content of a file, uploaded by us or by a holder of its replica."""
         found = write_of(info.metadata, dirty.key)
         ours = self._replicator.write(dirty.number, 0) if self._replicator is not None else None
         return found is not None and ours is not None and found.file == ours.file
 
     async def _taken_over(self, dirty: Dirty, metadata: Mapping[str, str]) -> Uploaded | None:
-        """Ask the holders of replicas if they took us for dead; returns what they brought up, if that is all there is.
+        """Ask the holders of replicas if they took us for dead; returns their upload, if nothing was changed after it.
 
-        Where it is not, what they brought up is what the store is expected to have.
+        Else the version that they uploaded is the one that the store is expected to have.
         """
         stamp, source = dirty.stamp, dirty.source
         if self._replicator is None or not dirty.replicas.holders or stamp is None or source is None:
@@ -234,7 +234,7 @@ class Pusher:
         return Uploaded(ObjectInfo(dirty.key, stamp.size, outcome.version, 0), checksums, stamp)
 
     async def _announce(self, dirty: Dirty, stamp: Stamp) -> None:
-        """Note what is about to be replaced, and by what, so that a restart can tell whether that was done."""
+        """Note which version is about to be replaced, and by what, so that a restart can tell whether that was done."""
         if dirty.stored.expect is None:
             try:
                 dirty.stored.expects((await self._store.head(dirty.key)).version)
@@ -243,7 +243,7 @@ class Pusher:
         before, sending = self._journal.files.get(dirty.number), (stamp.mtime_ns, stamp.size)
         if before is None:
             return
-        # Of what was never promised, a restart only asks whether the store has another version.
+        # Of a file that was never promised, a restart only asks whether the store has another version.
         expect, told = dirty.stored.expect, not before.closed or sending in ((before.stamp, before.size), before.sending)
         news = before.expect != expect or not told
         if news:
@@ -369,6 +369,6 @@ def _has(info: ObjectInfo, entry: Entry) -> bool:
 
 
 def _is_sent(dirty: Dirty, info: ObjectInfo) -> bool:
-    """Whether an object is what we, or the run that was killed, tried to bring up, and never heard of again."""
+    """Whether an object is from an upload of ours, or of the run that was killed, of which no answer came."""
     known = parse_attributes(info.metadata)
     return known is not None and known.mtime_ns is not None and (known.mtime_ns, info.size) in dirty.stored.sent

@@ -26,7 +26,7 @@ NAMES_AT_ONCE = 16
 
 
 class Removing:
-    """Removes names of one mount; what is open of them lives on."""
+    """Removes names of one mount; open files live on without."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Removing:
         return self._removed.get(inode)
 
     async def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a file, symlink or special file. What is open of it lives on."""
+        """Remove a file, symlink or special file. If it is open, it lives on without a name."""
         async with self._tree.turn((parent, name)):
             entry = await self._namespace.lookup(parent, name)
             if entry.kind is Kind.DIRECTORY:
@@ -143,7 +143,7 @@ class Removing:
         return dirty.number if dirty is not None and dirty.lock.locked() else 0
 
     def forget(self, parent: int, name: bytes, entry: Entry) -> None:
-        """The name is gone here: what is open of it lives on without."""
+        """The name is gone here: if the file is open, it lives on without."""
         dirty = self._entries.get(entry.inode)
         if dirty is not None:
             self._publisher.orphan(dirty, entry)

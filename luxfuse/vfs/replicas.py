@@ -1,4 +1,4 @@
-"""Replicas of what was promised: other nodes hold it until the under-store has it."""
+"""Replicas of promised files: other nodes hold them until the under-store has them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PromisedReplicas:
         return wanted and dirty.kind is Kind.FILE and dirty.mode == WriteMode.ASYNC_THROUGH and dirty.source is not None
 
     def plan(self, dirty: Dirty) -> None:
-        """Give what is about to be promised a generation, and choose who holds it: the journal is to know first."""
+        """Give the content that is about to be promised a generation, and choose its holders: the journal notes them."""
         assert self._replicator is not None
         dirty.replicas.promise(self._replicator.plan(dirty.number, dirty.replicas.holders))
 
@@ -96,12 +96,12 @@ class PromisedReplicas:
             self._replicator.release(dirty.number, dirty.replicas.generation, dirty.replicas.holders, removed=True)
 
     async def tell_holders(self) -> None:
-        """Tell the holders of replicas what has another name now, or none: to be called before that is acknowledged."""
+        """Tell the holders of replicas which files have another name now, or none: before that is acknowledged."""
         replication = self._replicator
         if replication is None:
             return
         await replication.retract()
-        for dirty in list(self._notes.misled):  # those of others, too: who comes second waits for who was first
+        for dirty in list(self._notes.misled):  # those of other tasks, too: the second one waits for the first
             if dirty.place is None or dirty.source is None or not dirty.must_push or not dirty.replicas.replicated:
                 pass
             elif not self.wanted(dirty):
@@ -117,7 +117,7 @@ class PromisedReplicas:
             if stamp is None or dirty.replicas.have_all or dirty.source is None or dirty.place is None:
                 return True
             content = dirty.source.bytes
-            # What is being written to is not what they hold: that stays what was promised, under the new key.
+            # A file that is being written to is not what they hold: their content stays promised, under the new key.
             fd = content.fd if not dirty.content_changed(stamp) else -1
             with content.in_use():
                 try:

@@ -1,4 +1,4 @@
-"""The part of a cluster that writes need: other nodes hold what was promised until the store has it.
+"""The part of a cluster that writes need: other nodes hold promised files until the store has them.
 
 `luxfuse.cluster.replicator` implements it; without a cluster there is none.
 """
@@ -19,7 +19,7 @@ class Replicator(Protocol):
         """How many other nodes are to hold a write; 0: none."""
 
     def write(self, number: int, generation: int) -> Write:
-        """Return the name of what was promised of a file."""
+        """Return the name of a promised write of a file."""
 
     def described(self, metadata: Mapping[str, str], number: int, generation: int, key: str) -> dict[str, str]:
         """Return object metadata with the write id."""
@@ -48,7 +48,7 @@ class Replicator(Protocol):
         """Let holders drop what they have of a file up to ``generation``, soon. ``removed``: because the file is."""
 
     async def retract(self) -> None:
-        """Wait a moment until holders have dropped what was removed; those that do not answer are told later."""
+        """Wait a moment until holders have dropped removed files; those that do not answer are told later."""
 
     async def remove_again(self, outcome: Outcome) -> None:
         """A holder that took us for dead has brought a file to the store which was removed, or renamed, here."""

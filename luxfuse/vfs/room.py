@@ -1,4 +1,4 @@
-"""Room in the cache for what is not in the under-store yet: waiting for it, and counting what is taken."""
+"""Room in the cache for files that the under-store does not have yet: waiting for it, and counting it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Room:
 
     @asynccontextmanager
     async def kept(self, dirty: Dirty, wanted_bytes: int) -> AsyncIterator[None]:
-        """Wait for room where the staging file is, keep it for the block, then count what was taken. Raises `NoRoom`."""
+        """Wait for room where the staging file is, keep it for the block, then count the taken part. Raises `NoRoom`."""
         space, wanted = self.space_of(dirty), allocated_bytes(wanted_bytes)
         await self.wait(wanted, space)
         reserved = wanted if space.ledger.reserve(wanted) else 0
@@ -77,7 +77,7 @@ class Room:
     async def wait(self, wanted_bytes: int, space: Space | None = None) -> None:
         """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
 
-        What is not in the store yet takes memory, so there is a bound on the number of files, too (`TooMany`).
+        Files that the store does not have yet take memory, so there is a bound on their number, too (`TooMany`).
         """
         space = space or self._cache.hierarchy.home
         few = len(self._entries) < MOST_DIRTY
@@ -111,7 +111,7 @@ class Room:
         return self._cache.hierarchy.of(self._staging.directory_of(dirty.number))
 
     def is_volatile(self, space: Space | None) -> bool:
-        """Whether what is in a directory does not outlive the machine."""
+        """Whether a directory does not outlive the machine."""
         return space is not None and space.tier == "mem" and space is not self._cache.hierarchy.home
 
     def is_unfit(self, space: Space | None) -> bool:

@@ -1,4 +1,4 @@
-"""What all changes of the tree of names have in common; `making`, `describing`, `removing` and `moves` make them.
+"""The common ground of all changes of the tree of names; `making`, `describing`, `removing` and `moves` make them.
 
 In `cache-through` and `through` a change is made in the store first, and its error is the program's. In
 `async-through` it is made here and in the journal, and in the store later. In `must-cache` only here.
@@ -93,7 +93,7 @@ class Tree:
             raise KeyTooLong(refusal)
 
     def check_key_below(self, key: str) -> None:
-        """The same for a key that comes along with its directory. Raises `KeyTooLong`."""
+        """Raise `KeyTooLong` if the store cannot hold a key that comes along with its directory."""
         if refusal := naming.too_long_below(key, self._limits):
             raise KeyTooLong(refusal)
 
@@ -134,5 +134,5 @@ class Tree:
         return self._turns.of(places)
 
     async def commit(self) -> None:
-        """Make what was noted in the journal durable. Raises OSError."""
+        """Make the notes in the journal durable. Raises OSError."""
         await self._journal.commit()

@@ -1,4 +1,4 @@
-"""Bringing what is dirty to the under-store: at once for those who wait for it, in the background for the rest.
+"""Bringing dirty entries to the under-store: at once if a program waits for it, else in the background.
 
 One push of an entry at a time (`Dirty.lock`), one change of a key at a time (`Turns`): so a delete never overtakes the
 upload before it, nor the other way round. A push that fails leaves the entry dirty; it is tried again, with growing
@@ -46,12 +46,12 @@ PUSHES = 2
 
 
 def _lies_in(key: str, moved: str) -> bool:
-    """Whether a key is what is moved, a file or the prefix of a directory, or below it."""
+    """Whether a key is the moved one, a file or the prefix of a directory, or below it."""
     return key == moved or (moved.endswith("/") and key.startswith(moved))
 
 
 class Freeze:
-    """Keys that are being moved; whoever wants to change them waits."""
+    """Keys that are being moved: changes of them wait."""
 
     def __init__(self) -> None:
         self.stuck = False
@@ -59,19 +59,19 @@ class Freeze:
         self.changed = trio.Event()
 
     def stick(self) -> None:
-        """Give those who wait a deadline from now on."""
+        """Give changes that wait a deadline from now on."""
         self.stuck, changed, self.changed = True, self.changed, trio.Event()
         changed.set()
 
 
 class Keeper(Protocol):
-    """What makes contents durable here; see `Promises`."""
+    """Makes contents durable here; `Promises` does."""
 
     async def complete(self, dirty: Dirty) -> None:
         """Make a file independent of an object that is about to go, durably. Raises `StoreError`, OSError."""
 
     async def secure(self, dirty: Dirty) -> None:
-        """Make what there is of a file durable here, as what was promised of it last is about to go. Raises OSError."""
+        """Make a file durable here as it is now, as the content that was promised last is about to go. Raises OSError."""
 
 
 class WriteBack:
@@ -88,7 +88,7 @@ class WriteBack:
         is_read: Callable[[str], bool],
         nursery: trio.Nursery,
     ) -> None:
-        """``is_read``: whether a removed object is still read by somebody who has it open."""
+        """``is_read``: whether a removed object is still open for reading."""
         self._namespace = namespace
         self._entries = entries
         self._store = store
@@ -119,7 +119,7 @@ class WriteBack:
         )
 
     def connect(self, publisher: Publishes, keeper: Keeper) -> None:
-        """Give it what needs write-back itself: what was pushed is published, what is published may have to be pushed."""
+        """Give it the parts that need write-back themselves: pushed files are published, and some are pushed for that."""
         self._publisher, self._keeper = publisher, keeper
         self.pusher.connect(publisher)
 
@@ -230,7 +230,7 @@ class WriteBack:
         self._due.drop(dirty)
 
     async def run(self) -> None:
-        """Push what is due, until cancelled."""
+        """Push entries that are due, until cancelled."""
         while True:
             self._start_due()
             await self.pace.rest(POLL_S if self._due or self.deletes.planned else 3600)

@@ -117,18 +117,18 @@ class Exchanges:
         self._moved.settle(entry.inode, place)
 
     async def _bring(self, entry: Entry, key: str) -> None:
-        """Bring what is dirty of an entry to the store, so that there are objects to be moved."""
+        """Push an entry and all that is dirty below it, so that there are objects to be moved."""
         await self._writeback.finish_below(key)
         below = self._entries.below(key) if entry.kind is Kind.DIRECTORY else [self._entries.get(entry.inode)]
         for dirty in below:
             if dirty is not None and dirty.must_push:
-                dirty.close()  # what goes up is as good as synced
+                dirty.close()  # an uploaded file is as good as synced
                 await self._writeback.push(dirty)
 
     async def _swap_objects(
         self, number: int, arguments: dict[str, str], entries: tuple[Entry, Entry], steps: Sequence[Step]
     ) -> tuple[dict[str, ObjectInfo], dict[str, ObjectInfo]]:
-        """Make the three moves in the store; returns what was copied, by the old keys."""
+        """Make the three moves in the store; returns the copies, by the old keys."""
         began_s = time.time()
         key, between = arguments["first"], arguments["between"]
         moved: list[dict[str, ObjectInfo]] = []
@@ -150,7 +150,7 @@ class Exchanges:
         frozen: contextlib.ExitStack,
         freeze: Freeze,
     ) -> None:
-        """The exchange failed: undo it, now or as soon as the store lets us. Until then what is in it stays frozen."""
+        """The exchange failed: undo it, now or as soon as the store lets us. Until then its keys stay frozen."""
 
         def undone() -> None:
             for entry, where in entries:

@@ -1,4 +1,4 @@
-"""What is known here of moved objects gets their new keys: what is dirty, what is cached, and the entries."""
+"""Gives new keys to everything here that belongs to moved objects: dirty entries, cached pages, names."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class MovedKeys:
         self._cache = cache
 
     def rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
-        """Give what is dirty a new name and key, under which the store is expected to have ``expect``."""
+        """Give a dirty entry a new name and key, under which the store is expected to have ``expect``."""
         dirty.take_key(place, key, self._notes.mode_of(key), expect)
         self._notes.note(dirty)
 
     def adopt_version(self, place: Place, key: str, new_key: str, info: ObjectInfo) -> None:
-        """An entry of the store has a new key, and so a new version: keep what is cached of it."""
+        """An entry of the store has a new key, and so a new version: keep its cached pages."""
         entry = self._tree.entry_of(place)
         dirty = self._entries.get(entry.inode)
         if dirty is not None:
@@ -52,7 +52,7 @@ class MovedKeys:
             self._keep_cached(place, entry, key, new_key, info)
 
     def rekey_copied(self, dirty: Dirty, place: Place, new_key: str, info: ObjectInfo) -> None:
-        """What is dirty has a new key, under which the store has a copy of what it had of it under the old one."""
+        """A dirty entry has a new key, under which the store has a copy of the object that it had under the old one."""
         old_key, uploaded, entry = dirty.key, dirty.uploaded, self._tree.entry_of(place)
         dirty.stored.copied(old_key, new_key, info.version)
         self.rekey(dirty, place, new_key, info.version)
@@ -80,7 +80,7 @@ class MovedKeys:
         *,
         marked: bool = False,
     ) -> None:
-        """What is dirty below the directory, or is the directory itself, goes up under its new key.
+        """Dirty entries below the directory, and the directory itself, are pushed under their new keys.
 
         ``marked``: the store has a marker of the directory that the moved one replaces.
         """
@@ -101,7 +101,7 @@ class MovedKeys:
                 self._writeback.schedule(dirty)
 
     def note_copied(self, key: str, new_key: str, root: Place, cut: int, info: ObjectInfo) -> None:
-        """Find the entry of a moved object below its moved directory, and keep what is cached of it."""
+        """Find the entry of a moved object below its moved directory, and keep its cached pages."""
         entry: Entry | None = self._tree.entry_of(root)
         place = root
         parts = new_key[cut:].removesuffix(naming.SYMLINK_SUFFIX).split("/")

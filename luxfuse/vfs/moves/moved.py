@@ -1,4 +1,4 @@
-"""The names that a move leaves and takes: whose they are to say, and what of the old ones is removed."""
+"""The names that a move leaves and takes: which are held, which are settled, and when the old objects are removed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class MovedNames:
             self._making.make_whiteout(place)
 
     def settle(self, inode: int, place: Place) -> None:
-        """The store has what has the name, unless somebody has begun to change it, or it is not to go there."""
+        """The store has the entry under its name, unless that is dirty by now: then the name is held."""
         if self._entries.get(inode) is None:
             self._namespace.settle(inode, *place)
         else:

@@ -63,7 +63,7 @@ class ObjectMoves:
         self._moved = moved
 
     async def move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
-        """The store does not have the content yet: it will go up under the new key."""
+        """The store does not have the content yet: it will be uploaded under the new key."""
         old_key, version = dirty.key, dirty.stored.expect
         was_there = dirty.may_be_stored
         local = dirty.kind is Kind.SPECIAL
@@ -159,7 +159,7 @@ class ObjectMoves:
     def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
         """Return the key of the object that a move replaces, if no other one takes that key; else "".
 
-        ``local``: what is moved is of this machine only.
+        ``local``: the moved entry is of this machine only.
         """
         target = self._namespace.peek(*place)
         if target is None or not self._tree.in_store(target):
@@ -168,9 +168,9 @@ class ObjectMoves:
         return key if local or key != new_key else ""
 
     def _take_target(self, place: Place, new_key: str, *, local: bool) -> str | None:
-        """Forget what has the new name; returns what the store is expected to have under the new key.
+        """Forget the entry that has the new name; returns the version that the store is expected to have under the new key.
 
-        ``local``: as for `_replaced`; the store has nothing of that, and what it has goes.
+        ``local``: as for `_replaced`; the store has nothing of the moved entry, and its object of the new name goes.
         """
         if local:
             if (target := self._namespace.peek(*place)) is not None:

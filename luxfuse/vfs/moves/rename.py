@@ -1,8 +1,8 @@
 """Renaming. The store has no rename: an object is copied to its new key and then removed from the old one.
 
 Each move is in the journal before it begins and until it is over; a restart finishes it (`vfs.recovery`), which copies
-again what was not removed yet. What the store does not have yet only changes its key. A directory is moved object by
-object; while that goes on, nothing below it is pushed or removed.
+again the objects that were not removed yet. A file that the store does not have yet only changes its key. A directory is
+moved object by object; while that goes on, nothing below it is pushed or removed.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Moves:
             return None
 
     async def _keep_directory(self, entry: Entry, new_place: Place) -> None:
-        """What is of this machine only may take the place of all that the store has of a directory."""
+        """An entry of this machine only may take the place of all that the store has of a directory."""
         if self._tree.stays_here(entry):
             await self._removing.keep_directory(*new_place)
 

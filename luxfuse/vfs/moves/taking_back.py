@@ -1,6 +1,6 @@
-"""Undoing an exchange of names that failed on its way: what has gone to another key comes back, from the last step on.
+"""Undoing an exchange of names that failed on its way: moved objects come back, from the last step on.
 
-The journal has the exchange until that is done, and how far it is undone: a restart does what is missing of it instead,
+The journal has the exchange until that is done, and how far it is undone: a restart does the rest of it instead,
 from there on (`vfs.recovery`).
 """
 

@@ -1,4 +1,4 @@
-"""Keeps in the recovered directory what does not go to the store: it was never promised, or the store cannot hold it."""
+"""Keeps files in the recovered directory that were never promised, or that the store cannot hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Aside:
-    """Sets aside what cannot be placed, and lets its name show what the store has."""
+    """Sets files aside that are not uploaded, and lets their names show the objects of the store."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Aside:
         self._limits = limits
 
     def refusal(self, record: FileRecord) -> str | None:
-        """Say why the store can never hold what is to go there, None if it can. An earlier version asked too late."""
+        """Say why the store can never hold a file, None if it can. An earlier version of luxfuse asked too late."""
         if record.kind is Kind.SPECIAL or record.mode is WriteMode.MUST_CACHE:
             return None
         return naming.too_long(record.key, self._limits)
 
     async def give_up(self, number: int, record: FileRecord, refusal: str) -> None:
-        """Keep what can never go to the store, and let the name show what the store has: nothing."""
+        """Keep a file that can never go to the store, and take its name away."""
         kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
         log.warning(
             "%r can never be brought to the under-store: %s; %s",
@@ -74,7 +74,7 @@ class Aside:
         reached("recover.refused")
 
     async def set_aside(self, number: int, record: FileRecord) -> int:
-        """A file that was never closed: keep what was written, and let the name show what the store has."""
+        """A file that was never closed: keep its content, and let the name show the object of the store."""
         parent, name = self._places.place(record.key)
         entry = self._names.get(parent, name)
         if record.doomed and not await has_other(self._store, record):

@@ -1,4 +1,4 @@
-"""The contents of the files of the journal: staging files, and what the journal itself has of small ones."""
+"""The contents of the files of the journal: staging files, and small contents in the journal itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IO_THREADS = 4
 
 
 class JournalContents:
-    """Opens the content of what is to be uploaded."""
+    """Opens the contents of files that are to be uploaded."""
 
     def __init__(self, journal: Journal, staging: Staging, cache: PageCache) -> None:
         self._journal = journal

@@ -51,7 +51,7 @@ class UnfinishedDeletes:
     async def carry_on(self) -> None:
         """Hold the names of those that are left, and make them in the background."""
         gone = await self._gone_directories()
-        for key in sorted(self._journal.deletes, reverse=True):  # what is in a directory before the directory
+        for key in sorted(self._journal.deletes, reverse=True):  # entries of a directory before the directory
             self._resume(key, gone)
             reached("recover.delete")
         await self._show_others(gone)
@@ -72,7 +72,7 @@ class UnfinishedDeletes:
             log.info("deletes of the last run cannot be made yet: %s", exc)
 
     async def _not_replaced(self, keys: list[str]) -> list[str]:
-        """Leave out what somebody else has written anew since it was removed here, and markers with content."""
+        """Leave out objects that somebody else has written anew since they were removed here, and markers with content."""
         replaced: set[str] = set()
         limiter = trio.CapacityLimiter(CONCURRENT_HEADS)
 
@@ -91,7 +91,7 @@ class UnfinishedDeletes:
         return [key for key in keys if key not in replaced]
 
     async def _gone_directories(self) -> set[str]:
-        """Return the key prefixes of directories of which the store has nothing but what is to be deleted."""
+        """Return the key prefixes of directories of which the store has only objects that are to be deleted."""
         gone: set[str] = set()
         changed = {prefix for d in self._entries for prefix in (*directories_of(d.key), d.key)}
         try:

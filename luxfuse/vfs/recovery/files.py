@@ -1,4 +1,4 @@
-"""Makes dirty again what was closed or synced, so that it is pushed."""
+"""Makes files dirty again that were closed or synced, so that they are pushed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PromisedFiles:
         return True
 
     async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
-        """Record what the store has of a file of which only the attributes changed; returns its version, None for none."""
+        """Record the object of a file of which only the attributes changed; returns its version, None if there is none."""
         try:
             info = await self._store.head(record.key)
         except NotFound:

@@ -1,4 +1,4 @@
-"""What the store has of a file of the journal, whose last run ended before the journal said so."""
+"""Whether the store got a file of the journal: the last run ended before the journal said so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finishes the moves of the last run: what is still under the old key is copied and removed.
+"""Finishes the moves of the last run: objects that are still under the old key are copied and removed.
 
 Copying is repeated, so a move that was cut short anywhere ends as if it had not been.
 """
@@ -62,7 +62,7 @@ class UnfinishedMoves:
             steps = ((first, between), (second, _like(first, second)), (between, _like(second, first)))
             for step in range(operation.step, len(steps)):
                 source, target = steps[step]
-                operation.step = step  # what was moved already must not be moved back by the next restart
+                operation.step = step  # the next restart must not move back an object that was moved already
                 self._journal.put_operation(number, operation)
                 await self._journal.commit()
                 if source.endswith("/"):
@@ -74,7 +74,7 @@ class UnfinishedMoves:
                 self._places.forget_listing(arguments[name])
 
     def _rekey(self, operation: OperationRecord) -> None:
-        """Give what is dirty of moved keys its new key; what the move has replaced is gone."""
+        """Give records of the journal that a move is about their new keys; those that it has replaced are gone."""
         arguments = operation.arguments
         moves: tuple[tuple[str, str], ...]
         if operation.kind == SWAP:

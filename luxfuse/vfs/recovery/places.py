@@ -1,4 +1,4 @@
-"""The names of what the journal has: the journal alone is believed, and names that the index lacks are made anew."""
+"""The names of keys in the journal: the journal alone is believed, and names that the index lacks are made anew."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Places:
             entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
             self._names.put(parent, name, entry)
             return entry
-        # A directory that was made here is another one than what the index has under the name, with what is in that.
+        # A directory that was made here is another one than that of the index, and so are the entries in it.
         made = record.expect == ABSENT
         if entry is not None and entry.kind is Kind.DIRECTORY and record.kind is Kind.DIRECTORY and not made:
             entry.attributes, entry.checked_s = record.attributes, self._namespace.now_s()
@@ -66,7 +66,7 @@ class Places:
         )
 
     def forget_listing(self, key: str) -> None:
-        """What the store has of a key has changed: let the directory be listed again, and the name looked up."""
+        """An object of the store has come or gone: let its directory be listed again, and its name looked up."""
         parent, name = self.place(key)
         self._names.listings.forget(parent)
         self.erase(parent, name, key)

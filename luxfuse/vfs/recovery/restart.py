@@ -1,12 +1,12 @@
-"""What a restart makes of the journal, before the tree answers.
+"""A restart takes up the journal before the tree answers.
 
-1. Multipart uploads that were open are aborted, but those of which parts have arrived of a file that is to go up.
-2. Moves are finished: what is still under the old key is copied and removed. Copying is repeated, so a move that was
-   cut short anywhere ends as if it had not been.
+1. Multipart uploads that were open are aborted, but those of which parts have arrived of a file that is to be uploaded.
+2. Moves are finished: objects that are still under the old key are copied and removed. Copying is repeated, so a move
+   that was cut short anywhere ends as if it had not been.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
-4. What the store can never hold, because its key is too long, is kept in the recovered directory.
-5. Files that were closed or synced are dirty again, and go up. Those that were not have never been promised to anybody:
-   their content is kept in the recovered directory, and the name shows what the store has.
+4. Files that the store can never hold, because their keys are too long, are kept in the recovered directory.
+5. Files that were closed or synced are dirty again, and are uploaded. Those that were not have never been promised to
+   anybody: their content is kept in the recovered directory, and the name shows the object of the store.
 
 The journal alone is believed: names that the index lacks are made anew.
 """
@@ -47,7 +47,7 @@ ABORT_DEADLINE_S = 5.0
 
 @dataclass(slots=True)
 class Outcome:
-    """How many files go up now, deletes and moves were found, and files are kept in the recovered directory.
+    """How many files are uploaded now, deletes and moves were found, and files are kept in the recovered directory.
 
     ``lost``: files whose content was promised, but is not on the disk any more: somebody has emptied the cache directory.
     """
@@ -167,7 +167,7 @@ class Recovery:
                 outcome.recovered += await self._aside.keep(number, f"unknown-{number:x}")
 
     async def abort_uploads(self) -> None:
-        """Drop uploads of the last run that are not gone on with; what cannot be dropped now is left to the next."""
+        """Drop uploads of the last run that are not gone on with; those that cannot be dropped now are left to the next."""
         resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
         for key, upload in self._journal.uploads - resumed:
             try:
