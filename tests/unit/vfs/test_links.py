@@ -107,7 +107,7 @@ async def test_what_has_a_name_stays(tmp_path: Path, mode: str) -> None:
         assert await m.read_all("b") == b"one"
         await m.drain()
         assert await m.read_all("b") == b"one"
-        assert driver.objects["b"][0] == b"one" or mode == "must-cache"
+        assert mode == "must-cache" or driver.objects["b"][0] == b"one"  # else the delete may have been made
 
 
 @MODES
