@@ -101,7 +101,7 @@ class Names:
 
     @property
     def evidence(self) -> tuple[int, bool]:
-        """The evidence of whether the store's objects carry attributes; see `core.evidence`."""
+        """The evidence of whether the store's objects carry attributes, for `core.evidence`."""
         stored = self._store.get(Table.META, b"evidence")
         return (stored[0], bool(stored[1])) if stored else (0, False)
 
@@ -259,7 +259,7 @@ class Names:
         return entry
 
     def _records_of(self, parent: int, name: bytes, entry: Entry) -> Records:
-        """What makes the name refer to the entry.
+        """Return the records that make a name refer to an entry.
 
         INODES too where the number stays: a merge that runs now may be about to give the name another one.
         """

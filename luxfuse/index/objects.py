@@ -177,7 +177,7 @@ class Objects:
         await self._store.flush()
 
     def ordered(self, directory: int, segment: int) -> Iterator[Cached]:
-        """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; see `commit`."""
+        """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; `commit` before."""
         prefix = bytes((directory, segment))
         start = prefix
         while items := self._store.current_items(Table.STANDINGS, start, prefix, SCAN_BATCH):

@@ -99,7 +99,7 @@ class IndexStore:
         self._pending = Uncommitted()
         self._committing = Uncommitted()
         self._warm: Changes = {}
-        """The entries that `warm` read last, as far as they were not changed since."""
+        """Records that `warm` read last, as far as they were not changed since."""
         self._warming: set[tuple[Table, bytes]] = set()
         """The keys that it reads now, and that nobody has changed since it began."""
         self._writer = trio.Lock()

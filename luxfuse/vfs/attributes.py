@@ -1,4 +1,4 @@
-"""What `stat` shows for an entry, and what travels with an object.
+"""Attributes: those that `stat` shows for an entry, and those that travel with an object.
 
 mode, uid, gid, mtime, atime, ctime and extended attributes travel in object metadata under the keys that s3fs-fuse uses
 (numbers, ``mode`` with the file type, times in seconds with a fraction; its wiki page "File attributes", and ``xattr``:
@@ -45,7 +45,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class AttributeChanges:
-    """What a setattr changes; None leaves it. ``mode`` holds permissions only."""
+    """The changes of a setattr; None leaves a value. ``mode`` holds permissions only."""
 
     mode: int | None = None
     uid: int | None = None

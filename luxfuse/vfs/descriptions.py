@@ -1,4 +1,4 @@
-"""What the store says of objects beside their content: mode, owner, times, extended attributes.
+"""Descriptions of objects by the store, beside their content: mode, owner, times, extended attributes.
 
 They come with every answer about a single object: a read, a fetch ahead and a load all learn them, and that the object is
 still the same. A listing does not bring them.

@@ -86,14 +86,14 @@ class Dirty:
         if self.source is not None:
             self.source.cancelled = True
 
-    # -- what is promised
+    # -- promises
 
     def close(self) -> None:
-        """What there is of it is to survive a restart."""
+        """The content as it is now is to survive a restart."""
         self.closed = True
 
     def withdraw(self) -> None:
-        """The next run keeps what there is of it, and does not upload it."""
+        """The next run keeps the content in the recovered directory, and does not upload it."""
         self.closed = False
 
     def promised_content(self, stamp: Stamp | None) -> None:
@@ -305,7 +305,7 @@ class DirtyEntries:
         dirty.end()
 
     def note_partial(self, dirty: Dirty) -> None:
-        """The content of one lies in part in an object of the store; see `based_on`."""
+        """The content of one lies in part in an object of the store: `based_on` finds it."""
         self._partial.add(dirty)
 
     def based_on(self, key: str) -> list[Dirty]:
@@ -314,7 +314,7 @@ class DirtyEntries:
         return [d for d in self._partial if d.source and d.source.bytes.base and d.source.bytes.base.record.key == key]
 
     def note_displaced(self, dirty: Dirty) -> None:
-        """One has another key than what the store has of it; see `stored_under`."""
+        """One has another key than its object in the store: `stored_under` finds it."""
         self._displaced.add(dirty)
 
     def stored_under(self, key: str) -> list[Dirty]:

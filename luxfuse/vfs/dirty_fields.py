@@ -19,7 +19,7 @@ MOST_SENT = 15
 
 @dataclass(slots=True)
 class Stored:
-    """What the store has of an entry, as far as that is known, and what may have come there unheard of."""
+    """The object that the store has of an entry, as far as that is known, and uploads that may have arrived unheard of."""
 
     expect: str | None
     """The version that the store is believed to hold under the key: "" for none, None if that is not known."""
@@ -30,13 +30,13 @@ class Stored:
     resumed: bool = False
     """Whether it is of a run that was killed: the store may have got it without ``expect`` saying so."""
     doomed: bool = False
-    """Whether what the store has under the key was removed here, and goes even if this never gets there."""
+    """Whether the object under the key was removed here, and goes even if this entry never gets to the store."""
     sent: tuple[tuple[int, int], ...] = ()
     """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
     described: Mapping[str, str] | None = None
     """The metadata that a copy was asked for which may have been made unheard of."""
     kept: Properties | None = None
-    """What others have set on the object that it is, as of ``kept_s``; see `keeping`."""
+    """Properties that others have set on its object, as of ``kept_s`` (`keeping`)."""
     kept_s: float = -math.inf
 
     def is_under(self, key: str) -> bool:
@@ -58,12 +58,12 @@ class Stored:
         self.at = (key, version)
 
     def copied(self, key: str, new_key: str, version: str) -> None:
-        """What the store had under a key, it has under another one, as a version of its own."""
+        """The store has a copy of an object under another key, as a version of its own."""
         if self.is_under(key):
             self.at = (new_key, version)
 
     def replaces_removed(self, removed: bool) -> None:
-        """``removed``: what the store has under the key was removed here."""
+        """``removed``: the object under the key was removed here."""
         self.doomed = removed
 
     def may_have_arrived(self, stamp: Stamp) -> None:
@@ -75,7 +75,7 @@ class Stored:
         self.described = metadata
 
     def looked_at(self, now_s: float, found: Properties | None) -> None:
-        """What others have set is known as of now; None: nothing else than before."""
+        """The properties that others have set are known as of now; None: they are as before."""
         if found is not None:
             self.kept = found
         self.kept_s = now_s
@@ -87,7 +87,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Replicas:
-    """What other nodes hold of a file until the store has it."""
+    """The replicas of a file that other nodes hold until the store has it."""
 
     generation: int = 0
     """Of the content that was promised last, where other nodes are to hold replicas of it; 0: none was."""

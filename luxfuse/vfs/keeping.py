@@ -20,7 +20,7 @@ from luxfuse.vfs.dirty import Dirty
 log = logging.getLogger(__name__)
 
 OWN_METADATA = frozenset({"mode", "uid", "gid", "mtime", "atime", "ctime", "xattr", WRITE_METADATA})
-"""What `attributes.to_metadata` and replication write: it is what we say of the file now, or nothing."""
+"""Written by `attributes.to_metadata` and replication: our present value counts, or none."""
 
 KEPT_S = 60.0
 """While a file stays open, it is not looked at more often."""

@@ -1,4 +1,4 @@
-"""What a close or an fsync promises: the content is in the under-store, or in the journal and on disk."""
+"""The promise of a close or an fsync: the content is in the under-store, or in the journal and on disk."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ MARKED = "marker"
 
 
 class Publishes(Protocol):
-    """The end of dirty states; see `Publisher`."""
+    """The end of dirty states; `Publisher` implements it."""
 
     def publish(self, dirty: Dirty) -> None:
         """An entry is in the store: end the dirty state if nobody writes to it any more."""

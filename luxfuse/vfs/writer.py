@@ -9,7 +9,7 @@ While it is dirty its name is held (`Namespace.hold`). A close or fsync brings t
 as the write mode says (`promises`). When nobody writes any more and the store has all of it, `publishing` renames the
 staging file back into the cache, as the object version that was uploaded.
 
-What turns one state into another happens without a wait in between; after each wait, it is looked at anew.
+A change from one state to another has no wait in it; after each wait, the state is looked at anew.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class Writer:
         os.utime(dirty.content.fd, ns=(atime_ns, mtime_ns))
 
     def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
-        """Give a file an empty staging file; see `_stage`."""
+        """Give a file an empty staging file."""
         fd, path = self._new_staging_file(dirty), self._staging.path_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         made_ns = now_ns()

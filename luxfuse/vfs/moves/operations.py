@@ -1,4 +1,4 @@
-"""What the journal calls the moves, and the flags of rename(2)."""
+"""The kinds of moves in the journal, and the flags of rename(2)."""
 
 from __future__ import annotations
 
