@@ -19,7 +19,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.in_store import has_other
-from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Aside:
         *,
         namespace: Namespace,
         names: Names,
-        places: Places,
+        places: JournalPlaces,
         contents: JournalContents,
         journal: Journal,
         staging: Staging,

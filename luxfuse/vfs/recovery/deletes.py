@@ -19,7 +19,7 @@ from luxfuse.vfs.deletes import DELETE_BATCH, Deletes
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pushing import MARKED
-from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class UnfinishedDeletes:
         *,
         namespace: Namespace,
         names: Names,
-        places: Places,
+        places: JournalPlaces,
         entries: DirtyEntries,
         journal: Journal,
         deletes: Deletes,

@@ -19,7 +19,7 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Replicas, Stored
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
-from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.writeback import WriteBack
 
 
@@ -31,7 +31,7 @@ class PromisedFiles:
         *,
         namespace: Namespace,
         names: Names,
-        places: Places,
+        places: JournalPlaces,
         contents: JournalContents,
         entries: DirtyEntries,
         journal: Journal,

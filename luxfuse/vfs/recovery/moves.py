@@ -19,7 +19,7 @@ from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.moves.operations import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.recovery.in_store import has_other
-from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KEYS = {"source", "target", "replaced", "first", "second", "between"}
 class UnfinishedMoves:
     """The moves that the journal has."""
 
-    def __init__(self, *, places: Places, journal: Journal, staging: Staging, store: Store) -> None:
+    def __init__(self, *, places: JournalPlaces, journal: Journal, staging: Staging, store: Store) -> None:
         self._places = places
         self._journal = journal
         self._staging = staging

@@ -13,7 +13,7 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
 
 
-class Places:
+class JournalPlaces:
     """Finds, makes and forgets the names of keys."""
 
     def __init__(self, namespace: Namespace, names: Names, entries: DirtyEntries) -> None:

@@ -36,7 +36,7 @@ from luxfuse.vfs.recovery.deletes import UnfinishedDeletes
 from luxfuse.vfs.recovery.files import PromisedFiles
 from luxfuse.vfs.recovery.in_store import was_pushed
 from luxfuse.vfs.recovery.moves import UnfinishedMoves
-from luxfuse.vfs.recovery.places import Places
+from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.writeback import WriteBack
 
@@ -84,7 +84,7 @@ class Recovery:
         self._journal = journal
         self._staging = staging
         self._store = store
-        places = Places(namespace, names, entries)
+        places = JournalPlaces(namespace, names, entries)
         contents = JournalContents(journal, staging, cache)
         self._moves = UnfinishedMoves(places=places, journal=journal, staging=staging, store=store)
         self._deletes = UnfinishedDeletes(
