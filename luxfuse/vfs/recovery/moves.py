@@ -12,7 +12,7 @@ import msgspec
 
 from luxfuse.core import names as naming
 from luxfuse.errors import NotFound, VersionChanged
-from luxfuse.index.journal import Journal, OperationRecord
+from luxfuse.index.journal import FileRecord, Journal, OperationRecord
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import ABSENT, Kind, WriteMode
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 KEYS = {"source", "target", "replaced", "first", "second", "between"}
 """The arguments of operations that are keys."""
+
+
+Move = tuple[str, str]
+"""The old and the new key, or prefix."""
 
 
 class UnfinishedMoves:
@@ -76,7 +80,7 @@ class UnfinishedMoves:
     def _rekey(self, operation: OperationRecord) -> None:
         """Give records of the journal that a move is about their new keys; those that it has replaced are gone."""
         arguments = operation.arguments
-        moves: tuple[tuple[str, str], ...]
+        moves: tuple[Move, ...]
         if operation.kind == SWAP:
             first, second = arguments["first"], arguments["second"]
             moves = ((first, _like(second, first)), (second, _like(first, second)))
@@ -88,33 +92,13 @@ class UnfinishedMoves:
                 if record.key in (target, arguments.get("replaced")) and str(record.inode) != arguments.get("inode"):
                     self._journal.drop_file(number)
                     self._staging.remove(number)
-        for number, found in list(self._journal.files.items()):
-            record = found
-            for source, target in moves:
-                if operation.kind == MOVE and record.kind is Kind.SPECIAL and record.key == source:
-                    break  # the whiteout that the move left: it moves objects of the store only
-                keys = (source,) if operation.kind == SWAP else (source, target)
-                at = next((key for key in keys if _is_in(record.key, key)), None)
-                if at is not None:  # copying again gave a new version to what has its new key already
-                    never = record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL
-                    expect = ABSENT if never and record.expect == ABSENT else None
-                    record = msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=expect)
-                    self._journal.put_file(number, record)
-                    break
-            for source, target in moves:
-                if record.inherits and _is_in(record.inherits, source):
-                    inherits = target + record.inherits[len(source) :]
-                    record = msgspec.structs.replace(record, inherits=inherits)
-                    self._journal.put_file(number, record)
-                    break
-            for source, target in moves:
-                if record.stored is not None and _is_in(record.stored[0], source):
-                    stored = target + record.stored[0][len(source) :], ""
-                    self._journal.put_file(number, msgspec.structs.replace(record, stored=stored))
-                    break
+        for number, record in list(self._journal.files.items()):
+            rekeyed = _rekeyed(record, operation.kind, moves)
+            if rekeyed is not record:
+                self._journal.put_file(number, rekeyed)
 
     async def move_what_was_not_closed(self) -> None:
-        """Files that were renamed while they were open for writing do not go up: move what the store has of them."""
+        """Move the objects of files that were renamed while they were open for writing: those are not uploaded."""
         for number, record in list(self._journal.files.items()):
             if record.closed or record.stored is None:
                 continue
@@ -154,12 +138,39 @@ class UnfinishedMoves:
             raise error
 
 
+def _rekeyed(record: FileRecord, kind: str, moves: tuple[Move, ...]) -> FileRecord:
+    """Return a record with its keys after moves of a kind; itself if they are not about it."""
+    record = _with_new_key(record, kind, moves)
+    for source, target in moves:
+        if record.inherits and _is_in(record.inherits, source):
+            record = msgspec.structs.replace(record, inherits=target + record.inherits[len(source) :])
+            break
+    for source, target in moves:
+        if record.stored is not None and _is_in(record.stored[0], source):
+            record = msgspec.structs.replace(record, stored=(target + record.stored[0][len(source) :], ""))
+            break
+    return record
+
+
+def _with_new_key(record: FileRecord, kind: str, moves: tuple[Move, ...]) -> FileRecord:
+    for source, target in moves:
+        if kind == MOVE and record.kind is Kind.SPECIAL and record.key == source:
+            return record  # the whiteout that the move left: it moves objects of the store only
+        keys = (source,) if kind == SWAP else (source, target)
+        at = next((key for key in keys if _is_in(record.key, key)), None)
+        if at is not None:  # copying again gave a new version to an object that has its new key already
+            never = record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL
+            expect = ABSENT if never and record.expect == ABSENT else None
+            return msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=expect)
+    return record
+
+
 def _is_in(key: str, moved: str) -> bool:
     return key == moved or (moved.endswith("/") and key.startswith(moved))
 
 
 def _like(key: str, other: str) -> str:
-    """Return ``key`` in the form (directory, symlink, file) of ``other``: what an exchange brings there."""
+    """Return ``key`` in the form (directory, symlink, file) of ``other``, which an exchange brings there."""
     plain = key.rstrip("/").removesuffix(naming.SYMLINK_SUFFIX)
     suffix = "/" if other.endswith("/") else naming.SYMLINK_SUFFIX if other.endswith(naming.SYMLINK_SUFFIX) else ""
     return plain + suffix
