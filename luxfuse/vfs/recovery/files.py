@@ -8,8 +8,10 @@ import trio
 
 from luxfuse.cache.open_uploads import best
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload_source import Source
 from luxfuse.errors import NotFound
+from luxfuse.index.entries import Entry
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.tiers.staging import Staging
@@ -68,12 +70,35 @@ class PromisedFiles:
             if expect is None:
                 return False
         entry = self._places.entry_of(parent, name, record)
+        dirty = self._dirty(number, record, entry, (parent, name), expect, content, inline)
+        self._entries.add(dirty)
+        if dirty.needs_base:
+            self._entries.note_partial(dirty)
+        self._namespace.hold(entry.inode, parent, name)
+        as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
+        if record.inode != entry.inode or (inline is not None and not as_noted):
+            self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
+        if dirty.must_push:
+            self._writeback.schedule(dirty)
+        return True
+
+    def _dirty(
+        self,
+        number: int,
+        record: FileRecord,
+        entry: Entry,
+        place: tuple[int, bytes],
+        expect: str | None,
+        content: StagedBytes | None,
+        inline: bytes | None,
+    ) -> Dirty:
+        """Return the dirty entry that a record tells of."""
         dirty = Dirty(
             number,
             entry.inode,
             record.kind,
             record.mode,
-            (parent, name),
+            place,
             record.key,
             Stored(
                 expect,
@@ -92,16 +117,7 @@ class PromisedFiles:
             dirty.resume(Source(record.key, content, open=arrived), os.fstat(content.fd).st_blocks * 512)
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
             space.count_staged(dirty.accounted_bytes)
-        self._entries.add(dirty)
-        if dirty.needs_base:
-            self._entries.note_partial(dirty)
-        self._namespace.hold(entry.inode, parent, name)
-        as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
-        if record.inode != entry.inode or (inline is not None and not as_noted):
-            self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
-        if dirty.must_push:
-            self._writeback.schedule(dirty)
-        return True
+        return dirty
 
     async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
         """Record the object of a file of which only the attributes changed; returns its version, None if there is none."""
