@@ -104,7 +104,7 @@ async def test_a_rule_limits_the_time_and_a_file_that_is_open_stays(tmp_path: Pa
     async with mounted(tmp_path, store()) as m:
         await read(m, 0, 1)
         handle = await m.open("d/01")
-        m.fs._policies.replace([PathRule("d/**", ttl_s=60.0)], PathPolicy(WriteMode.CACHE_THROUGH, "cache"))
+        m.fs._refusals._policies.replace([PathRule("d/**", ttl_s=60.0)], PathPolicy(WriteMode.CACHE_THROUGH, "cache"))
         later(m, 61)
         await m.retention.expire()
         assert await cached(m) == {"d/01"}
@@ -135,7 +135,7 @@ async def test_files_are_removed_after_their_time(tmp_path: Path) -> None:
 async def test_a_rule_can_pin_place_and_forbid(tmp_path: Path) -> None:
     rules = [PathRule("d/0?", pin=True), PathRule("d/1*", read_mode="no-cache"), PathRule("other", read_only=True)]
     async with mounted(tmp_path, store()) as m:
-        m.fs._policies.replace(rules, PathPolicy(WriteMode.CACHE_THROUGH, "cache"))
+        m.fs._refusals._policies.replace(rules, PathPolicy(WriteMode.CACHE_THROUGH, "cache"))
         await read(m, 1, 10)
         assert await cached(m) == {"d/01"}
         assert m.space.standings.pinned_bytes == pages(1)
