@@ -40,7 +40,7 @@ class ByteBudget:
         return self._limit
 
     async def let_others_go_first(self) -> None:
-        """Wait until nothing is held, for `LONGEST_YIELD_S` at most: for what is done in the background, without end."""
+        """Wait until nothing is held, for `LONGEST_YIELD_S` at most: for work in the background, which never ends."""
         with trio.move_on_after(LONGEST_YIELD_S):
             while not self.idle:  # noqa: ASYNC110 (an event would be set at the end of every request)
                 await trio.sleep(YIELD_S)
@@ -91,7 +91,7 @@ class ByteBudget:
 
 
 class RecentPages:
-    """Pages fetched or verified lately, in memory, so that a reader who comes at once does not read the disk.
+    """Pages fetched or verified lately, in memory, so that a reader that comes at once does not read the disk.
 
     Bounded by bytes, least recently used first out. A page that a stream has read to its end is discarded by the
     reader: the kernel has it now. A page that is a part of a larger buffer, as those of one run are, keeps all of that

@@ -72,7 +72,7 @@ class Flight:
             return True
 
     def settle_quota(self) -> None:
-        """End the reservation in a quota, which counts what is stored by itself."""
+        """End the reservation in a quota, which counts stored bytes by itself."""
         if self.quota is not None:
             self.quota.settle(allocated_bytes(self.length), 0)
             self.quota = None

@@ -1,10 +1,10 @@
-"""Compares cache files with what is recorded of them, and mends them.
+"""Compares cache files with their records, and mends them.
 
 Theory of operation
 -------------------
 Nobody waits for a check, and it keeps nobody waiting: it reads in slices, from the disk and past the page cache, keeps to
-`BYTES_PER_S`, and lets what is fetched for readers go first. Between slices it holds nothing, so an object can be evicted,
-moved or written to meanwhile; what was found is believed only if the object is then still the same, in the same file
+`BYTES_PER_S`, and lets fetches for readers go first. Between slices it holds nothing, so an object can be evicted,
+moved or written to meanwhile; a finding is believed only if the object is then still the same, in the same file
 (`Contents.still_there`). Nothing of a file that the kernel has open is mended (`Contents.may_drop`).
 """
 

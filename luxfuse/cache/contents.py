@@ -1,7 +1,7 @@
 """The objects of the page cache: which pages of each are here, where, and how far they can be trusted.
 
 Each object version in use is one `CachedObject`, shared by all its readers; a few that are not used any more are kept at
-hand. `Fetching` fills them, `PageCache` reads them; each has what it needs of this one given to it.
+hand. `Fetching` fills them, `PageCache` reads them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Contents:
         """Told of each use of a cached object."""
 
     def read_by(self, readers: Readers) -> None:
-        """Ask these from now on: they are made after what they read from."""
+        """Ask these from now on: they are made after the cache, which they read from."""
         self._readers = readers
 
     # -- objects
@@ -91,7 +91,7 @@ class Contents:
         return obj
 
     async def flush(self) -> None:
-        """Bring to the index's disk what is recorded of the cache; while it cannot be written, that waits."""
+        """Bring the records of the cache to the index's disk; while it cannot be written, that waits."""
         await self._objects.flush()
 
     async def expect(self, versions: Iterable[tuple[str, str]]) -> None:
@@ -155,7 +155,7 @@ class Contents:
         return self.hierarchy.usable and self.hierarchy.placing(obj.record.key).keep
 
     def record_of(self, oid: bytes) -> ObjectRecord | None:
-        """Return what is recorded of a cached object."""
+        """Return the record of a cached object."""
         obj = self._live.get(oid) or self._idle.get(oid)
         return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
 
@@ -214,7 +214,7 @@ class Contents:
         space.ledger.free(self._objects.drop(oid) or 0)
 
     def take_up(self, space: Space) -> None:
-        """A cache directory came into use: what the index has there is cached."""
+        """A cache directory came into use: the objects that the index has there are cached."""
         for oid in [oid for oid, obj in self._idle.items() if not obj.pages.count]:
             del self._idle[oid]
         for oid, obj in self._live.items():
@@ -329,7 +329,7 @@ class Contents:
         return oid
 
     def rename(self, key: str, version: str, size: int, new_key: str, new_version: str) -> bytes | None:
-        """An object of the store has another key or version now: keep what is cached; returns its new id if there is any.
+        """An object of the store has another key or version now: keep its pages; returns its new id if there are any.
 
         What is on its way at the moment is given up, and fetched again when it is needed.
         """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Bytes served to readers by where they came from, and what went wrong; all rise from the start on."""
+    """Bytes served to readers by where they came from, and failures; all rise from the start on."""
 
     memory_bytes: int = 0
     understore_bytes: int = 0

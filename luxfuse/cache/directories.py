@@ -1,9 +1,9 @@
 """Cache directories that come and go while the mount is in use.
 
-*Adding* one claims it; what the index knows of its files is cached from that moment on. *Draining* one stops storing
-there, moves what it holds to other directories where there is room, drops the rest, waits until nobody has
-it open or staged, and gives it up. A sick one is given up with all that it holds. The home directory stays: the journal
-belongs to it.
+*Adding* one claims it; files in it that the index knows are cached from that moment on. *Draining* one stops storing
+there, moves its files to other directories where there is room, drops the rest, waits until nothing of it is open or
+staged, and gives it up. A sick one is given up with all that it holds. The home directory stays: the journal belongs to
+it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Directories:
 
     @asynccontextmanager
     async def changed_to(self, wanted: Sequence[CacheSetting]) -> AsyncGenerator[None, None]:
-        """The same around a block: what is left out is drained after it, and nothing is changed if the block fails."""
+        """The same around a block: directories left out are drained after it, and nothing is changed if the block fails."""
         async with self._changing:
             paths = {str(Path(setting.path)) for setting in wanted}
             in_use = {space.directory.name: space for space in self._hierarchy}
@@ -195,7 +195,7 @@ class Directories:
         return not (recorded or staged or space.ledger.reserved_bytes or self._contents.uses(space))
 
     async def _empty_some(self, space: Space) -> bool:
-        """Move or drop some of what a directory holds; returns whether that came to something."""
+        """Move or drop some objects of a directory; returns whether that came to something."""
         await self._mover.end_waiting()
         try:
             if space.degraded:
@@ -249,7 +249,7 @@ class Directories:
         return sorted((other for other in self._hierarchy if other is not space and not other.shut), key=distance)
 
     def close(self) -> None:
-        """Give up what was added; the mount is at its end."""
+        """Give up the directories that were added; the mount is at its end."""
         for directory in self._added:
             directory.close()
 

@@ -47,10 +47,10 @@ class Descriptions(Protocol):
     """Descriptions of objects, which come beside their bytes."""
 
     def heard(self, info: ObjectInfo, asked_s: float) -> None:
-        """Take note of what the under-store, asked at ``asked_s``, said of an object beside its bytes."""
+        """Take note of the description of an object that the under-store, asked at ``asked_s``, sent with its bytes."""
 
     def told(self, key: str, version: str) -> Description | None:
-        """Return what is known of a version of an object by its key."""
+        """Return the description of a version of an object, if it is known."""
 
 
 class Fetching:
@@ -269,14 +269,14 @@ class Fetching:
         self._contents.release(obj)
 
     def _note_described(self, obj: CachedObject, fetched: Fetched) -> None:
-        """Tell what came beside the bytes, unless the cache is closed: then the index is about to be, too."""
+        """Pass on the description that came with bytes, unless the cache is closed: then the index is about to be, too."""
         if fetched.info is not None:
             obj.described = fetched.info, fetched.asked_s
             if not self._contents.closed:
                 self._descriptions.heard(fetched.info, fetched.asked_s)
 
     def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
-        """Record what a flight brought; returns the bytes that are new on disk."""
+        """Record the pages that a flight brought; returns the bytes that are new on disk."""
         flight.data, stored = fetched.data, fetched.stored
         self._note_described(obj, fetched)
         if fetched.by_peer:
@@ -337,7 +337,7 @@ class Fetching:
 
 
 def _ended(fetched: Fetched) -> StoreError:
-    """Let go of what came after the end of the volume, when nothing can be recorded any more."""
+    """Let go of an answer that came after the end of the volume, when nothing can be recorded any more."""
     if fetched.stored.fd >= 0:
         os.close(fetched.stored.fd)
     return StoreError("the under-store is not attached any more")

@@ -2,7 +2,7 @@
 
 An object version has its file in one directory. New pages go to the highest tier that takes the whole object at once;
 where none does, the lowest tier makes room. Cold objects move down, warm ones up, in the background (`mover`).
-The *home* directory has the staging files of what is written here.
+The *home* directory has the staging files.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Hierarchy:
         return sum(count(space) for space in self.spaces)
 
     def keep_policy_states(self) -> None:
-        """Note what the eviction policies have learnt in the index."""
+        """Keep the state of the eviction policies in the index."""
         for space in self.spaces:
             space.standings.keep_policy_state()
 

@@ -5,13 +5,13 @@ Theory of operation
 A move copies the file, page by page and checked, to a file that no name stands for (``moving/``), while readers go on.
 It ends in one step of the event loop, in which nobody has the old file open (`Readers.may_drop`) and nothing has changed
 since (`_Move.holds`): the new file gets its name, the record its directory, the old file is put out of the way. Until
-then whoever has the object open, or opens it besides, keeps the old file; a finished copy waits for the last close. A
+then readers that have the object open, or open it besides, keep the old file; a finished copy waits for the last close. A
 crash at any point leaves one of the two files as the object's: the other is in ``moving/``, which is emptied at the start,
 or is removed by the sweep after an unclean end.
 
 An object is in one move at a time (`Shared.moving`), as the copy goes by its id.
 
-Copies yield to what is fetched for readers, and keep to `BYTES_PER_S`.
+Copies yield to fetches for readers, and keep to `BYTES_PER_S`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Move:
 
     @property
     def holds(self) -> bool:
-        """Whether the object is still what was copied: under the same name, with the same pages of the same file."""
+        """Whether the object is still the copied one: under the same name, with the same pages of the same file."""
         obj = self.obj
         same = obj.oid == self.oid and obj.record is self.record and obj.space is self.source
         unchanged = obj.pages is self.pages and obj.pages.present == self.present and not obj.flights
@@ -76,7 +76,7 @@ class _Move:
 
 
 class Mover:
-    """Keeps the directories of a mount below their high watermarks, and brings up what is wanted there."""
+    """Keeps the directories of a mount below their high watermarks, and brings up objects that are wanted there."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class Mover:
         return _Move(obj, source, target, oid, obj.record, obj.pages, bytes(obj.pages.present), size)
 
     async def _copy(self, move: _Move) -> bool:
-        """Copy what is cached of the object; False if it has changed meanwhile, or a page is damaged."""
+        """Copy the pages of the object; False if it has changed meanwhile, or a page is damaged."""
         pages = move.pages
         present = [page for page in range(pages.total) if pages.has(page)]
         reached("relocate.begun")
@@ -314,7 +314,7 @@ class Mover:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(source.directory.remove_aside, move.oid)
         except OSError as exc:
-            source.fail(exc)  # once it is well again, the sweep removes what is left
+            source.fail(exc)  # once it is well again, the sweep removes the rest
         source.ledger.settle(move.bytes, 0)
         self._contents.hierarchy.moving.discard(move.oid)
         reached("relocate.removed")

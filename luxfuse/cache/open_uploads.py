@@ -20,7 +20,7 @@ NOTED_AFTER_S = 5.0
 class OpenUpload:
     """A multipart upload: its parts by number, with tags, and the checksums of the pages in them as they were sent.
 
-    ``metadata`` is what it was begun with, ``part_bytes`` the size of all its parts, 0 if they were planned. Of one that
+    ``metadata`` is that of its beginning, ``part_bytes`` the size of all its parts, 0 if they were planned. Of one that
     began while the file was still being written, the first ``begun`` parts have arrived or are on their way.
     """
 
@@ -60,7 +60,7 @@ class OpenUpload:
         return part.copied or all(self.checksums.get(page) == sums.get(page) for page in pages_of_part(part))
 
     def note(self, journal: Journal) -> None:
-        """Bring what has arrived to the journal, to be committed soon."""
+        """Note the parts that have arrived in the journal, to be committed soon."""
         for number in sorted(self.unnoted):
             part = self.parts[number][0]
             sums = tuple(self.checksums[page] for page in pages_of_part(part))
@@ -69,7 +69,7 @@ class OpenUpload:
         self.noted_s = trio.current_time()
 
     def note_now_and_then(self, journal: Journal) -> None:
-        """Note what has arrived, unless that was done a moment ago."""
+        """Note the parts that have arrived, unless that was done a moment ago."""
         if self.unnoted and trio.current_time() - self.noted_s >= NOTED_AFTER_S:
             self.note(journal)
 

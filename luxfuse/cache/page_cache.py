@@ -1,6 +1,6 @@
 """The page cache: finds a page in memory, on disk or elsewhere, and fills itself on the way.
 
-`contents` knows what is here, `fetching` gets what is not. Invariants: a page is recorded only after its bytes were
+`contents` knows the pages here, `fetching` gets the others. Invariants: a page is recorded only after its bytes were
 written; the bytes of an object's file are never changed once recorded, only dropped, by page or with the whole file, and
 never while the kernel has the file open.
 """

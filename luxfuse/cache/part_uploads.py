@@ -140,7 +140,7 @@ class PartUploads:
     # -- giving up
 
     async def give_up_open(self, source: Source) -> None:
-        """Make no use of what has arrived of the file: abort the upload."""
+        """Make no use of the parts that have arrived: abort the upload."""
         upload, source.open = source.open, None
         if upload is not None:
             upload.stopped = True

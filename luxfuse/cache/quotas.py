@@ -25,7 +25,7 @@ MOST_SCANNED = 20_000
 
 
 class _Counting:
-    """Counts all objects while they change: in the order of their ids, and what changes behind that as it changes."""
+    """Counts all objects while they change: in the order of their ids, and changes behind that as they come."""
 
     def __init__(self, count: Callable[[str, int], None]) -> None:
         """``count`` is told of keys, and of bytes that come or (less than 0) go."""
@@ -82,7 +82,7 @@ class Quotas:
         return None if number is None else self._ledgers[number]
 
     async def replace(self, limits: Sequence[int], rule_of: Callable[[str], int | None]) -> None:
-        """From now on these quotas hold, in bytes; what there is is counted anew."""
+        """From now on these quotas hold, in bytes; all objects are counted anew."""
         self._ledgers = [Ledger(limit) for limit in limits]
         self._rule_of = rule_of
         if self._changed in self._objects.on_change:
@@ -145,7 +145,7 @@ class Quotas:
         return not ledger.shortage(wanted)
 
     async def run(self) -> None:
-        """Make up for what came in without asking, as published files do; until cancelled."""
+        """Make up for objects that came in without asking, as published files do; until cancelled."""
         while True:
             await trio.sleep(INTERVAL_S)
             for ledger in list(self._ledgers):

@@ -26,7 +26,7 @@ class Fetched(NamedTuple):
 
 
 Keep = Callable[[memoryview, tuple[int, ...], Description | None], Fetched]
-"""Stores what a peer sent, with its checksums, which were compared, and what it knows besides; in a worker thread."""
+"""Stores the pages of a peer, with the checksums, which were compared, and the description; in a worker thread."""
 
 
 class PeerSource(Protocol):

@@ -1,6 +1,6 @@
 """Files that nobody asked to lose: kept aside for the operator, outside of the mount.
 
-Here come the other version of a write conflict, and what was being written, but not closed, when the daemon was killed.
+Here come the other version of a write conflict, and files that were open for writing when the daemon was killed.
 """
 
 from __future__ import annotations

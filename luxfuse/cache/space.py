@@ -115,7 +115,7 @@ class Space:
         self.staged_bytes = 0
         """Bytes of staging files: counted in the ledger, never evicted."""
         self.retired_bytes = 0
-        """Of these, what is removed as soon as the journal has said so."""
+        """Of these, the bytes that are removed as soon as the journal has said so."""
         self.degraded: str | None = None
         self.draining = False
         """Nothing more is stored here: the files here move away."""

@@ -122,7 +122,7 @@ class StagedBytes:
         return self._fd < 0
 
     def stat(self) -> os.stat_result | None:
-        """Return what the file is now, None once it is closed for good; needs no descriptor."""
+        """Return the attributes of the file, None once it is closed for good; needs no descriptor."""
         if self._fd >= 0:
             return os.fstat(self._fd)
         if self._closing:

@@ -59,7 +59,7 @@ class Standings:
         return self._objects.totals(self._number, PINNED)[0]
 
     def keep_policy_state(self) -> None:
-        """Note what the eviction policy has learnt in the index."""
+        """Keep the state of the eviction policy in the index."""
         self._objects.keep_policy_state(self._number, self._policy.state())
 
     async def coldest(self, wanted_bytes: int, in_use: Collection[bytes] = ()) -> list[bytes]:

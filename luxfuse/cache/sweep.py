@@ -21,7 +21,7 @@ INTERVAL_S = 3600.0
 
 
 class Sweeper:
-    """Clears the cache directories of what nobody counts, whenever `request` says that there may be something."""
+    """Clears the cache directories of files that nobody counts, whenever `request` says that there may be some."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents

@@ -4,7 +4,7 @@ Order of steps, so that no page is ever recorded whose bytes are a hole: the rec
 the pages, then the file is punched. Meanwhile the object counts as being removed (`Shared.removing`), so nothing is
 fetched into the file; a reader of it looks at `CachedObject.cuts` afterwards.
 
-What is in use is left alone: what the kernel has open (`Contents.may_drop`), and other objects unless they want pages
+Objects in use are left alone: those that the kernel has open (`Contents.may_drop`), and others unless they want pages
 themselves. Such a one gives those up that were read much less than those that it wants.
 
 After a kill in between, the pages take room that is not counted, until they are fetched again or the object goes.
@@ -28,7 +28,7 @@ from luxfuse.steps import reached
 log = logging.getLogger(__name__)
 
 LARGER = 4
-"""An object is trimmed if it takes more than so many times what is needed; else it goes whole."""
+"""An object is trimmed if it takes more than so many times the bytes that are needed; else it goes whole."""
 
 
 class Trimmer:

@@ -1,4 +1,4 @@
-"""How far the pages of cached objects can be trusted, and what changes in their files besides what is fetched."""
+"""How far the pages of cached objects can be trusted, and changes of their files that are no fetches."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class Uploader:
     async def _send_all(
         self, source: Source, upload: OpenUpload, parts: list[Part], sums: dict[int, int]
     ) -> dict[int, str]:
-        """Send what has not arrived, and again what has changed since; returns tags. ``sums`` gets all checksums."""
+        """Send the parts that have not arrived, or have changed since; returns tags. ``sums`` gets all checksums."""
         version = source.old.version if source.old is not None else ""
         early = max(upload.begun, 0) if not upload.running.is_set() else 0  # these are there, or on their way
         there = [part for part in parts if part.number <= early or upload.has(part, version if part.copied else "")]

@@ -1,4 +1,4 @@
-"""Tells the other nodes at once what this one changes in an under-store, and takes what they say into account.
+"""Tells the other nodes at once of changes of this one in an under-store, and takes theirs into account.
 
 A notice goes straight to the members that serve the source, as far as there are few, and by gossip to all: a datagram may
 be lost. A change of which nothing arrives is found out after ``metadata-ttl``, as any change by a stranger.

@@ -131,7 +131,7 @@ class Completer:
         return await place.store.put(replica.key, data, replica.metadata, expect=expect)
 
     async def _upload_large(self, place: Place, held: Holding, expect: str) -> ObjectInfo:
-        """Send it as what is written here is sent: within the same limits, and the journal knows of the open upload."""
+        """Send it like a file that is written here: within the same limits, and the journal knows of the open upload."""
         replica, path = held.replica, self._files.path_of(held)
         fd = await self._threads.run(os.open, path, os.O_RDWR | os.O_CLOEXEC)
         data = StagedBytes(fd, path, cache=place.cache, threads=self._fill_threads)

@@ -38,7 +38,7 @@ class _Volume:
 
 
 class CleanReplicas:
-    """The rules of replicas of this node, and what is done about them.
+    """The rules of replicas of this node, and their enforcement.
 
     `heard` is for `Membership.on_heard`, `members_changed` for ``on_change``.
     """

@@ -19,7 +19,7 @@ def question(follower: Follower) -> Request:
 
 
 def from_log(holdings: Holdings, request: Since) -> Answer:
-    """Answer what has changed."""
+    """Answer with the changes."""
     log = holdings.log
     changes = log.since(request.sequence, MOST_ENTRIES) if request.log_id == log.log_id else None
     if changes is None:
@@ -28,7 +28,7 @@ def from_log(holdings: Holdings, request: Since) -> Answer:
 
 
 def from_table(table: LocationTable, log_id: bytes, request: Buckets) -> Content:
-    """Answer what is held. Blocks. Raises OSError."""
+    """Answer with the entries held. Blocks. Raises OSError."""
     return Content(log_id, *table.content(request.buckets, request.after, MOST_ENTRIES))
 
 

@@ -107,7 +107,7 @@ class Holder:
         return Answer()
 
     async def drop(self, peer: str, order: Drop) -> Answer:
-        """Forget what a writer does not need any more. Returns what is being uploaded, and what was uploaded by us."""
+        """Forget replicas that a writer does not need any more. Returns those being uploaded, and those uploaded by us."""
         self._takeover.hear(peer)
         outcomes = []
         for write in order.writes:
@@ -148,7 +148,7 @@ class Holder:
     # -- in the background
 
     async def run(self) -> None:
-        """Take over what has to be, and forget what need not be held, until cancelled."""
+        """Take over the replicas of dead writers, and forget those that need not be held, until cancelled."""
         sweep_s = trio.current_time() + SWEEP_INTERVAL_S
         async with trio.open_nursery() as nursery:
             while True:

@@ -1,4 +1,4 @@
-"""Gets and keeps copies of ranges that other nodes ask for, and says what is held: the answers to `HOLD_PATH`.
+"""Gets and keeps copies of ranges that other nodes ask for, and says which are held: the answers to `HOLD_PATH`.
 
 A copy is fetched as any page is, from peers first, in the background: after what programs want. A node that is full, or
 has enough to fetch, refuses, and the next one is asked.
@@ -107,7 +107,7 @@ class Holding:
         return COMING
 
     async def run(self) -> None:
-        """Fetch what is asked for, until cancelled."""
+        """Fetch the pages that are asked for, until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)

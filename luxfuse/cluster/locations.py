@@ -38,7 +38,7 @@ MOST_PULLS = 4
 MOST_QUESTIONS = 16
 """Of one pull: an answer is 1 MiB at most, and a node can hold millions."""
 MOST_ANSWERS = 8
-"""Others that are told at a time what is held; further ones are to ask again."""
+"""Others that are answered at a time; further ones are to ask again."""
 ANSWER_S = 10.0
 FORGET_S = 600.0
 """The entries of a node that is not there any more are forgotten after this."""
@@ -153,7 +153,7 @@ class Locations:
     # -- our own
 
     async def flush(self) -> None:
-        """Write what has changed here to the table, and to the log. Raises OSError; then the rest is written later."""
+        """Write the changes here to the table, and to the log. Raises OSError; then the rest is written later."""
         async with self._writing:
             while self._pending:
                 part = [(entry, self._pending[entry]) for entry in list(self._pending)[:WRITE_ENTRIES]]
@@ -266,7 +266,7 @@ class Locations:
                 await trio.sleep(TICK_S)
 
     async def close(self) -> None:
-        """Write what is not written yet, and close the table. `run` must have ended."""
+        """Write the last changes, and close the table. `run` must have ended."""
         try:
             await self.flush()
         except OSError as exc:
@@ -293,7 +293,7 @@ class Locations:
                 self._failed(f"what {name} says of its log is not understood", exc)
 
     async def _pull(self, info: NodeInfo) -> None:
-        """Ask a node for what has changed there, until that is known."""
+        """Ask a node for its changes, until all are known."""
         name = info.name
         follower = self._followers.get(name)
         if follower is None:
@@ -345,7 +345,7 @@ class Locations:
             await trio.sleep(SWEEP_PAUSE_S)
 
     async def _complete(self) -> None:
-        """Now that there is room again, ask for what was left out."""
+        """Now that there is room again, ask for the entries that were left out."""
         for name, follower in list(self._followers.items()):
             node = self._table.node(name)
             if node is not None and node.lacking and name not in self._pulling and self._table.room > node.entries // 8:

@@ -52,7 +52,7 @@ MOST_SOURCES = 24
 """Under-stores of one mount that other nodes are told of: the description of a node is of bounded length."""
 SWEEP_INTERVAL_S = 10.0
 RECONCILE_AFTER_S = 2.0
-"""So long after a volume came, or went, what is held is compared with what others are told of it."""
+"""So long after a volume came, or went, the ranges held are compared with those that others are told of."""
 DOUBTS_INTERVAL_S = 60.0
 SCANNED = 500
 LOCATIONS = "locations"
@@ -146,7 +146,7 @@ class Cluster:
             self._client.sweep()
 
     async def _keep_true(self) -> None:
-        """Compare what others are told to be held here with what is, where they may differ."""
+        """Compare the ranges that others are told of with those held, where they may differ."""
         while True:
             with trio.move_on_after(DOUBTS_INTERVAL_S) as asleep:
                 await self._reconcile.wait()
@@ -198,12 +198,12 @@ class Cluster:
         self._peer_sources[source].taking_part = False
         parts.objects.on_held.remove(self.locations.transition)
         self.replicas.remove(source)
-        if self._volumes:  # else all ends, and what is cached will be there again
+        if self._volumes:  # else all ends, and the cached objects will be there again
             self._reconcile.set()
         self._tell()
 
     def _tell(self) -> None:
-        """Say what we serve now, and with how large a cache."""
+        """Tell others which under-stores are served here now, and with how large a cache."""
         spaces = [space for parts in self._volumes.values() for space in parts.hierarchy]
         capacity = sum(space.capacity_bytes or space.directory.space().total_bytes for space in spaces)
         sources, weight = tuple(sorted(self._volumes)), max(1, capacity // GIB)
@@ -211,7 +211,7 @@ class Cluster:
         self.peers.changed()
 
     def on_changed(self, settings: Settings) -> Callable[[str, bool], None]:
-        """Return what is to be told of each key of an under-store that was written, or is gone."""
+        """Return the listener to each key of an under-store that was written, or is gone."""
         source = source_of(settings)
 
         def changed(key: str, gone: bool) -> None:
@@ -222,7 +222,7 @@ class Cluster:
 
     @asynccontextmanager
     async def prepared(self, settings: Settings, store: Store, journal: Journal) -> AsyncIterator[Neighbours]:
-        """A volume exists for the block. At its end others are told, for a moment, what they need not hold any more."""
+        """A volume exists for the block. At its end others are told, for a moment, which replicas they may drop."""
         source = source_of(settings)
         replicator = self.replication.replicator(source, store=store, journal=journal, copies=settings.durable_replicas)
         peers = self._peer_sources[source] = self.peers.source(source)
@@ -264,7 +264,7 @@ class Cluster:
         return await trio.to_thread.run_sync(self._credentials.reread)
 
     def statistics(self) -> dict[str, int]:
-        """Return what was asked of others, and by others; from the start on."""
+        """Return counts of requests to others, and by others, from the start on."""
         said, replicas = self.announcements, self.replication.statistics()
         return {
             **self.peers.statistics(), "provided_bytes": self.serving.provided_bytes, "refused": self.serving.refused,

@@ -67,7 +67,7 @@ class Peers:
     """Asks peers, for all volumes of a mount."""
 
     def __init__(self, members: Members, fetcher: client.Client, holders: Holders, *, cooperative: bool, rng: Rng) -> None:
-        """``cooperative``: ask the home of what nobody holds."""
+        """``cooperative``: ask the home of ranges that nobody holds."""
         self._members = members
         self._batches = Batches(fetcher)
         self._holders = holders

@@ -1,8 +1,9 @@
 """Tells the holders of replicas which of them they need not keep any more.
 
-To drop what is in the store is best effort, repeated: a holder that does not hear of it asks by itself (`Needed`), and one
-that uploads what the store has already finds that out. To drop what was *removed* is waited for, for a moment: a holder
-that does not hear of it would bring the file back, should we die; if it does that while we live, it is removed again.
+To drop a replica of a file that is in the store is best effort, repeated: a holder that does not hear of it asks by
+itself (`Needed`), and one that uploads a file that the store has finds that out. To drop that of a *removed* file is
+waited for, for a moment: a holder that does not hear of it would bring the file back, should we die; if it does that
+while we live, it is removed again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RETRACT_DEADLINE_S = 2.0
 
 @dataclass(slots=True)
 class _Release:
-    """A holder is to drop what it has up to ``generation``; ``removed``: because the file is."""
+    """A holder is to drop its replica up to ``generation``; ``removed``: because the file is."""
 
     generation: int
     removed: bool
@@ -48,10 +49,10 @@ class Releases:
         self._releases: defaultdict[str, dict[FileId, _Release]] = defaultdict(dict)
         """By holder."""
         self._unaware: dict[str, None] = {}
-        """The holders that may have what was removed."""
+        """The holders that may have replicas of removed files."""
 
     def release(self, file: FileId, generation: int, holders: Sequence[str], *, removed: bool) -> None:
-        """Let holders drop what they have of a file up to ``generation``, soon. ``removed``: nobody wants it any more."""
+        """Let holders drop their replicas of a file up to ``generation``, soon. ``removed``: nobody wants it any more."""
         for name in holders:
             releases = self._releases[name]
             if file not in releases and len(releases) >= RELEASES_BOUND:
@@ -62,7 +63,7 @@ class Releases:
             releases[file] = _Release(generation, removed or (before is not None and before.removed))
 
     async def retract(self) -> None:
-        """Wait a moment until holders have dropped what was removed; those that do not answer are told later."""
+        """Wait a moment until holders have dropped removed files; those that do not answer are told later."""
 
         async def tell(name: str) -> None:
             releases = self._releases[name]
@@ -81,7 +82,7 @@ class Releases:
                     nursery.start_soon(tell, name)
 
     async def tell_holders(self) -> None:
-        """Tell each holder what it may drop."""
+        """Tell each holder which replicas it may drop."""
         async with trio.open_nursery() as nursery:
             for name, releases in self._releases.items():
                 if releases:

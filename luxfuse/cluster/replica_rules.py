@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 RULES_PATH = "/v1/rules"
 DIGEST = b"R"
-"""First byte of a digest among what is gossiped."""
+"""First byte of a digest, among the gossip."""
 SOURCE_BYTES = 8
 INTERVAL_S = 60.0
 PULL_S = 10.0
@@ -77,7 +77,7 @@ class RuleStore:
         return failures
 
     async def merge(self, entries: Mapping[str, ReplicaRule]) -> bool:
-        """Take over what is newer elsewhere; returns whether anything was. Raises OSError."""
+        """Take over newer rules; returns whether there were any. Raises OSError."""
         changed = self.rules.merge(entries, now_us=self._now_us)
         if self.rules.expire(now_us=self._now_us) or changed:
             await self._keep()
@@ -133,7 +133,7 @@ class RuleExchange:
         return _encode(store.rules.entries)
 
     async def run(self) -> None:
-        """Learn what others have, until cancelled."""
+        """Learn the rules of others, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_those_heard)
             nursery.start_soon(self._ask_at_random)

@@ -1,9 +1,10 @@
 """Replicas that this node holds for the writers of others: files in its state directory. Every method here blocks.
 
-``<root>/<writer>/<journal>-<number>.record`` says what is held of one file, a file ``.data`` beside it, which it names, is
-the content. A new content is written to a file of its own and synced; then a new record is synced and renamed over the old
-one: that is the moment at which the new content takes the place of the old. Content that no record names is left by a crash
-and removed at the start. When a replica has been brought to the store, the record stays without content, for the writer.
+``<root>/<writer>/<journal>-<number>.record`` describes the replica of one file; a file ``.data`` beside it, which it
+names, is the content. A new content is written to a file of its own and synced; then a new record is synced and renamed
+over the old one: that is the moment at which the new content takes the place of the old. Content that no record names
+is left by a crash and removed at the start. When a replica has been brought to the store, the record stays without
+content, for the writer.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class ReplicaFiles:
         return self._directory_of(holding.replica.write.file) / holding.content
 
     def is_whole(self, holding: Holding) -> bool:
-        """Whether the content is what arrived. Raises OSError."""
+        """Whether the content is as it arrived. Raises OSError."""
         crc = 0
         with self.path_of(holding).open("rb") as file:
             while data := file.read(READ_BYTES):

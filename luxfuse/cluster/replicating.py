@@ -5,7 +5,8 @@ go nothing is done until that has been over for `SETTLE_S`, because most of them
 this node ranks, so that not all ask at once. Nothing is remembered: a copy that was ordered, and is not there the next
 time, is ordered again, of the same node, which knows that it is on its way.
 
-Only what somebody holds is replicated; nothing is loaded for a rule. Versions that are known to be replaced are left alone.
+Only objects that a node holds are replicated; nothing is loaded for a rule. Versions that are known to be replaced are
+left alone.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Stock(Protocol):
     """The holdings of this node, of one under-store."""
 
     def rule_of(self, key: str) -> ReplicaRule | None:
-        """Return what is to be done about an object."""
+        """Return the rule for an object."""
 
     @property
     def any_rule(self) -> bool:

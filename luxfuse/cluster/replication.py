@@ -1,7 +1,7 @@
 """Writes that other nodes hold until the store has them (``--durable-replicas``).
 
 `Replication` is a node's: it answers other nodes, holds their replicas (`holder.Holder`), and makes a `Replicator` for
-each under-store that is served here. A `Replicator` sends what was promised of a file to peers, tells them when it is not
+each under-store that is served here. A `Replicator` sends promised content of a file to peers, tells them when it is not
 needed any more (`releases.Releases`), and asks them what became of it, when the store has something unexpected or this is
 a new run.
 """
@@ -125,7 +125,7 @@ class Replication:
         return encode(answer)
 
     async def run(self) -> None:
-        """Take over what others have left, and tell holders what is not needed any more, until cancelled."""
+        """Take over the writes that others have left, and tell holders which replicas are not needed, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.holder.run)
             while True:
@@ -134,7 +134,7 @@ class Replication:
                     await volume.tell_holders()
 
     def statistics(self) -> ReplicationStatistics:
-        """Return counts since the start, and what is held now."""
+        """Return counts since the start, and the replicas held now."""
         files = self.holder.files
         sends = self.sends
         return ReplicationStatistics(

@@ -73,7 +73,7 @@ class Replicator:
         self._lost: set[int] = set()
 
     def write(self, number: int, generation: int) -> Write:
-        """Return the name of what was promised of a file of our journal."""
+        """Return the name of a promised content of a file of our journal."""
         return Write(FileId(self._members.info.name, self._journal.identity, number), generation)
 
     def described(self, metadata: Mapping[str, str], number: int, generation: int, key: str) -> dict[str, str]:
@@ -168,10 +168,10 @@ class Replicator:
         if answer.refused:
             raise NotReplicated(answer.refused)
 
-    # -- what is not needed any more, or is lost here
+    # -- files that are not needed any more, or are lost here
 
     def release(self, number: int, generation: int, holders: Sequence[str], *, removed: bool = False) -> None:
-        """Let holders drop what they have of a file up to ``generation``, soon. ``removed``: nobody wants it any more."""
+        """Let holders drop their replicas of a file up to ``generation``, soon. ``removed``: nobody wants it any more."""
         self._releases.release(self.write(number, generation).file, generation, holders, removed=removed)
 
     async def remove_again(self, outcome: Outcome) -> None:

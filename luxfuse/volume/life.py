@@ -54,7 +54,7 @@ class Cluster(Protocol):
     """The part of the cluster that a volume needs."""
 
     def on_changed(self, settings: Settings, /) -> Callable[[str, bool], None]:
-        """Return what is to be told of each key of the under-store that was written, or is gone."""
+        """Return the listener to each key of the under-store that was written, or is gone."""
 
     def prepared(self, settings: Settings, store: Store, journal: Journal, /) -> AbstractAsyncContextManager[Neighbours]:
         """A volume is about to be built, and exists for the block."""
