@@ -467,7 +467,7 @@ async def test_a_directory_that_fails_in_a_move_ends_nothing_but_that(
 
         with monkeypatch.context() as patch:
             at_step(patch, "relocate.copied", lambda: None)
-            patch.setattr(f"luxfuse.tiers.directory.CacheSetting.{failing}", fail)
+            patch.setattr(f"luxfuse.tiers.directory.CacheDirectory.{failing}", fail)
             if failing == "forget_arrival":
                 at_step(patch, "relocate.copied", lambda: acquire(m, "k00").pages.remove(0))
             moved = await m.mover.move(oid, space(m, "hdd"))
