@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.errors import LuxError, NotFound, StoreError, StoreUnavailable, Unforeseen
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.index.entries import Entry, Found
 from luxfuse.index.names import Names
 from luxfuse.types import Kind, ObjectInfo
@@ -23,19 +22,10 @@ from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.places import Places
 from luxfuse.vfs.relisting import Listings
-
-log = logging.getLogger(__name__)
+from luxfuse.vfs.shared_answers import SharedAnswer
 
 ASKED_AGAIN = 3
 """How often a name is asked for at once because another node changed something while the answer was on its way."""
-
-
-@dataclass(slots=True)
-class _Question:
-    done: trio.Event
-    began_s: float
-    answer: Entry | None = None
-    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -74,7 +64,7 @@ class Questions:
         self._evidence = evidence
         self._nursery = nursery
         self._clock = clock
-        self._questions: dict[tuple[int, bytes], _Question] = {}
+        self._questions: dict[tuple[int, bytes], SharedAnswer[Entry | None]] = {}
 
     async def ask(self, parent: int, name: bytes, known: Entry | None, since_s: float = -math.inf) -> Entry | None:
         """Ask the store for one name; the callers that come meanwhile share the answer.
@@ -94,7 +84,7 @@ class Questions:
                 return answer
         return answer
 
-    async def _answered(self, parent: int, name: bytes, known: Entry | None) -> _Question | None:
+    async def _answered(self, parent: int, name: bytes, known: Entry | None) -> SharedAnswer[Entry | None] | None:
         """Wait for the answer to the question for a name, the one under way if there is one; None: ``known`` will do."""
         question = self._questions.get((parent, name))
         if known is not None and not self._store.reachable:
@@ -103,7 +93,7 @@ class Questions:
                 self._nursery.start_soon(self._ask_quietly, parent, name, known)
             return None
         if question is None:
-            question = self._questions[parent, name] = _Question(trio.Event(), self._clock())
+            question = self._questions[parent, name] = SharedAnswer(self._clock())
             self._listings.list_instead(parent)
             self._nursery.start_soon(self._answer, parent, name, known, question)
         await question.done.wait()
@@ -116,24 +106,16 @@ class Questions:
 
     async def _ask_quietly(self, parent: int, name: bytes, known: Entry) -> None:
         if (parent, name) not in self._questions and len(self._questions) < 4:
-            question = self._questions[parent, name] = _Question(trio.Event(), self._clock())
+            question = self._questions[parent, name] = SharedAnswer(self._clock())
             await self._answer(parent, name, known, question)
 
-    async def _answer(self, parent: int, name: bytes, known: Entry | None, question: _Question) -> None:
-        question.error = StoreError("the daemon is stopping")
+    async def _answer(self, parent: int, name: bytes, known: Entry | None, question: SharedAnswer[Entry | None]) -> None:
         try:
-            question.answer = await self._probe(parent, name, known)
-            question.error = None
-        except LuxError as exc:
-            question.error = exc
-        except OSError as exc:
-            question.error = NotRecorded(f"{name!r} was looked up, but cannot be recorded: {exc}")
-        except Exception as exc:
-            log.exception("looking up %r failed in an unexpected way", name)
-            question.error = Unforeseen(f"internal error while looking up: {type(exc).__name__}")
+            await question.get(
+                lambda: self._probe(parent, name, known), "looking up", repr(name), f"{name!r} was looked up"
+            )
         finally:
             del self._questions[parent, name]
-            question.done.set()
 
     async def _probe(self, parent: int, name: bytes, known: Entry | None) -> Entry | None:
         component = naming.component_of(name)

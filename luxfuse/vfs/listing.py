@@ -6,32 +6,23 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.errors import LuxError, StoreError, Unforeseen
 from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.errors import Moved, NotRecorded
+from luxfuse.vfs.errors import Moved
 from luxfuse.vfs.kernel import KERNEL_BATCH, Kernel
 from luxfuse.vfs.moving import Moving
+from luxfuse.vfs.shared_answers import SharedAnswer
 
 log = logging.getLogger(__name__)
 
 MERGE_ENTRIES = 25_000
 """Entries recorded in one transaction."""
 CONCURRENT_LISTINGS = 8
-
-
-@dataclass(slots=True)
-class _Running:
-    done: trio.Event
-    began_s: float
-    serial: int | None = None
-    error: Exception | None = None
 
 
 class Lister:
@@ -53,7 +44,7 @@ class Lister:
         self._kernel = kernel
         self._nursery = nursery
         self._clock = clock
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, SharedAnswer[int | None]] = {}
         self._limiter = trio.CapacityLimiter(CONCURRENT_LISTINGS)
         self.skipped_keys = 0
         self.listings = 0
@@ -71,30 +62,23 @@ class Lister:
         while (running := self._running.get(directory)) is not None and running.began_s < not_before_s:
             await running.done.wait()
         if running is None:
-            running = self._running[directory] = _Running(trio.Event(), self._clock())
+            running = self._running[directory] = SharedAnswer(self._clock())
             self._nursery.start_soon(self._run, directory, prefix, moves, running)
         await running.done.wait()
         if running.error is not None:
             raise running.error
-        return running.serial
+        return running.answer
 
-    async def _run(self, directory: int, prefix: str, moves: int, running: _Running) -> None:
-        running.error = StoreError("the daemon is stopping")
-        try:
+    async def _run(self, directory: int, prefix: str, moves: int, running: SharedAnswer[int | None]) -> None:
+        async def fetch() -> int | None:
             async with self._limiter:
-                running.serial = await self._fetch(directory, prefix, moves)
-            running.error = None
-        except LuxError as exc:
-            running.error = exc
-        except OSError as exc:
-            running.error = NotRecorded(f"directory {prefix!r} was listed, but cannot be recorded: {exc}")
-        except Exception as exc:
-            log.exception("listing %r failed in an unexpected way", prefix)
-            running.error = Unforeseen(f"internal error while listing: {type(exc).__name__}")
+                return await self._fetch(directory, prefix, moves)
+
+        try:
+            await running.get(fetch, "listing", repr(prefix), f"directory {prefix!r} was listed")
         finally:
             self._names.listings.end(directory)
             del self._running[directory]
-            running.done.set()
 
     async def _fetch(self, directory: int, prefix: str, moves: int) -> int | None:
         serial = self._names.listings.begin(directory)
