@@ -35,11 +35,11 @@ class Failure(LuxError):
 
 
 class SmallFs:
-    """The methods of `luxfuse.vfs.filesystem.FileSystem`, of its parts and its namespace, that the tests need."""
+    """The methods of `luxfuse.vfs.filesystem.FileSystem`, its parts, namespace and missing names that the tests need."""
 
     def __init__(self, kernel: KernelSide, directory: Path, trace: Path) -> None:
         self.kernel = kernel
-        self.namespace = self
+        self.namespace = self.missing = self
         self.directory = directory
         self.trace = trace.open("a", buffering=1)
         self.names: dict[bytes, int] = {}
