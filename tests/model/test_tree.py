@@ -252,7 +252,7 @@ def run(path: Path, actions: list[str], seed: int, **changes: object) -> None:
     trio.run(main)
 
 
-model = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+model = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @model

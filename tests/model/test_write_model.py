@@ -38,7 +38,7 @@ from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, s
 NAMES = ["a", "b", "c"]
 REMOTE = ["remote", "remote-2"]
 SIZES = [0, 1, 700, 5000, 20_000, 20_000, pages(1), pages(2) + 17]
-SECONDS = 9.0
+SECONDS = 5.0
 """How long one of the tests here may take; examples that come later pass unseen."""
 
 

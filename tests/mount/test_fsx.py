@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import select
@@ -20,8 +21,9 @@ from tests.support.fsx import Fsx, Hook, Mismatch
 from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
 
 OPERATIONS = 20_000
-IN_EVERY_RUN = {("cache-through", 6), ("async-through-copying", 1)}
-"""Modes and numbers of handles on mounts; the other combinations are slow tests."""
+ON_MOUNTS = 10_000
+IN_EVERY_RUN = (("cache-through", 6, 5_000), ("async-through-copying", 1, 5_000))
+"""Modes, numbers of handles and of operations on mounts; all modes with more operations are slow tests."""
 TIME_LIMIT_S = 150.0
 CACHE_BYTES = 24 * MIB
 FILLERS = 4
@@ -156,10 +158,15 @@ class Process:
                     process.stdin.flush()
 
 
+@functools.cache
+def filler_digest(number: int) -> list[object]:
+    return digest(content(("filler", number), 8 * MIB))
+
+
 def evict(mount: Mount, s3: FastS3, bucket: str) -> None:
     """Read so much else that what can leave the cache leaves it, and empty the kernel's own."""
     for i in range(FILLERS):
-        assert mount.read(f"filler{i}") == digest(content(("filler", i), 8 * MIB))
+        assert mount.read(f"filler{i}") == filler_digest(i)
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
@@ -190,23 +197,23 @@ MODES = {
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("mode", "handles"),
+    ("mode", "handles", "operations"),
     [
-        pytest.param(mode, handles, marks=[] if (mode, handles) in IN_EVERY_RUN else pytest.mark.slow)
-        for mode in MODES
-        for handles in (1, 6)
+        *IN_EVERY_RUN,
+        *(pytest.param(mode, count, ON_MOUNTS, marks=pytest.mark.slow) for mode in MODES for count in (1, 6)),
     ],
 )
-def test_mount_agrees_with_the_model(mounting: Mounts, s3: FastS3, bucket: str, seed: int, mode: str, handles: int) -> None:
-    """Half of the operations with one file open, half with several; what the bucket holds at the end is compared too."""
+def test_mount_agrees_with_the_model(
+    mounting: Mounts, s3: FastS3, bucket: str, seed: int, mode: str, handles: int, operations: int
+) -> None:
+    """With one file open or several; what the bucket holds at the end is compared too."""
     for i in range(FILLERS):
         put(s3, bucket, f"filler{i}", content(("filler", i), 8 * MIB))
     mount = mounting(f"s3://{bucket}", *MODES[mode], "--cache-size", str(CACHE_BYTES), endpoint_url=s3.endpoint)
     process = Process(mount, {"remount": remounts(mount), "evict": lambda: evict(mount, s3, bucket)})
-    operations = OPERATIONS // 2
     expected = process.run(
-        "--ops", str(operations), "--seed", str(seed), "--handles", str(handles), "--remount-every", "2300",
-        "--evict-every", "900",
+        "--ops", str(operations), "--seed", str(seed), "--handles", str(handles),
+        "--remount-every", str(operations // 4 - 200), "--evict-every", str(operations // 11),
     )  # fmt: skip
     assert mount.read("file") == expected
     remount = remounts(mount)

@@ -133,9 +133,9 @@ def takeovers(cluster: Cluster) -> int:
 
 def test_nothing_is_lost_or_doubled_in_storms():
     taken = 0
-    for seed in range(5):
+    for seed in range(3):
         taken += takeovers(run(seed, storm, nodes=4, copies=2))
-    assert taken > 4, "holders had hardly anything to do"
+    assert taken > 2, "holders had hardly anything to do"
 
 
 @pytest.mark.slow

@@ -206,7 +206,7 @@ def stress_store(seed: int) -> FakeStore:
     return driver
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 @pytest.mark.parametrize(("passthrough", "draining"), [(True, False), (False, False), (True, True)])
 async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, draining: bool) -> None:
     o = Options(
