@@ -283,7 +283,7 @@ class TestUnmounting:
         write_many(mount)
         pid = mount.pid
         mount.run(["umount", mount.path], check=True)
-        assert mount.status()["state"] == "draining"
+        wait_for("the daemon has seen it", lambda: mount.status()["state"] == "draining")
         assert "still brings changes" in mount.try_mount().stderr
         proxy.clear()
         wait_for("the daemon has ended", lambda: not is_running(pid))
