@@ -15,7 +15,7 @@ from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload import Uploader
 from luxfuse.cache.upload_source import Source
-from luxfuse.cluster.replicas import Holding, ReplicaFiles
+from luxfuse.cluster.replicas import HeldReplica, ReplicaFiles
 from luxfuse.core.parts import SINGLE_BYTES
 from luxfuse.core.replicas import State, write_of
 from luxfuse.core.takeover import Verdict, judge
@@ -64,7 +64,7 @@ class Completer:
         self._counts = counts
         self._fill_threads = Threads(FILL_THREADS)
 
-    async def bring(self, held: Holding, place: Place) -> None:
+    async def bring(self, held: HeldReplica, place: Place) -> None:
         """Make the store have it, if nobody else has written the object meanwhile. Raises `StoreError`, OSError."""
         replica = held.replica
         tried = False
@@ -92,14 +92,14 @@ class Completer:
             return
         raise StoreError(f"{replica.key!r} changes again and again in the under-store")
 
-    async def _is_same(self, place: Place, held: Holding, info: ObjectInfo) -> bool:
+    async def _is_same(self, place: Place, held: HeldReplica, info: ObjectInfo) -> bool:
         size = held.replica.size
         if info.size != size:
             return False
         sums = await self._threads.run(_checksums, str(self._files.path_of(held)), size)
         return await has_same_content(place.store, info, sums, size)
 
-    async def keep(self, held: Holding, place: Place, why: str) -> None:
+    async def keep(self, held: HeldReplica, place: Place, why: str) -> None:
         """Keep the content aside, for an operator."""
         path = await self._threads.run(place.recovered.keep_file, self._files.path_of(held), held.replica.key)
         reached("takeover.kept")
@@ -113,13 +113,13 @@ class Completer:
         )
         await self.settle(held, State.KEPT)
 
-    async def settle(self, held: Holding, state: State, version: str = "", *, effective: bool = False) -> None:
+    async def settle(self, held: HeldReplica, state: State, version: str = "", *, effective: bool = False) -> None:
         """Note what became of a replica."""
         now_s = self._clock()
         await self._threads.run(lambda: self._files.settle(held, state, now_s, version=version, effective=effective))
         reached("takeover.settled")
 
-    async def _upload(self, place: Place, held: Holding, expect: str) -> ObjectInfo:
+    async def _upload(self, place: Place, held: HeldReplica, expect: str) -> ObjectInfo:
         replica, path = held.replica, self._files.path_of(held)
         if replica.size > SINGLE_BYTES:
             return await self._upload_large(place, held, expect)
@@ -130,7 +130,7 @@ class Completer:
             os.close(fd)
         return await place.store.put(replica.key, data, replica.metadata, expect=expect)
 
-    async def _upload_large(self, place: Place, held: Holding, expect: str) -> ObjectInfo:
+    async def _upload_large(self, place: Place, held: HeldReplica, expect: str) -> ObjectInfo:
         """Send it like a file that is written here: within the same limits, and the journal knows of the open upload."""
         replica, path = held.replica, self._files.path_of(held)
         fd = await self._threads.run(os.open, path, os.O_RDWR | os.O_CLOEXEC)

@@ -38,7 +38,7 @@ class Refused(LuxError):
     """A replica is not taken; the text says why in one line."""
 
 
-class Holding(msgspec.Struct, frozen=True, array_like=True):
+class HeldReplica(msgspec.Struct, frozen=True, array_like=True):
     """The replica of one file. ``content``: name of the file with the content, or ""; ``crc`` is its CRC-32.
 
     ``version``, ``effective``: see `Outcome`. ``changed_s``: wall-clock time of the last change here.
@@ -60,7 +60,7 @@ class Holding(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_format = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw]).decode
-_decode = msgspec.msgpack.Decoder(Holding).decode
+_decode = msgspec.msgpack.Decoder(HeldReplica).decode
 
 
 class ReplicaFiles:
@@ -70,7 +70,7 @@ class ReplicaFiles:
         """Take over what is in ``root``. Raises OSError, and `ConfigError` for what another version has written."""
         self.root = root
         self.capacity_bytes = capacity_bytes
-        self.holdings: dict[FileId, Holding] = {}
+        self.holdings: dict[FileId, HeldReplica] = {}
         """Replaced, never changed; to be read in any thread."""
         self.used_bytes = 0
         """Of content, what is arriving included."""
@@ -143,12 +143,12 @@ class ReplicaFiles:
     def _commit(self, replica: Replica, content: str, crc: int, moment_s: float) -> None:
         with self._lock:
             self._check(replica)
-            self._put(Holding(replica, State.HELD, content, crc, "", False, moment_s))
+            self._put(HeldReplica(replica, State.HELD, content, crc, "", False, moment_s))
 
     # -- what becomes of it
 
     def settle(
-        self, holding: Holding, state: State, moment_s: float, *, version: str = "", effective: bool = False
+        self, holding: HeldReplica, state: State, moment_s: float, *, version: str = "", effective: bool = False
     ) -> bool:
         """Note what became of what is held. False, and nothing done, if it is not what is held now. Raises OSError.
 
@@ -177,11 +177,11 @@ class ReplicaFiles:
             self._remove_content(known)
             return True
 
-    def path_of(self, holding: Holding) -> Path:
+    def path_of(self, holding: HeldReplica) -> Path:
         """Return the path of the content."""
         return self._directory_of(holding.replica.write.file) / holding.content
 
-    def is_whole(self, holding: Holding) -> bool:
+    def is_whole(self, holding: HeldReplica) -> bool:
         """Whether the content is as it arrived. Raises OSError."""
         crc = 0
         with self.path_of(holding).open("rb") as file:
@@ -197,7 +197,7 @@ class ReplicaFiles:
     def _record_of(self, file: FileId) -> Path:
         return self._directory_of(file) / f"{file.journal}-{file.number:x}.record"
 
-    def _put(self, holding: Holding) -> None:
+    def _put(self, holding: HeldReplica) -> None:
         """Replace the record of a file, durably, and remove the content that the old one named."""
         file = holding.replica.write.file
         path = self._record_of(file)
@@ -214,7 +214,7 @@ class ReplicaFiles:
             self._remove_content(before)
         reached("replica.settled")
 
-    def _remove_content(self, holding: Holding) -> None:
+    def _remove_content(self, holding: HeldReplica) -> None:
         if holding.content:
             self.path_of(holding).unlink(missing_ok=True)
             self.used_bytes -= holding.replica.size
@@ -270,7 +270,7 @@ class Arrival:
         self._fd = -1
 
 
-def _read(path: Path) -> Holding | None:
+def _read(path: Path) -> HeldReplica | None:
     """Read a record; one that is damaged is put aside, and None returned. Raises `ConfigError` for another version."""
     try:
         version, rest = _decode_format(path.read_bytes())

@@ -15,7 +15,7 @@ import trio
 from luxfuse.cluster.completer import Completer, HolderStatistics, Place
 from luxfuse.cluster.members import Members, present
 from luxfuse.cluster.replica_paths import ORDERS_PATH
-from luxfuse.cluster.replicas import Holding, ReplicaFiles
+from luxfuse.cluster.replicas import HeldReplica, ReplicaFiles
 from luxfuse.core.replicas import Ask, FileId, State, Write, decode_answer, encode
 from luxfuse.core.takeover import Absences, takes_over_in_s
 from luxfuse.core.writeback import retry_delay_s
@@ -82,7 +82,7 @@ class Takeover:
         """Whether a file is being brought to the store at the moment."""
         return file in self._uploading
 
-    async def give_back(self, held: Holding) -> Holding | None:
+    async def give_back(self, held: HeldReplica) -> HeldReplica | None:
         """An upload that failed is the writer's business again; whether it had an effect, the store will tell."""
         self._again.pop(held.replica.write.file, None)
         await self._threads.run(self._files.settle, held, State.HELD, self._clock())
@@ -100,7 +100,7 @@ class Takeover:
                 self._uploading.add(held.replica.write.file)
                 nursery.start_soon(self._take_over_quietly, held)
 
-    def _is_due(self, held: Holding, now_s: float) -> bool:
+    def _is_due(self, held: HeldReplica, now_s: float) -> bool:
         file = held.replica.write.file
         if held.state not in (State.HELD, State.TAKEN) or held.replica.source not in self._places:
             return False
@@ -120,7 +120,7 @@ class Takeover:
         heard_s = self._heard_s.get(name)
         return self.is_here(name) or (heard_s is not None and trio.current_time() - heard_s < HEARD_S)
 
-    async def _take_over_quietly(self, held: Holding) -> None:
+    async def _take_over_quietly(self, held: HeldReplica) -> None:
         file = held.replica.write.file
         try:
             await self._take_over(held)
@@ -140,7 +140,7 @@ class Takeover:
         failures = self._again.get(file, (0.0, 0))[1]
         self._again[file] = trio.current_time() + retry_delay_s(failures), failures + 1
 
-    async def _take_over(self, held: Holding) -> None:
+    async def _take_over(self, held: HeldReplica) -> None:
         replica, file = held.replica, held.replica.write.file
         if held.state is State.HELD:
             if not await self._threads.run(self._files.settle, held, State.TAKEN, self._clock()):
@@ -156,7 +156,7 @@ class Takeover:
         log.info("taking over %r of node %s, which is gone", replica.key, file.writer)
         await self._completer.bring(held, place)
 
-    async def _others_have_done(self, held: Holding) -> bool:
+    async def _others_have_done(self, held: HeldReplica) -> bool:
         """Ask the other holders that are here whether one of them has brought it to the store."""
         write = held.replica.write
         for name in held.replica.holders:

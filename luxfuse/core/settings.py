@@ -13,7 +13,7 @@ from luxfuse.core import values
 from luxfuse.core.addresses import DEFAULT_PORT
 from luxfuse.core.cache_directory import parse_cache_dirs
 from luxfuse.core.rule_tables import parse_rules
-from luxfuse.core.values import Kind
+from luxfuse.core.values import ValueKind
 
 MOST_REPLICAS = 7
 ACLS = ("keep", "private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read",
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
     """
 
     name: str
-    kind: Kind
+    kind: ValueKind
     help: str
     default: Any = None
     shown_default: str = ""
@@ -79,7 +79,7 @@ SETTINGS = (
     Setting("source", values.SOURCE, "What to mount: `s3://bucket/prefix` or any fsspec URL.", places=_ARGUMENT),
     Setting("mountpoint", values.MOUNTPOINT, "An empty directory.", places=_ARGUMENT),
     Setting(
-        "cache_dir", Kind("DIR[,size=SIZE][,tier=TIER]", parse_cache_dirs, "many"),
+        "cache_dir", ValueKind("DIR[,size=SIZE][,tier=TIER]", parse_cache_dirs, "many"),
         "Where cached data goes; `tier`: `mem`, `ssd` or `hdd`. May be repeated, see Tiers in luxfuse/docs/USING.md.",
         shown_default="/var/cache/luxfuse, ~/.cache/luxfuse", live=True, field="cache_dirs",
     ),
@@ -187,7 +187,7 @@ SETTINGS = (
         "(`async-through`); `must-cache` is never uploaded.", "cache-through", attachable=True, live=True,
     ),
     Setting(
-        "path", Kind("TABLES", parse_rules, "rules"),
+        "path", ValueKind("TABLES", parse_rules, "rules"),
         "Tables `[[path]]` in the file: what holds for paths that match `pattern`, see Rules in luxfuse/docs/SETTINGS.md.",
         live=True, places=frozenset(("file",)), field="path_rules",
     ),

@@ -21,7 +21,7 @@ FOREVER_S = 10 * 365 * 86400.0
 """The value of "never": ten years, since JSON and the kernel's time-outs know no infinity."""
 
 
-class Kind(NamedTuple):
+class ValueKind(NamedTuple):
     """``shape``: how values are given, which says how flags, ``-o`` and variables hold them.
 
     ``one``; ``switch``: on or off; ``many``: may be repeated; ``pairs``: NAME=VALUE, may be repeated, a table in a file;
@@ -59,7 +59,7 @@ def check_text(value: Any) -> str:
     return value
 
 
-def text(metavar: str, *, empty: bool = False, path: bool = False) -> Kind:
+def text(metavar: str, *, empty: bool = False, path: bool = False) -> ValueKind:
     """Any text; ``empty``: also none."""
 
     def parse(value: Any) -> str:
@@ -67,7 +67,7 @@ def text(metavar: str, *, empty: bool = False, path: bool = False) -> Kind:
             raise ValueError(f"is empty; write {metavar}, or leave it out")
         return str(value)
 
-    return Kind(metavar, parse, path=path)
+    return ValueKind(metavar, parse, path=path)
 
 
 def _parse_source(value: Any) -> str:
@@ -84,7 +84,7 @@ def _parse_mountpoint(value: Any) -> str:
     return where
 
 
-def choice(*words: str) -> Kind:
+def choice(*words: str) -> ValueKind:
     """One of some words."""
 
     def parse(value: Any) -> str:
@@ -93,10 +93,10 @@ def choice(*words: str) -> Kind:
             raise ValueError(f"{shown(value)} is not one of {', '.join(words)}{hint}")
         return value
 
-    return Kind("|".join(words), parse, choices=words)
+    return ValueKind("|".join(words), parse, choices=words)
 
 
-def whole(least: int, most: int) -> Kind:
+def whole(least: int, most: int) -> ValueKind:
     """A whole number from ``least`` to ``most``."""
     allowed = f"write a whole number from {least} to {most}"
 
@@ -108,7 +108,7 @@ def whole(least: int, most: int) -> Kind:
             raise ValueError(f"{shown(value)} is not allowed; {allowed}")
         return value
 
-    return Kind("N", parse)
+    return ValueKind("N", parse)
 
 
 def parse_ratio(value: Any) -> float:
@@ -156,7 +156,7 @@ def _parse_time_out(value: Any) -> float:
     return seconds
 
 
-def size(least: str = "0", *, unit: str = "_bytes", per: str = "") -> Kind:
+def size(least: str = "0", *, unit: str = "_bytes", per: str = "") -> ValueKind:
     """Bytes, at least so many; ``per``: a second, say."""
     least_bytes = parse_size(least)
 
@@ -166,7 +166,7 @@ def size(least: str = "0", *, unit: str = "_bytes", per: str = "") -> Kind:
             raise ValueError(f"{shown(value)} must be at least {least}{per}")
         return count
 
-    return Kind("SIZE", parse, unit=unit)
+    return ValueKind("SIZE", parse, unit=unit)
 
 
 def _parse_address(value: Any) -> str:
@@ -210,7 +210,7 @@ def _parse_prices(value: Any) -> Prices:
     return prices
 
 
-def short_text(metavar: str, most_bytes: int) -> Kind:
+def short_text(metavar: str, most_bytes: int) -> ValueKind:
     """A text of some bytes, or none."""
 
     def parse(value: Any) -> str:
@@ -218,22 +218,22 @@ def short_text(metavar: str, most_bytes: int) -> Kind:
             raise ValueError(f"{shown(value)} must not be longer than {most_bytes} bytes")
         return str(value)
 
-    return Kind(metavar, parse)
+    return ValueKind(metavar, parse)
 
 
-SOURCE = Kind("SOURCE", _parse_source)
-MOUNTPOINT = Kind("MOUNTPOINT", _parse_mountpoint, path=True)
-SWITCH = Kind("on|off", parse_switch, "switch")
-DURATION = Kind("DURATION", _parse_duration, unit="_s")
-TIME_OUT = Kind("DURATION", _parse_time_out, unit="_s")
-RATIO = Kind("RATIO", _parse_free_part)
-UMASK = Kind("OCTAL", _parse_umask)
+SOURCE = ValueKind("SOURCE", _parse_source)
+MOUNTPOINT = ValueKind("MOUNTPOINT", _parse_mountpoint, path=True)
+SWITCH = ValueKind("on|off", parse_switch, "switch")
+DURATION = ValueKind("DURATION", _parse_duration, unit="_s")
+TIME_OUT = ValueKind("DURATION", _parse_time_out, unit="_s")
+RATIO = ValueKind("RATIO", _parse_free_part)
+UMASK = ValueKind("OCTAL", _parse_umask)
 IDENTITY = whole(0, 2**32 - 2)
 """A user or group: the kernel takes the last number for "none"."""
 RATE = size("64KiB", unit="_bytes_s", per=" (a second)")
 FILE = text("FILE", path=True)
-LISTEN = Kind("HOST:PORT", _parse_address)
-ADVERTISE = Kind("HOST[:PORT]", _parse_own_address)
-SEEDS = Kind("HOST:PORT|file:PATH", _parse_seeds, "many")
-OPTIONS = Kind("KEY=VALUE", _parse_pairs, "pairs")
-PRICES = Kind("KIND=PRICE", _parse_prices, "pairs")
+LISTEN = ValueKind("HOST:PORT", _parse_address)
+ADVERTISE = ValueKind("HOST[:PORT]", _parse_own_address)
+SEEDS = ValueKind("HOST:PORT|file:PATH", _parse_seeds, "many")
+OPTIONS = ValueKind("KEY=VALUE", _parse_pairs, "pairs")
+PRICES = ValueKind("KIND=PRICE", _parse_prices, "pairs")

@@ -90,7 +90,7 @@ class Walk:
         try:
             _, entry = await self._find(path)
             if entry.kind is Kind.DIRECTORY:
-                await self._namespace.listings.listed(entry.inode)
+                await self._namespace.relisting.listed(entry.inode)
         except LuxError:
             return  # the look-up of each path tells why
 
@@ -187,7 +187,7 @@ class Walk:
         if (ahead := self._listing_ahead.get(place.inode)) is not None:
             await ahead.wait()
         try:
-            await self._namespace.listings.listed(place.inode)
+            await self._namespace.relisting.listed(place.inode)
         except NoSuchName:
             return False  # it went meanwhile
         except LuxError as exc:
@@ -199,13 +199,13 @@ class Walk:
         for place in places:
             if len(self._listing_ahead) >= LISTINGS_AHEAD:
                 return
-            if place.inode not in self._listing_ahead and not self._namespace.listings.is_listed(place.inode):
+            if place.inode not in self._listing_ahead and not self._namespace.relisting.is_listed(place.inode):
                 self._listing_ahead[place.inode] = trio.Event()
                 self._nursery.start_soon(self._list_quietly, place.inode)
 
     async def _list_quietly(self, inode: int) -> None:
         try:
-            await self._namespace.listings.listed(inode)
+            await self._namespace.relisting.listed(inode)
         except LuxError:
             return  # the caller that comes for it meets it again
         finally:

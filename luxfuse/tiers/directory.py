@@ -37,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class FileSystemSpace:
     """The file system that holds the directory, in bytes."""
 
     free_bytes: int
@@ -163,10 +163,10 @@ class CacheDirectory:
         os.close(self._lock)
         self._lock = lock
 
-    def space(self) -> Space:
+    def space(self) -> FileSystemSpace:
         """Return the file system's free (to us) and total bytes."""
         st = os.statvfs(self.path)
-        return Space(st.f_bavail * st.f_frsize, st.f_blocks * st.f_frsize)
+        return FileSystemSpace(st.f_bavail * st.f_frsize, st.f_blocks * st.f_frsize)
 
     # -- object files
 

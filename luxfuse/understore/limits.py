@@ -10,7 +10,7 @@ import trio
 from luxfuse.core.rules import PathPolicies, RateName
 from luxfuse.understore.statistics import RequestKind
 from luxfuse.understore.throttle import Throttle
-from luxfuse.understore.turns import Turns
+from luxfuse.understore.turns import BandwidthTurns
 
 Transfer = Literal["get", "put"]
 
@@ -23,7 +23,7 @@ class Limits:
     def __init__(self, clock: Callable[[], float], get_bytes_s: int | None, put_bytes_s: int | None) -> None:
         limits: dict[RequestKind, int | None] = {"get": get_bytes_s, "put": put_bytes_s}
         self._throttles = {kind: Throttle(limit, clock) for kind, limit in limits.items()}
-        self._turns: dict[RequestKind, Turns] = {kind: Turns(clock) for kind in _RATES}
+        self._turns: dict[RequestKind, BandwidthTurns] = {kind: BandwidthTurns(clock) for kind in _RATES}
 
     def set_bandwidth(self, *, get_bytes_s: int | None, put_bytes_s: int | None) -> None:
         """Change the most bytes a second to receive and to send; None: any number."""

@@ -13,7 +13,7 @@ from luxfuse.core.units import NO, YES
 from luxfuse.core.urls import url_fault
 from luxfuse.errors import ConfigError
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.trust import Trust, trust_for
+from luxfuse.understore.trust import Authorities, trust_for
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -35,13 +35,13 @@ class Reach:
     """``proxy``: for requests to ``url`` and to the other services that belong to it, but for the hosts in ``direct``."""
 
     url: str
-    trust: Trust
+    trust: Authorities
     proxy: str | None
     direct: tuple[str, ...]
 
     @classmethod
     def of(
-        cls, urls: Sequence[str], options: Mapping[str, str], variables: Mapping[str, str], trust: Trust | None = None
+        cls, urls: Sequence[str], options: Mapping[str, str], variables: Mapping[str, str], trust: Authorities | None = None
     ) -> Reach:
         """Decide for the service at ``urls[0]`` and those beside it. Raises `ConfigError`."""
         for url in urls:

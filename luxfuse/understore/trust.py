@@ -28,7 +28,7 @@ _joined: dict[bytes, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class Authorities:
     """``bundle`` is a PEM file of all certificate authorities that are believed, None if certificates are not checked.
 
     ``chosen``: somebody named it, so that nothing else may be believed beside it.
@@ -61,7 +61,7 @@ class Trust:
         return {"SSL_CERT_FILE": self.bundle, "SSL_CERT_DIR": None}
 
 
-def trust_for(options: Mapping[str, str], variables: Mapping[str, str], *, aws: str | None = None) -> Trust:
+def trust_for(options: Mapping[str, str], variables: Mapping[str, str], *, aws: str | None = None) -> Authorities:
     """Return the first that is set of ``verify``, AWS_CA_BUNDLE, SSL_CERT_FILE, or the system's.
 
     ``aws``, for S3, is AWS_CA_BUNDLE or ``ca_bundle`` of the profile. Raises `ConfigError` for a bundle that is none.
@@ -70,20 +70,20 @@ def trust_for(options: Mapping[str, str], variables: Mapping[str, str], *, aws: 
     word = written.lower()
     off = options.get("allow_invalid_certificates", "false").strip().lower() in YES
     if word in NO or (off and word in YES):
-        return Trust(None, chosen=True)
+        return Authorities(None, chosen=True)
     if not written:
         raise ConfigError("storage option verify is empty; name a PEM file of CA certificates, or leave it out")
     if word not in YES:
         if off:
             raise ConfigError("storage options: verify and allow_invalid_certificates contradict each other; leave one out")
-        return Trust(_checked("storage option verify", written), chosen=True)
+        return Authorities(_checked("storage option verify", written), chosen=True)
     if aws:
-        return Trust(_checked("AWS_CA_BUNDLE", aws), chosen=True)
+        return Authorities(_checked("AWS_CA_BUNDLE", aws), chosen=True)
     file, directory = variables.get("SSL_CERT_FILE"), variables.get("SSL_CERT_DIR")
     if directory:
-        return Trust(_of_directories(directory, file), chosen=True)
+        return Authorities(_of_directories(directory, file), chosen=True)
     if file:
-        return Trust(_checked("SSL_CERT_FILE", file), chosen=True)
+        return Authorities(_checked("SSL_CERT_FILE", file), chosen=True)
     return _system_trust()
 
 
@@ -100,14 +100,14 @@ def _checked(name: str, path: str) -> str:
     raise ConfigError(f"{name}: {path}: {problem}; name a readable PEM file of CA certificates")
 
 
-def _system_trust() -> Trust:
+def _system_trust() -> Authorities:
     found = next((path for path in _SYSTEM if Path(path).is_file()), None)
     if found is not None:
-        return Trust(found, chosen=False)
+        return Authorities(found, chosen=False)
     package = importlib.util.find_spec("botocore")  # which brings a bundle along
     if package is None or package.origin is None:
         raise ConfigError("no certificate authorities found; install the package ca-certificates, or set SSL_CERT_FILE")
-    return Trust(str(Path(package.origin).with_name("cacert.pem")), chosen=True)
+    return Authorities(str(Path(package.origin).with_name("cacert.pem")), chosen=True)
 
 
 def _of_directories(written: str, file: str | None) -> str:

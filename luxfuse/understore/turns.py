@@ -13,7 +13,7 @@ import trio
 from luxfuse.understore.throttle import Throttle
 
 
-class Turns:
+class BandwidthTurns:
     """The limits of one direction, by name: names that stay the same when the limits change. `run` it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -21,7 +21,7 @@ from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.places import Places
-from luxfuse.vfs.relisting import Listings
+from luxfuse.vfs.relisting import Relisting
 from luxfuse.vfs.shared_answers import SharedAnswer
 
 ASKED_AGAIN = 3
@@ -47,7 +47,7 @@ class Questions:
         names: Names,
         places: Places,
         belief: Belief,
-        listings: Listings,
+        relisting: Relisting,
         missing: Missing,
         moving: Moving,
         evidence: AttributeEvidence,
@@ -58,7 +58,7 @@ class Questions:
         self._names = names
         self._places = places
         self._belief = belief
-        self._listings = listings
+        self._relisting = relisting
         self._missing = missing
         self._moving = moving
         self._evidence = evidence
@@ -94,7 +94,7 @@ class Questions:
             return None
         if question is None:
             question = self._questions[parent, name] = SharedAnswer(self._clock())
-            self._listings.list_instead(parent)
+            self._relisting.list_instead(parent)
             self._nursery.start_soon(self._answer, parent, name, known, question)
         await question.done.wait()
         if question.error is not None:

@@ -253,7 +253,7 @@ class Files:
         if backing is not None:
             self._ahead.opened(backing.parent, backing.name)
 
-    def pinned(self, inode: int) -> Entry | None:
+    def open_entry(self, inode: int) -> Entry | None:
         """Return the entry of an inode that is open, though its name may be gone or stand for another one."""
         opened = self.copied.get(inode) or self.backings.get(inode)
         return opened.entry if opened is not None else None

@@ -98,9 +98,9 @@ class FileSystem:
             return self._shown.dirty(dirty, self._notes.entry(dirty))
         if (removed := self._removing.removed_directory(inode)) is not None:
             return self._shown.gone(removed, 0.0)
-        pinned = self.files.pinned(inode)
-        if pinned is not None:
-            return await self._stat_open(inode, pinned)
+        opened = self.files.open_entry(inode)
+        if opened is not None:
+            return await self._stat_open(inode, opened)
         entry = await self.namespace.current(inode)
         if inode != ROOT_INODE:
             entry = await self._described(inode)
@@ -118,13 +118,13 @@ class FileSystem:
             raise Stale(f"{name!r} was removed") from None
         return self.namespace.places.locate(inode)[2]
 
-    async def _stat_open(self, inode: int, pinned: Entry) -> Stat:
+    async def _stat_open(self, inode: int, opened: Entry) -> Stat:
         try:
             entry = await self._described(inode)
         except Stale:
-            return self._shown.gone(pinned, 1.0)
+            return self._shown.gone(opened, 1.0)
         except StoreError:  # an outage
-            return self._shown.clean(pinned, 0.0)
+            return self._shown.clean(opened, 0.0)
         if self._dirty.get(inode) is not None:
             return await self.getattr(inode)
         return self._shown.stat(entry) if self.namespace.belief.is_fresh(entry) else self._shown.clean(entry, 0.0)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from luxfuse.index.names import Names
 from luxfuse.vfs.belief import Belief
-from luxfuse.vfs.relisting import Listings
+from luxfuse.vfs.relisting import Relisting
 
 NEGATIVES_KEPT = 20_000
 LIST_AHEAD_ENTRIES = 10_000
@@ -15,10 +15,10 @@ LIST_AHEAD_ENTRIES = 10_000
 class Missing:
     """The names of one mount that are known not to exist."""
 
-    def __init__(self, *, names: Names, belief: Belief, listings: Listings) -> None:
+    def __init__(self, *, names: Names, belief: Belief, relisting: Relisting) -> None:
         self._names = names
         self._belief = belief
-        self._listings = listings
+        self._relisting = relisting
         self._negatives: OrderedDict[tuple[int, bytes], float] = OrderedDict()
 
     def note(self, parent: int, name: bytes, asked_s: float) -> None:
@@ -53,5 +53,5 @@ class Missing:
         if listing is not None:
             since = max(since, listing.fetched_s)
             if listing.entries <= LIST_AHEAD_ENTRIES and not self._belief.holds(listing.fetched_s, negative_ttl_s / 2):
-                self._listings.list_ahead(parent)
+                self._relisting.list_ahead(parent)
         return self._belief.lists(parent, since, negative_ttl_s)

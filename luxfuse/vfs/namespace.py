@@ -26,7 +26,7 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.news import News
 from luxfuse.vfs.places import Places
-from luxfuse.vfs.relisting import Listings
+from luxfuse.vfs.relisting import Relisting
 
 
 class Namespace:
@@ -66,7 +66,7 @@ class Namespace:
             negative_ttl_s=negative_ttl_s,
             clock=clock,
         )
-        self.listings = listings = Listings(
+        self.relisting = relisting = Relisting(
             store=store,
             names=names,
             places=places,
@@ -75,13 +75,13 @@ class Namespace:
             nursery=nursery,
             clock=clock,
         )
-        self.missing = missing = Missing(names=names, belief=belief, listings=listings)
+        self.missing = missing = Missing(names=names, belief=belief, relisting=relisting)
         self._questions = Questions(
             store=store,
             names=names,
             places=places,
             belief=belief,
-            listings=listings,
+            relisting=relisting,
             missing=missing,
             moving=lister.moving,
             evidence=evidence,
@@ -206,5 +206,5 @@ class Namespace:
             entry = found
         if entry.kind is Kind.DIRECTORY:
             self._names.listings.forget(entry.inode)
-            await self.listings.listed(entry.inode)
+            await self.relisting.listed(entry.inode)
             self.missing.forget_in(entry.inode)

@@ -51,7 +51,7 @@ class OpenDirectories:
             return self._new_handle(inode), False
         if inode != ROOT_INODE and (await self._namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
-        serial = await self._namespace.listings.listed(inode)
+        serial = await self._namespace.relisting.listed(inode)
         await self._descriptions.judge(inode)
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial

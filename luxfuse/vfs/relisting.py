@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 ASKED_KEPT = 10_000
 
 
-class Listings:
+class Relisting:
     """Keeps the listings of directories fresh."""
 
     def __init__(

@@ -83,7 +83,7 @@ class Removing:
 
     async def require_empty(self, directory: int, name: bytes) -> None:
         """Raise `NotEmpty` unless the directory has no entries, and the object that stands for it no content."""
-        await self._namespace.listings.listed(directory)
+        await self._namespace.relisting.listed(directory)
         if self._names.after(directory, b"", 1):
             raise NotEmpty(f"{name!r} is not empty")
         key = self._namespace.places.prefix(directory)

@@ -618,7 +618,7 @@ async def test_a_listing_that_was_made_before_the_directory_moved_is_made_again(
         slow = Slow(driver, "list_directory", "d/e/")
         slow.ask.set()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(m.namespace.listings.listed, directory)
+            nursery.start_soon(m.namespace.relisting.listed, directory)
             path = await move_meanwhile(m, slow, flags, False)
         assert await m.entries(f"{path}/e") == before
 
@@ -656,7 +656,7 @@ async def test_who_asks_during_an_exchange_is_told_of_what_there_is_after_it(tmp
         shown: list[bytes] = []
 
         async def look() -> None:
-            await m.namespace.listings.listed(directory)
+            await m.namespace.relisting.listed(directory)
             shown.extend(name for name, _ in m.namespace.after(directory, b"", 10))
 
         def delete(keys: Sequence[str]) -> dict[str, StoreError]:

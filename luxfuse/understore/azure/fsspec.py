@@ -21,7 +21,7 @@ from luxfuse.understore.library_failures import failure
 from luxfuse.understore.object_options import NO_OPTIONS, ObjectOptions
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach, said
 from luxfuse.understore.times import to_ns
-from luxfuse.understore.trust import Trust
+from luxfuse.understore.trust import Authorities
 from luxfuse.understore.variables import variables
 
 
@@ -153,7 +153,7 @@ def _describe(key: str, found: Any) -> ObjectInfo:
 class _Transport(AioHttpTransport):  # type: ignore[misc]
     """A transport that reads the certificates that it believes once. Azure's own would read a bundle for each request."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: Authorities) -> None:
         super().__init__(use_env_settings=False, connection_verify=True)  # which leaves it to the session
         self._context = trust.ssl_context()
 

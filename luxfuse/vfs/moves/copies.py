@@ -17,7 +17,7 @@ from luxfuse.vfs.tree import Tree
 CONCURRENT_COPIES = 16
 
 
-class Copies:
+class DirectoryCopies:
     """Copies directories of one mount to their new keys."""
 
     def __init__(

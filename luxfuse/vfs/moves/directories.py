@@ -12,7 +12,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.keeping import keep
 from luxfuse.vfs.making import Making
-from luxfuse.vfs.moves.copies import Copies
+from luxfuse.vfs.moves.copies import DirectoryCopies
 from luxfuse.vfs.moves.keys import MovedKeys
 from luxfuse.vfs.moves.moved import MovedNames
 from luxfuse.vfs.moves.operations import MOVE_DIRECTORY, Place
@@ -39,7 +39,7 @@ class DirectoryMoves:
         writeback: WriteBack,
         journal: Journal,
         store: Store,
-        copies: Copies,
+        copies: DirectoryCopies,
         keys: MovedKeys,
         moved: MovedNames,
     ) -> None:

@@ -17,7 +17,7 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, ObjectInfo
 from luxfuse.vfs.deletes import Deletes
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.moves.copies import Copies
+from luxfuse.vfs.moves.copies import DirectoryCopies
 from luxfuse.vfs.moves.keys import MovedKeys
 from luxfuse.vfs.moves.moved import MovedNames
 from luxfuse.vfs.moves.operations import SWAP, Place
@@ -44,7 +44,7 @@ class Exchanges:
         journal: Journal,
         taking_back: TakingBack,
         nursery: trio.Nursery,
-        copies: Copies,
+        copies: DirectoryCopies,
         keys: MovedKeys,
         moved: MovedNames,
     ) -> None:

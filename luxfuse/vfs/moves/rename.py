@@ -19,7 +19,7 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotADirectory
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.making import Making
-from luxfuse.vfs.moves.copies import Copies
+from luxfuse.vfs.moves.copies import DirectoryCopies
 from luxfuse.vfs.moves.directories import DirectoryMoves
 from luxfuse.vfs.moves.exchanges import Exchanges
 from luxfuse.vfs.moves.keys import MovedKeys
@@ -66,7 +66,7 @@ class Moves:
         self._entries = entries
         self._writeback = writeback
         deletes = writeback.deletes
-        copies = Copies(tree=tree, entries=entries, store=store)
+        copies = DirectoryCopies(tree=tree, entries=entries, store=store)
         keys = MovedKeys(
             namespace=namespace,
             tree=tree,

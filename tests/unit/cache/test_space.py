@@ -15,7 +15,7 @@ import trio
 from luxfuse.cache import disk, space
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import Sweeper, sweep
-from luxfuse.tiers.directory import Space as FileSystemSpace
+from luxfuse.tiers.directory import FileSystemSpace
 from tests.support.failing_directory import FailingDirectory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until

@@ -120,7 +120,9 @@ def test_one_bundle_for_every_client(secure, authorities, driver, place, monkeyp
     else:
         # What the machine itself trusts cannot be changed by a test; obstore reads it through these variables, too.
         monkeypatch.setattr("luxfuse.understore.trust._SYSTEM", ("/nowhere", right.bundle))
-        monkeypatch.setattr("luxfuse.understore.trust.Trust.obstore_variables", lambda self: {"SSL_CERT_FILE": self.bundle})
+        monkeypatch.setattr(
+            "luxfuse.understore.trust.Authorities.obstore_variables", lambda self: {"SSL_CERT_FILE": self.bundle}
+        )
     store = opened(secure, driver, **options)
     use(store)
     store.close()
