@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -55,31 +58,80 @@ def test_lines_are_wrapped(document: str) -> None:
 
 
 PACKAGE = ROOT / "luxfuse"
-ROOMS = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+ROOMS = {path.stem for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"}
 
 
-def source_of(place: Path) -> str:
+def sources_in(place: Path) -> list[str]:
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    return "\n".join(file.read_text() for file in files if file.is_file())
+    return [file.read_text() for file in files if file.is_file()]
+
+
+def members(classes: list[ast.ClassDef]) -> set[str]:
+    """Return what classes have of their own: methods, fields, and attributes that their methods set."""
+    found = set()
+    for node in (node for each in classes for node in ast.walk(each)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+@functools.cache
+def classes() -> dict[str, list[ast.ClassDef]]:
+    """Return the classes of the package, and of what tests share, by name."""
+    found = defaultdict(list)
+    for source in [*sources_in(PACKAGE), *sources_in(ROOT / "tests/support")]:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(node)
+    return found
+
+
+def has(name: str, member: str) -> bool:
+    """Whether a class of that name, or one that it is made from, has a member."""
+    named = classes().get(name, [])
+    bases = {base.id for each in named for base in each.bases if isinstance(base, ast.Name)}
+    return member in members(named) or any(has(base, member) for base in bases)
 
 
 def lacking(name: str) -> str:
     """Return what there is not of a ``name`` like `vfs.files.read` or `FileRecord.stored`."""
     first, *rest = name.split(".")
     if first not in ROOMS:
+        if first in classes():
+            return next((member for member in rest[:1] if not has(first, member)), "")
         rest = [first, *rest]
     place = PACKAGE / first if first in ROOMS else PACKAGE
     while rest and ((place / rest[0]).is_dir() or (place / f"{rest[0]}.py").is_file()):
         place /= rest.pop(0)
-    source = source_of(place) + (source_of(ROOT / "tests/support") if place == PACKAGE else "")
+    if place == PACKAGE:
+        return "" if any(re.search(rf"^{first} = ", source, re.MULTILINE) for source in sources_in(place)) else first
+    source = "\n".join(sources_in(place))
     return next((word for word in rest if not re.search(rf"\b{word}\b", source)), "")
 
 
 @pytest.mark.parametrize("document", ["luxfuse/ARCHITECTURE.md", "luxfuse/docs/CLUSTER.md", ".github/CONTRIBUTING.md"])
 def test_modules_and_classes_that_are_named_are_there(document: str) -> None:
-    words = re.findall(r"`([A-Za-z_]+(?:\.[A-Za-z_]+)*)(?:\(\))?`", (ROOT / document).read_text())
+    words = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*)(?:\(\))?`", (ROOT / document).read_text())
     modules = {word for word in words if word.split(".")[0] in ROOMS and "." in word and not word.endswith(".json")}
-    classes = {word for word in words if re.match(r"[A-Z][a-z]+[A-Za-z]*(\.|$)", word) and not (ROOT / word).exists()}
+    named = {word for word in words if re.match(r"[A-Z][a-z]+[A-Za-z]*(\.|$)", word) and not (ROOT / word).exists()}
     assert modules
-    assert classes
-    assert {name: word for name in sorted(modules | classes) if (word := lacking(name))} == {}
+    assert named
+    assert {name: word for name in sorted(modules | named) if (word := lacking(name))} == {}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_are_there(document: str) -> None:
+    named = re.findall(r"`([\w./]+/\w+\.(?:py|c|md))`", (ROOT / document).read_text())
+    places = (ROOT, PACKAGE, (ROOT / document).parent)
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
+
+
+def test_the_map_of_vfs_has_every_module() -> None:
+    text = (PACKAGE / "ARCHITECTURE.md").read_text()
+    table = text.partition("### The modules of vfs/\n")[2].partition("\n#")[0]
+    there = {path.stem for path in (PACKAGE / "vfs").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - {"__init__"} - set(re.findall(r"`(\w+)/?`", table)) == set()

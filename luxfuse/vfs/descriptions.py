@@ -1,7 +1,8 @@
 """Descriptions of objects by the store, beside their content: mode, owner, times, extended attributes.
 
 They come with every answer about a single object: a read, a fetch ahead and a load all learn them, and that the object is
-still the same. A listing does not bring them.
+still the same. A listing does not bring them: it could only if they lay where a LIST shows them, in the key, which has to
+stay the path, or in an object per directory that holds those of its entries, written with them (a manifest).
 
 Where it matters (`lacks`) nothing is said of an entry before they are known, as what a listing tells might change under
 the eyes of a program, or let somebody in. A look-up then asks for them, and for those of the entries after it, as

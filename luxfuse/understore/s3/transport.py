@@ -1,4 +1,11 @@
-"""How requests of S3's API get to the server: by one of two libraries, which say it in the same names, boto's."""
+"""How requests of S3's API get to the server: by one of two libraries, which say it in the same names, boto's.
+
+Beside obstore it is a synchronous client of botocore (`s3.botocore`), in the threads that ask: for copies with conditions
+or other metadata, multipart uploads that a later process may go on with, deletes whose failures are told by key, tags,
+ACLs, other checksums, and keys that obstore cannot name. With ``--driver fsspec`` it is the client that s3fs holds
+(`s3.fsspec`), for everything: one set of connections and credentials. Its one event loop for all threads costs time
+(docs/COSTS.md), so it is not used beside obstore.
+"""
 
 from __future__ import annotations
 
