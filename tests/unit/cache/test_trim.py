@@ -197,7 +197,7 @@ async def test_pages_stay_where_the_index_cannot_do_without_them(tmp_path: Path,
             raise OSError(errno.ENOSPC, "made up")
 
         with monkeypatch.context() as patch:
-            patch.setattr(m.objects, "settle", fail)
+            patch.setattr(m.objects, "commit", fail)
             assert not await m.space.trimmer.trim(acquire(m, "large").oid, m.space, pages(1))
         assert len(kept(m)) == 8
         consistent(m)
