@@ -1,9 +1,8 @@
 """Opening files, and the changes that their opens are to see.
 
-An open ends in one of two modes (`core.modes`): handed to the kernel with a backing file (`vfs.backings`), or copied
-through `read` (`vfs.copied`).
-The kernel insists that all opens of an inode have one mode, so the decision is made from the inode's present state,
-without a wait between it and its effect; after every wait it is made anew.
+An open ends in one of two modes (`core.modes`): handed to the kernel with a backing file (`vfs.backings`), or copied: the
+daemon answers each READ (`vfs.copied`). The kernel insists that all opens of an inode have one mode, so the decision is
+made from the inode's present state, without a wait between it and its effect; after every wait it is made anew.
 """
 
 from __future__ import annotations
