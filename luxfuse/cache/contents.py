@@ -248,7 +248,12 @@ class Contents:
         return self._objects.closed
 
     def has_file(self, obj: CachedObject) -> bool:
-        """Whether an object without pages has a file all the same: all of them were taken out of it."""
+        """Whether an object without pages has a file all the same: all of them were taken out of it.
+
+        Also after the end of the volume, when that cannot be looked up and nothing becomes of the answer.
+        """
+        if self.index_closed:
+            return True
         return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number
 
     def lose_file(self, obj: CachedObject, exc: OSError) -> None:

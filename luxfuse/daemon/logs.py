@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,11 @@ def _value(text: str) -> str:
     return f'"{text}"' if quoted else text
 
 
+def _is_awaited(record: logging.LogRecord) -> bool:
+    """Whether a record of pyfuse3 says more than that a request was given up before its answer, at an unmount, say."""
+    return not record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}")
+
+
 def configure(settings: Settings, state: Path) -> None:
     """Send the log where ``settings`` say: its log_file, stderr in the foreground, or the mount's state directory."""
     handler: logging.Handler
@@ -49,3 +56,4 @@ def configure(settings: Settings, state: Path) -> None:
     root.setLevel(settings.log_level.upper())
     for noisy in ("botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("pyfuse3").addFilter(_is_awaited)

@@ -231,11 +231,14 @@ async def test_an_object_in_use_is_one_and_idle_ones_are_bounded(tmp_path: Path,
         assert len(m.cache.contents._idle) == 5
 
 
+@pytest.mark.parametrize("fails", [False, True])
 async def test_an_answer_after_the_end_of_the_volume_is_an_error_and_no_mistake(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
     """A thread that a request has left behind comes back when the index is closed already."""
     driver = FakeStore()
+    if fails:
+        driver.fail_next(error=lambda: StoreRejected("k: no"), kind="get")
     driver.place("k", random_bytes(pages(1), 1))
     async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
@@ -244,10 +247,12 @@ async def test_an_answer_after_the_end_of_the_volume_is_an_error_and_no_mistake(
 
         def late(*arguments: Any) -> None:
             m.index.closed = True
+            get = m.index.get
+            m.index.get = lambda *_: pytest.fail("looked up after the end")
             try:
                 plain(*arguments)
             finally:
-                m.index.closed = False
+                m.index.closed, m.index.get = False, get
                 answered.set()
 
         fetching._answered = late  # type: ignore[method-assign]

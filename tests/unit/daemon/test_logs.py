@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -64,10 +66,13 @@ def test_log_of_a_mount_is_in_its_directory(tmp_path: Path, monkeypatch: pytest.
         logs.configure(settings, tmp_path)
         logging.getLogger("luxfuse.place").info("not of interest")
         logging.getLogger("luxfuse.place").warning("of interest")
+        for error in (errno.ENOENT, errno.EIO):
+            logging.getLogger("pyfuse3").error("fuse_release(): fuse_reply_* failed with %s", os.strerror(error))
     finally:
         root.setLevel(level)
         for handler in root.handlers:
             handler.close()
     written = (tmp_path / logs.FILE_NAME).read_text()
-    assert written.count("\n") == 1
-    assert written.endswith(' level=warning logger=luxfuse.place event="of interest"\n')
+    first, second = written.splitlines()
+    assert first.endswith(' level=warning logger=luxfuse.place event="of interest"')
+    assert second.endswith('Input/output error"'), "of answers that are not waited for nothing is said"
