@@ -94,7 +94,7 @@ def mount(made: Mount, place: Path, front: FaultProxy) -> Iterator[Mount]:
     yield made
     front.clear()
     assert made.status()["fuse"]["errors"] == 0
-    wait_for("nothing is asked of the store", lambda: made.status()["understore"]["in_flight"] == 0)
+    made.await_answers()
     wait_for("nothing is left to be done", lambda: made.status()["dirty"]["files"] == 0)
 
 

@@ -350,6 +350,10 @@ class Mount:
         """GET requests so far, by the daemon's own count."""
         return int(self.status()["understore"]["gets"])
 
+    def await_answers(self) -> None:
+        """Wait until nothing is asked of the store: attributes, too, are asked for behind what a program does."""
+        wait_for("nothing is asked of the store", lambda: self.status()["understore"]["in_flight"] == 0)
+
     def log(self) -> str:
         """The daemon's log so far."""
         return "".join(log.read_text(errors="replace") for log in self.state.glob("mounts/*/daemon.log*"))

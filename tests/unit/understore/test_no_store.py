@@ -45,13 +45,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).requests += 1
+        page = self.page  # another one may be set before this one is sent
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(self.page)))
+        self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(self.page)
+            self.wfile.write(page)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
