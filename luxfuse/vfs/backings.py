@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -60,7 +61,17 @@ class Backings:
         self._by_object: dict[bytes, set[int]] = {}
         self.opened = 0
         """Opens in passthrough that the kernel asked for, rising from the start on."""
-        kernel.on_drained(self._drop)
+        self._closed: Callable[[int], None] = lambda _inode: None
+        kernel.on_drained(self._drained)
+
+    def on_closed(self, closed: Callable[[int], None]) -> None:
+        """Have ``closed`` called with an inode whose backing went with its last open."""
+        self._closed = closed
+
+    def _drained(self, inode: int) -> None:
+        if not self._kernel.is_registered(inode):  # else it was opened again meanwhile, with a backing of its own
+            self._drop(inode)
+        self._closed(inode)
 
     def get(self, inode: int) -> Backing | None:
         """Return the backing of an inode; None if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.replicas import PromisedReplicas
 from luxfuse.vfs.room import Room
 from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
 
 PUBLISH_AGAIN_S = (0.01, 0.05, 0.2)
 
@@ -62,7 +65,8 @@ class Publisher:
         self._replicas = replicas
         self._mapped: set[Dirty] = set()
         self._conflict: Callable[[Dirty], None] = lambda _dirty: None
-        files.copied.on_closed(self.copied_closed)
+        files.copied.on_closed(self.closed)
+        files.backings.on_closed(self.closed)
 
     def on_conflict(self, begin: Callable[[Dirty], None]) -> None:
         """Have ``begin`` called with a file that is not written to any more and may not replace another's version.
@@ -187,17 +191,22 @@ class Publisher:
         """Remove the content of an unlinked file that is not open."""
         if dirty.finished or dirty.writers or dirty.lock.locked() or dirty.inode in self._files.copied:
             return
+        self._files.backings.retire(dirty.inode)
+        if self._kernel.is_registered(dirty.inode):
+            return  # its readers still ask for its size, and for bytes ahead: `closed` comes with the last of them
         if dirty.source is not None:
             self._room.remove(dirty)
             reached("discard.removed")
             dirty.count(0)
-            self._files.backings.retire(dirty.inode)
             dirty.unstage()
         self._mapped.discard(dirty)
         self._entries.remove(dirty)
 
-    def copied_closed(self, inode: int) -> None:
-        """The last open that reads by copying is gone."""
+    def closed(self, inode: int) -> None:
+        """The last open that only reads is gone."""
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.place is None:
-            self.discard_if_unused(dirty)
+            try:
+                self.discard_if_unused(dirty)
+            except OSError as exc:  # nobody waits for this any more
+                log.warning("the staging file %x cannot be removed; the next mount does it: %s", dirty.number, exc)

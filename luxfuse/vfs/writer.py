@@ -142,6 +142,8 @@ class Writer:
         while True:
             dirty = self._entries.get(inode)
             if dirty is not None and dirty.source is not None:
+                if dirty.place is None and not dirty.writers:
+                    raise Stale(f"inode {inode} was removed, and is not open for writing")
                 dirty.source.bytes.unseal()
                 return dirty
             if dirty is not None and dirty.lock.locked():  # its attributes make a new version of the object

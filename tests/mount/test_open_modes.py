@@ -34,6 +34,11 @@ def evict_everything(mount: Mount, fill) -> None:
     assert mount.status()["cache"]["evictions"] > before
 
 
+def staging_files(mount: Mount) -> int:
+    """How many staging files have something in them; spare ones are empty."""
+    return sum(path.stat().st_size > 0 for path in mount.cache.glob("*/staging/*"))
+
+
 def opens(mount: Mount) -> tuple[int, int]:
     reads = mount.status()["reads"]
     return reads["copied_opens"], reads["passthrough_opens"]
@@ -196,3 +201,30 @@ def test_stress(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passt
     assert status["fuse"]["errors"] == 0
     assert status["cache"]["checksum_failures"] == 0
     assert mount.disk_bytes() <= 48 * MIB
+
+
+@pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["unlinked", "replaced"])
+def test_what_is_not_uploaded_is_read_after_it_lost_its_name(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passthrough: str, replaced: bool
+) -> None:
+    """The staging file, which is all there is of it, stays for its readers, and goes with the last."""
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "must-cache", endpoint_url=s3.endpoint, options={"passthrough": passthrough}
+    )
+    data, path = content("nameless", 3 * MIB + 5), f"{mount.path}/file"
+    (tmp_path / "file").write_bytes(data)
+    for name in ("file", "other") if replaced else ("file",):
+        mount.run(["cp", tmp_path / "file", mount.path / name], check=True)
+    reader = mount.reader()
+    reader("open", "it", path)
+    if replaced:
+        reader("os.rename", f"{mount.path}/other", path)
+    else:
+        reader("os.unlink", path)
+    assert reader("fstat", "it") == [len(data), 0]
+    assert reader("all", "it") == digest(data)
+    kept = 2 if replaced else 1
+    assert staging_files(mount) == kept
+    reader("close", "it")
+    wait_for("the content is gone", lambda: staging_files(mount) == kept - 1)

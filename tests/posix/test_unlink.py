@@ -107,6 +107,16 @@ def test_while_another_process_has_it_open(place: Place) -> None:
     assert names(place) == []
 
 
+def test_a_file_that_was_just_written_is_read_without_its_name(place: Place) -> None:
+    make(place / "file", pattern(100_000))
+    with opened(place / "file") as fd:
+        os.unlink(place / "file")
+        st = os.fstat(fd)
+        assert (st.st_size, st.st_nlink) == (100_000, 0)
+        assert read_fd(fd) == pattern(100_000)
+    assert names(place) == []
+
+
 def test_unlink_of_a_directory(place: Place) -> None:
     os.mkdir(place / "directory")
     with fails_with(errno.EISDIR):

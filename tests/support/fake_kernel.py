@@ -182,11 +182,12 @@ class FakeKernel:
         return handle
 
     async def read(self, fs: FileSystem, handle: int, offset: int, length: int) -> bytes:
-        """Read at most 1 MiB."""
+        """Read at most 1 MiB; what is copied is cut to the size that the attributes show, as the kernel does it."""
         assert length <= READ_BYTES
         if handle & MARK_FAST:
             return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
-        return bytes(await fs.read(ref_of(handle), offset, length))
+        data = bytes(await fs.read(ref_of(handle), offset, length))
+        return data[: max(0, (await fs.getattr(self.handles[handle])).size - offset)]
 
     async def read_all(self, fs: FileSystem, handle: int) -> bytes:
         """Read to the end."""

@@ -37,6 +37,11 @@ class Verbs:
     def close(self, name: str) -> None:
         os.close(self.files.pop(name))
 
+    def fstat(self, name: str) -> list:
+        """Size and number of links of an open file."""
+        st = os.fstat(self.files[name])
+        return [st.st_size, st.st_nlink]
+
     def pread(self, name: str, offset: int, length: int) -> list:
         return digest(os.pread(self.files[name], length, offset))
 
