@@ -39,6 +39,9 @@ class Readers(Protocol):
     def note_touched(self) -> None:
         """Tell, by `Contents.touch_by_id`, of the opens that the kernel's side answered alone."""
 
+    def lost(self, oid: bytes) -> None:
+        """The file of an object is gone: what has it open reads on, but it is not the object's file any more."""
+
 
 class NoReaders:
     """`Readers` of a cache that nobody reads from yet."""
@@ -49,6 +52,9 @@ class NoReaders:
 
     def note_touched(self) -> None:
         """Nothing was opened."""
+
+    def lost(self, _oid: bytes) -> None:
+        """Nothing is open."""
 
 
 class Contents:
@@ -266,11 +272,19 @@ class Contents:
             space.fail(exc)
             if not self.closed:
                 self._nursery.start_soon(self._remove_unreadable, obj.oid, space)
+        self._readers.lost(obj.oid)
         freed = self._objects.drop(obj.oid)
         space.ledger.free(freed or 0)
         obj.forget_pages()
         obj.unsaved = freed is None
         obj.record.allocated_bytes = 0
+
+    def file_replaced(self, obj: CachedObject) -> None:
+        """Bytes that arrived went to another file than those before them."""
+        if obj.pages.count:
+            self.lose_file(obj, FileNotFoundError())
+        else:  # all pages were dropped as damaged before, but the kernel may have the old file open
+            self._readers.lost(obj.oid)
 
     async def _remove_unreadable(self, oid: bytes, space: Space) -> None:
         if oid not in self.hierarchy.removing:

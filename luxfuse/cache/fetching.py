@@ -287,8 +287,8 @@ class Fetching:
             self._contents.lose_file(obj, stored.error)
         elif stored.error is not None and space is not None:
             space.fail(stored.error)
-        elif stored.file_number and obj.pages.count and obj.file_number not in (0, stored.file_number):
-            self._contents.lose_file(obj, FileNotFoundError())
+        elif stored.file_number and obj.file_number not in (0, stored.file_number):
+            self._contents.file_replaced(obj)
         allocated = 0
         if space is not None and stored.file_number:
             obj.file_number = stored.file_number

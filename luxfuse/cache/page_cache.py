@@ -213,4 +213,5 @@ class PageCache:
         if record.epoch != self.contents.epoch or record.stamp != stamp:
             record.epoch, record.stamp = self.contents.epoch, stamp
             self.contents.save(obj)
+        obj.file_number = os.fstat(opened.fd).st_ino  # so that another file in its place is noticed
         return opened.fd

@@ -40,7 +40,7 @@ class Backing:
     key: str
     entry: Entry
     oid: bytes | None
-    """None while the backing is a staging file."""
+    """None while the backing is a staging file, and once it is a cache file that the cache has lost."""
     nameless: bool = False
     """Whether it was removed."""
 
@@ -233,6 +233,15 @@ class Backings:
         """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go."""
         return all(self.retire_idle(inode) for inode in list(self._by_object.get(oid, ())))
 
+    def lost(self, oid: bytes) -> None:
+        """The cache has lost an object's file: the inodes that have it open read on, and nothing may be written to it."""
+        for inode in list(self._by_object.get(oid, ())):
+            self._lose(inode)
+
+    def _lose(self, inode: int) -> None:
+        self._set_object(inode, self._backings[inode], None)
+        self.retire(inode)
+
     def note_touched(self) -> None:
         """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""
         for inode in self._kernel.take_touched():
@@ -249,4 +258,4 @@ class Backings:
     def forget_all(self) -> None:
         """Take every backing away, at the last close where the inode is open (a cache directory lost its files)."""
         for inode in list(self._backings):
-            self.retire(inode)
+            self._lose(inode)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -133,6 +134,34 @@ class TestDamage:
             assert mount.read(name) == digest(data)
         used = mount.status()["tiers"][0]["used_bytes"]
         assert mount.disk_bytes() <= used + MIB
+
+
+@pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
+def test_written_after_the_cache_file_of_a_reader_was_removed(
+    mounting: Mounts, s3: FastS3, bucket: str, fill, passthrough: str
+) -> None:
+    data = content("removed", 300_000)
+    fill({"file": data})
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": passthrough}, expected_logs=("is gone",)
+    )
+    reader, path = mount.reader(), f"{mount.path}/file"
+    reader("open", "it", path)
+    assert reader("all", "it") == digest(data)
+    for file in mount.cache_files():
+        file.unlink()
+    change = [sys.executable, "-c", "import sys\nwith open(sys.argv[1], 'r+b') as f: f.write(b'new')", path]
+    done = mount.run(change)
+    if passthrough == "true":  # the kernel has one file for all opens of an inode, and that one is lost
+        assert "Device or resource busy" in done.stderr
+        assert reader("all", "it") == digest(data)
+        reader("close", "it")
+        wait_for("it can be written to", lambda: mount.run(change).returncode == 0)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert reader("all", "it") == digest(b"new" + data[3:])
+    assert mount.read("file") == digest(b"new" + data[3:])
+    assert (s3.root / bucket / "file").read_bytes() == b"new" + data[3:]
 
 
 class Disk:
