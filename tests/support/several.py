@@ -39,6 +39,10 @@ class Handlers:
         info, entry = await self._operations.create(parent, name, mode, flags, CONTEXT)
         return _without_marks(info.fh), SimpleNamespace(inode=entry.st_ino)
 
+    async def getattr(self, inode: int) -> Any:
+        """Return what reads are cut to."""
+        return SimpleNamespace(size=(await self._operations.getattr(inode)).st_size)
+
     async def read(self, ref: Ref, offset: int, length: int) -> Any:
         """Read."""
         return await self._operations.read(_handle_of(ref), offset, length)
