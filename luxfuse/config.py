@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = default("rack")
     durable_replicas: int = default("durable_replicas")
     passthrough: bool = default("passthrough")
+    dataplane: bool = default("dataplane")
     foreground: bool = default("foreground")
     log_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = default("log_level")

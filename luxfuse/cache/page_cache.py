@@ -177,6 +177,10 @@ class PageCache:
 
     # -- handing over to the kernel
 
+    def is_verified(self, obj: CachedObject) -> bool:
+        """Whether a whole file needs no look at its pages before it is handed over, if nobody else has written to it."""
+        return obj.record.epoch == self.contents.epoch
+
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record

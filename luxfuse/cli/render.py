@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from luxfuse.control.status import OPENS
 from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
 
@@ -72,6 +73,8 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("passthrough", "yes: the kernel reads cached files itself"))
     else:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
+    if status.get("dataplane") is False:
+        rows.append(("data plane", "off: Python answers all reads and writes that the kernel does not"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
     rows += [("attached", _volume(volume)) for volume in status.get("volumes", []) if volume["path"]]
     for name, make in (
@@ -117,7 +120,8 @@ def _reads(status: Mapping[str, Any]) -> str:
 
 def _opens(status: Mapping[str, Any]) -> str:
     reads = status.get("reads", {})
-    return f"{reads.get('passthrough_opens', 0)} passthrough, {reads.get('copied_opens', 0)} through the daemon"
+    counts = [(reads.get(f"{kind}_opens", 0), text) for kind, text in OPENS.items()]
+    return ", ".join(f"{count} {text}" for count, text in counts if count) or "none"
 
 
 def _understore(status: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
+from luxfuse.control.status import OPENS
 from luxfuse.core.histogram import Histogram
 from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
@@ -80,7 +81,7 @@ def rows(sampler: Sampler) -> list[tuple[str, str]]:
     reads = [f"{format_size(sampler.rate('reads', f'{name}_bytes'))}/s {name}" for name in SOURCES
              if status["reads"].get(f"{name}_bytes")]  # fmt: skip
     opens = ", ".join(f"{sampler.rate('reads', f'{kind}_opens'):.0f}/s {text}"
-                      for kind, text in (("passthrough", "passthrough"), ("copied", "through the daemon")))  # fmt: skip
+                      for kind, text in OPENS.items())  # fmt: skip
     found = [("state", state), ("reads", ", ".join(reads) or "none through the daemon"), ("opens", opens)]
     found += [(f"cache ({tier['name']})", _tier(tier)) for tier in status["tiers"]]
     store = status["understore"]

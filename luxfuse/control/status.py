@@ -24,10 +24,15 @@ class TierStatus(TypedDict):
     state: str
 
 
+OPENS = {"passthrough": "passthrough", "dataplane": "by the data plane", "copied": "copied"}
+"""How files are opened: what is in front of `_opens` in `ReadStatus`, and its words."""
+
+
 class ReadStatus(TypedDict):
     """Where the bytes that the daemon served came from, and how files were opened.
 
-    Bytes of passthrough reads go from the kernel to the application and are not counted.
+    Bytes of passthrough reads go from the kernel to the application and are not counted. ``dataplane_bytes`` were read
+    from cache files by threads that do not wait for Python; they are in no tier's figure.
     """
 
     memory_bytes: int
@@ -35,7 +40,9 @@ class ReadStatus(TypedDict):
     hdd_bytes: int
     peer_bytes: int
     understore_bytes: int
+    dataplane_bytes: int
     passthrough_opens: int
+    dataplane_opens: int
     copied_opens: int
 
 
@@ -106,6 +113,8 @@ class FuseStatus(TypedDict):
 
     requests: int
     fast_opens: int
+    fast_reads: int
+    fast_writes: int
     errors: int
     refusals: int
 
@@ -246,6 +255,7 @@ class Status(TypedDict):
     hints: list[str]
     passthrough: bool
     passthrough_reason: str | None
+    dataplane: bool
     uptime_s: float
     memory_bytes: int
     driver: str

@@ -40,6 +40,7 @@ def build(opened: Opened) -> Parts:
         source=safe_url(s.source),
         allow_other=s.allow_other,
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
+        want_data_plane=s.dataplane and s.read_mode != "no-cache",
         cache_directories=[claimed.directory.path for claimed in opened.local.directories],
     )
     p = build_tree(opened, shares.share(0), prober=session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Status:
         tally = self._backlogs.tally()
         reasons = self._degraded_reasons()
         each = [parts for _, parts in self._running.volumes()]
-        requests, fast_opens = passthrough.statistics()
+        lane = passthrough.statistics()
         return {
             "mountpoint": s.mountpoint,
             "source": safe_url(s.source),
@@ -43,17 +43,20 @@ class Status:
             "hints": [hint for parts in each if (hint := parts.writing.promises.small_closes.hint) is not None],
             "passthrough": p.kernel.passthrough,
             "passthrough_reason": p.kernel.reason,
+            "dataplane": p.kernel.serves_bytes,
             "uptime_s": time.monotonic() - self._running.started_s,
             "memory_bytes": _resident_bytes(),
             "driver": p.store.driver.driver,
             "tiers": self._tiers(),
-            "reads": self._reads(fast_opens),
+            "reads": self._reads(lane),
             "understore": self._understore(),
             "cache": _total([_cache(parts) for parts in each]),
             "names": _total([_names(parts) for parts in each]),
             "fuse": {
-                "requests": requests,
-                "fast_opens": fast_opens,
+                "requests": lane["requests"],
+                "fast_opens": lane["opens"],
+                "fast_reads": lane["reads"],
+                "fast_writes": lane["writes"],
                 "errors": p.operations.errors,
                 "refusals": p.operations.refusals,
             },
@@ -100,10 +103,10 @@ class Status:
                 tier["state"] = "degraded" if space.degraded or tier["state"] == "degraded" else "draining"
         return list(tiers.values())
 
-    def _reads(self, fast_opens: int) -> dict[str, Any]:
+    def _reads(self, lane: Mapping[str, int]) -> dict[str, Any]:
         total = _total([_reads(parts) for _, parts in self._running.volumes()])
-        total["passthrough_opens"] += fast_opens
-        return total
+        total["passthrough_opens"] += lane["opens"] - lane["dataplane_opens"]
+        return {**total, "dataplane_opens": lane["dataplane_opens"], "dataplane_bytes": lane["read_bytes"]}
 
     def _understore(self) -> dict[str, Any]:
         total, prices = _total([_understore(parts) for _, parts in self._running.volumes()]), self._running.settings.prices

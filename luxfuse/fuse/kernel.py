@@ -34,6 +34,8 @@ class KernelSide:
         self._accepted: set[int] = set()
         self.passthrough = False
         self.reason: str | None = "not mounted yet"
+        self.serves_bytes = False
+        """Whether the lanes read and write the files that the kernel does not."""
         self._invalidations: deque[tuple[int, bytes | None]] = deque(maxlen=INVALIDATIONS_BOUND)
         self._wanted = trio.Event()
         self._queued = 0
@@ -52,6 +54,10 @@ class KernelSide:
         """The kernel offers passthrough; `probe` then tells for which cache directories."""
         self._device_fd = device_fd
 
+    @property
+    def hands_over(self) -> bool:
+        return self.passthrough or self.serves_bytes
+
     def probe(self, fd: int) -> None:
         """Use passthrough for a cache directory if the kernel accepts ``fd``, a file in it, as a backing file."""
         try:
@@ -66,7 +72,7 @@ class KernelSide:
             self.reason = None
 
     def accepts(self, device: int) -> bool:
-        return device in self._accepted
+        return self.serves_bytes or device in self._accepted
 
     def disable(self, reason: str) -> None:
         """Serve everything by copying, and say why."""
@@ -79,6 +85,8 @@ class KernelSide:
         return backing_id
 
     def _close(self, backing_id: int) -> None:
+        if backing_id == 0:
+            return
         try:
             fcntl.ioctl(self._device_fd, BACKING_CLOSE, bytearray(struct.pack("I", backing_id)))
         except OSError as exc:
@@ -88,11 +96,11 @@ class KernelSide:
     # -- backing files
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
-        try:
-            backing_id = self._open(fd)
-        except OSError as exc:
-            log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
-            self.disable(f"the kernel refused a backing file ({exc.strerror})")
+        if self.is_registered(inode):  # and stays so: the open joins it
+            log.error("a mistake in luxfuse: inode %d was to be registered twice", inode)
+            return False
+        backing_id = self._backing(fd)
+        if backing_id is None:
             return False
         try:
             passthrough.register(inode, backing_id, fd, stamp_ns, _until(valid_s), notice)
@@ -101,6 +109,29 @@ class KernelSide:
             self._close(backing_id)
             return False
         return True
+
+    def _backing(self, fd: int) -> int | None:
+        """Return a backing id for a file, 0 if the lanes read and write it, None if neither is possible."""
+        if self.passthrough and os.fstat(fd).st_dev in self._accepted:
+            try:
+                return self._open(fd)
+            except OSError as exc:
+                log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
+                self.disable(f"the kernel refused a backing file ({exc.strerror})")
+        return 0 if self.serves_bytes else None
+
+    def lend(self, inode: int, fd: int) -> bool:
+        if not self.serves_bytes:
+            return False
+        try:
+            passthrough.lend(inode, fd)
+        except OSError as exc:
+            log.warning("the reads of an open file go through Python: %s", exc.strerror)
+            return False
+        return True
+
+    def take_back(self, inode: int) -> None:
+        passthrough.take_back(inode)
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         return passthrough.acquire(inode, _until(valid_s), writing)

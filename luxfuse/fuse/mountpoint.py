@@ -6,19 +6,24 @@ even be killed. So nothing here touches a FUSE mount: paths are compared as stri
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import logging
 import os
 import re
+import socket
+import struct
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luxfuse.errors import MountError
+
+log = logging.getLogger(__name__)
 
 FSTYPE = "fuse.luxfuse"
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
@@ -27,7 +32,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT_TIMEOUT_S = 20
 _SYMLINKS_MAX = 40
-_SAID_MAX_BYTES = 16 << 10
+_INT = struct.Struct("i")
 
 
 @dataclass(frozen=True)
@@ -156,29 +161,56 @@ def mount_device(fd: int, mountpoint: str, source: str, options: Sequence[str], 
         raise MountError(f"{mountpoint} cannot be mounted: {os.strerror(code)}; {hint}")
 
 
-@contextmanager
-def words_of_fusermount(said: list[str]) -> Iterator[None]:
-    """Collect the lines that fusermount3 and libfuse write on stderr in the block in ``said``, and write them there then.
+def fusermount_device(mountpoint: str, source: str, options: Sequence[str]) -> int:
+    """Have fusermount3 mount as type fuse.luxfuse for a plain user; returns the descriptor of the device.
 
-    They are other programs and C code, which know no other way to say why they cannot mount.
+    It sends that over a socket whose number it finds in _FUSE_COMMFD, as for libfuse. Raises MountError.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    caught = os.memfd_create("fusermount3", os.MFD_CLOEXEC)
-    try:
-        os.dup2(caught, 2)
+    given = [*options, "fsname=" + re.sub(r"([\\,])", r"\\\1", source), "subtype=luxfuse"]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
         try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            text = os.pread(caught, _SAID_MAX_BYTES, 0)
-            sys.stderr.write(text.decode(errors="replace"))
-            sys.stderr.flush()
-            lines = text.decode(errors="replace").splitlines()
-            said += [line.strip().removeprefix("fusermount3: ") for line in lines if line.startswith("fusermount3: ")]
-    finally:
-        os.close(kept)
-        os.close(caught)
+            done = _run_fusermount(
+                ["-o", ",".join(given), "--", mountpoint],
+                f"{mountpoint} cannot be mounted",
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+            )
+        except subprocess.TimeoutExpired:
+            _take_away(mountpoint)
+            raise MountError(
+                f"{mountpoint} cannot be mounted: fusermount3 does not answer; look whether the machine is overloaded"
+            ) from None
+        if done.returncode == 0:
+            return _receive_device(ours, mountpoint)
+    why = "; ".join(
+        line.strip().removeprefix("fusermount3: ") for line in done.stderr.decode(errors="replace").splitlines()
+    )
+    raise MountError(f"{mountpoint}: fusermount3 cannot mount here: {why or 'is the directory yours?'}")
+
+
+def _receive_device(sent: socket.socket, mountpoint: str) -> int:
+    """Return the descriptor that fusermount3, which has ended, has sent. Raises MountError if there is none."""
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC  # which `socket.recv_fds` of Python 3.11 does not pass on
+    with contextlib.suppress(BlockingIOError):  # it sent nothing
+        _, ancillary, _, _ = sent.recvmsg(1, socket.CMSG_LEN(_INT.size), flags)
+        for level, kind, data in ancillary:
+            if (level, kind, len(data)) == (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.size):
+                device: int = _INT.unpack(data)[0]
+                return device
+    _take_away(mountpoint)
+    raise MountError(f"{mountpoint} cannot be mounted: fusermount3 sent no device; is it the one of the package fuse3?")
+
+
+def _take_away(mountpoint: str) -> None:
+    """Take off a mount that fusermount3 may have made, and that nothing can serve."""
+    mount = find_mount(mountpoint)
+    if mount is None or mount.fstype != FSTYPE:
+        return
+    try:
+        unmount(mountpoint, lazy=True)
+    except MountError as exc:
+        log.warning("a mount that is not served is left: %s", exc)
 
 
 def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:
@@ -205,13 +237,8 @@ def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:
 
 
 def _fusermount(path: str, lazy: bool) -> None:
-    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FUSERMOUNT_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError:
-        raise MountError(f"{path} cannot be unmounted: fusermount3 is missing; install the package fuse3") from None
+        done = _run_fusermount(["-u", *(["-z"] if lazy else []), "--", path], f"{path} cannot be unmounted")
     except subprocess.TimeoutExpired:
         raise MountError(f"{path} cannot be unmounted: fusermount3 does not answer; try --force") from None
     if done.returncode != 0:
@@ -219,6 +246,17 @@ def _fusermount(path: str, lazy: bool) -> None:
         if "busy" in said:
             _raise_unmount(path, errno.EBUSY)
         raise MountError(f"{path} cannot be unmounted: {said or 'fusermount3 failed'}")
+
+
+def _run_fusermount(arguments: Sequence[str], failed: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run fusermount3 to its end. Raises MountError if it is missing, `subprocess.TimeoutExpired`."""
+    try:
+        return subprocess.run(
+            ["fusermount3", *arguments],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=_FUSERMOUNT_TIMEOUT_S, check=False, **options,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise MountError(f"{failed}: fusermount3 is missing; install the package fuse3") from None
 
 
 def _raise_unmount(path: str, code: int) -> None:

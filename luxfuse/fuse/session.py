@@ -1,10 +1,9 @@
-"""Mounting and serving: our own mount(2) with passthrough as root, fusermount3 and copying as a plain user.
+"""Mounting and serving: the device comes from our own mount(2) as root, from fusermount3 as a plain user.
 
-As root we open /dev/fuse, mount it, and give pyfuse3 one end of a socket pair as an already mounted descriptor
-(libfuse takes the path /dev/fd/N as such). INIT is relayed once: read from the device, handed to libfuse, and libfuse's
-reply, caught at the other end of the pair, is given the flags that libfuse 3.14 does not know before it goes to the
-device. Then the device takes the pair's place (dup2), so that libfuse replies to the kernel directly, and the lane
-of the extension begins to read requests.
+pyfuse3 gets one end of a socket pair as an already mounted descriptor (libfuse takes the path /dev/fd/N as such). INIT is
+relayed once: read from the device, handed to libfuse, and libfuse's reply, caught at the other end of the pair, is given
+the flags that libfuse 3.14 does not know before it goes to the device. Then the device takes the pair's place (dup2), so
+that libfuse replies to the kernel directly, and the lanes of the extension begin to read requests.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ class Session:
         source: str,
         allow_other: bool,
         want_passthrough: bool,
+        want_data_plane: bool,
         cache_directories: Sequence[Path],
     ) -> None:
         self._operations = operations
@@ -67,6 +67,7 @@ class Session:
         self._source = source
         self._allow_other = allow_other
         self._want_passthrough = want_passthrough
+        self._want_data_plane = want_data_plane
         self._cache_directories = cache_directories
         self.privileged = os.geteuid() == 0
         self._mounted = False
@@ -78,10 +79,7 @@ class Session:
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount, report through ``task_status`` once requests are answered, and serve until unmounted."""
         try:
-            if self.privileged:
-                await self._serve_device(task_status)
-            else:
-                await self._serve_fusermount(task_status)
+            await self._serve_device(await self._mount(), task_status)
         finally:
             with trio.CancelScope(shield=True):
                 if self._mounted:
@@ -90,19 +88,21 @@ class Session:
                 pyfuse3.close(unmount=False)
             self.ended.set()
 
-    # -- as root
-
-    async def _serve_device(self, task_status: trio.TaskStatus[None]) -> None:
-        try:
-            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            raise MountError(f"/dev/fuse: {exc.strerror}; load the kernel module with: modprobe fuse") from None
-        options = ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}", "default_permissions"]
-        if self._allow_other:
-            options.append("allow_other")
-        flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if self._operations.read_only else 0)
-        mounts.mount_device(device, self._mountpoint, self._source, options, flags)
+    async def _mount(self) -> int:
+        """Mount, and return the descriptor of the device. Raises `MountError`."""
+        options = ["default_permissions", *(["allow_other"] if self._allow_other else [])]
+        if self.privileged:
+            device = _open_device()
+            flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if self._operations.read_only else 0)
+            options += ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
+            mounts.mount_device(device, self._mountpoint, self._source, options, flags)
+        else:
+            options += ["nosuid", "nodev", "noatime", *(["ro"] if self._operations.read_only else [])]
+            device = await trio.to_thread.run_sync(mounts.fusermount_device, self._mountpoint, self._source, options)
         self._mounted = True
+        return device
+
+    async def _serve_device(self, device: int, task_status: trio.TaskStatus[None]) -> None:
         events_fd = passthrough.attach()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = theirs.detach()
@@ -118,7 +118,8 @@ class Session:
             os.dup2(device, link, inheritable=False)
             nursery.start_soon(self._kernel.invalidate)  # no earlier: until now the link was the one that relayed INIT
             self._set_up_passthrough(device, offered)
-            passthrough.start(device)
+            self._kernel.serves_bytes = self._want_data_plane
+            passthrough.start(device, self._want_data_plane)
             self._tune()
             task_status.started()
 
@@ -133,7 +134,7 @@ class Session:
         reply = bytearray(ours.recv(4096))
         out = list(INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
         out[4], out[5] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
-        if offered and self._want_passthrough:
+        if offered and self._want_passthrough and self.privileged:
             out[3] |= FUSE_INIT_EXT
             out[10] |= FUSE_PASSTHROUGH_2
             out[11] = max(map(_stack_depth, self._cache_directories))
@@ -145,6 +146,8 @@ class Session:
     def _set_up_passthrough(self, device: int, offered: bool) -> None:
         if not self._want_passthrough:
             self._kernel.disable("switched off by the settings")
+        elif not self.privileged:
+            self._kernel.disable("the kernel offers it to root only")
         elif not offered:
             self._kernel.disable("the kernel does not offer it; Linux 6.9 or later does")
         else:
@@ -163,32 +166,6 @@ class Session:
             self._kernel.probe(probe)
         finally:
             os.close(probe)
-
-    # -- as a plain user
-
-    async def _serve_fusermount(self, task_status: trio.TaskStatus[None]) -> None:
-        options = {"default_permissions", "nosuid", "nodev", "noatime", f"fsname={self._source}", "subtype=luxfuse"}
-        if self._operations.read_only:
-            options.add("ro")
-        if self._allow_other:
-            options.add("allow_other")
-        self._kernel.disable("not root: mounted through fusermount3")
-        said: list[str] = []
-        try:
-            with mounts.words_of_fusermount(said):
-                pyfuse3.init(self._operations, self._mountpoint, options)
-        except RuntimeError:
-            why = "; ".join(said) or "is the package fuse3 installed, and the directory yours?"
-            raise MountError(f"{self._mountpoint}: fusermount3 cannot mount here: {why}") from None
-        self._mounted = self._initialised = True
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._kernel.invalidate)
-            nursery.start_soon(self._operations.interrupts.run)
-            self._begin_main(nursery)
-            self._tune()
-            task_status.started()
-
-    # -- both
 
     def _begin_main(self, nursery: trio.Nursery) -> None:
         def fallocate(request: int, _inode: int, fh: int, mode: int, offset: int, length: int) -> None:
@@ -244,6 +221,13 @@ class Session:
         """Leave no dead mount behind, after an error either."""
         with contextlib.suppress(MountError, OSError):
             mounts.unmount(self._mountpoint, lazy=True, force=True)
+
+
+def _open_device() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountError(f"/dev/fuse: {exc.strerror}; load the kernel module with: modprobe fuse") from None
 
 
 def _stack_depth(directory: Path) -> int:

@@ -111,7 +111,7 @@ class Backings:
 
     def accepts(self, obj: CachedObject) -> bool:
         """Whether the kernel takes the cache file of an object, as long as it has room for one more."""
-        return self._kernel.passthrough and (obj.space is None or self._kernel.accepts(obj.space.directory.device))
+        return self._kernel.hands_over and (obj.space is None or self._kernel.accepts(obj.space.directory.device))
 
     def register(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False) -> None:
         """Give an inode the cache file ``fd`` of its object as its backing, and close ``fd`` (-1: there is none).
@@ -144,7 +144,7 @@ class Backings:
 
     def _has_room(self) -> bool:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
-        most = min(REGISTERED_BOUND, max(LEAST_REGISTERED, (descriptors.limit() - KEPT_FREE) // 2))
+        most = min(REGISTERED_BOUND, max(LEAST_REGISTERED, (descriptors.limit() - KEPT_FREE) // 3))
         if len(self._backings) < most:
             return True
         for oldest in list(islice(self._backings, RETIRE_TRIES)):
@@ -166,6 +166,7 @@ class Backings:
 
     def may_adopt(self, inode: int, oid: bytes) -> bool:
         """Whether the object's file may be written to: no other inode has it as its backing, nor the inode another."""
+        self._copied.take_back(oid)
         backing = self._backings.get(inode)
         if backing is not None and backing.oid != oid and not self.retire_idle(inode):
             return False
@@ -230,11 +231,16 @@ class Backings:
             self._set_object(inode, backing, None)
 
     def may_drop(self, oid: bytes) -> bool:
-        """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go."""
+        """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go.
+
+        What copied opens read of it comes from us from then on.
+        """
+        self._copied.take_back(oid)
         return all(self.retire_idle(inode) for inode in list(self._by_object.get(oid, ())))
 
     def lost(self, oid: bytes) -> None:
         """The cache has lost an object's file: the inodes that have it open read on, and nothing may be written to it."""
+        self._copied.take_back(oid)
         for inode in list(self._by_object.get(oid, ())):
             self._lose(inode)
 
@@ -256,6 +262,7 @@ class Backings:
         return not [inode for inode in list(self._backings) if not self.retire_idle(inode)]
 
     def forget_all(self) -> None:
-        """Take every backing away, at the last close where the inode is open (a cache directory lost its files)."""
+        """Take every backing away, at the last close where the inode is open: the volume or a cache directory ends."""
+        self._copied.take_back_all()
         for inode in list(self._backings):
             self._lose(inode)

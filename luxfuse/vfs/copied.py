@@ -1,10 +1,20 @@
-"""Opens that are copied: the kernel has each READ and WRITE of them answered by the daemon."""
+"""Opens that are copied: the kernel has each READ and WRITE of them answered by the daemon.
+
+Once their object is whole its file is *lent* to the lanes, which then answer the READs (`Kernel.lend`). It is taken back
+before anything becomes of that file: the last open ends, the inode is written to or moved, or the cache wants to change or
+move the file (`Readers.may_drop`).
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
+from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
@@ -15,10 +25,15 @@ from luxfuse.index.entries import Entry
 from luxfuse.types import Buffer
 from luxfuse.vfs.ahead import FillBehind
 from luxfuse.vfs.errors import BadHandle, Stale
+from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
 
 AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that a reader waits for."""
+LENT_SHARE = 4
+"""Lent files may take so large a part of the descriptors: one in four. Others are read as before."""
 
 
 @dataclass(slots=True)
@@ -32,6 +47,10 @@ class CopiedInode:
     opens: int = 0
     nameless: bool = False
     """Whether it was removed."""
+    lent: bytes | None = None
+    """The cached object whose file is lent to the lanes."""
+    offered: CachedObject | None = None
+    """The object whose file is lent, or is about to be, or was refused: it is not offered again."""
 
 
 @dataclass(slots=True)
@@ -45,8 +64,19 @@ class _Handle:
 class CopiedOpens:
     """The copied opens of one mount. No inode has these and opens in passthrough at once."""
 
-    def __init__(self, *, namespace: Namespace, cache: PageCache, behind: FillBehind, readahead_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        cache: PageCache,
+        kernel: Kernel,
+        behind: FillBehind,
+        readahead_bytes: int,
+        nursery: trio.Nursery,
+    ) -> None:
         self._namespace = namespace
+        self._kernel = kernel
+        self._nursery = nursery
         self._cache = cache
         self._behind = behind
         self._readahead_bytes = readahead_bytes
@@ -55,6 +85,8 @@ class CopiedOpens:
         self._next_handle = 1
         self._deferred: dict[str, int] = {}
         """Inodes that are read, by the key of an object that is to be removed afterwards."""
+        self._lent: dict[bytes, set[int]] = {}
+        """Inodes by the object whose file is lent for them."""
         self._closed: Callable[[int], None] = _no_listener
         self.opened = self.stale_reads = 0
         """Opens, and reads that found the object replaced: both rise from the start on."""
@@ -109,6 +141,12 @@ class CopiedOpens:
                 if ahead:
                     self._cache.start(obj, pages_of(ahead.start, len(ahead)), run=AHEAD_RUN_PAGES)
                 self._behind.consider(obj)
+            elif state.shared.offered is not obj:
+                state.shared.offered = obj
+                if self._cache.is_verified(obj):
+                    await self._lend(state.inode, state.shared, obj)
+                else:  # that may take long for a large file
+                    self._nursery.start_soon(self._lend, state.inode, state.shared, obj)
             return await self._cache.read(obj, offset, length)
         except (VersionChanged, NotFound):
             self._namespace.belief.expire(state.inode)
@@ -122,6 +160,7 @@ class CopiedOpens:
             raise BadHandle(f"file handle {handle} is not open")
         state.shared.opens -= 1
         if state.shared.opens == 0:
+            self._take_back(state.inode, state.shared)
             del self._inodes[state.inode]
             if state.shared.obj is not None:
                 self._cache.release(state.shared.obj)
@@ -138,12 +177,61 @@ class CopiedOpens:
             raise BadHandle(f"file handle {handle} is not open")
         return state
 
+    # -- files lent to the lanes
+
+    async def _lend(self, inode: int, shared: CopiedInode, obj: CachedObject) -> None:
+        """Have the lanes answer the READs of an inode whose object is whole. The file may have to be verified first."""
+        obj = self._cache.acquire(obj.record.key, obj.record.version, obj.size)  # the last open may end meanwhile
+        try:
+            fd = await self._cache.open_for_kernel(obj)
+        except Exception:  # reads go on as before
+            log.exception("lending the file of %r failed in an unexpected way", obj.record.key)
+            return
+        finally:
+            self._cache.release(obj)
+        # No wait from here on: the object is whole, and its file the one that was opened.
+        still = self._inodes.get(inode) is shared and shared.offered is obj and shared.staged is None
+        if fd is None:
+            if still:
+                shared.offered = None  # damaged pages were dropped: when they are there again
+            return
+        try:
+            room = sum(map(len, self._lent.values())) < descriptors.limit() // LENT_SHARE
+            if still and shared.lent is None and room and self._kernel.lend(inode, fd):
+                shared.lent = obj.oid
+                self._lent.setdefault(obj.oid, set()).add(inode)
+        finally:
+            os.close(fd)
+
+    def _take_back(self, inode: int, shared: CopiedInode) -> None:
+        """Answer the READs of an inode here again; its file may be lent anew if it is whole then."""
+        shared.offered = None
+        if shared.lent is None:
+            return
+        self._kernel.take_back(inode)
+        inodes = self._lent[shared.lent]
+        inodes.discard(inode)
+        if not inodes:
+            del self._lent[shared.lent]
+        shared.lent = None
+
+    def take_back(self, oid: bytes) -> None:
+        """The file of an object is about to change, to move or to go: nothing is answered from it any more."""
+        for inode in list(self._lent.get(oid, ())):
+            self._take_back(inode, self._inodes[inode])
+
+    def take_back_all(self) -> None:
+        """The volume ends, or a cache directory does: nothing is answered from any file any more."""
+        for inode, shared in self._inodes.items():
+            self._take_back(inode, shared)
+
     # -- changes of a file that is open
 
     def attach_staged(self, inode: int, staged: StagedBytes) -> None:
         """The file begins to be written to: its opens read the staging file from now on."""
         shared = self._inodes.get(inode)
         if shared is not None:
+            self._take_back(inode, shared)
             shared.staged = staged
 
     def detach_staged(self, inode: int, entry: Entry, key: str) -> None:
@@ -159,6 +247,7 @@ class CopiedOpens:
         """The inode has another key or version now; ``kept``: the cached object of it is the same."""
         shared = self._inodes.get(inode)
         if shared is not None:
+            self._take_back(inode, shared)
             shared.entry = entry
             if shared.obj is not None and not kept:
                 self._cache.release(shared.obj)

@@ -202,7 +202,7 @@ class Files:
         inode = dirty.inode
         source = dirty.source
         assert source is not None
-        possible = self._kernel.passthrough and source.bytes.complete and inode not in self.copied
+        possible = self._kernel.hands_over and source.bytes.complete and inode not in self.copied
         st = source.bytes.stat()
         possible = possible and st is not None and self._kernel.accepts(st.st_dev)
         if copy:

@@ -20,8 +20,8 @@ class Kernel(Protocol):
     """Backing files and caches of the kernel. Only `forgotten` blocks. ``valid_s``: how long opens need no question."""
 
     @property
-    def passthrough(self) -> bool:
-        """Whether files can be handed to the kernel at all."""
+    def hands_over(self) -> bool:
+        """Whether files can be handed over at all: to the kernel, or to the lanes, which read and write them for it."""
 
     def accepts(self, device: int) -> bool:
         """Whether files of a file system (its ``st_dev``) can be handed over."""
@@ -40,6 +40,15 @@ class Kernel(Protocol):
 
         ``stamp_ns`` is the file's mtime: opens are not answered without us once it is another one.
         """
+
+    def lend(self, inode: int, fd: int) -> bool:
+        """Have READs of copied opens of an inode answered from ``fd``, a whole file; the caller still closes fd.
+
+        False: they come to us as before. The inode must not be lent already.
+        """
+
+    def take_back(self, inode: int) -> None:
+        """End that, if it was lent: the file may change from now on."""
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         """Count a passthrough open and return its file handle; None if the inode has no backing.
@@ -84,7 +93,7 @@ class Kernel(Protocol):
 class NoKernel:
     """No kernel: everything is copied. For tests of the layers below fuse."""
 
-    passthrough = False
+    hands_over = False
 
     def on_first_open(self, opened: Callable[[int], None]) -> None:
         """Nothing is opened."""
@@ -99,6 +108,13 @@ class NoKernel:
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """Refuse."""
         return False
+
+    def lend(self, inode: int, fd: int) -> bool:
+        """Refuse."""
+        return False
+
+    def take_back(self, inode: int) -> None:
+        """Nothing is lent."""
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         """There is never a backing."""

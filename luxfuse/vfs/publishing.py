@@ -99,7 +99,7 @@ class Publisher:
             return
         if dirty.source is None:
             self._finish(dirty)
-        elif self._kernel.passthrough and self._may_be_mapped(dirty):
+        elif self._kernel.hands_over and self._may_be_mapped(dirty):
             if dirty not in self._mapped:
                 self._mapped.add(dirty)
                 self._nursery.start_soon(self._publish_soon, dirty)

@@ -65,14 +65,20 @@ class KernelShare:
         self.drained = drained
 
     @property
-    def passthrough(self) -> bool:
-        return self._kernel.passthrough
+    def hands_over(self) -> bool:
+        return self._kernel.hands_over
 
     def accepts(self, device: int) -> bool:
         return self._kernel.accepts(device)
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         return self._kernel.register(self._base | inode, fd, stamp_ns, valid_s, notice=notice)
+
+    def lend(self, inode: int, fd: int) -> bool:
+        return self._kernel.lend(self._base | inode, fd)
+
+    def take_back(self, inode: int) -> None:
+        self._kernel.take_back(self._base | inode)
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         return self._kernel.acquire(self._base | inode, valid_s, writing=writing)

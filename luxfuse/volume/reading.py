@@ -137,10 +137,12 @@ def build_reading(
     )
     dirty = DirtyEntries()
     copied = CopiedOpens(
+        kernel=kernel,
         namespace=namespace,
         cache=cache,
         behind=FillBehind(cache=cache, nursery=nursery),
         readahead_bytes=s.readahead_bytes,
+        nursery=nursery,
     )
     backings = Backings(namespace=namespace, cache=cache, kernel=kernel, entries=dirty, copied=copied)
     ahead = FilesAhead(

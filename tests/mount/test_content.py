@@ -10,7 +10,7 @@ import pytest
 
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import MIB, Mount, content, digest, mounted, put
+from tests.support.mounted import ALWAYS, MIB, Mount, content, digest, mounted, put
 
 SIZES = (0, 1, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 7, 17 * MIB)
 """The last one is above the size up to which files are fetched whole."""
@@ -38,21 +38,22 @@ def filled(s3: FastS3, data: dict[int, bytes]) -> str:
     return name
 
 
-@pytest.fixture(scope="module", params=["passthrough", "copying", "plain user"])
+@pytest.fixture(scope="module", params=["passthrough", "copying", "plain user", "Python"])
 def mount(request: pytest.FixtureRequest, s3: FastS3, filled: str) -> Iterator[Mount]:
     mode = request.param
     if mode == "plain user":
         request.getfixturevalue("plain_user")
-    options = {"passthrough": "false"} if mode == "copying" else {}
+    options = {"copying": {"passthrough": "off"}, "Python": {"passthrough": "off", "dataplane": "off"}}.get(mode, {})
     with mounted(f"s3://{filled}", endpoint_url=s3.endpoint, options=options, plain_user=mode == "plain user") as made:
         yield made
         status = made.status()
         assert status["fuse"]["errors"] == 0
         assert status["understore"]["errors"] == 0
-        if mode == "passthrough":
-            assert status["reads"]["passthrough_opens"] > 0
-        else:
-            assert status["reads"]["passthrough_opens"] == 0
+        reads = status["reads"]
+        assert (reads["passthrough_opens"] > 0) == (mode == "passthrough")
+        if ALWAYS.get("dataplane") != "off":
+            assert (reads["dataplane_opens"] > 0) == (mode in ("copying", "plain user"))
+            assert (reads["dataplane_bytes"] > 0) == (mode != "Python"), "passthrough: of a large file since it was cold"
 
 
 def test_mode_is_told(mount: Mount) -> None:
@@ -61,7 +62,7 @@ def test_mode_is_told(mount: Mount) -> None:
         assert status["passthrough_reason"] is None
     else:
         expected = "plain user" if mount.plain_user else "settings"
-        assert {"plain user": "not root", "settings": "settings"}[expected] in status["passthrough_reason"]
+        assert {"plain user": "root only", "settings": "settings"}[expected] in status["passthrough_reason"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -42,13 +42,16 @@ class FakeKernel:
     """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does: create, open, read, write, flush, release."""
 
     def __init__(self, *, passthrough: bool = True) -> None:
-        self.passthrough = passthrough
+        self.hands_over = passthrough
         self.refuses = False
         self.table: dict[int, _Backing] = {}
         self.cached_opens: Counter[int] = Counter()
         self.backing_of: dict[int, tuple[int, int]] = {}
         self.handles: dict[int, int] = {}
         self.registered = 0
+        self.lent: dict[int, int] = {}
+        """Files that copied opens are read from without asking, by inode."""
+        self.lendings = 0
         self.invalidated: list[tuple[int, bytes]] = []
         self.invalidated_inodes: list[int] = []
         self.settled = 0
@@ -69,15 +72,26 @@ class FakeKernel:
         return True
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
-        assert self.passthrough
+        assert self.hands_over
         if self.refuses:
-            self.passthrough = False
+            self.hands_over = False
             return False
         assert inode not in self.table, "a second backing id for an inode"
         assert os.fstat(fd).st_mtime_ns == stamp_ns, "a file is handed over that somebody else wrote to"
         self.table[inode] = _Backing(os.dup(fd), stamp_ns, fresh=valid_s > 0, notice=notice)
         self.registered += 1
         return True
+
+    def lend(self, inode: int, fd: int) -> bool:
+        assert inode not in self.lent, "lent twice"
+        assert self.cached_opens[inode] > 0, "lent, though it is not open for copying"
+        self.lent[inode] = os.dup(fd)
+        self.lendings += 1
+        return True
+
+    def take_back(self, inode: int) -> None:
+        if (fd := self.lent.pop(inode, None)) is not None:
+            os.close(fd)
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         backing = self.table.get(inode)
@@ -186,7 +200,8 @@ class FakeKernel:
         assert length <= READ_BYTES
         if handle & MARK_FAST:
             return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
-        data = bytes(await fs.read(ref_of(handle), offset, length))
+        lent = self.lent.get(self.handles[handle])
+        data = bytes(await fs.read(ref_of(handle), offset, length)) if lent is None else os.pread(lent, length, offset)
         return data[: max(0, (await fs.getattr(self.handles[handle])).size - offset)]
 
     async def read_all(self, fs: FileSystem, handle: int) -> bytes:

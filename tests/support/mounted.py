@@ -207,6 +207,10 @@ class Reader:
         self._answers.close()
 
 
+ALWAYS = dict(option.split("=", 1) for option in os.environ.get("TEST_MOUNT_OPTIONS", "").split(",") if option)
+"""Options of all mounts, as in ``TEST_MOUNT_OPTIONS=dataplane=off``."""
+
+
 class Mount:
     """One mountpoint with its state and cache directories. `mount`, `unmount` and `kill` it as often as needed."""
 
@@ -232,6 +236,7 @@ class Mount:
         self.flags = ["--cache-dir", str(self.cache), *flags]
         if endpoint_url is not None:
             self.flags += ["--endpoint-url", endpoint_url]
+        options = {**ALWAYS, **(options or {})}
         if options:
             self.flags += ["-o", ",".join(f"{name}={value}" for name, value in options.items())]
         self._forked = forked and not plain_user

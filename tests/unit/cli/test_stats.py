@@ -37,7 +37,7 @@ def test_rates_are_those_of_the_last_interval() -> None:
     assert sampler.rate("reads", "memory_bytes") == 0
     shown = dict(rows(sampler))
     assert shown["reads"] == "0 B/s memory, 1.0 MiB/s ssd, 0 B/s understore"
-    assert shown["opens"] == "100/s passthrough, 0/s through the daemon"
+    assert shown["opens"] == "100/s passthrough, 0/s by the data plane, 0/s copied"
     assert shown["cache (ssd)"] == "512.0 MiB of 1.0 GiB (50 %) in /c"
     assert shown["not uploaded"] == "nothing"
 

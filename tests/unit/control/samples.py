@@ -31,6 +31,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "hints": [],
         "passthrough": True,
         "passthrough_reason": None,
+        "dataplane": True,
         "uptime_s": 3700.5,
         "memory_bytes": 50 << 20,
         "driver": "obstore",
@@ -45,6 +46,8 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "understore_bytes": 30,
             "passthrough_opens": 3,
             "copied_opens": 4,
+            "dataplane_opens": 5,
+            "dataplane_bytes": 50,
         },
         "understore": {
             "cost": 0.01234,
@@ -74,7 +77,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "in_flight_bytes": 0,
         },
         "names": {"skipped_keys": 0, "listings": 3, "stale_served": 0},
-        "fuse": {"requests": 100, "fast_opens": 3, "errors": 0, "refusals": 0},
+        "fuse": {"requests": 100, "fast_opens": 3, "fast_reads": 6, "fast_writes": 7, "errors": 0, "refusals": 0},
         "dirty": {
             "files": 0,
             "bytes": 0,

@@ -168,7 +168,7 @@ class SmallFs:
         if flags & os.O_TRUNC:
             os.truncate(path, 0)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        if not self.kernel.passthrough:
+        if not self.kernel.hands_over:
             self.last_handle += 1
             self.handles[self.last_handle] = (inode, os.open(path, os.O_RDWR))
             return self.last_handle
@@ -290,7 +290,8 @@ async def serve(mountpoint: str, directory: str, trace: str, *flags: str) -> Non
         mountpoint=mountpoint,
         source="small",
         allow_other=os.geteuid() == 0,
-        want_passthrough="copy" not in flags,
+        want_passthrough="copy" not in flags and "lanes" not in flags,
+        want_data_plane="lanes" in flags,
         cache_directories=[Path(directory)],
     )
     async with trio.open_nursery() as nursery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -83,3 +84,14 @@ async def test_settling_ends_at_its_deadline(told: Told, monkeypatch: pytest.Mon
         told.may_go.set()
         assert await side.forgotten()
         nursery.cancel_scope.cancel()
+
+
+def test_an_inode_that_is_registered_stays_so(tmp_path: Path, expected_logs: list[str]) -> None:
+    expected_logs.append("a mistake in luxfuse: inode .* was to be registered twice")
+    side, inode = KernelSide(), 1 << 41
+    side.serves_bytes = True
+    with (tmp_path / "file").open("wb+") as file:
+        assert side.register(inode, file.fileno(), 0, 60)
+        assert not side.register(inode, file.fileno(), 0, 60)
+    assert side.is_registered(inode)
+    assert side.retire(inode, only_idle=True)

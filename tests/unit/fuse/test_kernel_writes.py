@@ -99,11 +99,11 @@ def fast(requires_passthrough: None) -> Iterator[Small]:
     small.close()
 
 
-@pytest.fixture(params=["passthrough", "copy"])
+@pytest.fixture(params=["passthrough", "lanes", "copy"])
 def small(request: pytest.FixtureRequest) -> Iterator[Small]:
     if request.param == "passthrough":
         request.getfixturevalue("requires_passthrough")
-    small = Small(*([request.param] if request.param == "copy" else []))
+    small = Small(*([request.param] if request.param != "passthrough" else []))
     yield small
     small.close()
 

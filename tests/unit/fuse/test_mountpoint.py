@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,58 @@ def test_mount_and_abort_a_device(tmp_path: Path, requires_root: None, requires_
 def test_mount_device_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="cannot be mounted"):
         mountpoint.mount_device(0, str(tmp_path), "x", ["nonsense"], 0)
+
+
+SENDS_A_DEVICE = """
+import os, socket
+with socket.socket(fileno=int(os.environ["_FUSE_COMMFD"])) as comm, open("/dev/null") as device:
+    socket.send_fds(comm, [b"x"], [device.fileno()])
+"""
+
+
+@pytest.fixture
+def fusermount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have a Python program in the place of fusermount3."""
+
+    def take(program: str) -> None:
+        directory = tmp_path / "bin"
+        directory.mkdir()
+        (directory / "fusermount3").write_text(f"#!{sys.executable}\n{program}")
+        (directory / "fusermount3").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+    return take
+
+
+def test_no_program_inherits_the_device_of_fusermount3(fusermount: Callable[[str], None], tmp_path: Path) -> None:
+    fusermount(SENDS_A_DEVICE)
+    device = mountpoint.fusermount_device(str(tmp_path), "s3://b", [])
+    assert os.readlink(f"/proc/self/fd/{device}") == "/dev/null"
+    assert not os.get_inheritable(device)
+    os.close(device)
+
+
+def test_a_fusermount3_that_sends_no_device(fusermount: Callable[[str], None], tmp_path: Path) -> None:
+    fusermount("")
+    with pytest.raises(MountError, match="cannot be mounted: fusermount3 sent no device"):
+        mountpoint.fusermount_device(str(tmp_path), "s3://b", [])
+
+
+def test_a_fusermount3_that_hangs_leaves_no_mount(
+    fusermount: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requires_root: None
+) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    fusermount(
+        "import subprocess, sys, time\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', 'none', sys.argv[-1]], check=True)\n"
+        "open(sys.argv[-1] + '/../made', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(mountpoint, "FSTYPE", "tmpfs")
+    monkeypatch.setattr(mountpoint, "_FUSERMOUNT_TIMEOUT_S", 2)
+    with pytest.raises(MountError, match="cannot be mounted: fusermount3 does not answer") as caught:
+        mountpoint.fusermount_device(str(where), "s3://b", [])
+    assert "--force" not in str(caught.value)
+    assert (tmp_path / "made").exists()
+    assert find_mount(str(where)) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +86,89 @@ def test_the_callback_of_fallocate_can_be_set_and_taken_away() -> None:
         passthrough.set_fallocate()  # type: ignore[call-arg]
     passthrough.set_fallocate(lambda *_: None)
     passthrough.set_fallocate(None)
+
+
+def test_a_file_that_the_lanes_serve_is_open_for_writing_as_long_as_its_inode_is(file: int) -> None:
+    inode = next(_inodes)
+    passthrough.register(inode, 0, file, os.fstat(file).st_mtime_ns, LATER_NS)
+    assert not has_writers(file)
+    for _ in range(2):
+        assert passthrough.acquire(inode, LATER_NS, True) == FAST | passthrough.MARK_WRITE | inode
+    assert has_writers(file)
+    passthrough.released(inode)
+    assert has_writers(file)
+    passthrough.released(inode)
+    assert not has_writers(file)
+    assert passthrough.acquire(inode, LATER_NS, True) is not None
+    assert passthrough.retire(inode) == 0
+    passthrough.released(inode)
+    assert passthrough.take_drained() == [(inode, 0)]
+    assert not has_writers(file)
+
+
+def test_a_writer_counts_though_its_file_cannot_be_opened_for_writing(file: int) -> None:
+    inode = next(_inodes)
+    with Path("/proc/self/exe").open("rb") as program:  # which runs
+        passthrough.register(inode, 0, program.fileno(), 0, LATER_NS)
+    for opens in 1, 2:
+        assert passthrough.acquire(inode, LATER_NS, True) == FAST | passthrough.MARK_WRITE | inode
+        assert passthrough.opens(inode) == opens
+    assert passthrough.retire(inode, True) == -1
+    passthrough.released(inode)
+    passthrough.released(inode)
+    assert passthrough.opens(inode) == 0
+    passthrough.retire(inode)
+
+
+def test_the_next_writer_opens_the_file_that_could_not_be_opened(file: int) -> None:
+    inode = next(_inodes)
+    passthrough.register(inode, 0, file, 0, LATER_NS)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert passthrough.acquire(inode, LATER_NS, True) is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not has_writers(file)
+    assert passthrough.acquire(inode, LATER_NS, True) is not None
+    assert has_writers(file)
+    passthrough.released(inode)
+    assert has_writers(file)
+    passthrough.released(inode)
+    assert not has_writers(file)
+    passthrough.retire(inode)
+
+
+def test_opens_that_the_lanes_serve_are_counted(file: int) -> None:
+    before = passthrough.statistics()["dataplane_opens"]
+    for backing_id in (0, 42):
+        inode = next(_inodes)
+        passthrough.register(inode, backing_id, file, 0, LATER_NS)
+        passthrough.acquire(inode, LATER_NS)
+        passthrough.retire(inode)
+    assert passthrough.statistics()["dataplane_opens"] == before + 1
+
+
+def test_a_file_is_lent_once_and_does_not_count_as_registered(file: int) -> None:
+    inode = next(_inodes)
+    passthrough.lend(inode, file)
+    assert passthrough.opens(inode) == -1
+    with pytest.raises(FileExistsError):
+        passthrough.lend(inode, file)
+    passthrough.register(inode, 42, file, 0, LATER_NS)
+    passthrough.take_back(inode)
+    passthrough.take_back(inode)
+    assert passthrough.opens(inode) == 0
+    passthrough.lend(inode, file)
+    passthrough.take_back(inode)
+    assert passthrough.retire(inode) == 42
+
+
+def has_writers(fd: int) -> bool:
+    """Whether any process has the file open for writing: then there is no lease for readers."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False

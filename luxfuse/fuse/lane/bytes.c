@@ -1,0 +1,125 @@
+/* READ and WRITE of registered files, without the interpreter lock.
+ *
+ * A READ is tried without waiting for the disk (RWF_NOWAIT); what the page cache does not have is read by a lane that may
+ * block (see `may_block`): there is always one that does not, or the request goes to Python, which has deadlines. What
+ * the file system cannot do, a failing disk included, goes to Python, too: it knows other places for the same bytes.
+ *
+ * A WRITE that the file system does not take in whole goes to Python, too, which writes all of it again: it waits for room,
+ * and reports what fails. A short count is no answer, as the kernel does not look at it when it writes back mapped pages.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Read all of a range that the file has; returns bytes, or a negative errno. */
+static ssize_t read_waiting(int fd, char *into, size_t size, off_t offset)
+{
+	size_t done = 0;
+	while (done < size) {
+		const ssize_t n = pread(fd, into + done, size - done, offset + (off_t)done);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+static bool ends_at(int fd, off_t end)
+{
+	struct stat st;
+	return fstat(fd, &st) == 0 && st.st_size <= end;
+}
+
+/* As `read_waiting`; -EAGAIN: it would have to wait, and may not. */
+static ssize_t read_file(int fd, char *into, size_t size, off_t offset)
+{
+	const struct iovec iov = { into, size };
+	ssize_t n = preadv2(fd, &iov, 1, offset, RWF_NOWAIT);
+	if (n == (ssize_t)size || (n >= 0 && ends_at(fd, offset + n)))
+		return n;
+	if (!may_block())
+		return -EAGAIN;
+	if (n < 0)
+		n = 0;
+	const ssize_t rest = read_waiting(fd, into + n, size - (size_t)n, offset + n);
+	has_blocked();
+	return rest < 0 ? rest : n + rest;
+}
+
+static bool is_fast(uint64_t fh)
+{
+	return fh & MARK && fh & MARK_FAST;
+}
+
+bool answer_read(struct lane *lane, const void *request, size_t size)
+{
+	const struct fuse_in_header *in = request;
+	const struct fuse_read_in *arg = (const void *)(in + 1);
+	if (size < sizeof *in + sizeof *arg || arg->size > MOST_BYTES || arg->offset > INT64_MAX - MOST_BYTES)
+		return false;
+	if (!lane->reply && !(lane->reply = malloc(MOST_BYTES)))
+		return false;
+	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), false);
+	if (!e)
+		return false;
+	LANE_PAUSE();
+	const ssize_t n = read_file(entry_fd(e, false), lane->reply, arg->size, (off_t)arg->offset);
+	LANE_PAUSE();
+	const bool live = table_unuse(e);
+	if (n < 0 || !(live || is_fast(arg->fh)))
+		return false;
+	send_reply(in->unique, 0, lane->reply, (size_t)n);
+	count_up(&lane->reads, 1);
+	count_up(&lane->read_bytes, (unsigned long long)n);
+	return true;
+}
+
+/* Whether all was written. */
+static bool write_file(int fd, const char *from, size_t size, off_t offset)
+{
+	size_t done = 0;
+	while (done < size) {
+		const ssize_t n = pwrite(fd, from + done, size - done, offset + (off_t)done);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return false;
+		done += (size_t)n;
+	}
+	return true;
+}
+
+bool answer_write(struct lane *lane, const void *request, size_t size)
+{
+	const struct fuse_in_header *in = request;
+	const struct fuse_write_in *arg = (const void *)(in + 1);
+	const char *data = (const char *)(arg + 1);
+	if (size < sizeof *in + sizeof *arg || size - sizeof *in - sizeof *arg < arg->size)
+		return false;
+	if (!is_fast(arg->fh) || !(arg->fh & MARK_WRITE) || arg->offset > INT64_MAX - MOST_BYTES || !may_block())
+		return false;
+	struct entry *e = table_use(in->nodeid, true, true);
+	if (!e) {
+		has_blocked();
+		return false;
+	}
+	const bool whole = write_file(entry_fd(e, true), data, arg->size, (off_t)arg->offset);
+	table_unuse(e);
+	has_blocked();
+	if (!whole)
+		return false;
+	const struct fuse_write_out out = { .size = arg->size };
+	send_reply(in->unique, 0, &out, sizeof out);
+	count_up(&lane->writes, 1);
+	count_up(&lane->written_bytes, arg->size);
+	return true;
+}

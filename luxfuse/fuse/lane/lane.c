@@ -1,0 +1,256 @@
+/* Threads that read /dev/fuse, and answer what needs no decision without the interpreter lock.
+ *
+ * OPEN for reading of an inode that Python has registered and whose freshness has not run out, RELEASE of such a handle,
+ * READ and WRITE of files that the kernel does not read itself (bytes.c), FORGET (inode numbers are persistent here, so
+ * lookup counts mean nothing), and the questions for file capabilities, which come with writes, and for access control
+ * lists, which `ls -l` asks of each file: there are none of either. INTERRUPT goes to Python by a way of its own, everything
+ * else to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
+ *
+ * As many lanes as there is work: one more begins when all but one wait for a disk, up to MOST_LANES, and it ends when
+ * more than `resting` wait for requests. All read the same descriptor, because libfuse answers on that one; the kernel
+ * wakes one for each request.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define CAPABILITY "security.capability"
+#define ACLS "system.posix_acl_"
+
+#define SETATTR_CTIME (1u << 10)
+#define SETATTR_KILL_SUIDGID (1u << 11)
+#define OPEN_KILL_SUIDGID (1u << 0)
+
+static int device_fd = -1;
+static unsigned resting = 1; /* lanes that stay */
+bool answers_bytes;
+atomic_bool ended;
+
+static struct lane lanes[MOST_LANES];
+static pthread_mutex_t lanes_lock = PTHREAD_MUTEX_INITIALIZER;
+static atomic_uint running; /* of `lanes`; changed under the lock */
+static unsigned blocked;   /* of those that run: wait for a disk */
+static bool in_use[MOST_LANES];
+
+static void *run(void *lane);
+
+void count_up(atomic_ullong *counter, unsigned long long by)
+{
+	/* Only one thread changes it. */
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + by, memory_order_relaxed);
+}
+
+void lanes_sum(unsigned long long sums[6])
+{
+	memset(sums, 0, 6 * sizeof *sums);
+	for (unsigned i = 0; i < MOST_LANES; i++) {
+		atomic_ullong *counters[6] = { &lanes[i].requests,   &lanes[i].opens,  &lanes[i].reads,
+					       &lanes[i].read_bytes, &lanes[i].writes, &lanes[i].written_bytes };
+		for (unsigned k = 0; k < 6; k++)
+			sums[k] += atomic_load_explicit(counters[k], memory_order_relaxed);
+	}
+}
+
+void lanes_count(unsigned *run, unsigned *wait)
+{
+	pthread_mutex_lock(&lanes_lock);
+	*run = running;
+	*wait = blocked;
+	pthread_mutex_unlock(&lanes_lock);
+}
+
+/* ------------------------------------------------------------------ how many */
+
+/* Begin one more; `lanes_lock` is held. Returns an errno. */
+static int begin_lane(void)
+{
+	pthread_t thread;
+	pthread_attr_t attributes;
+	unsigned i = 0;
+	while (i < MOST_LANES && in_use[i])
+		i++;
+	if (i == MOST_LANES)
+		return EAGAIN;
+	if (!lanes[i].request && !(lanes[i].request = malloc(REQUEST_CAPACITY)))
+		return ENOMEM;
+	pthread_attr_init(&attributes);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	const int error = pthread_create(&thread, &attributes, run, &lanes[i]);
+	pthread_attr_destroy(&attributes);
+	if (!error) {
+		in_use[i] = true;
+		running++;
+	}
+	return error;
+}
+
+int lanes_start(int fd, bool bytes)
+{
+	int error = 0;
+	const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	device_fd = fd;
+	answers_bytes = bytes;
+	resting = bytes ? (processors < 2 ? 2 : processors > 8 ? 8 : (unsigned)processors) : 1;
+	pthread_mutex_lock(&lanes_lock);
+	while (running < resting && !error)
+		error = begin_lane();
+	if (running)
+		error = 0;
+	pthread_mutex_unlock(&lanes_lock);
+	return error;
+}
+
+bool may_block(void)
+{
+	pthread_mutex_lock(&lanes_lock);
+	const bool may = blocked + 1 < running || begin_lane() == 0;
+	blocked += may;
+	pthread_mutex_unlock(&lanes_lock);
+	return may;
+}
+
+void has_blocked(void)
+{
+	pthread_mutex_lock(&lanes_lock);
+	blocked--;
+	pthread_mutex_unlock(&lanes_lock);
+}
+
+/* Whether this lane is one too many, and ends; it is not counted any more then. */
+static bool is_spare(const struct lane *lane)
+{
+	if (running <= resting) /* a race only delays the end */
+		return false;
+	pthread_mutex_lock(&lanes_lock);
+	const bool spare = running > resting && running - blocked > resting;
+	if (spare) {
+		running--;
+		in_use[lane - lanes] = false;
+	}
+	pthread_mutex_unlock(&lanes_lock);
+	return spare;
+}
+
+/* ------------------------------------------------------------------ answers */
+
+int send_reply(uint64_t unique, int error, const void *payload, size_t size)
+{
+	struct fuse_out_header out = { (uint32_t)(sizeof out + size), -error, unique };
+	struct iovec iov[2] = { { &out, sizeof out }, { (void *)payload, size } };
+	return writev(device_fd, iov, size ? 2 : 1) < 0 ? -errno : 0;
+}
+
+static bool answer_open(struct lane *lane, const struct fuse_in_header *in, const struct fuse_open_in *arg)
+{
+	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH, 0 };
+	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, &reply))
+		return false;
+	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
+		table_released(in->nodeid, false); /* the opener is gone, and no RELEASE will come */
+	else
+		count_up(&lane->opens, 1);
+	return true;
+}
+
+/* What to answer for an attribute that no file can have, 0 for others. Programs take EOPNOTSUPP for the whole mount's word,
+ * and need not ask about the next file; the kernel wants ENODATA where it asks for capabilities. */
+static int never_there(const char *name, size_t size)
+{
+	if (size == sizeof CAPABILITY && !memcmp(name, CAPABILITY, size))
+		return ENODATA;
+	return size > sizeof ACLS && !memcmp(name, ACLS, sizeof ACLS - 1) ? EOPNOTSUPP : 0;
+}
+
+static bool answer(struct lane *lane, const void *data, size_t size)
+{
+	const struct fuse_in_header *in = data;
+	const void *arg = in + 1;
+	switch (in->opcode) {
+	case FUSE_FORGET:
+	case FUSE_BATCH_FORGET:
+		return true;
+	case FUSE_INTERRUPT:
+		note_interrupt(data, size);
+		return true;
+	case FUSE_OPEN:
+		return size >= sizeof *in + sizeof(struct fuse_open_in) && answer_open(lane, in, arg);
+	case FUSE_READ:
+		return answers_bytes && answer_read(lane, data, size);
+	case FUSE_WRITE:
+		return answers_bytes && answer_write(lane, data, size);
+	case FUSE_RELEASE: {
+		const struct fuse_release_in *release = arg;
+		if (size < sizeof *in + sizeof *release || !(release->fh & MARK) || !(release->fh & MARK_FAST))
+			return false;
+		if (release->fh & MARK_WRITE)
+			return false; /* Python has something to do at the end of a write */
+		table_released(release->fh & INODE_MASK, false);
+		send_reply(in->unique, 0, NULL, 0);
+		return true;
+	}
+	case FUSE_GETXATTR: {
+		const size_t start = sizeof *in + sizeof(struct fuse_getxattr_in);
+		int error = size > start ? never_there((const char *)data + start, size - start) : 0;
+		if (error)
+			send_reply(in->unique, error, NULL, 0);
+		return error != 0;
+	}
+	default:
+		return false;
+	}
+}
+
+/* With FUSE_HANDLE_KILLPRIV_V2 it is ours to clear set-id bits. libfuse 3.14 drops the kernel's word for it, so it is said
+ * with what libfuse does pass on: a change of ctime, which no kernel asks for otherwise, and a spare flag of OPEN. Before a
+ * write by somebody without CAP_FSETID to a file with such bits the kernel sends a SETATTR that changes nothing. */
+static void say_kill(void *data, size_t size)
+{
+	const struct fuse_in_header *in = data;
+	void *arg = (char *)data + sizeof *in;
+	if (in->opcode == FUSE_SETATTR && size >= sizeof *in + sizeof(struct fuse_setattr_in)) {
+		struct fuse_setattr_in *setattr = arg;
+		const uint32_t changes = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME | SETATTR_CTIME;
+		if (setattr->valid & SETATTR_KILL_SUIDGID || !(setattr->valid & changes))
+			setattr->valid |= SETATTR_CTIME;
+	} else if (in->opcode == FUSE_OPEN && size >= sizeof *in + sizeof(struct fuse_open_in)) {
+		uint32_t *flags = arg; /* struct fuse_open_in: flags, open_flags (named otherwise in old headers) */
+		if (flags[1] & OPEN_KILL_SUIDGID)
+			flags[0] |= FLAG_KILL_SUIDGID;
+	}
+}
+
+static void *run(void *argument)
+{
+	struct lane *lane = argument;
+	char *buffer = lane->request;
+	for (;;) {
+		ssize_t n = read(device_fd, buffer, REQUEST_CAPACITY);
+		if (n < 0) {
+			if (errno == EINTR || errno == EAGAIN || errno == ENOENT)
+				continue;
+			break; /* ENODEV: unmounted or aborted */
+		}
+		if (n == 0)
+			break; /* no device, but a test's socket that was closed */
+		if ((size_t)n < sizeof(struct fuse_in_header))
+			continue;
+		count_up(&lane->requests, 1);
+		if (!answer(lane, buffer, (size_t)n)) {
+			say_kill(buffer, (size_t)n);
+			if (!enqueue(buffer, (size_t)n))
+				send_reply(((struct fuse_in_header *)buffer)->unique, ENOMEM, NULL, 0);
+		}
+		if (is_spare(lane))
+			return NULL;
+	}
+	atomic_store(&ended, true);
+	wake();
+	return NULL;
+}

@@ -1,0 +1,147 @@
+/* What the parts of the lane know of each other; each .c file has its own theory of operation.
+ *
+ *   lane.c     threads that read /dev/fuse and answer what needs no decision
+ *   bytes.c    READ and WRITE of registered files
+ *   table.c    the registered inodes: the only place that counts their opens
+ *   queue.c    requests on their way to pyfuse3, and interrupts
+ *   libfuse.c  the functions of libfuse that are found here first
+ *   module.c   Python's side: `luxfuse.fuse._passthrough`
+ *
+ * Order of the locks: a stripe of the table, then `report_lock`. No lock is held across a call that can block.
+ */
+#ifndef LUXFUSE_LANE_H
+#define LUXFUSE_LANE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A handle (fh) with bit 63 set carries flags. One with MARK_FAST is MARK | MARK_FAST | inode number, and MARK_WRITE if
+ * it was opened for writing: it reads and writes the file that is registered for its inode. */
+#define MARK (1ull << 63)
+#define MARK_FAST (1ull << 62)
+#define MARK_NOFLUSH (1ull << 61)
+#define MARK_CACHE_DIR (1ull << 60)
+#define MARK_KEEP_CACHE (1ull << 59) /* for directories: pyfuse3 has no FileInfo for them */
+#define MARK_WRITE (1ull << 58)	     /* with MARK_FAST: asked about at FLUSH and RELEASE, and counted down by Python */
+#define INODE_MASK ((1ull << 48) - 1)
+
+/* Header files of distributions may be older than the running kernel: values from linux/fuse.h of 6.9 and later. */
+#define OPEN_KEEP_CACHE (1u << 1)
+#define OPEN_CACHE_DIR (1u << 3)
+#define OPEN_NOFLUSH (1u << 5)
+#define OPEN_PASSTHROUGH (1u << 7)
+
+#define FLAG_KILL_SUIDGID (1u << 30) /* ours, among the flags of an OPEN */
+
+#define MOST_BYTES (1u << 20)			       /* of one READ or WRITE: max_write */
+#define REQUEST_CAPACITY (MOST_BYTES + (64u << 10)) /* and headers */
+
+#ifndef LANE_PAUSE
+#define LANE_PAUSE() ((void)0) /* where a test makes a thread lose the processor, so that races come about */
+#endif
+
+struct open_reply { /* struct fuse_open_out of 6.9 */
+	uint64_t fh;
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
+/* ------------------------------------------------------------------ queue.c */
+
+extern int wakeup_fd;	  /* readable as long as there are requests; -1: pyfuse3 reads the device itself */
+extern int interrupts_fd; /* readable when there are interrupts; -1: they are not noted */
+
+struct request {
+	struct request *next;
+	size_t size;
+	void *data;
+};
+
+bool enqueue(const void *data, size_t size); /* false: no memory. Waits while the queue is full. */
+struct request *dequeue(void);		     /* NULL: there is none */
+void wake(void);
+void tell(int eventfd);
+
+#define INTERRUPTS 1024u
+void note_interrupt(const void *data, size_t size);
+unsigned take_interrupts(uint64_t *found); /* of INTERRUPTS numbers */
+
+/* ------------------------------------------------------------------ table.c */
+
+#define LENT (1ull << 62) /* with an inode number: the file from which copied opens are read */
+
+struct entry;
+extern int drained_fd; /* readable when there is something for `take_drained` or `take_noticed` */
+
+struct registration {
+	uint64_t ino;
+	int backing_id; /* 0: READ and WRITE are answered here */
+	int fd;
+	int64_t stamp_ns, valid_until_ns;
+	bool notice;
+};
+
+int table_register(const struct registration *r);				   /* 0, or an errno; EEXIST */
+uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing);	   /* the handle, 0: none */
+bool table_open(uint64_t ino, struct open_reply *reply); /* counts an open that only reads, and describes it */
+void table_released(uint64_t ino, bool writing);
+void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns);
+int table_retire(uint64_t ino, bool only_idle); /* as `retire` in module.c */
+void table_describe(uint64_t ino, struct open_reply *reply); /* adds backing id and flags, if it is registered */
+long table_opens(uint64_t ino);			/* -1: not registered */
+bool table_intact(uint64_t ino);
+unsigned long long table_served_opens(void); /* of inodes without a backing id, by lanes and by Python */
+
+/* A registered file in use by a READ or WRITE, which must end with `table_unuse`. NULL: not to be answered here. */
+struct entry *table_use(uint64_t ino, bool fast, bool writing);
+int entry_fd(const struct entry *e, bool writing);
+bool table_unuse(struct entry *e); /* whether the file was not retired meanwhile */
+
+struct drained {
+	uint64_t ino;
+	int backing_id;
+};
+#define NOTICES 1024u
+bool take_drained(struct drained *found); /* false: there are no more */
+unsigned take_noticed(uint64_t *found);	  /* of NOTICES numbers */
+size_t take_touched(uint64_t **found);	  /* to be freed; what finds no memory is taken the next time */
+
+/* ------------------------------------------------------------------ lane.c */
+
+struct lane {
+	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes, written_bytes; /* read by others */
+	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
+	char *reply;   /* of MOST_BYTES, from the first READ on */
+};
+#ifndef MOST_LANES
+#define MOST_LANES 16u /* fewer in a test, so that none may block */
+#endif
+
+extern atomic_bool ended;
+extern bool answers_bytes;
+
+int lanes_start(int device_fd, bool bytes); /* 0, or an errno */
+void lanes_sum(unsigned long long sums[6]); /* the counters, in their order */
+void lanes_count(unsigned *run, unsigned *wait); /* lanes that run, and those of them that wait for a disk */
+bool may_block(void);			    /* whether this lane may now wait for a disk; then `has_blocked` must follow */
+void has_blocked(void);
+int send_reply(uint64_t unique, int error, const void *payload, size_t size); /* 0, or a negative errno */
+void count_up(atomic_ullong *counter, unsigned long long by);
+
+/* ------------------------------------------------------------------ bytes.c */
+
+bool answer_read(struct lane *lane, const void *request, size_t size);
+bool answer_write(struct lane *lane, const void *request, size_t size);
+
+/* ------------------------------------------------------------------ libfuse.c */
+
+extern uint64_t current_unique; /* guarded by the interpreter lock, like the pid */
+extern uint32_t current_pid;
+#ifdef Py_PYTHON_H
+extern PyObject *on_fallocate; /* guarded by the interpreter lock */
+#endif
+
+#endif

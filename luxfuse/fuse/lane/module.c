@@ -1,0 +1,276 @@
+/* Python's side of the lane: the module `luxfuse.fuse._passthrough`. Functions raise OSError and ValueError. */
+#define PY_SSIZE_T_CLEAN
+#define FUSE_USE_VERSION 35
+#include <Python.h>
+
+#include "lane.h"
+
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+static PyObject *py_attach(PyObject *self, PyObject *args)
+{
+	if (wakeup_fd < 0)
+		wakeup_fd = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC);
+	if (drained_fd < 0)
+		drained_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (wakeup_fd < 0 || drained_fd < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(drained_fd);
+}
+
+static PyObject *py_interrupts(PyObject *self, PyObject *args)
+{
+	if (interrupts_fd < 0)
+		interrupts_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (interrupts_fd < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(interrupts_fd);
+}
+
+static PyObject *list_of(const uint64_t *numbers, size_t count)
+{
+	PyObject *list = PyList_New((Py_ssize_t)count);
+	for (size_t i = 0; list && i < count; i++)
+		PyList_SET_ITEM(list, (Py_ssize_t)i, PyLong_FromUnsignedLongLong(numbers[i]));
+	return list;
+}
+
+static PyObject *py_take_interrupted(PyObject *self, PyObject *args)
+{
+	uint64_t count, found[INTERRUPTS];
+	if (interrupts_fd >= 0 && read(interrupts_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return list_of(found, take_interrupts(found));
+}
+
+static PyObject *py_current(PyObject *self, PyObject *args)
+{
+	return Py_BuildValue("(KI)", (unsigned long long)current_unique, (unsigned int)current_pid);
+}
+
+static PyObject *py_push(PyObject *self, PyObject *args)
+{
+	Py_buffer view;
+	if (!PyArg_ParseTuple(args, "y*", &view))
+		return NULL;
+	bool done = enqueue(view.buf, view.len);
+	PyBuffer_Release(&view);
+	if (!done)
+		return PyErr_NoMemory();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_start(PyObject *self, PyObject *args)
+{
+	int device_fd, bytes = 0;
+	if (!PyArg_ParseTuple(args, "i|p", &device_fd, &bytes))
+		return NULL;
+	errno = lanes_start(device_fd, bytes);
+	if (errno)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_register(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int backing_id, fd, notice = 0;
+	long long valid_until_ns, stamp_ns;
+	if (!PyArg_ParseTuple(args, "KiiLL|p", &ino, &backing_id, &fd, &stamp_ns, &valid_until_ns, &notice))
+		return NULL;
+	const struct registration registration = { ino, backing_id, fd, stamp_ns, valid_until_ns, notice };
+	const int error = table_register(&registration);
+	if (error == EEXIST)
+		return PyErr_Format(PyExc_ValueError, "inode %llu is registered already", ino);
+	errno = error;
+	if (error)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_lend(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int fd;
+	if (!PyArg_ParseTuple(args, "Ki", &ino, &fd))
+		return NULL;
+	const struct registration registration = { .ino = ino | LENT, .fd = fd };
+	errno = table_register(&registration);
+	if (errno)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_take_back(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	table_retire(ino | LENT, false);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_acquire(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	long long valid_until_ns;
+	int writing = 0;
+	if (!PyArg_ParseTuple(args, "KL|p", &ino, &valid_until_ns, &writing))
+		return NULL;
+	const uint64_t fh = table_acquire(ino, valid_until_ns, writing);
+	if (!fh)
+		Py_RETURN_NONE;
+	return PyLong_FromUnsignedLongLong(fh);
+}
+
+static PyObject *py_released(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	table_released(ino, true);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_restamp(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	long long valid_until_ns, stamp_ns;
+	if (!PyArg_ParseTuple(args, "KLL", &ino, &stamp_ns, &valid_until_ns))
+		return NULL;
+	table_restamp(ino, stamp_ns, valid_until_ns);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_retire(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int only_idle = 0;
+	if (!PyArg_ParseTuple(args, "K|p", &ino, &only_idle))
+		return NULL;
+	return PyLong_FromLong(table_retire(ino, only_idle));
+}
+
+static PyObject *py_opens(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	return PyLong_FromLong(table_opens(ino));
+}
+
+static PyObject *py_is_intact(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	return PyBool_FromLong(table_intact(ino));
+}
+
+static PyObject *py_take_drained(PyObject *self, PyObject *args)
+{
+	uint64_t count;
+	struct drained found;
+	if (drained_fd >= 0 && read(drained_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	PyObject *list = PyList_New(0);
+	while (list && take_drained(&found)) {
+		PyObject *pair = Py_BuildValue("(Ki)", (unsigned long long)found.ino, found.backing_id);
+		if (!pair || PyList_Append(list, pair) < 0)
+			Py_CLEAR(list);
+		Py_XDECREF(pair);
+	}
+	return list;
+}
+
+static PyObject *py_take_noticed(PyObject *self, PyObject *args)
+{
+	uint64_t found[NOTICES];
+	return list_of(found, take_noticed(found));
+}
+
+static PyObject *py_take_touched(PyObject *self, PyObject *args)
+{
+	uint64_t *found;
+	const size_t count = take_touched(&found);
+	if (!found)
+		return PyErr_NoMemory();
+	PyObject *list = list_of(found, count);
+	free(found);
+	return list;
+}
+
+static PyObject *py_set_fallocate(PyObject *self, PyObject *args)
+{
+	PyObject *callable;
+	if (!PyArg_ParseTuple(args, "O", &callable))
+		return NULL;
+	PyObject *before = on_fallocate;
+	on_fallocate = callable == Py_None ? NULL : Py_NewRef(callable);
+	Py_XDECREF(before);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_reply_err(PyObject *self, PyObject *args)
+{
+	unsigned long long req;
+	int error;
+	if (!PyArg_ParseTuple(args, "Ki", &req, &error))
+		return NULL;
+	fuse_reply_err((fuse_req_t)(uintptr_t)req, error); /* its failure means that nobody waits any more */
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_statistics(PyObject *self, PyObject *args)
+{
+	unsigned long long sums[6];
+	lanes_sum(sums);
+	return Py_BuildValue("{sKsKsKsKsKsKsK}", "dataplane_opens", table_served_opens(), "requests", sums[0],
+			     "opens", sums[1], "reads", sums[2], "read_bytes", sums[3], "writes", sums[4],
+			     "written_bytes", sums[5]);
+}
+
+static PyMethodDef methods[] = {
+	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd that tells of `take_drained` and `take_noticed`." },
+	{ "interrupts", py_interrupts, METH_NOARGS, "Begin to note interrupts. Returns the eventfd that tells of `take_interrupted`." },
+	{ "take_interrupted", py_take_interrupted, METH_NOARGS, "take_interrupted() -> [number of a request whose caller has a signal]." },
+	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
+	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
+	{ "start", py_start, METH_VARARGS, "start(device_fd: int, bytes=False): begin to read requests from the device; READ and WRITE are answered here with `bytes`." },
+	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here, and without a backing id (0) READs and WRITEs; fd is duplicated." },
+	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
+	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
+	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more open of a registered inode." },
+	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing." },
+	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours; stamp_ns -1: it has not." },
+	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
+	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
+	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of opens, -1 if not registered." },
+	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
+	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
+	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
+	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
+	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
+	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> {name: number} of what was read and answered here." },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_passthrough", NULL, -1, methods, NULL, NULL, NULL, NULL };
+
+PyMODINIT_FUNC PyInit__passthrough(void)
+{
+	PyObject *m = PyModule_Create(&module);
+	if (m && (PyModule_AddObject(m, "MARK", PyLong_FromUnsignedLongLong(MARK)) < 0 ||
+		  PyModule_AddObject(m, "MARK_FAST", PyLong_FromUnsignedLongLong(MARK_FAST)) < 0 ||
+		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||
+		  PyModule_AddObject(m, "MARK_CACHE_DIR", PyLong_FromUnsignedLongLong(MARK_CACHE_DIR)) < 0 ||
+		  PyModule_AddObject(m, "MARK_KEEP_CACHE", PyLong_FromUnsignedLongLong(MARK_KEEP_CACHE)) < 0 ||
+		  PyModule_AddObject(m, "MARK_WRITE", PyLong_FromUnsignedLongLong(MARK_WRITE)) < 0 ||
+		  PyModule_AddIntConstant(m, "FLAG_KILL_SUIDGID", FLAG_KILL_SUIDGID) < 0))
+		Py_CLEAR(m);
+	return m;
+}

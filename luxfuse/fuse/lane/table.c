@@ -1,0 +1,402 @@
+/* The registered inodes.
+ *
+ * Python alone adds and retires entries. Opens are counted here only: up by the lanes and `table_acquire`, down by the
+ * lanes, or by Python where the handle writes: its RELEASE goes to Python, and until Python has dealt with it the inode
+ * keeps its file. A retired entry takes no new opens by the lanes, and goes when its last open ends (`take_drained`).
+ *
+ * With a backing id the kernel reads and writes the file itself (passthrough), and the descriptor here is for looking at
+ * its mtime. Without one (0) the lanes do (bytes.c): the file is opened for writing for as long as the inode is open
+ * for writing, and no longer, so that writers can be seen (Python takes a lease). Files are handed over with descriptors
+ * that only read.
+ *
+ * Revocation. A READ of a handle that is counted here (MARK_FAST) needs none: the file stays until its last close, as in
+ * passthrough. For opens that Python counts itself it may lend a file, under the inode's number with LENT: READs of all
+ * handles without MARK_FAST are answered from that. It may take the file back, and change it, at any time. So such a READ
+ * is answered only if `table_unuse` finds, after the bytes were read, that the entry was not retired: bytes that were read
+ * before that are those of before the change. Else the request goes to Python. An entry in use is freed last.
+ *
+ * Entries are spread over stripes, each with a lock of its own.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BUCKETS 16384u
+#define STRIPES 64u
+
+struct entry {
+	struct entry *next;
+	uint64_t ino;
+	int64_t valid_until_ns; /* CLOCK_MONOTONIC; past it an OPEN goes to Python */
+	int64_t stamp_ns;	/* mtime of the file as we left it: another one means that somebody else wrote to it */
+	uint32_t opens;
+	uint32_t writers; /* those of `opens` that write */
+	uint32_t users;	  /* READs and WRITEs under way */
+	int32_t backing_id;
+	int fd;
+	int write_fd; /* -1: not open for writing, or the kernel or Python writes */
+	bool retired;
+	bool gone;    /* in no list any more; freed by the last user */
+	bool touched; /* opened since `take_touched` last looked */
+	bool shown;   /* an open has been answered: what the kernel caches since is of this file */
+	bool notice;  /* tell Python of the next open (see take_noticed) */
+};
+
+struct stripe {
+	_Alignas(64) pthread_mutex_t lock;
+};
+
+static struct stripe stripes[STRIPES] = { [0 ... STRIPES - 1] = { PTHREAD_MUTEX_INITIALIZER } };
+static struct entry *table[BUCKETS];
+
+static atomic_ullong served_opens; /* of files without a backing id */
+
+static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct entry *drained; /* retired, without opens, not yet taken by Python */
+static uint64_t noticed[NOTICES]; /* opened inodes that Python wanted to hear of; more are dropped */
+static unsigned noticed_count;
+int drained_fd = -1;
+
+static unsigned bucket_of(uint64_t ino)
+{
+	return (unsigned)((ino * 0x9E3779B97F4A7C15ull) >> 50);
+}
+
+static pthread_mutex_t *lock_of(uint64_t ino)
+{
+	return &stripes[bucket_of(ino) % STRIPES].lock;
+}
+
+/* Return where the entry of an inode is, or would be; its stripe is locked. */
+static struct entry **slot_of(uint64_t ino)
+{
+	struct entry **slot = &table[bucket_of(ino)];
+	while (*slot && (*slot)->ino != ino)
+		slot = &(*slot)->next;
+	return slot;
+}
+
+static struct entry **lock_slot(uint64_t ino)
+{
+	pthread_mutex_lock(lock_of(ino));
+	return slot_of(ino);
+}
+
+static void unlock_slot(uint64_t ino)
+{
+	pthread_mutex_unlock(lock_of(ino));
+}
+
+static bool intact(const struct entry *e)
+{
+	struct stat st; /* fstat of an open local file does no I/O */
+	return fstat(e->fd, &st) == 0 && st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == e->stamp_ns;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+/* The entry is in no list any more; its stripe is locked. Returns it if it is to be freed, without the lock. */
+static struct entry *drop(struct entry *e)
+{
+	e->gone = true;
+	return e->users ? NULL : e;
+}
+
+static void free_entry(struct entry *e)
+{
+	if (!e)
+		return;
+	close(e->fd);
+	if (e->write_fd >= 0)
+		close(e->write_fd);
+	free(e);
+}
+
+static void count_open(const struct entry *e)
+{
+	if (!e->backing_id)
+		atomic_fetch_add_explicit(&served_opens, 1, memory_order_relaxed);
+}
+
+unsigned long long table_served_opens(void)
+{
+	return atomic_load_explicit(&served_opens, memory_order_relaxed);
+}
+
+int table_register(const struct registration *r)
+{
+	struct entry *e = calloc(1, sizeof *e);
+	if (!e)
+		return ENOMEM;
+	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
+			     .notice = r->notice, .write_fd = -1 };
+	e->fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
+	if (e->fd < 0) {
+		const int error = errno;
+		free(e);
+		return error;
+	}
+	struct entry **slot = lock_slot(r->ino);
+	const bool taken = *slot != NULL;
+	if (!taken)
+		*slot = e;
+	unlock_slot(r->ino);
+	if (taken)
+		free_entry(e);
+	return taken ? EEXIST : 0;
+}
+
+/* Open the file for those that write, unless the kernel writes. The stripe is locked: no disk is waited for, as the file is
+ * open already. If it cannot be opened (EMFILE), WRITEs go to Python until one more opens the inode for writing: it is
+ * not to be open in two modes at once. */
+static void begin_writing(struct entry *e)
+{
+	char path[40];
+	if (e->backing_id || e->write_fd >= 0)
+		return;
+	snprintf(path, sizeof path, "/proc/self/fd/%d", e->fd);
+	e->write_fd = open(path, O_RDWR | O_CLOEXEC);
+}
+
+/* Return the descriptor that is to be closed, as nobody writes any more; -1: none. The stripe is locked. */
+static int end_writing(struct entry *e)
+{
+	const int fd = e->writers || e->users ? -1 : e->write_fd;
+	if (fd >= 0)
+		e->write_fd = -1;
+	return fd;
+}
+
+uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing)
+{
+	uint64_t fh = 0;
+	struct entry *e = *lock_slot(ino);
+	if (e && (!e->retired || e->opens)) {
+		if (writing)
+			begin_writing(e);
+		e->opens++;
+		e->writers += writing;
+		e->touched = true;
+		e->valid_until_ns = valid_until_ns;
+		count_open(e);
+		fh = MARK | MARK_FAST | (writing ? MARK_WRITE : 0) | ino;
+	}
+	unlock_slot(ino);
+	return fh;
+}
+
+/* Say how the kernel is to read. What it has cached of the inode may be of before the file was registered, or damage that
+ * was mended since: the first open drops that. The stripe is locked. */
+static void describe(struct entry *e, struct open_reply *reply)
+{
+	reply->backing_id = e->backing_id;
+	reply->open_flags |= e->backing_id ? OPEN_PASSTHROUGH : e->shown ? OPEN_KEEP_CACHE : 0;
+	e->shown = true;
+}
+
+bool table_open(uint64_t ino, struct open_reply *reply)
+{
+	bool found = false, told = false;
+	struct entry *e = *lock_slot(ino);
+	if (e && !e->retired && now_ns() < e->valid_until_ns && (e->opens || intact(e))) {
+		e->opens++;
+		e->touched = true;
+		describe(e, reply);
+		count_open(e);
+		found = true;
+		if (e->notice) {
+			pthread_mutex_lock(&report_lock);
+			if (noticed_count < NOTICES) {
+				e->notice = false;
+				noticed[noticed_count++] = ino;
+				told = true;
+			}
+			pthread_mutex_unlock(&report_lock);
+		}
+	}
+	unlock_slot(ino);
+	if (told)
+		tell(drained_fd);
+	return found;
+}
+
+void table_released(uint64_t ino, bool writing)
+{
+	bool report = false;
+	int unused_fd = -1;
+	struct entry **slot = lock_slot(ino), *e = *slot;
+	if (e && e->opens) {
+		e->writers -= writing && e->writers;
+		unused_fd = end_writing(e);
+		if (--e->opens == 0 && e->retired) {
+			*slot = e->next;
+			pthread_mutex_lock(&report_lock);
+			e->next = drained;
+			drained = e;
+			pthread_mutex_unlock(&report_lock);
+			report = true;
+		}
+	}
+	unlock_slot(ino);
+	if (unused_fd >= 0)
+		close(unused_fd);
+	if (report)
+		tell(drained_fd);
+}
+
+void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns)
+{
+	struct entry *e = *lock_slot(ino);
+	if (e) {
+		if (stamp_ns >= 0)
+			e->stamp_ns = stamp_ns;
+		e->valid_until_ns = valid_until_ns;
+	}
+	unlock_slot(ino);
+}
+
+int table_retire(uint64_t ino, bool only_idle)
+{
+	int id = 0;
+	struct entry *gone = NULL;
+	struct entry **slot = lock_slot(ino), *e = *slot;
+	if (e && e->opens && only_idle) {
+		id = -1;
+	} else if (e) {
+		e->retired = true;
+		if (!e->opens) {
+			*slot = e->next;
+			id = e->backing_id;
+			gone = drop(e);
+		}
+	}
+	unlock_slot(ino);
+	free_entry(gone);
+	return id;
+}
+
+void table_describe(uint64_t ino, struct open_reply *reply)
+{
+	struct entry *e = *lock_slot(ino);
+	if (e)
+		describe(e, reply);
+	unlock_slot(ino);
+}
+
+long table_opens(uint64_t ino)
+{
+	struct entry *e = *lock_slot(ino);
+	const long opens = e ? (long)e->opens : -1;
+	unlock_slot(ino);
+	return opens;
+}
+
+bool table_intact(uint64_t ino)
+{
+	struct entry *e = *lock_slot(ino);
+	const bool result = e && intact(e);
+	unlock_slot(ino);
+	return result;
+}
+
+/* ------------------------------------------------------------------ files in use */
+
+struct entry *table_use(uint64_t ino, bool fast, bool writing)
+{
+	if (!fast)
+		ino |= LENT;
+	struct entry *e = *lock_slot(ino);
+	if (e && (!writing || e->write_fd >= 0))
+		e->users++;
+	else
+		e = NULL;
+	unlock_slot(ino);
+	return e;
+}
+
+int entry_fd(const struct entry *e, bool writing)
+{
+	return writing ? e->write_fd : e->fd; /* neither changes while the entry is in use */
+}
+
+bool table_unuse(struct entry *e)
+{
+	const uint64_t ino = e->ino;
+	pthread_mutex_lock(lock_of(ino));
+	const bool live = !e->retired;
+	const bool last = --e->users == 0;
+	const int unused_fd = last ? end_writing(e) : -1;
+	struct entry *gone = last && e->gone ? e : NULL;
+	unlock_slot(ino);
+	if (unused_fd >= 0)
+		close(unused_fd);
+	free_entry(gone);
+	return live;
+}
+
+/* ------------------------------------------------------------------ reports */
+
+bool take_drained(struct drained *found)
+{
+	pthread_mutex_lock(&report_lock);
+	struct entry *e = drained;
+	if (e)
+		drained = e->next;
+	pthread_mutex_unlock(&report_lock);
+	if (!e)
+		return false;
+	*found = (struct drained){ e->ino, e->backing_id };
+	pthread_mutex_lock(lock_of(found->ino));
+	e = drop(e);
+	unlock_slot(found->ino);
+	free_entry(e);
+	return true;
+}
+
+unsigned take_noticed(uint64_t *found)
+{
+	pthread_mutex_lock(&report_lock);
+	const unsigned count = noticed_count;
+	memcpy(found, noticed, count * sizeof *found);
+	noticed_count = 0;
+	pthread_mutex_unlock(&report_lock);
+	return count;
+}
+
+size_t take_touched(uint64_t **found)
+{
+	size_t count = 0, room = 1024;
+	uint64_t *list = malloc(room * sizeof *list);
+	for (unsigned i = 0; list && i < BUCKETS; i++) {
+		pthread_mutex_lock(&stripes[i % STRIPES].lock);
+		for (struct entry *e = table[i]; e; e = e->next) {
+			if (!e->touched)
+				continue;
+			if (count == room) {
+				uint64_t *more = realloc(list, 2 * room * sizeof *list);
+				if (!more)
+					break; /* the rest stays marked for the next call */
+				list = more;
+				room *= 2;
+			}
+			e->touched = false;
+			list[count++] = e->ino;
+		}
+		pthread_mutex_unlock(&stripes[i % STRIPES].lock);
+	}
+	*found = list;
+	return count;
+}

@@ -1,0 +1,185 @@
+"""The data plane: what the kernel does not read and write by itself is read and written by threads without Python."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import new_bucket
+from tests.support.fast_s3 import FastS3
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+
+LARGE = 24 * MIB
+"""Above the size up to which files are fetched whole, so that a cold open is a copied one."""
+PLACES = pytest.mark.parametrize("place", ["root", "plain user"])
+
+
+def copying(
+    mounting: Mounts, request: pytest.FixtureRequest, s3: FastS3, bucket: str, place: str, **options: object
+) -> Mount:
+    """A mount without passthrough."""
+    if place == "plain user":
+        request.getfixturevalue("plain_user")
+        return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, plain_user=True, options=options)
+    return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": "off", **options})
+
+
+def drop_page_cache(mount: Mount) -> None:
+    """Have the kernel forget the pages of the mount's files and of the cache's."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    assert mount.mounted
+
+
+def answered(mount: Mount) -> tuple[int, int, int]:
+    """Return (bytes read, reads, writes) that the data plane has answered."""
+    status = mount.status()
+    return status["reads"]["dataplane_bytes"], status["fuse"]["fast_reads"], status["fuse"]["fast_writes"]
+
+
+@PLACES
+def test_cached_files_are_read_without_python(
+    mounting: Mounts, request: pytest.FixtureRequest, s3: FastS3, bucket: str, place: str
+) -> None:
+    files = {f"file{i}": content(("file", i), 300_000 + i) for i in range(5)}
+    for name, data in files.items():
+        put(s3, bucket, name, data)
+    mount = copying(mounting, request, s3, bucket, place)
+    for name, data in files.items():
+        assert mount.read(name) == digest(data)
+    drop_page_cache(mount)
+    before, gets, python = answered(mount), mount.gets(), mount.status()["latency"]["fuse"].get("read", {}).get("count", 0)
+    for name, data in files.items():
+        assert mount.read(name) == digest(data)
+    after = answered(mount)
+    assert after[0] - before[0] == sum(map(len, files.values()))
+    assert mount.gets() == gets
+    status = mount.status()
+    assert status["latency"]["fuse"].get("read", {}).get("count", 0) == python
+    assert status["reads"]["dataplane_opens"] >= 2 * len(files)
+    assert (status["passthrough"], status["dataplane"]) == (False, True)
+
+
+@pytest.mark.parametrize("passthrough", ["on", "off"])
+def test_a_large_file_that_stays_open_is_read_without_python_once_it_is_whole(
+    mounting: Mounts, s3: FastS3, bucket: str, passthrough: str
+) -> None:
+    data = content("large", LARGE)
+    put(s3, bucket, "large", data)
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": passthrough})
+    reader, path = mount.reader(), f"{mount.path}/large"
+    reader("open", "it", path)
+    assert reader("all", "it") == digest(data)
+    wait_for("the file is whole", lambda: mount.do("getxattr", path, "user.luxfuse.state") == "cached")
+    drop_page_cache(mount)
+    assert reader("pread", "it", 5 * MIB, 4096) == digest(data[5 * MIB :][:4096])  # which lends the file
+    before = answered(mount)
+    for offset in random.Random(5).sample(range(0, LARGE, 4096), 50):
+        assert reader("pread", "it", offset, 4096) == digest(data[offset : offset + 4096])
+    assert answered(mount)[0] > before[0]
+    reader("map", "mapped", path)
+    drop_page_cache(mount)
+    assert reader("mapped", "mapped") == digest(data)
+    assert answered(mount)[0] >= before[0] + LARGE - 8 * MIB
+    assert mount.status()["fuse"]["errors"] == 0
+
+
+def test_a_lent_file_that_is_written_to_or_replaced_shows_the_change(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    data = content("large", LARGE)
+    put(s3, bucket, "large", data)
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"write-mode": "async-through"})
+    reader, path = mount.reader(), f"{mount.path}/large"
+    reader("open", "it", path)
+    assert reader("all", "it") == digest(data)
+    wait_for("the file is whole", lambda: mount.do("getxattr", path, "user.luxfuse.state") == "cached")
+    drop_page_cache(mount)
+    reader("pread", "it", 0, 4096)
+    drop_page_cache(mount)
+    reader("pread", "it", MIB, 4096)
+    assert answered(mount)[1] > 0
+    with (mount.path / "large").open("r+b") as file:
+        file.seek(3 * MIB)
+        file.write(b"new" * 1000)
+    changed = data[: 3 * MIB] + b"new" * 1000 + data[3 * MIB + 3000 :]
+    drop_page_cache(mount)
+    assert reader("all", "it") == digest(changed)
+    mount.cli("persist", mount.path, check=True)
+    drop_page_cache(mount)
+    assert reader("all", "it") == digest(changed)
+    assert mount.status()["fuse"]["errors"] == 0
+
+
+@PLACES
+def test_new_files_are_written_without_python(
+    mounting: Mounts, request: pytest.FixtureRequest, s3: FastS3, bucket: str, place: str
+) -> None:
+    mount = copying(mounting, request, s3, bucket, place)
+    data = content("new", 5 * MIB + 17)
+    source = mount.base / "source"
+    source.write_bytes(data)
+    source.chmod(0o644)
+    mount.run(["cp", source, mount.path / "new"], check=True)
+    assert answered(mount)[2] > 0
+    drop_page_cache(mount)
+    assert mount.read("new") == digest(data)
+    mount.cli("unmount", mount.path, check=True)
+    assert (s3.root / bucket / "new").read_bytes() == data
+
+
+@PLACES
+def test_switched_off_python_answers_all(
+    mounting: Mounts, request: pytest.FixtureRequest, s3: FastS3, bucket: str, place: str
+) -> None:
+    data = content("file", MIB + 1)
+    put(s3, bucket, "file", data)
+    mount = copying(mounting, request, s3, bucket, place, dataplane="off")
+    assert mount.read("file") == digest(data)
+    drop_page_cache(mount)
+    assert mount.read("file") == digest(data)
+    assert answered(mount) == (0, 0, 0)
+    status = mount.status()
+    assert (status["dataplane"], status["reads"]["dataplane_opens"]) == (False, 0)
+    assert "data plane" in mount.cli("status", mount.path, check=True).stdout
+
+
+def test_damage_does_not_stay_in_the_kernel_after_it_is_mended(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    data = content("file", 300_000)
+    put(s3, bucket, "file", data)
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": "off"})
+    mount.expected_logs.append("damaged")
+    reader, path = mount.reader(), f"{mount.path}/file"
+    reader("open", "it", path)
+    reader("pread", "it", 0, 4096)
+    drop_page_cache(mount)
+    (cached,) = mount.cache_files()
+    with cached.open("r+b") as file:
+        file.seek(200_000)
+        file.write(b"damage" * 100)
+    assert reader("all", "it") != digest(data), "as in passthrough, damage while a file is open is not noticed"
+    reader("close", "it")
+    assert mount.read("file") == digest(data)
+
+
+def test_an_open_file_of_a_detached_volume_is_stale(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    other = new_bucket(s3)
+    data = content("large", LARGE)
+    put(s3, other, "large", data)
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": "off"})
+    mount.cli("attach", "--endpoint-url", s3.endpoint, f"s3://{other}", mount.path / "m", check=True)
+    reader, path = mount.reader(), f"{mount.path}/m/large"
+    reader("open", "it", path)
+    assert reader("all", "it") == digest(data)
+    wait_for("the file is whole", lambda: mount.do("getxattr", path, "user.luxfuse.state") == "cached")
+    for page in (5, 6):
+        drop_page_cache(mount)
+        reader("pread", "it", page * MIB, 4096)
+    assert answered(mount)[1] > 0
+    mount.cli("detach", mount.path / "m", "--force", check=True)
+    drop_page_cache(mount)
+    assert reader.error("pread", "it", 15 * MIB, 4096) == "ESTALE"
+    reader("close", "it")
+    opened = [os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{mount.pid}/fd")]
+    assert [path for path in opened if "/objects/" in path] == []

@@ -1,0 +1,426 @@
+/* Drives the lanes through a socket in place of /dev/fuse, for `test_lane_sanitized.py`; built with sanitizers.
+ *
+ *   lane_harness race SEED SECONDS DIRECTORY   opens, reads, writes, and a "Python" that registers, retires, changes files
+ *   lane_harness fuzz SEED COUNT DIRECTORY     requests of random bytes, and real ones with something wrong
+ *
+ * A model of each file: its bytes all say its generation, and generations only rise. A READ that the lanes answer must be
+ * of one generation, no older than the file's when the READ was sent, unless an open of the lanes holds the file.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FILES 8
+#define FILE_BYTES 49152
+#define READERS 4
+#define LARGEST (3 * FILE_BYTES) /* of files: writes beyond fail, and across are short */
+#define PACKET (64 << 10)
+
+static int kernel_end;
+static unsigned long long seed;
+static const char *directory;
+static atomic_bool stop, all_done;
+static atomic_ullong generations[FILES], answered, forwarded, opened, written, unique_numbers = 16;
+
+static void fail(const char *what, long long a, long long b)
+{
+	fprintf(stderr, "FAILED (seed %llu): %s: %lld %lld\n", seed, what, a, b);
+	abort();
+}
+
+static unsigned rnd(unsigned *state, unsigned below)
+{
+	return (unsigned)rand_r(state) % below;
+}
+
+static int64_t later_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec + 1000000000ll * 3600;
+}
+
+/* ------------------------------------------------------------------ the kernel's part: one request, one answer */
+
+struct waiting {
+	struct waiting *next;
+	uint64_t unique;
+	bool done, to_python;
+	int error;
+	size_t size;
+	char *payload;
+};
+
+static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t waiting_done = PTHREAD_COND_INITIALIZER;
+static struct waiting *all_waiting;
+
+static void finish(uint64_t unique, bool to_python, int error, const char *payload, size_t size)
+{
+	pthread_mutex_lock(&waiting_lock);
+	for (struct waiting *w = all_waiting; w; w = w->next)
+		if (w->unique == unique) {
+			if (w->done)
+				fail("answered twice", (long long)unique, error);
+			w->done = true;
+			w->to_python = to_python;
+			w->error = error;
+			w->size = size;
+			if (size)
+				memcpy(w->payload, payload, size);
+		}
+	pthread_cond_broadcast(&waiting_done);
+	pthread_mutex_unlock(&waiting_lock);
+}
+
+static void *receive(void *unused)
+{
+	static char packet[PACKET];
+	(void)unused;
+	for (;;) {
+		const ssize_t n = recv(kernel_end, packet, sizeof packet, 0);
+		const struct fuse_out_header *out = (const void *)packet;
+		if (n <= 0)
+			return NULL;
+		if ((size_t)n < sizeof *out || out->len != (uint32_t)n)
+			fail("garbled answer", n, n >= 4 ? out->len : 0);
+		finish(out->unique, false, -out->error, packet + sizeof *out, (size_t)n - sizeof *out);
+	}
+}
+
+/* What the lanes leave to pyfuse3. */
+static void *take_queue(void *unused)
+{
+	(void)unused;
+	while (!atomic_load(&all_done)) {
+		struct request *r = dequeue();
+		if (!r) {
+			usleep(50);
+			continue;
+		}
+		if (r->size >= sizeof(struct fuse_in_header))
+			finish(((const struct fuse_in_header *)r->data)->unique, true, 0, NULL, 0);
+		free(r->data);
+		free(r);
+	}
+	return NULL;
+}
+
+static void request(struct waiting *w, void *packet, size_t size)
+{
+	struct fuse_in_header *in = packet;
+	in->len = (uint32_t)size;
+	in->unique = w->unique = atomic_fetch_add(&unique_numbers, 2);
+	w->done = false;
+	pthread_mutex_lock(&waiting_lock);
+	w->next = all_waiting;
+	all_waiting = w;
+	pthread_mutex_unlock(&waiting_lock);
+	if (send(kernel_end, packet, size, 0) != (ssize_t)size)
+		fail("send", errno, 0);
+	pthread_mutex_lock(&waiting_lock);
+	while (!w->done)
+		pthread_cond_wait(&waiting_done, &waiting_lock);
+	for (struct waiting **at = &all_waiting; *at; at = &(*at)->next)
+		if (*at == w) {
+			*at = w->next;
+			break;
+		}
+	pthread_mutex_unlock(&waiting_lock);
+	atomic_fetch_add(w->to_python ? &forwarded : &answered, 1);
+}
+
+/* ------------------------------------------------------------------ race */
+
+static uint64_t ino_of(unsigned file)
+{
+	return 100 + file;
+}
+
+static int open_file(unsigned file, int flags)
+{
+	char path[4096];
+	snprintf(path, sizeof path, "%s/%u", directory, file);
+	const int fd = open(path, flags | O_CLOEXEC, 0600);
+	if (fd < 0)
+		fail("open", errno, file);
+	return fd;
+}
+
+static void fill(int fd, unsigned long long generation)
+{
+	unsigned long long words[FILE_BYTES / 64];
+	for (unsigned i = 0; i < FILE_BYTES / 64; i++)
+		words[i] = generation;
+	for (unsigned i = 0; i < 8; i++) { /* in pieces, so that a read that is not held off finds two generations */
+		if (pwrite(fd, words, sizeof words, (off_t)(i * sizeof words)) != sizeof words)
+			fail("pwrite", errno, 0);
+		sched_yield();
+	}
+}
+
+/* Returns whether the lanes answered a WRITE of 8 bytes; else it went to Python. */
+static bool write_word(uint64_t ino, uint64_t fh, uint64_t offset)
+{
+	struct {
+		struct fuse_in_header in;
+		struct fuse_write_in arg;
+		unsigned long long word;
+	} w = { { .opcode = FUSE_WRITE, .nodeid = ino }, { .fh = fh, .size = 8, .offset = offset }, 0 };
+	char payload[PACKET];
+	struct waiting waiting = { .payload = payload };
+	request(&waiting, &w, sizeof w);
+	if (waiting.to_python)
+		return false;
+	const struct fuse_write_out *out = (const void *)payload;
+	if (waiting.error || waiting.size != sizeof *out || out->size != 8)
+		fail("write answered", waiting.error, (long long)waiting.size);
+	return true;
+}
+
+/* Registers, retires and changes files as Python does: never while an open of the lanes holds one. */
+static void *python(void *argument)
+{
+	unsigned state = (unsigned)(uintptr_t)argument;
+	struct drained gone;
+	uint64_t *touched, noticed[NOTICES];
+	while (!atomic_load(&stop)) {
+		const unsigned file = rnd(&state, FILES);
+		const uint64_t ino = ino_of(file);
+		const int fd = open_file(file, O_RDWR);
+		int error;
+		switch (rnd(&state, 5)) {
+		case 0:
+		case 1: /* change a file that nobody has open, and hand it over again */
+			if (table_opens(ino) >= 0 && table_retire(ino, true) < 0)
+				break;
+			if (table_opens(ino) >= 0)
+				break; /* retired and open */
+			table_retire(ino | LENT, false);
+			fill(fd, atomic_load(&generations[file]) + 1);
+			atomic_fetch_add(&generations[file], 1);
+			const struct registration r = { ino, 0, fd, 0, later_ns(), rnd(&state, 2) };
+			if ((error = table_register(&r)) != 0)
+				fail("register", error, file);
+			const struct registration lent = { .ino = ino | LENT, .fd = fd };
+			if ((error = table_register(&lent)) != 0)
+				fail("lend", error, file);
+			break;
+		case 2: { /* an open for writing, which ends again */
+			const uint64_t fh = table_acquire(ino, later_ns(), true);
+			if (!fh)
+				break;
+			if (table_acquire(ino, later_ns(), true) != fh)
+				fail("acquire again", file, 0);
+			table_released(ino, true); /* one of two writers is left, which goes on */
+			if (write_word(ino, fh, FILE_BYTES) != (MOST_LANES > 1))
+				fail("write", file, 0);
+			atomic_fetch_add(&written, MOST_LANES > 1);
+			if (write_word(ino, fh, LARGEST - 4))
+				fail("a write that does not fit was answered", file, 0);
+			table_released(ino, true);
+			write_word(ino, fh, FILE_BYTES); /* none is open for writing, unless a READ delays the close */
+			break;
+		}
+		case 3:
+			if (rnd(&state, 4) == 0)
+				table_retire(ino, false);
+			break;
+		default:
+			while (take_drained(&gone))
+				;
+			take_noticed(noticed);
+			take_touched(&touched);
+			free(touched);
+		}
+		close(fd);
+	}
+	return NULL;
+}
+
+static void *reader(void *argument)
+{
+	unsigned state = (unsigned)(uintptr_t)argument;
+	char payload[PACKET];
+	struct waiting w = { .payload = payload };
+	while (!atomic_load(&stop)) {
+		const unsigned file = rnd(&state, FILES);
+		const uint64_t ino = ino_of(file);
+		struct {
+			struct fuse_in_header in;
+			struct fuse_open_in arg;
+		} open_request = { { .opcode = FUSE_OPEN, .nodeid = ino }, { .flags = O_RDONLY } };
+		uint64_t fh = 1;
+		const bool fast = rnd(&state, 2);
+		if (fast) {
+			request(&w, &open_request, sizeof open_request);
+			if (w.to_python)
+				continue;
+			if (w.error || w.size != sizeof(struct open_reply))
+				fail("open answered", w.error, (long long)w.size);
+			fh = ((const struct open_reply *)payload)->fh;
+			atomic_fetch_add(&opened, 1);
+		}
+		const unsigned offset = rnd(&state, FILE_BYTES / 8) * 8, size = rnd(&state, FILE_BYTES);
+		struct {
+			struct fuse_in_header in;
+			struct fuse_read_in arg;
+		} read_request = { { .opcode = FUSE_READ, .nodeid = ino }, { .fh = fh, .offset = offset, .size = size } };
+		const unsigned long long before = atomic_load(&generations[file]);
+		request(&w, &read_request, sizeof read_request);
+		if (!w.to_python) {
+			if (w.error)
+				fail("read", w.error, file);
+			const size_t whole = FILE_BYTES - offset < size ? FILE_BYTES - offset : size;
+			if (w.size < whole)
+				fail("short read", (long long)w.size, (long long)whole);
+			unsigned long long first = 0, word;
+			for (size_t i = 0; i + 8 <= whole; i += 8) {
+				memcpy(&word, payload + i, 8);
+				if (i == 0)
+					first = word;
+				if (word != first || word < before)
+					fail("a read of two generations, or an old one", (long long)word, (long long)before);
+			}
+		}
+		if (fast) {
+			struct {
+				struct fuse_in_header in;
+				struct fuse_release_in arg;
+			} release = { { .opcode = FUSE_RELEASE, .nodeid = ino }, { .fh = fh } };
+			request(&w, &release, sizeof release);
+			if (w.to_python || w.error)
+				fail("release", w.to_python, w.error);
+		}
+	}
+	return NULL;
+}
+
+static void race(unsigned seconds)
+{
+	pthread_t threads[READERS + 1];
+	for (unsigned file = 0; file < FILES; file++) {
+		const int fd = open_file(file, O_RDWR | O_CREAT);
+		fill(fd, 0);
+		close(fd);
+	}
+	for (unsigned i = 0; i <= READERS; i++)
+		pthread_create(&threads[i], NULL, i ? reader : python, (void *)(uintptr_t)(seed * 31 + i));
+	sleep(seconds);
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i <= READERS; i++)
+		pthread_join(threads[i], NULL);
+	for (unsigned file = 0; file < FILES; file++) {
+		struct drained gone;
+		table_retire(ino_of(file) | LENT, false);
+		table_retire(ino_of(file), false);
+		while (take_drained(&gone))
+			;
+		if (table_opens(ino_of(file)) != -1)
+			fail("still registered", file, table_opens(ino_of(file)));
+	}
+}
+
+/* ------------------------------------------------------------------ fuzz */
+
+static void fuzz(unsigned count)
+{
+	static char packet[PACKET / 2];
+	unsigned state = (unsigned)seed;
+	const int fd = open_file(0, O_RDWR | O_CREAT);
+	fill(fd, 1);
+	const struct registration r = { 100, 0, fd, 0, later_ns(), true };
+	table_register(&r);
+	const uint64_t writing = table_acquire(100, later_ns(), true);
+	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
+					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, 0, 4711 };
+	for (unsigned i = 0; i < count; i++) {
+		struct fuse_in_header *in = (void *)packet;
+		const size_t size = rnd(&state, 3) ? rnd(&state, 200) : rnd(&state, sizeof packet);
+		for (size_t k = 0; k < sizeof *in + 100 || k < size; k++)
+			packet[k] = (char)rnd(&state, 256);
+		in->opcode = codes[rnd(&state, sizeof codes / sizeof *codes)];
+		in->unique = 1 + 2 * (uint64_t)i;
+		if (rnd(&state, 2))
+			in->nodeid = 100;
+		uint64_t *words = (void *)(in + 1); /* fh, offset, size ... of READ and WRITE */
+		if (rnd(&state, 2))
+			words[0] = rnd(&state, 2) ? writing : writing & ~MARK_WRITE;
+		if (rnd(&state, 2))
+			words[1] = rnd(&state, 2 * FILE_BYTES);
+		if (rnd(&state, 2))
+			((uint32_t *)words)[4] = rnd(&state, PACKET);
+		if (size && send(kernel_end, packet, size, 0) != (ssize_t)size && errno != EAGAIN)
+			fail("send", errno, (long long)size);
+		atomic_fetch_add(&answered, 1);
+	}
+	/* All have been dealt with once one more is answered. */
+	struct waiting w = { 0 };
+	struct {
+		struct fuse_in_header in;
+		struct fuse_read_in arg;
+	} last = { { .opcode = FUSE_READ, .nodeid = 100 }, { .fh = 1, .size = 0 } };
+	char payload[PACKET];
+	w.payload = payload;
+	request(&w, &last, sizeof last);
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	int ends[2];
+	pthread_t receiver, taker;
+	if (argc != 5)
+		return 2;
+	signal(SIGXFSZ, SIG_IGN);
+	if (setrlimit(RLIMIT_FSIZE, &(struct rlimit){ LARGEST, LARGEST }) < 0)
+		return 1;
+	seed = strtoull(argv[2], NULL, 10);
+	directory = argv[4];
+	wakeup_fd = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC);
+	drained_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	interrupts_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
+		return 1;
+	kernel_end = ends[0];
+	pthread_create(&receiver, NULL, receive, NULL);
+	pthread_create(&taker, NULL, take_queue, NULL);
+	if ((errno = lanes_start(ends[1], true)) != 0)
+		fail("lanes", errno, 0);
+	const unsigned amount = (unsigned)strtoul(argv[3], NULL, 10);
+	if (!strcmp(argv[1], "race"))
+		race(amount);
+	else
+		fuzz(amount);
+	atomic_store(&all_done, true);
+	pthread_join(taker, NULL);
+	shutdown(kernel_end, SHUT_RDWR);
+	pthread_join(receiver, NULL);
+	while (!atomic_load(&ended))
+		usleep(1000);
+	unsigned running, blocked, tries = 5000;
+	do {
+		usleep(1000);
+		lanes_count(&running, &blocked);
+	} while (blocked && --tries);
+	if (blocked)
+		fail("lanes pass for blocked", blocked, running);
+	unsigned long long sums[6];
+	lanes_sum(sums);
+	printf("answered %llu forwarded %llu opened %llu written %llu read %llu\n", atomic_load(&answered), atomic_load(&forwarded),
+	       atomic_load(&opened), atomic_load(&written), sums[2]);
+	return 0;
+}

@@ -1,0 +1,96 @@
+"""The lanes beside a model of files, built with sanitizers: races, leaks, and requests with something wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounted import REPOSITORY
+
+LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
+SOURCES = [LANE / name for name in ("bytes.c", "lane.c", "queue.c", "table.c")]
+HARNESS = Path(__file__).with_name("lane_harness.c")
+TIMEOUT_S = 120
+SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
+def build(directory: Path, sanitizer: str, lane: Path = LANE, *defines: str) -> Path:
+    program = directory / "lane_harness"
+    sources = [lane / source.name for source in SOURCES]
+    command = [
+        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror",
+        *defines, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{lane}", "-include", "unistd.h",
+        "-o", program, HARNESS, *sources, "-lpthread",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=TIMEOUT_S)
+    return program
+
+
+def run(program: Path, kind: str, amount: int, directory: Path, seed: int = SEED) -> subprocess.CompletedProcess[str]:
+    files = directory / "files"
+    files.mkdir(exist_ok=True)
+    command = [program, kind, str(seed), str(amount), files]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_reads_and_writes_while_files_are_handed_over_and_taken_back(tmp_path: Path, sanitizer: str) -> None:
+    done = run(build(tmp_path, sanitizer), "race", 4, tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = counts_of(done)
+    assert min(counts.values()) > 0, f"seed {SEED}: something was never met: {counts}"
+
+
+def test_a_single_lane_never_waits_for_a_disk(tmp_path: Path) -> None:
+    done = run(build(tmp_path, "address,undefined", LANE, "-DMOST_LANES=1u"), "race", 3, tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = counts_of(done)
+    assert counts.pop("written") == 0
+    assert min(counts.values()) > 0, f"seed {SEED}: something was never met: {counts}"
+
+
+def counts_of(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    words = done.stdout.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_requests_of_random_bytes(tmp_path: Path, sanitizer: str) -> None:
+    done = run(build(tmp_path, sanitizer), "fuzz", 5_000, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "correct", "wrong", "sanitizer"),
+    [
+        ("table.c", "const bool live = !e->retired;", "const bool live = true;", "address,undefined"),
+        ("table.c", "return e->users ? NULL : e;", "return e;", "address,undefined"),
+        (
+            "table.c", "const int fd = e->writers || e->users ? -1 : e->write_fd;", "const int fd = e->write_fd;",
+            "address,undefined",
+        ),
+        ("table.c", "	pthread_mutex_lock(lock_of(ino));\n	const bool live", "	const bool live", "thread"),
+        ("bytes.c", "	table_unuse(e);\n	has_blocked();\n", "	table_unuse(e);\n", "address,undefined"),
+        ("bytes.c", "	if (!e) {\n		has_blocked();\n", "	if (!e) {\n", "address,undefined"),
+        ("bytes.c", "	if (!whole)\n", "	if (!whole && false)\n", "address,undefined"),
+    ],
+    ids=[
+        "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
+        "blocked after no write", "a short write",
+    ],
+)  # fmt: skip
+def test_the_model_notices(tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:
+    lane = tmp_path / "lane"
+    shutil.copytree(LANE, lane)
+    code = (lane / file).read_text()
+    assert code.count(correct) == 1
+    (lane / file).write_text(code.replace(correct, wrong))
+    program = build(tmp_path, sanitizer, lane)
+    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(3))
