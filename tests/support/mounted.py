@@ -315,7 +315,7 @@ class Mount:
         """Mount; returns itself."""
         done = self._mounted_by(self.cli, *flags)
         assert done.returncode == 0, f"mounting failed: {done.stderr}\n{self.log()}"
-        assert done.stderr == ""
+        assert done.stderr == "", f"{done.stderr}\n{self.log()}"
         return self
 
     def unmount(self, *flags: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
