@@ -171,7 +171,7 @@ class TestUnmounting:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert f"pid {reader.pid}" in done.stderr
-        assert mount.status()["state"] == "serving"
+        wait_for("the daemon to see that the command is gone", lambda: mount.status()["state"] == "serving")
         write(mount, {"later": b"later"})
         reader("close", "it")
         assert mount.unmount().returncode == 0
