@@ -1,8 +1,8 @@
 """Requests whose caller is to end: they are answered with EINTR, instead of when the store has answered.
 
 The kernel tells once of each request whose caller has a signal (``FUSE_INTERRUPT``). libfuse and pyfuse3 do nothing with
-it, so the lane notes the request's number, or ``fuse_session_receive_buf`` for a plain user. A handler knows its own
-number: pyfuse3 takes a request and runs its handler up to the first wait without anything in between.
+it, so a lane notes the request's number. A handler knows its own number: pyfuse3 takes a request and runs its handler up to
+the first wait without anything in between.
 
 Whether the signal is a reason to give the request up is for `core.signals` to say, from ``/proc``; as long as it is none,
 the thread is looked at again, because the kernel says nothing of a second one. A process that is killed closes its files

@@ -55,11 +55,6 @@ static ssize_t read_file(int fd, char *into, size_t size, off_t offset)
 	return rest < 0 ? rest : n + rest;
 }
 
-static bool is_fast(uint64_t fh)
-{
-	return fh & MARK && fh & MARK_FAST;
-}
-
 bool answer_read(struct lane *lane, const void *request, size_t size)
 {
 	const struct fuse_in_header *in = request;
@@ -120,6 +115,5 @@ bool answer_write(struct lane *lane, const void *request, size_t size)
 	const struct fuse_write_out out = { .size = arg->size };
 	send_reply(in->unique, 0, &out, sizeof out);
 	count_up(&lane->writes, 1);
-	count_up(&lane->written_bytes, arg->size);
 	return true;
 }

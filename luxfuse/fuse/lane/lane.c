@@ -41,21 +41,28 @@ static bool in_use[MOST_LANES];
 
 static void *run(void *lane);
 
+static unsigned long long count_of(atomic_ullong *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
 void count_up(atomic_ullong *counter, unsigned long long by)
 {
 	/* Only one thread changes it. */
-	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + by, memory_order_relaxed);
+	atomic_store_explicit(counter, count_of(counter) + by, memory_order_relaxed);
 }
 
-void lanes_sum(unsigned long long sums[6])
+struct lane_sums lanes_sum(void)
 {
-	memset(sums, 0, 6 * sizeof *sums);
+	struct lane_sums sums = { 0 };
 	for (unsigned i = 0; i < MOST_LANES; i++) {
-		atomic_ullong *counters[6] = { &lanes[i].requests,   &lanes[i].opens,  &lanes[i].reads,
-					       &lanes[i].read_bytes, &lanes[i].writes, &lanes[i].written_bytes };
-		for (unsigned k = 0; k < 6; k++)
-			sums[k] += atomic_load_explicit(counters[k], memory_order_relaxed);
+		sums.requests += count_of(&lanes[i].requests);
+		sums.opens += count_of(&lanes[i].opens);
+		sums.reads += count_of(&lanes[i].reads);
+		sums.read_bytes += count_of(&lanes[i].read_bytes);
+		sums.writes += count_of(&lanes[i].writes);
 	}
+	return sums;
 }
 
 void lanes_count(unsigned *run, unsigned *wait)
@@ -187,7 +194,7 @@ static bool answer(struct lane *lane, const void *data, size_t size)
 		return answers_bytes && answer_write(lane, data, size);
 	case FUSE_RELEASE: {
 		const struct fuse_release_in *release = arg;
-		if (size < sizeof *in + sizeof *release || !(release->fh & MARK) || !(release->fh & MARK_FAST))
+		if (size < sizeof *in + sizeof *release || !is_fast(release->fh))
 			return false;
 		if (release->fh & MARK_WRITE)
 			return false; /* Python has something to do at the end of a write */

@@ -28,6 +28,11 @@
 #define MARK_WRITE (1ull << 58)	     /* with MARK_FAST: asked about at FLUSH and RELEASE, and counted down by Python */
 #define INODE_MASK ((1ull << 48) - 1)
 
+static inline bool is_fast(uint64_t fh)
+{
+	return fh & MARK && fh & MARK_FAST;
+}
+
 /* Header files of distributions may be older than the running kernel: values from linux/fuse.h of 6.9 and later. */
 #define OPEN_KEEP_CACHE (1u << 1)
 #define OPEN_CACHE_DIR (1u << 3)
@@ -51,7 +56,7 @@ struct open_reply { /* struct fuse_open_out of 6.9 */
 
 /* ------------------------------------------------------------------ queue.c */
 
-extern int wakeup_fd;	  /* readable as long as there are requests; -1: pyfuse3 reads the device itself */
+extern int wakeup_fd;	  /* readable as long as there are requests; -1: not attached yet */
 extern int interrupts_fd; /* readable when there are interrupts; -1: they are not noted */
 
 struct request {
@@ -112,7 +117,7 @@ size_t take_touched(uint64_t **found);	  /* to be freed; what finds no memory is
 /* ------------------------------------------------------------------ lane.c */
 
 struct lane {
-	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes, written_bytes; /* read by others */
+	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes; /* read by others */
 	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
 	char *reply;   /* of MOST_BYTES, from the first READ on */
 };
@@ -124,7 +129,10 @@ extern atomic_bool ended;
 extern bool answers_bytes;
 
 int lanes_start(int device_fd, bool bytes); /* 0, or an errno */
-void lanes_sum(unsigned long long sums[6]); /* the counters, in their order */
+struct lane_sums {
+	unsigned long long requests, opens, reads, read_bytes, writes;
+};
+struct lane_sums lanes_sum(void); /* of the counters of all lanes */
 void lanes_count(unsigned *run, unsigned *wait); /* lanes that run, and those of them that wait for a disk */
 bool may_block(void);			    /* whether this lane may now wait for a disk; then `has_blocked` must follow */
 void has_blocked(void);

@@ -23,10 +23,10 @@
 uint64_t current_unique;
 uint32_t current_pid;
 
-/* pyfuse3 is about to run the handler of this request. What came through a pipe is a large write: nobody looks it up. */
+/* pyfuse3 is about to run the handler of this request. */
 static void note_current(const struct fuse_buf *buf)
 {
-	const struct fuse_in_header *in = buf->flags & FUSE_BUF_IS_FD || buf->size < sizeof *in ? NULL : buf->mem;
+	const struct fuse_in_header *in = buf->size < sizeof *in ? NULL : buf->mem;
 	current_unique = in ? in->unique : 0;
 	current_pid = in ? in->pid : 0;
 }
@@ -43,10 +43,7 @@ static void *next_definition(const char *name)
 
 int fuse_session_fd(struct fuse_session *se)
 {
-	if (wakeup_fd >= 0)
-		return wakeup_fd;
-	int (*next)(struct fuse_session *) = (int (*)(struct fuse_session *))next_definition("fuse_session_fd");
-	return next(se);
+	return wakeup_fd;
 }
 
 int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)

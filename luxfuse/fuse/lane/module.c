@@ -227,11 +227,9 @@ static PyObject *py_reply_err(PyObject *self, PyObject *args)
 
 static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
-	unsigned long long sums[6];
-	lanes_sum(sums);
-	return Py_BuildValue("{sKsKsKsKsKsKsK}", "dataplane_opens", table_served_opens(), "requests", sums[0],
-			     "opens", sums[1], "reads", sums[2], "read_bytes", sums[3], "writes", sums[4],
-			     "written_bytes", sums[5]);
+	const struct lane_sums sums = lanes_sum();
+	return Py_BuildValue("{sKsKsKsKsKsK}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
+			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes);
 }
 
 static PyMethodDef methods[] = {
