@@ -230,6 +230,7 @@ class TestUnmounting:
         for reader in readers:
             reader.send("file", f"{mount.path}/large")
         wait_for("a request has stalled", lambda: proxy.injected()["stall"])
+        wait_for("both are in the mount", lambda: all(reader.waits_for_fuse() for reader in readers))
         done = mount.cli("unmount", how, mount.path)
         assert done.returncode == 0, done.stderr
         assert not mount.mounted

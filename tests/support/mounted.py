@@ -156,6 +156,10 @@ class Reader:
         self._orders.write(json.dumps([verb, *arguments]).encode() + b"\n")
         self._orders.flush()
 
+    def waits_for_fuse(self) -> bool:
+        """Whether the order under way has reached a mount and waits for its answer."""
+        return "fuse" in Path(f"/proc/{self.pid}/stack").read_text()
+
     def answered(self) -> bool:
         """Whether the answer to the order under way is there."""
         return b"\n" in self._buffer or bool(select.select([self._answers], [], [], 0)[0])

@@ -23,6 +23,7 @@ from tests.support.ceph_rgw import CephRgw
 START_TIMEOUT_S = 40
 MOTO_PAGE = 100
 """Names that Moto lists at once. It is slow to fill; the fast server has pages of 1000, as S3."""
+MOTO = str(Path(__file__).with_name("moto_server.py"))
 AZURITE = Path.home() / ".cache/luxfuse-tests/azurite"
 AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
 AZURITE_ACCOUNT = "devstoreaccount1"
@@ -72,7 +73,7 @@ def running(command: list[str], port: int, **environment: str) -> Iterator[None]
 def moto_url() -> Iterator[str]:
     """Moto's S3."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, MOTO, "-H", "127.0.0.1", "-p", str(port)]
     with running(command, port, MOTO_S3_DEFAULT_MAX_KEYS=str(MOTO_PAGE)):
         yield f"http://127.0.0.1:{port}"
 
@@ -81,7 +82,7 @@ def moto_url() -> Iterator[str]:
 def strict_moto_url() -> Iterator[str]:
     """Moto's S3, refusing every key, as no user exists."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, MOTO, "-H", "127.0.0.1", "-p", str(port)]
     with running(command, port, INITIAL_NO_AUTH_ACTION_COUNT="0"):
         yield f"http://127.0.0.1:{port}"
 
