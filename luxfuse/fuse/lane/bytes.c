@@ -72,9 +72,10 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	const bool live = table_unuse(e);
 	if (n < 0 || !(live || is_fast(arg->fh)))
 		return false;
-	send_reply(in->unique, 0, lane->reply, (size_t)n);
+	/* Counted before the reader goes on, so that the counters are never behind what was seen. */
 	count_up(&lane->reads, 1);
 	count_up(&lane->read_bytes, (unsigned long long)n);
+	send_reply(in->unique, 0, lane->reply, (size_t)n);
 	return true;
 }
 
@@ -113,7 +114,7 @@ bool answer_write(struct lane *lane, const void *request, size_t size)
 	if (!whole)
 		return false;
 	const struct fuse_write_out out = { .size = arg->size };
-	send_reply(in->unique, 0, &out, sizeof out);
 	count_up(&lane->writes, 1);
+	send_reply(in->unique, 0, &out, sizeof out);
 	return true;
 }

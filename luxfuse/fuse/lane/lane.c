@@ -159,10 +159,9 @@ static bool answer_open(struct lane *lane, const struct fuse_in_header *in, cons
 	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH, 0 };
 	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, &reply))
 		return false;
+	count_up(&lane->opens, 1);
 	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
 		table_released(in->nodeid, false); /* the opener is gone, and no RELEASE will come */
-	else
-		count_up(&lane->opens, 1);
 	return true;
 }
 
