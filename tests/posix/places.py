@@ -48,6 +48,7 @@ class Places:
         self._server: FastS3 | None = None
         self._mounts: dict[str, Mount] = {}
         self._logs_seen: dict[str, int] = {}
+        self._missing: dict[str, str] = {}
         self._mounted = 0
         self._local: tempfile.TemporaryDirectory[str] | None = None
         self._serial = itertools.count()
@@ -71,6 +72,8 @@ class Places:
         mount = self._mounts.get(kind)
         if mount is not None and mount.mounted:
             return mount
+        if kind in self._missing:
+            pytest.skip(self._missing[kind])
         self._close(kind)
         if self._mounted >= len(KINDS) - 1 + REMOUNTS:
             pytest.fail("too many mounts were lost", pytrace=False)
@@ -85,9 +88,9 @@ class Places:
         made.base.chmod(0o755)
         made.mount()
         if kind == "passthrough" and not made.status()["passthrough"]:
-            reason = made.status()["passthrough_reason"]
+            self._missing[kind] = f"no passthrough here: {made.status()['passthrough_reason']}"
             self._close(kind)
-            pytest.skip(f"no passthrough here: {reason}")
+            pytest.skip(self._missing[kind])
         return made
 
     def _serving(self) -> FastS3:
