@@ -6,9 +6,9 @@
  * lists, which `ls -l` asks of each file: there are none of either. INTERRUPT goes to Python by a way of its own, everything
  * else to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
  *
- * As many lanes as there is work: one more begins when all but one wait for a disk, up to MOST_LANES, and it ends when
- * more than `resting` wait for requests. All read the same descriptor, because libfuse answers on that one; the kernel
- * wakes one for each request.
+ * As many lanes as there is work: one more begins when all but one wait for a disk, up to MOST_LANES, and those beyond
+ * `resting` end when they have not been needed for SPARE_S: to begin and end one costs as much as some reads. All read the
+ * same descriptor, because libfuse answers on that one; the kernel wakes one for each request.
  */
 #include "lane.h"
 
@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CAPABILITY "security.capability"
@@ -28,16 +29,24 @@
 #define SETATTR_KILL_SUIDGID (1u << 11)
 #define OPEN_KILL_SUIDGID (1u << 0)
 
+#ifndef SPARE_S
+#define SPARE_S 5 /* less in a test, so that lanes end */
+#endif
+
 static int device_fd = -1;
 static unsigned resting = 1; /* lanes that stay */
 bool answers_bytes;
 atomic_bool ended;
 
 static struct lane lanes[MOST_LANES];
-static pthread_mutex_t lanes_lock = PTHREAD_MUTEX_INITIALIZER;
-static atomic_uint running; /* of `lanes`; changed under the lock */
-static unsigned blocked;   /* of those that run: wait for a disk */
+static pthread_mutex_t lanes_lock = PTHREAD_MUTEX_INITIALIZER; /* to begin or end one */
 static bool in_use[MOST_LANES];
+
+/* Lanes that run, in the upper half, and those of them that wait for a disk: in one word, as each is judged by the other,
+ * and all lanes change it for each request that may wait. The upper half is changed under the lock only. */
+static _Alignas(64) atomic_ullong population;
+#define ONE_MORE (1ull << 32)
+static atomic_llong needed_s; /* when more than `resting` were last of use */
 
 static void *run(void *lane);
 
@@ -65,12 +74,21 @@ struct lane_sums lanes_sum(void)
 	return sums;
 }
 
+static unsigned running_of(unsigned long long p)
+{
+	return (unsigned)(p >> 32);
+}
+
+static unsigned blocked_of(unsigned long long p)
+{
+	return (unsigned)(p & (ONE_MORE - 1));
+}
+
 void lanes_count(unsigned *run, unsigned *wait)
 {
-	pthread_mutex_lock(&lanes_lock);
-	*run = running;
-	*wait = blocked;
-	pthread_mutex_unlock(&lanes_lock);
+	const unsigned long long now = atomic_load(&population);
+	*run = running_of(now);
+	*wait = blocked_of(now);
 }
 
 /* ------------------------------------------------------------------ how many */
@@ -93,7 +111,7 @@ static int begin_lane(void)
 	pthread_attr_destroy(&attributes);
 	if (!error) {
 		in_use[i] = true;
-		running++;
+		atomic_fetch_add(&population, ONE_MORE);
 	}
 	return error;
 }
@@ -106,41 +124,69 @@ int lanes_start(int fd, bool bytes)
 	answers_bytes = bytes;
 	resting = bytes ? (processors < 2 ? 2 : processors > 8 ? 8 : (unsigned)processors) : 1;
 	pthread_mutex_lock(&lanes_lock);
-	while (running < resting && !error)
+	while (running_of(atomic_load(&population)) < resting && !error)
 		error = begin_lane();
-	if (running)
+	if (running_of(atomic_load(&population)))
 		error = 0;
 	pthread_mutex_unlock(&lanes_lock);
 	return error;
 }
 
+static int64_t now_s(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+	return t.tv_sec;
+}
+
+/* Whether there is one lane beside those that wait, and the one that asks; it is begun if need be. */
+static bool have_another(void)
+{
+	unsigned long long now = atomic_load(&population);
+	if (blocked_of(now) + 1 < running_of(now))
+		return true;
+	if (running_of(now) == MOST_LANES)
+		return false;
+	pthread_mutex_lock(&lanes_lock);
+	now = atomic_load(&population);
+	const bool have = blocked_of(now) + 1 < running_of(now) || begin_lane() == 0;
+	pthread_mutex_unlock(&lanes_lock);
+	return have;
+}
+
 bool may_block(void)
 {
-	pthread_mutex_lock(&lanes_lock);
-	const bool may = blocked + 1 < running || begin_lane() == 0;
-	blocked += may;
-	pthread_mutex_unlock(&lanes_lock);
-	return may;
+	unsigned long long now;
+	do {
+		if (!have_another())
+			return false;
+		now = atomic_load(&population);
+	} while (blocked_of(now) + 1 >= running_of(now) || !atomic_compare_exchange_weak(&population, &now, now + 1));
+	const int64_t s = blocked_of(now) + 2 > resting ? now_s() : 0;
+	if (s && atomic_load_explicit(&needed_s, memory_order_relaxed) != s)
+		atomic_store_explicit(&needed_s, s, memory_order_relaxed);
+	return true;
 }
 
 void has_blocked(void)
 {
-	pthread_mutex_lock(&lanes_lock);
-	blocked--;
-	pthread_mutex_unlock(&lanes_lock);
+	atomic_fetch_sub(&population, 1);
 }
 
 /* Whether this lane is one too many, and ends; it is not counted any more then. */
 static bool is_spare(const struct lane *lane)
 {
-	if (running <= resting) /* a race only delays the end */
+	unsigned long long now = atomic_load_explicit(&population, memory_order_relaxed);
+	if (running_of(now) <= resting || now_s() - atomic_load_explicit(&needed_s, memory_order_relaxed) < SPARE_S)
 		return false;
 	pthread_mutex_lock(&lanes_lock);
-	const bool spare = running > resting && running - blocked > resting;
-	if (spare) {
-		running--;
+	bool spare;
+	now = atomic_load(&population);
+	do
+		spare = running_of(now) - blocked_of(now) > resting;
+	while (spare && !atomic_compare_exchange_weak(&population, &now, now - ONE_MORE));
+	if (spare)
 		in_use[lane - lanes] = false;
-	}
 	pthread_mutex_unlock(&lanes_lock);
 	return spare;
 }

@@ -25,9 +25,9 @@ def build(directory: Path, sanitizer: str, lane: Path = LANE, *defines: str) -> 
     program = directory / "lane_harness"
     sources = [lane / source.name for source in SOURCES]
     command = [
-        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror",
-        *defines, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{lane}", "-include", "unistd.h",
-        "-o", program, HARNESS, *sources, "-lpthread",
+        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-DSPARE_S=0", "-g", "-O1", "-std=gnu11",
+        "-Wall", "-Wextra", "-Werror", *defines, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all",
+        f"-I{lane}", "-include", "unistd.h", "-o", program, HARNESS, *sources, "-lpthread",
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=TIMEOUT_S)
     return program
