@@ -23,6 +23,7 @@ def memory() -> Iterator[Path]:
     """A directory on a tmpfs."""
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("needs /dev/shm")
+    # Named before `mounting` in a test: it is removed after the mount has ended.
     path = Path(tempfile.mkdtemp(prefix="luxfuse-tier-", dir="/dev/shm"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -38,7 +39,7 @@ def used(mount: Mount) -> dict[str, int]:
 
 @pytest.mark.parametrize("passthrough", ["true", "false"], ids=["passthrough", "copying"])
 def test_files_are_read_from_memory_and_move_while_they_are_open(
-    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], memory: Path, passthrough: str
+    memory: Path, mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], passthrough: str
 ) -> None:
     files = {f"f{n}": content(("tier", n), 2 * MIB) for n in range(8)}
     fill(files)
