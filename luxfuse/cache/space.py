@@ -135,14 +135,14 @@ class Space:
     @property
     def fullness(self) -> float:
         """Part of what it may hold that is taken."""
-        return self._taken_bytes / max(1, self._full_bytes)
+        return self._taken_bytes / max(1, self.full_bytes)
 
     @property
     def _taken_bytes(self) -> int:
         return self.ledger.used_bytes + self.ledger.reserved_bytes
 
     @property
-    def _full_bytes(self) -> int:
+    def full_bytes(self) -> int:
         """The bytes it may hold: its capacity, or those it holds and those free in the file system above its floor."""
         if self.ledger.capacity_bytes is not None:
             return self.ledger.capacity_bytes
@@ -173,7 +173,7 @@ class Space:
     @property
     def free_bytes(self) -> int:
         """The bytes that it could take more."""
-        return max(0, self._full_bytes - self._taken_bytes)
+        return max(0, self.full_bytes - self._taken_bytes)
 
     @property
     def shut(self) -> bool:
@@ -207,11 +207,11 @@ class Space:
     def above_watermark_bytes(self) -> int:
         """Bytes to get rid of to be at the low watermark again; 0 unless above the high one."""
         taken = self._taken_bytes
-        return int(taken - self._low * self._full_bytes) if taken > self._high * self._full_bytes else 0
+        return int(taken - self._low * self.full_bytes) if taken > self._high * self.full_bytes else 0
 
     def stays_below_watermark(self, wanted_bytes: int) -> bool:
         """Whether so many bytes more would not bring it above the high watermark."""
-        return self._taken_bytes + wanted_bytes <= self._high * self._full_bytes
+        return self._taken_bytes + wanted_bytes <= self._high * self.full_bytes
 
     # -- eviction
 

@@ -75,6 +75,8 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("passthrough", f"no: {escape(str(status.get('passthrough_reason') or 'reason unknown'))}"))
     if status.get("dataplane") is False:
         rows.append(("data plane", "off: Python answers all reads and writes that the kernel does not"))
+    elif lanes := status.get("fuse", {}).get("lanes"):
+        rows.append(("data plane", f"{lanes} threads, {status['fuse'].get('lanes_waiting', 0)} at work"))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
     rows += [("attached", _volume(volume)) for volume in status.get("volumes", []) if volume["path"]]
     for name, make in (

@@ -62,6 +62,8 @@ _COUNTERS = {
     "fuse_refusals": "Requests from the kernel that failed for a reason outside luxfuse, as an outage.",
 }
 _GAUGES = {
+    "fuse_lanes": "Threads that take requests from the kernel.",
+    "fuse_lanes_waiting": "Of these threads, those that read or write for the data plane now.",
     "pid": "Process id of the daemon.",
     "uptime_s": "Seconds since the mount.",
     "memory_bytes": "Resident memory of the daemon.",

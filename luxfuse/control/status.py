@@ -109,12 +109,15 @@ class NameStatus(TypedDict):
 class FuseStatus(TypedDict):
     """Requests from the kernel. ``errors`` failed in a way that luxfuse did not foresee: a mistake in it, told in the log.
     ``refusals`` failed for a reason outside it: the bucket cannot be reached or refuses, there is no room, a disk is sick.
-    Everyday answers to programs (ENOENT and the like) are neither."""
+    Everyday answers to programs (ENOENT and the like) are neither. ``lanes`` threads take the requests in now, of which
+    ``lanes_waiting`` read or write for the data plane."""
 
     requests: int
     fast_opens: int
     fast_reads: int
     fast_writes: int
+    lanes: int
+    lanes_waiting: int
     errors: int
     refusals: int
 

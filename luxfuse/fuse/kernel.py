@@ -139,6 +139,13 @@ class KernelSide:
     def released(self, inode: int) -> None:
         passthrough.released(inode)
 
+    def grant(self, inode: int, more_bytes: int) -> bool:
+        return passthrough.grant(inode, more_bytes)
+
+    def granted(self, inode: int, *, take_back: bool = False) -> int | None:
+        left = passthrough.granted(inode, take_back)
+        return left if left >= 0 else None
+
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
         passthrough.restamp(inode, stamp_ns, _until(valid_s))
 

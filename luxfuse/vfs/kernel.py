@@ -59,6 +59,15 @@ class Kernel(Protocol):
     def released(self, inode: int) -> None:
         """Count down an open that was acquired for writing, at its release; may lead to `on_drained`."""
 
+    def grant(self, inode: int, more_bytes: int) -> bool:
+        """Let writes fill so much more room on disk without asking us; False: they do not, or the kernel writes."""
+
+    def granted(self, inode: int, *, take_back: bool = False) -> int | None:
+        """Return what writes may still fill, those under way included; None where `grant` says False.
+
+        With ``take_back`` only those under way are left.
+        """
+
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
         """The backing file has a new mtime because we, or a program through us, wrote to it. Unregistered: nothing.
 
@@ -122,6 +131,14 @@ class NoKernel:
 
     def released(self, inode: int) -> None:
         """There is never a backing."""
+
+    def grant(self, inode: int, more_bytes: int) -> bool:
+        """All writes ask."""
+        return False
+
+    def granted(self, inode: int, *, take_back: bool = False) -> int | None:
+        """All writes ask."""
+        return None
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
         """There is never a backing."""

@@ -184,6 +184,8 @@ class Promises:
     def closed(self, dirty: Dirty) -> None:
         """A handle for writing is gone."""
         dirty.released()
+        if not dirty.writers:
+            self._room.end_grant(dirty)
         if dirty.writers or dirty.finished:
             return
         if dirty.source is not None:

@@ -17,6 +17,8 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import Tier
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import NoRoom, TooMany
+from luxfuse.vfs.grants import Grants
+from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Room:
         staging: Staging,
         journal: Journal,
         writeback: WriteBack,
+        kernel: Kernel,
         timeout_s: float,
     ) -> None:
         """``timeout_s``: how long writers wait for room in the cache."""
@@ -45,6 +48,7 @@ class Room:
         self._staging = staging
         self._journal = journal
         self._writeback = writeback
+        self._grants = Grants(kernel)
         self.timeout_s = timeout_s
 
     @asynccontextmanager
@@ -87,6 +91,8 @@ class Room:
         while not (
             len(self._entries) < MOST_DIRTY and space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)
         ):
+            if self._take_back(space):
+                continue
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):
@@ -101,10 +107,31 @@ class Room:
 
     def account(self, dirty: Dirty) -> None:
         """Count what the staging file takes on disk now."""
-        st = dirty.content.stat()
-        if st is None or dirty.reservations:  # what is written now is counted already
+        if dirty.reservations:  # what is written now is counted already
             return
-        self.space_of(dirty).count_staged(dirty.count(st.st_blocks * 512))
+        self._grants.count(dirty)  # first: what the lanes write meanwhile is rather counted twice than not at all
+        if (st := dirty.content.stat()) is not None:
+            self.space_of(dirty).count_staged(dirty.count(st.st_blocks * 512))
+
+    def grant_first(self, dirty: Dirty) -> None:
+        """A file is opened for writing: let the lanes fill some room on their own, if they write to it."""
+        self._grants.first(dirty, self.space_of(dirty))
+
+    async def grant_more(self, dirty: Dirty) -> None:
+        """A write had to ask: let the lanes go on for longer."""
+        if dirty.source is not None:
+            await self._grants.more(dirty, self.space_of(dirty))
+
+    def end_grant(self, dirty: Dirty) -> None:
+        """Nobody writes any more: what was granted and not filled is for others. The caller counts the file."""
+        self._grants.count(dirty)
+
+    def _take_back(self, space: Space) -> bool:
+        """Have all writers of a directory ask; returns whether that gives room."""
+        before = space.ledger.reserved_bytes
+        for dirty in self._grants.take_back(space):
+            self.account(dirty)
+        return space.ledger.reserved_bytes < before
 
     def space_of(self, dirty: Dirty) -> Space:
         """Return where the staging file is."""

@@ -86,6 +86,12 @@ class KernelShare:
     def released(self, inode: int) -> None:
         self._kernel.released(self._base | inode)
 
+    def grant(self, inode: int, more_bytes: int) -> bool:
+        return self._kernel.grant(self._base | inode, more_bytes)
+
+    def granted(self, inode: int, *, take_back: bool = False) -> int | None:
+        return self._kernel.granted(self._base | inode, take_back=take_back)
+
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
         self._kernel.restamp(self._base | inode, stamp_ns, valid_s)
 

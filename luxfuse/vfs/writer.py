@@ -126,6 +126,7 @@ class Writer:
         # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
         copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(entry))
         handle = self._files.open_staged(dirty, entry, writing=True, copy=copy)
+        self._room.grant_first(dirty)
         if dirty.unprivileged and dirty.inode not in self._files.copied:
             self.clear_set_id(dirty)
         if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes
@@ -298,6 +299,7 @@ class Writer:
         whole_pages = len(pages_of(offset, len(data))) * PAGE_BYTES  # what is written in part may have to be filled
         async with self._room.kept(dirty, len(data) if dirty.content.complete else whole_pages):
             await dirty.content.write(offset, data)
+        await self._room.grant_more(dirty)
 
     async def copy_content(self, source: Dirty, target: Dirty) -> None:
         """Fill an empty file with all that another one has, which is complete. Raises `NoRoom`, OSError."""

@@ -79,6 +79,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         staging=staging,
         journal=journal,
         writeback=writeback,
+        kernel=kernel,
         timeout_s=s.room_timeout_s,
     )
     replicas = PromisedReplicas(notes=notes, journal=journal, writeback=writeback, replicator=replicator)

@@ -445,6 +445,22 @@ def test_a_cache_full_of_dirty_data(mounting: Mounts, s3: FastS3, bucket: str, p
     assert mount.status()["tiers"][0]["used_bytes"] <= 24 * MIB
 
 
+def test_one_file_that_the_data_plane_writes_cannot_outgrow_the_cache(
+    mounting: Mounts, bucket: str, proxy: FaultProxy
+) -> None:
+    mount = mounting(
+        f"s3://{bucket}", *ASYNC, "--cache-size", "64MiB", endpoint_url=proxy.endpoint,
+        options={"room_timeout": "1s", "request_timeout": "1s", "passthrough": "off"}, expected_logs=LATER,
+    )  # fmt: skip
+    proxy.only(is_write)
+    proxy.set(error_probability=1.0, error_status=503)
+    done = mount.run(["dd", "if=/dev/zero", f"of={mount.path}/file", "bs=1M", "count=80", "status=none"])
+    assert "No space left" in done.stderr
+    assert 56 * MIB < sum(path.stat().st_blocks * 512 for path in mount.cache.glob("*/staging/*")) <= 64 * MIB
+    assert mount.status()["fuse"]["fast_writes"] > 20
+    mount.run(["rm", mount.path / "file"], check=True)
+
+
 def test_a_writer_that_waits_for_room_goes_on_when_there_is_some(
     mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing
 ) -> None:

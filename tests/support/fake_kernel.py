@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
@@ -41,8 +42,11 @@ class _Backing:
 class FakeKernel:
     """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does: create, open, read, write, flush, release."""
 
-    def __init__(self, *, passthrough: bool = True) -> None:
+    def __init__(self, *, passthrough: bool = True, grants: bool = False) -> None:
+        """``grants``: it writes to files that are registered within the room that it is granted, as the data plane does."""
         self.hands_over = passthrough
+        self.grants: dict[int, int] | None = {} if grants else None
+        """Room that it may fill, by inode."""
         self.refuses = False
         self.table: dict[int, _Backing] = {}
         self.cached_opens: Counter[int] = Counter()
@@ -107,6 +111,20 @@ class FakeKernel:
     def released(self, inode: int) -> None:
         """The real kernel closes the backing's writer before it asks, as `release` does."""
         self._count_down(inode)
+
+    def grant(self, inode: int, more_bytes: int) -> bool:
+        if self.granted(inode) is None or self.grants is None:
+            return False
+        self.grants[inode] = self.grants.get(inode, 0) + more_bytes
+        return True
+
+    def granted(self, inode: int, *, take_back: bool = False) -> int | None:
+        backing = self.table.get(inode)
+        if self.grants is None or backing is None or not backing.writers:
+            return None
+        if take_back:
+            self.grants[inode] = 0
+        return self.grants.get(inode, 0)
 
     def restamp(self, inode: int, stamp_ns: int, valid_s: float) -> None:
         backing = self.table.get(inode)
@@ -217,6 +235,12 @@ class FakeKernel:
         """Write through a handle that was opened for writing."""
         if handle & MARK_FAST:
             assert handle & MARK_WRITE, "EBADF"
+            if self.grants is not None:
+                room = allocated_bytes(len(data)) + BLOCK_BYTES
+                if self.grants.get(handle & INODE_MASK, 0) < room:
+                    assert await fs.write(ref_of(handle), offset, data) == len(data)
+                    return
+                self.grants[handle & INODE_MASK] -= room
             assert os.pwrite(self.table[handle & INODE_MASK].writers[0], data, offset) == len(data)
             return
         for start in range(0, len(data), READ_BYTES):
@@ -240,6 +264,8 @@ class FakeKernel:
             await fs.release(ref_of(handle))
         elif handle & MARK_WRITE:
             os.close(self.table[handle & INODE_MASK].writers.pop())
+            if self.grants is not None and not self.table[handle & INODE_MASK].writers:
+                self.grants.pop(handle & INODE_MASK, None)
             await fs.release(ref_of(handle))
         else:
             self._count_down(handle & INODE_MASK)

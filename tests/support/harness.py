@@ -96,6 +96,8 @@ class Options:
     request_timeout_s: float = 30.0
     max_requests: int = 16
     passthrough: bool = True
+    grants: bool = False
+    """The kernel writes within the room that is granted, as the data plane does."""
     flusher: bool = True
     write_mode: WriteMode = "cache-through"
     on_conflict: str = "overwrite"
@@ -333,7 +335,7 @@ def _build(
     durable: Durable,
     nursery: trio.Nursery,
 ) -> Mount:
-    kernel, clock = FakeKernel(passthrough=o.passthrough), FakeClock(o.beginning_s)
+    kernel, clock = FakeKernel(passthrough=o.passthrough, grants=o.grants), FakeClock(o.beginning_s)
     neighbours = o.neighbours(store, local.journal) if o.neighbours is not None else Neighbours()
     opened = Opened(o.settings(path), store, local, nursery, neighbours)
     p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, buffers_bytes=o.memory_bytes)

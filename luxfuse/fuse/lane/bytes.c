@@ -4,8 +4,9 @@
  * block (see `may_block`): there is always one that does not, or the request goes to Python, which has deadlines. What
  * the file system cannot do, a failing disk included, goes to Python, too: it knows other places for the same bytes.
  *
- * A WRITE that the file system does not take in whole goes to Python, too, which writes all of it again: it waits for room,
- * and reports what fails. A short count is no answer, as the kernel does not look at it when it writes back mapped pages.
+ * A WRITE that could take more room on disk than is granted goes to Python, which waits for room; so does one that the file
+ * system does not take in whole, and all of it is written again. A short count is no answer, as the kernel does not look at
+ * it when it writes back mapped pages.
  */
 #include "lane.h"
 
@@ -15,6 +16,8 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#define BLOCK_BYTES 4096u
 
 /* Read all of a range that the file has; returns bytes, or a negative errno. */
 static ssize_t read_waiting(int fd, char *into, size_t size, off_t offset)
@@ -63,13 +66,13 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 		return false;
 	if (!lane->reply && !(lane->reply = malloc(MOST_BYTES)))
 		return false;
-	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), false);
+	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), 0);
 	if (!e)
 		return false;
 	LANE_PAUSE();
 	const ssize_t n = read_file(entry_fd(e, false), lane->reply, arg->size, (off_t)arg->offset);
 	LANE_PAUSE();
-	const bool live = table_unuse(e);
+	const bool live = table_unuse(e, 0);
 	if (n < 0 || !(live || is_fast(arg->fh)))
 		return false;
 	/* Counted before the reader goes on, so that the counters are never behind what was seen. */
@@ -77,6 +80,13 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	count_up(&lane->read_bytes, (unsigned long long)n);
 	send_reply(in->unique, 0, lane->reply, (size_t)n);
 	return true;
+}
+
+/* The most that a WRITE takes on disk: all blocks that it touches. */
+static uint64_t room_of(uint64_t offset, uint64_t size)
+{
+	const uint64_t first = offset / BLOCK_BYTES, end = (offset + size + BLOCK_BYTES - 1) / BLOCK_BYTES;
+	return (end > first ? end - first : 1) * BLOCK_BYTES;
 }
 
 /* Whether all was written. */
@@ -103,13 +113,14 @@ bool answer_write(struct lane *lane, const void *request, size_t size)
 		return false;
 	if (!is_fast(arg->fh) || !(arg->fh & MARK_WRITE) || arg->offset > INT64_MAX - MOST_BYTES || !may_block())
 		return false;
-	struct entry *e = table_use(in->nodeid, true, true);
+	const uint64_t room = room_of(arg->offset, arg->size);
+	struct entry *e = table_use(in->nodeid, true, room);
 	if (!e) {
 		has_blocked();
 		return false;
 	}
 	const bool whole = write_file(entry_fd(e, true), data, arg->size, (off_t)arg->offset);
-	table_unuse(e);
+	table_unuse(e, room);
 	has_blocked();
 	if (!whole)
 		return false;

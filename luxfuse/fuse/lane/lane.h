@@ -100,10 +100,13 @@ long table_opens(uint64_t ino);			/* -1: not registered */
 bool table_intact(uint64_t ino);
 unsigned long long table_served_opens(void); /* of inodes without a backing id, by lanes and by Python */
 
-/* A registered file in use by a READ or WRITE, which must end with `table_unuse`. NULL: not to be answered here. */
-struct entry *table_use(uint64_t ino, bool fast, bool writing);
+/* A registered file in use by a READ or WRITE, which must end with `table_unuse`. NULL: not to be answered here.
+ * `room_bytes`: the most that a WRITE may take on disk, of the room that was granted; 0 for a READ. */
+struct entry *table_use(uint64_t ino, bool fast, uint64_t room_bytes);
 int entry_fd(const struct entry *e, bool writing);
-bool table_unuse(struct entry *e); /* whether the file was not retired meanwhile */
+bool table_unuse(struct entry *e, uint64_t room_bytes); /* whether the file was not retired meanwhile */
+bool table_grant(uint64_t ino, uint64_t more_bytes);	/* false: its WRITEs are not answered here */
+int64_t table_granted(uint64_t ino, bool take_back);	/* what WRITEs may still fill; -1: as above */
 
 struct drained {
 	uint64_t ino;

@@ -171,6 +171,23 @@ static PyObject *py_is_intact(PyObject *self, PyObject *args)
 	return PyBool_FromLong(table_intact(ino));
 }
 
+static PyObject *py_grant(PyObject *self, PyObject *args)
+{
+	unsigned long long ino, more_bytes;
+	if (!PyArg_ParseTuple(args, "KK", &ino, &more_bytes))
+		return NULL;
+	return PyBool_FromLong(table_grant(ino, more_bytes));
+}
+
+static PyObject *py_granted(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	int take_back = 0;
+	if (!PyArg_ParseTuple(args, "K|p", &ino, &take_back))
+		return NULL;
+	return PyLong_FromLongLong(table_granted(ino, take_back));
+}
+
 static PyObject *py_take_drained(PyObject *self, PyObject *args)
 {
 	uint64_t count;
@@ -228,8 +245,10 @@ static PyObject *py_reply_err(PyObject *self, PyObject *args)
 static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	const struct lane_sums sums = lanes_sum();
-	return Py_BuildValue("{sKsKsKsKsKsK}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
-			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes);
+	unsigned run, wait;
+	lanes_count(&run, &wait);
+	return Py_BuildValue("{sKsKsKsKsKsKsIsI}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
+			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes, "lanes", run, "lanes_waiting", wait);
 }
 
 static PyMethodDef methods[] = {
@@ -248,6 +267,8 @@ static PyMethodDef methods[] = {
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of opens, -1 if not registered." },
+	{ "grant", py_grant, METH_VARARGS, "grant(ino, more_bytes) -> whether WRITEs of ino are answered here; they may fill so much more on disk." },
+	{ "granted", py_granted, METH_VARARGS, "granted(ino, take_back=False) -> bytes that WRITEs may still fill, those under way included; -1: not answered here." },
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },

@@ -7,7 +7,7 @@
  * With a backing id the kernel reads and writes the file itself (passthrough), and the descriptor here is for looking at
  * its mtime. Without one (0) the lanes do (bytes.c): the file is opened for writing for as long as the inode is open
  * for writing, and no longer, so that writers can be seen (Python takes a lease). Files are handed over with descriptors
- * that only read.
+ * that only read. WRITEs fill room on disk that Python has reserved and granted; without it they go to Python.
  *
  * Revocation. A READ of a handle that is counted here (MARK_FAST) needs none: the file stays until its last close, as in
  * passthrough. For opens that Python counts itself it may lend a file, under the inode's number with LENT: READs of all
@@ -43,6 +43,8 @@ struct entry {
 	int32_t backing_id;
 	int fd;
 	int write_fd; /* -1: not open for writing, or the kernel or Python writes */
+	uint64_t granted_bytes; /* that WRITEs may fill */
+	uint64_t filling_bytes; /* that WRITEs under way were given of it */
 	bool retired;
 	bool gone;    /* in no list any more; freed by the last user */
 	bool touched; /* opened since `take_touched` last looked */
@@ -240,6 +242,8 @@ void table_released(uint64_t ino, bool writing)
 	struct entry **slot = lock_slot(ino), *e = *slot;
 	if (e && e->opens) {
 		e->writers -= writing && e->writers;
+		if (!e->writers)
+			e->granted_bytes = 0;
 		unused_fd = end_writing(e);
 		if (--e->opens == 0 && e->retired) {
 			*slot = e->next;
@@ -314,15 +318,18 @@ bool table_intact(uint64_t ino)
 
 /* ------------------------------------------------------------------ files in use */
 
-struct entry *table_use(uint64_t ino, bool fast, bool writing)
+struct entry *table_use(uint64_t ino, bool fast, uint64_t room_bytes)
 {
 	if (!fast)
 		ino |= LENT;
 	struct entry *e = *lock_slot(ino);
-	if (e && (!writing || e->write_fd >= 0))
+	if (e && (!room_bytes || (e->write_fd >= 0 && e->granted_bytes >= room_bytes))) {
 		e->users++;
-	else
+		e->granted_bytes -= room_bytes;
+		e->filling_bytes += room_bytes;
+	} else {
 		e = NULL;
+	}
 	unlock_slot(ino);
 	return e;
 }
@@ -332,11 +339,12 @@ int entry_fd(const struct entry *e, bool writing)
 	return writing ? e->write_fd : e->fd; /* neither changes while the entry is in use */
 }
 
-bool table_unuse(struct entry *e)
+bool table_unuse(struct entry *e, uint64_t room_bytes)
 {
 	const uint64_t ino = e->ino;
 	pthread_mutex_lock(lock_of(ino));
 	const bool live = !e->retired;
+	e->filling_bytes -= room_bytes;
 	const bool last = --e->users == 0;
 	const int unused_fd = last ? end_writing(e) : -1;
 	struct entry *gone = last && e->gone ? e : NULL;
@@ -345,6 +353,29 @@ bool table_unuse(struct entry *e)
 		close(unused_fd);
 	free_entry(gone);
 	return live;
+}
+
+bool table_grant(uint64_t ino, uint64_t more_bytes)
+{
+	struct entry *e = *lock_slot(ino);
+	const bool given = e && e->writers && e->write_fd >= 0;
+	if (given)
+		e->granted_bytes += more_bytes;
+	unlock_slot(ino);
+	return given;
+}
+
+int64_t table_granted(uint64_t ino, bool take_back)
+{
+	struct entry *e = *lock_slot(ino);
+	int64_t bytes = -1;
+	if (e && e->write_fd >= 0) {
+		if (take_back)
+			e->granted_bytes = 0;
+		bytes = (int64_t)(e->granted_bytes + e->filling_bytes);
+	}
+	unlock_slot(ino);
+	return bytes;
 }
 
 /* ------------------------------------------------------------------ reports */

@@ -28,6 +28,8 @@
 #define READERS 4
 #define LARGEST (3 * FILE_BYTES) /* of files: writes beyond fail, and across are short */
 #define PACKET (64 << 10)
+#define BLOCK 4096
+#define ROOM (3 * BLOCK)
 
 static int kernel_end;
 static unsigned long long seed;
@@ -226,12 +228,24 @@ static void *python(void *argument)
 			if (table_acquire(ino, later_ns(), true) != fh)
 				fail("acquire again", file, 0);
 			table_released(ino, true); /* one of two writers is left, which goes on */
+			if (write_word(ino, fh, FILE_BYTES))
+				fail("a write without room was answered", file, 0);
+			if (!table_grant(ino, ROOM) || table_granted(ino, false) != ROOM)
+				fail("grant", file, table_granted(ino, false));
 			if (write_word(ino, fh, FILE_BYTES) != (MOST_LANES > 1))
 				fail("write", file, 0);
 			atomic_fetch_add(&written, MOST_LANES > 1);
+			if (table_granted(ino, false) != ROOM - (MOST_LANES > 1 ? BLOCK : 0))
+				fail("room that is left", file, table_granted(ino, false));
 			if (write_word(ino, fh, LARGEST - 4))
 				fail("a write that does not fit was answered", file, 0);
+			if (table_granted(ino, true) || write_word(ino, fh, FILE_BYTES))
+				fail("a write after its room was taken back was answered", file, 0);
+			if (!table_grant(ino, ROOM))
+				fail("grant again", file, 0);
 			table_released(ino, true);
+			if (table_granted(ino, false) > 0 || table_grant(ino, ROOM))
+				fail("room outlives its writers", file, table_granted(ino, false));
 			write_word(ino, fh, FILE_BYTES); /* none is open for writing, unless a READ delays the close */
 			break;
 		}
@@ -345,6 +359,7 @@ static void fuzz(unsigned count)
 	const struct registration r = { 100, 0, fd, 0, later_ns(), true };
 	table_register(&r);
 	const uint64_t writing = table_acquire(100, later_ns(), true);
+	table_grant(100, UINT32_MAX);
 	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
 					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, 0, 4711 };
 	for (unsigned i = 0; i < count; i++) {

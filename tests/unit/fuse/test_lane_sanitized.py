@@ -77,13 +77,14 @@ def test_requests_of_random_bytes(tmp_path: Path, sanitizer: str) -> None:
             "address,undefined",
         ),
         ("table.c", "	pthread_mutex_lock(lock_of(ino));\n	const bool live", "	const bool live", "thread"),
-        ("bytes.c", "	table_unuse(e);\n	has_blocked();\n", "	table_unuse(e);\n", "address,undefined"),
+        ("bytes.c", "	table_unuse(e, room);\n	has_blocked();\n", "	table_unuse(e, room);\n", "address,undefined"),
+        ("bytes.c", "	table_unuse(e, room);\n", "	table_unuse(e, 0);\n", "address,undefined"),
         ("bytes.c", "	if (!e) {\n		has_blocked();\n", "	if (!e) {\n", "address,undefined"),
         ("bytes.c", "	if (!whole)\n", "	if (!whole && false)\n", "address,undefined"),
     ],
     ids=[
         "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
-        "blocked after no write", "a short write",
+        "room that is never filled", "blocked after no write", "a short write",
     ],
 )  # fmt: skip
 def test_the_model_notices(tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:

@@ -1,0 +1,105 @@
+"""Room that is granted to what writes without asking: the cache keeps to its capacity, and nobody is refused too early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from luxfuse.core.grants import MOST_BYTES, grant_bytes, is_tight
+from luxfuse.vfs.errors import NoRoom
+from tests.support.fake_store import FakeStore
+from tests.support.harness import MIB, Mount, mounted, until
+
+CAPACITY = 64 * MIB
+CHUNK = 128 << 10
+
+
+def asked(m: Mount) -> Callable[[], int]:
+    """Count the writes that ask."""
+    count = 0
+    write = m.fs.write
+
+    async def counted(*arguments: object) -> int:
+        nonlocal count
+        count += 1
+        return await write(*arguments)  # type: ignore[arg-type]
+
+    m.fs.write = counted  # type: ignore[method-assign]
+    return lambda: count
+
+
+def taken(m: Mount) -> int:
+    return m.space.ledger.used_bytes + m.space.ledger.reserved_bytes
+
+
+def staged(m: Mount) -> int:
+    return sum(path.stat().st_blocks * 512 for path in m.space.directory.path.glob("staging/*"))
+
+
+async def test_one_file_cannot_outgrow_the_cache_and_few_writes_ask(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(
+        tmp_path, driver, capacity_bytes=CAPACITY, write_mode="async-through", grants=True, room_timeout_s=0.1
+    ) as m:
+        driver.hold("put")
+        count = asked(m)
+        handle, _ = await m.kernel.create(m.fs, 1, b"file")
+        written, refused = 0, False
+        while not refused:
+            try:
+                await m.kernel.write(m.fs, handle, written, b"x" * CHUNK)
+                written += CHUNK
+            except NoRoom:
+                refused = True
+            assert staged(m) <= taken(m) <= CAPACITY
+        assert CAPACITY - MIB <= written <= CAPACITY
+        assert count() < written / CHUNK
+        await m.kernel.close(m.fs, handle)
+        assert m.space.ledger.reserved_bytes == 0
+        assert m.space.staged_bytes == staged(m)
+        driver.release()
+
+
+async def test_what_is_granted_and_not_filled_goes_to_those_that_need_it(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(
+        tmp_path, driver, capacity_bytes=CAPACITY, write_mode="async-through", grants=True, room_timeout_s=5
+    ) as m:
+        driver.hold("put")
+        handles = [(await m.kernel.create(m.fs, 1, b"file%d" % number))[0] for number in range(20)]
+        for handle in handles:
+            await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        held = m.space.ledger.reserved_bytes
+        assert 0 < held <= CAPACITY // 4
+        offset, last = CHUNK, CAPACITY - 20 * CHUNK
+        while offset < last:
+            await m.kernel.write(m.fs, handles[0], offset, b"x" * CHUNK)
+            offset += CHUNK
+            assert staged(m) <= taken(m) <= CAPACITY
+        assert staged(m) > CAPACITY - held
+        for handle in handles:
+            await m.kernel.close(m.fs, handle)
+        assert m.space.ledger.reserved_bytes == 0
+        driver.release()
+
+
+async def test_an_idle_writer_gives_room_back_where_much_is_granted(tmp_path: Path) -> None:
+    async with mounted(tmp_path, FakeStore(), capacity_bytes=CAPACITY, write_mode="async-through", grants=True) as m:
+        handles = [(await m.kernel.create(m.fs, 1, b"file%d" % number))[0] for number in range(20)]
+        for handle in handles:
+            await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        assert is_tight(CAPACITY, m.space.ledger.reserved_bytes)
+        for dirty in m.dirty:
+            m.writing.room.account(dirty)
+        await until(lambda: not is_tight(CAPACITY, m.space.ledger.reserved_bytes))
+        for handle in handles:
+            await m.kernel.close(m.fs, handle)
+
+
+def test_how_much() -> None:
+    tib = 1 << 40
+    assert grant_bytes(tib, 0, first=False) == MOST_BYTES
+    assert 0 < grant_bytes(tib, 0, first=True) < MOST_BYTES
+    assert grant_bytes(CAPACITY, 0, first=False) == CAPACITY // 64
+    assert grant_bytes(CAPACITY, CAPACITY // 4, first=False) == 0
+    assert grant_bytes(0, 0, first=True) == 0
