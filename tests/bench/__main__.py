@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: luxfuse beside the local disk, the raw driver, rclone and s3fs, in one run."""
+"""``python -m tests.bench``: luxfuse beside the local disk, the raw driver, rclone, s3fs and JuiceFS, in one run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import workloads, writes
+from tests.bench.mounts import ALL
 from tests.bench.processes import Failed
-from tests.bench.results import Goal, Row, Value
-from tests.bench.systems import ALL, BUCKET, System, program
+from tests.bench.suites import SUITES, Run, available, start
+from tests.bench.systems import program
 from tests.bench.table import show
-from tests.bench.trials import SIZES, Size
-from tests.bench.workloads import Reads, create_data
-from tests.bench.writes import Writes
+from tests.bench.trials import SIZES
 from tests.support import fast_s3
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,20 +33,24 @@ NOTES = (
 )
 
 
-def rows_of(size: Size) -> list[Row]:
-    memory = Row("memory", "daemon's peak memory, all runs", "MB", (Goal(300),), True)
-    return [*workloads.rows_of(size), *writes.rows_of(size), memory]
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="table", help="default: table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, trial by trial")
     parser.add_argument("--only", metavar="NAME,...", help="rows whose name starts so; --list shows the names")
     parser.add_argument("--systems", metavar="NAME,...", help="default: " + ",".join(s.name for s in ALL))
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--dir", type=Path, help="work on this disk (default: the temporary directory)")
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    rows = SUITES[arguments.suite].rows(SIZES[arguments.size])
+    for name in (arguments.only or "").split(","):
+        if not any(row.key.startswith(name) for row in rows):
+            parser.error(f"--only: no row of this suite begins with {name!r}; --list prints them")
+    for name in (arguments.systems or ALL[0].name).split(","):
+        if name not in {kind.name for kind in ALL}:
+            parser.error(f"--systems: {name!r} is none of " + ", ".join(kind.name for kind in ALL))
+    return arguments
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
@@ -71,53 +72,40 @@ def environment(work: Path) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "kernel": platform.release(),
         "cpus": str(len(os.sched_getaffinity(0))), "disk": kind.stdout.strip(), "rclone": version("rclone", "version"),
-        "s3fs": version("s3fs", "--version"), "fio": version("fio", "--version"),
+        "s3fs": version("s3fs", "--version"), "juicefs": version("juicefs", "--version"),
+        "fio": version("fio", "--version"),
         "luxfuse": version("luxfuse", "--version"),
     }  # fmt: skip
 
 
-def measure(arguments: argparse.Namespace, work: Path) -> None:
-    size = SIZES[arguments.size]
-    only = arguments.only.split(",") if arguments.only else None
-    chosen = arguments.systems.split(",") if arguments.systems else [s.name for s in ALL]
-
-    def wanted(key: str) -> bool:
-        return only is None or any(key.startswith(name) for name in only)
-
-    def progress(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    started = time.monotonic()
-    rows = {row.key: row for row in rows_of(size) if wanted(row.key)}
-    systems: list[System] = []
-    with fast_s3.FastS3(work / "server", buckets=(BUCKET,)) as server:
-        try:
-            progress("writing the data")
-            create_data(server.bucket_path(BUCKET), size, wanted)
-            systems += [kind(server, work) for kind in ALL if kind.name in chosen]
-            Reads(server, systems, size, rows, progress).run()
-            Writes(server, systems, size, rows, progress, work=work).run()
-            for system in systems if "memory" in rows else ():
-                if system.memory_bytes:
-                    rows["memory"].values[system.name] = Value(system.memory_bytes / 1e6)
-        finally:
-            progress("")
-            for system in systems:
-                system.stop()
-    facts = {**environment(work), "size": arguments.size, "seconds": f"{time.monotonic() - started:.0f}"}
-    title = f"luxfuse bench, size {arguments.size}: " + ", ".join(f"{k} {facts[k]}" for k in ("kernel", "cpus", "disk"))
-    notes = [*NOTES, f"{facts['rclone']}; {facts['s3fs']}; {facts['seconds']} s"]
-    show(rows.values(), [s.name for s in systems], title, notes)
+def report(run: Run, arguments: argparse.Namespace, facts: dict[str, str], absent: list[str]) -> None:
+    facts["seconds"] = f"{run.seconds:.0f}"
+    title = f"luxfuse bench, {arguments.suite}, size {arguments.size}: "
+    title += ", ".join(f"{name} {facts[name]}" for name in ("kernel", "cpus", "disk"))
+    versions = "; ".join(facts[name] for name in ("rclone", "s3fs", "juicefs"))
+    names = [kind.name for kind in run.kinds]
+    show(run.rows.values(), names, title, [*NOTES, f"{versions}; {facts['seconds']} s", *absent])
     if arguments.json:
-        document = {"environment": facts, "rows": [row.as_json() for row in rows.values()]}
+        document = {"environment": facts, "left out": absent, "rows": [row.as_json() for row in run.rows.values()]}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def measure(arguments: argparse.Namespace, work: Path) -> None:
+    only = arguments.only.split(",") if arguments.only else [""]
+    kinds, absent = available(arguments.systems.split(",") if arguments.systems else [s.name for s in ALL])
+    facts = {**environment(work), "suite": arguments.suite, "size": arguments.size}
+    run = start(arguments.suite, arguments.size, lambda key: key.startswith(tuple(only)), kinds)
+    try:
+        run.measure(work)
+    finally:
+        report(run, arguments, facts, absent)
 
 
 def main() -> int:
     arguments = parse()
     if arguments.list:
-        print("\n".join(f"{row.key:20} {row.title}" for row in rows_of(SIZES[arguments.size])))
+        rows = SUITES[arguments.suite].rows(SIZES[arguments.size])
+        print("\n".join(f"{row.key:20} {row.title}" for row in rows))
         return 0
     reason = fast_s3.available() or (None if os.geteuid() == 0 else "must be root, to drop caches and to mount")
     if reason is not None:

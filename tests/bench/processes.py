@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,13 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def kill_after(pid: int, timeout_s: float) -> threading.Timer:
+    timer = threading.Timer(timeout_s, kill_group, [pid])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
@@ -111,8 +119,8 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 5) -> None:
         pass
 
 
-def peak_memory_bytes(pid: int) -> int:
-    """VmHWM of a process and of its descendants that live now, added up; 0 when it is gone."""
+def family(pid: int) -> list[int]:
+    """A process and its descendants that live now."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -121,14 +129,31 @@ def peak_memory_bytes(pid: int) -> int:
             continue
         parent = int(text.rpartition(")")[2].split()[1])
         children.setdefault(parent, []).append(int(status.parent.name))
-    total, pending = 0, [pid]
-    while pending:
-        one = pending.pop()
-        pending += children.get(one, [])
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def peak_memory_bytes(pids: list[int]) -> int:
+    """VmHWM of processes, added up; 0 of those that are gone."""
+    total = 0
+    for one in pids:
         try:
             for line in Path(f"/proc/{one}/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     total += int(line.split()[1]) * 1024
         except OSError:
             pass
+    return total
+
+
+def processor_s(pids: list[int]) -> float:
+    """The processor time that processes have used, to the nanosecond, as clock_getcpuclockid(3) names their clocks."""
+    total = 0.0
+    for pid in pids:
+        try:
+            total += time.clock_gettime((~pid << 3) | 2)
+        except OSError:
+            pass  # it ended
     return total

@@ -83,6 +83,7 @@ def main() -> None:
         a.bucket, endpoint=a.endpoint, region="us-east-1", access_key_id="test", secret_access_key="test-secret",
         client_options={"allow_http": True},
     )  # fmt: skip
+    used = time.process_time()
     if a.what == "sequential":
         result = sequential(store, a.key, a.to)
     elif a.what == "files":
@@ -91,7 +92,7 @@ def main() -> None:
         result = upload(store, a.key, a.file)
     else:
         result = listing(store, a.key)
-    print(json.dumps(result))
+    print(json.dumps({**result, "processor_s": time.process_time() - used}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Reads a tree the way programs do, in a process of its own, and prints the seconds it took as JSON.
 
 Standard library only and no package imports: it is run by path, with a timeout, so that a hung mount cannot hang the
-measurement. ``python reader.py sequential|mmap FILE`` or ``python reader.py files DIRECTORY READERS``.
+measurement. ``python reader.py sequential|mmap FILE``, ``python reader.py held FILE SECONDS`` or
+``python reader.py files|shuffled DIRECTORY READERS [PID,...]``, with the processes whose processor time is told.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import random
 import sys
 import time
 
@@ -52,10 +54,43 @@ def _read_files(directory: str, names: list[str]) -> int:
     return total
 
 
-def files(directory: str, readers: int) -> dict[str, float]:
-    """Lists the directory once, then each of the reader processes takes every n-th file in order."""
+def held(path: str, seconds: float) -> dict[str, float]:
+    """Reads the file, says so, waits for a line, and reads 4 KiB at random by the same descriptor, none twice."""
+    buffer = bytearray(TOUCHED)
+    fd = os.open(path, os.O_RDONLY)
+    total = 0
+    while n := os.readv(fd, [buffer]):
+        total += n
+    places = list(range(total // 4096))
+    random.Random(1).shuffle(places)
+    print("read", flush=True)
+    sys.stdin.readline()
+    block = [memoryview(buffer)[:4096]]
+    reads = 0
+    started = time.perf_counter()
+    deadline = started + seconds
+    for place in places:
+        os.preadv(fd, block, place * 4096)
+        reads += 1
+        if time.perf_counter() >= deadline:
+            break
+    elapsed = time.perf_counter() - started
+    os.close(fd)
+    return {"seconds": elapsed, "reads": reads, "bytes": total}
+
+
+def _processor_s(pids: list[int]) -> float:
+    """As `processes.processor_s`; the processes live as long as the mount."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+def files(directory: str, readers: int, pids: list[int], *, shuffled: bool) -> dict[str, float]:
+    """Lists the directory once, then each of the reader processes takes every n-th file, in order or shuffled."""
     started = time.perf_counter()
     names = sorted(os.listdir(directory))
+    if shuffled:
+        random.Random(1).shuffle(names)
+    used = _processor_s(pids)
     listed = time.perf_counter()
     if readers == 1:
         total = _read_files(directory, names)
@@ -75,7 +110,10 @@ def files(directory: str, readers: int) -> dict[str, float]:
             raise SystemExit("a reader failed")
         total = sum(counts)
     done = time.perf_counter()
-    return {"seconds": done - started, "read_seconds": done - listed, "bytes": total, "files": len(names)}
+    return {
+        "seconds": done - started, "read_seconds": done - listed, "bytes": total, "files": len(names),
+        "processor_s": _processor_s(pids) - used,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -84,8 +122,11 @@ def main() -> None:
         result = sequential(path)
     elif kind == "mmap":
         result = mapped(path)
+    elif kind == "held":
+        result = held(path, float(rest[0]))
     else:
-        result = files(path, int(rest[0]))
+        pids = [int(pid) for pid in "".join(rest[1:]).split(",") if pid]
+        result = files(path, int(rest[0]), pids, shuffled=kind == "shuffled")
     print(json.dumps(result))
 
 

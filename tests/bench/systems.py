@@ -1,4 +1,4 @@
-"""The systems that are compared: one class each, all used the same way.
+"""The systems that are compared are used the same way; here what they share, and those that mount nothing.
 
 A mounting system is started with an empty cache (`start`), used through `path`, and stopped, which removes its mount
 and its cache; it is read-only unless started with a write mode. `Failed` from any of them becomes an "n/a" with its
@@ -8,7 +8,6 @@ reason in the table.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from tests.bench.processes import Failed
 from tests.support.fast_s3 import FastS3
 
 MOUNT_TIMEOUT_S = 30.0
-DRAIN_TIMEOUT_S = 180.0  # what was written is uploaded before luxfuse unmounts
 BUCKET = "bench"
 
 
@@ -37,6 +35,7 @@ class System:
 
     name = ""
     mounts = False
+    command = ""  # the program that it needs
 
     def __init__(self, server: FastS3, work: Path) -> None:
         self.server = server
@@ -48,8 +47,38 @@ class System:
     def path(self) -> Path:
         raise NotImplementedError
 
-    def start(self, write_mode: str | None = None) -> None:
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why it cannot be measured on this machine."""
+        try:
+            if cls.command:
+                program(cls.command)
+        except Failed as error:
+            return str(error)
+        return None
+
+    def prepare(self, names: set[str]) -> None:
+        """Once, after the bucket was filled with ``names``: for a system with objects of its own."""
+
+    def start(self, write_mode: str | None = None, *, passthrough: bool = True) -> None:
         pass
+
+    def server_files(self, name: str) -> list[Path]:
+        """The server's files that it reads for an object or a directory."""
+        path = self.server.bucket_path(BUCKET) / name
+        return sorted(path.iterdir()) if path.is_dir() else [path]
+
+    def place(self, source: Path, name: str) -> None:
+        """Puts an object into the bucket, while the system is started."""
+        shutil.copyfile(source, self.server.bucket_path(BUCKET) / name)
+
+    def stored(self, name: str) -> Path | None:
+        """A file of the server that is whole once the object is stored; None: closing waits for that."""
+        return self.server.bucket_path(BUCKET) / name
+
+    def processes(self) -> list[int]:
+        """The daemon and its descendants."""
+        return []
 
     def settle(self, path: Path) -> None:
         """Waits until a file that was read is whole in the cache, where the system can tell."""
@@ -95,7 +124,7 @@ class Raw(System):
 class RawToFile(Raw):
     name = "raw to file"
 
-    def start(self, write_mode: str | None = None) -> None:
+    def start(self, write_mode: str | None = None, *, passthrough: bool = True) -> None:
         self.stop()
         self.to = self.work
         self.work.mkdir(parents=True)
@@ -112,6 +141,7 @@ class Mounted(System):
     def __init__(self, server: FastS3, work: Path) -> None:
         super().__init__(server, work)
         self.write_mode: str | None = None
+        self.passthrough = True
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -130,9 +160,10 @@ class Mounted(System):
     def log(self) -> Path:
         return self.work / "log"
 
-    def start(self, write_mode: str | None = None) -> None:
+    def start(self, write_mode: str | None = None, *, passthrough: bool = True) -> None:
         self.stop()
         self.write_mode = write_mode
+        self.passthrough = passthrough
         for directory in (self.path, self.cache, self.state):
             directory.mkdir(parents=True)
         self.mount()
@@ -157,9 +188,11 @@ class Mounted(System):
             raise Failed(f"{self.name} ended: {lines[-1][:160]}")
 
     def observe(self) -> None:
+        self.memory_bytes = max(self.memory_bytes, processes.peak_memory_bytes(self.processes()))
+
+    def processes(self) -> list[int]:
         pid = self.daemon_pid()
-        if pid is not None:
-            self.memory_bytes = max(self.memory_bytes, processes.peak_memory_bytes(pid))
+        return [] if pid is None else processes.family(pid)
 
     def unmount(self) -> None:
         processes.free(self.path)
@@ -174,88 +207,3 @@ class Mounted(System):
             self.process = None
         if not processes.is_mounted(self.path):
             shutil.rmtree(self.work, ignore_errors=True)
-
-
-class Rclone(Mounted):
-    name = "rclone"
-
-    def mount(self) -> None:
-        env = {
-            **os.environ, "RCLONE_CONFIG": str(self.state / "none.conf"), "RCLONE_CONFIG_BENCH_TYPE": "s3",
-            "RCLONE_CONFIG_BENCH_PROVIDER": "Other", "RCLONE_CONFIG_BENCH_ENDPOINT": self.server.endpoint,
-            "RCLONE_CONFIG_BENCH_ACCESS_KEY_ID": self.server.access_key,
-            "RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY": self.server.secret_key,
-        }  # fmt: skip
-        command = [
-            program("rclone"), "mount", f"bench:{BUCKET}", str(self.path), "--vfs-cache-mode", "full",
-            "--cache-dir", str(self.cache), "--dir-cache-time", "1h", "--attr-timeout", "1h",
-            "--vfs-fast-fingerprint", "--use-server-modtime",
-        ]  # fmt: skip
-        if self.write_mode is None:
-            command.append("--read-only")
-        elif self.write_mode == "cache-through":
-            command += ["--vfs-write-back", "0s"]  # else it waits for 5 s after the close
-        self.run_foreground(command, env)
-
-
-class S3fs(Mounted):
-    name = "s3fs"
-
-    def mount(self) -> None:
-        passwd = self.state / "passwd"
-        passwd.touch(0o600)
-        passwd.write_text(f"{self.server.access_key}:{self.server.secret_key}\n")
-        options = (
-            f"url={self.server.endpoint},use_path_request_style,use_cache={self.cache},passwd_file={passwd},"
-            "stat_cache_expire=3600,max_stat_cache_size=200000"
-        )
-        if self.write_mode is None:
-            options += ",ro"
-        self.run_foreground([program("s3fs"), BUCKET, str(self.path), "-f", "-o", options])
-
-
-class Luxfuse(Mounted):
-    name = "luxfuse"
-
-    def _env(self) -> dict[str, str]:
-        return {**os.environ, "LUXFUSE_STATE_DIR": str(self.state)}
-
-    def mount(self) -> None:
-        command = [
-            program("luxfuse"), "mount", f"s3://{BUCKET}", str(self.path), "--endpoint-url", self.server.endpoint,
-            "--storage-option", f"key={self.server.access_key}", "--storage-option", f"secret={self.server.secret_key}",
-            "--cache-dir", str(self.cache), "--metadata-ttl", "1h",
-            *(["--read-only"] if self.write_mode is None else ["--write-mode", self.write_mode]),
-        ]  # fmt: skip
-        processes.run(command, timeout_s=MOUNT_TIMEOUT_S, env=self._env())
-        if not processes.is_mounted(self.path):
-            raise Failed("luxfuse mount returned, but nothing is mounted")
-
-    def command(self, *arguments: str, timeout_s: float) -> str:
-        return processes.run([program("luxfuse"), *arguments], timeout_s=timeout_s, env=self._env())
-
-    def settle(self, path: Path) -> None:
-        state = "import os, sys; print(os.getxattr(sys.argv[1], 'user.luxfuse.state').decode())"
-        processes.wait_until(
-            lambda: processes.run([sys.executable, "-I", "-S", "-c", state, str(path)], timeout_s=10) == "cached\n",
-            MOUNT_TIMEOUT_S, "caching the whole file",
-        )  # fmt: skip
-
-    def daemon_pid(self) -> int | None:
-        try:
-            command = [program("luxfuse"), "status", str(self.path), "--json"]
-            status = json.loads(processes.run(command, timeout_s=10, env=self._env()))
-            if isinstance(status, list):
-                status = status[0]
-            return int(status["pid"])
-        except (Failed, ValueError, KeyError, IndexError, TypeError):
-            return None
-
-    def unmount(self) -> None:
-        try:
-            processes.run([program("luxfuse"), "unmount", str(self.path)], timeout_s=DRAIN_TIMEOUT_S, env=self._env())
-        except Failed:
-            processes.free(self.path)
-
-
-ALL: tuple[type[System], ...] = (Native, Raw, RawToFile, Rclone, S3fs, Luxfuse)

@@ -42,6 +42,8 @@ def _goal_text(row: Row) -> Text:
         prefix = ("≤" if row.lower_is_better else "≥") if verdict.at_least else ""
         style = "green" if verdict.met else "red"
         out.append(f"{target}: {prefix}{_number(verdict.ratio)} {'met' if verdict.met else 'MISSED'}", style=style)
+        if len(goal.against) > 1:
+            out.append(f" ({verdict.reference})", style="dim")
     return out
 
 

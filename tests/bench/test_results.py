@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench.results import Goal, Row, Value
+from tests.bench.results import PEERS, Goal, Row, Value
 from tests.bench.table import show
 
 
@@ -15,6 +15,7 @@ def row(*goals: Goal, lower: bool = False, **values: float | Value) -> Row:
 def test_higher_is_better_against_the_better_of_two(mine: float, met: bool) -> None:
     (verdict,) = row(Goal(2, ("rclone", "s3fs")), luxfuse=mine, rclone=10.0, s3fs=3.0).verdicts()
     assert verdict.met is met
+    assert verdict.reference == "rclone"
     assert verdict.ratio == pytest.approx(mine / 10)
 
 
@@ -32,9 +33,16 @@ def test_goal_without_reference_is_absolute() -> None:
 
 def test_nothing_is_met_without_a_figure_or_with_a_cut_off_one() -> None:
     assert row(Goal(2, ("rclone",)), rclone=1.0).verdicts() == []
-    assert row(Goal(2, ("rclone", "s3fs")), luxfuse=9.0, rclone=1.0).verdicts() == []
+    assert row(Goal(2, ("rclone", "s3fs")), luxfuse=9.0).verdicts() == []
     (verdict,) = row(Goal(1.0), lower=True, luxfuse=Value(0.5, bound=True)).verdicts()
     assert not verdict.met
+
+
+@pytest.mark.parametrize(("rclone", "juicefs"), [(5.0, 4.0), (4.0, 5.0)])
+def test_of_the_peers_those_count_that_were_measured(rclone: float, juicefs: float) -> None:
+    (verdict,) = row(Goal(2, PEERS), luxfuse=9.0, rclone=rclone, juicefs=juicefs).verdicts()
+    assert not verdict.met
+    assert verdict.reference == ("rclone" if rclone > juicefs else "juicefs")
 
 
 def test_cut_off_reference_makes_the_ratio_a_bound() -> None:

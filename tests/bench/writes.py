@@ -18,29 +18,14 @@ from pathlib import Path
 
 from tests.bench import processes
 from tests.bench.processes import Failed
-from tests.bench.results import PEERS, SUBJECT, Goal, Row
-from tests.bench.systems import BUCKET, Raw, System, program
-from tests.bench.trials import KIB, MIB, Size, Trials
-from tests.bench.workloads import READER, SETTLE_S, drop_caches
+from tests.bench.results import SUBJECT
+from tests.bench.rows import ASYNC, THROUGH
+from tests.bench.systems import BUCKET, Raw, System
+from tests.bench.trials import KIB, MIB, READER, SETTLE_S, Trials, drop_caches
 
 CREATED_BYTES = 10 * KIB
 TREE_MEDIAN_BYTES, TREE_SPREAD, TREE_LARGEST_BYTES = 4 * KIB, 1.4, MIB  # much like the kernel's sources
 WRITER = str(Path(__file__).with_name("writer.py"))
-ASYNC, THROUGH = "async-through", "cache-through"
-
-
-def rows_of(size: Size) -> list[Row]:
-    big = f"{size.big_bytes // MIB} MiB"
-    return [
-        Row("write-fsync", f"write {big}, fsync ({ASYNC})", "MB/s", (Goal(0.9, ("native",)),)),
-        Row("write-close", f"write {big}, close: until stored ({THROUGH})", "MB/s",
-            (Goal(0.8, ("raw",)), Goal(1, ("s3fs",)))),
-        Row("write-random", f"random 4 KiB writes in {big} ({ASYNC})", "writes/s", (Goal(0.8, ("native",)),)),
-        Row("write-create", f"create {size.created_files:,} files of 10 KiB ({ASYNC})", "files/s",
-            (Goal(0.2, ("native",)), Goal(1, PEERS))),
-        Row("write-untar", f"untar {size.tree_files:,} files ({ASYNC})", "files/s",
-            (Goal(1, ("rclone",)), Goal(1, ("s3fs",)))),
-    ]  # fmt: skip
 
 
 def create_tree(archive: Path, files: int) -> None:
@@ -63,13 +48,9 @@ def create_tree(archive: Path, files: int) -> None:
 
 
 class Writes(Trials):
-    """The rows about writing; ``work`` is a local directory for what is read."""
+    """The rows about writing."""
 
     long_trial_s = 40.0
-
-    def __init__(self, *arguments: object, work: Path) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self.work = work
 
     def run(self) -> None:
         size, big = self.size, self.size.big_bytes
@@ -81,42 +62,45 @@ class Writes(Trials):
             if isinstance(system, Raw):
                 seconds = system.upload(self._big_file(), "written.bin", timeout_s=size.write_timeout_s)["seconds"]
             else:
-                stored = self.server.bucket_path(BUCKET) / "written.bin"
-                seconds = self._writer("close", system.path / "written.bin", big, stored)["seconds"]
+                stored = [path for path in (system.stored("written.bin"),) if path is not None]
+                seconds = self._writer("close", system.path / "written.bin", big, *stored)["seconds"]
             return big / 1e6 / seconds
 
         def create(system: System) -> float:
             result = self._writer("create", system.path / "written", size.created_files, CREATED_BYTES)
             return size.created_files / result["seconds"]
 
-        self._rows("write-fsync", self._some("native"), ASYNC, fsync, big)
+        native = self._some("native")
+        self._rows("write-fsync", native, ASYNC, fsync, big)
+        self._rows("plain-write-fsync", native, ASYNC, fsync, big, passthrough=False)
         self._rows("write-close", self._some("raw"), THROUGH, close, big)
-        self._rows("write-random", self._some("native"), ASYNC, self._random, big)
-        self._rows("write-create", self._some("native"), ASYNC, create, size.created_files * CREATED_BYTES)
+        self._rows("write-random", native, ASYNC, self._random, big)
+        self._rows("plain-write-random", native, ASYNC, self._random, big, passthrough=False)
+        self._rows("write-create", native, ASYNC, create, size.created_files * CREATED_BYTES)
         if "write-untar" in self.rows:
             create_tree(self.work / "tree.tar", size.tree_files)
-        self._rows("write-untar", self._some("native"), ASYNC, self._untar, None)
+        self._rows("write-untar", native, ASYNC, self._untar, None)
 
     def _amount(self, key: str) -> float | None:
-        return {
-            "write-fsync": self.size.big_bytes / 1e6, "write-close": self.size.big_bytes / 1e6,
-            "write-create": self.size.created_files, "write-untar": self.size.tree_files,
-        }.get(key)  # fmt: skip
+        if key == "write-close" or key.endswith("write-fsync"):
+            return self.size.big_bytes / 1e6
+        return {"write-create": self.size.created_files, "write-untar": self.size.tree_files}.get(key)
 
     def _rows(self, key: str, systems: list[System], mode: str, action: Callable[[System], float],
-              stored_bytes: int | None) -> None:  # fmt: skip
+              stored_bytes: int | None, *, passthrough: bool = True) -> None:  # fmt: skip
         def measure(system: System) -> dict[str, float]:
-            with self._fresh(system, mode, stored_bytes):
+            with self._fresh(system, mode, stored_bytes, passthrough=passthrough):
                 return {key: action(system)}
 
         self._trials([key], systems, measure)
 
     @contextmanager
-    def _fresh(self, system: System, mode: str, stored_bytes: int | None) -> Iterator[None]:
+    def _fresh(self, system: System, mode: str, stored_bytes: int | None, *, passthrough: bool
+               ) -> Iterator[None]:  # fmt: skip
         """The system freshly mounted for writing, nothing of earlier trials left."""
         try:
             self._clear()
-            system.start(mode)
+            system.start(mode, passthrough=passthrough)
             subprocess.run(["sync"], check=True)
             yield
         except BaseException:
@@ -164,19 +148,18 @@ class Writes(Trials):
         The kernel's caches are dropped before: what a small write to ext4 costs depends on the folios that are there, up to
         nine times as much in the large ones that large reads and writes make, and so they would differ.
         """
-        shutil.copyfile(self._big_file(), self.server.bucket_path(BUCKET) / "rewritten.bin")
+        system.place(self._big_file(), "rewritten.bin")
         path, size = system.path / "rewritten.bin", self.size
         processes.run([sys.executable, "-I", "-S", READER, "sequential", str(path)], timeout_s=size.write_timeout_s)
         system.settle(path)
         drop_caches()
         time.sleep(SETTLE_S)
-        command = [
-            program("fio"), "--name=random", f"--filename={path}", "--rw=randwrite", "--bs=4k", "--ioengine=psync",
-            "--direct=0", "--invalidate=0", "--fallocate=none", "--time_based", f"--runtime={size.random_write_s:g}",
-            f"--size={size.big_bytes}", "--randrepeat=1", "--output-format=json",
-        ]  # fmt: skip
-        output = processes.run(command, timeout_s=size.write_timeout_s)
-        return float(json.loads(output[output.index("{") :])["jobs"][0]["write"]["iops"])
+        return float(self._fio(
+            "--name=random", f"--filename={path}", "--rw=randwrite", "--bs=4k", "--ioengine=psync", "--direct=0",
+            "--invalidate=0", "--fallocate=none", "--time_based", f"--runtime={size.random_write_s:g}",
+            f"--size={size.big_bytes}", "--randrepeat=1",
+            timeout_s=size.write_timeout_s,
+        )["write"]["iops"])  # fmt: skip
 
     def _untar(self, system: System) -> float:
         started = time.perf_counter()
