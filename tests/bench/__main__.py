@@ -119,6 +119,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130
+    except Failed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     finally:
         if any(str(work) in line for line in Path("/proc/self/mountinfo").read_text().splitlines()):
             print(f"bench: a mount below {work} could not be removed", file=sys.stderr)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 from tests.bench import processes
 from tests.bench.data import is_listing, listed
-from tests.bench.mounts import Luxfuse
 from tests.bench.processes import Failed
 from tests.bench.results import SUBJECT
 from tests.bench.systems import BUCKET, Raw, System
@@ -126,7 +125,7 @@ class Cold(Fresh):
         self._cold_trials("latency-seq", "big.bin", self._some("raw"), sequential, LATENCY_MS)
 
     def _loads(self) -> None:
-        systems = [s for s in self.systems if s.name in ("raw to file", SUBJECT)]
+        systems = [s for s in self.systems if s.name in ("raw to file", "juicefs", SUBJECT)]
         big, files = self.size.big_bytes, self.size.load_files
 
         def load_files(system: System) -> float:
@@ -145,9 +144,8 @@ class Cold(Fresh):
         self._cold_trials("load-seq", "big.bin", systems, load_big)
 
     def _load(self, system: System, name: str) -> float:
-        assert isinstance(system, Luxfuse)
         started = time.perf_counter()
-        system.ask("load", str(system.path / name), timeout_s=self.size.timeout_s)
+        system.load(system.path / name, timeout_s=self.size.timeout_s)
         return time.perf_counter() - started
 
     def _cold_trials(self, key: str, name: str, systems: list[System], action: Callable[[System], float],

@@ -70,6 +70,5 @@ def create(directory: Path, size: Size, names: set[str]) -> set[str]:
 
 
 def fill(bucket: Path, size: Size, keys: set[str], work: Path) -> set[str]:
-    """Writes what the table's rows read; returns what others than luxfuse read of it."""
-    create(bucket, size, needed(keys, size))
-    return needed((key for key in keys if not key.startswith("load-")), size)
+    """Writes what the table's rows read."""
+    return create(bucket, size, needed(keys, size))

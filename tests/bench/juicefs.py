@@ -65,6 +65,9 @@ class JuiceFS(Mounted):
             command.append("--writeback")
         self.run_foreground(command)
 
+    def load(self, path: Path, *, timeout_s: float) -> None:
+        processes.run([program("juicefs"), "warmup", str(path)], timeout_s=timeout_s)
+
     def server_files(self, name: str) -> list[Path]:
         return self.objects[name]
 

@@ -77,6 +77,9 @@ class Luxfuse(Mounted):
     def ask(self, *arguments: str, timeout_s: float) -> str:
         return processes.run([program("luxfuse"), *arguments], timeout_s=timeout_s, env=self._env())
 
+    def load(self, path: Path, *, timeout_s: float) -> None:
+        self.ask("load", str(path), timeout_s=timeout_s)
+
     def settle(self, path: Path) -> None:
         state = "import os, sys; print(os.getxattr(sys.argv[1], 'user.luxfuse.state').decode())"
         processes.wait_until(

@@ -63,8 +63,8 @@ def cold_rows(size: Size) -> list[Row]:
         Row("cpu-cold", "processor time, cold: a file of 100 KiB, 1 reader", "us", (Goal(150),), True),
         Row("latency-files", f"{slow}: {few}, 1 reader", "files/s", (_peers(10),)),
         Row("latency-seq", f"{slow}: {big}, 1 MiB reads", "MB/s", (_raw(0.9), _peers(1.5))),
-        Row("load-files", f"luxfuse load: {size.load_files:,} files of 100 KiB", "files/s", (_to_file(0.9),)),
-        Row("load-seq", f"luxfuse load: {big}", "MB/s", (_to_file(0.9),)),
+        Row("load-files", f"load: {size.load_files:,} files of 100 KiB", "files/s", (_to_file(0.9),)),
+        Row("load-seq", f"load: {big}", "MB/s", (_to_file(0.9),)),
     ]  # fmt: skip
     for count in size.listings:
         warm_goal = (Goal(1.0),) if count >= 100_000 else ()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import data, published, rows
+from tests.bench import data, dlio, published, rows
 from tests.bench.cold import Cold
 from tests.bench.juicefs import VOLUME
 from tests.bench.mounts import ALL
@@ -31,6 +31,7 @@ class Suite:
 SUITES = {
     "table": Suite(rows.table_rows, data.fill, (Warm, Cold, Writes)),
     "published": Suite(published.rows, published.fill, (published.Published,)),
+    "dlio": Suite(dlio.rows, dlio.fill, (dlio.Dlio,)),
 }
 
 

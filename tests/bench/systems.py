@@ -66,7 +66,7 @@ class System:
     def server_files(self, name: str) -> list[Path]:
         """The server's files that it reads for an object or a directory."""
         path = self.server.bucket_path(BUCKET) / name
-        return sorted(path.iterdir()) if path.is_dir() else [path]
+        return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
     def place(self, source: Path, name: str) -> None:
         """Puts an object into the bucket, while the system is started."""
@@ -79,6 +79,10 @@ class System:
     def processes(self) -> list[int]:
         """The daemon and its descendants."""
         return []
+
+    def load(self, path: Path, *, timeout_s: float) -> None:
+        """Gets a file or directory into the cache."""
+        raise NotImplementedError
 
     def settle(self, path: Path) -> None:
         """Waits until a file that was read is whole in the cache, where the system can tell."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import data, processes, published, rows
+from tests.bench import data, dlio, processes, published, rows
 from tests.bench.juicefs import _clone
+from tests.bench.suites import SUITES
 from tests.bench.trials import READER, SIZES
 
 
@@ -64,6 +65,21 @@ def test_rows_find_what_they_read(size) -> None:
     assert data.needed([row.key for row in rows.write_rows(size)], size) == set()
     recipes = published.RECIPES[size.name]
     assert len({(r.directory, r.total_bytes) for r in recipes}) == len({r.directory for r in recipes})
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_no_two_rows_of_a_suite_are_alike(suite, size) -> None:
+    every = suite.rows(size)
+    assert len({row.key for row in every}) == len({row.title + row.unit for row in every}) == len(every) > 0
+
+
+def test_dlio_is_told_what_differs_from_its_configuration(tmp_path: Path) -> None:
+    retinanet = next(workload for workload in dlio.WORKLOADS if workload.name == "retinanet")
+    told = retinanet.overrides(SIZES["full"], tmp_path / "data", tmp_path / "out")
+    assert told[0] == "workload=unet3d_h100"
+    settings = {"reader.batch_size": 24, "train.computation_time": 0.04755, "dataset.data_folder": tmp_path / "data"}
+    assert {f"++workload.{name}={value}" for name, value in settings.items()} < set(told)
 
 
 def test_large_files_have_their_size(tmp_path: Path) -> None:
