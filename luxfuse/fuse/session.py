@@ -36,6 +36,11 @@ IN_HEADER_BYTES, OUT_HEADER_BYTES = 40, 16
 FUSE_INIT_EXT = 1 << 30
 FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
 """Set-id bits are ours to clear. Without it the kernel asks for file capabilities before each write, in passthrough too."""
+FUSE_AUTO_INVAL_DATA = 1 << 12
+"""The kernel asks for attributes that have run out before each read, and drops what it has cached if they are others.
+
+Where all reads and writes are requests it has no need to: what is in an inode changes only by its own requests.
+"""
 FUSE_PASSTHROUGH_2 = 1 << 5
 """FUSE_PASSTHROUGH is bit 37: bit 5 of flags2."""
 MAX_BACKGROUND = 128
@@ -138,6 +143,8 @@ class Session:
             out[3] |= FUSE_INIT_EXT
             out[10] |= FUSE_PASSTHROUGH_2
             out[11] = max(map(_stack_depth, self._cache_directories))
+        else:
+            out[3] &= ~FUSE_AUTO_INVAL_DATA
         out[3] |= flags & FUSE_HANDLE_KILLPRIV_V2
         INIT_OUT.pack_into(reply, OUT_HEADER_BYTES, *out)
         os.write(device, reply)

@@ -31,6 +31,9 @@ from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writer import Writer
 from luxfuse.vfs.xattrs import ExtendedAttributes
 
+UNCHECKED_S = 1.0
+"""For how long the kernel keeps attributes of an open file that are not checked: else it asks before each copied read."""
+
 
 class FileSystem:
     """One under-store's tree. Errors are `LuxError` with the errno to return."""
@@ -122,12 +125,13 @@ class FileSystem:
         try:
             entry = await self._described(inode)
         except Stale:
-            return self._shown.gone(opened, 1.0)
+            return self._shown.gone(opened, UNCHECKED_S)
         except StoreError:  # an outage
-            return self._shown.clean(opened, 0.0)
+            return self._shown.clean(opened, UNCHECKED_S)
         if self._dirty.get(inode) is not None:
             return await self.getattr(inode)
-        return self._shown.stat(entry) if self.namespace.belief.is_fresh(entry) else self._shown.clean(entry, 0.0)
+        fresh = self.namespace.belief.is_fresh(entry)
+        return self._shown.stat(entry) if fresh else self._shown.clean(entry, UNCHECKED_S)
 
     def root_stat(self) -> Stat:
         """Return the attributes of the root, as far as they are known."""

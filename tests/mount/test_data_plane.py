@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,27 @@ def test_an_open_file_of_a_detached_volume_is_stale(mounting: Mounts, s3: FastS3
     reader("close", "it")
     opened = [os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{mount.pid}/fd")]
     assert [path for path in opened if "/objects/" in path] == []
+
+
+def asked(mount: Mount) -> int:
+    """Return how often the kernel has asked for attributes."""
+    return int(mount.status()["latency"]["fuse"].get("getattr", {}).get("count", 0))
+
+
+@pytest.mark.parametrize("passthrough", ["on", "off"])
+def test_reads_of_a_file_that_is_open_for_long_do_not_ask_for_attributes(
+    mounting: Mounts, s3: FastS3, bucket: str, passthrough: str
+) -> None:
+    data = content("large", LARGE)
+    put(s3, bucket, "large", data)
+    options = {"passthrough": passthrough, "metadata-ttl": "0.2s"}
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options=options)
+    reader = mount.reader()
+    reader("open", "it", f"{mount.path}/large")
+    assert reader("all", "it") == digest(data)
+    time.sleep(0.3)
+    before = asked(mount)
+    began = time.monotonic()
+    for offset in random.Random(5).sample(range(0, LARGE, 4096), 50):
+        assert reader("pread", "it", offset, 4096) == digest(data[offset : offset + 4096])
+    assert asked(mount) - before <= 2 + (time.monotonic() - began)
