@@ -1,9 +1,11 @@
 """Which files of a directory will be opened next.
 
-Two orders can be foreseen: that of the listing (by name) and that of numbered names (img9 before img10). For each,
-the few names that would come next are remembered; an open that is among them is a hit. After `CONFIRMING_HITS` hits
-in a row the order is believed, and the caller may fetch ahead as many files as `budget` says; it doubles with every
-hit and falls back to nothing after two misses. In random order hits in a row are rare, so nothing is fetched.
+Two orders can be foreseen: that of the listing (by name) and that of numbered names (img9 before img10). In each there may
+be several *streams*, as readers side by side are not at the same place. Of a stream, the few names that would come next are
+remembered; an open that is among them is a hit. After `CONFIRMING_HITS` hits with no other open between them, or
+`SURE_HITS` while nearly all opens were hits, the stream is believed, and the caller may fetch ahead as many files as its
+`budget` says, which doubles with every hit; some opens that belong to no stream end it. In random order hits are rare, so
+nothing is fetched.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import re
 from collections.abc import Callable, Sequence
 
 CONFIRMING_HITS = 3
+SURE_HITS = 6
 CANDIDATES = 8
-"""Names ahead that count as a hit before the order is believed: several readers side by side open in about this order.
+"""Names ahead that count as a hit before a stream is believed: readers side by side take turns.
 In random order over n names, three hits in a row happen once in (n/8)^3 opens."""
+STREAMS = 8
+LOOKED_BACK, MOSTLY = 16, 13
+"""Of so many opens, so many have to be hits for readers side by side to be believed: in a small directory many are by chance."""
 
 FIRST_FILES = 4
 MAX_FILES = 64
 MISSES_ALLOWED = 2
-"""Opens out of order that a believed order survives: a stray reader, or two side by side."""
+MOST_MISSES = 8
+"""Opens out of order that a believed stream survives: at first, and after as many hits more."""
 
 _NUMBER = re.compile(rb"^(.*?)(\d+)(\D*)$", re.DOTALL)
 
@@ -43,39 +50,36 @@ def numbered_successors(name: bytes, count: int, exists: Callable[[bytes], bool]
     return found
 
 
-class _Order:
-    """One hypothesis: the names come in the order that ``successors`` gives."""
+class _Stream:
+    """Opens that follow each other in an order, which ``successors`` gives."""
 
-    __slots__ = ("budget", "expected", "hits", "misses")
+    __slots__ = ("believed", "budget", "expected", "hits", "in_a_row", "misses_left")
 
-    def __init__(self) -> None:
-        self.expected: dict[bytes, None] = {}
-        self.hits = 0
-        self.misses = 0
-        self.budget = 0
-
-    @property
-    def believed(self) -> bool:
+    def __init__(self, name: bytes, successors: Successors) -> None:
+        self.expected = dict.fromkeys(successors(name, CANDIDATES))
+        """The names that may come next: of a believed stream also those that were passed over."""
+        self.hits = self.in_a_row = self.budget = 0
+        self.believed = False
         """Whether files may be fetched ahead."""
-        return self.hits >= CONFIRMING_HITS
+        self.misses_left = MISSES_ALLOWED
 
-    def step(self, name: bytes, successors: Successors) -> list[bytes]:
-        """Record an open; return the names to fetch that were not returned before."""
-        if name not in self.expected:
-            self.misses += 1
-            if self.hits < CONFIRMING_HITS or self.misses > MISSES_ALLOWED:
-                self.hits = self.misses = self.budget = 0
-                self.expected = dict.fromkeys(successors(name, CANDIDATES))
-            return []
+    def hit(self, name: bytes, successors: Successors, *, in_a_row: bool, mostly: bool) -> list[bytes]:
+        """Note an open of an expected name; return the names to fetch that were not returned before.
+
+        ``in_a_row``: the last open was of this stream, too. ``mostly``: nearly all were of some stream.
+        """
         self.hits += 1
-        self.misses = 0
-        if self.hits < CONFIRMING_HITS:
+        self.in_a_row = self.in_a_row + 1 if in_a_row else 1
+        sure = mostly and self.hits >= SURE_HITS
+        if not (self.believed or sure or self.in_a_row >= CONFIRMING_HITS):
             self.expected = dict.fromkeys(successors(name, CANDIDATES))
             return []
-        first = self.budget == 0
-        self.budget = min(MAX_FILES, max(FIRST_FILES, 2 * self.budget))
-        if first:
+        if not self.believed:
+            self.believed = True
             self.expected.clear()
+        else:
+            self.misses_left = min(MOST_MISSES, self.misses_left + 1)
+        self.budget = min(MAX_FILES, max(FIRST_FILES, 2 * self.budget))
         return self._extend(name, successors)
 
     def _extend(self, name: bytes, successors: Successors) -> list[bytes]:
@@ -91,15 +95,60 @@ class _Order:
         return new
 
 
+class _Order:
+    """The streams in one order."""
+
+    __slots__ = ("_history", "_last", "_streams", "believed")
+
+    def __init__(self) -> None:
+        self._streams: list[_Stream] = []
+        """The one that was met last is at the end."""
+        self._last: _Stream | None = None
+        self._history = 0
+        """The last opens: a bit each, set if it was a hit."""
+        self.believed = False
+        """Whether the last open belonged to a believed stream."""
+
+    @property
+    def remembered(self) -> int:
+        """How many names are remembered."""
+        return sum(len(stream.expected) for stream in self._streams)
+
+    def step(self, name: bytes, successors: Successors) -> list[bytes]:
+        """Record an open; return the names to fetch that were not returned before."""
+        self._history = self._history << 1 & (1 << LOOKED_BACK) - 1
+        met = [stream for stream in self._streams if name in stream.expected]
+        if not met:
+            self._missed(name, successors)
+            return []
+        stream = max(met, key=lambda one: (one.believed, one.hits))
+        # Those that have come to the same place are one from now on.
+        self._streams = [one for one in self._streams if one not in met] + [stream]
+        self._history |= 1
+        mostly = self._history.bit_count() >= MOSTLY
+        plan = stream.hit(name, successors, in_a_row=self._last is stream, mostly=mostly)
+        self._last, self.believed = stream, stream.believed
+        return plan
+
+    def _missed(self, name: bytes, successors: Successors) -> None:
+        for stream in self._streams:
+            stream.misses_left -= stream.believed
+        self._last = _Stream(name, successors)
+        self._streams = [one for one in self._streams if one.misses_left >= 0][-(STREAMS - 1) :] + [self._last]
+        self.believed = False
+
+
 class Predictor:
     """The opens of one directory. Names are bytes, as in the listing."""
 
-    __slots__ = ("_listing", "_numbered", "_planned")
+    __slots__ = ("_listing", "_numbered", "_opened", "_planned")
 
     def __init__(self) -> None:
         self._listing = _Order()
         self._numbered = _Order()
         self._planned: dict[bytes, None] = {}
+        self._opened: dict[bytes, None] = {}
+        """Names that were opened lately: a reader behind the others needs nothing fetched for it."""
 
     def opened(self, name: bytes, listing: Successors, numbered: Successors) -> list[bytes]:
         """Record that ``name`` is opened and return the names to fetch ahead, nearest first; often none."""
@@ -111,8 +160,12 @@ class Predictor:
             if order.believed:
                 break
         self._planned.pop(name, None)
-        new = [n for n in dict.fromkeys(plan) if n not in self._planned]
+        if name in self._opened:
+            self._opened.clear()  # they are read once more, and may not be there any longer
+        self._opened[name] = None
+        new = [n for n in dict.fromkeys(plan) if n not in self._planned and n not in self._opened]
         self._planned.update(dict.fromkeys(new))
-        while len(self._planned) > 4 * MAX_FILES:
-            del self._planned[next(iter(self._planned))]
+        for remembered in (self._planned, self._opened):
+            while len(remembered) > 4 * MAX_FILES:
+                del remembered[next(iter(remembered))]
         return new

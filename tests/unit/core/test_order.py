@@ -98,6 +98,37 @@ def test_eight_interleaved_readers_of_one_listing_are_foreseen() -> None:
     assert len(directory.planned) - len(set(directory.planned)) <= 10, "names are planned again and again"
 
 
+@pytest.mark.parametrize("stagger", [0, 20])
+def test_eight_readers_that_drift_apart_are_foreseen(stagger: int) -> None:
+    """They begin one after the other, and any of them may be next: so they are at different places."""
+    rng = random.Random(stagger)
+    directory = Directory(names_of(1600))
+    waiting = [directory.names[reader::8] for reader in range(8)]
+    planned: set[bytes] = set()
+    found = opens = 0
+    while any(waiting):
+        opens += 1
+        begun = [reader for reader in waiting[: opens // (stagger + 1) + 1] if reader]
+        name = rng.choice(begun or [reader for reader in waiting if reader]).pop(0)
+        found += name in planned
+        planned.update(directory.open(name))
+    assert found >= 800
+    assert len(directory.planned) <= 1.5 * len(set(directory.planned)), "names are planned again and again"
+
+
+@pytest.mark.parametrize("count", [50, 100, 200, 1000])
+def test_a_random_order_in_a_smaller_directory_wastes_little(count: int) -> None:
+    planned = 0
+    for seed in range(10):
+        order = names_of(count)
+        directory = Directory(order)
+        random.Random(seed).shuffle(order)
+        for name in order:
+            directory.open(name)
+        planned += len(set(directory.planned))
+    assert planned <= 10 * (count // 4 if count < 150 else 2)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("pattern", ["img{:05}.jpg", "img{}.jpg"])
 def test_a_random_order_wastes_almost_nothing(seed: int, pattern: str) -> None:
@@ -133,7 +164,7 @@ def test_memory_stays_bounded() -> None:
     directory = Directory(names_of(20_000))
     for name in directory.names[::2]:  # every second one is passed over
         directory.open(name)
-    assert len(directory.predictor._listing.expected) <= 3 * MAX_FILES
+    assert directory.predictor._listing.remembered <= 3 * MAX_FILES
 
 
 def test_the_last_name_has_no_successor() -> None:
