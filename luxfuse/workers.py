@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -28,6 +28,24 @@ T = TypeVar("T")
 Job = Callable[[], Any]
 Done = Callable[[Any, BaseException | None], None]
 """(result, exception): called in the event loop; must not raise."""
+
+
+_Job = tuple[Job, Done, int, Sequence[float]]
+"""With the size of its requests, and how long they took."""
+
+
+def _timed(job: Job) -> tuple[Job, Sequence[float]]:
+    """Return a job that does the same, and where it puts how long it took."""
+    seconds: list[float] = []
+
+    def timed() -> Any:
+        began_s = time.perf_counter()
+        try:
+            return job()
+        finally:
+            seconds.append(time.perf_counter() - began_s)
+
+    return timed, seconds
 
 
 async def take(lock: trio.Lock | trio.Semaphore) -> None:
@@ -71,9 +89,11 @@ class Workers:
         self._concurrency = Concurrency(FEWEST, limit)
         self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """True for each job, False for each thread that is to end."""
-        self._jobs: deque[tuple[Job, Done, int, int]] = deque()
-        self._later: deque[tuple[Job, Done, int, int]] = deque()
-        self._outcomes: deque[tuple[Done, Any, BaseException | None, float, int]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._later: deque[_Job] = deque()
+        self._outcomes: deque[tuple[_Job, Any, BaseException | None]] = deque()
+        self._woken = False
+        """Whether the loop is about to look at the outcomes: waking it is a system call, which passes the lock on."""
         self._token = trio.lowlevel.current_trio_token()
         self._outstanding = 0
         self._threads = 0
@@ -85,14 +105,18 @@ class Workers:
         """How many jobs run at once, if there are as many."""
         return self._concurrency.limit
 
-    def submit(self, job: Job, done: Done, size_bytes: int, requests: int = 1, *, later: bool = False) -> None:
+    def submit(
+        self, job: Job, done: Done, size_bytes: int, seconds: Sequence[float] | None = None, *, later: bool = False
+    ) -> None:
         """Run ``job`` in a thread and then ``done`` in the event loop.
 
-        It makes so many ``requests``, one after the other, each for about ``size_bytes``. ``later``: the others that
-        wait go first.
+        It makes one request for about ``size_bytes``, or several, one after the other; then it adds to ``seconds`` how
+        long each of them took. ``later``: the others that wait go first.
         """
+        if seconds is None:
+            job, seconds = _timed(job)
         self._outstanding += 1
-        (self._later if later else self._jobs).append((job, done, size_bytes, requests))
+        (self._later if later else self._jobs).append((job, done, size_bytes, seconds))
         self._turns.put(True)
         self._start_threads(1)
 
@@ -110,21 +134,23 @@ class Workers:
 
     def _work(self) -> None:
         while self._turns.get():
-            job, done, size_bytes, requests = self._next()
+            job = self._next()
             result, error = None, None
-            began_s = time.perf_counter()
             try:
-                result = job()
+                result = job[0]()
             except BaseException as exc:  # noqa: BLE001 (it is handed to the caller that submitted the job)
                 error = exc
-            self._outcomes.append((done, result, error, (time.perf_counter() - began_s) / requests, size_bytes))
-            del job, done, result, error  # an idle thread must not keep a page alive
+            self._outcomes.append((job, result, error))
+            del job, result, error  # an idle thread must not keep a page alive
+            if self._woken:  # it was set before the outcomes are looked at, so this one is seen, too
+                continue
+            self._woken = True
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
             except trio.RunFinishedError:
                 return
 
-    def _next(self) -> tuple[Job, Done, int, int]:
+    def _next(self) -> _Job:
         """Take a job: there is one for each turn."""
         try:
             return self._jobs.popleft()
@@ -132,10 +158,12 @@ class Workers:
             return self._later.popleft()
 
     def _deliver(self) -> None:
+        self._woken = False
         while self._outcomes:
-            done, result, error, seconds, size_bytes = self._outcomes.popleft()
+            (_, done, size_bytes, seconds), result, error = self._outcomes.popleft()
             self._outstanding -= 1
-            self._concurrency.observe(seconds, size_bytes)
+            if seconds:
+                self._concurrency.observe(min(seconds), size_bytes)
             try:
                 done(result, error)
             except Exception:  # an exception here would end the event loop, and so the mount

@@ -101,7 +101,7 @@ class Mover:
 
     def _used(self, oid: bytes, record: ObjectRecord, space: Space) -> None:
         """Somebody uses an object: if it is in a lower tier, consider to bring it up soon."""
-        if not self._above(space, record):
+        if space is self._contents.hierarchy.spaces[0] or not self._above(space, record):
             return
         self._uses.add(oid, record.used_us)
         if self._promotes(record.key) or self._uses.deserves_free_room(oid):
@@ -113,8 +113,9 @@ class Mover:
 
     def _above(self, space: Space, record: ObjectRecord) -> list[Space]:
         """Return the directories of higher tiers that an object may be in."""
-        placing = self._contents.hierarchy.placing(record.key)
-        return [other for other in self._contents.hierarchy.above(space) if placing.admits(other.tier)]
+        above = self._contents.hierarchy.above(space)
+        placing = self._contents.hierarchy.placing(record.key) if above else None
+        return [other for other in above if placing is not None and placing.admits(other.tier)]
 
     async def run(self) -> None:
         """Move until cancelled."""

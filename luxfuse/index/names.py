@@ -93,11 +93,20 @@ class Names:
         self._places.pop(inode, None)
         self._numbers.retire(inode, name)
 
-    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first)."""
+    def after(self, directory: int, name: bytes, limit: int, *, keep: bool = False) -> list[tuple[bytes, Entry]]:
+        """Return up to ``limit`` (name, entry) in byte order of names after ``name`` (b"": from the first).
+
+        ``keep``: they are about to be asked for by `get`.
+        """
         prefix = U64.pack(directory)
         start = prefix + name + b"\0" if name else prefix
-        return [(key[8:], decode_entry(value)) for key, value in self._store.names(start, limit)]
+        found = [(key[8:], decode_entry(value)) for key, value in self._store.names(start, limit)]
+        if keep:
+            if len(self._entries) + len(found) > ENTRIES_KEPT:
+                self._entries.clear()
+            for known, entry in found:
+                self._entries.setdefault(prefix + known, distrusted(entry, self.believe_from_s))
+        return found
 
     @property
     def evidence(self) -> tuple[int, bool]:
@@ -217,7 +226,7 @@ class Names:
         else:
             old.checked_s, old.size = checked_s, found.size
         describe(old, attributes, found.mtime_ns, checked_s)
-        self.put(parent, name, old)
+        self._apply(self._records_of(parent, name, old, same_number=True))
         return old
 
     def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
@@ -258,14 +267,17 @@ class Names:
         self._entries[U64.pack(parent) + name] = entry
         return entry
 
-    def _records_of(self, parent: int, name: bytes, entry: Entry) -> Records:
+    def _records_of(self, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> Records:
         """Return the records that make a name refer to an entry.
 
-        INODES too where the number stays: a merge that runs now may be about to give the name another one.
+        INODES too where the number stays, as a merge that runs now may be about to give the name another one.
         """
         key = U64.pack(parent) + name
-        entry.listing = max(entry.listing, self.listings.running(parent))
-        records: Records = {(Table.NAMES, key): encode(entry), (Table.INODES, U64.pack(entry.inode)): key}
+        running = self.listings.running(parent)
+        entry.listing = max(entry.listing, running)
+        records: Records = {(Table.NAMES, key): encode(entry)}
+        if running or not same_number:
+            records[Table.INODES, U64.pack(entry.inode)] = key
         if parent != ROOT_INODE and self.locate(parent) is None:
             records[Table.REMOVED, U64.pack(parent)] = b""
         return records

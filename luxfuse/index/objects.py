@@ -28,6 +28,7 @@ from luxfuse.index.uncommitted import U64, Changes, Table
 log = logging.getLogger(__name__)
 
 SCAN_BATCH = 256
+ABSENT_KEPT = 8192
 CLEAR_BATCH = 2_000
 
 
@@ -46,6 +47,8 @@ class Objects:
         """Told of each record that comes (1) or goes (-1), where somebody counts more than `totals` does."""
         self.on_held: list[Callable[[bytes, int, bool], None]] = []
         """Told of each range of `RANGE_PAGES` (its object, its number) that is all there from now on, or no more."""
+        self._absent: set[bytes] = set()
+        """Objects that were looked for lately, and are not recorded: reading LMDB passes the interpreter lock on."""
         self.refused = 0
         """Changes that were lost because the index took none."""
 
@@ -69,7 +72,7 @@ class Objects:
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return the record and pages of an object; None if it is not cached."""
-        value = self._store.get(Table.OBJECTS, oid)
+        value = self._recorded(oid)
         if value is None:
             return None
         record = decode_record(value)
@@ -78,6 +81,17 @@ class Objects:
             if (chunk := self._store.get(Table.CHUNKS, chunk_key(oid, number))) is not None:
                 pages.load(number, chunk)
         return record, pages
+
+    def _recorded(self, oid: bytes) -> bytes | None:
+        """Return the record of an object as it is stored."""
+        if oid in self._absent:
+            return None
+        value = self._store.get(Table.OBJECTS, oid)
+        if value is None:
+            if len(self._absent) >= ABSENT_KEPT:
+                self._absent.clear()
+            self._absent.add(oid)
+        return value
 
     async def flush(self) -> None:
         """Commit changes: they survive, and `scan` finds them. While the index cannot be written, they wait."""
@@ -105,7 +119,7 @@ class Objects:
 
     def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> bool:
         """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
-        old = self._store.get(Table.OBJECTS, oid)
+        old = self._recorded(oid)
         before = decode_record(old) if old is not None else None
         changes: Changes = {}
         if before is not None:
@@ -116,12 +130,14 @@ class Objects:
             for number in range(changed.start // CHUNK_PAGES, (changed.stop - 1) // CHUNK_PAGES + 1):
                 changes[Table.CHUNKS, chunk_key(oid, number)] = pages.chunk(number)
         deltas = [(record, 1)] if before is None else [(before, -1), (record, 1)]
+        if before is not None and _counted_alike(before, record):
+            deltas = []
         held = self._transitions(oid, before, record, changes) if self.on_held and pages is not None else ()
         return self._change(oid, changes, deltas, held)
 
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
-        value = self._store.get(Table.OBJECTS, oid)
+        value = self._recorded(oid)
         if value is None:
             return 0
         record = decode_record(value)
@@ -160,11 +176,11 @@ class Objects:
 
     def known(self, oid: bytes) -> bool:
         """Whether the object is recorded."""
-        return self._store.get(Table.OBJECTS, oid) is not None
+        return self._recorded(oid) is not None
 
     def record(self, oid: bytes) -> ObjectRecord | None:
         """Return the record of an object; None if it is not cached."""
-        value = self._store.get(Table.OBJECTS, oid)
+        value = self._recorded(oid)
         return None if value is None else decode_record(value)
 
     def directory_of(self, oid: bytes) -> int | None:
@@ -276,6 +292,7 @@ class Objects:
             totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
         if not self._apply(changes, totals):
             return False
+        self._absent.discard(oid)
         if self.on_change or held:
             self._tell(oid, deltas, held)
         return True
@@ -322,6 +339,13 @@ class DirectoryOrder:
     def ascending(self, segment: int) -> Iterator[Cached]:
         """Give a segment's objects from the lowest rank on."""
         return self.objects.ordered(self.directory, segment) if segment in SEGMENTS else iter(())
+
+
+def _counted_alike(before: ObjectRecord, record: ObjectRecord) -> bool:
+    """Whether a record counts as it did before, and only says something else of the object."""
+    return (before.allocated_bytes, before.directory, before.segment) == (
+        record.allocated_bytes, record.directory, record.segment,
+    )  # fmt: skip
 
 
 def _policy_key(directory: int) -> bytes:

@@ -47,7 +47,7 @@ class Part:
         if self.names:
             known = [(name, namespace.peek(self.directory, name)) for name in self.names]
             return _files([(name, entry) for name, entry in known if entry is not None])
-        entries = namespace.after(self.directory, self.after, PART_ENTRIES)
+        entries = namespace.after(self.directory, self.after, PART_ENTRIES, keep=True)
         return [(n, e) for n, e in _files(entries) if self.matches is None or self.matches(n)]
 
 

@@ -124,9 +124,12 @@ class Submissions(Limits):
             submission.submitted_s = self._clock()
             assert self._workers is not None
             self._workers.submit(
-                job, lambda result, error: self._finish(number, result, error), size_bytes // requests, requests,
+                job,
+                lambda result, error: self._finish(number, result, error),
+                size_bytes // requests,
+                submission.seconds,
                 later=later,
-            )  # fmt: skip
+            )
 
         throttle = self._throttle(kind)
         if throttle is None:

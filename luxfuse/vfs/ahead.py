@@ -72,7 +72,7 @@ class FilesAhead:
         following: dict[bytes, Entry] = {}
 
         def by_listing(after: bytes, count: int) -> list[bytes]:
-            found = [(n, e) for n, e in self._namespace.after(parent, after, count) if e.kind is Kind.FILE]
+            found = [(n, e) for n, e in self._namespace.after(parent, after, count, keep=True) if e.kind is Kind.FILE]
             following.update(found)
             return [n for n, _ in found]
 

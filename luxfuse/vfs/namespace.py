@@ -179,9 +179,9 @@ class Namespace:
         former = self._names.former_name(inode)
         return former if former is not None else self.places.place(inode)[1]
 
-    def after(self, directory: int, name: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return the next ``limit`` entries of a directory after ``name``, by name."""
-        return self._names.after(directory, name, limit)
+    def after(self, directory: int, name: bytes, limit: int, *, keep: bool = False) -> list[tuple[bytes, Entry]]:
+        """Return the next ``limit`` entries of a directory after ``name``, by name; see `Names.after`."""
+        return self._names.after(directory, name, limit, keep=keep)
 
     async def refresh(self, path: str) -> None:
         """Forget how fresh a path and, for a directory, its entries are, ask the store again, and tell the kernel."""
