@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 
 RUN_PAGES = 2
+MOST_TOGETHER = 8
+"""So many small files are fetched at most in one turn of a thread."""
 SERVING_PART = 4
 """As much of the memory for requests, one part in so many, there is for those of peers besides."""
 
@@ -114,16 +116,34 @@ class Fetching:
             obj.flights[page] = flight
         obj.users += 1  # the flight's own use, until `_end`
 
-    def start_small(self, objs: Sequence[CachedObject]) -> list[Flight]:
+    def start_spread(self, objs: Sequence[CachedObject], on_ends: Sequence[Callable[[int], None]]) -> None:
+        """Begin to fetch objects as `start_small` does, in turns of as many threads as keep the store busy.
+
+        ``on_ends``: of each, see `start`. They do not go after the requests of others.
+        """
+        each = min(MOST_TOGETHER, -(-len(objs) // self._store.width))
+        for first in range(0, len(objs), each):
+            together = slice(first, first + each)
+            self.start_small(objs[together], on_ends[together], later=False, had_turn=False)
+
+    def start_small(
+        self,
+        objs: Sequence[CachedObject],
+        on_ends: Sequence[Callable[[int], None]] = (),
+        *,
+        later: bool = True,
+        had_turn: bool = True,
+    ) -> list[Flight]:
         """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
 
-        The requests are made one after the other in one turn of a thread, after those of others: what there is to do for
-        each turn costs more than the request for a small file. Each has had its turn.
+        The requests are made one after the other in one turn of a thread, as what there is to do for each turn costs more
+        than the request for a small file. See `start` for the rest.
         """
         flights = []
-        for obj in objs:
-            flight = Flight(range(obj.pages.total), obj.size, False, None, self.budget, True)
-            flight.had_turn = True
+        for number, obj in enumerate(objs):
+            on_end = on_ends[number] if on_ends else None
+            flight = Flight(range(obj.pages.total), obj.size, False, on_end, self.budget, later)
+            flight.had_turn = had_turn
             self._take_off(obj, flight)
             flights.append(flight)
         if not self._launch_together(objs, flights):
@@ -134,6 +154,8 @@ class Fetching:
     def _launch_together(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> bool:
         total = sum(flight.length for flight in flights)
         if self._attempts.peers is not None or any(obj.oid in self._hierarchy.removing for obj in objs):
+            return False
+        if not all(self._attempts.has_turn(obj, flight) for obj, flight in zip(objs, flights, strict=True)):
             return False
         if not self.budget.try_hold(total):
             return False
@@ -157,7 +179,7 @@ class Fetching:
             for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
                 self._answered(obj, flight, space, result, why)
 
-        self._store.submit("get", all_of_them, answered, total, later=True, requests=len(whole))
+        self._store.submit("get", all_of_them, answered, total, later=flights[0].later, requests=len(whole))
         return True
 
     def has_begun(self, obj: CachedObject, page: int) -> bool:

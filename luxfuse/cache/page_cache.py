@@ -81,6 +81,7 @@ class PageCache:
         self.detach, self.can_install, self.install = contents.detach, contents.can_install, contents.install
         self.rename = contents.rename
         self.start, self.start_small, self.has_begun = fetching.start, fetching.start_small, fetching.has_begun
+        self.start_spread = fetching.start_spread
         self.fetch_whole, self.turn = fetching.fetch_whole, attempts.turn
 
     @property

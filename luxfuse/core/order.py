@@ -20,7 +20,8 @@ CANDIDATES = 8
 In random order over n names, three hits in a row happen once in (n/8)^3 opens."""
 STREAMS = 8
 LOOKED_BACK, MOSTLY = 16, 13
-"""Of so many opens, so many have to be hits for readers side by side to be believed: in a small directory many are by chance."""
+"""Of so many opens, so many have to be hits for readers side by side to be believed: in a small directory many are so by
+chance."""
 
 FIRST_FILES = 4
 MAX_FILES = 64
@@ -134,7 +135,8 @@ class _Order:
         for stream in self._streams:
             stream.misses_left -= stream.believed
         self._last = _Stream(name, successors)
-        self._streams = [one for one in self._streams if one.misses_left >= 0][-(STREAMS - 1) :] + [self._last]
+        self._streams = [one for one in self._streams if one.misses_left >= 0][-(STREAMS - 1) :]
+        self._streams.append(self._last)
         self.believed = False
 
 

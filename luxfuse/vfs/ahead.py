@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from luxfuse.cache.cached import CachedObject
+from luxfuse.cache.fetching import RUN_PAGES
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.order import Predictor, numbered_successors
 from luxfuse.core.spans import missing_runs
@@ -85,10 +87,21 @@ class FilesAhead:
             if entry is not None and entry.kind is Kind.FILE and 0 < entry.size <= min(self._largest, self._limit):
                 notice = number % NOTICE_EVERY == 0 or number == len(plan) or len(plan) < 2 * NOTICE_EVERY
                 self._planned.append((parent, expected, entry, notice))
+        small: dict[bytes, tuple[CachedObject, Callable[[int], None]]] = {}
         while self._planned and self._on_their_way + self._planned[0][2].size <= self._limit:
-            self._fetch(*self._planned.popleft())
+            self._fetch(*self._planned.popleft(), small)
+        if small:
+            self._cache.start_spread([obj for obj, _ in small.values()], [on_end for _, on_end in small.values()])
 
-    def _fetch(self, parent: int, name: bytes, entry: Entry, notice: bool) -> None:
+    def _fetch(
+        self,
+        parent: int,
+        name: bytes,
+        entry: Entry,
+        notice: bool,
+        small: dict[bytes, tuple[CachedObject, Callable[[int], None]]],
+    ) -> None:
+        """Begin to fetch a file; one of ``small``, by the id of its object, is to be begun with the others there."""
         size = entry.size
         if not self._namespace.belief.is_fresh(entry) or self._namespace.is_held(parent, name):
             return  # the open would have to ask first, and might learn of another version
@@ -97,7 +110,7 @@ class FilesAhead:
         except LuxError:
             return  # the directory is gone
         obj = self._cache.acquire(key, entry.version, size)
-        if obj.whole or obj.flights:
+        if obj.whole or obj.flights or obj.oid in small:
             self._cache.release(obj)
             return
         self.files += 1
@@ -116,6 +129,10 @@ class FilesAhead:
             elif fd >= 0:
                 os.close(fd)
 
+        if obj.pages.total <= RUN_PAGES and not any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
+            unfinished = 1
+            small[obj.oid] = obj, on_end
+            return
         unfinished = len(self._cache.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
         if not unfinished:  # every page is in memory, though not all on disk
             self._on_their_way -= size
