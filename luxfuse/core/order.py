@@ -3,15 +3,16 @@
 Two orders can be foreseen: that of the listing (by name) and that of numbered names (img9 before img10). In each there may
 be several *streams*, as readers side by side are not at the same place. Of a stream, the few names that would come next are
 remembered; an open that is among them is a hit. After `CONFIRMING_HITS` hits with no other open between them, or
-`SURE_HITS` while nearly all opens were hits, the stream is believed, and the caller may fetch ahead as many files as its
-`budget` says, which doubles with every hit; some opens that belong to no stream end it. In random order hits are rare, so
-nothing is fetched.
+`SURE_HITS` if nearly all opens were hits and the names that were passed over are those that others open, the stream is
+believed, and the caller may fetch ahead as many files as its `budget` says, which doubles with every hit; some opens that
+belong to no stream end it. In random order hits are rare, so nothing is fetched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from itertools import takewhile
 
 CONFIRMING_HITS = 3
 SURE_HITS = 6
@@ -22,6 +23,9 @@ STREAMS = 8
 LOOKED_BACK, MOSTLY = 16, 13
 """Of so many opens, so many have to be hits for readers side by side to be believed: in a small directory many are so by
 chance."""
+
+PASSED_OVER, PASSED_PART = 16, 0.75
+"""Of so many names that a stream has passed over last, so large a part has to be open by others."""
 
 FIRST_FILES = 4
 MAX_FILES = 64
@@ -54,25 +58,28 @@ def numbered_successors(name: bytes, count: int, exists: Callable[[bytes], bool]
 class _Stream:
     """Opens that follow each other in an order, which ``successors`` gives."""
 
-    __slots__ = ("believed", "budget", "expected", "hits", "in_a_row", "misses_left")
+    __slots__ = ("_passed_over", "believed", "budget", "expected", "hits", "in_a_row", "misses_left")
 
     def __init__(self, name: bytes, successors: Successors) -> None:
         self.expected = dict.fromkeys(successors(name, CANDIDATES))
         """The names that may come next: of a believed stream also those that were passed over."""
+        self._passed_over: list[bytes] = []
         self.hits = self.in_a_row = self.budget = 0
         self.believed = False
         """Whether files may be fetched ahead."""
         self.misses_left = MISSES_ALLOWED
 
-    def hit(self, name: bytes, successors: Successors, *, in_a_row: bool, mostly: bool) -> list[bytes]:
+    def hit(
+        self, name: bytes, successors: Successors, opened: Container[bytes], *, in_a_row: bool, mostly: bool
+    ) -> list[bytes]:
         """Note an open of an expected name; return the names to fetch that were not returned before.
 
-        ``in_a_row``: the last open was of this stream, too. ``mostly``: nearly all were of some stream.
+        ``opened``: names that were opened lately. ``in_a_row``: the last open was of this stream, too. ``mostly``: nearly
+        all were of some stream.
         """
         self.hits += 1
-        self.in_a_row = self.in_a_row + 1 if in_a_row else 1
-        sure = mostly and self.hits >= SURE_HITS
-        if not (self.believed or sure or self.in_a_row >= CONFIRMING_HITS):
+        self.in_a_row = self.in_a_row + 1 if in_a_row else 0
+        if not (self.believed or self.in_a_row >= CONFIRMING_HITS or (self._is_shared(name, opened) and mostly)):
             self.expected = dict.fromkeys(successors(name, CANDIDATES))
             return []
         if not self.believed:
@@ -82,6 +89,13 @@ class _Stream:
             self.misses_left = min(MOST_MISSES, self.misses_left + 1)
         self.budget = min(MAX_FILES, max(FIRST_FILES, 2 * self.budget))
         return self._extend(name, successors)
+
+    def _is_shared(self, name: bytes, opened: Container[bytes]) -> bool:
+        """Whether other readers open what this one passes over."""
+        passed_over = self._passed_over + list(takewhile(lambda one: one != name, self.expected))
+        self._passed_over = passed_over[-PASSED_OVER:]
+        theirs = sum(one in opened for one in self._passed_over)
+        return self.hits >= SURE_HITS and theirs >= PASSED_PART * len(self._passed_over)
 
     def _extend(self, name: bytes, successors: Successors) -> list[bytes]:
         names = list(self.expected)
@@ -115,8 +129,8 @@ class _Order:
         """How many names are remembered."""
         return sum(len(stream.expected) for stream in self._streams)
 
-    def step(self, name: bytes, successors: Successors) -> list[bytes]:
-        """Record an open; return the names to fetch that were not returned before."""
+    def step(self, name: bytes, successors: Successors, opened: Container[bytes]) -> list[bytes]:
+        """Record an open; return the names to fetch that were not returned before. ``opened``: those opened lately."""
         self._history = self._history << 1 & (1 << LOOKED_BACK) - 1
         met = [stream for stream in self._streams if name in stream.expected]
         if not met:
@@ -127,7 +141,7 @@ class _Order:
         self._streams = [one for one in self._streams if one not in met] + [stream]
         self._history |= 1
         mostly = self._history.bit_count() >= MOSTLY
-        plan = stream.hit(name, successors, in_a_row=self._last is stream, mostly=mostly)
+        plan = stream.hit(name, successors, opened, in_a_row=self._last is stream, mostly=mostly)
         self._last, self.believed = stream, stream.believed
         return plan
 
@@ -158,7 +172,7 @@ class Predictor:
         # Successors cost something, so a believed order is asked alone.
         orders = ((self._listing, listing), (self._numbered, numbered))
         for order, successors in sorted(orders, key=lambda o: not o[0].believed):
-            plan += order.step(name, successors)
+            plan += order.step(name, successors, self._opened)
             if order.believed:
                 break
         self._planned.pop(name, None)

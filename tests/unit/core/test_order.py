@@ -112,7 +112,7 @@ def test_eight_readers_that_drift_apart_are_foreseen(stagger: int) -> None:
         name = rng.choice(begun or [reader for reader in waiting if reader]).pop(0)
         found += name in planned
         planned.update(directory.open(name))
-    assert found >= 800
+    assert found >= (1200 if not stagger else 400)  # a chain of hits that any step back ends foresees 20
     assert len(directory.planned) <= 1.5 * len(set(directory.planned)), "names are planned again and again"
 
 
