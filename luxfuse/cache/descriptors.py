@@ -5,12 +5,23 @@ A file that waits for its upload, or that the kernel writes to by itself, needs 
 
 from __future__ import annotations
 
+import errno
+import logging
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import trio
+
+from luxfuse.errors import LuxError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SHORTAGE_WAITS_S = (0.05, 0.2, 1.0)
 LEAST_OPEN = 16
 MOST_OPEN = 4096
 TRIES = 64
@@ -55,6 +66,30 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self._open)
+
+
+class NoDescriptors(LuxError):
+    """A file cannot be opened, as the process or the machine has no descriptors left."""
+
+    errno = errno.ENFILE
+
+
+def is_shortage(exc: OSError) -> bool:
+    """Whether an error says nothing of the disk, but that the process or the machine has no descriptors left."""
+    return exc.errno in (errno.EMFILE, errno.ENFILE)
+
+
+async def patiently(run: Callable[[], Awaitable[T]]) -> T:
+    """Run what opens a file, and again where no descriptors are left. Raises `NoDescriptors`, OSError for all else."""
+    for wait_s in SHORTAGE_WAITS_S:
+        try:
+            return await run()
+        except OSError as exc:
+            if not is_shortage(exc):
+                raise
+        await trio.sleep(wait_s)
+    log.warning("no descriptors are left to open cache files with: %d are allowed", limit())
+    raise NoDescriptors("no descriptors are left")
 
 
 def limit() -> int:

@@ -24,6 +24,7 @@ from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
+from luxfuse.cache.descriptors import is_shortage
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.reservations import Reservations, settle
@@ -308,7 +309,7 @@ class Fetching:
         if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
             self._contents.lose_file(obj, stored.error)
         elif stored.error is not None and space is not None:
-            space.fail(stored.error)
+            _not_stored(space, stored.error, obj)
         elif stored.file_number and obj.file_number not in (0, stored.file_number):
             self._contents.file_replaced(obj)
         allocated = 0
@@ -370,3 +371,11 @@ def _outcome(job: Callable[[UnderStore], Fetched], driver: UnderStore) -> tuple[
         return job(driver), None
     except StoreError as exc:
         return None, exc
+
+
+def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:
+    """What was fetched could not be written: its reader has it, and the next one fetches it again."""
+    if is_shortage(error):
+        log.warning("%r is not kept in the cache: no descriptors are left", obj.record.key)
+    else:
+        space.fail(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
@@ -18,6 +19,7 @@ from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.contents import Contents
+from luxfuse.cache.descriptors import patiently
 from luxfuse.cache.fetching import Descriptions, Fetching
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.quotas import Quotas
@@ -28,6 +30,7 @@ from luxfuse.types import PAGE_BYTES, Buffer
 from luxfuse.understore.retrying import Store
 
 DISK_READERS = 8
+T = TypeVar("T")
 
 
 class PageCache:
@@ -146,17 +149,8 @@ class PageCache:
         distrusts, cuts, oid, record, space = obj.distrusts, obj.cuts, obj.oid, obj.record, obj.space
         assert space is not None
         try:
-            loaded = await trio.to_thread.run_sync(
-                disk.load,
-                space.directory,
-                oid,
-                obj.size,
-                offset,
-                length,
-                sums,
-                trusted,
-                stamp,
-                limiter=self._disk_limiter,
+            loaded = await self._on_disk(
+                lambda: disk.load(space.directory, oid, obj.size, offset, length, sums, trusted, stamp)
             )
         except OSError as exc:
             if self.still_there(obj, oid, record, space):
@@ -182,6 +176,10 @@ class PageCache:
         """Whether a whole file needs no look at its pages before it is handed over, if nobody else has written to it."""
         return obj.record.epoch == self.contents.epoch
 
+    async def _on_disk(self, job: Callable[[], T]) -> T:
+        """Run what reads a cache file in a thread. Raises `NoDescriptors`, OSError."""
+        return await patiently(lambda: trio.to_thread.run_sync(job, limiter=self._disk_limiter))
+
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""
         record = obj.record
@@ -190,15 +188,8 @@ class PageCache:
         if space is None or not obj.whole:
             return None
         try:
-            opened = await trio.to_thread.run_sync(
-                disk.open_verified,
-                space.directory,
-                oid,
-                obj.size,
-                obj.pages.checksums,
-                stamp,
-                limiter=self._disk_limiter,
-            )
+            sums = obj.pages.checksums
+            opened = await self._on_disk(lambda: disk.open_verified(space.directory, oid, obj.size, sums, stamp))
         except OSError as exc:
             if self.still_there(obj, oid, record, space):
                 self.contents.lose_file(obj, exc)

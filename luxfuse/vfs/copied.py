@@ -87,6 +87,8 @@ class CopiedOpens:
         """Inodes that are read, by the key of an object that is to be removed afterwards."""
         self._lent: dict[bytes, set[int]] = {}
         """Inodes by the object whose file is lent for them."""
+        self._lendings = 0
+        """How many inodes that are, each of which takes a descriptor."""
         self._closed: Callable[[int], None] = _no_listener
         self.opened = self.stale_reads = 0
         """Opens, and reads that found the object replaced: both rise from the start on."""
@@ -184,9 +186,15 @@ class CopiedOpens:
         obj = self._cache.acquire(obj.record.key, obj.record.version, obj.size)  # the last open may end meanwhile
         try:
             fd = await self._cache.open_for_kernel(obj)
-        except Exception:  # reads go on as before
+        except descriptors.NoDescriptors:  # which was logged; reads go on as before
+            return
+        except Exception:
             log.exception("lending the file of %r failed in an unexpected way", obj.record.key)
             return
+        except BaseException:  # the reader was interrupted: the next one offers it again
+            if shared.offered is obj:
+                shared.offered = None
+            raise
         finally:
             self._cache.release(obj)
         # No wait from here on: the object is whole, and its file the one that was opened.
@@ -196,10 +204,11 @@ class CopiedOpens:
                 shared.offered = None  # damaged pages were dropped: when they are there again
             return
         try:
-            room = sum(map(len, self._lent.values())) < descriptors.limit() // LENT_SHARE
+            room = self._lendings < descriptors.limit() // LENT_SHARE
             if still and shared.lent is None and room and self._kernel.lend(inode, fd):
                 shared.lent = obj.oid
                 self._lent.setdefault(obj.oid, set()).add(inode)
+                self._lendings += 1
         finally:
             os.close(fd)
 
@@ -210,7 +219,8 @@ class CopiedOpens:
             return
         self._kernel.take_back(inode)
         inodes = self._lent[shared.lent]
-        inodes.discard(inode)
+        inodes.remove(inode)
+        self._lendings -= 1
         if not inodes:
             del self._lent[shared.lent]
         shared.lent = None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from luxfuse.cache import disk, space
+from luxfuse.cache import descriptors, disk, space
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.sweep import Sweeper, sweep
 from luxfuse.tiers.directory import FileSystemSpace
@@ -260,6 +260,30 @@ async def test_a_disk_that_cannot_be_read_is_bypassed(tmp_path: Path) -> None:
         m.directory.fail_reading = errno.EIO
         assert await m.read_all("k") == data
         assert m.space.degraded
+
+
+@pytest.mark.expected_logs("no descriptors are left")
+@pytest.mark.parametrize("side", ["reading", "writing"])
+async def test_a_lack_of_descriptors_is_no_sick_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    monkeypatch.setattr(descriptors, "SHORTAGE_WAITS_S", (0.001, 0.001))
+    driver = FakeStore()
+    data = random_bytes(pages(3), 1)
+    driver.place("k", data)
+    async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
+        if side == "reading":
+            oid = await cache_whole(m, "k")
+            m.directory.fail_reading = errno.EMFILE
+            with pytest.raises(descriptors.NoDescriptors):
+                await m.read_all("k")
+            assert m.directory.file_of(oid).exists()
+            gets = driver.counts["get"]
+        else:
+            m.directory.fail_writing = errno.EMFILE
+            assert await m.read_all("k") == data
+        assert m.space.degraded is None
+        m.directory.fail_reading = m.directory.fail_writing = 0
+        assert await m.read_all("k") == data
+        assert side == "writing" or driver.counts["get"] == gets
 
 
 @pytest.mark.expected_logs("is gone; fetching it again", "until it recovers")

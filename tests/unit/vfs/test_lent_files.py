@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import copied
@@ -64,6 +65,28 @@ async def test_no_more_are_lent_than_there_are_descriptors_for(tmp_path: Path, m
         assert m.kernel.lendings == 1
         for each in (first, second):
             await m.kernel.release(m.fs, each)
+
+
+async def test_a_file_is_offered_again_after_a_reader_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mounted(tmp_path, store_of("big")) as m:
+        handle = await m.open("big")
+        shared = m.files.copied.get(await m.inode("big"))
+        assert shared is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(m.cache, "open_for_kernel", lambda _obj: trio.sleep_forever())
+            patched.setattr(m.cache, "is_verified", lambda _obj: True)
+            with trio.move_on_after(20) as scope:
+                while True:
+                    await m.kernel.read_all(m.fs, handle)
+                    if shared.obj.whole:
+                        scope.deadline = trio.current_time() + 0.05
+            assert shared.obj.whole
+            assert not m.kernel.lent
+        await m.kernel.read(m.fs, handle, 0, 10)
+        await until(lambda: m.kernel.lent)
+        await m.kernel.release(m.fs, handle)
 
 
 @pytest.mark.parametrize("change", ["write", "rename", "drop", "volume"])
