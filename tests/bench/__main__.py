@@ -24,9 +24,13 @@ from tests.bench.trials import SIZES
 from tests.support import fast_s3
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TRIALS = {
+    "dlio": "One trial each, systems taken in turn.",
+    "published": "Best of 3 trials (size small: 1), systems taken in turn; no more for one that took over 10 s.",
+    "table": "Best of 3 cold, 3 writing or 5 warm trials (size small: 1, 1, 3), systems taken in turn; no more for one "
+    "that took over 10 s (writing: 40 s).",
+}
 NOTES = (
-    "Best of 3 cold, 3 writing or 5 warm trials (size small: 1, 1, 3), systems taken in turn; no more for one that took "
-    "over 10 s (writing: 40 s).",
     "Cold: remounted with an empty cache, kernel caches dropped, then the server's files read once so that it is fast.",
     "Warm: read once through the same mount before. Server: nginx on loopback, sharing this machine's processors.",
     "'<' and '>': cut off at the time limit, the true figure is worse. Memory: VmHWM of the daemon and its children.",
@@ -84,7 +88,7 @@ def report(run: Run, arguments: argparse.Namespace, facts: dict[str, str], absen
     title += ", ".join(f"{name} {facts[name]}" for name in ("kernel", "cpus", "disk"))
     versions = "; ".join(facts[name] for name in ("rclone", "s3fs", "juicefs"))
     names = [kind.name for kind in run.kinds]
-    show(run.rows.values(), names, title, [*NOTES, f"{versions}; {facts['seconds']} s", *absent])
+    show(run.rows.values(), names, title, [TRIALS[arguments.suite], *NOTES, f"{versions}; {facts['seconds']} s", *absent])
     if arguments.json:
         document = {"environment": facts, "left out": absent, "rows": [row.as_json() for row in run.rows.values()]}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -43,9 +44,16 @@ def run(command: list[str], *, timeout_s: float, env: dict[str, str] | None = No
             raise TooSlow(timeout_s) from None
         raise
     if process.returncode != 0:
-        last = (err.strip() or out.strip() or f"exit {process.returncode}").splitlines()[-1]
+        last = _reason(err) or _reason(out) or f"exit {process.returncode}"
         raise Failed(f"{Path(command[0]).name}: {last.removeprefix(Path(command[0]).name + ': ')[:200]}")
     return out
+
+
+def _reason(output: str) -> str | None:
+    """The last line that names an error, or else the last one that says something."""
+    lines = [line.strip() for line in output.splitlines() if any(map(str.isalpha, line))]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [None])[-1]
 
 
 def kill_group(pid: int) -> None:

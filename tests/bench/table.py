@@ -14,7 +14,7 @@ SHORT_WIDTH = 200  # where the output is no terminal
 
 
 def _number(value: float) -> str:
-    if value >= 100:
+    if value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.1 else f"{value:.4f}"
 

@@ -42,6 +42,16 @@ def test_a_held_file_is_read_at_random_when_told_to(tmp_path: Path) -> None:
     assert json.loads(out)["reads"] == 20  # none twice, so it ends before the time
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("a\nOSError: no\n  File x\n-----\n", "sh: OSError: no"), ("a\nb\n---\n", "sh: b"), ("", "sh: exit 3")],
+)
+def test_a_failure_is_told_by_the_line_that_says_it(said: str, reason: str) -> None:
+    with pytest.raises(processes.Failed) as failed:
+        processes.run(["sh", "-c", 'printf "%s" "$1" >&2; exit 3', "sh", said], timeout_s=30)
+    assert str(failed.value) == reason
+
+
 def test_processor_time_is_that_of_the_process() -> None:
     with subprocess.Popen(["sleep", "60"]) as idle, subprocess.Popen(["yes"], stdout=subprocess.DEVNULL) as busy:
         deadline = time.monotonic() + 30
