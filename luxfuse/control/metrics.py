@@ -58,6 +58,8 @@ _COUNTERS = {
     "fuse_fast_opens": "Opens answered without waiting for anything.",
     "fuse_fast_reads": "Reads answered by the data plane.",
     "fuse_fast_writes": "Writes answered by the data plane.",
+    "fuse_fast_lookups": "Look-ups of names answered by the data plane.",
+    "fuse_fast_getattrs": "Questions for attributes answered by the data plane.",
     "fuse_errors": "Requests from the kernel that failed in a way that luxfuse did not foresee.",
     "fuse_refusals": "Requests from the kernel that failed for a reason outside luxfuse, as an outage.",
 }

@@ -116,6 +116,8 @@ class FuseStatus(TypedDict):
     fast_opens: int
     fast_reads: int
     fast_writes: int
+    fast_lookups: int
+    fast_getattrs: int
     lanes: int
     lanes_waiting: int
     errors: int

@@ -216,7 +216,8 @@ class Attachments:
             log.critical("%s: the attached under-store failed", self._where(a.path), exc_info=exc)
             a.state, a.error = "unreachable", "it failed in an unexpected way; see the log"
         finally:
-            a.parts, a.volume.fs = None, None
+            a.parts = None
+            self._tree.withdraw(a.volume)
             if backings is not None:
                 backings.forget_all()
             if backings is None or backings.retire_all_idle():

@@ -57,6 +57,8 @@ class Status:
                 "fast_opens": lane["opens"],
                 "fast_reads": lane["reads"],
                 "fast_writes": lane["writes"],
+                "fast_lookups": lane["lookups"],
+                "fast_getattrs": lane["getattrs"],
                 "lanes": lane["lanes"],
                 "lanes_waiting": lane["lanes_waiting"],
                 "errors": p.operations.errors,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+from luxfuse.vfs.attributes import Stat
 
 log = logging.getLogger(__name__)
 
@@ -178,13 +179,39 @@ class KernelSide:
                 except Exception:  # it only fetches ahead, and must not end the mount
                     log.exception("fetching ahead after an open failed in an unexpected way")
 
+    # -- look-ups that the lanes answer
+
+    @property
+    def answers(self) -> bool:
+        return self.serves_bytes
+
+    def offer(self, parent: int, name: bytes, stat: Stat, *, only_name: bool, ahead: bool) -> bool:
+        return self.serves_bytes and passthrough.offer(
+            parent, name, stat.inode, stat.mode, stat.uid, stat.gid, stat.rdev, stat.size, stat.blocks,
+            stat.mtime_ns, stat.ctime_ns, stat.atime_ns, _until(stat.ttl_s), only_name, ahead,
+        )  # fmt: skip
+
+    def knows(self, parent: int, name: bytes) -> bool:
+        return passthrough.knows(parent, name)
+
+    def revoke(self, parent: int, name: bytes) -> None:
+        passthrough.revoke(parent, name)
+
+    def revoke_below(self, directory: int) -> None:
+        passthrough.revoke_below(directory)
+
+    def revoke_all(self) -> None:
+        passthrough.revoke_all()
+
     # -- invalidation
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Beyond `INVALIDATIONS_BOUND` the oldest are dropped: the time-outs then do their work."""
+        self.revoke(parent, name)
         self._enqueue(parent, name)
 
     def invalidate_inode(self, inode: int) -> None:
+        passthrough.revoke_inode(inode)
         self._enqueue(inode, None)
 
     def _enqueue(self, inode: int, name: bytes | None) -> None:

@@ -82,10 +82,7 @@ class Operations(pyfuse3.Operations):
     @interruptible
     async def getattr(self, inode: Any, ctx: Any = None) -> pyfuse3.EntryAttributes:
         """Attributes of an inode."""
-        volume = self._volumes.of(inode)
-        with volume as fs:
-            stat = await fs.getattr(inode & LOCAL_MASK)
-        return to_kernel(stat, volume.base)
+        return to_kernel(await self._volumes.getattr(inode))
 
     def forget(self, inode_list: Sequence[Any]) -> Any:
         """Inode numbers are persistent, so there is nothing to count."""

@@ -145,14 +145,15 @@ def complete(txn: Transaction, directory: int, serial: int, fetched_s: float, he
     return changes
 
 
-def purge(txn: Transaction, limit: int) -> bool:
-    """Remove up to about ``limit`` records below removed directories; returns whether there are more."""
-    left = limit
+def purge(txn: Transaction, limit: int) -> tuple[bool, bool]:
+    """Remove up to about ``limit`` records below removed directories; returns whether there are more, and if names went."""
+    left, names = limit, False
     for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), limit)):
         if left <= 0:
-            return True
+            return True, names
         if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
             below = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
+            names = names or bool(below)
             for key, value in below:
                 entry = decode_entry(value)
                 txn.delete(Table.NAMES, key)
@@ -160,11 +161,11 @@ def purge(txn: Transaction, limit: int) -> bool:
                 if entry.kind is Kind.DIRECTORY:
                     txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
             if len(below) == left:
-                return True
+                return True, names
             left -= len(below) + 1
             txn.delete(Table.LISTINGS, directory)
         txn.delete(Table.REMOVED, directory)
-    return next(txn.items(Table.REMOVED, b""), None) is not None
+    return next(txn.items(Table.REMOVED, b""), None) is not None, names
 
 
 class _Needed:

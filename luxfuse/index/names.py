@@ -34,6 +34,7 @@ from luxfuse.index.listings import Listings
 from luxfuse.index.numbers import Numbers
 from luxfuse.index.purging import Purger
 from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.told import Told, Untold
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.index.uncommitted import Changes as Records
 from luxfuse.types import Kind
@@ -51,13 +52,14 @@ class Names:
     ) -> None:
         """``believe_from_s``: the attributes of what was asked for before are asked for again, see `distrusted`."""
         self._store = store
+        self.told: Told = Untold()
         self._clock = clock
         self.believe_from_s = believe_from_s
         self.keeps_attributes = True
         """Whether the store does; else those that are known here are all that there are."""
         self._numbers = Numbers(store)
         self.listings = Listings(store, clock)
-        self.purger = Purger(store, self._forget_decoded)
+        self.purger = Purger(store, self._purged)
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry | None] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
@@ -288,6 +290,9 @@ class Names:
             records[Table.REMOVED, U64.pack(old.inode)] = b""
 
     def _apply(self, records: Records) -> None:
+        for table, key in records:
+            if table is Table.NAMES:
+                self.told.revoke(U64.unpack(key[:8])[0], key[8:])
         self._store.apply(records)
         if any(table is Table.REMOVED for table, _ in records):
             self.purger.wake()
@@ -297,6 +302,7 @@ class Names:
     def hold(self, parent: int, name: bytes) -> None:
         """Leave a name as it is here, whether it exists or not, whatever the store says, until `settle`."""
         key = U64.pack(parent) + name
+        self.told.revoke(parent, name)
         if self.listings.running(parent):
             # A merge that runs now may have looked at the name already: what it made of it must not stay.
             entry = self.get(parent, name)
@@ -356,6 +362,7 @@ class Names:
         try:
             changes = await self._store.run(function)
         finally:
+            self.told.revoke_below(directory)
             self._forget_decoded()
         records: Records = {}
         self._numbers.note_highest(records)  # a lookup meanwhile may have noted a lower one
@@ -379,6 +386,11 @@ class Names:
         changes.retired, changes.given = [], []
         if changes.orphans:
             self.purger.wake()
+
+    def _purged(self, any_names: bool) -> None:
+        if any_names:
+            self.told.revoke_all()
+        self._forget_decoded()
 
     def _forget_decoded(self) -> None:
         self._entries.clear()

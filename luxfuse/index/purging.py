@@ -28,10 +28,10 @@ PURGE_RETRY_S = 60.0
 class Purger:
     """Goes through REMOVED whenever something is noted there."""
 
-    def __init__(self, store: IndexStore, forget_decoded: Callable[[], None]) -> None:
-        """``forget_decoded``: called when records went, of which decoded ones may be kept."""
+    def __init__(self, store: IndexStore, purged: Callable[[bool], None]) -> None:
+        """``purged``: called when records went, with whether names did: decoded ones may be kept, or told of."""
         self._store = store
-        self._forget_decoded = forget_decoded
+        self._purged = purged
         self._noted = trio.Event()
         if store.committed_items(Table.REMOVED, b"", b"", 1):
             self._noted.set()
@@ -47,12 +47,19 @@ class Purger:
             await trio.sleep(PURGE_DELAY_S)
             self._noted = trio.Event()
             try:
-                while await self._store.run(lambda txn: bulk.purge(txn, PURGE_RECORDS)):
-                    self._forget_decoded()
-                    await trio.sleep(PURGE_PAUSE_S)
+                await self._purge()
             except OSError as exc:
                 log.info("records below removed directories stay in the index for now: %s", exc)
                 await trio.sleep(PURGE_RETRY_S)
                 self._noted.set()
+
+    async def _purge(self) -> None:
+        more = True
+        while more:
+            names = True
+            try:
+                more, names = await self._store.run(lambda txn: bulk.purge(txn, PURGE_RECORDS))
             finally:
-                self._forget_decoded()
+                self._purged(names)
+            if more:
+                await trio.sleep(PURGE_PAUSE_S)

@@ -63,6 +63,7 @@ class Belief:
 
     def set_ttls(self, *, metadata_s: float, negative_s: float) -> None:
         """Believe names and attributes, and that names are missing, for so long from now on."""
+        self._names.told.revoke_all()
         self.ttl_s, self.negative_ttl_s = metadata_s, negative_s
 
     def remaining_s(self, entry: Entry) -> float:

@@ -333,6 +333,10 @@ class Descriptions:
 
     # -- ahead
 
+    def asks_ahead(self, directory: int) -> bool:
+        """Whether entries of a directory are asked for ahead, the more the more are looked at."""
+        return directory in self._sweeps
+
     def _looked(self, directory: int, name: bytes | None = None) -> None:
         """An entry is looked at; ``name``: it has to be asked for, so those after it may have to be, too."""
         sweep = self._sweeps.get(directory)

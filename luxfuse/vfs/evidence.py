@@ -21,7 +21,13 @@ class AttributeEvidence:
 
     def note(self, directory: int | None, attributes: Attributes) -> None:
         """Take note of the attributes that an object in a directory has; in None: of those that one was given here."""
-        if self._evidence.note(directory, carries=attributes != Attributes()):
+        found, expected = self._evidence.found, directory is not None and self._evidence.expects(directory)
+        changed = self._evidence.note(directory, carries=attributes != Attributes())
+        if self._evidence.found != found:  # each directory is judged by itself from now on
+            self._names.told.revoke_all()
+        elif directory is not None and self._evidence.expects(directory) != expected:
+            self._names.told.revoke_below(directory)
+        if changed:
             try:
                 self._names.put_evidence(self._evidence.in_vain, self._evidence.found)
             except OSError as exc:  # the index takes no changes now: the next run finds it out anew

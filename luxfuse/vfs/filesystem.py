@@ -9,6 +9,7 @@ from luxfuse.errors import StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Buffer, Kind
+from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.describing import Describing
 from luxfuse.vfs.descriptions import Descriptions
@@ -59,6 +60,7 @@ class FileSystem:
         shown: Shown,
         refusals: Refusals,
         directories: OpenDirectories,
+        answers: Answers,
         xattrs: ExtendedAttributes,
     ) -> None:
         self.namespace = namespace
@@ -78,6 +80,7 @@ class FileSystem:
         self._shown = shown
         self._refusals = refusals
         self.directories = directories
+        self.answers = answers
         self.xattrs = xattrs
         self._cache = cache
 

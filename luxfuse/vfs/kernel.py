@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from luxfuse.index.told import Told, Untold
+from luxfuse.vfs.attributes import Stat
+
 KERNEL_BATCH = 5_000
 """Names of a directory that the kernel is told to forget at once."""
 
@@ -16,7 +19,7 @@ class Ref(NamedTuple):
     number: int | None
 
 
-class Kernel(Protocol):
+class Kernel(Told, Protocol):
     """Backing files and caches of the kernel. Only `forgotten` blocks. ``valid_s``: how long opens need no question."""
 
     @property
@@ -89,20 +92,33 @@ class Kernel(Protocol):
     def take_touched(self) -> list[int]:
         """Return the inodes that were opened without the vfs being asked, since the last call."""
 
+    @property
+    def answers(self) -> bool:
+        """Whether `offer` has any effect."""
+
+    def offer(self, parent: int, name: bytes, stat: Stat, *, only_name: bool, ahead: bool) -> bool:
+        """Have look-ups of a name answered without us for ``stat.ttl_s``, or until it is revoked; False: no room.
+
+        So are questions for the attributes of the inode, but with ``only_name``. ``ahead``: nobody has asked for it yet.
+        """
+
+    def knows(self, parent: int, name: bytes) -> bool:
+        """Whether look-ups of a name are answered without us now."""
+
     def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """Make the kernel forget a name soon."""
+        """Make the kernel forget a name soon, and revoke it at once."""
 
     def invalidate_inode(self, inode: int) -> None:
-        """Make the kernel forget the attributes of an inode soon; its cached data stay."""
+        """Make the kernel forget the attributes of an inode soon, and revoke them at once; its cached data stay."""
 
     async def forgotten(self) -> bool:
         """Wait until the kernel has forgotten all that it was to forget; False: it takes too long."""
 
 
-class NoKernel:
+class NoKernel(Untold):
     """No kernel: everything is copied. For tests of the layers below fuse."""
 
-    hands_over = False
+    hands_over = answers = False
 
     def on_first_open(self, opened: Callable[[int], None]) -> None:
         """Nothing is opened."""
@@ -158,6 +174,14 @@ class NoKernel:
     def take_touched(self) -> list[int]:
         """Nothing was."""
         return []
+
+    def offer(self, parent: int, name: bytes, stat: Stat, *, only_name: bool, ahead: bool) -> bool:
+        """There is nobody who would answer."""
+        return False
+
+    def knows(self, parent: int, name: bytes) -> bool:
+        """There is nobody who would answer."""
+        return False
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """There is no kernel to tell."""

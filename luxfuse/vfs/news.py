@@ -72,6 +72,7 @@ class News:
         now_s = self._clock()
         self._belief.doubts.listings.note(directory, now_s)
         self._belief.doubts.below.note(directory, now_s)
+        self._kernel.revoke_below(directory)
         for name_gone in self._missing.forget_in(directory):
             self._kernel.invalidate_entry(directory, name_gone)
         for child, entry in self._names.after(directory, b"", KERNEL_BATCH):

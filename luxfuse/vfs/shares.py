@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.kernel import Kernel
 
 VOLUME_SHIFT = 40
@@ -25,6 +26,7 @@ class KernelShares:
 
     def share(self, number: int) -> KernelShare:
         """Return the share of a volume that begins; an earlier share of that number is forgotten."""
+        self.kernel.revoke_all()  # numbers of inodes come again with those of volumes
         share = self._shares[number] = KernelShare(self, number)
         return share
 
@@ -108,6 +110,26 @@ class KernelShare:
         self._shares.sort_touched()
         found, self.touched = list(self.touched), {}
         return found
+
+    @property
+    def answers(self) -> bool:
+        return self._kernel.answers
+
+    def offer(self, parent: int, name: bytes, stat: Stat, *, only_name: bool, ahead: bool) -> bool:
+        stat.inode |= self._base
+        return self._kernel.offer(self._base | parent, name, stat, only_name=only_name, ahead=ahead)
+
+    def knows(self, parent: int, name: bytes) -> bool:
+        return self._kernel.knows(self._base | parent, name)
+
+    def revoke(self, parent: int, name: bytes) -> None:
+        self._kernel.revoke(self._base | parent, name)
+
+    def revoke_below(self, directory: int) -> None:
+        self._kernel.revoke_below(self._base | directory)
+
+    def revoke_all(self) -> None:
+        self._kernel.revoke_all()
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         self._kernel.invalidate_entry(self._base | parent, name)

@@ -165,6 +165,7 @@ class Volumes:
 
     def _changed(self, parent: _Node, name: bytes) -> None:
         """The kernel is to forget a name, and the listing that it is in."""
+        self._kernel.revoke_all()
         volume = self._volumes.get(parent.inode >> VOLUME_SHIFT)
         if volume is not None and volume.fs is not None:
             volume.fs.directories.relist(parent.inode & LOCAL_MASK)
@@ -182,6 +183,11 @@ class Volumes:
                 return False
             node = node.parent
         return True
+
+    def withdraw(self, volume: Volume) -> None:
+        """Answer requests for a volume with EIO from now on."""
+        volume.fs = None
+        self._kernel.revoke_all()
 
     # -- which volume
 
@@ -230,7 +236,7 @@ class Volumes:
         if child is None or child.volume is None:
             volume = self.of(parent)
             if name == b".." and (above := self._above(volume, parent & LOCAL_MASK)) is not None:
-                return await self._stat(above)
+                return await self.getattr(above)
             try:
                 with volume as fs:
                     stat = await fs.lookup(parent & LOCAL_MASK, name)
@@ -245,8 +251,10 @@ class Volumes:
                 child = self._child(parent, name)
                 if child is None or child.volume is None:
                     self._met(child, stat.inode)
+                    if volume.fs is not None and self._is_plain(parent):
+                        volume.fs.answers.looked_up(parent & LOCAL_MASK, name)
                     return stat
-        return await self._stat(child.inode)
+        return await self.getattr(child.inode)
 
     def _above(self, volume: Volume, inode: int) -> int | None:
         """Return the directory that an attached root is in; None for anything else."""
@@ -264,11 +272,20 @@ class Volumes:
             node.inode = inode
             self._nodes[inode] = node
 
-    async def _stat(self, inode: int) -> Stat:
-        volume = self.of(inode)
+    def _is_plain(self, directory: int) -> bool:
+        """Whether a directory is not on the way to attach points: only then its names may be looked up without us."""
+        node = self._nodes.get(directory)
+        return node is None or not node.children
+
+    async def getattr(self, inode: int) -> Stat:
+        """Return an inode's attributes. Raises as `FileSystem.getattr` does."""
+        volume, local = self.of(inode), inode & LOCAL_MASK
         with volume as fs:
-            stat = await fs.getattr(inode & LOCAL_MASK)
+            stat = await fs.getattr(local)
         stat.inode |= volume.base
+        place = volume.fs.namespace.places.place_of(local) if volume.fs is not None else None
+        if volume.fs is not None and place is not None and self._is_plain(volume.base | place[0]):
+            volume.fs.answers.asked(local, *place)
         return stat
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:

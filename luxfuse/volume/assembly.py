@@ -16,6 +16,7 @@ from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
 from luxfuse.understore.locations import key_limits
+from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.attributes import Defaults
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
@@ -99,7 +100,7 @@ def build_tree(
         reading.namespace,
         reading.ahead,
         reading.files,
-        _file_system(reading, writing, changing),
+        _file_system(reading, writing, changing, kernel),
         local.journal,
         local.staging,
         reading.dirty,
@@ -142,7 +143,7 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, limits: KeyLim
     )
 
 
-def _file_system(reading: Reading, writing: Writing, changing: Changing) -> FileSystem:
+def _file_system(reading: Reading, writing: Writing, changing: Changing, kernel: Kernel) -> FileSystem:
     """Build the part that answers the kernel."""
     refusals = Refusals(reading.namespace, reading.policies)
     return FileSystem(
@@ -164,6 +165,13 @@ def _file_system(reading: Reading, writing: Writing, changing: Changing) -> File
         shown=changing.shown,
         refusals=refusals,
         directories=changing.directories,
+        answers=Answers(
+            namespace=reading.namespace,
+            descriptions=reading.descriptions,
+            shown=changing.shown,
+            entries=reading.dirty,
+            kernel=kernel,
+        ),
         xattrs=ExtendedAttributes(
             namespace=reading.namespace,
             descriptions=reading.descriptions,

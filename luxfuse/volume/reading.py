@@ -86,6 +86,7 @@ def build_reading(
     store.follow_rules(policies, path_of)
     # A run that was killed may have changed names since without a record.
     names = Names(local.index, clock) if local.clean else Names(local.index, clock, believe_from_s=clock())
+    names.told = kernel
     lister = Lister(store=store, names=names, moving=Moving(names), kernel=kernel, nursery=nursery, clock=clock)
     evidence = AttributeEvidence(names)
     namespace = Namespace(

@@ -112,7 +112,7 @@ class Player:
 
     async def look_up(self, key: str) -> None:
         try:
-            stat = await self.m.fs.getattr(await self.m.inode(key))
+            stat = await self.m.kernel.getattr(self.m.fs, await self.m.inode(key))
         except NoSuchName:
             if not self.outage:
                 assert self.absent_as_path(key), f"{key} is not found, though it was there all the time"

@@ -393,7 +393,7 @@ class Player:
 
     async def look(self, path: str, node: Node) -> None:
         """Compare one name with its node."""
-        found = await self.m.fs.getattr(await self.m.inode(path))
+        found = await self.m.kernel.getattr(self.m.fs, await self.m.inode(path))
         kinds = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFREG: "file"}
         assert kinds.get(stat.S_IFMT(found.mode), "special") == node.kind, path
         if node.kind == "symlink":

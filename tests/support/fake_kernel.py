@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
-from luxfuse.vfs.attributes import Caller
+from luxfuse.errors import LuxError
+from luxfuse.vfs.attributes import Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
 
@@ -24,6 +25,14 @@ MARK_WRITE = 1 << 58
 INODE_MASK = (1 << 48) - 1
 READ_BYTES = 1 << 20
 CALLER = Caller(uid=0, gid=0, pid=1, umask=0o022)
+
+
+@dataclass
+class _Offer:
+    stat: Stat
+    since_s: float
+    until_s: float
+    only_name: bool
 
 
 @dataclass
@@ -56,6 +65,11 @@ class FakeKernel:
         self.lent: dict[int, int] = {}
         """Files that copied opens are read from without asking, by inode."""
         self.lendings = 0
+        self.answers = True
+        self.offered: dict[tuple[int, bytes], _Offer] = {}
+        self.clock: Callable[[], float] = lambda: 0.0
+        self.answered = 0
+        """Look-ups and questions for attributes that lanes would have answered."""
         self.invalidated: list[tuple[int, bytes]] = []
         self.invalidated_inodes: list[int] = []
         self.settled = 0
@@ -157,11 +171,36 @@ class FakeKernel:
             self.table[inode].touched = False
         return touched
 
+    def offer(self, parent: int, name: bytes, stat: Stat, *, only_name: bool, ahead: bool) -> bool:
+        assert stat.ttl_s > 0
+        assert not stat.changing
+        self.offered = {key: offer for key, offer in self.offered.items() if offer.stat.inode != stat.inode}
+        self.offered[parent, name] = _Offer(stat, self.clock(), self.clock() + stat.ttl_s, only_name)
+        return True
+
+    def knows(self, parent: int, name: bytes) -> bool:
+        return self._valid(self.offered.get((parent, name))) is not None
+
+    def _valid(self, offer: _Offer | None) -> _Offer | None:
+        # A clock that was set back does not count: the lanes' clock is monotonic, and what was said holds for its time.
+        return offer if offer is not None and offer.since_s <= self.clock() < offer.until_s else None
+
+    def revoke(self, parent: int, name: bytes) -> None:
+        self.offered.pop((parent, name), None)
+
+    def revoke_below(self, directory: int) -> None:
+        self.offered = {key: offer for key, offer in self.offered.items() if key[0] != directory}
+
+    def revoke_all(self) -> None:
+        self.offered.clear()
+
     def invalidate_entry(self, parent: int, name: bytes) -> None:
+        self.revoke(parent, name)
         self.invalidated.append((parent, name))
         self.most_unsettled = max(self.most_unsettled, len(self.invalidated) - self.settled)
 
     def invalidate_inode(self, inode: int) -> None:
+        self.offered = {key: offer for key, offer in self.offered.items() if offer.stat.inode != inode}
         self.invalidated_inodes.append(inode)
 
     async def forgotten(self) -> bool:
@@ -172,6 +211,36 @@ class FakeKernel:
         return self.keeps_up
 
     # -- what the kernel does
+
+    async def lookup(self, fs: FileSystem, parent: int, name: bytes) -> Stat:
+        """Look a name up. What the lanes would answer must be what the file system does answer."""
+        offer = self._valid(self.offered.get((parent, name)))
+        stat = await self._compared(offer, fs.lookup(parent, name))
+        fs.answers.looked_up(parent, name)
+        return stat
+
+    async def getattr(self, fs: FileSystem, inode: int) -> Stat:
+        """Ask for attributes, as `lookup`."""
+        offers = (offer for offer in self.offered.values() if offer.stat.inode == inode and not offer.only_name)
+        stat = await self._compared(self._valid(next(offers, None)), fs.getattr(inode))
+        if (place := fs.namespace.places.place_of(inode)) is not None:
+            fs.answers.asked(inode, *place)
+        return stat
+
+    async def _compared(self, offer: _Offer | None, asked: Awaitable[Stat]) -> Stat:
+        error = None
+        try:
+            stat = await asked
+        except LuxError as exc:
+            error = exc
+        if error is not None:
+            assert offer is None, f"the lanes would have answered {offer}, not {error!r}"
+            raise error
+        if offer is not None:
+            offer.stat.ttl_s = stat.ttl_s
+            assert offer.stat == stat, "the lanes would have answered something else"
+            self.answered += 1
+        return stat
 
     def _open_passthrough(self, inode: int, backing: _Backing) -> int:
         assert self.cached_opens[inode] == 0, f"EIO: passthrough open of inode {inode} while cached ones live"

@@ -227,7 +227,7 @@ class Mount:
         """Look a path up, name by name."""
         inode = ROOT_INODE
         for part in path.split("/"):
-            inode = (await self.fs.lookup(inode, part.encode())).inode
+            inode = (await self.kernel.lookup(self.fs, inode, part.encode())).inode
         return inode
 
     async def open(self, path: str) -> int:
@@ -337,6 +337,7 @@ def _build(
 ) -> Mount:
     kernel, clock = FakeKernel(passthrough=o.passthrough, grants=o.grants), FakeClock(o.beginning_s)
     neighbours = o.neighbours(store, local.journal) if o.neighbours is not None else Neighbours()
+    kernel.clock = clock
     opened = Opened(o.settings(path), store, local, nursery, neighbours)
     p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, buffers_bytes=o.memory_bytes)
     p.directories._source_id = "source"  # as the directories that were claimed above

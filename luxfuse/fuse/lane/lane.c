@@ -1,10 +1,11 @@
 /* Threads that read /dev/fuse, and answer what needs no decision without the interpreter lock.
  *
  * OPEN for reading of an inode that Python has registered and whose freshness has not run out, RELEASE of such a handle,
- * READ and WRITE of files that the kernel does not read itself (bytes.c), FORGET (inode numbers are persistent here, so
- * lookup counts mean nothing), and the questions for file capabilities, which come with writes, and for access control
- * lists, which `ls -l` asks of each file: there are none of either. INTERRUPT goes to Python by a way of its own, everything
- * else to the queue, and so to pyfuse3. libfuse writes its replies straight to the device.
+ * READ and WRITE of files that the kernel does not read itself (bytes.c), LOOKUP and GETATTR of what Python has said
+ * (answers.c), FORGET (inode numbers are persistent here, so lookup counts mean nothing), and the questions for file
+ * capabilities, which come with writes, and for access control lists, which `ls -l` asks of each file: there are none of
+ * either. INTERRUPT goes to Python by a way of its own, everything else to the queue, and so to pyfuse3. libfuse writes its
+ * replies straight to the device.
  *
  * As many lanes as there is work: one more begins when all but one wait for a disk, up to MOST_LANES, and those beyond
  * `resting` end when they have not been needed for SPARE_S: to begin and end one costs as much as some reads. All read the
@@ -35,7 +36,7 @@
 
 static int device_fd = -1;
 static unsigned resting = 1; /* lanes that stay */
-bool answers_bytes;
+bool dataplane;
 atomic_bool ended;
 
 static struct lane lanes[MOST_LANES];
@@ -70,6 +71,8 @@ struct lane_sums lanes_sum(void)
 		sums.reads += count_of(&lanes[i].reads);
 		sums.read_bytes += count_of(&lanes[i].read_bytes);
 		sums.writes += count_of(&lanes[i].writes);
+		sums.lookups += count_of(&lanes[i].lookups);
+		sums.getattrs += count_of(&lanes[i].getattrs);
 	}
 	return sums;
 }
@@ -116,13 +119,13 @@ static int begin_lane(void)
 	return error;
 }
 
-int lanes_start(int fd, bool bytes)
+int lanes_start(int fd, bool all)
 {
 	int error = 0;
 	const long processors = sysconf(_SC_NPROCESSORS_ONLN);
 	device_fd = fd;
-	answers_bytes = bytes;
-	resting = bytes ? (processors < 2 ? 2 : processors > 8 ? 8 : (unsigned)processors) : 1;
+	dataplane = all;
+	resting = all ? (processors < 2 ? 2 : processors > 8 ? 8 : (unsigned)processors) : 1;
 	pthread_mutex_lock(&lanes_lock);
 	while (running_of(atomic_load(&population)) < resting && !error)
 		error = begin_lane();
@@ -234,9 +237,13 @@ static bool answer(struct lane *lane, const void *data, size_t size)
 	case FUSE_OPEN:
 		return size >= sizeof *in + sizeof(struct fuse_open_in) && answer_open(lane, in, arg);
 	case FUSE_READ:
-		return answers_bytes && answer_read(lane, data, size);
+		return dataplane && answer_read(lane, data, size);
 	case FUSE_WRITE:
-		return answers_bytes && answer_write(lane, data, size);
+		return dataplane && answer_write(lane, data, size);
+	case FUSE_LOOKUP:
+		return dataplane && answer_lookup(lane, data, size);
+	case FUSE_GETATTR:
+		return dataplane && answer_getattr(lane, data, size);
 	case FUSE_RELEASE: {
 		const struct fuse_release_in *release = arg;
 		if (size < sizeof *in + sizeof *release || !is_fast(release->fh))

@@ -2,12 +2,14 @@
  *
  *   lane.c     threads that read /dev/fuse and answer what needs no decision
  *   bytes.c    READ and WRITE of registered files
+ *   answers.c  LOOKUP and GETATTR from what Python has said of names
  *   table.c    the registered inodes: the only place that counts their opens
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
  *
- * Order of the locks: a stripe of the table, then `report_lock`. No lock is held across a call that can block.
+ * Order of the locks: a stripe of the table, then `report_lock`; those of answers.c are taken alone. No lock is held across
+ * a call that can block.
  */
 #ifndef LUXFUSE_LANE_H
 #define LUXFUSE_LANE_H
@@ -120,7 +122,7 @@ size_t take_touched(uint64_t **found);	  /* to be freed; what finds no memory is
 /* ------------------------------------------------------------------ lane.c */
 
 struct lane {
-	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes; /* read by others */
+	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes, lookups, getattrs; /* read by others */
 	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
 	char *reply;   /* of MOST_BYTES, from the first READ on */
 };
@@ -129,11 +131,11 @@ struct lane {
 #endif
 
 extern atomic_bool ended;
-extern bool answers_bytes;
+extern bool dataplane; /* whether anything but OPEN and RELEASE is answered here */
 
-int lanes_start(int device_fd, bool bytes); /* 0, or an errno */
+int lanes_start(int device_fd, bool dataplane); /* 0, or an errno */
 struct lane_sums {
-	unsigned long long requests, opens, reads, read_bytes, writes;
+	unsigned long long requests, opens, reads, read_bytes, writes, lookups, getattrs;
 };
 struct lane_sums lanes_sum(void); /* of the counters of all lanes */
 void lanes_count(unsigned *run, unsigned *wait); /* lanes that run, and those of them that wait for a disk */
@@ -146,6 +148,32 @@ void count_up(atomic_ullong *counter, unsigned long long by);
 
 bool answer_read(struct lane *lane, const void *request, size_t size);
 bool answer_write(struct lane *lane, const void *request, size_t size);
+
+/* ------------------------------------------------------------------ answers.c */
+
+#ifndef ANSWERS_BUDGET
+#define ANSWERS_BUDGET (64u << 20) /* bytes of all answers; about 400,000 of them. Fewer in a test. */
+#endif
+
+struct offer { /* of a name, which goes beside it */
+	uint64_t parent, ino, size, blocks;
+	int64_t mtime_ns, ctime_ns, atime_ns, valid_until_ns;
+	uint32_t mode, uid, gid, rdev;
+	uint16_t name_size;
+	bool only_name; /* GETATTR goes to Python */
+};
+
+bool answer_lookup(struct lane *lane, const void *request, size_t size);
+bool answer_getattr(struct lane *lane, const void *request, size_t size);
+
+/* Of these, one at a time. Revoking returns when no lane will send what is revoked. */
+bool answers_offer(const struct offer *said, const char *name, bool ahead); /* false: there is no room */
+bool answers_have(uint64_t parent, const char *name, size_t size);
+void answers_revoke(uint64_t parent, const char *name, size_t size);
+void answers_revoke_ino(uint64_t ino);
+void answers_revoke_below(uint64_t directory); /* all names of a directory */
+void answers_revoke_all(void);
+void answers_size(size_t *entries, size_t *bytes);
 
 /* ------------------------------------------------------------------ libfuse.c */
 

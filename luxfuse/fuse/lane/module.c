@@ -66,10 +66,10 @@ static PyObject *py_push(PyObject *self, PyObject *args)
 
 static PyObject *py_start(PyObject *self, PyObject *args)
 {
-	int device_fd, bytes = 0;
-	if (!PyArg_ParseTuple(args, "i|p", &device_fd, &bytes))
+	int device_fd, all = 0;
+	if (!PyArg_ParseTuple(args, "i|p", &device_fd, &all))
 		return NULL;
-	errno = lanes_start(device_fd, bytes);
+	errno = lanes_start(device_fd, all);
 	if (errno)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	Py_RETURN_NONE;
@@ -221,6 +221,74 @@ static PyObject *py_take_touched(PyObject *self, PyObject *args)
 	return list;
 }
 
+/* ------------------------------------------------------------------ answers */
+
+static PyObject *py_offer(PyObject *self, PyObject *args)
+{
+	struct offer said = { 0 };
+	unsigned long long parent, ino, size, blocks;
+	long long mtime_ns, ctime_ns, atime_ns, valid_until_ns;
+	const char *name;
+	Py_ssize_t length;
+	int only_name, ahead;
+	if (!PyArg_ParseTuple(args, "Ky#KIIIIKKLLLLpp", &parent, &name, &length, &ino, &said.mode, &said.uid, &said.gid, &said.rdev,
+			      &size, &blocks, &mtime_ns, &ctime_ns, &atime_ns, &valid_until_ns, &only_name, &ahead))
+		return NULL;
+	if (length > UINT16_MAX)
+		return PyErr_Format(PyExc_ValueError, "a name of %zd bytes", length);
+	said.parent = parent, said.ino = ino, said.size = size, said.blocks = blocks;
+	said.mtime_ns = mtime_ns, said.ctime_ns = ctime_ns, said.atime_ns = atime_ns, said.valid_until_ns = valid_until_ns;
+	said.name_size = (uint16_t)length, said.only_name = only_name;
+	return PyBool_FromLong(answers_offer(&said, name, ahead));
+}
+
+static PyObject *py_knows(PyObject *self, PyObject *args)
+{
+	unsigned long long parent;
+	const char *name;
+	Py_ssize_t length;
+	if (!PyArg_ParseTuple(args, "Ky#", &parent, &name, &length))
+		return NULL;
+	return PyBool_FromLong(answers_have(parent, name, (size_t)length));
+}
+
+static PyObject *py_revoke(PyObject *self, PyObject *args)
+{
+	unsigned long long parent;
+	const char *name;
+	Py_ssize_t length;
+	if (!PyArg_ParseTuple(args, "Ky#", &parent, &name, &length))
+		return NULL;
+	answers_revoke(parent, name, (size_t)length);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_revoke_inode(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	answers_revoke_ino(ino);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_revoke_below(PyObject *self, PyObject *args)
+{
+	unsigned long long directory;
+	if (!PyArg_ParseTuple(args, "K", &directory))
+		return NULL;
+	answers_revoke_below(directory);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_revoke_all(PyObject *self, PyObject *args)
+{
+	answers_revoke_all();
+	Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ the rest */
+
 static PyObject *py_set_fallocate(PyObject *self, PyObject *args)
 {
 	PyObject *callable;
@@ -246,9 +314,13 @@ static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	const struct lane_sums sums = lanes_sum();
 	unsigned run, wait;
+	size_t entries, bytes;
 	lanes_count(&run, &wait);
-	return Py_BuildValue("{sKsKsKsKsKsKsIsI}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
-			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes, "lanes", run, "lanes_waiting", wait);
+	answers_size(&entries, &bytes);
+	return Py_BuildValue("{sKsKsKsKsKsKsKsKsIsIsnsn}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
+			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes,
+			     "lookups", sums.lookups, "getattrs", sums.getattrs, "lanes", run, "lanes_waiting", wait,
+			     "answers", (Py_ssize_t)entries, "answers_bytes", (Py_ssize_t)bytes);
 }
 
 static PyMethodDef methods[] = {
@@ -257,7 +329,7 @@ static PyMethodDef methods[] = {
 	{ "take_interrupted", py_take_interrupted, METH_NOARGS, "take_interrupted() -> [number of a request whose caller has a signal]." },
 	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
-	{ "start", py_start, METH_VARARGS, "start(device_fd: int, bytes=False): begin to read requests from the device; READ and WRITE are answered here with `bytes`." },
+	{ "start", py_start, METH_VARARGS, "start(device_fd: int, dataplane=False): begin to read requests from the device; READ, WRITE, LOOKUP and GETATTR are answered here with `dataplane`." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here, and without a backing id (0) READs and WRITEs; fd is duplicated." },
 	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
 	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
@@ -272,6 +344,12 @@ static PyMethodDef methods[] = {
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
+	{ "offer", py_offer, METH_VARARGS, "offer(parent, name, ino, mode, uid, gid, rdev, size, blocks, mtime_ns, ctime_ns, atime_ns, valid_until_ns, only_name, ahead) -> bool: answer LOOKUPs of a name here, and GETATTRs of its inode unless `only_name`. False: there is no room, which for those `ahead` nobody makes." },
+	{ "knows", py_knows, METH_VARARGS, "knows(parent, name) -> whether LOOKUPs of a name are answered here now." },
+	{ "revoke", py_revoke, METH_VARARGS, "revoke(parent, name): end that; no answer is sent any more once this returns. No effect if it was not offered." },
+	{ "revoke_inode", py_revoke_inode, METH_VARARGS, "revoke_inode(ino): end it for the name of an inode." },
+	{ "revoke_below", py_revoke_below, METH_VARARGS, "revoke_below(directory): end it for all names of a directory." },
+	{ "revoke_all", py_revoke_all, METH_NOARGS, "revoke_all(): end it for all names." },
 	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
 	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
 	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> {name: number} of what was read and answered here." },

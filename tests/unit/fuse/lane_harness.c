@@ -5,6 +5,9 @@
  *
  * A model of each file: its bytes all say its generation, and generations only rise. A READ that the lanes answer must be
  * of one generation, no older than the file's when the READ was sent, unless an open of the lanes holds the file.
+ *
+ * A model of each name: its size is its generation. "Python" revokes it, raises the generation, and sends word of that as it
+ * would send replies and notices, through the same descriptor. No answer of an older one may be sent after that.
  */
 #include "lane.h"
 
@@ -24,6 +27,9 @@
 #include <unistd.h>
 
 #define FILES 8
+#define DIRECTORIES 2
+#define NAMES 16 /* in all of them */
+#define LOOKERS 2
 #define FILE_BYTES 49152
 #define READERS 4
 #define LARGEST (3 * FILE_BYTES) /* of files: writes beyond fail, and across are short */
@@ -35,6 +41,8 @@ static int kernel_end;
 static unsigned long long seed;
 static const char *directory;
 static atomic_bool stop, all_done;
+static int lanes_end;
+static unsigned long long floors[NAMES]; /* generations that word was sent of; of the receiver */
 static atomic_ullong generations[FILES], answered, forwarded, opened, written, unique_numbers = 16;
 
 static void fail(const char *what, long long a, long long b)
@@ -61,6 +69,7 @@ struct waiting {
 	struct waiting *next;
 	uint64_t unique;
 	bool done, to_python;
+	unsigned name; /* one more than the number of the name that is asked for; 0: of none */
 	int error;
 	size_t size;
 	char *payload;
@@ -70,6 +79,28 @@ static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t waiting_done = PTHREAD_COND_INITIALIZER;
 static struct waiting *all_waiting;
 
+static uint64_t ino_of_name(unsigned name)
+{
+	return 5000 + name;
+}
+
+/* An answer about a name has come from a lane. */
+static void check_answer(unsigned name, int error, const char *payload, size_t size)
+{
+	const struct fuse_entry_out *entry = (const void *)payload;
+	const struct fuse_attr_out *attr = (const void *)payload;
+	if (error || (size != sizeof *entry && size != sizeof *attr))
+		fail("answer about a name", error, (long long)size);
+	const struct fuse_attr *found = size == sizeof *entry ? &entry->attr : &attr->attr;
+	if (found->ino != ino_of_name(name) || (size == sizeof *entry && entry->nodeid != found->ino))
+		fail("answer about another inode", (long long)found->ino, name);
+	if (found->size < floors[name])
+		fail("an answer of before a change came after it", (long long)found->size, (long long)floors[name]);
+	const uint64_t valid = size == sizeof *entry ? entry->attr_valid : attr->attr_valid;
+	if (valid > 3600 || (size == sizeof *entry && entry->entry_valid != valid))
+		fail("holds for another time", (long long)valid, name);
+}
+
 static void finish(uint64_t unique, bool to_python, int error, const char *payload, size_t size)
 {
 	pthread_mutex_lock(&waiting_lock);
@@ -77,6 +108,8 @@ static void finish(uint64_t unique, bool to_python, int error, const char *paylo
 		if (w->unique == unique) {
 			if (w->done)
 				fail("answered twice", (long long)unique, error);
+			if (w->name && !to_python)
+				check_answer(w->name - 1, error, payload, size);
 			w->done = true;
 			w->to_python = to_python;
 			w->error = error;
@@ -99,6 +132,11 @@ static void *receive(void *unused)
 			return NULL;
 		if ((size_t)n < sizeof *out || out->len != (uint32_t)n)
 			fail("garbled answer", n, n >= 4 ? out->len : 0);
+		if (!out->unique) {
+			const unsigned long long *word = (const void *)(packet + sizeof *out);
+			floors[word[0]] = word[1];
+			continue;
+		}
 		finish(out->unique, false, -out->error, packet + sizeof *out, (size_t)n - sizeof *out);
 	}
 }
@@ -193,6 +231,98 @@ static bool write_word(uint64_t ino, uint64_t fh, uint64_t offset)
 	return true;
 }
 
+/* ------------------------------------------------------------------ names */
+
+static unsigned long long name_generations[NAMES]; /* of "Python" */
+
+static size_t name_of(unsigned name, char *text)
+{
+	return (size_t)sprintf(text, "name-%u", name);
+}
+
+static uint64_t parent_of(unsigned name)
+{
+	return 1000 + name % DIRECTORIES;
+}
+
+/* The name is revoked: it changes, and the kernel is told. */
+static void change_name(unsigned name)
+{
+	const struct {
+		struct fuse_out_header out;
+		unsigned long long word[2];
+	} notice = { { sizeof notice, 1, 0 }, { name, ++name_generations[name] } };
+	if (send(lanes_end, &notice, sizeof notice, 0) != sizeof notice)
+		fail("send notice", errno, name);
+}
+
+static void offer_name(unsigned name, unsigned *state)
+{
+	char text[32];
+	const bool old = rnd(state, 4) == 0; /* too old, and of long ago */
+	const struct offer said = { .parent = parent_of(name), .ino = ino_of_name(name),
+				    .size = old ? 0 : name_generations[name], .valid_until_ns = old ? 1 : later_ns(),
+				    .name_size = (uint16_t)name_of(name, text), .only_name = rnd(state, 8) == 0 };
+	answers_offer(&said, text, rnd(state, 2));
+}
+
+static void play_with_names(unsigned *state)
+{
+	char text[32];
+	const unsigned name = rnd(state, NAMES), directory = rnd(state, DIRECTORIES);
+	switch (rnd(state, 8)) {
+	case 0: /* another name of the inode, which takes its place */
+		if (name_generations[name] % 2)
+			answers_offer(&(struct offer){ .parent = 999, .ino = ino_of_name(name), .size = name_generations[name],
+						       .valid_until_ns = later_ns(), .name_size = 5 }, "other", false);
+		answers_revoke_ino(ino_of_name(name));
+		change_name(name);
+		break;
+	case 1:
+		answers_revoke(parent_of(name), text, name_of(name, text));
+		if (answers_have(parent_of(name), text, name_of(name, text)))
+			fail("revoked and there", name, 0);
+		change_name(name);
+		break;
+	case 2:
+		if (rnd(state, 2))
+			answers_revoke_all();
+		else
+			answers_revoke_below(1000 + directory);
+		for (unsigned i = directory; i < NAMES; i += DIRECTORIES)
+			change_name(i);
+		break;
+	default:
+		offer_name(name, state);
+	}
+}
+
+static void *looker(void *argument)
+{
+	unsigned state = (unsigned)(uintptr_t)argument;
+	char payload[PACKET];
+	struct waiting w = { .payload = payload };
+	while (!atomic_load(&stop)) {
+		const unsigned name = rnd(&state, NAMES);
+		struct {
+			struct fuse_in_header in;
+			union {
+				char name[32];
+				struct fuse_getattr_in getattr;
+			} arg;
+		} ask = { 0 };
+		w.name = name + 1;
+		if (rnd(&state, 2)) {
+			ask.in = (struct fuse_in_header){ .opcode = FUSE_LOOKUP, .nodeid = parent_of(name) };
+			request(&w, &ask, sizeof ask.in + name_of(name, ask.arg.name) + 1);
+		} else {
+			ask.in = (struct fuse_in_header){ .opcode = FUSE_GETATTR, .nodeid = ino_of_name(name) };
+			request(&w, &ask, sizeof ask.in + sizeof ask.arg.getattr);
+		}
+	}
+	return NULL;
+}
+
 /* Registers, retires and changes files as Python does: never while an open of the lanes holds one. */
 static void *python(void *argument)
 {
@@ -261,6 +391,8 @@ static void *python(void *argument)
 			free(touched);
 		}
 		close(fd);
+		for (unsigned i = 0; i < 4; i++)
+			play_with_names(&state);
 	}
 	return NULL;
 }
@@ -325,18 +457,27 @@ static void *reader(void *argument)
 
 static void race(unsigned seconds)
 {
-	pthread_t threads[READERS + 1];
+	pthread_t threads[1 + READERS + LOOKERS];
 	for (unsigned file = 0; file < FILES; file++) {
 		const int fd = open_file(file, O_RDWR | O_CREAT);
 		fill(fd, 0);
 		close(fd);
 	}
-	for (unsigned i = 0; i <= READERS; i++)
-		pthread_create(&threads[i], NULL, i ? reader : python, (void *)(uintptr_t)(seed * 31 + i));
+	for (unsigned i = 0; i <= READERS + LOOKERS; i++)
+		pthread_create(&threads[i], NULL, i > READERS ? looker : i ? reader : python, (void *)(uintptr_t)(seed * 31 + i));
 	sleep(seconds);
 	atomic_store(&stop, true);
-	for (unsigned i = 0; i <= READERS; i++)
+	for (unsigned i = 0; i <= READERS + LOOKERS; i++)
 		pthread_join(threads[i], NULL);
+	size_t entries, bytes;
+	answers_size(&entries, &bytes);
+	if (!entries || bytes > ANSWERS_BUDGET)
+		fail("not within the budget", (long long)entries, (long long)bytes);
+	for (unsigned name = 0; name < NAMES; name++)
+		answers_revoke_ino(ino_of_name(name));
+	answers_size(&entries, &bytes);
+	if (entries || bytes)
+		fail("answers are left", (long long)entries, (long long)bytes);
 	for (unsigned file = 0; file < FILES; file++) {
 		struct drained gone;
 		table_retire(ino_of(file) | LENT, false);
@@ -358,13 +499,14 @@ static void fuzz(unsigned count)
 	fill(fd, 1);
 	const struct registration r = { 100, 0, fd, 0, later_ns(), true };
 	table_register(&r);
+	answers_offer(&(struct offer){ .parent = 100, .ino = 100, .valid_until_ns = later_ns(), .name_size = 4 }, "name", false);
 	const uint64_t writing = table_acquire(100, later_ns(), true);
 	table_grant(100, UINT32_MAX);
 	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
-					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, 0, 4711 };
+					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, FUSE_GETATTR, 0, 4711 };
 	for (unsigned i = 0; i < count; i++) {
 		struct fuse_in_header *in = (void *)packet;
-		const size_t size = rnd(&state, 3) ? rnd(&state, 200) : rnd(&state, sizeof packet);
+		size_t size = rnd(&state, 3) ? rnd(&state, 200) : rnd(&state, sizeof packet);
 		for (size_t k = 0; k < sizeof *in + 100 || k < size; k++)
 			packet[k] = (char)rnd(&state, 256);
 		in->opcode = codes[rnd(&state, sizeof codes / sizeof *codes)];
@@ -372,7 +514,9 @@ static void fuzz(unsigned count)
 		if (rnd(&state, 2))
 			in->nodeid = 100;
 		uint64_t *words = (void *)(in + 1); /* fh, offset, size ... of READ and WRITE */
-		if (rnd(&state, 2))
+		if (in->opcode == FUSE_LOOKUP && rnd(&state, 2))
+			size = sizeof *in + strlen(strcpy((char *)words, "name")) + rnd(&state, 3);
+		else if (rnd(&state, 2))
 			words[0] = rnd(&state, 2) ? writing : writing & ~MARK_WRITE;
 		if (rnd(&state, 2))
 			words[1] = rnd(&state, 2 * FILE_BYTES);
@@ -411,6 +555,7 @@ int main(int argc, char **argv)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
 		return 1;
 	kernel_end = ends[0];
+	lanes_end = ends[1];
 	pthread_create(&receiver, NULL, receive, NULL);
 	pthread_create(&taker, NULL, take_queue, NULL);
 	if ((errno = lanes_start(ends[1], true)) != 0)
@@ -433,7 +578,8 @@ int main(int argc, char **argv)
 	} while (blocked && --tries);
 	if (blocked)
 		fail("lanes pass for blocked", blocked, running);
-	printf("answered %llu forwarded %llu opened %llu written %llu read %llu\n", atomic_load(&answered), atomic_load(&forwarded),
-	       atomic_load(&opened), atomic_load(&written), lanes_sum().reads);
+	const struct lane_sums sums = lanes_sum();
+	printf("answered %llu forwarded %llu opened %llu written %llu read %llu lookups %llu getattrs %llu\n", atomic_load(&answered),
+	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), sums.reads, sums.lookups, sums.getattrs);
 	return 0;
 }

@@ -39,7 +39,7 @@ class SmallFs:
 
     def __init__(self, kernel: KernelSide, directory: Path, trace: Path) -> None:
         self.kernel = kernel
-        self.namespace = self.missing = self
+        self.namespace = self.missing = self.answers = self.places = self
         self.directory = directory
         self.trace = trace.open("a", buffering=1)
         self.names: dict[bytes, int] = {}
@@ -48,6 +48,12 @@ class SmallFs:
         self.last_inode, self.last_handle = ROOT, 0
         self.xattrs, self.directories = SmallXattrs(self), SmallDirectories(self)
         kernel.on_drained(lambda inode: self.note("drained", inode))
+
+    def looked_up(self, parent: int, name: bytes) -> None:
+        """The lanes answer no look-ups."""
+
+    def place_of(self, inode: int) -> None:
+        """Nor for inodes."""
 
     def note(self, *what: Any) -> None:
         print(json.dumps(what, default=os.fsdecode), file=self.trace)

@@ -13,10 +13,14 @@ import pytest
 from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
-SOURCES = [LANE / name for name in ("bytes.c", "lane.c", "queue.c", "table.c")]
+SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "lane.c", "queue.c", "table.c")]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
+FEW_ANSWERS = ["-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u"]
+"""So that there is no room for all names of the model, and lists are long."""
 SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
+UNLOCK = "	pthread_mutex_unlock(lock_of_name(bucket));\n"
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
@@ -25,7 +29,7 @@ def build(directory: Path, sanitizer: str, lane: Path = LANE, *defines: str) -> 
     program = directory / "lane_harness"
     sources = [lane / source.name for source in SOURCES]
     command = [
-        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-DSPARE_S=0", "-g", "-O1", "-std=gnu11",
+        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-DSPARE_S=0", *FEW_ANSWERS, "-g", "-O1", "-std=gnu11",
         "-Wall", "-Wextra", "-Werror", *defines, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all",
         f"-I{lane}", "-include", "unistd.h", "-o", program, HARNESS, *sources, "-lpthread",
     ]  # fmt: skip
@@ -81,10 +85,30 @@ def test_requests_of_random_bytes(tmp_path: Path, sanitizer: str) -> None:
         ("bytes.c", "	table_unuse(e, room);\n", "	table_unuse(e, 0);\n", "address,undefined"),
         ("bytes.c", "	if (!e) {\n		has_blocked();\n", "	if (!e) {\n", "address,undefined"),
         ("bytes.c", "	if (!whole)\n", "	if (!whole && false)\n", "address,undefined"),
+        (
+            "answers.c", "for (unsigned i = 0; i < STRIPES; i++) {", "for (unsigned i = 0; i < STRIPES && false; i++) {",
+            "address,undefined",
+        ),
+        (
+            "answers.c", f"{SEND}	}}\n{UNLOCK}", f"	}}\n{UNLOCK}	if (left)\n{SEND}",
+            "address,undefined",
+        ),
+        pytest.param(
+            "answers.c", " == a->generation ? left : 0", " >= a->generation ? left : 0", "address,undefined",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "answers.c", "	return left > 0 && atomic", "	return left && atomic", "address,undefined",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "answers.c", "	take_out(find_ino(ino_bucket, said->ino));\n", "", "address,undefined", marks=pytest.mark.slow
+        ),
     ],
     ids=[
         "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
-        "room that is never filled", "blocked after no write", "a short write",
+        "room that is never filled", "blocked after no write", "a short write", "revoked without waiting",
+        "sent without the lock", "revoked together", "too old", "two names of an inode",
     ],
 )  # fmt: skip
 def test_the_model_notices(tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:

@@ -1,0 +1,87 @@
+"""Which look-ups the lanes answer by themselves: those of names that are fresh and not changed here, as we would.
+
+What is offered here is taken back by `index.names.Names` before a name changes (`index.told`), which sees every change;
+and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names.
+
+A name is offered when it was asked for. Names after it are offered along with it, ever more of them while a directory is
+asked for name by name: that costs a thirtieth of answering here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from luxfuse.index.entries import Entry
+from luxfuse.types import Kind
+from luxfuse.vfs.descriptions import Descriptions
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.shown import Shown
+
+LEAST_S = 0.1
+"""What holds for less is not worth it."""
+FEWEST_AHEAD = 4
+MOST_AHEAD = 64
+DIRECTORIES_KEPT = 1_000
+
+
+class Answers:
+    """What the lanes may answer for one mount."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        descriptions: Descriptions,
+        shown: Shown,
+        entries: DirtyEntries,
+        kernel: Kernel,
+    ) -> None:
+        self._namespace = namespace
+        self._descriptions = descriptions
+        self._shown = shown
+        self._dirty = entries
+        self._kernel = kernel
+        self._ahead: OrderedDict[int, int] = OrderedDict()
+        """How many names were offered along with the last one that was asked for, by directory."""
+
+    def looked_up(self, parent: int, name: bytes) -> None:
+        """A look-up had to be answered here: offer the name, and some after it."""
+        if not self._kernel.answers or self._descriptions.asks_ahead(parent):
+            return  # answers to look-ups here keep that going
+        entry = self._namespace.peek(parent, name)
+        if entry is None or not self._offer(parent, name, entry):
+            return
+        count = self._count(parent)
+        for after, other in self._namespace.after(parent, name, count) if count else ():
+            if not self._kernel.knows(parent, after) and not self._offer(parent, after, other, ahead=True):
+                break
+
+    def asked(self, inode: int, parent: int, name: bytes) -> None:
+        """The attributes of an inode, which has this name, had to be told here."""
+        entry = self._namespace.peek(parent, name) if self._kernel.answers else None
+        if entry is not None and entry.inode == inode:
+            self._offer(parent, name, entry)
+
+    def _count(self, directory: int) -> int:
+        before = self._ahead.pop(directory, None)
+        count = 0 if before is None else min(MOST_AHEAD, max(FEWEST_AHEAD, 2 * before))
+        self._ahead[directory] = count
+        if len(self._ahead) > DIRECTORIES_KEPT:
+            self._ahead.popitem(last=False)
+        return count
+
+    def _offer(self, parent: int, name: bytes, entry: Entry, *, ahead: bool = False) -> bool:
+        """Whether the name was offered: it is what the store said last, still believed, and will be shown as it is."""
+        belief = self._namespace.belief
+        if belief.is_ours(entry.inode) or self._namespace.is_held(parent, name) or self._dirty.get(entry.inode) is not None:
+            return False
+        if not belief.is_fresh(entry) or self._descriptions.lacks(parent, entry):
+            return False
+        stat = self._shown.clean(entry, belief.remaining_s(entry))
+        if stat.ttl_s < LEAST_S:
+            return False
+        # The store is asked for the attributes of a file when it is looked at by its inode (`Descriptions.ask`).
+        asks = entry.kind is Kind.FILE and entry.attributes is None and self._descriptions.keeps_attributes
+        return self._kernel.offer(parent, name, stat, only_name=asks, ahead=ahead)

@@ -1,0 +1,242 @@
+"""What the lanes answer: what is fresh and not changed here. `FakeKernel` compares it with what the file system says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from luxfuse.core.notices import Change, ChangeKind
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import ObjectInfo
+from luxfuse.vfs import answers, news
+from luxfuse.vfs.attributes import AttributeChanges
+from tests.support.fake_kernel import CALLER
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted, until
+from tests.support.several import two_volumes
+
+TTL_S = 60.0
+
+
+def store(files: int = 10) -> FakeStore:
+    driver = FakeStore()
+    for number in range(files):
+        driver.place(f"d/{number:04}", b"content")
+    driver.place("e/x", b"x")
+    return driver
+
+
+async def told(m: Mount, path: str = "d/0000") -> tuple[int, bytes]:
+    """Look a listed name up; returns its place, which the lanes answer for from then on."""
+    directory, _, name = path.rpartition("/")
+    await m.entries(directory)
+    place = (await m.inode(directory), name.encode())
+    await m.inode(path)
+    assert m.kernel.knows(*place)
+    return place
+
+
+@asynccontextmanager
+async def small(tmp_path: Path, **options: object) -> AsyncIterator[Mount]:
+    async with mounted(tmp_path, store(), **options) as m:
+        yield m
+
+
+async def test_a_listed_name_is_answered_for_after_it_was_looked_up(tmp_path: Path) -> None:
+    async with small(tmp_path, attributes="listing") as m:
+        place = await told(m)
+        offer = m.kernel.offered[place]
+        assert offer.until_s == pytest.approx(m.clock.now_s + TTL_S, abs=1)
+        assert offer.only_name, "the store is asked for the attributes of a file when it is looked at"
+        await m.inode("d/0000")
+        assert m.kernel.answered > 0
+        await m.kernel.getattr(m.fs, await m.inode("d/0000"))
+        assert not m.kernel.offered[place].only_name
+        m.clock.advance(TTL_S + 1)
+        assert not m.kernel.knows(*place)
+
+
+async def test_names_after_it_are_answered_for_too_ever_more_of_them(tmp_path: Path) -> None:
+    async with mounted(tmp_path, store(300)) as m:
+        await told(m)
+        assert len([key for key in m.kernel.offered if key[0] != ROOT_INODE]) == 1
+        looked, number = 1, 0
+        while number < 300:
+            if not m.kernel.knows(await m.inode("d"), b"%04d" % number):
+                looked += 1
+            await m.inode(f"d/{number:04}")
+            number += 1
+        assert looked < 20
+        assert answers.MOST_AHEAD < 300
+
+
+async def chmod(m: Mount) -> None:
+    await m.fs.setattr(await m.inode("d/0000"), AttributeChanges(mode=0o600), None, CALLER)
+
+
+async def write(m: Mount) -> None:
+    handle = await m.kernel.open(m.fs, await m.inode("d/0000"), os.O_WRONLY)
+    await m.kernel.write(m.fs, handle, 0, b"changed")
+    await m.kernel.close(m.fs, handle)
+
+
+async def open_to_write(m: Mount) -> None:
+    await m.kernel.open(m.fs, await m.inode("d/0000"), os.O_RDWR)
+
+
+async def unlink(m: Mount) -> None:
+    await m.fs.unlink(await m.inode("d"), b"0000")
+
+
+async def rename(m: Mount) -> None:
+    await m.fs.rename(await m.inode("d"), b"0000", await m.inode("d"), b"other", 0)
+
+
+async def replace(m: Mount) -> None:
+    await m.fs.rename(await m.inode("d"), b"0001", await m.inode("d"), b"0000", 0)
+
+
+async def set_xattr(m: Mount) -> None:
+    await m.fs.xattrs.set(await m.inode("d/0000"), b"user.x", b"1")
+
+
+async def refresh(m: Mount) -> None:
+    m.driver.place("d/0000", b"another")
+    await m.fs.refresh("d/0000")
+
+
+async def list_again(m: Mount) -> None:
+    m.driver.place("d/0000", b"another")
+    m.names.listings.forget(await m.inode("d"))
+    await m.entries("d")
+
+
+async def list_anew(m: Mount) -> None:
+    m.clock.advance(1)
+    m.names.listings.forget(await m.inode("d"))
+    await m.entries("d")
+
+
+async def hear_of_it(m: Mount) -> None:
+    m.driver.place("d/0000", b"another")
+    m.clock.advance(0.001)
+    m.namespace.news.changed_elsewhere(Change("d/0000", ChangeKind.WRITTEN))
+
+
+async def hold(m: Mount) -> None:
+    m.namespace.hold(await m.inode("d/0000"), await m.inode("d"), b"0000")
+
+
+async def expire(m: Mount) -> None:
+    m.namespace.belief.expire(await m.inode("d/0000"))
+
+
+async def set_ttls(m: Mount) -> None:
+    m.namespace.belief.set_ttls(metadata_s=1.0, negative_s=1.0)
+
+
+async def find_attributes(m: Mount) -> None:
+    info = ObjectInfo("d/0009", 7, m.driver.objects["d/0009"][1], 0, {"mode": "0100600"})
+    m.fs._descriptions.heard(info, m.clock.now_s)
+
+
+CHANGES = [
+    chmod, write, open_to_write, hold, unlink, rename, replace, set_xattr, refresh, list_again, list_anew, hear_of_it,
+    expire, set_ttls, find_attributes,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+async def test_a_change_ends_that(tmp_path: Path, change: Callable[[Mount], Awaitable[None]]) -> None:
+    async with small(tmp_path) as m:
+        place = await told(m)
+        await change(m)
+        assert not m.kernel.knows(*place)
+
+
+async def test_news_of_a_directory_ends_it_for_all_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(news, "KERNEL_BATCH", 1)  # that the kernel is told of
+    async with small(tmp_path) as m:
+        place = await told(m, "d/0005")
+        m.clock.advance(0.001)
+        m.namespace.news.changed_elsewhere(Change("d/", ChangeKind.BELOW))
+        assert not m.kernel.knows(*place)
+
+
+async def test_it_ends_before_the_change_is_there(tmp_path: Path) -> None:
+    async with small(tmp_path) as m:
+        place = await told(m)
+        entry = m.names.get(*place)
+        assert entry is not None
+        revoke, seen = m.kernel.revoke, []
+        m.kernel.revoke = lambda *name: seen.append((name, m.names.get(*place))) or revoke(*name)  # type: ignore[method-assign]
+        await unlink(m)
+        assert (place, entry) in seen, "the name was there when it was revoked"
+
+
+async def test_what_is_changed_here_is_answered_here(tmp_path: Path) -> None:
+    async with small(tmp_path, write_mode="async-through", flusher=False) as m:
+        place = await told(m)
+        await chmod(m)
+        await m.kernel.getattr(m.fs, await m.inode("d/0000"))
+        assert not m.kernel.knows(*place)
+        await m.drain()
+        await until(lambda: not m.writeback.pending)
+        await m.inode("d/0000")
+        assert m.kernel.knows(*place), "the store has it"
+
+
+async def test_a_directory_is_answered_for_until_a_name_in_it_changes(tmp_path: Path) -> None:
+    async with small(tmp_path) as m:
+        await m.entries("")
+        await m.inode("d")
+        assert m.kernel.knows(ROOT_INODE, b"d")
+        await unlink(m)
+        assert not m.kernel.knows(ROOT_INODE, b"d"), "its time of change is another one"
+
+
+async def test_names_below_a_directory_that_is_gone_end_with_its_records(tmp_path: Path) -> None:
+    async with small(tmp_path) as m:
+        place = await told(m)
+        m.clock.advance(1)
+        for number in range(10):
+            m.driver.remove(f"d/{number:04}")
+        m.names.listings.forget(ROOT_INODE)
+        assert b"d" not in await m.entries("")
+        await until(lambda: not m.kernel.knows(*place))
+
+
+async def test_names_on_the_way_to_attach_points_are_never_answered_for(tmp_path: Path) -> None:
+    outer, inner = FakeStore(), FakeStore()
+    for key in ("d/m/old", "d/l", "d/n", "f/g"):
+        outer.place(key, b"1")
+    inner.place("x", b"2")
+    async with two_volumes(tmp_path, outer, inner, "d/m") as (tree, volume, _, _):
+        kernel = tree.kernel
+        await tree.listing("")
+        await tree.listing("d")
+        for path in ("d/l", "d/m", "d/n", "f/g", "d/m/x"):
+            await tree.inode(path)
+        directory = await tree.inode("d")
+        assert not {key for key in kernel.offered if key[0] in (ROOT_INODE, directory)}
+        assert (await tree.inode("f"), b"g") in kernel.offered
+        assert (volume.base | ROOT_INODE, b"x") in kernel.offered
+        await tree.volumes.getattr(await tree.inode("d/n"))
+        assert not {key for key in kernel.offered if key[0] in (ROOT_INODE, directory)}
+        tree.volumes.detach(volume)
+        assert not kernel.offered
+
+
+async def test_nothing_is_answered_for_a_volume_that_cannot_be_served(tmp_path: Path) -> None:
+    async with two_volumes(tmp_path, FakeStore(), store(), "m") as (tree, volume, _, _):
+        await tree.inode("m/e/x")
+        assert tree.kernel.offered
+        fs = volume.fs
+        tree.volumes.withdraw(volume)
+        assert not tree.kernel.offered
+        assert fs is not None
+        volume.serve(fs, negative_ttl_s=1.0, read_only=False)
