@@ -188,6 +188,7 @@ class Operations(pyfuse3.Operations):
         volume = self._volumes.of_name(parent_inode, name)
         with volume as fs:
             handle, stat = await fs.create(parent_inode & LOCAL_MASK, name, mode & 0o7777, flags, caller_of(ctx))
+        self._volumes.offer(parent_inode)
         entry = to_kernel(stat, volume.base)
         if stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
             entry.attr_timeout = max(entry.attr_timeout, CREATED_S)
@@ -263,6 +264,7 @@ class Operations(pyfuse3.Operations):
         volume = self._volumes.of_name(parent_inode, name)
         with volume as fs:
             stat = await fs.mkdir(parent_inode & LOCAL_MASK, name, mode & 0o7777, caller_of(ctx))
+        self._volumes.offer(parent_inode)
         return to_kernel(stat, volume.base)
 
     @changing
@@ -295,12 +297,14 @@ class Operations(pyfuse3.Operations):
         """Remove a name of anything but a directory."""
         with self._volumes.of_name(parent_inode, name) as fs:
             await fs.unlink(parent_inode & LOCAL_MASK, name)
+        self._volumes.offer(parent_inode)
 
     @changing
     async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
         """Remove an empty directory."""
         with self._volumes.of_name(parent_inode, name) as fs:
             await fs.rmdir(parent_inode & LOCAL_MASK, name)
+        self._volumes.offer(parent_inode)
 
     @changing
     async def rename(

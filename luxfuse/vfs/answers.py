@@ -3,8 +3,9 @@
 What is offered here is taken back by `index.names.Names` before a name changes (`index.told`), which sees every change;
 and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names.
 
-A name is offered when it was asked for. Names after it are offered along with it, ever more of them while a directory is
-asked for name by name: that costs a thirtieth of answering here.
+A name is offered when it was asked for, and a directory when a name in it has changed, as its attributes are asked for
+then. Names after it are offered along with one that was asked for, ever more of them while a directory is asked for name by
+name: that costs a thirtieth of answering here.
 """
 
 from __future__ import annotations

@@ -283,10 +283,17 @@ class Volumes:
         with volume as fs:
             stat = await fs.getattr(local)
         stat.inode |= volume.base
-        place = volume.fs.namespace.places.place_of(local) if volume.fs is not None else None
-        if volume.fs is not None and place is not None and self._is_plain(volume.base | place[0]):
-            volume.fs.answers.asked(local, *place)
+        self.offer(inode)
         return stat
+
+    def offer(self, inode: int) -> None:
+        """Have the lanes answer for an inode, if they may: of a directory that changed the kernel asks the attributes."""
+        volume, local = self.find(inode), inode & LOCAL_MASK
+        if volume is None or volume.fs is None:
+            return
+        place = volume.fs.namespace.places.place_of(local)
+        if place is not None and self._is_plain(volume.base | place[0]):
+            volume.fs.answers.asked(local, *place)
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield the entries after ``cookie`` as `OpenDirectories.read` does, with the attach points among them."""

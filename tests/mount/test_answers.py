@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import time
 
 import pytest
 
@@ -128,3 +129,19 @@ def test_a_change_in_the_bucket_is_seen_within_the_time_to_live(make, s3: FastS3
         wait_for("the lanes answer", lambda before=before: size() and lookups(mount)[0] > before, timeout_s=10)
         put(s3, bucket, "d/file", b"n" * length)
         wait_for("the new size", lambda length=length: size() == length, timeout_s=10)
+
+
+def test_the_attributes_of_a_directory_in_which_files_are_made_are_told_without_python(make, fill) -> None:
+    fill({"d/sub/file": b"x"})
+    mount = make(**{"write-mode": "async-through"})
+    root = f"{mount.path}/d/sub"
+    mount.do("list", root)
+    changed_ns = 0
+    before = mount.status()["fuse"]["fast_getattrs"]
+    for number in range(10):
+        time.sleep(0.01)  # times are those of the kernel's ticks
+        mount.do("os.mkdir", f"{root}/{number}")
+        now_ns = mount.do("stat", root)["mtime_ns"]
+        assert now_ns > changed_ns
+        changed_ns = now_ns
+    assert mount.status()["fuse"]["fast_getattrs"] - before >= 5

@@ -53,7 +53,7 @@ class SmallFs:
         """The lanes answer no look-ups."""
 
     def place_of(self, inode: int) -> None:
-        """Nor for inodes."""
+        """Nor for inodes: none has a place that could be offered."""
 
     def note(self, *what: Any) -> None:
         print(json.dumps(what, default=os.fsdecode), file=self.trace)
