@@ -50,7 +50,7 @@ class WriteMode(enum.StrEnum):
     """Never uploaded."""
 
 
-class ObjectInfo(msgspec.Struct, frozen=True, array_like=True):
+class ObjectInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One object of an under-store, as a LIST, HEAD or GET describes it.
 
     ``key`` is the full key inside the under-store's root. ``version`` identifies the content: the ETag where the

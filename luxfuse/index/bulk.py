@@ -7,7 +7,8 @@ remains of such a race (an INODES record of a number that nobody uses) when the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 
 from luxfuse.core.names import wins
 from luxfuse.index.entries import (
@@ -27,6 +28,7 @@ from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import Kind
 
 ROOT_INODE = 1
+_name_of = attrgetter("name")
 
 
 class Part:
@@ -60,11 +62,12 @@ class Part:
         prefix = U64.pack(self._directory)
         records: dict[bytes, bytes] = {}
         needed = _Needed(txn, self._held)
-        empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
-        # Those that win their names first, and so they keep their inode numbers from listing to listing.
-        for item in sorted(found, key=lambda f: (f.kind is not Kind.DIRECTORY, f.kind, f.name)):
+        empty = changes.was_empty = next(txn.items(Table.NAMES, prefix, prefix), None) is None
+        new_inode, given = self._new_inode, changes.given
+        ignores = self._held.ignores if len(self._held) else None  # what is held from now on is put by the loop, too
+        for item in _winners_first(found):
             key = prefix + item.name
-            if self._held.ignores(key, self._checked_s):
+            if ignores is not None and ignores(key, self._checked_s):
                 continue
             stored = records.get(key) or (None if empty else txn.get(Table.NAMES, key))
             if stored is not None:
@@ -76,9 +79,11 @@ class Part:
                     continue
                 _drop_number(txn, old, item.name, changes)
                 changes.names.append(item.name)
-            entry = self._entry(item)
-            records[key] = encode(entry)
-            changes.given.append((U64.pack(entry.inode), key))
+            inode = new_inode()
+            records[key] = encode(
+                Entry(inode, item.kind, item.size, item.version, item.mtime_ns, self._checked_s, self._serial, None)
+            )
+            given.append((U64.pack(inode), key))
         txn.put_many(Table.NAMES, sorted(records.items()))
         txn.put_many(Table.INODES, changes.given)
         _check_in_use(txn, self._directory, changes)
@@ -116,16 +121,20 @@ class Part:
             old.mtime_ns = item.mtime_ns
         old.described_s = item.mtime_ns // 10**9 if old.attributes is not None else 0.0
 
-    def _entry(self, item: Found) -> Entry:
-        return Entry(
-            self._new_inode(), item.kind, item.size, item.version, item.mtime_ns, self._checked_s, self._serial, None
-        )
 
+def complete(
+    txn: Transaction, directory: int, serial: int, fetched_s: float, held: HeldNames, now_s: float, *, fresh: bool = False
+) -> Changes:
+    """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began.
 
-def complete(txn: Transaction, directory: int, serial: int, fetched_s: float, held: HeldNames, now_s: float) -> Changes:
-    """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
+    ``fresh``: the directory was empty at the listing's first part, so whatever is in it now is of this listing or newer.
+    """
     changes = Changes()
     prefix = U64.pack(directory)
+    if fresh:
+        txn.put(Table.LISTINGS, prefix, encode(Listing(serial, fetched_s, txn.count_from(Table.NAMES, prefix))))
+        _check_in_use(txn, directory, changes)
+        return changes
     needed = _Needed(txn, held)
     gone = []
     entries = 0
@@ -166,6 +175,16 @@ def purge(txn: Transaction, limit: int) -> tuple[bool, bool]:
             txn.delete(Table.LISTINGS, directory)
         txn.delete(Table.REMOVED, directory)
     return next(txn.items(Table.REMOVED, b""), None) is not None, names
+
+
+def _winners_first(found: Iterable[Found]) -> Iterator[Found]:
+    """Yield what is found by kind and name, those first that win their names: they keep their numbers between listings."""
+    of_kind: dict[Kind, list[Found]] = {Kind.DIRECTORY: [], Kind.FILE: [], Kind.SYMLINK: []}
+    for item in found:
+        of_kind[item.kind].append(item)
+    for items in of_kind.values():
+        items.sort(key=_name_of)  # as a rule they are in order
+        yield from items
 
 
 class _Needed:

@@ -25,7 +25,7 @@ class Attributes(msgspec.Struct, frozen=True, array_like=True):
     xattrs: dict[str, bytes] | None = None
 
 
-class Entry(msgspec.Struct, array_like=True):
+class Entry(msgspec.Struct, array_like=True, gc=False):
     """One name. ``checked_s``: wall-clock time of the store's last word on it. ``listing``: the one that last had it.
 
     A time in the future (the clock was set back since) counts as the oldest. ``described_s`` tells how old the attributes
@@ -75,6 +75,8 @@ class Changes:
     """Inode numbers no longer in use, and their names; `Names` takes note of them once they are committed."""
     given: list[tuple[bytes, bytes]] = field(default_factory=list)
     """New INODES records."""
+    was_empty: bool = False
+    """Whether the directory had no names at all before."""
     orphans: bool = False
     """Whether there is something for `Names.purger` to do."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from luxfuse.index import bulk
 from luxfuse.index.bulk import ROOT_INODE
@@ -331,9 +331,19 @@ class Names:
     ) -> Changes:
         """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed.
 
-        What it returns as deferred belongs into the ``last`` call.
+        What it returns as deferred belongs into the ``last`` call, or into `complete`.
         """
-        part = bulk.Part(
+        part = self._part(directory, serial, checked_s, last)
+
+        def merge(txn: Transaction) -> Changes:
+            changes = part.merge(txn, found, self._clock())
+            txn.put(*self._numbers.record)
+            return changes
+
+        return await self._change(directory, merge)
+
+    def _part(self, directory: int, serial: int, checked_s: float, last: bool) -> bulk.Part:
+        return bulk.Part(
             directory,
             serial,
             checked_s,
@@ -344,18 +354,29 @@ class Names:
             by_time=self.keeps_attributes,
         )
 
-        def merge(txn: Transaction) -> Changes:
-            changes = part.merge(txn, found, self._clock())
-            txn.put(*self._numbers.record)
+    async def complete(
+        self, directory: int, serial: int, fetched_s: float, found: Sequence[Found] = (), *, fresh: bool | None = None
+    ) -> Changes:
+        """Record the last part of listing ``serial``, and end it, in one transaction.
+
+        The names that it did not have are forgotten, unless looked up or changed since it began. ``fresh``: whether its
+        first part, if that was recorded before, said that the directory was empty.
+        """
+        part = self._part(directory, serial, fetched_s, last=True)
+
+        def complete(txn: Transaction) -> Changes:
+            changes, fresh_now = Changes(), fresh
+            if found:
+                changes = part.merge(txn, found, self._clock())
+                txn.put(*self._numbers.record)
+                fresh_now = changes.was_empty if fresh is None else fresh
+            ended = bulk.complete(txn, directory, serial, fetched_s, self._held, self._clock(), fresh=bool(fresh_now))
+            changes.names += ended.names
+            changes.retired += ended.retired
+            changes.orphans |= ended.orphans
             return changes
 
-        return await self._change(directory, merge)
-
-    async def complete(self, directory: int, serial: int, fetched_s: float) -> Changes:
-        """End listing ``serial``: forget the names that it did not have, unless looked up or changed since it began."""
-        return await self._change(
-            directory, lambda txn: bulk.complete(txn, directory, serial, fetched_s, self._held, self._clock())
-        )
+        return await self._change(directory, complete)
 
     async def _change(self, directory: int, function: Callable[[Transaction], Changes]) -> Changes:
         """Let the writer thread change names of a directory, then bring what the loop knows in line with it."""

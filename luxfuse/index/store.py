@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,17 @@ class Transaction:
         if items:
             with self._txn.cursor(db=self._databases[table]) as cursor:
                 cursor.putmulti(items)
+
+    def count_from(self, table: Table, prefix: bytes) -> int:
+        """Return the number of keys that begin with ``prefix``."""
+        count = 0
+        with self._txn.cursor(db=self._databases[table]) as cursor:
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(keys=True, values=False):
+                    if not key.startswith(prefix):
+                        break
+                    count += 1
+        return count
 
     def count(self, table: Table) -> int:
         """Return the number of keys of a table."""
@@ -241,6 +253,9 @@ class IndexStore:
         layers = (self._pending, self._committing)
         found: list[tuple[bytes, bytes]] = []
         with self._env.begin(db=self._databases[Table.NAMES], buffers=False) as txn, txn.cursor() as cursor:
+            if not any(layer.has_names(start[:8]) for layer in layers):
+                stored = islice(cursor.iternext(), limit) if cursor.set_range(start) else ()
+                return [item for item in stored if item[0].startswith(start[:8])]
             for key, value in overlaid(_scan(cursor, start, start[:8]), layers, start):
                 if value is not None:
                     found.append((key, value))

@@ -47,6 +47,10 @@ class Uncommitted:
                 insort(self._names.setdefault(key[:8], []), key)
         self.records.update(changes)
 
+    def has_names(self, directory: bytes) -> bool:
+        """Whether any name of a directory is changed."""
+        return directory in self._names
+
     def names_from(self, start: bytes) -> Iterator[bytes]:
         """Yield the changed keys of NAMES of one directory, from ``start`` on; nothing may change meanwhile."""
         keys = self._names.get(start[:8], [])

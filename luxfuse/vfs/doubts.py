@@ -57,3 +57,8 @@ class Doubts:
         self.entries = Times()
         self.listings = Times()
         self.below = Times()
+
+    @property
+    def any_entry(self) -> bool:
+        """Whether any entry is doubted."""
+        return self.entries.any or self.below.any

@@ -15,7 +15,7 @@ from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.shown import Shown
 
-BATCH = 256
+BATCH = 216
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
 POSITIONS_REMEMBERED = 256
@@ -100,14 +100,11 @@ class OpenDirectories:
                     del names[old]
         while True:
             batch = self._namespace.after(inode, after, BATCH)
-            for name, entry in batch:
-                for names in (state.names, state.others if state.others is self._positions.get(inode) else {}):
-                    names.pop(entry.inode, None)
-                    names[entry.inode] = name
-                stat = self._shown.stat(entry)
-                if self._descriptions.lacks(inode, entry):
-                    stat.ttl_s = 0.0  # the kernel looks it up before a program sees this
-                yield name, stat, entry.inode
+            positions = {entry.inode: name for name, entry in batch}
+            state.names.update(positions)
+            if state.others is self._positions.get(inode):
+                state.others.update(positions)
+            yield from self._shown.listed(inode, batch)
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]

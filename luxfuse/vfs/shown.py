@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from luxfuse.index.entries import Entry
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import Defaults, Stat, stat_of
@@ -30,6 +32,34 @@ class Shown:
         if dirty is not None:
             return self.dirty(dirty, entry)
         return self.clean(entry, self._namespace.belief.remaining_s(entry))
+
+    def listed(self, directory: int, batch: list[tuple[bytes, Entry]]) -> Iterator[tuple[bytes, Stat, int]]:
+        """Yield (name, attributes, inode) of entries of a directory, as `stat` has them.
+
+        What lacks attributes holds for no time: the kernel looks it up before a program sees it. Files of one listing
+        that say nothing themselves differ in size and time only: what holds for one of them holds for all.
+        """
+        belief, dirty = self._namespace.belief, self._dirty
+        pattern: Stat | None = None
+        checked_s = 0.0
+        for name, entry in batch:
+            inode = entry.inode
+            plain = entry.attributes is None and entry.kind is Kind.FILE
+            if plain and (dirty.get(inode) is not None or belief.is_held(inode) or belief.doubts.any_entry):
+                plain = False
+            if plain and pattern is not None and entry.checked_s == checked_s:
+                size, mtime_ns = entry.size, entry.mtime_ns or self._defaults.mtime_ns
+                yield name, Stat(
+                    inode, pattern.mode, size, pattern.uid, pattern.gid, mtime_ns, pattern.ttl_s, mtime_ns, mtime_ns,
+                    (size + 511) >> 9,
+                ), inode  # fmt: skip
+                continue
+            stat = self.stat(entry)
+            if self._descriptions.lacks(directory, entry):
+                stat.ttl_s = 0.0
+            if plain:
+                pattern, checked_s = stat, entry.checked_s
+            yield name, stat, inode
 
     def clean(self, entry: Entry, ttl_s: float) -> Stat:
         """Return attributes for ``ttl_s``: an unknown mode lets only the owner in, and is asked for again."""

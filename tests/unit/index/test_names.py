@@ -451,3 +451,42 @@ async def test_what_is_recorded_in_a_directory_after_it_went_is_forgotten_too(tr
     await tree.purge()
     assert tree.rows(Table.NAMES) == tree.rows(Table.INODES) == []
     assert tree.names.listings.of(top) is None
+
+
+async def test_the_last_part_and_the_end_are_one_transaction(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    serial = tree.names.listings.begin(DIR)
+    first = await tree.names.merge(DIR, serial, [file(b"b"), directory(b"d")], NOW, last=False)
+    assert first.was_empty
+    tree.assign(file(b"asked meanwhile"), NOW + 1)
+    commits = 0
+    run = tree.store.run
+
+    async def counted(function: Callable[[Transaction], Changes]) -> Changes:
+        nonlocal commits
+        commits += 1
+        return await run(function)
+
+    tree.store.run = counted  # type: ignore[method-assign, assignment]
+    await tree.names.complete(DIR, serial, NOW, [file(b"a"), file(b"d")], fresh=first.was_empty)
+    tree.names.listings.end(DIR)
+    assert commits == 1
+    shown = await tree.shown()
+    assert list(shown) == [b"a", b"asked meanwhile", b"b", b"d"]
+    assert shown[b"d"].kind is Kind.DIRECTORY
+    listing = tree.names.listings.of(DIR)
+    assert listing is not None
+    assert listing.entries == 4
+
+
+async def test_what_was_there_before_goes_though_the_whole_listing_is_one_part(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    await tree.list([file(b"a"), file(b"old")], NOW)
+    serial = tree.names.listings.begin(DIR)
+    changes = await tree.names.complete(DIR, serial, NOW + 10, [file(b"a"), file(b"new")])
+    tree.names.listings.end(DIR)
+    assert changes.names == [b"old"]
+    assert list(await tree.shown()) == [b"a", b"new"]
+    listing = tree.names.listings.of(DIR)
+    assert listing is not None
+    assert listing.entries == 2

@@ -11,7 +11,9 @@ import pytest
 from luxfuse.core.evidence import SAMPLE
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import open_directories
+from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.errors import BadHandle, NotADirectory, NotALink
+from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
 
@@ -128,3 +130,31 @@ async def test_wrong_kinds(tmp_path: Path) -> None:
         inode = await m.inode("d")
         assert (await m.fs.lookup(inode, b".")).inode == inode
         assert (await m.fs.lookup(inode, b"..")).inode == ROOT_INODE
+
+
+async def test_entries_are_listed_with_the_attributes_that_each_has(tmp_path: Path) -> None:
+    """What holds for one plain file is taken over for the next: not where that is dirty, described, doubted, or older."""
+    driver = store_of(*(f"d/f{number:02}" for number in range(12)), "d/s/x")
+    driver.place("d/f03", b"described", {"mode": str(0o100640)})
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        inode = await m.inode("d")
+        handle, _ = await m.fs.directories.open(inode)
+        await m.fs.getattr(await m.inode("d/f03"))
+        m.clock.advance(20)
+        await m.fs.namespace.confirm(await m.inode("d/f05"), m.clock())
+        driver.hold("put")
+        await m.fs.setattr(await m.inode("d/f07"), AttributeChanges(size=3), None, CALLER)
+        belief = m.fs.namespace.belief
+        for doubted in (False, True):
+            if doubted:
+                belief.doubts.entries.note(await m.inode("d/f09"), m.clock() + 0.5)
+            for name, stat, cookie in list(m.fs.directories.read(handle, 0))[2:]:
+                entry = m.fs.namespace.peek(inode, name)
+                assert entry is not None
+                assert entry.inode == cookie
+                expected = m.fs.directories._shown.stat(entry)
+                if m.fs.directories._descriptions.lacks(inode, entry):
+                    expected.ttl_s = 0.0
+                assert stat == expected, name
+        driver.release()
+        m.fs.directories.close(handle)
