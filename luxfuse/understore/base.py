@@ -40,8 +40,22 @@ class Abilities:
     hierarchical: bool
     """Directories exist by themselves: ``put("d/")`` makes one, ``delete(["d/"])`` removes an empty one."""
 
+    start_after: bool = False
+    """Listings can begin after any key: the store is a `ListsFromKeys`, too."""
+
     writable: bool = True
     """Else every write raises `ReadOnlyStore`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """The answer to one request of a listing."""
+
+    page: ListPage
+    token: str
+    """Where the store goes on; "" at the end."""
+    exists: bool
+    """Whether anything at all came, be it the directory's own marker."""
 
 
 class WriteSide(Protocol):
@@ -182,4 +196,14 @@ class UnderStore(WriteSide, Protocol):
         store keeps none, or the driver does not get to see them, it is not. Raises `VersionChanged` if the store now holds
         another version (If-Match, and the returned ETag is compared because some servers ignore If-Match), `NotFound` if it
         is gone, `StoreUnavailable` for a short body.
+        """
+
+
+class ListsFromKeys(Protocol):
+    """The further method of an `UnderStore` whose ability is ``start_after``."""
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        """Make one request of `list_directory`: from ``token`` on, else for the keys after ``after``, if that is not "".
+
+        ``after`` is a whole key, begins with ``prefix``, and has no "/" behind that.
         """

@@ -38,6 +38,14 @@ DELETE_PATIENCE = 4
 class Store(Calls):
     """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
 
+    lists_in_order = True
+    """Whether the store's listings have been found to come by name, as all should."""
+
+    @property
+    def max_requests(self) -> int:
+        """The most requests of a kind at once."""
+        return self._max_requests
+
     @property
     def abilities(self) -> Abilities:
         """The abilities of the driver's store."""

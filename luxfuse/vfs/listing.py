@@ -12,6 +12,7 @@ import trio
 from luxfuse.core import names as naming
 from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
 from luxfuse.types import Kind, ListPage
+from luxfuse.understore.listing import list_directory
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.errors import Moved
 from luxfuse.vfs.kernel import KERNEL_BATCH, Kernel
@@ -20,8 +21,8 @@ from luxfuse.vfs.shared_answers import SharedAnswer
 
 log = logging.getLogger(__name__)
 
-MERGE_ENTRIES = 25_000
-"""Entries recorded in one transaction."""
+MERGE_ENTRIES = 20_000
+"""Entries recorded in one transaction. As many more are collected meanwhile, and then wait for it."""
 CONCURRENT_LISTINGS = 8
 
 
@@ -83,24 +84,34 @@ class Lister:
     async def _fetch(self, directory: int, prefix: str, moves: int) -> int | None:
         serial = self._names.listings.begin(directory)
         began_s = self._clock()
-        batch: list[Found] = []
-        total = Changes()
+        parts = _Parts(self._names, directory, serial, began_s)
         exists = directory == ROOT_INODE
-        async with contextlib.aclosing(self._store.list_directory(prefix)) as pages:
-            async for page in pages:
+
+        async def take(page: ListPage) -> None:
+            nonlocal exists
+            self._require_unmoved(directory, prefix, moves)
+            exists = True
+            self._collect(page, len(prefix), parts.batch)
+            if len(parts.batch) >= MERGE_ENTRIES:
+                await self._tell_kernel(directory, await parts.merged())
+                parts.merge(nursery)
+
+        failed: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await list_directory(self._store, prefix, take)
                 self._require_unmoved(directory, prefix, moves)
-                exists = True
-                self._collect(page, len(prefix), batch)
-                if len(batch) >= MERGE_ENTRIES:
-                    part = await self._names.merge(directory, serial, batch, began_s, last=False)
-                    await self._add(directory, total, part)
-                    batch = []
-        self._require_unmoved(directory, prefix, moves)
+                await self._tell_kernel(directory, await parts.merged())
+            except Exception as exc:  # noqa: BLE001 - else the nursery would raise it in a group
+                failed = exc
+        if failed is not None:
+            with contextlib.suppress(OSError):  # of a part, which nobody is told of then
+                await self._tell_kernel(directory, await parts.merged())
+            raise failed
+        total = await parts.complete()
+        await self._tell_kernel(directory, total.names)
         if not exists:  # beside what was made here and is not there yet
-            await self._add(directory, total, await self._names.complete(directory, serial, began_s))
             return None
-        await self._add(directory, total, await self._names.merge(directory, serial, batch + total.deferred, began_s))
-        await self._add(directory, total, await self._names.complete(directory, serial, began_s))
         self.listings += 1
         if total.shadowed:
             self._skip(total.shadowed, prefix, "a file and a directory (or symlink) of one name")
@@ -109,12 +120,6 @@ class Lister:
     def _require_unmoved(self, directory: int, prefix: str, moves: int) -> None:
         if self.moving.since(directory, moves):
             raise Moved(f"directory {prefix!r} has another name now")
-
-    async def _add(self, directory: int, total: Changes, part: Changes) -> None:
-        total.shadowed += part.shadowed
-        total.deferred += part.deferred
-        if part.names:
-            await self._tell_kernel(directory, part.names)
 
     async def _tell_kernel(self, directory: int, names: list[bytes]) -> None:
         """Names of a directory have got another inode number, or went."""
@@ -142,3 +147,51 @@ class Lister:
         if self.skipped_keys == 0:
             log.warning("skipping key %r: %s; further skipped keys are only counted", key, why)
         self.skipped_keys += count
+
+
+class _Parts:
+    """The parts of one listing: each is recorded while the next one is collected."""
+
+    def __init__(self, names: Names, directory: int, serial: int, began_s: float) -> None:
+        self._names = names
+        self._listing = directory, serial
+        self._began_s = began_s
+        self.batch: list[Found] = []
+        self._total = Changes()
+        self._fresh: bool | None = None
+        """Whether the directory was empty at the first part."""
+        self._running: trio.Event | None = None
+        self._changes = Changes()
+        self._failure: Exception | None = None
+
+    def merge(self, nursery: trio.Nursery) -> None:
+        """Begin to record what has been collected; `merged` waits for it, and comes before the next."""
+        batch, self.batch, self._running = self.batch, [], trio.Event()
+        nursery.start_soon(self._merge, batch, self._running)
+
+    async def _merge(self, batch: list[Found], done: trio.Event) -> None:
+        try:
+            self._changes = await self._names.merge(*self._listing, batch, self._began_s, last=False)
+        except Exception as exc:  # noqa: BLE001 - `merged` raises it
+            self._failure = exc
+        done.set()
+
+    async def merged(self) -> list[bytes]:
+        """Wait for the part that is being recorded, if there is one; returns the names that changed. Raises OSError."""
+        if self._running is None:
+            return []
+        await self._running.wait()
+        self._running, failure, part = None, self._failure, self._changes
+        if failure is not None:
+            raise failure
+        self._total.shadowed += part.shadowed
+        self._total.deferred += part.deferred
+        self._fresh = part.was_empty if self._fresh is None else self._fresh
+        return part.names
+
+    async def complete(self) -> Changes:
+        """Record the last part, and the end. Returns the names that this changed, and what lost its name in all parts."""
+        last = self.batch + self._total.deferred
+        changes = await self._names.complete(*self._listing, self._began_s, last, fresh=self._fresh)
+        changes.shadowed += self._total.shadowed
+        return changes

@@ -9,13 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
 from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
-from luxfuse.understore.base import MOST_DELETES, Abilities, OnDescribed
+from luxfuse.understore.base import MOST_DELETES, Abilities, ListedPart, OnDescribed
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties
 
@@ -25,6 +25,7 @@ KINDS = (
     "begin_upload", "upload_part", "copy_part", "complete_upload", "abort_upload",
 )  # fmt: skip
 EVERYTHING = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
+FROM_KEYS = replace(EVERYTHING, start_after=True)
 
 
 @dataclass
@@ -176,6 +177,23 @@ class FakeStore:
             if number:
                 self._request("list")
             yield ready
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        """Return a page as S3 does; a token is the last name."""
+        self._request("list")
+        with self._lock:
+            keys = sorted(key for key in self.objects if key.startswith(prefix) and (token or key > after))
+            names = dict.fromkeys(prefix + "".join(key[len(prefix) :].partition("/")[:2]) for key in keys)
+            left = [name for name in names if name > token and name != prefix]
+            page = left[:PAGE_ENTRIES]
+            return ListedPart(
+                ListPage(
+                    [self._describe(name, with_metadata=False) for name in page if not name.endswith("/")],
+                    [name for name in page if name.endswith("/")],
+                ),
+                page[-1] if len(left) > len(page) else "",
+                bool(keys),
+            )
 
     def has_prefix(self, prefix: str) -> bool:
         self._request("list")

@@ -10,13 +10,13 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import StoreError
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, UnderStore, WriteSide
+from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, UnderStore, WriteSide
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
@@ -92,6 +92,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             conditional=conditional,
             multipart=self._family == "s3" or self._adlfs,
             part_copy=self._family == "s3",
+            start_after=s3 is not None,  # to open it takes long: the first listing does without
         )
 
     def _writer(self) -> WriteSide:
@@ -158,6 +159,9 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         if odd := [key for key in keys if has_odd_segment(key)]:
             failures |= self._writer_for(*odd).delete(odd)
         return failures
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        return cast(ListsFromKeys, self._fallback()).list_page(prefix, after, token)
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         writer = self._writer_for(prefix[:-1] or "root")

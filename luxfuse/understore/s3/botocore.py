@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import botocore.config  # type: ignore[import-untyped]
 import urllib3
 from botocore import UNSIGNED
 
+from luxfuse.understore.base import ListedPart
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.s3.sessions import session_for
+from luxfuse.understore.s3.short import ShortRequests
 from luxfuse.understore.s3.transport import Body
 
 _opening = threading.Lock()
@@ -39,6 +41,12 @@ class BotocoreTransport:
                 config=botocore.config.Config(**config),
                 **options,
             )
+        self._short = ShortRequests(self._client, arguments["read_timeout_s"])
+
+    def list_part(
+        self, bucket: str, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None]
+    ) -> ListedPart | None:
+        return self._short.list_part(bucket, asked, read)
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self._client, method)(**arguments)

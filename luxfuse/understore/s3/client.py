@@ -35,7 +35,7 @@ COPIED_PART_BYTES = 256 << 20
 
 NO_VERSION = '"no-such-version"'
 
-ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
+ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False, start_after=True)
 
 
 class S3Client(S3Reads):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 from fsspec.asyn import sync
 
+from luxfuse.understore.base import ListedPart
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.s3.transport import Body
 
@@ -42,6 +43,11 @@ class S3fsTransport:
         if answer is None:  # the request was cancelled, by `_Slices`
             raise TimeoutError(f"the server has taken nothing of the body for {self._stall_s:g} s")
         return answer | {"Body": _Content(self._fs.loop, answer["Body"])} if "Body" in answer else answer
+
+    def list_part(
+        self, bucket: str, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None]
+    ) -> ListedPart | None:
+        return None
 
     def _require_known(self, method: str, arguments: Mapping[str, Any]) -> None:
         """Raise `ValueError` for parameters that botocore is too old for: s3fs would leave them out, even conditions."""

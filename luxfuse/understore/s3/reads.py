@@ -7,9 +7,10 @@ from typing import Any
 
 from luxfuse.errors import StoreRejected
 from luxfuse.types import Buffer, ListPage, ObjectInfo
-from luxfuse.understore.base import OnDescribed
+from luxfuse.understore.base import ListedPart, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.library_failures import failure
+from luxfuse.understore.s3.pages import part_of
 from luxfuse.understore.s3.requests import Requests
 from luxfuse.understore.times import to_ns
 
@@ -39,6 +40,22 @@ class S3Reads:
                     [self._describe(entry["Key"][skip:], entry) for entry in contents if entry["Key"] != full],
                     [entry["Prefix"][skip:] for entry in prefixes],
                 )
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        full, skip = self._prefix + prefix, len(self._prefix)
+        where = {"ContinuationToken": token} if token else {"StartAfter": self._prefix + after} if after else {}
+        asked = {"Prefix": full, "Delimiter": "/", **where}
+        part = self._requests.list_part(asked, lambda body: part_of(body, full, skip), f"LIST {prefix!r}")
+        if part is not None:
+            return part
+        answer = self._list(prefix, Delimiter="/", **where)
+        contents, prefixes = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
+        page = ListPage(
+            [self._describe(entry["Key"][skip:], entry) for entry in contents if entry["Key"] != full],
+            [entry["Prefix"][skip:] for entry in prefixes],
+        )
+        more = answer["NextContinuationToken"] if answer.get("IsTruncated") else ""
+        return ListedPart(page, more, bool(contents or prefixes))
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         skip = len(self._prefix)

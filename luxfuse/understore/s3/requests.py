@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from luxfuse.understore.base import ListedPart
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.object_options import ObjectOptions
@@ -46,6 +47,17 @@ class Requests:
             raise failure(exc, what, "s3", bucket_level=bucket_level) from None
         require_s3(method, answer, what)
         return Answered(answer, what)
+
+    def list_part(
+        self, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None], what: str
+    ) -> ListedPart | None:
+        """Make a LIST request the short way; returns None if only `call` can make it. Raises `StoreError`."""
+        if self._objects.always:
+            return None
+        try:
+            return self._transport.list_part(self._bucket, asked, read)
+        except Exception as exc:  # noqa: BLE001
+            raise failure(exc, what, "s3", bucket_level=True) from None
 
     def attempt(self, method: str, **arguments: Any) -> dict[str, Any]:
         """Make a request that may set tags or an ACL: without them if the server refuses. Raises the library's errors."""

@@ -9,10 +9,11 @@ ACLs, other checksums, and keys that obstore cannot name. With ``--driver fsspec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from luxfuse.types import Buffer
+from luxfuse.understore.base import ListedPart
 
 SLICE_BYTES = 256 << 10
 """A time-out holds for so much of a body: for a whole part over a slow line it would be too short."""
@@ -26,6 +27,14 @@ class Transport(Protocol):
 
         A body to send is a `Body`. In the place of one that came is an object with the methods ``read`` and ``close``, for
         any thread. Raises `ClientError` of botocore for answers that are errors, or other errors of the library.
+        """
+
+    def list_part(
+        self, bucket: str, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None]
+    ) -> ListedPart | None:
+        """Make a LIST request, of parameters in boto's names, whose answer ``read`` reads; None: only `call` can.
+
+        Raises errors as `call` does.
         """
 
     def close(self) -> None:

@@ -1,0 +1,132 @@
+"""The listing of one directory: page by page, or in ranges at once where the store can begin anywhere.
+
+`core.listing_ranges` decides what is asked for. Every request has a deadline and retries of its own; one that fails in
+spite of them is the end of the listing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import trio
+
+from luxfuse.core.listing_ranges import Disordered, Range, Ranges
+from luxfuse.errors import StoreError
+from luxfuse.types import ListPage
+from luxfuse.understore.base import ListedPart, ListsFromKeys
+from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 8
+"""LIST requests of one listing under way at the same time; as many answers more may wait to be taken."""
+SHARE = 4
+"""And no more than this part of all requests that the store may have."""
+
+Take = Callable[[ListPage], Awaitable[None]]
+
+
+async def list_directory(store: Store, prefix: str, take: Take) -> None:
+    """Hand each page of a directory to ``take``, in any order, but no entry twice; none if it does not exist.
+
+    Raises `StoreError`, and the errors of ``take``. It is not called again after any.
+    """
+    if not store.abilities.start_after:
+        async with contextlib.aclosing(store.list_directory(prefix)) as pages:
+            async for page in pages:
+                await take(page)
+        return
+    first = await _ask(store, prefix, "", "")
+    if not first.token:
+        if first.exists or not prefix:
+            await take(first.page)
+        return
+    ranged = _Ranged(store, prefix, take)
+    if store.lists_in_order and await ranged.run(first):
+        return
+    store.lists_in_order = False
+    await _one_by_one(store, prefix, take)
+
+
+async def _one_by_one(store: Store, prefix: str, take: Take) -> None:
+    token = ""
+    while True:
+        part = await _ask(store, prefix, "", token)
+        await take(part.page)
+        token = part.token
+        if not token:
+            return
+
+
+async def _ask(store: Store, prefix: str, after: str, token: str) -> ListedPart:
+    return await store.call(
+        "list", lambda driver: cast(ListsFromKeys, driver).list_page(prefix, after, token), what=f"LIST {prefix!r}"
+    )
+
+
+class _Ranged:
+    """A listing of several requests at once."""
+
+    def __init__(self, store: Store, prefix: str, take: Take) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._take = take
+        self._ranges = Ranges(max(1, min(MOST_AT_ONCE, store.max_requests // SHARE)))
+        self._send, self._receive = trio.open_memory_channel[tuple[Range, ListedPart | Exception]](MOST_AT_ONCE)
+
+    async def run(self, first: ListedPart) -> bool:
+        """List, beginning with the ``first`` answer; returns False if the store does not keep the order of names.
+
+        Then everything has to be taken once more; what came twice is the same.
+        """
+        failed: Exception | None = None
+        asked = self._ranges.next()
+        assert asked is not None
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._go_on(nursery, asked, first)
+            except Exception as exc:  # noqa: BLE001 - else the nursery would raise it in a group
+                failed = exc
+            nursery.cancel_scope.cancel()
+        if isinstance(failed, Disordered):
+            log.info("listing %r: the store does not keep the order of names", self._prefix)
+            return False
+        if failed is not None:
+            raise failed
+        return True
+
+    async def _go_on(self, nursery: trio.Nursery, asked: Range, answer: ListedPart | Exception) -> None:
+        while True:
+            if isinstance(answer, Exception):
+                raise answer
+            page = self._cut(asked, answer)
+            while (following := self._ranges.next()) is not None:
+                nursery.start_soon(self._fetch, following)
+            if page.objects or page.prefixes:
+                await self._take(page)
+            if self._ranges.done:
+                return
+            asked, answer = await self._receive.receive()
+
+    async def _fetch(self, asked: Range) -> None:
+        answer: ListedPart | Exception
+        try:
+            after = "" if asked.token or not asked.at else self._prefix + asked.at
+            answer = await _ask(self._store, self._prefix, after, asked.token)
+        except StoreError as exc:
+            answer = exc
+        await self._send.send((asked, answer))
+
+    def _cut(self, asked: Range, answer: ListedPart) -> ListPage:
+        """Return what of an answer belongs to its range. Raises `Disordered`."""
+        cut, page = len(self._prefix), answer.page
+        names = [info.key[cut:] for info in page.objects] + [prefix[cut:] for prefix in page.prefixes]
+        names.sort()  # objects and prefixes come in order each
+        last = self._ranges.answered(asked, names, answer.token)
+        if last is None:
+            return page
+        end = self._prefix + last
+        return ListPage([i for i in page.objects if i.key <= end], [p for p in page.prefixes if p <= end])

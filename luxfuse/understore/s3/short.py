@@ -1,0 +1,86 @@
+"""LIST requests that botocore signs and sends, but neither checks nor parses: that is most of their time.
+
+It has no public way to do so. Where this one does not work, as with a later version, requests are made as all others are.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+from luxfuse.understore.base import ListedPart
+
+log = logging.getLogger(__name__)
+
+_NAMES = {
+    "Prefix": "prefix",
+    "Delimiter": "delimiter",
+    "StartAfter": "start-after",
+    "ContinuationToken": "continuation-token",
+}
+EXPRESS = "--x-s3"
+"""How the names of directory buckets end, which are signed for in another way."""
+
+
+REFUSED_MOST = 3
+"""Answers in a row that are of no use, after which requests are made in the ordinary way only."""
+_CODE = re.compile(rb"<Code>(\w+)</Code>")
+
+
+class ShortRequests:
+    """LIST requests over the connections of a ``client``. Thread-safe."""
+
+    def __init__(self, client: Any, read_timeout_s: float) -> None:
+        self._client = client
+        self._read_timeout_s = read_timeout_s
+        self._addresses: dict[str, str] = {}
+        self._in_vain = 0
+
+    def list_part(
+        self, bucket: str, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None]
+    ) -> ListedPart | None:
+        """Return what ``read`` makes of the answer; None: the request has to be made in the ordinary way, which tells why.
+
+        Raises botocore's errors, so when the server is overloaded or out of order: it is not asked twice then.
+        """
+        if ":" in bucket or bucket.endswith(EXPRESS) or self._in_vain >= REFUSED_MOST:
+            return None
+        try:
+            prepared = self._prepared(bucket, asked)
+            send = self._client._endpoint.http_session.send
+        except (AttributeError, TypeError) as exc:
+            log.info("botocore is not the one that is known: %s", exc)
+            self._in_vain = REFUSED_MOST
+            return None
+        answer = send(prepared)
+        body, status = answer.content, answer.status_code
+        if status == 429 or status >= 500:
+            code = _CODE.search(body)
+            error = {"Code": code[1].decode() if code else str(status), "Message": ""}
+            raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}, "ListObjectsV2")
+        part = read(body) if status == 200 else None
+        self._in_vain = 0 if part is not None else self._in_vain + 1
+        return part
+
+    def _prepared(self, bucket: str, asked: Mapping[str, str]) -> Any:
+        config = self._client.meta.config
+        query = {"list-type": "2", "encoding-type": "url", **{_NAMES[name]: value for name, value in asked.items()}}
+        text = "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+        request = AWSRequest(method="GET", url=f"{self._address(bucket)}?{text}", headers={})
+        request.context.update(client_region=self._client.meta.region_name, client_config=config, auth_type=None)
+        request.context.update(has_streaming_input=False, read_timeout=self._read_timeout_s)
+        self._client._request_signer.sign("ListObjectsV2", request)
+        return request.prepare()
+
+    def _address(self, bucket: str) -> str:
+        """Return the URL of the bucket, as botocore makes it: in the path, or in the name of the host."""
+        if bucket not in self._addresses:
+            url: str = self._client.generate_presigned_url("list_objects_v2", Params={"Bucket": bucket})
+            self._addresses[bucket] = url.partition("?")[0]
+        return self._addresses[bucket]
