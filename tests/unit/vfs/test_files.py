@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import trio
 
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import Buffer
 from luxfuse.vfs import ahead, backings
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.xattrs import OWN
@@ -220,6 +223,35 @@ async def test_nothing_is_fetched_ahead_in_random_order_or_of_large_files(tmp_pa
         for number in range(10):
             await m.open(f"f{number:03}")
         assert m.ahead.files == 0
+
+
+async def test_a_file_that_is_written_to_while_it_is_fetched_ahead_is_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = store_of(**{f"f{number}": 10 for number in range(8)})
+    answers, read = threading.Event(), driver.read
+
+    def late(key: str, *arguments: object, **options: object) -> Buffer:
+        data = read(key, *arguments, **options)  # type: ignore[arg-type]
+        if key > "f3":
+            answers.wait(20)
+        return data
+
+    monkeypatch.setattr(driver, "read", late)
+    async with mounted(tmp_path, driver) as m:
+        await m.entries()
+        for number in range(4):
+            await m.read_all(f"f{number}")
+        await until(lambda: driver.counts["get"] == 8)
+        inode = await m.inode("f5")
+        handle = await m.kernel.open(m.fs, inode, os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, b"written here")
+        await m.kernel.close(m.fs, handle)
+        assert driver.objects["f5"][0] == b"written here"
+        assert m.files.backings.retire_idle(inode)
+        answers.set()
+        await until(lambda: m.ahead._on_their_way == 0)
+        assert await m.read_all("f5") == b"written here"
 
 
 async def test_a_file_ahead_whose_pages_are_in_memory_only_leaves_nothing_behind(tmp_path: Path) -> None:
