@@ -6,7 +6,8 @@
 FROM debian:12-slim AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        gcc libc6-dev libfuse3-dev pkg-config python3 python3-dev python3-venv \
+        gcc libc6-dev libcurl4-openssl-dev libfuse3-dev libssl-dev libxxhash-dev pkg-config python3 python3-dev \
+        python3-venv \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/luxfuse
 WORKDIR /src
@@ -16,7 +17,7 @@ RUN /opt/luxfuse/bin/pip install --no-cache-dir ".[azure,gcs]"
 
 FROM debian:12-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates fuse3 libfuse3-3 python3 \
+    && apt-get install -y --no-install-recommends ca-certificates fuse3 libcurl4 libfuse3-3 python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/luxfuse /opt/luxfuse
 RUN ln -s /opt/luxfuse/bin/luxfuse /usr/local/bin/luxfuse \

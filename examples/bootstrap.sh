@@ -6,11 +6,12 @@
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${LUXFUSE_VENV:-$REPOSITORY/.venv}
+DIRECT_GETS="libcurl4-openssl-dev libssl-dev libxxhash-dev" # luxfuse can do without: obstore then fetches small files
 
 bootstrap() {
     local extras=$1
     shift
-    _system_packages "$@" || return 1
+    _system_packages $DIRECT_GETS "$@" || return 1
     _virtualenv "$extras"
 }
 
@@ -74,7 +75,7 @@ _system_packages() {
             _apt_install "$apt" "$needed" "$wanted"
             needed=$(_missing_packages | sort -u | xargs)
         elif [ -n "$wanted" ]; then
-            echo "some tests will be skipped without: $wanted" >&2
+            echo "some tests will be skipped, or things be slower, without: $wanted" >&2
         fi
     fi
     if [ -n "$needed" ]; then
@@ -111,7 +112,7 @@ _apt_install() {
     if [ -n "$2" ]; then $apt install -y --no-install-recommends $2 >/dev/null || true; fi
     if [ -n "$available" ]; then
         $apt install -y --no-install-recommends $available >/dev/null ||
-            echo "not installed, so that some tests will be skipped: $available" >&2
+            echo "not installed, so that some tests will be skipped, or things be slower: $available" >&2
     fi
     if [ -n "$policy" ]; then $1 rm -f /usr/sbin/policy-rc.d; fi
 }
@@ -125,7 +126,8 @@ _virtualenv() {
     fi
     stamp=$(cd "$REPOSITORY" && {
         echo "$extras $REPOSITORY"
-        cat pyproject.toml luxfuse/*/*.c
+        pkg-config --modversion libcurl libcrypto libxxhash 2>/dev/null
+        find luxfuse -name '*.[ch]' | sort | xargs cat pyproject.toml
     } | sha256sum | cut -c 1-16)
     if [ ! -e "$VENV/.luxfuse-$stamp" ]; then
         echo "installing luxfuse${extras:+[$extras]} in $VENV"

@@ -33,10 +33,12 @@ def open_driver(
     driver: DriverChoice = "auto",
     request_timeout_s: float = 30.0,
     reread: Callable[[], Mapping[str, str]] | None = None,
+    direct_gets: int = 0,
 ) -> UnderStore:
     """Open ``source``: "auto" means obstore for S3, Azure and GCS if it knows all options, fsspec otherwise.
 
-    ``reread`` returns the storage options as they are written now, for when the store refuses the credentials. Makes no
+    ``reread`` returns the storage options as they are written now, for when the store refuses the credentials.
+    ``direct_gets``: see `ObstoreDriver`. Makes no
     request to the store (`UnderStore.probe` does), except to find the region of an AWS bucket. Raises `ConfigError` with
     one line that says the fault or the package to install, `AccessDenied` if no credentials are found.
     """
@@ -56,7 +58,7 @@ def open_driver(
 
     def open_with(options: Mapping[str, str], access: Access | None) -> UnderStore:
         shared = cast("S3Access", access) if family_of(source) == "s3" else None
-        return _open(source, endpoint_url, options, driver, request_timeout_s, shared)
+        return _open(source, endpoint_url, options, driver, request_timeout_s, shared, direct_gets)
 
     options = dict(storage_options or {})
     if family_of(source) is None and reread is None:
@@ -74,6 +76,7 @@ def _open(
     driver: DriverChoice,
     request_timeout_s: float,
     access: S3Access | None,
+    direct_gets: int,
 ) -> UnderStore:
     def open_fsspec_driver() -> UnderStore:
         from luxfuse.understore.opening import open_fsspec
@@ -97,6 +100,7 @@ def _open(
         request_timeout_s=request_timeout_s,
         fallback=_as_rejection(open_fsspec_driver),
         access=access,
+        direct_gets=direct_gets,
     )
 
 

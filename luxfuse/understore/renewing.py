@@ -10,12 +10,13 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from luxfuse.errors import AccessDenied, LuxError, StoreError, WrongRegion
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Abilities, UnderStore
+from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -130,6 +131,15 @@ class RenewingDriver:
     def abilities(self) -> Abilities:
         """The abilities of the store, as far as is known."""
         return self._now.driver.abilities
+
+    @property
+    def fetches_small(self) -> bool:
+        """Whether the driver that is open now fetches small files."""
+        return fetches_small(self._now.driver)
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        """See `SmallFiles`; another driver may have been opened meanwhile, which does not."""
+        return self._run(lambda opened: fetch_small(opened.driver, files, abandoned))
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_listed", ()):

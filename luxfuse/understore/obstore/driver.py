@@ -25,12 +25,15 @@ from luxfuse.understore.obstore.reads import ObstoreReads
 from luxfuse.understore.obstore.writes import NeedsMd5, ObstoreWrites
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.direct import AS_USUAL, open_direct
+from luxfuse.understore.small_files import Answer, WantedFile
 
 
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
     """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name, if that is not S3's.
 
-    ``access``, for S3: shared by all clients of the bucket.
+    ``access``, for S3: shared by all clients of the bucket. ``direct_gets``: so many requests for small files may be made
+    past obstore at once, where that can be done.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         request_timeout_s: float = 30.0,
         fallback: Callable[[], UnderStore],
         access: S3Access | None = None,
+        direct_gets: int = 0,
     ) -> None:
         location, options = parse_location(source), storage_options or {}
         objects = take_object_options(location.family, options, endpoint_url)[0]
@@ -81,6 +85,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
         """Whether whole objects are put by `S3Client`, because obstore cannot send their headers."""
+        self._direct = open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
 
     @property
@@ -94,6 +99,18 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             part_copy=self._family == "s3",
             start_after=s3 is not None,  # to open it takes long: the first listing does without
         )
+
+    @property
+    def fetches_small(self) -> bool:
+        return self._direct is not None
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        direct = self._direct
+        return [AS_USUAL] * len(files) if direct is None else direct.fetch(files, abandoned)
+
+    def close(self) -> None:
+        self._direct = None
+        super().close()
 
     def _writer(self) -> WriteSide:
         return self._fallback() if self._adlfs or self._family == "s3" else self._own

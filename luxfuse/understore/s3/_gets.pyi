@@ -1,0 +1,31 @@
+from collections.abc import Sequence
+
+GET_ABANDONED: int
+GET_DONE: int
+GET_ANSWERED: int
+GET_FAILED: int
+MOST_BYTES: int
+
+_File = tuple[str, str, int, str | None, bool]
+_Result = (
+    tuple[int, int, int, float]
+    | tuple[int, int, int, float, bytes, int, dict[str, str], tuple[int, ...], int, int, int, int, bool]
+)
+
+class Pool:
+    def __new__(
+        cls,
+        url: str,
+        path: str,
+        host: str,
+        region: str,
+        agent: str,
+        bundle: str,
+        connect_ms: int,
+        timeout_ms: int,
+        silence_s: int,
+        most: int,
+    ) -> Pool: ...
+    def fetch(
+        self, files: Sequence[_File], credentials: tuple[str, str, str | None] | None, abandoned: bytearray
+    ) -> list[_Result]: ...

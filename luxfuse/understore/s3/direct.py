@@ -1,0 +1,179 @@
+"""GETs of small whole objects past obstore, in C: see ``gets/pool.c`` for how.
+
+obstore takes the interpreter lock several times for a request, and so do checksum and cache file; here all of a batch is
+done without it. Only what every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the
+plainest success is left to obstore, which asks once more and knows what it means. Failures without an answer, and answers
+that the server is busy, are told at once: those are tried again later in any case.
+
+The extension is built only where libcurl's headers are (``libcurl4-openssl-dev``); without it all goes through obstore.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from luxfuse import __version__
+from luxfuse.core.units import YES
+from luxfuse.errors import StoreError, StoreUnavailable
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.failures import from_status
+from luxfuse.understore.locations import Location, has_odd_segment
+from luxfuse.understore.object_options import S3_NAMES, SYNONYMS, ObjectOptions
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
+from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.small_files import MOST_BYTES, Answer, ArrivedFile, WantedFile
+from luxfuse.understore.variables import variables
+
+try:
+    from luxfuse.understore.s3 import _gets
+except ImportError:
+    _gets = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+AS_USUAL = Answer()
+MOST_FILES = 64
+
+_KNOWN = ACCESS_OPTIONS | S3_NAMES | SYNONYMS.keys() | {"allow_http", "virtual_hosted_style_request"}
+_VARIABLES = (
+    "AWS_ENDPOINT", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_S3_EXPRESS", "AWS_PROXY_URL", "AWS_PROXY_CA_CERTIFICATE",
+    "AWS_ALLOW_INVALID_CERTIFICATES", "AWS_HTTP2_ONLY", "AWS_UNSIGNED_PAYLOAD",
+)  # fmt: skip
+"""Variables of obstore's own about how requests are made."""
+_PLAIN = re.compile(r"[A-Za-z0-9._~/-]*")
+_VERSION = re.compile(r'"[!-~]{1,200}"')
+_MOST_SECRET = 400
+_PORTS = {"http": 80, "https": 443}
+
+_CONNECTION_FAILURES = {
+    6: "the endpoint's name does not resolve",
+    7: "the connection failed",
+    18: "the connection broke",
+    28: "timed out",
+    52: "the connection broke",
+    55: "the connection broke",
+    56: "the connection broke",
+}
+"""By the numbers of libcurl. Others, those about certificates among them, obstore is to find out about."""
+
+
+class DirectGets:
+    """Fetches small objects of one bucket. Thread-safe."""
+
+    def __init__(
+        self, location: Location, options: Mapping[str, str], access: S3Access, timeout_s: float, most: int
+    ) -> None:
+        """``most``: requests at once. There must be no `refusal`."""
+        self._prefix = location.prefix
+        self._credentials = access.credentials
+        url = _url(location.bucket, options, access)
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
+        assert access.trust.bundle is not None
+        self._pool = _gets.Pool(
+            url=f"{parts.scheme}://{host}{port}{parts.path}",
+            path=parts.path,
+            host=f"{host}{port}",
+            region=access.region,
+            agent=f"luxfuse/{__version__}",
+            bundle=access.trust.bundle,
+            connect_ms=math.ceil(1000 * min(CONNECT_TIMEOUT_S, timeout_s)),
+            timeout_ms=math.ceil(1000 * timeout_s),
+            silence_s=math.ceil(min(READ_TIMEOUT_S, timeout_s)),
+            most=most,
+        )
+
+    def fetch(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        """See `SmallFiles.fetch_small`. Raises `StoreError` where there are no credentials."""
+        answers = [AS_USUAL] * len(files)
+        plain = [n for n, file in enumerate(files) if self._is_plain(file)][:MOST_FILES]
+        secrets = self._secrets()
+        if not plain or (secrets is not None and max(map(len, filter(None, secrets[:2]))) > _MOST_SECRET):
+            return answers
+        wanted = [(self._prefix + files[n].key, *files[n][1:]) for n in plain]
+        try:
+            results = self._pool.fetch(wanted, secrets, abandoned)
+        except MemoryError:
+            log.warning("small files are fetched by obstore for now: no memory, or libcurl fails")
+            return answers
+        for n, result in zip(plain, results, strict=True):
+            answers[n] = _answer(files[n], result)
+        return answers
+
+    def _secrets(self) -> tuple[str, str, str | None] | None:
+        return None if self._credentials is None else self._credentials.current()[:3]
+
+    @staticmethod
+    def _is_plain(file: WantedFile) -> bool:
+        return (
+            0 < file.size <= MOST_BYTES and not has_odd_segment(file.key) and _VERSION.fullmatch(file.version) is not None
+        )  # fmt: skip
+
+
+def open_direct(
+    location: Location, options: Mapping[str, str], objects: ObjectOptions, access: S3Access, timeout_s: float, most: int
+) -> DirectGets | None:
+    """Open direct GETs, if they can be used; ``most``: requests at once, 0: they are not wanted."""
+    if not most:
+        return None
+    if reason := refusal(location, options, objects, access):
+        log.info("small files are fetched by obstore: %s", reason)
+        return None
+    return DirectGets(location, options, access, timeout_s, most)
+
+
+def refusal(  # noqa: PLR0911 (a reason each)
+    location: Location, options: Mapping[str, str], objects: ObjectOptions, access: S3Access
+) -> str | None:
+    """Say why a bucket is not read directly, or None if it is."""
+    if _gets is None:
+        return "luxfuse was built without libcurl (Debian: libcurl4-openssl-dev, libssl-dev and libxxhash-dev)"
+    if unknown := sorted(options.keys() - _KNOWN):
+        return f"the storage option {unknown[0]}"
+    if named := [name for name in _VARIABLES if variables().get(name)]:
+        return f"the variable {named[0]}"
+    if objects.customer_key or objects.requester_pays or objects.bucket_owner:
+        return "options that each request has to repeat"
+    if access.trust.bundle is None:
+        return "certificates are not verified"
+    if access.reach().proxy:
+        return "there is a proxy"
+    parts = urlsplit(_url(location.bucket, options, access))
+    if "@" in parts.netloc or not _PLAIN.fullmatch(parts.path):
+        return "an unusual endpoint, or name of the bucket"
+    return None
+
+
+def _url(bucket: str, options: Mapping[str, str], access: S3Access) -> str:
+    """Return the address of the bucket, as obstore makes it."""
+    in_host = options.get("virtual_hosted_style_request", "").strip().lower() in YES
+    if access.endpoint:
+        endpoint = access.endpoint.rstrip("/")
+        return endpoint if in_host else f"{endpoint}/{bucket}"
+    service = f"s3.{access.region}.amazonaws.com"
+    return f"https://{bucket}.{service}" if in_host else f"https://{service}/{bucket}"
+
+
+def _answer(file: WantedFile, result: Sequence[object]) -> Answer:
+    outcome, status, code, seconds = result[:4]
+    assert isinstance(seconds, float)
+    assert isinstance(status, int)
+    if outcome == _gets.GET_DONE:
+        body, modified_s, metadata, sums, stamp, number, fd, errno, opened = result[4:]
+        info = ObjectInfo(file.key, file.size, file.version, modified_s * 10**9, metadata)  # type: ignore[operator, arg-type]
+        return Answer(seconds, ArrivedFile(info, body, sums, stamp, number, fd, errno, opened))  # type: ignore[arg-type]
+    if outcome == _gets.GET_ABANDONED:
+        return Answer(error=StoreError("nobody waits for it any more"))
+    what = f"GET {file.key!r}"
+    if outcome == _gets.GET_FAILED:
+        text = _CONNECTION_FAILURES.get(code)  # type: ignore[call-overload]
+        return Answer(seconds, error=StoreUnavailable(f"{what}: {text}") if text else None)
+    error = from_status(status, what, family="s3") if status >= 400 else None
+    return Answer(seconds, error=error if isinstance(error, StoreUnavailable) else None)

@@ -1,0 +1,132 @@
+/* What the parts of the direct GETs know of each other; each .c file has its own theory of operation.
+ *
+ *   sign.c     the headers of a request, signed
+ *   answer.c   the head of an answer: is it the object that was asked for?
+ *   keep.c     checksums of a body, and its cache file
+ *   pool.c     connections, and one batch of requests on them
+ *   module.c   Python's side: `luxfuse.understore.s3._gets`
+ *
+ * Nothing here knows Python but module.c, and nothing here decides what a failure means: all that is not the whole object,
+ * in the version that was asked for, is handed back.
+ */
+#ifndef LUXFUSE_GETS_H
+#define LUXFUSE_GETS_H
+
+#include <curl/curl.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#define PAGE_BYTES (1u << 20)
+#define MOST_PAGES 2u
+#define MOST_BYTES ((size_t)MOST_PAGES * PAGE_BYTES) /* of an object */
+#define MOST_PARALLEL 8u			     /* requests of one batch at once */
+#define HEAD_BYTES 8192u	/* of user metadata; S3 allows 2 KiB. What has more is handed back. */
+#define REQUEST_BYTES 24576u	/* of a URL and the headers of a request: keys have up to 1 KiB, which may become 3 */
+#define ETAG_BYTES 256u
+
+/* ------------------------------------------------------------------ sign.c */
+
+#ifndef GETS_PAUSE
+#define GETS_PAUSE(abandoned) ((void)0) /* where a test gives a batch up, just before a cache file would be written */
+#endif
+
+struct target { /* where the objects of an under-store are, and how they are reached; constant */
+	const char *url;    /* up to the key, without "/" at its end */
+	const char *path;   /* the same without scheme and host */
+	const char *host;   /* as in the header */
+	const char *region;
+	const char *agent;
+	const char *bundle; /* of certificates that are believed */
+	long connect_ms, timeout_ms, silence_s;
+	unsigned most; /* requests at once, and idle connections */
+};
+
+struct credentials {
+	const char *access, *secret, *token; /* access NULL: requests are not signed; token NULL: there is none */
+};
+
+struct signer { /* signs the requests of some seconds */
+	const struct target *target;
+	const struct credentials *credentials;
+	char stamp[20], day[12];
+	unsigned char key[32];
+};
+
+#define HEADERS 7
+struct request {
+	char *url;
+	struct curl_slist headers[HEADERS]; /* linked; they refer to `text` */
+	char text[REQUEST_BYTES];
+};
+
+bool signer_begin(struct signer *s, const struct target *t, const struct credentials *c, time_t now);
+/* false: it is too long */
+bool signer_sign(const struct signer *s, struct request *r, const char *key, const char *version, size_t size);
+
+/* ------------------------------------------------------------------ answer.c */
+
+struct answer {
+	unsigned status;
+	bool odd; /* something that is not understood, or not expected */
+	bool has_length, has_range;
+	uint64_t length, last, total; /* of Content-Length; of Content-Range, which begins at 0 */
+	int64_t modified_s; /* -1: not told */
+	char etag[ETAG_BYTES];
+	size_t metadata_bytes; /* name, NUL, value, NUL, ... */
+	char metadata[HEAD_BYTES];
+};
+
+void answer_begin(struct answer *a);
+void answer_line(struct answer *a, const char *line, size_t length);
+bool answer_fits(const struct answer *a, const char *version, size_t size); /* it is the whole object, in that version */
+
+/* ------------------------------------------------------------------ keep.c */
+
+struct kept {
+	uint64_t sums[MOST_PAGES];
+	unsigned pages;
+	int error, fd; /* of the cache file: an errno; open if it was to stay so, else -1 */
+	bool opened;   /* it had been opened, whatever came after that */
+	int64_t stamp_ns;
+	uint64_t number;
+};
+
+void keep_checksums(struct kept *k, const char *body, size_t size);
+void keep_file(struct kept *k, const char *path, const char *body, size_t size, bool stay_open);
+
+/* ------------------------------------------------------------------ pool.c */
+
+enum outcome {
+	GET_ABANDONED, /* not made, or given up, as nobody waits for it */
+	GET_DONE,      /* the body is here, and kept */
+	GET_ANSWERED,  /* with something else: `status`, or an answer that does not fit (200, 206) */
+	GET_FAILED,    /* without an answer: `code` of libcurl */
+};
+
+struct get { /* one object */
+	const char *key, *version, *path; /* path of its cache file; NULL: none */
+	size_t size;
+	bool stay_open;
+	char *body; /* of `size` bytes, to be filled */
+	enum outcome outcome;
+	unsigned status, code;
+	double seconds;
+	struct kept kept;
+	int64_t modified_s;
+	char *metadata; /* NULL: no memory, or none; to be freed */
+	size_t metadata_bytes;
+};
+
+struct pool;
+
+struct pool *pool_open(const struct target *t);
+void pool_close(struct pool *p); /* when no batch is under way */
+
+/* Make requests until each has an outcome. `abandoned` may become 1 meanwhile: then no cache file is opened any more, and
+ * it returns soon. Blocks; any number of threads may call it. false: no memory. */
+bool pool_get(struct pool *p, const struct credentials *c, struct get *gets, unsigned count, const uint8_t *abandoned);
+
+#endif

@@ -1,0 +1,248 @@
+/* Python's side of the direct GETs: the module `luxfuse.understore.s3._gets`.
+ *
+ *   pool = Pool(url, path, host, region, agent, bundle, connect_ms, timeout_ms, silence_s, most)
+ *   pool.fetch(files, credentials, abandoned)
+ *
+ * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None or (access, secret,
+ * token or None), `abandoned` one byte that becomes 1 when nobody waits any more. The answer has a tuple for each file:
+ * (outcome, status, code, seconds, body, modified_s, metadata, checksums, stamp_ns, file number, descriptor, errno, opened).
+ * The bytes objects that bodies come in are made before the interpreter lock is given up, and filled without it; nobody else
+ * knows them yet.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "gets.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MOST_FILES 64
+#define TEXTS 6
+
+typedef struct {
+	PyObject_HEAD
+	struct pool *pool;
+	struct target target;
+	char *texts[TEXTS];
+} Pool;
+
+static void py_dealloc(PyObject *self)
+{
+	Pool *p = (Pool *)self;
+	PyTypeObject *type = Py_TYPE(self);
+	if (p->pool) {
+		Py_BEGIN_ALLOW_THREADS
+		pool_close(p->pool); /* may say farewell to servers */
+		Py_END_ALLOW_THREADS
+	}
+	for (unsigned i = 0; i < TEXTS; i++)
+		free(p->texts[i]);
+	type->tp_free(self);
+	Py_DECREF(type);
+}
+
+static PyObject *py_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+	static char *names[] = { "url", "path", "host", "region", "agent", "bundle", "connect_ms", "timeout_ms", "silence_s",
+				 "most", NULL };
+	const char *given[TEXTS];
+	struct target t;
+	if (!PyArg_ParseTupleAndKeywords(args, named, "sssssslllI:Pool", names, &given[0], &given[1], &given[2], &given[3],
+					 &given[4], &given[5], &t.connect_ms, &t.timeout_ms, &t.silence_s, &t.most))
+		return NULL;
+	Pool *p = (Pool *)type->tp_alloc(type, 0);
+	if (!p)
+		return NULL;
+	bool done = true;
+	for (unsigned i = 0; i < TEXTS; i++)
+		done = (p->texts[i] = strdup(given[i])) && done;
+	t.url = p->texts[0];
+	t.path = p->texts[1];
+	t.host = p->texts[2];
+	t.region = p->texts[3];
+	t.agent = p->texts[4];
+	t.bundle = p->texts[5];
+	p->target = t;
+	if (!done || !(p->pool = pool_open(&p->target))) {
+		Py_DECREF(p);
+		return PyErr_NoMemory();
+	}
+	return (PyObject *)p;
+}
+
+/* ------------------------------------------------------------------ what is asked for */
+
+static bool take_file(PyObject *file, struct get *g, PyObject **body)
+{
+	Py_ssize_t size;
+	int stay_open;
+	if (!PyTuple_Check(file)) {
+		PyErr_SetString(PyExc_TypeError, "a file is a tuple");
+		return false;
+	}
+	if (!PyArg_ParseTuple(file, "ssnzp", &g->key, &g->version, &size, &g->path, &stay_open))
+		return false;
+	if (size < 1 || (size_t)size > MOST_BYTES) {
+		PyErr_SetString(PyExc_ValueError, "no size that is fetched in this way");
+		return false;
+	}
+	g->size = (size_t)size;
+	g->stay_open = stay_open;
+	g->kept.fd = -1;
+	*body = PyBytes_FromStringAndSize(NULL, size);
+	if (!*body)
+		return false;
+	g->body = PyBytes_AS_STRING(*body);
+	return true;
+}
+
+/* ------------------------------------------------------------------ what came of it */
+
+static PyObject *metadata_of(const struct get *g)
+{
+	PyObject *found = PyDict_New();
+	const char *at = g->metadata, *end = g->metadata ? at + g->metadata_bytes : NULL;
+	while (found && at < end) {
+		const char *value = at + strlen(at) + 1;
+		PyObject *text = PyUnicode_FromString(value);
+		if (!text || PyDict_SetItemString(found, at, text) < 0)
+			Py_CLEAR(found);
+		Py_XDECREF(text);
+		at = value + strlen(value) + 1;
+	}
+	return found;
+}
+
+static PyObject *checksums_of(const struct kept *k)
+{
+	PyObject *sums = PyTuple_New(k->pages);
+	for (unsigned i = 0; sums && i < k->pages; i++) {
+		PyObject *sum = PyLong_FromUnsignedLongLong(k->sums[i]);
+		if (!sum)
+			Py_CLEAR(sums);
+		else
+			PyTuple_SET_ITEM(sums, i, sum);
+	}
+	return sums;
+}
+
+static PyObject *result_of(struct get *g, PyObject *body)
+{
+	if (g->outcome != GET_DONE)
+		return Py_BuildValue("(iIId)", (int)g->outcome, g->status, g->code, g->seconds);
+	PyObject *metadata = metadata_of(g), *sums = checksums_of(&g->kept);
+	if (!metadata || !sums) {
+		Py_XDECREF(metadata);
+		Py_XDECREF(sums);
+		return NULL;
+	}
+	const struct kept *k = &g->kept;
+	return Py_BuildValue("(iIIdOLNNLKiiO)", (int)g->outcome, g->status, g->code, g->seconds, body, (long long)g->modified_s,
+			     metadata, sums, (long long)k->stamp_ns, (unsigned long long)k->number, k->fd, k->error,
+			     k->opened ? Py_True : Py_False);
+}
+
+static PyObject *results_of(struct get *gets, PyObject **bodies, unsigned count)
+{
+	PyObject *all = PyList_New(count);
+	for (unsigned i = 0; all && i < count; i++) {
+		PyObject *one = result_of(&gets[i], bodies[i]);
+		if (!one)
+			Py_CLEAR(all);
+		else
+			PyList_SET_ITEM(all, i, one);
+	}
+	for (unsigned i = 0; !all && i < count; i++)
+		if (gets[i].kept.fd >= 0)
+			close(gets[i].kept.fd);
+	return all;
+}
+
+/* ------------------------------------------------------------------ methods */
+
+static PyObject *fetch(Pool *p, PyObject *files, const struct credentials *c, const uint8_t *abandoned)
+{
+	struct get gets[MOST_FILES] = { 0 };
+	PyObject *bodies[MOST_FILES] = { 0 }, *results = NULL;
+	const Py_ssize_t count = PySequence_Fast_GET_SIZE(files);
+	bool done = true;
+	if (count > MOST_FILES) {
+		PyErr_SetString(PyExc_ValueError, "too many files at once");
+		return NULL;
+	}
+	for (Py_ssize_t i = 0; i < count && done; i++)
+		done = take_file(PySequence_Fast_GET_ITEM(files, i), &gets[i], &bodies[i]);
+	if (done) {
+		Py_BEGIN_ALLOW_THREADS
+		done = pool_get(p->pool, c, gets, (unsigned)count, abandoned);
+		Py_END_ALLOW_THREADS
+		if (done)
+			results = results_of(gets, bodies, (unsigned)count);
+		else
+			PyErr_NoMemory();
+	}
+	for (Py_ssize_t i = 0; i < count; i++) {
+		Py_XDECREF(bodies[i]);
+		free(gets[i].metadata);
+		if (!done && gets[i].kept.fd >= 0)
+			close(gets[i].kept.fd);
+	}
+	return results;
+}
+
+static PyObject *py_fetch(PyObject *self, PyObject *args)
+{
+	PyObject *given, *secrets;
+	Py_buffer abandoned;
+	struct credentials c = { 0 };
+	if (!PyArg_ParseTuple(args, "OOy*:fetch", &given, &secrets, &abandoned))
+		return NULL;
+	PyObject *results = NULL, *files = NULL;
+	if (secrets != Py_None && !PyArg_ParseTuple(secrets, "ssz", &c.access, &c.secret, &c.token))
+		goto end;
+	if (abandoned.len != 1) {
+		PyErr_SetString(PyExc_ValueError, "one byte says whether the batch is abandoned");
+		goto end;
+	}
+	files = PySequence_Fast(given, "files are a sequence");
+	if (files)
+		results = fetch((Pool *)self, files, &c, abandoned.buf);
+end:
+	Py_XDECREF(files);
+	PyBuffer_Release(&abandoned);
+	return results;
+}
+
+static PyMethodDef pool_methods[] = {
+	{ "fetch", py_fetch, METH_VARARGS, "fetch(files, credentials, abandoned) -> list of results" },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot pool_slots[] = {
+	{ Py_tp_new, py_new },
+	{ Py_tp_dealloc, py_dealloc },
+	{ Py_tp_methods, pool_methods },
+	{ 0, NULL },
+};
+
+static PyType_Spec pool_spec = { "luxfuse.understore.s3._gets.Pool", sizeof(Pool), 0, Py_TPFLAGS_DEFAULT, pool_slots };
+
+static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_gets", NULL, -1, NULL, NULL, NULL, NULL, NULL };
+
+PyMODINIT_FUNC PyInit__gets(void)
+{
+	if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
+		PyErr_SetString(PyExc_ImportError, "libcurl cannot be set up");
+		return NULL;
+	}
+	PyObject *made = PyModule_Create(&module), *type = made ? PyType_FromSpec(&pool_spec) : NULL;
+	if (!type || PyModule_AddObject(made, "Pool", type) < 0 || PyModule_AddIntMacro(made, GET_ABANDONED) < 0 ||
+	    PyModule_AddIntMacro(made, GET_DONE) < 0 || PyModule_AddIntMacro(made, GET_ANSWERED) < 0 ||
+	    PyModule_AddIntMacro(made, GET_FAILED) < 0 || PyModule_AddIntConstant(made, "MOST_BYTES", (long)MOST_BYTES) < 0) {
+		Py_XDECREF(made);
+		return NULL;
+	}
+	return made;
+}

@@ -1,0 +1,183 @@
+/* The headers of a GET of S3, with an AWS Signature Version 4.
+ *
+ * A key's bytes are percent-encoded, all but the unreserved ones and "/", and the same path is signed and sent: libcurl is
+ * told to leave it as it is. Of the headers, Host, If-Match and those of AWS are signed. The range is that of the whole object:
+ * of a larger one, sent by a server that ignores conditions, no more comes than there is room for. The body of a GET is empty,
+ * so its hash is a constant. The signing key of the day is derived for each batch: four HMACs, a few
+ * microseconds; so nothing that is secret is kept.
+ *
+ * Text is written into the request's own memory by `put`; what does not fit is told by an empty answer, not cut off.
+ */
+#include "gets.h"
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define EMPTY_HASH "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+struct text {
+	char *at, *end;
+	bool full;
+};
+
+static void put(struct text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void put(struct text *t, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	const size_t room = (size_t)(t->end - t->at);
+	const int n = vsnprintf(t->at, room, format, arguments);
+	va_end(arguments);
+	if (n < 0 || (size_t)n >= room)
+		t->full = true;
+	else
+		t->at += n;
+}
+
+static void put_encoded(struct text *t, const char *path)
+{
+	static const char hex[] = "0123456789ABCDEF";
+	for (const unsigned char *c = (const unsigned char *)path; *c; c++) {
+		if (t->end - t->at < 4) {
+			t->full = true;
+			return;
+		}
+		const bool letter = (*c | 32) >= 'a' && (*c | 32) <= 'z', digit = *c >= '0' && *c <= '9';
+		if (letter || digit || strchr("-_.~/", *c)) {
+			*t->at++ = (char)*c;
+		} else {
+			*t->at++ = '%';
+			*t->at++ = hex[*c >> 4];
+			*t->at++ = hex[*c & 15];
+		}
+	}
+	*t->at = 0;
+}
+
+static void put_hex(struct text *t, const unsigned char *bytes, size_t size)
+{
+	if ((size_t)(t->end - t->at) <= 2 * size) {
+		t->full = true;
+		return;
+	}
+	for (size_t i = 0; i < size; i++) {
+		*t->at++ = "0123456789abcdef"[bytes[i] >> 4];
+		*t->at++ = "0123456789abcdef"[bytes[i] & 15];
+	}
+	*t->at = 0;
+}
+
+/* Begin a new text behind the last one, which ends here. */
+static char *next(struct text *t)
+{
+	if (t->end - t->at < 2) {
+		t->full = true;
+		return t->at;
+	}
+	*t->at++ = 0;
+	*t->at = 0;
+	return t->at;
+}
+
+static bool hmac(unsigned char *result, const void *key, size_t size, const char *said, size_t length)
+{
+	unsigned n = 32;
+	return HMAC(EVP_sha256(), key, (int)size, (const unsigned char *)said, length, result, &n) != NULL;
+}
+
+bool signer_begin(struct signer *s, const struct target *t, const struct credentials *c, time_t now)
+{
+	*s = (struct signer){ .target = t, .credentials = c };
+	struct tm utc;
+	if (!gmtime_r(&now, &utc) || !strftime(s->stamp, sizeof s->stamp, "%Y%m%dT%H%M%SZ", &utc) ||
+	    !strftime(s->day, sizeof s->day, "%Y%m%d", &utc))
+		return false;
+	if (!c->access)
+		return true;
+	char secret[512];
+	const int size = snprintf(secret, sizeof secret, "AWS4%s", c->secret);
+	bool done = size > 0 && (size_t)size < sizeof secret;
+	done = done && hmac(s->key, secret, (size_t)size, s->day, strlen(s->day));
+	OPENSSL_cleanse(secret, sizeof secret);
+	unsigned char *k = s->key;
+	return done && hmac(k, k, 32, t->region, strlen(t->region)) && hmac(k, k, 32, "s3", 2) &&
+	       hmac(k, k, 32, "aws4_request", 12);
+}
+
+/* Write "Authorization: ..." at the end of the request's text. */
+static bool authorize(const struct signer *s, struct text *t, const char *path, const char *version)
+{
+	const struct credentials *c = s->credentials;
+	const char *names = c->token ? "host;if-match;x-amz-content-sha256;x-amz-date;x-amz-security-token" :
+				       "host;if-match;x-amz-content-sha256;x-amz-date";
+	char said[REQUEST_BYTES];
+	struct text all = { said, said + sizeof said, false };
+	put(&all, "GET\n%s\n\nhost:%s\nif-match:%s\nx-amz-content-sha256:" EMPTY_HASH "\nx-amz-date:%s\n", path,
+	    s->target->host, version, s->stamp);
+	if (c->token)
+		put(&all, "x-amz-security-token:%s\n", c->token);
+	put(&all, "\n%s\n" EMPTY_HASH, names);
+	unsigned char digest[32];
+	unsigned n = sizeof digest;
+	if (all.full || !EVP_Digest(said, (size_t)(all.at - said), digest, &n, EVP_sha256(), NULL))
+		return false;
+	all = (struct text){ said, said + sizeof said, false };
+	put(&all, "AWS4-HMAC-SHA256\n%s\n%s/%s/s3/aws4_request\n", s->stamp, s->day, s->target->region);
+	put_hex(&all, digest, sizeof digest);
+	if (all.full || !hmac(digest, s->key, sizeof s->key, said, (size_t)(all.at - said)))
+		return false;
+	put(t, "Authorization: AWS4-HMAC-SHA256 Credential=%s/%s/%s/s3/aws4_request, SignedHeaders=%s, Signature=", c->access,
+	    s->day, s->target->region, names);
+	put_hex(t, digest, sizeof digest);
+	return true;
+}
+
+static void add_header(struct request *r, unsigned *count, char *line)
+{
+	r->headers[*count] = (struct curl_slist){ line, NULL };
+	if (*count)
+		r->headers[*count - 1].next = &r->headers[*count];
+	++*count;
+}
+
+bool signer_sign(const struct signer *s, struct request *r, const char *key, const char *version, size_t size)
+{
+	struct text t = { r->text, r->text + sizeof r->text, false };
+	unsigned count = 0;
+	r->url = t.at;
+	put(&t, "%s/", s->target->url);
+	put_encoded(&t, key);
+	const char *path = r->url + strlen(s->target->url) - strlen(s->target->path);
+	char *line = next(&t);
+	put(&t, "Host: %s", s->target->host);
+	add_header(r, &count, line);
+	line = next(&t);
+	put(&t, "If-Match: %s", version);
+	add_header(r, &count, line);
+	line = next(&t);
+	put(&t, "Range: bytes=0-%zu", size - 1);
+	add_header(r, &count, line);
+	if (s->credentials->access) {
+		line = next(&t);
+		put(&t, "x-amz-content-sha256: " EMPTY_HASH);
+		add_header(r, &count, line);
+		line = next(&t);
+		put(&t, "x-amz-date: %s", s->stamp);
+		add_header(r, &count, line);
+		if (s->credentials->token) {
+			line = next(&t);
+			put(&t, "x-amz-security-token: %s", s->credentials->token);
+			add_header(r, &count, line);
+		}
+		line = next(&t);
+		if (t.full || !authorize(s, &t, path, version))
+			return false;
+		add_header(r, &count, line);
+	}
+	return !t.full;
+}
