@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -12,6 +12,7 @@ import trio
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep, PeerSource, Race
+from luxfuse.cache.small import SmallFlights, is_small
 from luxfuse.cache.space import Space
 from luxfuse.errors import StoreError
 from luxfuse.types import PAGE_BYTES, Description, ObjectInfo
@@ -55,7 +56,10 @@ class Attempts:
         """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
         peers = self.peers
         if peers is None or flight.from_store:
-            self._ask_store(obj, flight, space, done)
+            if self._store.fetches_small and is_small(obj, flight):
+                self._ask_store_directly(obj, flight, space, done)
+            else:
+                self._ask_store(obj, flight, space, done)
             return
         race = Race(done)
         peer_done = race.enter()
@@ -102,6 +106,19 @@ class Attempts:
 
     def _ask_store(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
         self._store.submit("get", self.job(obj, flight, space), done, flight.length, later=flight.later)
+
+    def _ask_store_directly(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
+        small = self.small([(obj, flight, space)])
+
+        def ended(result: Fetched | None, error: StoreError | None) -> None:
+            small.abandon()
+            done(result, error)
+
+        self._store.submit("get", small.one, ended, flight.length, later=flight.later)
+
+    def small(self, flights: Sequence[tuple[CachedObject, Flight, Space | None]]) -> SmallFlights:
+        """Return what gets small flights, of which no peer is asked; `SmallFlights.abandon` is to be told their end."""
+        return SmallFlights(flights, self.job, self._clock)
 
     def job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], Fetched]:
         """Return what gets a flight's bytes from the under-store and stores them, in the thread of a request."""

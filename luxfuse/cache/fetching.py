@@ -28,12 +28,12 @@ from luxfuse.cache.descriptors import is_shortage
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.reservations import Reservations, settle
+from luxfuse.cache.small import Outcome
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import DeadlinePassed, StoreError, Unforeseen
 from luxfuse.types import Description, ObjectInfo
-from luxfuse.understore.base import UnderStore
 from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Fetching:
     ) -> list[Flight]:
         """Begin to fetch objects of one run each, of which nothing is here or on its way; returns their flights.
 
-        The requests are made one after the other in one turn of a thread, as what there is to do for each turn costs more
+        The requests are made in one turn of a thread, as what there is to do for each turn costs more
         than the request for a small file. See `start` for the rest.
         """
         flights = []
@@ -171,16 +171,14 @@ class Fetching:
                 return False
             spaces.append(space)
         whole = list(zip(objs, flights, spaces, strict=True))
-        jobs = [self._attempts.job(obj, flight, space) for obj, flight, space in whole]
+        small = self._attempts.small(whole)
 
-        def all_of_them(driver: UnderStore) -> list[tuple[Fetched | None, StoreError | None]]:
-            return [_outcome(job, driver) for job in jobs]
-
-        def answered(results: list[tuple[Fetched | None, StoreError | None]] | None, error: StoreError | None) -> None:
+        def answered(results: list[Outcome] | None, error: StoreError | None) -> None:
+            small.abandon()
             for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
                 self._answered(obj, flight, space, result, why)
 
-        self._store.submit("get", all_of_them, answered, total, later=flights[0].later, requests=len(whole))
+        self._store.submit("get", small.all, answered, total, later=flights[0].later, requests=len(whole))
         return True
 
     def has_begun(self, obj: CachedObject, page: int) -> bool:
@@ -364,13 +362,6 @@ def _ended(fetched: Fetched) -> StoreError:
     if fetched.stored.fd >= 0:
         os.close(fetched.stored.fd)
     return StoreError("the under-store is not attached any more")
-
-
-def _outcome(job: Callable[[UnderStore], Fetched], driver: UnderStore) -> tuple[Fetched | None, StoreError | None]:
-    try:
-        return job(driver), None
-    except StoreError as exc:
-        return None, exc
 
 
 def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:

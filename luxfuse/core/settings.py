@@ -229,7 +229,10 @@ SETTINGS = (
         "With `async-through`: so many other nodes have what was written before close and fsync return.", "0",
     ),
     Setting("passthrough", values.SWITCH, "`off`: read through the daemon even where the kernel could.", "on"),
-    Setting("dataplane", values.SWITCH, "`off`: let Python answer all reads, writes and look-ups that come to it.", "on"),
+    Setting(
+        "dataplane", values.SWITCH,
+        "`off`: let Python answer all reads, writes and look-ups that come to it, and obstore fetch.", "on",
+    ),
     Setting(
         "foreground", values.SWITCH, "Serve in this process until unmounted.", "off",
         places=frozenset(("flag", "variable", "file")),

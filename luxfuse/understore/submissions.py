@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from luxfuse.errors import DeadlinePassed, StoreError, StoreRejected
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.limits import Limits
+from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
 from luxfuse.understore.statistics import RequestCounters, RequestKind
 from luxfuse.workers import FEWEST, Workers
 
@@ -29,6 +30,7 @@ class _Submission:
     kind: RequestKind
     done: Callable[[Any, StoreError | None], None]
     submitted_s: float
+    requests: int
     seconds: list[float] = field(default_factory=list)
     """How long each request of its job took."""
     began_s: float | None = None
@@ -55,6 +57,11 @@ class _Timed:
             return self._driver.head(key)
         finally:
             self._seconds.append(time.perf_counter() - began_s)
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        answers = fetch_small(self._driver, files, abandoned)
+        self._seconds += [answer.seconds for answer in answers if answer.seconds is not None]
+        return answers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
@@ -114,7 +121,7 @@ class Submissions(Limits):
         self.counters.in_flight += 1
         self._next_submission += 1
         number = self._next_submission
-        submission = self._submitted[number] = _Submission(kind, done, self._clock())
+        submission = self._submitted[number] = _Submission(kind, done, self._clock(), requests)
 
         def job() -> T:
             submission.began_s = time.monotonic()
@@ -159,6 +166,8 @@ class Submissions(Limits):
         if submitted is None:
             return  # the deadline passed, and the caller was told
         self.counters.in_flight -= 1
+        # Of a small file that could not be had past the usual client.
+        self.counters.attempts[submitted.kind] += max(0, len(submitted.seconds) - submitted.requests)
         for seconds in submitted.seconds:
             self.counters.latency[submitted.kind].observe(seconds)
         if error is None:
@@ -191,6 +200,11 @@ class Submissions(Limits):
         if submission.began_s is not None:
             return time.monotonic() - submission.began_s >= self._timeout_s
         return self._clock() - max(submission.submitted_s, self.counters.progress_s) >= self._timeout_s
+
+    @property
+    def fetches_small(self) -> bool:
+        """Whether the driver fetches small files."""
+        return fetches_small(self.driver)
 
     @property
     def width(self) -> int:

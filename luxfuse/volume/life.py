@@ -161,6 +161,7 @@ class VolumeLife:
                 driver=s.driver,
                 request_timeout_s=s.request_timeout_s,
                 reread=None if s.config_file is None else self._secrets_again,
+                direct_gets=s.max_requests if s.dataplane else 0,
             )
         )
 

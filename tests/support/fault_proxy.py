@@ -59,6 +59,7 @@ class Request:
     path: str
     query: str
     range: str | None
+    agent: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +299,7 @@ class _Exchange:
         line, headers = _read_head(self._from_client)
         method, target, _version = line.split(" ", 2)
         path, _, query = target.partition("?")
-        request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"))
+        request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"), _get(headers, "user-agent"))
         fate = self._proxy.decide(request)
         faults = fate.faults
         if faults.latency_s > 0:

@@ -1,0 +1,59 @@
+"""Small files of S3 come by C where it can fetch them, and by obstore elsewhere; a program sees the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from luxfuse.understore.s3 import direct
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import ALWAYS, Mount, Mounts, content
+
+SIZES = [1, 4096, 100_000, (1 << 20) + 1]
+FILES = {f"d/{n:02} ä+%20?&": content(str(n), SIZES[n % len(SIZES)]) for n in range(24)}
+
+pytestmark = [
+    pytest.mark.skipif(direct._gets is None, reason="built without libcurl"),
+    pytest.mark.skipif(ALWAYS.get("dataplane") == "off", reason="the direct GETs are off"),
+]
+
+
+def clients(proxy: FaultProxy) -> set[str]:
+    """The clients that got content."""
+    gets = [request for request in proxy.requests if request.method == "GET" and "list-type" not in request.query]
+    assert len({request.path for request in gets}) == len(FILES)
+    return {"C" if (request.agent or "").startswith("luxfuse/") else "obstore" for request in gets}
+
+
+def read_all(mount: Mount) -> dict[str, bytes]:
+    return {key: Path(mount.path, key).read_bytes() for key in FILES}
+
+
+@pytest.mark.parametrize(("options", "client"), [({}, "C"), ({"dataplane": "off"}, "obstore")], ids=["C", "obstore"])
+@pytest.mark.parametrize("how", ["load", "read"])
+def test_the_same_content_by_one_request_a_file(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, options: dict[str, str], client: str, how: str
+) -> None:
+    fill(FILES)
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options=options)
+    if how == "load":
+        mount.cli("load", mount.path)
+        assert mount.gets() == len(FILES)
+    assert mount.run(["cat", *(os.path.join(mount.path, key) for key in FILES)], timeout_s=30).returncode == 0
+    assert mount.gets() == len(FILES)
+    assert clients(proxy) == {client}
+    proxy.outage(True)
+    assert read_all(mount) == FILES
+
+
+def test_busy_answers_and_cut_bodies(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
+    fill(FILES)
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    mount.do("list", f"{mount.path}/d")
+    proxy.only(lambda request: request.method == "GET" and "list-type" not in request.query)
+    proxy.set(error_probability=0.2, reset_probability=0.1, truncate_probability=0.1)
+    mount.cli("load", mount.path)
+    proxy.clear()
+    assert read_all(mount) == FILES

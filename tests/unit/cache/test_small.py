@@ -1,0 +1,183 @@
+"""Small files that a driver fetches whole, cache file included: the cache sees no difference, but for the cost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from luxfuse.cache.cached import CachedObject
+from luxfuse.errors import DeadlinePassed, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.base import UnderStore
+from luxfuse.understore.factory import open_driver
+from luxfuse.understore.s3 import direct
+from luxfuse.understore.small_files import Answer, ArrivedFile, WantedFile
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted, pages, random_bytes, until
+from tests.support.odd_s3 import Answer as Odd
+from tests.support.odd_s3 import OddS3, Seen
+
+SIZES = (1, 4096, 100_000, pages(1) + 1, pages(2))
+
+
+@pytest.fixture
+def s3() -> Iterator[OddS3]:
+    with OddS3() as server:
+        yield server
+
+
+def driver_of(s3: OddS3) -> UnderStore:
+    options = {"key": s3.access_key, "secret": s3.secret_key}
+    return open_driver("s3://bucket", endpoint_url=s3.endpoint, storage_options=options, direct_gets=8)
+
+
+needs_curl = pytest.mark.skipif(direct._gets is None, reason="built without libcurl")
+
+
+async def fetched(mount: Mount, objs: Sequence[CachedObject]) -> list[Exception | None]:
+    flights = mount.cache.start_small(objs)
+    for flight in flights:
+        await flight.done.wait()
+    return [flight.error for flight in flights]
+
+
+@needs_curl
+async def test_many_at_a_time_and_one_alone(tmp_path: Path, s3: OddS3) -> None:
+    contents = {f"f{size}": random_bytes(size, size) for size in SIZES}
+    tags = {key: s3.place(key, data, mode="33188") for key, data in contents.items()}
+    async with mounted(tmp_path, cast(FakeStore, driver_of(s3))) as m:
+        *together, alone = [m.cache.acquire(key, tags[key], len(data)) for key, data in contents.items()]
+        assert await fetched(m, together) == [None] * len(together)
+        assert await m.cache.fetch_whole(alone)
+        assert s3.names() == ["get"] * len(SIZES)
+        assert m.store.counters.statistics().gets == len(SIZES)
+        assert m.store.counters.latency["get"].count == len(SIZES)
+        for obj in (*together, alone):
+            assert obj.whole
+            assert obj.described is not None
+            assert obj.described[0].metadata == {"mode": "33188"}
+            assert obj.space is not None
+            assert obj.space.directory.file_of(obj.oid).read_bytes() == contents[obj.record.key]
+            assert bytes(await m.cache.read(obj, 0, obj.size)) == contents[obj.record.key]
+        assert s3.count("get") == len(SIZES), "pages are trusted as they were written"
+        assert m.cache.budget.idle
+        assert m.space.ledger.reserved_bytes == 0
+        assert m.cache.counters.understore_bytes == sum(SIZES)
+        for obj in (*together, alone):
+            m.cache.release(obj)
+
+
+@needs_curl
+async def test_what_is_not_there_is_asked_for_as_usual_and_counted(tmp_path: Path, s3: OddS3) -> None:
+    data = random_bytes(5000, 5)
+    tags = {key: s3.place(key, data) for key in ("good", "gone", "changed", "busy", "cut")}
+    del s3.objects["gone"]
+    s3.place("changed", data + b"!")
+    refused = {"busy": 1}
+
+    def odd(seen: Seen) -> Odd | None:
+        if refused.get(seen.key):
+            refused[seen.key] -= 1
+            return Odd(503)
+        return None
+
+    s3.on["get"] = odd
+    async with mounted(tmp_path, cast(FakeStore, driver_of(s3))) as m:
+        objs = [m.cache.acquire(key, tag, 5000) for key, tag in tags.items()]
+        errors = dict(zip(tags, await fetched(m, objs), strict=True))
+        assert isinstance(errors["gone"], NotFound)
+        assert isinstance(errors["changed"], VersionChanged)
+        assert (errors["good"], errors["busy"], errors["cut"]) == (None, None, None)
+        assert [obj.whole for obj in objs] == [True, False, False, True, True]
+        assert m.store.counters.statistics().gets == s3.count("get") == 8, "two once more, of one a further attempt"
+        assert m.store.counters.statistics().retries == 1
+        for obj in objs:
+            m.cache.release(obj)
+
+
+class Slow(FakeStore):
+    """Fetches small files, but only when `released`; then as if they were written."""
+
+    fetches_small = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.abandoned: list[int] = []
+        self.fds: list[int] = []
+        self.asked = 0
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        self.asked += 1
+        if self.asked > 1:
+            return [Answer()] * len(files)
+        while not abandoned[0]:
+            time.sleep(0.01)
+        self.abandoned.append(abandoned[0])
+        answers = []
+        for file in files:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            self.fds.append(fd)
+            info = ObjectInfo(file.key, file.size, file.version, 0, {})
+            answers.append(Answer(0.1, ArrivedFile(info, bytes(file.size), (1,), 1, 1, fd, 0, True)))
+        return answers
+
+
+async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -> None:
+    driver = Slow(tmp_path / "late")
+    data = random_bytes(3000, 1)
+    driver.place("k", data)
+    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        (error,) = await fetched(m, [obj])
+        assert isinstance(error, DeadlinePassed)
+        await until(lambda: bool(driver.fds))
+        await until(lambda: not os.path.exists(f"/proc/self/fd/{driver.fds[0]}"))
+        assert driver.abandoned == [1]
+        assert not obj.pages.count
+        assert m.space.ledger.reserved_bytes == 0
+        assert await m.cache.fetch_whole(obj)
+        assert bytes(await m.cache.read(obj, 0, 3000)) == data
+        m.cache.release(obj)
+
+
+class Failing(FakeStore):
+    """Says that small files could not be had, or be written."""
+
+    fetches_small = True
+
+    def __init__(self, errno: int) -> None:
+        super().__init__()
+        self.errno = errno
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        if not self.errno:
+            raise StoreUnavailable("no credentials")
+        answers = []
+        for file in files:
+            info = ObjectInfo(file.key, file.size, file.version, 0, {})
+            data, _, _, _ = self.objects[file.key]
+            answers.append(Answer(0.1, ArrivedFile(info, data, (1,), 0, 0, -1, self.errno, False)))
+        return answers
+
+
+@pytest.mark.parametrize("errno", [0, 28])
+async def test_failures_of_credentials_and_of_the_disk(
+    tmp_path: Path, errno: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Failing(errno)
+    data = random_bytes(3000, 1)
+    driver.place("k", data)
+    async with mounted(tmp_path, driver) as m:
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        assert await fetched(m, [obj]) == [None]
+        assert obj.whole == (errno == 0), "without credentials each is asked for by itself"
+        assert (m.space.degraded is not None) == (errno != 0)
+        assert bytes(await m.cache.read(obj, 0, 3000)) == data
+        m.cache.release(obj)
+    caplog.clear()
