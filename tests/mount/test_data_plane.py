@@ -11,10 +11,11 @@ import pytest
 
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, wait_for
 
 LARGE = 24 * MIB
 """Above the size up to which files are fetched whole, so that a cold open is a copied one."""
+pytestmark = pytest.mark.skipif(ALWAYS.get("dataplane") == "off", reason="the data plane is off in all mounts")
 PLACES = pytest.mark.parametrize("place", ["root", "plain user"])
 
 
