@@ -343,12 +343,12 @@ class Fetching:
         self._contents.save(obj, pages)
         return allocated
 
-    async def fetch_whole(self, obj: CachedObject) -> bool:
+    async def fetch_whole(self, obj: CachedObject, on_end: Callable[[int], None] | None = None) -> bool:
         """Bring every page of the object to disk; returns whether there were any that had not been asked for before.
 
-        Raises `StoreError`; may leave pages out where the disk is full.
+        ``on_end``: see `start`. Raises `StoreError`; may leave pages out where the disk is full.
         """
-        asked = bool(self.start(obj, range(obj.pages.total), keep_in_memory=False))
+        asked = bool(self.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
         while obj.flights:
             flight = next(iter(obj.flights.values()))
             await flight.done.wait()

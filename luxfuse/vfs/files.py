@@ -8,6 +8,7 @@ made from the inode's present state, without a wait between it and its effect; a
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
@@ -185,7 +186,9 @@ class Files:
                 return handle
             if mode is OpenMode.FETCH:
                 fetched = True
-                confirmed = await self._cache.fetch_whole(obj) or confirmed
+                # A file that comes in one piece is handed over at once: else a thread would have to open it once more.
+                hand_over = partial(self.backings.register, parent, name, entry, obj)
+                confirmed = await self._cache.fetch_whole(obj, hand_over) or confirmed
                 continue
             hand_overs += 1
             fd = await self._cache.open_for_kernel(obj)

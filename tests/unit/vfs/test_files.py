@@ -7,6 +7,7 @@ import random
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -42,6 +43,44 @@ async def test_a_small_file_is_fetched_whole_and_handed_over(tmp_path: Path) -> 
             await m.kernel.release(m.fs, h)
         assert driver.counts["get"] == 2
         assert bytes(await m.files.backings.read(await m.inode("a"), 5, 10)) == driver.objects["a"][0][5:15]
+
+
+async def test_a_file_that_comes_in_one_piece_is_handed_over_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = store_of(a=pages(1.5), b=10, c=pages(3))
+    async with mounted(tmp_path, driver) as m:
+        opened = []
+        again = m.cache.open_for_kernel
+        monkeypatch.setattr(m.cache, "open_for_kernel", lambda obj: opened.append(obj.record.key) or again(obj))
+        before = len(os.listdir("/proc/self/fd"))
+        for key in "abc":
+            handle = await m.open(key)
+            assert m.kernel.is_passthrough(handle)
+            assert await m.kernel.read_all(m.fs, handle) == driver.objects[key][0]
+            await m.kernel.release(m.fs, handle)
+        assert opened == ["c"], "a thread has opened a cache file that was open"
+        m.files.backings.forget_all()
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_small_files_ahead_share_turns_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = store_of(**{f"f{number:03}": 1000 for number in range(100)})
+    async with mounted(tmp_path, driver) as m:
+        await m.entries()
+        turns = []
+        submit = m.store.submit
+
+        def counting(kind: str, *arguments: Any, requests: int = 1, **named: Any) -> None:
+            if kind == "get":
+                turns.append(requests)
+            submit(kind, *arguments, requests=requests, **named)
+
+        monkeypatch.setattr(m.store, "submit", counting)
+        for number in range(100):
+            assert await m.read_all(f"f{number:03}") == driver.objects[f"f{number:03}"][0]
+        assert sum(turns) == driver.counts["get"] == 100
+        assert max(turns) > 1
 
 
 async def test_a_large_file_is_copied_while_it_is_filled_and_handed_over_once_whole(tmp_path: Path) -> None:

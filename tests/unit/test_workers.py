@@ -1,0 +1,60 @@
+"""Jobs in threads: how often the event loop is woken for what they bring, and how many threads there are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from luxfuse.workers import FEWEST, Workers
+
+JOBS = 20
+
+
+class CountingToken:
+    """A token of the running loop that counts how often the loop is woken."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self.wakes = 0
+
+    def run_sync_soon(self, call: Callable[[], None], *, idempotent: bool) -> None:
+        self.wakes += 1
+        self._token.run_sync_soon(call, idempotent=idempotent)
+
+
+async def test_outcomes_that_come_while_the_loop_is_busy_wake_it_once() -> None:
+    workers = Workers(4)
+    workers._token = token = CountingToken()  # type: ignore[assignment]
+    for _ in range(2):
+        results: list[int] = []
+        for number in range(JOBS):
+            workers.submit(partial(int, number), lambda result, _error, results=results: results.append(result), 0)
+        give_up_s = time.monotonic() + 20
+        while len(workers._outcomes) < JOBS and time.monotonic() < give_up_s:
+            time.sleep(0.001)
+        with trio.fail_after(20):
+            while len(results) < JOBS:
+                await trio.sleep(0.001)
+        assert sorted(results) == list(range(JOBS))
+    assert token.wakes == 2
+    workers.close()
+
+
+async def test_the_time_of_requests_and_not_that_of_jobs_makes_more_threads() -> None:
+    workers = Workers(64)
+    ended = trio.Event()
+    workers.submit(partial(time.sleep, 0.05), lambda _result, _error: ended.set(), 0, [0.001, 0.02])
+    with trio.fail_after(20):
+        await ended.wait()
+    assert workers.width == FEWEST
+    ended = trio.Event()
+    workers.submit(partial(time.sleep, 0.05), lambda _result, _error: ended.set(), 0)
+    for _ in range(40):
+        workers.submit(partial(time.sleep, 0.02), lambda _result, _error: None, 0)
+    with trio.fail_after(20):
+        while workers.width < 64:
+            await trio.sleep(0.005)
+    workers.close()
