@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -459,6 +460,37 @@ def test_one_file_that_the_data_plane_writes_cannot_outgrow_the_cache(
     assert 56 * MIB < sum(path.stat().st_blocks * 512 for path in mount.cache.glob("*/staging/*")) <= 64 * MIB
     assert (mount.status()["fuse"]["fast_writes"] > 20) == mount.status()["dataplane"]
     mount.run(["rm", mount.path / "file"], check=True)
+
+
+MAPPED = """
+import mmap, os, sys
+whole, full = (os.open(path, os.O_RDWR | os.O_CREAT) for path in sys.argv[1:])
+os.write(whole, b"a" * (1 << 20))
+mapped = mmap.mmap(whole, 1 << 20)
+try:
+    while True:
+        os.write(full, bytes(1 << 20))
+except OSError as exc:
+    print(exc.strerror)
+mapped[:] = b"b" * (1 << 20)
+mapped.flush()
+"""
+
+
+def test_what_is_changed_in_a_mapped_file_is_kept_where_the_cache_is_full(
+    mounting: Mounts, bucket: str, proxy: FaultProxy
+) -> None:
+    mount = mounting(
+        f"s3://{bucket}", *ASYNC, "--cache-size", "32MiB", endpoint_url=proxy.endpoint,
+        options={"room_timeout": "0.5s", "request_timeout": "1s", "passthrough": "off"}, expected_logs=LATER,
+    )  # fmt: skip
+    proxy.only(is_write)
+    proxy.set(error_probability=1.0, error_status=503)
+    done = mount.run([sys.executable, "-c", MAPPED, mount.path / "mapped", mount.path / "full"])
+    assert (done.stdout, done.stderr) == ("No space left on device\n", "")
+    staged = [path for path in mount.cache.glob("*/staging/*") if path.stat().st_size == MIB]
+    assert [path.read_bytes() for path in staged] == [b"b" * MIB]
+    mount.run(["rm", mount.path / "mapped", mount.path / "full"], check=True)
 
 
 def test_a_writer_that_waits_for_room_goes_on_when_there_is_some(

@@ -7,6 +7,9 @@
  * A WRITE that could take more room on disk than is granted goes to Python, which waits for room; so does one that the file
  * system does not take in whole, and all of it is written again. A short count is no answer, as the kernel does not look at
  * it when it writes back mapped pages.
+ *
+ * These need no room: the program that has changed them is gone on, and a page that is refused is lost, also where it takes
+ * no more room than before. They are counted a moment late, as in passthrough.
  */
 #include "lane.h"
 
@@ -66,7 +69,7 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 		return false;
 	if (!lane->reply && !(lane->reply = malloc(MOST_BYTES)))
 		return false;
-	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), 0);
+	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), false, 0);
 	if (!e)
 		return false;
 	LANE_PAUSE();
@@ -113,8 +116,8 @@ bool answer_write(struct lane *lane, const void *request, size_t size)
 		return false;
 	if (!is_fast(arg->fh) || !(arg->fh & MARK_WRITE) || arg->offset > INT64_MAX - MOST_BYTES || !may_block())
 		return false;
-	const uint64_t room = room_of(arg->offset, arg->size);
-	struct entry *e = table_use(in->nodeid, true, room);
+	const uint64_t room = arg->write_flags & FUSE_WRITE_CACHE ? 0 : room_of(arg->offset, arg->size);
+	struct entry *e = table_use(in->nodeid, true, true, room);
 	if (!e) {
 		has_blocked();
 		return false;

@@ -104,7 +104,7 @@ unsigned long long table_served_opens(void); /* of inodes without a backing id, 
 
 /* A registered file in use by a READ or WRITE, which must end with `table_unuse`. NULL: not to be answered here.
  * `room_bytes`: the most that a WRITE may take on disk, of the room that was granted; 0 for a READ. */
-struct entry *table_use(uint64_t ino, bool fast, uint64_t room_bytes);
+struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_bytes);
 int entry_fd(const struct entry *e, bool writing);
 bool table_unuse(struct entry *e, uint64_t room_bytes); /* whether the file was not retired meanwhile */
 bool table_grant(uint64_t ino, uint64_t more_bytes);	/* false: its WRITEs are not answered here */

@@ -318,12 +318,12 @@ bool table_intact(uint64_t ino)
 
 /* ------------------------------------------------------------------ files in use */
 
-struct entry *table_use(uint64_t ino, bool fast, uint64_t room_bytes)
+struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_bytes)
 {
 	if (!fast)
 		ino |= LENT;
 	struct entry *e = *lock_slot(ino);
-	if (e && (!room_bytes || (e->write_fd >= 0 && e->granted_bytes >= room_bytes))) {
+	if (e && (!writing || e->write_fd >= 0) && e->granted_bytes >= room_bytes) {
 		e->users++;
 		e->granted_bytes -= room_bytes;
 		e->filling_bytes += room_bytes;
