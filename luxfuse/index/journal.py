@@ -10,7 +10,8 @@ Theory of operation
 All records are mirrored in memory. A note (`put_file`, `drop_delete`, ...) changes the mirror and queues records, without
 waiting; a commit writes all queued records in one transaction, synced to the platter. As notes are made in the event loop
 and a commit takes the whole queue between two of its steps, what was noted in one stretch of code without an await
-becomes durable as a whole or not at all. Commits are grouped: while one runs, all that wait for the next share it.
+becomes durable as a whole or not at all. Commits are grouped: while one runs, all that wait for the next share it. No
+task leads them: the thread's end is a plain call in the event loop, which begins the next one.
 
 When a commit fails (ENOSPC, EIO), its waiters get the error, the records stay queued, and `committer` tries again;
 `failing` says so meanwhile.
@@ -18,6 +19,7 @@ When a commit fails (ENOSPC, EIO), its waiters get the error, the records stay q
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import secrets
@@ -28,13 +30,13 @@ from itertools import accumulate
 from pathlib import Path
 
 import msgspec
+import outcome
 import trio
 import xxhash
 
 from luxfuse.index.journal_file import JournalFile, Records, Table
 from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
 from luxfuse.index.uncommitted import U64
-from luxfuse.workers import Threads, take
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
 
@@ -48,17 +50,8 @@ COMMIT_DELAY_S = 0.02
 RETRY_INTERVAL_S = 2.0
 
 
-class _Round:
-    """One commit and its outcome."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.error: OSError | None = OSError(errno.EIO, "the commit was interrupted")
-
-    def result(self) -> None:
-        """Raise what the commit failed with; each waiter gets an exception of its own."""
-        if self.error is not None:
-            raise OSError(self.error.errno, self.error.strerror) from self.error
+Waiter = Callable[[OSError | None], None]
+"""Called at the end of a commit, with its error; raises nothing."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -90,13 +83,12 @@ class Journal:
         self._committing: Records = {}
         self._inline: set[int] = set()
         self._inline_waiting = 0
-        self._next: _Round | None = None
-        self._running: _Round | None = None
+        self._next: list[Waiter] = []
+        self._running: list[Waiter] | None = None
+        """Those that wait for the next commit, and for the one that runs."""
         self._afterwards: list[Callable[[], None]] = []
         self._finishing: list[Callable[[], None]] = []
         """Calls to make after the next commit, and after the one that runs."""
-        self._writer = trio.Lock()
-        self._thread = Threads(1)
         self._changed = trio.Event()
         self._writes = 0
         """Commits that were begun."""
@@ -280,20 +272,31 @@ class Journal:
         else:
             done()
 
+    def when_durable(self, done: Waiter) -> None:
+        """Call ``done`` when everything noted before is durable, or cannot be made so now; at once if it is already."""
+        if self._pending:
+            self._next.append(done)
+            if self._running is None:
+                self._begin()
+        elif self._running is not None:
+            self._running.append(done)
+        else:
+            done(None)
+
     async def commit(self) -> None:
         """Return when everything noted before is durable. Raises OSError if it cannot be made so now."""
-        if self._pending:
-            if self._next is None:
-                self._next = _Round()
-                await self._lead(self._next)
-                return
-            waited_for = self._next
-        elif self._running is not None:
-            waited_for = self._running
-        else:
-            return
-        await waited_for.done.wait()
-        waited_for.result()
+        ended = trio.Event()
+        answer: list[OSError | None] = []
+
+        def done(error: OSError | None) -> None:
+            answer.append(error)
+            ended.set()
+
+        self.when_durable(done)
+        if not answer:
+            await ended.wait()
+        if error := answer[0]:  # each waiter gets an exception of its own
+            raise OSError(error.errno, error.strerror) from error
 
     async def committer(self) -> None:
         """Commit notes in the background at the latest twice `COMMIT_DELAY_S` after they were made, until cancelled.
@@ -315,54 +318,60 @@ class Journal:
                 await trio.sleep(RETRY_INTERVAL_S)
                 self._changed.set()
 
-    async def _lead(self, round_: _Round) -> None:
-        """Commit for all waiters of this round; so it is carried through, whatever becomes of the caller."""
-        try:
-            with trio.CancelScope(shield=True):
-                await take(self._writer)
-                try:
-                    self._next, self._running = None, round_
-                    await self._write()
-                    round_.error = None
-                finally:
-                    self._writer.release()
-        except OSError as exc:
-            round_.error = exc
-        except Exception as exc:
-            log.exception("a commit of the journal failed in an unexpected way")
-            round_.error = OSError(errno.EIO, f"internal error: {type(exc).__name__}")
-        finally:
-            self._running = None
-            if self._next is round_:
-                self._next = None
-            round_.done.set()
-        round_.result()
-
-    async def _write(self) -> None:
+    def _begin(self) -> None:
+        """Commit all notes in a thread; so it is carried through, whatever becomes of those that wait."""
         changes, self._pending = self._pending, {}
         self._finishing, self._afterwards = self._afterwards, []
+        self._running, self._next = self._next, []
         self._committing = changes
         self._writes += 1
-        try:
-            await self._thread.run(self._file.commit, changes)
-        except BaseException as exc:
-            changes.update(self._pending)
-            self._pending = changes
-            self._afterwards[:0] = self._finishing
-            self._inline_waiting = _inline_bytes(changes)
-            self._fail(exc)
-            raise
-        finally:
-            self._committing = {}
+        token = trio.lowlevel.current_trio_token()
+
+        def deliver(result: outcome.Outcome[None]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._end, changes, result)
+
+        trio.lowlevel.start_thread_soon(lambda: self._file.commit(changes), deliver)
+
+    def _end(self, changes: Records, result: outcome.Outcome[None]) -> None:
+        """A commit has ended: begin the next one, if somebody waits for it, and tell those that waited for this one."""
+        error = None
+        self._committing = {}
+        finishing, self._finishing = self._finishing, []
+        if isinstance(result, outcome.Error):
+            error = self._failed(changes, result.error)
+            self._afterwards[:0] = finishing
+        else:
+            self._committed(changes)
+        waiters, self._running = self._running or [], None
+        if self._next:
+            self._begin()
+        for done in finishing if error is None else ():
+            done()
+        for waiter in waiters:
+            try:
+                waiter(error)
+            except Exception:
+                log.exception("what follows a commit of the journal failed in an unexpected way")
+
+    def _committed(self, changes: Records) -> None:
         self._inline_waiting -= _inline_bytes(changes)
         if (reserved := changes.get((Table.META, b"next_id"))) is not None:
             self._reserved = U64.unpack(reserved)[0]
         if self.failing:
             log.info("journal %s is written again", self.path)
             self.failing = None
-        finishing, self._finishing = self._finishing, []
-        for done in finishing:
-            done()
+
+    def _failed(self, changes: Records, exc: BaseException) -> OSError:
+        """Keep changes that could not be committed, for the next commit; returns the error for those that waited."""
+        changes.update(self._pending)
+        self._pending = changes
+        self._inline_waiting = _inline_bytes(changes)
+        self._fail(exc)
+        if isinstance(exc, OSError):
+            return exc
+        log.error("a commit of the journal failed in an unexpected way", exc_info=exc)
+        return OSError(errno.EIO, f"internal error: {type(exc).__name__}")
 
     def _fail(self, exc: BaseException) -> None:
         if not self.failing:

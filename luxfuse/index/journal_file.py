@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -44,6 +45,8 @@ class JournalFile:
         self.path = path
         self.damaged = False
         self._growth = Growth(path)
+        self._using = threading.Lock()
+        """Held by what changes the file or closes it: a commit may run on when the journal's owner ends."""
         self._env: Any = None
         try:
             self._open()
@@ -107,15 +110,19 @@ class JournalFile:
     def commit(self, records: Records) -> None:
         """Make changes durable in one transaction. Raises OSError with none of them made, as far as can be told."""
         try:
-            self._growth.ahead(self._env)
-            with self._env.begin(write=True) as txn:
-                for (table, key), value in records.items():
-                    if value is None:
-                        txn.delete(key, db=self._databases[table])
-                    else:
-                        txn.put(key, value, db=self._databases[table])
+            with self._using:
+                self._commit(records)
         except lmdb.Error as exc:
             raise self._error(exc) from exc
+
+    def _commit(self, records: Records) -> None:
+        self._growth.ahead(self._env)
+        with self._env.begin(write=True) as txn:
+            for (table, key), value in records.items():
+                if value is None:
+                    txn.delete(key, db=self._databases[table])
+                else:
+                    txn.put(key, value, db=self._databases[table])
 
     def _error(self, exc: lmdb.Error) -> OSError:
         self.damaged = self.damaged or isinstance(exc, lmdb.PanicError)
@@ -125,5 +132,6 @@ class JournalFile:
 
     def close(self) -> None:
         """Close it."""
-        if self._env is not None:
-            self._env.close()
+        with self._using:
+            if self._env is not None:
+                self._env.close()

@@ -528,3 +528,39 @@ async def test_what_is_to_come_after_a_commit_does(journal: Journal, monkeypatch
     assert len(done) == 2
     await journal.commit()
     assert done[2:] == ["third"]
+
+
+async def test_closing_waits_for_the_commit_that_runs(tmp_path: Path) -> None:
+    """Nobody may wait for it any more: LMDB must not be closed under it."""
+    journal = Journal(tmp_path / "j")
+    begun, free = threading.Event(), threading.Event()
+    commit = journal._file._commit
+
+    def slow(changes: Records) -> None:
+        begun.set()
+        free.wait(20)
+        commit(changes)
+
+    journal._file._commit = slow  # type: ignore[method-assign]
+    journal.put_file(7, record())
+    journal.when_durable(lambda _error: None)
+    await trio.to_thread.run_sync(begun.wait)
+    threading.Timer(0.1, free.set).start()
+    journal.close()
+    again = Journal(journal.path)
+    assert 7 in again.files
+    again.close()
+
+
+async def test_one_that_waits_and_fails_keeps_no_other_from_hearing(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_error: OSError | None) -> None:
+        raise RuntimeError("a mistake")
+
+    journal.put_file(7, record())
+    journal.when_durable(failing)
+    await journal.commit()
+    assert journal.is_durable(7)
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+    caplog.clear()
