@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
+from luxfuse.fuse.prompt import Prompt
 from luxfuse.fuse.session import Session
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.shares import KernelShares
@@ -42,6 +43,7 @@ def build(opened: Opened) -> Parts:
         want_passthrough=s.passthrough and s.read_mode != "no-cache",
         want_data_plane=s.dataplane and s.read_mode != "no-cache",
         cache_directories=[claimed.directory.path for claimed in opened.local.directories],
+        prompt=Prompt(operations, volumes),
     )
     p = build_tree(opened, shares.share(0), prober=session)
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)

@@ -49,6 +49,34 @@ def _histogram(latency: dict[str, Histogram], name: str) -> Histogram:
     return found
 
 
+def observe(counting: Counting, name: str, began_s: float) -> None:
+    """Count a request that is answered, and how long it took since ``began_s``, by `time.perf_counter`."""
+    _histogram(counting.latency, name).observe(time.perf_counter() - began_s)
+
+
+def errno_of(counting: Counting, name: str, exc: Exception) -> int:
+    """Return the answer to a request that met an error, and count and log it; called where it is handled."""
+    if isinstance(exc, LuxError):
+        if isinstance(exc, Unforeseen):
+            counting.errors += 1
+        elif exc.errno not in EXPECTED:
+            counting.refusals += 1
+        if exc.errno not in EXPECTED:
+            log.info("%s: %s", name, exc)
+        return exc.errno
+    if isinstance(exc, OSError):
+        if (exc.errno or 0) in MISTAKES:
+            counting.errors += 1
+        elif exc.errno not in EXPECTED_OF_FILES:
+            counting.refusals += 1
+        if exc.errno not in EXPECTED_OF_FILES:
+            log.warning("%s: %s", name, exc)
+        return exc.errno or errno.EIO
+    counting.errors += 1
+    log.error("%s failed in an unexpected way", name, exc_info=exc)
+    return errno.EIO
+
+
 def guarded(handler: F) -> F:
     """Turn every exception of a handler into an errno: any other than FUSEError would end the mount."""
 
@@ -59,28 +87,10 @@ def guarded(handler: F) -> F:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
-        except LuxError as exc:
-            if isinstance(exc, Unforeseen):
-                self.errors += 1
-            elif exc.errno not in EXPECTED:
-                self.refusals += 1
-            if exc.errno not in EXPECTED:
-                log.info("%s: %s", handler.__name__, exc)
-            raise pyfuse3.FUSEError(exc.errno) from None
-        except OSError as exc:
-            if (exc.errno or 0) in MISTAKES:
-                self.errors += 1
-            elif exc.errno not in EXPECTED_OF_FILES:
-                self.refusals += 1
-            if exc.errno not in EXPECTED_OF_FILES:
-                log.warning("%s: %s", handler.__name__, exc)
-            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
-        except Exception:
-            self.errors += 1
-            log.exception("%s failed in an unexpected way", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from None
+        except Exception as exc:  # noqa: BLE001 (it is logged)
+            raise pyfuse3.FUSEError(errno_of(self, handler.__name__, exc)) from None
         finally:
-            _histogram(self.latency, handler.__name__).observe(time.perf_counter() - began_s)
+            observe(self, handler.__name__, began_s)
 
     return wrapper  # type: ignore[return-value]
 

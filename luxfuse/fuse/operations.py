@@ -38,11 +38,16 @@ STATFS_BLOCKS = 1 << 30
 """A bucket has no size; this says 1 PiB, so that no program thinks that it is full."""
 
 
-def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
-    """Return the answer to an open: ``handle`` as the vfs gave it, with marks if it has none."""
+def handle_of(handle: int, flags: int) -> int:
+    """Return a handle for the kernel: as the vfs gave it, with marks if it has none."""
     if not handle & MARK:
         handle |= WRITING_MARK if flags & WRITE_FLAGS else READING_MARK
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
+    return handle
+
+
+def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
+    """Return the answer to an open."""
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle_of(handle, flags)), keep_cache=True)
 
 
 class Operations(pyfuse3.Operations):

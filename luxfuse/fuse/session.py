@@ -24,6 +24,7 @@ from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 from luxfuse.fuse.operations import Operations
+from luxfuse.fuse.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class Session:
         want_passthrough: bool,
         want_data_plane: bool,
         cache_directories: Sequence[Path],
+        prompt: Prompt | None = None,
     ) -> None:
+        """``prompt``: answers first what it can."""
         self._operations = operations
         self._kernel = kernel
         self._mountpoint = mountpoint
@@ -74,6 +77,7 @@ class Session:
         self._want_passthrough = want_passthrough
         self._want_data_plane = want_data_plane
         self._cache_directories = cache_directories
+        self._prompt = prompt
         self.privileged = os.geteuid() == 0
         self._mounted = False
         self._initialised = False
@@ -116,6 +120,8 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
             nursery.start_soon(self._operations.interrupts.run)
+            if self._prompt is not None:
+                nursery.start_soon(self._prompt.run)
             self._begin_main(nursery)
             with trio.fail_after(STEP_DEADLINE_S):
                 offered = await self._relay_init(device, ours)

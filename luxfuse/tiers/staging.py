@@ -76,7 +76,9 @@ class Staging:
 
     def path_of(self, number: int) -> Path:
         """Return the path of a staging file."""
-        return self.directory_of(number).path / "staging" / f"{number:016x}"
+        elsewhere = self._elsewhere.get(number)
+        directory = self.path if elsewhere is None else elsewhere.path / "staging"
+        return directory / f"{number:016x}"
 
     # -- making, taking and giving away
 
@@ -115,10 +117,10 @@ class Staging:
         Raises OSError, EEXIST if there is one of this id.
         """
         path = self.path_of(number)
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         fd = self.take(path)
-        self._unsynced[_identity(os.fstat(fd))] = path.parent
+        self._unsynced[_identity(os.fstat(fd))] = self.path
         return fd
 
     def adopt(self, directory: CacheDirectory, oid: bytes, number: int) -> int:

@@ -213,14 +213,20 @@ class Descriptions:
                 break
         return self._learn(parent, name, info, asked_s) or parse_attributes(info.metadata) or Attributes()
 
+    def tells(self, directory: int, entry: Entry) -> bool:
+        """Whether nothing has to be asked for before an entry, that a program looks up, is shown."""
+        if self.lacks(directory, entry):
+            return False
+        self._looked(directory)
+        return True
+
     async def known(self, directory: int, name: bytes, entry: Entry) -> Entry:
         """Return the entry of a name with its attributes, if it lacks them and the store tells them.
 
         Raises as `Namespace.lookup` if it turns out to be gone.
         """
         for _ in range(TRIES):
-            if not self.lacks(directory, entry):
-                self._looked(directory)
+            if self.tells(directory, entry):
                 return entry
             if not self._store.reachable:
                 return entry

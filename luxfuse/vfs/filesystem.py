@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.errors import StoreError
@@ -97,6 +98,28 @@ class FileSystem:
         entry = await self.namespace.lookup(parent, name)
         return self._shown.stat(await self._descriptions.known(parent, name, entry))
 
+    def known(self, parent: int, name: bytes) -> Stat | None:
+        """Return what `lookup` would, if nothing has to be asked for that, else None. Raises as `lookup`."""
+        self._refusals.check_length(name)
+        entry = self.namespace.known(parent, name)
+        if entry is None or not self._descriptions.tells(parent, entry):
+            return None
+        return self._shown.stat(entry)
+
+    def known_attributes(self, inode: int) -> Stat | None:
+        """Return what `getattr` would, if nothing has to be asked for that, else None. Raises `Stale`."""
+        dirty = self._dirty.get(inode)
+        if dirty is not None:
+            return self._shown.dirty(dirty, self._notes.entry(dirty))
+        if inode == ROOT_INODE:
+            return self.root_stat()
+        if self._removing.removed_directory(inode) is not None or self.files.open_entry(inode) is not None:
+            return None
+        parent, _, entry = self.namespace.places.locate(inode)
+        if not self.namespace.belief.is_fresh(entry) or self._descriptions.lacks(parent, entry):
+            return None
+        return self._shown.stat(entry) if entry.attributes is not None or entry.kind is Kind.DIRECTORY else None
+
     async def getattr(self, inode: int) -> Stat:
         """Return an inode's attributes; of an open file those of the version that is open."""
         dirty = self._dirty.get(inode)
@@ -164,6 +187,12 @@ class FileSystem:
         handle, entry = await self._making.create(parent, name, mode, flags, caller)
         return handle, self._shown.stat(entry)
 
+    def create_now(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat] | None:
+        """As `create`, if that waits for nothing; else None, and nothing is done."""
+        self._refusals.check_new(parent, name)
+        made = self._making.create_now(parent, name, mode, flags, caller)
+        return (made[0], self._shown.stat(made[1])) if made is not None else None
+
     async def open(self, inode: int, flags: int, caller: Caller) -> int:
         """Open a file; returns the handle."""
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
@@ -200,6 +229,14 @@ class FileSystem:
         if dirty is not None and writing:
             await self._promises.sync(dirty)
 
+    def flush_soon(self, ref: Ref, done: Callable[[Exception | None], None]) -> bool:
+        """As `flush`, if that waits for the journal alone: ``done`` is called at the end. Else False, nothing is done."""
+        dirty, writing = self._written(ref)
+        if dirty is not None and writing:
+            return self._promises.sync_soon(dirty, done)
+        done(None)
+        return True
+
     async def fsync(self, ref: Ref, datasync: bool) -> None:
         """Bring the content where the write mode wants it."""
         dirty, _ = self._written(ref)
@@ -212,6 +249,10 @@ class FileSystem:
 
     async def release(self, ref: Ref) -> None:
         """The last descriptor of an open is closed."""
+        self.released(ref)
+
+    def released(self, ref: Ref) -> None:
+        """As `release`, which waits for nothing."""
         dirty, writing = self._written(ref)
         if ref.number is not None:
             self.files.copied.release(ref.number)

@@ -89,6 +89,17 @@ class Making:
             handle = await self._files.open(found.inode)
         return handle, self._tree.entry(found.inode)
 
+    def create_now(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Entry] | None:
+        """As `create`, where the name is known to be free and nothing is to be waited for; else None."""
+        if flags & os.O_ACCMODE == os.O_RDONLY or self._tree.is_taken((parent, name)) or not self._room.fits(0):
+            return None
+        try:
+            self._namespace.known(parent, name)
+        except NoSuchName:
+            dirty = self._create(parent, name, mode, caller)
+            return self._writer.open_new(dirty), self._tree.entry(dirty.inode)
+        return None
+
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
         owned = self._owned(parent, mode, caller, Kind.FILE)
         return self.make_like(parent, name, msgspec.structs.replace(owned, mtime_ns=None))

@@ -133,16 +133,22 @@ class Namespace:
 
     async def lookup(self, parent: int, name: bytes) -> Entry:
         """Return the entry of a name. Raises `NoSuchName`, `StoreError`."""
-        entry = self._names.get(parent, name)
+        entry = self.known(parent, name)
         if entry is not None:
-            if self.belief.is_fresh(entry) or self._names.is_held(parent, name):
-                return entry
-        elif self._names.is_held(parent, name) or self.missing.knows(parent, name):
-            raise NoSuchName(f"{name!r} does not exist")
-        found = await self._questions.ask(parent, name, entry)
+            return entry
+        found = await self._questions.ask(parent, name, self._names.get(parent, name))
         if found is None:
             raise NoSuchName(f"{name!r} does not exist")
         return found
+
+    def known(self, parent: int, name: bytes) -> Entry | None:
+        """Return the entry of a name, None if the store has to be asked. Raises `NoSuchName` if there is none."""
+        entry = self._names.get(parent, name)
+        if entry is not None:
+            return entry if self.belief.is_fresh(entry) or self._names.is_held(parent, name) else None
+        if self._names.is_held(parent, name) or self.missing.knows(parent, name):
+            raise NoSuchName(f"{name!r} does not exist")
+        return None
 
     async def current(self, inode: int) -> Entry:
         """Return the entry of an inode, asked for again if not fresh. Raises `Stale` if it was replaced or is gone."""

@@ -26,6 +26,8 @@ from luxfuse.workers import Threads
 
 log = logging.getLogger(__name__)
 
+Done = Callable[[Exception | None], None]
+
 INLINE_BYTES = 16 << 10
 """Content up to this size goes into the journal: one synchronous commit instead of two."""
 
@@ -68,7 +70,7 @@ class Promises:
             return
         dirty.close()
         local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
-        if local and (dirty.source is None or not self._room.is_volatile(self._room.space_of(dirty))):
+        if local and self._outlives_us(dirty):
             with trio.CancelScope(shield=True):
                 await self._promise(dirty)
                 if await self._replicas.hold(dirty):
@@ -79,6 +81,43 @@ class Promises:
             now_s = trio.current_time()
             if self.small_closes.note(now_s, now_s - began_s, dirty.uploaded.size):
                 log.info("%s", self.small_closes.hint)
+
+    def sync_soon(self, dirty: Dirty, done: Done) -> bool:
+        """As `sync` of a small file that is promised here: ``done`` is called at the end, with the error if there is one.
+
+        False, and nothing is done, if that may wait for more than the journal.
+        """
+        stamp = dirty.stamp
+        if dirty.place is None or stamp is None or dirty.mode not in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE):
+            return False
+        if not self._is_small(dirty, stamp) or not self._outlives_us(dirty) or self._replicas.wanted(dirty):
+            return False
+        self._room.account(dirty)
+        dirty.close()
+        stored = self._is_stored(dirty, stamp)
+        changed = not stored and dirty.has_changed(stamp, dirty.noted)
+
+        def ended(error: Exception | None) -> None:
+            if error is None:
+                try:
+                    if changed:
+                        reached("promise.committed")
+                        dirty.promised_content(stamp)
+                    self._promised(dirty)
+                except Exception as exc:  # noqa: BLE001 (it is the answer)
+                    error = exc
+            done(error)
+
+        if changed:
+            reached("promise.synced")
+            self._notes.note(dirty, os.pread(dirty.content.fd, stamp.size, 0), synced=True)
+        elif stored:
+            self._notes.note(dirty)  # as in `_promise`
+        if stored or (not changed and self._journal.is_durable(dirty.number)):
+            ended(None)
+        else:
+            self._journal.when_durable(ended)
+        return True
 
     async def _apart(self, function: Callable[[], Awaitable[None]]) -> None:
         """Wait for what runs in a task of its own, and goes on if the caller is cancelled. Raises what it raises."""
@@ -125,6 +164,9 @@ class Promises:
             dirty.promised_content(stamp)
         elif not self._journal.is_durable(dirty.number):  # attributes that were set since
             await self._journal.commit()
+        self._promised(dirty)
+
+    def _promised(self, dirty: Dirty) -> None:
         if dirty.must_push:
             self._writeback.schedule(dirty)
         elif dirty.mode is not WriteMode.MUST_CACHE:
@@ -135,7 +177,7 @@ class Promises:
         if dirty.source is not None and stamp is not None:
             content = dirty.content
             with content.in_use():
-                if stamp.size <= INLINE_BYTES and content.complete:
+                if self._is_small(dirty, stamp):
                     inline = os.pread(content.fd, stamp.size, 0)
                 else:
                     await self._threads.run(self._staging.sync, content.fd)
@@ -147,6 +189,14 @@ class Promises:
                 self._notes.note(dirty, inline, synced=dirty.source is not None)
             await self._journal.commit()
         reached("promise.committed")
+
+    def _outlives_us(self, dirty: Dirty) -> bool:
+        """Whether the content is where it outlives the machine."""
+        return dirty.source is None or not self._room.is_volatile(self._room.space_of(dirty))
+
+    def _is_small(self, dirty: Dirty, stamp: Stamp) -> bool:
+        """Whether the content goes into the journal."""
+        return stamp.size <= INLINE_BYTES and dirty.content.complete
 
     def _is_stored(self, dirty: Dirty, stamp: Stamp) -> bool:
         """Whether the store has all of a file with this stamp: it was opened for writing, and not written to, say."""

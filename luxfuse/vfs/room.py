@@ -83,10 +83,9 @@ class Room:
 
         Files that the store does not have yet take memory, so there is a bound on their number, too (`TooMany`).
         """
-        space = space or self._cache.hierarchy.home
-        few = len(self._entries) < MOST_DIRTY
-        if few and space.capacity_bytes is None and not space.ledger.shortage(wanted_bytes):
+        if self.fits(wanted_bytes, space):
             return
+        space = space or self._cache.hierarchy.home
         deadline = trio.current_time() + self.timeout_s
         while not (
             len(self._entries) < MOST_DIRTY and space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)
@@ -104,6 +103,13 @@ class Room:
                 )
             self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
+
+    def fits(self, wanted_bytes: int, space: Space | None = None) -> bool:
+        """Whether there is room for so many more bytes, at home or in ``space``, without making any."""
+        space = space or self._cache.hierarchy.home
+        if len(self._entries) >= MOST_DIRTY or space.ledger.shortage(wanted_bytes):
+            return False
+        return space.has_room(wanted_bytes)
 
     def account(self, dirty: Dirty) -> None:
         """Count what the staging file takes on disk now."""

@@ -133,6 +133,10 @@ class Tree:
         """Wait for a turn to change names."""
         return self._turns.of(places)
 
+    def is_taken(self, place: tuple[int, bytes]) -> bool:
+        """Whether somebody has the turn of a name, or waits for it."""
+        return self._turns.has(place)
+
     async def commit(self) -> None:
         """Make the notes in the journal durable. Raises OSError."""
         await self._journal.commit()

@@ -24,6 +24,10 @@ class Turns(Generic[K]):
         """Return the number of keys."""
         return len(self._locks)
 
+    def has(self, key: K) -> bool:
+        """Whether somebody has a key, or waits for it."""
+        return key in self._locks
+
     def of(self, keys: Iterable[K]) -> Turn[K]:
         """Wait for a turn at each of the keys, for the block."""
         return Turn(self._locks, keys)

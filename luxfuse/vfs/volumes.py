@@ -256,6 +256,29 @@ class Volumes:
                     return stat
         return await self.getattr(child.inode)
 
+    def known(self, parent: int, name: bytes) -> Stat | None:
+        """As `lookup`, where nothing has to be asked for, nor an attach point looked at; else None."""
+        if name in (b".", b"..") or self._child(parent, name) is not None:
+            return None
+        volume = self.of(parent)
+        with volume as fs:
+            stat = fs.known(parent & LOCAL_MASK, name)
+            if stat is not None:
+                stat.inode |= volume.base
+                if self._is_plain(parent):
+                    fs.answers.looked_up(parent & LOCAL_MASK, name)
+        return stat
+
+    def known_attributes(self, inode: int) -> Stat | None:
+        """As `getattr`, where nothing has to be asked for; else None."""
+        volume = self.of(inode)
+        with volume as fs:
+            stat = fs.known_attributes(inode & LOCAL_MASK)
+        if stat is not None:
+            stat.inode |= volume.base
+            self.offer(inode)
+        return stat
+
     def _above(self, volume: Volume, inode: int) -> int | None:
         """Return the directory that an attached root is in; None for anything else."""
         if inode != ROOT_INODE or volume.node.parent is None:

@@ -268,7 +268,8 @@ class FakeKernel:
         self, fs: FileSystem, parent: int, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR | os.O_CREAT
     ) -> tuple[int, int]:
         """Create and open; returns (handle, inode)."""
-        handle, stat = await fs.create(parent, name, mode, flags, CALLER)
+        made = fs.create_now(parent, name, mode, flags, CALLER) if isinstance(fs, FileSystem) else None
+        handle, stat = made or await fs.create(parent, name, mode, flags, CALLER)
         return self._opened(stat.inode, handle), stat.inode
 
     def _opened(self, inode: int, handle: int) -> int:
@@ -319,7 +320,22 @@ class FakeKernel:
     async def flush(self, fs: FileSystem, handle: int) -> None:
         """What close(2) of one descriptor does first; not asked for handles that only read."""
         if not handle & MARK_FAST or handle & MARK_WRITE:
-            await fs.flush(ref_of(handle))
+            await self._flush(fs, ref_of(handle))
+
+    async def _flush(self, fs: FileSystem, ref: Ref) -> None:
+        """Ask for an answer that waits for the journal alone first, as `luxfuse.fuse.prompt` does."""
+        ended, errors = trio.Event(), []
+
+        def done(error: Exception | None) -> None:
+            errors.append(error)
+            ended.set()
+
+        if not isinstance(fs, FileSystem) or not fs.flush_soon(ref, done):
+            await fs.flush(ref)
+            return
+        await ended.wait()
+        if errors[0] is not None:
+            raise errors[0]
 
     async def fsync(self, fs: FileSystem, handle: int, *, datasync: bool = False) -> None:
         """fsync(2) or fdatasync(2)."""

@@ -5,6 +5,7 @@
  *   answers.c  LOOKUP and GETATTR from what Python has said of names
  *   table.c    the registered inodes: the only place that counts their opens
  *   queue.c    requests on their way to pyfuse3, and interrupts
+ *   prompt.c   requests that Python answers in one step of the event loop
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
  *
@@ -71,6 +72,12 @@ bool enqueue(const void *data, size_t size); /* false: no memory. Waits while th
 struct request *dequeue(void);		     /* NULL: there is none */
 void wake(void);
 void tell(int eventfd);
+
+extern int prompt_fd; /* readable when there are requests for `prompt_serve` */
+extern atomic_bool prompt_wanted;
+struct request *dequeue_prompt(void);
+bool prompt_waits(void);
+void pass_on(struct request *r); /* to pyfuse3; never waits */
 
 #define INTERRUPTS 1024u
 void note_interrupt(const void *data, size_t size);
@@ -174,6 +181,22 @@ void answers_revoke_ino(uint64_t ino);
 void answers_revoke_below(uint64_t directory); /* all names of a directory */
 void answers_revoke_all(void);
 void answers_size(size_t *entries, size_t *bytes);
+
+/* ------------------------------------------------------------------ prompt.c */
+
+struct prompt_attributes {
+	uint64_t ino, size, blocks;
+	uint32_t mode, nlink, uid, gid, rdev;
+	int64_t mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns;
+};
+
+void prompt_serve(void); /* guarded by the interpreter lock */
+void prompt_entry(uint64_t unique, const struct prompt_attributes *a);
+void prompt_attr(uint64_t unique, const struct prompt_attributes *a);
+void prompt_created(uint64_t unique, const struct prompt_attributes *a, uint64_t fh);
+#ifdef Py_PYTHON_H
+void prompt_set(PyObject *tuple); /* NULL: none */
+#endif
 
 /* ------------------------------------------------------------------ libfuse.c */
 

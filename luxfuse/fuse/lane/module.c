@@ -310,6 +310,85 @@ static PyObject *py_reply_err(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static PyObject *py_set_prompt(PyObject *self, PyObject *args)
+{
+	PyObject *functions;
+	if (!PyArg_ParseTuple(args, "O", &functions))
+		return NULL;
+	if (functions != Py_None && (!PyTuple_Check(functions) || PyTuple_GET_SIZE(functions) != 5)) {
+		PyErr_SetString(PyExc_ValueError, "five functions are wanted");
+		return NULL;
+	}
+	if (prompt_fd < 0 && (prompt_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	prompt_set(functions == Py_None ? NULL : functions);
+	return PyLong_FromLong(prompt_fd);
+}
+
+static PyObject *py_serve_prompt(PyObject *self, PyObject *args)
+{
+	uint64_t count;
+	if (read(prompt_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	prompt_serve();
+	Py_RETURN_NONE;
+}
+
+#define ATTRIBUTES "KKKIIIIILLLLL"
+
+/* Takes attributes, and a handle if `fh` is given, out of the arguments of a reply. */
+static bool attributes_from(PyObject *args, unsigned long long *unique, struct prompt_attributes *out, unsigned long long *fh)
+{
+	unsigned long long ino, size, blocks;
+	long long mtime, ctime, atime, entry, attr;
+	if (!PyArg_ParseTuple(args, fh ? "K" ATTRIBUTES "K" : "K" ATTRIBUTES, unique, &ino, &size, &blocks, &out->mode, &out->nlink,
+			      &out->uid, &out->gid, &out->rdev, &mtime, &ctime, &atime, &entry, &attr, fh))
+		return false;
+	out->ino = ino, out->size = size, out->blocks = blocks;
+	out->mtime_ns = mtime, out->ctime_ns = ctime, out->atime_ns = atime, out->entry_ns = entry, out->attr_ns = attr;
+	return true;
+}
+
+static PyObject *py_reply_entry(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	struct prompt_attributes attributes;
+	if (!attributes_from(args, &unique, &attributes, NULL))
+		return NULL;
+	prompt_entry(unique, &attributes);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_reply_attr(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	struct prompt_attributes attributes;
+	if (!attributes_from(args, &unique, &attributes, NULL))
+		return NULL;
+	prompt_attr(unique, &attributes);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_reply_created(PyObject *self, PyObject *args)
+{
+	unsigned long long unique, fh;
+	struct prompt_attributes attributes;
+	if (!attributes_from(args, &unique, &attributes, &fh))
+		return NULL;
+	prompt_created(unique, &attributes, fh);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_reply_done(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	int error;
+	if (!PyArg_ParseTuple(args, "Ki", &unique, &error))
+		return NULL;
+	send_reply(unique, error, NULL, 0); /* its failure means that nobody waits any more */
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	const struct lane_sums sums = lanes_sum();
@@ -352,6 +431,12 @@ static PyMethodDef methods[] = {
 	{ "revoke_all", py_revoke_all, METH_NOARGS, "revoke_all(): end it for all names." },
 	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
 	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
+	{ "set_prompt", py_set_prompt, METH_VARARGS, "set_prompt((lookup, getattr, create, flush, release) | None) -> fd: have these functions called by `serve_prompt`, which the eventfd asks for." },
+	{ "serve_prompt", py_serve_prompt, METH_NOARGS, "serve_prompt(): call the functions for the requests that have come; one that returns False leaves its request to pyfuse3." },
+	{ "reply_entry", py_reply_entry, METH_VARARGS, "reply_entry(unique, ino, size, blocks, mode, nlink, uid, gid, rdev, mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns): answer a LOOKUP; ino 0: there is none." },
+	{ "reply_attr", py_reply_attr, METH_VARARGS, "reply_attr(...): answer a GETATTR, as reply_entry." },
+	{ "reply_created", py_reply_created, METH_VARARGS, "reply_created(..., fh): answer a CREATE, as reply_entry." },
+	{ "reply_done", py_reply_done, METH_VARARGS, "reply_done(unique, errno): answer any of them, without a value." },
 	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> {name: number} of what was read and answered here." },
 	{ NULL, NULL, 0, NULL },
 };

@@ -2,7 +2,7 @@
  *
  * Lanes put requests into one queue in the order in which they read them; pyfuse3 waits on `wakeup_fd`, a semaphore that
  * counts them, and takes them by the `fuse_session_receive_buf` of libfuse.c. A full queue makes the lane wait, and then
- * the kernel holds the rest.
+ * the kernel holds the rest. Some requests go through a queue of their own first, see prompt.c.
  *
  * FUSE_INTERRUPT says that the caller of a request has a signal; Python decides what that means. It may overtake its
  * request, as another lane can have read that: Python keeps it until the request comes.
@@ -20,9 +20,13 @@
 
 static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t queue_room = PTHREAD_COND_INITIALIZER;
-static struct request *queue_head, *queue_tail;
-static unsigned queue_length;
-int wakeup_fd = -1;
+struct queue {
+	struct request *head, *tail;
+	unsigned length;
+};
+static struct queue queue, prompt; /* those of the second one are answered as prompt.c says */
+int wakeup_fd = -1, prompt_fd = -1;
+atomic_bool prompt_wanted;
 
 void tell(int eventfd)
 {
@@ -36,6 +40,47 @@ void wake(void)
 	tell(wakeup_fd);
 }
 
+/* `queue_lock` is held in both. */
+static void append(struct queue *to, struct request *r)
+{
+	if (to->tail)
+		to->tail->next = r;
+	else
+		to->head = r;
+	to->tail = r;
+	to->length++;
+}
+
+static struct request *take(struct queue *from)
+{
+	struct request *r = from->head;
+	if (r) {
+		from->head = r->next;
+		if (!from->head)
+			from->tail = NULL;
+		from->length--;
+		pthread_cond_broadcast(&queue_room);
+	}
+	return r;
+}
+
+/* Whether prompt.c has a function for a request. */
+static bool is_prompt(const void *data, size_t size)
+{
+	if (size < sizeof(struct fuse_in_header))
+		return false;
+	switch (((const struct fuse_in_header *)data)->opcode) {
+	case FUSE_LOOKUP:
+	case FUSE_GETATTR:
+	case FUSE_CREATE:
+	case FUSE_FLUSH:
+	case FUSE_RELEASE:
+		return true;
+	default:
+		return false;
+	}
+}
+
 bool enqueue(const void *data, size_t size)
 {
 	struct request *r = malloc(sizeof *r);
@@ -47,33 +92,56 @@ bool enqueue(const void *data, size_t size)
 	}
 	memcpy(copy, data, size);
 	*r = (struct request){ NULL, size, copy };
+	struct queue *to = atomic_load(&prompt_wanted) && is_prompt(data, size) ? &prompt : &queue;
 	pthread_mutex_lock(&queue_lock);
-	while (queue_length >= QUEUE_BOUND)
+	while (to->length >= QUEUE_BOUND)
 		pthread_cond_wait(&queue_room, &queue_lock);
-	if (queue_tail)
-		queue_tail->next = r;
-	else
-		queue_head = r;
-	queue_tail = r;
-	queue_length++;
+	append(to, r);
+	const bool first = to->length == 1;
 	pthread_mutex_unlock(&queue_lock);
-	wake();
+	if (to == &queue)
+		wake();
+	else if (first)
+		tell(prompt_fd);
 	return true;
 }
 
 struct request *dequeue(void)
 {
 	pthread_mutex_lock(&queue_lock);
-	struct request *r = queue_head;
-	if (r) {
-		queue_head = r->next;
-		if (!queue_head)
-			queue_tail = NULL;
-		queue_length--;
-		pthread_cond_signal(&queue_room);
-	}
+	const bool was_full = queue.length >= QUEUE_BOUND;
+	struct request *r = take(&queue);
+	const bool waits = was_full && prompt.head;
+	pthread_mutex_unlock(&queue_lock);
+	if (waits)
+		tell(prompt_fd);
+	return r;
+}
+
+/* None while the other queue is full, as it may have to be passed on; `dequeue` then tells. */
+struct request *dequeue_prompt(void)
+{
+	pthread_mutex_lock(&queue_lock);
+	struct request *r = queue.length < QUEUE_BOUND ? take(&prompt) : NULL;
 	pthread_mutex_unlock(&queue_lock);
 	return r;
+}
+
+bool prompt_waits(void)
+{
+	pthread_mutex_lock(&queue_lock);
+	const bool waits = prompt.head && queue.length < QUEUE_BOUND;
+	pthread_mutex_unlock(&queue_lock);
+	return waits;
+}
+
+void pass_on(struct request *r)
+{
+	r->next = NULL;
+	pthread_mutex_lock(&queue_lock);
+	append(&queue, r); /* without a wait, as the loop makes room; `dequeue_prompt` has seen some, lanes may have taken it */
+	pthread_mutex_unlock(&queue_lock);
+	wake();
 }
 
 /* ------------------------------------------------------------------ interrupts */

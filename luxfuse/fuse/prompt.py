@@ -1,0 +1,146 @@
+"""Requests that are answered in one step of the event loop: no task is woken, and nothing is waited for.
+
+The lanes put LOOKUP, GETATTR, CREATE, FLUSH and RELEASE into a queue of their own (`lane/prompt.c`), and the methods of
+`Prompt` are called for all that have come. Each answers, or returns False: then the answer needs a wait, or it is an error,
+and the handler of `Operations` gives it. A FLUSH that waits for a commit of the journal alone is answered at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+
+import trio
+
+from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of
+from luxfuse.fuse.errnos import errno_of, observe
+from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.fuse.operations import CREATED_S, Operations, handle_of
+from luxfuse.vfs.attributes import Caller, Stat
+from luxfuse.vfs.errors import NoSuchName
+from luxfuse.vfs.shares import LOCAL_MASK
+from luxfuse.vfs.volumes import Volume, Volumes
+
+log = logging.getLogger(__name__)
+
+
+def _times(stat: Stat, least_s: float = 0.0) -> tuple[int, int]:
+    """Return for how long the kernel may believe a name, and its attributes, in nanoseconds."""
+    entry_s = min(stat.ttl_s, LONGEST_S)
+    attr_s = max(least_s, 0.0 if stat.changing else entry_s)
+    return int(entry_s * 1e9), int(attr_s * 1e9)
+
+
+def _form(stat: Stat, base: int) -> tuple[int, ...]:
+    """Return attributes in the order in which the extension wants them, without the times of `_times`."""
+    return (
+        base | stat.inode, stat.size, stat.blocks, stat.mode, stat.nlink, stat.uid, stat.gid, stat.rdev,
+        stat.mtime_ns, stat.ctime_ns, stat.atime_ns,
+    )  # fmt: skip
+
+
+class Prompt:
+    """The prompt answers of one mount."""
+
+    def __init__(self, operations: Operations, volumes: Volumes) -> None:
+        self._operations = operations
+        self._volumes = volumes
+
+    async def run(self) -> None:
+        """Answer what comes, until cancelled."""
+        fd = passthrough.set_prompt((self.lookup, self.getattr, self.create, self.flush, self.release))
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                passthrough.serve_prompt()
+        finally:
+            passthrough.set_prompt(None)
+
+    def lookup(self, unique: int, parent: int, name: bytes) -> bool:
+        """A name, if it is known to exist, or not to."""
+        began_s = time.perf_counter()
+        try:
+            stat = self._volumes.known(parent, name)
+            if stat is None:
+                return False
+            passthrough.reply_entry(unique, *_form(stat, 0), *_times(stat))
+        except NoSuchName:
+            valid_ns = int(min(self._volumes.negative_ttl_s(parent, name), LONGEST_S) * 1e9)
+            passthrough.reply_entry(unique, *(0,) * 11, valid_ns, 0)
+        except Exception:  # noqa: BLE001 (the handler meets it again, and says so)
+            return False
+        observe(self._operations, "lookup", began_s)
+        return True
+
+    def getattr(self, unique: int, inode: int) -> bool:
+        """Attributes that are known."""
+        began_s = time.perf_counter()
+        try:
+            stat = self._volumes.known_attributes(inode)
+            if stat is None:
+                return False
+            passthrough.reply_attr(unique, *_form(stat, 0), *_times(stat))
+        except Exception:  # noqa: BLE001 (as above)
+            return False
+        observe(self._operations, "getattr", began_s)
+        return True
+
+    def create(
+        self, unique: int, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, pid: int, umask: int
+    ) -> bool:
+        """A file whose name is known to be free, where that waits for nothing."""
+        began_s = time.perf_counter()
+        if self._operations.read_only:
+            return False
+        try:
+            volume = self._volumes.of_name(parent, name)
+            caller = Caller(uid=uid, gid=gid, pid=pid, umask=umask)
+            with volume as fs:
+                made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
+            if made is None:
+                return False
+            self._volumes.offer(parent)
+            number, stat = made
+            handle = handle_of(volume.base | number, flags)
+            times = _times(stat, CREATED_S if stat.size == 0 else 0.0)
+            passthrough.reply_created(unique, *_form(stat, volume.base), *times, handle)
+        except Exception as exc:  # noqa: BLE001 (it is logged)
+            passthrough.reply_done(unique, errno_of(self._operations, "create", exc))
+        observe(self._operations, "create", began_s)
+        return True
+
+    def flush(self, unique: int, fh: int) -> bool:
+        """A close that waits for the journal alone, or for nothing."""
+        began_s = time.perf_counter()
+        volume = self._volumes.find(fh & NUMBER_MASK)
+        if volume is None or volume.fs is None:
+            return False
+        volume.under_way += 1
+        try:
+            if volume.fs.flush_soon(ref_of(fh), partial(self._flushed, unique, volume, began_s)):
+                return True
+        except Exception:
+            log.debug("a close is tried again", exc_info=True)
+        volume.under_way -= 1
+        return False
+
+    def _flushed(self, unique: int, volume: Volume, began_s: float, error: Exception | None) -> None:
+        volume.under_way -= 1
+        passthrough.reply_done(unique, 0 if error is None else errno_of(self._operations, "flush", error))
+        observe(self._operations, "flush", began_s)
+
+    def release(self, unique: int, fh: int) -> bool:
+        """The end of an open of a volume that there is."""
+        began_s = time.perf_counter()
+        volume = self._volumes.find(fh & NUMBER_MASK)
+        if volume is None or volume.fs is None:
+            return False
+        code = 0
+        try:
+            volume.fs.released(ref_of(fh))
+        except Exception as exc:  # noqa: BLE001 (it is logged)
+            code = errno_of(self._operations, "release", exc)
+        passthrough.reply_done(unique, code)
+        observe(self._operations, "release", began_s)
+        return True
