@@ -457,7 +457,8 @@ def test_one_file_that_the_data_plane_writes_cannot_outgrow_the_cache(
     proxy.set(error_probability=1.0, error_status=503)
     done = mount.run(["dd", "if=/dev/zero", f"of={mount.path}/file", "bs=1M", "count=80", "status=none"])
     assert "No space left" in done.stderr
-    assert 56 * MIB < sum(path.stat().st_blocks * 512 for path in mount.cache.glob("*/staging/*")) <= 64 * MIB
+    staged = sum(path.stat().st_blocks * 512 for path in mount.cache.glob("*/staging/*"))
+    assert 56 * MIB < staged <= 64 * MIB + 65536, "beside the data, ext4 takes blocks for maps of extents"
     assert (mount.status()["fuse"]["fast_writes"] > 20) == mount.status()["dataplane"]
     mount.run(["rm", mount.path / "file"], check=True)
 
