@@ -18,7 +18,7 @@ from tests.bench.processes import Failed
 from tests.bench.systems import BUCKET, Mounted, program
 
 VOLUME = "juicefs"  # also its bucket
-FILL_TIMEOUT_S = 600.0
+FILL_TIMEOUT_S = 1200.0  # 20,000 small files are to be created one by one
 KNOWN_FOR_S = "3600"  # names and attributes, as for all systems
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 from tests.bench.processes import Failed, TooSlow, kill_after, kill_group
-from tests.bench.results import SUBJECT
 from tests.bench.systems import System
 from tests.bench.trials import READER, SETTLE_S, Trials, checked, drop_caches
 
@@ -20,10 +19,10 @@ class Warm(Trials):
     """Rows about warm files: with passthrough, then without, then of a file that is open since it was cold."""
 
     def run(self) -> None:
-        every, native = self._some("native"), [s for s in self.systems if s.name in ("native", SUBJECT)]
+        every = self._some("native")
         self._mounted("", every, passthrough=True)
         self._mounted("plain-", every, passthrough=False)
-        self._trials(["held-random"], native, self._held)
+        self._trials(["held-random"], every, self._held)
 
     def _mounted(self, prefix: str, systems: list[System], *, passthrough: bool) -> None:
         """The rows of one kind of mount; with ``prefix`` those whose large file is not in the kernel's page cache."""
@@ -74,13 +73,12 @@ class Warm(Trials):
                 drop_caches(DROP_FILES)
             return {key: self._random_reads(system, threads)}
 
-        compared = [s for s in systems if s.name in ("native", SUBJECT)] if plain else systems
-        self._warm_trials(sequential, compared, lambda s: whole(s, sequential, "sequential"))
+        self._warm_trials(sequential, systems, lambda s: whole(s, sequential, "sequential"))
         if not plain:
             self._warm_trials("mmap-warm", systems, lambda s: whole(s, "mmap-warm", "mmap"))
         for threads in (1, 8):
             key = f"{prefix}random-{threads}"
-            self._warm_trials(key, compared, lambda s, key=key, threads=threads: random(s, key, threads))
+            self._warm_trials(key, systems, lambda s, key=key, threads=threads: random(s, key, threads))
 
     def _many(self, start: str, systems: list[System], plain: bool) -> None:
         count = self.size.files
