@@ -123,7 +123,7 @@ class FilesAhead:
             if unfinished == 0:
                 self._on_their_way -= size
                 # An error is not ours: the file's reader will meet it, if there is one.
-                if obj.whole and self._is_current(parent, name, entry.inode, obj.record.version):
+                if obj.whole and self._namespace.stands_for(parent, name, entry.inode, obj.record.version):
                     self._receiver.register(parent, name, entry, obj, fd, notice)
                 elif fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
                     os.close(fd)
@@ -139,11 +139,6 @@ class FilesAhead:
         if not unfinished:  # every page is in memory, though not all on disk
             self._on_their_way -= size
             self._cache.release(obj)
-
-    def _is_current(self, parent: int, name: bytes, inode: int, version: str) -> bool:
-        """Whether a name is still this version, as far as is known here: a program may have written to it."""
-        entry = self._namespace.peek(parent, name)
-        return entry is not None and entry.inode == inode and entry.version == version
 
 
 class FillBehind:

@@ -8,6 +8,7 @@ made from the inode's present state, without a wait between it and its effect; a
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 
 from luxfuse.cache.cached import CachedObject
@@ -187,8 +188,8 @@ class Files:
             if mode is OpenMode.FETCH:
                 fetched = True
                 # A file that comes in one piece is handed over at once: else a thread would have to open it once more.
-                hand_over = partial(self.backings.register, parent, name, entry, obj)
-                confirmed = await self._cache.fetch_whole(obj, hand_over) or confirmed
+                arrived = partial(self._arrived, parent, name, entry, obj)
+                confirmed = await self._cache.fetch_whole(obj, arrived) or confirmed
                 continue
             hand_overs += 1
             fd = await self._cache.open_for_kernel(obj)
@@ -196,6 +197,13 @@ class Files:
                 fetched = False  # damaged or lost pages were dropped: fetch them again
                 continue
             self.backings.register(parent, name, entry, obj, fd)
+
+    def _arrived(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int) -> None:
+        """Hand over a file that was fetched, unless it was written to meanwhile: then it is the content of before."""
+        if self._namespace.stands_for(parent, name, entry.inode, obj.record.version):
+            self.backings.register(parent, name, entry, obj, fd)
+        elif fd >= 0:
+            os.close(fd)
 
     def open_staged(self, dirty: Dirty, entry: Entry, *, writing: bool = False, copy: bool = False) -> int:
         """Open a file that is being written to; returns the handle.

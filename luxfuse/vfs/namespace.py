@@ -180,6 +180,11 @@ class Namespace:
         """Return the known entry of a name, fresh or not, without asking the store."""
         return self._names.get(parent, name)
 
+    def stands_for(self, parent: int, name: bytes, inode: int, version: str) -> bool:
+        """Whether a name is still this version, as far as is known here: a program may have written to it."""
+        entry = self._names.get(parent, name)
+        return entry is not None and entry.inode == inode and entry.version == version
+
     def position(self, inode: int) -> bytes:
         """Return the name that an inode number stands for or stood for. Raises `Stale`."""
         former = self._names.former_name(inode)

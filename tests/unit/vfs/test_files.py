@@ -64,6 +64,34 @@ async def test_a_file_that_comes_in_one_piece_is_handed_over_as_it_comes(
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
+async def test_a_file_that_is_written_to_while_an_open_fetches_it_is_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = store_of(a=10)
+    answers, read = threading.Event(), driver.read
+
+    def late(key: str, *arguments: object, **options: object) -> Buffer:
+        data = read(key, *arguments, **options)  # type: ignore[arg-type]
+        answers.wait(20)
+        return data
+
+    monkeypatch.setattr(driver, "read", late)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("a")
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(m.open, "a")
+                await until(lambda: driver.counts["get"] == 1)
+                handle = await m.kernel.open(m.fs, inode, os.O_WRONLY | os.O_TRUNC)
+                await m.kernel.write(m.fs, handle, 0, b"written here")
+                await m.kernel.close(m.fs, handle)
+                assert m.files.backings.retire_idle(inode)
+                scope.cancel()  # its caller has gone: it does not look any more
+        answers.set()
+        await until(lambda: m.cache.budget.idle)
+        assert await m.read_all("a") == driver.objects["a"][0] == b"written here"
+
+
 async def test_small_files_ahead_share_turns_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = store_of(**{f"f{number:03}": 1000 for number in range(100)})
     async with mounted(tmp_path, driver) as m:
