@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, wait_for
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 DISK_BYTES = 64 * MIB
 RECOVERY_S = 20.0
@@ -59,7 +59,9 @@ class TestDamage:
         assert mount.read("file") == digest(all_files()["file0"])
         assert mount.read("large") == digest(all_files()["large"])
         status = mount.status()
-        assert status["cache"]["checksum_failures"] == 2
+        # Where Python reads, two reads of one page may find it damaged at once.
+        once = status["passthrough"] or status["dataplane"]
+        assert status["cache"]["checksum_failures"] == 2 or (status["cache"]["checksum_failures"] > 2 and not once)
         assert status["understore"]["gets"] >= 2
         # Mended: the next ones are right without asking again.
         mount.await_answers()  # the rest of the large one is fetched behind
@@ -155,7 +157,8 @@ def test_written_after_the_cache_file_of_a_reader_was_removed(
         file.unlink()
     change = [sys.executable, "-c", "import sys\nwith open(sys.argv[1], 'r+b') as f: f.write(b'new')", path]
     done = mount.run(change)
-    if {**ALWAYS, **options}.get("dataplane") != "off" or not options:  # one file for all opens of an inode: that is lost
+    status = mount.status()
+    if status["passthrough"] or status["dataplane"]:  # one file for all opens of an inode: that is lost
         assert "Device or resource busy" in done.stderr
         assert reader("all", "it") == digest(data)
         reader("close", "it")
