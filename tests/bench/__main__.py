@@ -57,9 +57,14 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def _ignore_signals() -> None:
+    """From now on nothing interrupts the cleaning up."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    for one in SIGNALS:  # a second one must not interrupt the cleaning up
-        signal.signal(one, signal.SIG_IGN)
+    _ignore_signals()
     raise KeyboardInterrupt
 
 
@@ -127,6 +132,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
+        _ignore_signals()
         if any(str(work) in line for line in Path("/proc/self/mountinfo").read_text().splitlines()):
             print(f"bench: a mount below {work} could not be removed", file=sys.stderr)
         else:
