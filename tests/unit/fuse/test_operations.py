@@ -51,6 +51,7 @@ class Recorder:
         self.answer = answer
         self.asked: list[tuple[Any, ...]] = []
         self.directories, self.xattrs = Part(self, "directories"), Part(self, "xattrs")
+        self.namespace = SimpleNamespace(places=SimpleNamespace(place_of=lambda _inode: None))  # nothing is offered
 
     def __getattr__(self, name: str) -> Any:
         async def method(*args: Any) -> Any:
