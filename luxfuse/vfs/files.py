@@ -164,6 +164,8 @@ class Files:
             dirty = self._dirty.get(inode)
             if dirty is not None and dirty.source is not None:
                 return self.open_staged(dirty, entry)  # it was opened for writing meanwhile
+            if self._has_been_written(inode, obj):
+                return await self.open(inode)
             copied = self.copied.get(inode)
             mode = decide(
                 registered=self._kernel.is_registered(inode),
@@ -196,7 +198,13 @@ class Files:
             if fd is None:
                 fetched = False  # damaged or lost pages were dropped: fetch them again
                 continue
-            self.backings.register(parent, name, entry, obj, fd)
+            self._arrived(parent, name, entry, obj, fd)
+
+    def _has_been_written(self, inode: int, obj: CachedObject) -> bool:
+        """Whether a program has written to an inode meanwhile, and the store has it: the object is of before."""
+        place = self._namespace.places.place_of(inode)
+        entry = self._namespace.peek(*place) if place is not None else None
+        return entry is not None and entry.inode == inode and entry.version != obj.record.version
 
     def _arrived(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int) -> None:
         """Hand over a file that was fetched, unless it was written to meanwhile: then it is the content of before."""

@@ -92,6 +92,38 @@ async def test_a_file_that_is_written_to_while_an_open_fetches_it_is_what_was_wr
         assert await m.read_all("a") == driver.objects["a"][0] == b"written here"
 
 
+async def test_an_open_that_waits_while_the_file_is_written_to_opens_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = store_of(a=10)
+    answers, read = threading.Event(), driver.read
+
+    def late(key: str, *arguments: object, **options: object) -> Buffer:
+        data = read(key, *arguments, **options)  # type: ignore[arg-type]
+        answers.wait(20)
+        return data
+
+    monkeypatch.setattr(driver, "read", late)
+    opened: list[int] = []
+
+    async def open_it() -> None:
+        opened.append(await m.open("a"))
+
+    async with mounted(tmp_path, driver) as m, trio.open_nursery() as nursery:
+        inode = await m.inode("a")
+        nursery.start_soon(open_it)
+        await until(lambda: driver.counts["get"] == 1)
+        handle = await m.kernel.open(m.fs, inode, os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, b"written here")
+        await m.kernel.close(m.fs, handle)
+        assert m.files.backings.retire_idle(inode)
+        answers.set()
+        await until(lambda: opened)
+        assert await m.read_all("a") == b"written here"
+        assert await m.kernel.read_all(m.fs, opened[0]) == b"written here"
+        await m.kernel.release(m.fs, opened[0])
+
+
 async def test_small_files_ahead_share_turns_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = store_of(**{f"f{number:03}": 1000 for number in range(100)})
     async with mounted(tmp_path, driver) as m:
