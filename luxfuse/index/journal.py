@@ -331,7 +331,10 @@ class Journal:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._end, changes, result)
 
-        trio.lowlevel.start_thread_soon(lambda: self._file.commit(changes), deliver)
+        try:
+            trio.lowlevel.start_thread_soon(lambda: self._file.commit(changes), deliver)
+        except RuntimeError as exc:  # no more threads: those that wait hear of it, and the next commit tries again
+            deliver(outcome.Error(OSError(errno.EAGAIN, str(exc))))
 
     def _end(self, changes: Records, result: outcome.Outcome[None]) -> None:
         """A commit has ended: begin the next one, if somebody waits for it, and tell those that waited for this one."""

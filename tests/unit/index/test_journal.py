@@ -385,6 +385,20 @@ async def test_a_commit_that_fails_otherwise_does_not_pass_for_one(
 
 
 @pytest.mark.expected_logs("journal cannot be written")
+async def test_a_lack_of_threads_ends_a_commit_and_not_all(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    journal.put_file(1, record())
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="can't start new thread"):
+        patched.setattr(trio.lowlevel, "start_thread_soon", none_left)
+        await journal.commit()
+    await journal.commit()
+    assert journal.is_durable(1)
+    assert not journal.uncommitted
+
+
+@pytest.mark.expected_logs("journal cannot be written")
 async def test_lmdb_that_gave_up_is_opened_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     journal.put_file(1, record())
     real = journal._file.commit
