@@ -81,13 +81,14 @@ def is_shortage(exc: OSError) -> bool:
 
 async def patiently(run: Callable[[], Awaitable[T]]) -> T:
     """Run what opens a file, and again where no descriptors are left. Raises `NoDescriptors`, OSError for all else."""
-    for wait_s in SHORTAGE_WAITS_S:
+    for wait_s in (0.0, *SHORTAGE_WAITS_S):
+        if wait_s:
+            await trio.sleep(wait_s)
         try:
             return await run()
         except OSError as exc:
             if not is_shortage(exc):
                 raise
-        await trio.sleep(wait_s)
     log.warning("no descriptors are left to open cache files with: %d are allowed", limit())
     raise NoDescriptors("no descriptors are left")
 

@@ -286,6 +286,20 @@ async def test_a_lack_of_descriptors_is_no_sick_disk(tmp_path: Path, monkeypatch
         assert side == "writing" or driver.counts["get"] == gets
 
 
+async def test_each_wait_for_descriptors_is_followed_by_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "SHORTAGE_WAITS_S", (0.001, 0.001))
+    tries = 0
+
+    async def third_time_lucky() -> str:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(errno.EMFILE, "too many")
+        return "open"
+
+    assert await descriptors.patiently(third_time_lucky) == "open"
+
+
 @pytest.mark.expected_logs("is gone; fetching it again", "until it recovers")
 async def test_a_cache_directory_that_vanished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)
