@@ -3,7 +3,7 @@
 Two orders can be foreseen: that of the listing (by name) and that of numbered names (img9 before img10). In each there may
 be several *streams*, as readers side by side are not at the same place. Of a stream, the few names that would come next are
 remembered; an open that is among them is a hit. After `CONFIRMING_HITS` hits with no other open between them, or
-`SURE_HITS` if nearly all opens were hits and the names that were passed over are those that others open, the stream is
+`SURE_HITS` if most opens were hits and nearly all names that were passed over are open by others, the stream is
 believed, and the caller may fetch ahead as many files as its `budget` says, which doubles with every hit; some opens that
 belong to no stream end it. In random order hits are rare, so nothing is fetched.
 """
@@ -20,7 +20,7 @@ CANDIDATES = 8
 """Names ahead that count as a hit before a stream is believed: readers side by side take turns.
 In random order over n names, three hits in a row happen once in (n/8)^3 opens."""
 STREAMS = 8
-LOOKED_BACK, MOSTLY = 16, 13
+LOOKED_BACK, MOSTLY = 16, 10
 """Of so many opens, so many have to be hits for readers side by side to be believed: in a small directory many are so by
 chance."""
 
@@ -74,8 +74,8 @@ class _Stream:
     ) -> list[bytes]:
         """Note an open of an expected name; return the names to fetch that were not returned before.
 
-        ``opened``: names that were opened lately. ``in_a_row``: the last open was of this stream, too. ``mostly``: nearly
-        all were of some stream.
+        ``opened``: names that were opened lately. ``in_a_row``: the last open was of this stream, too. ``mostly``: most
+        were of some stream.
         """
         self.hits += 1
         self.in_a_row = self.in_a_row + 1 if in_a_row else 0
