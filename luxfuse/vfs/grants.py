@@ -39,8 +39,12 @@ class Grants:
     async def more(self, dirty: Dirty, space: Space) -> None:
         """Grant a file that had to ask more, if need be by evicting what is clean."""
         wanted = self._wanted(dirty, space, first=False)
-        if wanted and await space.reserve(wanted):
+        if not wanted or not await space.reserve(wanted):
+            return
+        if self._wanted(dirty, space, first=False):
             self._give(dirty, space, wanted)
+        else:  # other writes have asked, and were granted enough meanwhile
+            space.ledger.settle(wanted, 0)
 
     def _wanted(self, dirty: Dirty, space: Space, *, first: bool) -> int:
         wanted = grant_bytes(space.full_bytes, self._granted.get(space, 0), first=first)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import trio
+
 from luxfuse.core.grants import MOST_BYTES, grant_bytes, is_tight
 from luxfuse.vfs.errors import NoRoom
 from tests.support.fake_store import FakeStore
@@ -96,6 +99,29 @@ async def test_an_idle_writer_gives_room_back_where_much_is_granted(tmp_path: Pa
         await until(lambda: not is_tight(CAPACITY, m.space.ledger.reserved_bytes))
         for handle in handles:
             await m.kernel.close(m.fs, handle)
+
+
+async def test_writes_that_ask_together_are_granted_room_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mounted(tmp_path, FakeStore(), capacity_bytes=CAPACITY, write_mode="async-through", grants=True) as m:
+        handle, inode = await m.kernel.create(m.fs, 1, b"file")
+        await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        m.kernel.granted(inode, take_back=True)
+        dirty = next(iter(m.dirty))
+        m.writing.room.account(dirty)
+        assert m.space.ledger.reserved_bytes == 0
+        reserve = m.space.reserve
+
+        async def slow(wanted: int) -> bool:
+            await trio.sleep(0.01)
+            return await reserve(wanted)
+
+        monkeypatch.setattr(m.space, "reserve", slow)
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(m.writing.room.grant_more, dirty)
+        once = grant_bytes(CAPACITY, 0, first=False)
+        assert m.kernel.granted(inode) == m.space.ledger.reserved_bytes == once
+        await m.kernel.close(m.fs, handle)
 
 
 def test_how_much() -> None:
