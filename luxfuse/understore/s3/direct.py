@@ -47,6 +47,8 @@ _VARIABLES = (
 """Variables of obstore's own about how requests are made."""
 _PLAIN = re.compile(r"[A-Za-z0-9._~/-]*")
 _VERSION = re.compile(r'"[!-~]{1,200}"')
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+"""Bytes of a path that are no UTF-8: C is given UTF-8."""
 _MOST_SECRET = 400
 _PORTS = {"http": 80, "https": 443}
 
@@ -114,6 +116,7 @@ class DirectGets:
     def _is_plain(file: WantedFile) -> bool:
         return (
             0 < file.size <= MOST_BYTES and not has_odd_segment(file.key) and _VERSION.fullmatch(file.version) is not None
+            and (file.path is None or _NO_TEXT.search(file.path) is None)
         )  # fmt: skip
 
 

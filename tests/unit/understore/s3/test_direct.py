@@ -100,6 +100,13 @@ def test_the_description_is_that_of_obstore() -> None:
         driver.close()
 
 
+def test_a_cache_directory_whose_name_is_no_text_is_left_to_obstore(server: OddGets, tmp_path: Path) -> None:
+    gets = opened(SOURCE, f"http://{server.host}", SECRETS)
+    odd, plain = fetch(gets, wanted("good", path=tmp_path / "\udcff" / "f"), wanted("good", path=tmp_path / "ä"))
+    assert (odd.arrived, odd.error) == (None, None)
+    assert plain.arrived is not None
+
+
 def test_a_disk_that_fails_is_told_and_leaves_no_file(server: OddGets, tmp_path: Path) -> None:
     gets = opened(SOURCE, f"http://{server.host}", SECRETS)
     (tmp_path / "file").touch()
