@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, wait_for
 from tests.support.writing import NEW, Scribe
 
 LATER = ["cannot be brought to the under-store yet"]
@@ -478,6 +478,7 @@ mapped.flush()
 """
 
 
+@pytest.mark.skipif(ALWAYS.get("dataplane") == "off", reason="Python cannot tell such writes from others")
 def test_what_is_changed_in_a_mapped_file_is_kept_where_the_cache_is_full(
     mounting: Mounts, bucket: str, proxy: FaultProxy
 ) -> None:
