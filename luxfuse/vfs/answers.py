@@ -5,7 +5,7 @@ and by `News`, `Belief` and `AttributeEvidence`, which change what is believed o
 
 A name is offered when it was asked for, and a directory when a name in it has changed, as its attributes are asked for
 then. Names after it are offered along with one that was asked for, ever more of them while a directory is asked for name by
-name: that costs a thirtieth of answering here.
+name: an offer costs 10 us, an answer here 250 us.
 """
 
 from __future__ import annotations
