@@ -22,6 +22,7 @@ import trio
 from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.tiers.directory import read_exact, write_all
@@ -131,6 +132,14 @@ class StagedBytes:
             return self.path.stat()
         except FileNotFoundError:  # somebody has emptied the directory: a reader of the content will tell
             return self._parked
+
+    def takes_bytes(self, offset: int, size: int) -> int:
+        """Return the most that a write takes on disk, beside what the file has there."""
+        if not self.complete:
+            return len(pages_of(offset, size)) * PAGE_BYTES  # what is written in part may have to be filled
+        # The program that changed a mapped page has gone on: it is not to be lost where it takes no more than before.
+        has = self.stat() if offset + size <= self.size else None
+        return 0 if has is not None and has.st_blocks * 512 >= allocated_bytes(has.st_size) else size
 
     @property
     def closed(self) -> bool:

@@ -27,13 +27,12 @@ from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload_source import OldObject, Source
-from luxfuse.core.spans import pages_of
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.steps import reached
 from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Buffer, Kind, WriteMode
+from luxfuse.types import Buffer, Kind, WriteMode
 from luxfuse.vfs.attributes import Caller, now_ns, with_times
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
@@ -296,8 +295,7 @@ class Writer:
 
     async def write(self, dirty: Dirty, offset: int, data: Buffer) -> None:
         """Write to a file that is open for writing. Raises `NoRoom`, OSError, `StoreError`."""
-        whole_pages = len(pages_of(offset, len(data))) * PAGE_BYTES  # what is written in part may have to be filled
-        async with self._room.kept(dirty, len(data) if dirty.content.complete else whole_pages):
+        async with self._room.kept(dirty, dirty.content.takes_bytes(offset, len(data))):
             await dirty.content.write(offset, data)
         await self._room.grant_more(dirty)
 

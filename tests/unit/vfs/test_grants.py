@@ -58,6 +58,9 @@ async def test_one_file_cannot_outgrow_the_cache_and_few_writes_ask(tmp_path: Pa
                 refused = True
             assert staged(m) - EXTENTS_BYTES <= taken(m) <= CAPACITY + EXTENTS_BYTES
         assert CAPACITY - MIB <= written <= CAPACITY
+        await m.kernel.write(m.fs, handle, written - CHUNK, b"y" * CHUNK)  # takes no more than before
+        with pytest.raises(NoRoom):
+            await m.kernel.write(m.fs, handle, written - CHUNK, b"z" * 8 * CHUNK)
         assert count() < written / CHUNK
         await m.kernel.close(m.fs, handle)
         assert m.space.ledger.reserved_bytes == 0
