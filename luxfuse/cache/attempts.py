@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -152,8 +151,6 @@ class Attempts:
                 space.directory if space is not None else None, oid, size, flight.pages, data,
                 create=obj.pages.count == 0, keep_open=keep_open, sums=sums,
             )  # fmt: skip
-            if stored.fd >= 0 and flight.attempt != attempt:
-                os.close(stored.fd)
             if described is None:
                 return Fetched(data, stored, by_peer)
             return Fetched(data, stored, by_peer, described[0], self._clock() - described[1])

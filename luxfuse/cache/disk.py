@@ -18,22 +18,52 @@ from luxfuse.types import PAGE_BYTES
 checksum = xxhash.xxh3_64_intdigest
 
 
+class OpenFile:
+    """An open file on its way to its receiver, who takes it; without one it is closed with the last reference to this.
+
+    Results of threads get lost in many ways: a deadline passes, a caller is cancelled, another one was faster.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def take(self) -> int:
+        """Return the descriptor, for the caller to close."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it, if nobody took it."""
+        if self._fd >= 0:
+            os.close(self.take())
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The outcome of storing a run: one checksum a page, the file's mtime after it and number; or why it failed.
 
-    ``fd`` is the file, if it was to stay open, for the receiver to close; else -1. ``found`` is the mtime before the
-    write where we do not remember our last one to the file; else 0. ``strangers`` counts the times that somebody else
-    was seen to have written to the file between two writes of ours.
+    ``file``, if it was to stay open. ``found`` is the mtime before the write where we do not remember our last one to the
+    file; else 0. ``strangers`` counts the times that somebody else was seen to have written to the file between two writes
+    of ours.
     """
 
     checksums: tuple[int, ...]
     stamp: int = 0
     error: OSError | None = None
-    fd: int = -1
+    file: OpenFile | None = None
     file_number: int = 0
     found: int = 0
     strangers: int = 0
+
+    def close(self) -> None:
+        """Close the file, unless it was taken."""
+        if self.file is not None:
+            self.file.close()
 
 
 def store_run(
@@ -85,9 +115,9 @@ def store_run(
     except OSError as exc:
         return Stored(sums, error=exc)
     if keep_open:
-        return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino, found, strangers)
+        return Stored(sums, st.st_mtime_ns, None, OpenFile(fd), st.st_ino, found, strangers)
     os.close(fd)
-    return Stored(sums, st.st_mtime_ns, None, -1, st.st_ino, found, strangers)
+    return Stored(sums, st.st_mtime_ns, None, None, st.st_ino, found, strangers)
 
 
 def _store_whole(
@@ -113,10 +143,10 @@ def _store_whole(
             raise
     except OSError as exc:
         return Stored(sums, error=exc)
-    if not keep_open:
-        os.close(fd)
-        fd = -1
-    return Stored(sums, st.st_mtime_ns, None, fd, st.st_ino)
+    if keep_open:
+        return Stored(sums, st.st_mtime_ns, None, OpenFile(fd), st.st_ino)
+    os.close(fd)
+    return Stored(sums, st.st_mtime_ns, None, None, st.st_ino)
 
 
 def punch_pages(directory: CacheDirectory, oid: bytes, size: int, pages: Sequence[int]) -> Stored:
@@ -134,7 +164,7 @@ def punch_pages(directory: CacheDirectory, oid: bytes, size: int, pages: Sequenc
             directory.last_writes.put(oid, LastWrite(st.st_mtime_ns, strangers))
         finally:
             os.close(fd)
-    return Stored((), st.st_mtime_ns, None, -1, st.st_ino, found, strangers)
+    return Stored((), st.st_mtime_ns, None, None, st.st_ino, found, strangers)
 
 
 @dataclass(frozen=True, slots=True)

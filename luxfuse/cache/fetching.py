@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Protocol
 
@@ -201,10 +201,11 @@ class Fetching:
     ) -> None:
         stored_bytes = 0
         try:
-            if result is not None and self._contents.index_closed:
-                error = _ended(result)
+            if result is not None and self._contents.index_closed:  # nothing can be recorded any more
+                error = StoreError("the under-store is not attached any more")
             elif result is not None:
-                stored_bytes = self._land(obj, flight, space, result)
+                with closing(result.stored):
+                    stored_bytes = self._land(obj, flight, space, result)
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
             error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
@@ -254,7 +255,9 @@ class Fetching:
         space = await self._reservations.reserve(obj, flight)
         stored_bytes = 0
         try:
-            stored_bytes = self._land(obj, flight, space, await self._get(obj, flight, space))
+            fetched = await self._get(obj, flight, space)
+            with closing(fetched.stored):
+                stored_bytes = self._land(obj, flight, space, fetched)
         finally:
             if space is not None:
                 settle(flight, space, stored_bytes)
@@ -317,11 +320,8 @@ class Fetching:
         if flight.keep_in_memory or not allocated:
             for page in flight.pages:
                 self.recent.put(obj.oid, page, flight.page(page))
-        if stored.fd >= 0:
-            if allocated:
-                flight.fd = stored.fd
-            else:
-                os.close(stored.fd)
+        if stored.file is not None and allocated:
+            flight.fd = stored.file.take()
         return allocated
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
@@ -355,13 +355,6 @@ class Fetching:
             if flight.error is not None:
                 raise flight.error
         return asked
-
-
-def _ended(fetched: Fetched) -> StoreError:
-    """Let go of an answer that came after the end of the volume, when nothing can be recorded any more."""
-    if fetched.stored.fd >= 0:
-        os.close(fetched.stored.fd)
-    return StoreError("the under-store is not attached any more")
 
 
 def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:

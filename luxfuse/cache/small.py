@@ -10,12 +10,13 @@ import os
 from collections.abc import Callable, Sequence
 
 from luxfuse.cache.cached import CachedObject, Flight
-from luxfuse.cache.disk import Stored
+from luxfuse.cache.disk import OpenFile, Stored
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.space import Space
 from luxfuse.errors import StoreError
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.small_files import MOST_BYTES, Answer, ArrivedFile, WantedFile, fetch_small
+from luxfuse.understore.submissions import unforeseen
 
 Outcome = tuple[Fetched | None, StoreError | None]
 
@@ -50,7 +51,8 @@ class SmallFlights:
             answers = fetch_small(driver, [self._wanted(*each[:3]) for each in self._flights], self._abandoned)
         except StoreError:  # each of them then meets it by itself
             answers = [Answer()] * len(self._flights)
-        return [self._outcome(n, driver, answer, asked_s) for n, answer in enumerate(answers)]
+        files = [OpenFile(answer.arrived.fd) if answer.arrived is not None else None for answer in answers]
+        return [self._outcome(n, driver, answer, files[n], asked_s) for n, answer in enumerate(answers)]
 
     def one(self, driver: UnderStore) -> Fetched:
         """Do the same with the only one. Raises `StoreError`."""
@@ -64,24 +66,24 @@ class SmallFlights:
         path = space.directory.place_of(obj.oid) if space is not None else None
         return WantedFile(obj.record.key, obj.record.version, obj.size, path, flight.on_end is not None)
 
-    def _outcome(self, number: int, driver: UnderStore, answer: Answer, asked_s: float) -> Outcome:
+    def _outcome(self, number: int, driver: UnderStore, answer: Answer, opened: OpenFile | None, asked_s: float) -> Outcome:
         if answer.error is not None:
             return None, answer.error
-        if answer.arrived is not None:
-            return self._arrived(number, answer.arrived, asked_s)
         try:
+            if answer.arrived is not None:
+                return self._arrived(number, answer.arrived, opened, asked_s)
             return self._jobs[number](driver), None
         except StoreError as exc:
             return None, exc
+        except Exception as exc:  # noqa: BLE001 (it is logged, and no failure of the others)
+            return None, unforeseen(exc, f"GET {self._flights[number][0].record.key!r}")
 
-    def _arrived(self, number: int, file: ArrivedFile, asked_s: float) -> Outcome:
+    def _arrived(self, number: int, file: ArrivedFile, opened: OpenFile | None, asked_s: float) -> Outcome:
         obj, flight, space, attempt = self._flights[number]
         if file.opened and space is not None:
             space.directory.expect_no_more(obj.oid)
         if not flight.claim(attempt):
-            if file.fd >= 0:
-                os.close(file.fd)
             return None, StoreError("nobody waits for it any more")
         error = OSError(file.errno, os.strerror(file.errno)) if file.errno else None
-        stored = Stored(file.checksums, file.stamp, error, file.fd, file.file_number)
+        stored = Stored(file.checksums, file.stamp, error, opened if file.fd >= 0 else None, file.file_number)
         return Fetched(memoryview(file.data), stored, False, file.info, asked_s), None

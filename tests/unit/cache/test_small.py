@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from luxfuse.cache.cached import CachedObject
-from luxfuse.errors import DeadlinePassed, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.cache import disk
+from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ObjectInfo
-from luxfuse.understore.base import UnderStore
+from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
 from luxfuse.understore.small_files import Answer, ArrivedFile, WantedFile
@@ -181,3 +184,129 @@ async def test_failures_of_credentials_and_of_the_disk(
         assert bytes(await m.cache.read(obj, 0, 3000)) == data
         m.cache.release(obj)
     caplog.clear()
+
+
+class Midway(Slow):
+    """Has the first file at once, and open; the second one is read as usual, which ends as ``read_ends`` does."""
+
+    def __init__(self, path: Path, read_ends: Callable[[], None]) -> None:
+        super().__init__(path)
+        self.read_ends = read_ends
+        self.midway = 0
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        if len(files) < 2:
+            return [Answer()] * len(files)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.fds.append(fd)
+        info = ObjectInfo(files[0].key, files[0].size, files[0].version, 0, {})
+        return [Answer(0.1, ArrivedFile(info, bytes(files[0].size), (1,), 1, 1, fd, 0, True)), Answer()]
+
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> bytes:
+        if self.fds and not self.midway:
+            self.midway += 1
+            self.read_ends()
+        return super().read(key, start, end, version, on_described=on_described)
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a file open."""
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if link.readlink() == path:
+                return True
+    return False
+
+
+async def two_of(m: Mount, driver: FakeStore) -> tuple[list[CachedObject], list[Flight], list[int]]:
+    objs = []
+    for key in ("a", "b"):
+        driver.place(key, bytes(3000))
+        objs.append(m.cache.acquire(key, driver.objects[key][1], 3000))
+    handed: list[int] = []
+    flights = m.cache.start_small(objs, [handed.append] * 2, later=False, had_turn=False)
+    for flight in flights:
+        await flight.done.wait()
+    return objs, flights, handed
+
+
+async def test_files_of_a_batch_that_nobody_takes_are_closed(tmp_path: Path) -> None:
+    given_up = threading.Event()
+    driver = Midway(tmp_path / "first", lambda: given_up.wait(30) and None)
+    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        objs, flights, handed = await two_of(m, driver)
+        assert [isinstance(flight.error, DeadlinePassed) for flight in flights] == [True, True]
+        given_up.set()
+        await until(lambda: not is_open(driver.path))
+        assert handed == [-1, -1]
+        for obj in objs:
+            m.cache.release(obj)
+
+
+async def test_a_mistake_in_one_of_a_batch_is_that_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("a mistake")
+
+    driver = Midway(tmp_path / "first", fail)
+    async with mounted(tmp_path, driver) as m:
+        objs, flights, handed = await two_of(m, driver)
+        assert flights[0].error is None
+        assert isinstance(flights[1].error, StoreRejected)
+        assert handed == [driver.fds[0], -1]
+        os.close(driver.fds[0])
+        for obj in objs:
+            m.cache.release(obj)
+    assert "failed in an unexpected way" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_what_cannot_be_recorded_is_closed(
+    tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = FakeStore()
+    driver.place("k", bytes(3000))
+    async with mounted(tmp_path, driver) as m:
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        handed: list[int] = []
+
+        def fail(*_: object) -> int:
+            raise RuntimeError("a mistake")
+
+        monkeypatch.setattr(m.cache.fetching, "_record", fail)
+        start = m.cache.start_small if together else m.cache.start
+        (flight,) = start([obj], [handed.append]) if together else start(obj, range(1), on_end=handed.append)
+        await flight.done.wait()
+        assert flight.error is not None
+        assert handed == [-1]
+        assert not is_open(m.space.directory.file_of(obj.oid))
+        m.cache.release(obj)
+    caplog.clear()
+
+
+async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up, stored = threading.Event(), threading.Event()
+    store_run = disk.store_run
+
+    def slowly(*args: Any, **named: Any) -> disk.Stored:
+        late = not stored.is_set()
+        result = store_run(*args, **named)
+        stored.set()
+        if late:
+            given_up.wait(30)
+        return result
+
+    driver = FakeStore()
+    driver.place("k", bytes(3000))
+    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        monkeypatch.setattr(disk, "store_run", slowly)
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        handed: list[int] = []
+        (flight,) = m.cache.start(obj, range(1), on_end=handed.append)
+        await flight.done.wait()
+        for fd in handed:
+            if fd >= 0:
+                os.close(fd)
+        given_up.set()
+        await until(lambda: not is_open(m.space.directory.file_of(obj.oid)))
+        m.cache.release(obj)
