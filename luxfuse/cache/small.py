@@ -6,6 +6,7 @@ these flights: then nobody else stores their bytes, and it is enough that `aband
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -85,5 +86,8 @@ class SmallFlights:
         if not flight.claim(attempt):
             return None, StoreError("nobody waits for it any more")
         error = OSError(file.errno, os.strerror(file.errno)) if file.errno else None
+        if error is not None and file.opened and space is not None:  # ours, or there would have been no claim
+            with contextlib.suppress(OSError):
+                space.directory.remove(obj.oid)
         stored = Stored(file.checksums, file.stamp, error, opened if file.fd >= 0 else None, file.file_number)
         return Fetched(memoryview(file.data), stored, False, file.info, asked_s), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -154,9 +155,9 @@ class Failing(FakeStore):
 
     fetches_small = True
 
-    def __init__(self, errno: int) -> None:
+    def __init__(self, error: int) -> None:
         super().__init__()
-        self.errno = errno
+        self.errno = error
 
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         if not self.errno:
@@ -169,18 +170,18 @@ class Failing(FakeStore):
         return answers
 
 
-@pytest.mark.parametrize("errno", [0, 28])
+@pytest.mark.parametrize("error", [0, errno.ENOSPC])
 async def test_failures_of_credentials_and_of_the_disk(
-    tmp_path: Path, errno: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, error: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    driver = Failing(errno)
+    driver = Failing(error)
     data = random_bytes(3000, 1)
     driver.place("k", data)
     async with mounted(tmp_path, driver) as m:
         obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
         assert await fetched(m, [obj]) == [None]
-        assert obj.whole == (errno == 0), "without credentials each is asked for by itself"
-        assert (m.space.degraded is not None) == (errno != 0)
+        assert obj.whole == (error == 0), "without credentials each is asked for by itself"
+        assert (m.space.degraded is not None) == (error != 0)
         assert bytes(await m.cache.read(obj, 0, 3000)) == data
         m.cache.release(obj)
     caplog.clear()
@@ -309,4 +310,61 @@ async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path,
                 os.close(fd)
         given_up.set()
         await until(lambda: not is_open(m.space.directory.file_of(obj.oid)))
+        m.cache.release(obj)
+
+
+class Torn(Slow):
+    """Begins to write files, and fails; ``late``: when nobody waits for the first attempt any more."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__(Path())
+        self.late = late
+        self.go_on = threading.Event()
+        self.ended = 0
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        self.asked += 1
+        if self.asked > 1:
+            return [Answer()] * len(files)
+        (file,) = files
+        assert file.path is not None
+        if self.late:
+            self.go_on.wait(30)
+            assert abandoned[0]
+        Path(file.path).parent.mkdir(exist_ok=True)
+        with open(file.path, "ab"):  # where another attempt has written, there are the same bytes already
+            pass
+        info = ObjectInfo(file.key, file.size, file.version, 0, {})
+        data, _, _, _ = self.objects[file.key]
+        self.ended += 1
+        return [Answer(0.1, ArrivedFile(info, data, (1,), 0, 0, -1, errno.ENOSPC, True))]
+
+
+@pytest.mark.expected_logs("until it recovers")
+async def test_a_file_that_could_not_be_written_goes(tmp_path: Path) -> None:
+    driver = Torn(late=False)
+    driver.place("k", bytes(3000))
+    async with mounted(tmp_path, driver) as m:
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        assert await fetched(m, [obj]) == [None]
+        assert driver.ended == 1
+        assert not m.space.directory.file_of(obj.oid).exists()
+        assert m.space.ledger.used_bytes == m.space.ledger.reserved_bytes == 0
+        m.cache.release(obj)
+
+
+async def test_a_late_failure_does_not_remove_what_another_attempt_stored(tmp_path: Path) -> None:
+    driver = Torn(late=True)
+    data = random_bytes(3000, 1)
+    driver.place("k", data)
+    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        (error,) = await fetched(m, [obj])
+        assert isinstance(error, DeadlinePassed)
+        assert await m.cache.fetch_whole(obj)
+        driver.go_on.set()
+        await until(lambda: driver.ended == 1)
+        await until(lambda: not m.store._workers._outstanding)
+        assert obj.whole
+        assert m.space.directory.file_of(obj.oid).read_bytes() == data
         m.cache.release(obj)

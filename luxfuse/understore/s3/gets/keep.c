@@ -2,7 +2,10 @@
  *
  * This is `luxfuse.cache.disk._store_whole` for threads that do not hold the interpreter lock: an object that is written in
  * one piece takes the place of whatever was in its file, so there is nothing to be renamed, and nothing is synced, as a file
- * counts only when the index has its pages, and is checked after an unclean end. A file that could not be written goes.
+ * counts only when the index has its pages, and is checked after an unclean end.
+ *
+ * A file that could not be written stays: it is the caller's to remove, who knows whether the batch was given up meanwhile.
+ * Then the file may be another attempt's by now, which has put the same bytes there and recorded them.
  */
 #include "gets.h"
 
@@ -76,7 +79,6 @@ void keep_file(struct kept *k, const char *path, const char *body, size_t size, 
 	k->error = fill(fd, body, size, &st);
 	if (k->error) {
 		close(fd);
-		unlink(path);
 		return;
 	}
 	k->stamp_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
