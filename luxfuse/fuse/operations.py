@@ -22,7 +22,7 @@ from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.shares import LOCAL_MASK
-from luxfuse.vfs.volumes import Volumes
+from luxfuse.vfs.volumes import Volume, Volumes
 
 MARK = passthrough.MARK
 READING_MARK = MARK | passthrough.MARK_NOFLUSH
@@ -45,9 +45,10 @@ def handle_of(handle: int, flags: int) -> int:
     return handle
 
 
-def _opened(handle: int, flags: int) -> pyfuse3.FileInfo:
-    """Return the answer to an open."""
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle_of(handle, flags)), keep_cache=True)
+def _opened(volume: Volume, handle: int, flags: int) -> pyfuse3.FileInfo:
+    """Return the answer to an open in a volume."""
+    fh = pyfuse3.FileHandleT(handle_of(volume.base | handle, flags))
+    return pyfuse3.FileInfo(fh=fh, keep_cache=volume.keeps_pages)
 
 
 class Operations(pyfuse3.Operations):
@@ -184,7 +185,7 @@ class Operations(pyfuse3.Operations):
                 with trio.CancelScope(shield=True):  # a change of the object is not left half done
                     await self._change(fs, inode, changes, None, caller)
             handle = await fs.open(local, flags, caller)
-        return _opened(volume.base | handle, flags)
+        return _opened(volume, handle, flags)
 
     @changing
     @interruptible
@@ -197,7 +198,7 @@ class Operations(pyfuse3.Operations):
         entry = to_kernel(stat, volume.base)
         if stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
             entry.attr_timeout = max(entry.attr_timeout, CREATED_S)
-        return _opened(volume.base | handle, flags), entry
+        return _opened(volume, handle, flags), entry
 
     @guarded
     @interruptible

@@ -38,10 +38,11 @@ class Volume:
     """One under-store in the tree; as a context manager, its file system for one request, which is counted meanwhile.
 
     ``base``: its number as it stands in the kernel's numbers of its inodes and handles, above `LOCAL_MASK`. A volume that
-    cannot be served now raises `Unserved`.
+    cannot be served now raises `Unserved`. ``keeps_pages``: whether what the kernel has cached of a file is of this volume:
+    a file that is open since a volume of the same number was here has pages of that one.
     """
 
-    __slots__ = ("base", "fs", "negative_ttl_s", "node", "number", "read_only", "under_way")
+    __slots__ = ("base", "fs", "keeps_pages", "negative_ttl_s", "node", "number", "read_only", "under_way")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -51,6 +52,7 @@ class Volume:
         self.read_only = False
         self.negative_ttl_s = 0.0
         self.under_way = 0
+        self.keeps_pages = True
 
     def serve(self, fs: FileSystem, *, negative_ttl_s: float, read_only: bool) -> None:
         """Answer from ``fs`` from now on."""
@@ -145,6 +147,7 @@ class Volumes:
         node.children[name] = child
         self._nodes[child.inode] = child
         self._volumes[volume.number] = volume
+        volume.keeps_pages = volume.number not in self._point_names
         self._point_names[volume.number] = name
         self._changed(node, name)
 

@@ -17,7 +17,7 @@ from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.errors import NotPermitted
 from luxfuse.vfs.kernel import NoKernel, Ref
-from luxfuse.vfs.volumes import Volumes
+from luxfuse.vfs.volumes import Volume, Volumes
 
 CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=7, umask=0o022)
 CALLER = Caller(uid=1000, gid=100, pid=7, umask=0o022)
@@ -185,6 +185,20 @@ async def test_marks_of_opens(handle: int, flags: int, expected: int) -> None:
     assert info.fh == expected
     assert info.keep_cache
     assert fs.asked == [("open", 9, flags, CALLER)]
+
+
+async def test_a_volume_with_a_number_that_comes_again_is_shown_no_old_pages() -> None:
+    volumes = Volumes(NoKernel())
+    kept = []
+    for number in (1, 2, 1):
+        volume = Volume(number)
+        volume.serve(Recorder(3), negative_ttl_s=5.0, read_only=False)  # type: ignore[arg-type]
+        await volumes.attach(volume, "m")
+        for _ in range(2):
+            info = await Operations(volumes, read_only=False).open(volume.base | 9, os.O_RDONLY, CONTEXT)
+            kept.append(info.keep_cache)
+        volumes.detach(volume)
+    assert kept == [True, True, True, True, False, False]
 
 
 async def test_create() -> None:
