@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_the_same_content_by_one_request_a_file(
     assert clients(proxy) == {client}
     proxy.outage(True)
     assert read_all(mount) == FILES
+
+
+@pytest.mark.parametrize(("options", "without"), [({}, True), ({"dataplane": "off"}, False)], ids=["C", "off"])
+def test_looking_and_reading_do_without_botocore(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, options: dict[str, str], without: bool
+) -> None:
+    fill({"d/f": b"content", "d/e/g": b""})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options=options)
+    done = mount.run(["ls", "-lR", mount.path], timeout_s=30)
+    assert re.findall(r"^[-d]r.* (\S+)$", done.stdout, re.MULTILINE) == ["d", "e", "f", "g"]
+    assert Path(mount.path, "d/f").read_bytes() == b"content"
+    mount.await_answers()
+    agents = {(request.agent or "").partition("/")[0] for request in proxy.requests}
+    assert ("Botocore" not in agents) is without, agents
+    heads = [request for request in proxy.requests if request.method == "HEAD" and request.path.endswith("/d/")]
+    assert heads
+    assert all((request.agent or "").startswith("luxfuse/") for request in heads) is without
+    lists = [request for request in proxy.requests if "delimiter=%2F" in request.query]
+    assert all((request.agent or "").startswith("luxfuse/") for request in lists) is without
 
 
 def test_busy_answers_and_cut_bodies(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:

@@ -1,6 +1,7 @@
 """A server of objects that says by an object's key how oddly it is answered, down to the bytes of the head.
 
-Key ``KIND-NUMBER-SIZE``: ``SIZE`` bytes that count up from ``NUMBER``, in the version ``"vNUMBER"``.
+Key ``KIND-NUMBER-SIZE``: ``SIZE`` bytes that count up from ``NUMBER``, in the version ``"vNUMBER"``. The query of a
+listing may end like that, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def body_of(number: int, size: int) -> bytes:
     return _COUNTING[number % 256 : number % 256 + size]
 
 
-def answer_to(kind: str, number: int, size: int) -> tuple[bytes, bool]:
+def answer_to(kind: str, number: int, size: int, *, head: bool = False) -> tuple[bytes, bool]:
     """The bytes of an answer, and whether the connection is closed after it."""
     body, tag = body_of(number, size), f'ETag: "v{number}"'
     span, length = f"Content-Range: bytes 0-{size - 1}/{size}", f"Content-Length: {size}"
@@ -58,6 +59,9 @@ def answer_to(kind: str, number: int, size: int) -> tuple[bytes, bool]:
     if kind in ("silent", "garbage"):
         return (b"" if kind == "silent" else b"\x00\xff\x01 no HTTP at all\r\n\r\n" + body[:100]), True
     lines, content = answers[kind]
+    if head:
+        lines = [line.replace(part, "200 OK") for line in lines if line != span]
+        return ("HTTP/1.1 " + "\r\n".join([*lines, "", ""])).encode(), kind == "giant"
     if kind == "chunked":
         content = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
     answer = b"HTTP/1.1 %b\r\n\r\n%b" % ("\r\n".join(lines).encode(), content)
@@ -118,10 +122,10 @@ class OddGets:
                 return False
             head += part
         self.heads.append(head.decode())
-        found = re.match(r"GET \S*/([a-z-]+)-(\d+)-(\d+) ", head.decode())
+        found = re.match(r"(GET|HEAD) \S*(?:[/=]|%2F)([a-z-]+)-(\d+)-(\d+)/* ", head.decode())
         assert found is not None, head
-        answer, closes = answer_to(found[1], int(found[2]), int(found[3]))
+        answer, closes = answer_to(found[2], int(found[3]), int(found[4]), head=found[1] == "HEAD")
         connection.sendall(answer)
-        if found[1] == "cut":
+        if found[2] == "cut":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return not closes

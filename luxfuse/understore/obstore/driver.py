@@ -33,7 +33,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
     """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name, if that is not S3's.
 
     ``access``, for S3: shared by all clients of the bucket. ``direct_gets``: so many requests for small files may be made
-    past obstore at once, where that can be done.
+    past obstore at once, where that can be done; 0: and no others past it, either.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             request_timeout_s=request_timeout_s,
             fallback=open_s3_client if location.family == "s3" else fallback,
             access=access,
+            direct=open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None,
         )
 
         def open_for_writes(patient: bool, checksums: bool) -> Any:
@@ -85,7 +86,6 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
         """Whether whole objects are put by `S3Client`, because obstore cannot send their headers."""
-        self._direct = open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
 
     @property
@@ -97,7 +97,8 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             conditional=conditional,
             multipart=self._family == "s3" or self._adlfs,
             part_copy=self._family == "s3",
-            start_after=s3 is not None,  # to open it takes long: the first listing does without
+            # To open S3's client takes long: the first listing does without, where it is not asked for in C.
+            start_after=s3 is not None or self._direct is not None,
         )
 
     @property
@@ -178,7 +179,9 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return failures
 
     def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
-        return cast(ListsFromKeys, self._fallback()).list_page(prefix, after, token)
+        direct = self._direct
+        part = direct.list_page(prefix, after, token) if direct is not None else None
+        return cast(ListsFromKeys, self._fallback()).list_page(prefix, after, token) if part is None else part
 
     def list_all(self, prefix: str) -> Iterator[ListPage]:
         writer = self._writer_for(prefix[:-1] or "root")

@@ -2,7 +2,8 @@
 
 obstore parses keys into paths and so refuses some that the stores allow: empty, "." and ".." segments, a trailing
 "/", control characters. Requests for such keys, and listings that contain one, go through the fsspec driver instead,
-opened when first needed with the same options.
+opened when first needed with the same options. It takes long to open, and every directory has such a key, that of its
+marker: so S3 is asked for these in C where that can be done (`understore.s3.direct`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.obstore.failures import obstore_failure
 from luxfuse.understore.obstore.options import open_store
 from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.direct import DirectGets
 
 PROBE_PREFIX = ".luxfuse-probe-"
 """Names of objects that nobody has begin with it."""
@@ -48,6 +50,7 @@ class ObstoreReads:
         request_timeout_s: float = 30.0,
         fallback: Callable[[], UnderStore],
         access: S3Access | None = None,
+        direct: DirectGets | None = None,
     ) -> None:
         location = parse_location(source)
         self._family = location.family
@@ -56,6 +59,7 @@ class ObstoreReads:
         self._fallback_driver: UnderStore | None = None
         self._lock = threading.Lock()
         self._azure = location.family == "az"
+        self._direct = direct
 
     def probe(self) -> None:
         try:
@@ -86,11 +90,11 @@ class ObstoreReads:
 
     def head(self, key: str) -> ObjectInfo:
         if has_odd_segment(key):
-            return self._fallback().head(key)
+            return self._head_odd(key)
         try:
             result = obstore.get(self._store, key, options={"head": True})
         except ValueError:
-            return self._fallback().head(key)
+            return self._head_odd(key)
         except Exception as exc:  # noqa: BLE001
             raise obstore_failure(exc, self._family, f"HEAD {key!r}") from None
         info = _info_of(key, result)
@@ -99,6 +103,11 @@ class ObstoreReads:
         if self._azure and (info.metadata or {}).get("hdi_isfolder") == "true":
             raise NotFound(f"HEAD {key!r}: is a directory")
         return info
+
+    def _head_odd(self, key: str) -> ObjectInfo:
+        direct = self._direct
+        info = direct.head(key) if direct is not None else None
+        return self._fallback().head(key) if info is None else info
 
     def list_directory(self, prefix: str) -> Iterator[ListPage]:
         if prefix and has_odd_segment(prefix[:-1]):

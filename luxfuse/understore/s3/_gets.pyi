@@ -12,6 +12,10 @@ _Result = (
     | tuple[int, int, int, float, bytes, int, dict[str, str], tuple[int, ...], int, int, int, int, bool]
 )
 
+_Credentials = tuple[str, str, str | None] | None
+_Head = tuple[int, int, int, float] | tuple[int, int, int, float, int, str, int, dict[str, str]]
+_List = tuple[int, int, int, float] | tuple[int, int, int, float, bytes]
+
 class Pool:
     def __new__(
         cls,
@@ -26,6 +30,6 @@ class Pool:
         silence_s: int,
         most: int,
     ) -> Pool: ...
-    def fetch(
-        self, files: Sequence[_File], credentials: tuple[str, str, str | None] | None, abandoned: bytearray
-    ) -> list[_Result]: ...
+    def fetch(self, files: Sequence[_File], credentials: _Credentials, abandoned: bytearray) -> list[_Result]: ...
+    def head(self, key: str, credentials: _Credentials) -> _Head: ...
+    def list(self, query: str, credentials: _Credentials) -> _List: ...

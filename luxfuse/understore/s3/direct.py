@@ -1,9 +1,11 @@
-"""GETs of small whole objects past obstore, in C: see ``gets/pool.c`` for how.
+"""Small whole objects, descriptions and listings past obstore, in C: see ``gets/pool.c`` for how.
 
 obstore takes the interpreter lock several times for a request, and so do checksum and cache file; here all of a batch is
-done without it. Only what every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the
-plainest success is left to obstore, which asks once more and knows what it means. Failures without an answer, and answers
-that the server is busy, are told at once: those are tried again later in any case.
+done without it. HEADs are made here for keys that obstore cannot name, as are those of all markers ("dir/"), and LISTs
+that may begin anywhere, so that neither needs botocore, which takes half a second of processor time to open. Only what
+every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the plainest success is left
+to the other clients, which ask once more and know what it means. Failures without an answer, answers that the server is
+busy, and that it has no object to describe, are told at once: the first are tried again later in any case.
 
 The extension is built only where libcurl's headers are (``libcurl4-openssl-dev``); without it all goes through obstore.
 """
@@ -20,12 +22,14 @@ from luxfuse import __version__
 from luxfuse.core.units import YES
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
+from luxfuse.understore.base import ListedPart
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.locations import Location, has_odd_segment
 from luxfuse.understore.object_options import S3_NAMES, SYNONYMS, ObjectOptions
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.pages import listing_of, part_of, query_of
 from luxfuse.understore.small_files import MOST_BYTES, Answer, ArrivedFile, WantedFile
 from luxfuse.understore.variables import variables
 
@@ -38,6 +42,8 @@ log = logging.getLogger(__name__)
 
 AS_USUAL = Answer()
 MOST_FILES = 64
+VAIN_MOST = 3
+"""Answers in a row to HEADs, or to LISTs, that are of no use, after which such requests are not made here any more."""
 
 _KNOWN = ACCESS_OPTIONS | S3_NAMES | SYNONYMS.keys() | {"allow_http", "virtual_hosted_style_request"}
 _VARIABLES = (
@@ -50,6 +56,7 @@ _VERSION = re.compile(r'"[!-~]{1,200}"')
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 """Bytes of a path that are no UTF-8: C is given UTF-8."""
 _MOST_SECRET = 400
+_BUSY = (429, 503)
 _PORTS = {"http": 80, "https": 443}
 
 _CONNECTION_FAILURES = {
@@ -65,7 +72,7 @@ _CONNECTION_FAILURES = {
 
 
 class DirectGets:
-    """Fetches small objects of one bucket. Thread-safe."""
+    """Fetches small objects of one bucket, describes any, and lists. Thread-safe."""
 
     def __init__(
         self, location: Location, options: Mapping[str, str], access: S3Access, timeout_s: float, most: int
@@ -73,6 +80,7 @@ class DirectGets:
         """``most``: requests at once. There must be no `refusal`."""
         self._prefix = location.prefix
         self._credentials = access.credentials
+        self._in_vain = {"HEAD": 0, "LIST": 0}
         url = _url(location.bucket, options, access)
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -97,7 +105,7 @@ class DirectGets:
         answers = [AS_USUAL] * len(files)
         plain = [n for n, file in enumerate(files) if self._is_plain(file)][:MOST_FILES]
         secrets = self._secrets()
-        if not plain or (secrets is not None and max(map(len, filter(None, secrets[:2]))) > _MOST_SECRET):
+        if not plain or _too_long(secrets):
             return answers
         wanted = [(self._prefix + files[n].key, *files[n][1:]) for n in plain]
         try:
@@ -108,6 +116,59 @@ class DirectGets:
         for n, result in zip(plain, results, strict=True):
             answers[n] = _answer(files[n], result)
         return answers
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Describe an object; None: the answer is to be had elsewhere. Raises `StoreError`."""
+        full = self._prefix + key
+        result = self._ask("HEAD", f"HEAD {key!r}", full) if full else None
+        if result is None:
+            return None
+        size, version, modified_s, metadata = result
+        assert isinstance(version, str)
+        if _VERSION.fullmatch(version) is None:
+            return None
+        return ObjectInfo(key, size, version, modified_s * 10**9, metadata)  # type: ignore[arg-type, operator]
+
+    def list_page(self, prefix: str, after: str, token: str) -> ListedPart | None:
+        """See `ListsFromKeys.list_page`; None: the answer is to be had elsewhere. Raises `StoreError`."""
+        own = self._prefix + prefix
+        asked = listing_of(own, after and self._prefix + after, token)
+        try:
+            result = self._ask("LIST", f"LIST {prefix!r}", query_of(asked))
+        except UnicodeEncodeError:
+            return None
+        part = None
+        if result is not None:
+            assert isinstance(result[0], bytes)
+            part = part_of(result[0], own, len(self._prefix))
+            self._in_vain["LIST"] = 0 if part is not None else self._in_vain["LIST"] + 1
+        return part
+
+    def _ask(self, method: str, what: str, asked: str) -> Sequence[object] | None:
+        """Make a request; returns what was asked for, or None if something else was the answer."""
+        secrets = self._secrets()
+        if self._in_vain[method] >= VAIN_MOST or _too_long(secrets):
+            return None
+        try:
+            answer = self._pool.head(asked, secrets) if method == "HEAD" else self._pool.list(asked, secrets)
+        except (MemoryError, ValueError):  # ValueError: no text of C
+            return None
+        outcome, status, code = answer[:3]
+        if outcome == _gets.GET_DONE:
+            if method == "HEAD":
+                self._in_vain[method] = 0
+            return answer[4:]
+        if outcome == _gets.GET_FAILED:
+            if text := _CONNECTION_FAILURES.get(code):
+                raise StoreUnavailable(f"{what}: {text}")
+            return None
+        if status in _BUSY:
+            raise from_status(status, what, family="s3")
+        if method == "HEAD" and status == 404:
+            self._in_vain[method] = 0
+            raise from_status(status, what, family="s3")
+        self._in_vain[method] += 1
+        return None
 
     def _secrets(self) -> tuple[str, str, str | None] | None:
         return None if self._credentials is None else self._credentials.current()[:3]
@@ -162,6 +223,10 @@ def _url(bucket: str, options: Mapping[str, str], access: S3Access) -> str:
         return endpoint if in_host else f"{endpoint}/{bucket}"
     service = f"s3.{access.region}.amazonaws.com"
     return f"https://{bucket}.{service}" if in_host else f"https://{service}/{bucket}"
+
+
+def _too_long(secrets: tuple[str, str, str | None] | None) -> bool:
+    return secrets is not None and max(map(len, secrets[:2])) > _MOST_SECRET
 
 
 def _answer(file: WantedFile, result: Sequence[object]) -> Answer:

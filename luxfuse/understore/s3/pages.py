@@ -1,4 +1,4 @@
-"""Answers to LIST requests, read by a few patterns: botocore's parser takes a hundred times as long for a thousand keys.
+"""LIST requests, and their answers, read by patterns: botocore's parser takes a hundred times as long for a thousand keys.
 
 The patterns know what servers write as a rule. Any other answer is left to botocore.
 """
@@ -6,8 +6,9 @@ The patterns know what servers write as a rule. Any other answer is left to boto
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ListedPart
@@ -21,6 +22,27 @@ _PREFIXES = re.compile(r"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>\s*</CommonP
 _TRUNCATED = re.compile(r"<IsTruncated>\s*(true|false)\s*</IsTruncated>")
 _TOKEN = re.compile(r"<NextContinuationToken>([^<]+)</NextContinuationToken>")
 _MILLISECONDS = len("2026-01-31T00:00:00.000Z")
+_NAMES = {
+    "Prefix": "prefix",
+    "Delimiter": "delimiter",
+    "StartAfter": "start-after",
+    "ContinuationToken": "continuation-token",
+}
+
+
+def listing_of(own: str, after: str, token: str) -> dict[str, str]:
+    """Return, in the names of boto, what asks for a part of the directory with the whole prefix ``own``.
+
+    It begins where ``token`` says, or after the whole key ``after``, or at the beginning.
+    """
+    where = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+    return {"Prefix": own, "Delimiter": "/", **where}
+
+
+def query_of(asked: Mapping[str, str]) -> str:
+    """Return the query of a LIST request as it is signed: encoded, in the order of names."""
+    query = {"list-type": "2", "encoding-type": "url", **{_NAMES[name]: value for name, value in asked.items()}}
+    return "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
 
 
 def part_of(body: bytes, own: str, skip: int) -> ListedPart | None:
@@ -35,6 +57,7 @@ def part_of(body: bytes, own: str, skip: int) -> ListedPart | None:
     text = text.replace("&quot;", '"').replace("&#34;", '"')
     truncated, token = _TRUNCATED.search(text), _TOKEN.search(text)
     odd = "&" in text or "<!" in text or "<ListBucketResult" not in text[:400]
+    odd = odd or not text.rstrip().endswith("</ListBucketResult>")  # cut short, where its length was not told
     if odd or truncated is None or (truncated[1] == "true") != (token is not None):
         return None
     objects, prefixes = _OBJECTS.findall(text), _PREFIXES.findall(text)

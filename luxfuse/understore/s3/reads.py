@@ -10,7 +10,7 @@ from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import ListedPart, OnDescribed
 from luxfuse.understore.failures import checked
 from luxfuse.understore.library_failures import failure
-from luxfuse.understore.s3.pages import part_of
+from luxfuse.understore.s3.pages import listing_of, part_of
 from luxfuse.understore.s3.requests import Requests
 from luxfuse.understore.times import to_ns
 
@@ -43,12 +43,11 @@ class S3Reads:
 
     def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
         full, skip = self._prefix + prefix, len(self._prefix)
-        where = {"ContinuationToken": token} if token else {"StartAfter": self._prefix + after} if after else {}
-        asked = {"Prefix": full, "Delimiter": "/", **where}
+        asked = listing_of(full, after and self._prefix + after, token)
         part = self._requests.list_part(asked, lambda body: part_of(body, full, skip), f"LIST {prefix!r}")
         if part is not None:
             return part
-        answer = self._list(prefix, Delimiter="/", **where)
+        answer = self._list(prefix, **{name: value for name, value in asked.items() if name != "Prefix"})
         contents, prefixes = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
         page = ListPage(
             [self._describe(entry["Key"][skip:], entry) for entry in contents if entry["Key"] != full],

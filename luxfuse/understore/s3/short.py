@@ -9,21 +9,15 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
 from luxfuse.understore.base import ListedPart
+from luxfuse.understore.s3.pages import query_of
 
 log = logging.getLogger(__name__)
 
-_NAMES = {
-    "Prefix": "prefix",
-    "Delimiter": "delimiter",
-    "StartAfter": "start-after",
-    "ContinuationToken": "continuation-token",
-}
 EXPRESS = "--x-s3"
 """How the names of directory buckets end, which are signed for in another way."""
 
@@ -70,9 +64,7 @@ class ShortRequests:
 
     def _prepared(self, bucket: str, asked: Mapping[str, str]) -> Any:
         config = self._client.meta.config
-        query = {"list-type": "2", "encoding-type": "url", **{_NAMES[name]: value for name, value in asked.items()}}
-        text = "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
-        request = AWSRequest(method="GET", url=f"{self._address(bucket)}?{text}", headers={})
+        request = AWSRequest(method="GET", url=f"{self._address(bucket)}?{query_of(asked)}", headers={})
         request.context.update(client_region=self._client.meta.region_name, client_config=config, auth_type=None)
         request.context.update(has_streaming_input=False, read_timeout=self._read_timeout_s)
         self._client._request_signer.sign("ListObjectsV2", request)

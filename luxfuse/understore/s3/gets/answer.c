@@ -2,7 +2,7 @@
  *
  * Only the plainest answer is: all of it as a range, or without one; the very ETag that was asked for, the right length, not
  * in pieces, a time of the last change, and user metadata in ASCII. A server may have reasons for anything else, but
- * then it is the other client that has to understand it.
+ * then it is the other client that has to understand it. A description, the answer to a HEAD, is judged in the same way.
  */
 #include "gets.h"
 
@@ -162,4 +162,9 @@ bool answer_fits(const struct answer *a, const char *version, size_t size)
 	const bool whole = a->has_range ? a->status == 206 && a->last == size - 1 && a->total == size : a->status == 200;
 	return whole && !a->odd && a->has_length && a->length == size && a->modified_s >= 0 &&
 	       !strcmp(a->etag, version);
+}
+
+bool answer_describes(const struct answer *a)
+{
+	return a->status == 200 && !a->odd && a->has_length && !a->has_range && a->modified_s >= 0 && a->etag[0];
 }

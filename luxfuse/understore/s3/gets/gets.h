@@ -1,4 +1,4 @@
-/* What the parts of the direct GETs know of each other; each .c file has its own theory of operation.
+/* What the parts of the direct requests know of each other; each .c file has its own theory of operation.
  *
  *   sign.c     the headers of a request, signed
  *   answer.c   the head of an answer: is it the object that was asked for?
@@ -7,7 +7,7 @@
  *   module.c   Python's side: `luxfuse.understore.s3._gets`
  *
  * Nothing here knows Python but module.c, and nothing here decides what a failure means: all that is not the whole object,
- * in the version that was asked for, is handed back.
+ * in the version that was asked for, is handed back; likewise what is no plain description, and no listing.
  */
 #ifndef LUXFUSE_GETS_H
 #define LUXFUSE_GETS_H
@@ -26,12 +26,15 @@
 #define HEAD_BYTES 8192u	/* of user metadata; S3 allows 2 KiB. What has more is handed back. */
 #define REQUEST_BYTES 24576u	/* of a URL and the headers of a request: keys have up to 1 KiB, which may become 3 */
 #define ETAG_BYTES 256u
+#define LIST_BYTES (16u << 20) /* of a listing: a thousand keys, of which each byte may become three */
 
 /* ------------------------------------------------------------------ sign.c */
 
 #ifndef GETS_PAUSE
 #define GETS_PAUSE(abandoned) ((void)0) /* where a test gives a batch up, just before a cache file would be written */
 #endif
+
+struct get;
 
 struct target { /* where the objects of an under-store are, and how they are reached; constant */
 	const char *url;    /* up to the key, without "/" at its end */
@@ -64,7 +67,7 @@ struct request {
 
 bool signer_begin(struct signer *s, const struct target *t, const struct credentials *c, time_t now);
 /* false: it is too long */
-bool signer_sign(const struct signer *s, struct request *r, const char *key, const char *version, size_t size);
+bool signer_sign(const struct signer *s, struct request *r, const struct get *g);
 
 /* ------------------------------------------------------------------ answer.c */
 
@@ -82,6 +85,7 @@ struct answer {
 void answer_begin(struct answer *a);
 void answer_line(struct answer *a, const char *line, size_t length);
 bool answer_fits(const struct answer *a, const char *version, size_t size); /* it is the whole object, in that version */
+bool answer_describes(const struct answer *a); /* it describes an object */
 
 /* ------------------------------------------------------------------ keep.c */
 
@@ -101,16 +105,24 @@ void keep_file(struct kept *k, const char *path, const char *body, size_t size, 
 
 enum outcome {
 	GET_ABANDONED, /* not made, or given up, as nobody waits for it */
-	GET_DONE,      /* the body is here, and kept */
+	GET_DONE,      /* the body is here, and kept; or the description */
 	GET_ANSWERED,  /* with something else: `status`, or an answer that does not fit (200, 206) */
 	GET_FAILED,    /* without an answer: `code` of libcurl */
 };
 
-struct get { /* one object */
+enum kind {
+	GET_WHOLE, /* an object: key, version and size are known */
+	GET_HEAD,  /* its description: only the key is */
+	GET_LIST,  /* a listing; the key is "" */
+};
+
+struct get { /* one request */
+	enum kind kind;
 	const char *key, *version, *path; /* path of its cache file; NULL: none */
-	size_t size;
+	const char *query;		  /* of a listing: encoded, in the order of names */
+	size_t size;			  /* of a description, of a listing: told at the end */
 	bool stay_open;
-	char *body; /* of `size` bytes, to be filled */
+	char *body; /* of `size` bytes, to be filled; of a listing: to be freed */
 	enum outcome outcome;
 	unsigned status, code;
 	double seconds;
@@ -118,6 +130,7 @@ struct get { /* one object */
 	int64_t modified_s;
 	char *metadata; /* NULL: no memory, or none; to be freed */
 	size_t metadata_bytes;
+	char etag[ETAG_BYTES]; /* of a description */
 };
 
 struct pool;

@@ -2,10 +2,13 @@
  *
  *   pool = Pool(url, path, host, region, agent, bundle, connect_ms, timeout_ms, silence_s, most)
  *   pool.fetch(files, credentials, abandoned)
+ *   pool.head(key, credentials), pool.list(query, credentials)
  *
  * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None or (access, secret,
  * token or None), `abandoned` one byte that becomes 1 when nobody waits any more. The answer has a tuple for each file:
  * (outcome, status, code, seconds, body, modified_s, metadata, checksums, stamp_ns, file number, descriptor, errno, opened).
+ * `head` answers (outcome, status, code, seconds, size, ETag, modified_s, metadata), `list` the first four and a body; each
+ * the first four alone if the outcome is not that it is done.
  * The bytes objects that bodies come in are made before the interpreter lock is given up, and filled without it; nobody else
  * knows them yet.
  */
@@ -215,8 +218,63 @@ end:
 	return results;
 }
 
+/* Make one request that is never given up; false: there is an exception. */
+static bool ask(PyObject *self, PyObject *secrets, struct get *g)
+{
+	static const uint8_t wanted = 0;
+	struct credentials c = { 0 };
+	bool done;
+	if (secrets != Py_None && (!PyTuple_Check(secrets) || !PyArg_ParseTuple(secrets, "ssz", &c.access, &c.secret, &c.token))) {
+		if (!PyErr_Occurred())
+			PyErr_SetString(PyExc_TypeError, "credentials are a tuple");
+		return false;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	done = pool_get(((Pool *)self)->pool, &c, g, 1, &wanted);
+	Py_END_ALLOW_THREADS
+	if (!done)
+		PyErr_NoMemory();
+	return done;
+}
+
+static PyObject *py_head(PyObject *self, PyObject *args)
+{
+	struct get g = { .kind = GET_HEAD, .kept.fd = -1 };
+	PyObject *secrets, *result = NULL;
+	if (!PyArg_ParseTuple(args, "sO:head", &g.key, &secrets))
+		return NULL;
+	if (ask(self, secrets, &g)) {
+		PyObject *metadata = g.outcome == GET_DONE ? metadata_of(&g) : NULL;
+		if (g.outcome != GET_DONE)
+			result = result_of(&g, NULL);
+		else if (metadata)
+			result = Py_BuildValue("(iIIdnsLN)", (int)g.outcome, g.status, g.code, g.seconds, (Py_ssize_t)g.size, g.etag,
+					       (long long)g.modified_s, metadata);
+	}
+	free(g.metadata);
+	return result;
+}
+
+static PyObject *py_list(PyObject *self, PyObject *args)
+{
+	struct get g = { .kind = GET_LIST, .key = "", .kept.fd = -1 };
+	PyObject *secrets, *result = NULL;
+	if (!PyArg_ParseTuple(args, "sO:list", &g.query, &secrets))
+		return NULL;
+	if (ask(self, secrets, &g)) {
+		if (g.outcome != GET_DONE)
+			result = result_of(&g, NULL);
+		else
+			result = Py_BuildValue("(iIIdy#)", (int)g.outcome, g.status, g.code, g.seconds, g.body, (Py_ssize_t)g.size);
+	}
+	free(g.body);
+	return result;
+}
+
 static PyMethodDef pool_methods[] = {
 	{ "fetch", py_fetch, METH_VARARGS, "fetch(files, credentials, abandoned) -> list of results" },
+	{ "head", py_head, METH_VARARGS, "head(key, credentials) -> description of an object" },
+	{ "list", py_list, METH_VARARGS, "list(query, credentials) -> listing" },
 	{ NULL, NULL, 0, NULL },
 };
 

@@ -9,7 +9,8 @@
  * the idle connections would be more than `most`.
  *
  * A body goes where module.c wants it. The head is judged before the first byte of it: a body of something else is read to
- * its end if it is short, so that the connection can stay, and thrown away.
+ * its end if it is short, so that the connection can stay, and thrown away. How long a listing gets is not known before:
+ * memory for it is had as it comes. A description has no body.
  */
 #include "gets.h"
 
@@ -19,6 +20,7 @@
 
 #define RECEIVE_BYTES 65536L
 #define SHORT_BYTES 65536u /* of a body that is not wanted */
+#define LIST_FIRST_BYTES 65536u
 #define LOOK_MS 500	   /* how often it is looked whether anybody still waits */
 
 struct slot { /* one request at a time */
@@ -53,18 +55,43 @@ static size_t on_header(char *line, size_t one, size_t length, void *arg)
 	return one * length;
 }
 
+/* Have room for so much of a listing. */
+static bool grow(struct get *g, size_t needed)
+{
+	size_t size = g->size ? g->size : LIST_FIRST_BYTES;
+	while (size < needed)
+		size *= 2;
+	if (size > LIST_BYTES)
+		return false;
+	char *body = size > g->size ? realloc(g->body, size) : g->body;
+	if (!body)
+		return false;
+	g->body = body;
+	g->size = size;
+	return true;
+}
+
+static bool judge(const struct slot *s)
+{
+	if (s->get->kind == GET_LIST)
+		return s->answer.status == 200;
+	return s->get->kind == GET_WHOLE && answer_fits(&s->answer, s->get->version, s->get->size);
+}
+
 static size_t on_body(char *data, size_t one, size_t length, void *arg)
 {
 	struct slot *s = arg;
 	length *= one;
 	if (!s->judged) {
 		s->judged = true;
-		s->fits = answer_fits(&s->answer, s->get->version, s->get->size);
+		s->fits = judge(s);
 	}
 	if (!s->fits) {
 		s->received += length;
 		return s->received <= SHORT_BYTES ? length : 0;
 	}
+	if (s->get->kind == GET_LIST && !grow(s->get, s->received + length))
+		return 0;
 	if (length > s->get->size - s->received)
 		return 0;
 	memcpy(s->get->body + s->received, data, length);
@@ -224,21 +251,34 @@ static bool begin(struct batch *b)
 	s->received = 0;
 	answer_begin(&s->answer);
 	b->under_way++;
-	if (!signer_sign(&b->signer, &s->request, g->key, g->version, g->size)) {
+	if (!signer_sign(&b->signer, &s->request, g)) {
 		g->code = CURLE_URL_MALFORMAT;
 		finish(b, s, GET_FAILED);
 		return true;
 	}
 	if (b->under_way > b->set->widest)
 		b->set->widest = b->under_way;
-	return curl_easy_setopt(s->easy, CURLOPT_URL, s->request.url) == CURLE_OK &&
+	return curl_easy_setopt(s->easy, g->kind == GET_HEAD ? CURLOPT_NOBODY : CURLOPT_HTTPGET, 1L) == CURLE_OK &&
+	       curl_easy_setopt(s->easy, CURLOPT_URL, s->request.url) == CURLE_OK &&
 	       curl_easy_setopt(s->easy, CURLOPT_HTTPHEADER, s->request.headers) == CURLE_OK &&
 	       curl_multi_add_handle(b->set->multi, s->easy) == CURLM_OK;
+}
+
+/* Whether an answer that ended well is what was asked for. */
+static bool complete(const struct slot *s)
+{
+	if (s->get->kind == GET_HEAD)
+		return answer_describes(&s->answer);
+	return s->fits && (s->get->kind == GET_LIST || s->received == s->get->size);
 }
 
 static enum outcome keep(struct batch *b, struct slot *s)
 {
 	struct get *g = s->get;
+	if (g->kind == GET_LIST) {
+		g->size = s->received;
+		return GET_DONE;
+	}
 	if (s->answer.metadata_bytes && !(g->metadata = malloc(s->answer.metadata_bytes))) {
 		g->code = CURLE_OUT_OF_MEMORY;
 		return GET_FAILED;
@@ -247,6 +287,11 @@ static enum outcome keep(struct batch *b, struct slot *s)
 		memcpy(g->metadata, s->answer.metadata, s->answer.metadata_bytes);
 	g->metadata_bytes = s->answer.metadata_bytes;
 	g->modified_s = s->answer.modified_s;
+	if (g->kind == GET_HEAD) {
+		g->size = s->answer.length;
+		memcpy(g->etag, s->answer.etag, sizeof g->etag);
+		return GET_DONE;
+	}
 	keep_checksums(&g->kept, g->body, g->size);
 	GETS_PAUSE(b->abandoned);
 	if (is_abandoned(b))
@@ -264,7 +309,7 @@ static void settle(struct batch *b, struct slot *s, CURLcode code)
 	g->seconds = (double)microseconds / 1e6;
 	g->status = s->answer.status;
 	g->code = code;
-	if (code == CURLE_OK && s->fits && s->received == g->size)
+	if (code == CURLE_OK && complete(s))
 		finish(b, s, keep(b, s));
 	else if (code == CURLE_OK || (s->judged && !s->fits))
 		finish(b, s, GET_ANSWERED);

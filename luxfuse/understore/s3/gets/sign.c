@@ -1,10 +1,10 @@
-/* The headers of a GET of S3, with an AWS Signature Version 4.
+/* The headers of a GET or HEAD of S3, with an AWS Signature Version 4.
  *
  * A key's bytes are percent-encoded, all but the unreserved ones and "/", and the same path is signed and sent: libcurl is
  * told to leave it as it is. Of the headers, Host, If-Match and those of AWS are signed. The range is that of the whole object:
- * of a larger one, sent by a server that ignores conditions, no more comes than there is room for. The body of a GET is empty,
- * so its hash is a constant. The signing key of the day is derived for each batch: four HMACs, a few
- * microseconds; so nothing that is secret is kept.
+ * of a larger one, sent by a server that ignores conditions, no more comes than there is room for. No request has a body,
+ * so its hash is a constant. A listing is asked of the bucket itself; its query comes as it is to be signed. The signing key of
+ * the day is derived for each batch: four HMACs, a few microseconds; so nothing that is secret is kept.
  *
  * Text is written into the request's own memory by `put`; what does not fit is told by an empty answer, not cut off.
  */
@@ -110,15 +110,19 @@ bool signer_begin(struct signer *s, const struct target *t, const struct credent
 }
 
 /* Write "Authorization: ..." at the end of the request's text. */
-static bool authorize(const struct signer *s, struct text *t, const char *path, const char *version)
+static bool authorize(const struct signer *s, struct text *t, const struct get *g, const char *path)
 {
 	const struct credentials *c = s->credentials;
-	const char *names = c->token ? "host;if-match;x-amz-content-sha256;x-amz-date;x-amz-security-token" :
-				       "host;if-match;x-amz-content-sha256;x-amz-date";
-	char said[REQUEST_BYTES];
+	const char *condition = g->version ? "if-match;" : "", *token = c->token ? ";x-amz-security-token" : "";
+	const char *query = g->query ? g->query : "";
+	const size_t length = strlen(path) - (g->query ? strlen(query) + 1 : 0);
+	char said[REQUEST_BYTES], names[100];
+	snprintf(names, sizeof names, "host;%sx-amz-content-sha256;x-amz-date%s", condition, token);
 	struct text all = { said, said + sizeof said, false };
-	put(&all, "GET\n%s\n\nhost:%s\nif-match:%s\nx-amz-content-sha256:" EMPTY_HASH "\nx-amz-date:%s\n", path,
-	    s->target->host, version, s->stamp);
+	put(&all, "%s\n%.*s\n%s\nhost:%s\n", g->kind == GET_HEAD ? "HEAD" : "GET", (int)length, path, query, s->target->host);
+	if (g->version)
+		put(&all, "if-match:%s\n", g->version);
+	put(&all, "x-amz-content-sha256:" EMPTY_HASH "\nx-amz-date:%s\n", s->stamp);
 	if (c->token)
 		put(&all, "x-amz-security-token:%s\n", c->token);
 	put(&all, "\n%s\n" EMPTY_HASH, names);
@@ -145,23 +149,36 @@ static void add_header(struct request *r, unsigned *count, char *line)
 	++*count;
 }
 
-bool signer_sign(const struct signer *s, struct request *r, const char *key, const char *version, size_t size)
+/* Write the address of what is asked for. */
+static void put_url(struct text *t, const struct target *target, const struct get *g)
+{
+	put(t, "%s", target->url);
+	if (*g->key || !*target->path) { /* the bucket's own path has no "/" at its end, but is not empty */
+		put(t, "/");
+		put_encoded(t, g->key);
+	}
+	if (g->query)
+		put(t, "?%s", g->query);
+}
+
+bool signer_sign(const struct signer *s, struct request *r, const struct get *g)
 {
 	struct text t = { r->text, r->text + sizeof r->text, false };
 	unsigned count = 0;
 	r->url = t.at;
-	put(&t, "%s/", s->target->url);
-	put_encoded(&t, key);
+	put_url(&t, s->target, g);
 	const char *path = r->url + strlen(s->target->url) - strlen(s->target->path);
 	char *line = next(&t);
 	put(&t, "Host: %s", s->target->host);
 	add_header(r, &count, line);
-	line = next(&t);
-	put(&t, "If-Match: %s", version);
-	add_header(r, &count, line);
-	line = next(&t);
-	put(&t, "Range: bytes=0-%zu", size - 1);
-	add_header(r, &count, line);
+	if (g->version) {
+		line = next(&t);
+		put(&t, "If-Match: %s", g->version);
+		add_header(r, &count, line);
+		line = next(&t);
+		put(&t, "Range: bytes=0-%zu", g->size - 1);
+		add_header(r, &count, line);
+	}
 	if (s->credentials->access) {
 		line = next(&t);
 		put(&t, "x-amz-content-sha256: " EMPTY_HASH);
@@ -175,7 +192,7 @@ bool signer_sign(const struct signer *s, struct request *r, const char *key, con
 			add_header(r, &count, line);
 		}
 		line = next(&t);
-		if (t.full || !authorize(s, &t, path, version))
+		if (t.full || !authorize(s, &t, g, path))
 			return false;
 		add_header(r, &count, line);
 	}

@@ -4,7 +4,8 @@
  *   gets_harness fuzz SEED COUNT                    heads of answers with something wrong, and keys of any bytes
  *
  * A key says how the server answers it ("good-7-3000": object 7, of 3000 bytes, which count up from 7). What ends as done
- * must be that object, in memory, in its file and by its checksums; what ends otherwise must have left no file.
+ * must be that object, in memory, in its file and by its checksums; what ends otherwise must have left no file. Some requests
+ * are for descriptions, and some for listings, whose queries end with such a key.
  */
 #include "gets.h"
 
@@ -26,13 +27,19 @@ static const char *const bad[] = {
 	"short", "less", "chunked", "noetag", "weak", "other", "heads", "giant", "cut", "moved", "other-region", "slow", "missing",
 	"part", "silent", "garbage", "two-lengths", "no-length", "no-date", "empty", "foreign",
 };
+static const char *const good_listings[] = { "whole", "chunked" };
+static const char *const bad_heads[] = {
+	"chunked", "noetag", "heads", "giant", "moved", "other-region", "slow", "missing", "silent", "garbage", "two-lengths",
+	"no-length", "no-date", "foreign",
+};
+static const char *const bad_listings[] = { "good", "short", "cut", "moved", "slow", "missing", "silent", "garbage", "empty" };
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
 static unsigned long long seed;
 static const char *host, *directory;
 static struct target target;
 static atomic_bool stop;
-static atomic_ullong done, odd, given_up;
+static atomic_ullong done, odd, given_up, described, listed;
 
 static void fail(const char *what, const char *key, long long a)
 {
@@ -59,6 +66,34 @@ void test_pause(const uint8_t *abandoned)
 }
 
 /* ------------------------------------------------------------------ race */
+
+struct expected {
+	bool good;
+	unsigned number;
+	size_t size;
+	char name[100]; /* of what is asked for */
+};
+
+static void check_told(const struct get *g, const struct expected *e)
+{
+	char etag[40];
+	snprintf(etag, sizeof etag, "\"v%u\"", e->number);
+	if (g->size != e->size)
+		fail("another size", e->name, (long long)g->size);
+	if (g->kind == GET_LIST) {
+		for (size_t i = 0; i < g->size; i++)
+			if ((unsigned char)g->body[i] != ((e->number + i) & 255))
+				fail("a wrong byte", e->name, (long long)i);
+		atomic_fetch_add(&listed, 1);
+		return;
+	}
+	if (g->modified_s != 1704067200 || strcmp(g->etag, etag))
+		fail("another description", e->name, g->modified_s);
+	const bool meta = !strncmp(e->name, "meta", 4);
+	if (g->metadata_bytes != (meta ? 18 : 0) || (meta && memcmp(g->metadata, "mode\00033188\0me\0you", 18)))
+		fail("other metadata", e->name, (long long)g->metadata_bytes);
+	atomic_fetch_add(&described, 1);
+}
 
 static void check_done(const struct get *g, unsigned number)
 {
@@ -96,39 +131,62 @@ static void check_done(const struct get *g, unsigned number)
 	unlink(g->path);
 }
 
-static void check(const struct get *g, bool is_good, unsigned number, bool abandoned)
+static void check(const struct get *g, const struct expected *e, bool abandoned)
 {
 	if (g->outcome == GET_DONE) {
-		if (!is_good)
-			fail("taken for the object", g->key, g->status);
-		check_done(g, number);
+		if (!e->good)
+			fail("taken for the object", e->name, g->status);
+		if (g->kind != GET_WHOLE) {
+			check_told(g, e);
+			return;
+		}
+		check_done(g, e->number);
 		atomic_fetch_add(&done, 1);
 		return;
 	}
 	if (g->path && !access(g->path, F_OK))
-		fail("a file that is not recorded", g->key, g->outcome);
+		fail("a file that is not recorded", e->name, g->outcome);
 	if (g->outcome == GET_ABANDONED) {
 		if (!abandoned)
-			fail("abandoned for nothing", g->key, 0);
+			fail("abandoned for nothing", e->name, 0);
 		atomic_fetch_add(&given_up, 1);
-	} else if (is_good) {
-		fail("not had", g->key, g->outcome * 10000 + g->status * 100 + g->code);
+	} else if (e->good) {
+		fail("not had", e->name, g->kind * 100000 + g->outcome * 10000 + g->status * 100 + g->code);
 	} else {
 		atomic_fetch_add(&odd, 1);
 	}
 }
 
-static void make(struct get *g, bool *is_good, unsigned *number, unsigned *state, unsigned thread, unsigned i)
+#define ONE_OF(names) names[rnd(state, COUNT(names))]
+
+static const char *name_of(enum kind kind, bool is_good, unsigned *state)
+{
+	if (kind == GET_LIST)
+		return is_good ? ONE_OF(good_listings) : ONE_OF(bad_listings);
+	return is_good ? ONE_OF(good) : kind == GET_HEAD ? ONE_OF(bad_heads) : ONE_OF(bad);
+}
+
+static void make(struct get *g, struct expected *e, unsigned *state, unsigned thread, unsigned i)
 {
 	static const unsigned sizes[] = { 1, 100, 4096, 70000, 102400, 1048576, 1048577, 2097152 };
 	char text[400];
-	*is_good = rnd(state, 3) > 0;
-	*number = rnd(state, 1000);
-	*g = (struct get){ .size = sizes[rnd(state, COUNT(sizes))], .stay_open = rnd(state, 2), .kept.fd = -1 };
-	snprintf(text, sizeof text, "%s-%u-%zu", *is_good ? good[rnd(state, COUNT(good))] : bad[rnd(state, COUNT(bad))], *number,
-		 g->size);
+	const unsigned which = rnd(state, 4);
+	*e = (struct expected){ .good = rnd(state, 3) > 0, .number = rnd(state, 1000), .size = ONE_OF(sizes) };
+	*g = (struct get){ .kind = which == 0 ? GET_HEAD : which == 1 ? GET_LIST : GET_WHOLE, .kept.fd = -1 };
+	snprintf(e->name, sizeof e->name, "%s-%u-%zu", name_of(g->kind, e->good, state), e->number, e->size);
+	if (g->kind == GET_LIST) {
+		snprintf(text, sizeof text, "delimiter=%%2F&prefix=%s", e->name);
+		g->query = strdup(text);
+		g->key = strdup("");
+		return;
+	}
+	snprintf(text, sizeof text, "%s%s", e->name, g->kind == GET_HEAD && rnd(state, 2) ? "//" : "");
 	g->key = strdup(text);
-	snprintf(text, sizeof text, "\"v%u\"", *number);
+	if (g->kind == GET_HEAD)
+		return;
+	g->size = e->size;
+	g->stay_open = rnd(state, 2);
+	snprintf(text, sizeof text, "\"v%u\"", e->number);
 	g->version = strdup(text);
 	snprintf(text, sizeof text, "%s/%u-%u/file", directory, thread, i);
 	g->path = rnd(state, 8) ? strdup(text) : NULL;
@@ -144,18 +202,17 @@ static void *batches(void *arg)
 	struct credentials signing = { "key", "secret", "token" }, none = { 0 };
 	while (!atomic_load(&stop)) {
 		struct get gets[MOST];
-		bool is_good[MOST];
-		unsigned number[MOST];
+		struct expected expected[MOST];
 		const unsigned count = 1 + rnd(&state, MOST);
 		uint8_t abandoned = 0;
 		for (unsigned i = 0; i < count; i++)
-			make(&gets[i], &is_good[i], &number[i], &state, thread, i);
+			make(&gets[i], &expected[i], &state, thread, i);
 		may_be_kept = 0;
 		if (!pool_get(pool, rnd(&state, 2) ? &signing : &none, gets, count, &abandoned))
 			fail("no memory", "", 0);
 		for (unsigned i = 0; i < count; i++) {
-			may_be_kept -= gets[i].outcome == GET_DONE;
-			check(&gets[i], is_good[i], number[i], __atomic_load_n(&abandoned, __ATOMIC_ACQUIRE));
+			may_be_kept -= gets[i].kind == GET_WHOLE && gets[i].outcome == GET_DONE;
+			check(&gets[i], &expected[i], __atomic_load_n(&abandoned, __ATOMIC_ACQUIRE));
 			if (gets[i].kept.fd >= 0)
 				close(gets[i].kept.fd);
 			free(gets[i].body);
@@ -163,6 +220,7 @@ static void *batches(void *arg)
 			free((char *)gets[i].key);
 			free((char *)gets[i].version);
 			free((char *)gets[i].path);
+			free((char *)gets[i].query);
 		}
 		if (may_be_kept)
 			fail("kept after it was given up", "", (int)may_be_kept);
@@ -180,13 +238,13 @@ static void race(unsigned seconds)
 	for (uintptr_t i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, batches, (void *)i);
 	sleep(seconds);
-	for (unsigned i = 0; i < 60 && !(atomic_load(&done) && atomic_load(&odd) && atomic_load(&given_up)); i++)
+	for (unsigned i = 0; i < 60 && !(done && odd && given_up && described && listed); i++)
 		sleep(1); /* on a busy machine */
 	atomic_store(&stop, true);
 	for (unsigned i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	pool_close(pool);
-	printf("done %llu odd %llu abandoned %llu\n", atomic_load(&done), atomic_load(&odd), atomic_load(&given_up));
+	printf("done %llu odd %llu abandoned %llu described %llu listed %llu\n", done, odd, given_up, described, listed);
 }
 
 /* ------------------------------------------------------------------ fuzz */
@@ -220,6 +278,8 @@ static void fuzz_answer(unsigned *state)
 	}
 	if (answer_fits(&a, "\"v\"", 100) && !((a.status == 200 || a.status == 206) && a.length == 100 && !strcmp(a.etag, "\"v\"")))
 		fail("fits, but does not", a.etag, a.status);
+	if (answer_describes(&a) && !(a.status == 200 && a.has_length && a.modified_s >= 0 && a.etag[0]))
+		fail("describes nothing", a.etag, a.status);
 	if (a.metadata_bytes > sizeof a.metadata)
 		fail("too much metadata", "", (long long)a.metadata_bytes);
 }
@@ -237,7 +297,9 @@ static void fuzz_key(unsigned *state)
 	key[length] = 0;
 	if (!signer_begin(&signer, &t, &c, 1700000000))
 		fail("no signer", "", 0);
-	if (signer_sign(&signer, r, key, "\"v\"", 100)) {
+	const struct get g = { .key = key, .version = rnd(state, 2) ? "\"v\"" : NULL, .size = 100,
+			       .kind = rnd(state, 2) ? GET_HEAD : GET_WHOLE };
+	if (signer_sign(&signer, r, &g)) {
 		const char *at = r->url + strlen("http://h:1/b/");
 		for (size_t i = 0; i < length; i++) {
 			unsigned byte = (unsigned char)*at++;

@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 from luxfuse.cache import disk
 from luxfuse.errors import StoreError, StoreUnavailable
@@ -25,13 +21,13 @@ from luxfuse.understore.s3 import direct
 from luxfuse.understore.s3.access import S3Access
 from luxfuse.understore.s3.direct import AS_USUAL, DirectGets, refusal
 from luxfuse.understore.small_files import Answer, SmallFiles, WantedFile
+from tests.support.direct import SECRETS, check_signature, headers_of, opened
 from tests.support.front import certificate_authority, front
 from tests.support.odd_gets import MODIFIED_S, OddGets, body_of
 from tests.support.odd_s3 import OddS3
 
 pytestmark = pytest.mark.skipif(direct._gets is None, reason="built without libcurl")
 
-SECRETS = {"key": "test", "secret": "test-secret"}
 SOURCE = "s3://bucket/some/prefix"
 
 
@@ -39,13 +35,6 @@ SOURCE = "s3://bucket/some/prefix"
 def server() -> Iterator[OddGets]:
     with OddGets() as odd:
         yield odd
-
-
-def opened(source: str, endpoint: str, options: Mapping[str, str], timeout_s: float = 10.0) -> DirectGets:
-    location = parse_location(source)
-    access = S3Access(location.bucket, options, endpoint)
-    assert refusal(location, options, take_object_options("s3", options, endpoint)[0], access) is None
-    return DirectGets(location, options, access, timeout_s, 8)
 
 
 def wanted(
@@ -195,26 +184,8 @@ def test_requests_are_signed_as_botocore_signs_them(
     (answer,) = fetch(gets, wanted("good")._replace(key=key))
     assert answer.arrived is not None
     (head,) = server.heads
-    line, *rest = head.split("\r\n")
-    headers = {name.lower(): value for name, value in (each.split(": ", 1) for each in rest if each)}
-    assert (headers["range"], headers.get("x-amz-security-token")) == ("bytes=0-2999", token)
-    path = line.split(" ")[1]
-    request = AWSRequest("GET", f"http://{server.host}{path}", headers={"If-Match": headers["if-match"]})
-    now = datetime.strptime(headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    assert abs((datetime.now(UTC) - now).total_seconds()) < 60
-    for place in ("get_current_datetime", "_get_current_datetime"):
-        monkeypatch.setattr(f"botocore.auth.{place}", lambda *_, **__: now.replace(tzinfo=None), raising=False)
-
-    class Clock(datetime):
-        @classmethod
-        def utcnow(cls) -> datetime:
-            return now.replace(tzinfo=None)
-
-    monkeypatch.setattr("botocore.auth.datetime.datetime", Clock, raising=False)
-    request.context["payload_signing_enabled"] = True
-    auth = S3SigV4Auth(Credentials("test", "test-secret", token), "s3", "eu-west-9")
-    auth.add_auth(request)
-    assert request.headers["Authorization"] == headers["authorization"]
+    assert headers_of(head)["range"] == "bytes=0-2999"
+    check_signature(head, server.host, token, monkeypatch)
 
 
 def test_without_credentials_nothing_is_signed(server: OddGets) -> None:

@@ -85,11 +85,21 @@ def check_race(program: Path, tmp_path: Path, seconds: int) -> None:
     [
         ("answer.c", "!strcmp(a->etag, version)", "(version != NULL)"),
         ("answer.c", "a->last == size - 1 && a->total == size", "true"),
+        ("answer.c", "a->status == 200 && !a->odd && a->has_length", "a->status == 200 && a->has_length"),
+        ("pool.c", "return s->answer.status == 200;", "return true;"),
         ("pool.c", "	if (is_abandoned(b))\n		return GET_ABANDONED;\n", ""),
         ("keep.c", "size - at < PAGE_BYTES ? size - at : PAGE_BYTES", "size - at"),
         ("keep.c", "	if (stay_open)\n", "	if (!stay_open)\n"),
     ],
-    ids=["another version", "a part", "after it was given up", "one checksum for all", "closed"],
+    ids=[
+        "another version",
+        "a part",
+        "an odd head",
+        "no listing",
+        "after it was given up",
+        "one checksum for all",
+        "closed",
+    ],
 )
 def test_the_model_notices(tmp_path: Path, file: str, correct: str, wrong: str) -> None:
     gets = tmp_path / "gets"

@@ -1,0 +1,168 @@
+"""Descriptions and listings in C: those of botocore, without it; and left to it wherever something is odd."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import cast
+from urllib.parse import quote
+
+import pytest
+
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.base import ListsFromKeys, UnderStore
+from luxfuse.understore.factory import open_driver
+from luxfuse.understore.s3 import direct
+from luxfuse.understore.s3.direct import VAIN_MOST
+from tests.support.direct import SECRETS, check_signature, opened
+from tests.support.odd_gets import MODIFIED_S, OddGets
+from tests.support.odd_s3 import Answer, OddS3, Seen, error
+
+pytestmark = pytest.mark.skipif(direct._gets is None, reason="built without libcurl")
+
+SOURCE = "s3://bucket/some/prefix"
+
+
+@pytest.fixture
+def server() -> Iterator[OddGets]:
+    with OddGets() as odd:
+        yield odd
+
+
+def test_descriptions_and_listings_are_those_of_botocore() -> None:
+    with OddS3() as s3:
+        for key in ("d/", "d//f", "d/./x", "d/ä ", "d/plain", "d/e/f"):
+            s3.place(key, key.encode(), mode="33188", **{"X-Y": "Z z"})
+        gets = opened("s3://bucket", s3.endpoint, SECRETS)
+        driver = open_driver("s3://bucket", endpoint_url=s3.endpoint, storage_options=SECRETS)
+        for key in ("d/", "d//f", "d/./x"):
+            assert gets.head(key) == driver.head(key)
+            assert asked_by(s3.seen[-2:]) == ["C", "botocore"]
+        assert gets.list_page("d/", "", "") == cast(ListsFromKeys, driver).list_page("d/", "", "")
+        assert gets.list_page("d/", "d/e", "") is not None
+        assert asked_by(s3.seen[-3:]) == ["C", "botocore", "C"]
+        assert s3.seen[-1].query["start-after"] == "d/e"
+        errors = []
+        for head in (gets.head, driver.head):
+            with pytest.raises(NotFound) as caught:
+                head("none/")
+            errors.append((str(caught.value), caught.value.code, type(caught.value)))
+        assert errors[0] == errors[1]
+        driver.close()
+
+
+def asked_by(requests: Sequence[Seen]) -> list[str]:
+    return ["C" if request.headers["user-agent"].startswith("luxfuse/") else "botocore" for request in requests]
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 403, 500])
+@pytest.mark.parametrize("name", ["head", "list"])
+def test_other_answers_are_left_to_botocore(status: int, name: str) -> None:
+    def ask(driver: UnderStore) -> object:
+        return driver.head("d/") if name == "head" else cast(ListsFromKeys, driver).list_page("d/")
+
+    with OddS3() as s3:
+        s3.on[name] = lambda _seen: error(status, "Odd") if name == "list" else Answer(status)
+        drivers = [
+            open_driver("s3://bucket", endpoint_url=s3.endpoint, storage_options=SECRETS, direct_gets=most)
+            for most in (0, 4)
+        ]
+        errors = []
+        for driver in drivers:
+            with pytest.raises(StoreError) as caught:
+                ask(driver)
+            errors.append((str(caught.value), type(caught.value), caught.value.unexplained))
+        assert errors[0] == errors[1]
+        s3.on.clear()
+        s3.place("d/", b"")
+        assert ask(drivers[0]) == ask(drivers[1])
+        for driver in drivers:
+            driver.close()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_once(status: int) -> None:
+    with OddS3() as s3:
+        s3.on["head"] = s3.on["list"] = lambda _seen: Answer(status)
+        gets = opened("s3://bucket", s3.endpoint, SECRETS)
+        for ask in (lambda: gets.head("d/"), lambda: gets.list_page("d/", "", "")):
+            with pytest.raises(StoreUnavailable, match=str(status)):
+                ask()
+        assert s3.names() == ["head", "list"]
+
+
+def test_questions_that_are_always_in_vain_end() -> None:
+    with OddS3() as s3:
+        gets = opened("s3://bucket", s3.endpoint, SECRETS)
+        s3.on["head"] = lambda _seen: Answer(403)
+        s3.on["list"] = lambda _seen: Answer(200, b"<html>")
+        assert [gets.head("d/") for _ in range(2)] == [None, None]
+        s3.on["head"] = lambda _seen: None
+        with pytest.raises(NotFound):
+            gets.head("d/")
+        s3.on["head"] = lambda _seen: Answer(403)
+        assert not any(gets.head("d/") or gets.list_page("d/", "", "") for _ in range(5))
+        assert (s3.count("head"), s3.count("list")) == (2 + 1 + VAIN_MOST, VAIN_MOST)
+
+
+@pytest.mark.parametrize(
+    "kind", ["chunked", "noetag", "weak", "heads", "giant", "no-length", "two-lengths", "no-date", "foreign"]
+)
+def test_odd_descriptions_are_left_to_botocore(server: OddGets, kind: str) -> None:
+    gets = opened(SOURCE, f"http://{server.host}", SECRETS)
+    assert gets.head(f"{kind}-7-30/") is None
+    assert gets.head("good-7-30/") is not None
+
+
+def test_names_that_c_cannot_say(server: OddGets) -> None:
+    gets = opened("s3://bucket", f"http://{server.host}", SECRETS)
+    for key in ("", "a\0b", "\udc80/"):
+        assert gets.head(key) is None
+    assert gets.list_page("\udc80/", "", "") is None
+    assert not server.heads
+
+
+LOOKS_AND_READS = """
+import sys
+from luxfuse.types import ObjectInfo
+from luxfuse.understore.base import ListsFromKeys
+from luxfuse.understore.factory import open_driver
+driver = open_driver("s3://bucket", endpoint_url=sys.argv[1],
+                     storage_options={"key": "k", "secret": "s"}, direct_gets=int(sys.argv[2]))
+from_keys = driver.abilities.start_after
+page = driver.list_page("d/").page if from_keys else next(driver.list_directory("d/"))
+(info,) = page.objects
+assert driver.has_prefix("d/")
+driver.head("d/"), driver.head(info.key)
+assert bytes(driver.read(info.key, 0, info.size, info.version)) == b"content"
+print("botocore" in sys.modules)
+driver.close()
+"""
+
+
+@pytest.mark.parametrize("most", [4, 0])
+def test_to_look_and_to_read_imports_no_botocore(most: int) -> None:
+    with OddS3() as s3:
+        s3.place("d/f", b"content")
+        s3.place("d/", b"")
+        command = [sys.executable, "-c", LOOKS_AND_READS, s3.endpoint, str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.stdout, done.stderr) == (f"{most == 0}\n", "")
+
+
+@pytest.mark.parametrize("key", ["d/", "/a//b", "./a/../b", "a/.", "..", "ä ö/", "a\nb\x01", "%2F/?list-type=2#"])
+@pytest.mark.parametrize("token", [None, "token/+="])
+def test_questions_are_signed_as_botocore_signs_them(
+    server: OddGets, monkeypatch: pytest.MonkeyPatch, key: str, token: str | None
+) -> None:
+    options = {**SECRETS, "region": "eu-west-9", **({"token": token} if token else {})}
+    gets = opened("s3://bucket", f"http://{server.host}", options)
+    assert gets.head(f"{key}/good-7-3000//") == ObjectInfo(f"{key}/good-7-3000//", 3000, '"v7"', MODIFIED_S * 10**9, {})
+    assert gets.list_page(f"{key}/whole-7-3000", "", "") is None  # no listing, but a body
+    asked, listed = server.heads
+    assert asked.startswith(f"HEAD /bucket/{quote(key, safe='/~')}/good-7-3000// ")
+    assert listed.startswith("GET /bucket?delimiter=%2F&")
+    for head in (asked, listed):
+        check_signature(head, server.host, token, monkeypatch)
