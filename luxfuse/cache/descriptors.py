@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import resource
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHORTAGE_WAITS_S = (0.05, 0.2, 1.0)
+LOGGED_S = 60.0
 LEAST_OPEN = 16
 MOST_OPEN = 4096
 TRIES = 64
@@ -79,6 +82,31 @@ def is_shortage(exc: OSError) -> bool:
     return exc.errno in (errno.EMFILE, errno.ENFILE)
 
 
+class Shortages:
+    """Logs that no descriptors are left, once a minute: each read may meet it. Used in the event loop."""
+
+    def __init__(self) -> None:
+        self._logged_s = -math.inf
+        self._unsaid = 0
+
+    def note(self, what: str) -> None:
+        """Something failed of that."""
+        now_s = time.monotonic()
+        if now_s - self._logged_s < LOGGED_S:
+            self._unsaid += 1
+            return
+        before = f"; {self._unsaid} more times since it was logged last" if self._unsaid else ""
+        self._logged_s, self._unsaid = now_s, 0
+        log.warning(
+            "%s: no descriptors are left, %d are allowed (further such failures are only counted for a minute)%s",
+            what, limit(), before,
+        )  # fmt: skip
+
+
+shortages = Shortages()
+"""Of all volumes: the limit is the process's."""
+
+
 async def patiently(run: Callable[[], Awaitable[T]]) -> T:
     """Run what opens a file, and again where no descriptors are left. Raises `NoDescriptors`, OSError for all else."""
     for wait_s in (0.0, *SHORTAGE_WAITS_S):
@@ -89,7 +117,7 @@ async def patiently(run: Callable[[], Awaitable[T]]) -> T:
         except OSError as exc:
             if not is_shortage(exc):
                 raise
-    log.warning("no descriptors are left to open cache files with: %d are allowed", limit())
+    shortages.note("a cache file cannot be opened")
     raise NoDescriptors("no descriptors are left")
 
 

@@ -24,7 +24,7 @@ from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
-from luxfuse.cache.descriptors import is_shortage
+from luxfuse.cache.descriptors import is_shortage, shortages
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.reservations import Reservations, settle
@@ -360,6 +360,6 @@ class Fetching:
 def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:
     """What was fetched could not be written: its reader has it, and the next one fetches it again."""
     if is_shortage(error):
-        log.warning("%r is not kept in the cache: no descriptors are left", obj.record.key)
+        shortages.note(f"{obj.record.key!r} is not kept in the cache")
     else:
         space.fail(error)

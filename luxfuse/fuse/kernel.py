@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import trio
 
+from luxfuse.cache.descriptors import NoDescriptors, is_shortage, shortages
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import Stat
 
@@ -127,6 +128,9 @@ class KernelSide:
         try:
             passthrough.lend(inode, fd)
         except OSError as exc:
+            if is_shortage(exc):
+                shortages.note("the reads of an open file go through Python")
+                raise NoDescriptors("no descriptors are left") from None
             log.warning("the reads of an open file go through Python: %s", exc.strerror)
             return False
         return True

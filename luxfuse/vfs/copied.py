@@ -8,6 +8,7 @@ move the file (`Readers.may_drop`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ AHEAD_RUN_PAGES = 4
 """Pages of one request of a stream's read-ahead: fewer requests than for pages that a reader waits for."""
 LENT_SHARE = 4
 """Lent files may take so large a part of the descriptors: one in four. Others are read as before."""
+OFFER_AGAIN_S = 10.0
+"""After so long a file is offered again that could not be opened for want of descriptors."""
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class CopiedInode:
     """The cached object whose file is lent to the lanes."""
     offered: CachedObject | None = None
     """The object whose file is lent, or is about to be, or was refused: it is not offered again."""
+    not_before_s: float = -math.inf
+    """When it may be offered, by the event loop's clock."""
 
 
 @dataclass(slots=True)
@@ -143,7 +148,7 @@ class CopiedOpens:
                 if ahead:
                     self._cache.start(obj, pages_of(ahead.start, len(ahead)), run=AHEAD_RUN_PAGES)
                 self._behind.consider(obj)
-            elif state.shared.offered is not obj:
+            elif state.shared.offered is not obj and trio.current_time() >= state.shared.not_before_s:
                 state.shared.offered = obj
                 if self._cache.is_verified(obj):
                     await self._lend(state.inode, state.shared, obj)
@@ -187,6 +192,7 @@ class CopiedOpens:
         try:
             fd = await self._cache.open_for_kernel(obj)
         except descriptors.NoDescriptors:  # which was logged; reads go on as before
+            self._offer_later(shared, obj)
             return
         except Exception:
             log.exception("lending the file of %r failed in an unexpected way", obj.record.key)
@@ -209,8 +215,15 @@ class CopiedOpens:
                 shared.lent = obj.oid
                 self._lent.setdefault(obj.oid, set()).add(inode)
                 self._lendings += 1
+        except descriptors.NoDescriptors:
+            self._offer_later(shared, obj)
         finally:
             os.close(fd)
+
+    @staticmethod
+    def _offer_later(shared: CopiedInode, obj: CachedObject) -> None:
+        if shared.offered is obj:
+            shared.offered, shared.not_before_s = None, trio.current_time() + OFFER_AGAIN_S
 
     def _take_back(self, inode: int, shared: CopiedInode) -> None:
         """Answer the READs of an inode here again; its file may be lent anew if it is whole then."""

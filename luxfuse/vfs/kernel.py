@@ -47,7 +47,7 @@ class Kernel(Told, Protocol):
     def lend(self, inode: int, fd: int) -> bool:
         """Have READs of copied opens of an inode answered from ``fd``, a whole file; the caller still closes fd.
 
-        False: they come to us as before. The inode must not be lent already.
+        False: they come to us as before. The inode must not be lent already. Raises `NoDescriptors`, which it logs.
         """
 
     def take_back(self, inode: int) -> None:

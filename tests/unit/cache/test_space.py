@@ -300,6 +300,38 @@ async def test_each_wait_for_descriptors_is_followed_by_a_try(monkeypatch: pytes
     assert await descriptors.patiently(third_time_lucky) == "open"
 
 
+@pytest.mark.expected_logs("no descriptors are left")
+def test_a_lack_of_descriptors_is_logged_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(descriptors.time, "monotonic", lambda: now_s)
+    shortages = descriptors.Shortages()
+    for _ in range(1000):
+        shortages.note("a file")
+    assert len(caplog.messages) == 1
+    assert "more times" not in caplog.messages[0]
+    now_s += descriptors.LOGGED_S
+    shortages.note("a file")
+    assert len(caplog.messages) == 2
+    assert "; 999 more times" in caplog.messages[1]
+
+
+@pytest.mark.expected_logs("no descriptors are left")
+async def test_reads_that_meet_a_lack_of_descriptors_are_not_each_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(descriptors, "SHORTAGE_WAITS_S", (0.001,))
+
+    async def fail() -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    for _ in range(10):
+        with pytest.raises(descriptors.NoDescriptors):
+            await descriptors.patiently(fail)
+    assert len(caplog.messages) <= 1
+
+
 @pytest.mark.expected_logs("is gone; fetching it again", "until it recovers")
 async def test_a_cache_directory_that_vanished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(space, "PROBE_INTERVAL_S", 0.01)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import copied
@@ -65,6 +66,44 @@ async def test_no_more_are_lent_than_there_are_descriptors_for(tmp_path: Path, m
         assert m.kernel.lendings == 1
         for each in (first, second):
             await m.kernel.release(m.fs, each)
+
+
+@pytest.mark.parametrize("missing", ["open", "lend"])
+async def test_a_file_is_offered_again_after_a_lack_of_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def fail(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise copied.descriptors.NoDescriptors("no descriptors are left")
+
+    async def fail_to_open(_obj: object) -> None:
+        fail()
+
+    tries = 0
+    monkeypatch.setattr(copied, "OFFER_AGAIN_S", 1000.0)
+    async with mounted(tmp_path, store_of("big")) as m:
+        handle = await m.open("big")
+        shared = m.files.copied.get(await m.inode("big"))
+        assert shared is not None
+        with monkeypatch.context() as patched:
+            if missing == "open":
+                patched.setattr(m.cache, "open_for_kernel", fail_to_open)
+            else:
+                patched.setattr(m.kernel, "lend", fail)
+            await m.kernel.read_all(m.fs, handle)
+            await until(lambda: shared.obj is not None and shared.obj.whole)
+            await m.kernel.read(m.fs, handle, 0, 10)
+            await until(lambda: tries == 1)
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(10):
+            await m.kernel.read(m.fs, handle, 0, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (tries, m.kernel.lendings) == (1, 0), "not at each read"
+        shared.not_before_s = trio.current_time()
+        await m.kernel.read(m.fs, handle, 0, 10)
+        await until(lambda: m.kernel.lendings == 1)
+        await m.kernel.release(m.fs, handle)
 
 
 async def test_a_file_is_offered_again_after_a_reader_was_interrupted(
