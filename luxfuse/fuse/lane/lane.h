@@ -74,7 +74,7 @@ void wake(void);
 void tell(int eventfd);
 
 extern int prompt_fd; /* readable when there are requests for `prompt_serve` */
-extern atomic_bool prompt_wanted;
+void prompt_want(bool wanted); /* false: what waits there goes to pyfuse3 */
 struct request *dequeue_prompt(void);
 bool prompt_waits(void);
 void pass_on(struct request *r); /* to pyfuse3; never waits */

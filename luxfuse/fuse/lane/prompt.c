@@ -23,7 +23,7 @@ void prompt_set(PyObject *tuple)
 {
 	PyObject *before = functions;
 	functions = tuple ? Py_NewRef(tuple) : NULL;
-	atomic_store(&prompt_wanted, tuple != NULL);
+	prompt_want(tuple != NULL);
 	Py_XDECREF(before);
 }
 

@@ -26,7 +26,7 @@ struct queue {
 };
 static struct queue queue, prompt; /* those of the second one are answered as prompt.c says */
 int wakeup_fd = -1, prompt_fd = -1;
-atomic_bool prompt_wanted;
+static bool prompt_wanted; /* guarded by `queue_lock` */
 
 void tell(int eventfd)
 {
@@ -92,9 +92,10 @@ bool enqueue(const void *data, size_t size)
 	}
 	memcpy(copy, data, size);
 	*r = (struct request){ NULL, size, copy };
-	struct queue *to = atomic_load(&prompt_wanted) && is_prompt(data, size) ? &prompt : &queue;
+	const bool may_be_prompt = is_prompt(data, size);
+	struct queue *to;
 	pthread_mutex_lock(&queue_lock);
-	while (to->length >= QUEUE_BOUND)
+	while ((to = prompt_wanted && may_be_prompt ? &prompt : &queue)->length >= QUEUE_BOUND)
 		pthread_cond_wait(&queue_room, &queue_lock);
 	append(to, r);
 	const bool first = to->length == 1;
@@ -133,6 +134,21 @@ bool prompt_waits(void)
 	const bool waits = prompt.head && queue.length < QUEUE_BOUND;
 	pthread_mutex_unlock(&queue_lock);
 	return waits;
+}
+
+void prompt_want(bool wanted)
+{
+	struct request *r;
+	unsigned moved = 0;
+	pthread_mutex_lock(&queue_lock);
+	prompt_wanted = wanted;
+	for (; !wanted && (r = take(&prompt)); moved++) {
+		r->next = NULL;
+		append(&queue, r);
+	}
+	pthread_mutex_unlock(&queue_lock);
+	while (moved--)
+		wake();
 }
 
 void pass_on(struct request *r)

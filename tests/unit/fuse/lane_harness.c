@@ -538,6 +538,54 @@ static void fuzz(unsigned count)
 	close(fd);
 }
 
+/* ------------------------------------------------------------------ the queue of prompt answers */
+
+#define PROMPT 2000
+
+static void *ask_promptly(void *unused)
+{
+	(void)unused;
+	for (unsigned i = 0; i < PROMPT; i++) {
+		const struct fuse_in_header in = { .len = sizeof in, .opcode = FUSE_GETATTR, .unique = i };
+		if (!enqueue(&in, sizeof in))
+			fail("no memory", i, 0);
+	}
+	return NULL;
+}
+
+/* Nothing is left behind where requests are not answered promptly any more. */
+static void end_prompt(void)
+{
+	pthread_t asker;
+	struct request *r;
+	uint64_t one;
+	prompt_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	prompt_want(true);
+	ask_promptly(NULL);
+	if (dequeue() || !prompt_waits())
+		fail("not in the queue of its own", 0, 0);
+	prompt_want(false);
+	pthread_create(&asker, NULL, ask_promptly, NULL);
+	for (unsigned i = 0; i < 100; i++) {
+		prompt_want(true);
+		sched_yield();
+		prompt_want(false);
+	}
+	pthread_join(asker, NULL);
+	if (prompt_waits())
+		fail("left behind", 0, 0);
+	for (unsigned i = 0; i < 2 * PROMPT; i++) {
+		if (read(wakeup_fd, &one, sizeof one) != sizeof one)
+			fail("nobody is told", i, errno);
+		if (!(r = dequeue()) || ((const struct fuse_in_header *)r->data)->unique != i % PROMPT)
+			fail("lost, or out of order", i, 0);
+		free(r->data);
+		free(r);
+	}
+	if (read(wakeup_fd, &one, sizeof one) != -1)
+		fail("told too often", (long long)one, 0);
+}
+
 int main(int argc, char **argv)
 {
 	int ends[2];
@@ -552,6 +600,7 @@ int main(int argc, char **argv)
 	wakeup_fd = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC);
 	drained_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	interrupts_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	end_prompt();
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
 		return 1;
 	kernel_end = ends[0];

@@ -116,11 +116,16 @@ async def test_a_file_is_offered_again_after_a_reader_was_interrupted(
         with monkeypatch.context() as patched:
             patched.setattr(m.cache, "open_for_kernel", lambda _obj: trio.sleep_forever())
             patched.setattr(m.cache, "is_verified", lambda _obj: True)
-            with trio.move_on_after(20) as scope:
-                while True:
-                    await m.kernel.read_all(m.fs, handle)
-                    if shared.obj.whole:
-                        scope.deadline = trio.current_time() + 0.05
+            async with trio.open_nursery() as nursery:
+
+                async def read_all_the_time() -> None:
+                    while True:
+                        await m.kernel.read_all(m.fs, handle)
+
+                nursery.start_soon(read_all_the_time)
+                await until(lambda: shared.offered is not None)
+                nursery.cancel_scope.cancel()
+            assert shared.obj is not None
             assert shared.obj.whole
             assert not m.kernel.lent
         await m.kernel.read(m.fs, handle, 0, 10)
