@@ -87,11 +87,12 @@ class Room:
             return
         space = space or self._cache.hierarchy.home
         deadline = trio.current_time() + self.timeout_s
-        while not (
-            len(self._entries) < MOST_DIRTY and space.has_room(wanted_bytes) and await space.make_room(wanted_bytes)
-        ):
-            if self._take_back(space):
-                continue
+        while True:
+            if len(self._entries) < MOST_DIRTY:
+                if space.has_room(wanted_bytes) and await space.make_room(wanted_bytes):
+                    return
+                if self._take_back(space):
+                    continue
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from luxfuse.core.grants import MOST_BYTES, grant_bytes, is_tight
-from luxfuse.vfs.errors import NoRoom
+from luxfuse.vfs import room
+from luxfuse.vfs.errors import NoRoom, TooMany
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, mounted, until
 
@@ -125,6 +126,25 @@ async def test_writes_that_ask_together_are_granted_room_once(tmp_path: Path, mo
         once = grant_bytes(CAPACITY, 0, first=False)
         assert m.kernel.granted(inode) == m.space.ledger.reserved_bytes == once
         await m.kernel.close(m.fs, handle)
+
+
+async def test_nothing_is_taken_back_where_there_are_too_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", grants=True, room_timeout_s=0.3) as m:
+        driver.hold("put")
+        handle, inode = await m.kernel.create(m.fs, 1, b"file")
+        await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        granted = m.kernel.granted(inode)
+        assert granted
+        monkeypatch.setattr(room, "MOST_DIRTY", 1)
+        with pytest.raises(TooMany):
+            await m.kernel.create(m.fs, 1, b"other")
+        assert m.kernel.granted(inode) == granted
+        monkeypatch.undo()
+        await m.kernel.close(m.fs, handle)
+        driver.release()
 
 
 def test_how_much() -> None:
