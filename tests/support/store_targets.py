@@ -42,6 +42,8 @@ class Target:
     fake: FakeStore | None = None
     restart: Callable[[], None] | None = None
     """Cuts all connections to the server."""
+    direct_gets: int = 0
+    """Requests that may be made past obstore at once."""
 
     def open(self, **changes: Any) -> UnderStore:
         if self.fake is not None:
@@ -51,6 +53,7 @@ class Target:
             "storage_options": self.options,
             "driver": self.driver,
             "request_timeout_s": TIMEOUT_S,
+            "direct_gets": self.direct_gets,
         }
         source = changes.pop("source", self.source)
         return open_driver(source, **{**settings, **changes})
@@ -80,7 +83,7 @@ def s3_target(request: pytest.FixtureRequest, driver: str, prefix: str = "") -> 
 
     return Target(
         f"{driver}-s3", f"s3://{bucket}/{prefix}".rstrip("/"), {"key": "key", "secret": SECRET}, url, driver, put,
-        lambda key: client.delete_object(Bucket=bucket, Key=prefix + key), OBJECTS,
+        lambda key: client.delete_object(Bucket=bucket, Key=prefix + key), OBJECTS, direct_gets=8 if prefix else 0,
     )  # fmt: skip
 
 
