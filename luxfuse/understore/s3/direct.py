@@ -2,7 +2,7 @@
 
 obstore takes the interpreter lock several times for a request, and so do checksum and cache file; here all of a batch is
 done without it. HEADs are made here for keys that obstore cannot name, as are those of all markers ("dir/"), and LISTs
-that may begin anywhere, so that neither needs botocore, which takes half a second of processor time to open. Only what
+that may begin anywhere, so that neither needs botocore, which takes 0.2 s of processor time and more to open. Only what
 every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the plainest success is left
 to the other clients, which ask once more and know what it means. Failures without an answer, answers that the server is
 busy, and that it has no object to describe, are told at once: the first are tried again later in any case.

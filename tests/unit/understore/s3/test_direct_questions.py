@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import cast
 from urllib.parse import quote
@@ -16,11 +17,16 @@ from luxfuse.understore.base import ListsFromKeys, UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
 from luxfuse.understore.s3.direct import VAIN_MOST
+from tests.support.ceph_rgw import CephRgw
 from tests.support.direct import SECRETS, check_signature, opened
 from tests.support.odd_gets import MODIFIED_S, OddGets
 from tests.support.odd_s3 import Answer, OddS3, Seen, error
+from tests.support.servers_store import ceph_rgw
+from tests.support.store_targets import s3_client
 
 pytestmark = pytest.mark.skipif(direct._gets is None, reason="built without libcurl")
+
+__all__ = ["ceph_rgw"]
 
 SOURCE = "s3://bucket/some/prefix"
 
@@ -126,6 +132,7 @@ def test_names_that_c_cannot_say(server: OddGets) -> None:
 
 LOOKS_AND_READS = """
 import sys
+import uuid
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ListsFromKeys
 from luxfuse.understore.factory import open_driver
@@ -166,3 +173,26 @@ def test_questions_are_signed_as_botocore_signs_them(
     assert listed.startswith("GET /bucket?delimiter=%2F&")
     for head in (asked, listed):
         check_signature(head, server.host, token, monkeypatch)
+
+
+@pytest.mark.ceph
+def test_a_server_that_checks_signatures_answers(ceph_rgw: CephRgw) -> None:
+    server, bucket = ceph_rgw, f"b-{uuid.uuid4().hex[:12]}"
+    client = s3_client(server.endpoint, server.access_key, server.secret_key)
+    client.create_bucket(Bucket=bucket)
+    options = {"key": server.access_key, "secret": server.secret_key}
+    gets = opened(f"s3://{bucket}", server.endpoint, options)
+    driver = open_driver(f"s3://{bucket}", endpoint_url=server.endpoint, storage_options=options)
+    keys = ["d/", "d//x", "d/./x", "d/../x", "/x", "d ä+%2F=?#/"]
+    for key in keys:
+        client.put_object(Bucket=bucket, Key=key, Body=key.encode(), Metadata={"Mode": "33188"})
+        info = gets.head(key)
+        assert info is not None
+        assert info == driver.head(key)
+    for prefix, after in (("", ""), ("d/", ""), ("d/", "d/../"), ("d ä+%2F=?#/", ""), ("none/", "")):
+        part = gets.list_page(prefix, after, "")
+        assert part is not None
+        assert part == cast(ListsFromKeys, driver).list_page(prefix, after)
+    with pytest.raises(NotFound):
+        gets.head("none/")
+    driver.close()
