@@ -107,7 +107,10 @@ class KernelSide:
         try:
             passthrough.register(inode, backing_id, fd, stamp_ns, _until(valid_s), notice)
         except OSError as exc:
-            log.warning("a file is not handed to the kernel: %s", exc.strerror)
+            if is_shortage(exc):
+                shortages.note("a file is not handed to the kernel")
+            else:
+                log.warning("a file is not handed to the kernel: %s", exc.strerror)
             self._close(backing_id)
             return False
         return True

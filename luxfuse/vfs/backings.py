@@ -155,7 +155,13 @@ class Backings:
 
     def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
         """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
-        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            if not descriptors.is_shortage(exc):
+                raise
+            descriptors.shortages.note("a file is not handed to the kernel")
+            return False
         try:
             valid_s = self._namespace.belief.remaining_s(entry)
             return self._kernel.register(entry.inode, readable, stamp_ns, valid_s, notice=notice)

@@ -1,7 +1,9 @@
-"""What the kernel is told to forget, without one."""
+"""What the kernel is told to forget, and what it is given, without one."""
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from luxfuse.cache.descriptors import NoDescriptors
 from luxfuse.fuse import kernel as module
 from luxfuse.fuse.kernel import KernelSide
 
@@ -95,3 +98,23 @@ def test_an_inode_that_is_registered_stays_so(tmp_path: Path, expected_logs: lis
         assert not side.register(inode, file.fileno(), 0, 60)
     assert side.is_registered(inode)
     assert side.retire(inode, only_idle=True)
+
+
+@pytest.mark.expected_logs("no descriptors are left")
+def test_a_lack_of_descriptors_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    side = KernelSide()
+    side.serves_bytes = True
+    monkeypatch.setattr(module.passthrough, "register", fail)
+    monkeypatch.setattr(module.passthrough, "lend", fail)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    for inode in range(5):
+        assert not side.register(inode, fd, 0, 1.0)
+        with pytest.raises(NoDescriptors):
+            side.lend(inode, fd)
+    os.close(fd)
+    assert len(caplog.messages) <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -439,3 +440,28 @@ async def test_a_full_or_sick_cache_serves_copies(tmp_path: Path) -> None:
         for key in ("a", "b"):
             assert await m.read_all(key) == driver.objects[key][0]
         assert m.disk_bytes() == 0
+
+
+@pytest.mark.expected_logs("no descriptors are left")
+async def test_files_are_copied_while_no_descriptors_are_left_to_hand_them_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def fail(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).startswith("/proc/self/fd/"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_file(path, *rest, **named)
+
+    driver = FakeStore()
+    driver.place("a", b"content")
+    async with mounted(tmp_path, driver) as m:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", fail)
+            handle = await m.open("a")
+            assert not m.kernel.is_passthrough(handle)
+            assert await m.kernel.read_all(m.fs, handle) == b"content"
+            await m.kernel.release(m.fs, handle)
+        handle = await m.open("a")
+        assert m.kernel.is_passthrough(handle)
+        await m.kernel.release(m.fs, handle)
