@@ -15,6 +15,7 @@ The other way round, a name that is made must have a key that the store can hold
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from luxfuse.types import Kind
 
@@ -96,6 +97,11 @@ _RANK = {Kind.DIRECTORY: 2, Kind.FILE: 1, Kind.SYMLINK: 0}
 def wins(new: Kind, old: Kind) -> bool:
     """Whether an entry of kind ``new`` takes the name from one of kind ``old``."""
     return _RANK[new] > _RANK[old]
+
+
+def directories_of(key: str) -> list[str]:
+    """Return the key prefixes of the directories that an object lies in, from the top on."""
+    return list(accumulate(f"{part}/" for part in key.rstrip("/").split("/")[:-1]))
 
 
 def path_of(key: str) -> str:

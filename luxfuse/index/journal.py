@@ -26,7 +26,6 @@ import secrets
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -34,6 +33,7 @@ import outcome
 import trio
 import xxhash
 
+from luxfuse.core.names import directories_of
 from luxfuse.index.journal_file import JournalFile, Records, Table
 from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
 from luxfuse.index.uncommitted import U64
@@ -393,11 +393,6 @@ class Journal:
 
 def _inline_bytes(changes: Records) -> int:
     return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
-
-
-def directories_of(key: str) -> list[str]:
-    """Return the key prefixes of the directories that an object lies in, from the top on."""
-    return list(accumulate(f"{part}/" for part in key.rstrip("/").split("/")[:-1]))
 
 
 def _digest(*parts: str) -> bytes:

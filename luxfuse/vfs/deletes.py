@@ -15,9 +15,10 @@ import trio
 
 from luxfuse.cache.together import together
 from luxfuse.core import names as naming
+from luxfuse.core.names import directories_of
 from luxfuse.core.writeback import LONGEST_RETRY_S, URGENT_RETRY_S, retry_delay_s
 from luxfuse.errors import NotFound, StoreError
-from luxfuse.index.journal import DeleteRecord, Journal, directories_of
+from luxfuse.index.journal import DeleteRecord, Journal
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind

@@ -8,9 +8,10 @@ import logging
 import trio
 
 from luxfuse.cache.together import together
+from luxfuse.core.names import directories_of
 from luxfuse.errors import NotFound, StoreError
 from luxfuse.index.entries import Entry
-from luxfuse.index.journal import Journal, directories_of
+from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
 from luxfuse.types import Kind, ObjectInfo
