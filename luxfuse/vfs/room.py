@@ -55,7 +55,8 @@ class Room:
     async def kept(self, dirty: Dirty, wanted_bytes: int) -> AsyncIterator[None]:
         """Wait for room where the staging file is, keep it for the block, then count the taken part. Raises `NoRoom`."""
         space, wanted = self.space_of(dirty), allocated_bytes(wanted_bytes)
-        await self.wait(wanted, space)
+        if wanted:  # else it takes no more than before, however full the cache is
+            await self.wait(wanted, space, more_files=False)
         reserved = wanted if space.ledger.reserve(wanted) else 0
         dirty.reserve()
         try:
@@ -78,17 +79,19 @@ class Room:
             async with self.kept(dirty, content.size):
                 await content.complete_all()
 
-    async def wait(self, wanted_bytes: int, space: Space | None = None) -> None:
+    async def wait(self, wanted_bytes: int, space: Space | None = None, *, more_files: bool = True) -> None:
         """Wait until so many more bytes fit, at home or in ``space``. Raises `NoRoom` after the room timeout.
 
-        Files that the store does not have yet take memory, so there is a bound on their number, too (`TooMany`).
+        Files that the store does not have yet take memory, so there is a bound on their number, too (`TooMany`): it is
+        waited for unless the bytes are for a file that is one of them already.
         """
-        if self.fits(wanted_bytes, space):
+        if self.fits(wanted_bytes, space, more_files=more_files):
             return
         space = space or self._cache.hierarchy.home
         deadline = trio.current_time() + self.timeout_s
         while True:
-            if len(self._entries) < MOST_DIRTY:
+            too_many = more_files and len(self._entries) >= MOST_DIRTY
+            if not too_many:
                 if space.has_room(wanted_bytes) and await space.make_room(wanted_bytes):
                     return
                 if self._take_back(space):
@@ -96,7 +99,7 @@ class Room:
             if trio.current_time() >= deadline or (
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):
-                if len(self._entries) >= MOST_DIRTY:
+                if too_many:
                     raise TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
                 raise NoRoom(
                     f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
@@ -105,10 +108,10 @@ class Room:
             self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
 
-    def fits(self, wanted_bytes: int, space: Space | None = None) -> bool:
-        """Whether there is room for so many more bytes, at home or in ``space``, without making any."""
+    def fits(self, wanted_bytes: int, space: Space | None = None, *, more_files: bool = True) -> bool:
+        """Whether there is room for so many more bytes, at home or in ``space``, without making any. See `wait`."""
         space = space or self._cache.hierarchy.home
-        if len(self._entries) >= MOST_DIRTY or space.ledger.shortage(wanted_bytes):
+        if (more_files and len(self._entries) >= MOST_DIRTY) or space.ledger.shortage(wanted_bytes):
             return False
         return space.has_room(wanted_bytes)
 

@@ -147,6 +147,44 @@ async def test_nothing_is_taken_back_where_there_are_too_many_files(
         driver.release()
 
 
+async def test_a_file_is_written_to_where_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", grants=True, room_timeout_s=0.1) as m:
+        driver.hold("put")
+        count = asked(m)
+        handle, inode = await m.kernel.create(m.fs, 1, b"file")
+        m.kernel.granted(inode, take_back=True)
+        monkeypatch.setattr(room, "MOST_DIRTY", 1)
+        with pytest.raises(TooMany):
+            await m.kernel.create(m.fs, 1, b"other")
+        await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        assert count() == 1
+        monkeypatch.undo()
+        await m.kernel.close(m.fs, handle)
+        driver.release()
+
+
+async def test_what_takes_no_room_waits_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", grants=True, room_timeout_s=0.1) as m:
+        driver.hold("put")
+        count = asked(m)
+        handle, inode = await m.kernel.create(m.fs, 1, b"file")
+        await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
+        m.kernel.granted(inode, take_back=True)
+        before = count()
+        with monkeypatch.context() as patched:
+            patched.setattr(m.space.ledger, "free_floor_bytes", 1 << 62)  # others have filled the disk
+            patched.setattr(m.space.ledger, "fs_free_bytes", 0)
+            with pytest.raises(NoRoom):
+                await m.kernel.write(m.fs, handle, CHUNK, b"x")
+            await m.kernel.write(m.fs, handle, 0, b"y" * CHUNK)
+        assert count() == before + 2
+        assert bytes(await m.kernel.read(m.fs, handle, 0, CHUNK)) == b"y" * CHUNK
+        await m.kernel.close(m.fs, handle)
+        driver.release()
+
+
 def test_how_much() -> None:
     tib = 1 << 40
     assert grant_bytes(tib, 0, first=False) == MOST_BYTES
