@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, stats_of, wait_for
 
 LARGE = 24 * MIB
 """Above the size up to which files are fetched whole, so that a cold open is a copied one."""
@@ -36,7 +36,7 @@ def evict_everything(mount: Mount, fill) -> None:
 
 def staging_files(mount: Mount) -> int:
     """How many staging files have something in them; spare ones are empty."""
-    return sum(path.stat().st_size > 0 for path in mount.cache.glob("*/staging/*"))
+    return sum(st.st_size > 0 for st in stats_of(mount.cache.glob("*/staging/*")).values())
 
 
 def opens(mount: Mount) -> tuple[int, int]:

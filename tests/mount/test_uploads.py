@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, stats_of, wait_for
 from tests.support.writing import NEW, Scribe
 
 LATER = ["cannot be brought to the under-store yet"]
@@ -457,7 +457,7 @@ def test_one_file_that_the_data_plane_writes_cannot_outgrow_the_cache(
     proxy.set(error_probability=1.0, error_status=503)
     done = mount.run(["dd", "if=/dev/zero", f"of={mount.path}/file", "bs=1M", "count=80", "status=none"])
     assert "No space left" in done.stderr
-    staged = sum(path.stat().st_blocks * 512 for path in mount.cache.glob("*/staging/*"))
+    staged = sum(st.st_blocks * 512 for st in stats_of(mount.cache.glob("*/staging/*")).values())
     assert 56 * MIB < staged <= 64 * MIB + 65536, "beside the data, ext4 takes blocks for maps of extents"
     assert (mount.status()["fuse"]["fast_writes"] > 20) == mount.status()["dataplane"]
     mount.run(["rm", mount.path / "file"], check=True)
@@ -490,7 +490,7 @@ def test_what_is_changed_in_a_mapped_file_is_kept_where_the_cache_is_full(
     proxy.set(error_probability=1.0, error_status=503)
     done = mount.run([sys.executable, "-c", MAPPED, mount.path / "mapped", mount.path / "full"])
     assert (done.stdout, done.stderr) == ("No space left on device\n", "")
-    staged = [path for path in mount.cache.glob("*/staging/*") if path.stat().st_size == MIB]
+    staged = [path for path, st in stats_of(mount.cache.glob("*/staging/*")).items() if st.st_size == MIB]
     assert [path.read_bytes() for path in staged] == [b"b" * MIB]
     mount.run(["rm", mount.path / "mapped", mount.path / "full"], check=True)
 

@@ -67,6 +67,15 @@ def put(server: FastS3, bucket: str, key: str, data: bytes) -> None:
     fresh.replace(target)
 
 
+def stats_of(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """The attributes of files that a daemon may remove meanwhile, without those that are gone."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return found
+
+
 def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 15.0, pause_s: float = 0.05) -> Any:
     """Return the first true value of ``condition``; fail the test if there is none in time."""
     give_up_at = time.monotonic() + timeout_s
