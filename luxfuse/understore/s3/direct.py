@@ -29,7 +29,7 @@ from luxfuse.understore.object_options import S3_NAMES, SYNONYMS, ObjectOptions
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3.access import S3Access
-from luxfuse.understore.s3.pages import listing_of, part_of, query_of
+from luxfuse.understore.s3.pages import EXPRESS, listing_of, part_of, query_of
 from luxfuse.understore.small_files import MOST_BYTES, Answer, ArrivedFile, WantedFile
 from luxfuse.understore.variables import variables
 
@@ -209,6 +209,8 @@ def refusal(  # noqa: PLR0911 (a reason each)
         return "certificates are not verified"
     if access.reach().proxy:
         return "there is a proxy"
+    if location.bucket.endswith(EXPRESS):
+        return "a directory bucket"
     parts = urlsplit(_url(location.bucket, options, access))
     if "@" in parts.netloc or not _PLAIN.fullmatch(parts.path):
         return "an unusual endpoint, or name of the bucket"

@@ -14,6 +14,9 @@ from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ListedPart
 from luxfuse.understore.times import to_ns
 
+EXPRESS = "--x-s3"
+"""How the names of directory buckets end, which are signed for in another way."""
+
 _OBJECTS = re.compile(
     r"<Contents>\s*<Key>([^<]*)</Key>\s*<LastModified>([^<]*)</LastModified>\s*<ETag>\s*([^<]*?)\s*</ETag>"
     r"(?:\s*<Checksum\w+>[^<]*</Checksum\w+>)*\s*<Size>(\d+)</Size>"

@@ -14,12 +14,9 @@ from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
 from luxfuse.understore.base import ListedPart
-from luxfuse.understore.s3.pages import query_of
+from luxfuse.understore.s3.pages import EXPRESS, query_of
 
 log = logging.getLogger(__name__)
-
-EXPRESS = "--x-s3"
-"""How the names of directory buckets end, which are signed for in another way."""
 
 
 REFUSED_MOST = 3

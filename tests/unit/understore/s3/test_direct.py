@@ -235,6 +235,13 @@ def test_it_is_not_used_with_settings_that_it_does_not_know(
     assert refusal(location, options, objects, S3Access("bucket", options, endpoint)) is not None
 
 
+def test_it_is_not_used_with_directory_buckets() -> None:
+    """They are reached at another address, signed otherwise, and do not list in order."""
+    access, objects = S3Access("bucket", SECRETS, "https://h"), take_object_options("s3", SECRETS, "https://h")[0]
+    assert refusal(parse_location("s3://bucket"), SECRETS, objects, access) is None
+    assert refusal(parse_location("s3://bucket--use1-az4--x-s3"), SECRETS, objects, access) is not None
+
+
 @pytest.mark.parametrize(
     ("options", "endpoint", "url"),
     [
