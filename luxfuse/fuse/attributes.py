@@ -15,6 +15,8 @@ NUMBER_MASK = (1 << 48) - 1
 """Of a handle: its number with that of its volume, or the inode where it is in passthrough. Marks are above."""
 LONGEST_S = 1e8
 """Most that a time-out says to the kernel."""
+CREATED_S = 0.01
+"""For how long the kernel may believe the attributes of an empty file that it has just made."""
 
 
 def ref_of(fh: int) -> Ref:
@@ -29,7 +31,18 @@ def caller_of(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(uid=ctx.uid, gid=ctx.gid, pid=ctx.pid, umask=ctx.umask)
 
 
-def to_kernel(stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+def times_of(stat: Stat, *, created: bool = False) -> tuple[float, float]:
+    """Return for how many seconds the kernel may believe a name, and its attributes. ``created``: by this request."""
+    entry_s = min(stat.ttl_s, LONGEST_S)
+    attr_s = 0.0 if stat.changing else entry_s
+    if created and stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
+        attr_s = max(attr_s, CREATED_S)
+    return entry_s, attr_s
+
+
+def to_kernel(
+    stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None = None, *, created: bool = False
+) -> pyfuse3.EntryAttributes:
     """Return the kernel's form of ``stat``, in ``entry`` if that is given. ``base``: see `Volume`."""
     if entry is None:
         entry = pyfuse3.EntryAttributes()
@@ -45,8 +58,7 @@ def to_kernel(stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None =
     entry.st_mtime_ns = stat.mtime_ns
     entry.st_ctime_ns = stat.ctime_ns
     entry.st_atime_ns = stat.atime_ns
-    entry.entry_timeout = min(stat.ttl_s, LONGEST_S)
-    entry.attr_timeout = 0 if stat.changing else entry.entry_timeout
+    entry.entry_timeout, entry.attr_timeout = times_of(stat, created=created)
     return entry
 
 

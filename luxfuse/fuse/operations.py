@@ -29,8 +29,6 @@ READING_MARK = MARK | passthrough.MARK_NOFLUSH
 WRITING_MARK = MARK
 DIRECTORY_MARK = MARK | passthrough.MARK_CACHE_DIR
 CAPABILITY = b"security.capability"
-CREATED_S = 0.01
-"""For how long the kernel may believe the attributes of an empty file that it has just made."""
 WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC
 """Any of these, and an open changes something or may."""
 STATFS_BLOCK = 1 << 20
@@ -195,10 +193,7 @@ class Operations(pyfuse3.Operations):
         with volume as fs:
             handle, stat = await fs.create(parent_inode & LOCAL_MASK, name, mode & 0o7777, flags, caller_of(ctx))
         self._volumes.offer(parent_inode)
-        entry = to_kernel(stat, volume.base)
-        if stat.size == 0:  # then it only changes through the kernel, which would ask again within this open(2)
-            entry.attr_timeout = max(entry.attr_timeout, CREATED_S)
-        return _opened(volume, handle, flags), entry
+        return _opened(volume, handle, flags), to_kernel(stat, volume.base, created=True)
 
     @guarded
     @interruptible

@@ -13,10 +13,10 @@ from functools import partial
 
 import trio
 
-from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of
+from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of, times_of
 from luxfuse.fuse.errnos import errno_of, observe
 from luxfuse.fuse.lowlevel import passthrough
-from luxfuse.fuse.operations import CREATED_S, Operations, handle_of
+from luxfuse.fuse.operations import Operations, handle_of
 from luxfuse.vfs.attributes import Caller, Stat
 from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.shares import LOCAL_MASK
@@ -25,10 +25,9 @@ from luxfuse.vfs.volumes import Volume, Volumes
 log = logging.getLogger(__name__)
 
 
-def _times(stat: Stat, least_s: float = 0.0) -> tuple[int, int]:
-    """Return for how long the kernel may believe a name, and its attributes, in nanoseconds."""
-    entry_s = min(stat.ttl_s, LONGEST_S)
-    attr_s = max(least_s, 0.0 if stat.changing else entry_s)
+def _times(stat: Stat, *, created: bool = False) -> tuple[int, int]:
+    """Return `times_of` in nanoseconds."""
+    entry_s, attr_s = times_of(stat, created=created)
     return int(entry_s * 1e9), int(attr_s * 1e9)
 
 
@@ -103,8 +102,7 @@ class Prompt:
             self._volumes.offer(parent)
             number, stat = made
             handle = handle_of(volume.base | number, flags)
-            times = _times(stat, CREATED_S if stat.size == 0 else 0.0)
-            passthrough.reply_created(unique, *_form(stat, volume.base), *times, handle)
+            passthrough.reply_created(unique, *_form(stat, volume.base), *_times(stat, created=True), handle)
         except Exception as exc:  # noqa: BLE001 (it is logged)
             passthrough.reply_done(unique, errno_of(self._operations, "create", exc))
         observe(self._operations, "create", began_s)

@@ -31,6 +31,20 @@ def store_of(**sizes: int) -> FakeStore:
     return driver
 
 
+def hold_answers(driver: FakeStore, monkeypatch: pytest.MonkeyPatch, after: str = "") -> threading.Event:
+    """Hold what was read of keys behind ``after`` until the event is set that is returned."""
+    answers, read = threading.Event(), driver.read
+
+    def late(key: str, *arguments: object, **options: object) -> Buffer:
+        data = read(key, *arguments, **options)  # type: ignore[arg-type]
+        if key > after:
+            answers.wait(20)
+        return data
+
+    monkeypatch.setattr(driver, "read", late)
+    return answers
+
+
 async def test_a_small_file_is_fetched_whole_and_handed_over(tmp_path: Path) -> None:
     driver = store_of(a=pages(3))
     async with mounted(tmp_path, driver) as m:
@@ -69,14 +83,7 @@ async def test_a_file_that_is_written_to_while_an_open_fetches_it_is_what_was_wr
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = store_of(a=10)
-    answers, read = threading.Event(), driver.read
-
-    def late(key: str, *arguments: object, **options: object) -> Buffer:
-        data = read(key, *arguments, **options)  # type: ignore[arg-type]
-        answers.wait(20)
-        return data
-
-    monkeypatch.setattr(driver, "read", late)
+    answers = hold_answers(driver, monkeypatch)
     async with mounted(tmp_path, driver) as m:
         inode = await m.inode("a")
         with trio.CancelScope() as scope:
@@ -97,14 +104,7 @@ async def test_an_open_that_waits_while_the_file_is_written_to_opens_what_was_wr
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = store_of(a=10)
-    answers, read = threading.Event(), driver.read
-
-    def late(key: str, *arguments: object, **options: object) -> Buffer:
-        data = read(key, *arguments, **options)  # type: ignore[arg-type]
-        answers.wait(20)
-        return data
-
-    monkeypatch.setattr(driver, "read", late)
+    answers = hold_answers(driver, monkeypatch)
     opened: list[int] = []
 
     async def open_it() -> None:
@@ -329,15 +329,7 @@ async def test_a_file_that_is_written_to_while_it_is_fetched_ahead_is_what_was_w
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = store_of(**{f"f{number}": 10 for number in range(8)})
-    answers, read = threading.Event(), driver.read
-
-    def late(key: str, *arguments: object, **options: object) -> Buffer:
-        data = read(key, *arguments, **options)  # type: ignore[arg-type]
-        if key > "f3":
-            answers.wait(20)
-        return data
-
-    monkeypatch.setattr(driver, "read", late)
+    answers = hold_answers(driver, monkeypatch, after="f3")
     async with mounted(tmp_path, driver) as m:
         await m.entries()
         for number in range(4):
