@@ -139,7 +139,7 @@ class Attempts:
     def _keeper(self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True) -> Keep:
         """Return what stores the bytes of a flight, in the thread that got them."""
         size, oid = obj.record.size, obj.oid
-        keep_open = flight.on_end is not None and len(flight.pages) == obj.pages.total
+        keep_open = flight.opens and len(flight.pages) == obj.pages.total
         attempt = flight.attempt
 
         def keep(data: memoryview, sums: tuple[int, ...], described: Description | None) -> Fetched:

@@ -24,7 +24,7 @@ class Flight:
 
     __slots__ = (
         "_claimed", "_size", "asks_peer", "attempt", "budget", "data", "done", "error", "fd", "from_store", "had_turn",
-        "keep_in_memory", "later", "length", "on_end", "pages", "quota", "waits_for_peer",
+        "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +42,8 @@ class Flight:
         self.length = min(size_bytes, pages.stop * PAGE_BYTES) - pages.start * PAGE_BYTES
         self.keep_in_memory = keep_in_memory
         self.on_end = on_end
+        self.opens = on_end is not None
+        """Whether its cache file is to stay open, for `on_end`; one that is set later takes no file."""
         self.later = later
         self.fd = -1
         self.had_turn = False

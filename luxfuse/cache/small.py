@@ -65,7 +65,7 @@ class SmallFlights:
     @staticmethod
     def _wanted(obj: CachedObject, flight: Flight, space: Space | None) -> WantedFile:
         path = space.directory.place_of(obj.oid) if space is not None else None
-        return WantedFile(obj.record.key, obj.record.version, obj.size, path, flight.on_end is not None)
+        return WantedFile(obj.record.key, obj.record.version, obj.size, path, flight.opens)
 
     def _outcome(self, number: int, driver: UnderStore, answer: Answer, opened: OpenFile | None, asked_s: float) -> Outcome:
         if answer.error is not None:

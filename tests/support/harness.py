@@ -265,6 +265,14 @@ class Mount:
                     continue
         return total
 
+    def open_cache_files(self) -> list[str]:
+        """The cache files that this process has open."""
+        found = []
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # that of the directory itself
+                found.append(str(link.readlink()))
+        return [name for name in found if name.startswith(str(self.path)) and "/objects/" in name]
+
     def file_of(self, key: str) -> Path:
         """The cache file of a key's present version."""
         version = self.driver.objects[key][1]

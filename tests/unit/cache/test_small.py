@@ -15,6 +15,7 @@ import pytest
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.cache.small import Outcome, SmallFlights
 from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
@@ -74,6 +75,24 @@ async def test_many_at_a_time_and_one_alone(tmp_path: Path, s3: OddS3) -> None:
         assert m.cache.counters.understore_bytes == sum(SIZES)
         for obj in (*together, alone):
             m.cache.release(obj)
+
+
+@needs_curl
+async def test_no_file_of_a_load_stays_open(tmp_path: Path, s3: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(20):
+        s3.place(f"d/f{n}", random_bytes(4096, n))
+    fetch_all = SmallFlights.all
+
+    def late(self: SmallFlights, driver: UnderStore) -> list[Outcome]:
+        time.sleep(0.1)  # by now the load has asked to be told of the end
+        return fetch_all(self, driver)
+
+    monkeypatch.setattr(SmallFlights, "all", late)
+    async with mounted(tmp_path, cast(FakeStore, driver_of(s3))) as m:
+        job = m.loads.start(["d"])
+        await job.ended.wait()
+        assert job.progress().loaded_files == 20
+        assert m.open_cache_files() == []
 
 
 @needs_curl

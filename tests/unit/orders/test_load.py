@@ -72,6 +72,21 @@ async def test_everything_below_a_directory_is_brought_and_reads_ask_nobody(tmp_
         assert not mount.cache.budget.held_bytes
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_no_file_stays_open(tmp_path: Path, waiting: bool) -> None:
+    async with mounted(tmp_path, tree()) as mount:
+        budget = mount.cache.budget
+        if waiting:
+            assert budget.try_hold(budget.limit_bytes)
+        job = mount.loads.start([""])
+        if waiting:
+            await until(lambda: budget._waiting)
+            budget.give_back(budget.limit_bytes)
+        await job.ended.wait()
+        assert job.progress().loaded_files == 25
+        assert mount.open_cache_files() == []
+
+
 async def test_a_second_load_and_one_of_the_next_life_skip_what_is_whole(tmp_path: Path) -> None:
     store = tree()
     async with mounted(tmp_path, store) as mount:
