@@ -122,7 +122,8 @@ class Fetching:
 
         ``on_ends``: of each, see `start`. They do not go after the requests of others.
         """
-        each = min(MOST_TOGETHER, -(-len(objs) // self._store.width))
+        # A driver that makes requests one after the other needs more threads; one in C makes all of a turn at once.
+        each = MOST_TOGETHER if self._store.fetches_small else min(MOST_TOGETHER, -(-len(objs) // self._store.width))
         for first in range(0, len(objs), each):
             together = slice(first, first + each)
             self.start_small(objs[together], on_ends[together], later=False, had_turn=False)

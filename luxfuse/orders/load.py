@@ -50,9 +50,8 @@ PARTS_AHEAD = 100_000
 AGAIN_BOUND = 10_000
 """Files that changed in the store since they were listed: so many are looked up once more."""
 EXPECT_FROM = 8
-TOGETHER = 8
-TOGETHER_BYTES = 1 << 20
-"""So many small files are fetched in one turn of a thread, or about so many bytes."""
+TOGETHER_BYTES = 2 << 20
+"""About so many bytes of small files are fetched at most in one turn of a thread: as many as in a request for a large one."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
 
@@ -265,7 +264,7 @@ class Load:
         if obj.pages.total <= RUN_PAGES and not obj.pages.count and not obj.flights:
             self._together.append(file)
             self._together_bytes += size
-            if len(self._together) == TOGETHER or self._together_bytes >= TOGETHER_BYTES:
+            if len(self._together) >= self._window.together or self._together_bytes >= TOGETHER_BYTES:
                 await self._fetch_together()
             return
         try:

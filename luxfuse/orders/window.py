@@ -8,9 +8,11 @@ from luxfuse.cache.cached import Flight
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.understore.retrying import Store
 
-FLIGHTS_FOR_A_THREAD = 8
-"""Requests on their way for each thread of the store, so that none of them waits for the event loop. Those of others go
-first."""
+TOGETHER, AT_ONCE = 8, 32
+"""So many small files are fetched at most in one turn of a thread, by a driver that makes one request after the other, and
+by one in C that makes many at once; somebody else may have to wait for the end of a turn. For each thread of the store
+there are so many requests on their way, so that none of them waits for the event loop. Measured for 4 KiB, 32 beside 8: a
+third less of the daemon's processor time a file."""
 FLIGHTS_BESIDE_OTHERS = 2
 
 
@@ -26,10 +28,18 @@ class Window:
         self._waited_for = False
 
     @property
+    def _others_wait(self) -> bool:
+        return self._cache.budget.held_bytes > self._bytes
+
+    @property
+    def together(self) -> int:
+        """How many small files to fetch in one turn of a thread."""
+        return TOGETHER if self._others_wait or not self._store.fetches_small else AT_ONCE
+
+    @property
     def _has_room(self) -> bool:
         budget = self._cache.budget
-        others = budget.held_bytes > self._bytes
-        most = FLIGHTS_BESIDE_OTHERS if others else FLIGHTS_FOR_A_THREAD * self._store.width
+        most = FLIGHTS_BESIDE_OTHERS if self._others_wait else self.together * self._store.width
         return self._flights < most and (self._bytes <= budget.limit_bytes // 2 or not self._flights)
 
     async def room(self) -> None:
