@@ -83,7 +83,7 @@ class Attempts:
             peer_done(result, error)
 
         self.asking_peers += 1
-        if not peers.ask(obj, flight, self._keeper(obj, flight, space), answered, ask_store):
+        if not peers.ask(obj, flight, self._keeper(obj, flight, space, flight.attempt), answered, ask_store):
             self.asking_peers -= 1
             in_turn(peer_done)
 
@@ -119,12 +119,17 @@ class Attempts:
         """Return what gets small flights, of which no peer is asked; `SmallFlights.abandon` is to be told their end."""
         return SmallFlights(flights, self.job, self._clock)
 
-    def job(self, obj: CachedObject, flight: Flight, space: Space | None) -> Callable[[UnderStore], Fetched]:
-        """Return what gets a flight's bytes from the under-store and stores them, in the thread of a request."""
+    def job(
+        self, obj: CachedObject, flight: Flight, space: Space | None, attempt: int | None = None
+    ) -> Callable[[UnderStore], Fetched]:
+        """Return what gets a flight's bytes from the under-store and stores them, in the thread of a request.
+
+        ``attempt``: the one that this is a part of; else the present one.
+        """
         record = obj.record
         start = flight.pages.start * PAGE_BYTES
-        attempt = flight.attempt
-        keep = self._keeper(obj, flight, space, by_peer=False)
+        attempt = flight.attempt if attempt is None else attempt
+        keep = self._keeper(obj, flight, space, attempt, by_peer=False)
 
         def job(driver: UnderStore) -> Fetched:
             if flight.attempt != attempt:
@@ -136,11 +141,12 @@ class Attempts:
 
         return job
 
-    def _keeper(self, obj: CachedObject, flight: Flight, space: Space | None, *, by_peer: bool = True) -> Keep:
+    def _keeper(
+        self, obj: CachedObject, flight: Flight, space: Space | None, attempt: int, *, by_peer: bool = True
+    ) -> Keep:
         """Return what stores the bytes of a flight, in the thread that got them."""
         size, oid = obj.record.size, obj.oid
         keep_open = flight.opens and len(flight.pages) == obj.pages.total
-        attempt = flight.attempt
 
         def keep(data: memoryview, sums: tuple[int, ...], described: Description | None) -> Fetched:
             # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.

@@ -205,8 +205,10 @@ class Fetching:
             if result is not None and self._contents.index_closed:  # nothing can be recorded any more
                 error = StoreError("the under-store is not attached any more")
             elif result is not None:
-                with closing(result.stored):
+                try:
                     stored_bytes = self._land(obj, flight, space, result)
+                finally:
+                    result.stored.close()
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
             error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
@@ -327,8 +329,9 @@ class Fetching:
 
     def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
         self._contents.trust.look_for_strangers(obj, stored)
+        now_us = time.time_ns() // 1000
         if obj.pages.count == 0 and obj.space is not None:
-            obj.record.cached_us = time.time_ns() // 1000
+            obj.record.cached_us = now_us
             obj.space.standings.insert(obj.oid, obj.record, used=obj.used)
         for page, checksum in zip(pages, stored.checksums, strict=True):
             obj.pages.add(page, checksum)
@@ -339,7 +342,7 @@ class Fetching:
         record = obj.record
         record.allocated_bytes += allocated
         record.stamp = max(record.stamp, stored.stamp)
-        record.used_us = max(record.used_us, time.time_ns() // 1000)
+        record.used_us = max(record.used_us, now_us)
         record.whole = obj.pages.whole
         self._contents.save(obj, pages)
         return allocated

@@ -137,7 +137,7 @@ class Hierarchy:
 
 def by_room(spaces: list[Space]) -> list[Space]:
     """Return directories from the highest tier down; in one tier, the emptiest first."""
-    return sorted(spaces, key=lambda space: (space.level, space.fullness))
+    return sorted(spaces, key=lambda space: (space.level, space.fullness)) if len(spaces) > 1 else spaces
 
 
 def by_tier(spaces: list[Space]) -> list[Space]:

@@ -33,11 +33,11 @@ class SmallFlights:
     def __init__(
         self,
         flights: Sequence[tuple[CachedObject, Flight, Space | None]],
-        job: Callable[[CachedObject, Flight, Space | None], Callable[[UnderStore], Fetched]],
+        job: Callable[[CachedObject, Flight, Space | None, int], Callable[[UnderStore], Fetched]],
         clock: Callable[[], float],
     ) -> None:
         self._flights = [(obj, flight, space, flight.attempt) for obj, flight, space in flights]
-        self._jobs = [job(*each) for each in flights]
+        self._job = job
         self._clock = clock
         self._abandoned = bytearray(1)
 
@@ -73,7 +73,7 @@ class SmallFlights:
         try:
             if answer.arrived is not None:
                 return self._arrived(number, answer.arrived, opened, asked_s)
-            return self._jobs[number](driver), None
+            return self._job(*self._flights[number])(driver), None
         except StoreError as exc:
             return None, exc
         except Exception as exc:  # noqa: BLE001 (it is logged, and no failure of the others)

@@ -43,9 +43,14 @@ class Evidence:
         self.in_vain += not carries
         return True
 
+    @property
+    def decided(self) -> bool:
+        """Whether enough were asked for in vain: one more without attributes changes nothing of what is expected."""
+        return not self.found and self.in_vain >= ENOUGH
+
     def expects(self, directory: int) -> bool | None:
         """Whether the objects of a directory are thought to carry attributes; None: some have to be asked for."""
-        if not self.found and self.in_vain >= ENOUGH:
+        if self.decided:
             return False
         with_them, without = self._directories.get(directory, (0, 0))
         if with_them:

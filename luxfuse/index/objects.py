@@ -288,7 +288,7 @@ class Objects:
         totals: dict[tuple[int, int], tuple[int, int]] = {}
         for record, sign in deltas:
             where = record.directory, record.segment
-            used, count = totals.get(where) or self.totals(*where)
+            used, count = totals.get(where) or self._totals.get(where, (0, 0))
             totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
         if not self._apply(changes, totals):
             return False
@@ -307,7 +307,7 @@ class Objects:
 
     def _apply(self, changes: Changes, totals: Mapping[tuple[int, int], tuple[int, int]]) -> bool:
         for where, total in totals.items():
-            if total != self.totals(*where):
+            if total != self._totals.get(where, (0, 0)):
                 changes[Table.META, totals_key(*where)] = TOTALS.pack(*total)
         try:
             self._store.apply(changes)
@@ -330,7 +330,11 @@ class DirectoryOrder:
     @property
     def count(self) -> int:
         """How many objects there are."""
-        return sum(self.objects.totals(self.directory, segment)[1] for segment in SEGMENTS)
+        totals, directory, count = self.objects._totals, self.directory, 0
+        for segment in SEGMENTS:  # not by `sum` and `totals`: it is asked for each object that comes
+            if (directory, segment) in totals:
+                count += totals[directory, segment][1]
+        return count
 
     def bytes_in(self, segment: int) -> int:
         """Return the allocated bytes of a segment."""

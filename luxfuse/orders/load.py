@@ -51,7 +51,7 @@ AGAIN_BOUND = 10_000
 """Files that changed in the store since they were listed: so many are looked up once more."""
 EXPECT_FROM = 8
 TOGETHER_BYTES = 2 << 20
-"""About so many bytes of small files are fetched at most in one turn of a thread: as many as in a request for a large one."""
+"""So many bytes of small files, or some more, are fetched in one turn of a thread: as many as a large request has."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
 

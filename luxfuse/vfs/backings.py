@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from fcntl import F_GETFL, fcntl
 from itertools import islice
 
 from luxfuse.cache import descriptors
@@ -155,6 +156,9 @@ class Backings:
 
     def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
         """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""
+        valid_s = self._namespace.belief.remaining_s(entry)
+        if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return self._kernel.register(entry.inode, fd, stamp_ns, valid_s, notice=notice)
         try:
             readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
@@ -163,7 +167,6 @@ class Backings:
             descriptors.shortages.note("a file is not handed to the kernel")
             return False
         try:
-            valid_s = self._namespace.belief.remaining_s(entry)
             return self._kernel.register(entry.inode, readable, stamp_ns, valid_s, notice=notice)
         finally:
             os.close(readable)

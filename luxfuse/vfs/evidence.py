@@ -10,6 +10,8 @@ from luxfuse.index.names import Names
 
 log = logging.getLogger(__name__)
 
+NOTHING = Attributes()
+
 
 class AttributeEvidence:
     """The findings of one mount."""
@@ -21,8 +23,12 @@ class AttributeEvidence:
 
     def note(self, directory: int | None, attributes: Attributes) -> None:
         """Take note of the attributes that an object in a directory has; in None: of those that one was given here."""
+        carries = attributes != NOTHING
+        if not carries and self._evidence.decided:
+            self._evidence.note(directory, carries=False)
+            return
         found, expected = self._evidence.found, directory is not None and self._evidence.expects(directory)
-        changed = self._evidence.note(directory, carries=attributes != Attributes())
+        changed = self._evidence.note(directory, carries=carries)
         if self._evidence.found != found:  # each directory is judged by itself from now on
             self._names.told.revoke_all()
         elif directory is not None and self._evidence.expects(directory) != expected:

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,6 +68,14 @@ static int fill(int fd, const char *body, size_t size, struct stat *st)
 	return ftruncate(fd, (off_t)size) < 0 || fstat(fd, st) < 0 ? errno : 0;
 }
 
+/* The same file for readers only, as the kernel is given it; -1: there is none, which is no failure. */
+static int reopen(int fd)
+{
+	char name[32];
+	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+	return open(name, O_RDONLY | O_CLOEXEC);
+}
+
 void keep_file(struct kept *k, const char *path, const char *body, size_t size, bool stay_open)
 {
 	const int fd = open_file(path);
@@ -84,7 +93,6 @@ void keep_file(struct kept *k, const char *path, const char *body, size_t size, 
 	k->stamp_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
 	k->number = st.st_ino;
 	if (stay_open)
-		k->fd = fd;
-	else
-		close(fd);
+		k->fd = reopen(fd);
+	close(fd);
 }
