@@ -84,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     durable_replicas: int = default("durable_replicas")
     passthrough: bool = default("passthrough")
     dataplane: bool = default("dataplane")
+    keeper: bool = default("keeper")
     foreground: bool = default("foreground")
     log_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = default("log_level")

@@ -13,9 +13,20 @@ DIE_AT = "LUXFUSE_DIE_AT"
 """The environment variable with the name of the step at which the process kills itself."""
 
 
+DIE_ONCE = "LUXFUSE_DIE_ONCE"
+"""That with a file that is removed when it does; without the file it does not."""
+
+
 def _die(step: str) -> None:
-    if step == os.environ.get(DIE_AT):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if step != os.environ.get(DIE_AT):
+        return
+    once = os.environ.get(DIE_ONCE)
+    if once is not None:
+        try:
+            os.unlink(once)  # noqa: PTH108 (nothing is imported here that is not needed)
+        except FileNotFoundError:
+            return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 _hook: Callable[[str], None] | None = _die if DIE_AT in os.environ else None

@@ -199,16 +199,9 @@ class PageCache:
                 os.close(opened.fd)
             return None
         stamp = opened.stamp
-        if opened.fd >= 0:
-            try:
-                if opened.resize:
-                    os.ftruncate(opened.fd, obj.size)
-                st = os.fstat(opened.fd)
-            except OSError as exc:
-                os.close(opened.fd)
-                self.contents.lose_file(obj, exc)
-                return None
-            stamp = st.st_mtime_ns if opened.resize else stamp
+        if opened.resize:
+            os.ftruncate(opened.fd, obj.size)
+            stamp = os.fstat(opened.fd).st_mtime_ns
         self.counters.verified_bytes += opened.verified_bytes
         if opened.damaged:
             self.contents.trust.mend(obj, opened.damaged)
@@ -216,5 +209,5 @@ class PageCache:
         if record.epoch != self.contents.epoch or record.stamp != stamp:
             record.epoch, record.stamp = self.contents.epoch, stamp
             self.contents.save(obj)
-        obj.file_number = st.st_ino  # so that another file in its place is noticed
+        obj.file_number = os.fstat(opened.fd).st_ino  # so that another file in its place is noticed
         return opened.fd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -15,15 +16,31 @@ from typing import Any
 
 import msgspec
 
+from luxfuse import keeper
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.config import Settings
 from luxfuse.control import registry
+from luxfuse.core.kernels import can_resend
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint
 
 READY_DEADLINE_S = 30.0
+MOST_DEATHS = 10
+"""Deaths of daemons in a row after which a keeper gives up."""
 _STOP_PATIENCE_S = 3.0
 _ANSWER_MAX_BYTES = 64 << 10
+
+
+def clear_dead_mount(settings: Settings) -> None:
+    """Take away what a daemon that died has left at the mountpoint. Raises `MountError` if somebody goes on with it."""
+    record = next((r for r in registry.list_mounts(settings.state_dir) if r.mountpoint == settings.mountpoint), None)
+    mount = mountpoint.find_mount(settings.mountpoint)
+    if record is None or record.alive or mount is None or mount.fstype != mountpoint.FSTYPE:
+        return
+    if record.kept and not record.given_up:
+        raise MountError(f"{settings.mountpoint} is already mounted by luxfuse: {record.death}")
+    say(f"{settings.mountpoint}: {record.death}; what it left is taken away")
+    mountpoint.unmount(settings.mountpoint, lazy=True, force=True)
 
 
 def in_background(settings: Settings) -> None:
@@ -73,9 +90,14 @@ def _await_answer(fd: int) -> dict[str, Any] | None:
     return None
 
 
-def _daemon_command(write_fd: int) -> list[str]:
+def _command(settings: Settings, write_fd: int) -> list[str]:
+    """Return the command of the daemon, or of the keeper that starts it."""
     # -P: the working directory is no place to import from.
-    return [sys.executable, "-P", "-m", "luxfuse.daemon", "--ready-fd", str(write_fd)]
+    daemon = [sys.executable, "-P", "-m", "luxfuse.daemon"]
+    if not settings.keeper or os.geteuid() != 0 or not can_resend(os.uname().release):
+        return [*daemon, "--ready-fd", str(write_fd)]
+    said = registry.mount_directory(settings) / registry.KEEPER
+    return [sys.executable, "-I", "-S", keeper.__file__, str(write_fd), str(said), str(MOST_DEATHS), *daemon]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
@@ -86,7 +108,7 @@ def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Pope
         raise CommandFailed(f"log file {log_path}: {exc.strerror}; choose another with --log-file") from None
     try:
         process = subprocess.Popen(
-            _daemon_command(write_fd),
+            _command(settings, write_fd),
             stdin=subprocess.PIPE,
             stdout=log_fd,
             stderr=log_fd,
@@ -130,7 +152,8 @@ def _stop(process: subprocess.Popen[bytes], where: str) -> None:
         try:
             process.wait(_STOP_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a keeper, and its daemon
     mount = mountpoint.find_mount(where)
     if mount is not None and mount.fstype == mountpoint.FSTYPE:
         with contextlib.suppress(MountError):

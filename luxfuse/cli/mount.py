@@ -39,6 +39,7 @@ def start(flags: Mapping[str, Any], options: Mapping[str, Any], config_file: str
     settings = building.build(flags, file=config_file, options=options)
     settings = msgspec.structs.replace(settings, mountpoint=mounts.resolve(settings.mountpoint))
     check_places(settings)
+    launch.clear_dead_mount(settings)
     if settings.foreground:
         return launch.in_foreground(settings)
     launch.in_background(settings)

@@ -31,8 +31,7 @@ def _alive(record: MountRecord | None, path: str) -> MountRecord:
         raise CommandFailed(f"{path} is not in a luxfuse mount; see: luxfuse list")
     if not record.alive:
         raise CommandFailed(
-            f"{record.mountpoint}: the daemon (pid {record.pid}) has died; see {record.log_path}, "
-            f"then run: luxfuse unmount {record.mountpoint}"
+            f"{record.mountpoint}: {record.death}; see {record.log_path}, then run: luxfuse unmount {record.mountpoint}"
         )
     return record
 

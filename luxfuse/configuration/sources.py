@@ -12,7 +12,7 @@ from luxfuse.core.settings import BY_NAME, SECRET_OPTIONS, SETTINGS, names
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError
 
-_OTHER_VARIABLES = frozenset(f"LUXFUSE_{name}" for name in ("STATE_DIR", "VENV", "SEED", "TEST_SEED", "DIE_AT"))
+_OTHER_VARIABLES = frozenset(f"LUXFUSE_{name}" for name in ("STATE_DIR", "VENV", "SEED", "TEST_SEED", "DIE_AT", "DIE_ONCE"))
 """Of all commands, of the install script, and of tests."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
 """The variables that Kubernetes sets in every pod for a service whose name begins with luxfuse."""

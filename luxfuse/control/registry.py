@@ -22,6 +22,8 @@ from luxfuse.fuse import mountpoint as mounts
 from luxfuse.understore.failures import safe_url
 
 SOCKET, RECORD, LOCK, LOG = "control.sock", "mount.json", "lock", "daemon.log"
+KEEPER = "keeper"
+"""Locked by the keeper of a mount; says why it does not start daemons any more, once it does not."""
 # A look at the lock holds it for a moment; a claim that meets one tries again for this long.
 _CLAIM_PATIENCE_S = 0.5
 
@@ -36,6 +38,17 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
     directory: str = ""
     alive: bool = False
+    kept: bool = False
+    """Whether a keeper goes on though the daemon died, or answers everything with EIO, as it has ``given_up``."""
+    given_up: str = ""
+
+    @property
+    def death(self) -> str:
+        """What has become of it, if it is not alive."""
+        if self.given_up:
+            return self.given_up
+        died = f"the daemon (pid {self.pid}) has died"
+        return f"{died}, and is being started again" if self.kept else died
 
     @property
     def socket_path(self) -> Path:
@@ -137,8 +150,12 @@ def _lock(fd: int, directory: Path, mountpoint: str) -> None:
 
 def is_alive(directory: str | Path) -> bool:
     """True while a daemon holds the lock of this mount directory."""
+    return _is_locked(Path(directory, LOCK))
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        fd = os.open(Path(directory, LOCK), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -155,7 +172,10 @@ def _read(directory: Path) -> MountRecord | None:
         record = msgspec.json.decode((directory / RECORD).read_bytes(), type=MountRecord)
     except (OSError, msgspec.DecodeError):
         return None
-    return msgspec.structs.replace(record, directory=str(directory), alive=is_alive(directory))
+    alive = is_alive(directory)
+    kept = not alive and _is_locked(directory / KEEPER)
+    given_up = (directory / KEEPER).read_text(errors="replace") if kept else ""
+    return msgspec.structs.replace(record, directory=str(directory), alive=alive, kept=kept, given_up=given_up)
 
 
 def list_mounts(state_dir: str | Path) -> list[MountRecord]:

@@ -254,6 +254,7 @@ class Status(TypedDict):
     mountpoint: str
     source: str
     pid: int
+    restarts: int
     version: str
     state: StatusState
     degraded_reasons: list[str]

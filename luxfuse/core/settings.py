@@ -237,6 +237,10 @@ SETTINGS = (
         "foreground", values.SWITCH, "Serve in this process until unmounted.", "off",
         places=frozenset(("flag", "variable", "file")),
     ),
+    Setting(
+        "keeper", values.SWITCH,
+        "`on`: if the daemon dies another one goes on. For root, in the background, from Linux 6.9 on.", "off",
+    ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
     Setting("log_level", values.choice("debug", "info", "warning", "error"), "The messages to log.", "info", live=True),
 )  # fmt: skip

@@ -1,4 +1,7 @@
-"""A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd."""
+"""A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd.
+
+--device-fd and --estate-fd are what its keeper holds, if it has one (`luxfuse.keeper`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ def main() -> int:
     """Run until unmounted; returns the exit code."""
     parser = argparse.ArgumentParser(prog="luxfuse.daemon")
     parser.add_argument("--ready-fd", type=int, required=True)
-    ready_fd = parser.parse_args().ready_fd
+    parser.add_argument("--device-fd", type=int)
+    parser.add_argument("--estate-fd", type=int)
+    arguments = parser.parse_args()
+    ready_fd = arguments.ready_fd
     gc.set_threshold(0)  # modules stay: looking for garbage among them takes a sixth of the start; `run` sets it anew
 
     import msgspec
@@ -25,14 +31,16 @@ def main() -> int:
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
 
     def ready(error: str | None, notes: Sequence[str] = ()) -> None:
-        os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # of a successor nobody waits
+            os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
         os.close(ready_fd)
 
     def waiting(why: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more, which ready will find out
             os.write(ready_fd, msgspec.json.encode({"waiting": why}) + b"\n")
 
-    return run(settings, ready, waiting)
+    held = None if arguments.device_fd is None else (arguments.device_fd, arguments.estate_fd)
+    return run(settings, ready, waiting, held)
 
 
 if __name__ == "__main__":

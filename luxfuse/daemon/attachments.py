@@ -26,6 +26,7 @@ from luxfuse.daemon.attached_file import AttachedFile, Record, Recorded
 from luxfuse.daemon.leaving import bring_up, insist_on_idle
 from luxfuse.daemon.parts import Parts
 from luxfuse.daemon.running import VolumeState
+from luxfuse.daemon.succession import Succession
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse.places import check_places
 from luxfuse.orders.backlog import Progress
@@ -80,9 +81,16 @@ class Attachments:
     """The attached under-stores of one mount; implements `luxfuse.daemon.running.AttachedVolumes`."""
 
     def __init__(
-        self, settings: Settings, parts: Parts, directory: Path, nursery: trio.Nursery, cluster: Cluster | None = None
+        self,
+        settings: Settings,
+        parts: Parts,
+        directory: Path,
+        nursery: trio.Nursery,
+        cluster: Cluster | None = None,
+        succession: Succession | None = None,
     ) -> None:
         """``directory``: where to remember them; their tasks run in ``nursery``. ``cluster``: they take part in it."""
+        self._succession = succession
         self._cluster = cluster
         self._settings = settings
         self._main = parts
@@ -197,7 +205,8 @@ class Attachments:
         def build(opened: Opened) -> VolumeParts:
             return build_tree(opened, self._main.shares.share(a.record.number), buffers_bytes=BUFFERS_BYTES)
 
-        life = VolumeLife(a.settings, a.notes.append, self._cluster)
+        estate = self._succession.of_volume(a.record.number) if self._succession is not None else None
+        life = VolumeLife(a.settings, a.notes.append, self._cluster, estate)
         backings: Backings | None = None
         try:
             async with life.running(build) as parts:

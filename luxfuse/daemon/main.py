@@ -24,6 +24,7 @@ from luxfuse.daemon.parts import Parts, build
 from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
+from luxfuse.daemon.succession import Succession, take_over
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
@@ -58,11 +59,17 @@ STARTING_INTERVAL_S = 5.0
 """How often the command that mounts is told that it takes long."""
 
 
-def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambda _why: None) -> int:
+def run(
+    settings: Settings,
+    ready: Ready,
+    waiting: Callable[[str], None] = lambda _why: None,
+    held: tuple[int, int] | None = None,
+) -> int:
     """Mount, call ``ready(None, notes)`` once the tree answers, serve until unmounted; returns the exit code.
 
     Before that every failure is given to ``ready`` as one line, and the result is 1. While that takes long, ``waiting``
-    is told why, again and again.
+    is told why, again and again. ``held``: the device and the estate, by descriptor, that a keeper holds; if a daemon
+    served before, this one goes on.
     """
     started = False
 
@@ -78,8 +85,15 @@ def run(settings: Settings, ready: Ready, waiting: Callable[[str], None] = lambd
     try:
         with registry.claim(settings) as claim:
             logs.configure(settings, claim.directory)
-            mounts.check(settings.mountpoint)
-            trio.run(_Daemon(settings, claim.directory, report, waiting).main, strict_exception_groups=True)
+            succession = take_over(*held) if held is not None else None
+            if succession is None or not succession.inherited:
+                mounts.check(settings.mountpoint)
+            elif not succession.estate.exact:
+                log.warning("the daemon before this one had a failing disk, and has not left all that programs have open")
+            daemon = _Daemon(settings, claim.directory, report, waiting, succession)
+            trio.run(daemon.main, strict_exception_groups=True)
+            if succession is not None:
+                succession.estate.end()
         return 0
     except BaseException as exc:
         if started:
@@ -103,8 +117,16 @@ def _raise_file_limit() -> None:
 
 
 class _Daemon:
-    def __init__(self, settings: Settings, state: Path, ready: Ready, waiting: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        state: Path,
+        ready: Ready,
+        waiting: Callable[[str], None],
+        succession: Succession | None,
+    ) -> None:
         self._settings = settings
+        self._succession = succession
         self._state = state
         self._ready = ready
         self._waiting = waiting
@@ -132,11 +154,12 @@ class _Daemon:
         return taking_part(self._settings, key_file, self._state)
 
     async def _run(self, cluster: Cluster | None) -> None:
-        life = VolumeLife(self._settings, self._note, cluster)
+        estate = self._succession.of_volume(0) if self._succession is not None else None
+        life = VolumeLife(self._settings, self._note, cluster, estate)
         async with life.running(self._build) as parts:
             self._settings = life.settings
             async with trio.open_nursery() as volumes:
-                attachments = Attachments(life.settings, parts, self._state, volumes, cluster)
+                attachments = Attachments(life.settings, parts, self._state, volumes, cluster, self._succession)
                 self._doing = "attaching what was attached before"
                 await attachments.restore(self._note)
                 self._doing = "mounting"
@@ -146,11 +169,14 @@ class _Daemon:
     def _build(self, opened: Opened) -> Parts:
         self._doing = "taking up what the last run left"
         self._opened.set()
-        return build(opened)
+        return build(opened, self._succession)
 
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None
-        running = Running(self._settings, parts, attachments, cluster, replicas, started_s=time.monotonic())
+        restarts = self._succession.estate.restarts if self._succession is not None else 0
+        running = Running(
+            self._settings, parts, attachments, cluster, replicas, started_s=time.monotonic(), restarts=restarts
+        )
         service = Service(running, Reloader(running, cluster).reload)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
@@ -159,6 +185,8 @@ class _Daemon:
             await serving.start(server.serve, self._state / registry.SOCKET, service)
             await self._await_answer()
             self._started = True
+            if self._succession is not None:
+                self._succession.estate.serve()
             self._ready(None, self._notes)
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)

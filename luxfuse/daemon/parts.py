@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from luxfuse.daemon.succession import Succession
+from luxfuse.fuse.kept import KeptHandles
 from luxfuse.fuse.kernel import KernelSide
+from luxfuse.fuse.once import Begun
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
-from luxfuse.fuse.session import Session
+from luxfuse.fuse.session import Held, Session
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.shares import KernelShares
 from luxfuse.vfs.volumes import Volumes
@@ -27,13 +30,17 @@ class Parts(VolumeParts):
     shares: KernelShares
 
 
-def build(opened: Opened) -> Parts:
+def build(opened: Opened, succession: Succession | None = None) -> Parts:
     """Build everything."""
     s = opened.settings
-    kernel = KernelSide()
+    kernel = KernelSide(succession.inheritance if succession is not None else None)
     shares = KernelShares(kernel)
     volumes = Volumes(kernel)
-    operations = Operations(volumes, read_only=s.read_only)
+    kept = KeptHandles(succession.estate.facts if succession is not None else None)
+    begun = Begun(succession.estate.facts if succession is not None else None, volumes)
+    if succession is not None and succession.inheritance is not None:
+        begun.settle(succession.inheritance.unanswered)
+    operations = Operations(volumes, read_only=s.read_only, kept=kept, begun=begun)
     session = Session(
         operations,
         kernel,
@@ -44,6 +51,7 @@ def build(opened: Opened) -> Parts:
         want_data_plane=s.dataplane and s.read_mode != "no-cache",
         cache_directories=[claimed.directory.path for claimed in opened.local.directories],
         prompt=Prompt(operations, volumes),
+        held=None if succession is None else Held(succession.device, succession.estate.facts, succession.inherited),
     )
     p = build_tree(opened, shares.share(0), prober=session)
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)

@@ -69,6 +69,8 @@ class Running:
     nodes: Nodes | None
     replicas: Replicas | None
     started_s: float
+    restarts: int = 0
+    """How many daemons have died since the mount was made."""
 
     def volumes(self) -> list[tuple[str, VolumeParts]]:
         """Return what is served, and where: the mount's own under-store first."""

@@ -37,6 +37,7 @@ class Status:
             "mountpoint": s.mountpoint,
             "source": safe_url(s.source),
             "pid": os.getpid(),
+            "restarts": self._running.restarts,
             "version": __version__,
             "state": "draining" if p.backlog.draining else "degraded" if reasons else "serving",
             "degraded_reasons": reasons,

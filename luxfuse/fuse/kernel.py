@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 
 from luxfuse.cache.descriptors import NoDescriptors, is_shortage, shortages
+from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.vfs.attributes import Stat
 
@@ -31,7 +32,10 @@ _LONG_S = 10**8
 class KernelSide:
     """Implements `luxfuse.vfs.kernel.Kernel` for a mount whose device is ``device_fd``."""
 
-    def __init__(self) -> None:
+    def __init__(self, inheritance: Inheritance | None = None) -> None:
+        """``inheritance``: what the daemon before this one has registered."""
+        self._slots = dict(inheritance.slots) if inheritance is not None else {}
+        """What nobody has taken over yet, by inode."""
         self._device_fd = -1
         self._accepted: set[int] = set()
         self.passthrough = False
@@ -124,6 +128,25 @@ class KernelSide:
                 log.warning("passthrough is off: the kernel refused a backing file (%s)", exc.strerror)
                 self.disable(f"the kernel refused a backing file ({exc.strerror})")
         return 0 if self.serves_bytes else None
+
+    def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
+        slot = self._slots[inode]
+        same = not retired and os.fstat(fd).st_ino == slot.file_inode
+        try:
+            passthrough.inherit(inode, slot.number, slot.backing_id, fd, stamp_ns, retired or not same)
+        except OSError as exc:
+            log.error("inode %d, which is open, cannot be taken over: %s", inode, exc.strerror)  # noqa: TRY400 (says all)
+            return False
+        del self._slots[inode]
+        return True
+
+    def end_inheritance(self) -> None:
+        """Close the backing ids that a predecessor has left, and of which nothing is open. The device is known."""
+        for inode, slot in list(self._slots.items()):
+            if not slot.opens:
+                self._close(slot.backing_id)
+                passthrough.give_back(slot.number)
+                del self._slots[inode]
 
     def lend(self, inode: int, fd: int) -> bool:
         if not self.serves_bytes:

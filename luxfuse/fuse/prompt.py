@@ -15,6 +15,7 @@ import trio
 
 from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of, times_of
 from luxfuse.fuse.errnos import errno_of, observe
+from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations, handle_of
 from luxfuse.vfs.attributes import Caller, Stat
@@ -90,18 +91,21 @@ class Prompt:
     ) -> bool:
         """A file whose name is known to be free, where that waits for nothing."""
         began_s = time.perf_counter()
-        if self._operations.read_only:
+        if self._operations.read_only or unique & RESENT:  # `once` knows whether it was made already
             return False
         try:
             volume = self._volumes.of_name(parent, name)
             caller = Caller(uid=uid, gid=gid, pid=pid, umask=umask)
             with volume as fs:
+                self._operations.begun.begin(unique, parent, name)
                 made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
+            self._operations.begun.end(unique)
             if made is None:
                 return False
             self._volumes.offer(parent)
             number, stat = made
             handle = handle_of(volume.base | number, flags)
+            self._operations.keep(handle, unique, volume.base | stat.inode, flags)
             passthrough.reply_created(unique, *_form(stat, volume.base), *_times(stat, created=True), handle)
         except Exception as exc:  # noqa: BLE001 (it is logged)
             passthrough.reply_done(unique, errno_of(self._operations, "create", exc))
@@ -135,6 +139,8 @@ class Prompt:
         if volume is None or volume.fs is None:
             return False
         code = 0
+        if not fh & passthrough.MARK_FAST:
+            self._operations.kept.closed(fh & NUMBER_MASK)
         try:
             volume.fs.released(ref_of(fh))
         except Exception as exc:  # noqa: BLE001 (it is logged)

@@ -14,12 +14,16 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from luxfuse.errors import MountError
+from luxfuse.estate.facts import Facts
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.inheritance import INIT, RESEND, InitFact
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
@@ -52,6 +56,15 @@ READ_AHEAD_KB = 8192
 STEP_DEADLINE_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The device that a keeper holds open, and the facts for a successor; ``inherited``: it is mounted already."""
+
+    device: int
+    facts: Facts
+    inherited: bool
+
+
 class Session:
     """One mount of ``operations`` at ``mountpoint``."""
 
@@ -67,8 +80,10 @@ class Session:
         want_data_plane: bool,
         cache_directories: Sequence[Path],
         prompt: Prompt | None = None,
+        held: Held | None = None,
     ) -> None:
-        """``prompt``: answers first what it can."""
+        """``prompt``: answers first what it can. ``held``: the device, if a keeper has it."""
+        self._held = held
         self._operations = operations
         self._kernel = kernel
         self._mountpoint = mountpoint
@@ -91,7 +106,7 @@ class Session:
             await self._serve_device(await self._mount(), task_status)
         finally:
             with trio.CancelScope(shield=True):
-                if self._mounted:
+                if self._mounted and self._held is None:  # a keeper sees to it that somebody goes on
                     await trio.to_thread.run_sync(self._detach)
             if self._initialised:
                 pyfuse3.close(unmount=False)
@@ -99,9 +114,12 @@ class Session:
 
     async def _mount(self) -> int:
         """Mount, and return the descriptor of the device. Raises `MountError`."""
+        if self._held is not None and self._held.inherited:
+            self._mounted = True
+            return self._held.device
         options = ["default_permissions", *(["allow_other"] if self._allow_other else [])]
         if self.privileged:
-            device = _open_device()
+            device = self._held.device if self._held is not None else _open_device()
             flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if self._operations.read_only else 0)
             options += ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
             mounts.mount_device(device, self._mountpoint, self._source, options, flags)
@@ -132,10 +150,19 @@ class Session:
             self._kernel.serves_bytes = self._want_data_plane
             passthrough.start(device, self._want_data_plane)
             self._tune()
+            if self._held is not None and self._held.inherited:
+                self._kernel.end_inheritance()
+                os.write(device, RESEND)
             task_status.started()
 
     async def _relay_init(self, device: int, ours: socket.socket) -> bool:
         """Pass INIT through libfuse; returns whether the kernel offers passthrough."""
+        inherited = self._inherited_init()
+        if inherited is not None:  # the kernel has its answer; libfuse is to know what it said
+            passthrough.push(inherited.request)
+            await trio.lowlevel.wait_readable(ours)
+            ours.recv(4096)
+            return inherited.offered
         init = await trio.to_thread.run_sync(os.read, device, 1 << 21, abandon_on_cancel=True)
         _, _, _, flags, *_ = INIT_IN.unpack_from(init.ljust(IN_HEADER_BYTES + INIT_IN.size, b"\0"), IN_HEADER_BYTES)
         flags2 = INIT_IN.unpack_from(init, IN_HEADER_BYTES)[4] if len(init) >= IN_HEADER_BYTES + INIT_IN.size else 0
@@ -152,9 +179,15 @@ class Session:
         else:
             out[3] &= ~FUSE_AUTO_INVAL_DATA
         out[3] |= flags & FUSE_HANDLE_KILLPRIV_V2
+        if self._held is not None:
+            self._held.facts.put(INIT, msgspec.msgpack.encode(InitFact(init, offered)))
         INIT_OUT.pack_into(reply, OUT_HEADER_BYTES, *out)
         os.write(device, reply)
         return offered
+
+    def _inherited_init(self) -> InitFact | None:
+        found = self._held.facts.get(INIT) if self._held is not None else None
+        return None if found is None else msgspec.msgpack.decode(found, type=InitFact)
 
     def _set_up_passthrough(self, device: int, offered: bool) -> None:
         if not self._want_passthrough:

@@ -15,6 +15,8 @@ task leads them: the thread's end is a plain call in the event loop, which begin
 
 When a commit fails (ENOSPC, EIO), its waiters get the error, the records stay queued, and `committer` tries again;
 `failing` says so meanwhile.
+
+Where the daemon has a successor, a note is in the trail (`estate.trail`) until it is committed: a kill loses none.
 """
 
 from __future__ import annotations
@@ -31,11 +33,20 @@ from pathlib import Path
 import msgspec
 import outcome
 import trio
-import xxhash
 
 from luxfuse.core.names import directories_of
-from luxfuse.index.journal_file import JournalFile, Records, Table
-from luxfuse.index.records import DeleteRecord, FileRecord, OperationRecord, PartRecord, UploadRecord
+from luxfuse.estate.trail import Stream
+from luxfuse.index.journal_file import JournalFile, Records, Table, inline_bytes
+from luxfuse.index.records import (
+    Decode,
+    DeleteRecord,
+    FileRecord,
+    OperationRecord,
+    PartRecord,
+    UploadRecord,
+    encode,
+    key_of,
+)
 from luxfuse.index.uncommitted import U64
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
@@ -52,23 +63,14 @@ RETRY_INTERVAL_S = 2.0
 
 Waiter = Callable[[OSError | None], None]
 """Called at the end of a commit, with its error; raises nothing."""
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_file = msgspec.msgpack.Decoder(FileRecord).decode
-_decode_delete = msgspec.msgpack.Decoder(tuple[str, DeleteRecord]).decode
-_decode_operation = msgspec.msgpack.Decoder(OperationRecord).decode
-_decode_upload = msgspec.msgpack.Decoder(tuple[str, str]).decode
-_decode_part = msgspec.msgpack.Decoder(PartRecord).decode
-_decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
 _NUMBER = struct.Struct(">H")
 
 
 class Journal:
     """One open journal, used from the event loop's thread. Records in the mirror are changed by `put_...` only."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the journal in directory ``path``. Raises `IndexFormatError`."""
+    def __init__(self, path: Path, stream: Stream | None = None) -> None:
+        """Open or create the journal in directory ``path``; ``stream``: of the trail. Raises `IndexFormatError`."""
         self.path = path
         self.files: dict[int, FileRecord] = {}
         self.deletes: dict[str, DeleteRecord] = {}
@@ -92,8 +94,11 @@ class Journal:
         self._changed = trio.Event()
         self._writes = 0
         """Commits that were begun."""
-        self._file = JournalFile(path)
+        self._mark = 0
+        """How far the one that runs goes in the trail."""
+        self._file = JournalFile(path, stream)
         try:
+            self._file.take_up()
             self._load()
             self._next_id = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
             self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
@@ -110,16 +115,16 @@ class Journal:
 
     def _load(self) -> None:
         records = self._file.records
-        self.files = {U64.unpack(key)[0]: _decode_file(value) for key, value in records(Table.FILES)}
-        self.operations = {U64.unpack(key)[0]: _decode_operation(value) for key, value in records(Table.OPERATIONS)}
-        self.deletes = dict(_decode_delete(value) for _, value in records(Table.DELETES))
+        self.files = {U64.unpack(key)[0]: Decode.file(value) for key, value in records(Table.FILES)}
+        self.operations = {U64.unpack(key)[0]: Decode.operation(value) for key, value in records(Table.OPERATIONS)}
+        self.deletes = dict(Decode.delete(value) for _, value in records(Table.DELETES))
         self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
-        self.uploads = {_decode_upload(value) for _, value in records(Table.UPLOADS)}
+        self.uploads = {Decode.upload(value) for _, value in records(Table.UPLOADS)}
         for key, value in records(Table.PARTS):  # number 0 comes first
             if number := _NUMBER.unpack(key[-2:])[0]:
-                self._parts[key[:-2]].parts[number] = _decode_part(value)
+                self._parts[key[:-2]].parts[number] = Decode.part(value)
             else:
-                self._parts[key[:-2]] = UploadRecord(_decode_metadata(value), {})
+                self._parts[key[:-2]] = UploadRecord(Decode.metadata(value), {})
         self._inline = {U64.unpack(key)[0] for key, _ in records(Table.INLINE)}
 
     # -- ids
@@ -159,7 +164,7 @@ class Journal:
         elif not record.has_inline:
             self._drop_inline(number)
         self.files[number] = record
-        self._note(Table.FILES, key, _encode(record))
+        self._note(Table.FILES, key, encode(record))
 
     def drop_file(self, number: int) -> None:
         """The file is in the store, or gone for good; it need not be known."""
@@ -186,7 +191,7 @@ class Journal:
             self._check_room(len(self.deletes))
             self.deletes_below.update(directories_of(key))
         self.deletes[key] = record
-        self._note(Table.DELETES, _digest(key), _encode((key, record)))
+        self._note(Table.DELETES, key_of(key), encode((key, record)))
 
     def drop_delete(self, key: str) -> None:
         """The object is deleted, or not to be deleted any more; it need not be known."""
@@ -195,7 +200,7 @@ class Journal:
                 self.deletes_below[prefix] -= 1
                 if not self.deletes_below[prefix]:
                     del self.deletes_below[prefix]
-            self._note(Table.DELETES, _digest(key), None)
+            self._note(Table.DELETES, key_of(key), None)
 
     def is_waiting(self, record: DeleteRecord) -> bool:
         """Whether the file that a delete comes after has content that the under-store does not have."""
@@ -205,7 +210,7 @@ class Journal:
     def put_operation(self, number: int, record: OperationRecord) -> None:
         """Note a change of several steps, or how far it has come."""
         self.operations[number] = record
-        self._note(Table.OPERATIONS, U64.pack(number), _encode(record))
+        self._note(Table.OPERATIONS, U64.pack(number), encode(record))
 
     def drop_operation(self, number: int) -> None:
         """The change is complete, or undone; it need not be known."""
@@ -214,28 +219,28 @@ class Journal:
 
     def note_upload(self, key: str, upload: str, metadata: Mapping[str, str]) -> None:
         """Note a multipart upload that was begun, and with what."""
-        digest = _digest(key, upload)
+        digest = key_of(key, upload)
         self.uploads.add((key, upload))
         self._parts[digest] = UploadRecord(dict(metadata), {})
-        self._note(Table.UPLOADS, digest, _encode((key, upload)))
-        self._note(Table.PARTS, digest + _NUMBER.pack(0), _encode(dict(metadata)))
+        self._note(Table.UPLOADS, digest, encode((key, upload)))
+        self._note(Table.PARTS, digest + _NUMBER.pack(0), encode(dict(metadata)))
 
     def note_part(self, key: str, upload: str, part: PartRecord) -> None:
         """Note a part that the store has of an upload."""
-        digest = _digest(key, upload)
+        digest = key_of(key, upload)
         record = self._parts.get(digest)
         if record is not None:
             record.parts[part.number] = part
-            self._note(Table.PARTS, digest + _NUMBER.pack(part.number), _encode(part))
+            self._note(Table.PARTS, digest + _NUMBER.pack(part.number), encode(part))
 
     def parts_of(self, key: str, upload: str) -> UploadRecord | None:
         """Return the record of an open upload; None if it is only known that it is open."""
-        return self._parts.get(_digest(key, upload))
+        return self._parts.get(key_of(key, upload))
 
     def drop_upload(self, key: str, upload: str) -> None:
         """The upload was completed or given up; it need not be known."""
         if (key, upload) in self.uploads:
-            digest = _digest(key, upload)
+            digest = key_of(key, upload)
             self.uploads.remove((key, upload))
             self._note(Table.UPLOADS, digest, None)
             record = self._parts.pop(digest, None)
@@ -250,6 +255,7 @@ class Journal:
     def _note(self, table: Table, key: bytes, value: bytes | None) -> None:
         if table is Table.INLINE:
             self._inline_waiting += len(value or b"") - len(self._pending.get((table, key)) or b"")
+        self._file.outlive(table, key, value)
         self._pending[table, key] = value
         self._changed.set()
 
@@ -324,6 +330,7 @@ class Journal:
         self._finishing, self._afterwards = self._afterwards, []
         self._running, self._next = self._next, []
         self._committing = changes
+        self._mark = self._file.mark()
         self._writes += 1
         token = trio.lowlevel.current_trio_token()
 
@@ -358,7 +365,8 @@ class Journal:
                 log.exception("what follows a commit of the journal failed in an unexpected way")
 
     def _committed(self, changes: Records) -> None:
-        self._inline_waiting -= _inline_bytes(changes)
+        self._file.written(self._mark)
+        self._inline_waiting -= inline_bytes(changes)
         if (reserved := changes.get((Table.META, b"next_id"))) is not None:
             self._reserved = U64.unpack(reserved)[0]
         if self.failing:
@@ -369,7 +377,7 @@ class Journal:
         """Keep changes that could not be committed, for the next commit; returns the error for those that waited."""
         changes.update(self._pending)
         self._pending = changes
-        self._inline_waiting = _inline_bytes(changes)
+        self._inline_waiting = inline_bytes(changes)
         self._fail(exc)
         if isinstance(exc, OSError):
             return exc
@@ -389,11 +397,3 @@ class Journal:
     def close(self) -> None:
         """Close; `commit` before, or notes since then are lost."""
         self._file.close()
-
-
-def _inline_bytes(changes: Records) -> int:
-    return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
-
-
-def _digest(*parts: str) -> bytes:
-    return xxhash.xxh3_128_digest("\0".join(parts).encode("utf-8", "surrogateescape"))

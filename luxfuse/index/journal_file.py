@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import msgspec
 
 from luxfuse.durable import make_private, sync_directory
 from luxfuse.errors import IndexFormatError
+from luxfuse.estate.trail import Stream
 from luxfuse.index.growth import Growth
+from luxfuse.index.records import encode
 from luxfuse.index.uncommitted import U64
 
 FORMAT_VERSION = 1
@@ -37,12 +40,21 @@ Records = dict[tuple[Table, bytes], bytes | None]
 """Values by table and key; None removes a key."""
 
 
+_decode_change = msgspec.msgpack.Decoder(tuple[Table, bytes, bytes | None]).decode
+
+
+def inline_bytes(changes: Records) -> int:
+    """Return how many bytes of content are among changes."""
+    return sum(len(value) for (table, _), value in changes.items() if table is Table.INLINE and value is not None)
+
+
 class JournalFile:
     """An open environment. ``damaged``: it takes nothing before `reopen`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create it in directory ``path``. Raises `IndexFormatError`."""
+    def __init__(self, path: Path, stream: Stream | None = None) -> None:
+        """Open or create it in directory ``path``; ``stream``: its part of the trail. Raises `IndexFormatError`."""
         self.path = path
+        self._stream = stream
         self.damaged = False
         self._growth = Growth(path)
         self._using = threading.Lock()
@@ -89,6 +101,37 @@ class JournalFile:
         except lmdb.Error as exc:
             raise self._error(exc) from exc
         self.damaged = False
+
+    # -- what outlives the daemon before it is committed
+
+    def take_up(self) -> None:
+        """Commit what the daemon before this one had not committed. Raises OSError."""
+        if self._stream is None:
+            return
+        mark = self._stream.mark()
+        records: Records = {}
+        for _, payload in self._stream.left():
+            table, key, value = _decode_change(payload)
+            records[table, key] = value
+        if records:
+            self.commit(records)
+        self._stream.written(mark)
+
+    def outlive(self, table: Table, key: bytes, value: bytes | None) -> None:
+        """A change is made that is committed later."""
+        if self._stream is not None:
+            self._stream.append(encode((table, key, value)))
+
+    def mark(self) -> int:
+        """A commit begins with all such changes; returns what `written` is to be told."""
+        return self._stream.mark() if self._stream is not None else 0
+
+    def written(self, mark: int) -> None:
+        """They are committed."""
+        if self._stream is not None:
+            self._stream.written(mark)
+
+    # -- what is committed
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return a committed value. Raises OSError."""

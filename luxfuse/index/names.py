@@ -87,6 +87,11 @@ class Names(ListedNames):
             place = self._places[inode] = (U64.unpack(value[:8])[0], value[8:])
         return place
 
+    @property
+    def next_inode(self) -> int:
+        """The lowest inode number that was never given."""
+        return self._numbers.next
+
     def former_name(self, inode: int) -> bytes | None:
         """Return the name that an inode number no longer in use had, if that is remembered."""
         return self._numbers.former_name(inode)

@@ -31,6 +31,11 @@ class Numbers:
             return self._highest
 
     @property
+    def next(self) -> int:
+        """The lowest number that was never given."""
+        return self._highest + 1
+
+    @property
     def record(self) -> tuple[Table, bytes, bytes]:
         """Table, key and value of the record of which numbers were given."""
         return Table.META, b"next_inode", U64.pack(self._highest + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import xxhash
 
 from luxfuse.index.entries import Attributes
 from luxfuse.types import Kind, WriteMode
@@ -79,3 +80,22 @@ class UploadRecord(msgspec.Struct):
 
     metadata: dict[str, str] = {}
     parts: dict[int, PartRecord] = {}
+
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+class Decode:
+    """Decoders of the values of the journal."""
+
+    file = msgspec.msgpack.Decoder(FileRecord).decode
+    delete = msgspec.msgpack.Decoder(tuple[str, DeleteRecord]).decode
+    operation = msgspec.msgpack.Decoder(OperationRecord).decode
+    upload = msgspec.msgpack.Decoder(tuple[str, str]).decode
+    part = msgspec.msgpack.Decoder(PartRecord).decode
+    metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
+
+
+def key_of(*parts: str) -> bytes:
+    """Return what stands for keys of the store in keys of LMDB."""
+    return xxhash.xxh3_128_digest("\0".join(parts).encode("utf-8", "surrogateescape"))

@@ -8,6 +8,10 @@ now, and `run` together with a function of the caller's in one transaction (used
 listing). Commits use fdatasync without syncing the meta page (integrity over durability): after a power cut the
 environment is whole but may lack the last commits; what it describes is a cache and comes back from the under-store.
 
+Where the daemon has a successor (`estate.trail`), a change is in the trail before anybody can see it, until it is
+committed: a kill loses none. META ``trail`` says how far a commit went, so that none is made again over what `run` has
+changed since.
+
 When a commit fails (ENOSPC, EIO), the changes stay in memory and are tried again; `failing` says so. Beyond
 `PENDING_BOUND` changes, further ones are refused with OSError, so memory stays bounded.
 """
@@ -22,10 +26,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import msgspec
 import trio
 
 from luxfuse.durable import make_private
 from luxfuse.errors import IndexFormatError
+from luxfuse.estate.trail import Stream
 from luxfuse.index.growth import Growth
 from luxfuse.index.uncommitted import U64, Changes, Table, Uncommitted, overlaid
 
@@ -38,6 +44,8 @@ MAP_BYTES = 1 << 40
 COMMIT_INTERVAL_S = 0.1
 RETRY_INTERVAL_S = 2.0
 PENDING_BOUND = 400_000
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[tuple[Table, bytes, bytes | None]]).decode
 
 
 class Transaction:
@@ -103,9 +111,10 @@ def _scan(cursor: Any, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, byt
 class IndexStore:
     """One open index. Everything but the commits themselves is called from the event loop's thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the index in directory ``path``. Raises `IndexFormatError`."""
+    def __init__(self, path: Path, stream: Stream | None = None) -> None:
+        """Open or create the index in directory ``path``; ``stream``: its part of the trail. Raises `IndexFormatError`."""
         self.path = path
+        self._stream = stream
         self.failing: str | None = None
         self._growth = Growth(path)
         self._pending = Uncommitted()
@@ -133,6 +142,19 @@ class IndexStore:
             advice = "free space there" if isinstance(exc, lmdb.DiskError) else "remove it to start with a cold cache"
             raise IndexFormatError(f"index {path} cannot be opened ({exc}); {advice}") from exc
         self._check_format()
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Make the changes that the daemon before this one had not committed."""
+        if self._stream is None:
+            return
+        identity, committed = self._stream.identity, 0
+        if (stored := self.get(Table.META, b"trail")) is not None and U64.unpack(stored[:8])[0] == identity:
+            committed = U64.unpack(stored[8:])[0]
+        for position, payload in self._stream.left():
+            if position >= committed:
+                self._pending.update({(table, key): value for table, key, value in _decode(payload)})
+                self._changed.set()
 
     def _check_format(self) -> None:
         found = self.get(Table.META, b"format")
@@ -179,6 +201,8 @@ class IndexStore:
         """Make several changes, to be committed together; None removes a key. Raises OSError with none of them made."""
         if self.refusing:
             raise OSError(errno.ENOSPC, f"index {self.path} takes no changes: {self.failing}")
+        if self._stream is not None:
+            self._stream.append(_encode([(table, key, value) for (table, key), value in changes.items()]))
         self._pending.update(changes)
         if self._warm or self._warming:
             for changed in changes:
@@ -287,6 +311,10 @@ class IndexStore:
         async with self._writer:
             self._committing, self._pending = self._pending, Uncommitted()
             changes = self._committing
+            mark = 0
+            if self._stream is not None:
+                mark = self._stream.mark()
+                changes.records[Table.META, b"trail"] = U64.pack(self._stream.identity) + U64.pack(self._stream.end)
             try:
                 result = await trio.to_thread.run_sync(self._commit, changes.records, function)
             except BaseException:
@@ -294,6 +322,8 @@ class IndexStore:
                 self._pending, self._committing = changes, Uncommitted()
                 raise
             self._committing = Uncommitted()
+            if self._stream is not None:
+                self._stream.written(mark)
             if self.failing:
                 log.info("index %s is written again", self.path)
                 self.failing = None

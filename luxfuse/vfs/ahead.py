@@ -122,14 +122,12 @@ class FilesAhead:
             unfinished -= 1
             if unfinished == 0:
                 self._on_their_way -= size
-                try:
-                    # An error is not ours: the file's reader will meet it, if there is one.
-                    if obj.whole and self._namespace.stands_for(parent, name, entry.inode, obj.record.version):
-                        self._receiver.register(parent, name, entry, obj, fd, notice)
-                    elif fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
-                        os.close(fd)
-                finally:
-                    self._cache.release(obj)
+                # An error is not ours: the file's reader will meet it, if there is one.
+                if obj.whole and self._namespace.stands_for(parent, name, entry.inode, obj.record.version):
+                    self._receiver.register(parent, name, entry, obj, fd, notice)
+                elif fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
+                    os.close(fd)
+                self._cache.release(obj)
             elif fd >= 0:
                 os.close(fd)
 

@@ -23,6 +23,7 @@ from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.will import BackingFact, Will
 
 REGISTERED_BOUND = 16_384
 """Inodes with a backing id at once: each is an open file, for the kernel and for us."""
@@ -50,8 +51,16 @@ class Backings:
     """The backings of one mount. Implements `luxfuse.cache.contents.Readers`."""
 
     def __init__(
-        self, *, namespace: Namespace, cache: PageCache, kernel: Kernel, entries: DirtyEntries, copied: CopiedOpens
+        self,
+        *,
+        namespace: Namespace,
+        cache: PageCache,
+        kernel: Kernel,
+        entries: DirtyEntries,
+        copied: CopiedOpens,
+        will: Will | None = None,
     ) -> None:
+        self._will = will or Will(None, 0)
         self._namespace = namespace
         self._cache = cache
         self._kernel = kernel
@@ -130,18 +139,24 @@ class Backings:
                 return
             if not self._has_room():
                 return
+            self._add(inode, Backing(parent, name, obj.record.key, entry, None), obj.oid)
             if not self._give(entry, fd, obj.record.stamp, notice=notice):
-                return
+                self._drop(inode)
         finally:
             os.close(fd)
-        backing = self._backings[inode] = Backing(parent, name, obj.record.key, entry, None)
-        self._set_object(inode, backing, obj.oid)
+
+    def _add(self, inode: int, backing: Backing, oid: bytes | None) -> None:
+        """The inode has a backing; before a lane opens it, so that a successor knows what is open."""
+        self._backings[inode] = backing
+        self._set_object(inode, backing, oid)
 
     def register_staged(self, dirty: Dirty, entry: Entry, fd: int, stamp_ns: int) -> None:
         """Give a dirty inode its staging file ``fd``, whose mtime is ``stamp_ns``, as its backing, if there is room."""
-        if self._has_room() and self._give(entry, fd, stamp_ns):
+        if self._has_room():
             parent, name = dirty.place or (0, b"")
-            self._backings[dirty.inode] = Backing(parent, name, dirty.key, entry, None)
+            self._add(dirty.inode, Backing(parent, name, dirty.key, entry, None), None)
+            if not self._give(entry, fd, stamp_ns):
+                self._drop(dirty.inode)
 
     def _has_room(self) -> bool:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
@@ -218,6 +233,28 @@ class Backings:
         backing.oid = oid
         if oid is not None:
             self._by_object.setdefault(oid, set()).add(inode)
+        self._note(inode)
+
+    def _note(self, inode: int) -> None:
+        backing = self._backings.get(inode)
+        if self._will.wanted and backing is not None:
+            b = backing
+            self._will.backing(inode, BackingFact(b.parent, b.name, b.key, b.entry, b.oid, b.nameless))
+
+    def lose_name(self, inode: int) -> None:
+        """The inode was removed."""
+        backing = self._backings.get(inode)
+        if backing is not None:
+            backing.nameless = True
+            self._note(inode)
+
+    def inherit(self, inode: int, fact: BackingFact, fd: int, stamp_ns: int, *, lost: bool) -> bool:
+        """Take over the backing that the kernel has of an inode; ``fd`` is its file, unless that is ``lost``."""
+        backing = Backing(fact.parent, fact.name, fact.key, fact.entry, None, fact.nameless)
+        if not self._kernel.inherit(inode, fd, stamp_ns, retired=lost):
+            return False
+        self._add(inode, backing, None if lost else fact.oid)
+        return True
 
     # -- take away
 
@@ -238,6 +275,7 @@ class Backings:
         backing = self._backings.pop(inode, None)
         if backing is not None:
             self._set_object(inode, backing, None)
+            self._will.no_backing(inode)
 
     def may_drop(self, oid: bytes) -> bool:
         """Close the backing ids of an object's file unless the kernel has it open; returns whether it may go.

@@ -28,6 +28,7 @@ from luxfuse.vfs.ahead import FillBehind
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.will import CopiedFact, Will
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,9 @@ class CopiedOpens:
         behind: FillBehind,
         readahead_bytes: int,
         nursery: trio.Nursery,
+        will: Will | None = None,
     ) -> None:
+        self._will = will or Will(None, 0)
         self._namespace = namespace
         self._kernel = kernel
         self._nursery = nursery
@@ -126,12 +129,38 @@ class CopiedOpens:
             if obj is not None:
                 obj = self._cache.acquire(obj.record.key, obj.record.version, obj.size)
             shared = self._inodes[entry.inode] = CopiedInode(entry, obj)
-        shared.opens += 1
-        number = self._next_handle
+            self._note(entry.inode, shared)
+        while (number := self._next_handle) in self._handles:
+            self._next_handle = number % 0xFFFF_FFFF + 1
         self._next_handle = number % 0xFFFF_FFFF + 1
-        self._handles[number] = _Handle(entry.inode, shared, Sequence(self._readahead_bytes), writing)
+        self._add(number, entry.inode, shared, writing)
         self.opened += 1
         return number
+
+    def _add(self, number: int, inode: int, shared: CopiedInode, writing: bool) -> None:
+        shared.opens += 1
+        self._handles[number] = _Handle(inode, shared, Sequence(self._readahead_bytes), writing)
+
+    def _note(self, inode: int, shared: CopiedInode) -> None:
+        if self._will.wanted:
+            key = shared.obj.record.key if shared.obj is not None else None
+            self._will.copied(inode, CopiedFact(shared.entry, key, shared.nameless))
+
+    def lose_name(self, inode: int) -> None:
+        """The inode was removed."""
+        shared = self._inodes.get(inode)
+        if shared is not None:
+            shared.nameless = True
+            self._note(inode, shared)
+
+    def inherit(self, number: int, inode: int, fact: CopiedFact, *, writing: bool) -> None:
+        """Take over an open that a predecessor has answered."""
+        shared = self._inodes.get(inode)
+        if shared is None:
+            obj = None if fact.key is None else self._cache.acquire(fact.key, fact.entry.version, fact.entry.size)
+            shared = self._inodes[inode] = CopiedInode(fact.entry, obj, nameless=fact.nameless)
+            self._note(inode, shared)
+        self._add(number, inode, shared, writing)
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Return up to ``length`` bytes of a copied open. Raises `BadHandle`, `Stale`, `StoreError`."""
@@ -169,6 +198,7 @@ class CopiedOpens:
         if state.shared.opens == 0:
             self._take_back(state.inode, state.shared)
             del self._inodes[state.inode]
+            self._will.not_copied(state.inode)
             if state.shared.obj is not None:
                 self._cache.release(state.shared.obj)
             self._closed(state.inode)
@@ -265,6 +295,7 @@ class CopiedOpens:
             if shared.obj is not None:
                 self._cache.release(shared.obj)
             shared.obj = self._cache.acquire(key, entry.version, entry.size) if entry.size else None
+            self._note(inode, shared)
 
     def moved(self, inode: int, entry: Entry, key: str, *, kept: bool) -> None:
         """The inode has another key or version now; ``kept``: the cached object of it is the same."""
@@ -275,6 +306,7 @@ class CopiedOpens:
             if shared.obj is not None and not kept:
                 self._cache.release(shared.obj)
                 shared.obj = self._cache.acquire(key, entry.version, entry.size)
+            self._note(inode, shared)
 
     # -- objects that must stay for their readers
 

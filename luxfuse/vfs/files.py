@@ -254,9 +254,8 @@ class Files:
 
     def unlinked(self, inode: int) -> None:
         """The name of an inode is gone: its backing goes with the last close."""
-        for opened in (self.copied.get(inode), self.backings.get(inode)):
-            if opened is not None:
-                opened.nameless = True
+        self.copied.lose_name(inode)
+        self.backings.lose_name(inode)
         dirty = self._dirty.get(inode)
         if dirty is None or dirty.source is None:
             self.backings.retire(inode)

@@ -187,6 +187,27 @@ class FileSystem:
         handle, entry = await self._making.create(parent, name, mode, flags, caller)
         return handle, self._shown.stat(entry)
 
+    @property
+    def next_inode(self) -> int:
+        """The lowest inode number that was never given."""
+        return self.namespace.next_inode
+
+    async def made(self, parent: int, name: bytes, first_new: int) -> Stat | None:
+        """Return the attributes of a name that a daemon before this one has made; None, with the name free, if it has not.
+
+        ``first_new``: the lowest inode number that it can have. What is to be in the store is brought there first.
+        """
+        entry = self.namespace.peek(parent, name)
+        if entry is None or entry.inode < first_new:
+            return None
+        dirty = self._dirty.get(entry.inode)
+        if dirty is None and not entry.version:  # it was killed between the name and the note of it
+            self.namespace.undo(parent, name)
+            return None
+        if dirty is not None and self._tree.is_through(dirty.key):
+            await self._promises.sync(dirty)
+        return self._shown.stat(entry)
+
     def create_now(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Stat] | None:
         """As `create`, if that waits for nothing; else None, and nothing is done."""
         self._refusals.check_new(parent, name)

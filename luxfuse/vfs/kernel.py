@@ -44,6 +44,12 @@ class Kernel(Told, Protocol):
         ``stamp_ns`` is the file's mtime: opens are not answered without us once it is another one.
         """
 
+    def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
+        """Take over the backing, and the opens, that a predecessor gave the inode; the caller still closes fd.
+
+        ``retired``: it takes no new opens. False, which is logged: it cannot be taken over.
+        """
+
     def lend(self, inode: int, fd: int) -> bool:
         """Have READs of copied opens of an inode answered from ``fd``, a whole file; the caller still closes fd.
 
@@ -131,6 +137,10 @@ class NoKernel(Untold):
         return False
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
+        """Refuse."""
+        return False
+
+    def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         """Refuse."""
         return False
 

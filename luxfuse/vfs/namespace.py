@@ -176,6 +176,15 @@ class Namespace:
         if found is None or found.inode != inode:
             raise Stale(f"{name!r} was replaced or removed")
 
+    @property
+    def next_inode(self) -> int:
+        """The lowest inode number that was never given."""
+        return self._names.next_inode
+
+    def undo(self, parent: int, name: bytes) -> None:
+        """A name was made by a daemon that was killed before it noted more: forget it."""
+        self._names.erase(parent, name)
+
     def peek(self, parent: int, name: bytes) -> Entry | None:
         """Return the known entry of a name, fresh or not, without asking the store."""
         return self._names.get(parent, name)

@@ -60,14 +60,24 @@ class OpenDirectories:
             self._kernel_has.popitem(last=False)
         return self._new_handle(inode), holds
 
+    def inherit(self, handle: int, inode: int, cookie: int, name: bytes) -> None:
+        """Take over a directory that a predecessor has opened; ``cookie``: the last that it gave, for ``name``."""
+        self._add(handle, inode)
+        if cookie > 2:
+            self._handles[handle].names[cookie] = name
+
     def _new_handle(self, inode: int) -> int:
-        handle = self._next_handle
+        while (handle := self._next_handle) in self._handles:
+            self._next_handle = handle % 0xFFFF_FFFF + 1
         self._next_handle = handle % 0xFFFF_FFFF + 1
+        self._add(handle, inode)
+        return handle
+
+    def _add(self, handle: int, inode: int) -> None:
         self._handles[handle] = _Handle(inode, {}, self._positions.setdefault(inode, {}))
         self._positions.move_to_end(inode)
         if len(self._positions) > POSITIONS_REMEMBERED:
             self._positions.popitem(last=False)
-        return handle
 
     def inode_of(self, handle: int) -> int:
         """Return the inode of an open directory. Raises `BadHandle`."""

@@ -23,6 +23,7 @@ from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.replicas import PromisedReplicas
 from luxfuse.vfs.room import Room
+from luxfuse.vfs.will import NamelessFact, Will
 from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ class Publisher:
         notes: Notes,
         room: Room,
         replicas: PromisedReplicas,
+        will: Will,
     ) -> None:
+        self._will = will
         self._namespace = namespace
         self._entries = entries
         self._files = files
@@ -185,6 +188,8 @@ class Publisher:
         self._journal.drop_file(dirty.number)
         self._replicas.removed(dirty)
         self._writeback.forget(dirty)
+        if dirty.source is not None:
+            self._will.nameless(dirty.inode, NamelessFact(dirty.number, dirty.record(entry.attributes), entry))
         self.discard_if_unused(dirty)
 
     def discard_if_unused(self, dirty: Dirty) -> None:
@@ -201,6 +206,7 @@ class Publisher:
             dirty.unstage()
         self._mapped.discard(dirty)
         self._entries.remove(dirty)
+        self._will.not_nameless(dirty.inode)
 
     def closed(self, inode: int) -> None:
         """The last open that only reads is gone."""

@@ -76,6 +76,9 @@ class KernelShare:
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         return self._kernel.register(self._base | inode, fd, stamp_ns, valid_s, notice=notice)
 
+    def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
+        return self._kernel.inherit(self._base | inode, fd, stamp_ns, retired=retired)
+
     def lend(self, inode: int, fd: int) -> bool:
         return self._kernel.lend(self._base | inode, fd)
 

@@ -53,8 +53,8 @@ def build_tree(
     reading = build_reading(opened, kernel, prober, buffers_bytes, clock)
     writing = build_writing(opened, reading, kernel, buffers_bytes)
     limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
-    recovery = _recovery(opened, reading, writing, limits)
     changing = build_changing(opened, reading, writing, _defaults(s), limits)
+    recovery = _recovery(opened, reading, writing, changing, limits)
     inventory = Inventory(
         namespace=reading.namespace,
         cache=reading.cache,
@@ -127,7 +127,7 @@ def _defaults(s: Settings) -> Defaults:
     )
 
 
-def _recovery(opened: Opened, reading: Reading, writing: Writing, limits: KeyLimits) -> Recovery:
+def _recovery(opened: Opened, reading: Reading, writing: Writing, changing: Changing, limits: KeyLimits) -> Recovery:
     return Recovery(
         namespace=reading.namespace,
         names=reading.names,
@@ -140,6 +140,10 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, limits: KeyLim
         store=opened.store,
         limits=limits,
         replicator=opened.neighbours.replicator,
+        will=opened.estate.will,
+        inherited=opened.estate.inherited,
+        files=reading.files,
+        directories=changing.directories,
     )
 
 

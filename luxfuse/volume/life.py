@@ -37,7 +37,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.understore.variables import variables
 from luxfuse.vfs.backings import Backings
 from luxfuse.volume.neighbours import Neighbours
-from luxfuse.volume.opened import ClaimedDirectory, Local, Opened
+from luxfuse.volume.opened import ClaimedDirectory, Local, Opened, VolumeEstate
 from luxfuse.volume.parts import VolumeParts
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,15 @@ class Cluster(Protocol):
 class VolumeLife:
     """One under-store with ``settings``; ``note`` takes lines for the command that mounts it."""
 
-    def __init__(self, settings: Settings, note: Callable[[str], None], cluster: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        note: Callable[[str], None],
+        cluster: Cluster | None = None,
+        estate: VolumeEstate | None = None,
+    ) -> None:
         self.settings = settings
+        self._estate = estate or VolumeEstate()
         self._note = note
         self._cluster = cluster
 
@@ -85,7 +92,7 @@ class VolumeLife:
                 cluster = self._cluster
                 preparing = cluster.prepared(self.settings, store, local.journal) if cluster else nullcontext(Neighbours())
                 async with preparing as neighbours:
-                    parts = build(Opened(self.settings, store, local, background, neighbours))
+                    parts = build(Opened(self.settings, store, local, background, neighbours, self._estate))
                     if cluster is not None:
                         cluster.serve(self.settings, parts)
                     await self._begin(parts, beginning, background)
@@ -240,7 +247,7 @@ class VolumeLife:
             mountpoint=s.mountpoint, source=safe_url(s.source), source_id=s.source_id, cache=str(directory.path)
         )
         try:
-            journal = Journal(path)
+            journal = Journal(path, self._estate.journal)
             leftovers.write_origin(path, origin)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
@@ -256,7 +263,7 @@ class VolumeLife:
     ) -> AsyncIterator[tuple[IndexStore, list[ClaimedDirectory], lifecycle.Beginning]]:
         path = self._path("index", home)
         try:
-            index = IndexStore(path)
+            index = IndexStore(path, self._estate.index)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:

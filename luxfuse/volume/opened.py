@@ -9,11 +9,13 @@ import trio
 
 from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheSetting
+from luxfuse.estate.trail import Stream
 from luxfuse.index.journal import Journal
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.will import Inherited, Will
 from luxfuse.volume.neighbours import Neighbours
 
 
@@ -43,6 +45,16 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeEstate:
+    """A volume's part of the estate: what it leaves to a successor, and finds of a predecessor (None: there was none)."""
+
+    index: Stream | None = None
+    journal: Stream | None = None
+    will: Will = field(default_factory=lambda: Will(None, 0))
+    inherited: Inherited | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """One under-store: settings, driver, this machine's side, other nodes. Tasks of its parts run in ``nursery``."""
 
@@ -51,3 +63,4 @@ class Opened:
     local: Local
     nursery: trio.Nursery
     neighbours: Neighbours = field(default_factory=Neighbours)
+    estate: VolumeEstate = field(default_factory=VolumeEstate)

@@ -144,8 +144,11 @@ def build_reading(
         behind=FillBehind(cache=cache, nursery=nursery),
         readahead_bytes=s.readahead_bytes,
         nursery=nursery,
+        will=opened.estate.will,
     )
-    backings = Backings(namespace=namespace, cache=cache, kernel=kernel, entries=dirty, copied=copied)
+    backings = Backings(
+        namespace=namespace, cache=cache, kernel=kernel, entries=dirty, copied=copied, will=opened.estate.will
+    )
     ahead = FilesAhead(
         namespace=namespace,
         cache=cache,

@@ -97,6 +97,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_byte
         notes=notes,
         room=room,
         replicas=replicas,
+        will=opened.estate.will,
     )
     threads, spares = Threads(IO_THREADS), SpareFiles(staging)
     promises = Promises(

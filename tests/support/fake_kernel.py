@@ -100,6 +100,9 @@ class FakeKernel:
         self.registered += 1
         return True
 
+    def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
+        raise AssertionError("a fake kernel has no predecessor")
+
     def lend(self, inode: int, fd: int) -> bool:
         assert inode not in self.lent, "lent twice"
         assert self.cached_opens[inode] > 0, "lent, though it is not open for copying"

@@ -238,8 +238,12 @@ class Mount:
         expected_logs: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
         forked: bool = True,
+        keeper: bool = False,
     ) -> None:
-        """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be."""
+        """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be.
+
+        ``keeper``: a daemon that is killed has a successor.
+        """
         self.source = source
         self.base = Path(tempfile.mkdtemp(prefix="mounted-"))
         self.path = self.base / "mnt"
@@ -252,12 +256,13 @@ class Mount:
         options = {**ALWAYS, **(options or {})}
         if options:
             self.flags += ["-o", ",".join(f"{name}={value}" for name, value in options.items())]
-        self._forked = forked and not plain_user
+        self._forked = forked and not plain_user and not keeper and ALWAYS.get("keeper") != "on"
         self._network: str | None = None
         self.plain_user = plain_user
         self.prefix = _as_nobody() if plain_user else []
         self.python = plain_python() or "" if plain_user else sys.executable
-        self.environment = _environment(plain_user) | {"LUXFUSE_STATE_DIR": str(self.state), **(environment or {})}
+        kept = {"LUXFUSE_STATE_DIR": str(self.state), "LUXFUSE_KEEPER": "on" if keeper else "off"}
+        self.environment = _environment(plain_user) | kept | dict(environment or {})
         self.path.mkdir()
         if plain_user:
             for each in (self.base, self.path):
@@ -358,6 +363,23 @@ class Mount:
     def mounted(self) -> bool:
         """Whether the kernel has it."""
         return mounts.find_mount(str(self.path)) is not None
+
+    @property
+    def keeper_pid(self) -> int:
+        """The process that the daemon is a child of."""
+        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def replaced(self, number: int = signal.SIGKILL) -> None:
+        """Kill the daemon, and wait until its successor serves."""
+        before = self.pid
+        self.kill(number)
+        wait_for("a successor", lambda: self.serves_as_successor_of(before), timeout_s=60)
+
+    def serves_as_successor_of(self, before: int) -> bool:
+        """Whether a daemon other than process ``before`` serves."""
+        with contextlib.suppress(OSError, LuxError, ValueError, KeyError):
+            return self.pid != before and bool(self.status())
+        return False
 
     def status(self) -> dict[str, Any]:
         """What ``luxfuse status --json`` shows, asked of the control socket directly, which is faster."""

@@ -206,11 +206,12 @@ int send_reply(uint64_t unique, int error, const void *payload, size_t size)
 static bool answer_open(struct lane *lane, const struct fuse_in_header *in, const struct fuse_open_in *arg)
 {
 	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH, 0 };
-	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, &reply))
+	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, in->unique, &reply))
 		return false;
 	count_up(&lane->opens, 1);
 	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
-		table_released(in->nodeid, false); /* the opener is gone, and no RELEASE will come */
+		table_released(in->nodeid, in->unique, false); /* the opener is gone, and no RELEASE will come */
+	estate_answered();
 	return true;
 }
 
@@ -250,8 +251,9 @@ static bool answer(struct lane *lane, const void *data, size_t size)
 			return false;
 		if (release->fh & MARK_WRITE)
 			return false; /* Python has something to do at the end of a write */
-		table_released(release->fh & INODE_MASK, false);
+		table_released(release->fh & INODE_MASK, in->unique, false);
 		send_reply(in->unique, 0, NULL, 0);
+		estate_answered();
 		return true;
 	}
 	case FUSE_GETXATTR: {
@@ -289,6 +291,7 @@ static void *run(void *argument)
 {
 	struct lane *lane = argument;
 	char *buffer = lane->request;
+	operation_number = (unsigned)(lane - lanes);
 	for (;;) {
 		ssize_t n = read(device_fd, buffer, REQUEST_CAPACITY);
 		if (n < 0) {

@@ -4,12 +4,13 @@
  *   bytes.c    READ and WRITE of registered files
  *   answers.c  LOOKUP and GETATTR from what Python has said of names
  *   table.c    the registered inodes: the only place that counts their opens
+ *   estate.c   the opens, in memory that outlives the process
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   prompt.c   requests that Python answers in one step of the event loop
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
  *
- * Order of the locks: a stripe of the table, then `report_lock`; those of answers.c are taken alone. No lock is held across
+ * Order of the locks: a stripe of the table, then `report_lock` or that of the slots; those of answers.c are taken alone. No lock is held across
  * a call that can block.
  */
 #ifndef LUXFUSE_LANE_H
@@ -90,18 +91,22 @@ unsigned take_interrupts(uint64_t *found); /* of INTERRUPTS numbers */
 struct entry;
 extern int drained_fd; /* readable when there is something for `take_drained` or `take_noticed` */
 
+struct slot;
 struct registration {
 	uint64_t ino;
 	int backing_id; /* 0: READ and WRITE are answered here */
 	int fd;
 	int64_t stamp_ns, valid_until_ns;
 	bool notice;
+	struct slot *inherited; /* the slot in which a predecessor has counted opens */
+	bool retired;
 };
 
 int table_register(const struct registration *r);				   /* 0, or an errno; EEXIST */
 uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing);	   /* the handle, 0: none */
-bool table_open(uint64_t ino, struct open_reply *reply); /* counts an open that only reads, and describes it */
-void table_released(uint64_t ino, bool writing);
+bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply); /* counts an open that only reads, and describes it */
+void table_answering(uint64_t ino, uint64_t unique, bool writing); /* an open that was acquired is about to be answered */
+void table_released(uint64_t ino, uint64_t unique, bool writing); /* `unique`: of the RELEASE */
 void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns);
 int table_retire(uint64_t ino, bool only_idle); /* as `retire` in module.c */
 void table_describe(uint64_t ino, struct open_reply *reply); /* adds backing id and flags, if it is registered */
@@ -150,6 +155,23 @@ bool may_block(void);			    /* whether this lane may now wait for a disk; then `
 void has_blocked(void);
 int send_reply(uint64_t unique, int error, const void *payload, size_t size); /* 0, or a negative errno */
 void count_up(atomic_ullong *counter, unsigned long long by);
+
+/* ------------------------------------------------------------------ estate.c */
+
+#define ESTATE_OPENS_AT 4096
+#define ESTATE_OPERATIONS 64
+#define ESTATE_SLOTS (1u << 17)
+
+extern _Thread_local unsigned operation_number;
+
+void estate_attach(void *memory); /* before anything is registered, if at all */
+bool estate_here(void);
+struct slot *estate_slot(uint32_t number);
+struct slot *estate_take(uint64_t ino, int backing_id, uint64_t file_ino); /* NULL: there are no more */
+void estate_give(struct slot *s);
+void estate_count(struct slot *s, uint64_t unique, int opens, int writers); /* the stripe is locked */
+void estate_answered(void); /* the request that was counted last by this thread */
+uint64_t estate_counts(const struct slot *s);
 
 /* ------------------------------------------------------------------ bytes.c */
 
@@ -201,6 +223,7 @@ void prompt_set(PyObject *tuple); /* NULL: none */
 /* ------------------------------------------------------------------ libfuse.c */
 
 extern uint64_t current_unique; /* guarded by the interpreter lock, like the pid */
+extern uint64_t answering_unique; /* of the open that Python answers next */
 extern uint32_t current_pid;
 #ifdef Py_PYTHON_H
 extern PyObject *on_fallocate; /* guarded by the interpreter lock */

@@ -20,7 +20,7 @@
 
 /* A handler finds out which request it serves by `current`: pyfuse3 takes a request and runs its handler up to the first
  * wait without anything in between. */
-uint64_t current_unique;
+uint64_t current_unique, answering_unique;
 uint32_t current_pid;
 
 /* pyfuse3 is about to run the handler of this request. */
@@ -84,9 +84,12 @@ static struct open_reply open_reply_of(const struct fuse_file_info *fi)
 /* A reply fails if the connection has ended, or the opener is gone: no RELEASE will come, so the open is counted down. */
 static int send_open_reply(fuse_req_t req, uint64_t fh, const void *reply, size_t size)
 {
+	if (is_fast(fh))
+		table_answering(fh & INODE_MASK, answering_unique, fh & MARK_WRITE);
 	int result = fuse_reply_buf(req, reply, size);
-	if (result < 0 && (fh & MARK_FAST))
-		table_released(fh & INODE_MASK, fh & MARK_WRITE);
+	if (result < 0 && is_fast(fh))
+		table_released(fh & INODE_MASK, answering_unique, fh & MARK_WRITE);
+	estate_answered();
 	return result;
 }
 

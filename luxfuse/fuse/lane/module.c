@@ -82,13 +82,58 @@ static PyObject *py_register(PyObject *self, PyObject *args)
 	long long valid_until_ns, stamp_ns;
 	if (!PyArg_ParseTuple(args, "KiiLL|p", &ino, &backing_id, &fd, &stamp_ns, &valid_until_ns, &notice))
 		return NULL;
-	const struct registration registration = { ino, backing_id, fd, stamp_ns, valid_until_ns, notice };
+	const struct registration registration = { .ino = ino, .backing_id = backing_id, .fd = fd, .stamp_ns = stamp_ns,
+						   .valid_until_ns = valid_until_ns, .notice = notice };
 	const int error = table_register(&registration);
 	if (error == EEXIST)
 		return PyErr_Format(PyExc_ValueError, "inode %llu is registered already", ino);
 	errno = error;
 	if (error)
 		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+static Py_buffer estate; /* held for as long as the process lives */
+
+static PyObject *py_estate(PyObject *self, PyObject *args)
+{
+	if (estate.buf || !PyArg_ParseTuple(args, "w*", &estate))
+		return estate.buf ? PyErr_Format(PyExc_ValueError, "there is an estate already") : NULL;
+	estate_attach(estate.buf);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_inherit(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	unsigned int slot;
+	int backing_id, fd, retired;
+	long long stamp_ns;
+	if (!PyArg_ParseTuple(args, "KIiiLp", &ino, &slot, &backing_id, &fd, &stamp_ns, &retired))
+		return NULL;
+	const struct registration registration = { .ino = ino, .backing_id = backing_id, .fd = fd, .stamp_ns = stamp_ns,
+						   .inherited = estate_slot(slot), .retired = retired };
+	errno = registration.inherited ? table_register(&registration) : EINVAL;
+	if (errno)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_give_back(PyObject *self, PyObject *args)
+{
+	unsigned int slot;
+	if (!PyArg_ParseTuple(args, "I", &slot))
+		return NULL;
+	estate_give(estate_slot(slot));
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_answering(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	if (!PyArg_ParseTuple(args, "K", &unique))
+		return NULL;
+	answering_unique = unique;
 	Py_RETURN_NONE;
 }
 
@@ -132,7 +177,7 @@ static PyObject *py_released(PyObject *self, PyObject *args)
 	unsigned long long ino;
 	if (!PyArg_ParseTuple(args, "K", &ino))
 		return NULL;
-	table_released(ino, true);
+	table_released(ino, current_unique, true);
 	Py_RETURN_NONE;
 }
 
@@ -410,6 +455,10 @@ static PyMethodDef methods[] = {
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int, dataplane=False): begin to read requests from the device; READ, WRITE, LOOKUP and GETATTR are answered here with `dataplane`." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here, and without a backing id (0) READs and WRITEs; fd is duplicated." },
+	{ "estate", py_estate, METH_VARARGS, "estate(memory): count the opens in it, for a successor; before anything is registered." },
+	{ "inherit", py_inherit, METH_VARARGS, "inherit(ino, slot, backing_id, fd, stamp_ns, retired): register an inode with the opens of a slot." },
+	{ "give_back", py_give_back, METH_VARARGS, "give_back(slot): a slot of a predecessor is free." },
+	{ "answering", py_answering, METH_VARARGS, "answering(unique): the request whose open Python answers next." },
 	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
 	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more open of a registered inode." },

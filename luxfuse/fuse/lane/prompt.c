@@ -79,6 +79,7 @@ void prompt_serve(void)
 {
 	struct request *r;
 	for (unsigned i = 0; i < AT_ONCE && (r = dequeue_prompt()); i++) {
+		current_unique = ((const struct fuse_in_header *)r->data)->unique;
 		PyObject *taken = functions ? call(r) : Py_NewRef(Py_False);
 		if (!taken) { /* a mistake in luxfuse: its functions raise nothing */
 			PyErr_WriteUnraisable(functions);
@@ -150,8 +151,10 @@ void prompt_created(uint64_t unique, const struct prompt_attributes *a, uint64_t
 	if (is_fast(fh)) {
 		reply.open.open_flags = fh & MARK_WRITE ? 0 : OPEN_NOFLUSH;
 		table_describe(fh & INODE_MASK, &reply.open);
+		table_answering(fh & INODE_MASK, unique, fh & MARK_WRITE);
 	}
 	/* It fails if the connection has ended, or the opener is gone: no RELEASE will come, so the open is counted down. */
 	if (send_reply(unique, 0, &reply, sizeof reply) < 0 && is_fast(fh))
-		table_released(fh & INODE_MASK, fh & MARK_WRITE);
+		table_released(fh & INODE_MASK, unique, fh & MARK_WRITE);
+	estate_answered();
 }

@@ -45,6 +45,7 @@ struct entry {
 	int write_fd; /* -1: not open for writing, or the kernel or Python writes */
 	uint64_t granted_bytes; /* that WRITEs may fill */
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
+	struct slot *slot; /* NULL: there is no estate, or the file is lent */
 	bool retired;
 	bool gone;    /* in no list any more; freed by the last user */
 	bool touched; /* opened since `take_touched` last looked */
@@ -114,6 +115,8 @@ static int64_t now_ns(void)
 static struct entry *drop(struct entry *e)
 {
 	e->gone = true;
+	estate_give(e->slot);
+	e->slot = NULL;
 	return e->users ? NULL : e;
 }
 
@@ -138,29 +141,6 @@ unsigned long long table_served_opens(void)
 	return atomic_load_explicit(&served_opens, memory_order_relaxed);
 }
 
-int table_register(const struct registration *r)
-{
-	struct entry *e = calloc(1, sizeof *e);
-	if (!e)
-		return ENOMEM;
-	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
-			     .notice = r->notice, .write_fd = -1 };
-	e->fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
-	if (e->fd < 0) {
-		const int error = errno;
-		free(e);
-		return error;
-	}
-	struct entry **slot = lock_slot(r->ino);
-	const bool taken = *slot != NULL;
-	if (!taken)
-		*slot = e;
-	unlock_slot(r->ino);
-	if (taken)
-		free_entry(e);
-	return taken ? EEXIST : 0;
-}
-
 /* Open the file for those that write, unless the kernel writes. The stripe is locked: no disk is waited for, as the file is
  * open already. If it cannot be opened (EMFILE), WRITEs go to Python until one more opens the inode for writing: it is
  * not to be open in two modes at once. */
@@ -171,6 +151,44 @@ static void begin_writing(struct entry *e)
 		return;
 	snprintf(path, sizeof path, "/proc/self/fd/%d", e->fd);
 	e->write_fd = open(path, O_RDWR | O_CLOEXEC);
+}
+
+int table_register(const struct registration *r)
+{
+	struct entry *e = calloc(1, sizeof *e);
+	if (!e)
+		return ENOMEM;
+	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
+			     .notice = r->notice, .write_fd = -1, .slot = r->inherited, .retired = r->retired };
+	e->fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
+	if (e->fd < 0) {
+		const int error = errno;
+		free(e);
+		return error;
+	}
+	if (e->slot) { /* what the kernel has open, it knows how to read */
+		e->opens = (uint32_t)(estate_counts(e->slot) >> 32);
+		e->writers = (uint32_t)estate_counts(e->slot);
+		e->shown = true;
+		if (e->writers)
+			begin_writing(e);
+	} else if (estate_here() && !(r->ino & LENT)) {
+		struct stat st;
+		if (fstat(e->fd, &st) < 0 || !(e->slot = estate_take(r->ino, r->backing_id, st.st_ino))) {
+			free_entry(e);
+			return ENFILE;
+		}
+	}
+	struct entry **slot = lock_slot(r->ino);
+	const bool taken = *slot != NULL;
+	if (!taken)
+		*slot = e;
+	unlock_slot(r->ino);
+	if (taken) {
+		estate_give(e->slot);
+		free_entry(e);
+	}
+	return taken ? EEXIST : 0;
 }
 
 /* Return the descriptor that is to be closed, as nobody writes any more; -1: none. The stripe is locked. */
@@ -209,12 +227,21 @@ static void describe(struct entry *e, struct open_reply *reply)
 	e->shown = true;
 }
 
-bool table_open(uint64_t ino, struct open_reply *reply)
+void table_answering(uint64_t ino, uint64_t unique, bool writing)
+{
+	struct entry *e = *lock_slot(ino);
+	if (e)
+		estate_count(e->slot, unique, 1, writing);
+	unlock_slot(ino);
+}
+
+bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply)
 {
 	bool found = false, told = false;
 	struct entry *e = *lock_slot(ino);
 	if (e && !e->retired && now_ns() < e->valid_until_ns && (e->opens || intact(e))) {
 		e->opens++;
+		estate_count(e->slot, unique, 1, 0);
 		e->touched = true;
 		describe(e, reply);
 		count_open(e);
@@ -235,13 +262,16 @@ bool table_open(uint64_t ino, struct open_reply *reply)
 	return found;
 }
 
-void table_released(uint64_t ino, bool writing)
+void table_released(uint64_t ino, uint64_t unique, bool writing)
 {
 	bool report = false;
 	int unused_fd = -1;
 	struct entry **slot = lock_slot(ino), *e = *slot;
 	if (e && e->opens) {
-		e->writers -= writing && e->writers;
+		const bool written = writing && e->writers;
+		e->writers -= written;
+		if (e->slot && estate_counts(e->slot) >> 32)
+			estate_count(e->slot, unique, -1, written ? -1 : 0);
 		if (!e->writers)
 			e->granted_bytes = 0;
 		unused_fd = end_writing(e);

@@ -151,10 +151,7 @@ class DirectGets:
             return None
         try:
             answer = self._pool.head(asked, secrets) if method == "HEAD" else self._pool.list(asked, secrets)
-        except ValueError:  # no text of C
-            return None
-        except MemoryError:
-            log.warning("%s is left to the other clients: no memory, or libcurl fails", what)
+        except (MemoryError, ValueError):  # ValueError: no text of C
             return None
         outcome, status, code = answer[:3]
         if outcome == _gets.GET_DONE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -41,7 +42,10 @@ class PromisedFiles:
         writeback: WriteBack,
         cache: PageCache,
         store: Store,
+        is_open: Callable[[int], bool],
     ) -> None:
+        """``is_open``: whether a program still has an inode open, as the daemon that was killed has a successor."""
+        self._is_open = is_open
         self._namespace = namespace
         self._names = names
         self._places = places
@@ -55,10 +59,11 @@ class PromisedFiles:
 
     async def resume(self, number: int, record: FileRecord) -> bool:
         """Make an entry dirty again; False if it was never closed, or its content is gone."""
-        if not record.closed:
+        is_open = self._is_open(record.inode)
+        if not record.closed and not is_open:
             return False
         content = None
-        if record.kind is Kind.FILE and self._contents.is_there(number, record):
+        if record.kind is Kind.FILE and (is_open or self._contents.is_there(number, record)):
             content = await trio.to_thread.run_sync(self._contents.open, number, record)
             if content is None:
                 return False
@@ -78,7 +83,9 @@ class PromisedFiles:
         as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
         if record.inode != entry.inode or (inline is not None and not as_noted):
             self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
-        if dirty.must_push:
+        if is_open and content is not None and not record.content and as_noted:
+            dirty.keeps_content()  # the store has it; of attributes that is not known
+        if dirty.must_push and dirty.closed:
             self._writeback.schedule(dirty)
         return True
 
@@ -107,7 +114,7 @@ class PromisedFiles:
                 sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
             ),
             target=(inline or b"") if record.kind is Kind.SYMLINK else b"",
-            closed=True,
+            closed=record.closed,
             since_s=record.since_s,
             attributes_changed=content is None,
             replicas=Replicas(record.generation, record.holders),

@@ -5,8 +5,9 @@
    that was cut short anywhere ends as if it had not been.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
 4. Files that the store can never hold, because their keys are too long, are kept in the recovered directory.
-5. Files that were closed or synced are dirty again, and are uploaded. Those that were not have never been promised to
-   anybody: their content is kept in the recovered directory, and the name shows the object of the store.
+5. Files that were closed or synced, or that programs have open (`opens`), are dirty again, and are uploaded. Those that
+   were not have never been promised to anybody: their content is kept in the recovered directory, and the name shows the
+   object of the store.
 
 The journal alone is believed: names that the index lacks are made anew.
 """
@@ -29,15 +30,19 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.open_directories import OpenDirectories
 from luxfuse.vfs.recovery.aside import Aside
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.deletes import UnfinishedDeletes
 from luxfuse.vfs.recovery.files import PromisedFiles
 from luxfuse.vfs.recovery.in_store import was_pushed
 from luxfuse.vfs.recovery.moves import UnfinishedMoves
+from luxfuse.vfs.recovery.opens import InheritedOpens
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.replicator import Replicator
+from luxfuse.vfs.will import Inherited, Will
 from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -78,8 +83,16 @@ class Recovery:
         store: Store,
         limits: naming.KeyLimits,
         replicator: Replicator | None,
+        will: Will,
+        inherited: Inherited | None,
+        files: Files,
+        directories: OpenDirectories,
     ) -> None:
-        """``replicator``: of the nodes that may hold what was promised, and is not here any more."""
+        """``replicator``: of the nodes that may hold what was promised, and is not here any more.
+
+        ``inherited``: what programs have open, if the daemon was killed and this is its successor.
+        """
+        self._nameless: set[int] = set()
         self._entries = entries
         self._journal = journal
         self._staging = staging
@@ -107,6 +120,21 @@ class Recovery:
             writeback=writeback,
             cache=cache,
             store=store,
+            is_open=inherited.is_open if inherited is not None else _nothing_is_open,
+        )
+        self._opens = (
+            None
+            if inherited is None
+            else InheritedOpens(
+                inherited=inherited,
+                will=will,
+                files=files,
+                directories=directories,
+                entries=entries,
+                cache=cache,
+                staging=staging,
+                contents=contents,
+            )
         )
         self._aside = Aside(
             namespace=namespace,
@@ -135,6 +163,9 @@ class Recovery:
         await self._deletes.make_what_waits_for_nothing()
         await self._deletes.carry_on()
         outcome.files = sum(dirty.must_push for dirty in self._entries)
+        if self._opens is not None:
+            self._nameless = self._opens.restore_nameless()
+            self._opens.restore()
         await self._sweep_staging(outcome)
         await self._journal.commit()
         reached("recover.committed")
@@ -159,7 +190,7 @@ class Recovery:
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""
-        known = {dirty.number for dirty in self._entries}
+        known = {dirty.number for dirty in self._entries} | self._nameless
         for number in list(self._staging.stored()):
             if number not in known and self._staging.was_retired(number):
                 self._staging.remove(number)
@@ -177,3 +208,7 @@ class Recovery:
                     self._journal.drop_upload(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
+
+
+def _nothing_is_open(_inode: int) -> bool:
+    return False

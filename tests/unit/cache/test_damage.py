@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,40 +113,6 @@ async def test_a_longer_file_is_cut_before_the_kernel_gets_it(tmp_path: Path) ->
         with m.directory.file_of(obj.oid).open("ab") as f:
             f.write(b"more")
         assert await m.read_all("k") == data
-
-
-@pytest.mark.parametrize("call", ["ftruncate", "fstat"])
-@pytest.mark.expected_logs("reading from the under-store until it recovers")
-async def test_a_file_that_cannot_be_cut_is_closed_and_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    driver = FakeStore()
-    driver.place("k", random_bytes(SIZE, 1))
-    async with mounted(tmp_path, driver) as m:
-        obj = await fill(m, "k")
-        os.truncate(m.directory.file_of(obj.oid), SIZE + 1000)
-
-        def fails(*_arguments: int) -> None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        with monkeypatch.context() as patched:
-            patched.setattr(f"luxfuse.cache.page_cache.os.{call}", fails if call == "ftruncate" else _failing_here(fails))
-            assert await m.cache.open_for_kernel(obj) is None
-        assert m.open_cache_files() == []
-        assert not obj.whole
-        m.cache.release(obj)
-
-
-def _failing_here(fails: Callable[[int], None]) -> Callable[[int], os.stat_result]:
-    """Let fstat fail in the event loop only: the thread that verifies the file has opened it well."""
-    fstat, loop = os.fstat, threading.get_ident()
-
-    def call(fd: int) -> os.stat_result:
-        if threading.get_ident() == loop:
-            fails(fd)
-        return fstat(fd)
-
-    return call
 
 
 async def test_a_removed_file_is_fetched_again(tmp_path: Path) -> None:

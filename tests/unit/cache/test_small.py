@@ -387,26 +387,3 @@ async def test_a_late_failure_does_not_remove_what_another_attempt_stored(tmp_pa
         assert obj.whole
         assert m.space.directory.file_of(obj.oid).read_bytes() == data
         m.cache.release(obj)
-
-
-@pytest.mark.expected_logs("handing over 'd/")
-async def test_a_file_fetched_ahead_that_cannot_be_handed_over_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver = FakeStore()
-    for n in range(30):
-        driver.place(f"d/f{n:02}", random_bytes(4096, n))
-    async with mounted(tmp_path, driver) as m:
-
-        class Receiver:
-            def register(self, *arguments: object) -> None:
-                os.close(cast(int, arguments[4]))
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        monkeypatch.setattr(m.ahead, "_receiver", Receiver())
-        await m.entries("d")
-        for n in range(8):
-            await m.read_all(f"d/f{n:02}")
-        assert m.ahead.files
-        await until(lambda: not m.ahead._on_their_way)
-        assert not m.cache.contents._live

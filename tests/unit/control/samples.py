@@ -32,6 +32,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "passthrough": True,
         "passthrough_reason": None,
         "dataplane": True,
+        "restarts": 0,
         "uptime_s": 3700.5,
         "memory_bytes": 50 << 20,
         "driver": "obstore",

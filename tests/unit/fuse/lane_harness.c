@@ -344,7 +344,7 @@ static void *python(void *argument)
 			table_retire(ino | LENT, false);
 			fill(fd, atomic_load(&generations[file]) + 1);
 			atomic_fetch_add(&generations[file], 1);
-			const struct registration r = { ino, 0, fd, 0, later_ns(), rnd(&state, 2) };
+			const struct registration r = { .ino = ino, .fd = fd, .valid_until_ns = later_ns(), .notice = rnd(&state, 2) };
 			if ((error = table_register(&r)) != 0)
 				fail("register", error, file);
 			const struct registration lent = { .ino = ino | LENT, .fd = fd };
@@ -357,7 +357,11 @@ static void *python(void *argument)
 				break;
 			if (table_acquire(ino, later_ns(), true) != fh)
 				fail("acquire again", file, 0);
-			table_released(ino, true); /* one of two writers is left, which goes on */
+			table_answering(ino, 0, true);
+			estate_answered();
+			table_answering(ino, 0, true);
+			estate_answered();
+			table_released(ino, 0, true); /* one of two writers is left, which goes on */
 			if (write_word(ino, fh, FILE_BYTES))
 				fail("a write without room was answered", file, 0);
 			if (!table_grant(ino, ROOM) || table_granted(ino, false) != ROOM)
@@ -373,7 +377,7 @@ static void *python(void *argument)
 				fail("a write after its room was taken back was answered", file, 0);
 			if (!table_grant(ino, ROOM))
 				fail("grant again", file, 0);
-			table_released(ino, true);
+			table_released(ino, 0, true);
 			if (table_granted(ino, false) > 0 || table_grant(ino, ROOM))
 				fail("room outlives its writers", file, table_granted(ino, false));
 			write_word(ino, fh, FILE_BYTES); /* none is open for writing, unless a READ delays the close */
@@ -497,7 +501,7 @@ static void fuzz(unsigned count)
 	unsigned state = (unsigned)seed;
 	const int fd = open_file(0, O_RDWR | O_CREAT);
 	fill(fd, 1);
-	const struct registration r = { 100, 0, fd, 0, later_ns(), true };
+	const struct registration r = { .ino = 100, .fd = fd, .valid_until_ns = later_ns(), .notice = true };
 	table_register(&r);
 	answers_offer(&(struct offer){ .parent = 100, .ino = 100, .valid_until_ns = later_ns(), .name_size = 4 }, "name", false);
 	const uint64_t writing = table_acquire(100, later_ns(), true);
@@ -586,6 +590,20 @@ static void end_prompt(void)
 		fail("told too often", (long long)one, 0);
 }
 
+/* The opens that a successor would find are those that there are. */
+static void check_estate(void)
+{
+	long there = 0, found = 0;
+	for (unsigned file = 0; file < FILES; file++) {
+		const long opens = table_opens(ino_of(file));
+		there += opens > 0 ? opens : 0;
+	}
+	for (uint32_t i = 0; i < 1000; i++)
+		found += (long)(estate_counts(estate_slot(i)) >> 32);
+	if (found != there)
+		fail("opens in the estate", found, there);
+}
+
 int main(int argc, char **argv)
 {
 	int ends[2];
@@ -607,6 +625,7 @@ int main(int argc, char **argv)
 	lanes_end = ends[1];
 	pthread_create(&receiver, NULL, receive, NULL);
 	pthread_create(&taker, NULL, take_queue, NULL);
+	estate_attach(calloc(1, ESTATE_OPENS_AT + ESTATE_OPERATIONS * 64 + ESTATE_SLOTS * 32));
 	if ((errno = lanes_start(ends[1], true)) != 0)
 		fail("lanes", errno, 0);
 	const unsigned amount = (unsigned)strtoul(argv[3], NULL, 10);
@@ -627,6 +646,8 @@ int main(int argc, char **argv)
 	} while (blocked && --tries);
 	if (blocked)
 		fail("lanes pass for blocked", blocked, running);
+	if (!strcmp(argv[1], "race"))
+		check_estate();
 	const struct lane_sums sums = lanes_sum();
 	printf("answered %llu forwarded %llu opened %llu written %llu read %llu lookups %llu getattrs %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), sums.reads, sums.lookups, sums.getattrs);

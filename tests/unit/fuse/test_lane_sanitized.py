@@ -13,7 +13,7 @@ import pytest
 from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
-SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "lane.c", "queue.c", "table.c")]
+SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "queue.c", "table.c")]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
 FEW_ANSWERS = ["-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u"]

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from luxfuse.fuse import prompt as prompt_module
+from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
 from luxfuse.index.names import ROOT_INODE
@@ -38,7 +39,7 @@ class Answers:
     def as_module(self) -> SimpleNamespace:
         names = ("entry", "attr", "created", "done")
         replies = {f"reply_{name}": lambda u, *rest, name=name: self._give(name, u, *rest) for name in names}
-        return SimpleNamespace(**replies)
+        return SimpleNamespace(**replies, MARK_FAST=passthrough.MARK_FAST, answering=lambda _unique: None)
 
 
 class Place:

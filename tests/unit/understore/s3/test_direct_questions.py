@@ -63,22 +63,6 @@ def asked_by(requests: Sequence[Seen]) -> list[str]:
     return ["C" if request.headers["user-agent"].startswith("luxfuse/") else "botocore" for request in requests]
 
 
-@pytest.mark.expected_logs("is left to the other clients: no memory")
-def test_a_lack_of_memory_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Pool:
-        def head(self, *_arguments: object) -> None:
-            raise MemoryError
-
-        list = head
-
-    with OddS3() as s3:
-        gets = opened("s3://bucket", s3.endpoint, SECRETS)
-        monkeypatch.setattr(gets, "_pool", Pool())
-        assert gets.head("d/") is None
-        assert gets.list_page("d/", "", "") is None
-        assert [record.message.partition(" is left")[0] for record in caplog.records] == ["HEAD 'd/'", "LIST 'd/'"]
-
-
 @pytest.mark.parametrize("status", [301, 307, 400, 403, 500])
 @pytest.mark.parametrize("name", ["head", "list"])
 def test_other_answers_are_left_to_botocore(status: int, name: str) -> None:

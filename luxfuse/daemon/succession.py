@@ -1,0 +1,45 @@
+"""A daemon's place between the one before it and the one after it: the device and the estate that the keeper holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luxfuse.estate.memory import Estate
+from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
+from luxfuse.fuse import inheritance
+from luxfuse.fuse.inheritance import Inheritance
+from luxfuse.vfs.will import Will
+from luxfuse.volume.opened import VolumeEstate
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """``device``: the open FUSE device; ``inheritance``: None for the first daemon of a mount."""
+
+    device: int
+    estate: Estate
+    inheritance: Inheritance | None
+
+    @property
+    def inherited(self) -> bool:
+        """Whether there was a daemon before this one."""
+        return self.inheritance is not None
+
+    def of_volume(self, number: int) -> VolumeEstate:
+        """Return what a volume leaves and finds."""
+        estate = self.estate
+        return VolumeEstate(
+            Stream(estate.trail, stream_of(number, INDEX), estate.identity),
+            Stream(estate.trail, stream_of(number, JOURNAL), estate.identity),
+            Will(estate.facts, number),
+            self.inheritance.of_volume(estate, number) if self.inheritance is not None else None,
+        )
+
+
+def take_over(device: int, estate_fd: int) -> Succession:
+    """Begin with what the keeper holds. Raises `MountError`, OSError."""
+    estate = Estate(estate_fd)
+    if estate.inherited:
+        return Succession(device, estate, inheritance.take(estate, device))
+    inheritance.begin(estate)
+    return Succession(device, estate, None)

@@ -1,0 +1,162 @@
+"""The trail: changes of index and journals that are on no disk yet, in the order in which they were made.
+
+Each record belongs to a stream: a file of a volume (`stream_of`). A daemon appends a change before anybody hears of it.
+When it has begun to commit a stream's changes, it marks how far they go (`mark`); when they are on disk it says so
+(`written`), and what all streams have on disk is dropped. A successor finds the rest (`left`).
+
+Records lie in a ring: ``length (4 bytes), stream (2), payload``; a length of 0 says that the next one is at the ring's
+start. Positions count from the beginning of time. If there is no room, what comes is lost (`Word.TRAIL_LOST`): that takes a
+disk that has failed for long, and a successor then knows what the disk has.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from luxfuse.estate.words import Word, Words
+
+_HEADER = struct.Struct("=IH")
+GIVE_BACK_BYTES = 1 << 20
+"""Memory behind the start is given back in pieces of this size, each of which costs a system call."""
+INDEX, JOURNAL = 0, 1
+
+
+def stream_of(volume: int, kind: int) -> int:
+    """Return the stream of a volume's index or journal."""
+    return volume << 1 | kind
+
+
+class Trail:
+    """The trail of one estate. From the event loop's thread only."""
+
+    def __init__(
+        self, memory: mmap.mmap, words: Words, at: int, size_bytes: int, give_back: Callable[[int, int], None]
+    ) -> None:
+        """``at``: where its ring lies in ``memory``. ``give_back``: gives the memory of a range back."""
+        self._memory = memory
+        self._words = words
+        self._at = at
+        self._size = size_bytes
+        self._give_back = give_back
+        self._end = words[Word.TRAIL_END]
+        self._given_back = words[Word.TRAIL_START]
+        self._parts: dict[int, deque[int]] = {}
+        """By stream: where the changes of each commit that is not on disk begin, and of the one to come."""
+        self._closed: dict[int, int] = {}
+        """By stream: how many of its parts were marked from the start on."""
+        self._dropped: dict[int, int] = {}
+        self._lost: dict[int, int | None] = {}
+        """Streams with changes that there was no room for, and the mark of the commit that brings them to disk."""
+        self._open: set[int] = set()
+        """The streams whose last part is not marked yet."""
+        for position, stream, _ in self._records():
+            if stream not in self._parts:
+                self._parts[stream] = deque([position])
+                self._open.add(stream)
+
+    @property
+    def end(self) -> int:
+        """The position behind the last record."""
+        return self._end
+
+    def append(self, stream: int, payload: bytes) -> None:
+        """Add a record."""
+        total = _HEADER.size + len(payload)
+        position, at = self._end, self._end % self._size
+        if at + total + _HEADER.size > self._size:  # a header that ends the round must always fit
+            position += self._size - at
+        if position + total + _HEADER.size - self._words[Word.TRAIL_START] > self._size:
+            self._words[Word.TRAIL_LOST] = 1
+            self._lost[stream] = None
+            return
+        if position != self._end:
+            _HEADER.pack_into(self._memory, self._at + at, 0, 0)
+        start = self._at + position % self._size
+        _HEADER.pack_into(self._memory, start, len(payload) + 1, stream)
+        self._memory[start + _HEADER.size : start + total] = payload
+        self._words[Word.TRAIL_END] = self._end = position + total
+        if stream not in self._open:
+            self._open.add(stream)
+            self._parts.setdefault(stream, deque()).append(position)
+
+    def mark(self, stream: int) -> int:
+        """A commit begins with all of the stream's changes; returns what `written` is to be told at its end."""
+        if stream in self._open:
+            self._open.remove(stream)
+            self._closed[stream] = self._closed.get(stream, 0) + 1
+        mark = self._closed.get(stream, 0)
+        if stream in self._lost:
+            self._lost[stream] = mark
+        return mark
+
+    def written(self, stream: int, mark: int) -> None:
+        """What was marked is on disk, and what was marked before."""
+        parts = self._parts.get(stream)
+        dropped = self._dropped.get(stream, 0)
+        while parts and dropped < mark:
+            parts.popleft()
+            dropped += 1
+        self._dropped[stream] = dropped
+        if parts is not None and not parts:
+            del self._parts[stream]
+        lost = self._lost.get(stream)
+        if lost is not None and lost <= mark:
+            del self._lost[stream]
+            self._words[Word.TRAIL_LOST] = int(bool(self._lost))
+        start = min((parts[0] for parts in self._parts.values()), default=self._end)
+        self._words[Word.TRAIL_START] = start
+        while start - self._given_back >= GIVE_BACK_BYTES:
+            piece = min(start - self._given_back, self._size - self._given_back % self._size)
+            low = self._at + self._given_back % self._size
+            self._give_back(low, low + piece)
+            self._given_back += piece
+
+    def left(self, stream: int) -> list[tuple[int, bytes]]:
+        """Return the (position, payload) of the stream's records, which are not known to be on disk."""
+        return [(position, payload) for position, found, payload in self._records() if found == stream]
+
+    def _records(self) -> Iterator[tuple[int, int, bytes]]:
+        position, end = self._words[Word.TRAIL_START], self._words[Word.TRAIL_END]
+        while position < end:
+            start = self._at + position % self._size
+            length, stream = _HEADER.unpack_from(self._memory, start)
+            if length == 0:
+                position += self._size - position % self._size
+                continue
+            body = start + _HEADER.size
+            yield position, stream, bytes(self._memory[body : body + length - 1])
+            position += _HEADER.size + length - 1
+
+
+class Stream:
+    """One stream of a trail."""
+
+    def __init__(self, trail: Trail, number: int, identity: int) -> None:
+        """``identity``: of the estate."""
+        self._trail = trail
+        self._number = number
+        self.identity = identity
+
+    @property
+    def end(self) -> int:
+        """The position behind the trail's last record."""
+        return self._trail.end
+
+    def append(self, payload: bytes) -> None:
+        """Add a record."""
+        self._trail.append(self._number, payload)
+
+    def mark(self) -> int:
+        """A commit begins; see `Trail.mark`."""
+        return self._trail.mark(self._number)
+
+    def written(self, mark: int) -> None:
+        """It has ended; see `Trail.written`."""
+        self._trail.written(self._number, mark)
+
+    def left(self) -> list[tuple[int, bytes]]:
+        """Return what may be on no disk; see `Trail.left`."""
+        return self._trail.left(self._number)

@@ -1,0 +1,165 @@
+"""The kernel's side of a takeover: what a daemon that was killed had answered, and what it had not.
+
+The kernel sends all requests again that the dead daemon had taken, when it is asked to (FUSE_NOTIFY_RESEND). So they are
+asked for twice. First before anything is built: `take` reads them and remembers their numbers. An answer that the estate
+has of such a request has not reached the kernel, and is taken back here: opens that were counted, handles that were given.
+Then everything is built, with what the kernel knows and nothing else; then the requests are asked for once more, and
+answered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from dataclasses import dataclass, field
+
+import msgspec
+
+from luxfuse.estate.memory import OPENS_AT, SLOTS, Estate
+from luxfuse.estate.words import Word, Words
+from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT
+from luxfuse.vfs.will import Inherited
+
+RESEND = struct.pack("=IiQ", 16, 7, 0)
+"""struct fuse_out_header {len, error: FUSE_NOTIFY_RESEND, unique: 0}."""
+RESENT = 1 << 63
+"""FUSE_UNIQUE_RESEND: the bit of a request's number that says that it is sent again."""
+REQUEST_BYTES = (1 << 20) + (64 << 10)
+_IN_HEADER = struct.Struct("=IIQ")
+_OPERATION = struct.Struct("=QQQQq24x")
+_OPERATIONS = 64
+_SLOT = struct.Struct("=QQQq")
+_COUNTED = 2
+HANDLE, DIRECTORY, INIT = b"h", b"d", b"i"
+"""What the keys of this side's facts begin with; `luxfuse.vfs.will` has others."""
+
+
+class HandleFact(msgspec.Struct, array_like=True, frozen=True):
+    """A copied open. ``unique``: the number of the request that it answered."""
+
+    unique: int
+    inode: int
+    writing: bool
+
+
+class DirectoryFact(msgspec.Struct, array_like=True, frozen=True):
+    """An open directory; ``name`` is what the last cookie that was given stands for."""
+
+    unique: int
+    inode: int
+    cookie: int = 0
+    name: bytes = b""
+
+
+class InitFact(msgspec.Struct, array_like=True, frozen=True):
+    """The kernel's INIT, and whether passthrough was agreed upon."""
+
+    request: bytes
+    offered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A registered inode as the predecessor left it; ``file_inode``: the number of its file."""
+
+    number: int
+    inode: int
+    backing_id: int
+    file_inode: int
+    opens: int
+    writers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """``unanswered``: numbers of requests that are sent again. ``slots``: by inode."""
+
+    unanswered: frozenset[int] = frozenset()
+    slots: dict[int, Slot] = field(default_factory=dict)
+
+    def of_volume(self, estate: Estate, volume: int) -> Inherited:
+        """Return what a volume finds, with numbers of its own."""
+        handles = [(n, fact.inode & LOCAL_MASK, fact.writing) for n, fact in handles_of(estate, volume)]
+        directories = [(n, f.inode & LOCAL_MASK, f.cookie, f.name) for n, f in directories_of(estate, volume)]
+        registered = {
+            slot.inode & LOCAL_MASK: (slot.opens, slot.writers)
+            for slot in self.slots.values()
+            if slot.inode >> VOLUME_SHIFT == volume and slot.opens
+        }
+        return Inherited(registered, handles, directories)
+
+
+_decode_handle = msgspec.msgpack.Decoder(HandleFact).decode
+_decode_directory = msgspec.msgpack.Decoder(DirectoryFact).decode
+
+
+def handles_of(estate: Estate, volume: int) -> list[tuple[int, HandleFact]]:
+    """Return (number in the volume, fact) of its copied opens."""
+    found = ((int.from_bytes(key, "big"), _decode_handle(value)) for key, value in estate.facts.items(HANDLE))
+    return [(number & LOCAL_MASK, fact) for number, fact in found if number >> VOLUME_SHIFT == volume]
+
+
+def directories_of(estate: Estate, volume: int) -> list[tuple[int, DirectoryFact]]:
+    """Return (number in the volume, fact) of its open directories."""
+    found = ((int.from_bytes(key, "big"), _decode_directory(value)) for key, value in estate.facts.items(DIRECTORY))
+    return [(number & LOCAL_MASK, fact) for number, fact in found if number >> VOLUME_SHIFT == volume]
+
+
+def begin(estate: Estate) -> None:
+    """Count opens in the estate from now on, for a successor."""
+    passthrough.estate(estate.memory)
+
+
+def take(estate: Estate, device: int) -> Inheritance:
+    """Find out what the predecessor has not answered, and take back what only the estate has. Raises OSError."""
+    unanswered = _unanswered(device)
+    for kind, decode in ((HANDLE, _decode_handle), (DIRECTORY, _decode_directory)):
+        for key, value in estate.facts.items(kind):
+            if decode(value).unique in unanswered:
+                estate.facts.drop(kind + key)
+    slots = _slots(estate, unanswered)
+    passthrough.estate(estate.memory)
+    return Inheritance(unanswered, slots)
+
+
+def _unanswered(device: int) -> frozenset[int]:
+    flags = fcntl.fcntl(device, fcntl.F_GETFL)
+    fcntl.fcntl(device, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    numbers = set()
+    try:
+        os.write(device, RESEND)
+        while True:
+            _, _, unique = _IN_HEADER.unpack_from(os.read(device, REQUEST_BYTES))
+            numbers.add(unique & ~RESENT)
+    except BlockingIOError:
+        return frozenset(numbers)
+    finally:
+        fcntl.fcntl(device, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+
+
+def _slots(estate: Estate, unanswered: frozenset[int]) -> dict[int, Slot]:
+    memory = estate.memory
+    slots_at = OPENS_AT + _OPERATIONS * _OPERATION.size
+    used = min(Words(memory)[Word.SLOTS_USED], SLOTS)
+    _take_back(memory, slots_at, unanswered)
+    found = {}
+    for number in range(used):
+        inode, counts, file_inode, backing_id = _SLOT.unpack_from(memory, slots_at + number * _SLOT.size)
+        if inode:
+            found[inode] = Slot(number, inode, backing_id, file_inode, counts >> 32, counts & 0xFFFF_FFFF)
+    return found
+
+
+def _take_back(memory: mmap.mmap, slots_at: int, unanswered: frozenset[int]) -> None:
+    """Take counts back whose answers the kernel has not got. See estate.c."""
+    for number in range(_OPERATIONS):
+        unique, slot, before, state, by = _OPERATION.unpack_from(memory, OPENS_AT + number * _OPERATION.size)
+        if not state or unique & ~RESENT not in unanswered:
+            continue
+        at = slots_at + slot * _SLOT.size
+        inode, counts, file_inode, backing_id = _SLOT.unpack_from(memory, at)
+        if state == _COUNTED or counts != before:
+            _SLOT.pack_into(memory, at, inode, counts - by, file_inode, backing_id)

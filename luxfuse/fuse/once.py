@@ -1,0 +1,150 @@
+"""Changes of names are made once, though the kernel sends the request again after the daemon was killed.
+
+A change that is begun is kept as a fact, with what stood for its names before, until it is answered. When the successor
+is sent the request again it makes the change, as a rule: what was done of it is undone, or as if it had not begun. If that
+fails as it would after the change was made (the name is there, or gone), and what the names stand for now says so too, the
+change was made, by the daemon before or by the recovery of its journal: then it is answered as such. The kernel holds the
+locks of the directories meanwhile, so nobody on this mount can have made the same change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from luxfuse.errors import LuxError
+from luxfuse.estate.facts import Facts
+from luxfuse.fuse.inheritance import RESENT
+from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.vfs.shares import LOCAL_MASK
+from luxfuse.vfs.volumes import Volumes
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+BEGUN = b"x"
+"""What the keys of these facts begin with."""
+ANSWERED_KEPT = 16
+"""Changes that are still kept after their handler has run: it is answered then, at the latest."""
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class BegunFact(msgspec.Struct, array_like=True, frozen=True):
+    """A change that was begun. Of what is made: ``first_new``, the lowest inode number that it can have got.
+
+    Else the inodes that its names stood for, as far as they were known (0: they were not).
+    """
+
+    first_new: int
+    inode: int = 0
+    other: int = 0
+
+
+class Begun:
+    """The changes of one mount that were begun. ``facts`` None: nobody comes after us."""
+
+    def __init__(self, facts: Facts | None, volumes: Volumes) -> None:
+        self._facts = facts
+        self._volumes = volumes
+        self._inherited = {} if facts is None else dict(facts.items(BEGUN))
+        self._answered: deque[bytes] = deque()
+
+    @staticmethod
+    def _key(unique: int) -> bytes:
+        return (unique & ~RESENT).to_bytes(8, "big")
+
+    def earlier(self, unique: int) -> BegunFact | None:
+        """Return what is known of a request that the daemon before this one had begun; None if it had not."""
+        found = self._inherited.get(self._key(unique)) if unique & RESENT else None
+        return None if found is None else msgspec.msgpack.decode(found, type=BegunFact)
+
+    def begin(self, unique: int, parent: int, name: bytes, other: tuple[int, bytes] | None = None) -> None:
+        """A change of one name, or of two, begins."""
+        if self._facts is not None:
+            with self._volumes.of(parent) as fs:
+                first_new = fs.next_inode
+            fact = BegunFact(first_new, self.inode(parent, name), self.inode(*other) if other is not None else 0)
+            self._facts.put(BEGUN + self._key(unique), _encode(fact))
+
+    def inode(self, parent: int, name: bytes) -> int:
+        """Return the inode that a name stands for, as far as that is known; 0: it is not."""
+        with self._volumes.of(parent) as fs:
+            entry = fs.namespace.peek(parent & LOCAL_MASK, name)
+        return entry.inode if entry is not None else 0
+
+    def end(self, unique: int) -> None:
+        """A change is about to be answered."""
+        if self._facts is not None:
+            self._answered.append(self._key(unique))
+            if len(self._answered) > ANSWERED_KEPT:
+                key = self._answered.popleft()
+                self._inherited.pop(key, None)
+                self._facts.drop(BEGUN + key)
+
+    def settle(self, unanswered: frozenset[int]) -> None:
+        """Forget what the daemon before this one had answered."""
+        for key in list(self._inherited):
+            if int.from_bytes(key, "big") not in unanswered:
+                del self._inherited[key]
+                if self._facts is not None:
+                    self._facts.drop(BEGUN + key)
+
+
+class Changing(Protocol):
+    """A class with handlers as methods."""
+
+    begun: Begun
+
+
+def once(
+    names: Callable[..., tuple[int, bytes]],
+    done: frozenset[int],
+    made: Callable[..., Awaitable[Any]],
+    *,
+    other: Callable[..., tuple[int, bytes]] | None = None,
+    turned: Callable[..., bool] = lambda *_: False,
+) -> Callable[[F], F]:
+    """Have a handler make its change once. Below `changing`, and before any wait.
+
+    ``names``: takes the handler's arguments, and returns (parent, name) that it changes; ``other``: the second one.
+    ``done``: the errors that it meets if the change was made. ``made``: takes the handler's `self`, the fact, the request's
+    number, and the arguments; returns the answer to a change that was made, or raises `NotMade`. ``turned``: of the same,
+    whether a change was made that would be undone if it were made again.
+    """
+
+    def decorate(handler: F) -> F:
+        @functools.wraps(handler)
+        async def wrapper(self: Changing, *args: Any, **kwargs: Any) -> Any:
+            unique = passthrough.current()[0]
+            earlier = self.begun.earlier(unique)
+            if earlier is None:
+                self.begun.begin(unique, *names(*args), None if other is None else other(*args))
+            try:
+                if earlier is not None and turned(self, earlier, *args):
+                    return await made(self, earlier, unique, *args)
+                return await handler(self, *args, **kwargs)
+            except LuxError as exc:
+                if earlier is None or exc.errno not in done:
+                    raise
+                with contextlib.suppress(NotMade):
+                    return await made(self, earlier, unique, *args)
+                return await handler(self, *args, **kwargs)
+            finally:
+                self.begun.end(unique)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+class NotMade(Exception):
+    """What there is now is not what a change would have made."""
+
+
+THERE = frozenset({errno.EEXIST, errno.ESTALE})
+GONE = frozenset({errno.ENOENT})
+EITHER = THERE | GONE

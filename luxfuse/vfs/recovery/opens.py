@@ -1,0 +1,141 @@
+"""Takes over what programs had open when the daemon before this one was killed (`vfs.will`), after the journal.
+
+The kernel goes on with its handles and backing ids: so each open gets the number that it had, and each inode the content
+that it was opened with, be its name another's by now.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.upload_source import Source
+from luxfuse.tiers.staging import Staging
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import Stored
+from luxfuse.vfs.files import Files
+from luxfuse.vfs.open_directories import OpenDirectories
+from luxfuse.vfs.recovery.contents import JournalContents
+from luxfuse.vfs.will import BackingFact, Inherited, NamelessFact, Will
+
+log = logging.getLogger(__name__)
+
+
+class InheritedOpens:
+    """The opens of one volume."""
+
+    def __init__(
+        self,
+        *,
+        inherited: Inherited,
+        will: Will,
+        files: Files,
+        directories: OpenDirectories,
+        entries: DirtyEntries,
+        cache: PageCache,
+        staging: Staging,
+        contents: JournalContents,
+    ) -> None:
+        self._inherited = inherited
+        self._will = will
+        self._files = files
+        self._directories = directories
+        self._entries = entries
+        self._cache = cache
+        self._staging = staging
+        self._contents = contents
+
+    def restore_nameless(self) -> set[int]:
+        """Make files dirty again that have no name and are open; returns the numbers of their staging files."""
+        numbers = set()
+        for inode, fact in self._will.nameless_files().items():
+            if self._inherited.is_open(inode) and self._restore_nameless(inode, fact):
+                numbers.add(fact.number)
+            else:
+                self._will.not_nameless(inode)
+                self._staging.remove(fact.number)
+        return numbers
+
+    def _restore_nameless(self, inode: int, fact: NamelessFact) -> bool:
+        content = self._contents.open(fact.number, fact.record)
+        if content is None:
+            log.error("the content of inode %d, which has no name and is open, is gone", inode)
+            return False
+        record = fact.record
+        stored = Stored(record.expect)
+        dirty = Dirty(fact.number, inode, record.kind, record.mode, None, record.key, stored, orphan=fact.entry)
+        dirty.resume(Source(record.key, content), os.fstat(content.fd).st_blocks * 512)
+        self._cache.hierarchy.of(self._staging.directory_of(fact.number)).count_staged(dirty.accounted_bytes)
+        self._entries.add(dirty)
+        return True
+
+    def restore(self) -> None:
+        """Take all opens over. Names are as they were, and what is dirty is dirty again."""
+        self._restore_copied()
+        self._restore_registered()
+        for number, inode, cookie, name in self._inherited.directories:
+            self._directories.inherit(number, inode, cookie, name)
+        for inode, (_, writers) in self._inherited.registered.items():
+            self._count_writers(inode, writers)
+        for _, inode, writing in self._inherited.handles:
+            self._count_writers(inode, int(writing))
+
+    def _count_writers(self, inode: int, writers: int) -> None:
+        dirty = self._entries.get(inode)
+        if dirty is not None:
+            for _ in range(writers):
+                dirty.opened()
+        elif writers:
+            log.error("inode %d is open for writing, and nothing is known of its content", inode)
+
+    def _restore_copied(self) -> None:
+        facts = self._will.copied_inodes()
+        for number, inode, writing in self._inherited.handles:
+            fact = facts.get(inode)
+            if fact is None:
+                log.error("inode %d is open, and nothing is known of it", inode)
+                continue
+            self._files.copied.inherit(number, inode, fact, writing=writing)
+            dirty = self._entries.get(inode)
+            if dirty is not None and dirty.source is not None:
+                self._files.copied.attach_staged(inode, dirty.source.bytes)
+        for inode in facts.keys() - {inode for _, inode, _ in self._inherited.handles}:
+            self._will.not_copied(inode)
+
+    def _restore_registered(self) -> None:
+        facts = self._will.backings()
+        for inode in self._inherited.registered:
+            fact = facts.get(inode)
+            if fact is None:
+                log.error("inode %d is open in passthrough, and nothing is known of it", inode)
+                continue
+            fd, stamp_ns, lost = self._file_of(inode, fact)
+            try:
+                if not self._files.backings.inherit(inode, fact, fd, stamp_ns, lost=lost):
+                    self._will.no_backing(inode)
+            finally:
+                os.close(fd)
+        for inode in facts.keys() - self._inherited.registered.keys():
+            self._will.no_backing(inode)
+
+    def _file_of(self, inode: int, fact: BackingFact) -> tuple[int, int, bool]:
+        """Return the file of a backing: a descriptor to read it, its mtime as we left it, and whether it is lost.
+
+        The kernel reads on from one that is lost; the descriptor is then of nothing.
+        """
+        dirty = self._entries.get(inode)
+        if dirty is not None and dirty.source is not None:
+            fd = os.open(f"/proc/self/fd/{dirty.content.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            return fd, os.fstat(fd).st_mtime_ns, False
+        if fact.oid is not None:
+            obj = self._cache.acquire(fact.key, fact.entry.version, fact.entry.size)
+            try:
+                if obj.oid == fact.oid and obj.space is not None:
+                    path = obj.space.directory.file_of(obj.oid)
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), obj.record.stamp, False
+            except OSError as exc:
+                log.info("the cache file of %r, which is open, is gone: %s", fact.key, exc.strerror)
+            finally:
+                self._cache.release(obj)
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0, True

@@ -1,0 +1,298 @@
+"""The daemon is killed under programs that use the mount, and they notice nothing: its successor goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse.fuse import mountpoint as mounts
+from luxfuse.steps import DIE_AT, DIE_ONCE
+from tests.mount.test_crash import CHANGES, MORE, NEW, OLD, bucket_files, do
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+
+KEEPER_MOST_KB = 15 << 10
+DIED = r"level=warning logger=luxfuse.keeper event=\"the daemon died"
+
+
+@pytest.fixture
+def kept(mounting: Mounts, s3: FastS3, bucket: str) -> Mount:
+    return mounting(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED]
+    )
+
+
+class Program:
+    """A Python program on a mount that waits for a line before each of its steps, and says when it has made one."""
+
+    def __init__(self, mount: Mount, *steps: str) -> None:
+        text = "import os, sys, hashlib, mmap\nos.chdir(sys.argv[1])\n"
+        for step in steps:
+            text += f"sys.stdin.readline()\n{step}\nprint('done', flush=True)\n"
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", text, mount.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def begin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def await_step(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "done\n"
+
+    def step(self) -> None:
+        self.begin()
+        self.await_step()
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self._process.wait(30) == 0
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def test_a_reader_that_waits_gets_its_bytes(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> None:
+    data = content("waiting", 3 * MIB)
+    fill({"a": data})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, keeper=True, expected_logs=[DIED])
+    assert mount.do("list", str(mount.path)) == ["a"]
+    proxy.only(lambda request: request.method == "GET" and "list-type" not in request.query)
+    proxy.set(latency_s=5)
+    reader = mount.reader()
+    reader.send("file", f"{mount.path}/a")
+    wait_for("the reader waits", reader.waits_for_fuse)
+    pid = mount.pid
+    mount.kill()
+    proxy.clear()
+    assert reader.take() == digest(data)
+    wait_for("a successor", lambda: mount.serves_as_successor_of(pid))
+    assert mount.status()["restarts"] == 1
+
+
+def test_the_keeper_is_small_and_the_daemon_its_child(kept: Mount) -> None:
+    status = Path(f"/proc/{kept.keeper_pid}/status").read_text()
+    assert "keeper.py" in Path(f"/proc/{kept.keeper_pid}/cmdline").read_text()
+    assert int(status.partition("VmRSS:")[2].split()[0]) < KEEPER_MOST_KB
+    keeper = kept.keeper_pid
+    assert kept.unmount().returncode == 0
+    wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
+
+
+def test_a_writer_goes_on(kept: Mount, s3: FastS3, bucket: str) -> None:
+    program = Program(
+        kept,
+        "f = os.open('new', os.O_CREAT | os.O_WRONLY); os.write(f, b'a' * 300000)",
+        "os.write(f, b'b' * 300000)",
+        "os.write(f, b'c' * 300000); os.fsync(f)",
+        "os.close(f)",
+    )
+    program.step()
+    kept.replaced()
+    program.step()
+    kept.replaced()
+    program.step()
+    program.step()
+    program.end()
+    assert kept.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == {"new": b"a" * 300000 + b"b" * 300000 + b"c" * 300000}
+
+
+def test_a_writer_of_a_part_of_a_large_file_goes_on(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    data = content("large", 9 * MIB)
+    put(s3, bucket, "large", data)
+    mount = mounting(
+        f"s3://{bucket}", "--whole-file-threshold", "1MiB", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED]
+    )
+    program = Program(
+        mount,
+        "f = os.open('large', os.O_RDWR); os.pwrite(f, b'x' * 1000, 2000000)",
+        "os.pwrite(f, b'y' * 1000, 5000000); assert os.pread(f, 3, 1999999)[1:] == b'xx'",
+        "os.close(f)",
+    )
+    program.step()
+    mount.replaced()
+    program.step()
+    program.step()
+    program.end()
+    assert mount.unmount().returncode == 0
+    wanted = bytearray(data)
+    wanted[2000000:2001000] = b"x" * 1000
+    wanted[5000000:5001000] = b"y" * 1000
+    assert bucket_files(s3.bucket_path(bucket)) == {"large": bytes(wanted)}
+
+
+def test_files_that_are_open_stay_what_they_are(kept: Mount, s3: FastS3, bucket: str) -> None:
+    for name in ("kept", "removed", "replaced"):
+        put(s3, bucket, name, content(name, 200_000))
+    put(s3, bucket, "empty", b"")
+    program = Program(
+        kept,
+        "f = {n: os.open(n, os.O_RDONLY) for n in ('kept', 'removed', 'replaced', 'empty')}\n"
+        "m = mmap.mmap(f['kept'], 0, prot=mmap.PROT_READ)\n"
+        "t = os.open('temporary', os.O_CREAT | os.O_RDWR); os.write(t, b'scratch'); os.unlink('temporary')\n"
+        "os.unlink('removed')\n"
+        "with open('fresh', 'wb') as n: n.write(b'new content')\n"
+        "os.rename('fresh', 'replaced')",
+        "again = os.open('kept', os.O_RDONLY)\n"
+        "assert os.pread(again, 200000, 0) == os.pread(f['kept'], 200000, 0) == m[:]\n"
+        "assert os.fstat(f['removed']).st_nlink == 0 and not os.path.exists('removed')\n"
+        "assert len(os.pread(f['removed'], 200001, 0)) == len(os.pread(f['replaced'], 200001, 0)) == 200000\n"
+        "assert open('replaced', 'rb').read() == b'new content'\n"
+        "assert os.pread(f['empty'], 1, 0) == b''\n"
+        "os.write(t, b' more'); assert os.pread(t, 100, 0) == b'scratch more'\n"
+        "assert os.fstat(t).st_size == 12 and os.fstat(t).st_nlink == 0",
+        "[os.close(n) for n in f.values()]; os.close(again); os.close(t); m.close()",
+    )
+    program.step()
+    for _ in range(2):
+        kept.replaced()
+    program.step()
+    program.step()
+    program.end()
+    wait_for("staging is empty", lambda: not list(kept.cache.glob("*/staging/[0-9a-f]*")))
+    assert kept.unmount().returncode == 0
+    found = bucket_files(s3.bucket_path(bucket))
+    assert found == {"kept": content("kept", 200_000), "replaced": b"new content"}
+
+
+def test_a_listing_goes_on(kept: Mount, s3: FastS3, bucket: str) -> None:
+    names = [f"{number:05}" for number in range(3000)]
+    for name in names:
+        put(s3, bucket, f"d/{name}", b"")
+    program = Program(
+        kept,
+        "entries = os.scandir('d'); seen = [next(entries).name for _ in range(700)]",
+        "seen += [entry.name for entry in entries]\n"
+        "assert sorted(seen) == ['%05d' % n for n in range(3000)], len(seen)\n"
+        "assert len(os.listdir('d')) == 3000",
+    )
+    program.step()
+    kept.replaced()
+    program.step()
+    program.end()
+
+
+def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
+    """Numbers of inodes that no disk has yet are not forgotten."""
+    put(s3, bucket, "d/e/file", b"content")
+    program = Program(
+        kept,
+        "os.chdir('d/e'); number = os.stat('file').st_ino; os.mkdir('made'); made = os.stat('made').st_ino",
+        "assert os.stat('file').st_ino == number and os.stat('made').st_ino == made\n"
+        "assert sorted(os.listdir('.')) == ['file', 'made'] and open('file').read() == 'content'",
+    )
+    program.begin()
+    program.await_step()
+    kept.kill()
+    program.step()
+    program.end()
+
+
+STEPS = [
+    ("async-through", "create", "begin.noted"),
+    ("async-through", "create", "promise.committed"),
+    ("cache-through", "create", "push.stored"),
+    ("cache-through", "large", "upload.parts"),
+    ("async-through", "inside", "publish.renamed"),
+    ("cache-through", "inside", "begin.adopted"),
+    ("async-through", "unlink", "remove.held"),
+    ("async-through", "unlink", "remove.local"),
+    ("async-through", "unlink", "remove.committed"),
+    ("cache-through", "unlink", "remove.stored"),
+    ("async-through", "directory", "move-directory.names-committed"),
+    ("async-through", "replace", "move.committed"),
+    ("async-through", "replace", "move.deleted"),
+    ("cache-through", "rename", "move.copied"),
+    ("cache-through", "directory", "move-directory.copied-one"),
+    ("async-through", "mkdir", "make.noted"),
+    ("cache-through", "mkdir", "make.stored"),
+    ("async-through", "symlink", "make.noted"),
+]
+MADE: Mapping[str, tuple[str, Mapping[str, bytes | None]]] = {
+    "mkdir": ('os.mkdir("made"); write("made/x", os.O_CREAT | os.O_EXCL, b"x")', {"made/x": b"x"}),
+    "symlink": ('os.symlink("a", "link"); assert os.readlink("link") == "a"', {"link.rclonelink": b"a"}),
+}
+
+
+@pytest.mark.parametrize(("mode", "change", "step"), STEPS, ids=lambda value: value)
+def test_a_change_is_made_once(
+    s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path, mode: str, change: str, step: str
+) -> None:
+    before: dict[str, bytes | None] = {"a": OLD, "b": NEW, "d/1": MORE, "d/2": OLD}
+    for key, data in before.items():
+        put(s3, bucket, key, data or b"")
+    if step.startswith("begin"):
+        mounting.expected_logs += ["was being written when the last run ended", "the cache file of 'a' is gone"]
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", mode, endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: step, DIE_ONCE: str(tmp_path / "once")},
+    )  # fmt: skip
+    assert do(mount, 'write("done", os.O_CREAT, *blocks("done", 70_000)); open("a", "rb").read()')
+    program, after = {**CHANGES, **MADE}[change]
+    (tmp_path / "once").touch()
+    assert do(mount, program)
+    wait_for("the daemon kills itself", lambda: not (tmp_path / "once").exists())
+    wait_for("a successor", lambda: mount.serves_as_successor_of(0) and mount.status()["restarts"] == 1, timeout_s=60)
+    state = {**before, **after, "done": content("done", 70_000)}
+    for key, data in state.items():
+        assert (mount.path / key.removesuffix(".rclonelink")).exists() == (data is not None), key
+    assert mount.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == {key: data for key, data in state.items() if data is not None}
+    assert not list(mount.cache.glob("*/staging/[0-9a-f]*"))
+    if not step.startswith("begin"):
+        assert not list(mount.state.glob("recovered/*/*"))
+
+
+def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: str) -> None:
+    put(s3, bucket, "a", b"content")
+    kept.expected_logs += ["all requests get EIO"]
+    assert kept.do("list", str(kept.path)) == ["a"]
+    keeper, said = kept.keeper_pid, kept.directory() / "keeper"
+    while not said.read_text():
+        for child in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+            try:
+                os.kill(int(child), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    assert kept.error("stat", f"{kept.path}/unknown") == "EIO"
+    assert "10 times in a row" in said.read_text()
+    shown = kept.cli("status", kept.path)
+    assert "10 times in a row" in shown.stdout + shown.stderr
+    done = kept.cli("mount", kept.source, kept.path, *kept.flags)
+    assert done.returncode == 0, done.stderr
+    assert "taken away" in done.stderr
+    wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
+    assert kept.read("a") == digest(b"content")
+
+
+def test_the_keeper_dies(kept: Mount, s3: FastS3, bucket: str) -> None:
+    put(s3, bucket, "a", b"content")
+    os.kill(kept.keeper_pid, signal.SIGKILL)
+    assert kept.read("a") == digest(b"content")
+    kept.kill()
+    assert kept.error("file", f"{kept.path}/a") == "ENOTCONN"
+    assert mounts.find_mount(str(kept.path)) is not None
+    done = kept.cli("mount", kept.source, kept.path, *kept.flags)
+    assert done.returncode == 0, done.stderr
+    assert "taken away" in done.stderr
+    assert kept.read("a") == digest(b"content")
+
+
+def test_signals_are_passed_on(kept: Mount) -> None:
+    keeper = kept.keeper_pid
+    os.kill(keeper, signal.SIGTERM)
+    wait_for("it is unmounted", lambda: not kept.mounted)
+    wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
+    assert not list(kept.state.glob("mounts/*/mount.json")), json.dumps("the record is removed")

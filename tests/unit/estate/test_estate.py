@@ -1,0 +1,125 @@
+"""What a daemon leaves behind is what its successor finds, wherever the first one was killed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from luxfuse.errors import MountError
+from luxfuse.estate.memory import FACTS_HALF_BYTES, TRAIL_BYTES, Estate
+from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
+from luxfuse.estate.words import Word, Words
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    made = os.memfd_create("estate")
+    yield made
+    os.close(made)
+
+
+def test_the_first_daemon_inherits_nothing_and_the_next_one_goes_on(fd: int) -> None:
+    first = Estate(fd)
+    assert not first.inherited
+    assert Estate(fd).identity == first.identity
+    assert not Estate(fd).inherited, "a daemon that died before it served has no successor"
+    first.serve()
+    second = Estate(fd)
+    assert (second.inherited, second.restarts, second.identity) == (True, 1, first.identity)
+    assert Estate(fd).restarts == 2
+    second.end()
+    assert not Estate(fd).inherited
+
+
+def test_another_format_is_refused(fd: int) -> None:
+    first = Estate(fd)
+    first.serve()
+    Words(first.memory)[Word.FORMAT] = 99
+    with pytest.raises(MountError, match="another format"):
+        Estate(fd)
+
+
+def test_facts_are_those_that_were_put_and_not_dropped(fd: int) -> None:
+    rng, wanted = random.Random(3), dict[bytes, bytes]()
+    facts = Estate(fd).facts
+    for step in range(60_000):  # it is written anew many times
+        key = b"%d" % rng.randrange(500)
+        if rng.random() < 0.3:
+            facts.drop(key)
+            wanted.pop(key, None)
+        else:
+            wanted[key] = rng.randbytes(rng.randrange(200))
+            facts.put(key, wanted[key])
+        if step % 9_000 == 0:
+            assert dict(Estate(fd).facts.items(b"")) == wanted
+    assert dict(Estate(fd).facts.items(b"")) == wanted
+    assert os.fstat(fd).st_blocks * 512 < 8 << 20, "what counts no more takes no memory"
+
+
+def test_too_many_facts_are_known_to_be_lost(fd: int) -> None:
+    estate = Estate(fd)
+    for number in range(FACTS_HALF_BYTES // (1 << 20) + 1):
+        estate.facts.put(b"%d" % number, bytes(1 << 20))
+    assert not estate.exact
+
+
+def test_a_trail_has_what_is_on_no_disk(fd: int) -> None:
+    trail = Estate(fd).trail
+    index, journal = stream_of(3, INDEX), stream_of(3, JOURNAL)
+    trail.append(index, b"a")
+    trail.append(journal, b"b")
+    first = trail.mark(index)
+    trail.append(index, b"c")
+
+    def left(stream: int) -> list[bytes]:
+        return [payload for _, payload in Estate(fd).trail.left(stream)]
+
+    assert (left(index), left(journal)) == ([b"a", b"c"], [b"b"])
+    trail.written(index, first)
+    assert b"c" in left(index)
+    assert left(journal) == [b"b"]
+    trail.written(journal, trail.mark(journal))
+    assert (left(index), left(journal)) == ([b"c"], [])
+    failed = trail.mark(index)
+    trail.append(index, b"d")
+    trail.written(index, trail.mark(index))
+    assert failed == first + 1
+    assert left(index) == left(journal) == []
+
+
+def test_a_successor_goes_on_with_the_trail(fd: int) -> None:
+    first = Estate(fd)
+    Stream(first.trail, 7, first.identity).append(b"a")
+    stream = Stream(Estate(fd).trail, 7, first.identity)
+    stream.append(b"b")
+    assert [payload for _, payload in stream.left()] == [b"a", b"b"]
+    stream.written(stream.mark())
+    assert stream.left() == []
+
+
+def test_a_trail_goes_round_and_gives_memory_back(fd: int) -> None:
+    trail, rng = Estate(fd).trail, random.Random(5)
+    sent = 0
+    while sent < 2 * TRAIL_BYTES + 1000:
+        payload = rng.randbytes(rng.randrange(1, 3 << 20))
+        trail.append(0, payload)
+        assert trail.left(0)[-1][1] == payload
+        trail.written(0, trail.mark(0))
+        sent += len(payload)
+    assert not trail.left(0)
+    assert Estate(fd).exact
+    assert os.fstat(fd).st_blocks * 512 < 16 << 20
+
+
+def test_a_full_trail_is_known_to_be_lost(fd: int) -> None:
+    estate = Estate(fd)
+    for _ in range(TRAIL_BYTES // (1 << 20) + 1):
+        estate.trail.append(0, bytes(1 << 20))
+    assert not estate.exact
+    estate.trail.written(0, estate.trail.mark(0))  # the disk works again
+    assert estate.exact
+    estate.trail.append(0, b"a")
+    assert [payload for _, payload in estate.trail.left(0)] == [b"a"]
