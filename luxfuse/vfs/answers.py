@@ -1,4 +1,4 @@
-"""Which look-ups the lanes answer by themselves: those of names that are fresh and not changed here, as we would.
+"""Which look-ups the lanes answer by themselves: those of names that are fresh and no files changed here, as we would.
 
 What is offered here is taken back by `index.names.Names` before a name changes (`index.told`), which sees every change;
 and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names.
@@ -74,9 +74,12 @@ class Answers:
         return count
 
     def _offer(self, parent: int, name: bytes, entry: Entry, *, ahead: bool = False) -> bool:
-        """Whether the name was offered: it is what the store said last, still believed, and will be shown as it is."""
+        """Whether the name was offered: it is still believed, and will be shown as it is until a change goes by `Names`."""
         belief = self._namespace.belief
-        if belief.is_ours(entry.inode) or self._namespace.is_held(parent, name) or self._dirty.get(entry.inode) is not None:
+        ours = (
+            belief.is_ours(entry.inode) or self._namespace.is_held(parent, name) or self._dirty.get(entry.inode) is not None
+        )
+        if ours and entry.kind is not Kind.DIRECTORY:  # a program may write to it without a word to us
             return False
         if not belief.is_fresh(entry) or self._descriptions.lacks(parent, entry):
             return False

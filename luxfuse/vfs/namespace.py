@@ -103,6 +103,7 @@ class Namespace:
 
     def settle(self, inode: int | None, parent: int, name: bytes) -> None:
         """The store has the change. The name stays held while an object that also stands for it is to be removed."""
+        self._names.told.revoke(parent, name)  # it was told as what holds as long as it is held
         if not self._is_doomed(parent, name):
             self._names.settle(parent, name)
         if inode is not None:

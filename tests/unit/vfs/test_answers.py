@@ -199,6 +199,24 @@ async def test_a_directory_is_answered_for_until_a_name_in_it_changes(tmp_path: 
         assert not m.kernel.knows(ROOT_INODE, b"d"), "its time of change is another one"
 
 
+async def test_a_directory_that_was_made_here_is_answered_for_until_the_store_has_it(tmp_path: Path) -> None:
+    async with small(tmp_path, write_mode="async-through", flusher=False) as m:
+        made = await m.fs.mkdir(ROOT_INODE, b"new", 0o750, CALLER)
+        await m.kernel.getattr(m.fs, made.inode)
+        assert m.kernel.knows(ROOT_INODE, b"new")
+        assert (await m.kernel.lookup(m.fs, ROOT_INODE, b"new")).mode & 0o777 == 0o750
+        assert m.kernel.answered == 1
+        await m.kernel.close(m.fs, (await m.kernel.create(m.fs, made.inode, b"file"))[0])
+        assert not m.kernel.knows(ROOT_INODE, b"new"), "its times are others now"
+        await m.kernel.getattr(m.fs, made.inode)
+        await m.fs.setattr(made.inode, AttributeChanges(mode=0o700), None, CALLER)
+        assert not m.kernel.knows(ROOT_INODE, b"new")
+        await m.kernel.getattr(m.fs, made.inode)
+        assert m.kernel.knows(ROOT_INODE, b"new")
+        await m.drain()
+        assert not m.kernel.knows(ROOT_INODE, b"new"), "it holds for a time of its own from now on"
+
+
 async def test_names_below_a_directory_that_is_gone_end_with_its_records(tmp_path: Path) -> None:
     async with small(tmp_path) as m:
         place = await told(m)
