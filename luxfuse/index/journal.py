@@ -309,6 +309,7 @@ class Journal:
 
         Where others commit all the while, theirs take the notes along: a commit of its own would only keep them waiting.
         """
+        await trio.to_thread.run_sync(self._file.make_log)
         while True:
             await self._changed.wait()
             self._changed = trio.Event()

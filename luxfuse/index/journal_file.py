@@ -1,11 +1,27 @@
-"""The LMDB environment of the journal: synchronous, so that a committed change is on the platter."""
+"""The files of the journal: LMDB, synchronous, and before it a log, so that a commit is one write to the disk.
+
+Theory of operation
+-------------------
+A commit is appended to the log (`journal_log`), and is durable then. What the log holds is kept in memory too
+(``_logged``), over what LMDB has. When the log is full, all of it goes to LMDB in one transaction, which also notes a new
+*generation*: batches of the old one count no more from then on, and the log begins again. A record that was removed
+before that never comes to LMDB. After a restart what the log says of the generation that LMDB has noted is put over it.
+
+It cannot be told of a transaction that failed whether it is on the platter, so nor which generation counts. So nothing is
+appended until one has succeeded; each tries with all that the log holds. The first commit of a run is a transaction, too.
+
+A commit that is too large for the log, that it cannot take (EIO), or for which there is none, goes straight to LMDB. To
+make a log takes as long as a large write; `make_log` does it beside commits.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +31,20 @@ import msgspec
 from luxfuse.durable import make_private, sync_directory
 from luxfuse.errors import IndexFormatError
 from luxfuse.estate.trail import Stream
+from luxfuse.index import journal_log
 from luxfuse.index.growth import Growth
+from luxfuse.index.journal_log import JournalLog
 from luxfuse.index.records import encode
 from luxfuse.index.uncommitted import U64
+from luxfuse.steps import reached
 
-FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+LOGLESS_VERSION = 1
+"""Of journals without a log, which are taken over."""
+GENERATION = b"log"
+"""The key in META: absent as long as there is no log."""
 MAP_BYTES = 1 << 36
 """Address space only; the file grows with what is in it."""
 
@@ -60,20 +85,37 @@ class JournalFile:
         self._using = threading.Lock()
         """Held by what changes the file or closes it: a commit may run on when the journal's owner ends."""
         self._env: Any = None
+        self._logged: Records = {}
+        self._log: JournalLog | None = None
+        self._closed = False
+        self._log_fails = False
+        self._settled = False
+        """Whether the last transaction of LMDB is known to be on the platter."""
         try:
             self._open()
-            version = self.get(Table.META, b"format")
-            if version is None:
-                self.commit({(Table.META, b"format"): U64.pack(FORMAT_VERSION)})
+            version = self._read(Table.META, b"format")
         except (lmdb.Error, OSError) as exc:
             self.close()
             raise self.unusable(str(exc)) from exc
-        if version not in (None, U64.pack(FORMAT_VERSION)):
+        if version not in (None, U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
             self.close()
             raise IndexFormatError(
                 f"journal {path} has format {int.from_bytes(version or b'', 'big')}, this luxfuse knows {FORMAT_VERSION}; "
                 "use the luxfuse that wrote it: it may hold what was not uploaded yet"
             )
+        try:
+            self._take_up_log()
+        except OSError as exc:
+            self.close()
+            raise self.unusable(str(exc)) from exc
+
+    def _take_up_log(self) -> None:
+        generation = self._read(Table.META, GENERATION)
+        if generation is None:
+            return
+        found = journal_log.found(self.path, generation)
+        self._logged = {(Table(table), key): value for (table, key), value in found.records.items()}
+        self._log = JournalLog(self.path, generation, found.end)
 
     def unusable(self, why: str) -> IndexFormatError:
         """Return the error that says so."""
@@ -95,11 +137,12 @@ class JournalFile:
 
     def reopen(self) -> None:
         """Open it again after LMDB has given it up. Raises OSError; call it in the thread that reads."""
-        self.close()
-        try:
-            self._open()
-        except lmdb.Error as exc:
-            raise self._error(exc) from exc
+        with self._using:
+            self._env.close()
+            try:
+                self._open()
+            except lmdb.Error as exc:
+                raise self._error(exc) from exc
         self.damaged = False
 
     # -- what outlives the daemon before it is committed
@@ -135,6 +178,10 @@ class JournalFile:
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return a committed value. Raises OSError."""
+        logged = self._logged
+        return logged[table, key] if (table, key) in logged else self._read(table, key)
+
+    def _read(self, table: Table, key: bytes) -> bytes | None:
         try:
             with self._env.begin(db=self._databases[table], buffers=False) as txn:
                 value: bytes | None = txn.get(key)
@@ -143,15 +190,26 @@ class JournalFile:
             raise self._error(exc) from exc
 
     def records(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all committed (key, value) of a table. Raises OSError."""
+        """Yield all committed (key, value) of a table, by key. Raises OSError."""
         try:
             with self._env.begin(buffers=False) as txn, txn.cursor(db=self._databases[table]) as cursor:
-                yield from cursor.iternext(keys=True, values=True)
+                yield from over(cursor.iternext(keys=True, values=True), self._logged, table)
         except lmdb.Error as exc:
             raise self._error(exc) from exc
 
+    def make_log(self) -> None:
+        """Make the log if there is none. Blocks; commits may go on meanwhile."""
+        if self._log is not None:
+            return
+        made = journal_log.made(self.path)
+        with self._using:
+            if made is not None and self._closed:
+                made.close()
+            else:
+                self._log = made
+
     def commit(self, records: Records) -> None:
-        """Make changes durable in one transaction. Raises OSError with none of them made, as far as can be told."""
+        """Make changes durable as a whole. Raises OSError with none of them made, as far as can be told."""
         try:
             with self._using:
                 self._commit(records)
@@ -159,13 +217,35 @@ class JournalFile:
             raise self._error(exc) from exc
 
     def _commit(self, records: Records) -> None:
+        if self._settled and self._log is not None and self._log.generation:
+            try:
+                if self._log.append(records):
+                    self._logged.update(records)
+                    self._log_fails = False
+                    return
+            except OSError as exc:
+                log.log(logging.INFO if self._log_fails else logging.WARNING, "the log of %s fails: %s", self.path, exc)
+                self._log_fails = True
+        self._write_back(records)
+
+    def _write_back(self, records: Records) -> None:
+        """Bring changes, and what the log holds, to LMDB."""
+        changes = {(Table.META, b"format"): U64.pack(FORMAT_VERSION)} | self._logged | records
+        if self._log is not None:
+            generation = changes[Table.META, GENERATION] = journal_log.new_generation()
+        self._settled = False
         self._growth.ahead(self._env)
         with self._env.begin(write=True) as txn:
-            for (table, key), value in records.items():
+            for (table, key), value in changes.items():
                 if value is None:
                     txn.delete(key, db=self._databases[table])
                 else:
                     txn.put(key, value, db=self._databases[table])
+        reached("journal.written_back")
+        self._logged = {}
+        if self._log is not None:
+            self._log.restart(generation)
+        self._settled = True
 
     def _error(self, exc: lmdb.Error) -> OSError:
         self.damaged = self.damaged or isinstance(exc, lmdb.PanicError)
@@ -176,5 +256,17 @@ class JournalFile:
     def close(self) -> None:
         """Close it."""
         with self._using:
+            if self._log is not None:
+                self._log.close()
+            self._log, self._closed = None, True
             if self._env is not None:
                 self._env.close()
+
+
+def over(
+    stored: Iterable[tuple[bytes, bytes]], logged: Mapping[tuple[Any, bytes], bytes | None], table: Table
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield what LMDB has of a table, by key, with what the log says put over it."""
+    values = {key: value for (its_table, key), value in logged.items() if its_table == table}
+    there = sorted((key, value) for key, value in values.items() if value is not None)
+    return merge((each for each in stored if each[0] not in values), there)

@@ -14,7 +14,8 @@ import msgspec
 
 from luxfuse.core.units import format_count, format_size
 from luxfuse.durable import replace_file
-from luxfuse.index.journal_file import FORMAT_VERSION, Table
+from luxfuse.index import journal_log
+from luxfuse.index.journal_file import FORMAT_VERSION, GENERATION, LOGLESS_VERSION, Table, over
 from luxfuse.index.records import FileRecord
 from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
@@ -101,9 +102,11 @@ def _read(path: Path, origin: Origin) -> Leftovers:
     with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(Table), create=False) as env:
         databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in Table}
         with env.begin() as txn:
-            if txn.get(b"format", db=databases[Table.META]) != U64.pack(FORMAT_VERSION):
+            if txn.get(b"format", db=databases[Table.META]) not in (U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
                 raise OSError("a journal of another version")
-            for _, value in txn.cursor(db=databases[Table.FILES]):
+            generation = txn.get(GENERATION, db=databases[Table.META])
+            logged = journal_log.found(path, generation).records if generation is not None else {}
+            for _, value in over(txn.cursor(db=databases[Table.FILES]), logged, Table.FILES):
                 record = decode(value)
                 if record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL:
                     continue
@@ -111,6 +114,8 @@ def _read(path: Path, origin: Origin) -> Leftovers:
                     files, size = files + 1, size + record.size
                 elif record.size:
                     unclosed += 1
-            deletes = txn.stat(databases[Table.DELETES])["entries"]
-            moves = txn.stat(databases[Table.OPERATIONS])["entries"]
+            deletes, moves = (
+                sum(1 for _ in over(txn.cursor(db=databases[table]), logged, table))
+                for table in (Table.DELETES, Table.OPERATIONS)
+            )
     return Leftovers(origin=origin, files=files, bytes=size, unclosed=unclosed, deletes=deletes, moves=moves)

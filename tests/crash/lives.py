@@ -259,7 +259,7 @@ class Killer:
         self.power_cut = False
 
     def __call__(self, step: str) -> None:
-        if self.mount is None:
+        if self.mount is None or step.startswith("journal."):  # in a thread, while the loop runs on: see test_journal
             return
         self.times[step] += 1
         if not self.wanted(step, self.times[step]):

@@ -47,6 +47,7 @@ HANGS_AFTER_S = 3.0
 
 QUICK = [
     ("async-through", "create", "promise.committed"),
+    ("async-through", "create", "journal.appended"),
     ("cache-through", "large", "upload.parts"),
     ("async-through", "inside", "publish.renamed"),
     ("async-through", "replace", "move.deleted"),
@@ -64,6 +65,7 @@ MORE_CASES = [
     ("cache-through", "directory", "move-directory.copied-one"),
     ("cache-through", "unlink", "remove.stored"),
     ("async-through", "unlink", "remove.committed"),
+    ("async-through", "replace", "journal.appended"),
 ]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)]
 
