@@ -74,7 +74,7 @@ class StagedBytes:
     def __init__(
         self,
         fd: int,
-        path: Path,
+        path: str | Path,
         *,
         cache: PageCache,
         threads: Threads,
@@ -84,7 +84,7 @@ class StagedBytes:
     ) -> None:
         """``path``: where it stays until `close`. ``present``: pages below ``base_bytes`` that it has already."""
         self._fd = fd
-        self.path = path
+        self.path = os.fspath(path)
         self._descriptors = descriptors.of_this_process()
         self._parked: os.stat_result | None = None
         """Its attributes when its descriptor was closed for a while."""
@@ -108,7 +108,7 @@ class StagedBytes:
         """A descriptor of the file: until the next wait, or as long as it is `in_use`. Raises OSError."""
         if self._fd < 0:
             if self._closing:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
             self._fd = os.open(self.path, (os.O_RDONLY if self._sealed else os.O_RDWR) | os.O_CLOEXEC)
             self._parked = None
         self._descriptors.used(self)
@@ -129,7 +129,7 @@ class StagedBytes:
         if self._closing:
             return None
         try:
-            return self.path.stat()
+            return os.stat(self.path)  # noqa: PTH116 (a string takes less time)
         except FileNotFoundError:  # somebody has emptied the directory: a reader of the content will tell
             return self._parked
 
@@ -164,7 +164,7 @@ class StagedBytes:
         """Size of the content in bytes."""
         st = self.stat()
         if st is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
         return st.st_size
 
     async def read(self, offset: int, length: int) -> Buffer:

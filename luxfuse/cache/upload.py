@@ -81,7 +81,7 @@ class Uploader:
 
     async def _put_file(self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp) -> Uploaded:
         sums = await self.checksums(source.bytes, stamp.size)
-        info = await self.store.put_file(source.key, str(source.bytes.path), metadata, expect=expect, keep=source.keep)
+        info = await self.store.put_file(source.key, source.bytes.path, metadata, expect=expect, keep=source.keep)
         return Uploaded(info, sums, stamp)
 
     async def checksums(self, data: StagedBytes, size: int) -> dict[int, int]:

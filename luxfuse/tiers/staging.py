@@ -44,9 +44,10 @@ class Staging:
         """Take the directories' staging files over, but remove the spare ones of an earlier run. Raises OSError."""
         self._home = home
         self.path = home.path / "staging"
+        self._home_staging = str(self.path)
         self._elsewhere: dict[int, CacheDirectory] = {}
         """The directories of staging files that are not at home."""
-        self._spares: deque[tuple[Path, int]] = deque()
+        self._spares: deque[tuple[str, int]] = deque()
         self._numbers = itertools.count()
         self._refilling = threading.Lock()
         self._syncing = threading.Lock()
@@ -80,6 +81,12 @@ class Staging:
         directory = self.path if elsewhere is None else elsewhere.path / "staging"
         return directory / f"{number:016x}"
 
+    def place_of(self, number: int) -> str:
+        """Return what `path_of` does, as a string, which takes less time."""
+        elsewhere = self._elsewhere.get(number)
+        directory = self._home_staging if elsewhere is None else f"{elsewhere.path}/staging"
+        return f"{directory}/{number:016x}"
+
     # -- making, taking and giving away
 
     @property
@@ -91,10 +98,10 @@ class Staging:
         """Make spare files. Blocks. Raises OSError."""
         with self._refilling:
             while len(self._spares) < SPARES:
-                path = self.path / f"spare-{next(self._numbers)}"
+                path = f"{self._home_staging}/spare-{next(self._numbers)}"
                 self._spares.append((path, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)))
 
-    def take(self, path: Path) -> int:
+    def take(self, path: str | Path) -> int:
         """Give a new empty file the name ``path``; returns a descriptor for reading and writing. Raises OSError."""
         while True:
             try:
@@ -102,7 +109,7 @@ class Staging:
             except IndexError:
                 return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                spare.rename(path)
+                os.rename(spare, path)  # noqa: PTH104 (strings take less time)
             except FileNotFoundError:  # the directory was lost and made anew
                 os.close(fd)
             except BaseException:
@@ -116,9 +123,9 @@ class Staging:
 
         Raises OSError, EEXIST if there is one of this id.
         """
-        path = self.path_of(number)
+        path = self.place_of(number)
         if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         fd = self.take(path)
         self._unsynced[_identity(os.fstat(fd))] = self.path
         return fd
@@ -140,14 +147,14 @@ class Staging:
 
     def publish(self, number: int, oid: bytes) -> None:
         """Make a staging file an object's cache file; one that is there is replaced. Raises OSError."""
-        directory, path = self.directory_of(number), self.path_of(number)
-        target = directory.file_of(oid)
-        self._unsynced.pop(_identity(path.stat()), None)
+        directory, path = self.directory_of(number), self.place_of(number)
+        target = directory.place_of(oid)
+        self._unsynced.pop(_identity(os.stat(path)), None)  # noqa: PTH116 (strings take less time)
         try:
-            path.rename(target)
+            os.rename(path, target)  # noqa: PTH104
         except FileNotFoundError:
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            path.rename(target)
+            directory.file_of(oid).parent.mkdir(mode=0o700, exist_ok=True)
+            os.rename(path, target)  # noqa: PTH104
         self._elsewhere.pop(number, None)
         directory.last_writes.forget(oid)
 
@@ -287,7 +294,7 @@ class Staging:
         return self._tells_holes
 
     @staticmethod
-    def has_writers(path: Path) -> bool:
+    def has_writers(path: str | Path) -> bool:
         """Whether a file is open for writing, or mapped shared and writable, in any process (this one too).
 
         False where the file system cannot tell. Raises OSError if it cannot be opened.
@@ -313,7 +320,7 @@ class Staging:
             while self._spares:
                 spare, fd = self._spares.popleft()
                 os.close(fd)
-                spare.unlink(missing_ok=True)
+                Path(spare).unlink(missing_ok=True)
 
 
 def staged_in(directory: CacheDirectory) -> list[int]:

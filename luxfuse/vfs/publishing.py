@@ -116,7 +116,7 @@ class Publisher:
         """Whether a program can still write to the file: in passthrough, a mapping outlives the close of its file."""
         if not dirty.content.seal():
             return True
-        return self._staging.has_writers(self._staging.path_of(dirty.number))
+        return self._staging.has_writers(self._staging.place_of(dirty.number))
 
     def publish_mapped(self) -> None:
         """Look again at the files that a program might have mapped."""

@@ -280,7 +280,7 @@ class Writer:
 
     def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
         """Give a file an empty staging file."""
-        fd, path = self._new_staging_file(dirty), self._staging.path_of(dirty.number)
+        fd, path = self._new_staging_file(dirty), self._staging.place_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         made_ns = now_ns()
         os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before

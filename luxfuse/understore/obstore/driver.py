@@ -87,19 +87,24 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         self._elsewhere = self._family == "s3" and objects.checksum not in (*OWN_CHECKSUMS, NO_CHECKSUM)
         """Whether whole objects are put by `S3Client`, because obstore cannot send their headers."""
         self._adlfs = self._azure and importlib.util.find_spec("adlfs") is not None
+        self._abilities: Abilities | None = None
 
     @property
     def abilities(self) -> Abilities:
         s3 = self._fallback_driver if self._family == "s3" else None
         conditional = self._own.conditional and (s3 is None or s3.abilities.conditional)
-        return dataclasses.replace(
-            self._own.abilities,
-            conditional=conditional,
-            multipart=self._family == "s3" or self._adlfs,
-            part_copy=self._family == "s3",
-            # To open S3's client takes long: the first listing does without, where it is not asked for in C.
-            start_after=s3 is not None or self._direct is not None,
-        )
+        # To open S3's client takes long: the first listing does without, where it is not asked for in C.
+        start_after = s3 is not None or self._direct is not None
+        known = self._abilities
+        if known is None or (known.conditional, known.start_after) != (conditional, start_after):
+            known = self._abilities = dataclasses.replace(
+                self._own.abilities,
+                conditional=conditional,
+                multipart=self._family == "s3" or self._adlfs,
+                part_copy=self._family == "s3",
+                start_after=start_after,
+            )
+        return known
 
     @property
     def fetches_small(self) -> bool:

@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_made_costs_no_spare_one(staging: Staging, monkeyp
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fail)
+        patch.setattr(os, "rename", fail)
         with pytest.raises(OSError, match="Read-only"):
             staging.create(1)
     assert len(staging._spares) == SPARES
