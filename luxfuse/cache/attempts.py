@@ -27,6 +27,7 @@ class Attempts:
         self._store = store
         self._clock = clock
         self._peers = peers
+        self._token = trio.lowlevel.current_trio_token()
         self.asking_peers = 0
         """Requests to peers that are under way, those that nobody waits for any more included."""
 
@@ -130,6 +131,7 @@ class Attempts:
         start = flight.pages.start * PAGE_BYTES
         attempt = flight.attempt if attempt is None else attempt
         keep = self._keeper(obj, flight, space, attempt, by_peer=False)
+        token = self._token
 
         def job(driver: UnderStore) -> Fetched:
             if flight.attempt != attempt:
@@ -137,7 +139,9 @@ class Attempts:
             asked_s, told = self._clock(), list[ObjectInfo]()
             data = driver.read(record.key, start, start + flight.length, record.version, on_described=told.append)
             described = (told[-1], self._clock() - asked_s) if told else None
-            return keep(memoryview(data).cast("B"), (), described)
+            view = memoryview(data).cast("B")
+            flight.bring(view, token)
+            return keep(view, (), described)
 
         return job
 

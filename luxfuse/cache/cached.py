@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from luxfuse.cache.space import Space
 from luxfuse.core.heat import Heat
 from luxfuse.core.ledger import Ledger, allocated_bytes
 from luxfuse.core.spans import page_bytes
+from luxfuse.errors import StoreError
 from luxfuse.index.object_records import ObjectRecord
 from luxfuse.index.pages import Pages
 from luxfuse.types import PAGE_BYTES, ObjectInfo
@@ -23,8 +25,9 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_claimed", "_size", "asks_peer", "attempt", "budget", "data", "done", "error", "fd", "from_store", "had_turn",
-        "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "waits_for_peer",
+        "_arrived", "_claimed", "_size", "_waited_for", "asks_peer", "attempt", "budget", "data", "done", "error", "fd",
+        "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "taken",
+        "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +63,10 @@ class Flight:
         self.waits_for_peer = False
         """Whether a peer was asked that may have to get it from the under-store first."""
         self.done = trio.Event()
+        self._arrived = trio.Event()
+        self._waited_for = False
+        self.taken: set[int] = set()
+        """Pages that a reader has read to their end: the kernel has them now."""
         self.quota: Ledger | None = None
         """Where room for it is reserved besides that in a directory."""
         self.data: memoryview | None = None
@@ -79,8 +86,37 @@ class Flight:
             self.quota.settle(allocated_bytes(self.length), 0)
             self.quota = None
 
+    def bring(self, data: memoryview, token: trio.lowlevel.TrioToken) -> None:
+        """Let readers have the bytes that came, which are not stored yet; called by the thread that got them.
+
+        To wake the loop costs a system call, so it is done only if somebody waits.
+        """
+        self.data = data
+        if self._waited_for:  # it is set before `data` is looked at, so one of the two sees the other
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._arrived.set)
+
+    async def arrived(self) -> None:
+        """Wait until the bytes are here. Raises the error of a flight that failed without."""
+        self._waited_for = True
+        if self.data is None:
+            await self._arrived.wait()
+        if self.data is None:
+            raise self.error or StoreError("nothing arrived")
+
+    async def landed(self) -> None:
+        """Wait for the end. Raises the error of a flight that failed."""
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+
+    def end(self) -> None:
+        """It is over: `error` says how."""
+        self._arrived.set()
+        self.done.set()
+
     def page(self, page: int) -> memoryview:
-        """Return the bytes of one page of the run, after `done`."""
+        """Return the bytes of one page of the run, which have `arrived`."""
         assert self.data is not None
         start = (page - self.pages.start) * PAGE_BYTES
         return self.data[start : start + page_bytes(page, self._size)]

@@ -2,9 +2,9 @@
 
 A page that is missing is fetched by one `Flight`, however many wait for it: `start` registers the flight without a wait
 in between, so there is no window in which a second one could begin. A flight holds memory (`ByteBudget`) and, if there is
-room, disk space (`Space`) for its bytes; its worker thread gets, checksums and writes them; then the event loop records
-the pages and wakes the waiters, which take the bytes from the flight itself. Where the disk cannot take them the readers
-are served all the same.
+room, disk space (`Space`) for its bytes; its worker thread gets them, wakes the readers that wait, which take the bytes
+from the flight itself, checksums and writes them; then the event loop records the pages. Where the disk is slow, or cannot
+take them, the readers are served all the same.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class Fetching:
         if not obj.flights and obj.pages.count == 0 and obj.space is not None and not self._contents.has_file(obj):
             obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
             obj.space = None
-        flight.done.set()
+        flight.end()
         on_end, flight.on_end = flight.on_end, None  # it may refer to the flight, which would then wait for the collector
         if on_end is not None:
             try:
@@ -322,7 +322,8 @@ class Fetching:
             allocated = self._record(obj, flight.pages, stored, flight.length)
         if flight.keep_in_memory or not allocated:
             for page in flight.pages:
-                self.recent.put(obj.oid, page, flight.page(page))
+                if not (allocated and page in flight.taken):
+                    self.recent.put(obj.oid, page, flight.page(page))
         if stored.file is not None and allocated:
             flight.fd = stored.file.take()
         return allocated

@@ -97,8 +97,11 @@ class PageCache:
         """Other nodes, while the mount is in a cluster."""
         return self.attempts.peers
 
-    async def read(self, obj: CachedObject, offset: int, length: int) -> Buffer:
-        """Return ``length`` bytes at ``offset``, fewer only at the end of the object. Raises `StoreError`."""
+    async def read(self, obj: CachedObject, offset: int, length: int, *, early: bool = False) -> Buffer:
+        """Return ``length`` bytes at ``offset``, fewer only at the end of the object. Raises `StoreError`.
+
+        What had to be fetched is recorded then, as far as the disk takes it; ``early``: it may still be about to be.
+        """
         length = max(0, min(length, obj.size - offset))
         wanted = pages_of(offset, length)
         if not wanted:
@@ -113,10 +116,10 @@ class PageCache:
         for page in wanted:
             low = max(offset, page * PAGE_BYTES) - page * PAGE_BYTES
             high = min(offset + length, (page + 1) * PAGE_BYTES) - page * PAGE_BYTES
-            parts.append(await self._read_page(obj, page, low, high))
+            parts.append(await self._read_page(obj, page, low, high, early))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_page(self, obj: CachedObject, page: int, low: int, high: int) -> Buffer:
+    async def _read_page(self, obj: CachedObject, page: int, low: int, high: int, early: bool) -> Buffer:
         while True:
             kept = self.recent.get(obj.oid, page)
             if kept is not None:
@@ -126,12 +129,12 @@ class PageCache:
                 return memoryview(kept)[low:high]
             flight = obj.flights.get(page)
             if flight is not None:
-                await flight.done.wait()
-                if flight.error is not None:
-                    raise flight.error
+                await (flight.arrived() if early else flight.landed())
                 data = flight.page(page)
-                if high == len(data) and obj.pages.has(page):
-                    self.recent.discard(obj.oid, page)
+                if high == len(data):
+                    flight.taken.add(page)
+                    if obj.pages.has(page):
+                        self.recent.discard(obj.oid, page)
                 return data[low:high]
             if obj.pages.has(page):
                 loaded = await self._read_disk(obj, page * PAGE_BYTES + low, high - low)

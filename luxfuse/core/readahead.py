@@ -1,49 +1,68 @@
 """How far to fetch ahead of a reader of one file.
 
-The window starts with the pages that were asked for, doubles while reads go on where the last ones ended, and is
-nothing for reads elsewhere (the scheme of the kernel's own read-ahead, mm/readahead.c, over larger distances). The
-kernel sends several READs of a stream at once and out of order, so "where the last ones ended" is a neighbourhood.
+The further a stream has come, the further ahead of it is fetched: a program that reads only the beginning of a file
+costs little, and one that goes on soon has the whole window. Reads elsewhere are no stream, and nothing is fetched for
+them. The kernel sends several READs of a stream at once and out of order, so "where the last ones ended" is a
+neighbourhood. How much of the window is asked for at once is another question (`core.flow`).
 """
 
 from __future__ import annotations
+
+from luxfuse.types import PAGE_BYTES
 
 NEIGHBOURHOOD_BYTES = 16 << 20
 """READs of one stream come this far apart, given 8 MiB of read-ahead in the kernel (two windows)."""
 
 FIRST_WINDOW_BYTES = 2 << 20
 
+RAMP = 8
+"""The window is so many times what the stream has read. Its first READ of 1 MiB opens 8 MiB: at 20 ms that keeps a link of
+400 MB/s busy until the kernel, which doubles its own window, asks for more."""
+
 
 class Sequence:
     """The pattern of one open file. All offsets and sizes are bytes."""
 
-    __slots__ = ("_max_bytes", "_next", "_planned", "_window")
+    __slots__ = ("_begun", "_max_bytes", "_next", "_read", "_size", "_window")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._next = 0
-        self._planned = 0
+        self._read = 0
+        self._begun = 0
         self._window = 0
+        self._size = 0
 
     @property
     def window_bytes(self) -> int:
         """How far ahead the last read let us fetch."""
         return self._window
 
-    def advance(self, offset: int, length: int, size_bytes: int) -> range:
-        """Record a read and return the bytes to fetch ahead now: a range after it, empty when there is nothing to do.
-
-        A range is returned once only: it is not planned again while the stream goes on.
-        """
+    def advance(self, offset: int, length: int, size_bytes: int) -> None:
+        """Record a read of a file of so many bytes; then `take` what is to be fetched ahead."""
         end = offset + length
+        self._size = size_bytes
         if abs(offset - self._next) > NEIGHBOURHOOD_BYTES or (self._window == 0 and offset != self._next):
-            self._next, self._planned, self._window = end, end, 0
-            return range(0)
+            self._next = self._begun = end
+            self._window = self._read = 0
+            return
+        self._read += length
         self._next = max(self._next, end)
-        self._window = min(max(2 * self._window, FIRST_WINDOW_BYTES), self._max_bytes)
-        start = max(self._planned, end)
-        stop = min(self._next + self._window, size_bytes)
-        # Plan in steps of a quarter window: small steps would mean many small requests.
-        if stop <= start or (stop < size_bytes and stop - start < self._window // 4):
+        self._begun = max(self._begun, end)
+        self._window = min(max(RAMP * self._read, FIRST_WINDOW_BYTES), self._max_bytes)
+
+    def take(self, run_bytes: int) -> range:
+        """Return the bytes to fetch next, about ``run_bytes`` of them; empty when there is nothing to do.
+
+        What was returned once is not returned again while the stream goes on. Small windows are cut into smaller runs, and
+        runs end with pages; the kernel moves on by less than a run, and small runs would mean many small requests.
+        """
+        if self._window == 0:
             return range(0)
-        self._planned = stop
+        run_bytes = min(run_bytes, max(self._window // 2, PAGE_BYTES))
+        start = self._begun
+        stop = min((start + run_bytes) // PAGE_BYTES * PAGE_BYTES, self._size)
+        if stop <= start or stop > self._next + self._window:
+            return range(0)
+        self._begun = stop
         return range(start, stop)

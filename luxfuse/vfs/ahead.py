@@ -151,7 +151,8 @@ class FillBehind:
 
     def consider(self, obj: CachedObject) -> None:
         """Start to fill ``obj`` if enough of it has been read and it can become whole."""
-        if obj.oid in self._filling or obj.whole or obj.cached_bytes < FILL_AFTER_BYTES or not self._fits(obj):
+        here_bytes = obj.cached_bytes + len(obj.flights) * PAGE_BYTES
+        if obj.oid in self._filling or obj.whole or here_bytes < FILL_AFTER_BYTES or not self._fits(obj):
             return
         self._filling.add(obj.oid)
         shared = self._cache.acquire(obj.record.key, obj.record.version, obj.size)

@@ -28,12 +28,11 @@ from luxfuse.vfs.ahead import FillBehind
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.streaming import StreamsAhead
 from luxfuse.vfs.will import CopiedFact, Will
 
 log = logging.getLogger(__name__)
 
-AHEAD_RUN_PAGES = 4
-"""Pages of one request of a stream's read-ahead: fewer requests than for pages that a reader waits for."""
 LENT_SHARE = 4
 """Lent files may take so large a part of the descriptors: one in four. Others are read as before."""
 OFFER_AGAIN_S = 10.0
@@ -59,12 +58,17 @@ class CopiedInode:
     """When it may be offered, by the event loop's clock."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Handle:
     inode: int
     shared: CopiedInode
     sequence: Sequence
     writing: bool
+
+    @property
+    def obj(self) -> CachedObject | None:
+        """The object that is read just now, if it is one."""
+        return self.shared.obj if self.shared.staged is None else None
 
 
 class CopiedOpens:
@@ -87,6 +91,7 @@ class CopiedOpens:
         self._nursery = nursery
         self._cache = cache
         self._behind = behind
+        self._streams = StreamsAhead(cache=cache, most_bytes=min(readahead_bytes, cache.budget.limit_bytes * 3 // 4))
         self._readahead_bytes = readahead_bytes
         self._inodes: dict[int, CopiedInode] = {}
         self._handles: dict[int, _Handle] = {}
@@ -170,12 +175,11 @@ class CopiedOpens:
         obj = state.shared.obj
         if obj is None:
             return b""
-        ahead = state.sequence.advance(offset, length, obj.size)
+        state.sequence.advance(offset, length, obj.size)
         try:
             if not obj.whole:
                 self._cache.start(obj, pages_of(offset, min(length, obj.size - offset)))
-                if ahead:
-                    self._cache.start(obj, pages_of(ahead.start, len(ahead)), run=AHEAD_RUN_PAGES)
+                self._streams.moved_on(state)
                 self._behind.consider(obj)
             elif state.shared.offered is not obj and trio.current_time() >= state.shared.not_before_s:
                 state.shared.offered = obj
@@ -183,7 +187,7 @@ class CopiedOpens:
                     await self._lend(state.inode, state.shared, obj)
                 else:  # that may take long for a large file
                     self._nursery.start_soon(self._lend, state.inode, state.shared, obj)
-            return await self._cache.read(obj, offset, length)
+            return await self._cache.read(obj, offset, length, early=True)
         except (VersionChanged, NotFound):
             self._namespace.belief.expire(state.inode)
             self.stale_reads += 1
@@ -194,6 +198,7 @@ class CopiedOpens:
         state = self._handles.pop(handle, None)
         if state is None:
             raise BadHandle(f"file handle {handle} is not open")
+        self._streams.drop(state)
         state.shared.opens -= 1
         if state.shared.opens == 0:
             self._take_back(state.inode, state.shared)

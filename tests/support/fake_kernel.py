@@ -287,12 +287,18 @@ class FakeKernel:
         return handle
 
     async def read(self, fs: FileSystem, handle: int, offset: int, length: int) -> bytes:
-        """Read at most 1 MiB; what is copied is cut to the size that the attributes show, as the kernel does it."""
+        """Read at most 1 MiB; what is copied is cut to the size that the attributes show, as the kernel does it.
+
+        Bytes that came early are stored when this returns, so that tests know what is on disk.
+        """
         assert length <= READ_BYTES
         if handle & MARK_FAST:
             return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
         lent = self.lent.get(self.handles[handle])
         data = bytes(await fs.read(ref_of(handle), offset, length)) if lent is None else os.pread(lent, length, offset)
+        for obj in list(fs._cache.contents._live.values()):
+            for flight in [flight for flight in obj.flights.values() if flight.data is not None]:
+                await flight.done.wait()
         return data[: max(0, (await fs.getattr(self.handles[handle])).size - offset)]
 
     async def read_all(self, fs: FileSystem, handle: int) -> bytes:

@@ -6,66 +6,91 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luxfuse.core.readahead import FIRST_WINDOW_BYTES, NEIGHBOURHOOD_BYTES, Sequence
+from luxfuse.core.readahead import FIRST_WINDOW_BYTES, NEIGHBOURHOOD_BYTES, RAMP, Sequence
+from luxfuse.types import PAGE_BYTES
 
 MIB = 1 << 20
 MAX = 64 * MIB
+RUN = 4 * MIB
 
 
-def stream(size: int, step: int = MIB, max_bytes: int = MAX, start: int = 0) -> tuple[Sequence, list[tuple[int, range]]]:
-    sequence = Sequence(max_bytes)
-    plans = [(offset, sequence.advance(offset, step, size)) for offset in range(start, size, step)]
-    return sequence, plans
+def taken(sequence: Sequence, run_bytes: int = RUN) -> list[range]:
+    found = []
+    while run := sequence.take(run_bytes):
+        found.append(run)
+    return found
 
 
-def test_the_window_doubles_up_to_the_maximum() -> None:
-    sequence = Sequence(16 * MIB)
+def stream(size: int, step: int = MIB) -> list[tuple[int, list[range]]]:
+    sequence = Sequence(MAX)
+    plans = []
+    for offset in range(0, size, step):
+        sequence.advance(offset, step, size)
+        plans.append((offset, taken(sequence)))
+    return plans
+
+
+def test_the_window_grows_with_what_was_read_up_to_the_maximum() -> None:
+    sequence = Sequence(30 * MIB)
     windows = []
-    for number in range(6):
+    for number in range(5):
         sequence.advance(number * MIB, MIB, 1 << 40)
         windows.append(sequence.window_bytes)
-    assert windows == [FIRST_WINDOW_BYTES, 4 * MIB, 8 * MIB, 16 * MIB, 16 * MIB, 16 * MIB]
+    assert windows == [RAMP * MIB, 2 * RAMP * MIB, 3 * RAMP * MIB, 30 * MIB, 30 * MIB]
 
 
-def test_a_stream_plans_every_byte_once_and_well_ahead() -> None:
+def test_many_small_reads_open_the_window_no_further_than_one_of_the_same_bytes() -> None:
+    sequence = Sequence(MAX)
+    for number in range(16):
+        sequence.advance(number << 14, 1 << 14, 1 << 40)
+    assert sequence.window_bytes == FIRST_WINDOW_BYTES
+
+
+def test_a_stream_takes_every_byte_once_and_well_ahead() -> None:
     size = 1000 * MIB + 123
-    _, plans = stream(size)
-    planned = [plan for _, plan in plans if plan]
-    assert planned[0].start == MIB  # right after the first read
-    assert planned[-1].stop == size
-    assert all(one.stop == other.start for one, other in pairwise(planned))
+    plans = stream(size)
+    runs = [run for _, found in plans for run in found]
+    assert runs[0].start == MIB  # right after the first read
+    assert runs[-1].stop == size
+    assert all(one.stop == other.start for one, other in pairwise(runs))
     reached = 0
-    for offset, plan in plans:
-        reached = max(reached, plan.stop if plan else 0)
+    for offset, found in plans:
+        reached = found[-1].stop if found else reached
         if offset > 2 * MAX:
-            assert min(size, offset + MIB + MAX * 3 // 4) <= reached <= offset + MIB + MAX
+            assert min(size, offset + MIB + MAX - RUN) <= reached <= offset + MIB + MAX
 
 
-def test_plans_are_few_and_large() -> None:
-    _, plans = stream(1000 * MIB, step=128 << 10)
-    assert sum(1 for _, plan in plans if plan) < 100
+def test_runs_are_whole_pages_of_the_size_that_was_asked_for() -> None:
+    runs = [run for _, found in stream(1000 * MIB, step=128 << 10) for run in found]
+    assert all(run.stop % PAGE_BYTES == 0 for run in runs)
+    assert sum(len(run) == RUN for run in runs) > len(runs) * 0.9
+    assert len(runs) < 260
 
 
-def test_random_reads_plan_nothing() -> None:
+def test_random_reads_take_nothing() -> None:
     rng = random.Random(1)
     sequence = Sequence(MAX)
     size = 1 << 40
-    planned = [sequence.advance(rng.randrange(NEIGHBOURHOOD_BYTES + 1, size), 4096, size) for _ in range(2000)]
-    assert not any(planned)
+    for _ in range(2000):
+        sequence.advance(rng.randrange(NEIGHBOURHOOD_BYTES + 1, size), 4096, size)
+        assert not taken(sequence)
     assert sequence.window_bytes == 0
 
 
 def test_a_stream_that_starts_in_the_middle_is_found_at_its_second_read() -> None:
     sequence = Sequence(MAX)
-    assert not sequence.advance(500 * MIB, MIB, 1000 * MIB)
-    assert sequence.advance(501 * MIB, MIB, 1000 * MIB) == range(502 * MIB, 504 * MIB)
+    sequence.advance(500 * MIB, MIB, 1000 * MIB)
+    assert not taken(sequence)
+    sequence.advance(501 * MIB, MIB, 1000 * MIB)
+    assert taken(sequence)[0].start == 502 * MIB
 
 
 def test_a_jump_ends_the_stream() -> None:
     sequence = Sequence(MAX)
     for number in range(10):
         sequence.advance(number * MIB, MIB, 1 << 40)
-    assert not sequence.advance(1 << 38, MIB, 1 << 40)
+    sequence.advance(1 << 38, MIB, 1 << 40)
+    assert not taken(sequence)
     assert sequence.window_bytes == 0
 
 
@@ -75,29 +100,28 @@ def test_parallel_reads_out_of_order_are_one_stream(rng: random.Random, depth: i
     size = 300 * MIB
     sequence = Sequence(MAX)
     waiting = list(range(0, size, MIB))
-    planned: list[range] = []
+    runs: list[range] = []
     sequence.advance(waiting.pop(0), MIB, size)
     while waiting:
         on_their_way = [offset for offset in waiting[:depth] if offset < waiting[0] + NEIGHBOURHOOD_BYTES - MIB]
         offset = waiting.pop(rng.randrange(len(on_their_way)))
-        plan = sequence.advance(offset, MIB, size)
+        sequence.advance(offset, MIB, size)
         assert sequence.window_bytes > 0
-        if plan:
-            planned.append(plan)
-    assert planned[-1].stop == size
-    assert all(one.stop <= other.start for one, other in pairwise(planned))
+        runs += taken(sequence)
+    assert runs[-1].stop == size
+    assert all(one.stop <= other.start for one, other in pairwise(runs))
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 40 * MIB), st.integers(0, 4 * MIB)), max_size=60),
+    st.lists(st.tuples(st.integers(0, 40 * MIB), st.integers(0, 4 * MIB), st.integers(MIB, 8 * MIB)), max_size=60),
     st.integers(1, 40 * MIB),
-    st.sampled_from([MIB, 3 * MIB, MAX]),
+    st.sampled_from([0, MIB, 3 * MIB, MAX]),
 )
-def test_no_plan_reaches_beyond_the_object_or_the_window(reads: list, size: int, max_bytes: int) -> None:
+def test_nothing_is_taken_beyond_the_object_or_the_window(reads: list, size: int, max_bytes: int) -> None:
     sequence = Sequence(max_bytes)
-    for offset, length in reads:
-        plan = sequence.advance(offset, length, size)
-        assert sequence.window_bytes <= max(max_bytes, 0)
-        assert len(plan) <= max_bytes + NEIGHBOURHOOD_BYTES
-        if plan:
-            assert offset + length <= plan.start < plan.stop <= size
+    for offset, length, run_bytes in reads:
+        sequence.advance(offset, length, size)
+        assert sequence.window_bytes <= max_bytes
+        for run in taken(sequence, run_bytes):
+            assert 0 < len(run) <= run_bytes
+            assert run.stop <= min(size, offset + length + max_bytes + NEIGHBOURHOOD_BYTES)
