@@ -117,7 +117,9 @@ def test_parallel_reads_out_of_order_are_one_stream(rng: random.Random, depth: i
     st.integers(1, 40 * MIB),
     st.sampled_from([0, MIB, 3 * MIB, MAX]),
 )
-def test_nothing_is_taken_beyond_the_object_or_the_window(reads: list, size: int, max_bytes: int) -> None:
+def test_nothing_is_taken_beyond_the_object_or_the_window(
+    reads: list[tuple[int, int, int]], size: int, max_bytes: int
+) -> None:
     sequence = Sequence(max_bytes)
     for offset, length, run_bytes in reads:
         sequence.advance(offset, length, size)

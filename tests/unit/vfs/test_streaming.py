@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -35,7 +36,7 @@ async def test_a_reader_has_the_bytes_before_the_disk_has_them(tmp_path: Path, m
     writing = threading.Event()
     real = disk.store_run
 
-    def slow(*arguments: object, **options: object) -> disk.Stored:
+    def slow(*arguments: Any, **options: Any) -> disk.Stored:
         assert writing.wait(10)
         return real(*arguments, **options)
 
