@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import struct
 import time
 from pathlib import Path
 
@@ -20,10 +22,11 @@ PLACES = pytest.mark.parametrize("place", ["root", "plain user"])
 
 
 def copying(
-    mounting: Mounts, request: pytest.FixtureRequest, s3: FastS3, bucket: str, place: str, **options: object
+    mounting: Mounts, request: pytest.FixtureRequest | None, s3: FastS3, bucket: str, place: str, **options: object
 ) -> Mount:
     """A mount without passthrough."""
     if place == "plain user":
+        assert request is not None
         request.getfixturevalue("plain_user")
         return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, plain_user=True, options=options)
     return mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"passthrough": "off", **options})
@@ -128,6 +131,35 @@ def test_new_files_are_written_without_python(
     assert mount.read("new") == digest(data)
     mount.cli("unmount", mount.path, check=True)
     assert (s3.root / bucket / "new").read_bytes() == data
+
+
+def waiting_bytes(path: Path) -> int:
+    """What of a file the file system has not begun to write to the disk: it has no place there yet (`FS_IOC_FIEMAP`)."""
+    most, extent = 1000, struct.Struct("QQQ16xI12x")
+    asked = bytearray(struct.pack("QQIIII", 0, 1 << 62, 0, 0, most, 0) + bytes(most * extent.size))
+    with path.open("rb") as file:
+        fcntl.ioctl(file, 0xC020660B, asked)
+    found = struct.unpack_from("I", asked, 20)[0]
+    assert found < most
+    extents = list(extent.iter_unpack(asked[32 : 32 + found * extent.size]))
+    return sum(length for _, _, length, flags in extents if flags & 4)
+
+
+def test_what_is_written_in_sequence_is_sent_to_the_disk_meanwhile(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    mount = copying(mounting, None, s3, bucket, "root", **{"write-mode": "async-through"})
+    native = mount.base / "native"
+    native.write_bytes(bytes(LARGE))
+    if waiting_bytes(native) < LARGE // 2:
+        pytest.skip("this file system does not tell what it keeps in memory, or keeps nothing there")
+    with (mount.path / "new").open("wb", buffering=0) as file:
+        for number in range(LARGE // MIB):
+            file.write(content(number, MIB))
+        [staged] = [path for path in mount.cache.glob("*/staging/*") if path.stat().st_size == LARGE]
+        wait_for("the disk is written to", lambda: waiting_bytes(staged) <= 8 * MIB)
+        if waiting_bytes(native) < LARGE // 2:
+            pytest.skip("all files were sent to the disk meanwhile")
+        os.fsync(file.fileno())
+        assert waiting_bytes(staged) == 0
 
 
 @PLACES

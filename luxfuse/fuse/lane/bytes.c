@@ -8,12 +8,17 @@
  * system does not take in whole, and all of it is written again. A short count is no answer, as the kernel does not look at
  * it when it writes back mapped pages.
  *
+ * What was written in sequence is sent to the disk while more comes, RUN_BYTES at a time and after the WRITE is answered:
+ * it has to be there at the close, and fsync then waits for little. What is written at random is not, as it may be written
+ * again before.
+ *
  * These need no room: the program that has changed them is gone on, and a page that is refused is lost, also where it takes
  * no more room than before. They are counted a moment late, as in passthrough.
  */
 #include "lane.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -75,7 +80,7 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	LANE_PAUSE();
 	const ssize_t n = read_file(entry_fd(e, false), lane->reply, arg->size, (off_t)arg->offset);
 	LANE_PAUSE();
-	const bool live = table_unuse(e, 0);
+	const bool live = table_unuse(e, false, 0);
 	if (n < 0 || !(live || is_fast(arg->fh)))
 		return false;
 	/* Counted before the reader goes on, so that the counters are never behind what was seen. */
@@ -107,6 +112,19 @@ static bool write_file(int fd, const char *from, size_t size, off_t offset)
 	return true;
 }
 
+/* Have the file system begin to write a range to the disk. The WRITE has been answered: what fails here, fsync reports. */
+static void write_out(uint64_t ino, uint64_t offset, uint64_t size)
+{
+	if (!may_block())
+		return;
+	struct entry *e = table_use(ino, true, false, 0);
+	if (e) {
+		sync_file_range(entry_fd(e, false), (off_t)offset, (off_t)size, SYNC_FILE_RANGE_WRITE);
+		table_unuse(e, false, 0);
+	}
+	has_blocked();
+}
+
 bool answer_write(struct lane *lane, const void *request, size_t size)
 {
 	const struct fuse_in_header *in = request;
@@ -123,12 +141,15 @@ bool answer_write(struct lane *lane, const void *request, size_t size)
 		return false;
 	}
 	const bool whole = write_file(entry_fd(e, true), data, arg->size, (off_t)arg->offset);
-	table_unuse(e, room);
+	const uint64_t run = whole ? table_wrote(e, arg->offset, arg->size) : 0;
+	table_unuse(e, true, room);
 	has_blocked();
 	if (!whole)
 		return false;
 	const struct fuse_write_out out = { .size = arg->size };
 	count_up(&lane->writes, 1);
 	send_reply(in->unique, 0, &out, sizeof out);
+	if (run)
+		write_out(in->nodeid, arg->offset + arg->size - run, run);
 	return true;
 }

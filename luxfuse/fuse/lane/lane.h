@@ -48,6 +48,10 @@ static inline bool is_fast(uint64_t fh)
 #define MOST_BYTES (1u << 20)			       /* of one READ or WRITE: max_write */
 #define REQUEST_CAPACITY (MOST_BYTES + (64u << 10)) /* and headers */
 
+#ifndef RUN_BYTES
+#define RUN_BYTES (8u << 20) /* written in sequence: these go to the disk. Fewer in a test. */
+#endif
+
 #ifndef LANE_PAUSE
 #define LANE_PAUSE() ((void)0) /* where a test makes a thread lose the processor, so that races come about */
 #endif
@@ -114,11 +118,12 @@ long table_opens(uint64_t ino);			/* -1: not registered */
 bool table_intact(uint64_t ino);
 unsigned long long table_served_opens(void); /* of inodes without a backing id, by lanes and by Python */
 
-/* A registered file in use by a READ or WRITE, which must end with `table_unuse`. NULL: not to be answered here.
+/* A registered file in use by a READ, WRITE or write-out, which must end with `table_unuse`. NULL: not to be answered here.
  * `room_bytes`: the most that a WRITE may take on disk, of the room that was granted; 0 for a READ. */
 struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_bytes);
 int entry_fd(const struct entry *e, bool writing);
-bool table_unuse(struct entry *e, uint64_t room_bytes); /* whether the file was not retired meanwhile */
+bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes); /* whether the file was not retired meanwhile */
+uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size); /* bytes up to its end to send to the disk; 0: none */
 bool table_grant(uint64_t ino, uint64_t more_bytes);	/* false: its WRITEs are not answered here */
 int64_t table_granted(uint64_t ino, bool take_back);	/* what WRITEs may still fill; -1: as above */
 

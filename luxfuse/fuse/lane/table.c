@@ -14,6 +14,7 @@
  * handles without MARK_FAST are answered from that. It may take the file back, and change it, at any time. So such a READ
  * is answered only if `table_unuse` finds, after the bytes were read, that the entry was not retired: bytes that were read
  * before that are those of before the change. Else the request goes to Python. An entry in use is freed last.
+ * A file that is sent to the disk is in use, too, but not open for writing: that could delay those who look for writers.
  *
  * Entries are spread over stripes, each with a lock of its own.
  */
@@ -39,13 +40,15 @@ struct entry {
 	int64_t stamp_ns;	/* mtime of the file as we left it: another one means that somebody else wrote to it */
 	uint32_t opens;
 	uint32_t writers; /* those of `opens` that write */
-	uint32_t users;	  /* READs and WRITEs under way */
+	uint32_t users;	  /* READs, WRITEs and write-outs under way */
+	uint32_t filling; /* those of `users` that write */
 	int32_t backing_id;
 	int fd;
 	int write_fd; /* -1: not open for writing, or the kernel or Python writes */
 	uint64_t granted_bytes; /* that WRITEs may fill */
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
 	struct slot *slot; /* NULL: there is no estate, or the file is lent */
+	uint64_t run_start, run_end; /* what was written in sequence, and has not been sent to the disk */
 	bool retired;
 	bool gone;    /* in no list any more; freed by the last user */
 	bool touched; /* opened since `take_touched` last looked */
@@ -194,7 +197,7 @@ int table_register(const struct registration *r)
 /* Return the descriptor that is to be closed, as nobody writes any more; -1: none. The stripe is locked. */
 static int end_writing(struct entry *e)
 {
-	const int fd = e->writers || e->users ? -1 : e->write_fd;
+	const int fd = e->writers || e->filling ? -1 : e->write_fd;
 	if (fd >= 0)
 		e->write_fd = -1;
 	return fd;
@@ -355,6 +358,7 @@ struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_byt
 	struct entry *e = *lock_slot(ino);
 	if (e && (!writing || e->write_fd >= 0) && e->granted_bytes >= room_bytes) {
 		e->users++;
+		e->filling += writing;
 		e->granted_bytes -= room_bytes;
 		e->filling_bytes += room_bytes;
 	} else {
@@ -369,20 +373,33 @@ int entry_fd(const struct entry *e, bool writing)
 	return writing ? e->write_fd : e->fd; /* neither changes while the entry is in use */
 }
 
-bool table_unuse(struct entry *e, uint64_t room_bytes)
+bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes)
 {
 	const uint64_t ino = e->ino;
 	pthread_mutex_lock(lock_of(ino));
 	const bool live = !e->retired;
 	e->filling_bytes -= room_bytes;
-	const bool last = --e->users == 0;
-	const int unused_fd = last ? end_writing(e) : -1;
-	struct entry *gone = last && e->gone ? e : NULL;
+	e->filling -= writing;
+	const int unused_fd = end_writing(e);
+	struct entry *gone = --e->users == 0 && e->gone ? e : NULL;
 	unlock_slot(ino);
 	if (unused_fd >= 0)
 		close(unused_fd);
 	free_entry(gone);
 	return live;
+}
+
+uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size)
+{
+	pthread_mutex_lock(lock_of(e->ino));
+	if (offset - e->run_end > MOST_BYTES) /* a gap of one WRITE is one that went to Python */
+		e->run_start = offset;
+	e->run_end = offset + size;
+	const uint64_t run = e->run_end - e->run_start;
+	if (run >= RUN_BYTES)
+		e->run_start = e->run_end;
+	unlock_slot(e->ino);
+	return run >= RUN_BYTES ? run : 0;
 }
 
 bool table_grant(uint64_t ino, uint64_t more_bytes)
