@@ -35,6 +35,7 @@ from luxfuse.fuse.once import EITHER, GONE, THERE, Begun, once
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
+from luxfuse.vfs.open_directories import STREAMED
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
 
@@ -145,27 +146,31 @@ class Operations(pyfuse3.Operations):
     @guarded
     @interruptible
     async def opendir(self, inode: Any, ctx: Any) -> Any:
-        """List if need be; the kernel keeps the listing, and its old one if that still holds."""
-        volume, unique = self.volumes.of(inode), passthrough.current()[0]
-        with volume as fs:
-            handle, holds = await fs.directories.open(inode & LOCAL_MASK)
-        handle |= volume.base
+        """List if need be, or begin to; the kernel keeps a whole listing, and its old one if that still holds."""
+        unique = passthrough.current()[0]
+        handle, cached, holds = await self.volumes.opendir(inode)
         self._directories[handle] = inode
         self.kept.opened_directory(handle, unique & ~RESENT, inode)
-        mark = DIRECTORY_MARK | (passthrough.MARK_KEEP_CACHE if holds else 0)
+        if not cached:  # a successor cannot go on with it
+            self.kept.read_directory(handle, STREAMED, b"")
+        mark = (DIRECTORY_MARK if cached else MARK) | (passthrough.MARK_KEEP_CACHE if holds else 0)
         return pyfuse3.FileHandleT(mark | handle)
 
     @guarded
+    @interruptible
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
-        """Fill the reply with entries and their attributes."""
+        """Fill the reply with entries and their attributes. One without any is the end: so it waits for the first."""
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
-        last = None
-        for name, stat, cookie in self.volumes.readdir(fh & NUMBER_MASK, start_id):
-            if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry=entry), cookie):
+        handle, last = fh & NUMBER_MASK, None
+        while last is None:
+            for name, stat, cookie in self.volumes.readdir(handle, start_id):
+                if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry=entry), cookie):
+                    break
+                last = cookie, name
+            if last is None and not await self.volumes.more(handle):
                 break
-            last = cookie, name
-        if last is not None:
-            self.kept.read_directory(fh & NUMBER_MASK, *last)
+        if last is not None and not self.volumes.streams(handle):
+            self.kept.read_directory(handle, *last)
 
     @guarded
     async def releasedir(self, fh: Any) -> None:

@@ -41,6 +41,8 @@ IN_HEADER_BYTES, OUT_HEADER_BYTES = 40, 16
 FUSE_INIT_EXT = 1 << 30
 FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
 """Set-id bits are ours to clear. Without it the kernel asks for file capabilities before each write, in passthrough too."""
+FUSE_PARALLEL_DIROPS = 1 << 18
+"""Names of one directory are looked up at the same time, and while it is read. Else one that waits has all others wait."""
 FUSE_AUTO_INVAL_DATA = 1 << 12
 """The kernel asks for attributes that have run out before each read, and drops what it has cached if they are others.
 
@@ -178,7 +180,7 @@ class Session:
             out[11] = max(map(_stack_depth, self._cache_directories))
         else:
             out[3] &= ~FUSE_AUTO_INVAL_DATA
-        out[3] |= flags & FUSE_HANDLE_KILLPRIV_V2
+        out[3] |= flags & (FUSE_HANDLE_KILLPRIV_V2 | FUSE_PARALLEL_DIROPS)
         if self._held is not None:
             self._held.facts.put(INIT, msgspec.msgpack.encode(InitFact(init, offered)))
         INIT_OUT.pack_into(reply, OUT_HEADER_BYTES, *out)

@@ -95,7 +95,10 @@ class Part:
             return True
         if old.listing == self._serial and old.kind != item.kind:
             changes.shadowed += 1
-            return wins(item.kind, old.kind)
+            if not wins(item.kind, old.kind):
+                return False
+            changes.rekinded.append((item.name, old.kind))
+            return True
         if wins(old.kind, item.kind) and not self._last:
             changes.deferred.append(item)
             return False

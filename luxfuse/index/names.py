@@ -115,6 +115,11 @@ class Names(ListedNames):
                 self._entries.setdefault(prefix + known, distrusted(entry, self.believe_from_s))
         return found
 
+    def stays(self, parent: int, name: bytes, entry: Entry, began_s: float) -> bool:
+        """Whether a name that a listing since ``began_s`` has not brought outlives it: looked up or changed since."""
+        newer = began_s <= entry.checked_s <= self._clock()
+        return newer or self._held.ignores(U64.pack(parent) + name, began_s) or self._is_needed(entry)
+
     @property
     def evidence(self) -> tuple[int, bool]:
         """The evidence of whether the store's objects carry attributes, for `core.evidence`."""

@@ -13,6 +13,7 @@ from typing import cast
 
 import trio
 
+from luxfuse.core.listed_spans import WHOLE, Span
 from luxfuse.core.listing_ranges import Disordered, Range, Ranges
 from luxfuse.errors import StoreError
 from luxfuse.types import ListPage
@@ -26,23 +27,25 @@ MOST_AT_ONCE = 8
 SHARE = 4
 """And no more than this part of all requests that the store may have."""
 
-Take = Callable[[ListPage], Awaitable[None]]
+Take = Callable[[ListPage, Span | None], Awaitable[None]]
 
 
 async def list_directory(store: Store, prefix: str, take: Take) -> None:
     """Hand each page of a directory to ``take``, in any order, but no entry twice; none if it does not exist.
 
+    With it comes the span of keys of which it has all that there are, without ``prefix``; None: the store does not tell. If
+    it is None after others were told, the store turned out not to keep the order of names, and everything comes once more.
     Raises `StoreError`, and the errors of ``take``. It is not called again after any.
     """
     if not store.abilities.start_after:
         async with contextlib.aclosing(store.list_directory(prefix)) as pages:
             async for page in pages:
-                await take(page)
+                await take(page, None)
         return
     first = await _ask(store, prefix, "", "")
     if not first.token:
         if first.exists or not prefix:
-            await take(first.page)
+            await take(first.page, WHOLE)
         return
     ranged = _Ranged(store, prefix, take)
     if store.lists_in_order and await ranged.run(first):
@@ -55,7 +58,7 @@ async def _one_by_one(store: Store, prefix: str, take: Take) -> None:
     token = ""
     while True:
         part = await _ask(store, prefix, "", token)
-        await take(part.page)
+        await take(part.page, None)
         token = part.token
         if not token:
             return
@@ -102,11 +105,10 @@ class _Ranged:
         while True:
             if isinstance(answer, Exception):
                 raise answer
-            page = self._cut(asked, answer)
+            page, span = self._cut(asked, answer)
             while (following := self._ranges.next()) is not None:
                 nursery.start_soon(self._fetch, following)
-            if page.objects or page.prefixes:
-                await self._take(page)
+            await self._take(page, span)
             if self._ranges.done:
                 return
             asked, answer = await self._receive.receive()
@@ -120,13 +122,20 @@ class _Ranged:
             answer = exc
         await self._send.send((asked, answer))
 
-    def _cut(self, asked: Range, answer: ListedPart) -> ListPage:
-        """Return what of an answer belongs to its range. Raises `Disordered`."""
-        cut, page = len(self._prefix), answer.page
+    def _cut(self, asked: Range, answer: ListedPart) -> tuple[ListPage, Span]:
+        """Return what of an answer belongs to its range, and the span of that. Raises `Disordered`."""
+        cut, page, after = len(self._prefix), answer.page, asked.at
         names = [info.key[cut:] for info in page.objects] + [prefix[cut:] for prefix in page.prefixes]
         names.sort()  # objects and prefixes come in order each
         last = self._ranges.answered(asked, names, answer.token)
+        span = Span(
+            _bytes(after), None if asked.done and asked.end is None else _bytes(asked.end if asked.done else asked.at)
+        )
         if last is None:
-            return page
+            return page, span
         end = self._prefix + last
-        return ListPage([i for i in page.objects if i.key <= end], [p for p in page.prefixes if p <= end])
+        return ListPage([i for i in page.objects if i.key <= end], [p for p in page.prefixes if p <= end]), span
+
+
+def _bytes(name: str | None) -> bytes:
+    return (name or "").encode("utf-8", "surrogatepass")

@@ -318,10 +318,14 @@ class Descriptions:
         else:
             self._learn(directory, name, info, asked_s)
 
-    async def judge(self, directory: int) -> None:
-        """Find out before a large directory is shown whether its entries lack anything: each that does is looked up."""
+    async def judge(self, directory: int, *, begun: bool = False) -> None:
+        """Find out before a large directory is shown whether its entries lack anything: each that does is looked up.
+
+        ``begun``: its listing has only begun, so it is large.
+        """
         listing = self._names.listings.of(directory)
-        if listing is None or listing.entries < JUDGED_FROM or not self._store.reachable:
+        large = begun or (listing is not None and listing.entries >= JUDGED_FROM)
+        if not large or not self._store.reachable:
             return
         if self.keeps_attributes and self._expects(directory, Kind.FILE) is None:
             for question in self._sample(directory, b"", SAMPLE):

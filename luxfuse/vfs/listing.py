@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -10,19 +9,20 @@ from collections.abc import Callable
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.index.names import ROOT_INODE, Changes, Found, Names
+from luxfuse.core.listed_spans import Span
+from luxfuse.index.names import ROOT_INODE, Found, Names
 from luxfuse.types import Kind, ListPage
 from luxfuse.understore.listing import list_directory
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.errors import Moved
 from luxfuse.vfs.kernel import KERNEL_BATCH, Kernel
 from luxfuse.vfs.moving import Moving
+from luxfuse.vfs.recording import Recorder
 from luxfuse.vfs.shared_answers import SharedAnswer
+from luxfuse.vfs.streams import Stream
 
 log = logging.getLogger(__name__)
 
-MERGE_ENTRIES = 20_000
-"""Entries recorded in one transaction. As many more are collected meanwhile, and then wait for it."""
 CONCURRENT_LISTINGS = 8
 
 
@@ -45,7 +45,7 @@ class Lister:
         self._kernel = kernel
         self._nursery = nursery
         self._clock = clock
-        self._running: dict[int, SharedAnswer[int | None]] = {}
+        self._running: dict[int, tuple[SharedAnswer[int | None], Stream]] = {}
         self._limiter = trio.CapacityLimiter(CONCURRENT_LISTINGS)
         self.skipped_keys = 0
         self.listings = 0
@@ -60,55 +60,67 @@ class Lister:
         ``moves``: the number that `Moving.under_one_name` returned when the prefix was found out. A listing that is on its
         way will do if it did not begin before ``not_before_s``. Raises `Moved`, `StoreError`, `NotRecorded`.
         """
-        while (running := self._running.get(directory)) is not None and running.began_s < not_before_s:
-            await running.done.wait()
-        if running is None:
-            running = self._running[directory] = SharedAnswer(self._clock())
-            self._nursery.start_soon(self._run, directory, prefix, moves, running)
-        await running.done.wait()
-        if running.error is not None:
-            raise running.error
-        return running.answer
+        running, _ = await self._begin(directory, prefix, moves, not_before_s)
+        return await running.wait()
 
-    async def _run(self, directory: int, prefix: str, moves: int, running: SharedAnswer[int | None]) -> None:
+    async def begin(self, directory: int, prefix: str, moves: int, not_before_s: float) -> Stream | int | None:
+        """As `fetch`, but returns the listing while it is under way as soon as there is anything to be read of it."""
+        running, stream = await self._begin(directory, prefix, moves, not_before_s)
+        await stream.begun()
+        if stream.spans and not stream.over:
+            return stream
+        return await running.wait()
+
+    async def _begin(
+        self, directory: int, prefix: str, moves: int, not_before_s: float
+    ) -> tuple[SharedAnswer[int | None], Stream]:
+        while (listing := self._running.get(directory)) is not None and listing[0].began_s < not_before_s:
+            await listing[0].done.wait()
+        if listing is None:
+            listing = self._running[directory] = SharedAnswer(self._clock()), Stream(self._names, directory)
+            self._nursery.start_soon(self._run, directory, prefix, moves, *listing)
+        return listing
+
+    async def _run(
+        self, directory: int, prefix: str, moves: int, running: SharedAnswer[int | None], stream: Stream
+    ) -> None:
         async def fetch() -> int | None:
             async with self._limiter:
-                return await self._fetch(directory, prefix, moves)
+                return await self._fetch(directory, prefix, moves, stream)
 
         try:
             await running.get(fetch, "listing", repr(prefix), f"directory {prefix!r} was listed")
         finally:
             self._names.listings.end(directory)
             del self._running[directory]
+            stream.end(running.error)
 
-    async def _fetch(self, directory: int, prefix: str, moves: int) -> int | None:
+    async def _fetch(self, directory: int, prefix: str, moves: int, stream: Stream) -> int | None:
         serial = self._names.listings.begin(directory)
-        began_s = self._clock()
-        parts = _Parts(self._names, directory, serial, began_s)
         exists = directory == ROOT_INODE
+        failed: Exception | None = None
 
-        async def take(page: ListPage) -> None:
+        async def tell(names: list[bytes]) -> None:
+            await self._tell_kernel(directory, names)
+
+        async def take(page: ListPage, span: Span | None) -> None:
             nonlocal exists
             self._require_unmoved(directory, prefix, moves)
             exists = True
-            self._collect(page, len(prefix), parts.batch)
-            if len(parts.batch) >= MERGE_ENTRIES:
-                await self._tell_kernel(directory, await parts.merged())
-                parts.merge(nursery)
+            self._collect(page, len(prefix), recorder.batch)
+            await recorder.take(span)
 
-        failed: Exception | None = None
         async with trio.open_nursery() as nursery:
+            recorder = Recorder(self._names, (directory, serial), self._clock(), stream, tell, nursery)
             try:
                 await list_directory(self._store, prefix, take)
                 self._require_unmoved(directory, prefix, moves)
-                await self._tell_kernel(directory, await parts.merged())
+                total = await recorder.complete()
             except Exception as exc:  # noqa: BLE001 - else the nursery would raise it in a group
+                recorder.give_up()
                 failed = exc
         if failed is not None:
-            with contextlib.suppress(OSError):  # of a part, which nobody is told of then
-                await self._tell_kernel(directory, await parts.merged())
             raise failed
-        total = await parts.complete()
         await self._tell_kernel(directory, total.names)
         if not exists:  # beside what was made here and is not there yet
             return None
@@ -147,51 +159,3 @@ class Lister:
         if self.skipped_keys == 0:
             log.warning("skipping key %r: %s; further skipped keys are only counted", key, why)
         self.skipped_keys += count
-
-
-class _Parts:
-    """The parts of one listing: each is recorded while the next one is collected."""
-
-    def __init__(self, names: Names, directory: int, serial: int, began_s: float) -> None:
-        self._names = names
-        self._listing = directory, serial
-        self._began_s = began_s
-        self.batch: list[Found] = []
-        self._total = Changes()
-        self._fresh: bool | None = None
-        """Whether the directory was empty at the first part."""
-        self._running: trio.Event | None = None
-        self._changes = Changes()
-        self._failure: Exception | None = None
-
-    def merge(self, nursery: trio.Nursery) -> None:
-        """Begin to record what has been collected; `merged` waits for it, and comes before the next."""
-        batch, self.batch, self._running = self.batch, [], trio.Event()
-        nursery.start_soon(self._merge, batch, self._running)
-
-    async def _merge(self, batch: list[Found], done: trio.Event) -> None:
-        try:
-            self._changes = await self._names.merge(*self._listing, batch, self._began_s, last=False)
-        except Exception as exc:  # noqa: BLE001 - `merged` raises it
-            self._failure = exc
-        done.set()
-
-    async def merged(self) -> list[bytes]:
-        """Wait for the part that is being recorded, if there is one; returns the names that changed. Raises OSError."""
-        if self._running is None:
-            return []
-        await self._running.wait()
-        self._running, failure, part = None, self._failure, self._changes
-        if failure is not None:
-            raise failure
-        self._total.shadowed += part.shadowed
-        self._total.deferred += part.deferred
-        self._fresh = part.was_empty if self._fresh is None else self._fresh
-        return part.names
-
-    async def complete(self) -> Changes:
-        """Record the last part, and the end. Returns the names that this changed, and what lost its name in all parts."""
-        last = self.batch + self._total.deferred
-        changes = await self._names.complete(*self._listing, self._began_s, last, fresh=self._fresh)
-        changes.shadowed += self._total.shadowed
-        return changes

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
 from luxfuse.vfs.attributes import Stat
@@ -14,11 +15,14 @@ from luxfuse.vfs.errors import BadHandle, NotADirectory, Stale
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.removing import Removing
 from luxfuse.vfs.shown import Shown
+from luxfuse.vfs.streams import Stream
 
 BATCH = 216
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
 POSITIONS_REMEMBERED = 256
+STREAMED = -1
+"""Told to a successor in place of the last cookie of a directory that is read while it is listed."""
 
 
 @dataclass(slots=True)
@@ -28,6 +32,12 @@ class _Handle:
     """Where to go on after each cookie handed out lately."""
     others: dict[int, bytes]
     """The same of all handles of the directory: the kernel goes on with one where it has cached the entries of another."""
+    stream: Stream | None = None
+    """The listing that was under way when it was opened: its entries come in that one's order, to the end."""
+    read: int = 0
+    """The spans that the stream had when it was read last."""
+    lost: bool = False
+    """Whether that was the listing of another daemon, which is gone."""
 
 
 class OpenDirectories:
@@ -45,13 +55,21 @@ class OpenDirectories:
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
         """Serial numbers of the listings that the kernel may have cached, by directory."""
 
-    async def open(self, inode: int) -> tuple[int, bool]:
-        """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds)."""
+    async def open(self, inode: int, *, whole: bool = False) -> tuple[int, bool]:
+        """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds).
+
+        ``whole``: wait until it is listed whole; else a listing may be under way (`streams`).
+        """
         if self._removing.removed_directory(inode) is not None:
             return self._new_handle(inode), False
         if inode != ROOT_INODE and (await self._namespace.current(inode)).kind is not Kind.DIRECTORY:
             raise NotADirectory(f"inode {inode} is no directory")
-        serial = await self._namespace.relisting.listed(inode)
+        relisting = self._namespace.relisting
+        serial = await (relisting.listed(inode) if whole else relisting.begun(inode))
+        if isinstance(serial, Stream):
+            await self._descriptions.judge(inode, begun=True)
+            self._kernel_has.pop(inode, None)
+            return self._new_handle(inode, serial), False
         await self._descriptions.judge(inode)
         holds = self._kernel_has.get(inode) == serial
         self._kernel_has[inode] = serial
@@ -60,21 +78,32 @@ class OpenDirectories:
             self._kernel_has.popitem(last=False)
         return self._new_handle(inode), holds
 
+    def streams(self, handle: int) -> bool:
+        """Whether a directory was opened while its listing was under way: then its entries come in no certain order.
+
+        They must not be mixed with those of other handles, as in the kernel's cache. Raises `BadHandle`.
+        """
+        return self._directory(handle).stream is not None
+
     def inherit(self, handle: int, inode: int, cookie: int, name: bytes) -> None:
-        """Take over a directory that a predecessor has opened; ``cookie``: the last that it gave, for ``name``."""
+        """Take over a directory that a predecessor has opened; ``cookie``: the last that it gave, for ``name``.
+
+        `STREAMED`: it came in the order of a listing that ended with that daemon, so it can only be read from the start.
+        """
         self._add(handle, inode)
+        self._handles[handle].lost = cookie == STREAMED
         if cookie > 2:
             self._handles[handle].names[cookie] = name
 
-    def _new_handle(self, inode: int) -> int:
+    def _new_handle(self, inode: int, stream: Stream | None = None) -> int:
         while (handle := self._next_handle) in self._handles:
             self._next_handle = handle % 0xFFFF_FFFF + 1
         self._next_handle = handle % 0xFFFF_FFFF + 1
-        self._add(handle, inode)
+        self._add(handle, inode, stream)
         return handle
 
-    def _add(self, handle: int, inode: int) -> None:
-        self._handles[handle] = _Handle(inode, {}, self._positions.setdefault(inode, {}))
+    def _add(self, handle: int, inode: int, stream: Stream | None = None) -> None:
+        self._handles[handle] = _Handle(inode, {}, self._positions.setdefault(inode, {}), stream)
         self._positions.move_to_end(inode)
         if len(self._positions) > POSITIONS_REMEMBERED:
             self._positions.popitem(last=False)
@@ -92,11 +121,14 @@ class OpenDirectories:
 
         ``after``: the name that the cookie stands for, where the caller knows better.
 
-        Entries come in the byte order of their names, and the position is a name: while names come and go, every entry
-        that stays comes exactly once.
+        Entries come in the byte order of their names, or as a listing that is under way has brought them so far (`more`).
+        The position is a name: while names come and go, every entry that stays comes exactly once.
         """
         state = self._directory(handle)
-        inode = state.inode
+        inode, stream = state.inode, state.stream
+        if state.lost and cookie:
+            raise Stale("the directory was being listed when the daemon ended; it has to be read from the start")
+        state.lost = False
         if cookie == 0:
             yield b".", self._shown.dot(inode), 1
         if cookie <= 1:
@@ -108,16 +140,45 @@ class OpenDirectories:
             if len(names) > 8 * BATCH:
                 for old in list(names)[: 4 * BATCH]:
                     del names[old]
-        while True:
-            batch = self._namespace.after(inode, after, BATCH)
+        for batch in self._batches(inode, after) if stream is None else self._streamed(state, stream, after):
             positions = {entry.inode: name for name, entry in batch}
             state.names.update(positions)
             if state.others is self._positions.get(inode):
                 state.others.update(positions)
             yield from self._shown.listed(inode, batch)
+
+    def _batches(self, inode: int, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
+        while True:
+            batch = self._namespace.after(inode, after, BATCH)
+            yield batch
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]
+
+    @staticmethod
+    def _streamed(state: _Handle, stream: Stream, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
+        number = stream.place(after) if after else 0
+        state.read = stream.spans
+        while number < stream.spans:
+            batch, number, after = stream.read(number, after, BATCH)
+            yield batch
+            state.read = stream.spans
+
+    async def more(self, handle: int) -> bool:
+        """Wait until there may be more to read than the last `read` had, which came to its end; returns False if not.
+
+        Raises the error of the listing, where that has failed.
+        """
+        state = self._directory(handle)
+        stream = state.stream
+        if stream is None:
+            return False
+        if await stream.more(state.read):
+            return True
+        if stream.error is None:
+            return False
+        await self._namespace.relisting.complete(state.inode, stream)
+        return stream.spans > state.read
 
     def _directory(self, handle: int) -> _Handle:
         state = self._handles.get(handle)

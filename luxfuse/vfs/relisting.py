@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -16,6 +16,7 @@ from luxfuse.vfs.belief import Belief
 from luxfuse.vfs.errors import Moved, NoSuchName, NotRecorded
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.places import Places
+from luxfuse.vfs.streams import Stream
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,17 @@ class Relisting:
 
         An older one will do while no new one can be had. Raises `NoSuchName`, `StoreError`, `NotRecorded`.
         """
+        serial = await self._listed(directory, self._lister.fetch)
+        assert not isinstance(serial, Stream)
+        return serial
+
+    async def begun(self, directory: int) -> int | Stream:
+        """As `listed`, but returns a listing that is under way as soon as there is anything to be read of it."""
+        return await self._listed(directory, self._lister.begin)
+
+    async def _listed(
+        self, directory: int, fetch: Callable[[int, str, int, float], Awaitable[Stream | int | None]]
+    ) -> int | Stream:
         listing = self._names.listings.of(directory)
         if listing is not None and self._belief.lists(directory, listing.fetched_s, self._belief.ttl_s):
             return listing.serial
@@ -68,9 +80,9 @@ class Relisting:
         prefix = self._places.prefix(directory)
         try:
             since_s = max(self._clock() - self._belief.ttl_s, self._belief.listing_doubted_s(directory))
-            serial = await self._lister.fetch(directory, prefix, moves, since_s)
+            serial = await fetch(directory, prefix, moves, since_s)
         except Moved:
-            return await self.listed(directory)
+            return await self._listed(directory, fetch)
         except (StoreUnavailable, NotRecorded):
             if listing is None:
                 raise
@@ -83,6 +95,21 @@ class Relisting:
             self._belief.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")
         return serial
+
+    async def complete(self, directory: int, stream: Stream) -> None:
+        """Have everything of a directory be read in spite of the error that ended a listing. Raises that if it cannot be.
+
+        The listing is made again where the directory has moved, and an older one will do where no new one can be had.
+        """
+        error = stream.error
+        if isinstance(error, Moved):
+            await self.listed(directory)
+        elif isinstance(error, StoreUnavailable | NotRecorded) and self._names.listings.of(directory) is not None:
+            self._belief.stale_served += 1
+        elif error is not None:
+            raise error
+        if stream.error is not None:  # else another reader has done it meanwhile
+            stream.complete()
 
     def list_ahead(self, directory: int) -> None:
         """Files are being made in a directory: list it before its listing is too old to say which names are free."""

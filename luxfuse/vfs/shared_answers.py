@@ -26,6 +26,13 @@ class SharedAnswer(Generic[T]):
     answer: T | None = None
     error: Exception | None = None
 
+    async def wait(self) -> T | None:
+        """Wait for the answer. Raises the error."""
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
     async def get(self, ask: Callable[[], Awaitable[T]], doing: str, subject: str, asked: str) -> None:
         """Ask, in a task of its own. An error is not raised here.
 

@@ -321,6 +321,26 @@ class Volumes:
         if place is not None and self._is_plain(volume.base | place[0]):
             volume.fs.answers.asked(local, *place)
 
+    async def opendir(self, inode: int) -> tuple[int, bool, bool]:
+        """Open a directory; returns the handle, and whether the kernel may cache its entries, and go on with those it has.
+
+        Attach points have their places among the names: so one with such is listed whole before.
+        """
+        volume = self.of(inode)
+        with volume as fs:
+            handle, holds = await fs.directories.open(inode & LOCAL_MASK, whole=not self._is_plain(inode))
+            return volume.base | handle, not fs.directories.streams(handle), holds
+
+    def streams(self, handle: int) -> bool:
+        """Whether a directory is read in the order of a listing that was under way when it was opened."""
+        with self.of(handle) as fs:
+            return fs.directories.streams(handle & LOCAL_MASK)
+
+    async def more(self, handle: int) -> bool:
+        """Wait for more entries of a directory that `readdir` has found the end of; returns False if that is all."""
+        with self.of(handle) as fs:
+            return await fs.directories.more(handle & LOCAL_MASK)
+
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield the entries after ``cookie`` as `OpenDirectories.read` does, with the attach points among them."""
         volume = self.of(handle)
@@ -330,6 +350,8 @@ class Volumes:
             node = self._nodes.get(inode)
             if volume is self.main and (node is None or not node.children) and cookie <= LOCAL_MASK:
                 return fs.directories.read(local, cookie)
+            if fs.directories.streams(local):  # in no order: points that came since are not shown
+                node = None
             if cookie > LOCAL_MASK:  # the entry before was an attach point
                 after = self._point_names.get(cookie >> VOLUME_SHIFT, b"")
             else:

@@ -43,6 +43,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
+from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.filesystem import FileSystem
@@ -247,7 +248,7 @@ class Mount:
         directory = await self.inode(path) if path else ROOT_INODE
         handle, _ = await self.fs.directories.open(directory)
         try:
-            found = [(name, stat.inode) for name, stat, _ in self.fs.directories.read(handle, 0)]
+            found = [(name, stat.inode) for name, stat, _ in await read_directory(self.fs, handle)]
         finally:
             self.fs.directories.close(handle)
         names = [name for name, _ in found]
@@ -279,6 +280,17 @@ class Mount:
         obj = self.cache.acquire(key, version, len(self.driver.objects[key][0]))
         self.cache.release(obj)
         return (obj.space or self.space).directory.file_of(obj.oid)
+
+
+async def read_directory(fs: FileSystem, handle: int, cookie: int = 0) -> list[tuple[bytes, Stat, int]]:
+    """Read an open directory to its end, as the kernel does."""
+    found: list[tuple[bytes, Stat, int]] = []
+    while True:
+        more = list(fs.directories.read(handle, cookie))
+        found += more
+        cookie = more[-1][2] if more else cookie
+        if not more and not await fs.directories.more(handle):
+            return found
 
 
 @asynccontextmanager

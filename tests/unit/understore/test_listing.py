@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from luxfuse.core.listed_spans import Span
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage
 from luxfuse.understore.base import ListedPart
@@ -38,7 +39,7 @@ async def taken(store: Store, prefix: str = "d/") -> tuple[list[str], list[str]]
     objects: list[str] = []
     prefixes: list[str] = []
 
-    async def take(page: ListPage) -> None:
+    async def take(page: ListPage, _span: Span | None) -> None:
         objects.extend(info.key for info in page.objects)
         prefixes.extend(page.prefixes)
 
@@ -66,7 +67,7 @@ async def test_what_does_not_exist_has_no_page_and_an_empty_directory_has_one() 
     store = store_on(filled(FakeStore(abilities=FROM_KEYS), 0))
     pages: list[ListPage] = []
 
-    async def take(page: ListPage) -> None:
+    async def take(page: ListPage, _span: Span | None) -> None:
         pages.append(page)
 
     await list_directory(store, "none/", take)
@@ -108,7 +109,7 @@ async def test_an_error_of_the_taker_ends_it() -> None:
     store = store_on(filled(FakeStore(abilities=FROM_KEYS), 1000))
     calls = 0
 
-    async def take(page: ListPage) -> None:
+    async def take(page: ListPage, _span: Span | None) -> None:
         nonlocal calls
         calls += 1
         if calls == 4:

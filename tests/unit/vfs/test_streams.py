@@ -1,0 +1,438 @@
+"""Directories that are read while they are listed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import ListPage
+from luxfuse.understore.base import ListedPart
+from luxfuse.vfs import open_directories, recording, streams
+from tests.support import fake_store
+from tests.support.fake_kernel import CALLER
+from tests.support.fake_store import FROM_KEYS, FakeStore
+from tests.support.harness import Mount, mounted, read_directory, until
+
+PAGE = 20
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_store, "PAGE_ENTRIES", PAGE)
+    monkeypatch.setattr(open_directories, "BATCH", 7)
+    monkeypatch.setattr(recording, "MERGE_WANTED", 2 * PAGE)
+
+
+class Gated(FakeStore):
+    """A store that answers as many requests for pages as it is let, but for those of the root."""
+
+    def __init__(self, *, ordered: bool = True) -> None:
+        super().__init__(abilities=FROM_KEYS)
+        self.ordered = ordered
+        self.closed_gate = False
+        self.answered = 0
+        self._gate = threading.Semaphore(0)
+        self.broken: StoreUnavailable | StoreRejected | None = None
+
+    def let(self, pages: int) -> None:
+        """Answer so many more."""
+        for _ in range(pages):
+            self._gate.release()
+
+    def open_gate(self) -> None:
+        """Answer all."""
+        self.closed_gate = False
+        self.let(1000)
+
+    def shut_gate(self) -> None:
+        """Answer no more."""
+        while self._gate.acquire(blocking=False):
+            pass
+        self.closed_gate = True
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        if self.closed_gate and prefix:
+            self._gate.acquire()
+        if self.broken is not None:
+            raise self.broken
+        try:
+            if self.ordered:
+                return super().list_page(prefix, after, token)
+            at, pages = int(token or "0"), list(self.list_directory(prefix))
+            numbers = [0, *range(2, len(pages)), 1]
+            return ListedPart(pages[numbers[at]], str(at + 1) if at + 1 < len(pages) else "", True)
+        finally:
+            self.answered += 1
+
+
+def filled(names: int, **kwargs: bool) -> Gated:
+    driver = Gated(**kwargs)
+    for number in range(names):
+        driver.place(f"d/f{number:04}", b"x")
+    return driver
+
+
+def read_now(m: Mount, handle: int, cookie: int = 0) -> list[tuple[bytes, int]]:
+    return [(name, cookie) for name, _, cookie in m.fs.directories.read(handle, cookie)]
+
+
+def without_dots(names: list[bytes]) -> list[bytes]:
+    assert names[:2] == [b".", b".."]
+    return names[2:]
+
+
+async def test_the_first_names_come_when_the_first_page_has(tmp_path: Path) -> None:
+    driver = filled(500)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, holds = await m.fs.directories.open(inode)
+        assert driver.answered == 1
+        assert (m.fs.directories.streams(handle), holds) == (True, False)
+        first = read_now(m, handle)
+        assert without_dots([name for name, _ in first]) == [b"f%04d" % number for number in range(PAGE)]
+        assert m.names.listings.of(inode) is None, "it is not recorded as complete"
+        heads = driver.counts["head"]
+        assert (await m.fs.lookup(inode, b"f0400")).size == 1, "what has not come is asked for"
+        assert driver.counts["head"] > heads
+        driver.open_gate()
+        with trio.fail_after(10):
+            rest = [name for name, _, _ in await read_directory(m.fs, handle, first[-1][1])]
+        assert sorted([name for name, _ in first[2:]] + rest) == [b"f%04d" % number for number in range(500)]
+        listing = m.names.listings.of(inode)
+        assert listing is not None
+        assert listing.entries == 500
+        lists = driver.counts["list"]
+        other, _ = await m.fs.directories.open(inode)
+        assert not m.fs.directories.streams(other)
+        assert without_dots([name for name, _ in read_now(m, other)]) == [b"f%04d" % number for number in range(500)]
+        again = [name for name, _, _ in await read_directory(m.fs, handle)]
+        assert sorted(without_dots(again)) == [b"f%04d" % number for number in range(500)]
+        assert driver.counts["list"] == lists
+
+
+async def test_one_page_is_no_stream_and_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = filled(PAGE)
+    async with mounted(tmp_path, driver) as m:
+        merges = []
+        merge = m.names.merge
+        monkeypatch.setattr(m.names, "merge", lambda *args, **kwargs: merges.append(args) or merge(*args, **kwargs))
+        handle, _ = await m.fs.directories.open(await m.inode("d"))
+        assert not m.fs.directories.streams(handle)
+        assert len(read_now(m, handle)) == PAGE + 2
+        assert not merges
+
+
+async def test_without_readers_parts_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = filled(2000)
+    async with mounted(tmp_path, driver) as m:
+        merges = []
+        merge = m.names.merge
+        monkeypatch.setattr(m.names, "merge", lambda *args, **kwargs: merges.append(args) or merge(*args, **kwargs))
+        inode = await m.inode("d")
+        await m.fs.namespace.relisting.listed(inode)
+        assert not merges
+        m.clock.advance(61)
+        handle, _ = await m.fs.directories.open(inode)
+        assert len(await read_directory(m.fs, handle)) == 2002
+        assert 1 <= len(merges) <= 2000 / PAGE / 2 + 4
+
+
+async def test_a_directory_that_is_closed_is_listed_to_its_end(tmp_path: Path) -> None:
+    driver = filled(300)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        m.fs.directories.close(handle)
+        driver.open_gate()
+        await until(lambda: m.names.listings.of(inode) is not None)
+        lists = driver.counts["list"]
+        assert len(await m.entries("d")) == 300
+        assert driver.counts["list"] == lists
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3])
+async def test_a_listing_that_fails_says_so_behind_what_it_brought(tmp_path: Path, pages: int) -> None:
+    driver = filled(400)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(pages)
+        handle, _ = await m.fs.directories.open(inode)
+        await until(lambda: driver.answered == pages)
+        found, cookie = read_now(m, handle), 0
+        while len(found) < pages * PAGE + 2:
+            cookie = found[-1][1]
+            if not (more := read_now(m, handle, cookie)):
+                assert await m.fs.directories.more(handle)
+            found += more
+        driver.broken = StoreRejected("no more")
+        driver.open_gate()
+        with pytest.raises(StoreRejected, match="no more"):
+            await read_directory(m.fs, handle, found[-1][1])
+        names = without_dots([name for name, _ in found])
+        assert len(names) == len(set(names)) == pages * PAGE
+        for _ in range(2):  # it stays so, also from the start
+            with pytest.raises(StoreRejected, match="no more"):
+                await read_directory(m.fs, handle)
+        assert m.names.listings.of(inode) is None
+        driver.broken = None
+        assert len(await m.entries("d")) == 400
+
+
+async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_path: Path) -> None:
+    driver = filled(400)
+    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        before = await m.entries("d")
+        m.clock.advance(61)
+        driver.remove("d/f0003")
+        driver.remove("d/f0333")
+        inode = await m.inode("d")
+        await until(lambda: not m.lister.is_listing(ROOT_INODE))
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        first = read_now(m, handle)
+        assert b"f0003" not in dict(first)
+        driver.broken = StoreUnavailable("an outage")
+        driver.open_gate()
+        rest = await read_directory(m.fs, handle, first[-1][1])
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert sorted(names) == sorted(before.keys() - {b"f0003"})
+        assert m.fs.namespace.belief.stale_served
+
+
+@pytest.mark.parametrize("order", ["first", "later"])
+async def test_a_store_that_keeps_no_order(tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found out when the second page has come; by then the first was read, or not."""
+    driver = filled(400, ordered=False)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        first = read_now(m, handle) if order == "first" else []
+        cookie = first[-1][1] if first else 0
+        driver.open_gate()
+        rest = await read_directory(m.fs, handle, cookie)
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert sorted(names) == [b"f%04d" % number for number in range(400)]
+        assert sorted(name for name, _, _ in await read_directory(m.fs, handle)) == sorted([b".", b"..", *names])
+        assert m.names.listings.of(await m.inode("d")) is not None
+
+
+async def test_too_much_without_order_is_an_error_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_DISORDERED", PAGE - 1)
+    driver = filled(400, ordered=False)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        driver.open_gate()
+        with pytest.raises(streams.Disordered):
+            await read_directory(m.fs, handle)
+        assert len(await m.entries("d")) == 400
+
+
+async def test_a_directory_that_is_renamed_meanwhile_comes_whole(tmp_path: Path) -> None:
+    driver = filled(300)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        first = read_now(m, handle)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.fs.rename, ROOT_INODE, b"d", ROOT_INODE, b"e", 0)
+            await trio.sleep(0.05)
+            driver.open_gate()
+            rest = await read_directory(m.fs, handle, first[-1][1])
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert sorted(names) == [b"f%04d" % number for number in range(300)]
+
+
+def nasty_names(rng: random.Random, count: int) -> set[str]:
+    return {"".join(rng.choices("ab-.z0", k=rng.randrange(1, 7))) for _ in range(count)} - {".", ".."}
+
+
+class World:
+    """A directory of which some names stay, and others come and go, here and in the store."""
+
+    def __init__(self, m: Mount, driver: Gated, rng: random.Random, inode: int) -> None:
+        self.m, self.driver, self.rng, self.inode = m, driver, rng, inode
+        self.loose: set[bytes] = set()
+        """Names that may be there or not, once or more often."""
+
+    async def change(self) -> None:
+        name = f"n{self.rng.randrange(30)}".encode() if self.rng.random() < 0.5 else self.rng.choice(sorted(self.loose))
+        other = f"n{self.rng.randrange(30)}".encode()
+        self.loose |= {name, other}
+        fs = self.m.fs
+        try:
+            match self.rng.randrange(5):
+                case 0:
+                    handle, _ = await fs.create(self.inode, name, 0o644, 0o2, CALLER)
+                    await self.m.kernel.release(fs, handle)
+                case 1:
+                    await fs.unlink(self.inode, name)
+                case 2:
+                    await fs.mkdir(self.inode, name, 0o755, CALLER)
+                case 3:
+                    await fs.rename(self.inode, name, self.inode, other, 0)
+                case 4:
+                    self.driver.place(f"d/{name.decode()}", b"from elsewhere")
+        except LuxError:
+            pass  # it is there, or is not
+
+
+@pytest.mark.expected_logs("a file and a directory", "was written by somebody else meanwhile", "of this name")
+@pytest.mark.parametrize("seed", range(24))
+async def test_what_stays_comes_once_to_each_reader_whatever_changes(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    driver = Gated()
+    names = nasty_names(rng, rng.randrange(30, 400))
+    stay: set[bytes] = set()
+    loose: set[bytes] = set()
+    for name in sorted(names):
+        kinds = rng.choices(["", "/x", ".rclonelink"], [6, 2, 1], k=1 + (rng.random() < 0.1))
+        for kind in kinds:
+            driver.place(f"d/{name}{kind}", b"x")
+        (stay if rng.random() < 0.8 else loose).add(name.encode())
+    stay -= {name for name in stay if any(other.startswith(name) and b"rclonelink" in other for other in stay)}
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        inode = await m.inode("d")
+        if rng.random() < 0.5:
+            await m.entries("d")
+            m.clock.advance(61)
+            for name in sorted(loose)[::3]:
+                for kind in ("", "/x", ".rclonelink"):
+                    driver.objects.pop(f"d/{name.decode()}{kind}", None)
+        world = World(m, driver, rng, inode)
+        world.loose = loose | {b"n0"}
+        for _ in range(rng.randrange(4)):
+            await world.change()
+        driver.shut_gate()
+        driver.let(1 + rng.randrange(3))
+        handle, _ = await m.fs.directories.open(inode)
+        readers = [_Reader(m, handle, rng) for _ in range(3)]
+        for _ in range(400):
+            await rng.choice(readers).step()
+            if rng.random() < 0.3:
+                driver.let(1)
+            if rng.random() < 0.2:
+                await world.change()
+            if rng.random() < 0.2:
+                await trio.sleep(0.001)
+            if rng.random() < 0.03:
+                readers.append(_Reader(m, (await m.fs.directories.open(inode))[0], rng))
+        driver.open_gate()
+        for reader in readers:
+            with trio.fail_after(20):
+                await reader.finish()
+            count = Counter(reader.seen)
+            twice = {name for name in count if count[name] > 1} - world.loose
+            assert not twice, twice
+            assert stay <= count.keys(), stay - count.keys()
+        assert stay <= (await m.entries("d")).keys()
+
+
+class _Reader:
+    """Reads a directory in small replies, as the kernel does, and goes back sometimes."""
+
+    def __init__(self, m: Mount, handle: int, rng: random.Random) -> None:
+        self.m, self.handle, self.rng = m, handle, rng
+        self.seen: list[bytes] = []
+        self.cookies = [0]
+        """Where each entry that was seen ends."""
+
+    async def step(self) -> None:
+        if self.rng.random() < 0.05:  # rewinddir, seekdir
+            back = self.rng.choice([0, self.rng.randrange(len(self.cookies))])
+            del self.cookies[back + 1 :], self.seen[back:]
+        part = []
+        for name, _, cookie in self.m.fs.directories.read(self.handle, self.cookies[-1]):
+            part.append((name, cookie))
+            if len(part) == self.rng.randrange(1, 30):
+                break
+        self.seen += [name for name, _ in part]
+        self.cookies += [cookie for _, cookie in part]
+
+    async def finish(self) -> None:
+        for name, _, cookie in await read_directory(self.m.fs, self.handle, self.cookies[-1]):
+            self.seen.append(name)
+            self.cookies.append(cookie)
+
+
+async def test_pages_without_order_are_not_read_before_the_end(tmp_path: Path) -> None:
+    driver = FakeStore()
+    for number in range(200):
+        driver.place(f"d/{number:03}", b"")
+    async with mounted(tmp_path, driver) as m:
+        handle, _ = await m.fs.directories.open(await m.inode("d"))
+        assert not m.fs.directories.streams(handle)
+        assert isinstance(next(driver.list_directory("d/")), ListPage)
+        assert len(read_now(m, handle)) == 202
+
+
+async def test_a_directory_comes_behind_files_that_begin_as_it_does(tmp_path: Path) -> None:
+    """Its key has a slash at the end, and "-" comes before that: so it is in a later page than its name would be."""
+    driver = filled(0)
+    for number in range(100):
+        driver.place(f"d/a-{number:03}", b"")
+    driver.place("d/a/x", b"")
+    for number in range(100):
+        driver.place(f"d/b.{number:03}", b"")
+    driver.place("d/b.rclonelink", b"a")
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        driver.open_gate()
+        seen: list[bytes] = []
+        cookie = 0
+        while True:  # one by one, so that each is where the next reply begins
+            entry = next(m.fs.directories.read(handle, cookie), None)
+            if entry is not None:
+                assert entry[0] not in seen
+                seen.append(entry[0])
+                cookie = entry[2]
+            elif not await m.fs.directories.more(handle):
+                break
+        assert len(seen) == len(set(seen)) == 204
+
+
+async def test_what_only_exists_here_comes_while_it_is_listed_again(tmp_path: Path) -> None:
+    """As a name that is held, and one that was another kind when it was listed before."""
+    driver = filled(100)
+    driver.place("d/f0005-/x", b"a directory")
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        await m.entries("d")
+        inode = await m.inode("d")
+        driver.hold("put")
+        made, _ = await m.fs.create(inode, b"f0004-", 0o644, 0o2, CALLER)
+        await m.kernel.release(m.fs, made)
+        driver.remove("d/f0005-/x")
+        driver.place("d/f0005-", b"a file")
+        m.clock.advance(61)
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        first = read_now(m, handle)
+        assert {b"f0004-", b"f0005-"} <= dict(first).keys()
+        driver.open_gate()
+        rest = await read_directory(m.fs, handle, first[-1][1])
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert len(names) == len(set(names)) == 102
+        driver.release()
