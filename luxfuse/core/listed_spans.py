@@ -48,7 +48,7 @@ def beginnings(after: bytes) -> list[bytes]:
 
 
 class Spans:
-    """The spans of one listing, none of which overlaps another."""
+    """The spans of one listing, none of which overlaps another, but for `add_whole`."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
@@ -67,6 +67,10 @@ class Spans:
             return
         insort(self._sorted, (span.after, len(self._spans)))
         self._spans.append(span)
+
+    def add_whole(self) -> None:
+        """Take all keys once more: a span that `find` does not find."""
+        self._spans.append(WHOLE)
 
     def find(self, key: bytes) -> int | None:
         """Return the number of the span that a key is in."""

@@ -43,6 +43,9 @@ class Abilities:
     start_after: bool = False
     """Listings can begin after any key: the store is a `ListsFromKeys`, too."""
 
+    in_order: bool = False
+    """``list_directory`` hands on each answer of the store as it comes, in the order of keys."""
+
     writable: bool = True
     """Else every write raises `ReadOnlyStore`."""
 

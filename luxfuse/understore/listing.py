@@ -17,7 +17,7 @@ from luxfuse.core.listed_spans import WHOLE, Span
 from luxfuse.core.listing_ranges import Disordered, Range, Ranges
 from luxfuse.errors import StoreError
 from luxfuse.types import ListPage
-from luxfuse.understore.base import ListedPart, ListsFromKeys
+from luxfuse.understore.base import PAGE_ENTRIES, ListedPart, ListsFromKeys
 from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,16 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
     """Hand each page of a directory to ``take``, in any order, but no entry twice; none if it does not exist.
 
     With it comes the span of keys of which it has all that there are, without ``prefix``; None: the store does not tell. If
-    it is None after others were told, the store turned out not to keep the order of names, and everything comes once more.
+    it is None after others were told, the store turned out not to keep the order of names, and what came may come again.
     Raises `StoreError`, and the errors of ``take``. It is not called again after any.
     """
     if not store.abilities.start_after:
+        at = b"" if store.abilities.in_order and store.lists_in_order else None
         async with contextlib.aclosing(store.list_directory(prefix)) as pages:
             async for page in pages:
-                await take(page, None)
+                span, at = _next_span(page, len(prefix), at)
+                store.lists_in_order = store.lists_in_order and (span is not None or not store.abilities.in_order)
+                await take(page, span)
         return
     first = await _ask(store, prefix, "", "")
     if not first.token:
@@ -52,6 +55,18 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
         return
     store.lists_in_order = False
     await _one_by_one(store, prefix, take)
+
+
+def _next_span(page: ListPage, cut: int, at: bytes | None) -> tuple[Span | None, bytes | None]:
+    """Return the span of a page that begins after ``at``, and where it ends; None: the store does not keep the order.
+
+    A page that is not full is the last one, as a rule: what is left is known at the end, anyway.
+    """
+    names = [_bytes(i.key[cut:]) for i in page.objects] + [_bytes(prefix[cut:]) for prefix in page.prefixes]
+    if at is None or (names and min(names) <= at):
+        return None, None
+    last = max(names, default=at)
+    return Span(at, last if len(names) >= PAGE_ENTRIES else at), last
 
 
 async def _one_by_one(store: Store, prefix: str, take: Take) -> None:

@@ -52,7 +52,7 @@ class Recorder:
         if span is None:
             if self._spans or self._stream.spans or self._running is not None:
                 await self._lose_order()
-        elif span != WHOLE:
+        elif span != WHOLE and span.upto != span.after:
             self._spans.append(span)
         self._consider()
         while len(self.batch) >= MERGE_ENTRIES and self._running is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from luxfuse.core.listed_spans import WHOLE, Span, Spans, beginnings, joined, key_of
+from luxfuse.core.listed_spans import Span, Spans, beginnings, joined, key_of
 from luxfuse.errors import StoreUnavailable
 from luxfuse.index.entries import Changes, Entry
 from luxfuse.index.names import Names
@@ -96,7 +96,9 @@ class Stream:
     def _add_rest(self) -> None:
         if self._before is not None:
             self._rest = len(self._spans)
-        for span in [WHOLE] if self._before is not None else list(self._spans.gaps()):
+            self._spans.add_whole()
+            return
+        for span in list(self._spans.gaps()):
             self._spans.add(span)
 
     def disordered(self) -> None:

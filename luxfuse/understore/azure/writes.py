@@ -32,7 +32,7 @@ from luxfuse.understore.properties import HEADERS, Properties, type_for
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import put_in_parts
 
-ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=False, hierarchical=False)
+ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=False, hierarchical=False, in_order=True)
 DELETES_AT_ONCE = 32
 LARGE_BYTES = 1 << 20
 """The service client gives `upload_blob` of more to aiohttp in one piece, which blocks fsspec's event loop."""

@@ -32,7 +32,7 @@ WHOLE_BYTES = 16 << 20
 """Larger files go up in pieces of this size, a multiple of 256 KiB."""
 
 DELETES_AT_ONCE = 16
-ABILITIES = Abilities(metadata=True, conditional=False, multipart=False, part_copy=False, hierarchical=False)
+ABILITIES = Abilities(metadata=True, conditional=False, multipart=False, part_copy=False, hierarchical=False, in_order=True)
 
 
 _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDisposition",

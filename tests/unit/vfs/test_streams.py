@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ import trio
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import ListPage
+from luxfuse.understore import listing
 from luxfuse.understore.base import ListedPart
 from luxfuse.vfs import open_directories, recording, streams
 from tests.support import fake_store
 from tests.support.fake_kernel import CALLER
-from tests.support.fake_store import FROM_KEYS, FakeStore
+from tests.support.fake_store import EVERYTHING, FROM_KEYS, FakeStore
 from tests.support.harness import Mount, mounted, read_directory, until
 
 PAGE = 20
@@ -26,6 +29,7 @@ PAGE = 20
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_store, "PAGE_ENTRIES", PAGE)
+    monkeypatch.setattr(listing, "PAGE_ENTRIES", PAGE)
     monkeypatch.setattr(open_directories, "BATCH", 7)
     monkeypatch.setattr(recording, "MERGE_WANTED", 2 * PAGE)
 
@@ -56,6 +60,14 @@ class Gated(FakeStore):
         while self._gate.acquire(blocking=False):
             pass
         self.closed_gate = True
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        for page in super().list_directory(prefix):
+            if self.closed_gate and prefix and self.abilities.in_order:
+                self._gate.acquire()
+            if self.broken is not None and self.abilities.in_order:
+                raise self.broken
+            yield page
 
     def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
         if self.closed_gate and prefix:
@@ -372,6 +384,54 @@ class _Reader:
         for name, _, cookie in await read_directory(self.m.fs, self.handle, self.cookies[-1]):
             self.seen.append(name)
             self.cookies.append(cookie)
+
+
+IN_ORDER = replace(EVERYTHING, in_order=True)
+
+
+async def test_pages_that_come_in_order_are_read_as_they_come(tmp_path: Path) -> None:
+    """As from Google and Azure, which cannot be asked for several at once."""
+    driver = filled(95)
+    driver.abilities = IN_ORDER
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(2)
+        handle, _ = await m.fs.directories.open(inode)
+        assert m.fs.directories.streams(handle)
+        first = read_now(m, handle)
+        assert len(first) >= PAGE + 2
+        driver.open_gate()
+        rest = await read_directory(m.fs, handle, first[-1][1])
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert names == [b"f%04d" % number for number in range(95)]
+
+
+async def test_pages_that_turn_out_to_come_in_no_order_are_each_read_once(tmp_path: Path) -> None:
+    class Mixed(Gated):
+        def list_directory(self, prefix: str) -> Iterator[ListPage]:
+            pages = list(FakeStore.list_directory(self, prefix))
+            for page in pages[1:2] + pages[:1] + pages[2:]:
+                if self.closed_gate and prefix:
+                    self._gate.acquire()
+                yield page
+
+    driver = Mixed()
+    driver.abilities = IN_ORDER
+    for number in range(95):
+        driver.place(f"d/f{number:04}", b"x")
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        first = read_now(m, handle)
+        assert len(first) == PAGE + 2
+        driver.open_gate()
+        rest = await read_directory(m.fs, handle, first[-1][1])
+        names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
+        assert sorted(names) == [b"f%04d" % number for number in range(95)]
+        assert not m.store.lists_in_order
 
 
 async def test_pages_without_order_are_not_read_before_the_end(tmp_path: Path) -> None:
