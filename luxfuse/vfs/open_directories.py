@@ -55,7 +55,7 @@ class OpenDirectories:
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
         """Serial numbers of the listings that the kernel may have cached, by directory."""
 
-    async def open(self, inode: int, *, whole: bool = False) -> tuple[int, bool]:
+    async def open(self, inode: int, whole: bool = False) -> tuple[int, bool]:
         """Open a directory, listing it if need be; returns (handle, whether the kernel's cached one still holds).
 
         ``whole``: wait until it is listed whole; else a listing may be under way (`streams`).

@@ -328,7 +328,7 @@ class Volumes:
         """
         volume = self.of(inode)
         with volume as fs:
-            handle, holds = await fs.directories.open(inode & LOCAL_MASK, whole=not self._is_plain(inode))
+            handle, holds = await fs.directories.open(inode & LOCAL_MASK, not self._is_plain(inode))
             return volume.base | handle, not fs.directories.streams(handle), holds
 
     def streams(self, handle: int) -> bool:

@@ -269,8 +269,14 @@ class SmallDirectories:
     def __init__(self, fs: SmallFs) -> None:
         self.fs = fs
 
-    async def open(self, inode: int) -> tuple[int, bool]:
+    async def open(self, inode: int, whole: bool) -> tuple[int, bool]:
         return 7, False
+
+    def streams(self, handle: int) -> bool:
+        return False
+
+    async def more(self, handle: int) -> bool:
+        return False
 
     def inode_of(self, handle: int) -> int:
         return ROOT

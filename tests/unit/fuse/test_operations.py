@@ -211,11 +211,12 @@ async def test_create() -> None:
 
 async def test_directories_are_synced_by_inode() -> None:
     operations, fs = made((4, False))
+    fs.directories.streams = lambda handle: False  # type: ignore[attr-defined]
     fs.directories.close = lambda handle: fs.asked.append(("directories.close", handle))  # type: ignore[attr-defined]
     fh = await operations.opendir(9, CONTEXT)
     await operations.fsyncdir(fh, False)
     await operations.releasedir(fh)
-    assert fs.asked == [("directories.open", 9), ("fsyncdir", 9), ("directories.close", 4)]
+    assert fs.asked == [("directories.open", 9, False), ("fsyncdir", 9), ("directories.close", 4)]
     await operations.fsyncdir(fh, False)
     assert len(fs.asked) == 3
     assert not operations._directories
