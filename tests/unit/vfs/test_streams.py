@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
-from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.names import ROOT_INODE, Changes, Found
 from luxfuse.types import ListPage
 from luxfuse.understore import listing
 from luxfuse.understore.base import ListedPart
@@ -91,6 +91,19 @@ def filled(names: int, **kwargs: bool) -> Gated:
     return driver
 
 
+def count_merges(m: Mount, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of entries of each part that is recorded before the end."""
+    merges: list[int] = []
+    merge = m.names.merge
+
+    async def counted(directory: int, serial: int, found: list[Found], checked_s: float, *, last: bool = True) -> Changes:
+        merges.append(len(found))
+        return await merge(directory, serial, found, checked_s, last=last)
+
+    monkeypatch.setattr(m.names, "merge", counted)
+    return merges
+
+
 def read_now(m: Mount, handle: int, cookie: int = 0) -> list[tuple[bytes, int]]:
     return [(name, cookie) for name, _, cookie in m.fs.directories.read(handle, cookie)]
 
@@ -134,9 +147,7 @@ async def test_the_first_names_come_when_the_first_page_has(tmp_path: Path) -> N
 async def test_one_page_is_no_stream_and_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = filled(PAGE)
     async with mounted(tmp_path, driver) as m:
-        merges = []
-        merge = m.names.merge
-        monkeypatch.setattr(m.names, "merge", lambda *args, **kwargs: merges.append(args) or merge(*args, **kwargs))
+        merges = count_merges(m, monkeypatch)
         handle, _ = await m.fs.directories.open(await m.inode("d"))
         assert not m.fs.directories.streams(handle)
         assert len(read_now(m, handle)) == PAGE + 2
@@ -146,9 +157,7 @@ async def test_one_page_is_no_stream_and_one_transaction(tmp_path: Path, monkeyp
 async def test_without_readers_parts_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = filled(2000)
     async with mounted(tmp_path, driver) as m:
-        merges = []
-        merge = m.names.merge
-        monkeypatch.setattr(m.names, "merge", lambda *args, **kwargs: merges.append(args) or merge(*args, **kwargs))
+        merges = count_merges(m, monkeypatch)
         inode = await m.inode("d")
         await m.fs.namespace.relisting.listed(inode)
         assert not merges
@@ -327,9 +336,9 @@ async def test_what_stays_comes_once_to_each_reader_whatever_changes(tmp_path: P
         if rng.random() < 0.5:
             await m.entries("d")
             m.clock.advance(61)
-            for name in sorted(loose)[::3]:
+            for gone in sorted(loose)[::3]:
                 for kind in ("", "/x", ".rclonelink"):
-                    driver.objects.pop(f"d/{name.decode()}{kind}", None)
+                    driver.objects.pop(f"d/{gone.decode()}{kind}", None)
         world = World(m, driver, rng, inode)
         world.loose = loose | {b"n0"}
         for _ in range(rng.randrange(4)):
