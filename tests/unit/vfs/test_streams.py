@@ -18,6 +18,7 @@ from luxfuse.types import ListPage
 from luxfuse.understore import listing
 from luxfuse.understore.base import ListedPart
 from luxfuse.vfs import open_directories, recording, streams
+from luxfuse.vfs.errors import Stale
 from tests.support import fake_store
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import EVERYTHING, FROM_KEYS, FakeStore
@@ -505,3 +506,16 @@ async def test_what_only_exists_here_comes_while_it_is_listed_again(tmp_path: Pa
         names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
         assert len(names) == len(set(names)) == 102
         driver.release()
+
+
+async def test_a_successor_reads_it_from_the_start_only(tmp_path: Path) -> None:
+    """The order of a listing ends with its daemon: a position in it means nothing to the next one."""
+    async with mounted(tmp_path, filled(50)) as m:
+        inode = await m.inode("d")
+        await m.entries("d")
+        m.fs.directories.inherit(77, inode, open_directories.STREAMED, b"")
+        with pytest.raises(Stale):
+            read_now(m, 77, await m.inode("d/f0007"))
+        everything = read_now(m, 77)
+        assert len(everything) == 52
+        assert read_now(m, 77, everything[9][1]) == everything[10:]
