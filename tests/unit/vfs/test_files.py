@@ -68,15 +68,15 @@ async def test_a_file_that_comes_in_one_piece_is_handed_over_as_it_comes(
         opened = []
         again = m.cache.open_for_kernel
         monkeypatch.setattr(m.cache, "open_for_kernel", lambda obj: opened.append(obj.record.key) or again(obj))
-        before = len(os.listdir("/proc/self/fd"))
         for key in "abc":
             handle = await m.open(key)
             assert m.kernel.is_passthrough(handle)
             assert await m.kernel.read_all(m.fs, handle) == driver.objects[key][0]
             await m.kernel.release(m.fs, handle)
         assert opened == ["c"], "a thread has opened a cache file that was open"
+        assert len(m.open_cache_files()) == 3
         m.files.backings.forget_all()
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert not m.open_cache_files()
 
 
 async def test_a_file_that_is_written_to_while_an_open_fetches_it_is_what_was_written(
