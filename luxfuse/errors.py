@@ -26,6 +26,10 @@ class IndexFormatError(LuxError):
     """The index on disk cannot be opened or has an unknown format version."""
 
 
+class IndexDamaged(IndexFormatError):
+    """The index on disk is not what was written."""
+
+
 class StoreError(LuxError):
     """An under-store request failed. ``retryable`` says whether the same request may succeed later.
 

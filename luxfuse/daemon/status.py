@@ -165,6 +165,8 @@ def _degraded(p: VolumeParts) -> list[str]:
     reasons = [space.degraded for space in p.hierarchy if space.degraded]
     if p.index.failing:
         reasons.append(p.index.failing)
+    if p.index.doubted:
+        reasons.append(p.index.doubted)
     if p.journal.failing:
         reasons.append(f"the journal cannot be written, so a crash would lose changes: {p.journal.failing}")
     if tally.failing:

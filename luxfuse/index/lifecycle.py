@@ -42,6 +42,12 @@ def _boot_id() -> bytes:
     return BOOT_ID.read_bytes().strip()
 
 
+def was_cut_short(store: IndexStore) -> bool:
+    """Whether the machine went down while the index was in use."""
+    last = store.get(Table.META, b"boot")
+    return last is not None and last != _boot_id() and store.get(Table.META, b"clean") == b""
+
+
 async def begin(store: IndexStore) -> Beginning:
     """Mark the index as in use, durably, and tell how the last run ended."""
     stored = store.get(Table.META, b"epoch")
@@ -50,6 +56,7 @@ async def begin(store: IndexStore) -> Beginning:
     epoch = (U64.unpack(stored)[0] if stored else 0) + (0 if clean else 1)
     store.put(Table.META, b"epoch", U64.pack(epoch))
     store.put(Table.META, b"clean", b"")
+    store.put(Table.META, b"boot", boot)
     await store.flush()
     await store.sync()
     return Beginning(epoch, clean or stored is None)

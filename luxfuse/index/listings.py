@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from luxfuse.index.entries import Listing, decode_listing, encode
 from luxfuse.index.store import IndexStore
 from luxfuse.index.uncommitted import U64, Table
@@ -33,7 +35,10 @@ class Listings:
             value = self._store.get(Table.LISTINGS, U64.pack(directory))
             if len(self._decoded) >= LISTINGS_KEPT:
                 self._decoded.clear()
-            listing = self._decoded[directory] = None if value is None else decode_listing(value)
+            try:
+                listing = self._decoded[directory] = None if value is None else decode_listing(value)
+            except msgspec.DecodeError as exc:
+                raise self._store.doubt(exc) from exc
             return listing
 
     def serial(self, directory: int) -> int:

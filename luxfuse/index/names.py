@@ -16,6 +16,8 @@ import math
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from luxfuse.index.bulk import ROOT_INODE
 from luxfuse.index.entries import (
     Attributes,
@@ -74,9 +76,15 @@ class Names(ListedNames):
             value = self._store.get(Table.NAMES, key)
             if len(self._entries) >= ENTRIES_KEPT:
                 self._entries.clear()
-            entry = None if value is None else distrusted(decode_entry(value), self.believe_from_s)
+            entry = None if value is None else distrusted(self._decoded(value), self.believe_from_s)
             self._entries[key] = entry
             return entry
+
+    def _decoded(self, value: bytes) -> Entry:
+        try:
+            return decode_entry(value)
+        except msgspec.DecodeError as exc:
+            raise self._store.doubt(exc) from exc
 
     def locate(self, inode: int) -> tuple[int, bytes] | None:
         """Return (parent, name) of an inode number that is or was in use; None if unknown."""
@@ -107,7 +115,7 @@ class Names(ListedNames):
         """
         prefix = U64.pack(directory)
         start = prefix + name + b"\0" if name else prefix
-        found = [(key[8:], decode_entry(value)) for key, value in self._store.names(start, limit)]
+        found = [(key[8:], self._decoded(value)) for key, value in self._store.names(start, limit)]
         if keep:
             if len(self._entries) + len(found) > ENTRIES_KEPT:
                 self._entries.clear()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+import msgspec
+
 from luxfuse.core.eviction import SEGMENTS, Cached
 from luxfuse.core.spans import page_count
 from luxfuse.index.object_records import (
@@ -72,10 +74,9 @@ class Objects:
 
     def load(self, oid: bytes) -> tuple[ObjectRecord, Pages] | None:
         """Return the record and pages of an object; None if it is not cached."""
-        value = self._recorded(oid)
-        if value is None:
+        record = self.record(oid)
+        if record is None:
             return None
-        record = decode_record(value)
         pages = Pages(record.size)
         for number in range(-(-pages.total // CHUNK_PAGES)):
             if (chunk := self._store.get(Table.CHUNKS, chunk_key(oid, number))) is not None:
@@ -119,8 +120,7 @@ class Objects:
 
     def save(self, oid: bytes, record: ObjectRecord, pages: Pages | None = None, changed: range | None = None) -> bool:
         """Store a record, and the chunks that hold the ``changed`` pages: all of it, or nothing and False."""
-        old = self._recorded(oid)
-        before = decode_record(old) if old is not None else None
+        before = self.record(oid)
         changes: Changes = {}
         if before is not None:
             changes[Table.STANDINGS, standing_key(before, oid)] = None
@@ -137,10 +137,9 @@ class Objects:
 
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
-        value = self._recorded(oid)
-        if value is None:
+        record = self.record(oid)
+        if record is None:
             return 0
-        record = decode_record(value)
         changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, standing_key(record, oid)): None}
         held = [(number, False) for number in self.ranges(oid, record)] if self.on_held else ()
         for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
@@ -181,7 +180,11 @@ class Objects:
     def record(self, oid: bytes) -> ObjectRecord | None:
         """Return the record of an object; None if it is not cached."""
         value = self._recorded(oid)
-        return None if value is None else decode_record(value)
+        try:
+            return None if value is None else decode_record(value)
+        except msgspec.DecodeError as exc:
+            self._store.doubt(exc)
+            return None
 
     def directory_of(self, oid: bytes) -> int | None:
         """Return the number of the directory that has an object's file; None if the object is not cached."""

@@ -30,7 +30,7 @@ import msgspec
 import trio
 
 from luxfuse.durable import make_private
-from luxfuse.errors import IndexFormatError
+from luxfuse.errors import IndexDamaged, IndexFormatError
 from luxfuse.estate.trail import Stream
 from luxfuse.index.growth import Growth
 from luxfuse.index.uncommitted import U64, Changes, Table, Uncommitted, overlaid
@@ -44,6 +44,9 @@ MAP_BYTES = 1 << 40
 COMMIT_INTERVAL_S = 0.1
 RETRY_INTERVAL_S = 2.0
 PENDING_BOUND = 400_000
+DOUBTED = "damaged"
+"""A file in the directory of an index that is to be set aside."""
+_DAMAGE = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError, lmdb.PanicError)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[Table, bytes, bytes | None]]).decode
 
@@ -116,6 +119,8 @@ class IndexStore:
         self.path = path
         self._stream = stream
         self.failing: str | None = None
+        self.doubted: str | None = None
+        """What is damaged, if that was noticed: the next start sets the index aside."""
         self._growth = Growth(path)
         self._pending = Uncommitted()
         self._committing = Uncommitted()
@@ -138,6 +143,8 @@ class IndexStore:
                 readahead=False,
             )
             self._databases = {table: self._env.open_db(table.name.lower().encode()) for table in Table}
+        except _DAMAGE as exc:
+            raise IndexDamaged(f"index {path} is damaged ({str(exc).removeprefix(f'{path}: ')})") from exc
         except lmdb.Error as exc:
             advice = "free space there" if isinstance(exc, lmdb.DiskError) else "remove it to start with a cold cache"
             raise IndexFormatError(f"index {path} cannot be opened ({exc}); {advice}") from exc
@@ -145,8 +152,8 @@ class IndexStore:
         self._take_up()
 
     def _take_up(self) -> None:
-        """Make the changes that the daemon before this one had not committed."""
-        if self._stream is None:
+        """Make the changes that the daemon before this one had not committed: a new index has nothing to change."""
+        if self._stream is None or self._new:
             return
         identity, committed = self._stream.identity, 0
         if (stored := self.get(Table.META, b"trail")) is not None and U64.unpack(stored[:8])[0] == identity:
@@ -158,8 +165,12 @@ class IndexStore:
 
     def _check_format(self) -> None:
         found = self.get(Table.META, b"format")
+        self._new = found is None
         if found is None:
             self.put(Table.META, b"format", U64.pack(FORMAT_VERSION))
+        elif len(found) != U64.size:
+            self._env.close()
+            raise IndexDamaged(f"index {self.path} is damaged (its format is {found[:8]!r})")
         elif U64.unpack(found)[0] != FORMAT_VERSION:
             version = U64.unpack(found)[0]
             self._env.close()
@@ -167,6 +178,17 @@ class IndexStore:
                 f"index {self.path} has format {version}, this luxfuse knows {FORMAT_VERSION}; "
                 "use the luxfuse that wrote it, or remove it to start with a cold cache"
             )
+
+    def doubt(self, why: Exception) -> IndexDamaged:
+        """Note that a record is damaged, for the next start to set the index aside; returns the error to raise."""
+        if self.doubted is None:
+            self.doubted = f"the index is damaged ({why}); it is set aside when the source is mounted again"
+            log.warning("index %s: %s", self.path, self.doubted)
+            try:
+                (self.path / DOUBTED).touch(mode=0o600)
+            except OSError as exc:
+                log.warning("index %s: that it is damaged cannot be noted: %s", self.path, exc.strerror)
+        return IndexDamaged(f"index {self.path} is damaged ({why})")
 
     # -- reading and changing, at once
 
@@ -177,9 +199,12 @@ class IndexStore:
                 return changes[table, key]
         if (table, key) in self._warm:
             return self._warm[table, key]
-        with self._env.begin(db=self._databases[table], buffers=False) as txn:
-            value: bytes | None = txn.get(key)
-            return value
+        try:
+            with self._env.begin(db=self._databases[table], buffers=False) as txn:
+                value: bytes | None = txn.get(key)
+                return value
+        except _DAMAGE as exc:
+            raise self.doubt(exc) from exc
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         """Set a value; committed soon."""
@@ -274,6 +299,12 @@ class IndexStore:
 
     def names(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to ``limit`` (key, value) of one directory's NAMES from ``start`` on, as they are now."""
+        try:
+            return self._names(start, limit)
+        except _DAMAGE as exc:
+            raise self.doubt(exc) from exc
+
+    def _names(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         layers = (self._pending, self._committing)
         found: list[tuple[bytes, bytes]] = []
         with self._env.begin(db=self._databases[Table.NAMES], buffers=False) as txn, txn.cursor() as cursor:
@@ -374,6 +405,11 @@ class IndexStore:
     async def sync(self) -> None:
         """Bring all commits to the platter, the meta page included."""
         await trio.to_thread.run_sync(self._env.sync, True)
+
+    def abandon(self) -> None:
+        """Close it without a sync: it is not used."""
+        self.closed = True
+        self._env.close()
 
     def close(self) -> None:
         """Sync and close; call `flush` before."""

@@ -26,6 +26,7 @@ from luxfuse.errors import AccessDenied, BucketMissing, LuxError, MountError, No
 from luxfuse.index import leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.objects import Objects
+from luxfuse.index.soundness import open_index
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.understore.base import UnderStore
@@ -263,7 +264,7 @@ class VolumeLife:
     ) -> AsyncIterator[tuple[IndexStore, list[ClaimedDirectory], lifecycle.Beginning]]:
         path = self._path("index", home)
         try:
-            index = IndexStore(path, self._estate.index)
+            index = await open_index(path, self._note, self._estate.index)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:

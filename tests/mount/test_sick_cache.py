@@ -138,6 +138,27 @@ class TestDamage:
         used = mount.status()["tiers"][0]["used_bytes"]
         assert mount.disk_bytes() <= used + MIB
 
+    @pytest.mark.parametrize("how", ["garbled", "zeroed", "garbled behind its head"])
+    def test_a_damaged_index_is_set_aside(self, mount: Mount, how: str) -> None:
+        mount.expected_logs.append("is damaged")
+        mount.unmount()
+        (index,) = mount.state.glob("index/*")
+        data = index / "data.mdb"
+        size, head = data.stat().st_size, 8192 if how == "garbled behind its head" else 0
+        with data.open("r+b") as f:
+            f.seek(head)
+            f.write(bytes(size) if how == "zeroed" else content("garbled", size - head))
+        done = mount.try_mount()
+        assert done.returncode == 0, done.stderr
+        assert f"index {index} is damaged" in done.stderr
+        assert f"is set aside as {index.name}.damaged" in done.stderr
+        for name, whole in (("file", all_files()["file0"]), ("large", all_files()["large"])):
+            assert mount.read(name) == digest(whole)
+        mount.unmount()
+        assert sorted(path.name for path in mount.state.glob("index/*")) == [index.name, f"{index.name}.damaged"]
+        mount.mount()  # says nothing more
+        assert mount.status()["state"] == "serving"
+
 
 @pytest.mark.parametrize(
     "options",
