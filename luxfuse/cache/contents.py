@@ -12,13 +12,13 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.counters import Counters
 from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.readers import NoReaders, Readers
 from luxfuse.cache.space import Space
 from luxfuse.cache.trust import Trust
 from luxfuse.index.object_records import ObjectRecord, object_id
@@ -28,33 +28,6 @@ from luxfuse.index.pages import Pages
 log = logging.getLogger(__name__)
 
 IDLE_OBJECTS = 1024
-
-
-class Readers(Protocol):
-    """The kernel's side, which has files of the cache open."""
-
-    def may_drop(self, oid: bytes) -> bool:
-        """Close an object's backing id unless the kernel has it open; returns whether its file may go."""
-
-    def note_touched(self) -> None:
-        """Tell, by `Contents.touch_by_id`, of the opens that the kernel's side answered alone."""
-
-    def lost(self, oid: bytes) -> None:
-        """The file of an object is gone: what has it open reads on, but it is not the object's file any more."""
-
-
-class NoReaders:
-    """`Readers` of a cache that nobody reads from yet."""
-
-    def may_drop(self, _oid: bytes) -> bool:
-        """Nothing is open."""
-        return True
-
-    def note_touched(self) -> None:
-        """Nothing was opened."""
-
-    def lost(self, _oid: bytes) -> None:
-        """Nothing is open."""
 
 
 class Contents:
@@ -119,9 +92,11 @@ class Contents:
         shared = self.hierarchy.shared
         found = None if oid in shared.removing and oid not in shared.strays else self._objects.load(oid)
         space = self.hierarchy.by_number(found[0].directory) if found is not None else None
-        if found is not None and space is not None and found[0].size == size:
+        if found is not None and space is not None and found[0].size == size and not space.unreadable:
             return CachedObject(oid, *found, space)
-        return CachedObject(oid, ObjectRecord(key, version, size, epoch=self.epoch), Pages(size))
+        obj = CachedObject(oid, ObjectRecord(key, version, size, epoch=self.epoch), Pages(size))
+        obj.unsaved = found is not None  # what the index has of it are not these pages
+        return obj
 
     def touch(self, obj: CachedObject) -> None:
         """Note that the object is used now, for eviction."""
@@ -209,6 +184,8 @@ class Contents:
             obj.unsaved = self._objects.known(oid)
         elif obj.pages.count == 0 and (found := self._objects.load(oid)) is not None:
             space = self.hierarchy.by_number(found[0].directory)
+            if space is not None and space.unreadable:
+                return
             if not obj.flights:
                 obj.record, obj.pages = found
                 obj.space = space
@@ -243,6 +220,23 @@ class Contents:
             if obj.space is space:
                 obj.forget_pages()
                 obj.record.allocated_bytes = 0
+
+    def forsake(self, space: Space) -> None:
+        """The disk of a directory cannot be read: do without its files. The index keeps them, for `take_up`."""
+        for oid in [oid for oid, obj in self._idle.items() if obj.space is space]:
+            del self._idle[oid]
+        for obj in self._live.values():
+            if obj.space is space:
+                obj.record = copy.copy(obj.record)  # threads that still read the file come too late: see `still_there`
+                obj.forget_pages()
+                obj.record.allocated_bytes = 0
+                obj.unsaved = True
+
+    def distrust_all(self, epoch: int) -> None:
+        """A disk may have lost what it had said it had: each file is verified before its next use: a new ``epoch``."""
+        self.epoch = self.trust.epoch = epoch
+        for obj in (*self._live.values(), *self._idle.values()):
+            obj.trusted.clear()
 
     def close(self) -> None:
         """Start nothing more: the nursery is about to end."""
@@ -325,7 +319,8 @@ class Contents:
     def _is_recorded(self, oid: bytes) -> bool:
         """Whether the index has the object in a directory that is in use."""
         number = self._objects.directory_of(oid)
-        return number is not None and self.hierarchy.by_number(number) is not None
+        space = self.hierarchy.by_number(number) if number is not None else None
+        return space is not None and not space.unreadable
 
     def install(self, record: ObjectRecord, checksums: Mapping[int, int], file_number: int, space: Space) -> bytes:
         """Take over an object whose file was just put in its place, with these pages; returns its id."""

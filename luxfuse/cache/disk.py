@@ -12,7 +12,8 @@ import xxhash
 
 from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
 from luxfuse.core.spans import page_bytes, pages_of
-from luxfuse.tiers.directory import CacheDirectory, LastWrite, read_exact, write_all
+from luxfuse.tiers.directory import CacheDirectory, read_exact, write_all
+from luxfuse.tiers.last_writes import LastWrite
 from luxfuse.types import PAGE_BYTES
 
 checksum = xxhash.xxh3_64_intdigest

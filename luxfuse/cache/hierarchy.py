@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import trio
 
 from luxfuse.cache.placing import Placing
-from luxfuse.cache.space import Shared, Space
+from luxfuse.cache.shared import Shared
+from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.tiers.directory import CacheDirectory
 

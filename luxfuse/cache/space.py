@@ -1,26 +1,27 @@
 """Room in one cache directory: reservations, eviction, and what happens when the directory is sick.
 
 A sick directory is bypassed: nothing is reserved while it is degraded, so fetches serve their readers from memory.
-A probe every `PROBE_INTERVAL_S` finds out when it can be written again.
+A probe every `PROBE_INTERVAL_S` finds out when it can be written again. Where the disk cannot be read, either, nobody uses
+the files that it holds (`Shared.on_unreadable`): what they were is fetched again, until the disk is back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
-from luxfuse.cache.placing import Copies, Holder, OneNode, Rules
+from luxfuse.cache.placing import Holder
+from luxfuse.cache.shared import Shared
 from luxfuse.cache.standings import Standings
 from luxfuse.core.eviction import Policy
 from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
 from luxfuse.index.objects import Objects
-from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.directory import CacheDirectory, FileSystemSpace, Unreadable
 from luxfuse.types import TIERS, Tier
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ IN_USE_BOUND = 20_000
 """After meeting so many objects that must stay, eviction gives up for the moment: each round looks at them again."""
 FULL_BYTES = 64 << 10
 """A file system with less than that is full."""
+LOOK_DEADLINE_S = 30.0
+"""A disk that reads nothing for so long is dead."""
 STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
 EVICT_AHEAD_BYTES = 16 << 20
@@ -43,35 +46,6 @@ class PartRemover(Protocol):
 
     async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
         """Take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
-
-
-@dataclass(slots=True)
-class Shared:
-    """The state that the directories of a mount share."""
-
-    rules: Rules
-    copies: Copies = field(default_factory=OneNode)
-    """Those of the cluster while the mount is in one."""
-    removing: dict[bytes, trio.Event] = field(default_factory=dict)
-    """Objects whose files are being unlinked: a new file of the same name must wait."""
-    strays: set[bytes] = field(default_factory=set)
-    """Of those, objects that have their file in another directory: they are as cached as ever."""
-    moving: set[bytes] = field(default_factory=set)
-    """Objects that the mover copies, or has copied, to another directory: nobody else may begin to."""
-    on_lost_files: list[Callable[[Space], None]] = field(default_factory=list)
-    """Told of a directory that came back without its files."""
-    on_recovered: list[Callable[[], None]] = field(default_factory=list)
-    """Told that a sick directory is used again; it may hold files that nobody counts."""
-
-    def lost_files(self, space: Space) -> None:
-        """A directory came back without its files."""
-        for told in self.on_lost_files:
-            told(space)
-
-    def recovered(self) -> None:
-        """A sick directory is used again."""
-        for told in self.on_recovered:
-            told()
 
 
 class Space:
@@ -117,6 +91,11 @@ class Space:
         self.retired_bytes = 0
         """Of these, the bytes that are removed as soon as the journal has said so."""
         self.degraded: str | None = None
+        self.unreadable = False
+        """Its disk gives nothing of what it holds."""
+        self._failed = trio.Event()
+        """Set when it begins to fail: time to look at the disk."""
+        self._looking = trio.CapacityLimiter(1)
         self.draining = False
         """Nothing more is stored here: the files here move away."""
         self.gone = False
@@ -347,6 +326,8 @@ class Space:
         reason = f"cache directory {self.directory.name}: {exc.strerror or exc}"
         if self.degraded is None:
             log.warning("%s; reading from the under-store until it recovers", reason)
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):  # which says that the disk can be used as such
+                self._failed.set()
         self.degraded = reason
 
     async def watch(self) -> None:
@@ -356,11 +337,32 @@ class Space:
                 await self._probe()
             else:
                 await self._observe()
-            await trio.sleep(PROBE_INTERVAL_S if self.degraded else OBSERVE_INTERVAL_S)
+            with trio.move_on_after(PROBE_INTERVAL_S if self.degraded else OBSERVE_INTERVAL_S):
+                await self._failed.wait()
+            self._failed = trio.Event()
+
+    async def _look(self) -> FileSystemSpace:
+        """Look at the file system, and read from the disk. Raises OSError."""
+        with trio.move_on_after(LOOK_DEADLINE_S):
+            # One that hangs is left behind: until it ends, the next one waits for its turn, in vain.
+            look = self.directory.look
+            return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
+        raise Unreadable(errno.ETIMEDOUT, f"read nothing in {LOOK_DEADLINE_S:g} s")
+
+    def _lose_disk(self, exc: Unreadable) -> None:
+        self.fail(exc)
+        if not self.unreadable:
+            self.unreadable = True
+            log.warning("cache directory %s cannot be read; its files are not used until it can", self.directory.name)
+            for told in self.shared.on_unreadable:
+                told(self)
 
     async def _observe(self) -> None:
         try:
-            space = await trio.to_thread.run_sync(self.directory.space)
+            space = await self._look()
+        except Unreadable as exc:
+            self._lose_disk(exc)
+            return
         except OSError as exc:
             self.fail(exc)
             return
@@ -379,7 +381,12 @@ class Space:
 
     async def _probe(self) -> None:
         try:
+            with contextlib.suppress(FileNotFoundError):  # it is made anew
+                await self._look()
             kept = await trio.to_thread.run_sync(self.directory.probe)
+        except Unreadable as exc:
+            self._lose_disk(exc)
+            return
         except OSError as exc:
             if exc.errno == errno.ENOSPC:  # somebody else filled the disk: give back what we can
                 async with self._evicting:
@@ -395,5 +402,9 @@ class Space:
         self.ledger.used_bytes = self._objects.used_bytes_in(self.number) + self.staged_bytes
         log.info("cache directory %s is used again", self.directory.name)
         self.degraded = None
+        if self.unreadable:
+            self.unreadable = False
+            for told in self.shared.on_readable:
+                told(self)
         self.shared.recovered()
         await self._observe()

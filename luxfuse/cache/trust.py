@@ -23,7 +23,7 @@ class Trust:
     def __init__(self, save: Save, epoch: int, counters: Counters) -> None:
         """``epoch``: the present one; ``counters``: to count damaged pages in."""
         self._save = save
-        self._epoch = epoch
+        self.epoch = epoch
         self._counters = counters
 
     def look_for_strangers(self, obj: CachedObject, stored: disk.Stored) -> None:
@@ -40,7 +40,7 @@ class Trust:
 
     def vouch(self, obj: CachedObject, stamp: int) -> None:
         """All pages of an object were just found good, in a file that has this mtime."""
-        obj.record.epoch, obj.record.stamp, obj.loaded_stamp = self._epoch, stamp, stamp
+        obj.record.epoch, obj.record.stamp, obj.loaded_stamp = self.epoch, stamp, stamp
         obj.trusted = {page for page in range(obj.pages.total) if obj.pages.has(page)}
         obj.strangers = 0
         if obj.space is not None:

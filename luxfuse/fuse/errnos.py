@@ -30,6 +30,16 @@ MISTAKES = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, 0})
 """Errors that the cache's own file system gives only for mistakes of ours."""
 
 
+OF_PROGRAMS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EFAULT),
+        *(errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN),
+    }
+)
+"""Errors of the cache's own file system that say something about the call. What others say is not about the program's
+file: a staging directory that is gone is no missing file (ENOENT), one that is read-only no read-only mount (EROFS)."""
+
+
 class Counting(Protocol):
     """A class with handlers as methods. ``latency`` is by handler.
 
@@ -71,7 +81,7 @@ def errno_of(counting: Counting, name: str, exc: Exception) -> int:
             counting.refusals += 1
         if exc.errno not in EXPECTED_OF_FILES:
             log.warning("%s: %s", name, exc)
-        return exc.errno or errno.EIO
+        return exc.errno if exc.errno in OF_PROGRAMS else errno.EIO
     counting.errors += 1
     log.error("%s failed in an unexpected way", name, exc_info=exc)
     return errno.EIO

@@ -62,6 +62,14 @@ async def begin(store: IndexStore) -> Beginning:
     return Beginning(epoch, clean or stored is None)
 
 
+def raise_epoch(store: IndexStore) -> int:
+    """Begin another epoch in the middle of a run, and return it."""
+    stored = store.get(Table.META, b"epoch")
+    epoch = (U64.unpack(stored)[0] if stored else 0) + 1
+    store.put(Table.META, b"epoch", U64.pack(epoch))
+    return epoch
+
+
 def number_of(store: IndexStore, path: str, identity: str, taken: Collection[int]) -> Known:
     """Return the number of a cache directory by its identity, else by its path; a new one gets one that is not ``taken``.
 

@@ -264,6 +264,19 @@ class Names(ListedNames):
         self.erase(parent, name)
         return None
 
+    def renumber(self, parent: int, name: bytes) -> None:
+        """Give an entry another inode number."""
+        old = self.get(parent, name)
+        if old is None:
+            return
+        entry = msgspec.structs.replace(old, inode=self._numbers.new())
+        records: Records = {}
+        self._drop(records, old)
+        self._numbers.note_highest(records)
+        self._apply(records | self._records_of(parent, name, entry))
+        self._retire(old.inode, name)
+        self._entries[U64.pack(parent) + name] = entry
+
     def _replace(
         self,
         parent: int,

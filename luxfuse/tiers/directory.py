@@ -14,23 +14,23 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import re
 import secrets
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
+from luxfuse.tiers.last_writes import LastWrites
 from luxfuse.types import Buffer
 
 FORMAT_VERSION = 1
 FILE_LOCKS = 64
-LAST_WRITES = 4096
 _OID = re.compile("[0-9a-f]{32}")
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,38 +44,8 @@ class FileSystemSpace:
     total_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LastWrite:
-    """Our last write to a file: the mtime that it left, and how often somebody else had written before it."""
-
-    stamp: int
-    strangers: int
-
-
-class LastWrites:
-    """The last writes to the files that were written to lately. One file's is only to be used under `writing`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._writes: OrderedDict[bytes, LastWrite] = OrderedDict()
-
-    def get(self, oid: bytes) -> LastWrite | None:
-        """Return the last write to an object's file, if that is remembered."""
-        with self._lock:
-            return self._writes.get(oid)
-
-    def put(self, oid: bytes, write: LastWrite) -> None:
-        """Remember a write."""
-        with self._lock:
-            self._writes[oid] = write
-            self._writes.move_to_end(oid)
-            if len(self._writes) > LAST_WRITES:
-                self._writes.popitem(last=False)
-
-    def forget(self, oid: bytes) -> None:
-        """The file is gone."""
-        with self._lock:
-            self._writes.pop(oid, None)
+class Unreadable(OSError):
+    """The disk below a cache directory cannot be read."""
 
 
 class CacheDirectory:
@@ -103,6 +73,7 @@ class CacheDirectory:
             else:
                 raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
             self._objects = str(self.path / "objects")
+            self._described = self.path / "cache.json"
             self.device = self.path.stat().st_dev
             self.identity = self._prepare()
             self.remove_left(self.left_of_moves())
@@ -120,7 +91,7 @@ class CacheDirectory:
         objects.mkdir(mode=0o700, exist_ok=True)
         make_private(self.path / "staging")
         make_private(self.path / "moving")
-        described = self.path / "cache.json"
+        described = self._described
         try:
             found = json.loads(described.read_text())
         except (FileNotFoundError, ValueError):
@@ -168,6 +139,32 @@ class CacheDirectory:
         st = os.statvfs(self.path)
         return FileSystemSpace(st.f_bavail * st.f_frsize, st.f_blocks * st.f_frsize)
 
+    def look(self) -> FileSystemSpace:
+        """Do what `space` does, and find out whether the disk can be read and written, without writing.
+
+        Raises OSError, `Unreadable` where the disk gives nothing of what it holds.
+        """
+        try:
+            space, flags = self.space(), os.statvfs(self.path).f_flag
+            with contextlib.suppress(FileNotFoundError):  # somebody has removed that alone
+                self._read_past_memory()
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            raise Unreadable(exc.errno, exc.strerror) from exc
+        if flags & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return space
+
+    def _read_past_memory(self) -> None:
+        """Read a block from the disk itself."""
+        fd = _open_unbuffered(self._described)
+        try:
+            with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+                os.preadv(fd, [memory], 0)
+        finally:
+            os.close(fd)
+
     # -- object files
 
     def file_of(self, oid: bytes) -> Path:
@@ -197,13 +194,7 @@ class CacheDirectory:
 
         They must begin at a multiple of 4 KiB and go to memory that does. Raises OSError.
         """
-        path = self.file_of(oid)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _open_unbuffered(self.file_of(oid))
 
     def expect(self, oid: bytes) -> None:
         """An object gets its file here: a file under its name, left by a crash, belongs to nothing. Quick."""
@@ -342,6 +333,15 @@ class CacheDirectory:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _open_unbuffered(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

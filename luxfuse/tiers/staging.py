@@ -320,7 +320,8 @@ class Staging:
             while self._spares:
                 spare, fd = self._spares.popleft()
                 os.close(fd)
-                Path(spare).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next run does, when it can
+                    Path(spare).unlink()
 
 
 def staged_in(directory: CacheDirectory) -> list[int]:

@@ -48,7 +48,7 @@ class Backing:
 
 
 class Backings:
-    """The backings of one mount. Implements `luxfuse.cache.contents.Readers`."""
+    """The backings of one mount. Implements `luxfuse.cache.readers.Readers`."""
 
     def __init__(
         self,
@@ -294,6 +294,17 @@ class Backings:
     def _lose(self, inode: int) -> None:
         self._set_object(inode, self._backings[inode], None)
         self.retire(inode)
+
+    def forsake(self, is_lost: Callable[[bytes], bool]) -> None:
+        """Files of objects, those whose id ``is_lost``, cannot be read any more: no open from now on is to get them.
+
+        An inode that the kernel has open can have no other file, so its name stands for a new one.
+        """
+        self._copied.take_back_all()
+        for inode, backing in list(self._backings.items()):
+            if backing.oid is not None and is_lost(backing.oid) and not self.retire_idle(inode):
+                self._lose(inode)
+                self._namespace.renumber(inode)
 
     def note_touched(self) -> None:
         """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""

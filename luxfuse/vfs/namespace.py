@@ -7,6 +7,7 @@ While the store cannot be reached, or the index takes no changes (its disk is fu
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.news import News
 from luxfuse.vfs.places import Places
 from luxfuse.vfs.relisting import Relisting
+
+log = logging.getLogger(__name__)
 
 
 class Namespace:
@@ -194,6 +197,19 @@ class Namespace:
         """Whether a name is still this version, as far as is known here: a program may have written to it."""
         entry = self._names.get(parent, name)
         return entry is not None and entry.inode == inode and entry.version == version
+
+    def renumber(self, inode: int) -> None:
+        """Let the name of a file stand for a new inode, which is the same in all else; the old one is stale."""
+        place = self.places.place_of(inode)
+        entry = self.peek(*place) if place is not None else None
+        if place is None or entry is None or entry.inode != inode or self._names.is_held(*place):
+            return
+        try:
+            self._names.renumber(*place)
+        except OSError as exc:  # its opens fail until those that are open are closed
+            log.warning("the name of inode %d cannot be given another one: %s", inode, exc)
+            return
+        self._kernel.invalidate_entry(*place)
 
     def position(self, inode: int) -> bytes:
         """Return the name that an inode number stands for or stood for. Raises `Stale`."""

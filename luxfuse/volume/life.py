@@ -268,23 +268,28 @@ class VolumeLife:
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:
-            beginning = await lifecycle.begin(index)
-            directories: list[ClaimedDirectory] = []
-            for setting, directory in claimed:
-                known = lifecycle.number_of(
-                    index, str(directory.path), directory.identity, {each.number for each in directories}
-                )
-                if not known.same:
-                    await Objects(index).clear(known.number)
-                    await trio.to_thread.run_sync(directory.doom_all)
-                directories.append(ClaimedDirectory(setting, directory, known.number))
+            with _blamed_on(path):
+                beginning = await lifecycle.begin(index)
+                directories = await self._numbered(index, claimed)
             yield index, directories, beginning
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), _blamed_on(path):
                 await lifecycle.end(index)
-        except OSError as exc:
-            raise MountError(f"index {path}: {exc.strerror or exc}; free space or make it writable") from None
         finally:
             index.close()
+
+    async def _numbered(
+        self, index: IndexStore, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
+    ) -> list[ClaimedDirectory]:
+        """Tell which directory of the index each is. Raises OSError, `ConfigError`."""
+        directories: list[ClaimedDirectory] = []
+        for setting, directory in claimed:
+            taken = {each.number for each in directories}
+            known = lifecycle.number_of(index, str(directory.path), directory.identity, taken)
+            if not known.same:
+                await Objects(index).clear(known.number)
+                await trio.to_thread.run_sync(directory.doom_all)
+            directories.append(ClaimedDirectory(setting, directory, known.number))
+        return directories
 
     async def _recover(self, parts: VolumeParts) -> None:
         """Take up what the last run left in the journal."""
@@ -330,6 +335,14 @@ class VolumeLife:
         while True:
             await trio.sleep(POLICY_INTERVAL_S)
             hierarchy.keep_policy_states()
+
+
+@contextlib.contextmanager
+def _blamed_on(index: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise MountError(f"index {index}: {exc.strerror or exc}; free space or make it writable") from None
 
 
 def one_line(exc: BaseException, doing: str) -> str:

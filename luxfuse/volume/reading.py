@@ -12,7 +12,8 @@ from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.placing import Placing
-from luxfuse.cache.space import Shared, Space
+from luxfuse.cache.shared import Shared
+from luxfuse.cache.space import Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheSetting
@@ -172,8 +173,18 @@ def build_reading(
         cache.contents.forget_files(space)
         backings.forget_all()
 
+    def unreadable(space: Space) -> None:
+        backings.forsake(lambda oid: objects.directory_of(oid) == space.number)
+        cache.contents.forsake(space)
+
+    def readable(space: Space) -> None:
+        cache.contents.distrust_all(lifecycle.raise_epoch(local.index))
+        cache.contents.take_up(space)
+
     cache.contents.read_by(backings)
     hierarchy.shared.on_lost_files.append(lost_files)
+    hierarchy.shared.on_unreadable.append(unreadable)
+    hierarchy.shared.on_readable.append(readable)
     return Reading(
         policies, marks, names, objects, lister, evidence, namespace, descriptions, hierarchy, cache, mover, directories,
         ahead, dirty, files,

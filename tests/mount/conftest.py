@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import fast_s3, forking
+from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, plain_user_missing, put
@@ -94,3 +97,16 @@ def plain_user() -> Iterator[None]:
     yield
     if stat.S_IMODE(device.stat().st_mode) != mode:
         device.chmod(mode)
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4 (package e2fsprogs)")
+    with tempfile.TemporaryDirectory() as base:
+        made = Disk(Path(base))
+        made.attach()
+        try:
+            yield made
+        finally:
+            made.detach(lazily=True)

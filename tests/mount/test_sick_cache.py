@@ -8,18 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
-DISK_BYTES = 64 * MIB
 RECOVERY_S = 20.0
 GIVEN_BACK_S = 0.25
 
@@ -191,50 +189,6 @@ def test_written_after_the_cache_file_of_a_reader_was_removed(
     assert (s3.root / bucket / "file").read_bytes() == b"new" + data[3:]
 
 
-class Disk:
-    """A small ext4 on a loop device."""
-
-    def __init__(self, base: Path) -> None:
-        self.image, self.path = base / "image", base / "disk"
-        self.path.mkdir()
-        with self.image.open("wb") as f:
-            f.truncate(DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", self.image], check=True)
-
-    def attach(self) -> None:
-        done = subprocess.run(["mount", "-o", "loop", self.image, self.path], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no loop devices here: {done.stderr.strip()}")
-
-    def detach(self, *, lazily: bool = False) -> None:
-        subprocess.run(["umount", *(["-l"] if lazily else []), self.path], check=False, capture_output=True)
-
-    def fill_up(self) -> None:
-        with (self.path / "ballast").open("wb") as f:
-            try:
-                while True:
-                    f.write(bytes(MIB))
-                    f.flush()
-            except OSError:
-                pass
-
-    def make_room(self) -> None:
-        (self.path / "ballast").unlink()
-
-
-@pytest.fixture
-def disk() -> Iterator[Disk]:
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs mkfs.ext4 (package e2fsprogs)")
-    with tempfile.TemporaryDirectory() as base:
-        made = Disk(Path(base))
-        made.attach()
-        try:
-            yield made
-        finally:
-            made.detach(lazily=True)
-
-
 class TestDisk:
     EXPECTED = ("cache directory", "is gone", "fetching it again")
 
@@ -261,6 +215,13 @@ class TestDisk:
         assert any("cache directory" in reason for reason in status["degraded_reasons"])
         self.check_all(mount)
         assert mount.status()["fuse"]["errors"] == 0
+
+    def check_writing_fails(self, mount: Mount) -> None:
+        """With an error that is about the disk, not about the program's file or mount; nothing is there afterwards."""
+        mount.expected_logs.append("(create|open): ")
+        done = mount.run(["sh", "-c", 'echo new > "$0"', f"{mount.path}/new"])
+        assert "Input/output error" in done.stderr
+        assert mount.error("file", f"{mount.path}/new") == "ENOENT"
 
     def check_recovered(self, mount: Mount) -> None:
         wait_for("recovery", lambda: mount.status()["state"] == "serving", timeout_s=RECOVERY_S)
@@ -313,6 +274,7 @@ class TestDisk:
         try:
             subprocess.run(["mount", "-o", "remount,ro,bind", mount.cache], check=True)
             self.check_degraded(mount)
+            self.check_writing_fails(mount)
         finally:
             subprocess.run(["umount", "-l", mount.cache], check=True)
         self.check_recovered(mount)
@@ -321,6 +283,7 @@ class TestDisk:
         reader = mount.reader()
         reader("open", "it", f"{mount.path}/file0")
         shutil.rmtree(mount.cache)
+        self.check_writing_fails(mount)
         self.check_all(mount)
         assert reader("all", "it") == digest(all_files()["file0"])
         self.check_recovered(mount)

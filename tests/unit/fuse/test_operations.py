@@ -291,6 +291,8 @@ async def test_what_programs_provoke_is_no_error_of_ours(code: int, caplog: pyte
         (failing(errno.ENOSPC), errno.ENOSPC, True),
         pytest.param(OSError(errno.ENOSPC, "full"), errno.ENOSPC, True, marks=pytest.mark.expected_logs("write: .*full")),
         pytest.param(OSError(errno.EIO, "sick"), errno.EIO, True, marks=pytest.mark.expected_logs("write: .*sick")),
+        pytest.param(OSError(errno.ENOENT, "gone"), errno.EIO, True, marks=pytest.mark.expected_logs("write: .*gone")),
+        pytest.param(OSError(errno.EROFS, "read"), errno.EIO, True, marks=pytest.mark.expected_logs("write: .*read")),
         pytest.param(OSError("odd"), errno.EIO, False, marks=pytest.mark.expected_logs("write: odd")),
         pytest.param(OSError(errno.EBADF, "x"), errno.EBADF, False, marks=pytest.mark.expected_logs("write: .*x")),
         (Unforeseen("internal error while fetching: KeyError"), errno.EIO, False),

@@ -1,0 +1,56 @@
+"""Small disks to be broken: ext4 on a loop device."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+DISK_BYTES = 64 * MIB
+SHUTDOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN, uint32 (fs/ext4/ext4.h): from then on all that is asked of the file system gives EIO."""
+NO_LOG_FLUSH = 2
+
+
+class Disk:
+    """A small ext4 on a loop device."""
+
+    def __init__(self, base: Path) -> None:
+        self.image, self.path = base / "image", base / "disk"
+        self.path.mkdir()
+        with self.image.open("wb") as f:
+            f.truncate(DISK_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", self.image], check=True)
+
+    def attach(self) -> None:
+        done = subprocess.run(["mount", "-o", "loop", self.image, self.path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no loop devices here: {done.stderr.strip()}")
+
+    def detach(self, *, lazily: bool = False) -> None:
+        subprocess.run(["umount", *(["-l"] if lazily else []), self.path], check=False, capture_output=True)
+
+    def fill_up(self) -> None:
+        with (self.path / "ballast").open("wb") as f:
+            try:
+                while True:
+                    f.write(bytes(MIB))
+                    f.flush()
+            except OSError:
+                pass
+
+    def make_room(self) -> None:
+        (self.path / "ballast").unlink()
+
+    def die(self) -> None:
+        """Fail in everything from now on, until it is detached, as a disk that dropped off its bus."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
