@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_dirs: tuple[CacheSetting, ...]
     state_dir: str
     free_space_ratio: float = default("free_space_ratio")
-    memory_limit_bytes: int = default("memory_limit")
+    memory_limit_bytes: int | None = None
     read_only: bool = default("read_only")
     allow_other: bool = default("allow_other")
     attributes: AttributesMode = default("attributes")

@@ -31,6 +31,7 @@ from luxfuse.cache.reservations import Reservations, settle
 from luxfuse.cache.small import Outcome
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
+from luxfuse.core.memory import Shares
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import DeadlinePassed, StoreError, Unforeseen
 from luxfuse.types import Description, ObjectInfo
@@ -67,10 +68,9 @@ class Fetching:
         attempts: Attempts,
         store: Store,
         descriptions: Descriptions,
-        memory_bytes: int,
+        memory: Shares,
         nursery: trio.Nursery,
     ) -> None:
-        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory."""
         self._contents = contents
         self._hierarchy = contents.hierarchy
         self._reservations = Reservations(contents.hierarchy, quotas)
@@ -78,9 +78,9 @@ class Fetching:
         self._store = store
         self._descriptions = descriptions
         self._nursery = nursery
-        self.budget = ByteBudget(memory_bytes)
-        self.recent = RecentPages(memory_bytes)
-        self.serving = ByteBudget(memory_bytes // SERVING_PART)
+        self.budget = ByteBudget(memory.flights_bytes)
+        self.recent = RecentPages(memory.kept_bytes)
+        self.serving = ByteBudget(memory.flights_bytes // SERVING_PART)
         """Memory for pages that peers wait for: it must not wait for readers here, which may wait for those peers."""
 
     def start(

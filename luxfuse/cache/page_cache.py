@@ -24,6 +24,7 @@ from luxfuse.cache.fetching import Descriptions, Fetching
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import PeerSource
+from luxfuse.core.memory import Shares
 from luxfuse.core.spans import pages_of
 from luxfuse.index.objects import Objects
 from luxfuse.types import PAGE_BYTES, Buffer
@@ -45,12 +46,12 @@ class PageCache:
         descriptions: Descriptions,
         source_id: str,
         epoch: int,
-        memory_bytes: int,
+        memory: Shares,
         nursery: trio.Nursery,
         peers: PeerSource | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``memory_bytes`` bounds requests in flight and, as much again, pages kept in memory. ``clock``: wall-clock s."""
+        """``clock``: wall-clock seconds."""
         self.hierarchy = hierarchy
         self.clock = clock
         self.descriptions = descriptions
@@ -65,7 +66,7 @@ class PageCache:
             attempts=attempts,
             store=store,
             descriptions=descriptions,
-            memory_bytes=memory_bytes,
+            memory=memory,
             nursery=nursery,
         )
         self.counters = contents.counters

@@ -93,7 +93,10 @@ SETTINGS = (
         "larger than the cache; `lru` and `lrfu` are as in Alluxio.", "tinylfu",
     ),
     Setting("free_space_ratio", values.RATIO, "Part of the cache's disk to leave free.", "0.1", live=True),
-    Setting("memory_limit", values.size("32MiB"), "Bound on the daemon's memory for requests and pages.", "256MiB"),
+    Setting(
+        "memory_limit", values.size("32MiB"), "Bound on the daemon's memory.",
+        shown_default="a quarter of the machine's or container's, at most 2GiB",
+    ),
     Setting(
         "metadata_ttl", values.DURATION, "How long names and attributes are believed; `never`: always.", "60s",
         attachable=True, live=True,

@@ -21,6 +21,7 @@ import trio
 
 from luxfuse.config import Settings
 from luxfuse.configuration import building
+from luxfuse.core.memory import Shares
 from luxfuse.core.names import NAME_MAX_BYTES
 from luxfuse.daemon.attached_file import AttachedFile, Record, Recorded
 from luxfuse.daemon.leaving import bring_up, insist_on_idle
@@ -46,8 +47,8 @@ log = logging.getLogger(__name__)
 MOST = 31
 """Under-stores attached at once: each may have 16,384 files in passthrough, of a million descriptors."""
 NUMBERS = 255
-BUFFERS_BYTES = 32 << 20
-"""For requests in flight, and again for pages in memory, of one attached under-store."""
+MEMORY = Shares(32 << 20, 32 << 20, 32 << 20)
+"""Of one attached under-store."""
 RETRY_S = 5.0
 FORCE_PATIENCE_S = 5.0
 POLL_S = 0.02
@@ -203,7 +204,7 @@ class Attachments:
         """One volume, from opening it to leaving it."""
 
         def build(opened: Opened) -> VolumeParts:
-            return build_tree(opened, self._main.shares.share(a.record.number), buffers_bytes=BUFFERS_BYTES)
+            return build_tree(opened, self._main.shares.share(a.record.number), memory=MEMORY)
 
         estate = self._succession.of_volume(a.record.number) if self._succession is not None else None
         life = VolumeLife(a.settings, a.notes.append, self._cluster, estate)

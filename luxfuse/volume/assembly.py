@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from luxfuse.cache.directories import Prober
 from luxfuse.config import Settings
+from luxfuse.core.memory import Shares, default_limit, shares
 from luxfuse.core.names import KeyLimits
 from luxfuse.index.audit import Auditor
 from luxfuse.orders.backlog import Backlog
@@ -24,14 +25,11 @@ from luxfuse.vfs.recovery.restart import Recovery
 from luxfuse.vfs.refusals import Refusals
 from luxfuse.vfs.xattrs import ExtendedAttributes
 from luxfuse.volume.changing import Changing, build_changing
+from luxfuse.volume.machine import memory_bytes
 from luxfuse.volume.opened import Opened
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.reading import Reading, build_reading
 from luxfuse.volume.writing import Writing, build_writing
-
-BASE_MEMORY_BYTES = 112 << 20
-"""Taken by the daemon before it caches a byte; the rest of --memory-limit goes to requests and pages in memory."""
-LEAST_BUFFERS_BYTES = 16 << 20
 
 
 def build_tree(
@@ -40,18 +38,18 @@ def build_tree(
     *,
     prober: Prober | None = None,
     clock: Callable[[], float] = time.time,
-    buffers_bytes: int | None = None,
+    memory: Shares | None = None,
 ) -> VolumeParts:
     """Build what needs no FUSE.
 
     ``prober``: asked of each cache directory that is to be used besides; None: nothing is mounted. ``clock``: wall-clock
-    seconds; ``buffers_bytes``: else as the memory limit has it.
+    seconds; ``memory``: else as the memory limit has it.
     """
     s, store, local = opened.settings, opened.store, opened.local
-    if buffers_bytes is None:
-        buffers_bytes = max(LEAST_BUFFERS_BYTES, (s.memory_limit_bytes - BASE_MEMORY_BYTES) // 2)
-    reading = build_reading(opened, kernel, prober, buffers_bytes, clock)
-    writing = build_writing(opened, reading, kernel, buffers_bytes)
+    if memory is None:
+        memory = shares(default_limit(memory_bytes()) if s.memory_limit_bytes is None else s.memory_limit_bytes)
+    reading = build_reading(opened, kernel, prober, memory, clock)
+    writing = build_writing(opened, reading, kernel, memory.uploads_bytes)
     limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
     changing = build_changing(opened, reading, writing, _defaults(s), limits)
     recovery = _recovery(opened, reading, writing, changing, limits)

@@ -17,6 +17,7 @@ from luxfuse.cache.space import Space
 from luxfuse.cache.trim import Trimmer
 from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheSetting
+from luxfuse.core.memory import Shares
 from luxfuse.core.names import path_of
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
@@ -78,9 +79,9 @@ class _Rules:
 
 
 def build_reading(
-    opened: Opened, kernel: Kernel, prober: Prober | None, buffers_bytes: int, clock: Callable[[], float] = time.time
+    opened: Opened, kernel: Kernel, prober: Prober | None, memory: Shares, clock: Callable[[], float] = time.time
 ) -> Reading:
-    """Build them. ``buffers_bytes``: for requests in flight, and again for pages in memory; ``clock``: wall-clock s."""
+    """Build them. ``clock``: wall-clock seconds."""
     s, store, local, nursery = opened.settings, opened.store, opened.local, opened.nursery
     objects = Objects(local.index)
     policies, marks = PathPolicies(s.path_rules, s.path_default), MarkStore(objects)
@@ -114,7 +115,7 @@ def build_reading(
         descriptions=descriptions,
         source_id=s.source_id,
         epoch=local.epoch,
-        memory_bytes=buffers_bytes,
+        memory=memory,
         nursery=nursery,
         peers=opened.neighbours.peers,
         clock=clock,

@@ -42,12 +42,12 @@ class Writing:
     writer: Writer
 
 
-def build_writing(opened: Opened, reading: Reading, kernel: Kernel, buffers_bytes: int) -> Writing:
+def build_writing(opened: Opened, reading: Reading, kernel: Kernel, uploads_bytes: int) -> Writing:
     """Build them: each gets what it needs, but for write-back, which needs those that need it."""
     s, local, nursery = opened.settings, opened.local, opened.nursery
     namespace, entries, files, cache = reading.namespace, reading.dirty, reading.files, reading.cache
     journal, staging, replicator = local.journal, local.staging, opened.neighbours.replicator
-    uploader = Uploader(store=opened.store, journal=journal, budget=ByteBudget(buffers_bytes), max_uploads=s.max_uploads)
+    uploader = Uploader(store=opened.store, journal=journal, budget=ByteBudget(uploads_bytes), max_uploads=s.max_uploads)
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
     pusher = Pusher(
         namespace=namespace,

@@ -29,6 +29,7 @@ from luxfuse.cache.space import Space
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings, WriteMode
 from luxfuse.core.cache_directory import CacheSetting
+from luxfuse.core.memory import Shares
 from luxfuse.index import lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
@@ -293,6 +294,10 @@ async def read_directory(fs: FileSystem, handle: int, cookie: int = 0) -> list[t
             return found
 
 
+def _thrice(size_bytes: int) -> Shares:
+    return Shares(size_bytes, size_bytes, size_bytes)
+
+
 @asynccontextmanager
 async def mounted(
     path: Path, driver: FakeStore, options: Options | None = None, *, clean_end: bool = True, **changes: object
@@ -359,7 +364,7 @@ def _build(
     neighbours = o.neighbours(store, local.journal) if o.neighbours is not None else Neighbours()
     kernel.clock = clock
     opened = Opened(o.settings(path), store, local, nursery, neighbours)
-    p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, buffers_bytes=o.memory_bytes)
+    p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, memory=_thrice(o.memory_bytes))
     p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(
         path,
