@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -12,6 +12,13 @@ from luxfuse.cache.placing import Copies, OneNode, Rules
 
 if TYPE_CHECKING:
     from luxfuse.cache.space import Space
+
+
+class PartRemover(Protocol):
+    """Takes parts out of objects that are too large to go whole."""
+
+    async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
+        """Take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
 
 
 @dataclass(slots=True)

@@ -11,12 +11,11 @@ import contextlib
 import errno
 import logging
 import os
-from typing import Protocol
 
 import trio
 
 from luxfuse.cache.placing import Holder
-from luxfuse.cache.shared import Shared
+from luxfuse.cache.shared import PartRemover, Shared
 from luxfuse.cache.standings import Standings
 from luxfuse.core.eviction import Policy
 from luxfuse.core.ledger import BLOCK_BYTES, Ledger, allocated_bytes
@@ -39,13 +38,6 @@ STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
 EVICT_AHEAD_BYTES = 16 << 20
 """Free this much more than is needed, so that eviction runs once for many fetches."""
-
-
-class PartRemover(Protocol):
-    """Takes parts out of objects that are too large to go whole."""
-
-    async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
-        """Take so many bytes out of a large object; returns those freed, 0 if it is left alone."""
 
 
 class Space:

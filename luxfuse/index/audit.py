@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from luxfuse.index.object_records import TOTALS, decode_record, standing_key, totals_key
 from luxfuse.index.objects import Objects
-from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.store import IndexStore
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 
 TOLD = 10_000

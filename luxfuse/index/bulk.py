@@ -23,7 +23,7 @@ from luxfuse.index.entries import (
     same,
 )
 from luxfuse.index.held import HeldNames
-from luxfuse.index.store import Transaction
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import Kind
 

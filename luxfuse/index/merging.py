@@ -9,8 +9,9 @@ from luxfuse.index.entries import Changes, Entry, Found
 from luxfuse.index.held import HeldNames
 from luxfuse.index.numbers import Numbers
 from luxfuse.index.purging import Purger
-from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.store import IndexStore
 from luxfuse.index.told import Told
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.index.uncommitted import Changes as Records
 

@@ -24,7 +24,8 @@ from luxfuse.index.object_records import (
     totals_key,
 )
 from luxfuse.index.pages import CHUNK_PAGES, RANGE_BYTES, Pages, chunk_key, ranges_of_chunk, whole_ranges
-from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.store import IndexStore
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Changes, Table
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from luxfuse.estate.trail import Stream
 from luxfuse.index import lifecycle
 from luxfuse.index.entries import decode_entry, decode_listing
 from luxfuse.index.object_records import decode_record
-from luxfuse.index.store import DOUBTED, IndexStore, Transaction
+from luxfuse.index.store import DOUBTED, IndexStore
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import Table
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ _LENGTHS = {Table.NAMES: 8, Table.INODES: 8, Table.LISTINGS: 8, Table.OBJECTS: 1
 async def open_index(path: Path, note: Callable[[str], None], stream: Stream | None = None) -> IndexStore:
     """Open or create the index in directory ``path``; a damaged one is set aside, of which ``note`` is told.
 
-    ``stream``: its part of the trail. Raises `IndexFormatError` where the version is unknown or the disk does not let us, OSError.
+    ``stream``: its part of the trail. Raises OSError, and `IndexFormatError` where the version is unknown, or the disk does
+    not let us.
     """
     try:
         return await _opened(path, stream)

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lmdb
 import msgspec
@@ -33,6 +33,7 @@ from luxfuse.durable import make_private
 from luxfuse.errors import IndexDamaged, IndexFormatError
 from luxfuse.estate.trail import Stream
 from luxfuse.index.growth import Growth
+from luxfuse.index.transactions import Transaction, scan
 from luxfuse.index.uncommitted import U64, Changes, Table, Uncommitted, overlaid
 
 log = logging.getLogger(__name__)
@@ -49,66 +50,6 @@ DOUBTED = "damaged"
 _DAMAGE = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError, lmdb.PanicError)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[Table, bytes, bytes | None]]).decode
-
-
-class Transaction:
-    """A transaction in a thread, as given to the function of `IndexStore.run`, or of `view`, which only reads."""
-
-    def __init__(self, txn: Any, databases: dict[Table, Any]) -> None:
-        self._txn = txn
-        self._databases = databases
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        """Return a value or None."""
-        value: bytes | None = self._txn.get(key, db=self._databases[table])
-        return value
-
-    def put(self, table: Table, key: bytes, value: bytes) -> None:
-        """Set a value."""
-        self._txn.put(key, value, db=self._databases[table])
-
-    def delete(self, table: Table, key: bytes) -> None:
-        """Remove a key; it need not exist."""
-        self._txn.delete(key, db=self._databases[table])
-
-    def clear(self, table: Table) -> None:
-        """Empty a table."""
-        self._txn.drop(self._databases[table], delete=False)
-
-    def put_many(self, table: Table, items: list[tuple[bytes, bytes]]) -> None:
-        """Set many values; fastest when sorted by key."""
-        if items:
-            with self._txn.cursor(db=self._databases[table]) as cursor:
-                cursor.putmulti(items)
-
-    def count_from(self, table: Table, prefix: bytes) -> int:
-        """Return the number of keys that begin with ``prefix``."""
-        count = 0
-        with self._txn.cursor(db=self._databases[table]) as cursor:
-            if cursor.set_range(prefix):
-                for key in cursor.iternext(keys=True, values=False):
-                    if not key.startswith(prefix):
-                        break
-                    count += 1
-        return count
-
-    def count(self, table: Table) -> int:
-        """Return the number of keys of a table."""
-        return int(self._txn.stat(self._databases[table])["entries"])
-
-    def items(self, table: Table, start: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) in key order from ``start`` on, while keys begin with ``prefix``."""
-        with self._txn.cursor(db=self._databases[table]) as cursor:
-            yield from _scan(cursor, start, prefix)
-
-
-def _scan(cursor: Any, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if not (cursor.set_range(start) if start else cursor.first()):
-        return
-    for key, value in cursor.iternext(keys=True, values=True):
-        if not key.startswith(prefix):
-            return
-        yield key, value
 
 
 class IndexStore:
@@ -268,7 +209,7 @@ class IndexStore:
         """Return up to ``limit`` committed (key, value) from ``start`` on; `flush` first if uncommitted ones matter."""
         found = []
         with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
-            for item in _scan(cursor, start, prefix):
+            for item in scan(cursor, start, prefix):
                 found.append(item)
                 if len(found) >= limit:
                     break
@@ -287,7 +228,7 @@ class IndexStore:
         """Yield `committed_items`, with their newest values, without those deleted since the last commit."""
         found: list[tuple[bytes, bytes]] = []
         with self._env.begin(db=self._databases[table], buffers=False) as txn, txn.cursor() as cursor:
-            for key, stored in _scan(cursor, start, prefix):
+            for key, stored in scan(cursor, start, prefix):
                 value: bytes | None = stored
                 for changes in (self._committing.records, self._pending.records):
                     value = changes.get((table, key), value)
@@ -311,7 +252,7 @@ class IndexStore:
             if not any(layer.has_names(start[:8]) for layer in layers):
                 stored = islice(cursor.iternext(), limit) if cursor.set_range(start) else ()
                 return [item for item in stored if item[0].startswith(start[:8])]
-            for key, value in overlaid(_scan(cursor, start, start[:8]), layers, start):
+            for key, value in overlaid(scan(cursor, start, start[:8]), layers, start):
                 if value is not None:
                     found.append((key, value))
                     if len(found) >= limit:

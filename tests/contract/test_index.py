@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from luxfuse.errors import IndexFormatError
 from luxfuse.index import store as module
-from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.store import IndexStore
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 
 
@@ -273,7 +274,7 @@ async def test_a_file_that_is_no_index_is_refused_with_one_line(tmp_path: Path) 
     (tmp_path / "i" / "data.mdb").write_bytes(b"not a database" * 1000)
     with pytest.raises(IndexFormatError) as caught:
         IndexStore(tmp_path / "i")
-    assert "remove it" in str(caught.value)
+    assert "is damaged" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,8 @@ import trio
 from luxfuse.index import bulk, purging
 from luxfuse.index.names import Attributes, Changes, Entry, Found, Names
 from luxfuse.index.numbers import FIRST_INODE
-from luxfuse.index.store import IndexStore, Transaction
+from luxfuse.index.store import IndexStore
+from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import Table
 from luxfuse.types import Kind
 from tests.support.harness import until

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.index.store import Transaction
+from luxfuse.index.transactions import Transaction
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
