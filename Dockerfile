@@ -22,6 +22,8 @@ RUN apt-get update \
 COPY --from=build /opt/luxfuse /opt/luxfuse
 RUN ln -s /opt/luxfuse/bin/luxfuse /usr/local/bin/luxfuse \
     && ln -s /opt/luxfuse/bin/mount.luxfuse /sbin/mount.fuse.luxfuse
+# What was promised and not uploaded yet, and the cache: one is not to be kept without the other.
+ENV LUXFUSE_STATE_DIR=/var/cache/luxfuse/state
 VOLUME /var/cache/luxfuse
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["luxfuse", "mount", "--foreground"]

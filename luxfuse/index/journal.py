@@ -36,6 +36,7 @@ import trio
 
 from luxfuse.core.names import directories_of
 from luxfuse.estate.trail import Stream
+from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.journal_file import JournalFile, Records, Table, inline_bytes
 from luxfuse.index.records import (
     Decode,
@@ -60,7 +61,6 @@ ID_BLOCK = 1 << 20
 COMMIT_DELAY_S = 0.02
 RETRY_INTERVAL_S = 2.0
 
-
 Waiter = Callable[[OSError | None], None]
 """Called at the end of a commit, with its error; raises nothing."""
 _NUMBER = struct.Struct(">H")
@@ -69,8 +69,8 @@ _NUMBER = struct.Struct(">H")
 class Journal:
     """One open journal, used from the event loop's thread. Records in the mirror are changed by `put_...` only."""
 
-    def __init__(self, path: Path, stream: Stream | None = None) -> None:
-        """Open or create the journal in directory ``path``; ``stream``: of the trail. Raises `IndexFormatError`."""
+    def __init__(self, path: Path, stream: Stream | None = None, copy: JournalCopy | None = None) -> None:
+        """Open or create it in directory ``path``; ``stream``: of the trail; with a ``copy``. Raises `IndexFormatError`."""
         self.path = path
         self.files: dict[int, FileRecord] = {}
         self.deletes: dict[str, DeleteRecord] = {}
@@ -96,7 +96,7 @@ class Journal:
         """Commits that were begun."""
         self._mark = 0
         """How far the one that runs goes in the trail."""
-        self._file = JournalFile(path, stream)
+        self._file = JournalFile(path, stream, copy)
         try:
             self._file.take_up()
             self._load()

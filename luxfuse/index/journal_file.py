@@ -33,8 +33,9 @@ from luxfuse.errors import IndexFormatError
 from luxfuse.estate.trail import Stream
 from luxfuse.index import journal_log
 from luxfuse.index.growth import Growth
+from luxfuse.index.journal_copy import INLINE_BYTES, JournalCopy, Record
 from luxfuse.index.journal_log import JournalLog
-from luxfuse.index.records import encode
+from luxfuse.index.records import Decode, encode
 from luxfuse.index.uncommitted import U64
 from luxfuse.steps import reached
 
@@ -45,6 +46,10 @@ LOGLESS_VERSION = 1
 """Of journals without a log, which are taken over."""
 GENERATION = b"log"
 """The key in META: absent as long as there is no log."""
+OPENING = b"opening"
+"""The key in META of the number of the last opening; see `journal_copy`."""
+_OF_THE_FILE = (b"format", GENERATION, OPENING)
+"""Keys in META that say something of this file only."""
 MAP_BYTES = 1 << 36
 """Address space only; the file grows with what is in it."""
 
@@ -76,9 +81,13 @@ def inline_bytes(changes: Records) -> int:
 class JournalFile:
     """An open environment. ``damaged``: it takes nothing before `reopen`."""
 
-    def __init__(self, path: Path, stream: Stream | None = None) -> None:
-        """Open or create it in directory ``path``; ``stream``: its part of the trail. Raises `IndexFormatError`."""
+    def __init__(self, path: Path, stream: Stream | None = None, copy: JournalCopy | None = None) -> None:
+        """Open or create it in directory ``path``; ``stream``: its part of the trail. Raises `IndexFormatError`.
+
+        ``copy``: beside the staging files; what it says replaces a journal that was not the last to be used with these.
+        """
         self.path = path
+        self._copy = copy
         self._stream = stream
         self.damaged = False
         self._growth = Growth(path)
@@ -105,7 +114,9 @@ class JournalFile:
             )
         try:
             self._take_up_log()
-        except OSError as exc:
+            if copy is not None:
+                self._agree_with(copy)
+        except (OSError, lmdb.Error, msgspec.MsgspecError) as exc:
             self.close()
             raise self.unusable(str(exc)) from exc
 
@@ -120,8 +131,35 @@ class JournalFile:
     def unusable(self, why: str) -> IndexFormatError:
         """Return the error that says so."""
         return IndexFormatError(
-            f"journal {self.path} cannot be used ({why}); it may hold what was not uploaded yet: move it away to go on"
+            f"journal {self.path} cannot be used ({why}); run: mv {self.path} {self.path}.damaged, and mount again: what "
+            "was not uploaded yet is brought up by what the copy of the journal in the cache directory says of it"
         )
+
+    def _agree_with(self, copy: JournalCopy) -> None:
+        """Take what the copy says where that was used later, and begin the copy of this run. Raises OSError."""
+        own = U64.unpack(self.get(Table.META, OPENING) or U64.pack(0))[0]
+        found = copy.read()
+        if found is not None and found.opening > own:
+            changes: Records = {(Table(table), key): None for table, key, _ in self._everything()}
+            for (table, key), value in found.records.items():
+                in_file = table == Table.FILES and (Table.INLINE, key) not in found.records
+                alone = encode(msgspec.structs.replace(Decode.file(value), has_inline=False)) if in_file else value
+                changes[Table(table), key] = alone
+            self._commit(changes)
+            if any(table not in (Table.META, Table.INLINE) for table, _ in found.records):
+                log.warning(
+                    "journal %s was not the last to be used with the cache directory: what is not in the under-store yet "
+                    "is taken from the copy there, %s",
+                    self.path,
+                    copy.path,
+                )
+            own = found.opening
+        self._commit({(Table.META, OPENING): U64.pack(own + 1)})
+        copy.begin(own + 1, self._everything)
+
+    def _everything(self) -> Iterator[Record]:
+        for table in Table:
+            yield from _copied((table, key, value) for key, value in self.records(table))
 
     def _open(self) -> None:
         new = not (self.path / "data.mdb").exists()
@@ -213,6 +251,9 @@ class JournalFile:
         try:
             with self._using:
                 self._commit(records)
+                if self._copy is not None:
+                    noted = _copied((table, key, value) for (table, key), value in records.items())
+                    self._copy.append(noted, self._everything)
         except lmdb.Error as exc:
             raise self._error(exc) from exc
 
@@ -261,6 +302,17 @@ class JournalFile:
             self._log, self._closed = None, True
             if self._env is not None:
                 self._env.close()
+            if self._copy is not None:
+                self._copy.close()
+
+
+def _copied(records: Iterable[Record]) -> Iterator[Record]:
+    """Leave out contents that are in staging files as well; what there was of them before is gone, too."""
+    for table, key, value in records:
+        if table == Table.META and key in _OF_THE_FILE:
+            continue
+        long = table == Table.INLINE and value is not None and len(value) > INLINE_BYTES
+        yield table, key, None if long else value
 
 
 def over(

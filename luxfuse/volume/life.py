@@ -23,8 +23,9 @@ from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count
 from luxfuse.errors import AccessDenied, BucketMissing, LuxError, MountError, NotFound
-from luxfuse.index import leftovers, lifecycle
+from luxfuse.index import journal_copy, leftovers, lifecycle
 from luxfuse.index.journal import Journal
+from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.objects import Objects
 from luxfuse.index.soundness import open_index
 from luxfuse.index.store import IndexStore
@@ -233,7 +234,8 @@ class VolumeLife:
 
     def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
         """A staged file stays where it was; else memory is no place for it."""
-        return not self._path("journal", directory).exists(), setting.tier == "mem"
+        journals = (self._path("journal", directory), directory.path / journal_copy.FILE_NAME)
+        return not any(path.exists() for path in journals), setting.tier == "mem"
 
     def _path(self, kind: str, directory: CacheDirectory) -> Path:
         """Return where the index or journal of a cache directory is kept."""
@@ -248,7 +250,7 @@ class VolumeLife:
             mountpoint=s.mountpoint, source=safe_url(s.source), source_id=s.source_id, cache=str(directory.path)
         )
         try:
-            journal = Journal(path, self._estate.journal)
+            journal = Journal(path, self._estate.journal, JournalCopy(directory.path))
             leftovers.write_origin(path, origin)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None

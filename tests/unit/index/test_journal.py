@@ -507,7 +507,7 @@ def test_a_damaged_journal_is_refused_with_one_line(tmp_path: Path, damage: str)
         file.close()
     with pytest.raises(IndexFormatError) as caught:
         Journal(tmp_path / "j")
-    assert "move it away" in str(caught.value)
+    assert f"run: mv {tmp_path}/j {tmp_path}/j.damaged, and mount again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
