@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import logging.handlers
@@ -42,6 +43,35 @@ def _is_awaited(record: logging.LogRecord) -> bool:
     return not record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}")
 
 
+class LogFile(logging.handlers.RotatingFileHandler):
+    """The log file. What libraries write to stderr by themselves goes there too, where the daemon was started so."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT)
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: somebody has moved the old one away. Raises OSError, with it kept."""
+        self.acquire()
+        try:
+            fresh, old = self._open(), self.stream
+            for fd in (1, 2):
+                with contextlib.suppress(OSError):  # it is closed
+                    if old is not None and os.path.samestat(os.fstat(fd), os.fstat(old.fileno())):
+                        os.dup2(fresh.fileno(), fd)
+            self.stream = fresh
+            if old is not None:
+                old.close()
+        finally:
+            self.release()
+
+
+def reopen() -> None:
+    """Open the log file anew, where there is one. Raises OSError, with the log going on where it was."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogFile):
+            handler.reopen()
+
+
 def configure(settings: Settings, state: Path) -> None:
     """Send the log where ``settings`` say: its log_file, stderr in the foreground, or the mount's state directory."""
     handler: logging.Handler
@@ -49,7 +79,7 @@ def configure(settings: Settings, state: Path) -> None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         path = settings.log_file or str(state / FILE_NAME)
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT)
+        handler = LogFile(path)
     handler.setFormatter(Logfmt())
     root = logging.getLogger()
     root.handlers = [handler]

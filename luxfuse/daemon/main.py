@@ -244,9 +244,15 @@ class _Daemon:
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             async for _ in signals:
                 try:
+                    logs.reopen()
+                except OSError as exc:
+                    log.warning("the log file cannot be opened anew: %s", exc)
+                try:
                     await service.reload()
                 except ConfigError as exc:
-                    log.warning("the configuration stays as it was: %s", exc)
+                    # Without a file there is nothing to read: it was for the log.
+                    level = logging.INFO if self._settings.config_file is None else logging.WARNING
+                    log.log(level, "the configuration stays as it was: %s", exc)
 
     async def _leave(self, session: Session) -> None:
         """Take the mount away; programs that have files open get a moment to end."""

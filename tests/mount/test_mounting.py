@@ -508,3 +508,14 @@ def test_what_fusermount3_says_is_shown(mounting: Mounts, s3: FastS3, bucket: st
     mount = mounting.make(f"s3://{bucket}", "--allow-other", endpoint_url=s3.endpoint, plain_user=True)
     said = assert_fails(mount, "fusermount3 cannot mount here: ", "user_allow_other")
     assert "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf" in said
+
+
+def test_sighup_opens_the_log_anew(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    path = mount.directory() / "daemon.log"
+    path.rename(path.with_suffix(".moved"))
+    os.kill(mount.pid, signal.SIGHUP)
+    wait_for("there is a new one", path.exists)
+    assert mount.unmount().returncode == 0
+    assert "unmounted" in path.read_text()
+    assert "unmounted" not in path.with_suffix(".moved").read_text()

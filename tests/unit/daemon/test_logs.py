@@ -76,3 +76,43 @@ def test_log_of_a_mount_is_in_its_directory(tmp_path: Path, monkeypatch: pytest.
     first, second = written.splitlines()
     assert first.endswith(' level=warning logger=luxfuse.place event="of interest"')
     assert second.endswith('Input/output error"'), "of answers that are not waited for nothing is said"
+
+
+def test_a_file_that_was_moved_away_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    path, moved = tmp_path / "log", tmp_path / "log.1"
+    handler = logs.LogFile(str(path))
+    stderr = os.dup(2)
+    try:
+        os.dup2(handler.stream.fileno(), 2)
+        record = logging.LogRecord("luxfuse", logging.INFO, "", 1, "before", (), None)
+        handler.emit(record)
+        path.rename(moved)
+        record.msg = "between"
+        handler.emit(record)
+        handler.reopen()
+        record.msg = "after"
+        handler.emit(record)
+        os.write(2, b"by itself\n")
+        path.unlink()
+        tmp_path.joinpath("log").mkdir()
+        with pytest.raises(IsADirectoryError):
+            handler.reopen()
+        record.msg = "still"
+        handler.emit(record)  # goes on in the file that it has
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        handler.close()
+    assert moved.read_text() == "before\nbetween\n"
+
+
+def test_what_comes_after_that_is_in_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    handler = logs.LogFile(str(path))
+    try:
+        path.rename(tmp_path / "log.1")
+        handler.reopen()
+        handler.emit(logging.LogRecord("luxfuse", logging.INFO, "", 1, "after", (), None))
+    finally:
+        handler.close()
+    assert path.read_text() == "after\n"
