@@ -47,6 +47,28 @@ def beginnings(after: bytes) -> list[bytes]:
     return [after[:end] for end in ends] + ([] if after[-1:] in (b"", b"/") else [after])
 
 
+class Given(NamedTuple):
+    """What a reader has been given of a listing: ``whole`` spans, and of ``part`` the names up to ``upto``."""
+
+    whole: tuple[Span, ...]
+    part: Span | None = None
+    upto: bytes = b""
+
+    def has(self, name: bytes, kind: Kind) -> bool:
+        """Whether an entry was given, or would have been if it had been there."""
+        key = key_of(name, kind)
+        if any(span.has(key) for span in self.whole):
+            return True
+        return self.part is not None and self.part.has(key) and name <= self.upto
+
+
+class Position(NamedTuple):
+    """What is left of a directory: the entries after ``after`` that were not ``given``; None: of a listing nothing was."""
+
+    after: bytes
+    given: Given | None = None
+
+
 class Spans:
     """The spans of one listing, none of which overlaps another, but for `add_whole`."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from luxfuse.core.listed_spans import Position
 from luxfuse.estate.memory import OPENS_AT, SLOTS, Estate
 from luxfuse.estate.words import Word, Words
 from luxfuse.fuse.lowlevel import passthrough
@@ -46,12 +47,11 @@ class HandleFact(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DirectoryFact(msgspec.Struct, array_like=True, frozen=True):
-    """An open directory; ``name`` is what the last cookie that was given stands for."""
+    """An open directory, and by cookie what is left of it after the last answers."""
 
     unique: int
     inode: int
-    cookie: int = 0
-    name: bytes = b""
+    positions: dict[int, Position] = {}
 
 
 class InitFact(msgspec.Struct, array_like=True, frozen=True):
@@ -83,7 +83,7 @@ class Inheritance:
     def of_volume(self, estate: Estate, volume: int) -> Inherited:
         """Return what a volume finds, with numbers of its own."""
         handles = [(n, fact.inode & LOCAL_MASK, fact.writing) for n, fact in handles_of(estate, volume)]
-        directories = [(n, f.inode & LOCAL_MASK, f.cookie, f.name) for n, f in directories_of(estate, volume)]
+        directories = [(n, f.inode & LOCAL_MASK, f.positions) for n, f in directories_of(estate, volume)]
         registered = {
             slot.inode & LOCAL_MASK: (slot.opens, slot.writers)
             for slot in self.slots.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from luxfuse.core.listed_spans import Position
 from luxfuse.estate.facts import Facts
 from luxfuse.fuse.inheritance import DIRECTORY, HANDLE, DirectoryFact, HandleFact
 
@@ -31,14 +32,14 @@ class KeptHandles:
         if self._facts is not None:
             self._facts.put(DIRECTORY + number.to_bytes(8, "big"), _encode(DirectoryFact(unique, inode)))
 
-    def read_directory(self, number: int, cookie: int, name: bytes) -> None:
-        """The entries up to this one are about to be given; ``number`` was opened by this daemon or one before."""
+    def read_directory(self, number: int, positions: dict[int, Position]) -> None:
+        """Entries are about to be given; ``number`` was opened by this daemon or one before."""
         if self._facts is not None:
             key = DIRECTORY + number.to_bytes(8, "big")
             known = self._facts.get(key)
             if known is not None:
                 fact = msgspec.msgpack.decode(known, type=DirectoryFact)
-                self._facts.put(key, _encode(DirectoryFact(fact.unique, fact.inode, cookie, name)))
+                self._facts.put(key, _encode(DirectoryFact(fact.unique, fact.inode, positions)))
 
     def closed_directory(self, number: int) -> None:
         """It is closed."""

@@ -148,3 +148,4 @@ class NotMade(Exception):
 THERE = frozenset({errno.EEXIST, errno.ESTALE})
 GONE = frozenset({errno.ENOENT})
 EITHER = THERE | GONE
+NO_ATTRIBUTE = frozenset({errno.ENODATA})

@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from luxfuse.core.histogram import Histogram
+from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError
 from luxfuse.fuse.again import (
     exchanged,
@@ -31,11 +32,10 @@ from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.kept import KeptHandles
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
-from luxfuse.fuse.once import EITHER, GONE, THERE, Begun, once
+from luxfuse.fuse.once import EITHER, GONE, NO_ATTRIBUTE, THERE, Begun, once
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
-from luxfuse.vfs.open_directories import STREAMED
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
 
@@ -151,8 +151,6 @@ class Operations(pyfuse3.Operations):
         handle, cached, holds = await self.volumes.opendir(inode)
         self._directories[handle] = inode
         self.kept.opened_directory(handle, unique & ~RESENT, inode)
-        if not cached:  # a successor cannot go on with it
-            self.kept.read_directory(handle, STREAMED, b"")
         mark = (DIRECTORY_MARK if cached else MARK) | (passthrough.MARK_KEEP_CACHE if holds else 0)
         return pyfuse3.FileHandleT(mark | handle)
 
@@ -162,6 +160,8 @@ class Operations(pyfuse3.Operations):
         """Fill the reply with entries and their attributes. One without any is the end: so it waits for the first."""
         entry = pyfuse3.EntryAttributes()  # readdir_reply copies it
         handle, last = fh & NUMBER_MASK, None
+        with self.volumes.of(handle) as fs:
+            await fs.directories.prepare(handle & LOCAL_MASK, start_id)
         while last is None:
             for name, stat, cookie in self.volumes.readdir(handle, start_id):
                 if not pyfuse3.readdir_reply(token, name, to_kernel(stat, entry=entry), cookie):
@@ -169,8 +169,14 @@ class Operations(pyfuse3.Operations):
                 last = cookie, name
             if last is None and not await self.volumes.more(handle):
                 break
-        if last is not None and not self.volumes.streams(handle):
-            self.kept.read_directory(handle, *last)
+        if last is not None:
+            self.kept.read_directory(handle, self._positions(handle, start_id, *last))
+
+    def _positions(self, handle: int, start: int, cookie: int, name: bytes) -> dict[int, Position]:
+        if max(start, cookie) > LOCAL_MASK:  # an attach point: then entries come in the order of names
+            return {cookie: Position(name)}
+        with self.volumes.of(handle) as fs:
+            return fs.directories.positions(handle & LOCAL_MASK, start, cookie, name)
 
     @guarded
     async def releasedir(self, fh: Any) -> None:
@@ -375,6 +381,7 @@ class Operations(pyfuse3.Operations):
             await fs.xattrs.set(inode & LOCAL_MASK, name, value)
 
     @changing
+    @once(first_name, NO_ATTRIBUTE, removed)
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
         """Remove an extended attribute."""
         with self.volumes.changeable(inode) as fs:

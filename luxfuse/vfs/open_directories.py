@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+from luxfuse.core.listed_spans import Given, Position
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind
@@ -21,8 +22,8 @@ BATCH = 216
 """Entries read from the index at once; a READDIRPLUS of Linux 6.18 takes about 200."""
 LISTINGS_REMEMBERED = 10_000
 POSITIONS_REMEMBERED = 256
-STREAMED = -1
-"""Told to a successor in place of the last cookie of a directory that is read while it is listed."""
+UNORDERED = -1
+"""A cookie that tells a successor of positions which it cannot know: those in a listing that came in no order."""
 
 
 @dataclass(slots=True)
@@ -37,7 +38,11 @@ class _Handle:
     read: int = 0
     """The spans that the stream had when it was read last."""
     lost: bool = False
-    """Whether that was the listing of another daemon, which is gone."""
+    """Whether that was the listing of another daemon, which is gone, and positions in it mean nothing."""
+    given: Given | None = None
+    """What another daemon has given of its listing: the rest comes in the order of names."""
+    inherited: dict[int, Position] = field(default_factory=dict)
+    """The last positions that another daemon has told of, by cookie."""
 
 
 class OpenDirectories:
@@ -83,17 +88,54 @@ class OpenDirectories:
 
         They must not be mixed with those of other handles, as in the kernel's cache. Raises `BadHandle`.
         """
-        return self._directory(handle).stream is not None
+        state = self._directory(handle)
+        return state.stream is not None or state.given is not None
 
-    def inherit(self, handle: int, inode: int, cookie: int, name: bytes) -> None:
-        """Take over a directory that a predecessor has opened; ``cookie``: the last that it gave, for ``name``.
-
-        `STREAMED`: it came in the order of a listing that ended with that daemon, so it can only be read from the start.
-        """
+    def inherit(self, handle: int, inode: int, positions: Mapping[int, Position]) -> None:
+        """Take over a directory that a predecessor has opened, with the `positions` that it told of last."""
         self._add(handle, inode)
-        self._handles[handle].lost = cookie == STREAMED
-        if cookie > 2:
-            self._handles[handle].names[cookie] = name
+        state = self._handles[handle]
+        state.lost = UNORDERED in positions
+        state.inherited = dict(positions)
+        state.names.update((cookie, position.after) for cookie, position in positions.items() if cookie > 2)
+
+    def positions(self, handle: int, start: int, cookie: int, name: bytes) -> dict[int, Position]:
+        """Return what a successor must know of a directory that is read from cookie ``start`` on, up to ``name``.
+
+        ``cookie`` is the name's. If the answer does not arrive, the successor is asked to go on from ``start`` again.
+        """
+        state = self._directory(handle)
+        known: dict[int, Position] = {}
+        for at in (start, cookie):
+            if at <= 2:
+                continue
+            told = state.inherited.get(at) if at == start and state.given is not None else None
+            told = told or self._told(state, name if at == cookie else self._position(state, at))
+            if told is None:
+                return {UNORDERED: Position(b"")}
+            known[at] = told
+        return known
+
+    @staticmethod
+    def _told(state: _Handle, name: bytes) -> Position | None:
+        if state.stream is None:
+            return Position(name, state.given)
+        given = state.stream.given(name)
+        return Position(b"", given) if given is not None else None
+
+    async def prepare(self, handle: int, cookie: int) -> None:
+        """Before `read` of a directory that another daemon has opened: choose what is left, and have it listed whole.
+
+        Raises the error of the listing, where that fails.
+        """
+        state = self._directory(handle)
+        if cookie == 0:
+            state.given = None
+            state.inherited.clear()
+        elif (position := state.inherited.get(cookie)) is not None:
+            state.given = position.given
+        if state.given is not None and self._removing.removed_directory(state.inode) is None:
+            await self._namespace.relisting.listed(state.inode)
 
     def _new_handle(self, inode: int, stream: Stream | None = None) -> int:
         while (handle := self._next_handle) in self._handles:
@@ -140,12 +182,17 @@ class OpenDirectories:
             if len(names) > 8 * BATCH:
                 for old in list(names)[: 4 * BATCH]:
                     del names[old]
-        for batch in self._batches(inode, after) if stream is None else self._streamed(state, stream, after):
+        for batch in self._left(state, after) if stream is None else self._streamed(state, stream, after):
             positions = {entry.inode: name for name, entry in batch}
             state.names.update(positions)
             if state.others is self._positions.get(inode):
                 state.others.update(positions)
             yield from self._shown.listed(inode, batch)
+
+    def _left(self, state: _Handle, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
+        given = state.given
+        for batch in self._batches(state.inode, after):
+            yield batch if given is None else [(name, e) for name, e in batch if not given.has(name, e.kind)]
 
     def _batches(self, inode: int, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
         while True:
@@ -187,7 +234,9 @@ class OpenDirectories:
         return state
 
     def _position(self, state: _Handle, cookie: int) -> bytes:
-        known = state.names.get(cookie) or state.others.get(cookie)
+        known = state.names.get(cookie)
+        if known is None:
+            known = state.others.get(cookie)
         if known is None:
             known = self._namespace.position(cookie)
         return known

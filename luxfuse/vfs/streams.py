@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from luxfuse.core.listed_spans import Span, Spans, beginnings, joined, key_of
+from luxfuse.core.listed_spans import Given, Span, Spans, beginnings, joined, key_of
 from luxfuse.errors import StoreUnavailable
 from luxfuse.index.entries import Changes, Entry
 from luxfuse.index.names import Names
@@ -141,6 +141,14 @@ class Stream:
         if number is None:
             number = self._spans.find(name)
         return len(self._spans) if number is None else number
+
+    def given(self, name: bytes) -> Given | None:
+        """Return what has come up to this name; None if the store keeps no order: then nothing tells that."""
+        if self._before is not None:
+            return None
+        number = self.place(name)
+        whole = joined([self._spans[each] for each in range(min(number, len(self._spans)))])
+        return Given(tuple(whole), self._spans[number] if number < len(self._spans) else None, name)
 
     def read(self, number: int, name: bytes, limit: int) -> tuple[list[tuple[bytes, Entry]], int, bytes]:
         """Return up to ``limit`` entries of a span after ``name`` (b"": from the first), and where to go on."""

@@ -331,11 +331,6 @@ class Volumes:
             handle, holds = await fs.directories.open(inode & LOCAL_MASK, not self._is_plain(inode))
             return volume.base | handle, not fs.directories.streams(handle), holds
 
-    def streams(self, handle: int) -> bool:
-        """Whether a directory is read in the order of a listing that was under way when it was opened."""
-        with self.of(handle) as fs:
-            return fs.directories.streams(handle & LOCAL_MASK)
-
     async def more(self, handle: int) -> bool:
         """Wait for more entries of a directory that `readdir` has found the end of; returns False if that is all."""
         with self.of(handle) as fs:

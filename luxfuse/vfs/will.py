@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from luxfuse.core.listed_spans import Position
 from luxfuse.estate.facts import Facts
 from luxfuse.index.entries import Entry
 from luxfuse.index.records import FileRecord
@@ -60,12 +61,12 @@ class Inherited:
     """What a volume finds of its predecessor's opens. Inode and handle numbers are the volume's own.
 
     ``registered``: (opens, those that write) by inode, of those in passthrough or read by lanes; ``handles``: (number,
-    inode, whether it writes) of copied opens; ``directories``: (number, inode, last cookie given, its name).
+    inode, whether it writes) of copied opens; ``directories``: (number, inode, last positions by cookie).
     """
 
     registered: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     handles: Sequence[tuple[int, int, bool]] = ()
-    directories: Sequence[tuple[int, int, int, bytes]] = ()
+    directories: Sequence[tuple[int, int, Mapping[int, Position]]] = ()
 
     def is_open(self, inode: int) -> bool:
         """Whether a program has it open."""

@@ -184,6 +184,42 @@ def test_a_listing_goes_on(kept: Mount, s3: FastS3, bucket: str) -> None:
     program.end()
 
 
+def test_a_listing_goes_on_that_is_read_before_it_ends(
+    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str
+) -> None:
+    for number in range(6000):
+        put(s3, bucket, f"d/{number:05}", b"")
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, keeper=True, expected_logs=[DIED])
+    proxy.only(lambda request: "list-type" in request.query and "d%2F" in request.query)
+    proxy.set(latency_s=2)
+    program = Program(
+        mount,
+        "entries = os.scandir('d'); seen = [next(entries).name for _ in range(100)]",
+        "seen += [entry.name for entry in entries]\n"
+        "assert sorted(seen) == ['%05d' % n for n in range(6000)], (len(seen), len(set(seen)))",
+    )
+    program.step()
+    assert mount.do("stat", f"{mount.path}/d")
+    proxy.clear()
+    mount.replaced()
+    program.begin()
+    mount.replaced()
+    program.await_step()
+    program.end()
+
+
+def test_an_attribute_is_removed_once(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:
+    put(s3, bucket, "a", b"content")
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: "describe.noted", DIE_ONCE: str(tmp_path / "once")},
+    )  # fmt: skip
+    assert do(mount, 'os.setxattr("a", "user.k", b"v")')
+    (tmp_path / "once").touch()
+    assert do(mount, 'os.removexattr("a", "user.k"); assert os.listxattr("a") == []')
+    assert not (tmp_path / "once").exists(), "the daemon killed itself"
+
+
 def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
     """Numbers of inodes that no disk has yet are not forgotten."""
     put(s3, bucket, "d/e/file", b"content")

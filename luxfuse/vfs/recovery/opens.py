@@ -74,8 +74,8 @@ class InheritedOpens:
         """Take all opens over. Names are as they were, and what is dirty is dirty again."""
         self._restore_copied()
         self._restore_registered()
-        for number, inode, cookie, name in self._inherited.directories:
-            self._directories.inherit(number, inode, cookie, name)
+        for number, inode, positions in self._inherited.directories:
+            self._directories.inherit(number, inode, positions)
         for inode, (_, writers) in self._inherited.registered.items():
             self._count_writers(inode, writers)
         for _, inode, writing in self._inherited.handles:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE, Changes, Found
 from luxfuse.types import ListPage
@@ -508,12 +509,65 @@ async def test_what_only_exists_here_comes_while_it_is_listed_again(tmp_path: Pa
         driver.release()
 
 
-async def test_a_successor_reads_it_from_the_start_only(tmp_path: Path) -> None:
-    """The order of a listing ends with its daemon: a position in it means nothing to the next one."""
+async def part_of(m: Mount, handle: int, start: int, most: int) -> tuple[list[bytes], int, dict[int, Position]]:
+    """Read some entries; returns their names, the cookie of the last (0: none is left), and what a successor is told."""
+    directories = m.fs.directories
+    await directories.prepare(handle, start)
+    while not (part := read_now(m, handle, start)[:most]):
+        if not await directories.more(handle):
+            return [], 0, {}
+    name, cookie = part[-1]
+    return [name for name, _ in part], cookie, directories.positions(handle, start, cookie, name)
+
+
+async def read_on(m: Mount, handle: int, cookie: int) -> list[bytes]:
+    """Read what is left, in small parts."""
+    found: list[bytes] = []
+    while True:
+        names, cookie, _ = await part_of(m, handle, cookie, 9)
+        found += names
+        if not names:
+            return found
+
+
+async def test_a_successor_goes_on_where_a_listing_was_read(tmp_path: Path) -> None:
+    """Each name comes once, whether the last answer has arrived or not, and if that daemon is killed as well."""
+    driver = filled(60)
+    for number in range(0, 60, 3):
+        driver.place(f"d/f{number:04}.d/x", b"x")
+        driver.place(f"d/f{number:04}.d-file", b"x")
+        driver.place(f"d/f{number:04}.d.file", b"x")
+    for parts in range(1, 15):
+        async with mounted(tmp_path / str(parts), driver) as m:
+            inode, directories = await m.inode("d"), m.fs.directories
+            driver.shut_gate()
+            driver.let(3)
+            handle, _ = await directories.open(inode)
+            assert directories.streams(handle)
+            seen, start = [b".", b".."], 2
+            for number in range(parts):
+                if number == parts // 2:
+                    driver.open_gate()
+                before, (names, cookie, told) = start, await part_of(m, handle, start, 9)
+                seen, start = seen + names, cookie
+            everything = sorted([b".", b"..", *await m.entries("d")])
+            for arrived in (False, True):
+                had, at = (seen, cookie) if arrived else (seen[: -len(names)], before)
+                directories.inherit(77, inode, told)
+                assert sorted(had + await read_on(m, 77, at)) == everything, (parts, arrived)
+                directories.inherit(77, inode, told)
+                more, at, told_again = await part_of(m, 77, at, 5)
+                directories.inherit(77, inode, told_again)
+                assert sorted(had + more + await read_on(m, 77, at)) == everything, (parts, arrived)
+                assert sorted(await read_on(m, 77, 0)) == everything
+
+
+async def test_a_successor_reads_a_listing_without_order_from_the_start_only(tmp_path: Path) -> None:
+    """A position in it means nothing to the next daemon."""
     async with mounted(tmp_path, filled(50)) as m:
         inode = await m.inode("d")
         await m.entries("d")
-        m.fs.directories.inherit(77, inode, open_directories.STREAMED, b"")
+        m.fs.directories.inherit(77, inode, {open_directories.UNORDERED: Position(b"")})
         with pytest.raises(Stale):
             read_now(m, 77, await m.inode("d/f0007"))
         everything = read_now(m, 77)
