@@ -111,7 +111,7 @@ class Journal:
             self._file.commit(records)
         except (msgspec.MsgspecError, struct.error, OSError) as exc:
             self._file.close()
-            raise self._file.unusable(str(exc)) from exc
+            raise self._file.unusable(exc) from exc
 
     def _load(self) -> None:
         records = self._file.records

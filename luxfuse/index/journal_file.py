@@ -12,12 +12,17 @@ appended until one has succeeded; each tries with all that the log holds. The fi
 
 A commit that is too large for the log, that it cannot take (EIO), or for which there is none, goes straight to LMDB. To
 make a log takes as long as a large write; `make_log` does it beside commits.
+
+What the log holds must find room in LMDB on a disk that has become full meanwhile, or the next mount could not begin. So
+nothing is appended unless LMDB's file has that room already, `ROOM_FACTOR` logs for at most `LOGGED_RECORDS` records:
+their values, a page that each of them changes, and one more where that has to be split.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
@@ -52,6 +57,9 @@ _OF_THE_FILE = (b"format", GENERATION, OPENING)
 """Keys in META that say something of this file only."""
 MAP_BYTES = 1 << 36
 """Address space only; the file grows with what is in it."""
+LOGGED_RECORDS = 1024
+"""Held in memory at most, and brought to LMDB at once. A batch has one or more; what is removed again counts once."""
+ROOM_FACTOR = 3
 
 
 class Table(IntEnum):
@@ -100,12 +108,14 @@ class JournalFile:
         self._log_fails = False
         self._settled = False
         """Whether the last transaction of LMDB is known to be on the platter."""
+        self._roomy = False
+        """Whether LMDB has room for what the log may hold."""
         try:
             self._open()
             version = self._read(Table.META, b"format")
         except (lmdb.Error, OSError) as exc:
             self.close()
-            raise self.unusable(str(exc)) from exc
+            raise self.unusable(exc) from exc
         if version not in (None, U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
             self.close()
             raise IndexFormatError(
@@ -118,7 +128,7 @@ class JournalFile:
                 self._agree_with(copy)
         except (OSError, lmdb.Error, msgspec.MsgspecError) as exc:
             self.close()
-            raise self.unusable(str(exc)) from exc
+            raise self.unusable(exc) from exc
 
     def _take_up_log(self) -> None:
         generation = self._read(Table.META, GENERATION)
@@ -128,10 +138,13 @@ class JournalFile:
         self._logged = {(Table(table), key): value for (table, key), value in found.records.items()}
         self._log = JournalLog(self.path, generation, found.end)
 
-    def unusable(self, why: str) -> IndexFormatError:
+    def unusable(self, exc: Exception) -> IndexFormatError:
         """Return the error that says so."""
+        cause = self._error(exc) if isinstance(exc, lmdb.Error) else exc
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return IndexFormatError(f"journal {self.path} cannot be written ({os.strerror(cause.errno)}): free space there")
         return IndexFormatError(
-            f"journal {self.path} cannot be used ({why}); run: mv {self.path} {self.path}.damaged, and mount again: what "
+            f"journal {self.path} cannot be used ({exc}); run: mv {self.path} {self.path}.damaged, and mount again: what "
             "was not uploaded yet is brought up by what the copy of the journal in the cache directory says of it"
         )
 
@@ -258,7 +271,7 @@ class JournalFile:
             raise self._error(exc) from exc
 
     def _commit(self, records: Records) -> None:
-        if self._settled and self._log is not None and self._log.generation:
+        if self._log is not None and self._takes(records):
             try:
                 if self._log.append(records):
                     self._logged.update(records)
@@ -268,6 +281,10 @@ class JournalFile:
                 log.log(logging.INFO if self._log_fails else logging.WARNING, "the log of %s fails: %s", self.path, exc)
                 self._log_fails = True
         self._write_back(records)
+
+    def _takes(self, records: Records) -> bool:
+        """Whether the log may be appended to."""
+        return self._settled and self._roomy and len(self._logged) + len(records) <= LOGGED_RECORDS
 
     def _write_back(self, records: Records) -> None:
         """Bring changes, and what the log holds, to LMDB."""
@@ -286,6 +303,7 @@ class JournalFile:
         self._logged = {}
         if self._log is not None:
             self._log.restart(generation)
+            self._roomy = self._growth.reserve(self._env, ROOM_FACTOR * self._log.bytes)
         self._settled = True
 
     def _error(self, exc: lmdb.Error) -> OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -37,7 +38,7 @@ class JournalLog:
         self._end = end
         # Each write is on the platter when it returns; as it makes the file no longer, the file system's journal is idle.
         self._fd = os.open(self._path, os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC)
-        self._bytes = os.fstat(self._fd).st_size
+        self.bytes = os.fstat(self._fd).st_size
 
     def append(self, records: Records) -> bool:
         """Make a batch durable; False, and nothing is done, if the log has no room for it.
@@ -45,7 +46,7 @@ class JournalLog:
         Raises OSError: then the batch may be there or not, until another one has been appended, which takes its place.
         """
         batch = journal_log.encode_batch(xxhash.xxh3_64_intdigest, self.generation, self._end, records)
-        if self._end + len(batch) > self._bytes:
+        if self._end + len(batch) > self.bytes:
             return False
         written = os.pwrite(self._fd, batch, self._end)
         if written != len(batch):
@@ -87,6 +88,8 @@ def made(path: Path) -> JournalLog | None:
         return JournalLog(path, b"")
     except OSError as exc:
         log.warning("journal %s goes without a log, and so is slower: %s", path, exc)
+        with contextlib.suppress(OSError):  # what there is of it takes room, of a quota that is used up, say
+            (path / NAME).unlink()
         return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,107 @@ def test_a_commit_is_one_append_and_lmdb_gets_what_is_left(tmp_path: Path, monke
     file.commit({(Table.INLINE, b"large"): bytes(17 * 4096)})
     assert len(written) == 2
     assert len(file.get(Table.INLINE, b"large") or b"") == 17 * 4096
+    file.close()
+
+
+@pytest.fixture
+def no_longer_files() -> Iterator[Callable[[int], None]]:
+    """Lets no file become longer than a number of bytes: what is not on the disk by now finds no room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_disk_that_is_full_by_now_the_next_mount_begins(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, no_longer_files: Callable[[int], None]
+) -> None:
+    """What the log holds has its room in LMDB before it is there, whatever it is."""
+    monkeypatch.setattr(journal_log, "LOG_BYTES", 4 << 20)
+    rng = random.Random(seed)
+    sizes = [[1500], [30_000], [20, 1500, 30_000], [20]][seed]
+    file = JournalFile(tmp_path / "j")
+    file.make_log()
+    state: State = {}
+
+    def commit() -> None:
+        nonlocal state
+        changes: Records = {
+            (Table.DELETES, rng.randbytes(16)): rng.randbytes(rng.choice(sizes)) for _ in range(rng.randrange(1, 40))
+        }
+        state |= applied({}, changes)
+        file.commit(changes)
+
+    while len(state) < 3000:
+        commit()
+    while not file._logged or len(file._logged) < journal_file.LOGGED_RECORDS - 40:
+        commit()
+        if file._log is not None and file._log._end > file._log.bytes * 0.9:
+            break
+    used = (file._env.info()["last_pgno"] + 1) * file._env.stat()["psize"]
+    file.close()
+    room = journal_file.ROOM_FACTOR * journal_log.LOG_BYTES
+    assert (tmp_path / "j" / "data.mdb").stat().st_blocks * 512 >= used + room
+    no_longer_files(used + room)
+    file = JournalFile(tmp_path / "j")
+    file.commit({(Table.META, b"next_id"): b"x"})
+    assert not file._logged
+    assert dict(file.records(Table.DELETES)) == {key: value for (_, key), value in state.items()}
+    file.close()
+
+
+def test_what_the_log_holds_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_file, "LOGGED_RECORDS", 10)
+    file = JournalFile(tmp_path / "j")
+    file.make_log()
+    most = 0
+    for number in range(40):
+        file.commit({(Table.DELETES, b"%d" % (2 * number + each)): b"x" for each in range(2)})
+        most = max(most, len(file._logged))
+    assert most == 10
+    assert len(state_of(file)) == 80
+    file.close()
+
+
+def test_nothing_is_appended_for_which_lmdb_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Growth, "reserve", lambda *_: False)
+    file = JournalFile(tmp_path / "j")
+    file.make_log()
+    for number in range(5):
+        file.commit({(Table.FILES, b"%d" % number): b"x"})
+    assert not file._logged
+    file.close()
+    again = JournalFile(tmp_path / "j")
+    assert len(state_of(again)) == 5
+    again.close()
+
+
+def test_a_journal_that_cannot_be_written_for_want_of_room_is_not_to_be_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(tmp_path / "j").close()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Growth, "ahead", full)
+    with pytest.raises(IndexFormatError, match=r"cannot be written .*: free space"):
+        Journal(tmp_path / "j")
+
+
+@pytest.mark.expected_logs("goes without a log")
+def test_of_a_log_that_could_not_be_made_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes may have been the last of a quota, that the journal itself needs."""
+    file = JournalFile(tmp_path / "j")
+
+    def used_up(_fd: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", used_up)
+        file.make_log()
+    assert not (tmp_path / "j" / journal_log.NAME).exists()
+    file.commit({(Table.FILES, b"a"): b"x"})
     file.close()
 
 
