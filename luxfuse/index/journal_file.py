@@ -21,6 +21,7 @@ their values, a page that each of them changes, and one more where that has to b
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import threading
@@ -101,6 +102,8 @@ class JournalFile:
         self._growth = Growth(path)
         self._using = threading.Lock()
         """Held by what changes the file or closes it: a commit may run on when the journal's owner ends."""
+        self._locked = -1
+        """The directory, open."""
         self._env: Any = None
         self._logged: Records = {}
         self._log: JournalLog | None = None
@@ -177,6 +180,7 @@ class JournalFile:
     def _open(self) -> None:
         new = not (self.path / "data.mdb").exists()
         make_private(self.path)
+        self._lock()
         self._env = lmdb.open(
             str(self.path), map_size=MAP_BYTES, max_dbs=len(Table), sync=True, metasync=True, mode=0o600, readahead=False
         )
@@ -185,6 +189,24 @@ class JournalFile:
         if new:
             for directory in (self.path, self.path.parent):
                 sync_directory(directory)
+
+    def _lock(self) -> None:
+        """Have the directory for us alone until `close`: a log is no place for two. Raises `IndexFormatError`."""
+        if self._locked >= 0:
+            return
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise IndexFormatError(
+                f"journal {self.path} is in use by another daemon, whose cache directory has the same path, in another "
+                "container, say: give each a state directory of its own"
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self._locked = fd
 
     def reopen(self) -> None:
         """Open it again after LMDB has given it up. Raises OSError; call it in the thread that reads."""
@@ -322,6 +344,9 @@ class JournalFile:
                 self._env.close()
             if self._copy is not None:
                 self._copy.close()
+            if self._locked >= 0:
+                os.close(self._locked)
+                self._locked = -1
 
 
 def _copied(records: Iterable[Record]) -> Iterator[Record]:

@@ -281,6 +281,17 @@ def test_a_journal_that_cannot_be_written_for_want_of_room_is_not_to_be_moved_aw
         Journal(tmp_path / "j")
 
 
+def test_a_journal_is_for_one_daemon_alone(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "j")
+    with pytest.raises(IndexFormatError, match="in use by another daemon"):
+        JournalFile(tmp_path / "j")
+    file.commit({(Table.FILES, b"a"): b"x"})
+    file.close()
+    again = JournalFile(tmp_path / "j")
+    assert len(state_of(again)) == 1
+    again.close()
+
+
 @pytest.mark.expected_logs("goes without a log")
 def test_of_a_log_that_could_not_be_made_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bytes may have been the last of a quota, that the journal itself needs."""
