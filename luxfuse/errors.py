@@ -122,6 +122,12 @@ class DeadlinePassed(StoreUnavailable):
     retryable = False
 
 
+class StoreAway(StoreUnavailable):
+    """The store was found to be away, and has not answered again yet: it is not asked."""
+
+    retryable = False
+
+
 class NotTrusted(StoreUnavailable):
     """The endpoint does not prove that it is the one that is meant, by a certificate that is signed by an authority that is
     believed, or a host key that is known: somebody has to do something."""

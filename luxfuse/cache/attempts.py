@@ -54,6 +54,7 @@ class Attempts:
 
     def begin(self, obj: CachedObject, flight: Flight, space: Space | None, done: Done[Fetched]) -> None:
         """Make the first attempt at a flight, without waiting; ``done`` gets its outcome in the event loop."""
+        flight.asked_s = trio.current_time()
         peers = self.peers
         if peers is None or flight.from_store:
             if self._store.fetches_small and is_small(obj, flight):

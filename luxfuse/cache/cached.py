@@ -25,8 +25,8 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_arrived", "_claimed", "_size", "_waited_for", "asks_peer", "attempt", "budget", "data", "done", "error", "fd",
-        "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "taken",
+        "_arrived", "_claimed", "_size", "_waited_for", "asked_s", "asks_peer", "attempt", "budget", "data", "done", "error",
+        "fd", "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "taken",
         "waits_for_peer",
     )  # fmt: skip
 
@@ -53,6 +53,8 @@ class Flight:
         """Whether the rules have let it go; see `Calls.turn`."""
         self.attempt = 0
         """Rises when an attempt is over, for whatever reason: a thread that is still at it then has nothing to store."""
+        self.asked_s: float | None = None
+        """When its first attempt was begun, by the clock of the loop; the others share that one's deadline."""
         self._claimed = -1
         self.budget = budget
         """The budget that its memory is held of."""

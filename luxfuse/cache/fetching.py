@@ -173,6 +173,8 @@ class Fetching:
             spaces.append(space)
         whole = list(zip(objs, flights, spaces, strict=True))
         small = self._attempts.small(whole)
+        for flight in flights:
+            flight.asked_s = trio.current_time()
 
         def answered(results: list[Outcome] | None, error: StoreError | None) -> None:
             small.abandon()
@@ -217,7 +219,12 @@ class Fetching:
             if space is not None:
                 settle(flight, space, stored_bytes)
             flight.budget.give_back(flight.length)
-        if error is not None and error.retryable and not self._contents.closed:
+        if (
+            error is not None
+            and error.retryable
+            and self._spent_s(flight) < self._store.timeout_s
+            and not self._contents.closed
+        ):
             self._store.note_retry()
             self._store.charge_turn("get", obj.record.key, flight.length)
             self._nursery.start_soon(self._fly, obj, flight)
@@ -272,12 +279,18 @@ class Fetching:
                 return await self._attempts.first(obj, flight, space)
             except StoreError as exc:
                 flight.attempt += 1
-                if not exc.retryable:
+                if not exc.retryable or self._spent_s(flight) >= self._store.timeout_s:
                     raise
                 self._store.note_retry()
                 self._store.charge_turn("get", key, flight.length)
         job = self._attempts.job(obj, flight, space)
-        return await self._store.call("get", job, what=repr(key), size_bytes=flight.length, key=key)
+        spent_s = min(self._spent_s(flight), self._store.timeout_s)
+        return await self._store.call("get", job, what=f"GET {key!r}", size_bytes=flight.length, key=key, spent_s=spent_s)
+
+    @staticmethod
+    def _spent_s(flight: Flight) -> float:
+        """Return how long ago the first attempt at a flight was begun."""
+        return trio.current_time() - flight.asked_s if flight.asked_s is not None else 0.0
 
     def _end(self, obj: CachedObject, flight: Flight) -> None:
         flight.attempt += 1

@@ -49,6 +49,9 @@ class ReadStatus(TypedDict):
 class UnderstoreStatus(TypedDict):
     """Requests to the bucket, retries included. ``state`` is ``ok`` or ``unreachable``.
 
+    ``outages``: how often it was found to be away; then it is asked nothing but whether it is back, ``probes`` times so
+    far, and ``refused`` requests were not made.
+
     ``timeouts`` ran into their deadline; ``in_flight`` are waited for now. ``puts`` are all requests that make something,
     copies and the steps of multipart uploads among them. ``cost`` is estimated from them with the price table of the
     configuration, in ``currency``, since the mount; both are None where there is no table.
@@ -65,6 +68,9 @@ class UnderstoreStatus(TypedDict):
     errors: int
     retries: int
     timeouts: int
+    outages: int
+    probes: int
+    refused: int
     in_flight: int
     get_bytes: int
     put_bytes: int

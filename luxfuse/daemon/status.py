@@ -10,6 +10,7 @@ from typing import Any
 
 from luxfuse import __version__
 from luxfuse.core.histogram import BOUNDS_S, Histogram
+from luxfuse.core.units import format_age
 from luxfuse.daemon.running import Running, VolumeState
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.orders.backlog import Tally
@@ -172,7 +173,9 @@ def _degraded(p: VolumeParts) -> list[str]:
     if tally.failing:
         reasons.append(f"{tally.failing} changes cannot be brought to the under-store yet: {tally.error}")
     if not p.store.reachable:
-        reasons.append("the under-store cannot be reached")
+        presence = p.store.presence
+        since = f" since {format_age(presence.away_s)} ({presence.cause})" if presence.away_s is not None else ""
+        reasons.append(f"the under-store cannot be reached{since}: what is known and cached is served, and may be stale")
     return reasons
 
 
@@ -204,6 +207,9 @@ def _understore(p: VolumeParts) -> dict[str, int]:
         "errors": st.errors,
         "retries": st.retries,
         "timeouts": st.timeouts,
+        "outages": p.store.presence.outages,
+        "probes": p.store.presence.probes,
+        "refused": p.store.presence.refused,
         "in_flight": st.in_flight,
         "get_bytes": p.cache.counters.understore_bytes + st.get_bytes,
     }

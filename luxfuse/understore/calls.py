@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
-from luxfuse.errors import DeadlinePassed, StoreError, StoreUnavailable
+from luxfuse.errors import DeadlinePassed, StoreAway, StoreError, StoreUnavailable
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.statistics import RequestKind
@@ -32,6 +32,9 @@ LARGE_BASE_S = 2.0
 
 ODD_ANSWERS = (LookupError, TypeError, ValueError, AttributeError)
 """The errors that an answer without sense causes in a driver."""
+
+PATIENT_CALLS = 2.0
+"""Writes that may take so many times the deadline of a request send or copy much: that they are silent says little."""
 
 WRITES = 32
 """Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
@@ -51,11 +54,12 @@ class Calls(Submissions):
         get_bytes_s: int | None = None,
         put_bytes_s: int | None = None,
         on_changed: Callable[[str, bool], None] = lambda _key, _gone: None,
+        name: str = "the under-store",
     ) -> None:
         """``get_bytes_s`` and ``put_bytes_s``: most bytes a second to receive and to send; `watch_deadlines` lets go.
 
         ``on_changed``: told of each key that was written, or is gone (True), as soon as the store has said so; and of each
-        that may be.
+        that may be. ``name``: of the store, in the log.
         """
         super().__init__(
             driver,
@@ -64,6 +68,7 @@ class Calls(Submissions):
             clock=clock,
             get_bytes_s=get_bytes_s,
             put_bytes_s=put_bytes_s,
+            name=name,
         )
         self._limiter = trio.CapacityLimiter(max_requests)
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
@@ -72,8 +77,8 @@ class Calls(Submissions):
 
     @property
     def reachable(self) -> bool:
-        """Whether the store answered last, rather than timing out or refusing connections."""
-        return self.counters.state == "up"
+        """Whether the store answered last, rather than timing out, refusing connections, or leaving us to wait."""
+        return self.counters.state == "up" and not self.presence.doubtful
 
     async def call(
         self,
@@ -85,6 +90,7 @@ class Calls(Submissions):
         size_bytes: int = 0,
         key: str | None = None,
         once: bool = False,
+        spent_s: float = 0.0,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -93,7 +99,10 @@ class Calls(Submissions):
         much) passes while the driver or the queue for a slot hangs. ``size_bytes`` are sent or received: where there is a
         limit to that, they wait before the deadline begins. ``key`` is the object that had its `turn`: further attempts are
         charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
+        ``spent_s``: how much of the deadline a first attempt has taken. While the store is away nothing is tried, and what
+        waits ends: `StoreAway`.
         """
+        self.presence.require(what)
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
         throttle = self._throttle(kind) if size_bytes else None
         timeout_s = self._timeout_s * patience
@@ -103,10 +112,12 @@ class Calls(Submissions):
         try:
             if throttle is not None:
                 await throttle.wait(size_bytes)
-            retry_until_s = self._clock() + self._timeout_s
-            with trio.move_on_after(timeout_s):
+            retry_until_s = self._clock() + self._timeout_s - spent_s
+            patient = kind == "put" and patience >= PATIENT_CALLS
+            with trio.move_on_after(timeout_s - spent_s) as scope, self.presence.waits(scope, patient=patient):
                 while True:
                     self.counters.attempts[kind] += 1
+                    began_s = self._clock()
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
@@ -115,7 +126,8 @@ class Calls(Submissions):
                     except StoreError as exc:
                         last = exc
                         self.counters.failed(exc)
-                        if not exc.retryable or once:
+                        self.presence.failed(exc, began_s)
+                        if not exc.retryable or once or self.presence.away:
                             raise
                         base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
                         delays = delays or backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
@@ -131,16 +143,22 @@ class Calls(Submissions):
                             self.charge_turn(kind, key, size_bytes)
                     else:
                         self.counters.answered()
+                        self.presence.answered()
                         return result
-            # Only the deadline leads here.
-            self.counters.latency[kind].observe(timeout_s)
-            self.counters.timed_out()
-            if last is not None:
-                raise last
-            raise DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
+            # Only the deadline leads here, or that the store is away.
+            raise self._ended(kind, what, timeout_s, began_s, last)
         finally:
             self.counters.in_flight -= 1
             self.counters.note_durations()
+
+    def _ended(self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None) -> StoreError:
+        """Return the error of a call that is not waited for any longer; the ``last`` attempt began at ``began_s``."""
+        if self.presence.away:
+            return self.presence.error(what)
+        self.counters.latency[kind].observe(timeout_s)
+        self.counters.timed_out()
+        self.presence.still_waiting(began_s)
+        return last or DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
 
     def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str) -> T:
         """Run a call, in its thread."""
@@ -175,10 +193,12 @@ class Calls(Submissions):
         return self.counters.in_flight == 0
 
     async def _next_page(self, pages: Iterator[ListPage], what: str) -> ListPage | None:
+        self.presence.require(what)
         self.counters.in_flight += 1
+        began_s = self._clock()
         try:
-            with trio.move_on_after(self._timeout_s):
-                return await trio.to_thread.run_sync(
+            with trio.move_on_after(self._timeout_s) as scope, self.presence.waits(scope, patient=False):
+                page = await trio.to_thread.run_sync(
                     self._timed,
                     "list",
                     lambda _driver: next(pages, None),
@@ -186,10 +206,16 @@ class Calls(Submissions):
                     abandon_on_cancel=True,
                     limiter=self._limiter,
                 )
+                self.presence.answered()
+                return page
+            if self.presence.away:
+                raise self.presence.error(what)
             self.counters.timed_out()
             raise StoreUnavailable(f"{what}: no answer within {self._timeout_s:g} s")
         except StoreError as exc:
-            self.counters.failed(exc)
+            if not isinstance(exc, StoreAway):
+                self.counters.failed(exc)
+                self.presence.failed(exc, began_s)
             raise
         finally:
             self.counters.in_flight -= 1

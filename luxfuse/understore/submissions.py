@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -11,10 +12,11 @@ from typing import Any, TypeVar, cast
 
 import trio
 
-from luxfuse.errors import DeadlinePassed, StoreError, StoreRejected
+from luxfuse.errors import DeadlinePassed, NotFound, StoreAway, StoreError, StoreRejected
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.limits import Limits
+from luxfuse.understore.presence import Presence
 from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
 from luxfuse.understore.statistics import RequestCounters, RequestKind
 from luxfuse.workers import FEWEST, Workers
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEADLINE_CHECK_S = 0.5
+PROBE_KEY = ".luxfuse-probe"
 
 
 @dataclass(slots=True)
@@ -86,9 +89,12 @@ class Submissions(Limits):
         clock: Callable[[], float],
         get_bytes_s: int | None,
         put_bytes_s: int | None,
+        name: str,
     ) -> None:
         super().__init__(clock, get_bytes_s, put_bytes_s)
         self.driver = driver
+        self.presence = Presence(request_timeout_s, clock, name)
+        self.presence.on_away.append(self._give_up)
         self.counters = RequestCounters(clock)
         self._timeout_s = request_timeout_s
         self._max_requests = max_requests
@@ -112,9 +118,15 @@ class Submissions(Limits):
         The cheap way for bulk requests: no retry (use `call` for that after a retryable error), and its own
         ``max_requests`` threads. A driver call gets the deadline of one request, and so does the wait for a thread
         while the store answers nobody; behind requests that are answered it may last longer. `watch_deadlines` sees
-        to it: `DeadlinePassed`. ``size_bytes`` is about what the request transfers. ``later``: those of others that wait
-        for a thread go first. ``requests``: how many the driver makes, one after the other, within that deadline.
+        to it: `DeadlinePassed`, or `StoreAway` if the store is away or found to be. ``size_bytes`` is about what the
+        request transfers. ``later``: those of others that wait for a thread go first. ``requests``: how many the driver
+        makes, one after the other, within that deadline.
         """
+        if self.presence.away:
+            self.presence.refused += 1
+            error = self.presence.error(kind.upper())
+            trio.lowlevel.current_trio_token().run_sync_soon(done, None, error)
+            return
         if self._workers is None:
             self._workers = Workers(self._max_requests)
         self.counters.attempts[kind] += requests
@@ -124,10 +136,14 @@ class Submissions(Limits):
         submission = self._submitted[number] = _Submission(kind, done, self._clock(), requests)
 
         def job() -> T:
+            if number not in self._submitted:
+                raise DeadlinePassed("nobody waits for it any more")
             submission.began_s = time.monotonic()
             return function(cast(UnderStore, _Timed(self.driver, submission.seconds)))
 
         def go() -> None:
+            if number not in self._submitted:
+                return
             submission.submitted_s = self._clock()
             assert self._workers is not None
             self._workers.submit(
@@ -172,29 +188,57 @@ class Submissions(Limits):
             self.counters.latency[submitted.kind].observe(seconds)
         if error is None:
             self.counters.answered()
+            self.presence.answered()
             submitted.done(result, None)
             return
         if not isinstance(error, StoreError):
             error = unforeseen(error, submitted.kind.upper())
-        self.counters.failed(error)
+        if not isinstance(error, StoreAway):
+            self.counters.failed(error)
+            self.presence.failed(error, self._since_s(submitted))
         submitted.done(None, error)
+
+    def _since_s(self, submission: _Submission) -> float:
+        """Return when a submission was made, or its request sent, by the clock of the loop."""
+        if submission.began_s is None:
+            return submission.submitted_s
+        return self._clock() - (time.monotonic() - submission.began_s)
+
+    def _give_up(self) -> None:
+        """The store was found to be away: wait for nothing any longer."""
+        for number, submission in list(self._submitted.items()):
+            self._abandon(number, self.presence.error(submission.kind.upper()))
+
+    def _abandon(self, number: int, error: StoreError) -> None:
+        if self._workers is not None and self._submitted[number].began_s is not None:
+            self._workers.give_up()
+        self._finish(number, None, error)
 
     async def watch_deadlines(self) -> None:
         """Fail submissions whose driver call hangs, and let those go that a limit holds back; until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_limits)
+            nursery.start_soon(self.presence.run, self._probe, self.counters.answered)
             await self._watch_deadlines()
 
     async def _watch_deadlines(self) -> None:
         while True:
             await trio.sleep(DEADLINE_CHECK_S)
+            sent_s = next((each.submitted_s for each in self._submitted.values() if each.submitted_s < math.inf), None)
+            if sent_s is not None:
+                self.presence.still_waiting(sent_s)
             for number in [n for n, submission in self._submitted.items() if self._overdue(submission)]:
-                if self._workers is not None and self._submitted[number].began_s is not None:
-                    self._workers.give_up()
+                if number not in self._submitted:
+                    continue  # the store was found to be away meanwhile
                 self.counters.timeouts += 1
                 self.counters.latency[self._submitted[number].kind].observe(self._timeout_s)
-                self._finish(number, None, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
+                self._abandon(number, DeadlinePassed(f"no answer within {self._timeout_s:g} s"))
                 self.counters.state = "down"
+
+    def _probe(self) -> None:
+        """Ask whether the store is there, in a thread, by a request with a short answer: that there is no such object."""
+        with contextlib.suppress(NotFound):
+            self.driver.head(PROBE_KEY)
 
     def _overdue(self, submission: _Submission) -> bool:
         if submission.began_s is not None:

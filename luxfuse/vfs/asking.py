@@ -89,14 +89,18 @@ class Questions:
         question = self._questions.get((parent, name))
         if known is not None and not self._store.reachable:
             self._belief.stale_served += 1
-            if question is None:
+            if question is None and not self._store.presence.away:
                 self._nursery.start_soon(self._ask_quietly, parent, name, known)
             return None
         if question is None:
             question = self._questions[parent, name] = SharedAnswer(self._clock())
             self._relisting.list_instead(parent)
             self._nursery.start_soon(self._answer, parent, name, known, question)
-        await question.done.wait()
+        if known is None:
+            await question.done.wait()
+        elif not await self._store.presence.promptly(question.done):
+            self._belief.stale_served += 1
+            return None
         if question.error is not None:
             if known is not None and isinstance(question.error, StoreUnavailable | NotRecorded):
                 self._belief.stale_served += 1

@@ -24,7 +24,7 @@ import trio
 
 from luxfuse.core import names as naming
 from luxfuse.core.evidence import SAMPLE, Ahead
-from luxfuse.errors import DeadlinePassed, NotFound, StoreError
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.index.entries import Attributes, Entry, Found
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Description, Kind, ObjectInfo
@@ -238,7 +238,8 @@ class Descriptions:
             else:
                 self._looked(directory, name)
             for each in (question, *others):
-                await each.done.wait()
+                if not await self._store.presence.promptly(each.done):
+                    return entry
             if question.error is not None:
                 return await self._in_spite_of(question.error, directory, name, entry)
             current = self._names.get(directory, name)
@@ -313,7 +314,7 @@ class Descriptions:
             question.gone = True
         elif error is not None and not isinstance(error, NotFound):
             question.error = error
-            if not error.retryable and not isinstance(error, DeadlinePassed):
+            if not isinstance(error, StoreUnavailable):
                 self._evidence.note(directory, Attributes())  # where they cannot be had they are not expected
         else:
             self._learn(directory, name, info, asked_s)
@@ -329,7 +330,7 @@ class Descriptions:
             return
         if self.keeps_attributes and self._expects(directory, Kind.FILE) is None:
             for question in self._sample(directory, b"", SAMPLE):
-                await question.done.wait()
+                await self._store.presence.promptly(question.done)
 
     def _sample(self, directory: int, name: bytes, count: int) -> list[_Question]:
         """Ask for a few of the directory, from a name on, files first, to find out whether they carry attributes."""

@@ -11,6 +11,7 @@ import trio
 from luxfuse.core import freshness
 from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.index.names import Names
+from luxfuse.understore.presence import LOOKED_S
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.belief import Belief
 from luxfuse.vfs.errors import Moved, NoSuchName, NotRecorded
@@ -21,6 +22,9 @@ from luxfuse.vfs.streams import Stream
 log = logging.getLogger(__name__)
 
 ASKED_KEPT = 10_000
+
+Fetch = Callable[[int, str, int, float], Awaitable[Stream | int | None]]
+"""As `Lister.fetch` and `Lister.begin`."""
 
 
 class Relisting:
@@ -66,9 +70,18 @@ class Relisting:
         """As `listed`, but returns a listing that is under way as soon as there is anything to be read of it."""
         return await self._listed(directory, self._lister.begin)
 
-    async def _listed(
-        self, directory: int, fetch: Callable[[int, str, int, float], Awaitable[Stream | int | None]]
-    ) -> int | Stream:
+    async def _fetched(
+        self, fetch: Fetch, directory: int, prefix: str, moves: int, since_s: float, *, older: bool
+    ) -> Stream | int | None:
+        """Wait for a listing; where there is an ``older`` one, no longer than until the store is in doubt."""
+        while older:
+            with trio.move_on_after(LOOKED_S):
+                return await fetch(directory, prefix, moves, since_s)  # one that is under way is joined
+            if not self._store.reachable:
+                raise StoreUnavailable("the store has not answered a listing yet")
+        return await fetch(directory, prefix, moves, since_s)
+
+    async def _listed(self, directory: int, fetch: Fetch) -> int | Stream:
         listing = self._names.listings.of(directory)
         if listing is not None and self._belief.lists(directory, listing.fetched_s, self._belief.ttl_s):
             return listing.serial
@@ -80,7 +93,7 @@ class Relisting:
         prefix = self._places.prefix(directory)
         try:
             since_s = max(self._clock() - self._belief.ttl_s, self._belief.listing_doubted_s(directory))
-            serial = await fetch(directory, prefix, moves, since_s)
+            serial = await self._fetched(fetch, directory, prefix, moves, since_s, older=listing is not None)
         except Moved:
             return await self._listed(directory, fetch)
         except (StoreUnavailable, NotRecorded):

@@ -117,6 +117,7 @@ class WriteBack:
             is_read=is_read,
             nursery=nursery,
         )
+        store.presence.on_back.append(self._try_again)
 
     def connect(self, publisher: Publishes, keeper: Keeper) -> None:
         """Give it the parts that need write-back themselves: pushed files are published, and some are pushed for that."""
@@ -264,10 +265,19 @@ class WriteBack:
         if dirty.tries.count() == 1:
             self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, error)
 
-    def _warn(self, text: str, *arguments: object) -> None:
-        """Log a warning, but not one for each file of an outage; `status` has the numbers."""
+    def _try_again(self) -> None:
+        """The store answers again: make the tries that failed because it did not."""
         now = trio.current_time()
-        level = logging.WARNING if now >= self._warn_again_s else logging.INFO
+        for dirty, due in self._due.items():
+            if due > now and isinstance(dirty.tries.error, StoreUnavailable):
+                self._due.put(dirty, now)
+        self.deletes.hurry("", now, failed=True)
+        self.pace.wake()
+
+    def _warn(self, text: str, *arguments: object) -> None:
+        """Log a warning, but not one for each file, and none in an outage, which has its own; `status` has the numbers."""
+        now = trio.current_time()
+        level = logging.WARNING if now >= self._warn_again_s and self._store.reachable else logging.INFO
         self._warn_again_s = max(self._warn_again_s, now + WARN_INTERVAL_S if level == logging.WARNING else 0.0)
         log.log(level, text, *arguments)
 

@@ -147,6 +147,7 @@ class VolumeLife:
             get_bytes_s=settings.bandwidth_limit_bytes_s,
             put_bytes_s=settings.upload_bandwidth_limit_bytes_s,
             on_changed=self._cluster.on_changed(settings) if self._cluster else lambda _key, _gone: None,
+            name=safe_url(settings.source),
         )
         try:
             await self._probe(store)

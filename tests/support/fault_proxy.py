@@ -17,7 +17,7 @@ import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 Fault = Literal["error", "reset", "stall", "truncate"]
 Headers = list[tuple[str, str]]
@@ -82,6 +82,9 @@ class _Reset(Exception):
 
 class FaultProxy:
     """Use as a context manager; ``endpoint`` is what clients talk to."""
+
+    troubled: ClassVar[set[str]] = set()
+    """The endpoints that have ever been told to misbehave: those who use them may find them to be away."""
 
     def __init__(self, upstream: str, *, seed: int = 0, faults: Faults | None = None, host: str = "127.0.0.1") -> None:
         self.host = host
@@ -156,6 +159,7 @@ class FaultProxy:
 
     def set(self, **changes: object) -> None:
         """Changes fields of `Faults`, from the next request on."""
+        self.troubled.add(self.endpoint)
         with self._lock:
             self._faults = dataclasses.replace(self._faults, **changes)  # type: ignore[arg-type]
 
@@ -186,6 +190,7 @@ class FaultProxy:
     def outage(self, on: bool) -> None:
         """On: open connections are reset and new ones refused. Off: back at the same address."""
         if on:
+            self.troubled.add(self.endpoint)
             self._refuse()
         elif self._listener is None:
             self._listen()

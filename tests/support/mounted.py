@@ -36,11 +36,14 @@ from luxfuse.steps import DIE_AT
 from tests.support import forking
 from tests.support import reader as reader_program
 from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND_TIMEOUT_S = 40.0
 ORDER_TIMEOUT_S = 30.0
 NOBODY = 65534
+AWAY = r"cannot be reached: .*; what is cached is served, all else fails until it answers again"
+"""The warning that an outage begins with."""
 STILL = re.compile(r"luxfuse: [^ ]+: still (taking up|attaching|mounting)")
 MIB = 1 << 20
 
@@ -251,6 +254,7 @@ class Mount:
         self.cache = Path(cache_dir) if cache_dir is not None else self.base / "cache"
         self.expected_logs = list(expected_logs)
         self.flags = ["--cache-dir", str(self.cache), *flags]
+        self._endpoint_url = endpoint_url
         if endpoint_url is not None:
             self.flags += ["--endpoint-url", endpoint_url]
         options = {**ALWAYS, **(options or {})}
@@ -401,9 +405,10 @@ class Mount:
     def unexpected_logs(self) -> list[str]:
         """Lines of the log at WARNING and above, or of no log at all, that no expected pattern matches."""
         quiet = re.compile(r"^timestamp=\S+ level=(debug|info) ")
+        expected = [*self.expected_logs, *([AWAY] if self._endpoint_url in FaultProxy.troubled else [])]
         return [
             line for line in self.log().splitlines()
-            if line and not quiet.match(line) and not any(re.search(p, line) for p in self.expected_logs)
+            if line and not quiet.match(line) and not any(re.search(p, line) for p in expected)
         ]  # fmt: skip
 
     def cache_files(self) -> list[Path]:

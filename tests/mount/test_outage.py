@@ -1,0 +1,105 @@
+"""A store that goes away under a mount, and comes back: who waits, for how long, and what still works."""
+
+from __future__ import annotations
+
+import pytest
+
+from luxfuse.control.client import ControlClient
+from luxfuse.understore.submissions import PROBE_KEY
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy, Request
+from tests.support.mounted import Mount, Mounts, content, digest, put, wait_for
+
+DATA = content("outage", 100_000)
+TTLS = ("--metadata-ttl", "200ms", "--negative-ttl", "0s")
+REMOVED = [f"r{i}" for i in range(8)]
+
+WAYS = {
+    "hangs": lambda proxy: proxy.set(hold=True),
+    "refuses": lambda proxy: proxy.outage(True),
+    "fails": lambda proxy: proxy.set(error_probability=1.0),
+}
+
+
+def no_probe(request: Request) -> bool:
+    return not request.path.endswith(PROBE_KEY)
+
+
+def come_back(mount: Mount, proxy: FaultProxy) -> None:
+    proxy.clear()
+    proxy.outage(False)
+    wait_for("it is found again", lambda: mount.status()["understore"]["state"] == "ok")
+
+
+def wait_until_away(mount: Mount) -> None:
+    wait_for("it is away", lambda: mount.status()["understore"]["outages"] > 0)
+
+
+@pytest.fixture
+def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
+    fill({f"d/{name}": DATA for name in ("cached", "remote", "other", *REMOVED)})
+    made = mounting(f"s3://{bucket}", *TTLS, endpoint_url=proxy.endpoint, options={"request_timeout": "4s"})
+    assert made.read("d/cached") == digest(DATA)
+    assert sorted(made.do("list", f"{made.path}/d")) == ["cached", "other", *REMOVED, "remote"]
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_outage_is_waited_for_once(mount: Mount, proxy: FaultProxy, way: str, s3: FastS3, bucket: str) -> None:
+    WAYS[way](proxy)
+    waiting = {name: mount.reader() for name in ("d/remote", "d/other")}
+    for name, reader in waiting.items():
+        reader.send("file", f"{mount.path}/{name}")
+    wait_until_away(mount)
+    for reader in waiting.values():
+        with pytest.raises(OSError, match="Input/output error"):
+            reader.take()
+    proxy.reset_counts()
+    refused = mount.status()["understore"]["refused"]
+    removers = [mount.reader() for _ in REMOVED]
+    for remover, name in zip(removers, REMOVED, strict=True):
+        remover.send("os.unlink", f"{mount.path}/d/{name}")
+    assert sorted(mount.do("list", f"{mount.path}/d")) == ["cached", "other", *REMOVED, "remote"]
+    assert mount.read("d/cached") == digest(DATA)
+    assert mount.do("stat", f"{mount.path}/d/remote")["size"] == len(DATA)
+    for remover in removers:
+        with pytest.raises(OSError, match="Input/output error"):
+            remover.take()
+    assert mount.error("file", f"{mount.path}/d/remote") == "EIO"
+    assert not [r for r in proxy.requests if no_probe(r)]
+    status = mount.status()
+    assert status["understore"]["refused"] >= refused + len(REMOVED)
+    assert status["names"]["stale_served"] > 0
+    assert (status["understore"]["state"], status["state"], status["fuse"]["errors"]) == ("unreachable", "degraded", 0)
+    assert any("since" in reason for reason in status["degraded_reasons"])
+    come_back(mount, proxy)
+    assert mount.read("d/remote") == digest(DATA)
+    for name in REMOVED:
+        assert mount.error("os.unlink", f"{mount.path}/d/{name}") is None
+    assert not (s3.root / bucket / "d" / REMOVED[0]).exists()
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
+    assert mount.log().count("cannot be reached: ") == mount.log().count("answers again, after ") == 1
+    assert mount.status()["understore"]["outages"] == 1
+
+
+def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProxy, s3: FastS3) -> None:
+    (s3.root / "live").mkdir()
+    for number in range(20):
+        put(s3, "live", f"f{number}", DATA)
+    client = ControlClient(mount.directory() / "control.sock", deadline_s=30)
+    client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
+    proxy.set(hold=True)
+    waiting = [mount.reader() for _ in range(10)]
+    for number, reader in enumerate(waiting):
+        reader.send("file", f"{mount.path}/d/{['remote', 'other', *REMOVED][number]}")
+    wait_for("they wait", lambda: all(reader.waits_for_fuse() for reader in waiting))
+    for number in range(20):
+        assert mount.read(f"live/f{number}") == digest(DATA)
+    wait_until_away(mount)
+    for reader in waiting:
+        with pytest.raises(OSError, match="Input/output error"):
+            reader.take()
+    for number in range(20):
+        mount.do("create", f"{mount.path}/live/g{number}")
+    assert {each["path"]: each["state"] for each in mount.status()["volumes"]} == {"": "degraded", "live": "serving"}
+    come_back(mount, proxy)
