@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +54,10 @@ class Questions:
         evidence: AttributeEvidence,
         nursery: trio.Nursery,
         clock: Callable[[], float],
+        makes_here: Callable[[str], bool],
     ) -> None:
+        """``makes_here``: whether what is made at a path needs the journal only."""
+        self._makes_here = makes_here
         self._store = store
         self._names = names
         self._places = places
@@ -87,7 +91,8 @@ class Questions:
     async def _answered(self, parent: int, name: bytes, known: Entry | None) -> SharedAnswer[Entry | None] | None:
         """Wait for the answer to the question for a name, the one under way if there is one; None: ``known`` will do."""
         question = self._questions.get((parent, name))
-        if known is not None and not self._store.reachable:
+        older = known is not None or self._was_missing(parent, name)
+        if older and not self._store.reachable:
             self._belief.stale_served += 1
             if question is None and not self._store.presence.away:
                 self._nursery.start_soon(self._ask_quietly, parent, name, known)
@@ -96,19 +101,28 @@ class Questions:
             question = self._questions[parent, name] = SharedAnswer(self._clock())
             self._relisting.list_instead(parent)
             self._nursery.start_soon(self._answer, parent, name, known, question)
-        if known is None:
+        if not older:
             await question.done.wait()
         elif not await self._store.presence.promptly(question.done):
             self._belief.stale_served += 1
             return None
         if question.error is not None:
-            if known is not None and isinstance(question.error, StoreUnavailable | NotRecorded):
+            if older and isinstance(question.error, StoreUnavailable | NotRecorded):
                 self._belief.stale_served += 1
                 return None
             raise question.error
         return question
 
-    async def _ask_quietly(self, parent: int, name: bytes, known: Entry) -> None:
+    def _was_missing(self, parent: int, name: bytes) -> bool:
+        """Whether a name was not in the last listing of its directory, where that will do to make it without the store.
+
+        Elsewhere an outage shows as one: nothing could be made of it.
+        """
+        if self._names.listings.of(parent) is None:
+            return False
+        return self._makes_here(f"{self._places.prefix(parent)}{os.fsdecode(name)}")
+
+    async def _ask_quietly(self, parent: int, name: bytes, known: Entry | None) -> None:
         if (parent, name) not in self._questions and len(self._questions) < 4:
             question = self._questions[parent, name] = SharedAnswer(self._clock())
             await self._answer(parent, name, known, question)

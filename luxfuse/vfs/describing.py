@@ -124,8 +124,11 @@ class Describing:
         if unchanged:  # the content is what the store has, only its times are not
             dirty.keeps_content()
 
-    async def put_attributes(self, inode: int, new: Attributes) -> None:
-        """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was."""
+    async def put_attributes(self, inode: int, new: Attributes | None) -> None:
+        """Record attributes and bring them where the write mode wants them. The store's error leaves all as it was.
+
+        None, of a directory: they are not known, so its marker is made if there is none.
+        """
         entry = self._tree.entry(inode)
         old, entry.attributes = entry.attributes, new
         if inode == ROOT_INODE:

@@ -49,8 +49,11 @@ class Namespace:
         nursery: trio.Nursery,
         clock: Callable[[], float] = time.time,
         shared: bool = False,
+        makes_here: Callable[[str], bool] = lambda _path: False,
     ) -> None:
-        """``shared``: others than the mounting user are let in, and the kernel checks modes for them."""
+        """``shared``: others than the mounting user are let in, and the kernel checks modes for them. ``makes_here``: see
+        `Questions`.
+        """
         self.shared = shared
         self._store = store
         self._names = names
@@ -90,6 +93,7 @@ class Namespace:
             evidence=evidence,
             nursery=nursery,
             clock=clock,
+            makes_here=makes_here,
         )
         self.news = News(names=names, belief=belief, missing=missing, kernel=kernel, root=self.root, clock=clock)
         nursery.start_soon(names.purger.run)

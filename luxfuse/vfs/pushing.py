@@ -351,6 +351,8 @@ class Pusher:
                     found = await self._store.head(key)
                 except NotFound:
                     found = ObjectInfo(key, 0, ABSENT, 0)
+                if found.version != ABSENT and entry.attributes is None:
+                    return found  # it is there, and says what we do not know
                 expect = found.version if able.conditional else None
                 if found.size:
                     metadata = {**(found.metadata or {}), **metadata}

@@ -163,10 +163,15 @@ class Removing:
         if entry.version == MARKED or self._entries.get(directory) is not None or self._others_stored(directory, leaving):
             return
         parent, name = self._namespace.places.place(directory)
-        await self._descriptions.attributes(parent, name, entry)
+        attributes: Attributes | None = None
+        try:
+            attributes = await self._descriptions.attributes(parent, name, entry)
+        except StoreUnavailable:
+            if self._tree.is_through(self._namespace.places.prefix(directory)):
+                raise  # else it stays unknown: the store may have a marker that says them
         entry = self._tree.entry(directory)
         entry.version = MARKED
-        await self._describing.put_attributes(directory, entry.attributes or Attributes())
+        await self._describing.put_attributes(directory, entry.attributes or attributes)
 
     def _others_stored(self, directory: int, leaving: bytes) -> bool:
         """Whether a directory has an entry beside one that is in the store, or was promised to go there."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import Stat
+from luxfuse.vfs.belief import STALE_TTL_S
 from luxfuse.vfs.errors import AttachPoint, NoSuchName, NotADirectory, OtherVolume, ReadOnlyVolume, Stale, Unserved
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Kernel
@@ -388,5 +389,9 @@ class Volumes:
     def negative_ttl_s(self, parent: int, name: bytes) -> float:
         """Return for how long the kernel may believe that a name is missing, as it was just told."""
         volume = self.of(parent)
-        doubtful = volume.fs is not None and volume.fs.namespace.missing.is_doubtful(parent & LOCAL_MASK, name)
-        return 0.0 if doubtful else volume.negative_ttl_s
+        if volume.fs is None:
+            return volume.negative_ttl_s
+        namespace = volume.fs.namespace
+        if namespace.missing.is_doubtful(parent & LOCAL_MASK, name):
+            return 0.0
+        return volume.negative_ttl_s if namespace.can_ask else min(volume.negative_ttl_s, STALE_TTL_S)

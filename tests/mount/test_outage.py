@@ -103,3 +103,80 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
         mount.do("create", f"{mount.path}/live/g{number}")
     assert {each["path"]: each["state"] for each in mount.status()["volumes"]} == {"": "degraded", "live": "serving"}
     come_back(mount, proxy)
+
+
+WORK = r"""
+import os, sys
+os.chdir(sys.argv[1])
+def write(name, flags, data):
+    fd = os.open(name, flags, 0o640)
+    os.write(fd, data)
+    os.fsync(fd)
+    os.close(fd)
+new = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+write("made", new, b"made")
+os.chmod("made", 0o600)
+write("made", os.O_APPEND | os.O_WRONLY, b" and more")
+os.mkdir("below")
+write("below/deep", new, b"deep")
+os.mkdir("below/empty")
+os.mkdir("below/gone")
+os.rmdir("below/gone")
+os.symlink("made", "link")
+write("cached", os.O_APPEND | os.O_WRONLY, b"!")
+write("other", os.O_TRUNC | os.O_WRONLY, b"short")
+os.truncate("local", 2)
+os.rename("local", "renamed")
+os.rename("below/deep", "moved")
+write("tmp", new, b"saved as editors do")
+os.rename("tmp", "remote")
+for name in [f"r{i}" for i in range(8)]:
+    os.unlink(name)
+os.unlink("alone/x")
+os.rmdir("alone")
+os.unlink("kept/x")
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_work_goes_on_where_the_journal_promises(
+    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, fill, killed: bool
+) -> None:
+    fill({f"d/{name}": DATA for name in ("cached", "remote", "other", "alone/x", "kept/x", *REMOVED)} | {"e/x": b"x"})
+    mount = mounting(
+        f"s3://{bucket}", *TTLS, "--attributes", "listing", endpoint_url=proxy.endpoint,
+        options={"request_timeout": "2s", "write_mode": "async-through"},
+    )  # fmt: skip
+    place = mount.path / "d"
+    mount.run(["sh", "-c", f"printf local > {place}/local"], check=True)
+    wait_for("it is in the store", lambda: mount.status()["dirty"]["files"] == 0)
+    for name in ("", "d", "d/alone", "d/kept"):
+        mount.do("list", f"{mount.path}/{name}")
+    for name in ("cached", "other"):  # which tells their attributes, too
+        assert mount.read(f"d/{name}") == digest(DATA)
+    proxy.set(hold=True)
+    assert mount.error("list", f"{mount.path}/e") == "EIO"
+    wait_until_away(mount)
+    mount.run([mount.python, "-c", WORK, place], check=True)
+    assert mount.error("stat", f"{mount.path}/e/new") == "EIO", "it was never listed"
+    assert mount.do("list", f"{place}/below") == ["empty"]
+    if killed:
+        mount.kill()
+        mount.close_readers()
+        assert mount.cli("unmount", mount.path).returncode == 0
+        proxy.clear()
+        assert mount.try_mount().returncode == 0
+    else:
+        come_back(mount, proxy)
+    wait_for("all is in the store", lambda: mount.status()["dirty"]["files"] == mount.status()["dirty"]["deletes"] == 0)
+    stored = s3.root / bucket / "d"
+    found = {str(path.relative_to(stored)): path.read_bytes() for path in stored.rglob("*") if path.is_file()}
+    contents = {name: data for name, data in found.items() if data}
+    assert contents == {
+        "made": b"made and more", "moved": b"deep", "link.rclonelink": b"made", "cached": DATA + b"!", "other": b"short",
+        "renamed": b"lo", "remote": b"saved as editors do",
+    }  # fmt: skip
+    assert mount.do("tree", str(place)) == sorted(
+        ["below", "below/empty", "cached", "kept", "link", "made", "moved", "other", "remote", "renamed"]
+    )
+    assert mount.do("stat", f"{place}/made")["mode"] & 0o777 == 0o600

@@ -127,3 +127,32 @@ async def test_rename(tmp_path: Path, mode: str) -> None:
         await m.fs.setattr(await m.inode("f"), AttributeChanges(mode=0o700), None, CALLER)
         await settled(m)
     assert content(driver) == {"f/": DATA, "e/": b""}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+async def test_a_marker_that_nobody_could_look_at_keeps_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bool
+) -> None:
+    """The last entry of a directory leaves in an outage: it gets a marker, or keeps the one that it turns out to have."""
+    driver = FakeStore()
+    driver.place("d/x", b"x")
+    if marked:
+        driver.place("d/", b"", {"mode": "040700", "uid": "7"})
+    head, down = driver.head, True
+
+    def broken(key: str) -> ObjectInfo:
+        if down:
+            raise StoreUnavailable("down")
+        return head(key)
+
+    async with mounted(tmp_path, driver, write_mode="async-through", attributes="listing", request_timeout_s=0.5) as m:
+        await m.entries()
+        monkeypatch.setattr(driver, "head", broken)
+        await m.entries("d")
+        await m.fs.unlink(await m.inode("d"), b"x")
+        assert await m.entries("d") == {}
+        down = False
+        await settled(m)
+        assert await m.entries("d") == {}
+    assert driver.objects["d/"][3] == ({"mode": "040700", "uid": "7"} if marked else {})
+    assert list(driver.objects) == ["d/"]
