@@ -81,6 +81,10 @@ class Breaker:
         self._unanswered_s = since_s if self._unanswered_s is None else min(since_s, self._unanswered_s)
         return self._judge(now_s)
 
+    def found_away(self, now_s: float) -> None:
+        """The store did not answer the first question of all, which was tried with patience."""
+        self._unanswered_s = self.opened_s = now_s
+
     def _judge(self, now_s: float) -> bool:
         if self.away or not self._probes_failed or self._unanswered_s is None:
             return False

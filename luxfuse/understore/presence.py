@@ -137,6 +137,12 @@ class Presence:
         if self._breaker.unanswered(since_s, self._clock()):
             self._gone()
 
+    def found_away(self, error: StoreError | None) -> None:
+        """Take the store for away from the beginning, until a probe is answered; ``error``: the first request's, if any."""
+        self.cause = _cause(error) if error is not None else self.cause
+        self._breaker.found_away(self._clock())
+        self._gone()
+
     def _gone(self) -> None:
         self.outages += 1
         level = logging.WARNING if self._clock() - self._ended_s >= QUIET_S else logging.INFO

@@ -22,7 +22,7 @@ from luxfuse.configuration.building import read_again
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count
-from luxfuse.errors import AccessDenied, BucketMissing, LuxError, MountError, NotFound
+from luxfuse.errors import AccessDenied, BucketMissing, DeadlinePassed, LuxError, MountError, NotFound, StoreUnavailable
 from luxfuse.index import journal_copy, leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.journal_copy import JournalCopy
@@ -126,6 +126,7 @@ class VolumeLife:
         parts.hierarchy.shared.on_recovered.append(sweeper.request)
         await parts.retention.apply_quotas()
         await self._recover(parts)
+        background.start_soon(parts.recovery.abort_uploads, parts.recovery.old_uploads())
         background.start_soon(sweeper.run)
         background.start_soon(parts.cache.quotas.run)
         background.start_soon(parts.mover.run)
@@ -150,10 +151,14 @@ class VolumeLife:
             name=safe_url(settings.source),
         )
         try:
-            await self._probe(store)
+            outage = await self._probe(store)
+            if outage is not None and not self._may_be_known():
+                raise outage
             self._insist_on_read_only(store)
             async with self._claimed() as claimed:
                 home = claimed[0][1]
+                if outage is not None:
+                    self._begin_away(store, home, outage)
                 with self._journal(home) as journal:
                     async with self._index(home, claimed) as (index, directories, beginning):
                         yield store, Local(directories, index, journal, beginning.epoch, clean=beginning.clean), beginning
@@ -182,7 +187,19 @@ class VolumeLife:
             return self.settings.driver_options
         return with_secrets(self.settings.driver_options, new.driver_options)
 
-    async def _probe(self, store: Store) -> None:
+    def _may_be_known(self) -> bool:
+        """Whether a cache directory of the source is there from an earlier mount."""
+        return any(Path(setting.path, self.settings.source_id).is_dir() for setting in self.settings.cache_dirs)
+
+    def _begin_away(self, store: Store, home: CacheDirectory, outage: MountError) -> None:
+        """Mount without the store, as far as an earlier mount knows it. Raises ``outage`` where there was none."""
+        if not self._path("index", home).is_dir():
+            raise outage
+        store.presence.found_away(store.counters.last_failure)
+        self._note(f"{outage}; mounted all the same, with what is known and cached here, until it answers")
+
+    async def _probe(self, store: Store) -> MountError | None:
+        """Have the store prove that it is there; returns the error if it does not answer. Raises `MountError`."""
         source = safe_url(self.settings.source)
         with trio.move_on_after(PROBE_DEADLINE_S - 1) as scope:
             try:
@@ -194,13 +211,17 @@ class VolumeLife:
             except AccessDenied as exc:
                 raise MountError(f"{source}: {exc}") from None
             except LuxError as exc:
-                raise MountError(f"{source}: {exc}{await self._scheme_fault()}") from None
+                failed = MountError(f"{source}: {exc}{await self._scheme_fault()}")
+                if type(exc) in (StoreUnavailable, DeadlinePassed):
+                    return failed
+                raise failed from None
         if scope.cancelled_caught:
             where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
             fault = await self._scheme_fault()
             if (error := store.counters.last_failure) is not None:
-                raise MountError(f"{source}: {error}; so each time within 10 s: check {where}{fault}")
-            raise MountError(f"{source}: {where} did not answer within 10 s; check the address and the network{fault}")
+                return MountError(f"{source}: {error}; so each time within 10 s: check {where}{fault}")
+            return MountError(f"{source}: {where} did not answer within 10 s; check the address and the network{fault}")
+        return None
 
     async def _scheme_fault(self) -> str:
         """Return what is wrong with http or https in the URL of the endpoint, to be appended; "" where nothing is known."""
@@ -318,7 +339,6 @@ class VolumeLife:
             said.append(f"{lost} that cannot be found in the cache directory any more, and lost; see the log")
         if said:
             self._note(f"{source}: the last run left {'; and '.join(said)}")
-        await parts.recovery.abort_uploads()
 
     def _note_other_journals(self, journals: Path, own: leftovers.Origin) -> None:
         """Say so if changes of the same source wait in a journal that belongs to another cache directory."""

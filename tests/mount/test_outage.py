@@ -180,3 +180,46 @@ def test_work_goes_on_where_the_journal_promises(
         ["below", "below/empty", "cached", "kept", "link", "made", "moved", "other", "remote", "renamed"]
     )
     assert mount.do("stat", f"{place}/made")["mode"] & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("way", ["hangs", "refuses"])
+def test_what_was_mounted_before_is_mounted_without_the_store(
+    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, fill, way: str
+) -> None:
+    fill({"d/cached": DATA, "d/remote": DATA})
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "4s", "write_mode": "async-through"}
+    )
+    assert sorted(mount.do("list", f"{mount.path}/d")) == ["cached", "remote"]
+    assert mount.read("d/cached") == digest(DATA)
+    mount.remount()  # so that the index has it for sure
+    WAYS[way](proxy)
+    mount.run(["sh", "-c", f"printf promised > {mount.path}/d/new; rm {mount.path}/d/remote"], check=True)
+    mount.kill()
+    mount.close_readers()
+    assert mount.cli("unmount", mount.path).returncode == 0
+    done = mount.try_mount()
+    assert done.returncode == 0, done.stderr
+    assert "mounted all the same, with what is known and cached here, until it answers" in done.stderr
+    status = mount.status()
+    assert (status["state"], status["understore"]["state"]) == ("degraded", "unreachable")
+    assert sorted(mount.do("list", f"{mount.path}/d")) == ["cached", "new"]
+    assert mount.read("d/cached") == digest(DATA)
+    assert mount.read("d/new") == digest(b"promised")
+    mount.run(["sh", "-c", f"printf more > {mount.path}/d/more"], check=True)
+    come_back(mount, proxy)
+    wait_for("all is in the store", lambda: mount.status()["dirty"]["files"] == mount.status()["dirty"]["deletes"] == 0)
+    stored = s3.root / bucket / "d"
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == {
+        "cached": DATA, "new": b"promised", "more": b"more",
+    }  # fmt: skip
+    assert mount.unmount().returncode == 0
+
+
+def test_what_was_never_mounted_is_not_mounted_without_the_store(mounting: Mounts, proxy: FaultProxy, bucket: str) -> None:
+    proxy.outage(True)
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    done = mount.try_mount()
+    assert done.returncode == 1
+    assert "the endpoint refuses connections" in done.stderr
+    assert not list(mount.cache.glob("*/objects"))

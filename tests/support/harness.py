@@ -413,7 +413,7 @@ async def _begin(o: Options, mount: Mount) -> None:
     start(mount.journal.committer)
     mount.outcome = await mount.recovery.run()
     if o.abort_uploads:
-        await mount.recovery.abort_uploads()
+        await mount.recovery.abort_uploads(mount.recovery.old_uploads())
     start(mount.writer.watch)
     start(mount.writeback.run)
 

@@ -11,7 +11,7 @@ from luxfuse.cache.open_uploads import best
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload_source import Source
-from luxfuse.errors import NotFound
+from luxfuse.errors import NotFound, StoreUnavailable
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
@@ -132,6 +132,11 @@ class PromisedFiles:
             info = await self._store.head(record.key)
         except NotFound:
             return None
+        except StoreUnavailable:
+            known = self._names.get(parent, name)
+            if known is None or known.kind is not Kind.FILE or not known.version:
+                raise
+            return known.version
         entry = self._names.get(parent, name)
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(

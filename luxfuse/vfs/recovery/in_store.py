@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luxfuse.errors import NotFound, StoreError
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord
 from luxfuse.understore.retrying import Store
 
@@ -18,9 +18,14 @@ async def has_other(store: Store, record: FileRecord) -> bool:
 
 
 async def was_pushed(store: Store, record: FileRecord) -> bool:
-    """Whether content that is not here any more went to the store: the last run ended before the journal said so."""
+    """Whether content that is not here any more went to the store: the last run ended before the journal said so.
+
+    Raises `StoreUnavailable` while that cannot be told.
+    """
     try:
         info = await store.head(record.key)
+    except StoreUnavailable:
+        raise
     except StoreError:
         return False
     sizes = {record.size, record.sending[1] if record.sending is not None else record.size}

@@ -1,6 +1,7 @@
 """A restart takes up the journal before the tree answers.
 
-1. Multipart uploads that were open are aborted, but those of which parts have arrived of a file that is to be uploaded.
+1. Multipart uploads that were open are aborted behind the mount, but those of which parts have arrived of a file that is
+   to be uploaded.
 2. Moves are finished: objects that are still under the old key are copied and removed. Copying is repeated, so a move
    that was cut short anywhere ends as if it had not been.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
@@ -22,7 +23,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.core import names as naming
-from luxfuse.errors import StoreError
+from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -179,7 +180,12 @@ class Recovery:
         elif await self._files.resume(number, record):
             reached("recover.resumed")
         else:
-            if record.closed and not await was_pushed(self._store, record):
+            try:
+                lost = record.closed and not await was_pushed(self._store, record)
+            except StoreUnavailable as exc:  # the next mount finds it out
+                log.info("whether %r was brought to the under-store cannot be told yet: %s", record.key, exc)
+                return
+            if lost:
                 outcome.lost += 1
                 log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 if record.holders and self._replicator is not None:
@@ -197,10 +203,14 @@ class Recovery:
             elif number not in known:
                 outcome.recovered += await self._aside.keep(number, f"unknown-{number:x}")
 
-    async def abort_uploads(self) -> None:
-        """Drop uploads of the last run that are not gone on with; those that cannot be dropped now are left to the next."""
+    def old_uploads(self) -> set[tuple[str, str]]:
+        """Return the uploads, key and id, of the last run that are not gone on with; before new ones are begun."""
         resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
-        for key, upload in self._journal.uploads - resumed:
+        return self._journal.uploads - resumed
+
+    async def abort_uploads(self, uploads: set[tuple[str, str]]) -> None:
+        """Drop uploads, behind the mount; those that cannot be dropped now are left to the next one."""
+        for key, upload in uploads:
             try:
                 with trio.move_on_after(ABORT_DEADLINE_S):
                     await self._store.abort_upload(key, upload)
