@@ -39,6 +39,9 @@ _COUNTERS = {
     "understore_errors": "Requests to the bucket that failed for good.",
     "understore_retries": "Requests to the bucket that were tried again.",
     "understore_timeouts": "Requests to the bucket that ran into their deadline.",
+    "understore_outages": "Times that the bucket was found to be away.",
+    "understore_probes": "Requests to the bucket that asked only whether it is there.",
+    "understore_refused": "Requests to the bucket that were not made, as it was away.",
     "understore_get_bytes": "Bytes received from the bucket.",
     "understore_put_bytes": "Bytes sent to the bucket.",
     "cache_evictions": "Objects removed from the cache to make room for others: where it is full, or a quota is.",
@@ -61,6 +64,8 @@ _COUNTERS = {
     "fuse_fast_lookups": "Look-ups of names answered by the data plane.",
     "fuse_fast_getattrs": "Questions for attributes answered by the data plane.",
     "fuse_errors": "Requests from the kernel that failed in a way that luxfuse did not foresee.",
+    "fuse_overdue": "Requests from the kernel that took longer than any should; the log says what they waited for.",
+    "fuse_stalls": "Times in which the daemon looked at no request for 10 s.",
     "fuse_refusals": "Requests from the kernel that failed for a reason outside luxfuse, as an outage.",
 }
 _GAUGES = {

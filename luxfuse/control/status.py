@@ -116,7 +116,8 @@ class FuseStatus(TypedDict):
     """Requests from the kernel. ``errors`` failed in a way that luxfuse did not foresee: a mistake in it, told in the log.
     ``refusals`` failed for a reason outside it: the bucket cannot be reached or refuses, there is no room, a disk is sick.
     Everyday answers to programs (ENOENT and the like) are neither. ``lanes`` threads take the requests in now, of which
-    ``lanes_waiting`` read or write for the data plane."""
+    ``lanes_waiting`` read or write for the data plane. ``overdue`` requests took longer than any should, and ``stalls`` are
+    times in which the daemon did not look at requests for 10 s: the log says what they waited for."""
 
     requests: int
     fast_opens: int
@@ -128,6 +129,8 @@ class FuseStatus(TypedDict):
     lanes_waiting: int
     errors: int
     refusals: int
+    overdue: int
+    stalls: int
 
 
 class DirtyStatus(TypedDict):

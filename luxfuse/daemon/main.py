@@ -180,6 +180,7 @@ class _Daemon:
         service = Service(running, Reloader(running, cluster).reload)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
+            serving.start_soon(parts.watchdog.run)
             serving.start_soon(self._reload_on_hangup, service)
             await serving.start(parts.session.serve)
             await serving.start(server.serve, self._state / registry.SOCKET, service)

@@ -11,6 +11,7 @@ from luxfuse.fuse.once import Begun
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
 from luxfuse.fuse.session import Held, Session
+from luxfuse.fuse.watchdog import Watchdog
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.shares import KernelShares
 from luxfuse.vfs.volumes import Volumes
@@ -26,6 +27,7 @@ class Parts(VolumeParts):
     operations: Operations
     kernel: KernelSide
     session: Session
+    watchdog: Watchdog
     volumes: Volumes
     shares: KernelShares
 
@@ -56,4 +58,12 @@ def build(opened: Opened, succession: Succession | None = None) -> Parts:
     p = build_tree(opened, shares.share(0), prober=session)
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
     shared = {each.name: getattr(p, each.name) for each in fields(p)}
-    return Parts(**shared, operations=operations, kernel=kernel, session=session, volumes=volumes, shares=shares)
+    return Parts(
+        **shared,
+        operations=operations,
+        kernel=kernel,
+        session=session,
+        watchdog=Watchdog(operations, s.request_timeout_s),
+        volumes=volumes,
+        shares=shares,
+    )

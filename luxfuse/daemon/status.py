@@ -65,6 +65,8 @@ class Status:
                 "lanes_waiting": lane["lanes_waiting"],
                 "errors": p.operations.errors,
                 "refusals": p.operations.refusals,
+                "overdue": p.watchdog.overdue,
+                "stalls": p.watchdog.stalls,
             },
             "dirty": self._dirty(tally),
             "recovered": {

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+import trio
+
 from luxfuse.core.histogram import Histogram
 from luxfuse.errors import LuxError, Unforeseen
 from luxfuse.fuse.lowlevel import pyfuse3
@@ -40,8 +42,20 @@ OF_PROGRAMS = frozenset(
 file: a staging directory that is gone is no missing file (ENOENT), one that is read-only no read-only mount (EROFS)."""
 
 
+class Running:
+    """A handler that runs: ``began_s`` is by `time.perf_counter`, ``reported`` whether the log told of it."""
+
+    __slots__ = ("began_s", "name", "reported", "task")
+
+    def __init__(self, name: str, task: trio.lowlevel.Task) -> None:
+        self.name = name
+        self.task = task
+        self.began_s = time.perf_counter()
+        self.reported = False
+
+
 class Counting(Protocol):
-    """A class with handlers as methods. ``latency`` is by handler.
+    """A class with handlers as methods. ``latency`` is by handler, ``running`` has those that run now.
 
     ``errors`` counts unforeseen errors, ``refusals`` foreseen ones: outages, missing rights, no room, a sick disk.
     """
@@ -49,6 +63,7 @@ class Counting(Protocol):
     errors: int
     refusals: int
     latency: dict[str, Histogram]
+    running: set[Running]
     read_only: bool
 
 
@@ -92,7 +107,8 @@ def guarded(handler: F) -> F:
 
     @functools.wraps(handler)
     async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
-        began_s = time.perf_counter()
+        running = Running(handler.__name__, trio.lowlevel.current_task())
+        self.running.add(running)
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
@@ -100,7 +116,8 @@ def guarded(handler: F) -> F:
         except Exception as exc:  # noqa: BLE001 (it is logged)
             raise pyfuse3.FUSEError(errno_of(self, handler.__name__, exc)) from None
         finally:
-            observe(self, handler.__name__, began_s)
+            self.running.discard(running)
+            observe(self, running.name, running.began_s)
 
     return wrapper  # type: ignore[return-value]
 

@@ -43,10 +43,16 @@ class Interrupted(LuxError):
     errno = 4  # EINTR
 
 
+class TimedOut(LuxError):
+    """Nothing can come of the request any more."""
+
+    errno = 110  # ETIMEDOUT
+
+
 class _Request:
     """A handler's run, which can be given up: a context manager, as a generator costs as much again."""
 
-    __slots__ = ("_interrupts", "closing", "scope", "thread", "unique")
+    __slots__ = ("_interrupts", "closing", "scope", "task", "thread", "timed_out", "unique")
 
     def __init__(self, interrupts: Interrupts, unique: int, thread: int, *, closing: bool) -> None:
         self._interrupts = interrupts
@@ -54,6 +60,8 @@ class _Request:
         self.thread = thread
         self.closing = closing
         self.scope = trio.CancelScope()
+        self.task = trio.lowlevel.current_task()
+        self.timed_out = False
 
     def __enter__(self) -> None:
         self.scope.__enter__()
@@ -85,13 +93,17 @@ class Interrupts:
         self._wanted = trio.Event()
 
     async def run_handler(self, handler: Callable[[], Awaitable[Any]], *, closing: bool) -> Any:
-        """Return the answer of a handler; no wait may come before it. ``closing``: as `closing`. Raises `Interrupted`."""
+        """Return the answer of a handler; no wait may come before it. ``closing``: as `closing`.
+
+        Raises `Interrupted`, `TimedOut`.
+        """
         unique, thread = passthrough.current()
         if not unique or not thread:
             return await handler()
-        with _Request(self, unique, thread, closing=closing):
+        request = _Request(self, unique, thread, closing=closing)
+        with request:
             return await handler()
-        raise Interrupted("the caller is to end")
+        raise TimedOut("it took too long") if request.timed_out else Interrupted("the caller is to end")
 
     def began(self, request: _Request) -> None:
         """A handler runs."""
@@ -105,6 +117,13 @@ class Interrupts:
         """A handler has run."""
         self._waiting.pop(request.unique, None)
         self._watched.pop(request.unique, None)
+
+    def time_out(self, task: trio.lowlevel.Task) -> None:
+        """End the request that a task handles, if it can be given up."""
+        for request in self._waiting.values():
+            if request.task is task:
+                request.timed_out = True
+                request.scope.cancel()
 
     def signalled(self, unique: int) -> None:
         """The caller of a request has a signal."""
