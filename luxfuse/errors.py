@@ -128,6 +128,10 @@ class StoreAway(StoreUnavailable):
     retryable = False
 
 
+class UploadsForgotten(StoreUnavailable):
+    """The store takes all parts of a file, and then knows nothing of the upload: each try sends all of it again."""
+
+
 class NotTrusted(StoreUnavailable):
     """The endpoint does not prove that it is the one that is meant, by a certificate that is signed by an authority that is
     believed, or a host key that is known: somebody has to do something."""

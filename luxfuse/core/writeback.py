@@ -10,6 +10,8 @@ LONGEST_OUTAGE_RETRY_S = 60.0
 """While the store cannot be reached: a try costs little, and nobody tells when it is back."""
 URGENT_RETRY_S = 5.0
 """While somebody waits for all of it."""
+DEAR_ATTEMPTS = 5
+"""Tries that each send a whole file in vain begin as after so many failures: with a pause of half a minute."""
 POSTPONED_S = 4.0
 """How much longer a file waits while others are being closed, so that pushes slow down no program that makes many."""
 

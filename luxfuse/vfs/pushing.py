@@ -21,7 +21,7 @@ from luxfuse.cache.staged import Stamp
 from luxfuse.cache.upload import Uploader
 from luxfuse.cache.upload_source import OldObject, Source, Uploaded
 from luxfuse.core.replicas import write_of
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, UploadsForgotten, VersionChanged
 from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
@@ -164,7 +164,7 @@ class Pusher:
                     same = await self._resolve(dirty)
                     if same is None:
                         if type(exc) is NotFound and lost:
-                            raise StoreUnavailable(f"the under-store forgets uploads of {dirty.key!r}: {exc}") from None
+                            raise UploadsForgotten(f"the under-store forgets uploads of {dirty.key!r}: {exc}") from None
                         lost = lost or type(exc) is NotFound
                         continue
                     uploaded = same  # but it may have been described otherwise since

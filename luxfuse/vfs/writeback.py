@@ -18,12 +18,13 @@ import trio
 
 from luxfuse.core.due import Due
 from luxfuse.core.writeback import (
+    DEAR_ATTEMPTS,
     POSTPONED_S,
     due_until,
     longest_retry_s,
     retry_delay_s,
 )
-from luxfuse.errors import LuxError, StoreError, StoreUnavailable, Unforeseen
+from luxfuse.errors import LuxError, StoreError, StoreUnavailable, Unforeseen, UploadsForgotten
 from luxfuse.index.journal import Journal
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 WARN_INTERVAL_S = 60.0
 MOST_PUSHES = 1024
 """With those that the bandwidth limit of a rule holds back."""
+BACK_S = 2.0
+"""So long after the store is back, what failed meanwhile is tried again."""
 POLL_S = 0.25
 PUSHES = 2
 """Of one file in a row: the content, and its attributes where they could not go with it."""
@@ -255,7 +258,8 @@ class WriteBack:
     def _pause_s(self, dirty: Dirty) -> float:
         """Return how long to wait before the next try. An outage costs little to be looked at, and somebody may wait."""
         outage = isinstance(dirty.tries.error, StoreUnavailable) and not self._store.reachable
-        return retry_delay_s(dirty.tries.attempts, longest_retry_s(outage=outage, urgent=self.pace.urgent), self.pace.rng)
+        attempts = dirty.tries.attempts + (DEAR_ATTEMPTS if isinstance(dirty.tries.error, UploadsForgotten) else 0)
+        return retry_delay_s(attempts, longest_retry_s(outage=outage, urgent=self.pace.urgent), self.pace.rng)
 
     def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
         """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
@@ -266,12 +270,16 @@ class WriteBack:
             self._warn("%r cannot be brought to the under-store yet: %s", dirty.key, error)
 
     def _try_again(self) -> None:
-        """The store answers again: make the tries that failed because it did not."""
-        now = trio.current_time()
+        """The store answers again: make the tries soon that failed because it did not.
+
+        Not at once: requests that nobody waits for any more may reach it first, and are not to undo those that come later.
+        """
+        soon = trio.current_time() + BACK_S
         for dirty, due in self._due.items():
-            if due > now and isinstance(dirty.tries.error, StoreUnavailable):
-                self._due.put(dirty, now)
-        self.deletes.hurry("", now, failed=True)
+            error = dirty.tries.error
+            if due > soon and isinstance(error, StoreUnavailable) and not isinstance(error, UploadsForgotten):
+                self._due.put(dirty, soon)
+        self.deletes.hurry("", soon, failed=True)
         self.pace.wake()
 
     def _warn(self, text: str, *arguments: object) -> None:

@@ -212,9 +212,17 @@ class S3Client(S3Reads):
             answer = self._conditionally("complete_multipart_upload", what, key, expect, **arguments)
         except StoreUnavailable:
             # Some servers answer 500 for an upload that is gone, and would for ever.
-            self._call("list_parts", what, Key=self._prefix + key, UploadId=upload, MaxParts=1)
+            self._require_open(key, upload, what)
             raise
         return ObjectInfo(key, -1, self._version(key, answer), 0)
+
+    def _require_open(self, key: str, upload: str, what: str) -> None:
+        """Raise `NotFound` if the store says that an upload is gone; one that cannot list parts says something else."""
+        try:
+            self._call("list_parts", what, Key=self._prefix + key, UploadId=upload, MaxParts=1)
+        except StoreError as exc:
+            if exc.code == "NoSuchUpload":
+                raise
 
     def abort_upload(self, key: str, upload: str) -> None:
         try:

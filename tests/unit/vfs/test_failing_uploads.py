@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
-from luxfuse.errors import StoreRejected
+from luxfuse.errors import NotFound, StoreRejected
 from luxfuse.types import ObjectInfo
 from luxfuse.vfs.dirty import Dirty
 from tests.support.fake_store import FakeStore
@@ -140,6 +140,28 @@ async def test_an_upload_that_the_store_has_forgotten_begins_anew(tmp_path: Path
     assert driver.objects["a"][0] == data
     assert driver.counts["upload_part"] == 10
     assert m.journal.uploads == set()
+
+
+@LATER
+async def test_a_store_that_forgets_each_upload_is_not_sent_everything_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = FakeStore()
+    complete = driver.complete_upload
+
+    def forgets(key: str, *_: object, **__: object) -> ObjectInfo:
+        raise NotFound(f"COMPLETE {key!r}: 404 Not Found (NoSuchUpload)")
+
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        monkeypatch.setattr(driver, "complete_upload", forgets)
+        await write(m, "a", random_bytes(pages(40), 3))
+        (dirty,) = m.dirty
+        await failed(m, dirty, 1)
+        assert "forgets uploads" in str(dirty.tries.error)
+        assert driver.counts["upload_part"] <= 10
+        assert 20 < pause_s(m, dirty) <= 32
+        monkeypatch.setattr(driver, "complete_upload", complete)
+        await m.drain()
 
 
 async def test_deletes_that_are_refused_wait_longer_each_time(tmp_path: Path) -> None:

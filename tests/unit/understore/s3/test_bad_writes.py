@@ -35,6 +35,8 @@ ANSWERS = {
     "conflict": (409, "ConditionalRequestConflict"), "changed": (412, "PreconditionFailed"),
     "gone": (404, "NoSuchKey"), "large": (400, "EntityTooLarge"), "closed": (404, "NoSuchUpload"),
 }  # fmt: skip
+COMPLETES_NOTHING = {"forgotten": "NoSuchUpload", "lists-no-parts": "NoSuchKey"}
+"""How these say which parts of an upload there are."""
 CLASSES = [
     ("slow-down", StoreUnavailable), ("broken", StoreUnavailable), ("denied", AccessDenied), ("quota", QuotaExceeded),
     ("minio-quota", QuotaExceeded), ("full", StoreFull), ("no-bucket", BucketMissing), ("busy", StoreUnavailable),
@@ -60,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
         conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
         if mode == "hangs":
             time.sleep(4)
-        if mode in ANSWERS:
+        if mode in COMPLETES_NOTHING:
+            self.answer(*((404, COMPLETES_NOTHING[mode]) if self.command == "GET" else ANSWERS["broken"]))
+        elif mode in ANSWERS:
             self.answer(*ANSWERS[mode])
         elif mode == "unconditional" and conditional:
             self.answer(501, "NotImplemented")
@@ -151,6 +155,14 @@ def test_conditions(store):
     for expect in (None, ABSENT, '"old"'):
         with pytest.raises(NotFound):
             store.complete_upload("closed", "upload", [(1, '"part"')], expect=expect)
+
+
+def test_only_an_upload_that_the_server_says_is_gone_is_gone(store):
+    """All of it would be sent again: a server that cannot list parts says nothing of the sort."""
+    with pytest.raises(NotFound):
+        store.complete_upload("forgotten", "upload", [(1, '"part"')])
+    with pytest.raises(StoreUnavailable, match="500 Internal Server Error"):
+        store.complete_upload("lists-no-parts", "upload", [(1, '"part"')])
 
 
 def test_server_without_conditions(store, caplog, expected_logs):
