@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import trio
 
 from luxfuse.core import names as naming
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable
+from luxfuse.errors import NotFound, StoreError
 from luxfuse.index.entries import Entry, Found
 from luxfuse.index.names import Names
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import marker_attributes, parse_attributes
 from luxfuse.vfs.belief import Belief
-from luxfuse.vfs.errors import NotRecorded
+from luxfuse.vfs.errors import leaves_what_is_known
 from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.moving import Moving
@@ -107,7 +107,7 @@ class Questions:
             self._belief.stale_served += 1
             return None
         if question.error is not None:
-            if older and isinstance(question.error, StoreUnavailable | NotRecorded):
+            if older and leaves_what_is_known(question.error):
                 self._belief.stale_served += 1
                 return None
             raise question.error

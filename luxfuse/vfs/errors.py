@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from luxfuse.errors import LuxError, StoreError
+from luxfuse.errors import AccessDenied, LuxError, StoreError, StoreUnavailable
 
 
 class Stale(LuxError):
@@ -179,3 +179,10 @@ class ReadOnlyVolume(LuxError):
     """The volume was attached for reading only."""
 
     errno = errno.EROFS
+
+
+def leaves_what_is_known(error: Exception) -> bool:
+    """Whether an answer that could not be had leaves what is known as it is: the store does not answer, or credentials have
+    expired, or the answer could not be recorded."""
+    expired = isinstance(error, AccessDenied) and error.renewable
+    return expired or isinstance(error, StoreUnavailable | NotRecorded)

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from luxfuse.core import freshness
-from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.errors import LuxError, StoreError, StoreUnavailable
 from luxfuse.index.names import Names
 from luxfuse.understore.presence import LOOKED_S
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.belief import Belief
-from luxfuse.vfs.errors import Moved, NoSuchName, NotRecorded
+from luxfuse.vfs.errors import Moved, NoSuchName, NotRecorded, leaves_what_is_known
 from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.places import Places
 from luxfuse.vfs.streams import Stream
@@ -96,8 +96,8 @@ class Relisting:
             serial = await self._fetched(fetch, directory, prefix, moves, since_s, older=listing is not None)
         except Moved:
             return await self._listed(directory, fetch)
-        except (StoreUnavailable, NotRecorded):
-            if listing is None:
+        except (StoreError, NotRecorded) as exc:
+            if listing is None or not leaves_what_is_known(exc):
                 raise
             self._belief.stale_served += 1
             return listing.serial

@@ -99,6 +99,8 @@ def test_what_has_expired_is_permission_denied_until_the_credentials_file_is_rot
     assert mount.read("a") == digest(b"a")
     gate.key = "AKIATWO"
     assert mount.run(["cat", mount.path / "b"]).stderr.rstrip().endswith("Permission denied")
+    assert mount.read("a") == digest(b"a"), "it is known and cached"
+    assert mount.status()["names"]["stale_served"] > 0
     credentials.write_text("[default]\naws_access_key_id = AKIATWO\naws_secret_access_key = s\n")
     assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: credentials\n"
     assert mount.read("b") == digest(b"b")
