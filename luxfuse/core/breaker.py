@@ -1,8 +1,9 @@
 """When a store is taken for away, and when it is asked whether it is back. Times are seconds of one clock.
 
-*Closed*, requests go to the store. As soon as something has waited, or failed, for some seconds without a single answer,
-the store is in doubt: it is probed. Where the probes fail, too, until the patience of a request is over, the breaker is
-*open*: nothing goes to the store but probes. It is *half-open* while one is under way, and closed by the first answer.
+*Closed*, requests go to the store. As soon as something has waited, or failed, for some time without a single answer,
+the store is probed, and where the probe is not answered, either, it is in doubt. Where all probes fail until the
+patience of a request is over, the breaker is *open*: nothing goes to the store but probes. It is *half-open* while one
+is under way, and closed by the first answer.
 
 So a store that answers anything, however slowly, is never taken for away, and a single request or object that always fails
 takes nothing from the others. One that has come back is noticed by the next probe: `PROBE_EVERY_S` later at most, as a
@@ -17,7 +18,8 @@ from typing import Literal
 State = Literal["closed", "open", "half-open"]
 
 DOUBT_S = 3.0
-"""So long without an answer is more than a slow request. Half the patience, where that is less."""
+"""So long without an answer is more than a slow request: half of it before, a probe was sent. Half the patience, where that
+is less."""
 PROBE_EVERY_S = 2.0
 PROBE_DEADLINE_S = 5.0
 """A store that needs longer for the least of all requests is of no use. It is the patience, where that is less."""
@@ -97,7 +99,8 @@ class Breaker:
 
     def is_probe_due(self, now_s: float) -> bool:
         """Whether to send a probe now."""
-        return self.is_doubtful(now_s) and self._probing < MOST_PROBES and now_s - self._probed_s >= PROBE_EVERY_S
+        asked = self.away or (self._unanswered_s is not None and now_s - self._unanswered_s >= self._doubt_s / 2)
+        return asked and self._probing < MOST_PROBES and now_s - self._probed_s >= PROBE_EVERY_S
 
     def probe_began(self, now_s: float) -> None:
         """A probe is sent; `probe_ended` is to be called."""

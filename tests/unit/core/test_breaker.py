@@ -95,6 +95,19 @@ def test_probes_that_hang_keep_no_others_from_being_sent_but_are_bounded(breaker
     assert breaker.is_probe_due(100.0)
 
 
+def test_a_slow_request_puts_no_store_in_doubt_that_answers_a_probe(breaker):
+    doubted = False
+    for step in range(1, 200):
+        now_s = step * LOOK_S
+        breaker.unanswered(0.0, now_s)
+        doubted = doubted or breaker.is_doubtful(now_s)
+        if breaker.is_probe_due(now_s):
+            breaker.probe_began(now_s)
+            breaker.probe_ended()
+            breaker.answered(now_s + 0.1)
+    assert not doubted
+
+
 def test_little_patience_is_doubted_early():
     breaker = Breaker(1.0, 0.0)
     breaker.unanswered(0.0, 0.0)
