@@ -123,9 +123,20 @@ class DeadlinePassed(StoreUnavailable):
 
 
 class StoreAway(StoreUnavailable):
-    """The store was found to be away, and has not answered again yet: it is not asked."""
+    """The store was found to be away, and has not answered again yet: it is not asked.
+
+    ``sent``: the request had been sent before, and may have an effect.
+    """
 
     retryable = False
+    sent = False
+
+
+def may_have_arrived(error: BaseException) -> bool:
+    """Whether a write that failed may have, or have yet, its effect in the store."""
+    if isinstance(error, StoreAway):
+        return error.sent
+    return isinstance(error, StoreUnavailable) and not isinstance(error, NotTrusted)
 
 
 class UploadsForgotten(StoreUnavailable):

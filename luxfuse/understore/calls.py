@@ -154,7 +154,7 @@ class Calls(Submissions):
     def _ended(self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None) -> StoreError:
         """Return the error of a call that is not waited for any longer; the ``last`` attempt began at ``began_s``."""
         if self.presence.away:
-            return self.presence.error(what)
+            return self.presence.error(what, sent=True)
         self.counters.latency[kind].observe(timeout_s)
         self.counters.timed_out()
         self.presence.still_waiting(began_s)

@@ -92,9 +92,11 @@ class Presence:
             self.refused += 1
             raise self.error(what)
 
-    def error(self, what: str) -> StoreAway:
-        """Return the error of a request that is not made, or not waited for any longer, while the store is away."""
-        return StoreAway(f"{what}: the under-store is away since {format_age(self.away_s or 0.0)} ({self.cause})")
+    def error(self, what: str, *, sent: bool = False) -> StoreAway:
+        """Return the error of a request that is not made while the store is away, or, if ``sent``, not waited for."""
+        error = StoreAway(f"{what}: the under-store is away since {format_age(self.away_s or 0.0)} ({self.cause})")
+        error.sent = sent
+        return error
 
     def waits(self, scope: trio.CancelScope, *, patient: bool) -> _Wait:
         """Count a request as one that waits, for the block; ``scope`` is cancelled when the store is found to be away.

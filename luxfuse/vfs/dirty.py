@@ -70,6 +70,7 @@ class Dirty:
         """It has another name and key, where the store has ``expect``: what it has under the old one does not count."""
         self.place, self.key, self.mode = place, key, mode
         self.stored.expects(expect)
+        self.stored.unheard = False
         if self.source is not None:
             self.source.key = key
             self.uploaded = None  # the store has nothing under this key
@@ -244,7 +245,9 @@ class Dirty:
         """Whether the store may have something of it under its key, but for a push that is on its way."""
         if self.kind is Kind.SPECIAL:
             return False
-        return self.stored.expect != ABSENT or (self.stored.resumed and self.mode is not WriteMode.MUST_CACHE)
+        if self.stored.expect != ABSENT or self.stored.unheard:
+            return True
+        return self.stored.resumed and self.mode is not WriteMode.MUST_CACHE
 
     @property
     def needs_base(self) -> bool:

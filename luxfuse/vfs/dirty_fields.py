@@ -35,6 +35,8 @@ class Stored:
     """mtime in ns and size of contents that may have arrived unheard of: answers got lost, or the run was killed."""
     described: Mapping[str, str] | None = None
     """The metadata that a copy was asked for which may have been made unheard of."""
+    unheard: bool = False
+    """Whether the last push failed without an answer: the store may have got it, or get it yet."""
     kept: Properties | None = None
     """Properties that others have set on its object, as of ``kept_s`` (`keeping`)."""
     kept_s: float = -math.inf
@@ -54,7 +56,7 @@ class Stored:
     def pushed(self, key: str, version: str) -> None:
         """The store has all of it."""
         self.expect = version or None
-        self.resumed = self.doomed = False
+        self.resumed = self.doomed = self.unheard = False
         self.at = (key, version)
 
     def copied(self, key: str, new_key: str, version: str) -> None:

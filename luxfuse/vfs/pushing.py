@@ -21,7 +21,7 @@ from luxfuse.cache.staged import Stamp
 from luxfuse.cache.upload import Uploader
 from luxfuse.cache.upload_source import OldObject, Source, Uploaded
 from luxfuse.core.replicas import write_of
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable, UploadsForgotten, VersionChanged
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, UploadsForgotten, VersionChanged, may_have_arrived
 from luxfuse.index.entries import Attributes, Entry, describe
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
@@ -104,8 +104,9 @@ class Pusher:
         except Replaced:
             self._namespace.belief.expire(dirty.inode)
             raise
-        except BaseException:
+        except BaseException as exc:
             dirty.differs(True)
+            dirty.stored.unheard = dirty.stored.unheard or may_have_arrived(exc)
             raise
         reached("push.stored")
         dirty.stored.pushed(dirty.key, info.version)

@@ -106,7 +106,8 @@ class Removing:
         reached("remove.held")
         removed = not self._tree.in_store(entry)
         promised = self._is_promised(entry)
-        if not removed and self._tree.is_through(key) and not self._files.copied.needs_store(entry.inode):
+        now = self._tree.is_through(key) and not self._tree.is_unheard(entry)
+        if not removed and now and not self._files.copied.needs_store(entry.inode):
             try:
                 await self._deletes.now([key])
             except StoreError:

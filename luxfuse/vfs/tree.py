@@ -12,7 +12,7 @@ from luxfuse.core import names as naming
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.types import Kind, WriteMode
+from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import now_ns
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.errors import BadName, Exists, KeyTooLong, NoSuchName, ReservedName
@@ -119,7 +119,12 @@ class Tree:
         dirty = self._entries.get(entry.inode)
         if dirty is None:
             return entry.version or None
-        return None if dirty.lock.locked() or dirty.stored.resumed else dirty.stored.expect
+        return None if dirty.lock.locked() or dirty.stored.resumed or dirty.stored.unheard else dirty.stored.expect
+
+    def is_unheard(self, entry: Entry) -> bool:
+        """Whether the store has nothing of an entry but what may have arrived, or arrive yet, without an answer."""
+        dirty = self._entries.get(entry.inode)
+        return dirty is not None and dirty.stored.unheard and dirty.stored.expect == ABSENT
 
     def stays_here(self, entry: Entry) -> bool:
         """Whether an entry is of this machine only: the store has nothing of it, and gets nothing."""

@@ -14,7 +14,9 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.moves import taking_back
 from tests.crash.lives import Tree, User, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, Options, mounted, snapshot, until
+from tests.support.harness import AWAY, Mount, Options, mounted, snapshot, until
+
+pytestmark = AWAY
 
 BEFORE: Tree = {
     "a": (b"a" * 5000, 0o644), "b": (b"b" * 3000, 0o755), "d": None, "d/1": (b"1", 0o644), "d/2": (b"2" * 700, 0o600),

@@ -25,7 +25,9 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs import pace
 from luxfuse.volume.neighbours import Neighbours
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, Options, mounted, random_bytes, until
+from tests.support.harness import AWAY, Mount, Options, mounted, random_bytes, until
+
+pytestmark = AWAY
 
 SOURCE = b"source-1"
 

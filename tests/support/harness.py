@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import trio
 from msgspec import structs
 
@@ -64,6 +65,8 @@ from tests.support.fake_store import FakeStore
 
 MIB = 1 << 20
 BEGINNING_S = 1_800_000_000.0
+AWAY = pytest.mark.expected_logs("cannot be reached: .*; what is cached is served")
+"""For tests in which a store may be found to be away."""
 
 
 class FakeClock:

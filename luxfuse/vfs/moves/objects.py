@@ -65,7 +65,7 @@ class ObjectMoves:
     async def move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
         """The store does not have the content yet: it will be uploaded under the new key."""
         old_key, version = dirty.key, dirty.stored.expect
-        was_there = dirty.may_be_stored
+        was_there, unsure = dirty.may_be_stored, dirty.stored.resumed or dirty.stored.unheard
         local = dirty.kind is Kind.SPECIAL
         target = self._namespace.peek(*new_place)
         replaced = self._replaced(new_place, new_key, local=local)
@@ -83,7 +83,7 @@ class ObjectMoves:
             own = dirty.stored.is_under(old_key)  # else it is what an earlier move has replaced
             after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
             self._entries.note_displaced(dirty)
-            self._deletes.later(old_key, place, None if dirty.stored.resumed else version, after)
+            self._deletes.later(old_key, place, None if unsure else version, after)
         else:
             self._namespace.settle(None, *place)
         if replaced and target is not None:

@@ -12,7 +12,7 @@ import trio
 from luxfuse.cache.cached import CachedObject
 from luxfuse.errors import NotFound, StoreRejected, VersionChanged
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes, until
+from tests.support.harness import AWAY, Mount, mounted, pages, random_bytes, until
 
 
 def acquire(mount: Mount, key: str) -> CachedObject:
@@ -195,6 +195,7 @@ async def test_bytes_in_flight_and_in_memory_stay_within_the_limit(tmp_path: Pat
     assert most > pages(2)
 
 
+@AWAY
 async def test_a_hanging_request_ends_at_its_deadline_and_leaves_nothing_uncounted(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("k", random_bytes(pages(1), 1))

@@ -23,7 +23,7 @@ from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
 from luxfuse.understore.small_files import Answer, ArrivedFile, WantedFile
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes, until
+from tests.support.harness import AWAY, Mount, mounted, pages, random_bytes, until
 from tests.support.odd_s3 import Answer as Odd
 from tests.support.odd_s3 import OddS3, Seen
 
@@ -151,6 +151,7 @@ class Slow(FakeStore):
         return answers
 
 
+@AWAY
 async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -> None:
     driver = Slow(tmp_path / "late")
     data = random_bytes(3000, 1)
@@ -250,6 +251,7 @@ async def two_of(m: Mount, driver: FakeStore) -> tuple[list[CachedObject], list[
     return objs, flights, handed
 
 
+@AWAY
 async def test_files_of_a_batch_that_nobody_takes_are_closed(tmp_path: Path) -> None:
     given_up = threading.Event()
     driver = Midway(tmp_path / "first", lambda: given_up.wait(30) and None)
@@ -304,6 +306,7 @@ async def test_what_cannot_be_recorded_is_closed(
     caplog.clear()
 
 
+@AWAY
 async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given_up, stored = threading.Event(), threading.Event()
     store_run = disk.store_run
@@ -372,6 +375,7 @@ async def test_a_file_that_could_not_be_written_goes(tmp_path: Path) -> None:
         m.cache.release(obj)
 
 
+@AWAY
 async def test_a_late_failure_does_not_remove_what_another_attempt_stored(tmp_path: Path) -> None:
     driver = Torn(late=True)
     data = random_bytes(3000, 1)

@@ -20,7 +20,7 @@ from luxfuse.orders.load_progress import LoadProgress
 from luxfuse.orders.loads import LoadRefused
 from luxfuse.types import PAGE_BYTES, WriteMode
 from tests.support.fake_store import FakeStore
-from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
+from tests.support.harness import AWAY, MIB, Mount, mounted, pages, random_bytes, until
 
 KIB = 1 << 10
 
@@ -180,6 +180,7 @@ async def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
         assert (step.failed_files, step.loaded_files) == (0, 23)
 
 
+@AWAY
 async def test_a_store_that_is_gone_ends_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "GIVE_UP_AFTER", 4)
     store = tree()

@@ -16,7 +16,7 @@ from luxfuse.vfs.attributes import Caller, to_metadata
 from luxfuse.vfs.errors import NoSuchName
 from tests.support.clustered import clustered
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted
+from tests.support.harness import AWAY, Mount, mounted
 
 SAID = {"mode": str(stat.S_IFREG | 0o600), "uid": "7", "gid": "8", "mtime": "1600000000.5"}
 
@@ -113,6 +113,7 @@ async def test_others_are_let_in_by_nothing_that_is_not_known(tmp_path: Path) ->
         assert {mode & 0o077 for mode, _ in (await modes(m, "d")).values()} == {0}
 
 
+@AWAY
 @pytest.mark.parametrize("error", [StoreUnavailable, AccessDenied])
 async def test_nor_while_the_store_does_not_say(tmp_path: Path, error: type[Exception]) -> None:
     driver = store_of(1)

@@ -15,7 +15,7 @@ from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.errors import BadHandle, NotADirectory, NotALink
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import mounted
+from tests.support.harness import AWAY, mounted
 
 
 def store_of(*keys: str) -> FakeStore:
@@ -106,6 +106,7 @@ async def test_the_kernels_copy_holds_while_the_listing_does(tmp_path: Path) -> 
         assert not (await m.fs.directories.open(ROOT_INODE))[1]
 
 
+@AWAY
 async def test_a_failing_listing_leaves_the_old_one(tmp_path: Path) -> None:
     driver = store_of(*(f"f{number:04}" for number in range(2500)))
     async with mounted(tmp_path, driver, request_timeout_s=0.2) as m:

@@ -14,7 +14,7 @@ import trio
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from tests.support.fake_store import FakeStore
-from tests.support.harness import MIB, Mount, Options, mounted, pages, random_bytes, until
+from tests.support.harness import AWAY, MIB, Mount, Options, mounted, pages, random_bytes, until
 
 FILES = 12
 KEYS = [f"d{number % 3}/f{number}" for number in range(FILES)]
@@ -51,6 +51,7 @@ async def test_the_push_that_a_close_waited_for_goes_on(tmp_path: Path, mode: st
         assert await m.read_all("new") == b"content"
 
 
+@AWAY
 async def test_a_push_that_fails_when_nobody_waits_any_more_is_tried_again(tmp_path: Path) -> None:
     driver = FakeStore()
     async with mounted(tmp_path, driver, options("cache-through", request_timeout_s=0.2)) as m:

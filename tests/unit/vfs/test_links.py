@@ -15,7 +15,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges, Stat
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, pages, random_bytes
+from tests.support.harness import AWAY, Mount, mounted, pages, random_bytes
 
 MODES = pytest.mark.parametrize("mode", ["cache-through", "through", "async-through", "must-cache"])
 UNCHANGED: dict[str, Any] = dict.fromkeys(("mode", "uid", "gid", "size", "atime_ns", "mtime_ns"))
@@ -122,6 +122,7 @@ async def test_other_kinds(tmp_path: Path, mode: str) -> None:
         assert (made.mode, made.rdev) == (stat.S_IFCHR | 0o600, os.makedev(1, 3))
 
 
+@AWAY
 @pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 async def test_a_store_that_fails(tmp_path: Path, mode: str) -> None:
     """No name is left of a link that failed; what is not in the store yet does not need it."""

@@ -13,7 +13,7 @@ from luxfuse.types import ObjectInfo
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted
+from tests.support.harness import AWAY, Mount, mounted
 
 DATA = b"somebody's data"
 MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
@@ -46,6 +46,7 @@ async def test_rmdir(tmp_path: Path, mode: str) -> None:
     assert content(driver) == {"d/": DATA}
 
 
+@AWAY
 @pytest.mark.parametrize("killed", [False, True])
 async def test_rmdir_while_nobody_can_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_logs: list[str], killed: bool
@@ -129,6 +130,7 @@ async def test_rename(tmp_path: Path, mode: str) -> None:
     assert content(driver) == {"f/": DATA, "e/": b""}
 
 
+@AWAY
 @pytest.mark.parametrize("marked", [False, True])
 async def test_a_marker_that_nobody_could_look_at_keeps_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bool

@@ -15,7 +15,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.uncommitted import Table
 from luxfuse.vfs.errors import KernelBusy, NameTooLong, NoSuchName, Stale
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, until
+from tests.support.harness import AWAY, Mount, mounted, until
 
 
 def store_of(*keys: str) -> FakeStore:
@@ -273,6 +273,7 @@ async def test_a_directory_that_vanished_leaves_nothing_in_the_index(tmp_path: P
         assert set(await m.entries("d/e")) == {b"f"}
 
 
+@AWAY
 async def test_an_outage_serves_what_is_known_and_is_no_absence(tmp_path: Path) -> None:
     async with mounted(tmp_path, store_of("a", "d/b"), request_timeout_s=0.2, passthrough=False) as m:
         inode = await m.inode("a")

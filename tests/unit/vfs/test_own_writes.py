@@ -11,7 +11,7 @@ from luxfuse.errors import LuxError
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted, until
+from tests.support.harness import AWAY, Mount, mounted, until
 
 MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 
@@ -57,6 +57,7 @@ async def test_a_copy_whose_answer_got_lost(tmp_path: Path, mode: str) -> None:
         assert m.writeback.pace.failures == 0
 
 
+@AWAY
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
 async def test_a_copy_that_failed_and_other_attributes_after_it(tmp_path: Path) -> None:
     driver = FakeStore()
@@ -109,6 +110,7 @@ async def test_attributes_of_what_was_replaced(tmp_path: Path, mode: str, new: b
             assert stat.mode & 0o777 == 0o600
 
 
+@AWAY
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
 async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Path) -> None:
     driver = FakeStore()

@@ -1,0 +1,105 @@
+"""Uploads that have no answer, and have reached the store when their file gets another name, or loses the one it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
+from tests.support.fake_store import FakeStore
+from tests.support.harness import Mount, mounted
+
+LATER = pytest.mark.expected_logs("cannot be brought to the under-store yet", "cannot be reached")
+MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
+
+
+class Gone:
+    """A store that takes one upload, and answers nothing from then on, until it is ``back``."""
+
+    def __init__(self, driver: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._down = False
+        self.back: Callable[[], None] = lambda: setattr(self, "_down", False)
+        for name in ("put", "head", "delete", "copy", "has_prefix", "list_directory"):
+            monkeypatch.setattr(driver, name, self._failing(name, getattr(driver, name)))
+
+    def _failing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def request(*arguments: Any, **named: Any) -> Any:
+            if self._down:
+                raise StoreUnavailable("down")
+            answer = real(*arguments, **named)
+            if name == "put":
+                self._down = True
+                raise StoreUnavailable("the answer is lost")
+            return answer
+
+        return request
+
+
+async def make(m: Mount) -> None:
+    """Make a file whose upload has no answer."""
+    handle, _ = await m.kernel.create(m.fs, 1, b"a", 0o644)
+    await m.kernel.write(m.fs, handle, 0, b"content")
+    try:
+        await m.kernel.flush(m.fs, handle)
+    except LuxError:
+        pass
+    await m.kernel.release(m.fs, handle)
+    (dirty,) = m.dirty
+    with trio.fail_after(20):
+        while dirty.tries.attempts == 0 or dirty.lock.locked():
+            m.writeback.hurry()
+            await trio.sleep(0.01)
+
+
+async def settled(m: Mount) -> None:
+    with trio.fail_after(20):
+        while len(m.dirty) or m.journal.deletes:
+            m.writeback.hurry()
+            await trio.sleep(0.01)
+
+
+@LATER
+@MODES
+async def test_what_is_removed_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    driver = FakeStore()
+    gone = Gone(driver, monkeypatch)
+    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+        await m.entries()
+        await make(m)
+        assert list(driver.objects) == ["a"]
+        await m.fs.unlink(1, b"a")
+        gone.back()
+        monkeypatch.undo()
+        await settled(m)
+        assert await m.entries() == {}
+    assert driver.objects == {}
+
+
+@LATER
+async def test_what_is_renamed_does_not_keep_its_old_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    gone = Gone(driver, monkeypatch)
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+        await m.entries()
+        await make(m)
+        await m.fs.rename(1, b"a", 1, b"b", 0)
+        gone.back()
+        monkeypatch.undo()
+        await settled(m)
+        assert list(await m.entries()) == [b"b"]
+    assert {key: data for key, (data, *_) in driver.objects.items()} == {"b": b"content"}
+
+
+@LATER
+async def test_what_was_refused_is_not_looked_for(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        driver.fail_next(1000, lambda: StoreRejected("no"), "put")
+        await make(m)
+        await m.fs.unlink(1, b"a")
+        assert not m.journal.deletes
+    assert driver.counts["delete"] == 0
