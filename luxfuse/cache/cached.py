@@ -25,9 +25,9 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_arrived", "_claimed", "_size", "_waited_for", "asked_s", "asks_peer", "attempt", "budget", "data", "done", "error",
-        "fd", "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota", "taken",
-        "waits_for_peer",
+        "_arrived", "_claimed", "_size", "_waited_for", "asked_s", "asks_peer", "attempt", "budget", "data", "done",
+        "error", "fd", "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota",
+        "taken", "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
