@@ -8,9 +8,9 @@ memory in a file without a name, which the keeper makes and does not look into b
 
 ``COMMAND`` is the daemon's, to which ``--ready-fd``, ``--device-fd`` and ``--estate-fd`` are added; it finds the settings
 on its stdin each time. A daemon that dies before it served ends the keeper with its exit code; one that ends with 0 has
-unmounted. Any other end is a death: the next daemon is started at once, then after pauses that double, up to
-`PAUSE_MOST_S`. After MOST deaths without `STEADY_S` of life in between the keeper gives up: it answers every request with
-EIO, so that nobody hangs, until the mount is taken away, and says so in STATE_FILE.
+unmounted. Any other end is a death, and the next daemon is started: at once, but after pauses that double, up to
+`PAUSE_MOST_S`, where the last one has not served for `STEADY_S`. After MOST of these in a row the keeper gives up: it
+answers every request with EIO, so that nobody hangs, until the mount is taken away, and says so in STATE_FILE.
 
 SIGTERM, SIGINT and SIGHUP are passed on. If the keeper dies, the daemon serves on, and has no successor.
 """
@@ -26,11 +26,11 @@ import struct
 import sys
 import time
 
-STEADY_S = 60.0
+STEADY_S = 1.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
 SERVING = 1
 """The word `STATE` of an estate (`luxfuse.estate.words`) once the mount was in use."""
-STATE_AT = 2 * 8
+STATE_AT, SERVING_SINCE_AT = 2 * 8, 13 * 8
 REQUEST_BYTES = (1 << 20) + (64 << 10)
 RESEND = struct.pack("=IiQ", 16, 7, 0)
 """struct fuse_out_header with FUSE_NOTIFY_RESEND: the kernel sends again what a dead daemon has taken."""
@@ -137,8 +137,12 @@ class Keeper:
 
     def served(self) -> bool:
         """Whether a daemon has served the mount."""
-        word = os.pread(self.estate, 8, STATE_AT)
-        return len(word) == 8 and struct.unpack("=q", word)[0] == SERVING
+        return self.word(STATE_AT) == SERVING
+
+    def word(self, at: int) -> int:
+        """Return a word of the estate."""
+        found = os.pread(self.estate, 8, at)
+        return int(struct.unpack("=q", found)[0]) if len(found) == 8 else 0
 
     def mounted(self) -> bool:
         """Whether the connection lives."""
@@ -160,11 +164,13 @@ class Keeper:
             if not self.mounted():
                 return 1
             self.deaths += 1
-            in_a_row = 1 if time.monotonic() - began >= STEADY_S else in_a_row + 1
+            since = self.word(SERVING_SINCE_AT) / 1000
+            steady = since >= began and time.monotonic() - since >= STEADY_S
+            in_a_row = 0 if steady else in_a_row + 1
             how = wait_status_text(status)
             say(f"the daemon died ({how}) and is started again; deaths so far: {self.deaths}")
             if in_a_row >= self.most:
-                self.give_up(f"the daemon died {in_a_row} times in a row, at last by {how}; see the log")
+                self.give_up(f"the daemon died {in_a_row} times in a row as it began, at last by {how}; see the log")
                 return 1
             if in_a_row > 1:
                 self.pause(min(PAUSE_FIRST_S * 2 ** (in_a_row - 2), PAUSE_MOST_S))

@@ -17,6 +17,7 @@ import ctypes
 import mmap
 import os
 import secrets
+import time
 from enum import IntEnum
 
 from luxfuse.errors import MountError
@@ -77,6 +78,7 @@ class Estate:
 
     def serve(self) -> None:
         """Programs use the mount from now on: if this daemon dies, a successor goes on."""
+        self._words[Word.SERVING_SINCE] = time.monotonic_ns() // 1_000_000
         self._words[Word.STATE] = State.SERVING
 
     def end(self) -> None:

@@ -25,6 +25,8 @@ class Word(IntEnum):
     TRAIL_START = 10
     TRAIL_END = 11
     TRAIL_LOST = 12
+    SERVING_SINCE = 13
+    """When the last daemon began to serve, in ms of the monotonic clock; the keeper reads it."""
 
 
 class Words:

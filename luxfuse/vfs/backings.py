@@ -251,7 +251,8 @@ class Backings:
     def inherit(self, inode: int, fact: BackingFact, fd: int, stamp_ns: int, *, lost: bool) -> bool:
         """Take over the backing that the kernel has of an inode; ``fd`` is its file, unless that is ``lost``."""
         backing = Backing(fact.parent, fact.name, fact.key, fact.entry, None, fact.nameless)
-        if not self._kernel.inherit(inode, fd, stamp_ns, retired=lost):
+        # One that was removed goes with its last close, as it would have before.
+        if not self._kernel.inherit(inode, fd, stamp_ns, retired=lost or fact.nameless):
             return False
         self._add(inode, backing, None if lost else fact.oid)
         return True

@@ -167,6 +167,60 @@ def test_files_that_are_open_stay_what_they_are(kept: Mount, s3: FastS3, bucket:
     assert found == {"kept": content("kept", 200_000), "replaced": b"new content"}
 
 
+def test_a_file_that_is_open_and_cut_stays_cut(kept: Mount, s3: FastS3, bucket: str) -> None:
+    """The journal has what was closed last, for a power cut: a kill is none."""
+    program = Program(
+        kept,
+        "open('small', 'wb').write(b'x' * 5000)\nf = os.open('small', os.O_WRONLY | os.O_TRUNC)",
+        "assert os.fstat(f).st_size == 0; os.close(f)",
+    )
+    program.step()
+    kept.replaced()
+    program.step()
+    program.end()
+    assert kept.unmount().returncode == 0
+    assert not bucket_files(s3.bucket_path(bucket))
+
+
+def test_the_content_of_a_removed_file_goes_with_its_last_reader(kept: Mount) -> None:
+    program = Program(
+        kept,
+        "open('a', 'wb').write(b'x' * 50000)\nf = os.open('a', os.O_RDONLY); os.unlink('a')",
+        "assert os.pread(f, 50001, 0) == b'x' * 50000; os.close(f)",
+    )
+    program.step()
+    kept.replaced()
+    program.step()
+    program.end()
+    wait_for("staging is empty", lambda: not list(kept.cache.glob("*/staging/[0-9a-f]*")))
+
+
+def test_a_large_file_that_was_removed_is_read_to_its_end(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    """Its object stays until then."""
+    data = content("removed and large", 40 * MIB)
+    put(s3, bucket, "large", data)
+    mount = mounting(
+        f"s3://{bucket}", "--whole-file-threshold", "1MiB", "--readahead", "1MiB", endpoint_url=s3.endpoint, keeper=True,
+        expected_logs=[DIED],
+    )  # fmt: skip
+    program = Program(
+        mount,
+        "f = os.open('large', os.O_RDONLY); assert len(os.pread(f, 1000, 0)) == 1000; os.unlink('large')",
+        "assert not os.path.exists('large')\n"
+        "h = hashlib.sha256()\n"
+        "for at in range(0, 40 << 20, 1 << 20): h.update(os.pread(f, 1 << 20, at))\n"
+        f"assert h.hexdigest() == '{digest(data)[1]}'",
+        "os.close(f)",
+    )
+    program.step()
+    mount.replaced()
+    program.step()
+    assert bucket_files(s3.bucket_path(bucket)) == {"large": data}
+    program.step()
+    program.end()
+    wait_for("the object goes", lambda: not bucket_files(s3.bucket_path(bucket)))
+
+
 def test_a_listing_goes_on(kept: Mount, s3: FastS3, bucket: str) -> None:
     names = [f"{number:05}" for number in range(3000)]
     for name in names:

@@ -17,7 +17,9 @@ IO_THREADS = 4
 class JournalContents:
     """Opens the contents of files that are to be uploaded."""
 
-    def __init__(self, journal: Journal, staging: Staging, cache: PageCache) -> None:
+    def __init__(self, journal: Journal, staging: Staging, cache: PageCache, *, intact: bool = False) -> None:
+        """``intact``: the machine did not go down, so staging files are as programs left them, and never behind."""
+        self._intact = intact
         self._journal = journal
         self._staging = staging
         self._cache = cache
@@ -39,15 +41,15 @@ class JournalContents:
     def open(self, number: int, record: FileRecord) -> StagedBytes | None:
         """Open the content of a file, from the journal where the staging file has not got it. Blocks."""
         path = self._staging.path_of(number)
-        inline = self._journal.inline(number)
+        inline, intact = self._journal.inline(number), self._intact
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             if inline is None and record.size:
                 return None
-            fd = self._staging.create(number)
+            fd, intact = self._staging.create(number), False
         st = os.fstat(fd)
-        if inline is not None and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
+        if inline is not None and not intact and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
             os.ftruncate(fd, 0)
             os.pwrite(fd, inline, 0)
             os.utime(fd, ns=(record.stamp, record.stamp))

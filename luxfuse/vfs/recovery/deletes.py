@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 
 import trio
 
@@ -57,9 +58,10 @@ class UnfinishedDeletes:
             reached("recover.delete")
         await self._show_others(gone)
 
-    async def make_what_waits_for_nothing(self) -> None:
-        """Make as many deletes as can be made now, so that their names need not be held."""
-        ready = sorted((k for k, d in self._journal.deletes.items() if not self._journal.is_waiting(d)), reverse=True)
+    async def make_what_waits_for_nothing(self, read: Collection[str]) -> None:
+        """Make as many deletes as can be made now, so that their names need not be held; not of keys that are ``read``."""
+        deletes = self._journal.deletes.items()
+        ready = sorted((k for k, d in deletes if not self._journal.is_waiting(d) and k not in read), reverse=True)
         try:
             for start in range(0, len(ready), DELETE_BATCH):
                 batch = ready[start : start + DELETE_BATCH]

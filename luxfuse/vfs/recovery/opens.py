@@ -70,6 +70,11 @@ class InheritedOpens:
         self._entries.add(dirty)
         return True
 
+    def removed_and_read(self) -> dict[str, int]:
+        """Return the inodes of objects that are to be removed once nobody reads them any more, by key."""
+        copied = self._will.copied_inodes().items()
+        return {f.key: inode for inode, f in copied if f.nameless and f.key and self._inherited.is_open(inode)}
+
     def restore(self) -> None:
         """Take all opens over. Names are as they were, and what is dirty is dirty again."""
         self._restore_copied()
@@ -100,6 +105,8 @@ class InheritedOpens:
             dirty = self._entries.get(inode)
             if dirty is not None and dirty.source is not None:
                 self._files.copied.attach_staged(inode, dirty.source.bytes)
+        for key, inode in self.removed_and_read().items():
+            self._files.copied.defer(key, inode)
         for inode in facts.keys() - {inode for _, inode, _ in self._inherited.handles}:
             self._will.not_copied(inode)
 

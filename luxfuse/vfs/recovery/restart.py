@@ -99,7 +99,7 @@ class Recovery:
         self._staging = staging
         self._store = store
         places = JournalPlaces(namespace, names, entries)
-        contents = JournalContents(journal, staging, cache)
+        contents = JournalContents(journal, staging, cache, intact=inherited is not None)
         self._moves = UnfinishedMoves(places=places, journal=journal, staging=staging, store=store)
         self._deletes = UnfinishedDeletes(
             namespace=namespace,
@@ -156,12 +156,13 @@ class Recovery:
         outcome.moves = await self._moves.finish()
         await self._moves.move_what_was_not_closed()
         outcome.deletes = len(self._journal.deletes)
-        await self._deletes.make_what_waits_for_nothing()
+        read = self._opens.removed_and_read() if self._opens is not None else {}
+        await self._deletes.make_what_waits_for_nothing(read)
         # Directories first, outer ones before inner ones: what is in them may have been changed before they were made.
         records = self._journal.files.items()
         for number, record in sorted(records, key=lambda r: (r[1].kind is not Kind.DIRECTORY, r[1].key, r[0])):
             await self._place(number, record, outcome)
-        await self._deletes.make_what_waits_for_nothing()
+        await self._deletes.make_what_waits_for_nothing(read)
         await self._deletes.carry_on()
         outcome.files = sum(dirty.must_push for dirty in self._entries)
         if self._opens is not None:
