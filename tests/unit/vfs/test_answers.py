@@ -217,6 +217,76 @@ async def test_a_directory_that_was_made_here_is_answered_for_until_the_store_ha
         assert not m.kernel.knows(ROOT_INODE, b"new"), "it holds for a time of its own from now on"
 
 
+async def made(m: Mount) -> tuple[int, bytes]:
+    """Make a directory; returns its place, which the lanes answer for from then on."""
+    stat = await m.fs.mkdir(ROOT_INODE, b"new", 0o755, CALLER)
+    await m.kernel.getattr(m.fs, stat.inode)
+    assert m.kernel.knows(ROOT_INODE, b"new")
+    return ROOT_INODE, b"new"
+
+
+async def chmod_it(m: Mount) -> None:
+    await m.fs.setattr(await m.inode("new"), AttributeChanges(mode=0o700), None, CALLER)
+
+
+async def make_in_it(m: Mount) -> None:
+    await m.kernel.close(m.fs, (await m.kernel.create(m.fs, await m.inode("new"), b"file"))[0])
+
+
+async def link_in_it(m: Mount) -> None:
+    await m.fs.symlink(await m.inode("new"), b"link", b"target", CALLER)
+
+
+async def rename_it(m: Mount) -> None:
+    await m.fs.rename(ROOT_INODE, b"new", ROOT_INODE, b"other", 0)
+
+
+async def rename_into_it(m: Mount) -> None:
+    await m.fs.rename(await m.inode("d"), b"0000", await m.inode("new"), b"0000", 0)
+
+
+async def replace_it(m: Mount) -> None:
+    await m.fs.mkdir(ROOT_INODE, b"another", 0o700, CALLER)
+    await m.fs.rename(ROOT_INODE, b"another", ROOT_INODE, b"new", 0)
+
+
+async def exchange_it(m: Mount) -> None:
+    await m.fs.rename(ROOT_INODE, b"new", ROOT_INODE, b"e", 2)  # RENAME_EXCHANGE
+
+
+async def remove_it(m: Mount) -> None:
+    await m.fs.rmdir(ROOT_INODE, b"new")
+
+
+async def remove_in_it_what_the_store_has(m: Mount) -> None:
+    await make_in_it(m)
+    await m.drain()
+    await m.kernel.getattr(m.fs, await m.inode("new"))
+    await m.fs.unlink(await m.inode("new"), b"file")
+
+
+async def set_its_xattr(m: Mount) -> None:
+    await m.fs.xattrs.set(await m.inode("new"), b"user.x", b"1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        chmod_it, make_in_it, link_in_it, rename_it, rename_into_it, replace_it, exchange_it, remove_it,
+        remove_in_it_what_the_store_has, set_its_xattr, set_ttls,
+    ],
+    ids=lambda change: change.__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["async-through", "cache-through"])
+async def test_a_change_of_a_directory_of_ours_ends_that(
+    tmp_path: Path, change: Callable[[Mount], Awaitable[None]], mode: str
+) -> None:
+    async with small(tmp_path, write_mode=mode, flusher=False) as m:
+        place = await made(m)
+        await change(m)
+        assert not m.kernel.knows(*place)
+
+
 async def test_names_below_a_directory_that_is_gone_end_with_its_records(tmp_path: Path) -> None:
     async with small(tmp_path) as m:
         place = await told(m)
