@@ -15,7 +15,6 @@ When the file has grown to `REWRITE_FACTOR` times what it was when it was last w
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import struct
@@ -25,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+
+from luxfuse.errors import IndexFormatError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class JournalCopy:
     def read(self) -> Found | None:
         """Return what an earlier run left here; None if there is nothing that can be read.
 
-        Raises OSError for a copy of another version.
+        Raises `IndexFormatError` for a copy of another version.
         """
         try:
             data = self.path.read_bytes()
@@ -80,7 +81,10 @@ class JournalCopy:
             return None
         start = len(MAGIC) + _OPENING.size
         if data.startswith(ANY_MAGIC) and not data.startswith(MAGIC):
-            raise OSError(errno.EPROTO, f"{self.path} is of another version; use the luxfuse that wrote it")
+            raise IndexFormatError(
+                f"the copy of the journal, {self.path}, is of another version: use the luxfuse that wrote it, as it may "
+                "tell what was not uploaded yet, or move it away"
+            )
         if not data.startswith(MAGIC) or len(data) < start:
             return None
         found = Found(_OPENING.unpack_from(data, len(MAGIC))[0], {})
@@ -157,10 +161,15 @@ def _frame(records: Iterable[Record]) -> bytes:
 
 
 def _frame_at(data: bytes, start: int) -> bytes | None:
-    """Return the body of the frame that begins at ``start``; None if there is none, or not all of it."""
+    """Return the body of the frame that begins at ``start``; None if there is none, or not all of it.
+
+    Zeros are none, which a power cut may leave behind the last one: their checksum would be right.
+    """
     if len(data) < start + _HEAD.size:
         return None
     length, crc = _HEAD.unpack_from(data, start)
+    if not length:
+        return None
     body = data[start + _HEAD.size : start + _HEAD.size + length]
     return body if len(body) == length and zlib.crc32(body) == crc else None
 

@@ -129,6 +129,9 @@ class JournalFile:
             self._take_up_log()
             if copy is not None:
                 self._agree_with(copy)
+        except IndexFormatError:
+            self.close()
+            raise
         except (OSError, lmdb.Error, msgspec.MsgspecError) as exc:
             self.close()
             raise self.unusable(exc) from exc

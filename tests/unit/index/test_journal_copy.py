@@ -114,6 +114,20 @@ async def test_what_was_cut_short_is_left_out(tmp_path: Path, cache: Path, opene
         opened.pop().close()
 
 
+@pytest.mark.parametrize("zeros", [1, 8, 5000])
+async def test_zeros_that_a_power_cut_left_at_its_end_are_nothing(
+    tmp_path: Path, cache: Path, opened: list[Journal], zeros: int
+) -> None:
+    journal = open_in(cache, tmp_path, opened)
+    await fill(journal)
+    opened.pop().close()
+    before = JournalCopy(cache).read()
+    with (cache / "journal.copy").open("ab") as file:
+        file.write(bytes(zeros))
+    assert JournalCopy(cache).read() == before
+    assert set(open_in(cache, tmp_path, opened).deletes) == {"gone"}
+
+
 async def test_nothing_readable_is_nothing(tmp_path: Path, cache: Path, opened: list[Journal]) -> None:
     for round_, left in enumerate((b"", b"luxfuse", b"garbage" * 100, journal_copy.MAGIC)):
         (cache / journal_copy.FILE_NAME).write_bytes(left)
@@ -173,6 +187,7 @@ async def test_a_copy_of_another_version_is_refused(tmp_path: Path, cache: Path,
     opened.pop().close()
     path = cache / journal_copy.FILE_NAME
     path.write_bytes(path.read_bytes().replace(b" 2\n", b" 3\n", 1))
-    with pytest.raises(IndexFormatError, match="of another version"):
+    with pytest.raises(IndexFormatError, match="of another version") as caught:
         open_in(cache, tmp_path / "other", opened)
+    assert ".damaged" not in str(caught.value), "the journal is not to blame"
     assert b" 3\n" in path.read_bytes()[:30]
