@@ -151,7 +151,8 @@ class VolumeLife:
             name=safe_url(settings.source),
         )
         try:
-            outage = await self._probe(store)
+            successor = self._estate.inherited is not None  # goes on with what is here, as its predecessor would have
+            outage = None if successor else await self._probe(store)
             if outage is not None and not self._may_be_known():
                 raise outage
             self._insist_on_read_only(store)
