@@ -1,0 +1,60 @@
+"""Runs a storm by command: ``python -m tests.storm --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.storm import plan
+from tests.storm.report import Report
+from tests.storm.storm import Storm
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--kill-every", type=float, default=5, metavar="SECONDS", help="on average; 0: never")
+    parser.add_argument("--keeper", action="store_true")
+    parser.add_argument("--mode", default="async-through", choices=("async-through", "cache-through"))
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--calm", action="store_true", help="the store does not fail")
+    parser.add_argument("--roomy", action="store_true", help="the disk does not fill up")
+    parser.add_argument("--soak", action="store_true", help="break nothing, and see what grows")
+    parser.add_argument("--strict", action="store_true", help="fail for what is known not to be kept yet, too")
+    parser.add_argument("--log", help="a copy of the daemon's log")
+    parser.add_argument("-o", dest="options", default="", help="options of the mount")
+    given = parser.parse_args()
+    if given.soak:
+        given.kill_every, given.calm, given.roomy = 0, True, True
+    return given
+
+
+def storm(given: argparse.Namespace) -> Report:
+    """Run one as the command line says."""
+    drawn = plan.draw(
+        given.seed, given.seconds, kill_every_s=given.kill_every, store=() if given.calm else plan.STORE,
+        disk=not given.roomy,
+    )  # fmt: skip
+    options = dict(option.split("=", 1) for option in given.options.split(",") if option)
+    with tempfile.TemporaryDirectory(prefix="storm-") as base:
+        made = Storm(
+            given.seed, drawn, Path(base), keeper=given.keeper, mode=given.mode, workers=given.workers, options=options
+        )  # fmt: skip
+        try:
+            return made.run()
+        finally:
+            if given.log:
+                Path(given.log).write_text(made.said)
+
+
+if __name__ == "__main__":
+    given = arguments()
+    print(f"seed {given.seed}", flush=True)
+    report = storm(given)
+    print(report)
+    sys.exit(bool(report.wrong or (given.strict and report.not_yet)))

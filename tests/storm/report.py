@@ -1,0 +1,94 @@
+"""What a storm measures and reports, and the mount that it is made on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.storm.verdict import slope_per_minute
+from tests.support.mounted import MIB, Mount
+
+DEATHS = 10**6
+"""A keeper gives up after ten deaths without a minute of life between them: here there are more."""
+START = (
+    "import sys; from luxfuse.cli import launch, main; "
+    f"launch.MOST_DEATHS = {DEATHS}; sys.exit(main.main())"
+)  # fmt: skip
+
+
+class StormMount(Mount):
+    """A mount whose keeper does not give up."""
+
+    def _start(self, *arguments: Any, timeout_s: float, check: bool = False) -> subprocess.CompletedProcess[str]:
+        return self.run([self.python, "-P", "-c", START, *arguments], timeout_s=timeout_s, check=check)
+
+
+@dataclasses.dataclass
+class Sample:
+    """What a daemon takes at one time."""
+
+    at: float
+    pid: int
+    memory: int
+    descriptors: int
+    threads: int
+    disk: int
+
+
+@dataclasses.dataclass
+class Report:
+    """What a storm found. ``not_yet``: what is wrong, and known to be."""
+
+    seed: int
+    wrong: list[str]
+    not_yet: list[str]
+    counts: dict[str, Any]
+
+    def __str__(self) -> str:
+        shown = "\n".join(f"  {name}: {value}" for name, value in self.counts.items())
+        known = "".join(f"not promised yet: {line}\n" for line in self.not_yet)
+        return f"seed {self.seed}\n{shown}\n{known}" + ("\n".join(self.wrong) or "nothing was wrong")
+
+
+def sample(mount: Mount, disk: Path) -> Sample:
+    """Look at a daemon and its disk."""
+    pid = mount.pid
+    status = Path(f"/proc/{pid}/status").read_text()
+
+    def field(name: str) -> int:
+        return int(status.partition(f"\n{name}:")[2].split()[0])
+
+    st = os.statvfs(disk)
+    ballast = disk / "ballast"
+    others = ballast.stat().st_blocks * 512 if ballast.exists() else 0
+    used = (st.f_blocks - st.f_bfree) * st.f_frsize - others
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    return Sample(time.monotonic(), pid, field("RssAnon") << 10, descriptors, field("Threads"), used)
+
+
+def logged(log: str) -> dict[str, int]:
+    """Warnings and errors of the log, by their first words."""
+    found: Counter[str] = Counter()
+    for line in log.splitlines():
+        level = line.partition(" level=")[2].partition(" ")[0]
+        if level not in ("debug", "info"):
+            event = line.partition('event="')[2] or line
+            found[f"{level or 'no level'} {' '.join(event.split()[:6])}"] += 1
+    return dict(found.most_common(12))
+
+
+def taken(samples: Sequence[Sample]) -> dict[str, str]:
+    """What the daemon took, and how that grew after the first quarter of the time."""
+    shown = {}
+    for name, unit in (("memory", MIB), ("descriptors", 1), ("threads", 1), ("disk", MIB)):
+        values = [(s.at, getattr(s, name) / unit) for s in samples]
+        most = max((v for _, v in values), default=0)
+        values = values[len(values) // 4 :]
+        shown[name + (" (MiB)" if unit > 1 else "")] = f"{most:.0f} at most, {slope_per_minute(values):+.2f} a minute"
+    return shown
