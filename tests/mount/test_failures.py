@@ -214,7 +214,10 @@ class TestKilled:
     def test_a_new_mount_takes_the_place_of_a_dead_one(self, mount: Mount) -> None:
         mount.close_readers()
         mount.kill(signal.SIGKILL)
-        assert mount.mount().read("cached") == digest(SMALL)
+        done = mount.try_mount()
+        assert done.returncode == 0
+        assert "has died; what it left is taken away" in done.stderr
+        assert mount.read("cached") == digest(SMALL)
 
     def test_open_passthrough_files_are_not_leaked(self, mount: Mount) -> None:
         """A reader in passthrough goes on through the daemon's death; then all of it can be taken down."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.operations import Operations
@@ -40,6 +41,7 @@ class SmallFs:
     def __init__(self, kernel: KernelSide, directory: Path, trace: Path) -> None:
         self.kernel = kernel
         self.namespace = self.missing = self.answers = self.places = self
+        self.can_ask = True
         self.directory = directory
         self.trace = trace.open("a", buffering=1)
         self.names: dict[bytes, int] = {}
@@ -274,6 +276,12 @@ class SmallDirectories:
 
     def streams(self, handle: int) -> bool:
         return False
+
+    async def prepare(self, handle: int, cookie: int) -> None:
+        pass
+
+    def positions(self, handle: int, start: int, cookie: int, name: bytes) -> dict[int, Position]:
+        return {}
 
     async def more(self, handle: int) -> bool:
         return False
