@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
@@ -117,6 +117,12 @@ class Contents:
             changed = range(obj.pages.total)
         saved = self._objects.save(obj.oid, obj.record, obj.pages, changed)
         obj.unsaved = not saved and (obj.unsaved or changed is not None)
+
+    def save_new(self, objs: Sequence[CachedObject]) -> None:
+        """Bring objects that have come whole to the index, which has none of them as a rule."""
+        saved = self._objects.save_new([(obj.oid, obj.record, obj.pages) for obj in objs])
+        for obj in objs:
+            obj.unsaved = not saved
 
     def touch_by_id(self, oid: bytes) -> None:
         """Note a use of an object that need not be loaded."""

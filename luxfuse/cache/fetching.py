@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Protocol
 
 import trio
 
-from luxfuse.cache import disk
 from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
-from luxfuse.cache.descriptors import is_shortage, shortages
+from luxfuse.cache.landing import Descriptions, Landed, Landing
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.reservations import Reservations, settle
@@ -34,7 +31,6 @@ from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.memory import Shares
 from luxfuse.core.spans import missing_runs
 from luxfuse.errors import DeadlinePassed, StoreError, Unforeseen
-from luxfuse.types import Description, ObjectInfo
 from luxfuse.understore.retrying import Store
 
 log = logging.getLogger(__name__)
@@ -45,16 +41,6 @@ MOST_TOGETHER = 8
 """So many small files are fetched at most in one turn of a thread."""
 SERVING_PART = 4
 """As much of the memory for requests, one part in so many, there is for those of peers besides."""
-
-
-class Descriptions(Protocol):
-    """Descriptions of objects, which come beside their bytes."""
-
-    def heard(self, info: ObjectInfo, asked_s: float) -> None:
-        """Take note of the description of an object that the under-store, asked at ``asked_s``, sent with its bytes."""
-
-    def told(self, key: str, version: str) -> Description | None:
-        """Return the description of a version of an object, if it is known."""
 
 
 class Fetching:
@@ -76,10 +62,10 @@ class Fetching:
         self._reservations = Reservations(contents.hierarchy, quotas)
         self._attempts = attempts
         self._store = store
-        self._descriptions = descriptions
         self._nursery = nursery
         self.budget = ByteBudget(memory.flights_bytes)
         self.recent = RecentPages(memory.kept_bytes)
+        self._landing = Landing(contents, descriptions, self.recent)
         self.serving = ByteBudget(memory.flights_bytes // SERVING_PART)
         """Memory for pages that peers wait for: it must not wait for readers here, which may wait for those peers."""
 
@@ -161,16 +147,10 @@ class Fetching:
             return False
         if not self.budget.try_hold(total):
             return False
-        spaces: list[Space | None] = []
-        for obj, flight in zip(objs, flights, strict=True):
-            decided, space = self._reservations.try_reserve(obj, flight)
-            if not decided:
-                for other, reserved in zip(flights, spaces, strict=False):
-                    if reserved is not None:
-                        settle(other, reserved, 0)
-                self.budget.give_back(total)
-                return False
-            spaces.append(space)
+        spaces = self._reservations.try_reserve_all(objs, flights)
+        if spaces is None:
+            self.budget.give_back(total)
+            return False
         whole = list(zip(objs, flights, spaces, strict=True))
         small = self._attempts.small(whole)
         for flight in flights:
@@ -178,8 +158,7 @@ class Fetching:
 
         def answered(results: list[Outcome] | None, error: StoreError | None) -> None:
             small.abandon()
-            for (obj, flight, space), (result, why) in zip(whole, results or [(None, error)] * len(whole), strict=True):
-                self._answered(obj, flight, space, result, why)
+            self._answered_together(whole, results or [(None, error)] * len(whole))
 
         self._store.submit("get", small.all, answered, total, later=flights[0].later, requests=len(whole))
         return True
@@ -199,6 +178,31 @@ class Fetching:
             flight.budget.give_back(flight.length)
         self._nursery.start_soon(self._fly, obj, flight)
 
+    def _answered_together(
+        self, whole: Sequence[tuple[CachedObject, Flight, Space | None]], outcomes: Sequence[Outcome]
+    ) -> None:
+        """Deal with the ends of requests that were made in one turn: of new objects, all at once."""
+        answers = [(*each, *outcome) for each, outcome in zip(whole, outcomes, strict=True)]
+        new = []
+        for obj, flight, space, result, _ in answers if not self._contents.index_closed else ():
+            if result is not None and space is not None and self._landing.is_new(obj, flight, space, result):
+                new.append(Landed(obj, flight, space, result))
+        error: Unforeseen | None = None
+        try:
+            if new:
+                self._landing.land_new(new)
+        except Exception as exc:
+            log.exception("storing %d files failed in an unexpected way", len(new))
+            error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
+        landed = {each.obj.oid for each in new}
+        for obj, flight, space, result, why in answers:
+            if obj.oid not in landed:
+                self._answered(obj, flight, space, result, why)
+                continue
+            assert result is not None
+            result.stored.close()  # unless its receiver has it
+            self._conclude(obj, flight, space, allocated_bytes(flight.length) if error is None else 0, error)
+
     def _answered(
         self, obj: CachedObject, flight: Flight, space: Space | None, result: Fetched | None, error: StoreError | None
     ) -> None:
@@ -208,23 +212,24 @@ class Fetching:
                 error = StoreError("the under-store is not attached any more")
             elif result is not None:
                 try:
-                    stored_bytes = self._land(obj, flight, space, result)
+                    stored_bytes = self._landing.land(obj, flight, space, result)
                 finally:
                     result.stored.close()
         except Exception as exc:
             log.exception("storing a part of %r failed in an unexpected way", obj.record.key)
             error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
-        finally:
-            flight.attempt += 1
-            if space is not None:
-                settle(flight, space, stored_bytes)
-            flight.budget.give_back(flight.length)
-        if (
-            error is not None
-            and error.retryable
-            and self._spent_s(flight) < self._store.timeout_s
-            and not self._contents.closed
-        ):
+        self._conclude(obj, flight, space, stored_bytes, error)
+
+    def _conclude(
+        self, obj: CachedObject, flight: Flight, space: Space | None, stored_bytes: int, error: StoreError | None
+    ) -> None:
+        """End the first attempt at a flight, and the flight unless there is to be another one."""
+        flight.attempt += 1
+        if space is not None:
+            settle(flight, space, stored_bytes)
+        flight.budget.give_back(flight.length)
+        in_time = self._spent_s(flight) < self._store.timeout_s
+        if error is not None and error.retryable and in_time and not self._contents.closed:
             self._store.note_retry()
             self._store.charge_turn("get", obj.record.key, flight.length)
             self._nursery.start_soon(self._fly, obj, flight)
@@ -267,7 +272,7 @@ class Fetching:
         try:
             fetched = await self._get(obj, flight, space)
             with closing(fetched.stored):
-                stored_bytes = self._land(obj, flight, space, fetched)
+                stored_bytes = self._landing.land(obj, flight, space, fetched)
         finally:
             if space is not None:
                 settle(flight, space, stored_bytes)
@@ -308,59 +313,6 @@ class Fetching:
                 log.exception("handing over %r failed in an unexpected way", obj.record.key)
         self._contents.release(obj)
 
-    def _note_described(self, obj: CachedObject, fetched: Fetched) -> None:
-        """Pass on the description that came with bytes, unless the cache is closed: then the index is about to be, too."""
-        if fetched.info is not None:
-            obj.described = fetched.info, fetched.asked_s
-            if not self._contents.closed:
-                self._descriptions.heard(fetched.info, fetched.asked_s)
-
-    def _land(self, obj: CachedObject, flight: Flight, space: Space | None, fetched: Fetched) -> int:
-        """Record the pages that a flight brought; returns the bytes that are new on disk."""
-        flight.data, stored = fetched.data, fetched.stored
-        self._note_described(obj, fetched)
-        if fetched.by_peer:
-            self._contents.counters.peer_bytes += flight.length
-        else:
-            self._contents.counters.understore_bytes += flight.length
-        if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
-            self._contents.lose_file(obj, stored.error)
-        elif stored.error is not None and space is not None:
-            _not_stored(space, stored.error, obj)
-        elif stored.file_number and obj.file_number not in (0, stored.file_number):
-            self._contents.file_replaced(obj)
-        allocated = 0
-        if space is not None and stored.file_number:
-            obj.file_number = stored.file_number
-            allocated = self._record(obj, flight.pages, stored, flight.length)
-        if flight.keep_in_memory or not allocated:
-            for page in flight.pages:
-                if not (allocated and page in flight.taken):
-                    self.recent.put(obj.oid, page, flight.page(page))
-        if stored.file is not None and allocated:
-            flight.fd = stored.file.take()
-        return allocated
-
-    def _record(self, obj: CachedObject, pages: range, stored: disk.Stored, length: int) -> int:
-        self._contents.trust.look_for_strangers(obj, stored)
-        now_us = time.time_ns() // 1000
-        if obj.pages.count == 0 and obj.space is not None:
-            obj.record.cached_us = now_us
-            obj.space.standings.insert(obj.oid, obj.record, used=obj.used)
-        for page, checksum in zip(pages, stored.checksums, strict=True):
-            obj.pages.add(page, checksum)
-            if stored.strangers >= obj.strangers:
-                obj.trusted.add(page)
-        obj.strangers = max(obj.strangers, stored.strangers)
-        allocated = allocated_bytes(length)
-        record = obj.record
-        record.allocated_bytes += allocated
-        record.stamp = max(record.stamp, stored.stamp)
-        record.used_us = max(record.used_us, now_us)
-        record.whole = obj.pages.whole
-        self._contents.save(obj, pages)
-        return allocated
-
     async def fetch_whole(self, obj: CachedObject, on_end: Callable[[int], None] | None = None) -> bool:
         """Bring every page of the object to disk; returns whether there were any that had not been asked for before.
 
@@ -373,11 +325,3 @@ class Fetching:
             if flight.error is not None:
                 raise flight.error
         return asked
-
-
-def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:
-    """What was fetched could not be written: its reader has it, and the next one fetches it again."""
-    if is_shortage(error):
-        shortages.note(f"{obj.record.key!r} is not kept in the cache")
-    else:
-        space.fail(error)

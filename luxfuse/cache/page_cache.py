@@ -20,8 +20,9 @@ from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.descriptors import patiently
-from luxfuse.cache.fetching import Descriptions, Fetching
+from luxfuse.cache.fetching import Fetching
 from luxfuse.cache.hierarchy import Hierarchy
+from luxfuse.cache.landing import Descriptions
 from luxfuse.cache.quotas import Quotas
 from luxfuse.cache.race import PeerSource
 from luxfuse.core.memory import Shares

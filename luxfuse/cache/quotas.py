@@ -74,6 +74,11 @@ class Quotas:
         """While they are counted to be compared with those."""
         self._making_room = trio.Lock()
 
+    @property
+    def any(self) -> bool:
+        """Whether there are quotas."""
+        return bool(self._ledgers)
+
     def of(self, key: str) -> Ledger | None:
         """Return the books of the quota that an object counts for."""
         if not self._ledgers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.quotas import Quotas
@@ -33,6 +35,33 @@ class Reservations:
         if space is None:
             flight.settle_quota()
         return decided, space
+
+    def try_reserve_all(self, objs: Sequence[CachedObject], flights: Sequence[Flight]) -> list[Space | None] | None:
+        """Reserve room for many objects at once, each as by `try_reserve`; None, and no room, if it is not decided."""
+        if (only := self._only_space(objs)) is not None:
+            if not only.ledger.reserve(sum(allocated_bytes(flight.length) for flight in flights)):
+                return None
+            for obj in objs:
+                self._put_in(obj, only)
+            return [only] * len(objs)
+        spaces: list[Space | None] = []
+        for obj, flight in zip(objs, flights, strict=True):
+            decided, space = self.try_reserve(obj, flight)
+            if not decided:
+                for other, reserved in zip(flights, spaces, strict=False):
+                    if reserved is not None:
+                        settle(other, reserved, 0)
+                return None
+            spaces.append(space)
+        return spaces
+
+    def _only_space(self, objs: Sequence[CachedObject]) -> Space | None:
+        """Return the directory that all of these go to, where there is no other one and no quota."""
+        spaces = self._hierarchy.spaces
+        if len(spaces) != 1 or self._quotas.any or spaces[0].shut:
+            return None
+        placing = self._hierarchy.placing
+        return spaces[0] if all(obj.space is None and placing(obj.record.key).keep for obj in objs) else None
 
     async def reserve(self, obj: CachedObject, flight: Flight) -> Space | None:
         """Reserve room, in the directory that has the object's file or will get it; None: do without."""

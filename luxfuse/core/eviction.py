@@ -110,6 +110,27 @@ EASY, PLAIN, LAST = range(3)
 """How readily an object goes: others hold it as well; as its rank says; after all else, because others count on it."""
 
 
+class Grown:
+    """An order in which objects are counted already that are about to come into it."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self.count = order.count
+        self._more: dict[int, int] = {}
+
+    def add(self, segment: int, allocated_bytes: int) -> None:
+        """Count one more."""
+        self.count += 1
+        self._more[segment] = self._more.get(segment, 0) + allocated_bytes
+
+    def bytes_in(self, segment: int) -> int:
+        return self._order.bytes_in(segment) + self._more.get(segment, 0)
+
+    def ascending(self, segment: int) -> Iterator[Cached]:
+        """Without them."""
+        return self._order.ascending(segment)
+
+
 class Spared:
     """An order in which, of the next few, those come first that go easily, and those are left out that are to go last.
 

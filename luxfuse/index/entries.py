@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,9 @@ class Attributes(msgspec.Struct, frozen=True, array_like=True):
     ctime_ns: int | None = None
     rdev: int | None = None
     xattrs: dict[str, bytes] | None = None
+
+
+NOTHING_SAID = Attributes()
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
@@ -60,6 +64,15 @@ class Found(msgspec.Struct, gc=False):
     size: int = 0
     version: str = ""
     mtime_ns: int = 0
+
+
+class Described(NamedTuple):
+    """The description of an entry of a directory by the store, asked at ``checked_s``."""
+
+    directory: int
+    found: Found
+    checked_s: float
+    attributes: Attributes
 
 
 @dataclass(slots=True)

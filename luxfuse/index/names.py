@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from luxfuse.index.bulk import ROOT_INODE
 from luxfuse.index.entries import (
+    NOTHING_SAID,
     Attributes,
     Changes,
+    Described,
     Entry,
     Found,
     decode_entry,
@@ -221,33 +223,47 @@ class Names(ListedNames):
             return old
         return self._replace(parent, name, old, found, checked_s, attributes, described_ns=found.mtime_ns)
 
-    def describe(
-        self, parent: int, name: bytes, found: Found, checked_s: float, attributes: Attributes, now_s: float
-    ) -> Entry | None:
-        """Record what the answer to another question, asked at ``checked_s``, said of a name; returns its entry.
+    def describe(self, told: Iterable[Described], now_s: float) -> list[Entry | None]:
+        """Record answers to other questions, all or none of them; returns the entry of each name.
 
         None, and nothing is recorded, if the name is another version here, or was changed here, or is known better. Where
         no attributes are known, the name was changed for something else: what stood for it besides is to be removed, say.
         """
-        old = self.get(parent, name)
-        if old is None or not same(old, found):
-            return None
-        changed_here = self._held.ignores(U64.pack(parent) + name, checked_s)
+        entries: list[Entry | None] = []
+        records: Records = {}
+        for one in told:
+            parent, name = one.directory, one.found.name
+            old = self.get(parent, name)
+            if old is not None:
+                shown = old.size, old.attributes or NOTHING_SAID
+                if not self._takes(old, U64.pack(parent) + name, one, now_s):
+                    old = None
+                else:
+                    describe(old, one.attributes, one.found.mtime_ns, one.checked_s)
+                    if (old.size, old.attributes) != shown:  # else what is answered for the name still holds
+                        self.told.revoke(parent, name)
+                    records |= self._records_of(parent, name, old, same_number=True)
+            entries.append(old)
+        if records:
+            self._make(records)
+        return entries
+
+    def _takes(self, old: Entry, key: bytes, told: Described, now_s: float) -> bool:
+        """Whether a description is to be recorded in an entry; then its time and size are."""
+        found, checked_s = told.found, told.checked_s
+        if not same(old, found):
+            return False
+        changed_here = self._held.ignores(key, checked_s)
         if changed_here and old.attributes is not None:
-            return None
+            return False
         if old.kind is Kind.DIRECTORY:  # its marker does not tell whether it is there
-            if checked_s < old.described_s <= now_s:
-                return None
-        elif changed_here:
-            pass  # it tells nothing of the name
-        elif checked_s < old.checked_s <= now_s:
-            if old.attributes is not None or old.mtime_ns // 10**9 != found.mtime_ns // 10**9:
-                return None
-        else:
-            old.checked_s, old.size = checked_s, found.size
-        describe(old, attributes, found.mtime_ns, checked_s)
-        self._apply(self._records_of(parent, name, old, same_number=True))
-        return old
+            return not checked_s < old.described_s <= now_s
+        if changed_here:
+            return True  # it tells nothing of the name
+        if checked_s < old.checked_s <= now_s:
+            return old.attributes is None and old.mtime_ns // 10**9 == found.mtime_ns // 10**9
+        old.checked_s, old.size = checked_s, found.size
+        return True
 
     def remove(self, parent: int, name: bytes, checked_s: float, now_s: float) -> Entry | None:
         """Forget a name that was gone at ``checked_s``; returns its entry if a later listing knows better.
@@ -324,6 +340,10 @@ class Names(ListedNames):
         for table, key in records:
             if table is Table.NAMES:
                 self.told.revoke(U64.unpack(key[:8])[0], key[8:])
+        self._make(records)
+
+    def _make(self, records: Records) -> None:
+        """Make changes of names that are not answered for any more, or still as they are."""
         self._store.apply(records)
         if any(table is Table.REMOVED for table, _ in records):
             self.purger.wake()

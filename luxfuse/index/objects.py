@@ -136,6 +136,24 @@ class Objects:
         held = self._transitions(oid, before, record, changes) if self.on_held and pages is not None else ()
         return self._change(oid, changes, deltas, held)
 
+    def save_new(self, objects: Sequence[tuple[bytes, ObjectRecord, Pages]]) -> bool:
+        """Store whole objects of one range each, of which none is stored as a rule; False: not all of them are now."""
+        known = [each for each in objects if self._recorded(each[0]) is not None]
+        refused = [oid for oid, record, pages in known if not self.save(oid, record, pages, range(pages.total))]
+        new = [each for each in objects if each not in known] if known else objects
+        changes: Changes = {}
+        for oid, record, pages in new:
+            changes[Table.OBJECTS, oid] = encode_record(record)
+            changes[Table.STANDINGS, standing_key(record, oid)] = U64.pack(record.allocated_bytes)
+            changes[Table.CHUNKS, chunk_key(oid, 0)] = pages.chunk(0)
+        if not self._apply(changes, self._totals_after([(record, 1) for _, record, _ in new])):
+            return False
+        for oid, record, _ in new:
+            self._absent.discard(oid)
+            if self.on_change or self.on_held:
+                self._tell(oid, [(record, 1)], [(0, True)])
+        return not refused
+
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
         record = self.record(oid)
@@ -289,17 +307,21 @@ class Objects:
 
         What it describes is only a cache.
         """
-        totals: dict[tuple[int, int], tuple[int, int]] = {}
-        for record, sign in deltas:
-            where = record.directory, record.segment
-            used, count = totals.get(where) or self._totals.get(where, (0, 0))
-            totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
-        if not self._apply(changes, totals):
+        if not self._apply(changes, self._totals_after(deltas)):
             return False
         self._absent.discard(oid)
         if self.on_change or held:
             self._tell(oid, deltas, held)
         return True
+
+    def _totals_after(self, deltas: Iterable[tuple[ObjectRecord, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+        """Return the totals that change when records come (1) and go (-1)."""
+        totals: dict[tuple[int, int], tuple[int, int]] = {}
+        for record, sign in deltas:
+            where = record.directory, record.segment
+            used, count = totals.get(where) or self._totals.get(where, (0, 0))
+            totals[where] = max(0, used + sign * record.allocated_bytes), max(0, count + sign)
+        return totals
 
     def _tell(self, oid: bytes, deltas: Sequence[tuple[ObjectRecord, int]], held: Sequence[tuple[int, bool]]) -> None:
         for listener in self.on_change:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from luxfuse.index.names import Attributes, Entry
+from luxfuse.index.entries import NOTHING_SAID, Attributes, Entry
 from luxfuse.types import Kind
 
 _KIND_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, 0)
@@ -91,7 +91,6 @@ class Defaults:
     mtime_ns: int
 
 
-_NOTHING_SAID = Attributes()
 _TIME = re.compile(r"(\d{1,19})(?:\.(\d*))?|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 """Seconds, or a date and time of day with its zone (RFC 3339); either with a fraction."""
 
@@ -101,7 +100,7 @@ def parse_attributes(metadata: Mapping[str, str] | None) -> Attributes | None:
     if metadata is None:
         return None
     if not metadata:
-        return _NOTHING_SAID
+        return NOTHING_SAID
     mode = _mode(metadata.get("mode"))
     return Attributes(
         mode=None if mode is None else mode & 0o7777,
@@ -126,7 +125,7 @@ def marker_attributes(known: Attributes | None, said: Attributes) -> Attributes:
 
 def to_metadata(kind: Kind, attributes: Attributes | None) -> dict[str, str]:
     """Return the object metadata that says what ``attributes`` do; what they leave open is left out."""
-    known = attributes or _NOTHING_SAID
+    known = attributes or NOTHING_SAID
     metadata = {}
     if known.mode is not None:
         metadata["mode"] = f"0{_KIND_BITS[kind] | known.mode:o}"
@@ -187,7 +186,7 @@ def _nanoseconds(text: str | None) -> int | None:
 
 def with_times(entry: Entry, mtime_ns: int | None = None) -> Attributes:
     """Return the known attributes of an entry with the times that it shows, so that no later change moves those."""
-    known = entry.attributes or _NOTHING_SAID
+    known = entry.attributes or NOTHING_SAID
     shown_ns = mtime_ns or known.mtime_ns or entry.mtime_ns or None
     return msgspec.structs.replace(
         known, mtime_ns=shown_ns, atime_ns=known.atime_ns if known.atime_ns is not None else known.mtime_ns or shown_ns
@@ -196,7 +195,7 @@ def with_times(entry: Entry, mtime_ns: int | None = None) -> Attributes:
 
 def stat_of(entry: Entry, defaults: Defaults, ttl_s: float) -> Stat:
     """Return the attributes of an entry."""
-    known = entry.attributes or _NOTHING_SAID
+    known = entry.attributes or NOTHING_SAID
     permissions = known.mode
     if permissions is None:
         permissions = (0o777 if entry.kind is not Kind.FILE else 0o666) & ~defaults.umask

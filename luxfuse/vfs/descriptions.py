@@ -22,15 +22,15 @@ from typing import Literal
 
 import trio
 
-from luxfuse.core import names as naming
 from luxfuse.core.evidence import SAMPLE, Ahead
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable
-from luxfuse.index.entries import Attributes, Entry, Found
+from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.names import ROOT_INODE, Names
-from luxfuse.types import Description, Kind, ObjectInfo
+from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.attributes import marker_attributes, parse_attributes, to_metadata
+from luxfuse.vfs.attributes import parse_attributes
 from luxfuse.vfs.evidence import AttributeEvidence
+from luxfuse.vfs.hearing import Hearing, News
 from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "exact", "listing"]
 
-CONFIRMED_EVERY_S = 1.0
-"""Of the answers that only confirm an entry, one in so long is recorded."""
 MOST_AHEAD_AT_ONCE = 128
 SWEPT = 64
 """Directories in which entries are asked for ahead."""
@@ -96,6 +94,8 @@ class Descriptions:
         self.keeps_attributes = names.keeps_attributes = store.abilities.metadata
         """Whether the store does; else the attributes that are known here are all that there are."""
         self._evidence = evidence
+        self._hearing = hearing = Hearing(namespace=namespace, names=names, kernel=kernel, evidence=evidence, clock=clock)
+        self.heard, self.told = hearing.heard, hearing.told
         self._questions: dict[int, _Question] = {}
         self._ahead = 0
         self._sweeps: OrderedDict[int, _Sweep] = OrderedDict()
@@ -132,67 +132,6 @@ class Descriptions:
             return True
         return self._evidence.expects(directory) if self._mode == "auto" else False
 
-    # -- what comes with other answers
-
-    def heard(self, info: ObjectInfo, asked_s: float) -> None:
-        """Take note of what came with an object's bytes, which were asked for at ``asked_s``."""
-        place = self._find(info.key)
-        if place is None:
-            return
-        parent, name, entry = place
-        if entry.attributes is None or not 0 <= asked_s - entry.checked_s < CONFIRMED_EVERY_S:
-            self._learn(parent, name, info, asked_s)
-
-    def told(self, key: str, version: str) -> Description | None:
-        """Return the known description of a version of an object, for another node; None if that should ask itself."""
-        place = self._find(key)
-        if place is None or not self.keeps_attributes:
-            return None
-        entry = place[2]
-        changed_s = int(entry.described_s)
-        if entry.version != version or entry.attributes is None or self._namespace.belief.is_ours(entry.inode):
-            return None
-        if changed_s != entry.described_s or changed_s <= 0 or not self._namespace.belief.is_fresh(entry):
-            return None
-        metadata = to_metadata(entry.kind, entry.attributes)
-        return ObjectInfo(key, entry.size, version, changed_s * 10**9, metadata), self._clock() - entry.checked_s
-
-    def _find(self, key: str) -> tuple[int, bytes, Entry] | None:
-        """Return (directory, name, entry) of an object that has a name here."""
-        directory = ROOT_INODE
-        *above, last = key.split("/")
-        for part in above:
-            entry = self._names.get(directory, part.encode())
-            if entry is None or entry.kind is not Kind.DIRECTORY:
-                return None
-            directory = entry.inode
-        classified = naming.classify(last)
-        found = self._names.get(directory, classified[0]) if classified is not None else None
-        if classified is None or found is None or found.kind is not classified[1]:
-            return None
-        return directory, classified[0], found
-
-    def _learn(self, parent: int, name: bytes, info: ObjectInfo, asked_s: float) -> Attributes | None:
-        """Record the description of an object; None if its name stands for another one by now."""
-        attributes = parse_attributes(info.metadata)
-        known = self._names.get(parent, name)
-        if attributes is None or known is None or self._namespace.belief.is_ours(known.inode):
-            return None
-        before = known.attributes
-        if known.kind is Kind.DIRECTORY:
-            attributes = marker_attributes(before, attributes)
-        found = Found(name, known.kind, info.size, info.version, info.mtime_ns)
-        try:
-            entry = self._names.describe(parent, name, found, asked_s, attributes, self._clock())
-        except OSError as exc:  # the index takes no changes now: it is asked for again
-            log.info("what the store says of %r cannot be recorded: %s", info.key, exc)
-            return None
-        if entry is not None and before is None:
-            self._evidence.note(parent, attributes)
-        elif entry is not None and before != attributes:
-            self._kernel.invalidate_inode(entry.inode)
-        return entry.attributes if entry is not None else None
-
     # -- asking
 
     async def attributes(self, parent: int, name: bytes, entry: Entry) -> Attributes:
@@ -211,7 +150,8 @@ class Descriptions:
                 info = _no_marker(key)
             if not namespace.moving.since(parent, moves):
                 break
-        return self._learn(parent, name, info, asked_s) or parse_attributes(info.metadata) or Attributes()
+        (known,) = self._hearing.learn([News(parent, name, info, asked_s)])
+        return known or parse_attributes(info.metadata) or Attributes()
 
     def tells(self, directory: int, entry: Entry) -> bool:
         """Whether nothing has to be asked for before an entry, that a program looks up, is shown."""
@@ -317,7 +257,7 @@ class Descriptions:
             if not isinstance(error, StoreUnavailable):
                 self._evidence.note(directory, Attributes())  # where they cannot be had they are not expected
         else:
-            self._learn(directory, name, info, asked_s)
+            self._hearing.learn([News(directory, name, info, asked_s)])
 
     async def judge(self, directory: int, *, begun: bool = False) -> None:
         """Find out before a large directory is shown whether its entries lack anything: each that does is looked up.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 
 from luxfuse.core.evidence import Evidence
-from luxfuse.index.entries import Attributes
+from luxfuse.index.entries import NOTHING_SAID, Attributes
 from luxfuse.index.names import Names
 
 log = logging.getLogger(__name__)
-
-NOTHING = Attributes()
 
 
 class AttributeEvidence:
@@ -23,7 +21,7 @@ class AttributeEvidence:
 
     def note(self, directory: int | None, attributes: Attributes) -> None:
         """Take note of the attributes that an object in a directory has; in None: of those that one was given here."""
-        carries = attributes != NOTHING
+        carries = attributes != NOTHING_SAID
         if not carries and self._evidence.decided:
             self._evidence.note(directory, carries=False)
             return

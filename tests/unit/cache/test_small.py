@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import xxhash
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.small import Outcome, SmallFlights
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
@@ -23,7 +25,7 @@ from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
 from luxfuse.understore.small_files import Answer, ArrivedFile, WantedFile
 from tests.support.fake_store import FakeStore
-from tests.support.harness import AWAY, Mount, mounted, pages, random_bytes, until
+from tests.support.harness import AWAY, MIB, Mount, mounted, pages, random_bytes, until
 from tests.support.odd_s3 import Answer as Odd
 from tests.support.odd_s3 import OddS3, Seen
 
@@ -282,6 +284,120 @@ async def test_a_mistake_in_one_of_a_batch_is_that_ones(tmp_path: Path, caplog: 
     caplog.clear()
 
 
+class Ready(FakeStore):
+    """Fetches small files at once; ``meanwhile`` is called before it answers."""
+
+    fetches_small = True
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        answers = []
+        for file in files:
+            data, fd = self.objects[file.key][0], -1
+            if file.path is not None:
+                Path(file.path).parent.mkdir(exist_ok=True)
+                Path(file.path).write_bytes(data)
+                fd = os.open(file.path, os.O_RDONLY) if file.stay_open else -1
+            sums = tuple(xxhash.xxh3_64_intdigest(data[at : at + MIB]) for at in range(0, len(data), MIB))
+            st = Path(file.path).stat() if file.path is not None else None
+            stamp, number = (st.st_mtime_ns, st.st_ino) if st is not None else (0, 0)
+            info = ObjectInfo(file.key, file.size, file.version, self.objects[file.key][2], self.objects[file.key][3])
+            answers.append(Answer(0.1, ArrivedFile(info, data, sums, stamp, number, fd, 0, st is not None)))
+        self.meanwhile()
+        return answers
+
+
+def files_of(driver: FakeStore) -> dict[str, bytes]:
+    sizes = (1, 4096, 100_000, pages(1) + 1, pages(2), 3000, 3001)
+    contents = {f"{'ab'[n % 2]}/{n}": random_bytes(size, n) for n, size in enumerate(sizes)}
+    for key, data in contents.items():
+        driver.place(key, data, {"mode": "0100600"})
+    return contents
+
+
+@pytest.mark.parametrize("other", ["", "quota", "full quota", "two directories", "no room", "no room at all"])
+async def test_what_comes_together_is_recorded_as_what_comes_alone(tmp_path: Path, other: str) -> None:
+    books = []
+    for together in (True, False):
+        driver = Ready()
+        contents = files_of(driver)
+        more = (CacheSetting("second", 64 * MIB),) if other == "two directories" else ()
+        capacity = {"no room": pages(2), "no room at all": 4096}.get(other, 64 * MIB)
+        options = {"capacity_bytes": capacity, "more_caches": more, "attributes": "listing"}
+        async with mounted(tmp_path / f"{together}", driver, **options) as m:
+            if "quota" in other:
+                limits = [64 * MIB] if other == "quota" else [8192]
+                await m.cache.quotas.replace(limits, lambda key: 0 if key[0] == "a" else None)
+            for directory in "ab":
+                await m.entries(directory)
+            objs = [m.cache.acquire(key, driver.objects[key][1], len(data)) for key, data in contents.items()]
+            if together:
+                assert await fetched(m, objs) == [None] * len(objs)
+            else:
+                for obj in objs:
+                    assert await fetched(m, [obj]) == [None]
+            for obj in objs:
+                if obj.pages.count:
+                    assert obj.space is not None
+                    assert obj.space.directory.file_of(obj.oid).read_bytes() == contents[obj.record.key]
+                assert bytes(await m.cache.read(obj, 0, obj.size)) == contents[obj.record.key]
+                m.cache.release(obj)
+            assert m.cache.budget.idle
+            assert all(space.ledger.reserved_bytes == 0 for space in m.hierarchy)
+            assert all(ledger.reserved_bytes == 0 for ledger in m.cache.quotas._ledgers)
+            for space in m.hierarchy:
+                assert space.ledger.used_bytes == m.objects.used_bytes_in(space.number)
+            counted = [obj.record.allocated_bytes for obj in objs if obj.record.key[0] == "a" and obj.pages.count]
+            assert [ledger.used_bytes for ledger in m.cache.quotas._ledgers] == ([sum(counted)] if "quota" in other else [])
+            entries = [m.names.get(await m.inode(key[0]), key[2:].encode()) for key in contents]
+            modes = [entry.attributes.mode for entry in entries if entry is not None and entry.attributes is not None]
+            assert modes == [0o600] * len(contents)
+            if not other.startswith(("no room", "full")):  # else chance decides which ones stay
+                assert all(obj.whole for obj in objs)
+                books.append((m.objects.count, m.objects.used_bytes, m.cache.counters.understore_bytes))
+        async with mounted(tmp_path / f"{together}", driver, **options) as m:
+            assert m.objects.count == (len(contents) if books else m.objects.count)
+            gets = driver.counts["get"]
+            for key, data in contents.items() if books else ():
+                assert await m.read_all(key) == data
+            assert driver.counts["get"] == gets
+    assert not books or books[0] == books[1]
+
+
+async def test_what_the_index_does_not_take_it_gets_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Ready()
+    contents = files_of(driver)
+    async with mounted(tmp_path, driver) as m:
+        objs = [m.cache.acquire(key, driver.objects[key][1], len(data)) for key, data in contents.items()]
+
+        def refuse() -> None:
+            monkeypatch.setattr("luxfuse.index.store.PENDING_BOUND", 0)
+            m.index.failing = "made up"
+
+        driver.meanwhile = refuse
+        assert await fetched(m, objs) == [None] * len(objs)
+        assert m.objects.refused == 1, "all of them at once"
+        monkeypatch.undo()
+        m.index.failing = None
+        assert m.objects.count == 0
+        for obj in objs:
+            assert obj.whole
+            m.cache.contents.save(obj)
+            assert m.cache.contents.hierarchy.home.directory.file_of(obj.oid).exists()
+            m.cache.release(obj)
+        assert m.objects.count == len(contents)
+    async with mounted(tmp_path, driver) as m:
+        for key, data in contents.items():
+            assert await m.read_all(key) == data
+        assert not driver.counts["get"]
+    caplog.clear()
+
+
 @pytest.mark.parametrize("together", [True, False])
 async def test_what_cannot_be_recorded_is_closed(
     tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -295,7 +411,7 @@ async def test_what_cannot_be_recorded_is_closed(
         def fail(*_: object) -> int:
             raise RuntimeError("a mistake")
 
-        monkeypatch.setattr(m.cache.fetching, "_record", fail)
+        monkeypatch.setattr(m.cache.fetching._landing, "_note_described", fail)
         start = m.cache.start_small if together else m.cache.start
         (flight,) = start([obj], [handed.append]) if together else start(obj, range(1), on_end=handed.append)
         await flight.done.wait()

@@ -12,6 +12,7 @@ from luxfuse.core.eviction import (
     PLAIN,
     SPARED_BOUND,
     Choice,
+    Grown,
     Lrfu,
     Lru,
     Spared,
@@ -45,6 +46,30 @@ def order_of(*sizes: int, segment: int = MAIN) -> MemoryOrder:
     for number, size in enumerate(sizes):
         order.place(b"%02d" % number, Standing(segment, number + 1), size)
     return order
+
+
+@pytest.mark.parametrize("policy", [Lru, Lrfu, TinyLfu])
+def test_objects_that_come_together_stand_as_if_they_came_one_after_the_other(policy: type) -> None:
+    orders, standings = [order_of(*[10] * 40), order_of(*[10] * 40)], []
+    for number, order in enumerate(orders):
+        chosen = policy()
+        chosen.resume(order, 40)
+        # From now on there is a limit to what comes in without contest; some of it is free.
+        victims = chosen.choose(order, (), 200).victims
+        for oid in [*victims, *sorted(set(order.standings) - set(victims))[:5]]:
+            order.remove(oid)
+        grown = Grown(order)
+        for new in range(60):
+            oid = b"%014dnw" % new
+            standing = chosen.on_insert(oid, 10, grown if number else order, used=bool(new % 2))
+            standings.append(standing)
+            if number:
+                grown.add(standing.segment, 10)
+            else:
+                order.place(oid, standing, 10)
+        assert (grown if number else order).count == 75
+    assert standings[:60] == standings[60:]
+    assert policy is not TinyLfu or len({standing.segment for standing in standings}) == 2
 
 
 @pytest.mark.parametrize("policy", [Lru, Lrfu, TinyLfu])

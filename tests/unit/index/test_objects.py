@@ -219,3 +219,40 @@ async def test_values_read_ahead_are_right_whatever_happens(tmp_path: Path, monk
     assert store.get(Table.OBJECTS, keys[1]) is None
     assert store.get(Table.OBJECTS, keys[5]) == b"late"
     store.close()
+
+
+async def test_new_objects_that_are_saved_together_are_as_if_saved_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for together in (False, True):
+        store = IndexStore(tmp_path / str(together))
+        objects, told = Objects(store), []
+        objects.on_change.append(lambda oid, record, sign, told=told: told.append((oid, record.key, sign)))
+        objects.on_held.append(lambda oid, number, held, told=told: told.append((oid, number, held)))
+        one_known = Pages(1)
+        assert objects.save(b"7" * 16, ObjectRecord("f7", "v", 1, 4096, 3, segment=1, rank=1), one_known, range(1))
+        new = []
+        for n in range(12):
+            pages = Pages(n * PAGE_BYTES // 8 + 1)
+            for page in range(pages.total):
+                pages.add(page, 100 * n + page)
+            size = n * PAGE_BYTES // 8 + 1
+            record = ObjectRecord(f"f{n}", "v", size, allocated_bytes(size), 9, whole=True, segment=n % 2, rank=n)
+            new.append((str(n).encode().ljust(16, b"x") if n != 7 else b"7" * 16, record, pages))
+        if together:
+            assert objects.save_new(new)
+        else:
+            assert all(objects.save(oid, record, pages, range(pages.total)) for oid, record, pages in new)
+        await store.flush()
+        tables = [store.committed_items(table, b"", b"", 100) for table in Table]
+        found.append((tables, sorted(map(str, told)), objects.used_bytes, objects.count))
+        monkeypatch.setattr("luxfuse.index.store.PENDING_BOUND", 0)
+        store.failing = "made up"
+        assert not objects.save_new([(b"z" * 16, new[0][1], new[0][2])])
+        assert not objects.known(b"z" * 16)
+        assert objects.count == 12
+        monkeypatch.undo()
+        store.close()
+    assert found[0] == found[1]
+    caplog.clear()

@@ -141,7 +141,7 @@ async def set_ttls(m: Mount) -> None:
 
 async def find_attributes(m: Mount) -> None:
     info = ObjectInfo("d/0009", 7, m.driver.objects["d/0009"][1], 0, {"mode": "0100600"})
-    m.fs._descriptions.heard(info, m.clock.now_s)
+    m.fs._descriptions.heard([(info, m.clock.now_s)])
 
 
 CHANGES = [
@@ -328,3 +328,30 @@ async def test_nothing_is_answered_for_a_volume_that_cannot_be_served(tmp_path: 
         assert not tree.kernel.offered
         assert fs is not None
         volume.serve(fs, negative_ttl_s=1.0, read_only=False)
+
+
+async def hear(m: Mount, metadata: dict[str, str]) -> tuple[int, bytes]:
+    """Tell of a name that is answered for, once it is known that objects carry no attributes."""
+    place = await told(m)
+    entry = m.names.get(*place)
+    assert entry is not None
+    assert entry.attributes is None
+    info = ObjectInfo("d/0000", entry.size, entry.version, entry.mtime_ns, metadata)
+    m.clock.advance(0.001)
+    m.fs._descriptions.heard([(info, m.clock.now_s)])
+    assert entry.attributes is not None, "it was taken note of"
+    return place
+
+
+async def test_a_description_that_says_nothing_ends_no_answers(tmp_path: Path) -> None:
+    async with small(tmp_path, attributes="listing") as m:
+        place = await hear(m, {})
+        offer, stat = m.kernel.offered[place], await m.kernel.getattr(m.fs, await m.inode("d/0000"))
+        stat.ttl_s = offer.stat.ttl_s
+        assert offer.stat == stat, "a look-up is answered as one here would be"
+        assert offer.until_s <= m.clock.now_s + TTL_S
+
+
+async def test_a_description_that_says_something_ends_answers(tmp_path: Path) -> None:
+    async with small(tmp_path, attributes="listing") as m:
+        assert not m.kernel.knows(*await hear(m, {"mode": "0100600"}))
