@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,8 +23,18 @@ from luxfuse.understore.retrying import Store
 class Attempts:
     """Knows where pages come from."""
 
-    def __init__(self, store: Store, peers: PeerSource | None, clock: Callable[[], float] = time.time) -> None:
-        """``peers``: asked before the under-store, while the mount is in a cluster. ``clock``: wall-clock seconds."""
+    def __init__(
+        self,
+        store: Store,
+        peers: PeerSource | None,
+        clock: Callable[[], float] = time.time,
+        left_files: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``peers``: asked before the under-store, while the mount is in a cluster. ``clock``: wall-clock seconds.
+
+        ``left_files`` is called, in the event loop, when a write may have left a cache file that nobody counts.
+        """
+        self._left_files = left_files
         self._store = store
         self._clock = clock
         self._peers = peers
@@ -119,7 +130,12 @@ class Attempts:
 
     def small(self, flights: Sequence[tuple[CachedObject, Flight, Space | None]]) -> SmallFlights:
         """Return what gets small flights, of which no peer is asked; `SmallFlights.abandon` is to be told their end."""
-        return SmallFlights(flights, self.job, self._clock)
+        return SmallFlights(flights, self.job, self._clock, self._note_left)
+
+    def _note_left(self) -> None:
+        """An attempt was over when its bytes had been written, so nobody counts them; called by the thread that did."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._left_files, idempotent=True)
 
     def job(
         self, obj: CachedObject, flight: Flight, space: Space | None, attempt: int | None = None
@@ -162,6 +178,8 @@ class Attempts:
                 space.directory if space is not None else None, oid, size, flight.pages, data,
                 create=obj.pages.count == 0, keep_open=keep_open, sums=sums,
             )  # fmt: skip
+            if flight.attempt != attempt:
+                self._note_left()
             if described is None:
                 return Fetched(data, stored, by_peer)
             return Fetched(data, stored, by_peer, described[0], self._clock() - described[1])

@@ -157,7 +157,7 @@ class Directories:
         self._contents.take_up(space)
         self._added.append(directory)
         self._nursery.start_soon(self._watch, space)
-        self._hierarchy.shared.recovered()  # it may hold files that nobody counts
+        self._hierarchy.shared.left_files()  # it may hold files that nobody counts
         log.info("cache directory %s is in use", directory.name)
         return space
 

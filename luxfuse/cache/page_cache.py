@@ -60,7 +60,7 @@ class PageCache:
             objects=objects, hierarchy=hierarchy, source_id=source_id, epoch=epoch, nursery=nursery
         )
         self.quotas = Quotas(objects, contents)
-        self.attempts = attempts = Attempts(store, peers, clock)
+        self.attempts = attempts = Attempts(store, peers, clock, hierarchy.shared.left_files)
         self.fetching = fetching = Fetching(
             contents=contents,
             quotas=self.quotas,

@@ -40,15 +40,15 @@ class Shared:
     """Told of a directory whose disk cannot be read: its files are not to be used, but stay recorded."""
     on_readable: list[Callable[[Space], None]] = field(default_factory=list)
     """Told that it can be read again; what it lost meanwhile is not known."""
-    on_recovered: list[Callable[[], None]] = field(default_factory=list)
-    """Told that a sick directory is used again; it may hold files that nobody counts."""
+    on_left_files: list[Callable[[], None]] = field(default_factory=list)
+    """Told that there may be files that nobody counts, in a directory that was sick, or of a write for nobody."""
 
     def lost_files(self, space: Space) -> None:
         """A directory came back without its files."""
         for told in self.on_lost_files:
             told(space)
 
-    def recovered(self) -> None:
-        """A sick directory is used again."""
-        for told in self.on_recovered:
+    def left_files(self) -> None:
+        """There may be files that nobody counts."""
+        for told in self.on_left_files:
             told()

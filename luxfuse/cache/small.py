@@ -35,7 +35,10 @@ class SmallFlights:
         flights: Sequence[tuple[CachedObject, Flight, Space | None]],
         job: Callable[[CachedObject, Flight, Space | None, int], Callable[[UnderStore], Fetched]],
         clock: Callable[[], float],
+        note_left: Callable[[], None],
     ) -> None:
+        """``note_left`` is called, by the thread of the request, when a cache file was opened for nobody."""
+        self._note_left = note_left
         self._flights = [(obj, flight, space, flight.attempt) for obj, flight, space in flights]
         self._job = job
         self._clock = clock
@@ -84,6 +87,8 @@ class SmallFlights:
         if file.opened and space is not None:
             space.directory.expect_no_more(obj.oid)
         if not flight.claim(attempt):
+            if file.opened:  # it may be another attempt's by now, so it is not to be removed here
+                self._note_left()
             return None, StoreError("nobody waits for it any more")
         error = OSError(file.errno, os.strerror(file.errno)) if file.errno else None
         if error is not None and file.opened and space is not None:  # ours, or there would have been no claim

@@ -398,5 +398,5 @@ class Space:
             self.unreadable = False
             for told in self.shared.on_readable:
                 told(self)
-        self.shared.recovered()
+        self.shared.left_files()
         await self._observe()

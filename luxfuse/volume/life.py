@@ -123,7 +123,7 @@ class VolumeLife:
         background.start_soon(self._note_touched, parts.files.backings)
         background.start_soon(self._keep_policy_states, parts.hierarchy)
         sweeper = Sweeper(parts.cache.contents)
-        parts.hierarchy.shared.on_recovered.append(sweeper.request)
+        parts.hierarchy.shared.on_left_files.append(sweeper.request)
         await parts.retention.apply_quotas()
         await self._recover(parts)
         background.start_soon(parts.recovery.abort_uploads, parts.recovery.old_uploads())

@@ -17,6 +17,7 @@ import xxhash
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.small import Outcome, SmallFlights
+from luxfuse.cache.sweep import Sweeper
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ObjectInfo
@@ -159,7 +160,13 @@ async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -
     data = random_bytes(3000, 1)
     driver.place("k", data)
     async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        sweeper = Sweeper(m.cache.contents)
+        m.hierarchy.shared.on_left_files.append(sweeper.request)
+        m.nursery.start_soon(sweeper.run)
         obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
+        path = m.space.directory.file_of(obj.oid)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"in part")  # by the batch, before it was given up
         (error,) = await fetched(m, [obj])
         assert isinstance(error, DeadlinePassed)
         await until(lambda: bool(driver.fds))
@@ -167,6 +174,7 @@ async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -
         assert driver.abandoned == [1]
         assert not obj.pages.count
         assert m.space.ledger.reserved_bytes == 0
+        await until(lambda: not path.exists())
         assert await m.cache.fetch_whole(obj)
         assert bytes(await m.cache.read(obj, 0, 3000)) == data
         m.cache.release(obj)
@@ -438,6 +446,8 @@ async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path,
     driver = FakeStore()
     driver.place("k", bytes(3000))
     async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+        told: list[None] = []
+        m.hierarchy.shared.on_left_files.append(lambda: told.append(None))
         monkeypatch.setattr(disk, "store_run", slowly)
         obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
         handed: list[int] = []
@@ -446,7 +456,9 @@ async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path,
         for fd in handed:
             if fd >= 0:
                 os.close(fd)
+        assert not told
         given_up.set()
+        await until(lambda: bool(told))
         await until(lambda: not is_open(m.space.directory.file_of(obj.oid)))
         m.cache.release(obj)
 

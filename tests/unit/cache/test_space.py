@@ -587,7 +587,7 @@ async def test_a_disk_that_recovered_is_swept(tmp_path: Path, monkeypatch: pytes
     driver.place("left", random_bytes(pages(1), 2))
     async with mounted(tmp_path, driver) as m:
         sweeper = Sweeper(m.cache.contents)
-        m.hierarchy.shared.on_recovered.append(sweeper.request)
+        m.hierarchy.shared.on_left_files.append(sweeper.request)
         m.nursery.start_soon(sweeper.run)
         await cache_whole(m, "k")
         path = m.directory.file_of(acquire(m, "left").oid)  # in use, but nothing of it is known to be on disk
