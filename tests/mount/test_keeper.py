@@ -274,6 +274,45 @@ def test_an_attribute_is_removed_once(s3: FastS3, bucket: str, mounting: Mounts,
     assert not (tmp_path / "once").exists(), "the daemon killed itself"
 
 
+def test_attached_stores_go_on(kept: Mount, s3: FastS3, bucket: str) -> None:
+    """Their inodes and handles have the numbers that they had."""
+    (s3.root / f"{bucket}-more").mkdir()
+    for name in ("read", "large"):
+        put(s3, f"{bucket}-more", name, content(name, 200_000))
+    put(s3, bucket, "d/own", b"own")
+    attached = kept.cli(
+        "attach",
+        f"s3://{bucket}-more",
+        kept.path / "d" / "more",
+        "--endpoint-url",
+        s3.endpoint,
+        "--write-mode",
+        "async-through",
+    )
+    assert attached.returncode == 0, attached.stderr
+    program = Program(
+        kept,
+        "os.chdir('d/more')\n"
+        "f = os.open('read', os.O_RDONLY); w = os.open('written', os.O_CREAT | os.O_WRONLY); os.write(w, b'a' * 100000)\n"
+        "number = os.fstat(f).st_ino; os.mkdir('made')",
+        "os.write(w, b'b' * 100000); os.close(w)\n"
+        "assert os.fstat(f).st_ino == os.stat('read').st_ino == number and len(os.pread(f, 200001, 0)) == 200000\n"
+        "assert sorted(os.listdir('.')) == ['large', 'made', 'read', 'written']\n"
+        "os.rename('written', 'made/written'); assert open('../own').read() == 'own'",
+        "os.close(f)",
+    )
+    program.step()
+    kept.replaced()
+    program.step()
+    kept.replaced()
+    program.step()
+    program.end()
+    assert kept.unmount().returncode == 0
+    found = bucket_files(s3.bucket_path(f"{bucket}-more"))
+    assert found["made/written"] == b"a" * 100000 + b"b" * 100000
+    assert sorted(found) == ["large", "made/written", "read"]
+
+
 def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
     """Numbers of inodes that no disk has yet are not forgotten."""
     put(s3, bucket, "d/e/file", b"content")
