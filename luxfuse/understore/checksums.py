@@ -40,8 +40,19 @@ class Sent:
     md5: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The headers about checksums of one request; ``name``: that of the checksum itself, None if there is none."""
+
+    headers: Mapping[str, str]
+    name: str | None = None
+
+
 class Checksums:
-    """Adds checksums to the requests of one client of botocore or aiobotocore, and compares those that come back."""
+    """Makes the checksums of the requests of one client, and compares those that come back.
+
+    Of one of botocore or aiobotocore by its events (`register`).
+    """
 
     def __init__(self, algorithm: str, *, required: bool) -> None:
         """``algorithm``: one of `object_options.CHECKSUMS`, which stays if it is ``required``."""
@@ -55,37 +66,51 @@ class Checksums:
         session.register("after-call.s3", self._compare)
 
     def _add(self, model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        headers, sent = params["headers"], self.sent
-        known = sent.algorithm in _FUNCTIONS
-        if model.name == "CreateMultipartUpload" and known:
-            headers["x-amz-checksum-algorithm"] = sent.algorithm
-            # Of the whole object, so that its end need not list those of the parts.
-            headers["x-amz-checksum-type"] = "FULL_OBJECT"
+        body = getattr(params["body"], "view", params["body"])
+        added = context["luxfuse_checksum"] = self.headers(model.name, body)
+        params["headers"].update(added.headers)
         if model.name not in _WITH_BODY:
             return
-        body = getattr(params["body"], "view", params["body"])
-        if known:
-            name = f"x-amz-checksum-{sent.algorithm.lower()}"
-            headers[name] = encoded(sent.algorithm, body)
-            context["luxfuse_checksum"] = name, headers[name]
+        if added.name is not None:
             # In botocore's words, or it would add another; and with TLS it then leaves out the SHA-256 of the body.
-            checksum = {"algorithm": sent.algorithm.lower(), "in": "header", "name": name}
+            checksum = {"algorithm": added.name.rpartition("-")[2], "in": "header", "name": added.name}
             context["checksum"] = {**context.get("checksum", {}), "request_algorithm": checksum}
         else:
             context.get("checksum", {}).pop("request_algorithm", None)
         context.get("checksum", {}).pop("request_algorithm_header", None)
+
+    def headers(self, operation: str, body: Buffer) -> Added:
+        """Return what goes with a request, by its name in S3's API, that has this body."""
+        sent = self.sent
+        known = sent.algorithm in _FUNCTIONS
+        if operation == "CreateMultipartUpload" and known:
+            # Of the whole object, so that its end need not list those of the parts.
+            return Added({"x-amz-checksum-algorithm": sent.algorithm, "x-amz-checksum-type": "FULL_OBJECT"})
+        if operation not in _WITH_BODY:
+            return Added({})
+        headers: dict[str, str] = {}
+        name = f"x-amz-checksum-{sent.algorithm.lower()}" if known else None
+        if name is not None:
+            headers[name] = encoded(sent.algorithm, body)
         # Older servers want this of a bulk delete.
-        if sent.md5 or model.name == "DeleteObjects":
-            headers["Content-MD5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        if sent.md5 or operation == "DeleteObjects":
+            headers["content-md5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        return Added(headers, name)
 
     def _compare(self, parsed: dict[str, Any], model: Any, context: Mapping[str, Any], **_: Any) -> None:
         metadata = parsed.get("ResponseMetadata", {})
-        if "luxfuse_checksum" not in context or metadata.get("HTTPStatusCode", 0) >= 300:
+        if "luxfuse_checksum" in context and metadata.get("HTTPStatusCode", 0) < 300:
+            self.compare(model.name, context["luxfuse_checksum"], metadata.get("HTTPHeaders", {}))
+
+    @staticmethod
+    def compare(operation: str, added: Added, told: Mapping[str, str]) -> None:
+        """Raise `StoreUnavailable` where the headers of a success tell of another checksum than was sent."""
+        if added.name is None or operation == "DeleteObjects":
             return
-        name, sent = context["luxfuse_checksum"]
-        found = metadata.get("HTTPHeaders", {}).get(name, sent)
-        if found != sent and model.name != "DeleteObjects":
-            raise StoreUnavailable(f"{model.name}: what the store has is damaged ({name} is {found}, not {sent})")
+        sent = added.headers[added.name]
+        found = told.get(added.name, sent)
+        if found != sent:
+            raise StoreUnavailable(f"{operation}: what the store has is damaged ({added.name} is {found}, not {sent})")
 
     def yields(self, method: str, sent: Sent, exc: Exception) -> bool:
         """Whether a request that failed is worth another try, as something else goes with it now than was ``sent``."""

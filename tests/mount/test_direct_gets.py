@@ -50,7 +50,7 @@ def test_the_same_content_by_one_request_a_file(
 
 
 @pytest.mark.parametrize(("options", "without"), [({}, True), ({"dataplane": "off"}, False)], ids=["C", "off"])
-def test_looking_and_reading_do_without_botocore(
+def test_looking_reading_and_writing_do_without_botocore(
     mounting: Mounts, proxy: FaultProxy, bucket: str, fill, options: dict[str, str], without: bool
 ) -> None:
     fill({"d/f": b"content", "d/e/g": b""})
@@ -58,7 +58,12 @@ def test_looking_and_reading_do_without_botocore(
     done = mount.run(["ls", "-lR", mount.path], timeout_s=30)
     assert re.findall(r"^[-d]r.* (\S+)$", done.stdout, re.MULTILINE) == ["d", "e", "f", "g"]
     assert Path(mount.path, "d/f").read_bytes() == b"content"
+    work = (
+        "mkdir n && head -c 40M /dev/zero >n/big && chmod 600 n/big && mv n/big n/b && rm n/b && rmdir n && echo new >d/f"
+    )
+    assert mount.run(["sh", "-ec", f"cd {mount.path} && {work}"], timeout_s=60).returncode == 0
     mount.await_answers()
+    assert any("partNumber" in request.query for request in proxy.requests)
     agents = {(request.agent or "").partition("/")[0] for request in proxy.requests}
     assert ("Botocore" not in agents) is without, agents
     heads = [request for request in proxy.requests if request.method == "HEAD" and request.path.endswith("/d/")]

@@ -17,6 +17,7 @@ from obstore.exceptions import InvalidPathError
 from luxfuse.errors import StoreError
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, UnderStore, WriteSide
+from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
@@ -25,7 +26,11 @@ from luxfuse.understore.obstore.reads import ObstoreReads
 from luxfuse.understore.obstore.writes import NeedsMd5, ObstoreWrites
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.arguments import s3_arguments
+from luxfuse.understore.s3.client import S3Client
 from luxfuse.understore.s3.direct import AS_USUAL, open_direct
+from luxfuse.understore.s3.native import NativeTransport
+from luxfuse.understore.s3.transport import Transport
 from luxfuse.understore.small_files import Answer, WantedFile
 
 
@@ -51,14 +56,23 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         objects = take_object_options(location.family, options, endpoint_url)[0]
 
         def open_s3_client() -> UnderStore:
-            from luxfuse.understore.s3.arguments import s3_arguments
-            from luxfuse.understore.s3.botocore import BotocoreTransport
-            from luxfuse.understore.s3.client import S3Client
+            arguments = partial(s3_arguments, location.bucket, options, endpoint_url, request_timeout_s, access)
 
-            arguments = s3_arguments(location.bucket, options, endpoint_url, request_timeout_s, access)
-            open_transport = partial(BotocoreTransport, arguments)
-            given = arguments.get("s3_additional_kwargs")
-            return S3Client(location.bucket, location.prefix, open_transport, objects, given)
+            def open_botocore(checksums: Checksums) -> Transport:
+                from luxfuse.understore.s3.botocore import BotocoreTransport
+
+                return BotocoreTransport(arguments(), checksums)
+
+            def open_native(checksums: Checksums) -> Transport:
+                assert direct is not None
+                return NativeTransport(direct, checksums, partial(open_botocore, checksums))
+
+            if direct is not None:  # else there may be further parameters of all objects, among others
+                return S3Client(location.bucket, location.prefix, open_native, objects)
+            given = arguments().get("s3_additional_kwargs")
+            return S3Client(location.bucket, location.prefix, open_botocore, objects, given)
+
+        direct = open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None
 
         super().__init__(
             source,
@@ -67,7 +81,7 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             request_timeout_s=request_timeout_s,
             fallback=open_s3_client if location.family == "s3" else fallback,
             access=access,
-            direct=open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None,
+            direct=direct,
         )
 
         def open_for_writes(patient: bool, checksums: bool) -> Any:

@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+from luxfuse.types import Buffer
+
 GET_ABANDONED: int
 GET_DONE: int
 GET_ANSWERED: int
@@ -14,6 +16,7 @@ _Result = (
 
 _Credentials = tuple[str, str, str | None] | None
 _Head = tuple[int, int, int, float] | tuple[int, int, int, float, int, str, int, dict[str, str]]
+_Any = tuple[int, int, int, float] | tuple[int, int, int, float, bytes, bytes]
 _List = tuple[int, int, int, float] | tuple[int, int, int, float, bytes]
 
 class Pool:
@@ -32,4 +35,14 @@ class Pool:
     ) -> Pool: ...
     def fetch(self, files: Sequence[_File], credentials: _Credentials, abandoned: bytearray) -> list[_Result]: ...
     def head(self, key: str, credentials: _Credentials) -> _Head: ...
+    def request(
+        self,
+        method: str,
+        key: str,
+        query: str | None,
+        headers: tuple[str, ...],
+        hash: str,
+        body: Buffer,
+        credentials: _Credentials,
+    ) -> _Any: ...
     def list(self, query: str, credentials: _Credentials) -> _List: ...

@@ -2,7 +2,8 @@
 
 obstore takes the interpreter lock several times for a request, and so do checksum and cache file; here all of a batch is
 done without it. HEADs are made here for keys that obstore cannot name, as are those of all markers ("dir/"), and LISTs
-that may begin anywhere, so that neither needs botocore, which takes 0.2 s of processor time and more to open. Only what
+that may begin anywhere, so that neither needs botocore, which takes 0.2 s of processor time and more to open. Any other
+request, with a body if it has one, is made as it is told (`request`, for `s3.native`). Of the rest, only what
 every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the plainest success is left
 to the other clients, which ask once more and know what it means. Failures without an answer, answers that the server is
 busy, and that it has no object to describe, are told at once: the first are tried again later in any case.
@@ -15,13 +16,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from luxfuse import __version__
 from luxfuse.core.units import YES
 from luxfuse.errors import StoreError, StoreUnavailable
-from luxfuse.types import ObjectInfo
+from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import ListedPart
 from luxfuse.understore.failures import from_status
 from luxfuse.understore.locations import Location, has_odd_segment
@@ -59,11 +61,12 @@ _MOST_SECRET = 400
 _BUSY = (429, 503)
 _PORTS = {"http": 80, "https": 443}
 
+UNRESOLVED, TIMED_OUT = 6, 28
 _CONNECTION_FAILURES = {
-    6: "the endpoint's name does not resolve",
+    UNRESOLVED: "the endpoint's name does not resolve",
     7: "the connection failed",
     18: "the connection broke",
-    28: "timed out",
+    TIMED_OUT: "timed out",
     52: "the connection broke",
     55: "the connection broke",
     56: "the connection broke",
@@ -84,6 +87,7 @@ class DirectGets:
         url = _url(location.bucket, options, access)
         parts = urlsplit(url)
         assert parts.hostname is not None
+        self._tls = parts.scheme == "https"
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
         assert access.trust.bundle is not None
@@ -144,6 +148,29 @@ class DirectGets:
             self._in_vain["LIST"] = 0 if part is not None else self._in_vain["LIST"] + 1
         return part
 
+    def request(
+        self, method: str, key: str, query: str | None, headers: Mapping[str, str], body_hash: str, body: Buffer
+    ) -> tuple[int, dict[str, str], bytes] | None:
+        """Make any request of the bucket, or of the object ``key``; returns status, headers and body.
+
+        The headers' names are in lower case. None: only another client can make it, or tell why it fails. Raises
+        `StoreError` where there are no credentials, and OSError where no answer comes.
+        """
+        secrets = self._secrets()
+        if _too_long(secrets):
+            return None
+        lines = tuple(f"{name}: {value}" for name, value in headers.items())
+        try:
+            answer = self._pool.request(method, key, query, lines, body_hash, body, secrets)
+        except (MemoryError, ValueError):  # ValueError: no text of C, or too many headers
+            return None
+        outcome, status, code = answer[:3]
+        if outcome != _gets.GET_DONE:
+            _raise_failure(code)
+            return None
+        head, told = answer[4], answer[5]  # type: ignore[misc]
+        return status, _headers_of(head), told
+
     def _ask(self, method: str, what: str, asked: str) -> Sequence[object] | None:
         """Make a request; returns what was asked for, or None if something else was the answer."""
         secrets = self._secrets()
@@ -169,6 +196,11 @@ class DirectGets:
             raise from_status(status, what, family="s3")
         self._in_vain[method] += 1
         return None
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether requests are encrypted."""
+        return self._tls
 
     def _secrets(self) -> tuple[str, str, str | None] | None:
         return None if self._credentials is None else self._credentials.current()[:3]
@@ -215,6 +247,27 @@ def refusal(  # noqa: PLR0911 (a reason each)
     if "@" in parts.netloc or not _PLAIN.fullmatch(parts.path):
         return "an unusual endpoint, or name of the bucket"
     return None
+
+
+def _raise_failure(code: int) -> None:
+    """Raise the OSError for a request to which no answer came, by the number of libcurl, if it is one of those known."""
+    if code == TIMED_OUT:
+        raise TimeoutError
+    if code == UNRESOLVED:
+        raise socket.gaierror
+    if code in _CONNECTION_FAILURES:
+        raise ConnectionError
+
+
+def _headers_of(head: bytes) -> dict[str, str]:
+    """Return the headers of an answer's head as it came; of those that come twice, the values with a comma between."""
+    headers: dict[str, str] = {}
+    for line in head.decode("latin-1").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _url(bucket: str, options: Mapping[str, str], access: S3Access) -> str:

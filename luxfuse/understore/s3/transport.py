@@ -1,6 +1,7 @@
-"""How requests of S3's API get to the server: by one of two libraries, which say it in the same names, boto's.
+"""How requests of S3's API get to the server: in one of three ways, which are told in the same names, boto's.
 
-Beside obstore it is a synchronous client of botocore (`s3.botocore`), in the threads that ask: for copies with conditions
+Beside obstore it is C (`s3.native`), in the threads that ask, or where that is not to be used or cannot say it, a
+synchronous client of botocore (`s3.botocore`): for copies with conditions
 or other metadata, multipart uploads that a later process may go on with, deletes whose failures are told by key, tags,
 ACLs, other checksums, and keys that obstore cannot name. With ``--driver fsspec`` it is the client that s3fs holds
 (`s3.fsspec`), for everything: one set of connections and credentials. Its one event loop for all threads costs time

@@ -7,7 +7,8 @@
  *   module.c   Python's side: `luxfuse.understore.s3._gets`
  *
  * Nothing here knows Python but module.c, and nothing here decides what a failure means: all that is not the whole object,
- * in the version that was asked for, is handed back; likewise what is no plain description, and no listing.
+ * in the version that was asked for, is handed back; likewise what is no plain description, and no listing. A request of
+ * any other kind (GET_ANY) is made as it is said, and its answer handed back as it comes, whatever it is.
  */
 #ifndef LUXFUSE_GETS_H
 #define LUXFUSE_GETS_H
@@ -27,6 +28,7 @@
 #define REQUEST_BYTES 24576u	/* of a URL and the headers of a request: keys have up to 1 KiB, which may become 3 */
 #define ETAG_BYTES 256u
 #define LIST_BYTES (16u << 20) /* of a listing: a thousand keys, of which each byte may become three */
+#define TOLD_BYTES (64u << 10) /* of the head of an answer that is handed back */
 
 /* ------------------------------------------------------------------ sign.c */
 
@@ -58,7 +60,7 @@ struct signer { /* signs the requests of some seconds */
 	unsigned char key[32];
 };
 
-#define HEADERS 7
+#define HEADERS 48
 struct request {
 	char *url;
 	struct curl_slist headers[HEADERS]; /* linked; they refer to `text` */
@@ -68,6 +70,7 @@ struct request {
 bool signer_begin(struct signer *s, const struct target *t, const struct credentials *c, time_t now);
 /* false: it is too long */
 bool signer_sign(const struct signer *s, struct request *r, const struct get *g);
+bool signer_sign_any(const struct signer *s, struct request *r, const struct get *g); /* of the kind GET_ANY; as above */
 
 /* ------------------------------------------------------------------ answer.c */
 
@@ -114,21 +117,31 @@ enum kind {
 	GET_WHOLE, /* an object: key, version and size are known */
 	GET_HEAD,  /* its description: only the key is */
 	GET_LIST,  /* a listing; the key is "" */
+	GET_ANY,   /* any request: its `said` is what is asked */
+};
+
+struct said { /* of a request of any kind */
+	const char *method;
+	const char *lines[HEADERS]; /* "name: value", the names in lower case; up to a NULL */
+	const char *hash;	    /* of the body, as it is signed */
+	const char *data;	    /* the body */
+	size_t data_bytes;
 };
 
 struct get { /* one request */
 	enum kind kind;
 	const char *key, *version, *path; /* path of its cache file; NULL: none */
-	const char *query;		  /* of a listing: encoded, in the order of names */
+	const char *query;		  /* of a listing, or of any: encoded, in the order of names */
+	const struct said *said;
 	size_t size;			  /* of a description, of a listing: told at the end */
 	bool stay_open;
-	char *body; /* of `size` bytes, to be filled; of a listing: to be freed */
+	char *body; /* of `size` bytes, to be filled; of a listing and of any: to be freed */
 	enum outcome outcome;
 	unsigned status, code;
 	double seconds;
 	struct kept kept;
 	int64_t modified_s;
-	char *metadata; /* NULL: no memory, or none; to be freed */
+	char *metadata; /* NULL: no memory, or none; to be freed. Of any request: the head of the answer, as it came */
 	size_t metadata_bytes;
 	char etag[ETAG_BYTES]; /* of a description */
 };

@@ -3,12 +3,15 @@
  *   pool = Pool(url, path, host, region, agent, bundle, connect_ms, timeout_ms, silence_s, most)
  *   pool.fetch(files, credentials, abandoned)
  *   pool.head(key, credentials), pool.list(query, credentials)
+ *   pool.request(method, key, query, headers, hash, body, credentials)
  *
  * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None or (access, secret,
  * token or None), `abandoned` one byte that becomes 1 when nobody waits any more. The answer has a tuple for each file:
  * (outcome, status, code, seconds, body, modified_s, metadata, checksums, stamp_ns, file number, descriptor, errno, opened).
  * `head` answers (outcome, status, code, seconds, size, ETag, modified_s, metadata), `list` the first four and a body; each
- * the first four alone if the outcome is not that it is done.
+ * the first four alone if the outcome is not that it is done. `request` makes any: `query` is encoded and in the order of names,
+ * or None, `headers` are lines "name: value" with names in lower case, `hash` is that of the body as it is signed. It answers
+ * the first four, the head as it came, and the body; it is done whatever the answer says.
  * The bytes objects that bodies come in are made before the interpreter lock is given up, and filled without it; nobody else
  * knows them yet.
  */
@@ -271,10 +274,52 @@ static PyObject *py_list(PyObject *self, PyObject *args)
 	return result;
 }
 
+static bool take_lines(PyObject *given, struct said *said)
+{
+	const Py_ssize_t count = PyTuple_GET_SIZE(given);
+	if (count >= HEADERS) {
+		PyErr_SetString(PyExc_ValueError, "too many headers");
+		return false;
+	}
+	for (Py_ssize_t i = 0; i < count; i++)
+		if (!PyArg_Parse(PyTuple_GET_ITEM(given, i), "s", &said->lines[i]))
+			return false;
+		else if (!strstr(said->lines[i], ": ") || strpbrk(said->lines[i], "\r\n")) {
+			PyErr_SetString(PyExc_ValueError, "no header");
+			return false;
+		}
+	return true;
+}
+
+static PyObject *py_request(PyObject *self, PyObject *args)
+{
+	struct said said = { 0 };
+	struct get g = { .kind = GET_ANY, .said = &said, .kept.fd = -1 };
+	Py_buffer data;
+	PyObject *lines, *secrets, *result = NULL;
+	if (!PyArg_ParseTuple(args, "sszO!sy*O:request", &said.method, &g.key, &g.query, &PyTuple_Type, &lines, &said.hash, &data,
+			      &secrets))
+		return NULL;
+	said.data = data.len ? data.buf : "";
+	said.data_bytes = (size_t)data.len;
+	if (take_lines(lines, &said) && ask(self, secrets, &g)) {
+		if (g.outcome != GET_DONE)
+			result = result_of(&g, NULL);
+		else
+			result = Py_BuildValue("(iIIdy#y#)", (int)g.outcome, g.status, g.code, g.seconds, g.metadata ? g.metadata : "",
+					       (Py_ssize_t)g.metadata_bytes, g.body ? g.body : "", (Py_ssize_t)g.size);
+	}
+	free(g.metadata);
+	free(g.body);
+	PyBuffer_Release(&data);
+	return result;
+}
+
 static PyMethodDef pool_methods[] = {
 	{ "fetch", py_fetch, METH_VARARGS, "fetch(files, credentials, abandoned) -> list of results" },
 	{ "head", py_head, METH_VARARGS, "head(key, credentials) -> description of an object" },
 	{ "list", py_list, METH_VARARGS, "list(query, credentials) -> listing" },
+	{ "request", py_request, METH_VARARGS, "request(method, key, query, headers, hash, body, credentials) -> answer" },
 	{ NULL, NULL, 0, NULL },
 };
 

@@ -11,6 +11,9 @@
  * A body goes where module.c wants it. The head is judged before the first byte of it: a body of something else is read to
  * its end if it is short, so that the connection can stay, and thrown away. How long a listing gets is not known before:
  * memory for it is had as it comes. A description has no body.
+ *
+ * A request of any kind (GET_ANY) may send a body, from where Python has it. Its answer is kept with its head, whatever it
+ * is. It has no deadline of its own but silence: how long a body takes is the line's matter, and a copy the server's.
  */
 #include "gets.h"
 
@@ -21,6 +24,7 @@
 #define RECEIVE_BYTES 65536L
 #define SHORT_BYTES 65536u /* of a body that is not wanted */
 #define LIST_FIRST_BYTES 65536u
+#define SEND_BYTES (256L << 10) /* of a body that is sent, at once */
 #define LOOK_MS 500	   /* how often it is looked whether anybody still waits */
 
 struct slot { /* one request at a time */
@@ -48,11 +52,26 @@ struct pool {
 
 /* ------------------------------------------------------------------ libcurl calls these */
 
+/* Keep a line of the head of an answer; the last head counts. */
+static bool tell(struct get *g, const char *line, size_t length)
+{
+	if (!g->metadata && !(g->metadata = malloc(TOLD_BYTES)))
+		return false;
+	if (length >= 5 && !memcmp(line, "HTTP/", 5))
+		g->metadata_bytes = 0;
+	if (length > TOLD_BYTES - g->metadata_bytes)
+		return false;
+	memcpy(g->metadata + g->metadata_bytes, line, length);
+	g->metadata_bytes += length;
+	return true;
+}
+
 static size_t on_header(char *line, size_t one, size_t length, void *arg)
 {
 	struct slot *s = arg;
-	answer_line(&s->answer, line, one * length);
-	return one * length;
+	length *= one;
+	answer_line(&s->answer, line, length);
+	return s->get->kind != GET_ANY || tell(s->get, line, length) ? length : 0;
 }
 
 /* Have room for so much of a listing. */
@@ -73,6 +92,8 @@ static bool grow(struct get *g, size_t needed)
 
 static bool judge(const struct slot *s)
 {
+	if (s->get->kind == GET_ANY)
+		return true;
 	if (s->get->kind == GET_LIST)
 		return s->answer.status == 200;
 	return s->get->kind == GET_WHOLE && answer_fits(&s->answer, s->get->version, s->get->size);
@@ -90,7 +111,7 @@ static size_t on_body(char *data, size_t one, size_t length, void *arg)
 		s->received += length;
 		return s->received <= SHORT_BYTES ? length : 0;
 	}
-	if (s->get->kind == GET_LIST && !grow(s->get, s->received + length))
+	if (s->get->kind >= GET_LIST && !grow(s->get, s->received + length))
 		return 0;
 	if (length > s->get->size - s->received)
 		return 0;
@@ -113,10 +134,9 @@ static bool set_up(CURL *easy, struct slot *s, const struct target *t)
 	SET(CURLOPT_PROXY, ""); /* not from variables */
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	SET(CURLOPT_BUFFERSIZE, RECEIVE_BYTES);
+	SET(CURLOPT_UPLOAD_BUFFERSIZE, SEND_BYTES);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, t->connect_ms);
-	SET(CURLOPT_TIMEOUT_MS, t->timeout_ms);
 	SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
-	SET(CURLOPT_LOW_SPEED_TIME, t->silence_s);
 	SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
@@ -234,6 +254,22 @@ static void finish(struct batch *b, struct slot *s, enum outcome outcome)
 	atomic_fetch_sub(&b->pool->under_way, 1);
 }
 
+/* Say how a request is made; the handle may have made another one before. */
+static bool set_method(CURL *easy, const struct get *g, const struct target *t)
+{
+	const bool any = g->kind == GET_ANY;
+	const char *method = any ? g->said->method : g->kind == GET_HEAD ? "HEAD" : "GET";
+	const bool head = !strcmp(method, "HEAD"), sends = !strcmp(method, "PUT") || !strcmp(method, "POST");
+	const long timeout_ms = any ? 0 : t->timeout_ms, silence_s = any ? (t->timeout_ms + 999) / 1000 : t->silence_s;
+	/* The body first: to say that there is none makes a POST, too. */
+	return curl_easy_setopt(easy, CURLOPT_POSTFIELDS, sends ? g->said->data : NULL) == CURLE_OK &&
+	       curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)(sends ? g->said->data_bytes : 0)) == CURLE_OK &&
+	       curl_easy_setopt(easy, sends ? CURLOPT_POST : head ? CURLOPT_NOBODY : CURLOPT_HTTPGET, 1L) == CURLE_OK &&
+	       curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, any && !head ? method : NULL) == CURLE_OK &&
+	       curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, timeout_ms) == CURLE_OK &&
+	       curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, silence_s) == CURLE_OK;
+}
+
 /* Begin the next request on a free slot; false: there is no memory. */
 static bool begin(struct batch *b)
 {
@@ -251,15 +287,15 @@ static bool begin(struct batch *b)
 	s->received = 0;
 	answer_begin(&s->answer);
 	b->under_way++;
-	if (!signer_sign(&b->signer, &s->request, g)) {
+	const bool any = g->kind == GET_ANY;
+	if (any ? !signer_sign_any(&b->signer, &s->request, g) : !signer_sign(&b->signer, &s->request, g)) {
 		g->code = CURLE_URL_MALFORMAT;
 		finish(b, s, GET_FAILED);
 		return true;
 	}
 	if (b->under_way > b->set->widest)
 		b->set->widest = b->under_way;
-	return curl_easy_setopt(s->easy, g->kind == GET_HEAD ? CURLOPT_NOBODY : CURLOPT_HTTPGET, 1L) == CURLE_OK &&
-	       curl_easy_setopt(s->easy, CURLOPT_URL, s->request.url) == CURLE_OK &&
+	return set_method(s->easy, g, b->pool->target) && curl_easy_setopt(s->easy, CURLOPT_URL, s->request.url) == CURLE_OK &&
 	       curl_easy_setopt(s->easy, CURLOPT_HTTPHEADER, s->request.headers) == CURLE_OK &&
 	       curl_multi_add_handle(b->set->multi, s->easy) == CURLM_OK;
 }
@@ -267,6 +303,8 @@ static bool begin(struct batch *b)
 /* Whether an answer that ended well is what was asked for. */
 static bool complete(const struct slot *s)
 {
+	if (s->get->kind == GET_ANY)
+		return true;
 	if (s->get->kind == GET_HEAD)
 		return answer_describes(&s->answer);
 	return s->fits && (s->get->kind == GET_LIST || s->received == s->get->size);
@@ -275,7 +313,7 @@ static bool complete(const struct slot *s)
 static enum outcome keep(struct batch *b, struct slot *s)
 {
 	struct get *g = s->get;
-	if (g->kind == GET_LIST) {
+	if (g->kind >= GET_LIST) {
 		g->size = s->received;
 		return GET_DONE;
 	}

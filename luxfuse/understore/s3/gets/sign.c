@@ -1,10 +1,13 @@
-/* The headers of a GET or HEAD of S3, with an AWS Signature Version 4.
+/* The headers of a request of S3, with an AWS Signature Version 4.
  *
  * A key's bytes are percent-encoded, all but the unreserved ones and "/", and the same path is signed and sent: libcurl is
  * told to leave it as it is. Of the headers, Host, If-Match and those of AWS are signed. The range is that of the whole object:
- * of a larger one, sent by a server that ignores conditions, no more comes than there is room for. No request has a body,
+ * of a larger one, sent by a server that ignores conditions, no more comes than there is room for. These have no body,
  * so its hash is a constant. A listing is asked of the bucket itself; its query comes as it is to be signed. The signing key of
  * the day is derived for each batch: four HMACs, a few microseconds; so nothing that is secret is kept.
+ *
+ * Of a request of any kind all the headers that are said are signed, in the order of their names; the hash of its body comes
+ * with it.
  *
  * Text is written into the request's own memory by `put`; what does not fit is told by an empty answer, not cut off.
  */
@@ -15,6 +18,7 @@
 #include <openssl/hmac.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define EMPTY_HASH "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -109,7 +113,27 @@ bool signer_begin(struct signer *s, const struct target *t, const struct credent
 	       hmac(k, k, 32, "aws4_request", 12);
 }
 
-/* Write "Authorization: ..." at the end of the request's text. */
+/* Write "Authorization: ..." at the end of the text, of a request that `canonical` describes with its signed headers. */
+static bool put_signature(const struct signer *s, struct text *t, const struct text *canonical, const char *begin,
+			  const char *names)
+{
+	const struct credentials *c = s->credentials;
+	char said[512];
+	unsigned char digest[32];
+	unsigned n = sizeof digest;
+	if (canonical->full || !EVP_Digest(begin, (size_t)(canonical->at - begin), digest, &n, EVP_sha256(), NULL))
+		return false;
+	struct text all = { said, said + sizeof said, false };
+	put(&all, "AWS4-HMAC-SHA256\n%s\n%s/%s/s3/aws4_request\n", s->stamp, s->day, s->target->region);
+	put_hex(&all, digest, sizeof digest);
+	if (all.full || !hmac(digest, s->key, sizeof s->key, said, (size_t)(all.at - said)))
+		return false;
+	put(t, "Authorization: AWS4-HMAC-SHA256 Credential=%s/%s/%s/s3/aws4_request, SignedHeaders=%s, Signature=", c->access,
+	    s->day, s->target->region, names);
+	put_hex(t, digest, sizeof digest);
+	return true;
+}
+
 static bool authorize(const struct signer *s, struct text *t, const struct get *g, const char *path)
 {
 	const struct credentials *c = s->credentials;
@@ -126,19 +150,7 @@ static bool authorize(const struct signer *s, struct text *t, const struct get *
 	if (c->token)
 		put(&all, "x-amz-security-token:%s\n", c->token);
 	put(&all, "\n%s\n" EMPTY_HASH, names);
-	unsigned char digest[32];
-	unsigned n = sizeof digest;
-	if (all.full || !EVP_Digest(said, (size_t)(all.at - said), digest, &n, EVP_sha256(), NULL))
-		return false;
-	all = (struct text){ said, said + sizeof said, false };
-	put(&all, "AWS4-HMAC-SHA256\n%s\n%s/%s/s3/aws4_request\n", s->stamp, s->day, s->target->region);
-	put_hex(&all, digest, sizeof digest);
-	if (all.full || !hmac(digest, s->key, sizeof s->key, said, (size_t)(all.at - said)))
-		return false;
-	put(t, "Authorization: AWS4-HMAC-SHA256 Credential=%s/%s/%s/s3/aws4_request, SignedHeaders=%s, Signature=", c->access,
-	    s->day, s->target->region, names);
-	put_hex(t, digest, sizeof digest);
-	return true;
+	return put_signature(s, t, &all, said, names);
 }
 
 static void add_header(struct request *r, unsigned *count, char *line)
@@ -196,5 +208,80 @@ bool signer_sign(const struct signer *s, struct request *r, const struct get *g)
 			return false;
 		add_header(r, &count, line);
 	}
+	return !t.full;
+}
+
+/* ------------------------------------------------------------------ requests of any kind */
+
+static size_t name_of(const char *line)
+{
+	return strcspn(line, ":");
+}
+
+static int by_name(const void *one, const void *other)
+{
+	const char *a = *(char *const *)one, *b = *(char *const *)other;
+	const size_t m = name_of(a), n = name_of(b);
+	const int order = memcmp(a, b, m < n ? m : n);
+	return order ? order : (m > n) - (m < n);
+}
+
+/* Sign the `count` lines, which are "name: value". */
+static bool authorize_any(const struct signer *s, struct text *t, const struct get *g, const char *path, char **lines,
+			  unsigned count)
+{
+	char said[REQUEST_BYTES], names[2048];
+	const char *query = g->query ? g->query : "";
+	const size_t length = strlen(path) - (g->query ? strlen(query) + 1 : 0);
+	struct text all = { said, said + sizeof said, false }, signing = { names, names + sizeof names, false };
+	qsort(lines, count, sizeof *lines, by_name);
+	put(&all, "%s\n%.*s\n%s\n", g->said->method, (int)length, path, query);
+	for (unsigned i = 0; i < count; i++) {
+		const size_t name = name_of(lines[i]);
+		put(&all, "%.*s:%s\n", (int)name, lines[i], lines[i] + name + 2);
+		put(&signing, "%s%.*s", i ? ";" : "", (int)name, lines[i]);
+	}
+	put(&all, "\n%s\n%s", names, g->said->hash);
+	return !signing.full && put_signature(s, t, &all, said, names);
+}
+
+bool signer_sign_any(const struct signer *s, struct request *r, const struct get *g)
+{
+	const struct credentials *c = s->credentials;
+	struct text t = { r->text, r->text + sizeof r->text, false };
+	char *lines[HEADERS];
+	unsigned count = 0;
+	r->url = t.at;
+	put_url(&t, s->target, g);
+	const char *path = r->url + strlen(s->target->url) - strlen(s->target->path);
+#define LINE(...) (lines[count] = next(&t), count++, put(&t, __VA_ARGS__))
+	LINE("host: %s", s->target->host);
+	if (c->access) {
+		LINE("x-amz-content-sha256: %s", g->said->hash);
+		LINE("x-amz-date: %s", s->stamp);
+		if (c->token)
+			LINE("x-amz-security-token: %s", c->token);
+	}
+	for (const char *const *each = g->said->lines; *each; each++) {
+		if (count == HEADERS - 3)
+			return false;
+		LINE("%s", *each);
+	}
+	const unsigned signed_ones = count;
+	LINE("Expect:"); /* none: it would cost a round trip */
+	bool typed = false;
+	for (unsigned i = 0; i < signed_ones; i++)
+		typed = typed || !strncmp(lines[i], "content-type:", 13);
+	if (!typed)
+		LINE("Content-Type:"); /* none, rather than libcurl's */
+#undef LINE
+	unsigned linked = 0;
+	for (unsigned i = 0; i < count; i++)
+		add_header(r, &linked, lines[i]);
+	char *line = next(&t);
+	if (t.full || (c->access && !authorize_any(s, &t, g, path, lines, signed_ones)))
+		return false;
+	if (c->access)
+		add_header(r, &linked, line);
 	return !t.full;
 }
