@@ -33,12 +33,18 @@ class OpenUpload:
     """The parts that arrived; beside a copied part the version that it was copied from."""
     checksums: dict[int, int] = field(default_factory=dict)
     begun: int = 0
-    stopped: bool = False
+    stopping: trio.Event = field(default_factory=trio.Event)
+    """Set when nothing more is to go up early."""
     running: trio.Event = field(default_factory=trio.Event)
     """Set when nothing goes up early any more."""
     unnoted: set[int] = field(default_factory=set)
     """Parts that the journal does not know."""
     noted_s: float = 0.0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to go up early."""
+        return self.stopping.is_set()
 
     def fits(self, size: int) -> bool:
         """Whether a file of ``size`` bytes can be made of such parts."""

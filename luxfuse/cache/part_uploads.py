@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 BUFFERS_KEPT = 4
 EARLY_POLL_S = 0.02
+EARLY_POLL_MOST_S = 0.5
+"""How long nothing is looked at again, at most, when nothing new was found."""
 
 
 class PartUploads:
@@ -103,7 +105,8 @@ class PartUploads:
     async def send_early(self, source: Source, metadata: Mapping[str, str], part_bytes: int) -> None:
         """Begin a multipart upload and send what will probably not change any more, until `upload` stops this.
 
-        What did change by then is noticed by its checksum and sent again.
+        What did change by then is noticed by its checksum and sent again. When a part fails no more are begun, but
+        those that are on their way may arrive.
         """
         early = source.open = OpenUpload(source.key, "", metadata, part_bytes, noted_s=trio.current_time())
         try:
@@ -111,29 +114,42 @@ class PartUploads:
             self._journal.note_upload(source.key, early.upload, metadata)
             await self._journal.commit()
             async with together() as start:
-                number = 0
+                pause_s = EARLY_POLL_S
                 while not early.stopped and not source.cancelled and not source.bytes.closed:
-                    size = source.bytes.size
-                    while (number + 2) * part_bytes <= size and number < MOST_PARTS and not early.stopped:
-                        part = Part(number + 1, number * part_bytes, (number + 1) * part_bytes, False)
+                    before = early.begun
+                    while await self._is_ready(source, early):
+                        part = Part(early.begun + 1, early.begun * part_bytes, (early.begun + 1) * part_bytes, False)
                         slot = object()
                         await self._store.turn("put", source.key, part_bytes)
                         await self._slots.acquire_on_behalf_of(slot)
                         if early.stopped:
                             self._slots.release_on_behalf_of(slot)
                             break
+                        early.begun += 1
                         start(self._send_early_part, source, early, part, slot)
-                        number = early.begun = number + 1
-                    await trio.sleep(EARLY_POLL_S)
-        except StoreError as exc:
+                    pause_s = EARLY_POLL_S if early.begun > before else min(2 * pause_s, EARLY_POLL_MOST_S)
+                    with trio.move_on_after(pause_s):
+                        await early.stopping.wait()
+        except (StoreError, OSError) as exc:
             log.info("sending %r while it is written stopped: %s", source.key, exc)
         finally:
             early.running.set()
+
+    @staticmethod
+    async def _is_ready(source: Source, early: OpenUpload) -> bool:
+        """Whether the next part will probably not change: it and the one after it are written."""
+        start, end = early.begun * early.part_bytes, (early.begun + 2) * early.part_bytes
+        if early.stopped or source.bytes.closed or end > source.bytes.size or early.begun >= MOST_PARTS:
+            return False
+        return await source.bytes.is_written(start, end) and not early.stopped
 
     async def _send_early_part(self, source: Source, early: OpenUpload, part: Part, slot: object) -> None:
         try:
             await self._send_part(source, early, part, {})
             reached("upload.early-part")
+        except StoreError as exc:
+            log.info("sending %r while it is written stopped: %s", source.key, exc)
+            early.stopping.set()
         finally:
             self._slots.release_on_behalf_of(slot)
 
@@ -143,7 +159,7 @@ class PartUploads:
         """Make no use of the parts that have arrived: abort the upload."""
         upload, source.open = source.open, None
         if upload is not None:
-            upload.stopped = True
+            upload.stopping.set()
             await upload.running.wait()
             if upload.upload:
                 await self.abort(upload.key, upload.upload)

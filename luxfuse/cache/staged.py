@@ -68,6 +68,16 @@ def stamp_from(st: os.stat_result) -> Stamp:
     return Stamp(st.st_mtime_ns, st.st_ctime_ns, st.st_size, uncertain)
 
 
+def _hole_after(fd: int, start: int) -> int:
+    """Return where the first hole is that does not end before ``start``; nobody uses the position of the descriptor."""
+    try:
+        return os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:  # the file ends before that
+            return 0
+        raise
+
+
 class StagedBytes:
     """A staging file and its base. Owns ``fd`` and one use of ``base``."""
 
@@ -166,6 +176,14 @@ class StagedBytes:
         if st is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
         return st.st_size
+
+    async def is_written(self, start: int, end: int) -> bool:
+        """Whether a program has written everything in a range: a file that got its size first has holes there.
+
+        Waits in a thread, as the file system may let us wait for a write. Raises OSError.
+        """
+        with self.in_use():
+            return await self._threads.run(_hole_after, self.fd, start) >= end
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Return up to ``length`` bytes at ``offset``, fewer only at the end. Raises `StoreError`, OSError."""

@@ -137,7 +137,7 @@ class Uploader:
         upload = source.open
         if upload is None:
             return None
-        upload.stopped = True
+        upload.stopping.set()
         if not upload.tags:  # it has just begun, or fails
             await upload.running.wait()
         same_write = upload.metadata.get(WRITE_METADATA) == metadata.get(WRITE_METADATA)

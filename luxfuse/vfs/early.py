@@ -20,6 +20,12 @@ from luxfuse.vfs.notes import Notes
 
 log = logging.getLogger(__name__)
 
+CLOSELY_S = 1.0
+LOOK_S = 0.02
+"""A file that has just been opened is looked at so often for so long: a fast one is complete before the next tick."""
+
+MOST_CLOSELY = 64
+
 EARLY_BYTES = 4 * PART_BYTES
 """The upload of a file begins when it has grown to this size while it is written."""
 
@@ -31,13 +37,38 @@ class EarlyUploads:
         self._uploader = uploader
         self._nursery = nursery
         self._notes = notes
+        self._fresh: dict[Dirty, float] = {}
+        """Files that are looked at closely, and until when."""
+
+    def opened(self, dirty: Dirty) -> None:
+        """A file was opened for writing: look at it closely for a moment."""
+        if not self._may_begin(dirty) or len(self._fresh) >= MOST_CLOSELY:
+            return
+        if not self._fresh:
+            self._nursery.start_soon(self._look_closely)
+        self._fresh[dirty] = trio.current_time() + CLOSELY_S
+
+    async def _look_closely(self) -> None:
+        while self._fresh:
+            await trio.sleep(LOOK_S)
+            now_s = trio.current_time()
+            for dirty, until_s in list(self._fresh.items()):
+                if dirty.writers:
+                    self.begin(dirty)
+                if not dirty.writers or not self._may_begin(dirty) or now_s >= until_s:
+                    del self._fresh[dirty]
+
+    def _may_begin(self, dirty: Dirty) -> bool:
+        """Whether a file would be sent if it were large enough."""
+        source = dirty.source
+        if source is None or source.open is not None or source.old is not None or dirty.sent_early:
+            return False
+        return dirty.mode in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) and dirty.place is not None
 
     def begin(self, dirty: Dirty) -> None:
         """Begin to send a file that is being written, if it is large enough by now."""
         source = dirty.source
-        if source is None or source.open is not None or source.old is not None or dirty.sent_early:
-            return
-        if dirty.mode not in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) or dirty.place is None:
+        if source is None or not self._may_begin(dirty):
             return
         if source.bytes.size < EARLY_BYTES or not self._uploader.store.abilities.multipart or dirty.lock.locked():
             return

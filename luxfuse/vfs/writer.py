@@ -126,6 +126,7 @@ class Writer:
         copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(entry))
         handle = self._files.open_staged(dirty, entry, writing=True, copy=copy)
         self._room.grant_first(dirty)
+        self._early.opened(dirty)
         if dirty.unprivileged and dirty.inode not in self._files.copied:
             self.clear_set_id(dirty)
         if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes

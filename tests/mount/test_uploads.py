@@ -120,6 +120,21 @@ def test_a_part_that_changes_after_it_went_up_is_sent_again(
     assert len(numbers) - len(set(numbers)) == 1  # the first part, and no other
 
 
+def test_a_file_that_got_its_size_first_goes_up_once(
+    mount: Mount, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing
+) -> None:
+    writer = scribe(mount)
+    writer("open", "f", f"{mount.path}/file", NEW)
+    writer("truncate", "f", 64 * MIB)
+    wait_for("an upload begins", lambda: any(r.method == "POST" for r in proxy.requests))
+    time.sleep(0.3)
+    writer("write", "f", ["early", 64 * MIB])
+    writer("close", "f")
+    assert stored(s3, bucket, "file") == content("early", 64 * MIB)
+    parts = [r.query for r in proxy.requests if is_part(r)]
+    assert len(parts) == len(set(parts)) == 8
+
+
 def test_a_file_that_shrinks_after_parts_went_up(
     mount: Mount, s3: FastS3, client: Any, bucket: str, proxy: FaultProxy, scribe: Scribing
 ) -> None:

@@ -377,6 +377,46 @@ async def test_a_file_that_became_small_after_early_parts(tmp_path: Path) -> Non
             assert b.driver.uploads == {}
 
 
+async def test_a_file_that_got_its_size_first_goes_up_as_it_is_written(tmp_path: Path) -> None:
+    """Of zeros that are going to be written over nothing goes up, be they holes or room that was allocated."""
+    data = random_bytes(pages(40), 16)
+    for allocated in (False, True):
+        async with bench(tmp_path / str(allocated)) as b:
+            source = b.source(b"")
+            fd = source.bytes.fd
+            if allocated:
+                os.posix_fallocate(fd, 0, len(data))
+            os.ftruncate(fd, len(data))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
+                await until(lambda: b.driver.counts["begin_upload"] == 1)
+                os.pwrite(fd, data[: 3 * PART_BYTES], 0)
+                await until(lambda source=source: source.open is not None and len(source.open.tags) == 2)  # type: ignore[misc]
+                await trio.sleep(0.1)
+                os.pwrite(fd, data[3 * PART_BYTES :], 3 * PART_BYTES)
+                await b.uploader.upload(source, METADATA, ABSENT)
+            assert b.stored == data
+            assert b.driver.counts["upload_part"] == 5
+
+
+async def test_an_early_part_that_fails_leaves_the_others_on_their_way(tmp_path: Path) -> None:
+    data = random_bytes(pages(64), 17)
+    async with bench(tmp_path, uploads=8, budget=16 * PART_BYTES) as b:
+        source = b.source(data)
+        b.driver.hold("upload_part")
+        b.driver.fail_next(1, lambda: StoreRejected("no"), "upload_part")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
+            await until(lambda: b.driver.counts["upload_part"] == 7)
+            b.driver.release()
+            await until(lambda: source.open is not None and source.open.running.is_set())
+            await b.uploader.upload(source, METADATA, ABSENT)
+        assert b.stored == data
+        assert b.driver.counts["upload_part"] == 8 + 1
+        assert b.driver.counts["begin_upload"] == 1
+        assert b.driver.uploads == {}
+
+
 async def test_early_parts_that_fail_do_not_harm(tmp_path: Path) -> None:
     data = random_bytes(pages(40), 13)
     async with bench(tmp_path) as b:
