@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ class Report:
         shown = "\n".join(f"  {name}: {value}" for name, value in self.counts.items())
         known = "".join(f"not promised yet: {line}\n" for line in self.not_yet)
         return f"seed {self.seed}\n{shown}\n{known}" + ("\n".join(self.wrong) or "nothing was wrong")
+
+
+def stuck(pid: int) -> str:
+    """Say in which function of the kernel the threads of a process are that does not end."""
+    found: Counter[str] = Counter()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            calls = [line.split()[-1].partition("+")[0] for line in (task / "stack").read_text().splitlines()]
+            found[" < ".join(calls[:6])] += 1
+    return str(dict(found))
 
 
 def sample(mount: Mount, disk: Path) -> Sample:

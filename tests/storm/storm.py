@@ -20,7 +20,7 @@ from typing import Any
 from tests.storm import plan as plans
 from tests.storm.calls import Settings
 from tests.storm.files import content
-from tests.storm.report import Report, Sample, StormMount, logged, sample, taken
+from tests.storm.report import Report, Sample, StormMount, logged, sample, stuck, taken
 from tests.storm.verdict import ALWAYS, KEEPER_NOT_YET, WITHOUT_KEEPER, Call, Window, allowed_by, judge
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
@@ -192,7 +192,10 @@ class Storm:
                 return
             with self.window("kill"):
                 before = self.mount.pid
-                self.mount.kill(signal.SIGKILL)
+                try:
+                    self.mount.kill(signal.SIGKILL)
+                except AssertionError as exc:
+                    raise AssertionError(f"{exc}: {stuck(before)}") from exc
                 self.kills += 1
                 if self.keeper:
                     self.await_successor(before)
