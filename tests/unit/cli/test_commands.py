@@ -47,8 +47,8 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(
         launch,
-        "_daemon_command",
-        lambda fd: [sys.executable, str(Path(__file__).with_name("fake_daemon.py")), str(fd)],
+        "_command",
+        lambda settings, fd: [sys.executable, str(Path(__file__).with_name("fake_daemon.py")), str(fd)],
     )
     yield directory
     for record in registry.list_mounts(directory):
