@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ LISTINGS_REMEMBERED = 10_000
 POSITIONS_REMEMBERED = 256
 UNORDERED = -1
 """A cookie that tells a successor of positions which it cannot know: those in a listing that came in no order."""
+
+FIRST_SPARE_COOKIE = 1 << 62
+"""No inode number: those count from `index.numbers.FIRST_INODE`."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class OpenDirectories:
         self._shown = shown
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
+        self._spare_cookies = itertools.count(FIRST_SPARE_COOKIE)
         self._positions: OrderedDict[int, dict[int, bytes]] = OrderedDict()
         """Of directories opened lately: the positions that their handles share."""
         self._kernel_has: OrderedDict[int, int] = OrderedDict()
@@ -183,11 +188,20 @@ class OpenDirectories:
                 for old in list(names)[: 4 * BATCH]:
                     del names[old]
         for batch in self._left(state, after) if stream is None else self._streamed(state, stream, after):
-            positions = {entry.inode: name for name, entry in batch}
+            cookies = self._renamed(state, batch)
+            positions = {cookies.get(entry.inode, entry.inode): name for name, entry in batch}
+            for again in positions:
+                state.names.pop(again, None)  # handed out lately, though perhaps not for the first time
             state.names.update(positions)
             if state.others is self._positions.get(inode):
                 state.others.update(positions)
-            yield from self._shown.listed(inode, batch)
+            listed = self._shown.listed(inode, batch)
+            yield from listed if not cookies else ((name, stat, cookies.get(at, at)) for name, stat, at in listed)
+
+    def _renamed(self, state: _Handle, batch: list[tuple[bytes, Entry]]) -> dict[int, int]:
+        """Return other cookies for inodes that the handle has shown by another name: theirs stay where they were."""
+        names = state.names
+        return {e.inode: next(self._spare_cookies) for name, e in batch if names.get(e.inode, name) != name}
 
     def _left(self, state: _Handle, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
         given = state.given
