@@ -117,10 +117,10 @@ class Relisting:
         error = stream.error
         if isinstance(error, Moved):
             await self.listed(directory)
-        elif isinstance(error, StoreUnavailable | NotRecorded) and self._names.listings.of(directory) is not None:
-            self._belief.stale_served += 1
         elif error is not None:
-            raise error
+            if self._names.listings.of(directory) is None or not leaves_what_is_known(error):
+                raise error
+            self._belief.stale_served += 1
         if stream.error is not None:  # else another reader has done it meanwhile
             stream.complete()
 

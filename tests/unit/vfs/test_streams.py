@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from luxfuse.core.listed_spans import Position
-from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
+from luxfuse.errors import AccessDenied, LuxError, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE, Changes, Found
 from luxfuse.types import ListPage
 from luxfuse.understore import listing
@@ -45,7 +45,7 @@ class Gated(FakeStore):
         self.closed_gate = False
         self.answered = 0
         self._gate = threading.Semaphore(0)
-        self.broken: StoreUnavailable | StoreRejected | None = None
+        self.broken: StoreError | None = None
 
     def let(self, pages: int) -> None:
         """Answer so many more."""
@@ -213,7 +213,8 @@ async def test_a_listing_that_fails_says_so_behind_what_it_brought(tmp_path: Pat
         assert len(await m.entries("d")) == 400
 
 
-async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StoreUnavailable("an outage"), AccessDenied("expired", renewable=True)])
+async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_path: Path, error: StoreError) -> None:
     driver = filled(400)
     async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
         before = await m.entries("d")
@@ -227,7 +228,7 @@ async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_pat
         handle, _ = await m.fs.directories.open(inode)
         first = read_now(m, handle)
         assert b"f0003" not in dict(first)
-        driver.broken = StoreUnavailable("an outage")
+        driver.broken = error
         driver.open_gate()
         rest = await read_directory(m.fs, handle, first[-1][1])
         names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
