@@ -49,11 +49,17 @@ class FileRecord(msgspec.Struct, array_like=True):
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):
-    """An object to be deleted. ``after``: id of a file whose upload must come first, 0: none."""
+    """An object to be deleted. ``after``: id of a file whose upload must come first, 0: none.
+
+    Where ``version`` is None as uploads had no answer: the object is of the version ``was`` ("": none), or has one of the
+    contents ``sent``, by mtime in ns and size.
+    """
 
     version: str | None
     after: int
     since_s: float
+    was: str = ""
+    sent: tuple[tuple[int, int], ...] = ()
 
 
 class OperationRecord(msgspec.Struct, array_like=True):

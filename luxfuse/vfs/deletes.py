@@ -16,6 +16,7 @@ import trio
 from luxfuse.cache.together import together
 from luxfuse.core import names as naming
 from luxfuse.core.names import directories_of
+from luxfuse.core.notices import Change, ChangeKind
 from luxfuse.core.writeback import LONGEST_RETRY_S, URGENT_RETRY_S, retry_delay_s
 from luxfuse.errors import NotFound, StoreError
 from luxfuse.index.journal import DeleteRecord, Journal
@@ -24,8 +25,10 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Unheard
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pace import CONCURRENT_PUSHES, Pace
+from luxfuse.vfs.replaced import of_others
 from luxfuse.vfs.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,8 @@ class Deletes:
         self._errors: dict[str, StoreError] = {}
         self._failures: dict[str, int] = {}
         """How often the delete of a key has failed, one time after the other."""
+        self._waited: set[str] = set()
+        """Those that had to wait for the store: somebody else may have the key by now."""
         self._places: dict[str, tuple[int, bytes]] = {}
 
     @property
@@ -77,9 +82,11 @@ class Deletes:
         """Return the delete that is still to be made of a key."""
         return self._journal.deletes.get(key)
 
-    def later(self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0) -> None:
+    def later(
+        self, key: str, place: tuple[int, bytes], version: str | None, after: int = 0, unheard: Unheard = NOTHING_UNHEARD
+    ) -> None:
         """Remove an object in the background; its name, which the caller holds, is settled then."""
-        self._journal.put_delete(key, DeleteRecord(version, after, time.time()))
+        self._journal.put_delete(key, DeleteRecord(version, after, time.time(), *unheard))
         self.resume(key, place)
 
     def hold_below(self, prefix: str, directory: int) -> None:
@@ -99,6 +106,8 @@ class Deletes:
         """Carry on with a delete of the journal; ``place``: the name that is held, if it is not gone with its directory."""
         if place is not None:
             self._places[key] = place
+        if not self._store.reachable:
+            self._waited.add(key)
         self._due[key] = trio.current_time() + (0.0 if self._pace.urgent else self._pace.delay_s / 4)
         self._pace.wake()
 
@@ -112,6 +121,7 @@ class Deletes:
         self._settle_above(key)
         self._due.pop(key, None)
         self._failures.pop(key, None)
+        self._waited.discard(key)
         self._errors.pop(key, None)
         self._places.pop(key, None)
         return None if in_flight else record.version
@@ -187,6 +197,7 @@ class Deletes:
                 for key in wanted:
                     await self._complete_files_over(key)
                 await self._drop_of_filled(wanted)
+                await self._drop_of_others(wanted)
                 wanted = [key for key in wanted if key in self._journal.deletes]
                 # Children before their directories, where those exist by themselves.
                 failures = await self._store.delete(sorted(wanted, reverse=True)) if wanted else {}
@@ -219,6 +230,7 @@ class Deletes:
             return  # the name was made anew meanwhile
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         self._errors[key] = error
+        self._waited.add(key)
         longest_s = URGENT_RETRY_S if self._pace.urgent else LONGEST_RETRY_S
         self._due[key] = trio.current_time() + retry_delay_s(failures, longest_s, self._pace.rng)
 
@@ -226,6 +238,7 @@ class Deletes:
         self._due.pop(key, None)
         self._errors.pop(key, None)
         self._failures.pop(key, None)
+        self._waited.discard(key)
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)
@@ -263,6 +276,17 @@ class Deletes:
             for key in keys:
                 if key.endswith("/"):
                     start(look, key)
+
+    async def _drop_of_others(self, keys: list[str]) -> None:
+        """Forget deletes that had to wait where somebody else has the key by now. Raises `StoreError`."""
+        records = {key: record for key in keys if (record := self._journal.deletes.get(key)) is not None}
+        waited = {key: record for key, record in records.items() if key in self._waited or record.sent}
+        for key in await of_others(self._store, waited):
+            if self._journal.deletes.get(key) != waited[key]:
+                continue  # the name was made anew meanwhile
+            log.warning("%r was written by somebody else since it was removed here: it stays", key)
+            self._deleted(key)
+            self._namespace.news.changed_elsewhere(Change(key, ChangeKind.GONE))  # so its directory is listed again
 
     async def content_of_marker(self, key: str) -> int:
         """Return how many bytes the object of a directory has, which removing the directory would destroy."""

@@ -14,7 +14,7 @@ from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import FileRecord
 from luxfuse.types import ABSENT, Kind, WriteMode
-from luxfuse.vfs.dirty_fields import Replicas, Stored, Tries
+from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Replicas, Stored, Tries, Unheard
 
 
 @dataclass(slots=True, eq=False)
@@ -248,6 +248,14 @@ class Dirty:
         if self.stored.expect != ABSENT or self.stored.unheard:
             return True
         return self.stored.resumed and self.mode is not WriteMode.MUST_CACHE
+
+    @property
+    def unheard(self) -> Unheard:
+        """What the store may have of a file whose last uploads had no answer."""
+        stored = self.stored
+        if not stored.unheard or stored.resumed or stored.expect is None or self.source is None or self.lock.locked():
+            return NOTHING_UNHEARD
+        return NOTHING_UNHEARD if stored.described is not None else (stored.expect, stored.sent)
 
     @property
     def needs_base(self) -> bool:

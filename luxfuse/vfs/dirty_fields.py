@@ -16,6 +16,11 @@ from luxfuse.understore.properties import Properties
 MOST_SENT = 15
 """Contents remembered of a file that may have arrived unheard of, beside the last."""
 
+Unheard = tuple[str, tuple[tuple[int, int], ...]]
+"""Of an object after uploads without an answer: the version that it may have still ("": it was none), and the contents, by
+mtime in ns and size, that it may have got. Without contents nothing of that is known."""
+NOTHING_UNHEARD: Unheard = ("", ())
+
 
 @dataclass(slots=True)
 class Stored:

@@ -116,7 +116,7 @@ class Removing:
                 raise
             reached("remove.stored")
             removed = promised = True  # the journal may still have the record of a push that is over: it must not come back
-        version, after = self._tree.version_in_store(entry), self._in_flight(entry)
+        version, after, unheard = self._tree.version_in_store(entry), self._in_flight(entry), self._tree.unheard(entry)
         self.forget(parent, name, entry)
         reached("remove.local")
         if removed:
@@ -124,7 +124,7 @@ class Removing:
             if promised:
                 await self._journal.commit()
         else:
-            self._deletes.later(key, (parent, name), version, after)
+            self._deletes.later(key, (parent, name), version, after, unheard)
             self._files.copied.defer(key, entry.inode)
             reached("remove.noted")
             await self._journal.commit()

@@ -15,6 +15,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import now_ns
 from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Unheard
 from luxfuse.vfs.errors import BadName, Exists, KeyTooLong, NoSuchName, ReservedName
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
@@ -125,6 +126,11 @@ class Tree:
         """Whether the store has nothing of an entry but what may have arrived, or arrive yet, without an answer."""
         dirty = self._entries.get(entry.inode)
         return dirty is not None and dirty.stored.unheard and dirty.stored.expect == ABSENT
+
+    def unheard(self, entry: Entry) -> Unheard:
+        """Return what the store may have of an entry whose uploads had no answer."""
+        dirty = self._entries.get(entry.inode)
+        return dirty.unheard if dirty is not None else NOTHING_UNHEARD
 
     def stays_here(self, entry: Entry) -> bool:
         """Whether an entry is of this machine only: the store has nothing of it, and gets nothing."""

@@ -12,6 +12,7 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.deletes import Deletes
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD
 from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.making import Making
@@ -66,10 +67,12 @@ class ObjectMoves:
         """The store does not have the content yet: it will be uploaded under the new key."""
         old_key, version = dirty.key, dirty.stored.expect
         was_there, unsure = dirty.may_be_stored, dirty.stored.resumed or dirty.stored.unheard
+        unheard = dirty.unheard
         local = dirty.kind is Kind.SPECIAL
         target = self._namespace.peek(*new_place)
         replaced = self._replaced(new_place, new_key, local=local)
         replaced_version = self._tree.version_in_store(target) if target is not None else None
+        replaced_unheard = self._tree.unheard(target) if target is not None else NOTHING_UNHEARD
         comes_back = dirty.stored.is_under(new_key)
         dirty.stored.replaces_removed(not local and self._deletes.pending(new_key) is not None and not comes_back)
         expect = self._take_target(new_place, new_key, local=local)
@@ -83,12 +86,12 @@ class ObjectMoves:
             own = dirty.stored.is_under(old_key)  # else it is what an earlier move has replaced
             after = dirty.number if own and dirty.mode is not WriteMode.MUST_CACHE else 0
             self._entries.note_displaced(dirty)
-            self._deletes.later(old_key, place, None if unsure else version, after)
+            self._deletes.later(old_key, place, None if unsure else version, after, unheard)
         else:
             self._namespace.settle(None, *place)
         if replaced and target is not None:
             after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
-            self._deletes.later(replaced, new_place, replaced_version, after)
+            self._deletes.later(replaced, new_place, replaced_version, after, replaced_unheard)
             self._files.copied.defer(replaced, target.inode)
         if whiteout:
             self._making.make_whiteout(place)

@@ -22,10 +22,9 @@ from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pushing import MARKED
 from luxfuse.vfs.recovery.places import JournalPlaces
+from luxfuse.vfs.replaced import CONCURRENT_HEADS, of_others
 
 log = logging.getLogger(__name__)
-
-CONCURRENT_HEADS = 16
 
 
 class UnfinishedDeletes:
@@ -76,21 +75,19 @@ class UnfinishedDeletes:
 
     async def _not_replaced(self, keys: list[str]) -> list[str]:
         """Leave out objects that somebody else has written anew since they were removed here, and markers with content."""
-        replaced: set[str] = set()
+        deletes = {key: self._journal.deletes[key] for key in keys}
+        replaced = await of_others(self._store, deletes)
         limiter = trio.CapacityLimiter(CONCURRENT_HEADS)
 
-        async def ask(key: str, version: str) -> None:
+        async def ask(key: str) -> None:
             async with limiter:
-                with contextlib.suppress(NotFound):
-                    info = await self._store.head(key)
-                    if info.size if key.endswith("/") else info.version != version:
-                        replaced.add(key)
+                if await self._deletes.content_of_marker(key):
+                    replaced.add(key)
 
         async with together() as start:
             for key in keys:
-                version = self._journal.deletes[key].version
-                if (key.endswith("/") and not self._store.abilities.hierarchical) or (version and not key.endswith("/")):
-                    start(ask, key, version or "")
+                if key.endswith("/") and not self._store.abilities.hierarchical:
+                    start(ask, key)
         return [key for key in keys if key not in replaced]
 
     async def _gone_directories(self) -> set[str]:

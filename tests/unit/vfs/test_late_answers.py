@@ -103,3 +103,58 @@ async def test_what_was_refused_is_not_looked_for(tmp_path: Path) -> None:
         await m.fs.unlink(1, b"a")
         assert not m.journal.deletes
     assert driver.counts["delete"] == 0
+
+
+async def refused(m: Mount) -> None:
+    """Wait until the removal of a file has failed."""
+    with trio.fail_after(20):
+        while m.writeback.deletes.error("a") is None:
+            m.writeback.hurry()
+            await trio.sleep(0.01)
+
+
+KEPT = pytest.mark.expected_logs(
+    "cannot be brought to the under-store yet",
+    "cannot be reached",
+    "was written by somebody else since it was removed here",
+)
+
+
+@KEPT
+@pytest.mark.parametrize(("mode", "move"), [("cache-through", False), ("async-through", False), ("async-through", True)])
+async def test_what_somebody_else_wrote_since_a_removal_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, move: bool
+) -> None:
+    driver = FakeStore()
+    gone = Gone(driver, monkeypatch)
+    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+        await m.entries()
+        await make(m)
+        await (m.fs.rename(1, b"a", 1, b"b", 0) if move else m.fs.unlink(1, b"a"))
+        driver.place("a", b"theirs!")  # of the same size
+        gone.back()
+        monkeypatch.undo()
+        m.clock.advance(1)
+        await settled(m)
+        m.clock.advance(1)
+        assert sorted(await m.entries()) == ([b"a", b"b"] if move else [b"a"])
+    assert driver.objects["a"][0] == b"theirs!"
+
+
+@KEPT
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_removal_that_had_to_wait_takes_the_version_that_was_removed(tmp_path: Path, replaced: bool) -> None:
+    driver = FakeStore()
+    driver.place("a", b"one")
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+        await m.entries()
+        driver.fail_next(1, lambda: StoreRejected("not now"), "delete")
+        await m.fs.unlink(1, b"a")
+        await refused(m)
+        if replaced:
+            driver.place("a", b"two")
+        m.clock.advance(1)
+        await settled(m)
+        m.clock.advance(1)
+        assert list(await m.entries()) == ([b"a"] if replaced else [])
+    assert [data for data, *_ in driver.objects.values()] == ([b"two"] if replaced else [])
