@@ -125,6 +125,7 @@ class Making:
             return await self._make_small(parent, name, Kind.SPECIAL, mode, caller, rdev=rdev)
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
+            await self._room.wait(0)
             dirty = self._create(parent, name, mode, caller)
             dirty.close()
         try:
@@ -139,6 +140,7 @@ class Making:
     ) -> Entry:
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
+            await self._room.wait_for_fewer()
             key = self._tree.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             dirty = self._make(parent, name, kind, attributes, key, len(target))

@@ -100,13 +100,25 @@ class Room:
                 space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
             ):
                 if too_many:
-                    raise TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
+                    raise self._too_many()
                 raise NoRoom(
                     f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
                     "files are not in the under-store yet"
                 )
             self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
+
+    async def wait_for_fewer(self) -> None:
+        """Wait until one more directory or symlink may be made, which takes memory only: see `wait`. Raises `TooMany`."""
+        deadline = trio.current_time() + self.timeout_s
+        while len(self._entries) >= MOST_DIRTY:
+            if trio.current_time() >= deadline:
+                raise self._too_many()
+            self._writeback.hurry(failed=False)
+            await trio.sleep(ROOM_POLL_S)
+
+    def _too_many(self) -> TooMany:
+        return TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
 
     def fits(self, wanted_bytes: int, space: Space | None = None, *, more_files: bool = True) -> bool:
         """Whether there is room for so many more bytes, at home or in ``space``, without making any. See `wait`."""

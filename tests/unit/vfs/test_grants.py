@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from luxfuse.core.grants import MOST_BYTES, grant_bytes, is_tight
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import room
+from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.errors import NoRoom, TooMany
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, mounted, until
@@ -161,6 +164,29 @@ async def test_a_file_is_written_to_where_there_are_too_many(tmp_path: Path, mon
         assert count() == 1
         monkeypatch.undo()
         await m.kernel.close(m.fs, handle)
+        driver.release()
+
+
+async def test_nothing_is_made_where_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    caller = Caller(0, 0)
+    async with mounted(tmp_path, driver, write_mode="async-through", room_timeout_s=0.1) as m:
+        makes: list[Callable[[bytes], Awaitable[object]]] = [
+            lambda name: m.fs.mkdir(ROOT_INODE, name, 0o755, caller),
+            lambda name: m.fs.symlink(ROOT_INODE, name, b"target", caller),
+            lambda name: m.fs.mknod(ROOT_INODE, name, stat.S_IFREG | 0o644, 0, caller),
+            lambda name: m.fs.mknod(ROOT_INODE, name, stat.S_IFIFO | 0o644, 0, caller),
+        ]
+        driver.hold("put")
+        await m.fs.mkdir(ROOT_INODE, b"first", 0o755, caller)
+        with monkeypatch.context() as patched:
+            patched.setattr(room, "MOST_DIRTY", 1)
+            for make in makes:
+                with pytest.raises(TooMany):
+                    await make(b"more")
+            assert list(await m.entries()) == [b"first"]
+        for number, make in enumerate(makes):
+            await make(b"%d" % number)
         driver.release()
 
 
