@@ -49,6 +49,7 @@ from luxfuse.index.records import (
     key_of,
 )
 from luxfuse.index.uncommitted import U64
+from luxfuse.index.withdrawn import Withdrawn
 
 __all__ = ["DeleteRecord", "FileRecord", "Journal", "OperationRecord"]
 
@@ -80,6 +81,7 @@ class Journal:
         self.uploads: set[tuple[str, str]] = set()
         self._parts: dict[bytes, UploadRecord] = {}
         """By digest of key and upload: those of which the metadata are known."""
+        self.withdrawn = Withdrawn()
         self.failing: str | None = None
         self._pending: Records = {}
         self._committing: Records = {}
@@ -100,7 +102,7 @@ class Journal:
         try:
             self._file.take_up()
             self._load()
-            self._next_id = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
+            self._next_id: int = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
             self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
             records: Records = {(Table.META, b"next_id"): U64.pack(self._reserving)}
             identity = self._file.get(Table.META, b"identity")
@@ -136,8 +138,7 @@ class Journal:
         """
         if self._next_id >= self._reserved:
             raise OSError(errno.ENOSPC, f"journal {self.path} cannot reserve numbers: {self.failing}")
-        number: int = self._next_id
-        self._next_id += 1
+        number, self._next_id = self._next_id, self._next_id + 1
         if self._reserving - self._next_id < ID_BLOCK:
             self._reserving += ID_BLOCK
             self._note(Table.META, b"next_id", U64.pack(self._reserving))
@@ -163,12 +164,14 @@ class Journal:
             self._note(Table.INLINE, key, inline)
         elif not record.has_inline:
             self._drop_inline(number)
+        self.withdrawn.note(self.files.get(number), record, self._writes)
         self.files[number] = record
         self._note(Table.FILES, key, encode(record))
 
     def drop_file(self, number: int) -> None:
         """The file is in the store, or gone for good; it need not be known."""
-        if self.files.pop(number, None) is not None:
+        if (before := self.files.pop(number, None)) is not None:
+            self.withdrawn.note(before, None, self._writes)
             self._drop_inline(number)
             self._note(Table.FILES, U64.pack(number), None)
 
@@ -204,8 +207,7 @@ class Journal:
 
     def is_waiting(self, record: DeleteRecord) -> bool:
         """Whether the file that a delete comes after has content that the under-store does not have."""
-        after = self.files.get(record.after)
-        return after is not None and after.content
+        return (after := self.files.get(record.after)) is not None and after.content
 
     def put_operation(self, number: int, record: OperationRecord) -> None:
         """Note a change of several steps, or how far it has come."""
@@ -244,9 +246,8 @@ class Journal:
             self.uploads.remove((key, upload))
             self._note(Table.UPLOADS, digest, None)
             record = self._parts.pop(digest, None)
-            if record is not None:
-                for number in (0, *record.parts):
-                    self._note(Table.PARTS, digest + _NUMBER.pack(number), None)
+            for number in (0, *record.parts) if record is not None else ():
+                self._note(Table.PARTS, digest + _NUMBER.pack(number), None)
 
     def _check_room(self, count: int) -> None:
         if count >= RECORDS_BOUND:
@@ -328,9 +329,8 @@ class Journal:
     def _begin(self) -> None:
         """Commit all notes in a thread; so it is carried through, whatever becomes of those that wait."""
         changes, self._pending = self._pending, {}
-        self._finishing, self._afterwards = self._afterwards, []
-        self._running, self._next = self._next, []
-        self._committing = changes
+        self._committing, self._finishing, self._running = changes, self._afterwards, self._next
+        self._afterwards, self._next = [], []
         self._mark = self._file.mark()
         self._writes += 1
         token = trio.lowlevel.current_trio_token()
@@ -347,8 +347,7 @@ class Journal:
     def _end(self, changes: Records, result: outcome.Outcome[None]) -> None:
         """A commit has ended: begin the next one, if somebody waits for it, and tell those that waited for this one."""
         error = None
-        self._committing = {}
-        finishing, self._finishing = self._finishing, []
+        self._committing, finishing, self._finishing = {}, self._finishing, []
         if isinstance(result, outcome.Error):
             error = self._failed(changes, result.error)
             self._afterwards[:0] = finishing
@@ -367,6 +366,7 @@ class Journal:
 
     def _committed(self, changes: Records) -> None:
         self._file.written(self._mark)
+        self.withdrawn.committed(self._writes)
         self._inline_waiting -= inline_bytes(changes)
         if (reserved := changes.get((Table.META, b"next_id"))) is not None:
             self._reserved = U64.unpack(reserved)[0]

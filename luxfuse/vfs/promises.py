@@ -113,7 +113,9 @@ class Promises:
             self._notes.note(dirty, os.pread(dirty.content.fd, stamp.size, 0), synced=True)
         elif stored:
             self._notes.note(dirty)  # as in `_promise`
-        if stored or (not changed and self._journal.is_durable(dirty.number)):
+        if (stored and dirty.key not in self._journal.withdrawn) or (
+            not changed and self._journal.is_durable(dirty.number)
+        ):
             ended(None)
         else:
             self._journal.when_durable(ended)
@@ -141,7 +143,7 @@ class Promises:
             raise errors[0]
 
     async def _push(self, dirty: Dirty) -> None:
-        """Bring the content to the store, or have it tried again. Raises the store's error."""
+        """Bring the content to the store, or have it tried again. Raises the store's error, OSError."""
         try:
             await self._writeback.push(dirty)
         except (LuxError, OSError):
@@ -152,6 +154,8 @@ class Promises:
             if dirty.conflict is None:
                 self._writeback.schedule(dirty)
             raise
+        if dirty.key in self._journal.withdrawn:
+            await self._journal.commit()  # or a crash brings back an older content, over what is acknowledged now
 
     async def _promise(self, dirty: Dirty) -> None:
         """Make the content and its journal record durable, unless the store has it. Raises OSError."""
@@ -159,6 +163,8 @@ class Promises:
         if stamp is not None and self._is_stored(dirty, stamp):
             if dirty.place is not None:
                 self._notes.note(dirty)  # it is closed: a program that has it mapped may write to it from now on
+            if dirty.key in self._journal.withdrawn:
+                await self._journal.commit()
         elif stamp is None or dirty.has_changed(stamp, dirty.noted):
             await self._make_durable(dirty, stamp)
             dirty.promised_content(stamp)
