@@ -45,8 +45,12 @@ class Part:
         new_inode: Callable[[], int],
         believe_from_s: float,
         by_time: bool,
+        came_as: dict[bytes, Kind] | None = None,
     ) -> None:
-        """``by_time``: attributes are forgotten where the time of an object's last change says that they may be others."""
+        """``by_time``: attributes are forgotten where the time of an object's last change says that they may be others.
+
+        ``came_as`` gets, before they change, the names that the same listing had brought as another kind, which loses them.
+        """
         self._directory = directory
         self._serial = serial
         self._checked_s = checked_s
@@ -55,6 +59,7 @@ class Part:
         self._new_inode = new_inode
         self._believe_from_s = believe_from_s
         self._by_time = by_time
+        self._came_as: dict[bytes, Kind] = {} if came_as is None else came_as
 
     def merge(self, txn: Transaction, found: Iterable[Found], now_s: float) -> Changes:
         """Record it. ``now_s``: later than every lookup in this transaction."""
@@ -97,7 +102,7 @@ class Part:
             changes.shadowed += 1
             if not wins(item.kind, old.kind):
                 return False
-            changes.rekinded.append((item.name, old.kind))
+            self._came_as.setdefault(item.name, old.kind)
             return True
         if wins(old.kind, item.kind) and not self._last:
             changes.deferred.append(item)

@@ -80,8 +80,6 @@ class Changes:
     """The changes by a merged part of a listing. ``names``: those that the kernel has to forget."""
 
     names: list[bytes] = field(default_factory=list)
-    rekinded: list[tuple[bytes, Kind]] = field(default_factory=list)
-    """Names that the same listing had brought before as another kind, which lost them."""
     shadowed: int = 0
     """Entries that lost their name to another kind (see core/names)."""
     deferred: list[Found] = field(default_factory=list)

@@ -14,6 +14,7 @@ from luxfuse.index.told import Told
 from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.index.uncommitted import Changes as Records
+from luxfuse.types import Kind
 
 
 class ListedNames:
@@ -42,13 +43,21 @@ class ListedNames:
         raise NotImplementedError
 
     async def merge(
-        self, directory: int, serial: int, found: Iterable[Found], checked_s: float, *, last: bool = True
+        self,
+        directory: int,
+        serial: int,
+        found: Iterable[Found],
+        checked_s: float,
+        *,
+        last: bool = True,
+        came_as: dict[bytes, Kind] | None = None,
     ) -> Changes:
         """Record part of listing ``serial`` that began at ``checked_s``; returns the names that changed.
 
-        What it returns as deferred belongs into the ``last`` call, or into `complete`.
+        What it returns as deferred belongs into the ``last`` call, or into `complete`. ``came_as``: see `bulk.Part`; the
+        writer thread changes it before anything that it commits is seen.
         """
-        part = self._part(directory, serial, checked_s, last)
+        part = self._part(directory, serial, checked_s, last, came_as)
 
         def merge(txn: Transaction) -> Changes:
             changes = part.merge(txn, found, self._clock())
@@ -57,7 +66,9 @@ class ListedNames:
 
         return await self._change(directory, merge)
 
-    def _part(self, directory: int, serial: int, checked_s: float, last: bool) -> bulk.Part:
+    def _part(
+        self, directory: int, serial: int, checked_s: float, last: bool, came_as: dict[bytes, Kind] | None
+    ) -> bulk.Part:
         return bulk.Part(
             directory,
             serial,
@@ -67,17 +78,25 @@ class ListedNames:
             new_inode=self._numbers.new,
             believe_from_s=self.believe_from_s,
             by_time=self.keeps_attributes,
+            came_as=came_as,
         )
 
     async def complete(
-        self, directory: int, serial: int, fetched_s: float, found: Sequence[Found] = (), *, fresh: bool | None = None
+        self,
+        directory: int,
+        serial: int,
+        fetched_s: float,
+        found: Sequence[Found] = (),
+        *,
+        fresh: bool | None = None,
+        came_as: dict[bytes, Kind] | None = None,
     ) -> Changes:
         """Record the last part of listing ``serial``, and end it, in one transaction.
 
         The names that it did not have are forgotten, unless looked up or changed since it began. ``fresh``: whether its
-        first part, if that was recorded before, said that the directory was empty.
+        first part, if that was recorded before, said that the directory was empty. ``came_as``: as in `merge`.
         """
-        part = self._part(directory, serial, fetched_s, last=True)
+        part = self._part(directory, serial, fetched_s, True, came_as)
 
         def complete(txn: Transaction) -> Changes:
             changes, fresh_now = Changes(), fresh

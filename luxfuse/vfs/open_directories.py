@@ -16,6 +16,7 @@ from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.errors import BadHandle, NotADirectory, Stale
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.removing import Removing
+from luxfuse.vfs.shares import VOLUME_SHIFT
 from luxfuse.vfs.shown import Shown
 from luxfuse.vfs.streams import Stream
 
@@ -26,8 +27,8 @@ POSITIONS_REMEMBERED = 256
 UNORDERED = -1
 """A cookie that tells a successor of positions which it cannot know: those in a listing that came in no order."""
 
-FIRST_SPARE_COOKIE = 1 << 62
-"""No inode number: those count from `index.numbers.FIRST_INODE`."""
+FIRST_SPARE_COOKIE = 1 << (VOLUME_SHIFT - 1)
+"""No inode number: those count from `index.numbers.FIRST_INODE`. Nor an attach point's cookie, which has a volume in it."""
 
 
 @dataclass(slots=True)
@@ -37,6 +38,8 @@ class _Handle:
     """Where to go on after each cookie handed out lately."""
     others: dict[int, bytes]
     """The same of all handles of the directory: the kernel goes on with one where it has cached the entries of another."""
+    spans: dict[int, int] = field(default_factory=dict)
+    """The span of the stream in which each of these names was read."""
     stream: Stream | None = None
     """The listing that was under way when it was opened: its entries come in that one's order, to the end."""
     read: int = 0
@@ -115,17 +118,17 @@ class OpenDirectories:
             if at <= 2:
                 continue
             told = state.inherited.get(at) if at == start and state.given is not None else None
-            told = told or self._told(state, name if at == cookie else self._position(state, at))
+            told = told or self._told(state, name if at == cookie else self._position(state, at), at)
             if told is None:
                 return {UNORDERED: Position(b"")}
             known[at] = told
         return known
 
     @staticmethod
-    def _told(state: _Handle, name: bytes) -> Position | None:
+    def _told(state: _Handle, name: bytes, cookie: int) -> Position | None:
         if state.stream is None:
             return Position(name, state.given)
-        given = state.stream.given(name)
+        given = state.stream.given(name, state.spans.get(cookie))
         return Position(b"", given) if given is not None else None
 
     async def prepare(self, handle: int, cookie: int) -> None:
@@ -150,7 +153,7 @@ class OpenDirectories:
         return handle
 
     def _add(self, handle: int, inode: int, stream: Stream | None = None) -> None:
-        self._handles[handle] = _Handle(inode, {}, self._positions.setdefault(inode, {}), stream)
+        self._handles[handle] = _Handle(inode, {}, self._positions.setdefault(inode, {}), stream=stream)
         self._positions.move_to_end(inode)
         if len(self._positions) > POSITIONS_REMEMBERED:
             self._positions.popitem(last=False)
@@ -187,12 +190,16 @@ class OpenDirectories:
             if len(names) > 8 * BATCH:
                 for old in list(names)[: 4 * BATCH]:
                     del names[old]
-        for batch in self._left(state, after) if stream is None else self._streamed(state, stream, after):
+                    if names is state.names:
+                        state.spans.pop(old, None)
+        for batch, number in self._left(state, after) if stream is None else self._streamed(state, stream, after, cookie):
             cookies = self._renamed(state, batch)
             positions = {cookies.get(entry.inode, entry.inode): name for name, entry in batch}
             for again in positions:
                 state.names.pop(again, None)  # handed out lately, though perhaps not for the first time
             state.names.update(positions)
+            if number is not None:
+                state.spans.update(dict.fromkeys(positions, number))
             if state.others is self._positions.get(inode):
                 state.others.update(positions)
             listed = self._shown.listed(inode, batch)
@@ -203,10 +210,10 @@ class OpenDirectories:
         names = state.names
         return {e.inode: next(self._spare_cookies) for name, e in batch if names.get(e.inode, name) != name}
 
-    def _left(self, state: _Handle, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
+    def _left(self, state: _Handle, after: bytes) -> Iterator[tuple[list[tuple[bytes, Entry]], int | None]]:
         given = state.given
         for batch in self._batches(state.inode, after):
-            yield batch if given is None else [(name, e) for name, e in batch if not given.has(name, e.kind)]
+            yield batch if given is None else [(name, e) for name, e in batch if not given.has(name, e.kind)], None
 
     def _batches(self, inode: int, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
         while True:
@@ -217,12 +224,18 @@ class OpenDirectories:
             after = batch[-1][0]
 
     @staticmethod
-    def _streamed(state: _Handle, stream: Stream, after: bytes) -> Iterator[list[tuple[bytes, Entry]]]:
-        number = stream.place(after) if after else 0
+    def _streamed(
+        state: _Handle, stream: Stream, after: bytes, cookie: int
+    ) -> Iterator[tuple[list[tuple[bytes, Entry]], int | None]]:
+        number = 0
+        if after:
+            known = state.spans.get(cookie)
+            number = known if known is not None else stream.place(after)
         state.read = stream.spans
         while number < stream.spans:
-            batch, number, after = stream.read(number, after, BATCH)
-            yield batch
+            batch, following, after = stream.read(number, after, BATCH)
+            yield batch, number
+            number = following
             state.read = stream.spans
 
     async def more(self, handle: int) -> bool:

@@ -68,7 +68,8 @@ class Recorder:
 
     async def _merge(self, batch: list[Found], spans: list[Span], done: trio.Event) -> None:
         try:
-            part = await self._names.merge(*self._listing, batch, self._began_s, last=False)
+            came_as = self._stream.came_as
+            part = await self._names.merge(*self._listing, batch, self._began_s, last=False, came_as=came_as)
             self._recorded += len(batch)
             self._total.shadowed += part.shadowed
             self._total.deferred += part.deferred
@@ -98,7 +99,8 @@ class Recorder:
         self._stream.on_wanted = lambda: None
         await self._wait()
         last = self.batch + self._total.deferred
-        changes = await self._names.complete(*self._listing, self._began_s, last, fresh=self._fresh)
+        came_as = self._stream.came_as
+        changes = await self._names.complete(*self._listing, self._began_s, last, fresh=self._fresh, came_as=came_as)
         self._stream.recorded(self._spans, changes)
         changes.shadowed += self._total.shadowed
         return changes

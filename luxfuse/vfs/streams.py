@@ -14,8 +14,9 @@ import trio
 
 from luxfuse.core.listed_spans import Given, Span, Spans, beginnings, joined, key_of
 from luxfuse.errors import StoreUnavailable
-from luxfuse.index.entries import Changes, Entry
+from luxfuse.index.entries import Changes, Entry, Found
 from luxfuse.index.names import Names
+from luxfuse.types import Kind
 
 MOST_DISORDERED = 20_000
 """Names remembered of a listing that turns out not to come in the order of names; it does so early, as a rule."""
@@ -34,8 +35,11 @@ class Stream:
         self._serial = 0
         self._began_s = 0.0
         self._spans = Spans()
-        self._pinned: dict[bytes, bytes] = {}
-        """Keys of names that had come as another kind before: they stay where they came."""
+        self.came_as: dict[bytes, Kind] = {}
+        """Kinds that names came as before they came as another: they stay where they came.
+
+        The writer thread adds to it, before readers see what it has made of the names.
+        """
         self._postponed: set[bytes] = set()
         """Names that only the end of the listing decides on."""
         self._early: dict[bytes, int] = {}
@@ -69,12 +73,24 @@ class Stream:
 
     def recorded(self, spans: Iterable[Span], changes: Changes) -> None:
         """Some spans are in the index."""
-        for name, kind in changes.rekinded:
-            self._pinned.setdefault(name, key_of(name, kind))
-        self._postponed.update(item.name for item in changes.deferred)
+        for item in changes.deferred:
+            self._postpone(item)
         for span in joined(list(spans)):
             self._spans.add(span)
         self._wake()
+
+    def _postpone(self, item: Found) -> None:
+        """Let a name stay in one span, whichever kind gets it: the item's, which nobody has read, or where it was shown."""
+        self._postponed.add(item.name)
+        entry = self._names.get(self._directory, item.name)
+        if (
+            entry is not None
+            and self._spans.find(key_of(item.name, entry.kind)) is not None
+            and self._names.stays(self._directory, item.name, entry, self._began_s)
+        ):
+            self.came_as.setdefault(item.name, entry.kind)
+        else:
+            self.came_as.setdefault(item.name, item.kind)
 
     def end(self, error: Exception | None) -> None:
         """The listing has ended. Without an error the index has all of the directory."""
@@ -134,7 +150,10 @@ class Stream:
             self.wanted -= 1
 
     def place(self, name: bytes) -> int:
-        """Return the number of the span that a name came in; the number of spans if it has not come."""
+        """Return the number of the span that a name came in; the number of spans if it has not come.
+
+        A name that was another kind meanwhile may have come in several: the one in which a reader had it is the reader's.
+        """
         if self._before is not None and name not in self._before:
             return len(self._spans) if self._rest is None else self._rest
         number = self._early.get(name)
@@ -142,11 +161,14 @@ class Stream:
             number = self._spans.find(name)
         return len(self._spans) if number is None else number
 
-    def given(self, name: bytes) -> Given | None:
-        """Return what has come up to this name; None if the store keeps no order: then nothing tells that."""
+    def given(self, name: bytes, number: int | None = None) -> Given | None:
+        """Return what has come up to this name, which came in span ``number`` (None: its `place`).
+
+        None if the store keeps no order: then nothing tells that.
+        """
         if self._before is not None:
             return None
-        number = self.place(name)
+        number = self.place(name) if number is None else number
         whole = joined([self._spans[each] for each in range(min(number, len(self._spans)))])
         return Given(tuple(whole), self._spans[number] if number < len(self._spans) else None, name)
 
@@ -176,10 +198,10 @@ class Stream:
         return [each for each in found + behind if self._shows(span, *each)], at
 
     def _key(self, name: bytes, entry: Entry) -> bytes:
-        return self._pinned.get(name) or key_of(name, entry.kind)
+        return key_of(name, self.came_as.get(name, entry.kind))
 
     def _shows(self, span: Span, name: bytes, entry: Entry) -> bool:
-        if entry.kind or name in self._pinned:  # a file, 0, has its name for a key
+        if entry.kind or name in self.came_as:  # a file, 0, has its name for a key
             if not span.has(self._key(name, entry)):
                 return False
         elif name <= span.after:

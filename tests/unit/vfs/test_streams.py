@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import trio
 from luxfuse.core.listed_spans import Position
 from luxfuse.errors import AccessDenied, LuxError, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE, Changes, Found
-from luxfuse.types import ListPage
+from luxfuse.index.transactions import Transaction
+from luxfuse.types import Kind, ListPage
 from luxfuse.understore import listing
 from luxfuse.understore.base import ListedPart
 from luxfuse.vfs import open_directories, recording, streams
 from luxfuse.vfs.errors import Stale
+from luxfuse.vfs.shares import LOCAL_MASK
 from tests.support import fake_store
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import EVERYTHING, FROM_KEYS, FakeStore
@@ -98,9 +100,11 @@ def count_merges(m: Mount, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     merges: list[int] = []
     merge = m.names.merge
 
-    async def counted(directory: int, serial: int, found: list[Found], checked_s: float, *, last: bool = True) -> Changes:
+    async def counted(
+        directory: int, serial: int, found: list[Found], checked_s: float, *, last: bool, came_as: dict[bytes, Kind]
+    ) -> Changes:
         merges.append(len(found))
-        return await merge(directory, serial, found, checked_s, last=last)
+        return await merge(directory, serial, found, checked_s, last=last, came_as=came_as)
 
     monkeypatch.setattr(m.names, "merge", counted)
     return merges
@@ -395,6 +399,99 @@ class _Reader:
         for name, _, cookie in await read_directory(self.m.fs, self.handle, self.cookies[-1]):
             self.seen.append(name)
             self.cookies.append(cookie)
+
+
+def both_kinds() -> Gated:
+    """A file and a directory of one name, far apart: "-" comes before the slash that ends the directory's key."""
+    driver = filled(0)
+    driver.place("d/a", b"a file")
+    for number in range(100):
+        driver.place(f"d/a-{number:03}", b"")
+    driver.place("d/a/x", b"")
+    return driver
+
+
+BOTH_KINDS = [b"a", *(b"a-%03d" % number for number in range(100))]
+
+
+@pytest.mark.expected_logs("a file and a directory")
+async def test_a_name_of_two_kinds_comes_once_to_a_reader_between_commit_and_wake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index has what the writer thread committed before the loop hears of that."""
+    driver = both_kinds()
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        between: list[tuple[Kind, list[tuple[bytes, int]]]] = []
+        run = m.names._store.run
+
+        async def observed(function: Callable[[Transaction], Changes]) -> Changes:
+            changes = await run(function)
+            if (found := m.names.after(inode, b"", 1)) and found[0][1].listing:
+                between.append((found[0][1].kind, read_now(m, handle)))
+            return changes
+
+        monkeypatch.setattr(m.names._store, "run", observed)
+        driver.open_gate()
+        assert sorted(without_dots([name for name, _, _ in await read_directory(m.fs, handle)])) == BOTH_KINDS
+        assert Kind.DIRECTORY in [kind for kind, _ in between]
+        for _, first in between:
+            rest = await read_directory(m.fs, handle, first[-1][1])
+            assert sorted([name for name, _ in first[2:]] + [name for name, _, _ in rest]) == BOTH_KINDS
+
+
+async def test_a_reader_goes_on_where_it_was_though_the_name_is_another_kind_now(tmp_path: Path) -> None:
+    """Another has read it where the new kind comes."""
+    driver = both_kinds()
+    driver.remove("d/a/x")
+    driver.place("d/b", b"")
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        cookie = dict(read_now(m, handle))[b"a"]
+        other, _ = await m.fs.directories.open(inode)
+        assert m.fs.directories.streams(other)
+        await m.fs.unlink(inode, b"a")
+        await m.fs.mkdir(inode, b"a", 0o755, CALLER)
+        driver.open_gate()
+        assert len(await read_directory(m.fs, other)) == len(BOTH_KINDS) + 1 + 2
+        rest = [name for name, _, _ in await read_directory(m.fs, handle, cookie)]
+        assert sorted({*rest} - {b"a"}) == [*BOTH_KINDS[1:], b"b"]
+        assert len(rest) == len(set(rest))
+
+
+@pytest.mark.parametrize("when", ["ended", "going on"])
+async def test_a_directory_that_is_a_file_now_comes_once(tmp_path: Path, when: str) -> None:
+    """Until the listing ends it is the directory, whose key is far from the file's."""
+    driver = both_kinds()
+    driver.remove("d/a")
+    async with mounted(tmp_path, driver) as m:
+        await m.entries("d")
+        driver.remove("d/a/x")
+        driver.place("d/a", b"a file")
+        m.clock.advance(61)
+        await until(lambda: not m.lister.is_listing(ROOT_INODE))
+        inode = await m.inode("d")
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await m.fs.directories.open(inode)
+        stream = m.fs.directories._handles[handle].stream
+        assert stream is not None
+        first = read_now(m, handle)
+        driver.open_gate()
+        if when == "ended":
+            await until(lambda: stream.over)
+        rest = await read_directory(m.fs, handle, first[-1][1])
+        assert sorted(without_dots([name for name, _ in first] + [name for name, _, _ in rest])) == BOTH_KINDS
+
+
+def test_other_cookies_are_not_those_of_attach_points() -> None:
+    assert 0 < open_directories.FIRST_SPARE_COOKIE <= LOCAL_MASK
 
 
 IN_ORDER = replace(EVERYTHING, in_order=True)
