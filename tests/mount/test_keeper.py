@@ -384,6 +384,51 @@ def test_a_change_is_made_once(
         assert not list(mount.state.glob("recovered/*/*"))
 
 
+EXCHANGE = """
+import ctypes
+first, second = {!r}, {!r}
+numbers, file = [os.stat(n).st_ino for n in (first, second)], os.open("a", os.O_RDONLY)
+if ctypes.CDLL(None, use_errno=True).renameat2(-100, first.encode(), -100, second.encode(), 2):
+    raise OSError(ctypes.get_errno(), "renameat2")
+assert [os.stat(n).st_ino for n in (second, first)] == numbers
+assert len(os.pread(file, 5001, 0)) == 5000 and os.fstat(file).st_nlink == 1
+"""
+EXCHANGED = [
+    ("a", "b", "exchange.copied"),
+    ("a", "b", "exchange.moved"),
+    ("a", "b", "exchange.moved-names"),
+    ("a", "b", "exchange.named"),
+    ("d", "e", "exchange.copied"),
+    ("d", "e", "exchange.named"),
+    ("a", "d", "exchange.moved-names"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "step"), EXCHANGED, ids=lambda value: value)
+def test_an_exchange_is_made_once(
+    s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path, first: str, second: str, step: str
+) -> None:
+    before = {"a": OLD, "b": NEW, "d/1": MORE, "e/2": NEW}
+    for key, data in before.items():
+        put(s3, bucket, key, data)
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: step, DIE_ONCE: str(tmp_path / "once")},
+    )  # fmt: skip
+    assert do(mount, 'assert all(open(n, "rb").read() for n in ("a", "b", "d/1", "e/2"))')
+    (tmp_path / "once").touch()
+    assert do(mount, EXCHANGE.format(first, second))
+    assert not (tmp_path / "once").exists(), "the daemon killed itself"
+    other = {first: second, second: first}
+    after = {"/".join([other.get(top, top), *rest]): before["/".join([top, *rest])]
+             for top, *rest in (key.split("/") for key in before)}  # fmt: skip
+    for key, data in after.items():
+        assert mount.read(key) == digest(data), key
+    assert mount.unmount().returncode == 0
+    found = bucket_files(s3.bucket_path(bucket))
+    assert {key: data for key, data in found.items() if not key.endswith("/")} == after
+
+
 def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: str) -> None:
     put(s3, bucket, "a", b"content")
     kept.expected_logs += ["all requests get EIO"]

@@ -81,16 +81,23 @@ class Exchanges:
             freeze = frozen.enter_context(self._writeback.freeze(*keys, between_key))
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
-            arguments = {"first": keys[0], "second": keys[1], "between": between_key}
+            arguments = {
+                "first": keys[0],
+                "second": keys[1],
+                "between": between_key,
+                "inode": str(first.inode),
+                "other": str(second.inode),
+            }
             try:
                 copies = await self._swap_objects(number, arguments, (first, second), steps)
             except (LuxError, OSError):
                 await self._take_back(number, steps, ((first, place), (second, new_place)), frozen, freeze)
                 raise
-            self._journal.drop_operation(number)
             self._names.move(*place, *between)
             self._names.move(*new_place, *place)
             self._names.move(*between, *new_place)
+            reached("exchange.moved-names")
+            self._journal.drop_operation(number)  # before the keys of its records change, which a restart would change, too
             self._tree.note_renamed(*place)
             self._tree.note_renamed(*new_place)
             self._namespace.moved(*directories)

@@ -15,7 +15,7 @@ from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.index.journal import FileRecord, Journal, OperationRecord
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import ABSENT, Kind, WriteMode
+from luxfuse.types import ABSENT, Kind, ObjectInfo, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.moves.operations import MOVE, MOVE_DIRECTORY, SWAP
 from luxfuse.vfs.recovery.in_store import has_other
@@ -23,8 +23,8 @@ from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)
 
-KEYS = {"source", "target", "replaced", "first", "second", "between"}
-"""The arguments of operations that are keys."""
+KEYS = {"source", "target", "replaced"}
+"""The arguments of moves that are keys."""
 
 
 Move = tuple[str, str]
@@ -62,20 +62,39 @@ class UnfinishedMoves:
         elif operation.kind == MOVE_DIRECTORY:
             await self._move_below(arguments["source"], arguments["target"])
         elif operation.kind == SWAP:
-            first, second, between = arguments["first"], arguments["second"], arguments["between"]
-            steps = ((first, between), (second, _like(first, second)), (between, _like(second, first)))
-            for step in range(operation.step, len(steps)):
-                source, target = steps[step]
-                operation.step = step  # the next restart must not move back an object that was moved already
-                self._journal.put_operation(number, operation)
-                await self._journal.commit()
-                if source.endswith("/"):
-                    await self._move_below(source, target)
-                else:
-                    await self._move(source, target, None)
+            await self._exchange(number, operation)
+            return
         for name in KEYS & arguments.keys():
             if arguments[name]:
                 self._places.forget_listing(arguments[name])
+
+    async def _exchange(self, number: int, operation: OperationRecord) -> None:
+        """Make the moves that are missing, then exchange the names: both keep their inodes, as programs have them."""
+        arguments = operation.arguments
+        first, second, between = arguments["first"], arguments["second"], arguments["between"]
+        new_keys = _like(first, second), _like(second, first)
+        steps = ((first, between), (second, new_keys[0]), (between, new_keys[1]))
+        for step in range(operation.step, len(steps)):
+            source, target = steps[step]
+            operation.step = step  # the next restart must not move back an object that was moved already
+            self._journal.put_operation(number, operation)
+            await self._journal.commit()
+            if source.endswith("/"):
+                await self._move_below(source, target)
+            else:
+                await self._move(source, target, None)
+        found = [None if key.endswith("/") else await self._find(key) for key in new_keys]
+        inodes = int(arguments.get("inode", 0)), int(arguments.get("other", 0))
+        self._places.exchange((first, second), between, inodes)
+        for key, info, inode in zip(new_keys, found, reversed(inodes), strict=True):
+            self._places.settle(key, inode, info)
+        reached("recover.exchanged")
+
+    async def _find(self, key: str) -> ObjectInfo | None:
+        try:
+            return await self._store.head(key)
+        except NotFound:
+            return None  # it is of this machine only
 
     def _rekey(self, operation: OperationRecord) -> None:
         """Give records of the journal that a move is about their new keys; those that it has replaced are gone."""

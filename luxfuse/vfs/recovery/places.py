@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 from luxfuse.core import names as naming
-from luxfuse.index.entries import Entry
+from luxfuse.index.entries import Entry, describe
 from luxfuse.index.journal import FileRecord
 from luxfuse.index.names import ROOT_INODE, Names
-from luxfuse.types import ABSENT, Kind
+from luxfuse.types import ABSENT, Kind, ObjectInfo
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
+
+DOUBTED_AT_ONCE = 1000
+"""Names that are read from the index at once."""
 
 
 class JournalPlaces:
@@ -70,6 +73,43 @@ class JournalPlaces:
         parent, name = self.place(key)
         self._names.listings.forget(parent)
         self.erase(parent, name, key)
+
+    def exchange(self, keys: tuple[str, str], between: str, inodes: tuple[int, int]) -> None:
+        """Exchange the names of two keys, as far as the inodes have them that they had; may have been begun or made."""
+        first, second = self.place(keys[0]), self.place(keys[1])
+        aside = self.place(between)
+        for inode, source, target in ((inodes[0], first, aside), (inodes[1], second, first), (inodes[0], aside, second)):
+            entry = self._names.get(*source)
+            if entry is not None and entry.inode == inode:
+                self._names.move(*source, *target)
+
+    def settle(self, key: str, inode: int, info: ObjectInfo | None) -> None:
+        """A key has what an inode stands for: ``info`` in the store, None for a directory or what is only here."""
+        parent, name = self.place(key)
+        self._names.listings.forget(parent)
+        entry = self._names.get(parent, name)
+        if entry is None or entry.inode != inode:
+            self._names.erase(parent, name)
+        elif info is not None:
+            entry.version, entry.size, entry.checked_s = info.version, info.size, self._namespace.now_s()
+            describe(entry, entry.attributes, info.mtime_ns, entry.checked_s)
+            self._names.put(parent, name, entry)
+        else:
+            self._doubt(parent, name, entry)
+
+    def _doubt(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Have an entry, and all below it, asked for again: copies are other versions."""
+        doubted = [(parent, name, entry)]
+        while doubted:
+            above, name, entry = doubted.pop()
+            entry.checked_s = 0.0
+            self._names.put(above, name, entry)
+            if entry.kind is Kind.DIRECTORY:
+                self._names.listings.forget(entry.inode)
+                last = b""
+                while found := self._names.after(entry.inode, last, DOUBTED_AT_ONCE):
+                    doubted += [(entry.inode, *each) for each in found]
+                    last = found[-1][0]
 
     def erase(self, parent: int, name: bytes, key: str) -> None:
         """Forget the name of a key, unless another object, or something dirty, has it."""
