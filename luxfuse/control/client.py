@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 from luxfuse.control.address import short_address
 from luxfuse.control.orders import ORDERS
+from luxfuse.control.registry import is_alive
 from luxfuse.errors import LuxError
 
 _LINE_MAX_BYTES = 4 << 20
+_STARTING_INTERVAL_S = 0.05
 T = TypeVar("T")
 
 Steps = Generator[dict[str, Any], None, None]
@@ -40,10 +42,27 @@ class _UnixConnection(http.client.HTTPConnection):
         self._socket_path = socket_path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        with short_address(self._socket_path) as address:
-            self.sock.connect(address)
+        """Connect; a daemon that has its lock and no socket yet is just starting, and is waited for."""
+        give_up_at = time.monotonic() + (self.timeout or 0)
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(max(0.01, give_up_at - time.monotonic()))
+            try:
+                with short_address(self._socket_path) as address:
+                    self.sock.connect(address)
+            except (ConnectionRefusedError, FileNotFoundError):
+                self.sock.close()
+                if not is_alive(self._socket_path.parent):
+                    raise
+                if time.monotonic() >= give_up_at:
+                    raise _NoSocketYet from None
+                time.sleep(_STARTING_INTERVAL_S)
+            else:
+                return
+
+
+class _NoSocketYet(Exception):
+    """A daemon is starting, or ending, for long."""
 
 
 class ControlClient:
@@ -195,6 +214,8 @@ class ControlClient:
             yield connection, connection.sock
         except (TimeoutError, BlockingIOError):  # or so many wait already that the kernel takes no more
             raise DaemonUnreachable(f"the daemon does not answer within {self._deadline_s:g} s") from None
+        except _NoSocketYet:
+            raise DaemonUnreachable(f"the daemon was starting or ending for {self._deadline_s:g} s") from None
         except (ConnectionRefusedError, FileNotFoundError):
             raise DaemonUnreachable("the daemon is not running") from None
         except PermissionError:

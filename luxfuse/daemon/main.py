@@ -24,7 +24,7 @@ from luxfuse.daemon.parts import Parts, build
 from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
-from luxfuse.daemon.succession import Succession, take_over
+from luxfuse.daemon.succession import Succession, take_over, was_taken_away
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
@@ -98,6 +98,9 @@ def run(
     except BaseException as exc:
         if started:
             log.critical("the daemon ends", exc_info=exc)
+        elif held is not None and isinstance(exc, Exception) and was_taken_away(*held):
+            report(f"{settings.mountpoint}: the mount was taken away as the daemon began")
+            log.info("the mount was taken away as the daemon began: %s", type(exc).__name__)
         else:
             report(one_line(exc, "mounting"))
         if not isinstance(exc, Exception):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 
-from luxfuse.estate.memory import Estate
+from luxfuse.estate.memory import Estate, State
 from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
+from luxfuse.estate.words import Word
 from luxfuse.fuse import inheritance
+from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.vfs.will import Will
 from luxfuse.volume.opened import VolumeEstate
@@ -43,3 +47,9 @@ def take_over(device: int, estate_fd: int) -> Succession:
         return Succession(device, estate, inheritance.take(estate, device))
     inheritance.begin(estate)
     return Succession(device, estate, None)
+
+
+def was_taken_away(device: int, estate_fd: int) -> bool:
+    """Whether a mount that a daemon has served is gone: its successor has nothing to do."""
+    state = int.from_bytes(os.pread(estate_fd, 8, 8 * Word.STATE), sys.byteorder)
+    return state == State.SERVING and mounts.is_gone(device)

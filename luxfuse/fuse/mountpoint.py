@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -310,6 +311,13 @@ def _comm(pid: str) -> str:
 def is_inside(path: str, root: str) -> bool:
     """True if ``path`` is ``root`` or lies below it; both absolute. Compares strings only."""
     return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def is_gone(device_fd: int) -> bool:
+    """Whether the mount of an open FUSE device, which was mounted, has been taken away."""
+    poll = select.poll()
+    poll.register(device_fd, 0)
+    return bool(poll.poll(0))  # POLLERR
 
 
 def abort(device: str) -> None:

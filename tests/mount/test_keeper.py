@@ -429,6 +429,40 @@ def test_an_exchange_is_made_once(
     assert {key: data for key, data in found.items() if not key.endswith("/")} == after
 
 
+@pytest.mark.parametrize("how", ["away", "refused"])
+def test_a_rename_is_finished_once_the_store_is_back(
+    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, tmp_path: Path, how: str
+) -> None:
+    """The successor waits for the store, and does not die of it."""
+    put(s3, bucket, "a", OLD)
+    once = tmp_path / "once"
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint, keeper=True,
+        options={"request_timeout": "1s"}, environment={DIE_AT: "move.committed", DIE_ONCE: str(once)},
+        expected_logs=[DIED, "cannot be finished yet", "the store", "AccessDenied"],
+    )  # fmt: skip
+    assert do(mount, 'open("a", "rb").read()')
+    assert do(mount, 'assert os.listdir(".") == ["a"] and not os.path.exists("b")')
+    if how == "away":
+        proxy.outage(True)
+    else:
+        proxy.set(error_probability=1.0, error_status=403)
+    program = Program(mount, "os.rename('a', 'b'); assert open('b', 'rb').read(1)")
+    once.touch()
+    program.begin()
+    log = mount.directory() / "daemon.log"
+    wait_for("it waits", lambda: "cannot be finished yet" in log.read_text(), timeout_s=60)
+    waiting = mount.pid
+    proxy.clear()
+    proxy.outage(False)
+    program.await_step()
+    program.end()
+    assert mount.pid == waiting, "no daemon died of it"
+    assert mount.status()["restarts"] == 1
+    assert mount.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == {"b": OLD}
+
+
 def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: str) -> None:
     put(s3, bucket, "a", b"content")
     kept.expected_logs += ["all requests get EIO"]

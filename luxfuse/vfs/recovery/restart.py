@@ -49,6 +49,8 @@ from luxfuse.vfs.writeback import WriteBack
 log = logging.getLogger(__name__)
 
 ABORT_DEADLINE_S = 5.0
+MOVES_PAUSE_S, MOVES_PAUSE_MOST_S = 0.5, 5.0
+"""Between two tries of a successor to finish moves; doubled up to the second."""
 
 
 @dataclass(slots=True)
@@ -151,10 +153,12 @@ class Recovery:
         self._replicator = replicator
 
     async def run(self) -> Outcome:
-        """Do all of it. Raises `StoreError` if a move cannot be finished now, OSError if the disk fails."""
+        """Do all of it. Raises `StoreError` if a move cannot be finished now and nobody waits, OSError if the disk fails.
+
+        Of a successor programs wait: it tries until the moves are finished.
+        """
         outcome = Outcome()
-        outcome.moves = await self._moves.finish()
-        await self._moves.move_what_was_not_closed()
+        outcome.moves = await self._finish_moves()
         outcome.deletes = len(self._journal.deletes)
         read = self._opens.removed_and_read() if self._opens is not None else {}
         await self._deletes.make_what_waits_for_nothing(read)
@@ -172,6 +176,24 @@ class Recovery:
         await self._journal.commit()
         reached("recover.committed")
         return outcome
+
+    async def _finish_moves(self) -> int:
+        """Finish the moves; may be done again after it has failed. Returns how many there were."""
+        found = len(self._journal.operations)
+        pause_s = MOVES_PAUSE_S
+        while True:
+            try:
+                await self._moves.finish()
+                await self._moves.move_what_was_not_closed()
+            except StoreError as exc:
+                if self._opens is None:
+                    raise
+                level = logging.WARNING if pause_s == MOVES_PAUSE_S else logging.INFO
+                log.log(level, "renames of the daemon before cannot be finished yet, and all waits for them: %s", exc)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MOVES_PAUSE_MOST_S)
+            else:
+                return found
 
     async def _place(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         """Make a file of the journal dirty again, or set aside what there is of it."""

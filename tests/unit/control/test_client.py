@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import threading
 from pathlib import Path
@@ -38,6 +39,22 @@ def answering(path: Path, answer: bytes | None) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def test_a_daemon_that_has_its_lock_and_no_socket_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def bind(_seconds: float) -> None:
+        if not threads:
+            threads.append(answering(tmp_path / "s", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"))
+
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DaemonUnreachable, match="starting or ending"):
+            ControlClient(tmp_path / "s", deadline_s=0.3).status()
+        monkeypatch.setattr("luxfuse.control.client.time.sleep", bind)
+        assert ControlClient(tmp_path / "s").status() == {}
+        threads[0].join()
 
 
 def test_a_daemon_that_takes_no_more_clients(tmp_path: Path) -> None:
