@@ -4,7 +4,7 @@ It imports nothing of luxfuse and little else, so that it stays small and has no
 long as somebody has the device open. What the next daemon must know of the last one is in the estate (`luxfuse.estate`),
 memory in a file without a name, which the keeper makes and does not look into but for one word.
 
-    keeper.py READY_FD STATE_FILE MOST COMMAND...   settings on stdin
+    keeper.py READY_FD STATE_FILE MOST MOUNTPOINT COMMAND...   settings on stdin
 
 ``COMMAND`` is the daemon's, to which ``--ready-fd``, ``--device-fd`` and ``--estate-fd`` are added; it finds the settings
 on its stdin each time. A daemon that dies before it served ends the keeper with its exit code; one that ends with 0 has
@@ -12,7 +12,10 @@ unmounted. Any other end is a death, and the next daemon is started: at once, bu
 `PAUSE_MOST_S`, where the last one has not served for `STEADY_S`. After MOST of these in a row the keeper gives up: it
 answers every request with EIO, so that nobody hangs, until the mount is taken away, and says so in STATE_FILE.
 
-SIGTERM, SIGINT and SIGHUP are passed on. If the keeper dies, the daemon serves on, and has no successor.
+SIGTERM, SIGINT and SIGHUP are passed on. A daemon that dies when it was told to end has a successor, too, which is told
+in its turn, so that the mount ends in good order; if that one dies as well, or does not serve within `TOLD_PATIENCE_S`, the
+keeper takes the mount away and ends. A successor begins with these signals blocked, and sees to them once it serves.
+If the keeper dies, the daemon serves on, and has no successor.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ RESEND = struct.pack("=IiQ", 16, 7, 0)
 NO_ANSWER = (2, 36, 42)
 """FUSE_FORGET, FUSE_INTERRUPT, FUSE_BATCH_FORGET."""
 LEAST_OOM_SCORE = -900
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TOLD_PATIENCE_S = 20
+FSTYPE = "fuse.luxfuse"
+MNT_FORCE, MNT_DETACH = 1, 2
 
 
 def say(what: str) -> None:
@@ -55,13 +62,15 @@ def wait_status_text(status: int) -> str:
 class Keeper:
     """One mount."""
 
-    def __init__(self, ready_fd: int, state_file: str, most: int, command: list[str]) -> None:
+    def __init__(self, ready_fd: int, state_file: str, most: int, mountpoint: str, command: list[str]) -> None:
         self.ready_fd = ready_fd
         # Locked for as long as this process lives: so commands know that somebody goes on. Empty until it gives up.
         self.state = os.open(state_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.state, fcntl.LOCK_EX)
         os.ftruncate(self.state, 0)
         self.most = most
+        self.mountpoint = mountpoint
+        self.began = 0.0
         self.command = command
         self.daemon = 0
         self.told = 0
@@ -75,8 +84,9 @@ class Keeper:
         self.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         self.oom_score = self.read_oom_score()
         self.write_oom_score(LEAST_OOM_SCORE)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in PASSED_ON:
             signal.signal(number, self.pass_on)
+        signal.signal(signal.SIGALRM, self.end_what_does_not_serve)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     @staticmethod
@@ -98,11 +108,14 @@ class Keeper:
             pass  # it may not: then it is as likely to be killed as others of its size
 
     def pass_on(self, number: int, _frame: object) -> None:
-        """Pass a signal on to the daemon; where there is none, the next one gets it, or the keeper ends."""
+        """Pass a signal on to the daemon; where there is none, the next one gets it."""
         if number != signal.SIGHUP:
             self.told = number
             if self.gave_up:
+                self.take_away()
                 os._exit(1)  # and so the connection ends
+            if self.served():
+                signal.alarm(TOLD_PATIENCE_S)
         if self.daemon:
             try:
                 os.kill(self.daemon, number)
@@ -112,7 +125,8 @@ class Keeper:
     def start(self) -> None:
         """Start a daemon."""
         ready = self.ready_fd if self.ready_fd >= 0 else os.open("/dev/null", os.O_WRONLY)
-        self.told = 0
+        self.began = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is somebody to pass them on to
         pid = os.fork()
         if pid == 0:
             try:
@@ -122,11 +136,47 @@ class Keeper:
         os.close(ready)
         self.ready_fd = -1
         self.daemon = pid
+        if self.told:
+            self.pass_on(self.told, None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+    def end_what_does_not_serve(self, *_: object) -> None:
+        """A daemon was told to end and has not even begun to serve: it is not waited for."""
+        if self.daemon and self.serving_since() < self.began:
+            try:
+                os.kill(self.daemon, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def serving_since(self) -> float:
+        """Return when the last daemon that served began to, by the monotonic clock."""
+        return self.word(SERVING_SINCE_AT) / 1000
+
+    def take_away(self) -> None:
+        """Take the mount away, if it is still what is to be seen at its place."""
+        import ctypes  # large, and only needed at this end
+
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 (as below)
+                lines = [line.split(" - ") for line in file]
+        except OSError as exc:
+            say(f"the mount is left behind: {exc}")
+            return
+        escaped = self.mountpoint
+        for character in "\\\t\n ":
+            escaped = escaped.replace(character, f"\\{ord(character):03o}")
+        there = [after.split()[0] for before, after in lines if before.split()[4] == escaped]
+        if there and there[-1] == FSTYPE:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.umount2(os.fsencode(self.mountpoint), MNT_FORCE | MNT_DETACH):
+                say(f"the mount is left behind: {os.strerror(ctypes.get_errno())}")
 
     def become_daemon(self, ready: int) -> None:
         """Be the daemon, after the fork."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*PASSED_ON, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        if not self.served():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         self.write_oom_score(self.oom_score)
         os.lseek(self.settings, 0, os.SEEK_SET)
         os.dup2(self.settings, 0)
@@ -154,7 +204,7 @@ class Keeper:
         """Keep the mount until its end; returns the exit code."""
         in_a_row = 0
         while True:
-            began = time.monotonic()
+            told = self.told
             self.start()
             status = self.wait()
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
@@ -164,18 +214,20 @@ class Keeper:
             if not self.mounted():
                 return 1
             self.deaths += 1
-            since = self.word(SERVING_SINCE_AT) / 1000
-            steady = since >= began and time.monotonic() - since >= STEADY_S
+            since = self.serving_since()
+            steady = since >= self.began and time.monotonic() - since >= STEADY_S
             in_a_row = 0 if steady else in_a_row + 1
             how = wait_status_text(status)
+            if told:
+                say(f"the daemon died ({how}) as it was to end, as did the one before: the mount is taken away")
+                self.take_away()
+                return 1
             say(f"the daemon died ({how}) and is started again; deaths so far: {self.deaths}")
             if in_a_row >= self.most:
                 self.give_up(f"the daemon died {in_a_row} times in a row as it began, at last by {how}; see the log")
                 return 1
             if in_a_row > 1:
                 self.pause(min(PAUSE_FIRST_S * 2 ** (in_a_row - 2), PAUSE_MOST_S))
-            if self.told:
-                return 1
 
     def wait(self) -> int:
         """Wait for the daemon's end; returns its status."""
@@ -218,4 +270,4 @@ class Keeper:
 
 
 if __name__ == "__main__":
-    sys.exit(Keeper(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]).run())
+    sys.exit(Keeper(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:]).run())

@@ -97,7 +97,8 @@ def _command(settings: Settings, write_fd: int) -> list[str]:
     if not settings.keeper or os.geteuid() != 0 or not can_resend(os.uname().release):
         return [*daemon, "--ready-fd", str(write_fd)]
     said = registry.mount_directory(settings) / registry.KEEPER
-    return [sys.executable, "-I", "-S", keeper.__file__, str(write_fd), str(said), str(MOST_DEATHS), *daemon]
+    arguments = [str(write_fd), str(said), str(MOST_DEATHS), settings.mountpoint]
+    return [sys.executable, "-I", "-S", keeper.__file__, *arguments, *daemon]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:

@@ -20,6 +20,7 @@ from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.daemon import logs
 from luxfuse.daemon.attachments import Attachments
+from luxfuse.daemon.early import EarlySignals
 from luxfuse.daemon.parts import Parts, build
 from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
@@ -90,7 +91,10 @@ def run(
                 mounts.check(settings.mountpoint)
             elif not succession.estate.exact:
                 log.warning("the daemon before this one had a failing disk, and has not left all that programs have open")
-            daemon = _Daemon(settings, claim.directory, report, waiting, succession)
+            early = EarlySignals()
+            if succession is not None and succession.inherited:
+                early.keep()
+            daemon = _Daemon(settings, claim.directory, report, waiting, succession, early)
             trio.run(daemon.main, strict_exception_groups=True)
             if succession is not None:
                 succession.estate.end()
@@ -127,8 +131,10 @@ class _Daemon:
         ready: Ready,
         waiting: Callable[[str], None],
         succession: Succession | None,
+        early: EarlySignals,
     ) -> None:
         self._settings = settings
+        self._early = early
         self._succession = succession
         self._state = state
         self._ready = ready
@@ -192,6 +198,7 @@ class _Daemon:
             if self._succession is not None:
                 self._succession.estate.serve()
             self._ready(None, self._notes)
+            self._early.replay()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
             await parts.session.ended.wait()

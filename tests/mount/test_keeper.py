@@ -504,3 +504,27 @@ def test_signals_are_passed_on(kept: Mount) -> None:
     wait_for("it is unmounted", lambda: not kept.mounted)
     wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
     assert not list(kept.state.glob("mounts/*/mount.json")), json.dumps("the record is removed")
+
+
+@pytest.mark.parametrize("also", ["it ends", "it dies, too"])
+def test_told_to_end_while_the_daemon_is_dead(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, also: str) -> None:
+    """As systemd may: the successor ends the mount, or the keeper takes it away. No dead mount stays."""
+    once = tmp_path / "once"
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: "recover.committed", DIE_ONCE: str(once)},
+    )  # fmt: skip
+    put(s3, bucket, "a", OLD)
+    assert mount.read("a") == digest(OLD)
+    keeper = mount.keeper_pid
+    if also == "it dies, too":
+        once.touch()
+    os.kill(keeper, signal.SIGSTOP)
+    mount.kill()
+    os.kill(keeper, signal.SIGTERM)
+    os.kill(keeper, signal.SIGCONT)
+    wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists(), timeout_s=60)
+    assert not mount.mounted
+    assert not once.exists()
+    if also == "it ends":
+        assert not list(mount.state.glob("mounts/*/mount.json"))
