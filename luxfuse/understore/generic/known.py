@@ -11,8 +11,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import fsspec
-
 from luxfuse.errors import ConfigError
 
 _EVERYWHERE = frozenset({"listings_expiry_time", "max_paths", "batch_size"})
@@ -73,6 +71,8 @@ def refuse_unknown_inside(name: str, given: Iterable[str], known: Iterable[str])
 def _known(protocol: str, family: str) -> frozenset[str] | None:
     """Return the names that a file system heeds; None if that cannot be told, or there is no such file system."""
     try:
+        import fsspec
+
         cls = fsspec.get_filesystem_class(protocol.partition("::")[0])
     except (ImportError, ValueError):
         return None  # which is told better where it is opened
