@@ -46,9 +46,9 @@ async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_f
         m.staging.refill = lambda: (refills.append(len(m.staging._spares)), refill())  # type: ignore[method-assign, func-returns-value]
         for number in range(SPARES):
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"%d" % number))[0])
-        with trio.fail_after(10):
-            while m.staging.spares_low:
-                await trio.sleep(0.01)
+            with trio.fail_after(10):
+                while m.staging.spares_low:
+                    await trio.sleep(0.001)
         assert 0 < len(refills) < SPARES / 2
         assert max(refills) <= SPARES // 2
         assert min(refills) > 0
