@@ -93,7 +93,7 @@ class Inheritance:
 
 
 _decode_handle = msgspec.msgpack.Decoder(HandleFact).decode
-_decode_directory = msgspec.msgpack.Decoder(DirectoryFact).decode
+decode_directory = msgspec.msgpack.Decoder(DirectoryFact).decode
 
 
 def handles_of(estate: Estate, volume: int) -> list[tuple[int, HandleFact]]:
@@ -104,7 +104,7 @@ def handles_of(estate: Estate, volume: int) -> list[tuple[int, HandleFact]]:
 
 def directories_of(estate: Estate, volume: int) -> list[tuple[int, DirectoryFact]]:
     """Return (number in the volume, fact) of its open directories."""
-    found = ((int.from_bytes(key, "big"), _decode_directory(value)) for key, value in estate.facts.items(DIRECTORY))
+    found = ((int.from_bytes(key, "big"), decode_directory(value)) for key, value in estate.facts.items(DIRECTORY))
     return [(number & LOCAL_MASK, fact) for number, fact in found if number >> VOLUME_SHIFT == volume]
 
 
@@ -116,7 +116,7 @@ def begin(estate: Estate) -> None:
 def take(estate: Estate, device: int) -> Inheritance:
     """Find out what the predecessor has not answered, and take back what only the estate has. Raises OSError."""
     unanswered = _unanswered(device)
-    for kind, decode in ((HANDLE, _decode_handle), (DIRECTORY, _decode_directory)):
+    for kind, decode in ((HANDLE, _decode_handle), (DIRECTORY, decode_directory)):
         for key, value in estate.facts.items(kind):
             if decode(value).unique in unanswered:
                 estate.facts.drop(kind + key)

@@ -6,7 +6,7 @@ import msgspec
 
 from luxfuse.core.listed_spans import Position
 from luxfuse.estate.facts import Facts
-from luxfuse.fuse.inheritance import DIRECTORY, HANDLE, DirectoryFact, HandleFact
+from luxfuse.fuse.inheritance import DIRECTORY, HANDLE, DirectoryFact, HandleFact, decode_directory
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -16,6 +16,11 @@ class KeptHandles:
 
     def __init__(self, facts: Facts | None) -> None:
         self._facts = facts
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there may be a successor."""
+        return self._facts is not None
 
     def opened(self, number: int, unique: int, inode: int, *, writing: bool) -> None:
         """A copied open is about to be answered."""
@@ -38,7 +43,7 @@ class KeptHandles:
             key = DIRECTORY + number.to_bytes(8, "big")
             known = self._facts.get(key)
             if known is not None:
-                fact = msgspec.msgpack.decode(known, type=DirectoryFact)
+                fact = decode_directory(known)
                 self._facts.put(key, _encode(DirectoryFact(fact.unique, fact.inode, positions)))
 
     def closed_directory(self, number: int) -> None:
@@ -51,4 +56,4 @@ class KeptHandles:
         if self._facts is None:
             return {}
         found = self._facts.items(DIRECTORY)
-        return {int.from_bytes(key, "big"): msgspec.msgpack.decode(value, type=DirectoryFact).inode for key, value in found}
+        return {int.from_bytes(key, "big"): decode_directory(value).inode for key, value in found}

@@ -170,7 +170,7 @@ class Operations(pyfuse3.Operations):
                 last = cookie, name
             if last is None and not await self.volumes.more(handle):
                 break
-        if last is not None:
+        if last is not None and self.kept.wanted:
             self.kept.read_directory(handle, self._positions(handle, start_id, *last))
 
     def _positions(self, handle: int, start: int, cookie: int, name: bytes) -> dict[int, Position]:
