@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -56,7 +57,7 @@ _decode_copied = msgspec.msgpack.Decoder(CopiedFact).decode
 _decode_nameless = msgspec.msgpack.Decoder(NamelessFact).decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inherited:
     """What a volume finds of its predecessor's opens. Inode and handle numbers are the volume's own.
 
@@ -68,9 +69,13 @@ class Inherited:
     handles: Sequence[tuple[int, int, bool]] = ()
     directories: Sequence[tuple[int, int, Mapping[int, Position]]] = ()
 
+    @cached_property
+    def _open(self) -> frozenset[int]:
+        return frozenset((*self.registered, *(inode for _, inode, _ in self.handles)))
+
     def is_open(self, inode: int) -> bool:
         """Whether a program has it open."""
-        return inode in self.registered or any(inode == opened for _, opened, _ in self.handles)
+        return inode in self._open
 
 
 class Will:
