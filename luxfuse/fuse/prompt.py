@@ -98,8 +98,10 @@ class Prompt:
             caller = Caller(uid=uid, gid=gid, pid=pid, umask=umask)
             with volume as fs:
                 self._operations.begun.begin(unique, parent, name)
-                made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
-            self._operations.begun.end(unique)
+                try:
+                    made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
+                finally:
+                    self._operations.begun.end(unique)
             if made is None:
                 return False
             self._volumes.offer(parent)

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from luxfuse.estate.memory import Estate
 from luxfuse.fuse import prompt as prompt_module
 from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.fuse.once import ANSWERED_KEPT, BEGUN, Begun
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
 from luxfuse.index.names import ROOT_INODE
@@ -169,6 +171,16 @@ async def test_an_error_is_the_answer(at: Place) -> None:
     assert at.given[1] == ("done", errno.EINVAL)
     assert at.create(2, b"x" * 256)
     assert at.given[2] == ("done", errno.ENAMETOOLONG)
+
+
+async def test_what_was_refused_is_kept_for_no_successor(at: Place) -> None:
+    fd = os.memfd_create("estate")
+    facts = Estate(fd).facts
+    at.operations.begun = Begun(facts, at.operations.volumes)
+    for unique in range(1, 4 * ANSWERED_KEPT):
+        assert at.create(unique, b"x" * 300)
+    assert len(list(facts.items(BEGUN))) == ANSWERED_KEPT
+    os.close(fd)
 
 
 async def test_a_commit_that_fails_fails_the_close(at: Place, caplog: pytest.LogCaptureFixture) -> None:
