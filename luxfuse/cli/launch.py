@@ -33,7 +33,7 @@ _ANSWER_MAX_BYTES = 64 << 10
 
 def clear_dead_mount(settings: Settings) -> None:
     """Take away what a daemon that died has left at the mountpoint. Raises `MountError` if somebody goes on with it."""
-    record = next((r for r in registry.list_mounts(settings.state_dir) if r.mountpoint == settings.mountpoint), None)
+    record = registry.at(settings.state_dir, settings.mountpoint)
     mount = mountpoint.find_mount(settings.mountpoint)
     if record is None or record.alive or mount is None or mount.fstype != mountpoint.FSTYPE:
         return

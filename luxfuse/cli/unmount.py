@@ -48,7 +48,7 @@ def unmount(
     """Bring what was written to the under-store, unmount, and wait until the daemon has ended."""
     where = mounts.resolve(mountpoint)
     state_dir = state_root()
-    record = next((each for each in registry.list_mounts(state_dir) if each.mountpoint == where), None)
+    record = registry.at(state_dir, where)
     mounted = _is_mounted(where)
     if record is None and not mounted:
         raise CommandFailed(f"{where} is not a luxfuse mount; see: luxfuse list")
@@ -78,7 +78,7 @@ def _successor(record: MountRecord) -> MountRecord | None:
     found: MountRecord | None = record
     while found is not None and found.kept and not found.given_up and time.monotonic() < give_up_at:
         time.sleep(0.1)
-        found = next((each for each in registry.list_mounts(state_root()) if each.mountpoint == record.mountpoint), None)
+        found = registry.at(state_root(), record.mountpoint)
     return found
 
 

@@ -191,6 +191,11 @@ def list_mounts(state_dir: str | Path) -> list[MountRecord]:
     return sorted(records, key=lambda record: record.mountpoint)
 
 
+def at(state_dir: str | Path, mountpoint: str) -> MountRecord | None:
+    """Return the mount that has just this mountpoint, which is resolved; None if there is none. Raises MountError."""
+    return next((record for record in list_mounts(state_dir) if record.mountpoint == mountpoint), None)
+
+
 def find(state_dir: str | Path, path: str | Path) -> MountRecord | None:
     """Return the innermost mount at or above ``path``, or None. The path is resolved without touching a mount."""
     where = mounts.resolve(path)
