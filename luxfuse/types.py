@@ -49,6 +49,11 @@ class WriteMode(enum.StrEnum):
     MUST_CACHE = "must-cache"
     """Never uploaded."""
 
+    @property
+    def is_through(self) -> bool:
+        """Whether changes are made in the store first; else they need the journal only."""
+        return self in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH)
+
 
 class ObjectInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One object of an under-store, as a LIST, HEAD or GET describes it.

@@ -12,7 +12,7 @@ from luxfuse.cache.upload_source import Source
 from luxfuse.core.parts import PART_BYTES
 from luxfuse.errors import StoreError
 from luxfuse.index.entries import Attributes
-from luxfuse.types import Kind, WriteMode
+from luxfuse.types import Kind
 from luxfuse.vfs.attributes import to_metadata
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.keeping import foreign, keep
@@ -63,7 +63,7 @@ class EarlyUploads:
         source = dirty.source
         if source is None or source.open is not None or source.old is not None or dirty.sent_early:
             return False
-        return dirty.mode in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH) and dirty.place is not None
+        return dirty.mode.is_through and dirty.place is not None
 
     def begin(self, dirty: Dirty) -> None:
         """Begin to send a file that is being written, if it is large enough by now."""

@@ -69,7 +69,7 @@ class Promises:
         if dirty.place is None:
             return
         dirty.close()
-        local = dirty.mode in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE) or dirty.kind is Kind.SPECIAL
+        local = not dirty.mode.is_through or dirty.kind is Kind.SPECIAL
         if local and self._outlives_us(dirty):
             with trio.CancelScope(shield=True):
                 await self._promise(dirty)
@@ -88,7 +88,7 @@ class Promises:
         False, and nothing is done, if that may wait for more than the journal.
         """
         stamp = dirty.stamp
-        if dirty.place is None or stamp is None or dirty.mode not in (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE):
+        if dirty.place is None or stamp is None or dirty.mode.is_through:
             return False
         if not self._is_small(dirty, stamp) or not self._outlives_us(dirty) or self._replicas.wanted(dirty):
             return False

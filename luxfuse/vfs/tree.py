@@ -106,7 +106,7 @@ class Tree:
 
     def is_through(self, key: str) -> bool:
         """Whether changes of a key are made in the store first."""
-        return self._notes.mode_of(key) in (WriteMode.CACHE_THROUGH, WriteMode.THROUGH)
+        return self._notes.mode_of(key).is_through
 
     def in_store(self, entry: Entry) -> bool:
         """Whether the store may have an object of an entry."""

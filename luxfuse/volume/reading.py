@@ -26,7 +26,6 @@ from luxfuse.index.names import Names
 from luxfuse.index.objects import Objects
 from luxfuse.orders.retention import MarkStore
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.types import WriteMode
 from luxfuse.vfs.ahead import FilesAhead, FillBehind
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.copied import CopiedOpens
@@ -40,9 +39,6 @@ from luxfuse.vfs.listing import Lister
 from luxfuse.vfs.moving import Moving
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.volume.opened import ClaimedDirectory, Opened
-
-HERE = (WriteMode.ASYNC_THROUGH, WriteMode.MUST_CACHE)
-"""The write modes in which what is made needs the journal only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ def build_reading(
         nursery=nursery,
         clock=clock,
         shared=s.allow_other,
-        makes_here=lambda path: not s.read_only and policies.of(path).write_mode in HERE,
+        makes_here=lambda path: not s.read_only and not policies.of(path).write_mode.is_through,
     )
     descriptions = Descriptions(
         namespace=namespace, names=names, store=store, kernel=kernel, evidence=evidence, mode=s.attributes, clock=clock
