@@ -21,14 +21,12 @@ from luxfuse.core.listed_spans import Position
 from luxfuse.estate.memory import OPENS_AT, SLOTS, Estate
 from luxfuse.estate.words import Word, Words
 from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.keeper import REQUEST_BYTES, RESEND
 from luxfuse.vfs.shares import LOCAL_MASK, VOLUME_SHIFT
 from luxfuse.vfs.will import Inherited
 
-RESEND = struct.pack("=IiQ", 16, 7, 0)
-"""struct fuse_out_header {len, error: FUSE_NOTIFY_RESEND, unique: 0}."""
 RESENT = 1 << 63
 """FUSE_UNIQUE_RESEND: the bit of a request's number that says that it is sent again."""
-REQUEST_BYTES = (1 << 20) + (64 << 10)
 _IN_HEADER = struct.Struct("=IIQ")
 _OPERATION = struct.Struct("=QQQQq24x")
 _OPERATIONS = 64

@@ -23,12 +23,13 @@ import trio
 from luxfuse.errors import MountError
 from luxfuse.estate.facts import Facts
 from luxfuse.fuse import mountpoint as mounts
-from luxfuse.fuse.inheritance import INIT, RESEND, InitFact
+from luxfuse.fuse.inheritance import INIT, InitFact
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
+from luxfuse.keeper import RESEND
 
 log = logging.getLogger(__name__)
 
