@@ -76,11 +76,6 @@ class Presence:
         return self._breaker.is_doubtful(self._clock())
 
     @property
-    def state(self) -> str:
-        """The state of the breaker."""
-        return self._breaker.state
-
-    @property
     def away_s(self) -> float | None:
         """For how long the store has answered nothing, if it is away."""
         since_s = self._breaker.unanswered_s

@@ -122,9 +122,9 @@ class Submissions(Limits):
         request transfers. ``later``: those of others that wait for a thread go first. ``requests``: how many the driver
         makes, one after the other, within that deadline.
         """
-        if self.presence.away:
-            self.presence.refused += 1
-            error = self.presence.error(kind.upper())
+        try:
+            self.presence.require(kind.upper())
+        except StoreAway as error:
             trio.lowlevel.current_trio_token().run_sync_soon(done, None, error)
             return
         if self._workers is None:
