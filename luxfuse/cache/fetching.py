@@ -320,8 +320,5 @@ class Fetching:
         """
         asked = bool(self.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
         while obj.flights:
-            flight = next(iter(obj.flights.values()))
-            await flight.done.wait()
-            if flight.error is not None:
-                raise flight.error
+            await next(iter(obj.flights.values())).landed()
         return asked

@@ -98,8 +98,8 @@ class Hearing:
 
     def learn(self, news: Sequence[News]) -> list[Attributes | None]:
         """Record descriptions of objects; returns the attributes by each, None if its name stands for another one now."""
-        told: list[tuple[News, Described, Attributes | None]] = []
-        for each in news:
+        told: list[tuple[int, Described, Attributes | None]] = []
+        for number, each in enumerate(news):
             attributes = parse_attributes(each.info.metadata)
             known = self._names.get(each.parent, each.name)
             if attributes is None or known is None or self._namespace.belief.is_ours(known.inode):
@@ -107,19 +107,19 @@ class Hearing:
             if known.kind is Kind.DIRECTORY:
                 attributes = marker_attributes(known.attributes, attributes)
             found = Found(each.name, known.kind, each.info.size, each.info.version, each.info.mtime_ns)
-            told.append((each, Described(each.parent, found, each.asked_s, attributes), known.attributes))
+            told.append((number, Described(each.parent, found, each.asked_s, attributes), known.attributes))
         try:
             entries = self._names.describe([one for _, one, _ in told], self._clock())
         except OSError as exc:  # the index takes no changes now: it is asked for again
             log.info("what the store says of %d objects cannot be recorded: %s", len(told), exc)
             return [None] * len(news)
-        learned: dict[int, Attributes | None] = {}
-        for (each, one, before), entry in zip(told, entries, strict=True):
+        learned: list[Attributes | None] = [None] * len(news)
+        for (number, one, before), entry in zip(told, entries, strict=True):
             if entry is None:
                 continue
-            learned[id(each)] = entry.attributes
+            learned[number] = entry.attributes
             if before is None:
-                self._evidence.note(each.parent, one.attributes)
+                self._evidence.note(one.directory, one.attributes)
             elif before != one.attributes:
                 self._kernel.invalidate_inode(entry.inode)
-        return [learned.get(id(each)) for each in news]
+        return learned
