@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import functools
+import os
 import re
 import subprocess
 from collections import defaultdict
@@ -52,9 +54,9 @@ def test_links_lead_to_what_there_is(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_lines_are_wrapped(document: str) -> None:
-    """But for rows of tables, which cannot be."""
+    """But for rows of tables, and headings, which cannot be."""
     lines = (ROOT / document).read_text().splitlines()
-    assert [line for line in lines if len(line) > WIDTH and not line.startswith("|")] == []
+    assert [line for line in lines if len(line) > WIDTH and not line.startswith(("|", "#"))] == []
 
 
 PACKAGE = ROOT / "luxfuse"
@@ -135,3 +137,24 @@ def test_the_map_of_vfs_has_every_module() -> None:
     table = text.partition("### The modules of vfs/\n")[2].partition("\n#")[0]
     there = {path.stem for path in (PACKAGE / "vfs").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert there - {"__init__"} - set(re.findall(r"`(\w+)/?`", table)) == set()
+
+
+def messages() -> set[str]:
+    """Return the texts of the package's code, with NUL for what is filled in, and the system's texts for errors."""
+    found = {os.strerror(number) for number in errno.errorcode}
+    for source in sources_in(PACKAGE):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(re.sub(r"%[-\d.]*[a-z]", "\0", node.value))
+    return found
+
+
+def test_messages_that_can_be_looked_up_are_those_that_come() -> None:
+    texts = messages()
+    headings = re.findall(r"^### (.*)$", (PACKAGE / "docs/TROUBLESHOOTING.md").read_text(), re.MULTILINE)
+    parts = {part for heading in headings for quoted in re.findall(r"`([^`]+)`", heading) for part in quoted.split("…")}
+    looked_up = {part.strip(" :;,()") for part in parts if len(part) > 8}
+    assert len(looked_up) > 50
+    assert [part for part in sorted(looked_up) if not any(part in text for text in texts)] == []
