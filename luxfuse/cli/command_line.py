@@ -33,6 +33,7 @@ COMMANDS = {
     "check": "check.check",
     "stats": "stats.stats",
     "cluster": "cluster.app",
+    "csi": "csi.app",
 }
 """By name: where it is, below this package."""
 

@@ -1,0 +1,1 @@
+"""The messages of the Container Storage Interface: `csi_pb2` is generated from csi.proto, which says how."""

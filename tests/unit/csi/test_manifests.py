@@ -1,0 +1,66 @@
+"""The manifests in examples/kubernetes are valid, and say what the driver understands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luxfuse import __version__
+from luxfuse.csi import volumes
+from luxfuse.csi.node import NAME
+
+yaml = pytest.importorskip("yaml")
+FILES = sorted((Path(__file__).parents[3] / "examples/kubernetes").glob("*.yaml"))
+DOCUMENTS = [document for file in FILES for document in yaml.safe_load_all(file.read_text())]
+
+
+def of(kind: str) -> list[dict[str, Any]]:
+    return [document for document in DOCUMENTS if document["kind"] == kind]
+
+
+def test_they_match_their_schemas() -> None:
+    validation = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    assert len(FILES) == 5
+    for document in DOCUMENTS:
+        validation.validate(document, validation.latest_version(), strict=True)
+    with pytest.raises(validation.ValidationError):
+        validation.validate(
+            {**of("CSIDriver")[0], "spec": {"attachRequired": "no"}}, validation.latest_version(), strict=True
+        )
+
+
+def test_volumes_say_what_the_driver_knows() -> None:
+    secrets = {secret["metadata"]["name"]: secret["stringData"] for secret in of("Secret")}
+    found = [(volume["spec"]["csi"], volume["spec"].get("mountOptions", [])) for volume in of("PersistentVolume")]
+    found += [(volume["csi"], []) for pod in of("Pod") for volume in pod["spec"]["volumes"]]
+    assert len(found) == 3
+    for csi, options in found:
+        assert csi["driver"] == NAME
+        secret = secrets[csi["nodePublishSecretRef"]["name"]]
+        order = volumes.order(csi.get("volumeHandle", ""), csi["volumeAttributes"], options, secret)
+        assert tomllib.loads(volumes.toml(order, "/secrets", "/mnt"))["source"] == csi["volumeAttributes"]["source"]
+
+
+def test_both_pods_run_commands_that_there_are_at_the_places_that_these_expect() -> None:
+    assert of("CSIDriver")[0]["metadata"]["name"] == NAME
+    for daemons, command in zip(of("DaemonSet"), ("hold", "serve"), strict=True):
+        container = daemons["spec"]["template"]["spec"]["containers"][0]
+        assert container["image"] == f"luxfuse:{__version__}"
+        words = container["command"][container["command"].index("luxfuse") :]
+        shown = subprocess.run(
+            [sys.executable, "-m", "luxfuse.cli.main", *words[1:3], "--help"], capture_output=True, text=True, timeout=30,
+            check=True, env={"PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        ).stdout  # fmt: skip
+        assert words[:3] == ["luxfuse", "csi", command]
+        assert [word for word in words[3:] if word.partition("=")[0] not in shown] == []
+        mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert mounted["/var/lib/luxfuse"]["mountPropagation"] in ("Bidirectional", "HostToContainer")
+        assert "/var/lib/luxfuse/csi" in shown
+        assert ("/run/luxfuse/csi" in shown) == ("/run/luxfuse" in mounted)
+    sockets = [volume for volume in of("DaemonSet")[1]["spec"]["template"]["spec"]["volumes"] if volume["name"] == "socket"]
+    assert sockets[0]["hostPath"]["path"] == f"/var/lib/kubelet/plugins/{NAME}"
