@@ -86,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dataplane: bool = default("dataplane")
     keeper: bool = default("keeper")
     foreground: bool = default("foreground")
+    http: str | None = None
+    http_token_file: str | None = None
     log_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = default("log_level")
     directory: str = "/"

@@ -16,7 +16,7 @@ import msgspec
 from luxfuse.config import Settings
 from luxfuse.configuration.roots import cache_root, state_root
 from luxfuse.configuration.sources import Given, from_environment, place_in_file, read_file
-from luxfuse.core.addresses import SEED_FILE
+from luxfuse.core.addresses import SEED_FILE, is_loopback, parse_address
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.settings import BY_NAME, OF_OBJECTS, SETTINGS
 from luxfuse.core.units import NO, YES, shown
@@ -156,6 +156,12 @@ def _check(settings: Settings) -> Settings:
                 raise ConfigError(
                     f"--{name}: is for a node of a cluster; give --cluster-key-file FILE, made by: luxfuse cluster init"
                 )
+    if settings.http_token_file is not None and settings.http is None:
+        raise ConfigError("--http-token-file: is for the web page; give --http 127.0.0.1:PORT, or leave it out")
+    if settings.http is not None and settings.http_token_file is None and not is_loopback(parse_address(settings.http)[0]):
+        raise ConfigError(
+            f"--http {settings.http}: other machines could look; give --http-token-file FILE, or an address of 127.0.0.1"
+        )
     if twice := next((name for name in settings.storage_options if settings.driver_options[name]
                       != settings.storage_options[name]), None):  # fmt: skip
         raise ConfigError(f"storage option {twice}: contradicts the setting {twice}; leave one out")

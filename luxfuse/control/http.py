@@ -94,16 +94,22 @@ def error(status: int, text: str) -> Response:
 
 
 async def serve(
-    listener: socket.socket, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    listener: socket.socket,
+    handler: Handler,
+    *,
+    most_connections: int | None = None,
+    take_s: float | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on a listening socket, which is closed at the end, until cancelled. Raises OSError.
 
+    ``most_connections``, ``take_s``: instead of `MOST_CONNECTIONS` and `TAKE_S`.
     A request that is being answered then gets `GRACE_S`. An error of ``handler`` is logged and answered with 500, but for
     `NotReceived`.
     """
     listener.setblocking(False)
     accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-    server = _Server(handler)
+    server = _Server(handler, most_connections or MOST_CONNECTIONS, take_s or TAKE_S)
     async with accepting, trio.open_nursery() as nursery:
         try:
             task_status.started()
@@ -127,10 +133,11 @@ async def _accept(accepting: trio.SocketListener) -> trio.SocketStream:
 
 
 class _Server:
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, most_connections: int, take_s: float) -> None:
         self._handler = handler
+        self._take_s = take_s
         self._answering: set[trio.CancelScope] = set()
-        self.free = trio.Semaphore(MOST_CONNECTIONS)
+        self.free = trio.Semaphore(most_connections)
 
     def end(self) -> None:
         for scope in self._answering:
@@ -140,7 +147,7 @@ class _Server:
         """Answer the requests of one connection."""
         try:
             async with stream:
-                connection = _Connection(stream)
+                connection = _Connection(stream, self._take_s)
                 while await self._exchange(connection):
                     pass
         except _GONE as exc:
@@ -172,13 +179,14 @@ class _Server:
         except NotReceived as exc:
             return error(exc.status, str(exc))
         except Exception:
-            log.exception("control request %s failed", request.path)
+            log.exception("request %s failed", request.path)
             return error(500, "unexpected error in the daemon; see its log")
 
 
 class _Connection:
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, take_s: float) -> None:
         self._stream = stream
+        self._take_s = take_s
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX_BYTES)
         self._method = ""
         self._declared_bytes = 0
@@ -287,7 +295,7 @@ class _Connection:
 
     async def _send(self, *events: h11.Event) -> None:
         data = b"".join(self._h11.send(event) or b"" for event in events)
-        with trio.fail_after(TAKE_S):
+        with trio.fail_after(self._take_s):
             await self._stream.send_all(data)
 
     async def _receive(self) -> None:

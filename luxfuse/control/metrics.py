@@ -1,4 +1,4 @@
-"""The status document as Prometheus text: names luxfuse_*, one sample per number."""
+"""The status document as Prometheus text or OpenMetrics: names luxfuse_*, one sample per number, with help and unit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 _COUNTERS = {
@@ -31,6 +32,11 @@ _COUNTERS = {
     "cluster_datagrams_rejected": "Datagrams of strangers, damaged, or seen before.",
     "cluster_replicas_sent": "Replicas of writes that other nodes took.",
     "cluster_replicas_forgone": "Writes that too few other nodes took, so that they went to the bucket at once.",
+    "cluster_copies_ordered": "Copies of what is cached that this node has asked other nodes to make.",
+    "cluster_copies_taken": "Of these copies, those that other nodes made.",
+    "cluster_copies_dropped": "Copies that this node gave up as one too many.",
+    "cluster_copies_accepted": "Copies that this node made for others.",
+    "cluster_copies_refused": "Copies that this node refused to make for others.",
     "understore_gets": "GET requests to the bucket, retries included.",
     "understore_heads": "HEAD requests to the bucket, retries included.",
     "understore_lists": "LIST requests to the bucket, retries included.",
@@ -89,6 +95,9 @@ _GAUGES = {
     "dirty_failing": "Changes that failed when they were tried last.",
     "dirty_local_only": "Files that never go to the bucket.",
     "recovered_files": "Files saved aside after a crash or a conflict.",
+    "cluster_replicas_held": "Replicas of writes that are held here for other nodes.",
+    "cluster_replicas_held_bytes": "Bytes of replicas of writes that are held here for other nodes.",
+    "cluster_rules": "Rules of luxfuse replicate that are known.",
     "understore_cost": "Estimated cost of the requests to the bucket since the mount, by the price table.",
     "understore_in_flight": "Requests to the bucket that are waited for.",
     "cache_files_ahead": "Files being fetched before they are asked for.",
@@ -98,6 +107,7 @@ _GAUGES = {
     "tier_used_bytes": "Bytes that the tier holds.",
     "tier_ok": "1 where the tier works.",
 }
+_UNITS = ("bytes", "seconds")
 _STATES = ("serving", "degraded", "draining")
 _NO_NUMBERS = ("latency", "node")
 _PEER_STATES = ("alive", "suspect", "dead", "left")
@@ -134,7 +144,7 @@ def _latencies(latency: Mapping[str, Any]) -> Iterator[Metric]:
         ("understore", "luxfuse_request_seconds", "How long requests to the bucket took."),
         ("fuse", "luxfuse_fuse_request_seconds", "How long requests of the kernel took."),
     ):
-        family = HistogramMetricFamily(name, text, labels=["kind"])
+        family = HistogramMetricFamily(name, text, labels=["kind"], unit="seconds")
         for kind, histogram in latency.get(side, {}).items():
             totals = list(accumulate(histogram["buckets"]))
             bounds = [*map(str, latency["bounds_s"]), "+Inf"]
@@ -153,10 +163,16 @@ def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, f
 
 def _family(name: str, value: float) -> Metric:
     if name in _COUNTERS:
-        return CounterMetricFamily(f"luxfuse_{name}", _COUNTERS[name], value=value)
+        return CounterMetricFamily(f"luxfuse_{name}", _COUNTERS[name], value=value, unit=_unit(name))
     # Prometheus spells units out.
     spelled = f"{name[:-2]}_seconds" if name.endswith("_s") else name
-    return GaugeMetricFamily(f"luxfuse_{spelled}", _GAUGES.get(name, name.replace("_", " ")), value=value)
+    return GaugeMetricFamily(
+        f"luxfuse_{spelled}", _GAUGES.get(name, name.replace("_", " ")), value=value, unit=_unit(spelled)
+    )
+
+
+def _unit(name: str) -> str:
+    return next((unit for unit in _UNITS if name.endswith(f"_{unit}")), "")
 
 
 def _tiers(tiers: list[Mapping[str, object]]) -> Iterator[Metric]:
@@ -169,7 +185,7 @@ def _tiers(tiers: list[Mapping[str, object]]) -> Iterator[Metric]:
         for name, value in numbers.items():
             if name not in families:
                 text = _GAUGES.get(name, name.replace("_", " "))
-                families[name] = GaugeMetricFamily(f"luxfuse_{name}", text, labels=["tier", "path"])
+                families[name] = GaugeMetricFamily(f"luxfuse_{name}", text, labels=["tier", "path"], unit=_unit(name))
             families[name].add_metric(labels, value)
     yield from families.values()
 
@@ -181,8 +197,12 @@ def _peers(peers: list[Mapping[str, Any]]) -> Iterator[Metric]:
     yield states
 
 
-def render(status: Mapping[str, object]) -> str:
-    """Return the Prometheus text format of a status document (see `luxfuse.control.status`)."""
+def render(status: Mapping[str, object], accept: str = "") -> tuple[bytes, str]:
+    """Return the metrics of a status document (see `luxfuse.control.status`), and their media type.
+
+    That is the Prometheus text format, or what ``accept``, a header of HTTP, prefers to it: OpenMetrics.
+    """
     registry = CollectorRegistry()
     registry.register(_StatusCollector(status))
-    return generate_latest(registry).decode()
+    encode, media_type = choose_encoder(accept)
+    return encode(registry), media_type

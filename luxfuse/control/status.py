@@ -257,6 +257,8 @@ class Status(TypedDict):
 
     ``hints``: settings that would have served the programs since the mount better.
 
+    ``http``: the address of the web page, None where there is none.
+
     ``node``: the mount itself as a node of a cluster; None or missing if it is none. ``peers``: the others.
     """
 
@@ -287,3 +289,4 @@ class Status(TypedDict):
     node: NotRequired[PeerStatus | None]
     cluster: NotRequired[ClusterStatus]
     peers: list[PeerStatus]
+    http: str | None

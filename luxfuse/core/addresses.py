@@ -86,3 +86,8 @@ def is_ipv6(host: str) -> bool:
 def is_wildcard(host: str) -> bool:
     """True for the address that stands for all of a machine's."""
     return is_numeric(host) and ipaddress.ip_address(host).is_unspecified
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches, and for the name of it."""
+    return host.lower() == "localhost" or (is_numeric(host) and ipaddress.ip_address(host).is_loopback)

@@ -244,6 +244,16 @@ SETTINGS = (
         "keeper", values.SWITCH,
         "`on`: if the daemon dies another one goes on. For root, in the background, from Linux 6.9 on.", "off",
     ),
+    Setting(
+        "http", values.PAGE,
+        "Where the daemon has a web page, `/metrics` for Prometheus and the status as JSON, such as `127.0.0.1:9180`.",
+        shown_default="nowhere",
+    ),
+    Setting(
+        "http_token_file", values.FILE,
+        "A private file with a token of 16 characters or more, which whoever asks by `http` then has to give. Without it, "
+        "all users of the machine may look, and other machines must not be able to.",
+    ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
     Setting("log_level", values.choice("debug", "info", "warning", "error"), "The messages to log.", "info", live=True),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from luxfuse.core.addresses import is_wildcard, parse_address, parse_seeds
+from luxfuse.core.addresses import is_loopback, is_numeric, is_wildcard, parse_address, parse_seeds
 from luxfuse.core.prices import Prices
 from luxfuse.core.units import parse_duration, parse_size, parse_switch, shown
 
@@ -180,6 +180,15 @@ def _parse_own_address(value: Any) -> str:
     return str(value)
 
 
+def _parse_page_address(value: Any) -> str:
+    host, port = parse_address(check_text(value), -1)
+    if port < 0:
+        raise ValueError(f"{shown(value)}: a port is missing; write HOST:PORT, such as 127.0.0.1:9180")
+    if not (is_loopback(host) or is_numeric(host)):
+        raise ValueError(f"{shown(value)}: is a name; write the address of this machine, such as 127.0.0.1:{port}")
+    return str(value)
+
+
 def _parse_seeds(value: Any) -> tuple[str, ...]:
     return tuple(check_text(entry) for entry in parse_seeds(value))
 
@@ -233,6 +242,7 @@ IDENTITY = whole(0, 2**32 - 2)
 RATE = size("64KiB", unit="_bytes_s", per=" (a second)")
 FILE = text("FILE", path=True)
 LISTEN = ValueKind("HOST:PORT", _parse_address)
+PAGE = ValueKind("HOST:PORT", _parse_page_address)
 ADVERTISE = ValueKind("HOST[:PORT]", _parse_own_address)
 SEEDS = ValueKind("HOST:PORT|file:PATH", _parse_seeds, "many")
 OPTIONS = ValueKind("KEY=VALUE", _parse_pairs, "pairs")

@@ -8,6 +8,7 @@ import logging
 import logging.handlers
 import os
 import sys
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from luxfuse.config import Settings
 
 FILE_BYTES = 10 << 20
 FILES_KEPT = 3
+RECENT_KEPT = 50
+RECENT_CHARACTERS = 500
 FILE_NAME = "daemon.log"
 
 
@@ -72,6 +75,27 @@ def reopen() -> None:
             handler.reopen()
 
 
+class Recent(logging.Handler):
+    """Keeps the last warnings and errors, shortened, for those who look at the mount."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: deque[dict[str, object]] = deque(maxlen=RECENT_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        self.records.append({
+            "time": record.created, "level": record.levelname.lower(), "logger": record.name,
+            "event": record.getMessage()[:RECENT_CHARACTERS],
+        })  # fmt: skip
+
+
+def recent() -> list[dict[str, object]]:
+    """Return the last warnings and errors, the newest first: ``time`` (wall clock), ``level``, ``logger``, ``event``."""
+    kept = [each for each in logging.getLogger().handlers if isinstance(each, Recent)]
+    return [record for each in kept for record in reversed(each.records)]
+
+
 def configure(settings: Settings, state: Path) -> None:
     """Send the log where ``settings`` say: its log_file, stderr in the foreground, or the mount's state directory."""
     handler: logging.Handler
@@ -82,7 +106,7 @@ def configure(settings: Settings, state: Path) -> None:
         handler = LogFile(path)
     handler.setFormatter(Logfmt())
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [handler, Recent()]
     root.setLevel(settings.log_level.upper())
     for noisy in ("botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

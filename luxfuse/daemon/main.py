@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,6 +37,7 @@ from luxfuse.volume.opened import Opened
 
 if TYPE_CHECKING:
     from luxfuse.cluster.node import Cluster
+    from luxfuse.daemon.web import WebPage
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +195,8 @@ class _Daemon:
             serving.start_soon(self._reload_on_hangup, service)
             await serving.start(parts.session.serve)
             await serving.start(server.serve, self._state / registry.SOCKET, service)
+            if self._settings.http is not None:
+                await serving.start(partial(self._web_page(running, service).run, patient=self._is_successor))
             await self._await_answer()
             self._started = True
             if self._succession is not None:
@@ -206,6 +210,16 @@ class _Daemon:
             await self._drain(service.backlogs)
             serving.cancel_scope.cancel()
         log.info("unmounted %s", self._settings.mountpoint)
+
+    @property
+    def _is_successor(self) -> bool:
+        return self._succession is not None and self._succession.inherited
+
+    def _web_page(self, running: Running, service: Service) -> WebPage:
+        # Only here: most mounts have none, and metrics take long to import.
+        from luxfuse.daemon.web import WebPage
+
+        return WebPage(self._settings, running, service.status)
 
     def _note(self, line: str) -> None:
         log.info("%s", line)

@@ -71,6 +71,8 @@ class Running:
     started_s: float
     restarts: int = 0
     """How many daemons have died since the mount was made."""
+    http: str | None = None
+    """The address of the web page, while there is one."""
 
     def volumes(self) -> list[tuple[str, VolumeParts]]:
         """Return what is served, and where: the mount's own under-store first."""

@@ -38,7 +38,7 @@ class Service:
         """Return the same numbers as Prometheus text."""
         from luxfuse.control import metrics  # only where somebody asks for them
 
-        return metrics.render(self.status())
+        return metrics.render(self.status())[0].decode()
 
     async def refresh(self, paths: list[str]) -> list[str]:
         """Ask the store again about each path; returns one line for each that failed."""

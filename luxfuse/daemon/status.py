@@ -74,6 +74,7 @@ class Status:
                 "path": str(p.recovered.directory if len(each) == 1 else p.recovered.directory.parent),
             },
             "volumes": self._describe_volumes(),
+            "http": self._running.http,
             "latency": {
                 "bounds_s": list(BOUNDS_S),
                 "understore": {kind: _latency(h) for kind, h in _latencies(each).items() if h.count},

@@ -54,6 +54,10 @@ class Running:
         self.reported = False
 
 
+Observer = Callable[[Running, tuple[Any, ...], Any, int], None]
+"""Told of a handler that has ended, with its arguments, its result and its errno, 0 for none. It raises nothing."""
+
+
 class Counting(Protocol):
     """A class with handlers as methods. ``latency`` is by handler, ``running`` has those that run now.
 
@@ -64,6 +68,7 @@ class Counting(Protocol):
     refusals: int
     latency: dict[str, Histogram]
     running: set[Running]
+    observers: list[Observer]
     read_only: bool
 
 
@@ -109,15 +114,22 @@ def guarded(handler: F) -> F:
     async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
         running = Running(handler.__name__, trio.lowlevel.current_task())
         self.running.add(running)
+        result, code = None, errno.EINTR
         try:
-            return await handler(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
+            result = await handler(self, *args, **kwargs)
+            code = 0
+        except pyfuse3.FUSEError as exc:
+            code = exc.errno
             raise
         except Exception as exc:  # noqa: BLE001 (it is logged)
-            raise pyfuse3.FUSEError(errno_of(self, handler.__name__, exc)) from None
+            code = errno_of(self, handler.__name__, exc)
+            raise pyfuse3.FUSEError(code) from None
         finally:
             self.running.discard(running)
             observe(self, running.name, running.began_s)
+            for told in self.observers:
+                told(running, args, result, code)
+        return result
 
     return wrapper  # type: ignore[return-value]
 

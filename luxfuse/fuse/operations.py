@@ -27,7 +27,7 @@ from luxfuse.fuse.again import (
     third_name,
 )  # fmt: skip
 from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, to_kernel, without_set_ids
-from luxfuse.fuse.errnos import Running, changing, guarded
+from luxfuse.fuse.errnos import Observer, Running, changing, guarded
 from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.kept import KeptHandles
@@ -78,6 +78,7 @@ class Operations(pyfuse3.Operations):
         self.latency: dict[str, Histogram] = {}
         """How long requests took, by handler; those that are answered in C are not among them."""
         self.running: set[Running] = set()
+        self.observers: list[Observer] = []
         self._directories: dict[int, int] = self.kept.directories()
         """Inode by the number of its open handle."""
 

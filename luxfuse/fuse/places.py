@@ -59,7 +59,7 @@ def _local(settings: Settings) -> list[tuple[str, str]]:
     found.append(("state_dir", settings.state_dir))
     for name, path in (
         ("log_file", settings.log_file), ("--config", settings.config_file),
-        ("cluster_key_file", settings.cluster_key_file),
+        ("cluster_key_file", settings.cluster_key_file), ("http_token_file", settings.http_token_file),
     ):  # fmt: skip
         if path is not None:
             found.append((name, path))

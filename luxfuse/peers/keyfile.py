@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import stat
 from pathlib import Path
 
 from luxfuse.errors import ConfigError
+from luxfuse.private import read_private
 
 KEY_BYTES = 32
 MOST_KEYS = 2
@@ -44,22 +44,7 @@ def write_new(path: str | Path) -> None:
 def read_keys(path: str | Path) -> tuple[bytes, ...]:
     """Return the keys of a file, the one to use first. Raises `ConfigError` with one line that says what is wrong."""
     where = f"--cluster-key-file {path}"
-    try:
-        # Without blocking: a FIFO under this name must be refused, not waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as exc:
-        raise ConfigError(f"{where}: {exc.strerror}; make one: luxfuse cluster init --key-file FILE") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{where}: is no file")
-        if status.st_mode & 0o077:
-            raise ConfigError(f"{where}: others can get at it; run: chmod 600 {path}")
-        content = os.read(fd, _MOST_FILE_BYTES + 1)
-    except OSError as exc:
-        raise ConfigError(f"{where}: {exc.strerror}") from None
-    finally:
-        os.close(fd)
+    content = read_private(path, where, _MOST_FILE_BYTES, "; make one: luxfuse cluster init --key-file FILE")
     return _parse(content, where)
 
 

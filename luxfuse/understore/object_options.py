@@ -9,16 +9,15 @@ import base64
 import binascii
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from luxfuse.core.settings import ACLS, OF_OBJECTS
 from luxfuse.core.units import NO, YES
 from luxfuse.errors import ConfigError
+from luxfuse.private import read_private
 
 KEEP_ACL = "keep"
 NO_CHECKSUM = "none"
@@ -188,22 +187,7 @@ def _customer_key(given: Mapping[str, str]) -> bytes | None:
 
 def _key_from(path: str) -> bytes:
     where = f"sse_customer_key_file {path!r}"
-    try:
-        # Without blocking: a FIFO under this name must be refused, not waited for.
-        fd = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as exc:
-        raise ConfigError(f"{where}: {exc.strerror}") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{where}: is no file")
-        if status.st_mode & 0o077:
-            raise ConfigError(f"{where}: others can get at it; run: chmod 600 {path}")
-        content = os.read(fd, _MOST_KEY_FILE_BYTES)
-    except OSError as exc:
-        raise ConfigError(f"{where}: {exc.strerror}") from None
-    finally:
-        os.close(fd)
+    content = read_private(path, where, _MOST_KEY_FILE_BYTES)
     return content if len(content) == _KEY_BYTES else _decoded(content.decode("latin-1"), where)
 
 

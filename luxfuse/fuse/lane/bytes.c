@@ -80,6 +80,8 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	LANE_PAUSE();
 	const ssize_t n = read_file(entry_fd(e, false), lane->reply, arg->size, (off_t)arg->offset);
 	LANE_PAUSE();
+	if (n > 0)
+		table_was_read(e, (uint64_t)n);
 	const bool live = table_unuse(e, false, 0);
 	if (n < 0 || !(live || is_fast(arg->fh)))
 		return false;

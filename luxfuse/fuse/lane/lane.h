@@ -136,6 +136,12 @@ bool take_drained(struct drained *found); /* false: there are no more */
 unsigned take_noticed(uint64_t *found);	  /* of NOTICES numbers */
 size_t take_touched(uint64_t **found);	  /* to be freed; what finds no memory is taken the next time */
 
+struct busy {
+	uint64_t ino, opens, read_bytes;
+};
+void table_was_read(struct entry *e, uint64_t bytes); /* while it is in use */
+size_t take_busy(struct busy **found);	/* what lanes have answered of each inode since the last call; as above */
+
 /* ------------------------------------------------------------------ lane.c */
 
 struct lane {

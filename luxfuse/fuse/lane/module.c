@@ -268,6 +268,23 @@ static PyObject *py_take_touched(PyObject *self, PyObject *args)
 
 /* ------------------------------------------------------------------ answers */
 
+static PyObject *py_take_busy(PyObject *self, PyObject *args)
+{
+	struct busy *found;
+	const size_t count = take_busy(&found);
+	PyObject *list = PyList_New((Py_ssize_t)count);
+	for (size_t i = 0; list && i < count; i++) {
+		PyObject *each = Py_BuildValue("(KKK)", (unsigned long long)found[i].ino, (unsigned long long)found[i].opens,
+					       (unsigned long long)found[i].read_bytes);
+		if (!each)
+			Py_CLEAR(list);
+		else
+			PyList_SET_ITEM(list, (Py_ssize_t)i, each);
+	}
+	free(found);
+	return list;
+}
+
 static PyObject *py_offer(PyObject *self, PyObject *args)
 {
 	struct offer said = { 0 };
@@ -472,6 +489,7 @@ static PyMethodDef methods[] = {
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },
+	{ "take_busy", py_take_busy, METH_NOARGS, "take_busy() -> [(ino, opens, bytes read)] of what was answered here since the last call." },
 	{ "offer", py_offer, METH_VARARGS, "offer(parent, name, ino, mode, uid, gid, rdev, size, blocks, mtime_ns, ctime_ns, atime_ns, valid_until_ns, only_name, ahead) -> bool: answer LOOKUPs of a name here, and GETATTRs of its inode unless `only_name`. False: there is no room, which for those `ahead` nobody makes." },
 	{ "knows", py_knows, METH_VARARGS, "knows(parent, name) -> whether LOOKUPs of a name are answered here now." },
 	{ "revoke", py_revoke, METH_VARARGS, "revoke(parent, name): end that; no answer is sent any more once this returns. No effect if it was not offered." },

@@ -49,6 +49,8 @@ struct entry {
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
 	struct slot *slot; /* NULL: there is no estate, or the file is lent */
 	uint64_t run_start, run_end; /* what was written in sequence, and has not been sent to the disk */
+	atomic_ullong read_since; /* bytes, and opens, that lanes answered since `take_busy` last looked */
+	uint32_t opened_since;
 	bool retired;
 	bool gone;    /* in no list any more; freed by the last user */
 	bool touched; /* opened since `take_touched` last looked */
@@ -246,6 +248,7 @@ bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply)
 		e->opens++;
 		estate_count(e->slot, unique, 1, 0);
 		e->touched = true;
+		e->opened_since++;
 		describe(e, reply);
 		count_open(e);
 		found = true;
@@ -472,6 +475,37 @@ size_t take_touched(uint64_t **found)
 			}
 			e->touched = false;
 			list[count++] = e->ino;
+		}
+		pthread_mutex_unlock(&stripes[i % STRIPES].lock);
+	}
+	*found = list;
+	return count;
+}
+
+void table_was_read(struct entry *e, uint64_t bytes)
+{
+	atomic_fetch_add_explicit(&e->read_since, bytes, memory_order_relaxed);
+}
+
+size_t take_busy(struct busy **found)
+{
+	size_t count = 0, room = 1024;
+	struct busy *list = malloc(room * sizeof *list);
+	for (unsigned i = 0; list && i < BUCKETS; i++) {
+		pthread_mutex_lock(&stripes[i % STRIPES].lock);
+		for (struct entry *e = table[i]; e; e = e->next) {
+			if (!e->opened_since && !atomic_load_explicit(&e->read_since, memory_order_relaxed))
+				continue;
+			if (count == room) {
+				struct busy *more = realloc(list, 2 * room * sizeof *list);
+				if (!more)
+					break; /* the rest is counted at the next call */
+				list = more;
+				room *= 2;
+			}
+			const uint64_t bytes = atomic_exchange_explicit(&e->read_since, 0, memory_order_relaxed);
+			list[count++] = (struct busy){ e->ino & ~LENT, e->opened_since, bytes };
+			e->opened_since = 0;
 		}
 		pthread_mutex_unlock(&stripes[i % STRIPES].lock);
 	}

@@ -29,6 +29,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         "state": "serving",
         "degraded_reasons": [],
         "hints": [],
+        "http": "http://127.0.0.1:9180/",
         "passthrough": True,
         "passthrough_reason": None,
         "dataplane": True,

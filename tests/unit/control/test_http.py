@@ -207,7 +207,7 @@ async def test_odd_requests_are_the_handlers(listener: socket.socket, request_li
 
 
 async def test_a_failure_of_the_handler(listener: socket.socket, expected_logs: list[str]) -> None:
-    expected_logs.append("control request /fail failed")
+    expected_logs.append("request /fail failed")
     async with serving(listener) as served, served.client() as client:
         status, body = await client.ask(post("/fail", b"body"))
         assert status == 500

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any, get_type_hints
 
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from luxfuse.control.metrics import render
+from luxfuse.control import metrics
 from luxfuse.control.status import Status
 from tests.unit.control.samples import sample_status
+
+
+def render(status: Any) -> str:
+    return metrics.render(status)[0].decode()
 
 
 def samples(status: Any) -> dict[str, float]:
@@ -82,3 +87,24 @@ def test_nodes_are_counted_by_state() -> None:
     assert not [name for name in found if "node" in name]
     alone = samples({**sample_status(), "node": None, "peers": []})
     assert [alone[f"luxfuse_peers|{state}"] for state in states] == [0, 0, 0, 0]
+
+
+def test_openmetrics_has_units_and_ends() -> None:
+    content, media_type = metrics.render(sample_status(), "application/openmetrics-text")
+    assert media_type.startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(content.decode())}
+    assert families["luxfuse_reads_understore_bytes"].unit == "bytes"
+    assert families["luxfuse_uptime_seconds"].unit == "seconds"
+    assert families["luxfuse_request_seconds"].unit == "seconds"
+    assert content.endswith(b"# EOF\n")
+
+
+def test_every_number_has_help_of_its_own() -> None:
+    spelled = [
+        name
+        for name, _ in metrics._numbers(
+            "", {key: value for key, value in sample_status().items() if key not in metrics._NO_NUMBERS}
+        )
+    ]
+    tiers = ["tier_capacity_bytes", "tier_used_bytes"]
+    assert [name for name in (*spelled, *tiers) if name not in {**metrics._COUNTERS, **metrics._GAUGES}] == []

@@ -187,7 +187,7 @@ async def test_expected_failures_are_one_line(tmp_path: Path) -> None:
 
 
 async def test_an_unexpected_failure_tells_nothing(tmp_path: Path, expected_logs: list[str]) -> None:
-    expected_logs.append("control request /v1/status failed")
+    expected_logs.append("request /v1/status failed")
     async with serving(tmp_path / "control.sock") as (service, client):
         service.fault = RuntimeError("secret")
         with pytest.raises(DaemonRefused) as caught:

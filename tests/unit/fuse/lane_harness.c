@@ -341,6 +341,7 @@ static void *python(void *argument)
 	unsigned state = (unsigned)(uintptr_t)argument;
 	struct drained gone;
 	uint64_t *touched, noticed[NOTICES];
+	struct busy *busy;
 	while (!atomic_load(&stop)) {
 		const unsigned file = rnd(&state, FILES);
 		const uint64_t ino = ino_of(file);
@@ -407,6 +408,8 @@ static void *python(void *argument)
 			take_noticed(noticed);
 			take_touched(&touched);
 			free(touched);
+			take_busy(&busy);
+			free(busy);
 		}
 		close(fd);
 		for (unsigned i = 0; i < 4; i++)

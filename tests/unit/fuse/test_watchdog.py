@@ -13,7 +13,7 @@ import trio
 from luxfuse.core.deadlines import OTHER_TIMES, QUESTION_TIMES, Verdict, judge
 from luxfuse.core.histogram import Histogram
 from luxfuse.fuse import interrupts
-from luxfuse.fuse.errnos import Running, guarded
+from luxfuse.fuse.errnos import Observer, Running, guarded
 from luxfuse.fuse.interrupts import Interrupts, interruptible
 from luxfuse.fuse.lowlevel import pyfuse3
 from luxfuse.fuse.watchdog import Watchdog
@@ -30,6 +30,7 @@ class Handlers:
         self.errors = self.refusals = 0
         self.latency: dict[str, Histogram] = {}
         self.running: set[Running] = set()
+        self.observers: list[Observer] = []
         self.interrupts = Interrupts(lambda *_, **__: False)
         self.gate = trio.Event()
 

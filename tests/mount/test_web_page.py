@@ -1,0 +1,105 @@
+"""The web page of a mount: as Prometheus and a browser meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fast_s3 import FastS3
+from tests.support.mounted import Mount, Mounts
+
+SIZE = 50_000
+
+
+def get(url: str, **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as exc:
+        return exc.code, exc.read()
+
+
+def document(url: str) -> Any:
+    status, content = get(url)
+    assert status == 200, content
+    return json.loads(content)
+
+
+@pytest.fixture
+def mount(s3: FastS3, bucket: str, fill: Callable[..., None], mounting: Mounts) -> Mount:
+    fill({"images/one.jpg": os.urandom(SIZE), "images/two.jpg": os.urandom(SIZE)})
+    return mounting(f"s3://{bucket}", "--http", "127.0.0.1:0", endpoint_url=s3.endpoint)
+
+
+def samples(url: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 30
+    while len((found := document(f"{url}v1/history?span=15m"))["times"]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return dict(found)
+
+
+def test_what_a_mount_shows(mount: Mount, tmp_path: Path) -> None:
+    url = mount.status()["http"]
+    for name in ("images/one.jpg", "images/two.jpg"):
+        mount.read(name)
+    found = samples(url)
+    step_s = found["times"][-1] - found["times"][-2]
+    # The first samples have what was read: a rate, so times the step.
+    assert sum(found["series"]["store_in"]) * step_s >= SIZE
+    assert document(f"{url}v1/status")["mountpoint"] == str(mount.path)
+    assert b"\nluxfuse_understore_gets_total 2" in get(f"{url}metrics")[1]
+    assert get(f"{url}metrics", accept="application/openmetrics-text")[1].endswith(b"# EOF\n")
+    assert get(f"{url}v1/status", host="evil.example")[0] == 403
+    in_a_browser(url, mount, tmp_path)
+
+
+def in_a_browser(url: str, mount: Mount, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed (Debian: chromium)")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+        "--enable-logging=stderr", "--virtual-time-budget=4000", "--window-size=390,2400", "--dump-dom", url,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    assert f"<title>{mount.path} · luxfuse</title>" in done.stdout
+    assert re.search(r'<span id="state" class="state serving">serving</span>', done.stdout)
+    assert str(mount.cache) in done.stdout
+    assert len(re.findall("<polyline", done.stdout)) >= 8
+    assert not re.findall(r"Refused to|Uncaught|CONSOLE.*[Ee]rror", done.stderr)
+
+
+def test_a_token_is_asked_for(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("not-a-guess-0123456789\n")
+    token.chmod(0o600)
+    mount = mounting(f"s3://{bucket}", "--http", "0.0.0.0:0", "--http-token-file", str(token), endpoint_url=s3.endpoint)
+    url = mount.status()["http"].replace("0.0.0.0", "127.0.0.1") + "v1/status"
+    assert get(url)[0] == 401
+    assert get(url, authorization="Bearer not-a-guess-0123456789")[0] == 200
+    assert "not-a-guess" not in mount.log() + json.dumps(mount.status())
+
+
+def test_addresses_that_cannot_be_had(s3: FastS3, bucket: str, mounting: Mounts) -> None:
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    open_to_all = mount.try_mount("--http", "0.0.0.0:9180")
+    assert open_to_all.returncode == 2
+    assert "other machines could look; give --http-token-file FILE" in open_to_all.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = mount.try_mount("--http", f"127.0.0.1:{port}")
+        assert refused.returncode == 1
+        assert f"--http 127.0.0.1:{port}: Address already in use; choose another port" in refused.stderr
