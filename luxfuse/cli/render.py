@@ -92,6 +92,8 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append((name, text))
     rows += [(name, text) for name, text in _cluster(status) if text]
     rows += [("hint", escape(hint)) for hint in status.get("hints", [])]
+    if status.get("http"):
+        rows.append(("web page", escape(str(status["http"]))))
     rows.append(("memory", format_size(status.get("memory_bytes", 0))))
     return rows
 
