@@ -72,7 +72,9 @@ class Ring:
             return
         elapsed_s = now_s - before.at_s
         sample = array("d", [round(wall_s, 1)])
-        sample.extend(_rounded(max(0, now - then) / elapsed_s) for now, then in zip(counters.values, before.values, strict=True))
+        sample.extend(
+            _rounded(max(0, now - then) / elapsed_s) for now, then in zip(counters.values, before.values, strict=True)
+        )
         for now, then in zip(counters.latencies, before.latencies, strict=True):
             recent = now.since(then)
             sample.extend(_rounded(recent.quantile(percent / 100) or 0.0) for percent in PERCENTILES)
