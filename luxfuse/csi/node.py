@@ -108,6 +108,8 @@ class Node:
     def node_get_volume_stats(self, request: Any, _give_up_at: float) -> Any:
         """How a volume is doing, without touching it: a bucket has no size, but its mount has a condition."""
         volume_id = _volume_id(request.volume_id)
+        if request.volume_path and not request.volume_path.startswith("/"):
+            raise Refused(grpc.StatusCode.NOT_FOUND, "volume_path: is no absolute path, so no volume is published there")
         path = _path("volume_path", request.volume_path)
         known = self._publishing.publications.at(path)
         if known is None or known.volume_id != volume_id or mounts.find_mount(path) is None:

@@ -121,7 +121,8 @@ def test_wrong_arguments_are_refused_by_name(node: Node, volume: dict[str, Any])
     for name, path in (("NodeUnpublishVolume", "target_path"), ("NodeGetVolumeStats", "volume_path")):
         assert node.refused(name, **{path: "/x"}) == ("INVALID_ARGUMENT", "volume_id: is missing")
         assert node.refused(name, volume_id="v") == ("INVALID_ARGUMENT", f"{path}: is missing")
-    assert node.refused("NodeGetVolumeStats", volume_id="v", volume_path="/nowhere")[0] == "NOT_FOUND"
+    for path in ("/nowhere", "relative"):
+        assert node.refused("NodeGetVolumeStats", volume_id="v", volume_path=path)[0] == "NOT_FOUND"
     for _ in range(2):
         node.unpublish("unknown", "wrong")
     node.call("NodeUnpublishVolume", volume_id="unknown", target_path="/nowhere/at/all")
