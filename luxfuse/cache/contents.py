@@ -50,6 +50,8 @@ class Contents:
         self._readers: Readers = NoReaders()
         self.protections: list[Callable[[bytes], bool]] = []
         """Ask whether an object is to be kept from eviction for the moment."""
+        self.expectations: list[Callable[[], Iterable[bytes]]] = []
+        """Give the objects that are about to be opened: those of `protections` that eviction need not look at first."""
         self.on_use: list[Callable[[bytes, ObjectRecord, Space], None]] = []
         """Told of each use of a cached object."""
 
@@ -169,6 +171,10 @@ class Contents:
     def note_touched(self) -> None:
         """Bring the order of last uses up to date."""
         self._readers.note_touched()
+
+    def expected(self) -> set[bytes]:
+        """Return the objects that are about to be opened."""
+        return {oid for expects in self.expectations for oid in expects()}
 
     def let_go(self, oid: bytes) -> bool:
         """Let go of an object unless it is in use; returns whether it is free now, and its file may be removed."""

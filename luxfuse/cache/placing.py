@@ -60,6 +60,9 @@ class Holder(Protocol):
     def note_touched(self) -> None:
         """Bring the order of last uses up to date, before something is chosen by it."""
 
+    def expected(self) -> set[bytes]:
+        """Return the objects that are about to be opened: `let_go` would refuse them."""
+
     def let_go(self, oid: bytes) -> bool:
         """Let go of an object unless it is in use; returns whether it is free now."""
 

@@ -195,7 +195,8 @@ class Space:
         """Free at least ``shortage_bytes`` if that can be done; returns whether anything was freed."""
         self._holder.note_touched()
         target = shortage_bytes + (self._ahead_bytes if ahead_bytes is None else ahead_bytes)
-        in_use = set(self.shared.removing)
+        in_use = self._holder.expected() | set(self.shared.removing)
+        looked_at = len(in_use)
         freed_bytes = 0
         while freed_bytes < target:
             try:
@@ -215,7 +216,7 @@ class Space:
                 if freed is None:
                     return freed_bytes > 0  # the next files would not go either
                 freed_bytes += freed
-            if not chosen or len(in_use) > IN_USE_BOUND:
+            if not chosen or len(in_use) > looked_at + IN_USE_BOUND:
                 break
         return freed_bytes > 0
 

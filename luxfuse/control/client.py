@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -98,6 +99,20 @@ class ControlClient:
         """
         return self._lines("load", {"paths": paths})
 
+    def begin_schedule(self, path: str, window_bytes: int | None = None) -> Steps:
+        """Begin to tell which files of the under-store of ``path`` (relative to the mount) will be opened; see `tell`.
+
+        The first item has ``schedule``, its number, and ``room``. Stop iterating to end it; it does not go on without you.
+        """
+        return self._lines("begin_schedule", {"path": path, "window_bytes": window_bytes})
+
+    def tell(self, schedule: int, paths: list[str], position: int | None) -> int:
+        """Tell the paths (relative to the mount) that come next in a schedule; returns how many more there is room for.
+
+        ``position``: how many of all have been handed to the reader, if that is known.
+        """
+        return self._field("tell", {"schedule": schedule, "paths": paths, "position": position}, kind=int)
+
     def free(self, paths: list[str]) -> Steps:
         """Drop all cached files at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
         return self._lines("free", {"paths": paths})
@@ -188,9 +203,10 @@ class ControlClient:
 
     def _lines(self, order: str, body: dict[str, Any] | None) -> Steps:
         """Yield the lines of an answer that goes on for long; each comes within the deadline."""
-        with self._asking(order, body) as (connection, _sock):
+        with self._asking(order, body) as (connection, sock):
             done = False
-            with _checked(connection.getresponse()) as response:  # it owns the socket now: closing it hangs up
+            # The response owns the socket now: closing it hangs up.
+            with _checked(connection.getresponse()) as response, _hanging_up(sock):
                 while line := response.readline(_LINE_MAX_BYTES):
                     item = json.loads(line)
                     if not isinstance(item, dict):
@@ -224,6 +240,18 @@ class ControlClient:
             raise DaemonUnreachable(f"the daemon broke off: {exc or type(exc).__name__}") from None
         finally:
             connection.close()
+
+
+@contextlib.contextmanager
+def _hanging_up(sock: socket.socket) -> Iterator[None]:
+    """Hang up at the end, also where processes that were forked meanwhile have the socket, too; but not in one of them."""
+    ours = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == ours:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _unreadable() -> DaemonUnreachable:

@@ -101,6 +101,7 @@ _GAUGES = {
     "understore_cost": "Estimated cost of the requests to the bucket since the mount, by the price table.",
     "understore_in_flight": "Requests to the bucket that are waited for.",
     "cache_files_ahead": "Files being fetched before they are asked for.",
+    "cache_schedules": "Programs that have told which files they will open.",
     "cache_buffered_bytes": "Bytes kept in memory for a moment.",
     "cache_in_flight_bytes": "Bytes being fetched from the bucket.",
     "tier_capacity_bytes": "Most bytes that the tier may hold.",

@@ -89,6 +89,27 @@ class Detach(Order, frozen=True, kw_only=True):
     force: bool = False
 
 
+class Schedule(Order, frozen=True, kw_only=True):
+    """A program is about to say which files it will open, all of the under-store of ``path``, relative to the mount.
+
+    ``window_bytes``: fetch ahead at most so much of them.
+    """
+
+    path: str
+    window_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class Told(Paths, frozen=True, kw_only=True):
+    """The names that come next in a schedule, as paths relative to the mount, in the order in which they will be opened.
+
+    ``position``: how many of all names have been handed to the reader; none where what is opened is all that tells of it.
+    It is told again before 128 more are handed out.
+    """
+
+    schedule: Annotated[int, msgspec.Meta(ge=1)]
+    position: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
 class Unmount(Order, frozen=True, kw_only=True):
     """How to end."""
 
@@ -133,6 +154,11 @@ ORDERS = {
     "loads": Endpoint("GET", "/v1/load/jobs", Nothing, "json", "jobs"),
     # how many
     "stop_loads": Endpoint("POST", "/v1/load/stop", Nothing, "json", "stopped"),
+    # two lines: ``schedule``, its number, and ``room``, how many names it takes; and at its end ``done``, with ``files``
+    # and ``bytes`` that were fetched, and ``failed``. It ends when the client hangs up
+    "begin_schedule": Endpoint("POST", "/v1/schedule", Schedule, "lines"),
+    # how many names it takes now; 409 if it has ended
+    "tell": Endpoint("POST", "/v1/schedule/tell", Told, "json", "room"),
     # `luxfuse.orders.inventory.FreeProgress`
     "free": Endpoint("POST", "/v1/free", Paths, "lines"),
     # `luxfuse.orders.check.CheckProgress`

@@ -83,7 +83,8 @@ class CacheStatus(TypedDict):
     ``pinned_bytes`` are never evicted; ``pins`` and ``time_limits`` were made by commands; ``expired`` counts files whose
     time was over; ``moved_up`` and ``moved_down`` count moves between tiers. ``evictions`` are objects removed to make room
     for others, ``evicted_bytes`` their bytes and those of parts of large objects that were taken out to make room;
-    objects that `free`, a sweep, a check or a time limit drops count in neither.
+    objects that `free`, a sweep, a check or a time limit drops count in neither. ``schedules``: programs that have told
+    which files they will open; ``scheduled_files`` and ``scheduled_bytes`` were fetched for such.
     """
 
     objects: int
@@ -99,6 +100,9 @@ class CacheStatus(TypedDict):
     write_failures: int
     verified_bytes: int
     files_ahead: int
+    schedules: int
+    scheduled_files: int
+    scheduled_bytes: int
     buffered_bytes: int
     in_flight_bytes: int
 

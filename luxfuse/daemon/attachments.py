@@ -239,6 +239,7 @@ class Attachments:
     async def _fall_silent(self, a: _Attached, parts: VolumeParts) -> None:
         """Let what is under way end: an answer must find the volume that it is for."""
         parts.loads.stop()
+        parts.schedules.stop()
         parts.cache.close()
         with trio.move_on_after(a.settings.request_timeout_s + FORCE_PATIENCE_S):
             while not parts.store.idle or parts.cache.attempts.asking_peers:  # noqa: ASYNC110 (it counts threads that are abandoned, too)

@@ -207,6 +207,7 @@ class _Daemon:
             serving.start_soon(attachments.retry)
             await parts.session.ended.wait()
             parts.loads.stop()
+            parts.schedules.stop()
             await self._drain(service.backlogs)
             serving.cancel_scope.cancel()
         log.info("unmounted %s", self._settings.mountpoint)

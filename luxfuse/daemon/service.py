@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from typing import Any
 
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.status import Status
-from luxfuse.errors import LuxError
+from luxfuse.errors import LuxError, MountError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.orders.check import CheckProgress, together
@@ -29,6 +30,7 @@ class Service:
         self._reread = reread
         self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in running.volumes()])
         self._status = Status(running, self.backlogs)
+        self._schedules = itertools.count(1)
 
     def status(self) -> dict[str, object]:
         """Return the status document; see `luxfuse.control.status`."""
@@ -142,6 +144,31 @@ class Service:
     def stop_loads(self) -> int:
         """End all loads; returns how many those are."""
         return sum(parts.loads.stop() for _, parts in self._running.volumes())
+
+    async def begin_schedule(self, path: str, window_bytes: int | None) -> AsyncGenerator[dict[str, object], None]:
+        """Follow a schedule while this is iterated; see `tell`. Raises `ScheduleRefused`."""
+        _, parts, _ = self._one_volume([path])
+        job = parts.schedules.begin(next(self._schedules), window_bytes)
+        try:
+            yield {"schedule": job.number, "room": job.schedule.room}
+            await job.ended.wait()
+            yield {"done": True, "files": job.files, "bytes": job.bytes, "failed": job.failed}
+        finally:
+            job.stop()
+
+    def tell(self, schedule: int, paths: list[str], position: int | None) -> int:
+        """Add the names that come next in a schedule; returns how many more it takes now. Raises `MountError`."""
+        for place, parts in self._running.volumes():
+            job = parts.schedules.get(schedule)
+            if job is None:
+                continue
+            if len(paths) > job.schedule.room:
+                raise PathsRefused(f"{len(paths)} names are more than the schedule has room for: {job.schedule.room}")
+            split = [self._running.parts.volumes.split(path) for path in paths]
+            # A name of another under-store keeps its place, and is not fetched.
+            here = self._running.parts.volumes.split(place)[0] if place else self._running.parts.volumes.main
+            return job.tell([inside if volume is here else "" for volume, inside in split], position)
+        raise MountError(f"schedule {schedule} has ended; begin another one")
 
     async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Drop what is cached at and below the paths; the last item has all of it."""

@@ -233,6 +233,9 @@ def _cache(p: VolumeParts) -> dict[str, int]:
         "write_failures": p.hierarchy.total(lambda space: space.write_failures),
         "verified_bytes": p.cache.counters.verified_bytes,
         "files_ahead": p.ahead.files,
+        "schedules": len(p.schedules.running),
+        "scheduled_files": p.schedules.files + sum(job.files for job in p.schedules.running),
+        "scheduled_bytes": p.schedules.bytes + sum(job.bytes for job in p.schedules.running),
         "buffered_bytes": p.cache.recent.held_bytes,
         "in_flight_bytes": p.cache.budget.held_bytes,
     }

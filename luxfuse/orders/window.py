@@ -1,4 +1,4 @@
-"""How many requests the loads of a mount have on their way: few, while anybody else waits for the store."""
+"""How many requests orders that fetch have on their way, together: those of loads few, while anybody else waits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ FLIGHTS_BESIDE_OTHERS = 2
 
 
 class Window:
-    """How many requests the loads of a mount may have on their way, together."""
+    """How many requests orders of one kind may have on their way, together."""
 
-    def __init__(self, cache: PageCache, store: Store) -> None:
+    def __init__(self, cache: PageCache, store: Store, *, gives_way: bool = True) -> None:
+        """``gives_way``: to readers that wait for the store."""
+        self._gives_way = gives_way
         self._cache = cache
         self._store = store
         self._flights = 0
@@ -29,7 +31,7 @@ class Window:
 
     @property
     def _others_wait(self) -> bool:
-        return self._cache.budget.held_bytes > self._bytes
+        return self._gives_way and self._cache.budget.held_bytes > self._bytes
 
     @property
     def together(self) -> int:

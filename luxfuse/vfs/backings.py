@@ -72,6 +72,8 @@ class Backings:
         self.opened = 0
         """Opens in passthrough that the kernel asked for, rising from the start on."""
         self._closed: Callable[[int], None] = lambda _inode: None
+        self.on_open: list[Callable[[bytes], None]] = []
+        """Told of each open of an object, by its id: of one that a lane answered when `note_touched` hears of it."""
         kernel.on_drained(self._drained)
 
     def on_closed(self, closed: Callable[[int], None]) -> None:
@@ -307,6 +309,11 @@ class Backings:
                 self._lose(inode)
                 self._namespace.renumber(inode)
 
+    def note_open(self, oid: bytes) -> None:
+        """An object was opened."""
+        for told in self.on_open:
+            told(oid)
+
     def note_touched(self) -> None:
         """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""
         for inode in self._kernel.take_touched():
@@ -314,6 +321,7 @@ class Backings:
             if backing is not None:
                 if backing.oid is not None:
                     self._cache.touch_by_id(backing.oid)
+                    self.note_open(backing.oid)
                 self._backings.move_to_end(inode)
 
     def retire_all_idle(self) -> bool:

@@ -81,6 +81,7 @@ class Files:
         obj = self._cache.acquire(key, entry.version, entry.size)
         try:
             self._cache.touch(obj)
+            self.backings.note_open(obj.oid)
             return await self._open_object(parent, name, entry, obj, began_s)
         except (VersionChanged, NotFound, Stale):
             self._namespace.belief.expire(inode)

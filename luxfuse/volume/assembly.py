@@ -16,6 +16,7 @@ from luxfuse.orders.check import Check, Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
+from luxfuse.orders.schedules import Schedules
 from luxfuse.understore.locations import key_limits
 from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.attributes import Defaults
@@ -107,6 +108,14 @@ def build_tree(
         writing.recovered,
         recovery,
         Loads(namespace=reading.namespace, cache=reading.cache, dirty=reading.dirty, store=store, nursery=opened.nursery),
+        Schedules(
+            namespace=reading.namespace,
+            cache=reading.cache,
+            backings=reading.files.backings,
+            dirty=reading.dirty,
+            store=store,
+            nursery=opened.nursery,
+        ),
         inventory,
         Checks(make_check, opened.nursery),
         retention,

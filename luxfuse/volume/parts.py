@@ -20,6 +20,7 @@ from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
+from luxfuse.orders.schedules import Schedules
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.ahead import FilesAhead
@@ -59,6 +60,7 @@ class VolumeParts:
     recovered: Recovered
     recovery: Recovery
     loads: Loads
+    schedules: Schedules
     inventory: Inventory
     checks: Checks
     retention: Retention

@@ -40,6 +40,7 @@ from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
 from luxfuse.orders.retention import Retention
+from luxfuse.orders.schedules import Schedules
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
@@ -207,6 +208,7 @@ class Mount:
     nursery: trio.Nursery
     durable: Durable
     loads: Loads
+    schedules: Schedules
     inventory: Inventory
     checks: Checks
     retention: Retention
@@ -400,6 +402,7 @@ def _build(
         nursery,
         durable,
         p.loads,
+        p.schedules,
         p.inventory,
         p.checks,
         p.retention,

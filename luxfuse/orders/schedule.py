@@ -1,0 +1,275 @@
+"""Follows a schedule: brings the files that a program has told it will open, just ahead of its opens, and keeps them.
+
+Names are looked up a batch at a time, in the listings of their directories where several are not known. Small files are
+fetched many in one turn of a thread, and handed to the kernel as they come, so that their opens cost the daemon nothing. Of
+a file that is larger than the window, as much is brought as the window has; read-ahead does the rest.
+
+What is opened is heard from `Backings.on_open`: at once where Python answers an open, else when the lanes are asked, which
+is done often while the reader is at work. So neither a program that reads nor the lanes do anything for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import trio
+
+from luxfuse.cache.cached import CachedObject, Flight
+from luxfuse.cache.fetching import RUN_PAGES
+from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.schedule import Schedule
+from luxfuse.errors import LuxError
+from luxfuse.index.entries import Entry
+from luxfuse.index.names import ROOT_INODE
+from luxfuse.orders.load import TOGETHER_BYTES
+from luxfuse.orders.window import Window
+from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.vfs.backings import Backings
+from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.errors import NoSuchName
+from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+LIST_FROM = 3
+"""Of so many names of a directory that are not known, its listing is waited for rather than each asked for."""
+LISTING_PATIENCE_S = 1.0
+"""For so long; it goes on meanwhile, and the names are asked for one by one."""
+LOOK_S, LOOK_IDLE_S = 0.01, 0.1
+"""How often the lanes are asked what was opened: while the reader is at work, and while it is not. Measured: 40 us each."""
+IDLE_AFTER_S = 1.0
+AWAY_S = 1.0
+"""A pause while the store cannot be reached."""
+SILENT_S = 3600.0
+"""A schedule of which nothing is told and nothing opened for so long ends. Its program may have left, and its connection be
+held by a process that it has forked."""
+
+_Found = tuple[int, bytes, Entry]
+"""Directory, name, entry."""
+
+
+class Following:
+    """One schedule and its fetches, as a job. `run` it once."""
+
+    def __init__(
+        self,
+        number: int,
+        share_bytes: Callable[[], int],
+        *,
+        namespace: Namespace,
+        cache: PageCache,
+        backings: Backings,
+        dirty: DirtyEntries,
+        window: Window,
+    ) -> None:
+        """``share_bytes``: how large its window may be now."""
+        self.number = number
+        self._share_bytes = share_bytes
+        self._namespace = namespace
+        self._cache = cache
+        self._backings = backings
+        self._dirty = dirty
+        self._window = window
+        self.schedule = Schedule(share_bytes())
+        self._scope = trio.CancelScope()
+        self._news = trio.Event()
+        self._heard_s = trio.current_time()
+        self._together: list[tuple[CachedObject, Callable[[int], None]]] = []
+        self._together_bytes = 0
+        self.files = self.bytes = self.failed = 0
+        """Fetched so far; and the files that could not be brought."""
+        self.ended = trio.Event()
+
+    # -- from outside
+
+    def tell(self, names: Sequence[str], position: int | None) -> int:
+        """Add the names (relative to the under-store) that come next; returns how many more it takes now.
+
+        ``position``: how many of all have been handed to the reader; None: that is not known.
+        Raises ValueError if there are more names than there was room for.
+        """
+        self.schedule.tell(names)
+        if position is not None:
+            self.schedule.reach(position)
+        self._heard_s = trio.current_time()
+        self._news.set()
+        return self.schedule.room
+
+    def opened(self, oid: bytes) -> None:
+        """An object was opened, now or lately."""
+        if self.schedule.opened(oid):
+            self._heard_s = trio.current_time()
+
+    def stop(self) -> None:
+        """End it; fetches on their way still get into the cache."""
+        self._scope.cancel()
+
+    # -- the job
+
+    async def run(self) -> None:
+        """Bring what comes next, until `stop`, or until nothing is heard for long."""
+        try:
+            with self._scope:
+                while trio.current_time() - self._heard_s < SILENT_S:
+                    self.schedule.window_bytes = self._share_bytes()
+                    if taken := self.schedule.take(BATCH):
+                        await self._bring(taken)
+                    else:
+                        await self._wait()
+        except Exception:  # it must not end the mount
+            log.exception("fetching ahead of a program failed in an unexpected way")
+        finally:
+            for obj, _ in self._together:
+                self._cache.release(obj)
+            self.ended.set()
+
+    async def _wait(self) -> None:
+        """Wait for news of the reader for a moment."""
+        idle = trio.current_time() - self._heard_s > IDLE_AFTER_S
+        with trio.move_on_after(LOOK_IDLE_S if idle else LOOK_S):
+            await self._news.wait()
+        self._news = trio.Event()
+        self._backings.note_touched()
+        self.schedule.window_bytes = self._share_bytes()
+
+    async def _bring(self, taken: Sequence[tuple[int, str]]) -> None:
+        found: dict[int, _Found] = {}
+        by_directory: dict[str, list[tuple[int, bytes]]] = {}
+        for place, path in taken:
+            if not path:
+                continue
+            directory, _, name = path.rpartition("/")
+            by_directory.setdefault(directory, []).append((place, os.fsencode(name)))
+        async with trio.open_nursery() as nursery:
+            for directory, names in by_directory.items():
+                nursery.start_soon(self._look_in, directory, names, found)
+        for place, _ in taken:
+            while self.schedule.is_full:
+                await self._fetch_together()
+                await self._wait()
+            if place in found:
+                await self._begin(place, *found[place])
+            else:
+                self.failed += 1
+        await self._fetch_together()
+        if not found and not self._namespace.can_ask:
+            await trio.sleep(AWAY_S)
+
+    async def _look_in(self, path: str, names: Sequence[tuple[int, bytes]], found: dict[int, _Found]) -> None:
+        """Look names of one directory up."""
+        try:
+            directory = await self._directory(path)
+            unknown = [name for _, name in names if self._is_unknown(directory, name)]
+            if len(unknown) >= LIST_FROM and not self._namespace.lister.is_listing(directory):
+                with trio.move_on_after(LISTING_PATIENCE_S):
+                    await self._namespace.relisting.listed(directory)
+        except LuxError as exc:
+            log.debug("%r: cannot be looked into: %s", path, exc)
+            return
+        async with trio.open_nursery() as nursery:
+            for place, name in names:
+                nursery.start_soon(self._look_up, directory, place, name, found)
+
+    async def _directory(self, path: str) -> int:
+        inode = ROOT_INODE
+        for part in path.split("/") if path else ():
+            inode = (await self._namespace.lookup(inode, os.fsencode(part))).inode
+        return inode
+
+    def _is_unknown(self, directory: int, name: bytes) -> bool:
+        try:
+            return self._namespace.known(directory, name) is None
+        except NoSuchName:
+            return False
+
+    async def _look_up(self, directory: int, place: int, name: bytes, found: dict[int, _Found]) -> None:
+        try:
+            found[place] = directory, name, await self._namespace.lookup(directory, name)
+        except LuxError as exc:
+            log.debug("%r: cannot be looked up: %s", name, exc)
+
+    async def _begin(self, place: int, directory: int, name: bytes, entry: Entry) -> None:
+        """Begin to fetch what is missing of a file, and keep it from now on."""
+        dirty = self._dirty.get(entry.inode)
+        if entry.kind is not Kind.FILE or entry.size == 0 or (dirty is not None and dirty.source is not None):
+            return  # it is written to here, so its content is here
+        try:
+            key = self._namespace.places.key(directory, name, Kind.FILE)
+        except LuxError:
+            return  # the directory is gone
+        obj = self._cache.acquire(key, entry.version, entry.size)
+        wanted_bytes = min(entry.size, self.schedule.window_bytes)
+        if not self._cache.keeps(obj) or not self.schedule.bring(place, obj.oid, wanted_bytes) or obj.whole:
+            self._cache.release(obj)
+            return
+        pages = range(-(-wanted_bytes // PAGE_BYTES))
+        on_end = partial(self._arrived, place, directory, name, entry, obj)
+        if obj.pages.total <= RUN_PAGES and not any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
+            if not any(other is obj for other, _ in self._together):
+                self._together.append((obj, on_end))
+                self._together_bytes += entry.size
+            else:
+                self._cache.release(obj)
+            if len(self._together) >= self._window.together or self._together_bytes >= TOGETHER_BYTES:
+                await self._fetch_together()
+            return
+        try:
+            await self._fetch(obj, pages, on_end)
+        finally:
+            self._cache.release(obj)
+
+    async def _fetch(self, obj: CachedObject, pages: range, on_end: Callable[[int], None]) -> None:
+        """Fetch a large file, or the rest of one, a run at a time."""
+        for first in range(pages.start, pages.stop, RUN_PAGES):
+            await self._window.room()
+            for flight in self._cache.start(obj, pages[first : first + RUN_PAGES], keep_in_memory=False):
+                self._window.began(flight)
+                shared = self._cache.acquire(obj.record.key, obj.record.version, obj.size)
+                assert shared is obj
+                flight.on_end = partial(self._ended, flight, on_end)
+
+    async def _fetch_together(self) -> None:
+        """Begin to fetch the small files that were put by."""
+        if not self._together:
+            return
+        await self._window.room()
+        together, self._together, self._together_bytes = self._together, [], 0
+        small = []
+        for obj, on_end in together:
+            if any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
+                self._cache.release(obj)  # somebody has opened it since
+            else:
+                small.append((obj, on_end))
+        if small:
+            flights = self._cache.start_small(
+                [obj for obj, _ in small], [on_end for _, on_end in small], later=False, had_turn=False
+            )
+            for flight in flights:
+                self._window.began(flight)
+                assert flight.on_end is not None
+                flight.on_end = partial(self._ended, flight, flight.on_end)
+
+    def _ended(self, flight: Flight, on_end: Callable[[int], None], fd: int) -> None:
+        self._window.ended(flight)
+        on_end(fd)
+
+    def _arrived(self, place: int, directory: int, name: bytes, entry: Entry, obj: CachedObject, fd: int) -> None:
+        """A request for a file is over; it is handed over once it is whole. ``fd``: its open cache file, or -1."""
+        try:
+            if obj.whole:
+                self.files += 1
+                self.bytes += obj.size
+                if self._namespace.stands_for(directory, name, entry.inode, obj.record.version):
+                    self._backings.register(directory, name, entry, obj, fd)
+                    return
+            elif not obj.pages.count and not obj.flights:
+                self.failed += 1
+                self.schedule.drop(place)
+            if fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
+                os.close(fd)
+        finally:
+            self._cache.release(obj)

@@ -1,0 +1,79 @@
+"""The forms without torch: an iterator that tells as it goes, and a context in which any code may read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TypeVar
+
+from luxfuse.training.teller import Path, Teller
+
+S = TypeVar("S")
+TELL_S = 0.05
+"""How often a schedule that nobody goes through by us is brought up to date."""
+
+PathsOf = Sequence[Path] | Callable[[int], Path | Sequence[Path]]
+"""The path of each sample by its number, in the mount; or what returns it, or several where a sample has several files."""
+
+
+def in_order(paths: Iterable[Path], *, window_bytes: int | None = None) -> Generator[Path, None, None]:
+    """Yield ``paths`` one by one; those that follow are fetched meanwhile, and kept in the cache until they are opened.
+
+    ``window_bytes`` bounds how much is fetched ahead; without it, a quarter of the cache, at most 1 GiB.
+    """
+    return hand_out(Teller(iter(paths), lambda path: (path,), window_bytes))
+
+
+def hand_out(teller: Teller[S]) -> Generator[S, None, None]:
+    """Yield the samples of a teller, which is closed at the end."""
+    with closing(teller):
+        while True:
+            try:
+                sample = teller.take()
+            except StopIteration:
+                return
+            yield sample
+
+
+@contextmanager
+def told(paths: PathsOf, order: Iterable[int] | None = None, *, window_bytes: int | None = None) -> Iterator[None]:
+    """Inside the block, ``paths`` will be opened in ``order``: numbers, of ``range`` or an array, say.
+
+    Without it they are as they stand. Who opens them, and whether side by side, does not matter: the mount sees it. A
+    thread tells the names a few thousand ahead, so an order may be as long as it likes. ``window_bytes``: see `in_order`.
+    """
+    if order is None:
+        if callable(paths):
+            raise TypeError("order: is needed where paths is a function")
+        order = range(len(paths))
+    teller = Teller(iter(order), files_of(paths), window_bytes, handed=False)
+    over = threading.Event()
+    teller.pump()
+    thread = threading.Thread(target=_keep_telling, args=(teller, over), name="luxfuse-told", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        teller.close()
+
+
+def _keep_telling(teller: Teller[int], over: threading.Event) -> None:
+    while not over.wait(TELL_S) and not teller.done:
+        teller.pump()
+
+
+def files_of(paths: PathsOf) -> Callable[[int], Sequence[Path]]:
+    """Return what gives the files of a sample."""
+    if not callable(paths):
+        known = paths
+        return lambda number: (known[number],)
+    given = paths
+
+    def called(number: int) -> Sequence[Path]:
+        found = given(number)
+        return (found,) if isinstance(found, str) or not isinstance(found, Sequence) else found
+
+    return called

@@ -1,0 +1,167 @@
+"""Schedules: what is taken, what is kept, and where the reader is taken to be."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from luxfuse.core.schedule import LATELY, MOST_AHEAD, MOST_NAMES, Schedule
+
+WINDOW = 1000
+
+
+def bring(schedule: Schedule, most: int = 10_000, size: int = 10) -> list[int]:
+    """Take what there is room for and bring it; returns the places."""
+    brought: list[int] = []
+    while taken := schedule.take(most):
+        for place, name in taken:
+            schedule.bring(place, name.encode(), size)
+        brought += [place for place, _ in taken]
+    return brought
+
+
+def told(names: int, window: int = WINDOW) -> Schedule:
+    schedule = Schedule(window)
+    schedule.tell([f"n{n}" for n in range(names)])
+    return schedule
+
+
+def test_as_much_is_brought_as_the_window_has_and_more_as_it_is_opened() -> None:
+    schedule = told(500)
+    places = bring(schedule)
+    assert places == list(range(100))
+    assert schedule.ahead_bytes == WINDOW
+    for n in range(12):
+        assert schedule.opened(f"n{n}".encode())
+        assert bring(schedule) == []  # a few files at a time cost too much
+    schedule.opened(b"n12")
+    assert bring(schedule) == list(range(100, 113))
+    assert not schedule.keeps(b"n12")
+    assert schedule.keeps(b"n13")
+    assert schedule.keeps(b"n112")
+
+
+def test_what_was_handed_out_is_kept_until_it_is_opened() -> None:
+    schedule = told(900)
+    bring(schedule)
+    schedule.reach(80)
+    assert schedule.ahead_files == 20
+    assert bring(schedule) == list(range(100, 180))
+    assert all(schedule.keeps(f"n{n}".encode()) for n in range(180))
+    schedule.opened(b"n3")
+    assert not schedule.keeps(b"n3")
+    schedule.reach(180)
+    assert [n for n in range(180) if schedule.keeps(f"n{n}".encode())] == list(range(80, 180))  # as much as the window
+
+
+def test_what_is_opened_far_ahead_of_what_was_handed_out_is_opened_by_others() -> None:
+    schedule = told(900, window=2000)
+    schedule.reach(0)
+    bring(schedule)
+    assert not schedule.opened(b"n190")
+    assert schedule.keeps(b"n190")
+    assert schedule.opened(b"n100"), "it may have been handed out since"
+    schedule.reach(150)
+    assert schedule.opened(b"n190")
+
+
+def test_names_that_the_reader_has_passed_are_not_brought() -> None:
+    schedule = told(500)
+    bring(schedule)
+    schedule.reach(300)
+    assert bring(schedule)[0] == 300
+    schedule.reach(10_000)
+    assert schedule.position == 500
+    assert bring(schedule) == []
+
+
+def test_files_that_nobody_opens_do_not_fill_the_window() -> None:
+    """No position is told, and the reader skips two of three."""
+    schedule = told(6000)
+    bring(schedule)
+    met = 0
+    for n in range(0, 6000, 3):
+        met += schedule.opened(f"n{n}".encode())
+        bring(schedule)
+    assert met > 1900
+
+
+def test_another_reader_in_another_order_does_not_drive_it_on() -> None:
+    rng = random.Random(1)
+    schedule = told(5000)
+    bring(schedule)
+    for n in range(4000):
+        schedule.opened(f"n{n}".encode())
+        schedule.opened(f"n{rng.randrange(5000)}".encode())
+        bring(schedule)
+        assert schedule.position <= n + LATELY
+
+
+def test_a_name_that_comes_twice_is_kept_for_the_second_time() -> None:
+    schedule = Schedule(WINDOW)
+    schedule.tell(["a", "b", "a"])
+    assert bring(schedule) == [0, 1, 2]
+    assert schedule.opened(b"a")
+    assert schedule.keeps(b"a")
+    assert schedule.opened(b"a")
+    assert not schedule.keeps(b"a")
+    assert not schedule.opened(b"a")
+    assert schedule.ahead_bytes == 10
+
+
+def test_a_file_larger_than_the_window_is_brought_alone() -> None:
+    schedule = told(3, window=5)
+    assert schedule.take(10) == [(0, "n0")]
+    assert schedule.bring(0, b"n0", 5)
+    assert schedule.take(10) == []
+    schedule.opened(b"n0")
+    assert schedule.take(10) == [(1, "n1")]
+
+
+def test_nothing_is_unbounded() -> None:
+    schedule = told(MOST_NAMES, window=1 << 40)
+    assert schedule.room == 0
+    with pytest.raises(ValueError, match="more than"):
+        schedule.tell(["x"])
+    bring(schedule, size=1)
+    assert schedule.ahead_files == MOST_AHEAD
+    assert schedule.room == MOST_AHEAD
+    schedule.reach(MOST_AHEAD)
+    bring(schedule, size=1)
+    schedule.reach(2 * MOST_AHEAD)
+    assert len(schedule.kept) == MOST_AHEAD
+
+
+def test_what_cannot_be_brought_is_not_kept() -> None:
+    schedule = told(2)
+    bring(schedule)
+    schedule.drop(0)
+    schedule.drop(0)
+    assert not schedule.keeps(b"n0")
+    assert schedule.ahead_bytes == 10
+
+
+def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
+    rng = random.Random(7)
+    for _ in range(50):
+        schedule = Schedule(rng.randrange(1, 300))
+        total = 0
+        for _ in range(300):
+            match rng.randrange(4):
+                case 0:
+                    schedule.tell([f"n{rng.randrange(60)}" for _ in range(rng.randrange(20))])
+                case 1:
+                    for place, name in schedule.take(rng.randrange(1, 30)):
+                        total += schedule.bring(place, name.encode(), rng.randrange(40))
+                case 2:
+                    schedule.opened(b"n%d" % rng.randrange(60))
+                case _:
+                    schedule.reach(schedule.position + rng.randrange(4))
+            ahead = sum(size for _, size in schedule._ahead.values())
+            behind = sum(size for _, size in schedule._behind.values())
+            assert (schedule.ahead_bytes, schedule._behind_bytes) == (ahead, behind)
+            assert behind <= schedule.window_bytes
+            places = sorted(place for each in schedule._places.values() for place in each)
+            assert places == sorted([*schedule._ahead, *schedule._behind])
+        assert total

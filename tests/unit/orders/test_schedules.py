@@ -1,0 +1,149 @@
+"""Schedules on a mount without a kernel: what is fetched ahead, what stays in the cache, and how they end."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from luxfuse.orders import schedule as following
+from luxfuse.orders import schedules
+from luxfuse.orders.schedules import ScheduleRefused
+from luxfuse.types import PAGE_BYTES
+from tests.support.fake_store import FakeStore
+from tests.support.harness import AWAY, MIB, Mount, mounted, random_bytes, until
+
+KIB = 1 << 10
+
+
+def tree(count: int = 60, size: int = 64 * KIB) -> FakeStore:
+    store = FakeStore()
+    for n in range(count):
+        store.place(f"d{n % 3}/f{n:03}", random_bytes(size, n))
+    return store
+
+
+def cached(mount: Mount, *keys: str) -> list[bool]:
+    found = []
+    for key in keys:
+        data, version = mount.driver.objects[key][:2]
+        found.append(mount.cache.cached_bytes(key, version, len(data))[0] == len(data))
+    return found
+
+
+async def test_files_are_there_before_they_are_opened_and_their_opens_cost_nothing(tmp_path: Path) -> None:
+    store = tree()
+    names = list(store.objects)
+    random.Random(1).shuffle(names)
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, MIB)
+        assert job.tell(names, None) > 0
+        await until(lambda: job.files == 16)  # 1 MiB of them
+        await trio.testing.wait_all_tasks_blocked()
+        assert cached(m, *names[:16]) == [True] * 16
+        assert m.kernel.registered == 16
+        heads = store.counts["head"]
+        for number, name in enumerate(names, 1):
+            await until(lambda: cached(m, name) == [True])  # noqa: B023 (it is called here)
+            gets = store.counts["get"]
+            assert await m.read_all(name) == store.objects[name][0]
+            assert store.counts["get"] - gets <= 16, number
+        assert (store.counts["get"], store.counts["head"]) == (60, heads), "each was fetched once, ahead"
+        m.schedules.stop()
+        await until(lambda: not m.schedules.running)
+    assert m.schedules.files == 60
+    assert m.schedules.bytes == 60 * 64 * KIB
+
+
+async def test_what_comes_next_stays_in_a_cache_that_others_fill(tmp_path: Path) -> None:
+    store = tree()
+    for n in range(120):
+        store.place(f"other/{n:03}", random_bytes(64 * KIB, 1000 + n))
+    names = [name for name in store.objects if name.startswith("d")]
+    async with mounted(tmp_path, store, capacity_bytes=4 * MIB, eviction_policy="lru") as m:
+        job = m.schedules.begin(1, None)
+        job.tell(names, None)
+        await until(lambda: job.files >= 14)  # of a cache of 4 MiB, a quarter
+        ahead = [name for name in names if cached(m, name) == [True]]
+        assert ahead == names[: len(ahead)]
+        for n in range(120):
+            await m.read_all(f"other/{n:03}")
+        assert m.space.evictions > 50
+        assert all(cached(m, *ahead))
+        m.schedules.stop()
+        await until(lambda: not m.schedules.running)
+        for n in range(120):
+            await m.read_all(f"other/{n:03}")
+        assert not all(cached(m, *ahead)), "nothing is kept for a program that has left"
+
+
+async def test_a_large_file_is_fetched_as_far_as_the_window_goes(tmp_path: Path) -> None:
+    store = FakeStore()
+    store.place("a", random_bytes(12 * PAGE_BYTES, 1))
+    store.place("b", random_bytes(PAGE_BYTES, 2))
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, 4 * PAGE_BYTES)
+        job.tell(["a", "b"], None)
+        data, version = store.objects["a"][:2]
+        await until(lambda: m.cache.cached_bytes("a", version, len(data))[0] == 4 * PAGE_BYTES)
+        await trio.testing.wait_all_tasks_blocked()
+        assert cached(m, "b") == [False]
+        assert await m.read_all("a") == data
+        await until(lambda: cached(m, "b") == [True])
+        assert not m.cache.budget.held_bytes
+
+
+async def test_names_that_lead_nowhere_are_passed_over(tmp_path: Path) -> None:
+    store = tree(6)
+    store.place("empty", b"")
+    names = ["d0/missing", "nowhere/x", "", "d1", "empty", *list(store.objects)[:6]]
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, None)
+        job.tell(names, None)
+        await until(lambda: job.files == 6)
+        assert job.failed == 3
+        assert not job.ended.is_set()
+
+
+@AWAY
+async def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "AWAY_S", 0.01)
+    store = tree(20)
+    names = list(store.objects)
+    async with mounted(tmp_path, store, request_timeout_s=0.3) as m:
+        await m.entries("d0")
+        store.flaky(1.0, 0)
+        job = m.schedules.begin(1, None)
+        job.tell(names[:10], None)
+        await until(lambda: job.failed > 0)
+        store.flaky(0.0, 0)
+        await until(lambda: m.store.reachable)
+        job.tell(names[10:], None)
+        await until(lambda: all(cached(m, *names[10:])))
+
+
+async def test_several_share_the_room_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "AT_ONCE", 2)
+    store = tree()
+    async with mounted(tmp_path, store, capacity_bytes=4 * MIB) as m:
+        jobs = [m.schedules.begin(number, None) for number in (1, 2)]
+        with pytest.raises(ScheduleRefused, match="which is the most"):
+            m.schedules.begin(3, None)
+        for job, part in zip(jobs, (slice(0, 30), slice(30, 60)), strict=True):
+            job.tell(list(store.objects)[part], None)
+        await until(lambda: all(job.files > 5 for job in jobs))
+        assert all(0 < job.schedule.window_bytes <= MIB // 2 for job in jobs)
+    async with mounted(tmp_path / "other", store, read_mode="no-cache") as m:
+        with pytest.raises(ScheduleRefused, match="no-cache"):
+            m.schedules.begin(1, None)
+
+
+async def test_one_that_is_silent_for_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "SILENT_S", 0.05)
+    async with mounted(tmp_path, tree(3)) as m:
+        job = m.schedules.begin(1, None)
+        await until(job.ended.is_set)
+        assert m.schedules.get(1) is None
