@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,11 +19,14 @@ from luxfuse import keeper
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.config import Settings
 from luxfuse.control import registry
-from luxfuse.core.kernels import can_resend
+from luxfuse.core.kernels import why_no_keeper
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint
+from luxfuse.keeper import saying
 
 READY_DEADLINE_S = 30.0
+PROGRAM = Path(keeper.__path__[0], "__main__.py")
+"""The keeper's: a file, so that Python starts with nothing else."""
 MOST_DEATHS = 10
 """Deaths of daemons in a row after which a keeper gives up."""
 _STOP_PATIENCE_S = 3.0
@@ -90,15 +92,16 @@ def _await_answer(fd: int) -> dict[str, Any] | None:
     return None
 
 
-def _command(settings: Settings, write_fd: int) -> list[str]:
-    """Return the command of the daemon, or of the keeper that starts it."""
+def _command(settings: Settings, log: str, ready_fd: int) -> list[str]:
+    """Return the command of the daemon, or of the keeper that starts it. ``log`` "": the streams stay what they are."""
     # -P: the working directory is no place to import from.
     daemon = [sys.executable, "-P", "-m", "luxfuse.daemon"]
-    if not settings.keeper or os.geteuid() != 0 or not can_resend(os.uname().release):
-        return [*daemon, "--ready-fd", str(write_fd)]
+    if not settings.keeper:
+        return [*daemon, "--ready-fd", str(ready_fd)]
+    cannot = why_no_keeper(wanted=True, root=os.geteuid() == 0, release=os.uname().release)
     said = registry.mount_directory(settings) / registry.KEEPER
-    arguments = [str(write_fd), str(said), str(MOST_DEATHS), settings.mountpoint]
-    return [sys.executable, "-I", "-S", keeper.__file__, *arguments, *daemon]
+    arguments = [str(ready_fd), str(said), "0" if cannot else str(MOST_DEATHS), settings.mountpoint, log]
+    return [sys.executable, "-I", "-S", str(PROGRAM), *arguments, *daemon]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
@@ -109,7 +112,7 @@ def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Pope
         raise CommandFailed(f"log file {log_path}: {exc.strerror}; choose another with --log-file") from None
     try:
         process = subprocess.Popen(
-            _command(settings, write_fd),
+            _command(settings, str(log_path), write_fd),
             stdin=subprocess.PIPE,
             stdout=log_fd,
             stderr=log_fd,
@@ -162,7 +165,18 @@ def _stop(process: subprocess.Popen[bytes], where: str) -> None:
 
 
 def in_foreground(settings: Settings) -> int:
-    """Serve until unmounted; returns 0, or 1 after a failed start. Raises CommandFailed with its reason."""
+    """Serve until unmounted; returns 0, or 1 after a failed start. Raises CommandFailed with its reason.
+
+    With a keeper this process becomes that, and the daemon says on stderr what there is to say.
+    """
+    if settings.keeper:
+        fd = os.memfd_create("luxfuse-settings")
+        os.write(fd, msgspec.json.encode(settings))
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.dup2(fd, 0)
+        os.close(fd)
+        command = _command(settings, "", -1)
+        os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
     from luxfuse.daemon.main import run
 
     errors: list[str] = []
@@ -171,7 +185,7 @@ def in_foreground(settings: Settings) -> int:
         for note in notes:
             say(note)
         if error is None:
-            notify_systemd("READY=1")
+            saying.notify("READY=1")
         else:
             errors.append(error)
 
@@ -180,17 +194,7 @@ def in_foreground(settings: Settings) -> int:
     except LuxError as exc:
         raise CommandFailed(str(exc)) from None
     finally:
-        notify_systemd("STOPPING=1")
+        saying.notify("STOPPING=1")
     if errors:
         raise CommandFailed(errors[0])
     return code
-
-
-def notify_systemd(state: str) -> None:
-    """Tell systemd, where it asked for it with NOTIFY_SOCKET; a failure is of no consequence."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())

@@ -77,6 +77,8 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("data plane", "off: Python answers all reads and writes that the kernel does not"))
     elif lanes := status.get("fuse", {}).get("lanes"):
         rows.append(("data plane", f"{lanes} threads, {status['fuse'].get('lanes_waiting', 0)} at work"))
+    if "keeper" in status:
+        rows.append(("keeper", _keeper(status)))
     rows += [(f"cache ({tier['name']})", _tier(tier)) for tier in status.get("tiers", [])]
     rows += [("attached", _volume(volume)) for volume in status.get("volumes", []) if volume["path"]]
     for name, make in (
@@ -96,6 +98,14 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("web page", escape(str(status["http"]))))
     rows.append(("memory", format_size(status.get("memory_bytes", 0))))
     return rows
+
+
+def _keeper(status: Mapping[str, Any]) -> str:
+    restarts = status.get("restarts", 0)
+    died = f"; daemons have died {restarts} times, see the log" if restarts else ""
+    if status["keeper"]:
+        return f"yes: another daemon goes on if this one dies (pid {status.get('keeper_pid')}){died}"
+    return f"no: {escape(str(status.get('keeper_reason') or 'reason unknown'))}{died}"
 
 
 def _tier(tier: Mapping[str, Any]) -> str:

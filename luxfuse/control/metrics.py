@@ -80,6 +80,8 @@ _GAUGES = {
     "pid": "Process id of the daemon.",
     "uptime_s": "Seconds since the daemon began to serve.",
     "restarts": "Daemons that died since the mount was made, each of which has a successor.",
+    "keeper": "1 where another daemon goes on when this one dies.",
+    "keeper_pid": "Process id of the keeper.",
     "memory_bytes": "Resident memory of the daemon.",
     "passthrough": "1 where the kernel reads cached files itself.",
     "dataplane": "1 where the data plane reads and writes the files that the kernel does not.",

@@ -99,18 +99,15 @@ class Claim:
         self.close()
 
 
-def claim(settings: Settings) -> Claim:
+def claim(settings: Settings, *, inherited: bool = False) -> Claim:
     """Take the mountpoint for this process and write its record.
 
-    Raises MountError if another daemon has it, or if the state directory cannot be used.
+    ``inherited``: from a daemon that was killed, though it may not have ended yet. Raises MountError if another daemon has
+    it, or if the state directory cannot be used.
     """
     directory = mount_directory(settings)
+    fd = _lock(directory, settings.mountpoint, inherited=inherited)
     try:
-        fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise MountError(f"{directory / LOCK}: {exc.strerror}; make it writable") from None
-    try:
-        _lock(fd, directory, settings.mountpoint)
         (directory / SOCKET).unlink(missing_ok=True)
         record = {
             "mountpoint": settings.mountpoint,
@@ -123,29 +120,47 @@ def claim(settings: Settings) -> Claim:
     except OSError as exc:
         os.close(fd)
         raise MountError(f"{directory}: {exc.strerror}; free space or make it writable") from None
-    except MountError:
-        os.close(fd)
-        raise
     return Claim(directory, fd)
 
 
-def _lock(fd: int, directory: Path, mountpoint: str) -> None:
+def _lock(directory: Path, mountpoint: str, *, inherited: bool) -> int:
+    path = directory / LOCK
     give_up_at = time.monotonic() + _CLAIM_PATIENCE_S
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > give_up_at:
-                record = _read(directory)
-                pid = f" (pid {record.pid})" if record else ""
-                if mounts.find_mount(mountpoint) is None:
-                    raise MountError(
-                        f"{mountpoint}: a daemon{pid} is about to mount there, or still brings changes of the last mount "
-                        f"to the under-store; wait, or end it with: luxfuse unmount --force {mountpoint}"
-                    ) from None
-                raise MountError(f"{mountpoint} is already mounted by luxfuse{pid}; unmount it first") from None
-            time.sleep(0.02)
+            if (fd := _try_lock(path)) is not None:
+                return fd
+            if time.monotonic() > give_up_at and inherited:
+                path.unlink()  # what is locked goes with the one that cannot end
+                continue
+        except OSError as exc:
+            raise MountError(f"{path}: {exc.strerror}; make it writable") from None
+        if time.monotonic() > give_up_at:
+            record = _read(directory)
+            pid = f" (pid {record.pid})" if record else ""
+            if mounts.find_mount(mountpoint) is None:
+                raise MountError(
+                    f"{mountpoint}: a daemon{pid} is about to mount there, or still brings changes of the last mount "
+                    f"to the under-store; wait, or end it with: luxfuse unmount --force {mountpoint}"
+                )
+            raise MountError(f"{mountpoint} is already mounted by luxfuse{pid}; unmount it first")
+        time.sleep(0.02)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor of the lock, None if another process has it, or has just replaced it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), path.stat()):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def is_alive(directory: str | Path) -> bool:

@@ -259,6 +259,8 @@ class ClusterStatus(TypedDict):
 class Status(TypedDict):
     """Everything about one mount. ``passthrough_reason`` says why passthrough is off, None where it is on.
 
+    ``keeper``: whether another daemon goes on if this one dies, which ``restarts`` counts; ``keeper_reason``: why not.
+
     ``hints``: settings that would have served the programs since the mount better.
 
     ``http``: the address of the web page, None where there is none.
@@ -270,6 +272,9 @@ class Status(TypedDict):
     source: str
     pid: int
     restarts: int
+    keeper: bool
+    keeper_pid: int | None
+    keeper_reason: str | None
     version: str
     state: StatusState
     degraded_reasons: list[str]

@@ -1,4 +1,4 @@
-"""What releases of Linux can do."""
+"""What releases of Linux can do, and what that means for a mount."""
 
 from __future__ import annotations
 
@@ -12,3 +12,14 @@ def can_resend(release: str) -> bool:
     """Whether a release, as uname(2) has it, can."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return found is not None and (int(found[1]), int(found[2])) >= RESENDS_SINCE
+
+
+def why_no_keeper(*, wanted: bool, root: bool, release: str) -> str | None:
+    """Return why the daemon of a mount has no successor, None if it has."""
+    if not wanted:
+        return "switched off by the settings"
+    if not root:
+        return "only mounts of root have one"
+    if not can_resend(release):
+        return f"Linux {release} does not send requests again; 6.9 and later do"
+    return None

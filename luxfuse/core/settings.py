@@ -242,7 +242,7 @@ SETTINGS = (
     ),
     Setting(
         "keeper", values.SWITCH,
-        "`on`: if the daemon dies another one goes on. For root, in the background, from Linux 6.9 on.", "off",
+        "If the daemon dies another one goes on; for a plain user, or before Linux 6.9, the mount is taken away.", "on",
     ),
     Setting(
         "http", values.PAGE,

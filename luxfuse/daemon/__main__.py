@@ -1,6 +1,6 @@
 """A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd.
 
---device-fd and --estate-fd are what its keeper holds, if it has one (`luxfuse.keeper`).
+--device-fd, --estate-fd and --held are what its keeper holds, if it has one, and listens at --keeper-fd (`luxfuse.keeper`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,27 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--device-fd", type=int)
     parser.add_argument("--estate-fd", type=int)
+    parser.add_argument("--keeper-fd", type=int)
+    parser.add_argument("--held", action="append", default=[])
     arguments = parser.parse_args()
     ready_fd = arguments.ready_fd
     gc.set_threshold(0)  # modules stay: looking for garbage among them takes a sixth of the start; `run` sets it anew
 
     import msgspec
 
+    from luxfuse import locks
     from luxfuse.config import Settings
     from luxfuse.daemon.main import run
+    from luxfuse.keeper import saying
 
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
 
     def ready(error: str | None, notes: Sequence[str] = ()) -> None:
+        if settings.foreground:
+            for line in [*notes, *([error] if error else [])]:
+                print(f"luxfuse: {' '.join(line.split())}", file=sys.stderr, flush=True)
+            if error is None:
+                saying.notify("READY=1")
         with contextlib.suppress(BrokenPipeError):  # of a successor nobody waits
             os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
         os.close(ready_fd)
@@ -40,7 +49,14 @@ def main() -> int:
             os.write(ready_fd, msgspec.json.encode({"waiting": why}) + b"\n")
 
     held = None if arguments.device_fd is None else (arguments.device_fd, arguments.estate_fd)
-    return run(settings, ready, waiting, held)
+    if arguments.keeper_fd is not None:
+        saying.connect(arguments.keeper_fd)
+        locks.inherit(arguments.held)
+    try:
+        return run(settings, ready, waiting, held)
+    finally:
+        if settings.foreground:
+            saying.notify("STOPPING=1")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from luxfuse import locks
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.daemon import logs
@@ -26,7 +27,7 @@ from luxfuse.daemon.parts import Parts, build
 from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
-from luxfuse.daemon.succession import Succession, take_over, was_taken_away
+from luxfuse.daemon.succession import Succession, take_over, was_served, was_taken_away
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
@@ -86,7 +87,7 @@ def run(
     gc.set_threshold(COLLECT_AFTER, 10, 10)
     os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
     try:
-        with registry.claim(settings) as claim:
+        with registry.claim(settings, inherited=held is not None and was_served(held[1])) as claim:
             logs.configure(settings, claim.directory)
             succession = take_over(*held) if held is not None else None
             if succession is None or not succession.inherited:
@@ -184,10 +185,7 @@ class _Daemon:
 
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None
-        restarts = self._succession.estate.restarts if self._succession is not None else 0
-        running = Running(
-            self._settings, parts, attachments, cluster, replicas, started_s=time.monotonic(), restarts=restarts
-        )
+        running = Running(self._settings, parts, attachments, cluster, replicas, time.monotonic(), self._succession)
         service = Service(running, Reloader(running, cluster).reload)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
@@ -203,6 +201,7 @@ class _Daemon:
                 self._succession.estate.serve()
             self._ready(None, self._notes)
             self._early.replay()
+            locks.free_the_rest()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
             await parts.session.ended.wait()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from luxfuse.config import Settings
 from luxfuse.daemon.parts import Parts
+from luxfuse.daemon.succession import Succession
 from luxfuse.orders.backlog import Progress
 from luxfuse.understore.retrying import Store
 from luxfuse.volume.parts import VolumeParts
@@ -69,8 +70,8 @@ class Running:
     nodes: Nodes | None
     replicas: Replicas | None
     started_s: float
-    restarts: int = 0
-    """How many daemons have died since the mount was made."""
+    succession: Succession | None = None
+    """None without a keeper."""
     http: str | None = None
     """The address of the web page, while there is one."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from luxfuse import __version__
 from luxfuse.core.histogram import BOUNDS_S, Histogram
+from luxfuse.core.kernels import why_no_keeper
 from luxfuse.core.units import format_age
 from luxfuse.daemon.running import Running, VolumeState
 from luxfuse.fuse.lowlevel import passthrough
@@ -38,7 +39,7 @@ class Status:
             "mountpoint": s.mountpoint,
             "source": safe_url(s.source),
             "pid": os.getpid(),
-            "restarts": self._running.restarts,
+            **_keeper(self._running),
             "version": __version__,
             "state": "draining" if p.backlog.draining else "degraded" if reasons else "serving",
             "degraded_reasons": reasons,
@@ -142,6 +143,24 @@ class Status:
             "failures": sum(writeback.pace.failures for writeback in each),
             "conflicts": sum(writeback.pusher.conflicts for writeback in each),
         }
+
+
+def _keeper(running: Running) -> dict[str, object]:
+    s, succession = running.settings, running.succession
+    if succession is None:
+        root, release = os.geteuid() == 0, os.uname().release
+        why = why_no_keeper(wanted=s.keeper, root=root, release=release)
+        return {
+            "restarts": 0,
+            "keeper": False,
+            "keeper_pid": None,
+            "keeper_reason": why or "it could not begin; see the log",
+        }
+    restarts, pid = succession.estate.restarts, succession.keeper_pid
+    if os.getppid() != pid:
+        why = f"it has died (pid {pid}), and will be there again after the next mount"
+        return {"restarts": restarts, "keeper": False, "keeper_pid": None, "keeper_reason": why}
+    return {"restarts": restarts, "keeper": True, "keeper_pid": pid, "keeper_reason": None}
 
 
 def _total(documents: Sequence[dict[str, int]]) -> dict[str, Any]:

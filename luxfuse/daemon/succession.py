@@ -18,11 +18,15 @@ from luxfuse.volume.opened import VolumeEstate
 
 @dataclass(frozen=True, slots=True)
 class Succession:
-    """``device``: the open FUSE device; ``inheritance``: None for the first daemon of a mount."""
+    """``device``: the open FUSE device; ``inheritance``: None for the first daemon of a mount.
+
+    ``keeper_pid``: the process that began this one, and begins the next one.
+    """
 
     device: int
     estate: Estate
     inheritance: Inheritance | None
+    keeper_pid: int
 
     @property
     def inherited(self) -> bool:
@@ -42,14 +46,18 @@ class Succession:
 
 def take_over(device: int, estate_fd: int) -> Succession:
     """Begin with what the keeper holds. Raises `MountError`, OSError."""
-    estate = Estate(estate_fd)
+    estate, keeper_pid = Estate(estate_fd), os.getppid()
     if estate.inherited:
-        return Succession(device, estate, inheritance.take(estate, device))
+        return Succession(device, estate, inheritance.take(estate, device), keeper_pid)
     inheritance.begin(estate)
-    return Succession(device, estate, None)
+    return Succession(device, estate, None, keeper_pid)
+
+
+def was_served(estate_fd: int) -> bool:
+    """Whether a daemon has served the mount, and this one is its successor."""
+    return int.from_bytes(os.pread(estate_fd, 8, 8 * Word.STATE), sys.byteorder) == State.SERVING
 
 
 def was_taken_away(device: int, estate_fd: int) -> bool:
     """Whether a mount that a daemon has served is gone: its successor has nothing to do."""
-    state = int.from_bytes(os.pread(estate_fd, 8, 8 * Word.STATE), sys.byteorder)
-    return state == State.SERVING and mounts.is_gone(device)
+    return was_served(estate_fd) and mounts.is_gone(device)

@@ -29,7 +29,7 @@ from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
-from luxfuse.keeper import RESEND
+from luxfuse.keeper import RESEND, saying
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +242,7 @@ class Session:
         if mount is None:
             return
         self._device_number = mount.device
+        saying.mounted(mount.device)
         minor = mount.device.partition(":")[2]
         settings = {f"/sys/class/bdi/{mount.device}/read_ahead_kb": READ_AHEAD_KB}
         if not self.privileged:

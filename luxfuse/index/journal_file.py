@@ -21,7 +21,6 @@ their values, a page that each of them changes, and one more where that has to b
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -34,6 +33,7 @@ from typing import Any
 import lmdb
 import msgspec
 
+from luxfuse import locks
 from luxfuse.durable import make_private, sync_directory
 from luxfuse.errors import IndexFormatError
 from luxfuse.estate.trail import Stream
@@ -197,18 +197,12 @@ class JournalFile:
         """Have the directory for us alone until `close`: a log is no place for two. Raises `IndexFormatError`."""
         if self._locked >= 0:
             return
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+        fd = locks.take(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        if fd is None:
             raise IndexFormatError(
                 f"journal {self.path} is in use by another daemon, whose cache directory has the same path, in another "
                 "container, say: give each a state directory of its own"
-            ) from None
-        except BaseException:
-            os.close(fd)
-            raise
+            )
         self._locked = fd
 
     def reopen(self) -> None:
@@ -348,7 +342,7 @@ class JournalFile:
             if self._copy is not None:
                 self._copy.close()
             if self._locked >= 0:
-                os.close(self._locked)
+                locks.free(self.path, self._locked)
                 self._locked = -1
 
 

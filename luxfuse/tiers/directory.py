@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -24,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from luxfuse import locks
 from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.last_writes import LastWrites
@@ -67,7 +67,7 @@ class CacheDirectory:
             for attempt in range(100):
                 self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
                 make_private(self.path)
-                if (lock := _lock(self.path / "lock")) is not None:
+                if (lock := locks.take(self.path / "lock")) is not None:
                     self._lock = lock
                     break
             else:
@@ -128,10 +128,10 @@ class CacheDirectory:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(self._lock)):
                 return
-        lock = _lock(path)
+        lock = locks.take(path)
         if lock is None:
             raise OSError(errno.EBUSY, "another daemon has taken the cache directory")
-        os.close(self._lock)
+        os.close(self._lock)  # and so does the keeper, as it has the new one by the same path
         self._lock = lock
 
     def space(self) -> FileSystemSpace:
@@ -331,7 +331,7 @@ class CacheDirectory:
     def close(self) -> None:
         """Give the directory up, if that has not been done."""
         if self._lock >= 0:
-            os.close(self._lock)
+            locks.free(self.path / "lock", self._lock)
             self._lock = -1
 
 
@@ -373,16 +373,6 @@ def read_exact(fd: int, length: int, offset: int) -> bytes:
         length -= len(part)
         offset += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _lock(path: Path) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
 
 
 def _existing_parent(path: Path) -> Path:

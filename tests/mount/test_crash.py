@@ -87,7 +87,7 @@ def test_killed_at_a_step(
     for key, data in before.items():
         put(s3, bucket, key, data or b"")
     mounting.expected_logs += ["was being written when the last run ended"]
-    mount = mounting(f"s3://{bucket}", "--write-mode", mode, endpoint_url=s3.endpoint)
+    mount = mounting(f"s3://{bucket}", "--write-mode", mode, endpoint_url=s3.endpoint, keeper=False)
     assert do(mount, 'write("done", os.O_CREAT, *blocks("done", 70_000)); open("a", "rb").read()')
     assert mount.unmount().returncode == 0
     once = tmp_path / "once"  # not there while it is mounted, which takes some of these steps, too

@@ -292,7 +292,7 @@ class TestUnmounting:
     def test_sigterm_while_the_store_is_down(self, mount: Mount, proxy: FaultProxy, objects: Path) -> None:
         refuse(proxy)
         write_many(mount)
-        mount.kill(signal.SIGTERM)
+        mount.kill_daemon(signal.SIGTERM)
         assert not mount.mounted
         proxy.clear()
         done = mount.try_mount()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from typing import Any
 
@@ -171,7 +170,7 @@ class TestKilled:
         time.sleep(0.3)  # what is in the index is committed about every 0.1 s
         pid = mount.pid
         mount.close_readers()
-        mount.kill(signal.SIGKILL)
+        mount.kill()
         assert not is_running(pid)
         done = mount.cli("status", mount.path)
         assert done.returncode == 1
@@ -198,7 +197,7 @@ class TestKilled:
         for reader in readers:
             reader.send("file", f"{mount.path}/{name}", 64 << 10)
         wait_for("it is being fetched", lambda: len([r for r in proxy.requests if r.path.endswith(name)]) > 1)
-        mount.kill(signal.SIGKILL)
+        mount.kill()
         for reader in readers:
             with pytest.raises(OSError, match=r"."):
                 reader.take(10)
@@ -213,7 +212,7 @@ class TestKilled:
 
     def test_a_new_mount_takes_the_place_of_a_dead_one(self, mount: Mount) -> None:
         mount.close_readers()
-        mount.kill(signal.SIGKILL)
+        mount.kill()
         done = mount.try_mount()
         assert done.returncode == 0
         assert "has died; what it left is taken away" in done.stderr
@@ -224,7 +223,7 @@ class TestKilled:
         reader = mount.reader()
         reader("open", "it", f"{mount.path}/cached")
         assert reader("all", "it") == digest(SMALL)
-        mount.kill(signal.SIGKILL)
+        mount.kill()
         assert reader("pread", "it", 4096, 4096) == digest(SMALL[4096:8192])
         reader("close", "it")
         assert mount.cli("unmount", mount.path).returncode == 0

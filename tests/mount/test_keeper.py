@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait
 
 KEEPER_MOST_KB = 15 << 10
 DIED = r"level=warning logger=luxfuse.keeper event=\"the daemon died"
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Whether a thread of a process waits inside the kernel to tell it to forget something."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        stack = (task / "stack").read_text()
+        if "fuse_reverse_inval" in stack or "fuse_notify" in stack:
+            return True
+    return False
 
 
 @pytest.fixture
@@ -41,6 +52,9 @@ class Program:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", text, mount.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def waits_for_fuse(self) -> bool:
+        return "fuse" in Path(f"/proc/{self._process.pid}/stack").read_text()
 
     def begin(self) -> None:
         assert self._process.stdin is not None
@@ -74,16 +88,17 @@ def test_a_reader_that_waits_gets_its_bytes(mounting: Mounts, proxy: FaultProxy,
     reader.send("file", f"{mount.path}/a")
     wait_for("the reader waits", reader.waits_for_fuse)
     pid = mount.pid
-    mount.kill()
+    mount.kill_daemon()
     proxy.clear()
     assert reader.take() == digest(data)
     wait_for("a successor", lambda: mount.serves_as_successor_of(pid))
     assert mount.status()["restarts"] == 1
 
 
-def test_the_keeper_is_small_and_the_daemon_its_child(kept: Mount) -> None:
+def test_the_keeper_is_small_and_the_daemon_its_child(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    kept = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False)
     status = Path(f"/proc/{kept.keeper_pid}/status").read_text()
-    assert "keeper.py" in Path(f"/proc/{kept.keeper_pid}/cmdline").read_text()
+    assert "luxfuse/keeper" in Path(f"/proc/{kept.keeper_pid}/cmdline").read_text()
     assert int(status.partition("VmRSS:")[2].split()[0]) < KEEPER_MOST_KB
     keeper = kept.keeper_pid
     assert kept.unmount().returncode == 0
@@ -324,7 +339,7 @@ def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
     )
     program.begin()
     program.await_step()
-    kept.kill()
+    kept.kill_daemon()
     program.step()
     program.end()
 
@@ -485,11 +500,86 @@ def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: 
     assert kept.read("a") == digest(b"content")
 
 
+def test_a_daemon_that_cannot_end_has_a_successor(
+    mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    """One of its threads waits inside the kernel for a directory that a program has locked, which waits for an answer."""
+    put(s3, bucket, "d/a", OLD)
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "cache-through", endpoint_url=proxy.endpoint, keeper=True, expected_logs=[DIED]
+    )
+    assert do(mount, 'assert os.listdir("d") == ["a"] and open("d/a", "rb").read()')
+    proxy.only(lambda request: request.method == "PUT")
+    proxy.set(latency_s=60)
+    program = Program(mount, "os.mkdir('d/made')")
+    program.begin()
+    wait_for("it waits for the store", program.waits_for_fuse)
+    put(s3, bucket, "d/a", NEW)
+    with ThreadPoolExecutor(1) as pool:
+        refreshed = pool.submit(mount.cli, "refresh", mount.path / "d")
+        dead, keeper = mount.pid, mount.keeper_pid
+        wait_for("the kernel is told to forget", lambda: waits_for_a_lock(dead))
+        proxy.clear()
+        os.kill(dead, signal.SIGKILL)
+        wait_for("a successor", lambda: mount.serves_as_successor_of(dead), timeout_s=60)
+        program.await_step()
+        program.end()
+        refreshed.result()
+    wait_for("it ends, and the keeper has noticed", lambda: not Path(f"/proc/{dead}").exists())
+    assert (mount.keeper_pid, mount.status()["restarts"]) == (keeper, 1)
+    assert mount.read("d/a") == digest(NEW)
+    assert len(list(mount.cache.iterdir())) == 1, "it goes on in the same cache directory"
+
+
+def test_the_mount_of_a_plain_user_goes_with_its_daemon(
+    mounting: Mounts, plain_user: None, s3: FastS3, bucket: str
+) -> None:
+    put(s3, bucket, "a", b"content")
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, plain_user=True, expected_logs=["the daemon died .* mount again"]
+    )
+    assert mount.read("a") == digest(b"content")
+    status = mount.status()
+    assert (status["keeper"], status["keeper_reason"]) == (False, "only mounts of root have one")
+    mount.kill_daemon()
+    wait_for("it is taken away", lambda: not mount.mounted)
+    assert mount.error("file", f"{mount.path}/a") == "ENOENT"
+    assert mount.mount().read("a") == digest(b"content")
+
+
+def test_in_the_foreground(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:
+    """The command becomes the keeper, and talks to systemd."""
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint, expected_logs=[DIED])
+    command = [mount.python, "-P", "-m", "luxfuse.cli.main", "mount", mount.source, mount.path, *mount.flags]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, (tmp_path / "err").open("wb") as err:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        environment = {**mount.environment, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        process = subprocess.Popen(
+            [*command, "--foreground"], env=environment, stdin=subprocess.DEVNULL, stderr=err, cwd="/"
+        )
+        try:
+            assert systemd.recv(100) == b"READY=1"
+            assert (mount.status()["keeper_pid"], mount.read("a")) == (process.pid, digest(b"content"))
+            mount.replaced()
+            assert mount.read("a") == digest(b"content")
+            mount.close_readers()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert not mount.mounted
+        finally:
+            process.kill()
+    said = (tmp_path / "err").read_text()
+    assert "the daemon died (signal 9)" in said
+    assert "unmounting on SIGTERM" in said
+
+
 def test_the_keeper_dies(kept: Mount, s3: FastS3, bucket: str) -> None:
     put(s3, bucket, "a", b"content")
     os.kill(kept.keeper_pid, signal.SIGKILL)
     assert kept.read("a") == digest(b"content")
-    kept.kill()
+    kept.kill_daemon()
     assert kept.error("file", f"{kept.path}/a") == "ENOTCONN"
     assert mounts.find_mount(str(kept.path)) is not None
     done = kept.cli("mount", kept.source, kept.path, *kept.flags)
@@ -520,7 +610,7 @@ def test_told_to_end_while_the_daemon_is_dead(mounting: Mounts, s3: FastS3, buck
     if also == "it dies, too":
         once.touch()
     os.kill(keeper, signal.SIGSTOP)
-    mount.kill()
+    mount.kill_daemon()
     os.kill(keeper, signal.SIGTERM)
     os.kill(keeper, signal.SIGCONT)
     wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists(), timeout_s=60)

@@ -177,7 +177,7 @@ class TestUnmounting:
     def test_sigterm_is_clean(self, one: Mount) -> None:
         assert one.read("file") == digest(WHOLE)
         one.close_readers()
-        one.kill(signal.SIGTERM)
+        one.kill_daemon(signal.SIGTERM)
         assert not one.mounted
         one.mount()
         assert one.read("file") == digest(WHOLE)
@@ -190,7 +190,7 @@ class TestUnmounting:
         reader = one.reader()
         reader("open", "it", f"{one.path}/file")
         pid = one.pid
-        one.kill(signal.SIGTERM, wait=False)
+        one.kill_daemon(signal.SIGTERM, wait=False)
         wait_for("the mount is out of the tree", lambda: not one.mounted)
         wait_for("the daemon has ended", lambda: not is_running(pid))
 

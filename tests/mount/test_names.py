@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -154,7 +153,7 @@ def test_inode_numbers_are_stable_across_restarts(mounting: Mounts, s3: FastS3, 
     mount.remount()
     assert numbers() == before
     mount.close_readers()
-    mount.kill(signal.SIGKILL)
+    mount.kill()
     assert mount.cli("unmount", mount.path).returncode == 0
     mount.mount()
     assert numbers() == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -74,7 +73,7 @@ class TestDamage:
         mount.close_readers()
         mount.unmount()
         mount.mount()
-        mount.kill(signal.SIGKILL)
+        mount.kill()
         mount.cli("unmount", mount.path, check=True)
         for path in mount.cache_files():
             flip(path, 2 * MIB + 5, secretly=True)

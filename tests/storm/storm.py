@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -193,7 +192,10 @@ class Storm:
             with self.window("kill"):
                 before = self.mount.pid
                 try:
-                    self.mount.kill(signal.SIGKILL)
+                    if self.keeper:
+                        self.mount.kill_daemon()
+                    else:
+                        self.mount.kill()
                 except AssertionError as exc:
                     raise AssertionError(f"{exc}: {stuck(before)}") from exc
                 self.kills += 1

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from luxfuse.cli import command_line, launch, main
 from luxfuse.daemon import __main__ as daemon
+from luxfuse.keeper import keeping
 
 _ORDER_MAX_BYTES = 1 << 20
 _CLONE_NEWNET = 0x40000000
@@ -56,14 +57,38 @@ def _become(work: Callable[[], int], standard: Sequence[int], *kept: int) -> NoR
         os._exit(code)
 
 
+def _daemon(arguments: Sequence[str]) -> int:
+    sys.argv = ["luxfuse.daemon", *arguments]
+    return daemon.main()
+
+
+class _Keeper(keeping.Keeper):
+    """Forks its daemons, too, which never become what must be started."""
+
+    def execute(self, command: list[str], fds: list[int]) -> None:
+        assert command[:4] == _DAEMON
+        _become(lambda: _daemon(command[4:]), (0, 1, 2), *fds)
+
+
+def _keep(arguments: Sequence[str]) -> int:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    keeping.Keeper = _Keeper  # type: ignore[misc]
+    sys.argv = ["luxfuse.daemon", *arguments]
+    return keeping.main()
+
+
+_DAEMON = [sys.executable, "-P", "-m", "luxfuse.daemon"]
+_KEEPER = [sys.executable, "-I", "-S", str(launch.PROGRAM)]
+
+
 class _ForkedDaemon:
-    """What `launch` uses of `subprocess.Popen`; the daemon is forked, with all that is imported."""
+    """What `launch` uses of `subprocess.Popen`; keeper and daemon are forked, with all that is imported."""
 
     def __init__(
         self, command: Sequence[str], *, stdin: int, stdout: int, stderr: int, pass_fds: Sequence[int], cwd: str,
         start_new_session: bool,
     ) -> None:  # fmt: skip
-        assert list(command[:4]) == [sys.executable, "-P", "-m", "luxfuse.daemon"]
+        work = {tuple(_DAEMON): _daemon, tuple(_KEEPER): _keep}[tuple(command[:4])]
         assert stdin == subprocess.PIPE
         assert start_new_session
         reading, writing = os.pipe()
@@ -72,8 +97,7 @@ class _ForkedDaemon:
         if self.pid == 0:
             os.setsid()
             os.chdir(cwd)
-            sys.argv = ["luxfuse.daemon", *command[4:]]
-            _become(daemon.main, (reading, stdout, stderr), *pass_fds)
+            _become(lambda: work(command[4:]), (reading, stdout, stderr), *pass_fds)
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")
         self._pidfd = os.pidfd_open(self.pid)

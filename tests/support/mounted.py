@@ -241,11 +241,11 @@ class Mount:
         expected_logs: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
         forked: bool = True,
-        keeper: bool = False,
+        keeper: bool | None = None,
     ) -> None:
         """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be.
 
-        ``keeper``: a daemon that is killed has a successor.
+        ``keeper``: whether a daemon that dies has a successor, where it is not as users have it.
         """
         self.source = source
         self.base = Path(tempfile.mkdtemp(prefix="mounted-"))
@@ -260,13 +260,15 @@ class Mount:
         options = {**ALWAYS, **(options or {})}
         if options:
             self.flags += ["-o", ",".join(f"{name}={value}" for name, value in options.items())]
-        self._forked = forked and not plain_user and not keeper and ALWAYS.get("keeper") != "on"
+        self._forked = forked and not plain_user
         self._network: str | None = None
         self.plain_user = plain_user
         self.prefix = _as_nobody() if plain_user else []
         self.python = plain_python() or "" if plain_user else sys.executable
-        kept = {"LUXFUSE_STATE_DIR": str(self.state), "LUXFUSE_KEEPER": "on" if keeper else "off"}
+        kept = {"LUXFUSE_STATE_DIR": str(self.state)}
         self.environment = _environment(plain_user) | kept | dict(environment or {})
+        if keeper is not None:
+            self.environment["LUXFUSE_KEEPER"] = "on" if keeper else "off"
         self.path.mkdir()
         if plain_user:
             for each in (self.base, self.path):
@@ -330,8 +332,16 @@ class Mount:
         done = run("mount", self.source, self.path, *self.flags, *flags, timeout_s=timeout_s)
         done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not STILL.match(line))
         if done.returncode == 0:
-            self._pids.add(self.pid)
+            self._pids |= {self.pid, *self._keeper()}
         return done
+
+    def _keeper(self) -> list[int]:
+        """The process that goes on if the daemon dies, if there is one; also where the daemon says nothing."""
+        try:
+            parent = int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return []
+        return [parent] if _has_open(parent, self.directory() / "keeper") else []
 
     def mount(self, *flags: str) -> Mount:
         """Mount; returns itself."""
@@ -370,13 +380,13 @@ class Mount:
 
     @property
     def keeper_pid(self) -> int:
-        """The process that the daemon is a child of."""
-        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        """The keeper's process. Raises TypeError where there is none."""
+        return int(self.status()["keeper_pid"])
 
     def replaced(self, number: int = signal.SIGKILL) -> None:
         """Kill the daemon, and wait until its successor serves."""
         before = self.pid
-        self.kill(number)
+        self.kill_daemon(number)
         wait_for("a successor", lambda: self.serves_as_successor_of(before), timeout_s=60)
 
     def serves_as_successor_of(self, before: int) -> bool:
@@ -456,8 +466,14 @@ class Mount:
 
     # -- the end
 
-    def kill(self, number: int = signal.SIGKILL, *, wait: bool = True) -> None:
-        """Send the daemon a signal; wait for its end."""
+    def kill(self) -> None:
+        """Kill the daemon, and its keeper, so that nobody goes on."""
+        for keeper in self._keeper():
+            os.kill(keeper, signal.SIGKILL)
+        self.kill_daemon()
+
+    def kill_daemon(self, number: int = signal.SIGKILL, *, wait: bool = True) -> None:
+        """Send the daemon a signal; wait for its end. If it died of that, its keeper starts another one."""
         pid = self.pid
         descriptor = os.pidfd_open(pid)
         try:
@@ -510,6 +526,13 @@ def is_running(pid: int) -> bool:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    with contextlib.suppress(OSError):
+        return any(os.readlink(each) == str(path) for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def _is_daemon(pid: int) -> bool:

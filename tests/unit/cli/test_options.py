@@ -108,6 +108,7 @@ def test_flags_win_over_options(started: list[Settings]) -> None:
 def foreground(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Replaces the daemon in this process; returns the settings to run it with."""
     monkeypatch.setenv("LUXFUSE_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("LUXFUSE_KEEPER", "off")
     return monkeypatch
 
 

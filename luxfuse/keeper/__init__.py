@@ -1,0 +1,37 @@
+"""The keeper of a mount: holds the FUSE device, and starts the daemon again when it dies. A program of its own.
+
+It imports nothing else of luxfuse and little else, so that it stays small and has nothing that can fail: a connection lives
+as long as somebody has the device open. What the next daemon must know of the last one is in the estate (`luxfuse.estate`),
+memory in a file without a name, which the keeper makes and does not look into but for two words.
+
+    python -I -S __main__.py READY_FD STATE_FILE MOST MOUNTPOINT LOG COMMAND...   settings on stdin
+
+COMMAND is the daemon's, to which ``--ready-fd``, ``--device-fd``, ``--estate-fd``, ``--keeper-fd`` and, for each that is
+held for it, ``--held FD=PATH`` are added; it finds the settings on its stdin each time. By ``--keeper-fd``, a socket, it
+says what is to be held for the next one: ``hold PATH`` with a descriptor, until ``drop PATH``. They are its locks
+(`luxfuse.locks`). stdout and stderr go to the file LOG, which is opened anew for each line and each daemon: the one before
+may have been moved away. Where there is nothing to keep (MOST is 0, there is no device, or another keeper of this
+mountpoint) it is a *guard*: it takes the mount of a daemon that died away.
+
+A daemon that dies before it served ends the keeper with its exit code; one that ends with 0 has unmounted. Any other end is
+a death, and the next daemon is started: at once, but after pauses that double, up to `PAUSE_MOST_S`, where the last one has
+not served for `STEADY_S`. After MOST of these in a row the keeper gives up: it answers every request with EIO, so that
+nobody hangs, until the mount is taken away, and says so in STATE_FILE.
+
+SIGTERM, SIGINT and SIGHUP are passed on. A daemon that dies when it was told to end has a successor, too, which is told
+in its turn, so that the mount ends in good order; if that one dies as well, or does not serve within `TOLD_PATIENCE_S`, the
+keeper takes the mount away and ends. A successor begins with these signals blocked, and sees to them once it serves.
+If the keeper dies, the daemon serves on, and has no successor.
+
+A daemon that was killed cannot end while it waits for a lock of the kernel whose holder waits for an answer to a request:
+that comes from its successor, which is started though the process is still there, if it waits for nothing but FUSE. Where
+it waits for a disk, its writes might come behind those of a successor.
+"""
+
+from __future__ import annotations
+
+import struct
+
+REQUEST_BYTES = (1 << 20) + (64 << 10)
+RESEND = struct.pack("=IiQ", 16, 7, 0)
+"""struct fuse_out_header with FUSE_NOTIFY_RESEND: the kernel sends again what a dead daemon has taken."""

@@ -1,0 +1,184 @@
+"""Keeps one mount; see `luxfuse.keeper`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import sys
+import time
+
+from luxfuse.keeper.device import mounted, refuse_all, take_away
+from luxfuse.keeper.guarding import Guard
+from luxfuse.keeper.process import status_text
+from luxfuse.keeper.starting import Starter, exit_code
+
+STEADY_S = 1.0
+PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
+SERVING = 1
+"""The word `STATE` of an estate (`luxfuse.estate.words`) once the mount was in use."""
+STATE_AT, SERVING_SINCE_AT = 2 * 8, 13 * 8
+LEAST_OOM_SCORE = -900
+TOLD_PATIENCE_S = 20
+LOCK_PATIENCE_S = 2.0
+
+
+class Keeper(Starter):
+    """One mount."""
+
+    def __init__(
+        self, device: int, state: int, ready_fd: int, most: int, mountpoint: str, log: str, command: list[str]
+    ) -> None:
+        super().__init__(ready_fd, mountpoint, log, command)
+        self.state = state
+        self.most = most
+        self.began = 0.0
+        self.deaths = 0
+        self.gave_up = False
+        self.device = device
+        self.estate = os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
+        self.oom_score = read_oom_score()
+        write_oom_score(LEAST_OOM_SCORE)
+        signal.signal(signal.SIGALRM, self.end_what_does_not_serve)
+
+    def held(self) -> dict[str, int]:
+        """Return descriptors for the daemon, by flag."""
+        return {"--device-fd": self.device, "--estate-fd": self.estate}
+
+    def is_successor(self) -> bool:
+        """Whether a daemon has served the mount."""
+        return self.word(STATE_AT) == SERVING
+
+    def pass_on(self, number: int, frame: object) -> None:
+        """Pass a signal on to the daemon. One that is told to end is not waited for for ever."""
+        if number != signal.SIGHUP:
+            if self.gave_up:
+                self.take_away()
+                os._exit(1)  # and so the connection ends
+            if self.is_successor():
+                signal.alarm(TOLD_PATIENCE_S)
+        super().pass_on(number, frame)
+
+    def become_daemon(self, ready: int, link: int) -> None:
+        """Be the daemon, after the fork."""
+        write_oom_score(self.oom_score)
+        super().become_daemon(ready, link)
+
+    def end_what_does_not_serve(self, *_: object) -> None:
+        """A daemon was told to end and has not even begun to serve: it is not waited for."""
+        if self.serving_since() < self.began:
+            self.send(signal.SIGKILL)
+
+    def serving_since(self) -> float:
+        """Return when the last daemon that served began to, by the monotonic clock."""
+        return self.word(SERVING_SINCE_AT) / 1000
+
+    def word(self, at: int) -> int:
+        """Return a word of the estate."""
+        found = os.pread(self.estate, 8, at)
+        return int(struct.unpack("=q", found)[0]) if len(found) == 8 else 0
+
+    def run(self) -> int:
+        """Keep the mount until its end; returns the exit code."""
+        in_a_row = 0
+        self.listen()
+        while True:
+            told = self.told
+            self.began = time.monotonic()
+            self.start()
+            status = self.await_end()
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+                return 0
+            if not self.is_successor():
+                return exit_code(status)
+            if not mounted(self.device):
+                return 1
+            self.deaths += 1
+            since = self.serving_since()
+            steady = since >= self.began and time.monotonic() - since >= STEADY_S
+            in_a_row = 0 if steady else in_a_row + 1
+            how = status_text(status)
+            if told:
+                self.log.say(f"the daemon died ({how}) as it was to end, as did the one before: the mount is taken away")
+                self.take_away()
+                return 1
+            self.log.say(f"the daemon died ({how}) and is started again; deaths so far: {self.deaths}")
+            if in_a_row >= self.most:
+                self.give_up(f"the daemon died {in_a_row} times in a row as it began, at last by {how}; see the log")
+                return 1
+            if in_a_row > 1:
+                self.pause(min(PAUSE_FIRST_S * 2 ** (in_a_row - 2), PAUSE_MOST_S))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless told to end."""
+        give_up_at = time.monotonic() + seconds
+        while not self.told and (left := give_up_at - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
+    def give_up(self, why: str) -> None:
+        """Answer everything with EIO until the mount is gone."""
+        self.gave_up = True
+        self.log.say(f"all requests get EIO from now on: {why}")
+        try:
+            os.pwrite(self.state, why.encode(), 0)
+        except OSError:
+            pass  # it is in the log
+        refuse_all(self.device)
+
+    def take_away(self) -> None:
+        """Take the mount away."""
+        try:
+            take_away(self.mountpoint, self.link.mounted)
+        except OSError as exc:
+            self.log.say(f"the mount is left behind: {exc}")
+
+
+def read_oom_score() -> int:
+    """Return how likely this process is to be killed for memory."""
+    try:
+        with open("/proc/self/oom_score_adj", "rb", buffering=0) as file:  # noqa: PTH123 (pathlib is large)
+            return int(file.read(32))
+    except (OSError, ValueError):
+        return 0
+
+
+def write_oom_score(score: int) -> None:
+    """Set that."""
+    try:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:  # noqa: PTH123 (as above)
+            file.write(b"%d" % score)
+    except OSError:
+        pass  # it may not: then it is as likely to be killed as others of its size
+
+
+def lock_state(path: str) -> int:
+    """Open the file that is locked as long as somebody goes on, and empty until it gives up.
+
+    Raises BlockingIOError if another keeper has it, and has not just ended; OSError.
+    """
+    state = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.02)
+    os.ftruncate(state, 0)
+    return state
+
+
+def main() -> int:
+    """Keep the mount that the command line says. Returns the exit code."""
+    ready_fd, state_file, most, mountpoint, log, *command = sys.argv[1:]
+    if int(most):
+        try:
+            device, state = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), lock_state(state_file)
+        except OSError:
+            pass  # the daemon will say what is wrong
+        else:
+            return Keeper(device, state, int(ready_fd), int(most), mountpoint, log, command).run()
+    return Guard(int(ready_fd), mountpoint, log, command).run()

@@ -1,0 +1,82 @@
+"""What a daemon says to its keeper."""
+
+from __future__ import annotations
+
+import _socket  # without the classes around it, for which there is no use
+import os
+import struct
+
+HELD_MOST = 512
+MESSAGE_BYTES = 8192
+
+
+class Link:
+    """The keeper's end, of one daemon after the other.
+
+    ``held``: descriptors by path; ``mounted``: the device's number; ``witness``: a thread of the daemon that does nothing,
+    so that it ends as soon as the daemon is killed; 0: none.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+        self.mounted = ""
+        self.witness = 0
+        self._ours: _socket.socket | None = None
+
+    def open(self) -> _socket.socket:
+        """Begin with another daemon; returns its end."""
+        self.close()
+        self.witness = 0
+        self._ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        return theirs
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._ours.fileno() if self._ours is not None else -1
+
+    def close(self) -> None:
+        """Hear what is left, and no more."""
+        if self._ours is not None:
+            while self.hear():
+                pass
+            self._ours.close()
+            self._ours = None
+
+    def hear(self) -> bool:
+        """Do what the daemon says; returns whether there was something."""
+        if self._ours is None:
+            return False
+        room, flags = _socket.CMSG_SPACE(4), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
+        try:
+            message, sent, _, _ = self._ours.recvmsg(MESSAGE_BYTES, room, flags)
+        except OSError:
+            return False
+        verb, _, what = message.decode(errors="surrogateescape").partition(" ")
+        for _, _, data in sent:
+            fd = struct.unpack_from("=i", data)[0]
+            if verb == "hold" and (what in self.held or len(self.held) < HELD_MOST):
+                fd, self.held[what] = self.held.get(what, -1), fd
+            if fd >= 0:
+                os.close(fd)
+        if verb == "drop" and what in self.held:
+            os.close(self.held.pop(what))
+        elif verb == "mounted":
+            self.mounted = what
+        elif verb == "witness":
+            self.witness = int(what)
+        elif verb == "notify":
+            notify(what)
+        return bool(message)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked for it with NOTIFY_SOCKET; a failure is of no consequence."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.sendto(os.fsencode(state), "\0" + address[1:] if address.startswith("@") else address)
+    except OSError:
+        pass
+    sock.close()

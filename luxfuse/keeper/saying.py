@@ -1,0 +1,60 @@
+"""The daemon's end of the link to its keeper; without a keeper, nobody is told, but systemd of what is for it.
+
+Nothing here waits: a keeper that has died, or was stopped for long, is not told.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import threading
+
+from luxfuse.keeper import link
+
+_ours: socket.socket | None = None  # one for the process, as its descriptors are
+
+
+def connect(fd: int) -> None:
+    """Talk to the keeper at this descriptor from now on.
+
+    It is told of a thread that does nothing: when that has ended, this process is being killed, though others of its
+    threads may be stuck in the kernel.
+    """
+    global _ours  # noqa: PLW0603 (as above)
+    _ours = socket.socket(fileno=fd)
+    _ours.set_inheritable(False)
+    witness = threading.Thread(target=threading.Event().wait, name="witness", daemon=True)
+    witness.start()
+    _send(f"witness {witness.native_id}")
+
+
+def hold(path: str, fd: int) -> None:
+    """Have a descriptor held for the next daemon, by a path, instead of what is held by it now."""
+    _send(f"hold {path}", fd)
+
+
+def drop(path: str) -> None:
+    """Nothing is to be held by this path any more."""
+    _send(f"drop {path}")
+
+
+def mounted(number: str) -> None:
+    """The mount has a device of this number (major:minor)."""
+    _send(f"mounted {number}")
+
+
+def notify(state: str) -> None:
+    """Tell systemd, which listens to the process that it started."""
+    if _ours is None:
+        link.notify(state)
+    else:
+        _send(f"notify {state}")
+
+
+def _send(message: str, fd: int | None = None) -> None:
+    if _ours is not None:
+        sent = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        with contextlib.suppress(OSError):
+            _ours.sendmsg([os.fsencode(message)], sent, socket.MSG_DONTWAIT)
