@@ -13,7 +13,8 @@ import contextlib
 import errno
 import functools
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -44,6 +45,14 @@ class BegunFact(msgspec.Struct, array_like=True, frozen=True):
     other: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BegunAttribute:
+    """A change of an attribute: whether a daemon before had begun it, and what is to be called when it begins."""
+
+    earlier: bool
+    begin: Callable[[], None]
+
+
 class Begun:
     """The changes of one mount that were begun. ``facts`` None: nobody comes after us."""
 
@@ -52,6 +61,11 @@ class Begun:
         self._volumes = volumes
         self._inherited = {} if facts is None else dict(facts.items(BEGUN))
         self._answered: deque[bytes] = deque()
+
+    @property
+    def kept(self) -> bool:
+        """Whether there may be a successor."""
+        return self._facts is not None
 
     @staticmethod
     def _key(unique: int) -> bytes:
@@ -75,6 +89,15 @@ class Begun:
         with self._volumes.of(parent) as fs:
             entry = fs.namespace.peek(parent & LOCAL_MASK, name)
         return entry.inode if entry is not None else 0
+
+    @contextlib.contextmanager
+    def of_attribute(self, unique: int, inode: int, name: bytes) -> Iterator[BegunAttribute]:
+        """A change of an attribute, which begins once it is known that it can be made."""
+        earlier = self.earlier(unique) is not None
+        try:
+            yield BegunAttribute(earlier, lambda: None if earlier else self.begin(unique, inode, name))
+        finally:
+            self.end(unique)
 
     def end(self, unique: int) -> None:
         """A change is about to be answered."""
@@ -148,4 +171,3 @@ class NotMade(Exception):
 THERE = frozenset({errno.EEXIST, errno.ESTALE})
 GONE = frozenset({errno.ENOENT})
 EITHER = THERE | GONE
-NO_ATTRIBUTE = frozenset({errno.ENODATA})

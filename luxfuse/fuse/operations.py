@@ -5,6 +5,7 @@ To the kernel, inodes and handles are numbers with that of their volume; to a fi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.kept import KeptHandles
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
-from luxfuse.fuse.once import EITHER, GONE, NO_ATTRIBUTE, THERE, Begun, once
+from luxfuse.fuse.once import EITHER, GONE, THERE, Begun, once
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
@@ -377,14 +378,36 @@ class Operations(pyfuse3.Operations):
     @changing
     async def setxattr(self, inode: Any, name: Any, value: bytes, ctx: Any) -> None:
         """Set an extended attribute. There are no file capabilities: the extension says so without asking."""
+        flags, unique = passthrough.xattr_flags(), passthrough.current()[0]
         if name == CAPABILITY:
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        with self.volumes.changeable(inode) as fs:
+        with self.volumes.changeable(inode) as fs, self.begun.of_attribute(unique, inode, name) as begun:
+            if flags and not begun.earlier:
+                await self._require_attribute(fs, inode & LOCAL_MASK, name, there=bool(flags & os.XATTR_REPLACE))
+            begun.begin()
             await fs.xattrs.set(inode & LOCAL_MASK, name, value)
 
+    async def _require_attribute(self, fs: FileSystem, inode: int, name: bytes, *, there: bool) -> None:
+        try:
+            await fs.xattrs.get(inode, name)
+        except LuxError as exc:
+            if there or exc.errno != errno.ENODATA:
+                raise
+        else:
+            if not there:
+                raise pyfuse3.FUSEError(errno.EEXIST)
+
     @changing
-    @once(first_name, NO_ATTRIBUTE, removed)
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
         """Remove an extended attribute."""
-        with self.volumes.changeable(inode) as fs:
-            await fs.xattrs.remove(inode & LOCAL_MASK, name)
+        unique = passthrough.current()[0]
+        with self.volumes.changeable(inode) as fs, self.begun.of_attribute(unique, inode, name) as begun:
+            if self.begun.kept and not begun.earlier:
+                with contextlib.suppress(LuxError):  # the removal meets it again
+                    await fs.xattrs.get(inode & LOCAL_MASK, name)
+                    begun.begin()
+            try:
+                await fs.xattrs.remove(inode & LOCAL_MASK, name)
+            except LuxError as exc:
+                if not (begun.earlier and exc.errno == errno.ENODATA):
+                    raise

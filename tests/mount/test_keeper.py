@@ -277,6 +277,20 @@ def test_a_listing_goes_on_that_is_read_before_it_ends(
     program.end()
 
 
+def test_an_attribute_is_made_once(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:
+    put(s3, bucket, "a", b"content")
+    once = tmp_path / "once"
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: "describe.noted", DIE_ONCE: str(once)},
+    )  # fmt: skip
+    assert do(mount, 'os.getxattr("a", "user.luxfuse.state")')
+    once.touch()
+    assert do(mount, 'os.setxattr("a", "user.k", b"v", os.XATTR_CREATE); assert os.getxattr("a", "user.k") == b"v"')
+    assert not once.exists(), "the daemon killed itself"
+    assert not do(mount, 'os.setxattr("a", "user.k", b"v", os.XATTR_CREATE)'), "it is there"
+
+
 def test_an_attribute_is_removed_once(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:
     put(s3, bucket, "a", b"content")
     mount = mounting(
@@ -363,9 +377,18 @@ STEPS = [
     ("async-through", "mkdir", "make.noted"),
     ("cache-through", "mkdir", "make.stored"),
     ("async-through", "symlink", "make.noted"),
+    ("async-through", "rmdir", "remove.held"),
+    ("async-through", "rmdir", "remove.local"),
+    ("async-through", "rmdir", "remove.noted"),
+    ("async-through", "rmdir", "remove.committed"),
+    ("cache-through", "rmdir", "remove.stored"),
 ]
+BEFORE = {
+    "rmdir": 'os.mkdir("d0"); write("d0/file", os.O_CREAT, b"x"); os.rename("d0", "e"); os.unlink("e/file")',
+}
 MADE: Mapping[str, tuple[str, Mapping[str, bytes | None]]] = {
     "mkdir": ('os.mkdir("made"); write("made/x", os.O_CREAT | os.O_EXCL, b"x")', {"made/x": b"x"}),
+    "rmdir": ('assert os.listdir("e") == []; os.rmdir("e")', {"e": None}),
     "symlink": ('os.symlink("a", "link"); assert os.readlink("link") == "a"', {"link.rclonelink": b"a"}),
 }
 
@@ -384,6 +407,7 @@ def test_a_change_is_made_once(
         environment={DIE_AT: step, DIE_ONCE: str(tmp_path / "once")},
     )  # fmt: skip
     assert do(mount, 'write("done", os.O_CREAT, *blocks("done", 70_000)); open("a", "rb").read()')
+    assert do(mount, BEFORE.get(change, ""))
     program, after = {**CHANGES, **MADE}[change]
     (tmp_path / "once").touch()
     assert do(mount, program)

@@ -235,7 +235,7 @@ void prompt_set(PyObject *tuple); /* NULL: none */
 
 extern uint64_t current_unique; /* guarded by the interpreter lock, like the pid */
 extern uint64_t answering_unique; /* of the open that Python answers next */
-extern uint32_t current_pid;
+extern uint32_t current_pid, current_xattr_flags;
 #ifdef Py_PYTHON_H
 extern PyObject *on_fallocate; /* guarded by the interpreter lock */
 #endif

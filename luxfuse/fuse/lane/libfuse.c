@@ -21,14 +21,21 @@
 /* A handler finds out which request it serves by `current`: pyfuse3 takes a request and runs its handler up to the first
  * wait without anything in between. */
 uint64_t current_unique, answering_unique;
-uint32_t current_pid;
+uint32_t current_pid, current_xattr_flags;
 
-/* pyfuse3 is about to run the handler of this request. */
+/* pyfuse3 is about to run the handler of this request. It would look itself whether an attribute is there that is to be made
+ * or replaced, before it runs the handler, which could then not tell that it was made by a daemon before: so it is not told. */
 static void note_current(const struct fuse_buf *buf)
 {
 	const struct fuse_in_header *in = buf->size < sizeof *in ? NULL : buf->mem;
 	current_unique = in ? in->unique : 0;
 	current_pid = in ? in->pid : 0;
+	current_xattr_flags = 0;
+	if (in && in->opcode == FUSE_SETXATTR && buf->size >= sizeof *in + FUSE_COMPAT_SETXATTR_IN_SIZE) {
+		struct fuse_setxattr_in *set = (struct fuse_setxattr_in *)((char *)buf->mem + sizeof *in);
+		current_xattr_flags = set->flags;
+		set->flags = 0;
+	}
 }
 
 static void *next_definition(const char *name)

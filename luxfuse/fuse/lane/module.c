@@ -52,6 +52,11 @@ static PyObject *py_current(PyObject *self, PyObject *args)
 	return Py_BuildValue("(KI)", (unsigned long long)current_unique, (unsigned int)current_pid);
 }
 
+static PyObject *py_xattr_flags(PyObject *self, PyObject *args)
+{
+	return PyLong_FromUnsignedLong(current_xattr_flags);
+}
+
 static PyObject *py_push(PyObject *self, PyObject *args)
 {
 	Py_buffer view;
@@ -468,6 +473,7 @@ static PyMethodDef methods[] = {
 	{ "attach", py_attach, METH_NOARGS, "Make pyfuse3 take its requests from here. Returns the eventfd that tells of `take_drained` and `take_noticed`." },
 	{ "interrupts", py_interrupts, METH_NOARGS, "Begin to note interrupts. Returns the eventfd that tells of `take_interrupted`." },
 	{ "take_interrupted", py_take_interrupted, METH_NOARGS, "take_interrupted() -> [number of a request whose caller has a signal]." },
+	{ "xattr_flags", py_xattr_flags, METH_NOARGS, "xattr_flags() -> flags of the SETXATTR whose handler begins, which pyfuse3 is not told." },
 	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int, dataplane=False): begin to read requests from the device; READ, WRITE, LOOKUP and GETATTR are answered here with `dataplane`." },
