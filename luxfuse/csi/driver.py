@@ -28,7 +28,6 @@ def run(endpoint: str, node_id: str, directory: Path) -> None:
     try:
         try:
             publishing = Publishing(directory)
-            publishing.publications.prune()
         except OSError as exc:
             raise MountError(f"{exc.filename or directory}: {exc.strerror}; make it writable") from None
         services = {"csi.v1.Identity": _calls("Identity", Identity()),

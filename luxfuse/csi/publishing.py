@@ -106,6 +106,7 @@ class Publishing:
 
     def sweep(self) -> None:
         """Unmount what is left of calls that were cut short and that nobody asked for again. Logs what fails."""
+        self.publications.prune()
         keys = [path.name for path in self._mountpoints.iterdir()] if self._mountpoints.is_dir() else []
         for key in keys:
             give_up_at = time.monotonic() + serving.DEADLINE_S

@@ -17,8 +17,10 @@ import msgspec
 from luxfuse.configuration.sources import parse_pairs
 from luxfuse.core.addresses import SEED_FILE
 from luxfuse.core.settings import SETTINGS, Setting
+from luxfuse.core.units import YES
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError
+from luxfuse.understore.locations import family_of
 
 SCHEMES = frozenset({
     "abfs", "abfss", "az", "ftp", "gcs", "gs", "hdfs", "http", "https", "s3", "s3a", "sftp", "ssh", "webdav",
@@ -110,6 +112,7 @@ def order(
     options, files = _secrets(secrets)
     if twice := sorted(options.keys() & settings.get("storage_options", {}).keys()):
         raise ConfigError(f"storage option {twice[0]}: stands in the volume and in its secret; leave one out")
+    _check_login(settings, bool(options or files))
     named: list[Any] = ["volume", volume_id]
     if context.get(_EPHEMERAL) == "true":
         named = ["inline", context.get(_NAMESPACE, ""), settings, _digest(node_key, secrets)]
@@ -169,6 +172,17 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"storage option {unknown[0]}: {where}")
     if any(str(seed).startswith(SEED_FILE) for seed in settings.get("join", ())):
         raise ConfigError("join: a volume cannot name a file; write the name of a headless service, and its port")
+
+
+def _check_login(settings: Mapping[str, Any], secret: bool) -> None:
+    """A server that a volume names gets what is sent to it: that must not be the node's own credentials."""
+    said = settings.get("storage_options", {})
+    anonymous = any(said.get(name, "").lower() in YES for name in ("anon", "skip_signature"))
+    if "endpoint_url" in settings and family_of(settings["source"]) and not secret and not anonymous:
+        raise ConfigError(
+            "endpoint_url: needs a secret, or the storage option anon=on: the node's own credentials go to the store's own "
+            "address only"
+        )
 
 
 def _secrets(secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -110,6 +110,7 @@ def test_wrong_arguments_are_refused_by_name(node: Node, volume: dict[str, Any])
         ({"volume_context": {"source": "sftp://me:pw@host/x"}}, "source: has a password"),
         ({"volume_context": {**context, "sorce": "x"}}, "'sorce': there is no such setting"),
         ({"volume_context": {**context, "rack": "r" * 5000}}, "longer than 4096 bytes"),
+        ({"secrets": {}}, "endpoint_url: needs a secret"),
         ({"secrets": {**secrets, "AWS_CONFIG_FILE": "s3cr3t-of-the-volume"}}, "'AWS_CONFIG_FILE' is no key"),
         ({"secrets": {"service_account.json": '{"type": "external_account"}'}}, "service_account.json is no JSON with"),
     ]  # fmt: skip
