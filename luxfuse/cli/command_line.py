@@ -15,6 +15,7 @@ from luxfuse.cli.errors import DONE, USAGE, say
 COMMANDS = {
     "mount": "mount.mount",
     "unmount": "unmount.unmount",
+    "upgrade": "upgrade.upgrade",
     "status": "report.status",
     "list": "report.list_",
     "metrics": "report.metrics",

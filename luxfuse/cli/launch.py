@@ -92,16 +92,26 @@ def _await_answer(fd: int) -> dict[str, Any] | None:
     return None
 
 
+def daemon_command() -> list[str]:
+    """Return the command of a daemon of this luxfuse, without its arguments."""
+    # -P: the working directory is no place to import from.
+    return [sys.executable, "-P", "-m", "luxfuse.daemon"]
+
+
+def keeper_command() -> list[str]:
+    """Return the command of a keeper of this luxfuse, without its arguments."""
+    return [sys.executable, "-I", "-S", str(PROGRAM)]
+
+
 def _command(settings: Settings, log: str, ready_fd: int) -> list[str]:
     """Return the command of the daemon, or of the keeper that starts it. ``log`` "": the streams stay what they are."""
-    # -P: the working directory is no place to import from.
-    daemon = [sys.executable, "-P", "-m", "luxfuse.daemon"]
+    daemon = daemon_command()
     if not settings.keeper:
         return [*daemon, "--ready-fd", str(ready_fd)]
     cannot = why_no_keeper(wanted=True, root=os.geteuid() == 0, release=os.uname().release)
     said = registry.mount_directory(settings) / registry.KEEPER
     arguments = [str(ready_fd), str(said), "0" if cannot else str(MOST_DEATHS), settings.mountpoint, log]
-    return [sys.executable, "-I", "-S", str(PROGRAM), *arguments, *daemon]
+    return [*keeper_command(), *arguments, *daemon]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:

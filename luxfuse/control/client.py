@@ -173,6 +173,10 @@ class ControlClient:
         """Bring everything that is closed to the under-store; yields how far that is, at last with ``done``."""
         return self._lines("drain", None)
 
+    def upgrade(self, daemon: list[str], keeper: list[str]) -> Steps:
+        """Have the daemon leave the mount to these commands; yields its steps. After "leaving" it ends, or is refused."""
+        return self._lines("upgrade", {"daemon": daemon, "keeper": keeper})
+
     def unmount(self, *, lazy: bool = False) -> None:
         """Ask the daemon to unmount and end. Raises DaemonRefused when the mount is busy."""
         self._json("unmount", {"lazy": lazy})

@@ -25,6 +25,7 @@ PATH_MAX_BYTES = 64 << 10
 BODY_MAX_BYTES = 4 << 20
 LOAD_MAX_BYTES = 16 << 20
 """A list of paths may be long."""
+Command = Annotated[list[Annotated[str, msgspec.Meta(pattern="^[^\\0]+$")]], msgspec.Meta(min_length=1, max_length=64)]
 Copies = Annotated[int, msgspec.Meta(ge=0, le=MOST_COPIES)]
 
 
@@ -110,6 +111,13 @@ class Told(Paths, frozen=True, kw_only=True):
     position: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
+class Upgrade(Order, frozen=True, kw_only=True):
+    """The commands of the daemon that is to go on, and of its keeper."""
+
+    daemon: Command
+    keeper: Command
+
+
 class Unmount(Order, frozen=True, kw_only=True):
     """How to end."""
 
@@ -177,6 +185,8 @@ ORDERS = {
     # `luxfuse.orders.backlog.Progress`
     "detach": Endpoint("POST", "/v1/detach", Detach, "lines"),
     "drain": Endpoint("POST", "/v1/drain", Nothing, "lines"),
+    # steps: "trying", and at last "leaving": then the daemon ends, or says why it stays
+    "upgrade": Endpoint("POST", "/v1/upgrade", Upgrade, "lines"),
     # once unmounted; 409 when busy
     "unmount": Endpoint("POST", "/v1/unmount", Unmount, "json"),
 }

@@ -1,6 +1,8 @@
 """A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd.
 
 --device-fd, --estate-fd and --held are what its keeper holds, if it has one, and listens at --keeper-fd (`luxfuse.keeper`).
+With --try nothing is served: it says whether it could go on with that estate. Keepers and daemons of other versions give
+these arguments, so they must go on to be understood.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from collections.abc import Sequence
 def main() -> int:
     """Run until unmounted; returns the exit code."""
     parser = argparse.ArgumentParser(prog="luxfuse.daemon")
-    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--try", dest="attempt", action="store_true")
     parser.add_argument("--device-fd", type=int)
     parser.add_argument("--estate-fd", type=int)
     parser.add_argument("--keeper-fd", type=int)
@@ -24,6 +27,11 @@ def main() -> int:
     arguments = parser.parse_args()
     ready_fd = arguments.ready_fd
     gc.set_threshold(0)  # modules stay: looking for garbage among them takes a sixth of the start; `run` sets it anew
+
+    if arguments.attempt:
+        from luxfuse.daemon import trial
+
+        return trial.report(arguments.estate_fd)
 
     import msgspec
 

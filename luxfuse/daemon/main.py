@@ -28,6 +28,7 @@ from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
 from luxfuse.daemon.succession import Succession, take_over, was_served, was_taken_away
+from luxfuse.daemon.upgrading import Upgrades
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
@@ -136,7 +137,7 @@ class _Daemon:
         succession: Succession | None,
         early: EarlySignals,
     ) -> None:
-        self._settings = settings
+        self._settings = self._given = settings
         self._early = early
         self._succession = succession
         self._state = state
@@ -186,7 +187,8 @@ class _Daemon:
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None
         running = Running(self._settings, parts, attachments, cluster, replicas, time.monotonic(), self._succession)
-        service = Service(running, Reloader(running, cluster).reload)
+        upgrades = Upgrades(self._given, running)
+        service = Service(running, Reloader(running, cluster).reload, upgrades)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(parts.watchdog.run)

@@ -12,6 +12,7 @@ from typing import Any
 
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.status import Status
+from luxfuse.daemon.upgrading import Upgrades
 from luxfuse.errors import LuxError, MountError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlogs import Backlogs
@@ -24,8 +25,9 @@ from luxfuse.volume.parts import VolumeParts
 class Service:
     """Carries out the orders of `luxfuse.control.orders.ORDERS`."""
 
-    def __init__(self, running: Running, reread: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, running: Running, reread: Callable[[], Awaitable[list[str]]], upgrades: Upgrades) -> None:
         """``reread``: reads the configuration file again; returns the names of what changed."""
+        self._upgrades = upgrades
         self._running = running
         self._reread = reread
         self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in running.volumes()])
@@ -223,6 +225,10 @@ class Service:
         async with aclosing(self._running.attached.detach(path, force=force)) as steps:
             async for step in steps:
                 yield asdict(step)
+
+    def upgrade(self, daemon: list[str], keeper: list[str]) -> AsyncGenerator[dict[str, object], None]:
+        """Leave the mount to another luxfuse; yields what comes next. Raises `MountError` if it stays."""
+        return self._upgrades.hand_over(daemon, keeper)
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.

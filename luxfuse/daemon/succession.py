@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from luxfuse.daemon import formats
 from luxfuse.estate.memory import Estate, State
 from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
 from luxfuse.estate.words import Word
@@ -29,6 +30,11 @@ class Succession:
     keeper_pid: int
 
     @property
+    def kept(self) -> bool:
+        """Whether the keeper lives."""
+        return os.getppid() == self.keeper_pid
+
+    @property
     def inherited(self) -> bool:
         """Whether there was a daemon before this one."""
         return self.inheritance is not None
@@ -47,6 +53,7 @@ class Succession:
 def take_over(device: int, estate_fd: int) -> Succession:
     """Begin with what the keeper holds. Raises `MountError`, OSError."""
     estate, keeper_pid = Estate(estate_fd), os.getppid()
+    formats.say(estate)
     if estate.inherited:
         return Succession(device, estate, inheritance.take(estate, device), keeper_pid)
     inheritance.begin(estate)

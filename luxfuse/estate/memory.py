@@ -50,7 +50,7 @@ class Estate:
     """The estate in the file ``fd``, which the caller keeps open. Raises `MountError` for one of another version."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         if os.fstat(fd).st_size != SIZE_BYTES:
             os.ftruncate(fd, SIZE_BYTES)
         self.memory = mmap.mmap(fd, SIZE_BYTES)
@@ -63,10 +63,11 @@ class Estate:
             raise MountError("the daemon before this one was of a luxfuse with another format; unmount and mount again")
         self.inherited = words[Word.STATE] == State.SERVING
         """Whether an earlier daemon served the mount, and this one is its successor."""
-        if self.inherited:
+        if self.inherited and not words[Word.HANDED_OVER]:
             words[Word.RESTARTS] += 1
+        words[Word.HANDED_OVER] = 0
         self.restarts = words[Word.RESTARTS]
-        """How many successors there were."""
+        """How many daemons have died."""
         self.identity = words[Word.IDENTITY]
         self.facts = Facts(self.memory, words, FACTS_AT, FACTS_HALF_BYTES, self._give_back)
         self.trail = Trail(self.memory, words, TRAIL_AT, TRAIL_BYTES, self._give_back)
@@ -81,6 +82,14 @@ class Estate:
         self._words[Word.SERVING_SINCE] = time.monotonic_ns() // 1_000_000
         self._words[Word.STATE] = State.SERVING
 
+    def say(self, word: Word, value: int) -> None:
+        """Say something of this daemon, in a word of the header."""
+        self._words[word] = value
+
+    def hand_over(self) -> None:
+        """This daemon is about to leave for another one, and does not die."""
+        self._words[Word.HANDED_OVER] = 1
+
     def end(self) -> None:
         """The mount is gone, and nobody is to go on."""
         self._words[Word.STATE] = State.ENDED
@@ -91,5 +100,5 @@ class Estate:
         if start < end:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.fallocate(
-                self._fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(end - start)
+                self.fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(end - start)
             )

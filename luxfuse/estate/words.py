@@ -27,6 +27,12 @@ class Word(IntEnum):
     TRAIL_LOST = 12
     SERVING_SINCE = 13
     """When the last daemon began to serve, in ms of the monotonic clock; the keeper reads it."""
+    INDEX_FORMAT = 14
+    """The formats of what the daemon has on disk (`luxfuse.daemon.formats`); 0: it did not say."""
+    JOURNAL_FORMAT = 15
+    DIRECTORY_FORMAT = 16
+    HANDED_OVER = 17
+    """1 where the last daemon has left for another one, and did not die."""
 
 
 class Words:

@@ -47,6 +47,7 @@ class KernelSide:
         self._queued = 0
         self._handed_over = 0
         self._progress = trio.Event()
+        self._holding = False
         self._first_open: Callable[[int], None] = lambda _inode: None
         self._drained: Callable[[int], None] = lambda _inode: None
 
@@ -258,12 +259,28 @@ class KernelSide:
                 await self._progress.wait()
         return self._handed_over >= wanted
 
+    async def hold(self) -> bool:
+        """Tell the kernel all that it is to forget, and then nothing more until `go_on`; False if that takes too long.
+
+        The kernel waits in such a call for requests that we have to answer: nobody else may have to answer them.
+        """
+        with trio.move_on_after(SETTLE_DEADLINE_S):
+            while self._handed_over < self._queued:
+                await self._progress.wait()
+            self._holding = True
+        return self._holding
+
+    def go_on(self) -> None:
+        """Tell the kernel again what it is to forget."""
+        self._holding = False
+        self._wanted.set()
+
     async def invalidate(self) -> None:
         """Tell the kernel, from a thread because the call waits for requests that we have to answer; until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            while self._invalidations:
+            while self._invalidations and not self._holding:
                 batch = [self._invalidations.popleft() for _ in range(min(256, len(self._invalidations)))]
                 # Not abandoned: libfuse's session must outlive the call, which ends with the connection at the latest.
                 await trio.to_thread.run_sync(_invalidate, batch)

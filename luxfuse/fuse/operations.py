@@ -83,6 +83,11 @@ class Operations(pyfuse3.Operations):
         self._directories: dict[int, int] = self.kept.directories()
         """Inode by the number of its open handle."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request that Python has taken is not answered yet."""
+        return bool(self.running) or self.volumes.under_way
+
     # -- names and attributes
 
     @guarded

@@ -57,6 +57,9 @@ MAX_TASKS = 1000
 READ_AHEAD_KB = 8192
 """Measured: 8 MiB of read-ahead in the kernel about doubles a copied stream against the default of 128 KiB."""
 STEP_DEADLINE_S = 10.0
+REST_S = 2.0
+"""For how long requests that are under way are waited for when another daemon is to go on: no other is read meanwhile."""
+REST_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Session:
         self._mounted = False
         self._initialised = False
         self._device_number: str | None = None
+        self._device = -1
         self.ended = trio.Event()
         """Set once the mount is gone."""
 
@@ -151,6 +155,7 @@ class Session:
             nursery.start_soon(self._kernel.invalidate)  # no earlier: until now the link was the one that relayed INIT
             self._set_up_passthrough(device, offered)
             self._kernel.serves_bytes = self._want_data_plane
+            self._device = device
             passthrough.start(device, self._want_data_plane)
             self._tune()
             if self._held is not None and self._held.inherited:
@@ -250,6 +255,26 @@ class Session:
         for path, value in settings.items():
             with contextlib.suppress(OSError):  # needs root, or fusectl: then the kernel's defaults stay
                 Path(path).write_text(str(value))
+
+    async def rest(self) -> bool:
+        """Read no more requests, and answer those that were read; False where some are not answered within `REST_S`.
+
+        `go_on` reads requests again. Raises `MountError` if the kernel is too busy for that.
+        """
+        if not await self._kernel.hold():
+            raise MountError(f"{self._mountpoint}: the kernel is busy with what it was told to forget; try again")
+        with trio.move_on_after(REST_S):
+            while not self._at_rest():  # noqa: ASYNC110 (lanes are other threads, and tell nothing)
+                await trio.sleep(REST_POLL_S)
+        return self._at_rest()
+
+    def _at_rest(self) -> bool:
+        return not passthrough.stop() and not passthrough.queued() and not self._operations.busy
+
+    def go_on(self) -> None:
+        """Read requests again."""
+        passthrough.start(self._device, self._want_data_plane)
+        self._kernel.go_on()
 
     async def unmount(self, *, lazy: bool = False) -> None:
         """Take the mount away; `serve` returns when the last file is closed.

@@ -26,6 +26,12 @@ If the keeper dies, the daemon serves on, and has no successor.
 A daemon that was killed cannot end while it waits for a lock of the kernel whose holder waits for an answer to a request:
 that comes from its successor, which is started though the process is still there, if it waits for nothing but FUSE. Where
 it waits for a disk, its writes might come behind those of a successor.
+
+A daemon that says by ``--keeper-fd`` which commands are to go on, those of another luxfuse, and then ends with
+`HANDED_OVER`, did not die. This process becomes the keeper of that luxfuse, with all that it holds
+(`luxfuse.keeper.handing`), and that starts its daemon; where this one dies before it serves, or twice in a row within
+`STEADY_S`, the daemon's command of before is run again. With ``--try`` as the only argument a keeper does nothing. Keepers
+of other versions give these arguments, so they must go on to be understood.
 """
 
 from __future__ import annotations
@@ -35,3 +41,5 @@ import struct
 REQUEST_BYTES = (1 << 20) + (64 << 10)
 RESEND = struct.pack("=IiQ", 16, 7, 0)
 """struct fuse_out_header with FUSE_NOTIFY_RESEND: the kernel sends again what a dead daemon has taken."""
+HANDED_OVER = 75
+"""The exit code of a daemon that has left for one of another luxfuse."""

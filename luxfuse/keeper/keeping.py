@@ -9,10 +9,12 @@ import struct
 import sys
 import time
 
+from luxfuse.keeper import HANDED_OVER
 from luxfuse.keeper.device import mounted, refuse_all, take_away
 from luxfuse.keeper.guarding import Guard
+from luxfuse.keeper.handing import Held, take
 from luxfuse.keeper.process import status_text
-from luxfuse.keeper.starting import Starter, exit_code
+from luxfuse.keeper.starting import PASSED_ON, Starter, exit_code
 
 STEADY_S = 1.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
@@ -28,16 +30,20 @@ class Keeper(Starter):
     """One mount."""
 
     def __init__(
-        self, device: int, state: int, ready_fd: int, most: int, mountpoint: str, log: str, command: list[str]
+        self, holds: Held, ready_fd: int, state_file: str, most: int, mountpoint: str, log: str, command: list[str]
     ) -> None:
-        super().__init__(ready_fd, mountpoint, log, command)
-        self.state = state
+        super().__init__(ready_fd, mountpoint, log, command, holds.settings)
+        self.arguments = ["-1", state_file, str(most), mountpoint, log]
+        self.state = holds.state
         self.most = most
         self.began = 0.0
         self.deaths = 0
         self.gave_up = False
-        self.device = device
-        self.estate = os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
+        self.former = holds.former
+        self.link.held.update(holds.locks)
+        self.link.mounted = holds.mounted
+        self.device = holds.device
+        self.estate = holds.estate if holds.estate >= 0 else os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
         self.oom_score = read_oom_score()
         write_oom_score(LEAST_OOM_SCORE)
         signal.signal(signal.SIGALRM, self.end_what_does_not_serve)
@@ -94,6 +100,9 @@ class Keeper(Starter):
                 return exit_code(status)
             if not mounted(self.device):
                 return 1
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == HANDED_OVER and self.link.next is not None:
+                self.become_next(*self.link.next)
+                continue
             self.deaths += 1
             since = self.serving_since()
             steady = since >= self.began and time.monotonic() - since >= STEADY_S
@@ -104,11 +113,38 @@ class Keeper(Starter):
                 self.take_away()
                 return 1
             self.log.say(f"the daemon died ({how}) and is started again; deaths so far: {self.deaths}")
+            if self.former and (since < self.began or in_a_row > 1):
+                self.log.say("it was upgraded, and does not serve: the one before is started")
+                self.command, self.former = self.former, []
+            elif steady:
+                self.former = []
             if in_a_row >= self.most:
                 self.give_up(f"the daemon died {in_a_row} times in a row as it began, at last by {how}; see the log")
                 return 1
             if in_a_row > 1:
                 self.pause(min(PAUSE_FIRST_S * 2 ** (in_a_row - 2), PAUSE_MOST_S))
+
+    def become_next(self, keeper: list[str], daemon: list[str]) -> None:
+        """Be the keeper of another luxfuse, which starts its daemon; returns only where that cannot be."""
+        signal.alarm(0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until the next one passes them on
+        if self.told:
+            os.kill(os.getpid(), self.told)
+        write_oom_score(self.oom_score)
+        holds = Held()
+        holds.device, holds.estate, holds.settings, holds.state = self.device, self.estate, self.settings, self.state
+        holds.mounted, holds.locks = self.link.mounted, self.link.held
+        holds.former = self.command if daemon != self.command else []
+        fds = holds.fds()
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        try:
+            os.execv(keeper[0], [*keeper, *holds.arguments(), *self.arguments, *daemon])  # noqa: S606 (no shell is wanted)
+        except OSError as exc:
+            self.log.say(f"the other luxfuse cannot go on ({exc}): the one before is started again")
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        write_oom_score(LEAST_OOM_SCORE)
 
     def pause(self, seconds: float) -> None:
         """Wait, unless told to end."""
@@ -173,12 +209,18 @@ def lock_state(path: str) -> int:
 
 def main() -> int:
     """Keep the mount that the command line says. Returns the exit code."""
-    ready_fd, state_file, most, mountpoint, log, *command = sys.argv[1:]
+    holds, arguments = take(sys.argv[1:])
+    if arguments == ["--try"]:
+        return 0
+    ready_fd, state_file, most, mountpoint, log, *command = arguments
     if int(most):
         try:
-            device, state = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), lock_state(state_file)
+            if holds.device < 0:
+                holds.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            if holds.state < 0:
+                holds.state = lock_state(state_file)
         except OSError:
             pass  # the daemon will say what is wrong
         else:
-            return Keeper(device, state, int(ready_fd), int(most), mountpoint, log, command).run()
+            return Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command).run()
     return Guard(int(ready_fd), mountpoint, log, command).run()

@@ -14,19 +14,21 @@ class Link:
     """The keeper's end, of one daemon after the other.
 
     ``held``: descriptors by path; ``mounted``: the device's number; ``witness``: a thread of the daemon that does nothing,
-    so that it ends as soon as the daemon is killed; 0: none.
+    so that it ends as soon as the daemon is killed; 0: none. ``next``: the commands of a keeper and a daemon that go on.
     """
 
     def __init__(self) -> None:
         self.held: dict[str, int] = {}
         self.mounted = ""
         self.witness = 0
+        self.next: tuple[list[str], list[str]] | None = None
         self._ours: _socket.socket | None = None
 
     def open(self) -> _socket.socket:
         """Begin with another daemon; returns its end."""
         self.close()
         self.witness = 0
+        self.next = None
         self._ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         return theirs
 
@@ -64,6 +66,9 @@ class Link:
             self.mounted = what
         elif verb == "witness":
             self.witness = int(what)
+        elif verb == "next":
+            count, *words = what.split("\0")
+            self.next = words[: int(count)], words[int(count) :]
         elif verb == "notify":
             notify(what)
         return bool(message)

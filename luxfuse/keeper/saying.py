@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Sequence
 
 from luxfuse.keeper import link
 
@@ -43,6 +44,11 @@ def drop(path: str) -> None:
 def mounted(number: str) -> None:
     """The mount has a device of this number (major:minor)."""
     _send(f"mounted {number}")
+
+
+def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> None:
+    """These commands, of a keeper and its daemon, go on once this process has ended with `HANDED_OVER`."""
+    _send("next " + "\0".join((str(len(keeper)), *keeper, *daemon)))
 
 
 def notify(state: str) -> None:

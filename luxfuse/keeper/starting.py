@@ -15,7 +15,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Starter:
     """What `Keeper` and `Guard` have in common; ``command``: the daemon's, ``log`` "": in the foreground, of a terminal."""
 
-    def __init__(self, ready_fd: int, mountpoint: str, log: str, command: list[str]) -> None:
+    def __init__(self, ready_fd: int, mountpoint: str, log: str, command: list[str], settings: int = -1) -> None:
         self.ready_fd = ready_fd
         self.mountpoint = mountpoint
         self.log = Log(log)
@@ -25,9 +25,11 @@ class Starter:
         self.processes = Processes()
         self.daemon = 0
         self.told = 0
-        self.settings = os.memfd_create("luxfuse-settings", os.MFD_CLOEXEC)
-        while chunk := os.read(0, 1 << 16):
-            os.write(self.settings, chunk)
+        self.settings = settings
+        if settings < 0:
+            self.settings = os.memfd_create("luxfuse-settings", os.MFD_CLOEXEC)
+            while chunk := os.read(0, 1 << 16):
+                os.write(self.settings, chunk)
 
     def listen(self) -> None:
         """Pass signals on from now on."""

@@ -188,6 +188,11 @@ class Volumes:
             node = node.parent
         return True
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is under way in any of them."""
+        return any(volume.under_way for volume in self._volumes.values())
+
     def withdraw(self, volume: Volume) -> None:
         """Answer requests for a volume with EIO from now on."""
         volume.fs = None

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,14 @@ def kept(mounting: Mounts, s3: FastS3, bucket: str) -> Mount:
 class Program:
     """A Python program on a mount that waits for a line before each of its steps, and says when it has made one."""
 
-    def __init__(self, mount: Mount, *steps: str) -> None:
+    def __init__(self, mount: Mount, *steps: str, arguments: Sequence[str] = ()) -> None:
         text = "import os, sys, hashlib, mmap\nos.chdir(sys.argv[1])\n"
         for step in steps:
             text += f"sys.stdin.readline()\n{step}\nprint('done', flush=True)\n"
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", text, mount.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-I", "-S", "-c", text, mount.path, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def waits_for_fuse(self) -> bool:
         return "fuse" in Path(f"/proc/{self._process.pid}/stack").read_text()

@@ -10,6 +10,10 @@
  * As many lanes as there is work: one more begins when all but one wait for a disk, up to MOST_LANES, and those beyond
  * `resting` end when they have not been needed for SPARE_S: to begin and end one costs as much as some reads. All read the
  * same descriptor, because libfuse answers on that one; the kernel wakes one for each request.
+ *
+ * They can be stopped, for another daemon to read the device: each answers what it has read, and reads no more. A signal
+ * wakes those that wait for a request. One that comes just before a lane begins to wait wakes nobody, so the caller asks
+ * again until none is left.
  */
 #include "lane.h"
 
@@ -17,6 +21,7 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -42,6 +47,8 @@ atomic_bool ended;
 static struct lane lanes[MOST_LANES];
 static pthread_mutex_t lanes_lock = PTHREAD_MUTEX_INITIALIZER; /* to begin or end one */
 static bool in_use[MOST_LANES];
+static pthread_t threads[MOST_LANES]; /* of those in use: a lane ends only after it has said, under the lock, that it does */
+static atomic_bool stopping;
 
 /* Lanes that run, in the upper half, and those of them that wait for a disk: in one word, as each is judged by the other,
  * and all lanes change it for each request that may wait. The upper half is changed under the lock only. */
@@ -99,7 +106,6 @@ void lanes_count(unsigned *run, unsigned *wait)
 /* Begin one more; `lanes_lock` is held. Returns an errno. */
 static int begin_lane(void)
 {
-	pthread_t thread;
 	pthread_attr_t attributes;
 	unsigned i = 0;
 	while (i < MOST_LANES && in_use[i])
@@ -110,7 +116,7 @@ static int begin_lane(void)
 		return ENOMEM;
 	pthread_attr_init(&attributes);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	const int error = pthread_create(&thread, &attributes, run, &lanes[i]);
+	const int error = pthread_create(&threads[i], &attributes, run, &lanes[i]);
 	pthread_attr_destroy(&attributes);
 	if (!error) {
 		in_use[i] = true;
@@ -127,12 +133,40 @@ int lanes_start(int fd, bool all)
 	dataplane = all;
 	resting = all ? (processors < 2 ? 2 : processors > 8 ? 8 : (unsigned)processors) : 1;
 	pthread_mutex_lock(&lanes_lock);
+	atomic_store(&stopping, false);
 	while (running_of(atomic_load(&population)) < resting && !error)
 		error = begin_lane();
 	if (running_of(atomic_load(&population)))
 		error = 0;
 	pthread_mutex_unlock(&lanes_lock);
 	return error;
+}
+
+static void wake_up(int number)
+{
+	(void)number; /* the read that it comes to is broken off */
+}
+
+unsigned lanes_stop(void)
+{
+	const struct sigaction action = { .sa_handler = wake_up }; /* without SA_RESTART */
+	sigaction(SIGRTMIN, &action, NULL);
+	atomic_store(&stopping, true);
+	pthread_mutex_lock(&lanes_lock);
+	for (unsigned i = 0; i < MOST_LANES; i++)
+		if (in_use[i])
+			pthread_kill(threads[i], SIGRTMIN);
+	pthread_mutex_unlock(&lanes_lock);
+	return running_of(atomic_load(&population));
+}
+
+/* A lane ends. */
+static void leave(const struct lane *lane)
+{
+	pthread_mutex_lock(&lanes_lock);
+	atomic_fetch_sub(&population, ONE_MORE);
+	in_use[lane - lanes] = false;
+	pthread_mutex_unlock(&lanes_lock);
 }
 
 static int64_t now_s(void)
@@ -292,15 +326,19 @@ static void *run(void *argument)
 	struct lane *lane = argument;
 	char *buffer = lane->request;
 	operation_number = (unsigned)(lane - lanes);
-	for (;;) {
+	bool alive = true;
+	while (!atomic_load(&stopping)) {
 		ssize_t n = read(device_fd, buffer, REQUEST_CAPACITY);
 		if (n < 0) {
 			if (errno == EINTR || errno == EAGAIN || errno == ENOENT)
 				continue;
-			break; /* ENODEV: unmounted or aborted */
+			alive = false; /* ENODEV: unmounted or aborted */
+			break;
 		}
-		if (n == 0)
-			break; /* no device, but a test's socket that was closed */
+		if (n == 0) {
+			alive = false; /* no device, but a test's socket that was closed */
+			break;
+		}
 		if ((size_t)n < sizeof(struct fuse_in_header))
 			continue;
 		count_up(&lane->requests, 1);
@@ -312,7 +350,10 @@ static void *run(void *argument)
 		if (is_spare(lane))
 			return NULL;
 	}
-	atomic_store(&ended, true);
-	wake();
+	leave(lane);
+	if (!alive) {
+		atomic_store(&ended, true);
+		wake();
+	}
 	return NULL;
 }

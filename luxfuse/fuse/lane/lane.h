@@ -83,6 +83,7 @@ void prompt_want(bool wanted); /* false: what waits there goes to pyfuse3 */
 struct request *dequeue_prompt(void);
 bool prompt_waits(void);
 void pass_on(struct request *r); /* to pyfuse3; never waits */
+unsigned queue_length(void);	 /* of both queues */
 
 #define INTERRUPTS 1024u
 void note_interrupt(const void *data, size_t size);
@@ -157,6 +158,7 @@ extern atomic_bool ended;
 extern bool dataplane; /* whether anything but OPEN and RELEASE is answered here */
 
 int lanes_start(int device_fd, bool dataplane); /* 0, or an errno */
+unsigned lanes_stop(void); /* how many still run: to be called until there are none. `lanes_start` begins them again. */
 struct lane_sums {
 	unsigned long long requests, opens, reads, read_bytes, writes, lookups, getattrs;
 };

@@ -80,6 +80,16 @@ static PyObject *py_start(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static PyObject *py_stop(PyObject *self, PyObject *args)
+{
+	return PyLong_FromUnsignedLong(lanes_stop());
+}
+
+static PyObject *py_queued(PyObject *self, PyObject *args)
+{
+	return PyLong_FromUnsignedLong(queue_length());
+}
+
 static PyObject *py_register(PyObject *self, PyObject *args)
 {
 	unsigned long long ino;
@@ -477,6 +487,8 @@ static PyMethodDef methods[] = {
 	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int, dataplane=False): begin to read requests from the device; READ, WRITE, LOOKUP and GETATTR are answered here with `dataplane`." },
+	{ "stop", py_stop, METH_NOARGS, "stop() -> lanes that still read or answer: read no more requests. To be called until it is 0; start() ends it." },
+	{ "queued", py_queued, METH_NOARGS, "queued() -> requests that were read, and that Python has not taken." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here, and without a backing id (0) READs and WRITEs; fd is duplicated." },
 	{ "estate", py_estate, METH_VARARGS, "estate(memory): count the opens in it, for a successor; before anything is registered." },
 	{ "inherit", py_inherit, METH_VARARGS, "inherit(ino, slot, backing_id, fd, stamp_ns, retired): register an inode with the opens of a slot." },

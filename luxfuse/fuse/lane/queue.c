@@ -160,6 +160,14 @@ void pass_on(struct request *r)
 	wake();
 }
 
+unsigned queue_length(void)
+{
+	pthread_mutex_lock(&queue_lock);
+	const unsigned length = queue.length + prompt.length;
+	pthread_mutex_unlock(&queue_lock);
+	return length;
+}
+
 /* ------------------------------------------------------------------ interrupts */
 
 static pthread_mutex_t interrupt_lock = PTHREAD_MUTEX_INITIALIZER;

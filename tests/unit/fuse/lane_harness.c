@@ -476,6 +476,19 @@ static void *reader(void *argument)
 	return NULL;
 }
 
+/* The lanes stop, as they do for another daemon, and begin again. */
+static void stop_and_start(void)
+{
+	while (lanes_stop())
+		usleep(100);
+	const unsigned long long before = lanes_sum().requests;
+	usleep(5000);
+	if (lanes_sum().requests != before)
+		fail("a lane reads on", (long long)before, (long long)lanes_sum().requests);
+	if ((errno = lanes_start(lanes_end, true)) != 0)
+		fail("lanes, again", errno, 0);
+}
+
 static void race(unsigned seconds)
 {
 	pthread_t threads[1 + READERS + LOOKERS];
@@ -487,7 +500,10 @@ static void race(unsigned seconds)
 	}
 	for (unsigned i = 0; i <= READERS + LOOKERS; i++)
 		pthread_create(&threads[i], NULL, i > READERS ? looker : i ? reader : python, (void *)(uintptr_t)(seed * 31 + i));
-	sleep(seconds);
+	for (unsigned i = 0; i < seconds; i++) {
+		sleep(1);
+		stop_and_start();
+	}
 	atomic_store(&stop, true);
 	for (unsigned i = 0; i <= READERS + LOOKERS; i++)
 		pthread_join(threads[i], NULL);
