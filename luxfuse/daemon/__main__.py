@@ -35,7 +35,7 @@ def main() -> int:
 
     import msgspec
 
-    from luxfuse import locks
+    from luxfuse import lasting
     from luxfuse.config import Settings
     from luxfuse.daemon.main import run
     from luxfuse.keeper import saying
@@ -59,7 +59,7 @@ def main() -> int:
     held = None if arguments.device_fd is None else (arguments.device_fd, arguments.estate_fd)
     if arguments.keeper_fd is not None:
         saying.connect(arguments.keeper_fd)
-        locks.inherit(arguments.held)
+        lasting.inherit(arguments.held)
     try:
         return run(settings, ready, waiting, held)
     finally:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from luxfuse import locks
+from luxfuse import lasting
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
 from luxfuse.daemon import logs
@@ -203,7 +203,7 @@ class _Daemon:
                 self._succession.estate.serve()
             self._ready(None, self._notes)
             self._early.replay()
-            locks.free_the_rest()
+            lasting.give_back_the_rest()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
             await parts.session.ended.wait()

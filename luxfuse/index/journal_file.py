@@ -33,7 +33,7 @@ from typing import Any
 import lmdb
 import msgspec
 
-from luxfuse import locks
+from luxfuse import lasting
 from luxfuse.durable import make_private, sync_directory
 from luxfuse.errors import IndexFormatError
 from luxfuse.estate.trail import Stream
@@ -197,7 +197,7 @@ class JournalFile:
         """Have the directory for us alone until `close`: a log is no place for two. Raises `IndexFormatError`."""
         if self._locked >= 0:
             return
-        fd = locks.take(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        fd = lasting.lock(self.path, os.O_RDONLY | os.O_DIRECTORY)
         if fd is None:
             raise IndexFormatError(
                 f"journal {self.path} is in use by another daemon, whose cache directory has the same path, in another "
@@ -342,7 +342,7 @@ class JournalFile:
             if self._copy is not None:
                 self._copy.close()
             if self._locked >= 0:
-                locks.free(self.path, self._locked)
+                lasting.unlock(self.path, self._locked)
                 self._locked = -1
 
 

@@ -6,11 +6,11 @@ memory in a file without a name, which the keeper makes and does not look into b
 
     python -I -S __main__.py READY_FD STATE_FILE MOST MOUNTPOINT LOG COMMAND...   settings on stdin
 
-COMMAND is the daemon's, to which ``--ready-fd``, ``--device-fd``, ``--estate-fd``, ``--keeper-fd`` and, for each that is
-held for it, ``--held FD=PATH`` are added; it finds the settings on its stdin each time. By ``--keeper-fd``, a socket, it
-says what is to be held for the next one: ``hold PATH`` with a descriptor, until ``drop PATH``. They are its locks
-(`luxfuse.locks`). stdout and stderr go to the file LOG, which is opened anew for each line and each daemon: the one before
-may have been moved away. Where there is nothing to keep (MOST is 0, there is no device, or another keeper of this
+COMMAND is the daemon's, to which ``--ready-fd``, ``--device-fd``, ``--estate-fd``, ``--keeper-fd`` and, for each that
+is held for it, ``--held FD=NAME`` are added; it finds the settings on its stdin each time. By ``--keeper-fd``, a
+socket, it says what is to be held for the next one (`luxfuse.lasting`): ``hold NAME`` with a descriptor, until ``drop
+NAME``. stdout and stderr go to the file LOG, which is opened anew for each line and each daemon: the one before may
+have been moved away. Where there is nothing to keep (MOST is 0, there is no device, or another keeper of this
 mountpoint) it is a *guard*: it takes the mount of a daemon that died away.
 
 A daemon that dies before it served ends the keeper with its exit code; one that ends with 0 has unmounted. Any other end is

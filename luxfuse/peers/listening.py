@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import trio
 
+from luxfuse import lasting
 from luxfuse.core.addresses import format_address, is_ipv6, is_numeric, is_wildcard, parse_address
 from luxfuse.core.members import Address
 from luxfuse.errors import ConfigError
@@ -51,16 +52,37 @@ class Listening:
 def listen(text: str) -> Listening:
     """Listen at ``HOST:PORT``; port 0 takes one that is free. Blocks if the host is a name. Raises `ConfigError`."""
     host, port = parse_address(text)
+    inherited = _inherited(text)
+    if inherited is not None:
+        return inherited
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         for _ in range(TRIES - 1 if port == 0 else 0):
             try:
-                return _bind(family, where)
+                return _kept(text, _bind(family, where))
             except OSError:
                 continue
-        return _bind(family, where)
+        return _kept(text, _bind(family, where))
     except OSError as exc:
         raise ConfigError(f"--listen {text}: {exc.strerror or exc}; name another address or port of this machine") from None
+
+
+def _kept(text: str, listening: Listening) -> Listening:
+    """Have the sockets kept for a daemon that goes on when this one dies: other nodes find it where they know it to be."""
+    lasting.keep(f"datagrams {text}", listening.datagrams.fileno())
+    lasting.keep(f"connections {text}", listening.connections.fileno())
+    return listening
+
+
+def _inherited(text: str) -> Listening | None:
+    fds = lasting.take(f"datagrams {text}"), lasting.take(f"connections {text}")
+    if fds[0] is None or fds[1] is None:
+        return None
+    datagrams, connections = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+    for sock in (datagrams, connections):
+        sock.setblocking(False)
+    host, port = connections.getsockname()[:2]
+    return Listening(datagrams, connections, host, port)
 
 
 def _bind(family: int, where: tuple[str | int, ...] | tuple[int, bytes]) -> Listening:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from luxfuse import locks
+from luxfuse import lasting
 from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.last_writes import LastWrites
@@ -67,7 +67,7 @@ class CacheDirectory:
             for attempt in range(100):
                 self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
                 make_private(self.path)
-                if (lock := locks.take(self.path / "lock")) is not None:
+                if (lock := lasting.lock(self.path / "lock")) is not None:
                     self._lock = lock
                     break
             else:
@@ -128,7 +128,7 @@ class CacheDirectory:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(self._lock)):
                 return
-        lock = locks.take(path)
+        lock = lasting.lock(path)
         if lock is None:
             raise OSError(errno.EBUSY, "another daemon has taken the cache directory")
         os.close(self._lock)  # and so does the keeper, as it has the new one by the same path
@@ -331,7 +331,7 @@ class CacheDirectory:
     def close(self) -> None:
         """Give the directory up, if that has not been done."""
         if self._lock >= 0:
-            locks.free(self.path / "lock", self._lock)
+            lasting.unlock(self.path / "lock", self._lock)
             self._lock = -1
 
 

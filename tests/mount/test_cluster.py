@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.mount.test_fetch_once import assert_each_byte_once
+from tests.mount.test_keeper import DIED
 from tests.support.cluster_mounts import address, cluster_status, join_flags, make_key, name, nodes, see_each_other, start
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
@@ -161,6 +162,42 @@ def test_the_key_is_changed_while_all_is_mounted(mounting: Mounts, s3, bucket: s
     assert "level=debug" not in a.log()
     time.sleep(2)
     assert nodes(a) == {name(b): "alive"}
+
+
+def test_a_node_that_is_killed_comes_back_as_the_same_member(
+    mounting: Mounts, proxy: FaultProxy, s3, bucket: str, fill, key: Path
+) -> None:
+    """What it has cached is read from it, and what others hold of its writes stays: it brings that to the store itself."""
+    mounting.expected_logs += [DIED, "under-store"]
+    data, text = {f"f{n}": content(n, 50_000 + n) for n in range(24)}, content("written", 2 * MIB)
+    fill(data)
+    flags = ["--write-mode", "async-through", "--durable-replicas", "1"]
+    a, b = start(mounting, f"s3://{bucket}", 2, key, *flags, endpoint_url=proxy.endpoint)
+    for each, cached in data.items():
+        assert a.read(each) == digest(cached)
+    proxy.only(lambda request: request.method in ("PUT", "POST"))
+    proxy.set(error_probability=1.0)
+    write(a, "written", text)
+    wait_for("another node holds it", lambda: b.status()["cluster"]["replicas_held"] == 1)
+    before = name(a), address(a)
+    a.replaced()
+    assert (name(a), address(a)) == before
+    see_each_other([a, b])
+    wait_for("what it has is known", lambda: b.status()["peers"][0]["entries"] > 0)
+    asked = len(proxy.requests)
+    for each, cached in data.items():
+        assert b.read(each) == digest(cached)
+    assert not [r.path for r in proxy.requests[asked:] if r.method == "GET" and r.path.rpartition("/")[2] in data]
+    assert b.status()["reads"]["peer_bytes"] > 0
+    assert (a.status()["dirty"]["files"], b.status()["cluster"]["replicas_held"]) == (1, 1)
+    asked = len(proxy.requests)
+    proxy.clear()
+    wait_for("it is in the store", (s3.root / bucket / "written").exists)
+    wait_for("it is given back", lambda: b.status()["cluster"]["replicas_held_bytes"] == 0, timeout_s=60)
+    assert (s3.root / bucket / "written").read_bytes() == text
+    puts = [request.path for request in proxy.requests[asked:] if request.method == "PUT"]
+    assert [path.rpartition("/")[2] for path in puts] == ["written"]
+    assert a.status()["dirty"]["conflicts"] == b.status()["dirty"]["conflicts"] == 0
 
 
 @pytest.mark.slow  # another node waits for a minute before it takes over

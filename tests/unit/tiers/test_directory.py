@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from luxfuse import locks
+from luxfuse import lasting
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.directory import CacheDirectory, read_exact, write_all
 
@@ -65,7 +65,7 @@ def test_an_unwritable_directory_is_one_clear_line(tmp_path: Path, monkeypatch: 
     def refuse(*_args: object, **_options: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(locks, "take", refuse)
+    monkeypatch.setattr(lasting, "lock", refuse)
     with pytest.raises(ConfigError, match=os.strerror(code)) as caught:
         CacheDirectory(tmp_path, "s")
     assert "can be written" in str(caught.value)

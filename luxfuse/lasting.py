@@ -1,0 +1,72 @@
+"""Descriptors that outlive a daemon: locked files, which one daemon at a time has, and sockets that others know.
+
+A lock of flock(2) belongs to an open file, not to a process, and so does a port. The keeper is told of each, and has it
+open, too: the file stays locked when the daemon dies, and the successor inherits it, even from a daemon that cannot end.
+Whatever is locked must be given back (`unlock`): closing it alone would leave it to the keeper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from luxfuse.keeper import saying
+
+_inherited: dict[str, int] = {}  # one for the process, as its descriptors are
+
+
+def inherit(held: Iterable[str]) -> None:
+    """Take up what the keeper holds: ``FD=NAME`` each."""
+    for text in held:
+        fd, _, name = text.partition("=")
+        os.set_inheritable(int(fd), False)
+        _inherited[name] = int(fd)
+
+
+def take(name: str) -> int | None:
+    """Return the descriptor that the daemon before has kept by a name, which is the caller's from now on; None: none."""
+    return _inherited.pop(name, None)
+
+
+def keep(name: str, fd: int) -> None:
+    """Have a descriptor held for the next daemon."""
+    saying.hold(name, fd)
+
+
+def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
+    """Open a file or directory and lock it; returns the descriptor, None if another daemon has it. Raises OSError."""
+    fd = take(str(path))
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        unlock(path, fd)  # there is another one in its place
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    keep(str(path), fd)
+    return fd
+
+
+def unlock(path: Path, fd: int) -> None:
+    """Give a lock back, and close the descriptor. Another one that was taken by this path meanwhile would be lost."""
+    with contextlib.suppress(OSError):  # it is no file, but a socket
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+    saying.drop(str(path))
+
+
+def give_back_the_rest() -> None:
+    """Close what was inherited and not taken: this daemon has no use for it."""
+    while _inherited:
+        name, fd = _inherited.popitem()
+        unlock(Path(name), fd)
