@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hardlinks: HardLinks = default("hardlinks")
     metadata_ttl_s: float = default("metadata_ttl")
     negative_ttl_s: float = default("negative_ttl")
+    manifest: str | None = None
     whole_file_threshold_bytes: int = default("whole_file_threshold")
     endpoint_url: str | None = None
     storage_options: dict[str, str] = {}

@@ -32,6 +32,7 @@ COMMANDS = {
     "free": "cached.free",
     "locate": "cached.locate",
     "check": "check.check",
+    "index": "index.app",
     "stats": "stats.stats",
     "cluster": "cluster.app",
     "csi": "csi.app",

@@ -113,6 +113,17 @@ class ControlClient:
         """
         return self._field("tell", {"schedule": schedule, "paths": paths, "position": position}, kind=int)
 
+    def export_index(self, path: str, file: str) -> Steps:
+        """Write the names of the under-store of ``path`` to a manifest, the absolute path ``file``; yields how far that is.
+
+        Items are `luxfuse.orders.manifest.ManifestProgress`. Stop iterating to end it.
+        """
+        return self._lines("export_index", {"path": path, "file": file})
+
+    def import_index(self, path: str, file: str) -> Steps:
+        """Take up the names of the manifest ``file`` for the under-store of ``path``; see `export_index`."""
+        return self._lines("import_index", {"path": path, "file": file})
+
     def free(self, paths: list[str]) -> Steps:
         """Drop all cached files at and below ``paths``; yields `luxfuse.orders.inventory.FreeProgress`."""
         return self._lines("free", {"paths": paths})

@@ -50,6 +50,8 @@ _COUNTERS = {
     "understore_refused": "Requests to the bucket that were not made, as it was away.",
     "understore_get_bytes": "Bytes received from the bucket.",
     "understore_put_bytes": "Bytes sent to the bucket.",
+    "cache_scheduled_files": "Files fetched because a program had told that it will open them.",
+    "cache_scheduled_bytes": "Bytes of such files.",
     "cache_evictions": "Objects removed from the cache to make room for others: where it is full, or a quota is.",
     "cache_evicted_bytes": "Bytes of evicted objects, and of parts evicted of large ones; nothing that commands drop.",
     "cache_expired": "Files dropped or removed because their time was over.",

@@ -118,6 +118,13 @@ class Upgrade(Order, frozen=True, kw_only=True):
     keeper: Command
 
 
+class Index(Order, frozen=True, kw_only=True):
+    """The under-store of ``path``, relative to the mount, and the absolute path of a manifest, as the daemon sees it."""
+
+    path: str
+    file: str
+
+
 class Unmount(Order, frozen=True, kw_only=True):
     """How to end."""
 
@@ -167,6 +174,9 @@ ORDERS = {
     "begin_schedule": Endpoint("POST", "/v1/schedule", Schedule, "lines"),
     # how many names it takes now; 409 if it has ended
     "tell": Endpoint("POST", "/v1/schedule/tell", Told, "json", "room"),
+    # `luxfuse.orders.manifest.ManifestProgress`
+    "export_index": Endpoint("POST", "/v1/index/export", Index, "lines"),
+    "import_index": Endpoint("POST", "/v1/index/import", Index, "lines"),
     # `luxfuse.orders.inventory.FreeProgress`
     "free": Endpoint("POST", "/v1/free", Paths, "lines"),
     # `luxfuse.orders.check.CheckProgress`

@@ -105,6 +105,10 @@ SETTINGS = (
         "negative_ttl", values.DURATION, "How long a missing name stays missing.", "5s", attachable=True, live=True,
     ),
     Setting(
+        "manifest", values.FILE,
+        "A manifest of the source, made by `luxfuse index export`: its names need not be listed; they are as old as it is.",
+    ),
+    Setting(
         "whole_file_threshold", values.size(), "Files up to this size are fetched whole.", "16MiB", attachable=True,
     ),
     Setting("readahead", values.size(), "Most read-ahead of one file.", "64MiB"),

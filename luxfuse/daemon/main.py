@@ -175,6 +175,9 @@ class _Daemon:
                 attachments = Attachments(life.settings, parts, self._state, volumes, cluster, self._succession)
                 self._doing = "attaching what was attached before"
                 await attachments.restore(self._note)
+                if life.settings.manifest is not None:
+                    self._doing = "taking up the manifest"
+                    await parts.manifests.at_mount(life.settings.manifest, self._note)
                 self._doing = "mounting"
                 await self._serve(parts, attachments, cluster)
                 await attachments.close()

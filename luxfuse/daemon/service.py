@@ -18,6 +18,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.orders.check import CheckProgress, together
 from luxfuse.orders.jobs import watch
+from luxfuse.orders.manifest import Export, Import
 from luxfuse.types import TtlAction
 from luxfuse.volume.parts import VolumeParts
 
@@ -172,6 +173,20 @@ class Service:
             return job.tell([inside if volume is here else "" for volume, inside in split], position)
         raise MountError(f"schedule {schedule} has ended; begin another one")
 
+    async def export_index(self, path: str, file: str) -> AsyncGenerator[dict[str, object], None]:
+        """Write the names of an under-store to a manifest, while this is iterated."""
+        _, parts, _ = self._one_volume([path])
+        async with aclosing(_watched(parts.manifests.export(file))) as steps:
+            async for step in steps:
+                yield step
+
+    async def import_index(self, path: str, file: str) -> AsyncGenerator[dict[str, object], None]:
+        """Take up the names of a manifest, while this is iterated."""
+        _, parts, _ = self._one_volume([path])
+        async with aclosing(_watched(parts.manifests.take_up(file))) as steps:
+            async for step in steps:
+                yield step
+
     async def free(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Drop what is cached at and below the paths; the last item has all of it."""
         place, parts, inside = self._one_volume(paths)
@@ -241,6 +256,16 @@ class Service:
 
 class PathsRefused(LuxError):
     """An order cannot be given for these paths. The text is one line."""
+
+
+async def _watched(job: Export | Import) -> AsyncGenerator[dict[str, object], None]:
+    """Yield how far a job is, which ends with this. Raises the reason for which it ended early."""
+    try:
+        async with aclosing(watch(job)) as steps:
+            async for step in steps:
+                yield asdict(step)
+    finally:
+        job.stop()
 
 
 def _placed(place: str, step: dict[str, Any]) -> dict[str, object]:

@@ -140,6 +140,15 @@ class Names(ListedNames):
         """Record it. Raises OSError if the index takes no changes."""
         self._store.put(Table.META, b"evidence", bytes((in_vain, found)))
 
+    @property
+    def manifest(self) -> bytes:
+        """What manifest was taken up last, as `note_manifest` was told."""
+        return self._store.get(Table.META, b"manifest") or b""
+
+    def note_manifest(self, which: bytes) -> None:
+        """Record that. Raises OSError if the index takes no changes."""
+        self._store.put(Table.META, b"manifest", which)
+
     # -- changes, at once: all of one is made, or none of it and OSError raised
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -127,6 +127,50 @@ class Lister:
         self.listings += 1
         if total.shadowed:
             self._skip(total.shadowed, prefix, "a file and a directory (or symlink) of one name")
+        return serial
+
+    async def replay(
+        self, directory: int, prefix: str, moves: int, asked_s: float, parts: AsyncIterator[list[Found]]
+    ) -> bool:
+        """Record what the store said of a directory at ``asked_s``, as others have noted it.
+
+        False: a listing as new is known, or one is under way; then nothing is taken of ``parts``. What was looked up or
+        changed since ``asked_s`` stays. Raises `Moved`, `NotRecorded`, and the errors of ``parts``.
+        """
+        known = self._names.listings.of(directory)
+        if directory in self._running or (known is not None and known.fetched_s >= asked_s):
+            return False
+        running: SharedAnswer[int | None] = SharedAnswer(asked_s)
+        stream = Stream(self._names, directory)
+        self._running[directory] = running, stream
+        try:
+            await running.get(
+                lambda: self._replay(directory, prefix, moves, asked_s, parts), "listing", repr(prefix),
+                f"directory {prefix!r} was noted",
+            )  # fmt: skip
+        finally:
+            self._names.listings.end(directory)
+            del self._running[directory]
+            stream.end(running.error)
+        if running.error is not None:
+            raise running.error
+        return True
+
+    async def _replay(
+        self, directory: int, prefix: str, moves: int, asked_s: float, parts: AsyncIterator[list[Found]]
+    ) -> int:
+        serial = self._names.listings.begin(directory)
+        deferred: list[Found] = []
+        fresh: bool | None = None
+        async for part in parts:
+            self._require_unmoved(directory, prefix, moves)
+            changes = await self._names.merge(directory, serial, part, asked_s, last=False)
+            fresh = changes.was_empty if fresh is None else fresh
+            deferred += changes.deferred
+            await self._tell_kernel(directory, changes.names)
+        self._require_unmoved(directory, prefix, moves)
+        total = await self._names.complete(directory, serial, asked_s, deferred, fresh=fresh)
+        await self._tell_kernel(directory, total.names)
         return serial
 
     def _require_unmoved(self, directory: int, prefix: str, moves: int) -> None:

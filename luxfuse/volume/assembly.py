@@ -15,8 +15,10 @@ from luxfuse.orders.backlog import Backlog
 from luxfuse.orders.check import Check, Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
+from luxfuse.orders.manifest import Manifests
 from luxfuse.orders.retention import Retention
 from luxfuse.orders.schedules import Schedules
+from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import key_limits
 from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.attributes import Defaults
@@ -114,6 +116,14 @@ def build_tree(
             backings=reading.files.backings,
             dirty=reading.dirty,
             store=store,
+            nursery=opened.nursery,
+        ),
+        Manifests(
+            namespace=reading.namespace,
+            names=reading.names,
+            flush=local.index.flush,
+            source=safe_url(opened.settings.source),
+            source_id=opened.settings.source_id,
             nursery=opened.nursery,
         ),
         inventory,

@@ -19,6 +19,7 @@ from luxfuse.orders.backlog import Backlog
 from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
+from luxfuse.orders.manifest import Manifests
 from luxfuse.orders.retention import Retention
 from luxfuse.orders.schedules import Schedules
 from luxfuse.tiers.staging import Staging
@@ -61,6 +62,7 @@ class VolumeParts:
     recovery: Recovery
     loads: Loads
     schedules: Schedules
+    manifests: Manifests
     inventory: Inventory
     checks: Checks
     retention: Retention

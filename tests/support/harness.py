@@ -39,6 +39,7 @@ from luxfuse.index.store import IndexStore
 from luxfuse.orders.check import Checks
 from luxfuse.orders.inventory import Inventory
 from luxfuse.orders.loads import Loads
+from luxfuse.orders.manifest import Manifests
 from luxfuse.orders.retention import Retention
 from luxfuse.orders.schedules import Schedules
 from luxfuse.tiers.directory import CacheDirectory
@@ -209,6 +210,7 @@ class Mount:
     durable: Durable
     loads: Loads
     schedules: Schedules
+    manifests: Manifests
     inventory: Inventory
     checks: Checks
     retention: Retention
@@ -403,6 +405,7 @@ def _build(
         durable,
         p.loads,
         p.schedules,
+        p.manifests,
         p.inventory,
         p.checks,
         p.retention,

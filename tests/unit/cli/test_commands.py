@@ -267,7 +267,7 @@ def test_help_and_version(luxfuse: Run) -> None:
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
         *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl"),
-        *("replicate", "attach", "detach", "load", "free", "locate", "check", "stats", "cluster", "csi"),
+        *("replicate", "attach", "detach", "load", "free", "locate", "check", "index", "stats", "cluster", "csi"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 

@@ -1,0 +1,239 @@
+"""Manifests: the names of a whole source in one file, as the store listed them.
+
+A manifest is text, compressed as gzip does, one JSON value a line:
+
+    {"luxfuse": "manifest", "format": 1, "source": "s3://bucket", "source_id": "...", "made_s": 1790000000.0}
+    {"directory": "", "asked_s": 1790000000.0}
+    ["a", "d"]
+    ["b.jpg", "f", 1234, "\"etag\"", 1790000000000000000]
+    {"directory": "a", "asked_s": 1790000000.5}
+    ["c", "f", 1, "\"etag\"", 1790000000000000000, [420, 1000, 1000, null, null, null, null, null]]
+    {"directories": 2, "entries": 3, "sha256": "..."}
+
+After each directory come all of its entries; a directory comes after the one that it is in. ``asked_s``: when the store was
+asked for it, in seconds since the epoch. An entry has name, kind (``d`` directory, ``f`` file, ``l`` symlink), size,
+version and time of the last change in nanoseconds, and what is known of its attributes, as `entries.Attributes` has them
+(byte strings in base64); a directory may lack all but the first two. The last line has the SHA-256 of all before it.
+
+So a file that ends early, or of which a byte is another one, is known as damaged before anything of it is used.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from luxfuse.durable import sync_directory
+from luxfuse.errors import LuxError
+from luxfuse.index.entries import Attributes, Found
+from luxfuse.types import Kind
+
+FORMAT = 1
+LEVEL = 5
+CHUNK_BYTES = 1 << 20
+PART_ENTRIES = 20_000
+"""Entries that are read at once."""
+_KINDS = {Kind.DIRECTORY: "d", Kind.FILE: "f", Kind.SYMLINK: "l"}
+_KINDS_BY_LETTER = {letter: kind for kind, letter in _KINDS.items()}
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+
+Item = tuple[Found, Attributes | None]
+
+
+class ManifestRefused(LuxError):
+    """A manifest cannot be read, or is not one of this source. The text is one line."""
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The first line. ``source_id``: `luxfuse.config.Settings.source_id`; ``made_s``: when it was begun."""
+
+    luxfuse: str = "manifest"
+    format: int = FORMAT
+    source: str
+    source_id: str
+    made_s: float
+
+
+class Directory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Begins a directory."""
+
+    directory: str
+    asked_s: float
+
+
+class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last line."""
+
+    directories: int
+    entries: int
+    sha256: str
+
+
+class Part(NamedTuple):
+    """Entries of a directory, ``last``: all that are left of it. It was asked for at ``asked_s``."""
+
+    directory: str
+    asked_s: float
+    items: list[Item]
+    last: bool
+
+
+class ManifestWriter:
+    """Writes one, under another name until `finish`. Everything but `close` raises OSError."""
+
+    def __init__(self, path: Path, head: Head) -> None:
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        fd = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._raw = os.fdopen(fd, "wb")
+        self._file = gzip.GzipFile("", "wb", LEVEL, self._raw, mtime=0)
+        self._sum = hashlib.sha256()
+        self.directories = self.entries = 0
+        self._write([_encode(head)])
+
+    def _write(self, lines: list[bytes]) -> None:
+        text = b"\n".join(lines) + b"\n"
+        self._sum.update(text)
+        self._file.write(text)
+
+    def begin(self, directory: str, asked_s: float) -> None:
+        """Begin a directory; its entries follow."""
+        self.directories += 1
+        self._write([_encode(Directory(directory, asked_s))])
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Add entries of the directory that was begun last."""
+        lines = [_line(found, attributes) for found, attributes in items if found.kind in _KINDS]
+        if lines:
+            self.entries += len(lines)
+            self._write(lines)
+
+    def finish(self) -> None:
+        """Write the end, and give the file its name, durably."""
+        end = End(self.directories, self.entries, self._sum.hexdigest())
+        self._file.write(_encode(end) + b"\n")
+        self._file.close()
+        self._raw.flush()
+        os.fsync(self._raw.fileno())
+        self._raw.close()
+        self._draft.replace(self._path)
+        sync_directory(self._path.parent)
+
+    def close(self) -> None:
+        """Give it up, unless it is finished; may be called again."""
+        self._raw.close()
+        self._draft.unlink(missing_ok=True)
+
+
+def _line(found: Found, attributes: Attributes | None) -> bytes:
+    values: list[Any] = [found.name.decode(), _KINDS[found.kind]]
+    if found.kind is not Kind.DIRECTORY or attributes is not None:
+        values += [found.size, found.version, found.mtime_ns]
+    if attributes is not None:
+        values.append(attributes)
+    return _encode(values)
+
+
+def check(path: Path, source_id: str, source: str) -> Head:
+    """Return the head of a manifest that is whole and of the source. Raises `ManifestRefused` with one line.
+
+    It reads all of the file: about a second for a million names.
+    """
+    head = None
+    sum_, tail = hashlib.sha256(), b""
+    for chunk in _chunks(path):
+        if head is None:
+            head = _head(path, chunk.partition(b"\n")[0], source_id, source)
+        tail += chunk
+        cut = tail.rfind(b"\n", 0, -1) + 1  # of the last line it is not known yet whether it is the end
+        sum_.update(tail[:cut])
+        tail = tail[cut:]
+    try:
+        end = msgspec.json.decode(tail, type=End)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ManifestRefused(f"{path}: the manifest ends early; make it again with: luxfuse index export") from None
+    if head is None or end.sha256 != sum_.hexdigest():
+        raise ManifestRefused(f"{path}: the manifest is damaged; make it again with: luxfuse index export")
+    return head
+
+
+def _head(path: Path, line: bytes, source_id: str, source: str) -> Head:
+    try:
+        known = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        known = {}
+    if known.get("luxfuse") != "manifest":
+        raise ManifestRefused(f"{path}: is no manifest; make one with: luxfuse index export")
+    if known.get("format") != FORMAT:
+        raise ManifestRefused(
+            f"{path}: the manifest has format {known.get('format')!r}, this luxfuse knows {FORMAT}; make it again"
+        )
+    try:
+        head = msgspec.convert(known, Head)
+    except msgspec.ValidationError as exc:
+        raise ManifestRefused(f"{path}: the manifest's first line: {exc}; make it again") from None
+    if head.source_id != source_id:
+        raise ManifestRefused(
+            f"{path}: the manifest is of {head.source}, and this is {source}; both must be written alike, with the same "
+            "endpoint"
+        )
+    return head
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Yield the text. Raises `ManifestRefused`."""
+    try:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise ManifestRefused(
+            f"{path}: the manifest is damaged ({exc}); make it again with: luxfuse index export"
+        ) from None
+    except OSError as exc:
+        raise ManifestRefused(f"{path}: {exc.strerror or exc}") from None
+
+
+def read(path: Path) -> Iterator[Part]:
+    """Yield what is in a manifest that was checked, directory by directory. Raises `ManifestRefused`."""
+    directory: Directory | None = None
+    items: list[Item] = []
+    for line in _lines(path):
+        try:
+            if line.startswith(b"["):
+                items.append(_item(_decode(line)))
+                if len(items) >= PART_ENTRIES and directory is not None:
+                    yield Part(directory.directory, directory.asked_s, items, last=False)
+                    items = []
+                continue
+            if directory is not None:
+                yield Part(directory.directory, directory.asked_s, items, last=True)
+            directory, items = None, []
+            if line.startswith(b'{"directory"'):
+                directory = msgspec.json.decode(line, type=Directory)
+        except (msgspec.DecodeError, ValueError, LookupError, TypeError) as exc:
+            raise ManifestRefused(f"{path}: a line of the manifest cannot be understood ({exc}); make it again") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for chunk in _chunks(path):
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        yield from lines
+
+
+def _item(values: list[Any]) -> Item:
+    kind = _KINDS_BY_LETTER[values[1]]
+    if len(values) < 5:
+        return Found(values[0].encode(), kind), None
+    attributes = msgspec.convert(values[5], Attributes) if len(values) > 5 else None
+    return Found(values[0].encode(), kind, int(values[2]), str(values[3]), int(values[4])), attributes

@@ -1,0 +1,342 @@
+"""``luxfuse index``: writes the names of an under-store to a manifest, and takes those of one up.
+
+What is taken up counts as what the store said when the manifest was made: so it holds for what is left of ``metadata-ttl``,
+gives way to all that is known better here, and the version that a name has is asked of the store with the first page that
+is fetched of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from luxfuse.core.units import format_age, format_count
+from luxfuse.errors import LuxError
+from luxfuse.index import manifest
+from luxfuse.index.entries import Attributes, Described, Found
+from luxfuse.index.manifest import Head, Item, ManifestRefused, ManifestWriter, Part
+from luxfuse.index.names import ROOT_INODE, Names
+from luxfuse.types import Kind
+from luxfuse.vfs.errors import Moved
+from luxfuse.vfs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+PAGE_ENTRIES = 1000
+DESCRIBED_AT_ONCE = 200
+"""Attributes are recorded by the event loop: so many in one go."""
+FAILURES_TOLD = 20
+PATIENCE_S = 30.0
+"""So long a mount waits for its manifest: a service manager gives up on one that takes much longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestProgress:
+    """How far it is. ``skipped``: directories of which something newer is known, or that are not there any more.
+
+    ``failures``: a line for each of the first directories that could not be listed; ``note``: what is to be known besides.
+    """
+
+    directories: int
+    entries: int
+    skipped: int
+    failures: tuple[str, ...] = ()
+    note: str | None = None
+    done: bool = False
+
+
+class _Job:
+    """What both have in common: numbers, an end, and a reason."""
+
+    def __init__(self) -> None:
+        self.directories = self.entries = self.skipped = 0
+        self.failures: list[str] = []
+        self.note: str | None = None
+        self.refused: LuxError | None = None
+        self._scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    def stop(self) -> None:
+        """End it soon."""
+        self._scope.cancel()
+
+    def progress(self) -> ManifestProgress:
+        """Return how far it is. Raises `LuxError`, the reason why it ended."""
+        if self.refused is not None:
+            raise self.refused
+        return ManifestProgress(
+            self.directories, self.entries, self.skipped, tuple(self.failures), self.note, self.ended.is_set()
+        )
+
+    def _fail(self, path: str, why: str) -> None:
+        self.skipped += 1
+        if len(self.failures) < FAILURES_TOLD:
+            self.failures.append(f"{path or '.'}: {why}")
+
+    async def run(self) -> None:
+        """Do it, until it is done or `stop`ped."""
+        try:
+            with self._scope:
+                await self._run()
+        except LuxError as exc:
+            self.refused = exc
+        except OSError as exc:
+            self.refused = ManifestRefused(f"{exc.filename or 'the manifest'}: {exc.strerror or exc}")
+        except Exception:
+            log.exception("a manifest failed in an unexpected way")
+            self.refused = ManifestRefused("unexpected error in the daemon; see its log")
+        finally:
+            self.ended.set()
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Export(_Job):
+    """Writes all names of an under-store to a file; directories that were not listed lately are listed for it."""
+
+    def __init__(self, namespace: Namespace, names: Names, file: str, source: str, source_id: str) -> None:
+        """``source``: its URL, without secrets."""
+        super().__init__()
+        self._namespace = namespace
+        self._names = names
+        self._path = Path(file)
+        self._head = Head(source=source, source_id=source_id, made_s=namespace.now_s())
+
+    async def _run(self) -> None:
+        writer = await trio.to_thread.run_sync(ManifestWriter, self._path, self._head)
+        try:
+            waiting = [(ROOT_INODE, "")]
+            while waiting:
+                waiting += reversed(await self._directory(writer, *waiting.pop()))
+            if self.failures:
+                raise ManifestRefused(f"no manifest is written, as a directory cannot be listed: {self.failures[0]}")
+            await trio.to_thread.run_sync(writer.finish)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(writer.close)
+
+    async def _directory(self, writer: ManifestWriter, inode: int, path: str) -> list[tuple[int, str]]:
+        """Write a directory; returns those in it."""
+        namespace = self._namespace
+        try:
+            await namespace.relisting.listed(inode)
+        except LuxError as exc:
+            self._fail(path, str(exc))
+            return []
+        listing = self._names.listings.of(inode)
+        if listing is None:
+            return []
+        await trio.to_thread.run_sync(writer.begin, path, listing.fetched_s)
+        self.directories += 1
+        below: list[tuple[int, str]] = []
+        after = b""
+        while entries := namespace.after(inode, after, PAGE_ENTRIES):
+            after = entries[-1][0]
+            items: list[Item] = []
+            for name, entry in entries:
+                if entry.kind is Kind.SPECIAL or namespace.is_held(inode, name):
+                    continue  # the store does not have it as it is here
+                if entry.kind is Kind.DIRECTORY:
+                    below.append((entry.inode, f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)))
+                found = Found(name, entry.kind, entry.size, entry.version, entry.mtime_ns)
+                items.append((found, entry.attributes if entry.kind is not Kind.DIRECTORY else None))
+            await trio.to_thread.run_sync(writer.add, items)
+            self.entries += len(items)
+        return below
+
+
+class Import(_Job):
+    """Takes up what a manifest has, but where something newer is known."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        names: Names,
+        flush: Callable[[], Awaitable[None]],
+        file: str,
+        source: str,
+        source_id: str,
+    ) -> None:
+        """``flush``: brings the index to the disk. ``source``: the URL of the under-store, without secrets."""
+        super().__init__()
+        self._namespace = namespace
+        self._names = names
+        self._flush = flush
+        self._head: Head | None = None
+        self._path = Path(file)
+        self._source = source
+        self._source_id = source_id
+        self._inodes: tuple[str, int] = "", ROOT_INODE
+        """The directory that was met last: most have the same one above them."""
+        self._next: Part | None = None
+
+    async def _run(self) -> None:
+        head = self._head or await self.check()
+        parts = manifest.read(self._path)
+        self._next = await self._read(parts)
+        while self._next is not None:
+            await self._directory(parts, self._next)
+        await self._flush()
+        age_s = max(0.0, self._namespace.now_s() - head.made_s)
+        if age_s > self._namespace.belief.ttl_s:
+            self.note = (
+                f"the manifest was made {format_age(age_s)} ago, which is longer than metadata-ttl: each directory is "
+                "listed again when it is used; mount with a longer --metadata-ttl if the data does not change"
+            )
+
+    async def check(self) -> Head:
+        """Make sure that the manifest is whole, and of this source. Raises `ManifestRefused`."""
+        check = manifest.check
+        self._head = await trio.to_thread.run_sync(check, self._path, self._source_id, self._source)
+        return self._head
+
+    @staticmethod
+    async def _read(parts: Iterator[Part]) -> Part | None:
+        part: Part | None = await trio.to_thread.run_sync(lambda: next(parts, None))
+        return part
+
+    async def _directory(self, parts: Iterator[Part], first: Part) -> None:
+        """Take up one directory, and read on to the next one."""
+        path, namespace, taken = first.directory, self._namespace, False
+        try:
+            inode = self._inode(path)
+            if inode is not None:
+                moves = await namespace.moving.under_one_name(inode)
+                prefix = namespace.places.prefix(inode)
+                async with aclosing(self._items(parts, first, inode)) as items:
+                    with suppress(Moved):  # it is skipped
+                        taken = await namespace.lister.replay(inode, prefix, moves, first.asked_s, items)
+        except ManifestRefused:
+            raise
+        except LuxError as exc:
+            self._fail(path, str(exc))
+        else:
+            self.directories += taken
+            self.skipped += not taken
+        while self._next is not None and self._next.directory == path:
+            if self._next.last:
+                self._next = await self._read(parts)
+                return
+            self._next = await self._read(parts)
+
+    async def _items(self, parts: Iterator[Part], part: Part | None, inode: int) -> AsyncGenerator[list[Found], None]:
+        path, asked_s = part.directory if part else "", part.asked_s if part else 0.0
+        while part is not None:
+            yield [found for found, _ in part.items]
+            self.entries += len(part.items)
+            described = [(found, attributes) for found, attributes in part.items if attributes is not None]
+            for start in range(0, len(described), DESCRIBED_AT_ONCE):
+                self._describe(inode, asked_s, described[start : start + DESCRIBED_AT_ONCE])
+                await trio.lowlevel.checkpoint()
+            if part.last:
+                return
+            part = self._next = await self._read(parts)
+            assert part is None or part.directory == path
+
+    def _describe(self, inode: int, asked_s: float, described: list[tuple[Found, Attributes]]) -> None:
+        told = [Described(inode, found, asked_s, attributes) for found, attributes in described]
+        self._names.describe(told, self._namespace.now_s())
+
+    def _inode(self, path: str) -> int | None:
+        """Return the inode of a directory that is known here, None if there is none of the name."""
+        parent, _, name = path.rpartition("/")
+        if self._inodes[0] != parent or not path:
+            self._inodes = parent, self._walk(parent) if parent else ROOT_INODE
+        if not path:
+            return ROOT_INODE
+        above = self._inodes[1]
+        return self._child(above, name) if above else None
+
+    def _walk(self, path: str) -> int:
+        """Return the inode of a directory, 0 if it is not known."""
+        inode = ROOT_INODE
+        for name in path.split("/"):
+            inode = self._child(inode, name) or 0
+            if not inode:
+                return 0
+        return inode
+
+    def _child(self, inode: int, name: str) -> int | None:
+        entry = self._namespace.peek(inode, os.fsencode(name))
+        return entry.inode if entry is not None and entry.kind is Kind.DIRECTORY else None
+
+
+class Manifests:
+    """The manifests of one under-store: made, and taken up."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        flush: Callable[[], Awaitable[None]],
+        source: str,
+        source_id: str,
+        nursery: trio.Nursery,
+    ) -> None:
+        """``flush``: brings the index to the disk. ``source``: the URL of the under-store, without secrets."""
+        self._nursery = nursery
+        self._names = names
+        self._export = partial(Export, namespace, names, source=source, source_id=source_id)
+        self._import = partial(Import, namespace, names, flush, source=source, source_id=source_id)
+
+    def export(self, file: str) -> Export:
+        """Begin to write a manifest."""
+        job = self._export(file=file)
+        self._nursery.start_soon(job.run)
+        return job
+
+    async def at_mount(self, file: str, note: Callable[[str], None]) -> None:
+        """Take one up before the tree is shown, as far as that goes in `PATIENCE_S`; the rest comes behind.
+
+        One that was taken up before is not looked at again. ``note`` is told what the user is to know. Raises
+        `ManifestRefused`.
+        """
+        which = await trio.to_thread.run_sync(_identity, file)
+        if which == self._names.manifest:
+            return
+        job = self._import(file=file)
+        await job.check()
+        self._nursery.start_soon(self._take_up, job, which)
+        with trio.move_on_after(PATIENCE_S):
+            await job.ended.wait()
+        progress = job.progress()
+        if not progress.done:
+            note(f"{file}: {format_count(progress.entries, 'name')} taken up so far; the rest comes behind")
+        elif progress.note is not None:
+            note(progress.note)
+
+    async def _take_up(self, job: Import, which: bytes) -> None:
+        await job.run()
+        try:
+            progress = job.progress()
+            self._names.note_manifest(which)
+        except (LuxError, OSError) as exc:
+            log.warning("the manifest was not taken up: %s", exc)
+            return
+        log.info(
+            "%s in %d directories taken up of the manifest", format_count(progress.entries, "name"), progress.directories
+        )
+
+    def take_up(self, file: str) -> Import:
+        """Begin to take one up."""
+        job = self._import(file=file)
+        self._nursery.start_soon(job.run)
+        return job
+
+
+def _identity(file: str) -> bytes:
+    """Return what tells a manifest from others. Raises `ManifestRefused`."""
+    try:
+        st = Path(file).stat()
+    except OSError as exc:
+        raise ManifestRefused(f"{file}: {exc.strerror or exc}") from None
+    return f"{file} {st.st_ino} {st.st_size} {st.st_mtime_ns}".encode()

@@ -1,0 +1,115 @@
+"""The format of manifests: what goes in comes out, and no damaged one does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from luxfuse.index import manifest
+from luxfuse.index.entries import Attributes, Found
+from luxfuse.index.manifest import Head, Item, ManifestRefused, ManifestWriter
+from luxfuse.types import Kind
+
+HEAD = Head(source="s3://bucket", source_id="0123", made_s=1_800_000_000.5)
+XATTRS = {"user.a": b"\0\xff", "user.b": b""}
+
+
+def written(path: Path) -> dict[str, list[Item]]:
+    tree: dict[str, list[Item]] = {
+        "": [
+            (Found(b"a", Kind.DIRECTORY), None),
+            (Found(b"described", Kind.DIRECTORY, 0, "", 5), Attributes(mode=0o755, uid=3)),
+            (Found('ä"\\\n'.encode(), Kind.FILE, 12, '"e\ttag"', 1_700_000_000_123_456_789), None),
+            (Found(b"ln", Kind.SYMLINK, 3, "v", 7), None),
+        ],
+        "a": [(Found(f"{n:06}".encode(), Kind.FILE, n, f'"{n}"', n), None) for n in range(manifest.PART_ENTRIES + 5)],
+        "described": [(Found(b"x", Kind.FILE, 1, "1", 2), Attributes(0o640, 1, 2, 3, 4, 5, None, XATTRS))],
+        "a/empty": [],
+    }
+    writer = ManifestWriter(path, HEAD)
+    try:
+        for directory, items in tree.items():
+            writer.begin(directory, 100.25 + len(directory))
+            writer.add(items[:7])
+            writer.add([*items[7:], (Found(b"fifo", Kind.SPECIAL), None)])
+        writer.finish()
+    finally:
+        writer.close()
+    return tree
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    tree = written(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert manifest.check(path, "0123", "s3://bucket") == HEAD
+    found: dict[str, list[Item]] = {}
+    ended = []
+    for part in manifest.read(path):
+        assert part.asked_s == 100.25 + len(part.directory)
+        assert len(part.items) <= manifest.PART_ENTRIES
+        found.setdefault(part.directory, []).extend(part.items)
+        ended += [part.directory] * part.last
+    assert found == tree
+    assert ended == list(tree)
+    assert json.loads(gzip.decompress(path.read_bytes()).splitlines()[-1])["entries"] == sum(map(len, tree.values()))
+
+
+def test_no_damaged_one_is_taken(tmp_path: Path) -> None:
+    path, copy = tmp_path / "m", tmp_path / "copy"
+    written(path)
+    data = path.read_bytes()
+    rng = random.Random(1)
+    for number in range(60):
+        at = rng.randrange(len(data)) if number else len(data) - 1
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << rng.randrange(8)
+        copy.write_bytes(damaged if number % 2 else data[:at])
+        if 3 < at < 10 and number % 2:
+            continue  # gzip's own notes of time, level and system
+        with pytest.raises(ManifestRefused) as caught:
+            manifest.check(copy, "0123", "s3://bucket")
+        assert "\n" not in str(caught.value)
+    text = gzip.decompress(data)
+    for changed in (text.replace(b'"000007","f",7', b'"000007","f",8'), text[: text.rindex(b"{")], text + b"[]\n"):
+        copy.write_bytes(gzip.compress(changed, 1))
+        with pytest.raises(ManifestRefused, match=r"damaged|ends early"):
+            manifest.check(copy, "0123", "s3://bucket")
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (b"", "is no manifest"), (b"[1]", "is no manifest"), (b'{"luxfuse": "other"}', "is no manifest"),
+        (b'{"luxfuse": "manifest", "format": 2}', "has format 2"), (b'{"luxfuse": "manifest", "format": 1}', "first line"),
+        (b'{"luxfuse": "manifest", "format": 1, "source": "s3://b", "source_id": "x", "made_s": 1}', "is of s3://b, and"),
+        (b"\xff\xfe", "is no manifest"),
+    ],
+)  # fmt: skip
+def test_what_is_none_or_of_another_source_is_refused(tmp_path: Path, head: bytes, why: str) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(gzip.compress(head + b"\n{}\n"))
+    with pytest.raises(ManifestRefused, match=why):
+        manifest.check(path, "0123", "s3://bucket")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"no gzip at all")
+    for name, why in (("plain", "damaged"), ("missing", "No such file"), (".", "Is a directory")):
+        with pytest.raises(ManifestRefused, match=why):
+            manifest.check(tmp_path / name, "0123", "s3://bucket")
+
+
+def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+    writer = ManifestWriter(path, HEAD)
+    writer.begin("", 1.0)
+    writer.close()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
