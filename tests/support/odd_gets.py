@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 DATE = "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT"
@@ -91,6 +92,13 @@ class OddGets:
         with self._lock:
             for connection in self._open:
                 connection.close()
+
+    def interject(self, data: bytes) -> None:
+        """Say something on all connections, unasked; more than fits into those that the client does not read stays away."""
+        with self._lock:
+            for connection in self._open:
+                with suppress(OSError):
+                    connection.send(data, socket.MSG_DONTWAIT)
 
     def _accept(self) -> None:
         while True:

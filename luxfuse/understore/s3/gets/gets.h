@@ -2,8 +2,10 @@
  *
  *   sign.c     the headers of a request, signed
  *   answer.c   the head of an answer: is it the object that was asked for?
+ *   receive.c  what comes of an answer
  *   keep.c     checksums of a body, and its cache file
- *   pool.c     connections, and one batch of requests on them
+ *   sets.c     connections
+ *   pool.c     batches of requests on them
  *   module.c   Python's side: `luxfuse.understore.s3._gets`
  *
  * Nothing here knows Python but module.c, and nothing here decides what a failure means: all that is not the whole object,
@@ -14,6 +16,8 @@
 #define LUXFUSE_GETS_H
 
 #include <curl/curl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -104,7 +108,7 @@ struct kept {
 void keep_checksums(struct kept *k, const char *body, size_t size);
 void keep_file(struct kept *k, const char *path, const char *body, size_t size, bool stay_open);
 
-/* ------------------------------------------------------------------ pool.c */
+/* ------------------------------------------------------------------ pool.c: requests */
 
 enum outcome {
 	GET_ABANDONED, /* not made, or given up, as nobody waits for it */
@@ -146,7 +150,47 @@ struct get { /* one request */
 	char etag[ETAG_BYTES]; /* of a description */
 };
 
-struct pool;
+/* ------------------------------------------------------------------ receive.c */
+
+struct slot { /* one request at a time */
+	CURL *easy;
+	struct get *get;
+	bool judged, fits;
+	size_t received;
+	struct answer answer;
+	struct request request;
+};
+
+size_t receive_line(char *line, size_t one, size_t length, void *slot); /* libcurl calls these */
+size_t receive_body(char *data, size_t one, size_t length, void *slot);
+
+/* ------------------------------------------------------------------ sets.c */
+
+#define SOCKETS (4u * MOST_PARALLEL) /* of a set at once: while it connects, one may try several addresses */
+
+struct set {
+	struct set *next;
+	CURLM *multi;
+	unsigned widest; /* as many requests were under way at once: there are no more connections */
+	struct slot *slots[MOST_PARALLEL];
+	unsigned sockets_open;
+	struct pollfd sockets[SOCKETS];
+};
+
+struct pool {
+	const struct target *target;
+	pthread_mutex_t lock; /* of the list */
+	struct set *idle;     /* the last one that was used first */
+	atomic_uint under_way;
+};
+
+struct slot *slot_open(struct set *set, const struct target *t); /* NULL: no memory */
+void set_look(struct set *set); /* end connections on which something has come; when no request is under way */
+void set_close(struct set *set);
+struct set *set_take(struct pool *p); /* NULL: no memory */
+void set_give_back(struct pool *p, struct set *set);
+
+/* ------------------------------------------------------------------ pool.c: batches */
 
 struct pool *pool_open(const struct target *t);
 void pool_close(struct pool *p); /* when no batch is under way */

@@ -19,7 +19,7 @@ from luxfuse.understore.s3 import direct
 from luxfuse.understore.s3.direct import VAIN_MOST
 from tests.support.ceph_rgw import CephRgw
 from tests.support.direct import SECRETS, check_signature, opened
-from tests.support.odd_gets import MODIFIED_S, OddGets
+from tests.support.odd_gets import MODIFIED_S, OddGets, answer_to
 from tests.support.odd_s3 import Answer, OddS3, Seen, error
 from tests.support.servers_store import ceph_rgw
 from tests.support.store_targets import s3_client
@@ -120,6 +120,16 @@ def test_odd_descriptions_are_left_to_botocore(server: OddGets, kind: str) -> No
     gets = opened(SOURCE, f"http://{server.host}", SECRETS)
     assert gets.head(f"{kind}-7-30/") is None
     assert gets.head("good-7-30/") is not None
+
+
+@pytest.mark.parametrize("more", [answer_to("good", 8, 500, head=True)[0], b"<Error/>" * 100_000], ids=["answer", "much"])
+def test_what_comes_after_an_answer_is_not_taken_for_the_next_one(server: OddGets, more: bytes) -> None:
+    gets = opened(SOURCE, f"http://{server.host}", SECRETS)
+    for number in range(3):
+        info = gets.head(f"good-{number}-30/")
+        assert info is not None
+        assert (info.size, info.version) == (30, f'"v{number}"')
+        server.interject(more)
 
 
 def test_names_that_c_cannot_say(server: OddGets) -> None:

@@ -14,7 +14,7 @@ from tests.support.mounted import REPOSITORY
 from tests.support.odd_gets import OddGets
 
 GETS = REPOSITORY / "luxfuse" / "understore" / "s3" / "gets"
-SOURCES = ("answer.c", "keep.c", "pool.c", "sign.c")
+SOURCES = ("answer.c", "keep.c", "pool.c", "receive.c", "sets.c", "sign.c")
 HARNESS = Path(__file__).with_name("gets_harness.c")
 TIMEOUT_S = 120
 SEED = int(os.environ.get("LUXFUSE_GETS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
@@ -86,7 +86,7 @@ def check_race(program: Path, tmp_path: Path, seconds: int) -> None:
         ("answer.c", "!strcmp(a->etag, version)", "(version != NULL)"),
         ("answer.c", "a->last == size - 1 && a->total == size", "true"),
         ("answer.c", "a->status == 200 && !a->odd && a->has_length", "a->status == 200 && a->has_length"),
-        ("pool.c", "return s->answer.status == 200;", "return true;"),
+        ("receive.c", "return s->answer.status == 200;", "return true;"),
         ("pool.c", "	if (is_abandoned(b))\n		return GET_ABANDONED;\n", ""),
         ("keep.c", "size - at < PAGE_BYTES ? size - at : PAGE_BYTES", "size - at"),
         ("keep.c", "	if (stay_open)\n", "	if (!stay_open)\n"),
