@@ -97,9 +97,9 @@ class Breaker:
 
     # -- probes
 
-    def is_probe_due(self, now_s: float) -> bool:
-        """Whether to send a probe now."""
-        asked = self.away or (self._unanswered_s is not None and now_s - self._unanswered_s >= self._doubt_s / 2)
+    def is_probe_due(self, now_s: float, *, wanted: bool = False) -> bool:
+        """Whether to send a probe now; ``wanted``: also where nothing is wrong with the store."""
+        asked = wanted or self.away or (self._unanswered_s is not None and now_s - self._unanswered_s >= self._doubt_s / 2)
         return asked and self._probing < MOST_PROBES and now_s - self._probed_s >= PROBE_EVERY_S
 
     def probe_began(self, now_s: float) -> None:

@@ -183,6 +183,9 @@ def _volume(each: VolumeState) -> dict[str, object]:
     }
 
 
+STALE = "what is known and cached is served, and may be stale"
+
+
 def _degraded(p: VolumeParts) -> list[str]:
     tally = p.backlog.tally()
     reasons = [space.degraded for space in p.hierarchy if space.degraded]
@@ -194,10 +197,13 @@ def _degraded(p: VolumeParts) -> list[str]:
         reasons.append(f"the journal cannot be written, so a crash would lose changes: {p.journal.failing}")
     if tally.failing:
         reasons.append(f"{tally.failing} changes cannot be brought to the under-store yet: {tally.error}")
+    presence = p.store.presence
+    if presence.denied_s is not None:
+        since = f"since {format_age(presence.denied_s)} ({presence.denial})"
+        reasons.append(f"the under-store refuses the credentials {since}: {STALE}")
     if not p.store.reachable:
-        presence = p.store.presence
         since = f" since {format_age(presence.away_s)} ({presence.cause})" if presence.away_s is not None else ""
-        reasons.append(f"the under-store cannot be reached{since}: what is known and cached is served, and may be stale")
+        reasons.append(f"the under-store cannot be reached{since}: {STALE}")
     return reasons
 
 

@@ -2,6 +2,9 @@
 
 `core.breaker` decides. Here are the requests that wait, which end when the store is found to be away; the probes, each in a
 thread that may hang; and the two lines of the log that an outage is worth.
+
+A store that refuses the credentials is there, and each request gets that answer. Whether it refuses all, a probe tells: it
+is sent after such an answer, and then as in an outage until one is let in, whose driver looks for other credentials.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import trio
 
 from luxfuse.core.breaker import MOST_PROBES, Breaker
 from luxfuse.core.units import format_age
-from luxfuse.errors import StoreAway, StoreError, StoreUnavailable
+from luxfuse.errors import AccessDenied, StoreAway, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +60,15 @@ class Presence:
         self.on_away: list[Callable[[], None]] = []
         """Called when the store is found to be away."""
         self.on_back: list[Callable[[], None]] = []
-        """Called when it answers again."""
+        """Called when it answers again, or accepts the credentials again."""
         self.cause = "it does not answer"
         self.outages = self.probes = self.refused = 0
         """Outages, probes, and requests that were refused because the store was away."""
         self._ended_s = -math.inf
+        self.denial: str | None = None
+        """Why the store refuses the credentials, while it does."""
+        self._denied_s = 0.0
+        self._denial_suspected = False
 
     # -- as requests see it
 
@@ -80,6 +87,11 @@ class Presence:
         """For how long the store has answered nothing, if it is away."""
         since_s = self._breaker.unanswered_s
         return self._clock() - since_s if self.away and since_s is not None else None
+
+    @property
+    def denied_s(self) -> float | None:
+        """For how long the store has refused the credentials, if it does."""
+        return self._clock() - self._denied_s if self.denial is not None else None
 
     def require(self, what: str) -> None:
         """Raise `StoreAway` if the store is away."""
@@ -115,14 +127,18 @@ class Presence:
         """Note an answer, be it a refusal."""
         away_s = self.away_s
         if self._breaker.answered(self._clock()):
-            self._ended_s = self._clock()
             log.info("%s answers again, after %s", self._name, format_age(away_s or 0.0))
-            for listener in self.on_back:
-                listener()
+            self._back()
+
+    def _back(self) -> None:
+        self._ended_s = self._clock()
+        for listener in self.on_back:
+            listener()
 
     def failed(self, error: StoreError, since_s: float) -> None:
         """Note how a request ended that began at ``since_s``."""
         if not isinstance(error, StoreUnavailable):
+            self._denial_suspected |= _is_denial(error)
             self.answered()
             return
         self.cause = _cause(error)
@@ -142,12 +158,29 @@ class Presence:
 
     def _gone(self) -> None:
         self.outages += 1
-        level = logging.WARNING if self._clock() - self._ended_s >= QUIET_S else logging.INFO
-        log.log(level, "%s cannot be reached: %s; what is cached is served, all else fails until it answers again",
+        log.log(self._level(), "%s cannot be reached: %s; what is cached is served, all else fails until it answers again",
                 self._name, self.cause)  # fmt: skip
         self._end_waits()
         for listener in self.on_away:
             listener()
+
+    def _level(self) -> int:
+        return logging.WARNING if self._clock() - self._ended_s >= QUIET_S else logging.INFO
+
+    def _judge_denial(self, error: StoreError | None) -> None:
+        """A probe was answered, with an error or well: note whether the store refuses the credentials."""
+        denied_s = self.denied_s
+        if error is not None and _is_denial(error):
+            self.denial = _cause(error)
+            if denied_s is None:
+                self._denied_s = self._clock()
+                log.log(self._level(), "%s refuses the credentials: %s; what is cached is served, all else fails until it "
+                        "accepts them, or others are found", self._name, self.denial)  # fmt: skip
+            return
+        self.denial, self._denial_suspected = None, False
+        if denied_s is not None:
+            log.info("%s accepts the credentials again, after %s", self._name, format_age(denied_s))
+            self._back()
 
     def _end_waits(self) -> None:
         opened_s = self._breaker.opened_s
@@ -172,7 +205,7 @@ class Presence:
                     self.still_waiting(oldest.since_s)
                 if self.away:
                     self._end_waits()
-                if self._breaker.is_probe_due(self._clock()):
+                if self._breaker.is_probe_due(self._clock(), wanted=self._denial_suspected):
                     self._breaker.probe_began(self._clock())
                     nursery.start_soon(self._probe, probe, probe_answered, limiter)
 
@@ -198,6 +231,7 @@ class Presence:
             if outcome[0] is None or not isinstance(outcome[0], StoreUnavailable):
                 probe_answered()
                 self.answered()
+                self._judge_denial(outcome[0])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
@@ -208,6 +242,10 @@ class Presence:
                 self.cause = _cause(error)
                 if self._breaker.probe_failed(since_s, self._clock()):
                     self._gone()
+
+
+def _is_denial(error: StoreError) -> bool:
+    return isinstance(error, AccessDenied) and error.renewable
 
 
 def _cause(error: StoreError) -> str:

@@ -30,8 +30,9 @@ SECRET_OPTIONS = frozenset({
 })  # fmt: skip
 """The storage options about credentials; the others cannot change while a store is in use."""
 
-PAUSE_S = 5.0
-"""After credentials were looked for once, with or without success."""
+PAUSE_S = 3.0
+"""After credentials were looked for once, with or without success. With the 2 s between probes: new ones are in use within
+5 s."""
 
 
 def with_secrets(options: Options, new: Options) -> dict[str, str]:

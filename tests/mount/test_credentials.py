@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fast_s3 import FastS3
 from tests.support.front import Answer, certificate_authority, front, s3_error
-from tests.support.mounted import Mounts, digest
+from tests.support.mounted import Mounts, digest, wait_for
 
 
 class Gate:
@@ -96,14 +96,24 @@ def test_what_has_expired_is_permission_denied_until_the_credentials_file_is_rot
     environment = {"AWS_SHARED_CREDENTIALS_FILE": str(credentials), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     credentials.write_text("[default]\naws_access_key_id = AKIAONE\naws_secret_access_key = s\n")
     mount = mounting(f"s3://{bucket}", "--metadata-ttl", "0s", endpoint_url=guarded, environment=environment)
+    mount.expected_logs.append("refuses the credentials")
     assert mount.read("a") == digest(b"a")
     gate.key = "AKIATWO"
     assert mount.run(["cat", mount.path / "b"]).stderr.rstrip().endswith("Permission denied")
     assert mount.read("a") == digest(b"a"), "it is known and cached"
     assert mount.status()["names"]["stale_served"] > 0
+    wait_for("status says so", lambda: mount.status()["state"] == "degraded")
+    (reason,) = mount.status()["degraded_reasons"]
+    assert reason.startswith("the under-store refuses the credentials since ")
+    assert "the credentials have expired; renew them" in reason
     credentials.write_text("[default]\naws_access_key_id = AKIATWO\naws_secret_access_key = s\n")
-    assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: credentials\n"
+    wait_for("they are found though nobody asks", lambda: mount.status()["state"] == "serving")
     assert mount.read("b") == digest(b"b")
+    assert mount.log().count("refuses the credentials: ") == mount.log().count("accepts the credentials again") == 1
+    gate.key = "AKIATHREE"
+    credentials.write_text("[default]\naws_access_key_id = AKIATHREE\naws_secret_access_key = s\n")
+    assert mount.cli("reload", mount.path, check=True).stdout == f"{mount.path}: changed: credentials\n"
+    assert mount.read("a") == digest(b"a")
 
 
 def test_a_private_authority_is_believed_when_it_is_named(

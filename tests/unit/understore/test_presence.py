@@ -184,3 +184,34 @@ async def test_known_things_are_not_waited_for_once_the_store_is_in_doubt(fake, 
             answer.set()
             assert await store.presence.promptly(answer)
             fake.release()
+
+
+@pytest.mark.expected_logs(r"fake store refuses the credentials")
+async def test_refused_credentials_are_told_of_once_and_tried_again_though_nobody_asks(fake, mock_clock, caplog):
+    caplog.set_level(logging.INFO)
+    async with watched(fake) as store:
+        told: list[str] = []
+        store.presence.on_back.append(lambda: told.append("back"))
+        fake.fail_next(6, lambda: AccessDenied("HEAD 'd/x': they have expired", renewable=True))
+        for _ in range(3):
+            assert isinstance((await outcome_of(store.head("d/x")))[0], AccessDenied)
+        assert store.presence.denied_s is None, "it may be that object"
+        await trio.sleep(3)
+        assert (store.presence.denial, store.reachable) == ("they have expired", True)
+        await trio.sleep(5)
+        assert (store.presence.denial, told) == (None, ["back"])
+        probes = store.presence.probes
+        await trio.sleep(60)
+        assert store.presence.probes == probes
+        lines = [r.getMessage() for r in caplog.records if r.name == "luxfuse.understore.presence"]
+        assert [line.split(": ")[0].split(",")[0] for line in lines] == [
+            "fake store refuses the credentials", "fake store accepts the credentials again",
+        ]  # fmt: skip
+
+
+async def test_an_object_whose_request_alone_is_refused_says_nothing_of_the_credentials(fake, mock_clock):
+    async with watched(fake) as store:
+        fake.fail_next(1, lambda: AccessDenied("HEAD 'd/x': not signed well", renewable=True))
+        await outcome_of(store.head("d/x"))
+        await trio.sleep(10)
+        assert (store.presence.denial, store.presence.probes) == (None, 1)
