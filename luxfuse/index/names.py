@@ -289,6 +289,18 @@ class Names(ListedNames):
         self.erase(parent, name)
         return None
 
+    def relocate(self, parent: int, name: bytes) -> None:
+        """Let the inode number of a name lead to it again."""
+        entry = self.get(parent, name)
+        if entry is not None:
+            self._places.pop(entry.inode, None)
+            self.put(parent, name, entry)
+
+    def drop_double(self, parent: int, name: bytes) -> None:
+        """Forget a name whose inode number is another name's, and stays."""
+        self._apply({(Table.NAMES, U64.pack(parent) + name): None})
+        self._entries.pop(U64.pack(parent) + name, None)
+
     def renumber(self, parent: int, name: bytes) -> None:
         """Give an entry another inode number."""
         old = self.get(parent, name)

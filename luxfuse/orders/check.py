@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -22,12 +21,14 @@ from luxfuse.cache.space import Space
 from luxfuse.cache.sweep import sweep_moves
 from luxfuse.core.names import path_of
 from luxfuse.core.spans import ranges_text
-from luxfuse.core.units import format_count, format_size
+from luxfuse.core.units import format_size
 from luxfuse.errors import LuxError
-from luxfuse.index.audit import Audit, Auditor
+from luxfuse.index.audit import Auditor
 from luxfuse.index.journal import Journal
 from luxfuse.index.object_records import ObjectRecord
 from luxfuse.index.objects import Objects
+from luxfuse.index.tree_audit import TreeAuditor
+from luxfuse.orders.index_check import IndexCheck, too_much
 from luxfuse.orders.inventory import Inventory
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
@@ -71,7 +72,8 @@ class Check:
     """One check, as a job. `run` it once."""
 
     def __init__(
-        self, *, repair: bool, place: str, cache: PageCache, objects: Objects, auditor: Auditor, inventory: Inventory,
+        self, *, repair: bool, place: str, cache: PageCache, objects: Objects, auditor: Auditor, tree: TreeAuditor,
+        inventory: Inventory,
         staging: Staging, journal: Journal, dirty: DirtyEntries,
     ) -> None:  # fmt: skip
         """``place``: where in the mount the paths are that are told of."""
@@ -80,6 +82,7 @@ class Check:
         self._cache = cache
         self._objects = objects
         self._auditor = auditor
+        self._tree = tree
         self._inventory = inventory
         self._staging = staging
         self._journal = journal
@@ -120,7 +123,9 @@ class Check:
         """Check everything once, or until `stop`."""
         try:
             with self._scope:
-                await self._index()
+                await IndexCheck(
+                    self._auditor, self._tree, self._objects, self._name, self._found, repair=self._repair
+                ).run()
                 async with aclosing(self._inventory.scan()) as objects:
                     async for oid, record in objects:
                         await self._object(oid, record)
@@ -144,35 +149,6 @@ class Check:
         self._mended += mended
         if len(self._lines) < LINES:
             self._lines.append(f"{what}; {outcome}" if outcome is not None and self._repair else what)
-
-    # -- the index
-
-    async def _index(self) -> None:
-        audit = await self._auditor.run()
-        self._totals(audit)
-        for oid in audit.unranked:
-            record = self._objects.record(oid)
-            if record is not None:
-                what = f"{self._name(record.key)}: its place in the order of eviction is wrong"
-                self._corrected(what, partial(self._auditor.correct_standing, oid))
-        for key in audit.dangling:
-            what = f"index: object {key[10:].hex()} stands in the order of eviction, but is not there"
-            self._corrected(what, partial(self._auditor.drop_standing, key))
-
-    def _totals(self, audit: Audit) -> None:
-        if not audit.totals:
-            return
-        used = sum(used for used, _ in audit.totals.values())
-        count = sum(count for _, count in audit.totals.values())
-        size = _too_much(used) if used else "the right size"
-        files = f"{format_count(abs(count), 'file')} too {'few' if count > 0 else 'many'}" if count else "all files"
-        text = f"index: the totals count {size} and {files}" if used or count else "index: the totals are mixed up"
-        self._corrected(text, partial(self._auditor.correct_totals, audit))
-
-    def _corrected(self, what: str, correct: Callable[[], bool]) -> None:
-        """Note a problem of the index, and with ``repair`` correct it."""
-        done = self._repair and correct()
-        self._found(what, "corrected" if done else "not mended: the index takes no changes now", mended=done)
 
     # -- cache files
 
@@ -237,7 +213,7 @@ class Check:
         for ledger, wrong in await self._twice(self._cache.quotas.recount):
             if self._repair:
                 ledger.used_bytes += wrong
-            what = f"quota of {format_size(ledger.capacity_bytes or 0)}: {_too_much(wrong)} counted"
+            what = f"quota of {format_size(ledger.capacity_bytes or 0)}: {too_much(wrong)} counted"
             self._found(what, "corrected", mended=self._repair)
 
     async def _staged_wrong(self) -> set[tuple[Space, int]]:
@@ -327,11 +303,7 @@ def _text(verdict: Verdict) -> str:
 
 
 def _miscounted(space: Space, what: str, wrong: int) -> str:
-    return f"{space.directory.name}: {what}: {_too_much(wrong)} counted"
-
-
-def _too_much(missing_bytes: int) -> str:
-    return f"{format_size(abs(missing_bytes))} too {'little' if missing_bytes > 0 else 'much'}"
+    return f"{space.directory.name}: {what}: {too_much(wrong)} counted"
 
 
 def together(steps: Sequence[CheckProgress], *, last: bool) -> CheckProgress:

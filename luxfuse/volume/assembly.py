@@ -11,6 +11,7 @@ from luxfuse.config import Settings
 from luxfuse.core.memory import Shares, default_limit, shares
 from luxfuse.core.names import KeyLimits
 from luxfuse.index.audit import Auditor
+from luxfuse.index.tree_audit import TreeAuditor
 from luxfuse.orders.backlog import Backlog
 from luxfuse.orders.check import Check, Checks
 from luxfuse.orders.inventory import Inventory
@@ -82,6 +83,7 @@ def build_tree(
             cache=reading.cache,
             objects=reading.objects,
             auditor=Auditor(opened.local.index, reading.objects),
+            tree=TreeAuditor(opened.local.index, reading.names),
             inventory=inventory,
             staging=opened.local.staging,
             journal=opened.local.journal,

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from luxfuse.core.cache_directory import CacheSetting
+from luxfuse.errors import LuxError
+from luxfuse.index.bulk import ROOT_INODE
+from luxfuse.index.entries import Listing, encode
 from luxfuse.index.object_records import TOTALS, standing_key, totals_key
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.orders import check
 from luxfuse.orders.check import CheckProgress, CheckRefused
 from luxfuse.orders.jobs import watch
 from luxfuse.types import PAGE_BYTES, WriteMode
+from luxfuse.vfs.attributes import Caller
 from tests.support.fake_store import FakeStore
 from tests.support.harness import MIB, Mount, mounted, pages, random_bytes, until
 from tests.support.tiers import acquire, consistent
@@ -235,6 +241,74 @@ async def test_standings_and_totals_of_the_index(tmp_path: Path) -> None:
         assert (await run(m)).problems == 0
         assert m.objects.totals(*where) == (used, count)
         consistent(m)
+
+
+async def test_names_and_inode_numbers_of_the_index(tmp_path: Path) -> None:
+    async with filled(tmp_path) as m:
+        root = U64.pack(ROOT_INODE)
+        directory = m.names.get(ROOT_INODE, b"d")
+        big = m.names.get(ROOT_INODE, b"big")
+        assert directory is not None
+        assert big is not None
+        zero = m.names.get(directory.inode, b"0")
+        assert zero is not None
+        gone = U64.pack(10**6)
+        m.index.delete(Table.INODES, U64.pack(big.inode))
+        m.index.put(Table.NAMES, root + b"double", encode(msgspec.structs.replace(zero)))
+        m.index.put(Table.NAMES, gone + b"stray", encode(msgspec.structs.replace(zero, inode=10**6 + 1)))
+        m.index.put(Table.INODES, U64.pack(10**6 + 1), gone + b"stray")
+        m.index.put(Table.INODES, U64.pack(10**6 + 2), root + b"nothing")
+        m.index.put(Table.LISTINGS, gone, encode(Listing(7, 0.0, 1)))
+        m.names._forget_decoded()
+        await finds(
+            m,
+            "big: its inode number leads elsewhere",
+            "double: its inode number leads elsewhere",
+            "(1000000)/stray: is recorded in a directory that is not there",
+            "index: inode 1000002 leads to a name that is not there",
+            "index: the listing of a directory that is not there, inode 1000000",
+            outcome="corrected",
+        )
+        assert m.names.locate(big.inode) == (ROOT_INODE, b"big")
+        assert m.names.locate(zero.inode) == (directory.inode, b"0")
+        assert m.names.get(ROOT_INODE, b"double") is None
+
+
+@pytest.mark.expected_logs("was written by somebody else meanwhile", "has been written by somebody else")
+async def test_names_are_right_while_they_change(tmp_path: Path) -> None:
+    """Each audit sees the tree in the middle of something, none of which is a mistake."""
+    driver = FakeStore()
+    for number in range(40):
+        driver.place(f"d{number % 4}/{number}", b"x")
+    async with mounted(tmp_path, driver, write_mode=WriteMode.ASYNC_THROUGH) as m:
+
+        async def change(rng: random.Random) -> None:
+            while True:
+                number = rng.randrange(40)
+                what = rng.randrange(5)
+                with suppress(LuxError):
+                    parent = await m.inode(f"d{number % 4}")
+                    name = str(number).encode()
+                    if what == 0:
+                        m.names.listings.forget(parent)
+                        await m.entries(f"d{number % 4}")
+                    elif what == 1:
+                        handle, _ = await m.kernel.create(m.fs, parent, name)
+                        await m.kernel.close(m.fs, handle)
+                    elif what == 2:
+                        await m.fs.unlink(parent, name)
+                    elif what == 3:
+                        await m.fs.mkdir(parent, b"below", 0o755, Caller(0, 0))
+                        await m.fs.rmdir(parent, b"below")
+                    else:
+                        driver.place(f"d{number % 4}/{number}", rng.randbytes(3))
+
+        async with trio.open_nursery() as nursery:
+            for seed in range(3):
+                nursery.start_soon(change, random.Random(seed))
+            for _ in range(20):
+                assert (await run(m)).lines == ()
+            nursery.cancel_scope.cancel()
 
 
 async def test_what_quotas_count(tmp_path: Path) -> None:
