@@ -32,7 +32,7 @@ class Meter:
 
     def feed(self, now_s: float, step: Mapping[str, Any]) -> None:
         """Take in a line of progress."""
-        items = step["files"] - step["open_files"] + step["deletes"]
+        items = step["files"] - step["open_files"] + step["deletes"] + step["renames"]
         left = step["bytes"] + items * REQUEST_BYTES
         if not self._samples:
             self._total, self._first_bytes = float(left), step["put_bytes"]
@@ -77,6 +77,8 @@ def left_text(step: Mapping[str, Any]) -> str:
     parts = [f"{format_count(step['files'], 'file')} ({format_size(step['bytes'])})"]
     if step["deletes"]:
         parts.append(format_count(step["deletes"], "delete"))
+    if step["renames"]:
+        parts.append(format_count(step["renames"], "unfinished rename"))
     return " and ".join(parts)
 
 

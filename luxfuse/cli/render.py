@@ -162,6 +162,8 @@ def _dirty(status: Mapping[str, Any]) -> str:
         parts.append(f"{format_count(files, 'file')} ({format_size(dirty.get('bytes', 0))}{still_open})")
     if deletes:
         parts.append(format_count(deletes, "delete"))
+    if dirty.get("renames"):
+        parts.append(format_count(dirty["renames"], "unfinished rename"))
     if parts:
         parts.append(f"the oldest {format_age(float(dirty.get('oldest_s', 0)))} old")
     if local:

@@ -96,6 +96,7 @@ _GAUGES = {
     "dirty_oldest_s": "Age of the oldest change not in the bucket yet.",
     "dirty_open_files": "Files not in the bucket yet that are open for writing.",
     "dirty_deletes": "Objects still to be removed from the bucket.",
+    "dirty_renames": "Interrupted renames still to be finished in the bucket.",
     "dirty_failing": "Changes that failed when they were tried last.",
     "dirty_local_only": "Files that never go to the bucket.",
     "recovered_files": "Files saved aside after a crash or a conflict.",

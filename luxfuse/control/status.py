@@ -141,9 +141,10 @@ class DirtyStatus(TypedDict):
     """Changes that are not in the bucket yet. Many are not counted anew for each document, but every second or so.
 
     ``files`` counts directories and symlinks too, ``open_files`` those of them that are open for writing; ``oldest_s`` is
-    how long ago the oldest change was made. ``deletes`` are objects still to be removed. ``failing``: files and
-    deletes that failed when they were tried last; ``error`` says how one of them did. ``local_only``: files that never go
-    to the bucket. ``failures`` and ``conflicts`` count failed tries, and files that somebody else had written meanwhile.
+    how long ago the oldest change was made. ``deletes`` are objects still to be removed, ``renames`` those that were
+    interrupted and are to be finished. ``failing``: what of these failed when it was tried last; ``error`` says how one of
+    them did. ``local_only``: files that never go to the bucket. ``failures`` and ``conflicts`` count failed tries, and
+    files that somebody else had written meanwhile.
     """
 
     files: int
@@ -151,6 +152,7 @@ class DirtyStatus(TypedDict):
     oldest_s: float
     open_files: int
     deletes: int
+    renames: int
     failing: int
     error: str | None
     local_only: int

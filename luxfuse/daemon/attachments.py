@@ -272,12 +272,12 @@ class Attachments:
             if not gone:
                 a.state = "serving" if a.parts is not None else "unreachable"
         while not a.gone.is_set():  # it goes on though the client hangs up
-            yield Progress(0, 0, 0, 0, 0, 0.0, None)
+            yield Progress(0, 0, 0, 0, 0, 0, 0.0, None)
             with trio.move_on_after(TELL_S):
                 await a.gone.wait()
         if a.error is not None:
             raise MountError(a.error)
-        yield Progress(0, 0, 0, 0, 0, 0.0, None, done=True)
+        yield Progress(0, 0, 0, 0, 0, 0, 0.0, None, done=True)
 
     def _detachable(self, path: str) -> _Attached:
         where = self._where(path)

@@ -137,6 +137,7 @@ class Status:
             "oldest_s": max(0.0, time.time() - tally.since_s) if tally.since_s is not None else 0.0,
             "open_files": tally.open_files,
             "deletes": tally.deletes,
+            "renames": tally.renames,
             "failing": tally.failing,
             "error": tally.error,
             "local_only": tally.local_only,

@@ -19,6 +19,7 @@ from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.deletes import is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.unfinished import UnfinishedNames
 from luxfuse.vfs.writeback import WriteBack
 
 POLL_S = 0.1
@@ -38,8 +39,8 @@ class Tally:
     """The unsaved changes: ``files`` are files, directories and symlinks, ``open_files`` those of
     them that are open for writing. ``since_s``: when the oldest was changed first, in seconds since the epoch.
     ``failing``: how many of the files and deletes failed when they were tried last; ``error`` says how one of them did.
-    ``held_deletes``: deletes that wait for a program that still reads the object. ``local_only``: files that are never
-    uploaded.
+    ``held_deletes``: deletes that wait for a program that still reads the object. ``renames`` were interrupted, and are not
+    finished in the store yet. ``local_only``: files that are never uploaded.
     """
 
     files: int = 0
@@ -47,6 +48,7 @@ class Tally:
     open_files: int = 0
     deletes: int = 0
     held_deletes: int = 0
+    renames: int = 0
     since_s: float | None = None
     failing: int = 0
     error: str | None = None
@@ -54,8 +56,8 @@ class Tally:
 
     @property
     def due(self) -> int:
-        """Number of files and deletes that can go to the store now."""
-        return self.files - self.open_files + self.deletes - self.held_deletes
+        """Number of files, deletes and renames that can go to the store now."""
+        return self.files - self.open_files + self.deletes - self.held_deletes + self.renames
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Progress:
     files: int
     bytes: int
     deletes: int
+    renames: int
     open_files: int
     put_bytes: int
     stalled_s: float
@@ -127,12 +130,21 @@ class Watch:
 class Backlog:
     """The changes of one mount that are not in the store."""
 
-    def __init__(self, *, entries: DirtyEntries, journal: Journal, writeback: WriteBack, store: Store) -> None:
+    def __init__(
+        self,
+        *,
+        entries: DirtyEntries,
+        journal: Journal,
+        writeback: WriteBack,
+        store: Store,
+        unfinished: UnfinishedNames,
+    ) -> None:
         self._entries = entries
         self._journal = journal
         self._writeback = writeback
         self._deletes = writeback.deletes
         self._store = store
+        self._unfinished = unfinished
         self._drains = 0
         self._tally = Tally()
         self._good_until_s = 0.0
@@ -174,7 +186,19 @@ class Backlog:
             if (failure := self._deletes.error(key)) is not None:
                 failing += 1
                 error = error or f"removing {path_of(key)}: {failure}"
-        return Tally(files, size, open_files, len(self._journal.deletes), held, since_s, failing, error, local_only)
+        failing += self._unfinished.failing
+        return Tally(
+            files,
+            size,
+            open_files,
+            len(self._journal.deletes),
+            held,
+            self._unfinished.count,
+            since_s,
+            failing,
+            error or self._unfinished.error,
+            local_only,
+        )
 
     def _is_waiting(self, dirty: Dirty) -> bool:
         """Whether an entry has to be pushed; asks the disk only about files that are open for writing."""
@@ -233,9 +257,10 @@ class Backlog:
             tally.files,
             tally.bytes,
             tally.deletes,
+            tally.renames,
             tally.open_files,
             self._store.counters.statistics().put_bytes,
-            watch.stalled_s(tally.files + tally.deletes, error),
+            watch.stalled_s(tally.files + tally.deletes + tally.renames, error),
             error,
             not tally.due,
         )
@@ -338,6 +363,7 @@ class Backlog:
             len(entries),
             sum(_size_of(d) for d in entries),
             len(state.left) - len(entries),
+            0,
             0,
             self._store.counters.statistics().put_bytes,
             stalled_s,

@@ -32,6 +32,7 @@ class Backlogs:
             open_files=sum(t.open_files for t in each),
             deletes=sum(t.deletes for t in each),
             held_deletes=sum(t.held_deletes for t in each),
+            renames=sum(t.renames for t in each),
             since_s=min(since, default=None),
             failing=sum(t.failing for t in each),
             error=_first_error([(path, t.error) for path, t in tallies]),
@@ -94,7 +95,8 @@ def _merged(steps: Sequence[tuple[str, Progress]]) -> Progress:
     each = [step for _, step in steps]
     return Progress(
         files=sum(s.files for s in each), bytes=sum(s.bytes for s in each), deletes=sum(s.deletes for s in each),
-        open_files=sum(s.open_files for s in each), put_bytes=sum(s.put_bytes for s in each),
+        renames=sum(s.renames for s in each), open_files=sum(s.open_files for s in each),
+        put_bytes=sum(s.put_bytes for s in each),
         stalled_s=min((s.stalled_s for s in each if not s.done), default=0.0),
         error=_first_error([(path, s.error) for path, s in steps]), done=all(s.done for s in each),
     )  # fmt: skip

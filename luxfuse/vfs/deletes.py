@@ -50,9 +50,11 @@ class Deletes:
         pace: Pace,
         complete_files_over: Callable[[str], Awaitable[None]],
         is_read: Callable[[str], bool],
+        is_frozen: Callable[[str], bool],
         nursery: trio.Nursery,
     ) -> None:
-        """``complete_files_over`` an object that goes; ``is_read``: whether somebody still reads it."""
+        """``complete_files_over`` an object that goes; ``is_read``: whether somebody still reads it; ``is_frozen``: whether
+        it is being moved."""
         self._namespace = namespace
         self._entries = entries
         self._store = store
@@ -61,6 +63,7 @@ class Deletes:
         self._pace = pace
         self._complete_files_over = complete_files_over
         self.is_read = is_read
+        self.is_frozen = is_frozen
         self._nursery = nursery
         self._due: dict[str, float] = {}
         self._deleting: set[str] = set()
@@ -185,7 +188,7 @@ class Deletes:
 
     def _may_be_made(self, key: str) -> bool:
         record = self._journal.deletes.get(key)
-        if record is None or self.is_read(key):
+        if record is None or self.is_read(key) or self.is_frozen(key):
             return False
         return not self._journal.is_waiting(record)
 

@@ -115,7 +115,9 @@ class FileSystem:
             return self.root_stat()
         if self._removing.removed_directory(inode) is not None or self.files.open_entry(inode) is not None:
             return None
-        parent, _, entry = self.namespace.places.locate(inode)
+        parent, name, entry = self.namespace.places.locate(inode)
+        if self.namespace.unfinished.covers(parent, name):
+            return None
         if not self.namespace.belief.is_fresh(entry) or self._descriptions.lacks(parent, entry):
             return None
         return self._shown.stat(entry) if entry.attributes is not None or entry.kind is Kind.DIRECTORY else None

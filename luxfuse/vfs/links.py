@@ -110,8 +110,8 @@ class Links:
             await self._tree.require_absent(parent, name)
             above, base, entry = self._namespace.places.locate(inode)
             key = self._namespace.places.key(above, base, entry.kind)
-            await self._writeback.thawed(key)
-            await self._writeback.thawed(new_key)
+            await self._writeback.frozen.thawed(key)
+            await self._writeback.frozen.thawed(new_key)
             self._namespace.hold(None, parent, name)
             reached("link.held")
             try:

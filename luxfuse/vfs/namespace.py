@@ -28,6 +28,7 @@ from luxfuse.vfs.missing import Missing
 from luxfuse.vfs.news import News
 from luxfuse.vfs.places import Places
 from luxfuse.vfs.relisting import Relisting
+from luxfuse.vfs.unfinished import UnfinishedNames
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Namespace:
         self._clock = clock
         self.root = Entry(ROOT_INODE, Kind.DIRECTORY, 0, "", 0, 0.0)
         self.places = places = Places(names)
+        self.unfinished = UnfinishedNames(names, store.timeout_s)
         self.belief = belief = Belief(
             store=store,
             names=names,
@@ -141,6 +143,8 @@ class Namespace:
 
     async def lookup(self, parent: int, name: bytes) -> Entry:
         """Return the entry of a name. Raises `NoSuchName`, `StoreError`."""
+        if self.unfinished:
+            await self.unfinished.over(parent, name)
         entry = self.known(parent, name)
         if entry is not None:
             return entry
@@ -151,6 +155,8 @@ class Namespace:
 
     def known(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, None if the store has to be asked. Raises `NoSuchName` if there is none."""
+        if self.unfinished.covers(parent, name):
+            return None
         entry = self._names.get(parent, name)
         if entry is not None:
             return entry if self.belief.is_fresh(entry) or self._names.is_held(parent, name) else None
@@ -163,6 +169,9 @@ class Namespace:
         if inode == ROOT_INODE:
             return self.root
         parent, name, entry = self.places.locate(inode)
+        if self.unfinished.covers(parent, name):
+            await self.unfinished.over(parent, name)
+            parent, name, entry = self.places.locate(inode)
         if self.belief.is_fresh(entry):
             return entry
         found = await self._questions.ask(parent, name, entry)
@@ -192,6 +201,10 @@ class Namespace:
     def undo(self, parent: int, name: bytes) -> None:
         """A name was made by a daemon that was killed before it noted more: forget it."""
         self._names.erase(parent, name)
+
+    def have_looked_up(self, parent: int, name: bytes) -> None:
+        """Let the kernel forget what it knows of a name, as that is something else now."""
+        self._kernel.invalidate_entry(parent, name)
 
     def peek(self, parent: int, name: bytes) -> Entry | None:
         """Return the known entry of a name, fresh or not, without asking the store."""

@@ -101,7 +101,7 @@ class Removing:
     async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
         """Take a name away, here and in the store. The caller has the turn of the name."""
         key = self._namespace.places.key(parent, name, entry.kind)
-        await self._writeback.thawed(key)
+        await self._writeback.frozen.thawed(key)
         self._namespace.hold(None, parent, name)
         reached("remove.held")
         removed = not self._tree.in_store(entry)

@@ -8,10 +8,8 @@ makes the next try early, and no more than that.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -31,6 +29,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.deletes import Deletes, is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import Conflict, Replaced
+from luxfuse.vfs.frozen import FrozenKeys
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.pace import CONCURRENT_PUSHES, WRITE_BACK_DELAY_S, Pace
 from luxfuse.vfs.pushing import Publishes, Pusher
@@ -46,25 +45,6 @@ BACK_S = 2.0
 POLL_S = 0.25
 PUSHES = 2
 """Of one file in a row: the content, and its attributes where they could not go with it."""
-
-
-def _lies_in(key: str, moved: str) -> bool:
-    """Whether a key is the moved one, a file or the prefix of a directory, or below it."""
-    return key == moved or (moved.endswith("/") and key.startswith(moved))
-
-
-class Freeze:
-    """Keys that are being moved: changes of them wait."""
-
-    def __init__(self) -> None:
-        self.stuck = False
-        """Whether the end depends on the store, which does not answer: then the wait has a deadline."""
-        self.changed = trio.Event()
-
-    def stick(self) -> None:
-        """Give changes that wait a deadline from now on."""
-        self.stuck, changed, self.changed = True, self.changed, trio.Event()
-        changed.set()
 
 
 class Keeper(Protocol):
@@ -108,7 +88,7 @@ class WriteBack:
         """To change what the store has under a key."""
         self.pace = Pace()
         self._warn_again_s = 0.0
-        self._frozen: dict[str, Freeze] = {}
+        self.frozen = FrozenKeys(store, self.pace)
         self.deletes = Deletes(
             namespace=namespace,
             entries=entries,
@@ -118,6 +98,7 @@ class WriteBack:
             pace=self.pace,
             complete_files_over=self.complete_files_over,
             is_read=is_read,
+            is_frozen=self.frozen.covers,
             nursery=nursery,
         )
         store.presence.on_back.append(self._try_again)
@@ -137,7 +118,7 @@ class WriteBack:
             try:
                 pushes = 0
                 while dirty.must_push and pushes < PUSHES:
-                    await self.thawed(dirty.key)
+                    await self.frozen.thawed(dirty.key)
                     key = dirty.key
                     async with self._turns.of([key]):
                         if key == dirty.key:  # else it was renamed meanwhile
@@ -164,28 +145,6 @@ class WriteBack:
         while (dirty := self._entries.get(inode)) is not None and dirty.lock.locked():
             await self.landed(dirty)
         return dirty
-
-    @contextlib.contextmanager
-    def freeze(self, *prefixes: str) -> Iterator[Freeze]:
-        """Push and remove nothing below these keys for the block: they are being moved."""
-        frozen = Freeze()
-        for prefix in prefixes:
-            self._frozen[prefix] = frozen
-        try:
-            yield frozen
-        finally:
-            for prefix in prefixes:
-                del self._frozen[prefix]
-            frozen.changed.set()
-            self.pace.wake()
-
-    async def thawed(self, key: str) -> None:
-        """Wait until nothing that the key lies in is being moved. Raises `StoreUnavailable` if that waits for the store."""
-        while (frozen := next((f for p, f in self._frozen.items() if _lies_in(key, p)), None)) is not None:
-            with trio.move_on_after(self._store.timeout_s if frozen.stuck else math.inf) as scope:
-                await frozen.changed.wait()
-            if scope.cancelled_caught:
-                raise StoreUnavailable(f"{key!r} is part of an exchange that failed and cannot be undone yet")
 
     async def finish_below(self, *prefixes: str) -> None:
         """Wait until no push below ``prefixes`` is on its way and every delete there is made. Raises `StoreError`."""
@@ -317,8 +276,9 @@ class WriteBack:
 
     @property
     def pending(self) -> int:
-        """Number of entries and deletes that the store does not have yet."""
-        return sum(1 for d in self._entries if d.must_push or d in self._pushing) + len(self._journal.deletes)
+        """Number of entries, deletes and unfinished renames that the store does not have yet."""
+        dirty = sum(1 for d in self._entries if d.must_push or d in self._pushing)
+        return dirty + len(self._journal.deletes) + self._namespace.unfinished.count
 
     def hurry(self, prefix: str = "", *, failed: bool = True) -> None:
         """Push everything at or below a key at once, as far as it is closed; ``failed``: also what has failed lately."""

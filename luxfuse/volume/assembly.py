@@ -108,7 +108,13 @@ def build_tree(
         local.staging,
         reading.dirty,
         writing,
-        Backlog(entries=reading.dirty, journal=local.journal, writeback=writing.writeback, store=store),
+        Backlog(
+            entries=reading.dirty,
+            journal=local.journal,
+            writeback=writing.writeback,
+            store=store,
+            unfinished=reading.namespace.unfinished,
+        ),
         writing.recovered,
         recovery,
         Loads(namespace=reading.namespace, cache=reading.cache, dirty=reading.dirty, store=store, nursery=opened.nursery),
@@ -163,6 +169,7 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, changing: Chan
         inherited=opened.estate.inherited,
         files=reading.files,
         directories=changing.directories,
+        nursery=opened.nursery,
     )
 
 

@@ -322,14 +322,21 @@ class VolumeLife:
         try:
             outcome = await parts.recovery.run()
         except LuxError as exc:
-            raise MountError(
-                f"{source}: the last run left renames that cannot be finished now: {exc}; mount again when that is mended"
-            ) from None
+            raise MountError(f"{source}: changes of the last run cannot be taken up: {exc}; mend that first") from None
         except OSError as exc:
             raise MountError(f"{source}: changes of the last run cannot be taken up: {exc}; mend that first") from None
-        counts = {"changed file": outcome.files, "delete": outcome.deletes, "unfinished rename": outcome.moves}
+        unfinished = parts.namespace.unfinished
+        counts = {
+            "changed file": outcome.files,
+            "delete": outcome.deletes,
+            "unfinished rename": outcome.moves - unfinished.count,
+        }
         found = [format_count(count, what) for what, count in counts.items() if count]
         said = [f"{', '.join(found)}, going to the under-store now"] if found else []
+        if unfinished.count:
+            waiting = format_count(unfinished.count, "rename")
+            why = unfinished.error or "the under-store has not made them yet"
+            said.append(f"{waiting} that cannot be finished yet, so that their names wait: {why}")
         if outcome.recovered:
             said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
         if outcome.refused:

@@ -46,7 +46,7 @@ class Program:
     """A Python program on a mount that waits for a line before each of its steps, and says when it has made one."""
 
     def __init__(self, mount: Mount, *steps: str, arguments: Sequence[str] = ()) -> None:
-        text = "import os, sys, hashlib, mmap\nos.chdir(sys.argv[1])\n"
+        text = "import errno, os, sys, hashlib, mmap\nos.chdir(sys.argv[1])\n"
         for step in steps:
             text += f"sys.stdin.readline()\n{step}\nprint('done', flush=True)\n"
         self._process = subprocess.Popen(
@@ -473,8 +473,9 @@ def test_an_exchange_is_made_once(
 def test_a_rename_is_finished_once_the_store_is_back(
     mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, tmp_path: Path, how: str
 ) -> None:
-    """The successor waits for the store, and does not die of it."""
+    """The successor neither dies of it nor keeps anything waiting but the two names, and these no longer than promised."""
     put(s3, bucket, "a", OLD)
+    put(s3, bucket, "beside", OLD)
     once = tmp_path / "once"
     mount = mounting(
         f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint, keeper=True,
@@ -482,25 +483,32 @@ def test_a_rename_is_finished_once_the_store_is_back(
         expected_logs=[DIED, "cannot be finished yet", "the store", "AccessDenied"],
     )  # fmt: skip
     assert do(mount, 'open("a", "rb").read()')
-    assert do(mount, 'assert os.listdir(".") == ["a"] and not os.path.exists("b")')
+    assert do(
+        mount, 'assert os.listdir(".") == ["a", "beside"] and not os.path.exists("b") and open("beside", "rb").read()'
+    )
     if how == "away":
         proxy.outage(True)
     else:
         proxy.set(error_probability=1.0, error_status=403)
-    program = Program(mount, "os.rename('a', 'b'); assert open('b', 'rb').read(1)")
+    failing = "try: os.rename('a', 'b')\nexcept OSError as exc: assert exc.errno in (errno.EIO, errno.EACCES)\n"
+    failing += "else: raise SystemExit(1)"
+    moved = "assert open('b', 'rb').read(1) and not os.path.exists('a')"
+    program = Program(mount, failing, "assert open('beside', 'rb').read(1)", moved)
     once.touch()
-    program.begin()
+    program.step()
+    program.step()
     log = mount.directory() / "daemon.log"
-    wait_for("it waits", lambda: "cannot be finished yet" in log.read_text(), timeout_s=60)
+    assert "cannot be finished yet" in log.read_text()
     waiting = mount.pid
     proxy.clear()
     proxy.outage(False)
-    program.await_step()
+    wait_for("it is finished", lambda: mount.status()["dirty"]["renames"] == 0)
+    program.step()
     program.end()
     assert mount.pid == waiting, "no daemon died of it"
     assert mount.status()["restarts"] == 1
     assert mount.unmount().returncode == 0
-    assert bucket_files(s3.bucket_path(bucket)) == {"b": OLD}
+    assert bucket_files(s3.bucket_path(bucket)) == {"b": OLD, "beside": OLD}
 
 
 def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: str) -> None:

@@ -330,7 +330,7 @@ class TestObservation:
         assert store["errors"] == store["retries"] == store["puts"] == store["deletes"] == 0
         assert document["dirty"] == {
             "files": 0, "bytes": 0, "oldest_s": 0.0, "open_files": 0, "deletes": 0, "failing": 0, "error": None,
-            "local_only": 0, "failures": 0, "conflicts": 0,
+            "renames": 0, "local_only": 0, "failures": 0, "conflicts": 0,
         }  # fmt: skip
         assert document["recovered"]["files"] == 0
         assert document["recovered"]["path"].startswith(f"{one.state}/recovered/")

@@ -421,6 +421,8 @@ async def _begin(o: Options, mount: Mount) -> None:
         start(mount.index.flusher)
     start(mount.journal.committer)
     mount.outcome = await mount.recovery.run()
+    if mount.outcome.moves:
+        mount.clock.advance(0.001)  # as time would have passed since the names were settled
     if o.abort_uploads:
         await mount.recovery.abort_uploads(mount.recovery.old_uploads())
     start(mount.writer.watch)

@@ -63,7 +63,7 @@ class DirectoryMoves:
         number = self._journal.new_id()
         await self._copies.require_room(prefix, new_prefix)
         await self._writeback.finish_below(prefix, new_prefix)
-        with self._writeback.freeze(prefix, new_prefix):
+        with self._writeback.frozen.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
                 await self._promises.complete(dirty)  # what it lacks goes with the old key
                 await keep(self._store, dirty)  # and so does what others set

@@ -17,6 +17,7 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, ObjectInfo
 from luxfuse.vfs.deletes import Deletes
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.frozen import Freeze
 from luxfuse.vfs.moves.copies import DirectoryCopies
 from luxfuse.vfs.moves.keys import MovedKeys
 from luxfuse.vfs.moves.moved import MovedNames
@@ -24,7 +25,7 @@ from luxfuse.vfs.moves.operations import SWAP, Place
 from luxfuse.vfs.moves.taking_back import Step, TakingBack
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.tree import Tree
-from luxfuse.vfs.writeback import Freeze, WriteBack
+from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +73,14 @@ class Exchanges:
         await self._copies.require_room(keys[0], between_key, new_keys[0])
         await self._copies.require_room(keys[1], new_keys[1])
         for entry, key in zip((first, second), keys, strict=True):
+            await self._writeback.frozen.thawed(key)
             await self._bring(entry, key)
         for key in new_keys:
             await self._writeback.finish_below(key)  # a delete of what had the name before must not meet the new object
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
         steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
         with contextlib.ExitStack() as frozen, self._namespace.moving.exchanged(*directories):
-            freeze = frozen.enter_context(self._writeback.freeze(*keys, between_key))
+            freeze = frozen.enter_context(self._writeback.frozen.freeze(*keys, between_key))
             for entry, where in ((first, place), (second, new_place)):
                 self._namespace.hold(entry.inode, *where)
             arguments = {
@@ -173,7 +175,7 @@ class Exchanges:
             await self._taking_back.all(number, steps)
         except (LuxError, OSError) as exc:
             log.warning("an exchange with %r failed, and cannot be undone yet: %s", steps[0][0], exc)
-            freeze.stick()
+            freeze.stick("an exchange that failed and cannot be undone yet")
             self._nursery.start_soon(later, frozen.pop_all())
         else:
             undone()

@@ -177,7 +177,7 @@ class Moves:
         entry = self._tree.entry_of(place)
         key = self._namespace.places.key(*place, entry.kind)
         new_key = self._tree.new_key(*new_place, entry.kind)
-        await self._writeback.thawed(key)
+        await self._writeback.frozen.thawed(key)
         if entry.kind is Kind.DIRECTORY:
             await self._directories.move(place, new_place, key, new_key, whiteout=whiteout)
             return

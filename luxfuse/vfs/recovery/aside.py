@@ -10,6 +10,7 @@ import trio
 
 from luxfuse.cache.recovered import Recovered
 from luxfuse.core import names as naming
+from luxfuse.errors import StoreUnavailable
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -77,7 +78,7 @@ class Aside:
         """A file that was never closed: keep its content, and let the name show the object of the store."""
         parent, name = self._places.place(record.key)
         entry = self._names.get(parent, name)
-        if record.doomed and not await has_other(self._store, record):
+        if record.doomed and not await self._has_other(record):
             self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
         elif entry is not None and entry.inode == record.inode:
             if record.expect:
@@ -88,6 +89,12 @@ class Aside:
         self._journal.drop_file(number)
         reached("recover.dropped")
         return await self.keep(number, record.key) if self._contents.is_there(number, record) else 0
+
+    async def _has_other(self, record: FileRecord) -> bool:
+        try:
+            return await has_other(self._store, record)
+        except StoreUnavailable:
+            return False  # it is looked at again before the object is removed
 
     async def keep(self, number: int, key: str) -> int:
         """Move a staging file to the recovered directory, unless it is empty; returns how many were moved: 1 or 0."""

@@ -60,7 +60,8 @@ class UnfinishedDeletes:
     async def make_what_waits_for_nothing(self, read: Collection[str]) -> None:
         """Make as many deletes as can be made now, so that their names need not be held; not of keys that are ``read``."""
         deletes = self._journal.deletes.items()
-        ready = sorted((k for k, d in deletes if not self._journal.is_waiting(d) and k not in read), reverse=True)
+        frozen = self._deletes.is_frozen
+        ready = sorted((k for k, d in deletes if not (self._journal.is_waiting(d) or k in read or frozen(k))), reverse=True)
         try:
             for start in range(0, len(ready), DELETE_BATCH):
                 batch = ready[start : start + DELETE_BATCH]

@@ -43,8 +43,12 @@ class PromisedFiles:
         cache: PageCache,
         store: Store,
         is_open: Callable[[int], bool],
+        waits: Callable[[str], bool],
     ) -> None:
-        """``is_open``: whether a program still has an inode open, as the daemon that was killed has a successor."""
+        """``is_open``: whether a program still has an inode open, as the daemon that was killed has a successor.
+        ``waits``: whether a key waits for a move.
+        """
+        self._waits = waits
         self._is_open = is_open
         self._namespace = namespace
         self._names = names
@@ -128,12 +132,16 @@ class PromisedFiles:
 
     async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
         """Record the object of a file of which only the attributes changed; returns its version, None if there is none."""
+        known = self._names.get(parent, name)
+        if self._waits(record.key):
+            if known is None or known.kind is not Kind.FILE or not known.version:
+                raise StoreUnavailable("its rename is not finished yet")
+            return known.version  # `UnfinishedMoves` looks once more when it is moved
         try:
             info = await self._store.head(record.key)
         except NotFound:
             return None
         except StoreUnavailable:
-            known = self._names.get(parent, name)
             if known is None or known.kind is not Kind.FILE or not known.version:
                 raise
             return known.version

@@ -1,195 +1,265 @@
-"""Finishes the moves of the last run: objects that are still under the old key are copied and removed.
+"""Finishes the moves of the last run: here at once, in the store as soon as that lets us.
 
-Copying is repeated, so a move that was cut short anywhere ends as if it had not been.
+Here means: names, and the keys in the journal. Until the store has made a move its names wait (`vfs.unfinished`), and
+nothing at or below its keys is pushed or removed; everything else goes on. The journal has the move until then, and says
+that it is made here: an exchange of keys must not be made twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
+import trio
 
-from luxfuse.core import names as naming
-from luxfuse.errors import NotFound, VersionChanged
-from luxfuse.index.journal import FileRecord, Journal, OperationRecord
+from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, URGENT_RETRY_S
+from luxfuse.errors import LuxError, Unforeseen
+from luxfuse.index.journal import Journal, OperationRecord
+from luxfuse.index.names import Names
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import ABSENT, Kind, ObjectInfo, WriteMode
+from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.moves.operations import MOVE, MOVE_DIRECTORY, SWAP
-from luxfuse.vfs.recovery.in_store import has_other
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
+from luxfuse.vfs.frozen import meet
+from luxfuse.vfs.moves.operations import MOVE, SWAP, Place
+from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery.objects import UNLESS, MovedObjects
 from luxfuse.vfs.recovery.places import JournalPlaces
+from luxfuse.vfs.recovery.rekeying import is_in, keys_of, moves_of, rekeyed
+from luxfuse.vfs.unfinished import Wait
+from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
-KEYS = {"source", "target", "replaced"}
-"""The arguments of moves that are keys."""
+MADE_HERE = "made-here"
+"""Argument of an operation whose names and keys are moved."""
+INTERRUPTED = "a rename that was interrupted and is not finished yet"
+FIRST_PAUSE_S = 0.5
+"""Before moves that the store has not made are tried again; doubled each time."""
 
 
-Move = tuple[str, str]
-"""The old and the new key, or prefix."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move:
+    """A move that the store has not finished. ``places``: its old and new names; ``inodes``: what moved, by new keys."""
+
+    number: int
+    operation: OperationRecord
+    places: list[Place]
+    inodes: dict[str, int]
+    wait: Wait
+    frozen: contextlib.ExitStack
 
 
 class UnfinishedMoves:
     """The moves that the journal has."""
 
-    def __init__(self, *, places: JournalPlaces, journal: Journal, staging: Staging, store: Store) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        names: Names,
+        places: JournalPlaces,
+        entries: DirtyEntries,
+        journal: Journal,
+        staging: Staging,
+        store: Store,
+        writeback: WriteBack,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._namespace = namespace
+        self._names = names
         self._places = places
+        self._entries = entries
         self._journal = journal
         self._staging = staging
         self._store = store
+        self._writeback = writeback
+        self._nursery = nursery
+        self._objects = MovedObjects(journal, store)
+        self._back = trio.Event()
+        self._unmade: list[_Move] = []
+        self.take_up_rest: Callable[[], Awaitable[None]]
+        """Takes up what of the journal had to wait for a move that the store has made now; before its names are let go."""
 
-    async def finish(self) -> int:
-        """Finish all; returns how many there were. Raises `StoreError` if one cannot be finished now."""
-        finished = 0
+    def waits(self, key: str) -> bool:
+        """Whether the store may have what belongs to a key under another one yet."""
+        return any(meet(key, other) for move in self._unmade for other in keys_of(move.operation))
+
+    async def finish(self, patience_s: float) -> int:
+        """Make all of them here, and begin to make them in the store. Returns how many there were.
+
+        Waits until the store has made each, or failed to, but no longer than ``patience_s``: then it goes on behind.
+        """
         # The moves that an exchange is made of before the exchange, which makes those that are missing.
-        for number, operation in sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0])):
-            await self._finish(number, operation)
-            reached("recover.moved")
-            self._rekey(operation)
-            self._journal.drop_operation(number)
-            finished += 1
-        return finished
+        records = sorted(self._journal.operations.items(), key=lambda item: (item[1].kind == SWAP, item[0]))
+        moves = [self._make_here(number, operation) for number, operation in records]
+        moves += [self._make_here(*noted) for noted in self._note_moves_of_what_was_not_closed()]
+        self._unmade = list(moves)
+        if moves:
+            reached("recover.moved-here")
+            tried = trio.Event()
+            self._nursery.start_soon(self._make_in_store, moves, tried)
+            with trio.move_on_after(patience_s):
+                await tried.wait()
+        return len(moves)
 
-    async def _finish(self, number: int, operation: OperationRecord) -> None:
+    # -- here
+
+    def _make_here(self, number: int, operation: OperationRecord) -> _Move:
+        """Move the names of an operation, and the keys of what is in the journal, unless that is done; no wait in it."""
         arguments = operation.arguments
         log.info("finishing the %s of %s", operation.kind, ", ".join(f"{k} {v!r}" for k, v in arguments.items()))
-        if operation.kind == MOVE:
-            await self._move(arguments["source"], arguments["target"], arguments["version"] or None)
-            if arguments.get("replaced"):
-                await self._delete([arguments["replaced"]])
-        elif operation.kind == MOVE_DIRECTORY:
-            await self._move_below(arguments["source"], arguments["target"])
-        elif operation.kind == SWAP:
-            await self._exchange(number, operation)
-            return
-        for name in KEYS & arguments.keys():
-            if arguments[name]:
-                self._places.forget_listing(arguments[name])
-
-    async def _exchange(self, number: int, operation: OperationRecord) -> None:
-        """Make the moves that are missing, then exchange the names: both keep their inodes, as programs have them."""
-        arguments = operation.arguments
-        first, second, between = arguments["first"], arguments["second"], arguments["between"]
-        new_keys = _like(first, second), _like(second, first)
-        steps = ((first, between), (second, new_keys[0]), (between, new_keys[1]))
-        for step in range(operation.step, len(steps)):
-            source, target = steps[step]
-            operation.step = step  # the next restart must not move back an object that was moved already
+        inodes = self._move_names(operation)
+        if MADE_HERE not in arguments:
+            self._rekey(operation)
+            operation = msgspec.structs.replace(operation, arguments={**arguments, MADE_HERE: "yes"})
             self._journal.put_operation(number, operation)
-            await self._journal.commit()
-            if source.endswith("/"):
-                await self._move_below(source, target)
-            else:
-                await self._move(source, target, None)
-        found = [None if key.endswith("/") else await self._find(key) for key in new_keys]
-        inodes = int(arguments.get("inode", 0)), int(arguments.get("other", 0))
-        self._places.exchange((first, second), between, inodes)
-        for key, info, inode in zip(new_keys, found, reversed(inodes), strict=True):
-            self._places.settle(key, inode, info)
-        reached("recover.exchanged")
+        keys = keys_of(operation)
+        places = [self._places.place(key) for key in sorted(keys)]
+        for place in places:
+            self._namespace.hold(None, *place)
+        frozen = contextlib.ExitStack()
+        frozen.enter_context(self._writeback.frozen.freeze(*keys)).stick(INTERRUPTED)
+        return _Move(number, operation, places, inodes, self._namespace.unfinished.begin(places), frozen)
 
-    async def _find(self, key: str) -> ObjectInfo | None:
-        try:
-            return await self._store.head(key)
-        except NotFound:
-            return None  # it is of this machine only
+    def _move_names(self, operation: OperationRecord) -> dict[str, int]:
+        """Give the names what they stand for now, as far as the index has not done that; returns the inodes by new keys."""
+        arguments = operation.arguments
+        if operation.kind == SWAP:
+            pair = int(arguments.get("inode", 0)), int(arguments.get("other", 0))
+            self._places.exchange((arguments["first"], arguments["second"]), arguments["between"], pair)
+            inodes = dict(zip((target for _, target in moves_of(operation)), pair, strict=True))
+        else:
+            inode = int(arguments.get("inode") or 0)
+            self._places.move(arguments["source"], arguments["target"], inode)
+            inodes = {arguments["target"]: inode}
+        self._namespace.moved(*(inode for key, inode in inodes.items() if key.endswith("/")))
+        return inodes
 
     def _rekey(self, operation: OperationRecord) -> None:
         """Give records of the journal that a move is about their new keys; those that it has replaced are gone."""
         arguments = operation.arguments
-        moves: tuple[Move, ...]
-        if operation.kind == SWAP:
-            first, second = arguments["first"], arguments["second"]
-            moves = ((first, _like(second, first)), (second, _like(first, second)))
-        else:
-            source, target = arguments["source"], arguments["target"]
-            moves = ((source, target),)
+        if operation.kind != SWAP:
+            target = arguments["target"]
             self._journal.drop_delete(target)
             for number, record in list(self._journal.files.items()):
                 if record.key in (target, arguments.get("replaced")) and str(record.inode) != arguments.get("inode"):
                     self._journal.drop_file(number)
                     self._staging.remove(number)
         for number, record in list(self._journal.files.items()):
-            rekeyed = _rekeyed(record, operation.kind, moves)
-            if rekeyed is not record:
-                self._journal.put_file(number, rekeyed)
+            new = rekeyed(record, operation)
+            if new is not record:
+                self._journal.put_file(number, new)
 
-    async def move_what_was_not_closed(self) -> None:
-        """Move the objects of files that were renamed while they were open for writing: those are not uploaded."""
+    def _note_moves_of_what_was_not_closed(self) -> list[tuple[int, OperationRecord]]:
+        """Have the objects of files moved that were renamed while they were open for writing: those are not uploaded."""
+        noted = []
         for number, record in list(self._journal.files.items()):
             if record.closed or record.stored is None:
                 continue
-            if await has_other(self._store, record):
-                self._journal.drop_file(number)
-                continue
-            source, version = record.stored
-            await self._move(source, record.key, version or None)
+            (source, version), target = record.stored, record.key
+            arguments = {"source": source, "target": target, "version": version, "replaced": "", "inode": str(record.inode)}
+            if record.expect is not None:
+                arguments[UNLESS] = record.expect
             self._journal.put_file(number, msgspec.structs.replace(record, expect=None, doomed=False, stored=None))
             self._journal.drop_delete(source)
-            self._places.forget_listing(source)
-            reached("recover.moved-unclosed")
+            operation = OperationRecord(MOVE, {**arguments, MADE_HERE: "yes"}, 0, time.time())
+            noted.append((self._journal.new_id(), operation))
+            self._journal.put_operation(*noted[-1])
+        return noted
 
-    async def _move(self, source: str, target: str, version: str | None) -> None:
+    # -- in the store
+
+    async def _make_in_store(self, moves: Sequence[_Move], tried: trio.Event) -> None:
+        """Make moves in the store, patiently, and let go of their names. ``tried``: set when each was tried once."""
+        pause_s = FIRST_PAUSE_S
+        self._store.presence.on_back.append(self._store_is_back)
+        while moves := await self._make_as_many_as_can_be(moves):
+            tried.set()
+            urgent = self._writeback.pace.urgent or not self._store.reachable
+            pause_s = min(pause_s, URGENT_RETRY_S if urgent else LONGEST_OUTAGE_RETRY_S)
+            self._back = trio.Event()
+            with trio.move_on_after(pause_s):
+                await self._back.wait()
+            pause_s *= 2
+        tried.set()
+
+    def _store_is_back(self) -> None:
+        self._back.set()
+
+    async def _make_as_many_as_can_be(self, moves: Sequence[_Move]) -> list[_Move]:
+        """Make moves in their order; returns those that have failed, and those about the keys of such."""
+        left: list[_Move] = []
+        for move in moves:
+            keys = keys_of(move.operation)
+            if any(meet(key, other) for earlier in left for other in keys_of(earlier.operation) for key in keys):
+                left.append(move)
+            elif (error := await self._make(move)) is not None:
+                if move.wait.error is None:
+                    log.warning(
+                        "a rename that was interrupted cannot be finished yet, and its names (%s) wait: %s",
+                        ", ".join(map(repr, sorted(keys))), error,
+                    )  # fmt: skip
+                self._namespace.unfinished.failed(move.wait, error)
+                left.append(move)
+        return left
+
+    async def _make(self, move: _Move) -> LuxError | OSError | None:
+        """Make a move in the store; returns the error if that lets us not."""
         try:
-            info = await self._store.head(source)
-            if version is None or info.version == version:
-                await self._store.copy(source, target, version=info.version, size=info.size)
-                reached("recover.copied")
-                await self._delete([source])
-        except (NotFound, VersionChanged):
-            return  # it was finished
+            if move not in self._unmade:
+                self._unmade.append(move)
+            copies = await self._objects.make(move.number, move.operation)
+            found = {key: await self._objects.find(key) for key in move.inodes if not key.endswith("/")}
+            self._unmade.remove(move)
+            await self.take_up_rest()
+            await self._look_at_what_is_only_described(move)
+        except (LuxError, OSError) as exc:
+            return exc
+        except Exception as exc:
+            log.exception("finishing a rename failed in an unexpected way")
+            return Unforeseen(f"internal error ({type(exc).__name__}: {exc}), see the log")
+        self._let_go(move, found, copies)
+        return None
 
-    async def _move_below(self, source: str, target: str) -> None:
-        keys = []
-        async with contextlib.aclosing(self._store.list_all(source)) as pages:
-            async for page in pages:
-                for info in sorted(page.objects, key=lambda i: (not i.key.endswith("/"), i.key)):
-                    keys.append(info.key)
-                    to = target + info.key[len(source) :]
-                    await self._store.copy(info.key, to, version=info.version or None, size=info.size)
-                    reached("recover.copied")
-        await self._delete(keys)
+    def _let_go(self, move: _Move, found: dict[str, ObjectInfo | None], copies: dict[str, ObjectInfo]) -> None:
+        """The store has the move: its names are what it says, and everything may be asked and done again."""
+        for key, inode in move.inodes.items():
+            info, copy = found.get(key), copies.get(key)
+            copied = copy is not None and info is not None and copy.version == info.version
+            self._places.settle(key, inode, info, copied=copied or move.operation.kind == SWAP)
+        for place in move.places:
+            self._names.listings.forget(place[0])
+            self._namespace.have_looked_up(*place)  # it was told that the rename failed
+            entry = self._names.get(*place)
+            if entry is None or self._entries.get(entry.inode) is None:
+                self._namespace.settle(None, *place)
+        self._journal.drop_operation(move.number)
+        self._namespace.unfinished.end(move.wait)
+        move.frozen.close()
+        reached("recover.moved")
 
-    async def _delete(self, keys: list[str]) -> None:
-        for error in (await self._store.delete(sorted(keys, reverse=True))).values():
-            raise error
-
-
-def _rekeyed(record: FileRecord, kind: str, moves: tuple[Move, ...]) -> FileRecord:
-    """Return a record with its keys after moves of a kind; itself if they are not about it."""
-    record = _with_new_key(record, kind, moves)
-    for source, target in moves:
-        if record.inherits and _is_in(record.inherits, source):
-            record = msgspec.structs.replace(record, inherits=target + record.inherits[len(source) :])
-            break
-    for source, target in moves:
-        if record.stored is not None and _is_in(record.stored[0], source):
-            record = msgspec.structs.replace(record, stored=(target + record.stored[0][len(source) :], ""))
-            break
-    return record
-
-
-def _with_new_key(record: FileRecord, kind: str, moves: tuple[Move, ...]) -> FileRecord:
-    for source, target in moves:
-        if kind == MOVE and record.kind is Kind.SPECIAL and record.key == source:
-            return record  # the whiteout that the move left: it moves objects of the store only
-        keys = (source,) if kind == SWAP else (source, target)
-        at = next((key for key in keys if _is_in(record.key, key)), None)
-        if at is not None:  # copying again gave a new version to an object that has its new key already
-            never = record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL
-            expect = ABSENT if never and record.expect == ABSENT else None
-            return msgspec.structs.replace(record, key=target + record.key[len(at) :], expect=expect)
-    return record
+    async def _look_at_what_is_only_described(self, move: _Move) -> None:
+        """Files of which only the attributes changed are other versions now: else a push would find them replaced."""
+        seen: set[Dirty] = set()
+        while left := [d for d in self._entries if d not in seen and _is_only_described(d, move)]:
+            seen.update(left)
+            for dirty in left:
+                info = await self._objects.find(dirty.key)
+                place = dirty.place
+                entry = self._names.get(*place) if place is not None else None
+                if info is not None and place is not None and entry is not None and entry.inode == dirty.inode:
+                    entry.version = info.version
+                    self._names.put(*place, entry)
+                    dirty.stored.expects(info.version)
 
 
-def _is_in(key: str, moved: str) -> bool:
-    return key == moved or (moved.endswith("/") and key.startswith(moved))
-
-
-def _like(key: str, other: str) -> str:
-    """Return ``key`` in the form (directory, symlink, file) of ``other``, which an exchange brings there."""
-    plain = key.rstrip("/").removesuffix(naming.SYMLINK_SUFFIX)
-    suffix = "/" if other.endswith("/") else naming.SYMLINK_SUFFIX if other.endswith(naming.SYMLINK_SUFFIX) else ""
-    return plain + suffix
+def _is_only_described(dirty: Dirty, move: _Move) -> bool:
+    """Whether a dirty entry that is part of a move is an object of the store with other attributes."""
+    described = dirty.source is None and not dirty.target and dirty.kind in (Kind.FILE, Kind.SYMLINK)
+    return described and dirty.place is not None and any(is_in(dirty.key, key) for key in move.inodes)

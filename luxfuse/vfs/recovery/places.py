@@ -74,6 +74,15 @@ class JournalPlaces:
         self._names.listings.forget(parent)
         self.erase(parent, name, key)
 
+    def move(self, source: str, target: str, inode: int) -> None:
+        """Give an inode the name of ``target``, if it has that of ``source``; nothing else has the new name then."""
+        old, new = self.place(source), self.place(target)
+        entry, there = self._names.get(*old), self._names.get(*new)
+        if entry is not None and entry.inode == inode:
+            self._names.move(*old, *new)
+        elif there is not None and there.inode != inode:
+            self.erase(*new, target)
+
     def exchange(self, keys: tuple[str, str], between: str, inodes: tuple[int, int]) -> None:
         """Exchange the names of two keys, as far as the inodes have them that they had; may have been begun or made."""
         first, second = self.place(keys[0]), self.place(keys[1])
@@ -83,13 +92,20 @@ class JournalPlaces:
             if entry is not None and entry.inode == inode:
                 self._names.move(*source, *target)
 
-    def settle(self, key: str, inode: int, info: ObjectInfo | None) -> None:
-        """A key has what an inode stands for: ``info`` in the store, None for a directory or what is only here."""
+    def settle(self, key: str, inode: int, info: ObjectInfo | None, *, copied: bool) -> None:
+        """A key has what an inode stands for: ``info`` in the store, None for a directory or what is only here.
+
+        ``copied``: it is known to be what the inode was under its old key; else that is so if it has the version that is
+        known of the inode. What may be something else gets another inode.
+        """
         parent, name = self.place(key)
         self._names.listings.forget(parent)
         entry = self._names.get(parent, name)
-        if entry is None or entry.inode != inode:
-            self._names.erase(parent, name)
+        same = copied or info is None or (entry is not None and entry.version == info.version)
+        if entry is None or entry.inode != inode or not same:
+            self.erase(parent, name, key)
+        elif info is not None and self._entries.get(inode) is not None:
+            return  # it is changed here, and pushed
         elif info is not None:
             entry.version, entry.size, entry.checked_s = info.version, info.size, self._namespace.now_s()
             describe(entry, entry.attributes, info.mtime_ns, entry.checked_s)
@@ -98,12 +114,13 @@ class JournalPlaces:
             self._doubt(parent, name, entry)
 
     def _doubt(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Have an entry, and all below it, asked for again: copies are other versions."""
+        """Have an entry, and all below it, asked for again: copies are other versions. But not what is changed here."""
         doubted = [(parent, name, entry)]
         while doubted:
             above, name, entry = doubted.pop()
-            entry.checked_s = 0.0
-            self._names.put(above, name, entry)
+            if self._entries.get(entry.inode) is None:
+                entry.checked_s = 0.0
+                self._names.put(above, name, entry)
             if entry.kind is Kind.DIRECTORY:
                 self._names.listings.forget(entry.inode)
                 last = b""

@@ -2,8 +2,8 @@
 
 1. Multipart uploads that were open are aborted behind the mount, but those of which parts have arrived of a file that is
    to be uploaded.
-2. Moves are finished: objects that are still under the old key are copied and removed. Copying is repeated, so a move
-   that was cut short anywhere ends as if it had not been.
+2. Moves are finished: here at once; in the store, where objects that are still under the old key are copied and removed,
+   behind the mount if that takes long (`moves`). Their names wait for it.
 3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
 4. Files that the store can never hold, because their keys are too long, are kept in the recovered directory.
 5. Files that were closed or synced, or that programs have open (`opens`), are dirty again, and are uploaded. Those that
@@ -15,6 +15,7 @@ The journal alone is believed: names that the index lacks are made anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -49,8 +50,10 @@ from luxfuse.vfs.writeback import WriteBack
 log = logging.getLogger(__name__)
 
 ABORT_DEADLINE_S = 5.0
-MOVES_PAUSE_S, MOVES_PAUSE_MOST_S = 0.5, 5.0
-"""Between two tries of a successor to finish moves; doubled up to the second."""
+MOVES_PATIENCE_S = 3.0
+"""For how long the tree waits for the store to finish moves: as long as it takes to doubt that the store is there."""
+REST_PAUSE_S = 2.0
+"""Between tries to take up what could not be while the store did not answer."""
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Recovery:
         inherited: Inherited | None,
         files: Files,
         directories: OpenDirectories,
+        nursery: trio.Nursery,
     ) -> None:
         """``replicator``: of the nodes that may hold what was promised, and is not here any more.
 
@@ -102,7 +106,21 @@ class Recovery:
         self._store = store
         places = JournalPlaces(namespace, names, entries)
         contents = JournalContents(journal, staging, cache, intact=inherited is not None)
-        self._moves = UnfinishedMoves(places=places, journal=journal, staging=staging, store=store)
+        self._moves = UnfinishedMoves(
+            namespace=namespace,
+            names=names,
+            places=places,
+            entries=entries,
+            journal=journal,
+            staging=staging,
+            store=store,
+            writeback=writeback,
+            nursery=nursery,
+        )
+        self._moves.take_up_rest = self._take_up_rest
+        self._rest: list[tuple[int, FileRecord]] = []
+        """What cannot be taken up while the store does not answer, or has not finished a move."""
+        self._nursery = nursery
         self._deletes = UnfinishedDeletes(
             namespace=namespace,
             names=names,
@@ -124,6 +142,7 @@ class Recovery:
             cache=cache,
             store=store,
             is_open=inherited.is_open if inherited is not None else _nothing_is_open,
+            waits=self._moves.waits,
         )
         self._opens = (
             None
@@ -153,12 +172,9 @@ class Recovery:
         self._replicator = replicator
 
     async def run(self) -> Outcome:
-        """Do all of it. Raises `StoreError` if a move cannot be finished now and nobody waits, OSError if the disk fails.
-
-        Of a successor programs wait: it tries until the moves are finished.
-        """
+        """Do all of it. Raises `StoreError`, OSError if the disk fails."""
         outcome = Outcome()
-        outcome.moves = await self._finish_moves()
+        outcome.moves = await self._moves.finish(MOVES_PATIENCE_S)
         outcome.deletes = len(self._journal.deletes)
         read = self._opens.removed_and_read() if self._opens is not None else {}
         await self._deletes.make_what_waits_for_nothing(read)
@@ -173,42 +189,47 @@ class Recovery:
             self._nameless = self._opens.restore_nameless()
             self._opens.restore()
         await self._sweep_staging(outcome)
+        if self._rest:
+            self._nursery.start_soon(self._take_up_rest_patiently)
         await self._journal.commit()
         reached("recover.committed")
         return outcome
 
-    async def _finish_moves(self) -> int:
-        """Finish the moves; may be done again after it has failed. Returns how many there were."""
-        found = len(self._journal.operations)
-        pause_s = MOVES_PAUSE_S
-        while True:
-            try:
-                await self._moves.finish()
-                await self._moves.move_what_was_not_closed()
-            except StoreError as exc:
-                if self._opens is None:
-                    raise
-                level = logging.WARNING if pause_s == MOVES_PAUSE_S else logging.INFO
-                log.log(level, "renames of the daemon before cannot be finished yet, and all waits for them: %s", exc)
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, MOVES_PAUSE_MOST_S)
-            else:
-                return found
-
     async def _place(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         """Make a file of the journal dirty again, or set aside what there is of it."""
+        try:
+            await self._take_up(number, record, outcome)
+        except StoreUnavailable as exc:
+            log.info("what became of %r cannot be told yet: %s", record.key, exc)
+            self._rest.append((number, record))
+
+    async def _take_up_rest(self) -> None:
+        """Take up what could not be before. Raises `StoreUnavailable`, with that still to be done which it is about."""
+        while ready := [each for each in self._rest if not self._moves.waits(each[1].key)]:
+            number, record = ready[0]
+            self._rest.remove(ready[0])
+            try:
+                await self._take_up(number, record, Outcome())
+            except StoreUnavailable:
+                self._rest.append((number, record))
+                raise
+
+    async def _take_up_rest_patiently(self) -> None:
+        while self._rest:
+            await trio.sleep(REST_PAUSE_S)
+            with contextlib.suppress(StoreUnavailable):
+                await self._take_up_rest()
+
+    async def _take_up(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         if refusal := self._aside.refusal(record):
             outcome.refused += 1
             await self._aside.give_up(number, record, refusal)
         elif await self._files.resume(number, record):
             reached("recover.resumed")
         else:
-            try:
-                lost = record.closed and not await was_pushed(self._store, record)
-            except StoreUnavailable as exc:  # the next mount finds it out
-                log.info("whether %r was brought to the under-store cannot be told yet: %s", record.key, exc)
-                return
-            if lost:
+            if record.closed and self._moves.waits(record.key):
+                raise StoreUnavailable("its rename is not finished yet")
+            if record.closed and not await was_pushed(self._store, record):
                 outcome.lost += 1
                 log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 if record.holders and self._replicator is not None:
@@ -219,7 +240,7 @@ class Recovery:
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""
-        known = {dirty.number for dirty in self._entries} | self._nameless
+        known = {dirty.number for dirty in self._entries} | self._nameless | {number for number, _ in self._rest}
         for number in list(self._staging.stored()):
             if number not in known and self._staging.was_retired(number):
                 self._staging.remove(number)

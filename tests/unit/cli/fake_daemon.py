@@ -20,8 +20,8 @@ from tests.unit.control.samples import sample_status
 
 def step(**fields: object) -> dict[str, object]:
     plain: dict[str, object] = {
-        "files": 0, "bytes": 0, "deletes": 0, "open_files": 0, "put_bytes": 0, "stalled_s": 0.0, "error": None,
-        "done": False, "failures": [], "notes": [],
+        "files": 0, "bytes": 0, "deletes": 0, "renames": 0, "open_files": 0, "put_bytes": 0, "stalled_s": 0.0,
+        "error": None, "done": False, "failures": [], "notes": [],
     }  # fmt: skip
     return {**plain, **fields}
 

@@ -10,7 +10,16 @@ MIB = 1 << 20
 
 
 def step(**fields: Any) -> dict[str, Any]:
-    plain = {"files": 0, "bytes": 0, "deletes": 0, "open_files": 0, "put_bytes": 0, "stalled_s": 0.0, "error": None}
+    plain = {
+        "files": 0,
+        "bytes": 0,
+        "deletes": 0,
+        "renames": 0,
+        "open_files": 0,
+        "put_bytes": 0,
+        "stalled_s": 0.0,
+        "error": None,
+    }
     return {**plain, **fields}
 
 

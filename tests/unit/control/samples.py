@@ -99,6 +99,7 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "deletes": 0,
             "failing": 0,
             "error": None,
+            "renames": 0,
             "local_only": 0,
             "failures": 0,
             "conflicts": 0,

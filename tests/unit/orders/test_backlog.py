@@ -29,7 +29,8 @@ def _failures_are_logged(expected_logs: list[str]) -> None:
 
 
 def backlog_of(m: Mount) -> Backlog:
-    return Backlog(entries=m.dirty, journal=m.journal, writeback=m.writeback, store=m.store)
+    unfinished = m.namespace.unfinished
+    return Backlog(entries=m.dirty, journal=m.journal, writeback=m.writeback, store=m.store, unfinished=unfinished)
 
 
 async def create(m: Mount, name: str, data: bytes = b"", parent: int = ROOT_INODE) -> int:

@@ -1,0 +1,74 @@
+"""Keys that are being moved: nothing at or below them is pushed or removed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import trio
+
+from luxfuse.errors import StoreUnavailable
+from luxfuse.understore.retrying import Store
+from luxfuse.vfs.pace import Pace
+
+
+class Freeze:
+    """One move: changes of its keys wait."""
+
+    def __init__(self) -> None:
+        self.stuck = ""
+        """What the end depends on that may take long, such as the store's answer: then the wait has a deadline."""
+        self.changed = trio.Event()
+
+    def stick(self, why: str) -> None:
+        """Give changes that wait a deadline from now on; ``why``: what their key is part of."""
+        self.stuck, changed, self.changed = why, self.changed, trio.Event()
+        changed.set()
+
+
+class FrozenKeys:
+    """The keys of one mount that are being moved."""
+
+    def __init__(self, store: Store, pace: Pace) -> None:
+        """``pace`` is told when something thaws."""
+        self._store = store
+        self._pace = pace
+        self._freezes: dict[str, Freeze] = {}
+
+    @contextlib.contextmanager
+    def freeze(self, *keys: str) -> Iterator[Freeze]:
+        """Let nothing be pushed or removed at these keys of files, and below these prefixes, for the block."""
+        frozen = Freeze()
+        self._freezes.update(dict.fromkeys(keys, frozen))
+        try:
+            yield frozen
+        finally:
+            self._freezes = {key: each for key, each in self._freezes.items() if each is not frozen}
+            frozen.changed.set()
+            self._pace.wake()
+
+    async def thawed(self, key: str) -> None:
+        """Wait until nothing that a key lies in, or that lies below it, is being moved.
+
+        Raises `StoreUnavailable` if that waits for the store.
+        """
+        while (frozen := self._of(key)) is not None:
+            with trio.move_on_after(self._store.timeout_s if frozen.stuck else math.inf) as scope:
+                await frozen.changed.wait()
+            if scope.cancelled_caught:
+                raise StoreUnavailable(f"{key!r} is part of {frozen.stuck}")
+
+    def covers(self, key: str) -> bool:
+        """Whether something that a key lies in, or that lies below it, is being moved."""
+        return self._of(key) is not None
+
+    def _of(self, key: str) -> Freeze | None:
+        return next((frozen for moved, frozen in self._freezes.items() if meet(key, moved)), None)
+
+
+def meet(key: str, other: str) -> bool:
+    """Whether one of two keys, of files or prefixes of directories, is the other one, or lies below it."""
+    if key == other:
+        return True
+    return (other.endswith("/") and key.startswith(other)) or (key.endswith("/") and other.startswith(key))
