@@ -90,7 +90,7 @@ class Relisting:
             self._belief.stale_served += 1
             return listing.serial
         moves = await self._moving.under_one_name(directory)
-        prefix = self._places.prefix(directory)
+        prefix, held = self._places.prefix(directory), self._belief.is_held(directory)  # its marker may arrive meanwhile
         try:
             since_s = max(self._clock() - self._belief.ttl_s, self._belief.listing_doubted_s(directory))
             serial = await self._fetched(fetch, directory, prefix, moves, since_s, older=listing is not None)
@@ -101,7 +101,7 @@ class Relisting:
                 raise
             self._belief.stale_served += 1
             return listing.serial
-        if serial is None and (self._belief.is_held(directory) or self._names.after(directory, b"", 1)):
+        if serial is None and (held or self._belief.is_held(directory) or self._names.after(directory, b"", 1)):
             self._names.listings.note_empty(directory)  # the store will have it
             return self._names.listings.serial(directory)
         if serial is None:

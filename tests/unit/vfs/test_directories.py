@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import trio
 
 from luxfuse.core.evidence import SAMPLE
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import ListPage
+from luxfuse.understore.base import ListedPart
 from luxfuse.vfs import open_directories
 from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.errors import BadHandle, NotADirectory, NotALink
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import AWAY, mounted
+from tests.support.harness import AWAY, mounted, until
+
+T = TypeVar("T")
 
 
 def store_of(*keys: str) -> FakeStore:
@@ -159,3 +167,35 @@ async def test_entries_are_listed_with_the_attributes_that_each_has(tmp_path: Pa
                 assert stat == expected, name
         driver.release()
         m.fs.directories.close(handle)
+
+
+class Belated(FakeStore):
+    """Answers a listing with what was there when it came, once that is ``due``."""
+
+    asked = False
+    due = threading.Event()
+
+    def _answered(self, answer: T) -> T:
+        self.asked = True
+        assert self.due.wait(30)
+        return answer
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        return iter(self._answered(list(super().list_directory(prefix))))
+
+    def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
+        return self._answered(super().list_page(prefix, after, token))
+
+
+async def test_a_directory_whose_marker_arrives_while_it_is_listed(tmp_path: Path) -> None:
+    driver = Belated()
+    driver.due.set()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m, trio.open_nursery() as nursery:
+        inode = (await m.fs.mkdir(ROOT_INODE, b"made", 0o755, CALLER)).inode
+        m.names.listings.forget(inode)
+        driver.due.clear()
+        driver.asked = False
+        nursery.start_soon(m.fs.directories.open, inode)
+        await until(lambda: driver.asked)
+        await m.drain()
+        driver.due.set()
