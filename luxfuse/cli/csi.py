@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse.cli.errors import CommandFailed
-from luxfuse.daemon.logs import Logfmt
+from luxfuse.daemon.logs import Lines
 from luxfuse.fuse import mountpoint as mounts
 
 app = typer.Typer(help="The driver for Kubernetes; see luxfuse/docs/KUBERNETES.md.", no_args_is_help=True)
@@ -58,6 +58,6 @@ def _imported(module: str) -> Any:
 
 def _prepared(directory: str) -> Path:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Logfmt())
+    handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     return Path(mounts.resolve(directory))

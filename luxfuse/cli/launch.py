@@ -23,6 +23,7 @@ from luxfuse.core.kernels import why_no_keeper
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint
 from luxfuse.keeper import saying
+from luxfuse.keeper.log import LOG_FORMAT
 
 READY_DEADLINE_S = 30.0
 PROGRAM = Path(keeper.__path__[0], "__main__.py")
@@ -127,6 +128,7 @@ def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Pope
             stdout=log_fd,
             stderr=log_fd,
             pass_fds=[write_fd],
+            env={**os.environ, LOG_FORMAT: settings.log_format},
             cwd="/",
             start_new_session=True,
         )
@@ -186,6 +188,7 @@ def in_foreground(settings: Settings) -> int:
         os.dup2(fd, 0)
         os.close(fd)
         command = _command(settings, "", -1)
+        os.environ[LOG_FORMAT] = settings.log_format
         os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
     from luxfuse.daemon.main import run
 

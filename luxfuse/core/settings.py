@@ -259,6 +259,11 @@ SETTINGS = (
         "all users of the machine may look, and other machines must not be able to.",
     ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
+    Setting(
+        "log_format", values.choice("text", "json"),
+        "What a line of the log is: `name=value` pairs, or an object of JSON; systemd's journal is told its severity.",
+        "text",
+    ),
     Setting("log_level", values.choice("debug", "info", "warning", "error"), "The messages to log.", "info", live=True),
 )  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}

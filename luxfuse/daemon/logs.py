@@ -4,32 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import logging.handlers
 import os
 import sys
 from collections import deque
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from luxfuse.config import Settings
 
 FILE_BYTES = 10 << 20
 FILES_KEPT = 3
+_SEVERITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 RECENT_KEPT = 50
 RECENT_CHARACTERS = 500
 FILE_NAME = "daemon.log"
 
 
-class Logfmt(logging.Formatter):
-    """Makes one line of a record, with its traceback: ``timestamp=... level=... logger=... event="..."``, in UTC."""
+class Lines(logging.Formatter):
+    """Makes one line of a record, with its traceback.
+
+    As text, ``timestamp=... level=... logger=... event="..."``, or as JSON, an object with these names. The time is that of
+    the machine's clock and zone, with its distance from UTC. ``journal``: the line is for systemd's journal, which has a
+    time of its own, and takes the severity from a number in front.
+    """
+
+    def __init__(self, *, as_json: bool = False, journal: bool = False) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+        """Return the line."""
+        when = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
         fields = {"timestamp": when, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return " ".join(f"{name}={_value(text)}" for name, text in fields.items())
+        if self._journal:
+            del fields["timestamp"]
+        text = json.dumps(fields) if self._as_json else " ".join(f"{name}={_value(text)}" for name, text in fields.items())
+        return f"<{_severity(record.levelno)}>{text}" if self._journal else text
+
+
+def _severity(level: int) -> int:
+    """Return the number that syslog and the journal have for a level."""
+    return next((number for least, number in _SEVERITIES if level >= least), 7)
+
+
+def is_journal(fd: int) -> bool:
+    """Whether what is written to a descriptor goes to systemd's journal, which says so in JOURNAL_STREAM."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _value(text: str) -> str:
@@ -99,12 +129,14 @@ def recent() -> list[dict[str, object]]:
 def configure(settings: Settings, state: Path) -> None:
     """Send the log where ``settings`` say: its log_file, stderr in the foreground, or the mount's state directory."""
     handler: logging.Handler
+    journal = False
     if settings.foreground and settings.log_file is None:
         handler = logging.StreamHandler(sys.stderr)
+        journal = is_journal(sys.stderr.fileno())
     else:
         path = settings.log_file or str(state / FILE_NAME)
         handler = LogFile(path)
-    handler.setFormatter(Logfmt())
+    handler.setFormatter(Lines(as_json=settings.log_format == "json", journal=journal))
     root = logging.getLogger()
     root.handlers = [handler, Recent()]
     root.setLevel(settings.log_level.upper())

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import time
 
+LOG_FORMAT = "KEEPER_LOG_FORMAT"
+"""The variable that says whether lines are JSON: ``json``."""
+WARNING = "<4>"
+"""In front of a line for systemd's journal."""
+
 
 class Log:
     """The file that stdout and stderr of the keeper and its daemons go to; "" leaves them as they are."""
@@ -27,8 +32,19 @@ class Log:
     def say(self, what: str) -> None:
         """Add a line, in the log's form."""
         self.open()
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
-            os.write(2, f'timestamp={when} level=warning logger=luxfuse.keeper event="{what}"\n'.encode(errors="replace"))
+            os.write(2, f"{line_of(what)}\n".encode(errors="replace"))
         except OSError:
             pass  # a full disk is no reason to end
+
+
+def line_of(what: str) -> str:
+    """Return a line in the form of the daemon's log (`luxfuse.daemon.logs`), but for fractions of a second."""
+    zone = time.strftime("%z")
+    when = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}{zone[:3]}:{zone[3:]}"
+    status = os.fstat(2)
+    mark = WARNING if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}" else ""
+    if os.environ.get(LOG_FORMAT) != "json":
+        return f'{mark}timestamp={when} level=warning logger=luxfuse.keeper event="{what}"'
+    event = what.replace("\\", "\\\\").replace('"', '\\"')  # the module json would take memory for ever
+    return f'{mark}{{"timestamp": "{when}", "level": "warning", "logger": "luxfuse.keeper", "event": "{event}"}}'

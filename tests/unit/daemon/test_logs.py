@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,13 @@ from luxfuse.config import Settings
 from luxfuse.daemon import logs
 
 
-def line(message: str, *arguments: object, level: int = logging.INFO, exc_info: bool = False) -> str:
+def line(message: str, *arguments: object, level: int = logging.INFO, exc_info: bool = False,
+         as_json: bool = False, journal: bool = False) -> str:  # fmt: skip
     """The line of a record at a known time."""
     raised = sys.exc_info() if exc_info else None
     record = logging.LogRecord("luxfuse.place", level, "place.py", 1, message, arguments, raised)
     record.created = 1_800_000_000.25
-    return logs.Logfmt().format(record)
+    return logs.Lines(as_json=as_json, journal=journal).format(record)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,56 @@ def line(message: str, *arguments: object, level: int = logging.INFO, exc_info: 
     ],
 )
 def test_message_is_one_value(message: str, written: str) -> None:
-    assert line(message) == f"timestamp=2027-01-15T08:00:00.250000Z level=info logger=luxfuse.place event={written}"
+    event = re.escape(written)
+    assert re.fullmatch(
+        rf"timestamp=2027-01-1[45]T\d\d:00:00.250[+-]\d\d:\d\d level=info logger=luxfuse.place event={event}", line(message)
+    )
+
+
+@pytest.mark.parametrize(("zone", "when"), [
+    ("UTC0", "2027-01-15T08:00:00.250+00:00"), ("EST5", "2027-01-15T03:00:00.250-05:00"),
+    ("IST-5:30", "2027-01-15T13:30:00.250+05:30"),
+])  # fmt: skip
+def test_times_are_of_the_machine_with_their_zone(monkeypatch: pytest.MonkeyPatch, zone: str, when: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert line("x").startswith(f"timestamp={when} ")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_lines_of_json() -> None:
+    try:
+        raise ValueError("bad\nvalue")
+    except ValueError:
+        text = line('say "%s"', "so\nit is", exc_info=True, as_json=True)
+    assert "\n" not in text
+    fields = json.loads(text)
+    assert fields["event"] == 'say "so\nit is"'
+    assert fields["level"] == "info"
+    assert fields["exception"].endswith("ValueError: bad\nvalue")
+
+
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
+)
+def test_the_journal_gets_the_severity_and_keeps_the_time(level: int, number: int) -> None:
+    name = logging.getLevelName(level).lower()
+    assert line("x", level=level, journal=True) == f"<{number}>level={name} logger=luxfuse.place event=x"
+    assert line("x", level=level, journal=True, as_json=True).startswith(f'<{number}>{{"level"')
+
+
+def test_the_journal_is_known_by_its_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "stream").open("w") as stream, (tmp_path / "other").open("w") as other:
+        status = os.fstat(stream.fileno())
+        assert not logs.is_journal(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        assert logs.is_journal(stream.fileno())
+        assert not logs.is_journal(other.fileno())
+    assert not logs.is_journal(-1)
 
 
 def test_arguments_are_filled_in() -> None:
