@@ -90,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http: str | None = None
     http_token_file: str | None = None
     log_file: str | None = None
+    slow_request_s: float | None = None
     log_format: Literal["text", "json"] = default("log_format")
     log_level: Literal["debug", "info", "warning", "error"] = default("log_level")
     directory: str = "/"

@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from luxfuse import origins
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.race import Done, Fetched, Keep, PeerSource, Race
@@ -173,6 +174,7 @@ class Attempts:
             # Past its deadline nobody waits for this attempt any more, and its room on disk is given back.
             if not flight.claim(attempt):
                 raise StoreError("nobody waits for it any more")
+            flight.source = origins.NODES if by_peer else origins.STORE
             # A file that has pages must be there: a new one in its place would show holes where they were.
             stored = disk.store_run(
                 space.directory if space is not None else None, oid, size, flight.pages, data,

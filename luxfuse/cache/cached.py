@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import trio
 
+from luxfuse import origins
 from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.space import Space
 from luxfuse.core.heat import Heat
@@ -27,7 +28,7 @@ class Flight:
     __slots__ = (
         "_arrived", "_claimed", "_size", "_waited_for", "asked_s", "asks_peer", "attempt", "budget", "data", "done",
         "error", "fd", "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota",
-        "taken", "waits_for_peer",
+        "source", "taken", "waits_for_peer",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +72,8 @@ class Flight:
         """Pages that a reader has read to their end: the kernel has them now."""
         self.quota: Ledger | None = None
         """Where room for it is reserved besides that in a directory."""
+        self.source = origins.STORE
+        """Where its bytes came from, once they are there."""
         self.data: memoryview | None = None
         self.error: Exception | None = None
 

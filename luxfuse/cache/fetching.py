@@ -17,6 +17,7 @@ from functools import partial
 
 import trio
 
+from luxfuse import origins
 from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import ByteBudget, RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
@@ -320,5 +321,7 @@ class Fetching:
         """
         asked = bool(self.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))
         while obj.flights:
-            await next(iter(obj.flights.values())).landed()
+            flight = next(iter(obj.flights.values()))
+            await flight.landed()
+            origins.tell(flight.source, flight.length)
         return asked

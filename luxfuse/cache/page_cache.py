@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import trio
 
+from luxfuse import origins
 from luxfuse.cache import disk
 from luxfuse.cache.attempts import Attempts
 from luxfuse.cache.budget import RecentPages
@@ -126,6 +127,7 @@ class PageCache:
             kept = self.recent.get(obj.oid, page)
             if kept is not None:
                 self.counters.memory_bytes += high - low
+                origins.tell(origins.MEMORY, high - low)
                 if high == len(kept) and obj.pages.has(page):
                     self.recent.discard(obj.oid, page)
                 return memoryview(kept)[low:high]
@@ -133,6 +135,7 @@ class PageCache:
             if flight is not None:
                 await (flight.arrived() if early else flight.landed())
                 data = flight.page(page)
+                origins.tell(flight.source, high - low)
                 if high == len(data):
                     flight.taken.add(page)
                     if obj.pages.has(page):
@@ -173,6 +176,7 @@ class PageCache:
             self.contents.trust.mend(obj, loaded.damaged)
             return None
         space.read_bytes += length
+        origins.tell(space.tier, length)
         return loaded.data
 
     # -- handing over to the kernel

@@ -34,6 +34,8 @@ COMMANDS = {
     "check": "check.check",
     "index": "index.app",
     "stats": "stats.stats",
+    "trace": "trace.trace",
+    "profile": "profile.profile",
     "cluster": "cluster.app",
     "csi": "csi.app",
 }

@@ -135,6 +135,10 @@ class ControlClient:
         """
         return self._lines("check", {"repair": repair})
 
+    def trace(self, path: str, pid: int | None) -> Steps:
+        """Yield ``events``, requests as they are answered, and how many were ``dropped``. Stop iterating to end it."""
+        return self._lines("trace", {"path": path, "pid": pid})
+
     def locate(self, paths: list[str]) -> list[dict[str, Any]]:
         """Return which parts of each path are cached, and where, in the form that `luxfuse.control.orders` describes."""
         return self._field("locate", {"paths": paths}, kind=list)

@@ -75,6 +75,13 @@ class Replicate(Paths, frozen=True, kw_only=True):
             raise ValueError("max: is smaller than min")
 
 
+class Trace(Order, frozen=True, kw_only=True):
+    """Requests to tell of: those of files at and below ``path``, and of a process."""
+
+    path: str = ""
+    pid: int | None = None
+
+
 class Attach(Order, frozen=True, kw_only=True):
     """The source of an under-store, and the path to attach it at; ``options`` in TOML spelling."""
 
@@ -181,6 +188,8 @@ ORDERS = {
     "free": Endpoint("POST", "/v1/free", Paths, "lines"),
     # `luxfuse.orders.check.CheckProgress`
     "check": Endpoint("POST", "/v1/check", Check, "lines"),
+    # ``events`` (`luxfuse.fuse.tracing.event`), and how many were ``dropped``, until the client hangs up
+    "trace": Endpoint("POST", "/v1/trace", Trace, "lines"),
     # see above
     "locate": Endpoint("POST", "/v1/locate", Paths, "json", "paths"),
     # lines: ``failures`` and ``notes``

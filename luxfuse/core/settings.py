@@ -260,6 +260,11 @@ SETTINGS = (
     ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
     Setting(
+        "slow_request", values.TIME_OUT,
+        "Log each request of a program that takes so long, with its file, the program, and what it waited for.",
+        shown_default="none",
+    ),
+    Setting(
         "log_format", values.choice("text", "json"),
         "What a line of the log is: `name=value` pairs, or an object of JSON; systemd's journal is told its severity.",
         "text",

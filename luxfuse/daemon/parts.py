@@ -11,6 +11,7 @@ from luxfuse.fuse.once import Begun
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
 from luxfuse.fuse.session import Held, Session
+from luxfuse.fuse.tracing import Tracing
 from luxfuse.fuse.watchdog import Watchdog
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.shares import KernelShares
@@ -28,6 +29,7 @@ class Parts(VolumeParts):
     kernel: KernelSide
     session: Session
     watchdog: Watchdog
+    tracing: Tracing
     volumes: Volumes
     shares: KernelShares
 
@@ -63,7 +65,8 @@ def build(opened: Opened, succession: Succession | None = None) -> Parts:
         operations=operations,
         kernel=kernel,
         session=session,
-        watchdog=Watchdog(operations, s.request_timeout_s),
+        watchdog=Watchdog(operations, s.request_timeout_s, s.slow_request_s),
+        tracing=Tracing(operations, kernel),
         volumes=volumes,
         shares=shares,
     )

@@ -211,6 +211,12 @@ class Service:
                 job.stop()
             before.append(job.progress())
 
+    async def trace(self, path: str, pid: int | None) -> AsyncGenerator[dict[str, object], None]:
+        """Tell of requests as they are answered, while this is iterated. Raises `MountError`."""
+        async with aclosing(self._running.parts.tracing.watch(path, pid)) as steps:
+            async for step in steps:
+                yield step
+
     async def locate(self, paths: list[str]) -> list[dict[str, object]]:
         """Return what is cached of each path, and where."""
         found: list[dict[str, object]] = []

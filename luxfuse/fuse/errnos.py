@@ -11,9 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from luxfuse import origins
 from luxfuse.core.histogram import Histogram
 from luxfuse.errors import LuxError, Unforeseen
-from luxfuse.fuse.lowlevel import pyfuse3
+from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+from luxfuse.origins import Origins
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -45,13 +47,32 @@ file: a staging directory that is gone is no missing file (ENOENT), one that is 
 class Running:
     """A handler that runs: ``began_s`` is by `time.perf_counter`, ``reported`` whether the log told of it."""
 
-    __slots__ = ("began_s", "name", "reported", "task")
+    __slots__ = ("_token", "at_ns", "began_s", "call", "name", "origins", "places", "reported", "task", "thread", "user")
 
-    def __init__(self, name: str, task: trio.lowlevel.Task) -> None:
+    def __init__(self, name: str, task: trio.lowlevel.Task | None, began_s: float | None = None) -> None:
+        """``task`` None: the request is answered without one."""
         self.name = name
         self.task = task
-        self.began_s = time.perf_counter()
+        self.began_s = time.perf_counter() if began_s is None else began_s
         self.reported = False
+        self.call: Any = None
+        """The handler's coroutine."""
+        self.thread = self.user = self.at_ns = 0
+        """Whose request it is, and when a lane read it if somebody traces (`passthrough.caller`)."""
+        self.origins: Origins | None = None
+        self.places: dict[str, float] | None = None
+        """Where it has been found to wait, for how many seconds; see `Watchdog`."""
+
+    def watch(self) -> None:
+        """Note whose request it is, at the beginning, and from then on where its bytes come from."""
+        self.thread, self.user, self.at_ns = passthrough.caller()
+        if self.task is not None:
+            self.origins, self._token = origins.watch()
+
+    def forget(self) -> None:
+        """End what `watch` began."""
+        if self.origins is not None:
+            origins.forget(self._token)
 
 
 Observer = Callable[[Running, tuple[Any, ...], Any, int], None]
@@ -84,6 +105,16 @@ def observe(counting: Counting, name: str, began_s: float) -> None:
     _histogram(counting.latency, name).observe(time.perf_counter() - began_s)
 
 
+def ended(counting: Counting, name: str, began_s: float, arguments: tuple[Any, ...], code: int = 0) -> None:
+    """As `observe`, of a request that was answered without a task; and tell the observers."""
+    observe(counting, name, began_s)
+    if counting.observers:
+        running = Running(name, None, began_s)
+        running.watch()
+        for told in counting.observers:
+            told(running, arguments, None, code)
+
+
 def errno_of(counting: Counting, name: str, exc: Exception) -> int:
     """Return the answer to a request that met an error, and count and log it; called where it is handled."""
     if isinstance(exc, LuxError):
@@ -114,9 +145,12 @@ def guarded(handler: F) -> F:
     async def wrapper(self: Counting, *args: Any, **kwargs: Any) -> Any:
         running = Running(handler.__name__, trio.lowlevel.current_task())
         self.running.add(running)
+        if self.observers:
+            running.watch()
         result, code = None, errno.EINTR
         try:
-            result = await handler(self, *args, **kwargs)
+            running.call = handler(self, *args, **kwargs)
+            result = await running.call
             code = 0
         except pyfuse3.FUSEError as exc:
             code = exc.errno
@@ -127,6 +161,7 @@ def guarded(handler: F) -> F:
         finally:
             self.running.discard(running)
             observe(self, running.name, running.began_s)
+            running.forget()
             for told in self.observers:
                 told(running, args, result, code)
         return result

@@ -88,6 +88,10 @@ class Operations(pyfuse3.Operations):
         """Whether a request that Python has taken is not answered yet."""
         return bool(self.running) or self.volumes.under_way
 
+    def directory_of(self, fh: int) -> int | None:
+        """Return the inode of an open directory."""
+        return self._directories.get(fh & NUMBER_MASK)
+
     # -- names and attributes
 
     @guarded
@@ -199,7 +203,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
         """Make the names of a directory durable."""
-        inode = self._directories.get(fh & NUMBER_MASK)
+        inode = self.directory_of(fh)
         if inode is not None:
             with self.volumes.of(inode) as fs:
                 await fs.fsyncdir(inode & LOCAL_MASK)

@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of, times_of
-from luxfuse.fuse.errnos import errno_of, observe
+from luxfuse.fuse.errnos import Running, ended, errno_of, observe
 from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations, handle_of
@@ -70,7 +70,7 @@ class Prompt:
             passthrough.reply_entry(unique, *(0,) * 11, valid_ns, 0)
         except Exception:  # noqa: BLE001 (the handler meets it again, and says so)
             return False
-        observe(self._operations, "lookup", began_s)
+        ended(self._operations, "lookup", began_s, (parent, name))
         return True
 
     def getattr(self, unique: int, inode: int) -> bool:
@@ -83,14 +83,14 @@ class Prompt:
             passthrough.reply_attr(unique, *_form(stat, 0), *_times(stat))
         except Exception:  # noqa: BLE001 (as above)
             return False
-        observe(self._operations, "getattr", began_s)
+        ended(self._operations, "getattr", began_s, (inode,))
         return True
 
     def create(
         self, unique: int, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, pid: int, umask: int
     ) -> bool:
         """A file whose name is known to be free, where that waits for nothing."""
-        began_s = time.perf_counter()
+        began_s, code = time.perf_counter(), 0
         if self._operations.read_only or unique & RESENT:  # `once` knows whether it was made already
             return False
         try:
@@ -110,8 +110,9 @@ class Prompt:
             self._operations.keep(handle, unique, volume.base | stat.inode, flags)
             passthrough.reply_created(unique, *_form(stat, volume.base), *_times(stat, created=True), handle)
         except Exception as exc:  # noqa: BLE001 (it is logged)
-            passthrough.reply_done(unique, errno_of(self._operations, "create", exc))
-        observe(self._operations, "create", began_s)
+            code = errno_of(self._operations, "create", exc)
+            passthrough.reply_done(unique, code)
+        ended(self._operations, "create", began_s, (parent, name), code)
         return True
 
     def flush(self, unique: int, fh: int) -> bool:
@@ -121,18 +122,24 @@ class Prompt:
         if volume is None or volume.fs is None:
             return False
         volume.under_way += 1
+        waiting = Running("flush", None, began_s)
+        if self._operations.observers:
+            waiting.watch()
         try:
-            if volume.fs.flush_soon(ref_of(fh), partial(self._flushed, unique, volume, began_s)):
+            if volume.fs.flush_soon(ref_of(fh), partial(self._flushed, unique, volume, waiting, fh)):
                 return True
         except Exception:
             log.debug("a close is tried again", exc_info=True)
         volume.under_way -= 1
         return False
 
-    def _flushed(self, unique: int, volume: Volume, began_s: float, error: Exception | None) -> None:
+    def _flushed(self, unique: int, volume: Volume, waiting: Running, fh: int, error: Exception | None) -> None:
         volume.under_way -= 1
-        passthrough.reply_done(unique, 0 if error is None else errno_of(self._operations, "flush", error))
-        observe(self._operations, "flush", began_s)
+        code = 0 if error is None else errno_of(self._operations, "flush", error)
+        passthrough.reply_done(unique, code)
+        observe(self._operations, "flush", waiting.began_s)
+        for told in self._operations.observers:
+            told(waiting, (fh,), None, code)
 
     def release(self, unique: int, fh: int) -> bool:
         """The end of an open of a volume that there is."""

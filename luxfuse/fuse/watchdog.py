@@ -13,12 +13,15 @@ import time
 import traceback
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import trio
 
 from luxfuse.core.deadlines import Verdict, judge
 from luxfuse.core.units import format_age
+from luxfuse.fuse.noting import frames_of, keep_noting
 from luxfuse.fuse.operations import Operations
+from luxfuse.fuse.slow import SlowRequests
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,14 @@ FRAMES = 6
 class Watchdog:
     """Looks after the handlers of one mount, whose requests to the store get ``request_timeout_s``."""
 
-    def __init__(self, operations: Operations, request_timeout_s: float, *, check_s: float = CHECK_S) -> None:
+    def __init__(
+        self, operations: Operations, request_timeout_s: float, slow_s: float | None = None, *, check_s: float = CHECK_S
+    ) -> None:
+        """``slow_s``: note of requests of half that age what they wait for."""
         self._operations = operations
+        self._slow_s = slow_s
+        if slow_s is not None:
+            operations.observers.append(SlowRequests(operations, slow_s))
         self._request_timeout_s = request_timeout_s
         self._check_s = check_s
         self._turns = 0
@@ -47,10 +56,13 @@ class Watchdog:
         thread = threading.Thread(target=self._watch, args=(loop,), name="watchdog", daemon=True)
         thread.start()
         try:
-            while True:
-                await trio.sleep(self._check_s)
-                self._turns += 1
-                self.look(time.perf_counter())
+            async with trio.open_nursery() as nursery:
+                if self._slow_s is not None:
+                    nursery.start_soon(keep_noting, self._operations, self._slow_s)
+                while True:
+                    await trio.sleep(self._check_s)
+                    self._turns += 1
+                    self.look(time.perf_counter())
         finally:
             self._ended.set()
 
@@ -64,8 +76,9 @@ class Watchdog:
             self.overdue += 1
             level = logging.WARNING if verdict is Verdict.OVERDUE else logging.INFO
             age = format_age(now_s - request.began_s)
-            log.log(level, "%s has not been answered for %s; it waits in %s", request.name, age, waits_in(request.task))
+            log.log(level, "%s has not been answered for %s; it waits in %s", request.name, age, waits_in(request.call))
             if verdict is Verdict.OVERDUE:
+                assert request.task is not None
                 self._operations.interrupts.time_out(request.task)
 
     def _watch(self, loop: int) -> None:
@@ -85,9 +98,9 @@ class Watchdog:
                 log.warning("the event loop has not turned for %s; it is in %s", format_age(missed * self._check_s), where)
 
 
-def waits_in(task: trio.lowlevel.Task) -> str:
-    """Return where a task waits, the innermost place first."""
-    places = [_place(frame, line) for frame, line in task.iter_await_frames()]
+def waits_in(call: Any) -> str:
+    """Return where a coroutine waits, the innermost place first."""
+    places = [_place(frame, frame.f_lineno) for frame in frames_of(call)]
     return " < ".join(reversed(places[-FRAMES:])) or "nothing"
 
 

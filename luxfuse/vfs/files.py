@@ -271,6 +271,15 @@ class Files:
         if backing is not None:
             self._ahead.opened(backing.parent, backing.name)
 
+    def tier_of(self, inode: int) -> str | None:
+        """Return the tier that has the cached file of an inode that is open; None if it is none of the cache."""
+        backing, copied = self.backings.get(inode), self.copied.get(inode)
+        obj = copied.obj if copied is not None else None
+        oid = backing.oid if backing is not None else obj.oid if obj is not None else None
+        record = None if oid is None else self._cache.record_of(oid)
+        space = None if record is None else self._cache.hierarchy.by_number(record.directory)
+        return None if space is None else space.tier
+
     def open_entry(self, inode: int) -> Entry | None:
         """Return the entry of an inode that is open, though its name may be gone or stand for another one."""
         opened = self.copied.get(inode) or self.backings.get(inode)

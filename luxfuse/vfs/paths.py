@@ -46,6 +46,14 @@ def size_of(volumes: Volumes, inode: int) -> int:
         return 0
 
 
+def tier_of(volumes: Volumes, inode: int) -> str | None:
+    """Return the tier that has the cached file of an inode that is open; None if it is none of the cache."""
+    volume = volumes.find(inode)
+    if volume is None or volume.fs is None:
+        return None
+    return volume.fs.files.tier_of(inode & LOCAL_MASK)
+
+
 def inode_of(volumes: Volumes, handle: int) -> int | None:
     """Return the inode of a handle without marks that is copied; None if it is not open any more."""
     volume = volumes.find(handle)

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from luxfuse.cli import command_line, launch, main
@@ -86,7 +86,7 @@ class _ForkedDaemon:
 
     def __init__(
         self, command: Sequence[str], *, stdin: int, stdout: int, stderr: int, pass_fds: Sequence[int], cwd: str,
-        start_new_session: bool,
+        start_new_session: bool, env: Mapping[str, str],
     ) -> None:  # fmt: skip
         work = {tuple(_DAEMON): _daemon, tuple(_KEEPER): _keep}[tuple(command[:4])]
         assert stdin == subprocess.PIPE
@@ -97,6 +97,7 @@ class _ForkedDaemon:
         if self.pid == 0:
             os.setsid()
             os.chdir(cwd)
+            os.environ.update(env)
             _become(lambda: work(command[4:]), (reading, stdout, stderr), *pass_fds)
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")

@@ -161,6 +161,7 @@ bool answer_lookup(struct lane *lane, const void *request, size_t size)
 		out.entry_valid_nsec = out.attr_valid_nsec = (uint32_t)(left % 1000000000);
 		atomic_store_explicit(&a->used, true, memory_order_relaxed);
 		count_up(&lane->lookups, 1);
+		lane->seen.ino = a->said.ino;
 		LANE_PAUSE();
 		send_reply(in->unique, 0, &out, sizeof out);
 	}

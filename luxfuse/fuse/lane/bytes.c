@@ -88,6 +88,7 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	/* Counted before the reader goes on, so that the counters are never behind what was seen. */
 	count_up(&lane->reads, 1);
 	count_up(&lane->read_bytes, (unsigned long long)n);
+	lane->seen.bytes = (uint64_t)n;
 	send_reply(in->unique, 0, lane->reply, (size_t)n);
 	return true;
 }

@@ -243,6 +243,7 @@ static bool answer_open(struct lane *lane, const struct fuse_in_header *in, cons
 	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, in->unique, &reply))
 		return false;
 	count_up(&lane->opens, 1);
+	lane->seen.passthrough = reply.backing_id != 0;
 	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
 		table_released(in->nodeid, in->unique, false); /* the opener is gone, and no RELEASE will come */
 	estate_answered();
@@ -342,7 +343,11 @@ static void *run(void *argument)
 		if ((size_t)n < sizeof(struct fuse_in_header))
 			continue;
 		count_up(&lane->requests, 1);
-		if (!answer(lane, buffer, (size_t)n)) {
+		const int64_t began_ns = atomic_load_explicit(&tracing, memory_order_relaxed) ? trace_clock() : 0;
+		if (answer(lane, buffer, (size_t)n)) {
+			if (began_ns)
+				trace_note(lane, buffer, began_ns);
+		} else {
 			say_kill(buffer, (size_t)n);
 			if (!enqueue(buffer, (size_t)n))
 				send_reply(((struct fuse_in_header *)buffer)->unique, ENOMEM, NULL, 0);

@@ -5,6 +5,7 @@
  *   answers.c  LOOKUP and GETATTR from what Python has said of names
  *   table.c    the registered inodes: the only place that counts their opens
  *   estate.c   the opens, in memory that outlives the process
+ *   trace.c    what lanes have answered, for those who watch
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   prompt.c   requests that Python answers in one step of the event loop
  *   libfuse.c  the functions of libfuse that are found here first
@@ -71,6 +72,7 @@ struct request {
 	struct request *next;
 	size_t size;
 	void *data;
+	int64_t at_ns; /* when it was read, while `tracing` is set; else 0 */
 };
 
 bool enqueue(const void *data, size_t size); /* false: no memory. Waits while the queue is full. */
@@ -149,6 +151,10 @@ struct lane {
 	_Alignas(64) atomic_ullong requests, opens, reads, read_bytes, writes, lookups, getattrs; /* read by others */
 	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
 	char *reply;   /* of MOST_BYTES, from the first READ on */
+	struct {
+		uint64_t ino, bytes;
+		bool passthrough;
+	} seen; /* of the last LOOKUP, READ, OPEN, for trace.c */
 };
 #ifndef MOST_LANES
 #define MOST_LANES 16u /* fewer in a test, so that none may block */
@@ -168,6 +174,25 @@ bool may_block(void);			    /* whether this lane may now wait for a disk; then `
 void has_blocked(void);
 int send_reply(uint64_t unique, int error, const void *payload, size_t size); /* 0, or a negative errno */
 void count_up(atomic_ullong *counter, unsigned long long by);
+
+/* ------------------------------------------------------------------ trace.c */
+
+#ifndef TRACED
+#define TRACED 65536u /* of 56 bytes */
+#endif
+
+struct traced {
+	int64_t began_ns, took_ns; /* CLOCK_MONOTONIC */
+	uint64_t ino, offset, bytes;
+	uint32_t pid, uid, opcode;
+	bool passthrough; /* of an OPEN: the kernel reads the file */
+};
+
+extern atomic_bool tracing;
+bool trace_set(bool wanted); /* false: no memory; what was noted before is forgotten */
+int64_t trace_clock(void);
+void trace_note(const struct lane *lane, const void *request, int64_t began_ns);
+size_t take_traced(struct traced *found, size_t most, unsigned long long *lost); /* `lost` since the last call */
 
 /* ------------------------------------------------------------------ estate.c */
 
@@ -235,9 +260,11 @@ void prompt_set(PyObject *tuple); /* NULL: none */
 
 /* ------------------------------------------------------------------ libfuse.c */
 
-extern uint64_t current_unique; /* guarded by the interpreter lock, like the pid */
+extern uint64_t current_unique; /* guarded by the interpreter lock, like what follows */
 extern uint64_t answering_unique; /* of the open that Python answers next */
-extern uint32_t current_pid, current_xattr_flags;
+extern uint32_t current_pid, current_uid, current_xattr_flags;
+extern int64_t current_at_ns; /* as of struct request */
+void note_current(const struct request *r); /* Python is about to be called for it */
 #ifdef Py_PYTHON_H
 extern PyObject *on_fallocate; /* guarded by the interpreter lock */
 #endif

@@ -79,7 +79,7 @@ void prompt_serve(void)
 {
 	struct request *r;
 	for (unsigned i = 0; i < AT_ONCE && (r = dequeue_prompt()); i++) {
-		current_unique = ((const struct fuse_in_header *)r->data)->unique;
+		note_current(r);
 		PyObject *taken = functions ? call(r) : Py_NewRef(Py_False);
 		if (!taken) { /* a mistake in luxfuse: its functions raise nothing */
 			PyErr_WriteUnraisable(functions);

@@ -91,7 +91,7 @@ bool enqueue(const void *data, size_t size)
 		return false;
 	}
 	memcpy(copy, data, size);
-	*r = (struct request){ NULL, size, copy };
+	*r = (struct request){ NULL, size, copy, atomic_load_explicit(&tracing, memory_order_relaxed) ? trace_clock() : 0 };
 	const bool may_be_prompt = is_prompt(data, size);
 	struct queue *to;
 	pthread_mutex_lock(&queue_lock);

@@ -342,6 +342,8 @@ static void *python(void *argument)
 	struct drained gone;
 	uint64_t *touched, noticed[NOTICES];
 	struct busy *busy;
+	struct traced traced[64];
+	unsigned long long lost;
 	while (!atomic_load(&stop)) {
 		const unsigned file = rnd(&state, FILES);
 		const uint64_t ino = ino_of(file);
@@ -410,6 +412,10 @@ static void *python(void *argument)
 			free(touched);
 			take_busy(&busy);
 			free(busy);
+			if (take_traced(traced, 64, &lost) > TRACED)
+				fail("traced", file, 0);
+			if (rnd(&state, 16) == 0)
+				trace_set(rnd(&state, 4));
 		}
 		close(fd);
 		for (unsigned i = 0; i < 4; i++)

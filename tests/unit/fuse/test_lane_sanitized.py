@@ -13,13 +13,13 @@ import pytest
 from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
-SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "queue.c", "table.c")]
+SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "queue.c", "table.c", "trace.c")]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
 SHORT_RUN = "-DRUN_BYTES=(49152u+16u)"
 """A file of the model and two words."""
-FEW_ANSWERS = ["-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u"]
-"""So that there is no room for all names of the model, and lists are long."""
+FEW_ANSWERS = ["-DTRACED=32u", "-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u"]
+"""So that there is no room for all names of the model, nor for all that is traced, and lists are long."""
 SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
 UNLOCK = "	pthread_mutex_unlock(lock_of_name(bucket));\n"

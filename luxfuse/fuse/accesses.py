@@ -1,0 +1,127 @@
+"""What a request was about, for people: which program, which file, how many bytes and where from."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luxfuse.fuse.attributes import NUMBER_MASK
+from luxfuse.fuse.errnos import Running
+from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.fuse.operations import Operations
+from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of
+
+_OF_NAMES = frozenset({"lookup", "create", "mkdir", "mknod", "symlink", "unlink", "rmdir"})
+_OF_HANDLES = frozenset({"read", "write", "flush", "fsync", "fallocate"})
+_OF_DIRECTORIES = frozenset({"readdir", "fsyncdir"})
+SILENT = frozenset({"release", "releasedir", "access", "statfs"})
+"""Not told of: closes, and what the kernel asks for by itself."""
+_THREADS_KEPT = 1024
+_BELIEVED_S = 10.0
+
+
+@dataclass(slots=True)
+class Access:
+    """A request that has ended. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
+
+    ``queued_s``: how long it waited before Python looked at it, as far as that is known; ``bytes`` that were read or
+    written, of an open the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads the file from
+    then on; of what the lanes answered, ``dataplane``. ``waited``: of a slow one, seconds by what it waited for.
+    """
+
+    operation: str
+    path: str | None
+    thread: int
+    user: int
+    began_s: float
+    took_s: float
+    queued_s: float = 0.0
+    offset: int = 0
+    bytes: int = 0
+    sources: dict[str, int] | None = None
+    waited: dict[str, float] | None = None
+    way: str = ""
+    code: int = 0
+    process: int = 0
+    program: str = "?"
+
+    @property
+    def error(self) -> str:
+        """The name of the error, empty if there was none."""
+        return errno.errorcode.get(self.code, str(self.code)) if self.code else ""
+
+
+def access_of(
+    operations: Operations, running: Running, arguments: tuple[Any, ...], result: Any, code: int, *, in_kernel: bool
+) -> Access:
+    """Return what a handler has done. ``in_kernel``: registered files are read in passthrough."""
+    name, now_s = running.name, time.perf_counter()
+    queued_s = max(0.0, running.began_s - running.at_ns / 1e9) if running.at_ns else 0.0
+    found = Access(name, None, running.thread, running.user, running.began_s, now_s - running.began_s, queued_s, code=code)
+    found.path = _path(operations, name, arguments)
+    if running.origins is not None and running.origins.bytes:
+        found.sources = dict(running.origins.bytes)
+    found.waited = running.places
+    if name in ("read", "write"):
+        found.offset = arguments[1]
+        found.bytes = len(result) if name == "read" and not code else result or 0
+    elif name == "open" and not code:
+        found.bytes = size_of(operations.volumes, arguments[0])
+        fast = result.fh & passthrough.MARK_FAST
+        found.way = "copied" if not fast else "passthrough" if in_kernel else "dataplane"
+    return found
+
+
+def _path(operations: Operations, name: str, arguments: tuple[Any, ...]) -> str | None:
+    volumes = operations.volumes
+    if name in _OF_NAMES:
+        return name_in(volumes, arguments[0], bytes(arguments[1]))
+    if name == "rename":
+        return f"{name_in(volumes, arguments[0], arguments[1])} -> {name_in(volumes, arguments[2], arguments[3])}"
+    if name == "link":
+        return name_in(volumes, arguments[1], arguments[2])
+    if name in _OF_DIRECTORIES:
+        directory = operations.directory_of(arguments[0])
+        return None if directory is None else path_of(volumes, directory)
+    if name in _OF_HANDLES:
+        number = arguments[0] & NUMBER_MASK
+        inode = number if arguments[0] & passthrough.MARK_FAST else inode_of(volumes, number)
+        return None if inode is None else path_of(volumes, inode)
+    return path_of(volumes, arguments[0]) if arguments and isinstance(arguments[0], int) else None
+
+
+class Programs:
+    """The programs that threads belong to, from /proc; remembered for a moment, as many requests follow each other."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, tuple[float, int, str]] = OrderedDict()
+
+    def of(self, thread: int) -> tuple[int, str]:
+        """Return process and program of a thread; ``?`` where it has ended, or is in another process namespace."""
+        now_s = time.monotonic()
+        found = self._known.get(thread)
+        if found is None or now_s - found[0] > _BELIEVED_S:
+            found = self._known[thread] = (now_s, *_look(thread))
+            self._known.move_to_end(thread)
+            if len(self._known) > _THREADS_KEPT:
+                self._known.popitem(last=False)
+        return found[1], found[2]
+
+
+def _look(thread: int) -> tuple[int, str]:
+    if not thread:
+        return 0, "kernel"
+    process, program = thread, "?"
+    try:
+        for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()[:8]:
+            name, _, value = line.partition(":\t")
+            if name == "Tgid":
+                process = int(value)
+        program = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+    except (OSError, ValueError):
+        pass
+    return process, program

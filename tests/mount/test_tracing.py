@@ -1,0 +1,136 @@
+"""What a mount tells of requests: traces, slow ones in the log, and the log's form."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from luxfuse.control.client import ControlClient, DaemonRefused
+from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import Mount, Mounts
+
+SIZE = 100_000
+
+
+class Trace:
+    """What a trace has told so far."""
+
+    def __init__(self, mount: Mount, path: str = "", pid: int | None = None) -> None:
+        self._batches = ControlClient(mount.directory() / "control.sock", 20.0).trace(path, pid)
+        self.events: list[dict[str, Any]] = []
+        self.dropped = 0
+        self.more()  # from then on everything is told
+
+    def more(self) -> None:
+        batch = next(self._batches)
+        self.events += batch["events"]
+        self.dropped += batch["dropped"]
+
+    def wait_for(self, operation: str, path: str, count: int = 1) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 30
+        while len(found := [e for e in self.events if e["op"] == operation and e["path"] == path]) < count:
+            assert time.monotonic() < deadline, self.events
+            self.more()
+        return found
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+@pytest.fixture
+def traced() -> Iterator[Callable[..., Trace]]:
+    made: list[Trace] = []
+
+    def make(*arguments: Any) -> Trace:
+        made.append(Trace(*arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("way", ["passthrough", "dataplane"])
+def test_a_trace_tells_who_read_what_from_where(
+    s3: FastS3, bucket: str, fill: Callable[..., None], mounting: Mounts, traced: Callable[..., Trace], way: str
+) -> None:
+    fill({"a/one": os.urandom(SIZE), "b": b"b"})
+    passthrough = "on" if way == "passthrough" else "off"
+    mount = mounting(f"s3://{bucket}", "--passthrough", passthrough, endpoint_url=s3.endpoint)
+    trace = traced(mount)
+    mount.read("a/one")
+    (cold,) = trace.wait_for("open", "a/one")
+    assert cold["program"].startswith("python")
+    assert cold.get("uid", 0) == os.getuid()
+    assert (cold["bytes"], cold["way"], cold["sources"]) == (SIZE, way, {"store": SIZE})
+    assert cold["took_s"] > 0
+    mount.read("a/one")
+    _, warm = trace.wait_for("open", "a/one", 2)
+    assert (warm["bytes"], warm["way"], warm["pid"]) == (SIZE, way, cold["pid"])
+    assert "sources" not in warm
+    if way == "dataplane":
+        assert sum(read["sources"]["ssd"] for read in trace.wait_for("read", "a/one")) == SIZE
+    assert mount.error("stat", f"{mount.path}/nothing") == "ENOENT"
+    assert trace.wait_for("lookup", "nothing")
+    with pytest.raises(DaemonRefused, match="somebody traces this mount already"):
+        Trace(mount)
+    trace.close()
+    only = traced(mount, "a", cold["pid"])
+    mount.read("b")
+    mount.read("a/one")
+    only.wait_for("open", "a/one")
+    assert {event["path"] for event in only.events} <= {"a", "a/one"}
+    assert trace.dropped == only.dropped == 0
+
+
+def while_reading(mount: Mount, *command: str) -> Any:
+    """Run a command while files are read; returns what it prints as JSON."""
+    with ThreadPoolExecutor(1) as pool:
+        ran = pool.submit(mount.cli, *command, str(mount.path), "--json", "--seconds", "2", check=True)
+        while not ran.done():
+            for name in ("0", "1", "2"):
+                mount.read(name)
+    return json.loads(ran.result().stdout)
+
+
+def test_sums_and_a_profile(bucket: str, fill: Callable[..., None], mounting: Mounts, proxy: FaultProxy) -> None:
+    fill({f"{n}": os.urandom(SIZE) for n in range(3)})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    proxy.set(latency_s=0.1)
+    profile = while_reading(mount, "profile")
+    proxy.set(latency_s=0.0)
+    assert profile["requests"] >= 3
+    assert profile["processes"] >= 1
+    assert profile["causes"]["the store"] > 0.1
+    assert any("is the first read of data" in line for line in profile["advice"]), profile
+    sums = while_reading(mount, "trace", "--summary")
+    assert set(sums["files"]) >= {"0", "1", "2"}
+    assert sums["files"]["0"]["read_bytes"] == {"kernel": SIZE * sums["files"]["0"]["opens"]}
+    (program,) = [name for name in sums["programs"] if name.startswith("python")]
+    assert sums["programs"][program]["opens"] == sums["total"]["opens"] >= 3
+
+
+def test_slow_requests_are_logged_as_json(
+    bucket: str, fill: Callable[..., None], mounting: Mounts, proxy: FaultProxy
+) -> None:
+    fill({"slow.bin": os.urandom(SIZE)})
+    mount = mounting.make(f"s3://{bucket}", "--log-format", "json", "--slow-request", "0.4s", endpoint_url=proxy.endpoint)
+    mount.expected_logs += [r'"level": "(debug|info)"', r'"event": "slow request: ']
+    mount.mount()
+    proxy.set(latency_s=0.8)
+    mount.read("slow.bin")
+    records = [json.loads(line) for line in mount.log().splitlines()]
+    slow = [each for each in records if each["event"].startswith("slow request: open of slow.bin took ")]
+    assert slow, records
+    assert slow[0]["level"] == "warning"
+    assert " for python" in slow[0]["event"]
+    assert "it waited for the store; got 97.7 KiB from store" in slow[0]["event"]
+    assert slow[0]["timestamp"][19] == "."
+    assert slow[0]["timestamp"][-6] in "+-"

@@ -1,0 +1,96 @@
+"""What a trace is summed up to, and what is advised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luxfuse.core.profile import Profile
+from luxfuse.core.tallies import QUEUE, Tallies, causes_of, names_of, sources_of
+from luxfuse.core.whereabouts import DISK, JOURNAL, NODES, ROOM, STORE, TURN, UPLOAD, WORK, waits_for
+from tests.unit.control.samples import sample_status
+
+
+def event(op: str = "open", took_s: float = 0.01, **more: Any) -> dict[str, Any]:
+    return {"op": op, "path": "a", "pid": 7, "program": "python", "took_s": took_s, **more}
+
+
+def status(*, evicted: int = 0, fetched: int = 0, passthrough: bool = True) -> dict[str, Any]:
+    document: dict[str, Any] = {**sample_status(), "passthrough": passthrough, "passthrough_reason": "not root"}
+    document["understore"] = {**document["understore"], "get_bytes": fetched}
+    document["cache"] = {**document["cache"], "evicted_bytes": evicted}
+    return document
+
+
+def advice(events: list[dict[str, Any]], *, after: dict[str, Any] | None = None) -> str:
+    profile = Profile()
+    for each in events:
+        profile.add(each)
+    return "\n".join(profile.advice(status(), after or status(), 10.0))
+
+
+def test_bytes_of_an_open_in_passthrough_are_those_of_the_file() -> None:
+    assert sources_of(event(way="passthrough", bytes=100)) == {"kernel": 100}
+    assert sources_of(event(way="passthrough", bytes=100, sources={"store": 100})) == {"store": 100}
+    assert sources_of(event(way="passthrough", bytes=100, error="EIO")) == {}
+    assert sources_of(event(way="dataplane", bytes=100, sources={"store": 100})) == {}
+    assert sources_of(event("read", bytes=5, sources={"ssd": 5})) == {"ssd": 5}
+    assert sources_of(event("lookup")) == {}
+
+
+def test_time_goes_to_what_was_seen_and_the_queue() -> None:
+    assert causes_of(event(took_s=2.0, waited={STORE: 0.75, DISK: 0.25})) == {STORE: 1.5, DISK: 0.5}
+    assert causes_of(event(took_s=2.0, queued_s=1.0, sources={"nodes": 1})) == {NODES: 2.0, QUEUE: 1.0}
+    assert causes_of(event(took_s=2.0)) == {WORK: 2.0}
+
+
+def test_sums_are_by_name_and_the_longest_come_first() -> None:
+    tallies = Tallies()
+    tallies.add("a", event(took_s=1.0))
+    tallies.add("b", event(took_s=3.0, error="EIO"))
+    tallies.add("a", event("write", took_s=1.0, bytes=9))
+    (first, b), (second, a) = tallies.longest(5)
+    assert (first, b.count, b.errors, b.opens) == ("b", 1, 1, 1)
+    assert (second, a.count, a.seconds, a.written_bytes) == ("a", 2, 2.0, 9)
+    assert names_of(event()) == ("a", "python[7]")
+    assert names_of({"op": "read", "path": None}) == ("(no name)", "?[0]")
+
+
+@pytest.mark.parametrize(
+    ("modules", "what"),
+    [
+        (["trio._sync", "luxfuse.cache.cached", "luxfuse.cache.page_cache", "luxfuse.vfs.files"], STORE),
+        (["trio._threads", "luxfuse.cache.page_cache", "luxfuse.vfs.copied"], DISK),
+        (["trio._sync", "luxfuse.vfs.shared_answers", "luxfuse.vfs.namespace"], STORE),
+        (["trio._sync", "luxfuse.index.journal", "luxfuse.vfs.making"], JOURNAL),
+        (["luxfuse.understore.retrying", "luxfuse.vfs.removing"], STORE),
+        (["luxfuse.vfs.room", "luxfuse.vfs.writer"], ROOM),
+        (["luxfuse.vfs.turns"], TURN),
+        (["trio._sync", "luxfuse.vfs.promises"], UPLOAD),
+        (["luxfuse.vfs.namespace"], WORK),
+        ([], WORK),
+    ],
+)
+def test_what_is_waited_for_is_told_by_the_innermost_module(modules: list[str], what: str) -> None:
+    assert waits_for(modules) == what
+
+
+def test_advice() -> None:
+    cold = [event(sources={"store": 1000}, took_s=0.02) for _ in range(50)]
+    assert "50 waits of 20 ms in the mean; luxfuse load PATH" in advice(cold)
+    assert "the cache is too small: for 1000 B that were fetched 340 B were evicted" in advice(
+        cold, after=status(fetched=1000, evicted=340)
+    )
+    copied = [event("read", sources={"ssd": 1 << 20}, bytes=1 << 20, took_s=0.1) for _ in range(50)]
+    assert "reads are copied to the kernel (not root): mount as root" in advice(copied, after=status(passthrough=False))
+    assert "reads are copied" not in advice(copied)
+    assert "100% of the time the cache disk is waited for" in advice(copied)
+    small = [event("read", sources={"memory": 4096}, bytes=4096, took_s=1e-5) for _ in range(2000)]
+    assert "reads are of 4.0 KiB in the mean" in advice(small)
+    assert "90% of the time requests wait for the daemon to look at them" in advice([event(took_s=0.1, queued_s=0.9)])
+    assert "closes wait for uploads: --write-mode async-through" in advice([event("flush", waited={UPLOAD: 1.0})])
+    asked = [event("lookup", waited={STORE: 0.02}, took_s=0.02) for _ in range(200)]
+    assert "200 names or attributes had to be asked of the store" in advice(asked)
+    assert "the mount is not what is waited for" in advice([event(took_s=1e-4)])
+    assert "nothing was asked of the mount" in advice([])
