@@ -16,6 +16,7 @@ import trio
 from luxfuse.cache.descriptors import NoDescriptors, is_shortage, shortages
 from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
+from luxfuse.steps import reached
 from luxfuse.vfs.attributes import Stat
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ BACKING_OPEN = 0x4010E501
 """FUSE_DEV_IOC_BACKING_OPEN, struct fuse_backing_map {int32 fd; uint32 flags; uint64 padding} (linux/fuse.h, 6.9)."""
 BACKING_CLOSE = 0x4004E502
 """FUSE_DEV_IOC_BACKING_CLOSE, uint32 backing id."""
+STRAYS_MOST = 1 << 16
+"""Ids that are looked at for strays: a microsecond each."""
 INVALIDATIONS_BOUND = 100_000
 SETTLE_DEADLINE_S = 5.0
 _LONG_S = 10**8
@@ -36,6 +39,8 @@ class KernelSide:
         """``inheritance``: what the daemon before this one has registered."""
         self._slots = dict(inheritance.slots) if inheritance is not None else {}
         """What nobody has taken over yet, by inode."""
+        self._inherited_ids = None if inheritance is None else {slot.backing_id for slot in inheritance.slots.values()}
+        """None: there was no predecessor, or its strays are closed."""
         self._device_fd = -1
         self._accepted: set[int] = set()
         self.passthrough = False
@@ -68,7 +73,8 @@ class KernelSide:
     def probe(self, fd: int) -> None:
         """Use passthrough for a cache directory if the kernel accepts ``fd``, a file in it, as a backing file."""
         try:
-            self._close(self._open(fd))
+            probed = self._open(fd)
+            self._close(probed)
         except OSError as exc:
             if not self._accepted:
                 self.disable(f"the kernel refuses the cache directory's file system ({exc.strerror})")
@@ -77,6 +83,22 @@ class KernelSide:
             self._accepted.add(os.fstat(fd).st_dev)
             self.passthrough = True
             self.reason = None
+            self._close_strays(probed)
+
+    def _close_strays(self, next_id: int) -> None:
+        """Close what a predecessor has opened and not noted yet, or noted as gone and not closed: no file is to stay so.
+
+        The kernel counts ids up, and ``next_id`` is its next one. What is registered by this daemon comes later.
+        """
+        known, self._inherited_ids = self._inherited_ids, None
+        if known is None:
+            return
+        for backing_id in set(range(max(1, next_id - STRAYS_MOST), next_id)) - known:
+            try:
+                fcntl.ioctl(self._device_fd, BACKING_CLOSE, bytearray(struct.pack("I", backing_id)))
+            except OSError:
+                continue  # it is closed, as nearly all are
+            log.info("backing id %d, which the daemon before this one has left, is closed", backing_id)
 
     def accepts(self, device: int) -> bool:
         return self.serves_bytes or device in self._accepted
@@ -89,6 +111,7 @@ class KernelSide:
     def _open(self, fd: int) -> int:
         argument = bytearray(struct.pack("iIQ", fd, 0, 0))
         backing_id: int = fcntl.ioctl(self._device_fd, BACKING_OPEN, argument)
+        reached("backing.opened")
         return backing_id
 
     def _close(self, backing_id: int) -> None:

@@ -18,6 +18,7 @@ import pytest
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.steps import DIE_AT, DIE_ONCE
 from tests.mount.test_crash import CHANGES, MORE, NEW, OLD, bucket_files, do
+from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
@@ -276,6 +277,26 @@ def test_a_listing_goes_on_that_is_read_before_it_ends(
     mount.replaced()
     program.await_step()
     program.end()
+
+
+def test_no_file_stays_with_the_kernel_for_ever(
+    s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path, disk: Disk
+) -> None:
+    """The daemon dies between giving a file to the kernel and noting that."""
+    put(s3, bucket, "a", content("a", 8 * MIB))
+    once = tmp_path / "once"
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED], cache_dir=disk.path / "cache",
+        environment={DIE_AT: "backing.opened", DIE_ONCE: str(once)},
+    )  # fmt: skip
+    once.touch()
+    assert mount.read("a") == digest(content("a", 8 * MIB))
+    wait_for("the daemon killed itself", lambda: not once.exists() and mount.status()["restarts"] == 1)
+    assert "which the daemon before this one has left, is closed" in mount.log()
+    mount.close_readers()
+    full = os.statvfs(disk.path).f_bavail
+    assert mount.cli("free", mount.path / "a").returncode == 0
+    wait_for("the room is there again", lambda: os.statvfs(disk.path).f_bavail - full >= (8 * MIB) // 4096)
 
 
 def test_an_attribute_is_made_once(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:
