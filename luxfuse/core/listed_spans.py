@@ -48,15 +48,19 @@ def beginnings(after: bytes) -> list[bytes]:
 
 
 class Given(NamedTuple):
-    """What a reader has been given of a listing: ``whole`` spans, and of ``part`` the names up to ``upto``."""
+    """What a reader has been given of a listing: ``whole`` spans, and of ``part`` the names up to ``upto``.
+
+    ``came_as``: names that came as another kind than they may be now, and are where they came.
+    """
 
     whole: tuple[Span, ...]
     part: Span | None = None
     upto: bytes = b""
+    came_as: tuple[tuple[bytes, Kind], ...] = ()
 
     def has(self, name: bytes, kind: Kind) -> bool:
         """Whether an entry was given, or would have been if it had been there."""
-        key = key_of(name, kind)
+        key = key_of(name, next((came for each, came in self.came_as if each == name), kind))
         if any(span.has(key) for span in self.whole):
             return True
         return self.part is not None and self.part.has(key) and name <= self.upto

@@ -20,6 +20,8 @@ from luxfuse.types import Kind
 
 MOST_DISORDERED = 20_000
 """Names remembered of a listing that turns out not to come in the order of names; it does so early, as a rule."""
+CAME_AS_MOST = 1000
+"""Names of more than one kind that a successor is told of, with each position."""
 
 
 class Disordered(StoreUnavailable):
@@ -170,7 +172,8 @@ class Stream:
             return None
         number = self.place(name) if number is None else number
         whole = joined([self._spans[each] for each in range(min(number, len(self._spans)))])
-        return Given(tuple(whole), self._spans[number] if number < len(self._spans) else None, name)
+        came_as = tuple(list(self.came_as.items())[:CAME_AS_MOST])
+        return Given(tuple(whole), self._spans[number] if number < len(self._spans) else None, name, came_as)
 
     def read(self, number: int, name: bytes, limit: int) -> tuple[list[tuple[bytes, Entry]], int, bytes]:
         """Return up to ``limit`` entries of a span after ``name`` (b"": from the first), and where to go on."""

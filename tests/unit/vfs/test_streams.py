@@ -659,6 +659,28 @@ async def test_a_successor_goes_on_where_a_listing_was_read(tmp_path: Path) -> N
                 assert sorted(await read_on(m, 77, 0)) == everything
 
 
+@pytest.mark.expected_logs("a file and a directory")
+async def test_a_successor_gives_a_name_of_two_kinds_once(tmp_path: Path) -> None:
+    """It came as a file, and is a directory now, whose key has not been read."""
+    driver = both_kinds()
+    async with mounted(tmp_path, driver) as m:
+        inode, directories = await m.inode("d"), m.fs.directories
+        driver.shut_gate()
+        driver.let(1)
+        handle, _ = await directories.open(inode)
+        stream = directories._handles[handle].stream
+        assert stream is not None
+        seen, at, _ = await part_of(m, handle, 2, 3)
+        driver.open_gate()
+        await until(lambda: stream.over)
+        more, at, told = await part_of(m, handle, at, 5)
+        kinds = {name: entry.kind for name, entry in m.names.after(inode, b"", 1)}
+        assert kinds == {b"a": Kind.DIRECTORY}
+        assert b"a" in seen
+        directories.inherit(77, inode, told)
+        assert sorted(seen + more + await read_on(m, 77, at)) == BOTH_KINDS
+
+
 async def test_a_successor_reads_a_listing_without_order_from_the_start_only(tmp_path: Path) -> None:
     """A position in it means nothing to the next daemon."""
     async with mounted(tmp_path, filled(50)) as m:
