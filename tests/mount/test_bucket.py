@@ -429,6 +429,7 @@ def aws(s3: FastS3) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.slow
 def test_the_aws_command_line_both_ways(
     aws: Callable[..., str], mount: Mount, data: Path, bucket: str, tmp_path: Path, fresh
 ) -> None:

@@ -123,7 +123,9 @@ def _cp(mount: Mount, path: str, whole: bytes) -> None:
 
 
 def _together(mount: Mount, path: str, whole: bytes) -> None:
-    readers = _READERS.setdefault(mount.pid, [mount.reader() for _ in range(4)])
+    if mount.pid not in _READERS:
+        _READERS[mount.pid] = [mount.reader() for _ in range(4)]
+    readers = _READERS[mount.pid]
     for i, reader in enumerate(readers):
         reader.send("file", path, (4096, 128 << 10, MIB, 999_983)[i])
     assert [reader.take() for reader in readers] == [digest(whole)] * len(readers)

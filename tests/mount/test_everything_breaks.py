@@ -23,7 +23,7 @@ SECONDS = 12.0
 CHOSEN = os.environ.get("LUXFUSE_SEED")
 
 
-@pytest.mark.parametrize("keeper", [False, True], ids=["mounted again", "keeper"])
+@pytest.mark.parametrize("keeper", [pytest.param(False, marks=pytest.mark.slow), True], ids=["mounted again", "keeper"])
 def test_nothing_acknowledged_is_lost_and_no_other_error_is_seen(tmp_path: Path, keeper: bool) -> None:
     if reason := fast_s3.available():
         pytest.skip(reason)

@@ -20,9 +20,9 @@ from tests.support.fast_s3 import FastS3
 from tests.support.fsx import Fsx, Hook, Mismatch
 from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
 
-OPERATIONS = 20_000
+OPERATIONS = 10_000
 ON_MOUNTS = 10_000
-IN_EVERY_RUN = (("cache-through", 6, 5_000), ("async-through-copying", 1, 5_000))
+IN_EVERY_RUN = (("cache-through", 6, 2_000), ("async-through-copying", 1, 2_000))
 """Modes, numbers of handles and of operations on mounts; all modes with more operations are slow tests."""
 TIME_LIMIT_S = 150.0
 CACHE_BYTES = 24 * MIB
@@ -48,7 +48,7 @@ def test_local_disk_agrees_with_the_model(tmp_path: Path, seed: int, handles: in
     def hook(name: str) -> Callable[[], None]:
         return lambda: calls.__setitem__(name, calls[name] + 1)
 
-    hooks = {"remount": Hook(5_000, hook("remount"), closed=True), "evict": Hook(2_000, hook("evict"), closed=False)}
+    hooks = {"remount": Hook(2_500, hook("remount"), closed=True), "evict": Hook(1_000, hook("evict"), closed=False)}
     run = Fsx(str(tmp_path / "file"), seed, handles=handles, hooks=hooks)
     run.run(OPERATIONS)
     assert calls == {"remount": 4, "evict": 10}
@@ -213,7 +213,7 @@ def test_mount_agrees_with_the_model(
     process = Process(mount, {"remount": remounts(mount), "evict": lambda: evict(mount, s3, bucket)})
     expected = process.run(
         "--ops", str(operations), "--seed", str(seed), "--handles", str(handles),
-        "--remount-every", str(operations // 4 - 200), "--evict-every", str(operations // 11),
+        "--remount-every", str(operations // 4 - 20), "--evict-every", str(operations // 7),
     )  # fmt: skip
     assert mount.read("file") == expected
     remount = remounts(mount)

@@ -382,32 +382,41 @@ def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
 
 STEPS = [
     ("async-through", "create", "begin.noted"),
-    ("async-through", "create", "promise.committed"),
     ("cache-through", "create", "push.stored"),
     ("cache-through", "large", "upload.parts"),
     ("async-through", "inside", "publish.renamed"),
+    ("async-through", "unlink", "remove.committed"),
+    ("async-through", "replace", "move.committed"),
+    ("cache-through", "directory", "move-directory.copied-one"),
+    ("async-through", "mkdir", "make.noted"),
+    ("async-through", "rmdir", "remove.committed"),
+]
+MORE_STEPS = [
+    ("async-through", "create", "promise.committed"),
     ("cache-through", "inside", "begin.adopted"),
     ("async-through", "unlink", "remove.held"),
     ("async-through", "unlink", "remove.local"),
-    ("async-through", "unlink", "remove.committed"),
     ("cache-through", "unlink", "remove.stored"),
     ("async-through", "directory", "move-directory.names-committed"),
-    ("async-through", "replace", "move.committed"),
     ("async-through", "replace", "move.deleted"),
     ("cache-through", "rename", "move.copied"),
-    ("cache-through", "directory", "move-directory.copied-one"),
-    ("async-through", "mkdir", "make.noted"),
     ("cache-through", "mkdir", "make.stored"),
     ("async-through", "symlink", "make.noted"),
     ("async-through", "rmdir", "remove.held"),
     ("async-through", "rmdir", "remove.local"),
     ("async-through", "rmdir", "remove.noted"),
-    ("async-through", "rmdir", "remove.committed"),
     ("cache-through", "rmdir", "remove.stored"),
 ]
 BEFORE = {
     "rmdir": 'os.mkdir("d0"); write("d0/file", os.O_CREAT, b"x"); os.rename("d0", "e"); os.unlink("e/file")',
 }
+
+
+def with_slow(each_time: Sequence[tuple[str, ...]], slow: Sequence[tuple[str, ...]]) -> list[Any]:
+    """Parameters of a test, of which some are for the slow tests."""
+    return [*each_time, *(pytest.param(*values, marks=pytest.mark.slow) for values in slow)]
+
+
 MADE: Mapping[str, tuple[str, Mapping[str, bytes | None]]] = {
     "mkdir": ('os.mkdir("made"); write("made/x", os.O_CREAT | os.O_EXCL, b"x")', {"made/x": b"x"}),
     "rmdir": ('assert os.listdir("e") == []; os.rmdir("e")', {"e": None}),
@@ -415,7 +424,7 @@ MADE: Mapping[str, tuple[str, Mapping[str, bytes | None]]] = {
 }
 
 
-@pytest.mark.parametrize(("mode", "change", "step"), STEPS, ids=lambda value: value)
+@pytest.mark.parametrize(("mode", "change", "step"), with_slow(STEPS, MORE_STEPS), ids=lambda value: value)
 def test_a_change_is_made_once(
     s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path, mode: str, change: str, step: str
 ) -> None:
@@ -456,16 +465,18 @@ assert len(os.pread(file, 5001, 0)) == 5000 and os.fstat(file).st_nlink == 1
 """
 EXCHANGED = [
     ("a", "b", "exchange.copied"),
+    ("d", "e", "exchange.named"),
+    ("a", "d", "exchange.moved-names"),
+]
+MORE_EXCHANGED = [
     ("a", "b", "exchange.moved"),
     ("a", "b", "exchange.moved-names"),
     ("a", "b", "exchange.named"),
     ("d", "e", "exchange.copied"),
-    ("d", "e", "exchange.named"),
-    ("a", "d", "exchange.moved-names"),
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "step"), EXCHANGED, ids=lambda value: value)
+@pytest.mark.parametrize(("first", "second", "step"), with_slow(EXCHANGED, MORE_EXCHANGED), ids=lambda value: value)
 def test_an_exchange_is_made_once(
     s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path, first: str, second: str, step: str
 ) -> None:

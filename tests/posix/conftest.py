@@ -1,4 +1,4 @@
-"""Runs every test of this directory in each place, in a process of its own.
+"""Runs every test of this directory in each place, in a process of its own; some places only with ``-m slow``.
 
 Only a test's own function touches the place: fixtures run in the process of the tests, which a hung mount must not
 hold.
@@ -23,7 +23,22 @@ def _places() -> Iterator[Places]:
         places.close()
 
 
-@pytest.fixture(params=KINDS)
+NAMES_ALONE = (
+    "test_attributes", "test_directories", "test_links", "test_locks", "test_names", "test_permissions",
+    "test_rename_directories", "test_special", "test_xattrs",
+)  # fmt: skip
+"""Modules about calls that both kinds of mounts answer by the same code: no bytes of files are in them."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test its places. Of those, ext4 is there to test the tests."""
+    if "place" in metafunc.fixturenames:
+        often = KINDS[1:2] if metafunc.module.__name__.rpartition(".")[2] in NAMES_ALONE else KINDS[1:]
+        places = [kind if kind in often else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+        metafunc.parametrize("place", places, indirect=True)
+
+
+@pytest.fixture
 def place(request: pytest.FixtureRequest, _places: Places) -> Iterator[Place]:
     """A directory of the test's own in each kind of place."""
     kind = request.param

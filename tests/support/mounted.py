@@ -314,7 +314,7 @@ class Mount:
             check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a luxfuse command."""
         # The step to die at is read by the module that names steps, when it is imported.
-        if self._forked and DIE_AT not in self.environment:
+        if self._forked and not (arguments[0] == "mount" and DIE_AT in self.environment):
             return self._end_of(forking.Command(arguments, self.environment, self._network), timeout_s, check)
         return self._start(*arguments, timeout_s=timeout_s, check=check)
 

@@ -22,8 +22,10 @@ from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
 
 SECRET = "s3cr3t/Key+Value=="
 TIMEOUT_S = 10.0
-TARGETS = ["fake", "obstore-s3", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "fsspec-fast", "obstore-az",
-           "fsspec-az", "memory", "local", "http", "sftp", "ftp", "webdav", "fsspec-gs"]  # fmt: skip
+TARGETS = ["fake", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "obstore-az", "fsspec-az", "memory", "local",
+           "http", "sftp", "ftp", "webdav", "fsspec-gs",
+           # Of drivers and servers of S3, each has been there already.
+           *(pytest.param(name, marks=pytest.mark.slow) for name in ("obstore-s3", "fsspec-fast"))]  # fmt: skip
 CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
 
 

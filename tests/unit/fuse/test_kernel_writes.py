@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import mmap
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,13 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+import trio
 
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint
 from tests.support.mounted import NOBODY, REPOSITORY, plain_python, plain_user_missing
+from tests.unit.fuse import small_fs
 
 pytestmark = pytest.mark.usefixtures("requires_root", "requires_fuse")
 READY_DEADLINE_S = 20.0
@@ -32,10 +35,34 @@ CALL_DEADLINE_S = 5.0
 MODULES = os.pathsep.join([sysconfig.get_path("platlib"), str(REPOSITORY)])
 
 
+class Forked:
+    """`small_fs` in a process that is forked, as that need not import all of it; has of `Popen` what `Small` needs."""
+
+    def __init__(self, log: IO[str], *arguments: str) -> None:
+        def serve() -> None:
+            for fd in (1, 2):
+                os.dup2(log.fileno(), fd)
+            trio.run(small_fs.serve, *arguments)
+
+        self._process = multiprocessing.get_context("fork").Process(target=serve)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        self._process.join(timeout_s)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("small_fs", timeout_s or 0.0)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
 class Small:
     """A mount of `small_fs`, served by a process of its own."""
 
-    def __init__(self, *flags: str, prefix: tuple[str, ...] = (), python: str = sys.executable) -> None:
+    def __init__(self, *flags: str, prefix: tuple[str, ...] = (), python: str = "") -> None:
         self.base = base = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
         self.mount, self.directory, self.trace = base / "mount", base / "files", base / "trace"
         base.chmod(0o777)
@@ -44,13 +71,18 @@ class Small:
             directory.chmod(0o777)
         self.seen = 0
         self.log = (base / "log").open("w+")
-        self.process = subprocess.Popen(
-            [*prefix, python, "-m", "tests.unit.fuse.small_fs", self.mount, self.directory, self.trace, *flags],
-            cwd=REPOSITORY,
-            stdout=self.log,
-            stderr=self.log,
-            env={**os.environ, "PYTHONPATH": MODULES},
-        )
+        arguments = [str(self.mount), str(self.directory), str(self.trace), *flags]
+        self.process: Forked | subprocess.Popen[bytes]
+        if python:
+            self.process = subprocess.Popen(
+                [*prefix, python, "-m", "tests.unit.fuse.small_fs", *arguments],
+                cwd=REPOSITORY,
+                stdout=self.log,
+                stderr=self.log,
+                env={**os.environ, "PYTHONPATH": MODULES},
+            )
+        else:
+            self.process = Forked(self.log, *arguments)
         give_up_at = time.monotonic() + READY_DEADLINE_S
         while not self.trace.exists() or not self.calls("ready"):
             if self.process.poll() is not None or time.monotonic() > give_up_at:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,19 +25,38 @@ SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().ra
 SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
 UNLOCK = "	pthread_mutex_unlock(lock_of_name(bucket));\n"
 
+Build = Callable[..., Path]
+
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 
-def build(directory: Path, sanitizer: str, lane: Path = LANE, *defines: str) -> Path:
-    program = directory / "lane_harness"
-    sources = [lane / source.name for source in SOURCES]
-    command = [
-        "gcc", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-DSPARE_S=0", SHORT_RUN, *FEW_ANSWERS, "-g", "-O1",
-        "-std=gnu11", "-Wall", "-Wextra", "-Werror", *defines, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all",
-        f"-I{lane}", "-include", "unistd.h", "-o", program, HARNESS, *sources, "-lpthread",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, timeout=TIMEOUT_S)
-    return program
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Builds the program in a directory, with a sanitizer; what was compiled already is compiled no more."""
+    known: dict[tuple[Path, str, tuple[str, ...]], Path] = {}
+    objects = tmp_path_factory.mktemp("objects")
+
+    def compiled(source: Path, sanitizer: str, defines: tuple[str, ...]) -> Path:
+        key = (source, sanitizer, defines)
+        if key not in known:
+            known[key] = objects / f"{len(known)}.o"
+            command = [
+                "gcc", "-c", "-D_GNU_SOURCE", "-DLANE_PAUSE()=usleep(50)", "-DSPARE_S=0", SHORT_RUN, *FEW_ANSWERS, "-g",
+                "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", *defines, f"-fsanitize={sanitizer}",
+                "-fno-sanitize-recover=all", f"-I{LANE}", "-include", "unistd.h", "-o", known[key], source,
+            ]  # fmt: skip
+            subprocess.run(command, check=True, timeout=TIMEOUT_S)
+        return known[key]
+
+    def build_in(directory: Path, sanitizer: str, *defines: str, instead: Path | None = None) -> Path:
+        program = directory / "lane_harness"
+        sources = [HARNESS, *(instead if instead and instead.name == source.name else source for source in SOURCES)]
+        parts = [compiled(source, sanitizer, defines) for source in sources]
+        command = ["gcc", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-o", program, *parts, "-lpthread"]
+        subprocess.run(command, check=True, timeout=TIMEOUT_S)
+        return program
+
+    return build_in
 
 
 def run(program: Path, kind: str, amount: int, directory: Path, seed: int = SEED) -> subprocess.CompletedProcess[str]:
@@ -47,15 +67,15 @@ def run(program: Path, kind: str, amount: int, directory: Path, seed: int = SEED
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_reads_and_writes_while_files_are_handed_over_and_taken_back(tmp_path: Path, sanitizer: str) -> None:
+def test_reads_and_writes_while_files_are_handed_over_and_taken_back(build: Build, tmp_path: Path, sanitizer: str) -> None:
     done = run(build(tmp_path, sanitizer), "race", 4, tmp_path)
     assert done.returncode == 0, done.stderr
     counts = counts_of(done)
     assert min(counts.values()) > 0, f"seed {SEED}: something was never met: {counts}"
 
 
-def test_a_single_lane_never_waits_for_a_disk(tmp_path: Path) -> None:
-    done = run(build(tmp_path, "address,undefined", LANE, "-DMOST_LANES=1u"), "race", 3, tmp_path)
+def test_a_single_lane_never_waits_for_a_disk(build: Build, tmp_path: Path) -> None:
+    done = run(build(tmp_path, "address,undefined", "-DMOST_LANES=1u"), "race", 3, tmp_path)
     assert done.returncode == 0, done.stderr
     counts = counts_of(done)
     assert counts.pop("written") == counts.pop("sent_out") == 0
@@ -68,7 +88,7 @@ def counts_of(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_requests_of_random_bytes(tmp_path: Path, sanitizer: str) -> None:
+def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) -> None:
     done = run(build(tmp_path, sanitizer), "fuzz", 5_000, tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -117,11 +137,10 @@ def test_requests_of_random_bytes(tmp_path: Path, sanitizer: str) -> None:
         "revoked without waiting", "sent without the lock", "revoked together", "too old", "two names of an inode",
     ],
 )  # fmt: skip
-def test_the_model_notices(tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:
-    lane = tmp_path / "lane"
-    shutil.copytree(LANE, lane)
-    code = (lane / file).read_text()
+def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:
+    code = (LANE / file).read_text()
     assert code.count(correct) == 1
-    (lane / file).write_text(code.replace(correct, wrong))
-    program = build(tmp_path, sanitizer, lane)
-    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(3))
+    changed = tmp_path / file
+    changed.write_text(code.replace(correct, wrong))
+    program = build(tmp_path, sanitizer, instead=changed)
+    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(8))

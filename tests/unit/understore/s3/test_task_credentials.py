@@ -20,14 +20,14 @@ NETWORK = f'ip link set lo up && ip address add {TASK_ADDRESS[0]}/32 dev lo && e
 
 
 def use_the_store() -> None:
-    """Ask a store, which refuses what has expired, until the credentials have been renewed twice for each driver."""
+    """Ask a store, which refuses what has expired, until the credentials have been renewed for each driver."""
     with (
         issuers(4, TASK_ADDRESS) as all_kinds,
         front("http://127.0.0.1:9", lambda request: only_valid_tokens(request) or Answer(404)) as endpoint,
     ):
         for driver in ("obstore", "fsspec"):
             store = open_driver("s3://bucket", endpoint_url=endpoint, driver=driver)  # type: ignore[arg-type]
-            wanted, until_s = all_kinds.issued["task"] + 3, time.monotonic() + 60
+            wanted, until_s = all_kinds.issued["task"] + 2, time.monotonic() + 60
             while all_kinds.issued["task"] < wanted:
                 with pytest.raises(NotFound):
                     store.head("a")
