@@ -40,7 +40,7 @@ def clear_dead_mount(settings: Settings) -> None:
     mount = mountpoint.find_mount(settings.mountpoint)
     if record is None or record.alive or mount is None or mount.fstype != mountpoint.FSTYPE:
         return
-    if record.kept and not record.given_up:
+    if record.is_restarting:
         raise MountError(f"{settings.mountpoint} is already mounted by luxfuse: {record.death}")
     say(f"{settings.mountpoint}: {record.death}; what it left is taken away")
     mountpoint.unmount(settings.mountpoint, lazy=True, force=True)

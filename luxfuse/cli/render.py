@@ -16,8 +16,8 @@ from luxfuse.core.prices import cost_text
 from luxfuse.core.units import format_age, format_count, format_size
 
 _STATE_STYLES = {
-    "serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "dead": "red", "alive": "green",
-    "suspect": "yellow", "left": "dim",
+    "serving": "green", "degraded": "yellow", "draining": "cyan", "running": "green", "restarting": "yellow",
+    "dead": "red", "alive": "green", "suspect": "yellow", "left": "dim",
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def list_(as_json: AsJson = False) -> int:
             "pid": record.pid,
             "version": record.version,
             "started_at": record.started_at,
-            "state": "running" if record.alive else "dead",
+            "state": record.state,
         }
         rows.append(row)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.units import shown
 from luxfuse.fuse import mountpoint as mounts
+
+SUCCESSOR_PATIENCE_S = 30.0
+"""For how long commands wait for a daemon that goes on where one died."""
 
 
 def mount_at(path: str) -> MountRecord:
@@ -26,13 +30,23 @@ def mount_around(path: str) -> MountRecord:
     return _alive(registry.find(state_root(), path), path)
 
 
+def await_successor(record: MountRecord) -> MountRecord | None:
+    """If a daemon has just died, and another one goes on, return the record of that, or what there is if none comes."""
+    give_up_at = time.monotonic() + SUCCESSOR_PATIENCE_S
+    found: MountRecord | None = record
+    while found is not None and found.is_restarting and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+        found = registry.at(state_root(), record.mountpoint)
+    return found
+
+
 def _alive(record: MountRecord | None, path: str) -> MountRecord:
+    record = await_successor(record) if record is not None else None
     if record is None:
         raise CommandFailed(f"{path} is not in a luxfuse mount; see: luxfuse list")
     if not record.alive:
-        raise CommandFailed(
-            f"{record.mountpoint}: {record.death}; see {record.log_path}, then run: luxfuse unmount {record.mountpoint}"
-        )
+        then = "" if record.is_restarting else f", then run: luxfuse unmount {record.mountpoint}"
+        raise CommandFailed(f"{record.mountpoint}: {record.death}; see {record.log_path}{then}")
     return record
 
 

@@ -20,6 +20,7 @@ import typer
 
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.cli.progress import Display, left_text
+from luxfuse.cli.targets import await_successor
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
@@ -32,7 +33,6 @@ STALLED_S = 60.0
 _LAZY_DEADLINE_S = 5.0
 _TERM_PATIENCE_S = 2.0
 _TERM_INTERVAL_S = 0.5
-_SUCCESSOR_PATIENCE_S = 30.0
 
 
 def unmount(
@@ -53,7 +53,7 @@ def unmount(
     if record is None and not mounted:
         raise CommandFailed(f"{where} is not a luxfuse mount; see: luxfuse list")
     if record is not None and record.kept and not force:
-        record = _successor(record)
+        record = await_successor(record)
     if force:
         _force(where, record)
         _say_what_is_left(where, state_dir)
@@ -70,16 +70,6 @@ def unmount(
     if record is not None:
         registry.forget(record)
     return 0
-
-
-def _successor(record: MountRecord) -> MountRecord | None:
-    """The daemon has just died: return the record of the next one, or what there is when none comes."""
-    give_up_at = time.monotonic() + _SUCCESSOR_PATIENCE_S
-    found: MountRecord | None = record
-    while found is not None and found.kept and not found.given_up and time.monotonic() < give_up_at:
-        time.sleep(0.1)
-        found = registry.at(state_root(), record.mountpoint)
-    return found
 
 
 def _is_mounted(where: str) -> bool:

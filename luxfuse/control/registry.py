@@ -43,6 +43,16 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     given_up: str = ""
 
     @property
+    def is_restarting(self) -> bool:
+        """Whether another daemon is about to go on."""
+        return self.kept and not self.given_up
+
+    @property
+    def state(self) -> str:
+        """What it is, in a word."""
+        return "running" if self.alive else "restarting" if self.is_restarting else "dead"
+
+    @property
     def death(self) -> str:
         """What has become of it, if it is not alive."""
         if self.given_up:

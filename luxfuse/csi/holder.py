@@ -60,7 +60,7 @@ class Holder:
         where = self._place(order.key)
         with self._turns.of(order.key, give_up_at):
             record = registry.at(state_root(), str(where))
-            if record is not None and (record.alive or (record.kept and not record.given_up)):
+            if record is not None and (record.alive or record.is_restarting):
                 self._again(order, where)
             else:
                 self._mount(order, where, record)

@@ -48,7 +48,7 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         launch,
         "_command",
-        lambda settings, fd: [sys.executable, str(Path(__file__).with_name("fake_daemon.py")), str(fd)],
+        lambda settings, log, fd: [sys.executable, str(Path(__file__).with_name("fake_daemon.py")), str(fd)],
     )
     yield directory
     for record in registry.list_mounts(directory):

@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("LUXFUSE_STATE_DIR", str(base / "state"))
         patch.setenv("PYTHONPATH", str(ROOT))
         fake = str(Path(__file__).with_name("fake_daemon.py"))
-        patch.setattr(launch, "_command", lambda settings, fd: [sys.executable, fake, str(fd)])
+        patch.setattr(launch, "_command", lambda settings, log, fd: [sys.executable, fake, str(fd)])
         assert main.run(["mount", "fake://busy", str(where)]) == 0
         patch.setattr(launch, "in_background", decodes)
         patch.setattr(launch, "in_foreground", decodes)
