@@ -58,6 +58,8 @@ def test_both_pods_run_commands_that_there_are_at_the_places_that_these_expect()
         ).stdout  # fmt: skip
         assert words[:3] == ["luxfuse", "csi", command]
         assert [word for word in words[3:] if word.partition("=")[0] not in shown] == []
+        # The image has another one, in its one volume.
+        assert {"name": "LUXFUSE_STATE_DIR", "value": "/var/lib/luxfuse"} in container["env"]
         mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
         assert mounted["/var/lib/luxfuse"]["mountPropagation"] in ("Bidirectional", "HostToContainer")
         assert "/var/lib/luxfuse/csi" in shown
