@@ -38,6 +38,7 @@ COMMANDS = {
     "profile": "profile.profile",
     "cluster": "cluster.app",
     "csi": "csi.app",
+    "doctor": "doctor.doctor",
 }
 """By name: where it is, below this package."""
 

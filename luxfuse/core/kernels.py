@@ -7,11 +7,23 @@ import re
 RESENDS_SINCE = (6, 9)
 """The first release that sends requests again which a dead daemon had taken (FUSE_NOTIFY_RESEND)."""
 
+PASSTHROUGH_SINCE = (6, 9)
+"""The first release that reads and writes cached files itself (FUSE_PASSTHROUGH), if it was built so."""
+
 
 def can_resend(release: str) -> bool:
     """Whether a release, as uname(2) has it, can."""
+    return _number(release) >= RESENDS_SINCE
+
+
+def can_pass_through(release: str) -> bool:
+    """Whether a release, as uname(2) has it, can."""
+    return _number(release) >= PASSTHROUGH_SINCE
+
+
+def _number(release: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", release)
-    return found is not None and (int(found[1]), int(found[2])) >= RESENDS_SINCE
+    return (int(found[1]), int(found[2])) if found is not None else (0, 0)
 
 
 def why_no_keeper(*, wanted: bool, root: bool, release: str) -> str | None:

@@ -126,7 +126,7 @@ class Session:
             return self._held.device
         options = ["default_permissions", *(["allow_other"] if self._allow_other else [])]
         if self.privileged:
-            device = self._held.device if self._held is not None else _open_device()
+            device = self._held.device if self._held is not None else open_device()
             flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if self._operations.read_only else 0)
             options += ["rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
             mounts.mount_device(device, self._mountpoint, self._source, options, flags)
@@ -298,7 +298,7 @@ class Session:
             mounts.unmount(self._mountpoint, lazy=True, force=True)
 
 
-def _open_device() -> int:
+def open_device() -> int:
     try:
         return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:

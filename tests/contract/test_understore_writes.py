@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.cli.checkup.bucket import check_permissions
 from luxfuse.errors import (
     AccessDenied,
     BucketMissing,
@@ -497,6 +498,15 @@ def assert_clean(error: StoreError, *secrets: str) -> None:
     assert error.__cause__ is None
     assert error.__suppress_context__
     assert not any(secret in str(error) for secret in (*secrets, "sig=", "<Error>"))
+
+
+def test_the_doctor_finds_nothing_wrong_and_leaves_nothing(target: Target, store: UnderStore):
+    before = everything(store)
+    found = list(check_permissions(store, target.source, read_only=False))
+    # Moto keeps no condition of an upload, and some servers none at all.
+    assert [finding for finding in found if finding.state != "ok" and finding.name != "conditional put"] == []
+    assert {"list", "put", "get", "copy", "multipart", "delete"} <= {finding.name for finding in found}
+    assert everything(store) == before
 
 
 def test_bad_credentials(target: Target):

@@ -41,6 +41,38 @@ def refused(done: subprocess.CompletedProcess[str], *texts: str, code: int = 1) 
         assert any(text in line for line in lines), (text, done.stderr)
 
 
+# -- doctor
+
+
+def test_the_doctor_looks_at_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, tree: dict[str, bytes]) -> None:
+    mount = mounting(
+        f"s3://{bucket}",
+        endpoint_url=proxy.endpoint,
+        options={"request_timeout": "2s"},
+        expected_logs=["cannot be reached"],
+    )
+
+    def doctor(*arguments: str) -> dict[str, str]:
+        done = mount.cli("doctor", mount.path, "--json", *arguments)
+        assert done.stderr == ""
+        said = json.loads(done.stdout)
+        assert done.returncode == (1 if said["failures"] else 0)
+        return {check["name"]: check["state"] for check in said["checks"]}
+
+    well = doctor()
+    assert set(well.values()) == {"ok"}
+    assert {"kernel", "mounting", "passthrough", "mount", "store", "backlog"} <= well.keys()
+    assert "put" not in well, "the mount's options are not known"
+    with_options = doctor("--endpoint-url", proxy.endpoint)
+    assert {"http", "credentials", "put", "delete"} <= with_options.keys()
+    assert "FAIL" not in with_options.values()
+    proxy.outage(True)
+    mount.error("file", f"{mount.path}/big")
+    wait_for("it is away", lambda: mount.status()["understore"]["state"] == "unreachable")
+    assert doctor()["store"] == "FAIL"
+    proxy.outage(False)
+
+
 # -- load
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
@@ -19,6 +20,11 @@ class AzureAccess:
             f"the variable {name}": variables[name] for name in _VARIABLES if variables.get(name)
         }
 
+    @property
+    def secret(self) -> str:
+        """What is used first; "" where the machine's identity is."""
+        return next(iter(self._used.values()), "")
+
     def prepare(self) -> object:
         """Return a value that is compared with that of other credentials; None where the machine's identity is used."""
         return tuple(self._used.items()) or None
@@ -29,16 +35,18 @@ class AzureAccess:
         if not self._used:
             return None
         place, value = next(iter(self._used.items()))
-        ended = _end_of_sas(value)
-        return f"{place}, whose signature expired at {ended}" if ended else place
+        ends_s = sas_ends_at(value)
+        if ends_s is None or ends_s >= time.time():
+            return place
+        return f"{place}, whose signature expired at {datetime.fromtimestamp(ends_s, UTC).isoformat()}"
 
     def find_region(self) -> str | None:
         """Azure has no regions to be asked in."""
         return None
 
 
-def _end_of_sas(text: str) -> str | None:
-    """Return when a SAS token, or that in a connection string, has expired; None if it has not, or is none."""
+def sas_ends_at(text: str) -> float | None:
+    """Return when a SAS token, or that in a connection string, expires, in seconds since the epoch; None if it is none."""
     token = text.partition("SharedAccessSignature=")[2].partition(";")[0] or text
     found = parse_qs(token.lstrip("?"))
     if "sig" not in found or "se" not in found:
@@ -47,5 +55,4 @@ def _end_of_sas(text: str) -> str | None:
         ends = datetime.fromisoformat(found["se"][0])
     except ValueError:
         return None
-    ends = ends if ends.tzinfo is not None else ends.replace(tzinfo=UTC)
-    return ends.isoformat() if ends < datetime.now(UTC) else None
+    return (ends if ends.tzinfo is not None else ends.replace(tzinfo=UTC)).timestamp()

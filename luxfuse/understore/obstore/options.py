@@ -15,7 +15,7 @@ from obstore.exceptions import BaseError
 from luxfuse.core.units import YES
 from luxfuse.errors import ConfigError
 from luxfuse.understore import object_options
-from luxfuse.understore.locations import Location
+from luxfuse.understore.locations import Location, parse_location
 from luxfuse.understore.object_options import ObjectOptions, take_object_options
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach
 from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
@@ -212,6 +212,13 @@ def _azure(location: Location, config: dict[str, Any]) -> dict[str, Any]:
     if (endpoint := config.get("endpoint")) and "://" not in endpoint:
         config["endpoint"] = f"https://{endpoint}"
     return config
+
+
+def azure_endpoint(source: str, options: Mapping[str, str]) -> str:
+    """Return the URL of the account that ``source`` is in. Raises `ConfigError` if nobody names one."""
+    config = _azure(parse_location(source), {_SYNONYMS["az"].get(name, name): value for name, value in options.items()})
+    account = config.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    return config.get("endpoint") or f"https://{account}.blob.core.windows.net"
 
 
 def _connection_string(text: str) -> dict[str, str]:

@@ -116,6 +116,11 @@ class S3Credentials:
         """Whether `current` answers without waiting."""
         return self._lease is not None and self._lease.valid
 
+    @property
+    def expires_s(self) -> float | None:
+        """When those at hand expire, in seconds since the epoch; None if they do not, or there are none."""
+        return self._lease.expires_s if self._lease is not None else None
+
     def as_obstore(self) -> dict[str, Any]:
         """Return the answer of a credential provider for obstore, which understands one time zone only."""
         frozen = self.current()
