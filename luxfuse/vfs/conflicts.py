@@ -11,6 +11,7 @@ import logging
 import trio
 
 from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.staged import StagedBytes
 from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
@@ -62,28 +63,44 @@ class Conflicts:
     async def _set_aside(self, dirty: Dirty) -> None:
         key = dirty.key
         async with dirty.lock:
-            if dirty.finished or dirty.writers or dirty.place is None or dirty.source is None:
+            if dirty.finished or dirty.writers or dirty.place is None:
                 return
-            content = dirty.source.bytes
-            try:
-                await content.complete_all()
-            except (StoreError, OSError) as exc:
-                log.warning("%r: what was not changed of it cannot be fetched any more: %s", key, exc)
-            if dirty.writers or dirty.place is None:
-                return  # its next close comes here again
-            # Should we be killed from now on, the next run keeps it, and neither uploads it nor calls it lost.
-            dirty.withdraw()
-            self._notes.note(dirty)
-            await self._journal.commit()
-            reached("conflict.noted")
-            if dirty.writers or dirty.place is None:
-                return
-            await self._take_out(dirty, *dirty.place)
+            if dirty.source is None:
+                await self._set_link_aside(dirty, *dirty.place)
+            else:
+                await self._set_file_aside(dirty, dirty.source.bytes)
+        if dirty.place is not None:
+            return  # its next close comes here again
         self._publisher.discard_if_unused(dirty)
         try:
             await self._namespace.refresh(key)
         except LuxError as exc:
             log.info("%r is looked up when it is used: %s", key, exc)
+
+    async def _set_file_aside(self, dirty: Dirty, content: StagedBytes) -> None:
+        """Take a file out and keep its content, unless it is opened for writing meanwhile."""
+        try:
+            await content.complete_all()
+        except (StoreError, OSError) as exc:
+            log.warning("%r: what was not changed of it cannot be fetched any more: %s", dirty.key, exc)
+        if dirty.writers or dirty.place is None:
+            return
+        # Should we be killed from now on, the next run keeps it, and neither uploads it nor calls it lost.
+        dirty.withdraw()
+        self._notes.note(dirty)
+        await self._journal.commit()
+        reached("conflict.noted")
+        if dirty.writers or dirty.place is None:
+            return
+        await self._take_out(dirty, *dirty.place)
+
+    async def _set_link_aside(self, dirty: Dirty, parent: int, name: bytes) -> None:
+        """Keep the target of a symlink, then take that out: a restart in between would do it again."""
+        kept = await trio.to_thread.run_sync(self._recovered.keep_bytes, dirty.target, dirty.key)
+        if dirty.place == (parent, name):
+            self._removing.forget(parent, name, self._notes.entry(dirty))
+            self._namespace.settle(None, parent, name)
+        log.warning("%r was written by somebody else meanwhile; our version is kept as %s", dirty.key, kept)
 
     async def _take_out(self, dirty: Dirty, parent: int, name: bytes) -> None:
         entry = self._notes.entry(dirty)

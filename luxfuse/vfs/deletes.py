@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import trio
 
@@ -34,6 +35,21 @@ from luxfuse.vfs.turns import Turns
 log = logging.getLogger(__name__)
 
 DELETE_BATCH = 500
+
+
+class Leftover(NamedTuple):
+    """What the store may have under a key whose object was removed here: ``version`` ("": nothing, None: not known).
+
+    ``sent``: mtime in ns and size of contents of which no answer told whether they arrived over that version, or may yet.
+    """
+
+    version: str | None
+    sent: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether there may be something."""
+        return self.version != ABSENT or bool(self.sent)
 
 
 class Deletes:
@@ -114,11 +130,11 @@ class Deletes:
         self._due[key] = trio.current_time() + (0.0 if self._pace.urgent else self._pace.delay_s / 4)
         self._pace.wake()
 
-    def reuse(self, key: str) -> str | None:
-        """Forget the delete of a key that is about to be used anew; returns the version that the store has, if known."""
+    def reuse(self, key: str) -> Leftover:
+        """Forget the delete of a key that is about to be used anew; returns what the store may have there yet."""
         record = self._journal.deletes.get(key)
         if record is None:
-            return ABSENT
+            return Leftover(ABSENT)
         in_flight = key in self._deleting
         self._journal.drop_delete(key)
         self._settle_above(key)
@@ -127,7 +143,9 @@ class Deletes:
         self._waited.discard(key)
         self._errors.pop(key, None)
         self._places.pop(key, None)
-        return None if in_flight else record.version
+        if in_flight:
+            return Leftover(None)
+        return Leftover(record.was, record.sent) if record.version is None and record.sent else Leftover(record.version)
 
     # -- now
 

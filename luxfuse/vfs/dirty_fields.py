@@ -77,6 +77,11 @@ class Stored:
         """No answer told whether a content has got to the store."""
         self.sent = (*self.sent[-MOST_SENT:], (stamp.mtime_ns, stamp.size))
 
+    def lies_over(self, sent: tuple[tuple[int, int], ...]) -> None:
+        """Contents of ours may have arrived under the key, or arrive yet, which this one replaces."""
+        self.sent = (*self.sent, *sent)[-MOST_SENT - 1 :]
+        self.unheard = self.unheard or bool(sent)
+
     def describing(self, metadata: Mapping[str, str] | None) -> None:
         """A copy with this metadata is asked for; None: it is there."""
         self.described = metadata

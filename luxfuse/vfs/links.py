@@ -123,7 +123,7 @@ class Links:
                     self._namespace.belief.expire(inode)
                     raise Stale(f"{key!r} changed in the under-store") from None
                 raise
-            doomed = self._deletes.reuse(new_key) != ABSENT
+            doomed = self._deletes.reuse(new_key).any
             now_s = self._namespace.now_s()
             made = self._names.create(
                 parent,

@@ -15,6 +15,7 @@ from luxfuse.index.names import Names
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
 from luxfuse.vfs.attributes import Caller, Defaults, now_ns, stat_of
+from luxfuse.vfs.deletes import Leftover
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.dirty_fields import Stored
 from luxfuse.vfs.errors import Exists, IsADirectory, NoSuchName, Stale
@@ -161,7 +162,7 @@ class Making:
     def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
         """Make a name and hold it; returns its dirty entry, which the store does not have."""
         # What the store does not get takes no object's place: one that was removed here still has to go.
-        expect = self._deletes.reuse(key) if kind is not Kind.SPECIAL else ABSENT
+        left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else Leftover(ABSENT)
         entry = self._names.create(
             parent,
             name,
@@ -171,8 +172,9 @@ class Making:
             mtime_ns=attributes.mtime_ns or 0,
             checked_s=self._namespace.now_s(),
         )
-        dirty = self._notes.mark(entry, key, expect)
-        dirty.stored.replaces_removed(expect != ABSENT)
+        dirty = self._notes.mark(entry, key, left.version)
+        dirty.stored.lies_over(left.sent)
+        dirty.stored.replaces_removed(left.any)
         self._tree.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.listings.note_empty(entry.inode)

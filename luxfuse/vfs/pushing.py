@@ -33,12 +33,9 @@ from luxfuse.vfs.evidence import AttributeEvidence
 from luxfuse.vfs.keeping import foreign, keep
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.replicator import Replicator
+from luxfuse.vfs.small_pushes import CONFLICT_ROUNDS, MARKED, push_marker, push_symlink
 
 log = logging.getLogger(__name__)
-
-CONFLICT_ROUNDS = 5
-MARKED = "marker"
-"""As the version of a directory: the store has a marker object of it."""
 
 
 class Publishes(Protocol):
@@ -96,11 +93,9 @@ class Pusher:
             elif dirty.kind is Kind.FILE or (dirty.kind is Kind.SYMLINK and not dirty.target):
                 info = await self._push_attributes(dirty, entry)
             elif dirty.kind is Kind.DIRECTORY:
-                info = await self._push_marker(dirty, entry)
+                info = await push_marker(self._store, dirty, entry)
             else:
-                kept = await keep(self._store, dirty)
-                metadata = {**foreign(kept), **to_metadata(dirty.kind, entry.attributes)}
-                info = await self._store.put(dirty.key, dirty.target, metadata, keep=kept)
+                info = await push_symlink(self._store, dirty, entry, self._give_way_or_save)
         except Replaced:
             self._namespace.belief.expire(dirty.inode)
             raise
@@ -280,16 +275,21 @@ class Pusher:
         taken = await self._taken_over(dirty, info.metadata or {})
         if taken is not None or info.version == dirty.stored.expect:
             return taken  # theirs came after ours
+        await self._give_way_or_save(dirty, info)
+        return None
+
+    async def _give_way_or_save(self, dirty: Dirty, info: ObjectInfo) -> None:
+        """Somebody else has written the object: save theirs, as ours replaces it, or else raise `Conflict`."""
         self.conflicts += 1
         if self.fail_on_conflict:
-            await self._uploader.parts.give_up_open(source)
+            if dirty.source is not None:
+                await self._uploader.parts.give_up_open(dirty.source)
             conflict = Conflict(f"{dirty.key!r} was written by somebody else meanwhile")
             dirty.set_aside(conflict)
             raise conflict
         saved = await self._recovered.save_object(self._store, info)
         log.warning("%r was written by somebody else meanwhile; their version is kept as %s", dirty.key, saved)
         dirty.stored.replaced_by(info.version)
-        return None
 
     async def _push_attributes(self, dirty: Dirty, entry: Entry) -> ObjectInfo:
         if not self._store.abilities.metadata:
@@ -338,31 +338,6 @@ class Pusher:
             dirty.stored.describing(None)
             return found, info
         raise StoreUnavailable(f"{dirty.key!r} changes again and again in the under-store")
-
-    async def _push_marker(self, dirty: Dirty, entry: Entry) -> ObjectInfo:
-        """Make the marker of a directory, or change its attributes; content that somebody has given it stays."""
-        key, metadata = dirty.key, to_metadata(Kind.DIRECTORY, entry.attributes)
-        able = self._store.abilities
-        if able.hierarchical:
-            return await self._store.put(key, b"", metadata)
-        expect = ABSENT if able.conditional else None
-        for attempt in range(CONFLICT_ROUNDS):
-            if attempt or entry.version == MARKED or expect is None:
-                try:
-                    found = await self._store.head(key)
-                except NotFound:
-                    found = ObjectInfo(key, 0, ABSENT, 0)
-                if found.version != ABSENT and entry.attributes is None:
-                    return found  # it is there, and says what we do not know
-                expect = found.version if able.conditional else None
-                if found.size:
-                    metadata = {**(found.metadata or {}), **metadata}
-                    return await self._store.copy(key, key, version=found.version, metadata=metadata, size=found.size)
-            try:
-                return await self._store.put(key, b"", metadata, expect=expect)
-            except VersionChanged:
-                continue
-        raise StoreUnavailable(f"{key!r} changes again and again in the under-store")
 
 
 def _has(info: ObjectInfo, entry: Entry) -> bool:

@@ -17,7 +17,8 @@ from luxfuse.vfs.errors import IsADirectory, NotADirectory, NotEmpty
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.publishing import Publisher
-from luxfuse.vfs.pushing import MARKED
+from luxfuse.vfs.room import Room
+from luxfuse.vfs.small_pushes import MARKED
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
 
@@ -41,6 +42,7 @@ class Removing:
         publisher: Publisher,
         writeback: WriteBack,
         journal: Journal,
+        room: Room,
         hierarchical: bool,
     ) -> None:
         """``hierarchical``: directories of the store exist by themselves."""
@@ -55,6 +57,7 @@ class Removing:
         self._writeback = writeback
         self._deletes = writeback.deletes
         self._journal = journal
+        self._room = room
         self._hierarchical = hierarchical
         self._removed: OrderedDict[int, Entry] = OrderedDict()
 
@@ -99,8 +102,10 @@ class Removing:
             raise NotEmpty(f"{name!r} is not empty: the object {key!r} itself has {size} bytes")
 
     async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Take a name away, here and in the store. The caller has the turn of the name."""
+        """Take a name away, here and in the store. The caller has the turn of the name. Raises `TooMany`, `StoreError`."""
         key = self._namespace.places.key(parent, name, entry.kind)
+        if self._tree.in_store(entry) and not self._tree.is_through(key):
+            await self._room.wait_for_fewer()
         await self._writeback.frozen.thawed(key)
         self._namespace.hold(None, parent, name)
         reached("remove.held")

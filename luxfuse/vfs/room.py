@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ROOM_POLL_S = 0.1
 MOST_DIRTY = 300_000
-"""Files and the like that are not in the store yet: each takes a kilobyte or two of memory."""
+"""Files and the like that are not in the store yet, and removals that it has not made: each takes a kilobyte or two."""
 
 
 class Room:
@@ -90,7 +90,7 @@ class Room:
         space = space or self._cache.hierarchy.home
         deadline = trio.current_time() + self.timeout_s
         while True:
-            too_many = more_files and len(self._entries) >= MOST_DIRTY
+            too_many = more_files and self._are_too_many()
             if not too_many:
                 if space.has_room(wanted_bytes) and await space.make_room(wanted_bytes):
                     return
@@ -109,21 +109,28 @@ class Room:
             await trio.sleep(ROOM_POLL_S)
 
     async def wait_for_fewer(self) -> None:
-        """Wait until one more directory or symlink may be made, which takes memory only: see `wait`. Raises `TooMany`."""
+        """Wait until one more directory or symlink may be made, or name removed, which takes memory only: see `wait`.
+
+        Raises `TooMany`.
+        """
         deadline = trio.current_time() + self.timeout_s
-        while len(self._entries) >= MOST_DIRTY:
+        while self._are_too_many():
             if trio.current_time() >= deadline:
                 raise self._too_many()
             self._writeback.hurry(failed=False)
             await trio.sleep(ROOM_POLL_S)
 
     def _too_many(self) -> TooMany:
-        return TooMany(f"{len(self._entries)} changed files are not in the under-store yet: no more are taken")
+        files, deletes = len(self._entries), len(self._journal.deletes)
+        return TooMany(f"{files} changed files and {deletes} removals are not in the under-store yet: no more are taken")
+
+    def _are_too_many(self) -> bool:
+        return len(self._entries) + len(self._journal.deletes) >= MOST_DIRTY
 
     def fits(self, wanted_bytes: int, space: Space | None = None, *, more_files: bool = True) -> bool:
         """Whether there is room for so many more bytes, at home or in ``space``, without making any. See `wait`."""
         space = space or self._cache.hierarchy.home
-        if (more_files and len(self._entries) >= MOST_DIRTY) or space.ledger.shortage(wanted_bytes):
+        if (more_files and self._are_too_many()) or space.ledger.shortage(wanted_bytes):
             return False
         return space.has_room(wanted_bytes)
 

@@ -75,6 +75,7 @@ def build_changing(opened: Opened, reading: Reading, writing: Writing, defaults:
         publisher=publisher,
         writeback=writeback,
         journal=journal,
+        room=writing.room,
         hierarchical=store.abilities.hierarchical,
     )
     Conflicts(

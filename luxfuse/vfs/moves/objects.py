@@ -10,7 +10,7 @@ from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, WriteMode
-from luxfuse.vfs.deletes import Deletes
+from luxfuse.vfs.deletes import Deletes, Leftover
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD
 from luxfuse.vfs.errors import Stale
@@ -75,11 +75,12 @@ class ObjectMoves:
         replaced_unheard = self._tree.unheard(target) if target is not None else NOTHING_UNHEARD
         comes_back = dirty.stored.is_under(new_key)
         dirty.stored.replaces_removed(not local and self._deletes.pending(new_key) is not None and not comes_back)
-        expect = self._take_target(new_place, new_key, local=local)
+        left = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
         self._tree.note_renamed(*new_place)
-        self._keys.rekey(dirty, new_place, new_key, expect)
+        self._keys.rekey(dirty, new_place, new_key, left.version)
+        dirty.stored.lies_over(left.sent)
         reached("move-dirty.rekeyed")
         if was_there:
             self._namespace.hold(None, *place)
@@ -170,23 +171,24 @@ class ObjectMoves:
         key = self._namespace.places.key(*place, target.kind)
         return key if local or key != new_key else ""
 
-    def _take_target(self, place: Place, new_key: str, *, local: bool) -> str | None:
-        """Forget the entry that has the new name; returns the version that the store is expected to have under the new key.
+    def _take_target(self, place: Place, new_key: str, *, local: bool) -> Leftover:
+        """Forget the entry that has the new name; returns what the store may have under the new key.
 
         ``local``: as for `_replaced`; the store has nothing of the moved entry, and its object of the new name goes.
         """
         if local:
             if (target := self._namespace.peek(*place)) is not None:
                 self._removing.forget(*place, target)
-            return ABSENT
-        expect = self._deletes.reuse(new_key)
+            return Leftover(ABSENT)
+        left = self._deletes.reuse(new_key)
         target = self._namespace.peek(*place)
         if target is not None:
             key = self._namespace.places.key(*place, target.kind)
-            if expect == ABSENT and self._tree.in_store(target) and key == new_key:
-                expect = self._tree.version_in_store(target)
+            if not left.any and self._tree.in_store(target) and key == new_key:
+                was, sent = self._tree.unheard(target)
+                left = Leftover(was, sent) if sent else Leftover(self._tree.version_in_store(target))
             self._removing.forget(*place, target)
-        return expect
+        return left
 
     def _undo(
         self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place, target: Entry | None

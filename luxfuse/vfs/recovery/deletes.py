@@ -20,9 +20,9 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.deletes import DELETE_BATCH, Deletes
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.pushing import MARKED
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.replaced import CONCURRENT_HEADS, of_others
+from luxfuse.vfs.small_pushes import MARKED
 
 log = logging.getLogger(__name__)
 

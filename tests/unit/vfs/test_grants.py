@@ -190,6 +190,25 @@ async def test_nothing_is_made_where_there_are_too_many(tmp_path: Path, monkeypa
         driver.release()
 
 
+async def test_nothing_is_removed_where_too_many_removals_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    for name in ("first", "second"):
+        driver.place(name, b"content")
+    async with mounted(tmp_path, driver, write_mode="async-through", room_timeout_s=0.1) as m:
+        await m.entries()
+        driver.hold("delete")
+        await m.fs.unlink(ROOT_INODE, b"first")
+        with monkeypatch.context() as patched:
+            patched.setattr(room, "MOST_DIRTY", 1)
+            with pytest.raises(TooMany):
+                await m.fs.unlink(ROOT_INODE, b"second")
+            assert list(await m.entries()) == [b"second"]
+            driver.release()
+            await m.fs.unlink(ROOT_INODE, b"second")
+        await m.drain()
+    assert driver.objects == {}
+
+
 async def test_what_takes_no_room_waits_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
     async with mounted(tmp_path, driver, write_mode="async-through", grants=True, room_timeout_s=0.1) as m:

@@ -158,3 +158,39 @@ async def test_a_removal_that_had_to_wait_takes_the_version_that_was_removed(tmp
         m.clock.advance(1)
         assert list(await m.entries()) == ([b"a"] if replaced else [])
     assert [data for data, *_ in driver.objects.values()] == ([b"two"] if replaced else [])
+
+
+async def remake(m: Mount, *, move: bool) -> None:
+    """Make a file anew under the name of one whose upload had no answer, or rename another one over it."""
+    if not move:
+        await m.fs.unlink(1, b"a")
+    name = b"b" if move else b"a"
+    handle, _ = await m.kernel.create(m.fs, 1, name, 0o644)
+    await m.kernel.write(m.fs, handle, 0, b"anew")
+    await m.kernel.close(m.fs, handle)
+    if move:
+        await m.fs.rename(1, b"b", 1, b"a", 0)
+
+
+@pytest.mark.expected_logs(
+    "cannot be brought to the under-store yet", "cannot be reached", "was written by somebody else meanwhile; their version"
+)
+@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("theirs", [None, b"theirs!"])
+async def test_what_is_made_anew_replaces_no_more_than_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, move: bool, theirs: bytes | None
+) -> None:
+    driver = FakeStore()
+    gone = Gone(driver, monkeypatch)
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+        await m.entries()
+        await make(m)
+        await remake(m, move=move)
+        if theirs is not None:
+            driver.place("a", theirs)  # of the same size as what was sent
+        gone.back()
+        monkeypatch.undo()
+        await settled(m)
+        kept = [path.read_bytes() for path in m.recovered.directory.iterdir()] if m.recovered.count() else []
+        assert kept == ([theirs] if theirs is not None else [])
+    assert {key: data for key, (data, *_) in driver.objects.items()} == {"a": b"anew"}
