@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     foreground: bool = default("foreground")
     http: str | None = None
     http_token_file: str | None = None
+    otlp: str | None = None
     log_file: str | None = None
     slow_request_s: float | None = None
     log_format: Literal["text", "json"] = default("log_format")

@@ -156,6 +156,8 @@ def _check(settings: Settings) -> Settings:
                 raise ConfigError(
                     f"--{name}: is for a node of a cluster; give --cluster-key-file FILE, made by: luxfuse cluster init"
                 )
+    if settings.otlp is not None and not settings.otlp.startswith(("http://", "https://")):
+        raise ConfigError(f"--otlp {shown(settings.otlp)}: is no URL; write http://HOST:PORT")
     if settings.http_token_file is not None and settings.http is None:
         raise ConfigError("--http-token-file: is for the web page; give --http 127.0.0.1:PORT, or leave it out")
     if settings.http is not None and settings.http_token_file is None and not is_loopback(parse_address(settings.http)[0]):

@@ -203,6 +203,11 @@ def _peers(peers: list[Mapping[str, Any]]) -> Iterator[Metric]:
     yield states
 
 
+def families(status: Mapping[str, object]) -> Iterator[Metric]:
+    """Yield the metrics of a status document."""
+    return _StatusCollector(status).collect()
+
+
 def render(status: Mapping[str, object], accept: str = "") -> tuple[bytes, str]:
     """Return the metrics of a status document (see `luxfuse.control.status`), and their media type.
 

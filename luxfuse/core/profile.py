@@ -113,7 +113,8 @@ class Profile:
             mean_ms = 1000 * self.store_opens.sum_s / self.store_opens.count
             lines.append(
                 f"{self.share(STORE):.0%} of the time is the first read of data: {self.store_opens.count} waits of "
-                f"{mean_ms:.0f} ms in the mean; luxfuse load PATH brings it here before the job"
+                f"{mean_ms:.0f} ms in the mean; luxfuse load PATH brings it here before the job, "
+                "luxfuse.training just before it is opened"
             )
         if self.names_asked > MANY and self.kinds["names and attributes"].sum_s > MUCH * self.total_s:
             lines.append(

@@ -258,6 +258,12 @@ SETTINGS = (
         "A private file with a token of 16 characters or more, which whoever asks by `http` then has to give. Without it, "
         "all users of the machine may look, and other machines must not be able to.",
     ),
+    Setting(
+        "otlp", values.text("URL"),
+        "Send the metrics every 15 s by OTLP/HTTP to the collector there, such as `http://127.0.0.1:4318`; it needs "
+        "`pip install 'luxfuse[otlp]'`.",
+        shown_default="nowhere",
+    ),
     Setting("log_file", values.FILE, "Where the daemon's log goes.", shown_default="in the state directory"),
     Setting(
         "slow_request", values.TIME_OUT,

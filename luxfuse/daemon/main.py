@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +19,7 @@ import trio
 from luxfuse import lasting
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
-from luxfuse.daemon import logs
+from luxfuse.daemon import beside, logs
 from luxfuse.daemon.attachments import Attachments
 from luxfuse.daemon.early import EarlySignals
 from luxfuse.daemon.parts import Parts, build
@@ -39,7 +38,6 @@ from luxfuse.volume.opened import Opened
 
 if TYPE_CHECKING:
     from luxfuse.cluster.node import Cluster
-    from luxfuse.daemon.web import WebPage
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +196,8 @@ class _Daemon:
             serving.start_soon(self._reload_on_hangup, service)
             await serving.start(parts.session.serve)
             await serving.start(server.serve, self._state / registry.SOCKET, service)
-            if self._settings.http is not None:
-                await serving.start(partial(self._web_page(running, service).run, patient=self._is_successor))
+            inherited = self._succession is not None and self._succession.inherited
+            await beside.begin(serving, running, service.status, successor=inherited)
             await self._await_answer()
             self._started = True
             if self._succession is not None:
@@ -215,16 +213,6 @@ class _Daemon:
             await self._drain(service.backlogs)
             serving.cancel_scope.cancel()
         log.info("unmounted %s", self._settings.mountpoint)
-
-    @property
-    def _is_successor(self) -> bool:
-        return self._succession is not None and self._succession.inherited
-
-    def _web_page(self, running: Running, service: Service) -> WebPage:
-        # Only here: most mounts have none, and metrics take long to import.
-        from luxfuse.daemon.web import WebPage
-
-        return WebPage(self._settings, running, service.status)
 
     def _note(self, line: str) -> None:
         log.info("%s", line)
