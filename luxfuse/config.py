@@ -107,6 +107,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(os.fsencode(self.mountpoint)).hexdigest()[:16]
 
     @property
+    def places(self) -> dict[str, str]:
+        """The settings besides the source that say where the objects are, by name."""
+        said = {name: self.storage_options[name] for name in _PLACES if name in self.storage_options}
+        return said if self.endpoint_url is None else {**said, "endpoint_url": self.endpoint_url}
+
+    @property
     def source_id(self) -> str:
         """Names the cached content; depends on where the objects come from alone."""
         options = self.storage_options

@@ -36,6 +36,8 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     version: str
     started_at: float
+    places: dict[str, str] = {}
+    """Where the objects are, beside ``source``: endpoint, account and the like, without secrets."""
     directory: str = ""
     alive: bool = False
     kept: bool = False
@@ -122,6 +124,7 @@ def claim(settings: Settings, *, inherited: bool = False) -> Claim:
         record = {
             "mountpoint": settings.mountpoint,
             "source": safe_url(settings.source),
+            "places": {name: safe_url(value) for name, value in settings.places.items()},
             "pid": os.getpid(),
             "version": __version__,
             "started_at": time.time(),

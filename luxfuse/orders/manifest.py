@@ -177,6 +177,8 @@ class Import(_Job):
         self._inodes: tuple[str, int] = "", ROOT_INODE
         """The directory that was met last: most have the same one above them."""
         self._next: Part | None = None
+        self._described: list[tuple[Found, Attributes]] = []
+        """Attributes of entries that are being recorded."""
 
     async def _run(self) -> None:
         head = self._head or await self.check()
@@ -214,6 +216,7 @@ class Import(_Job):
                 async with aclosing(self._items(parts, first, inode)) as items:
                     with suppress(Moved):  # it is skipped
                         taken = await namespace.lister.replay(inode, prefix, moves, first.asked_s, items)
+                await self._describe(inode, first.asked_s)
         except ManifestRefused:
             raise
         except LuxError as exc:
@@ -231,19 +234,23 @@ class Import(_Job):
         path, asked_s = part.directory if part else "", part.asked_s if part else 0.0
         while part is not None:
             yield [found for found, _ in part.items]
+            # The one before is recorded by now.
+            await self._describe(inode, asked_s)
+            self._described = [(found, attributes) for found, attributes in part.items if attributes is not None]
             self.entries += len(part.items)
-            described = [(found, attributes) for found, attributes in part.items if attributes is not None]
-            for start in range(0, len(described), DESCRIBED_AT_ONCE):
-                self._describe(inode, asked_s, described[start : start + DESCRIBED_AT_ONCE])
-                await trio.lowlevel.checkpoint()
             if part.last:
                 return
             part = self._next = await self._read(parts)
             assert part is None or part.directory == path
 
-    def _describe(self, inode: int, asked_s: float, described: list[tuple[Found, Attributes]]) -> None:
-        told = [Described(inode, found, asked_s, attributes) for found, attributes in described]
-        self._names.describe(told, self._namespace.now_s())
+    async def _describe(self, inode: int, asked_s: float) -> None:
+        """Record the attributes of the part before."""
+        described, self._described = self._described, []
+        for start in range(0, len(described), DESCRIBED_AT_ONCE):
+            some = described[start : start + DESCRIBED_AT_ONCE]
+            told = [Described(inode, found, asked_s, attributes) for found, attributes in some]
+            self._names.describe(told, self._namespace.now_s())
+            await trio.lowlevel.checkpoint()
 
     def _inode(self, path: str) -> int | None:
         """Return the inode of a directory that is known here, None if there is none of the name."""

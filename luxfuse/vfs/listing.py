@@ -160,16 +160,20 @@ class Lister:
         self, directory: int, prefix: str, moves: int, asked_s: float, parts: AsyncIterator[list[Found]]
     ) -> int:
         serial = self._names.listings.begin(directory)
+        last: list[Found] = []
         deferred: list[Found] = []
         fresh: bool | None = None
         async for part in parts:
             self._require_unmoved(directory, prefix, moves)
-            changes = await self._names.merge(directory, serial, part, asked_s, last=False)
-            fresh = changes.was_empty if fresh is None else fresh
-            deferred += changes.deferred
-            await self._tell_kernel(directory, changes.names)
+            if last:
+                changes = await self._names.merge(directory, serial, last, asked_s, last=False)
+                fresh = changes.was_empty if fresh is None else fresh
+                deferred += changes.deferred
+                await self._tell_kernel(directory, changes.names)
+            last = part
         self._require_unmoved(directory, prefix, moves)
-        total = await self._names.complete(directory, serial, asked_s, deferred, fresh=fresh)
+        # The last part, mostly the only one, in one transaction with the end: each takes a write to the disk.
+        total = await self._names.complete(directory, serial, asked_s, last + deferred, fresh=fresh)
         await self._tell_kernel(directory, total.names)
         return serial
 

@@ -1,0 +1,219 @@
+"""`LuxFileSystem`: hands each call to the local file system, for a path in a mount, or to the driver of the store."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from luxfuse.lux.routes import Route, Routes, place_of
+
+T = TypeVar("T")
+_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a mount answers whose daemon has died."""
+_ROOTED = ("file", "memory")
+"""Protocols whose paths begin with a slash."""
+
+
+class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """See `luxfuse.lux`. ``use_mount=False`` asks the store always; all other options are those of its driver."""
+
+    protocol = "lux"
+    root_marker = ""
+    async_impl = False
+
+    def __init__(self, *, use_mount: bool = True, **storage_options: Any) -> None:
+        super().__init__(use_mount=use_mount, **storage_options)
+        own = ("use_mount", "asynchronous", "loop", "batch_size", "skip_instance_cache")
+        self._options = {name: value for name, value in storage_options.items() if name not in own}
+        self._routes = Routes(self._options) if use_mount else None
+        self._local = LocalFileSystem(auto_mkdir=True)
+
+    # -- where a path is
+
+    def _store(self, protocol: str) -> Any:
+        return self._local if protocol == "file" else fsspec.filesystem(protocol, **self._options)
+
+    def _at(self, path: str) -> tuple[Any, str, Route | None]:
+        """Return the file system that has a path, what it is called there, and the route to it if it is in a mount."""
+        path = self._strip_protocol(path)
+        protocol, _, rest = path.partition("/")
+        if not protocol:
+            raise FileNotFoundError(errno.ENOENT, "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key", path)
+        if self._routes is not None and (found := self._routes.find(*place_of(f"{protocol}://{rest}"))) is not None:
+            return self._local, found[1], found[0]
+        store = self._store(protocol)
+        return store, store._strip_protocol(f"{protocol}://{'/' if protocol in _ROOTED else ''}{rest}"), None
+
+    def _do(self, path: str, call: Callable[[Any, str], T]) -> T:
+        """Call it on what has a path; once more on the store if its mount has just died."""
+        fs, inner, route = self._at(path)
+        try:
+            return call(fs, inner)
+        except OSError as exc:
+            if exc.errno not in _GONE or route is None or self._routes is None:
+                raise
+            self._routes.forget()
+            fs, inner, route = self._at(path)
+            if route is not None:
+                raise
+            return call(fs, inner)
+
+    def in_mount(self, path: str) -> str | None:
+        """Return the path in a mount of this machine that is used for ``path``; None if the store is asked for it."""
+        _, inner, route = self._at(path)
+        return inner if route is not None else None
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        return str(fsspec.utils.stringify_path(path)).removeprefix("lux://").strip("/")
+
+    def _named(self, path: str, fs: Any, inner: str, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is known of a file at or below ``path``, which is ``inner`` there, under its name here."""
+        path = self._strip_protocol(path)
+        inner = str(fs._strip_protocol(inner)).rstrip("/")
+        below = str(info["name"]).rstrip("/")
+        if below.lstrip("/") == inner.lstrip("/"):
+            return {**info, "name": path}
+        return {**info, "name": f"{path}/{below.lstrip('/')[len(inner.lstrip('/')) :].lstrip('/')}"}
+
+    def _is_top(self, path: str) -> bool:
+        return "/" not in self._strip_protocol(path)
+
+    # -- names
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """Return what is known of a file or directory, as its own file system has it."""
+        if self._is_top(path):
+            return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
+        return self._do(path, lambda fs, inner: self._named(path, fs, inner, fs.info(inner, **kwargs)))
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        """List a directory."""
+
+        def listed(fs: Any, inner: str) -> list[dict[str, Any]]:
+            return [self._named(path, fs, inner, info) for info in fs.ls(inner, detail=True, **kwargs)]
+
+        found = self._do(path, listed)
+        return found if detail else [info["name"] for info in found]
+
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **kwargs: Any
+    ) -> Any:
+        """List all below a path; a store does that with fewer requests than directory by directory."""
+        if self._is_top(path):
+            return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+
+        def find(fs: Any, inner: str) -> dict[str, dict[str, Any]]:
+            below = fs.find(inner, maxdepth=maxdepth, withdirs=withdirs, detail=True, **kwargs)
+            named = (self._named(path, fs, inner, {**info, "name": name}) for name, info in below.items())
+            return {info["name"]: info for info in named}
+
+        found = self._do(path, find)
+        return found if detail else list(found)
+
+    def created(self, path: str) -> Any:
+        """When a file was made."""
+        return self._do(path, lambda fs, inner: fs.created(inner))
+
+    def modified(self, path: str) -> Any:
+        """When a file was changed last."""
+        return self._do(path, lambda fs, inner: fs.modified(inner))
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget listings, of a path or of all, and which mounts there are."""
+        if self._routes is not None:
+            self._routes.forget()
+        if path is not None and not self._is_top(path):
+            self._do(path, lambda fs, inner: fs.invalidate_cache(inner))
+
+    # -- directories
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        """Make a directory."""
+        self._do(path, lambda fs, inner: fs.mkdir(inner, create_parents=create_parents, **kwargs))
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a directory, and those above it."""
+        if not self._is_top(path):
+            self._do(path, lambda fs, inner: fs.makedirs(inner, exist_ok=exist_ok))
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        self._do(path, lambda fs, inner: fs.rmdir(inner))
+
+    # -- content
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
+        def opened(fs: Any, inner: str) -> Any:
+            if fs is self._local:
+                kept = {name: value for name, value in kwargs.items() if name in ("autocommit", "compression")}
+                return fs._open(inner, mode, block_size=block_size, **kept)
+            sized = {} if block_size is None else {"block_size": block_size}
+            return fs.open(inner, mode, **sized, **{n: v for n, v in kwargs.items() if v is not None})
+
+        return self._do(path, opened)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """Return the bytes of a file, or some of them."""
+        return self._do(path, lambda fs, inner: bytes(fs.cat_file(inner, start=start, end=end, **kwargs)))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Write a file."""
+        self._do(path, lambda fs, inner: fs.pipe_file(inner, value, mode=mode, **kwargs))
+
+    def get_file(self, rpath: str, lpath: Any, **kwargs: Any) -> None:
+        """Copy a file to the local disk."""
+        self._do(rpath, lambda fs, inner: fs.get_file(inner, lpath, **kwargs))
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        """Copy a file from the local disk."""
+        self._do(rpath, lambda fs, inner: fs.put_file(lpath, inner, **kwargs))
+
+    def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+        """Make an empty file."""
+        self._do(path, lambda fs, inner: fs.touch(inner, truncate=truncate, **kwargs))
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """Copy a file, inside the store where both are there."""
+        (one, inner1, _), (other, inner2, _) = self._at(path1), self._at(path2)
+        if one is other:
+            one.cp_file(inner1, inner2, **kwargs)
+        elif one.isdir(inner1):
+            other.makedirs(inner2, exist_ok=True)
+        else:
+            with one.open(inner1, "rb") as source, other.open(inner2, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """Move a file or directory."""
+        one, inner1, route1 = self._at(path1)
+        other, inner2, route2 = self._at(path2)
+        if one is other is self._local and route1 == route2:
+            one.mv(inner1, inner2, **kwargs)
+        else:
+            super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file."""
+        self._do(path, lambda fs, inner: fs.rm_file(inner))
+
+    def _rm(self, path: str) -> None:
+        self.rm_file(path)
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove files, and with ``recursive`` directories: a store does that many at a time."""
+        for each in path if isinstance(path, list) else [path]:
+            if maxdepth is not None or fsspec.core.has_magic(str(each)):
+                super().rm(each, recursive=recursive, maxdepth=maxdepth)
+            elif self._strip_protocol(each).count("/") < 1:
+                raise PermissionError(errno.EPERM, "is no file, and not removed as a whole", each)
+            else:
+                self._do(each, lambda fs, inner: fs.rm(inner, recursive=recursive))

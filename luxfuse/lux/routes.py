@@ -1,0 +1,134 @@
+"""Which mount has a file of an under-store, and where. Looks at records and the kernel's table, never into a mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from luxfuse.configuration.roots import state_root
+from luxfuse.control import registry
+from luxfuse.control.registry import MountRecord
+from luxfuse.errors import LuxError
+from luxfuse.fuse import mountpoint as mounts
+
+LOOK_S = 2.0
+"""For so long the mounts that were found count."""
+PLACES = ("account_name", "base_url", "endpoint", "endpoint_url", "host", "port")
+"""Storage options that say where the objects are: a mount of another place is another bucket."""
+_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "azure": "az", "adl": "az", "local": "file"}
+_ATTACHED = "attached.json"
+
+
+def place_of(url: str) -> tuple[str, str]:
+    """Return protocol and place of a URL or local path, as two that mean the same have them, without slashes around it."""
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        return "file", os.path.normpath(url).strip("/")
+    protocol = _SAME.get(protocol.lower(), protocol.lower())
+    host, slash, path = rest.partition("/")
+    host = host.partition("@")[0] if protocol == "az" else host.rpartition("@")[2]  # container@account, user@host
+    return protocol, f"{host}{slash}{path}".strip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A directory of a mount that shows what is at a place, but for what is at the paths ``hidden`` below it."""
+
+    protocol: str
+    place: str
+    directory: str
+    mountpoint: str
+    device: int
+    places: Mapping[str, str]
+    hidden: tuple[str, ...]
+
+    def local(self, protocol: str, place: str) -> str | None:
+        """Return the local path of what is at a place; None if it is not below this."""
+        if protocol != self.protocol:
+            return None
+        if place == self.place or not self.place:
+            inside = "" if place == self.place else place
+        elif place.startswith(f"{self.place}/"):
+            inside = place[len(self.place) + 1 :]
+        else:
+            return None
+        if any(inside == each or inside.startswith(f"{each}/") or each.startswith(f"{inside}/") for each in self.hidden):
+            return None
+        return f"{self.directory}/{inside}" if inside else self.directory
+
+    @property
+    def there(self) -> bool:
+        """Whether it is still mounted, as far as this process sees: else the path would be one of the disk below."""
+        try:
+            return os.stat(self.mountpoint).st_dev == self.device  # noqa: PTH116 (a look at a mountpoint, no more)
+        except OSError:
+            return False
+
+
+class Routes:
+    """The routes through the mounts of this user."""
+
+    def __init__(self, options: Mapping[str, object]) -> None:
+        """``options``: the storage options; those of `PLACES` must be the mount's, if they are given."""
+        self._wanted = {name: str(options[name]).rstrip("/") for name in PLACES if options.get(name)}
+        inner = options.get("client_kwargs")
+        if isinstance(inner, Mapping) and inner.get("endpoint_url"):
+            self._wanted.setdefault("endpoint_url", str(inner["endpoint_url"]).rstrip("/"))
+        self._routes: list[Route] = []
+        self._looked_s = -LOOK_S
+
+    def forget(self) -> None:
+        """Look anew at once."""
+        self._looked_s = -LOOK_S
+
+    def find(self, protocol: str, place: str) -> tuple[Route, str] | None:
+        """Return the route with the longest place above a path, and the path on this machine; None if there is none."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            self._routes = sorted(self._look(), key=lambda route: len(route.place), reverse=True)
+        for route in self._routes:
+            local = route.local(protocol, place)
+            if local is not None and route.there:
+                return route, local
+        return None
+
+    def _look(self) -> Iterator[Route]:
+        try:
+            records = registry.list_mounts(state_root())
+        except LuxError:
+            return  # the directory is another user's, say
+        seen = mounts.read_mounts() if records else []
+        for record in records:
+            mount = mounts.find_mount(record.mountpoint, seen)
+            if not (record.alive or record.kept) or mount is None or mount.fstype != mounts.FSTYPE:
+                continue
+            major, _, minor = mount.device.partition(":")
+            yield from self._of(record, os.makedev(int(major), int(minor)))
+
+    def _of(self, record: MountRecord, device: int) -> Iterator[Route]:
+        attached = list(_attached(record))
+        for path, source, places in [("", record.source, record.places), *attached]:
+            known = {name: value.rstrip("/") for name, value in places.items()}
+            if any(known.get(name) != value for name, value in self._wanted.items()):
+                continue
+            inside = f"{path}/" if path else ""
+            hidden = tuple(each[len(inside) :] for each, _, _ in attached if each.startswith(inside) and each != path)
+            directory = f"{record.mountpoint.rstrip('/')}/{path}".rstrip("/")
+            yield Route(*place_of(source), directory, record.mountpoint, device, places, hidden)
+
+
+def _attached(record: MountRecord) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield path, source and places of what is attached; what hides something of the mount, in any case."""
+    try:
+        found = json.loads(Path(record.directory, _ATTACHED).read_bytes())["attached"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for each in found:
+        options = each.get("options", {})
+        given = {**options.get("storage_options", {}), "endpoint_url": options.get("endpoint_url")}
+        yield each["path"], each["source"], {name: str(given[name]) for name in PLACES if given.get(name)}

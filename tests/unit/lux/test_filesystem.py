@@ -1,0 +1,196 @@
+"""``lux://`` without mounts, and which mount a path is in."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from luxfuse.control import registry
+from luxfuse.control.registry import MountRecord
+from luxfuse.fuse.mountpoint import FSTYPE, MountInfo
+from luxfuse.lux import LuxFileSystem
+from luxfuse.lux.routes import Routes, place_of
+from tests.support.abstract_suites import Suites
+
+ROOT = Path(__file__).parents[3]
+_serial = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _no_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LUXFUSE_STATE_DIR", str(tmp_path / "state"))
+    fsspec.register_implementation("lux", LuxFileSystem, clobber=True)
+
+
+class TestOfAStore(Suites):
+    """What is in no mount."""
+
+    @pytest.fixture
+    def fs_path(self) -> Iterator[str]:
+        name = f"suites{next(_serial)}"
+        MemoryFileSystem().mkdir(f"/{name}")
+        yield f"memory/{name}"
+        MemoryFileSystem.store.clear()
+        MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+class TestOfADirectory(Suites):
+    """Of the local disk, by the protocol ``file``."""
+
+    @pytest.fixture
+    def fs_path(self, tmp_path: Path) -> str:
+        (tmp_path / "suites").mkdir()
+        return f"file{tmp_path}/suites"
+
+
+def test_names_are_those_of_lux() -> None:
+    fs = LuxFileSystem()
+    fs.pipe({"lux://memory/b/d/x": b"1", "lux://memory/b/y": b"22"})
+    assert sorted(fs.ls("lux://memory/b", detail=False)) == ["memory/b/d", "memory/b/y"]
+    assert sorted(fs.find("memory/b")) == ["memory/b/d/x", "memory/b/y"]
+    assert fs.glob("memory/b/**/x") == ["memory/b/d/x"]
+    assert fs.info("lux://memory/b/y")["name"] == "memory/b/y"
+    assert fs.info("lux://memory")["type"] == "directory"
+    assert [(path, sorted(files)) for path, _, files in fs.walk("memory/b")] == [("memory/b", ["y"]), ("memory/b/d", ["x"])]
+    assert fs.unstrip_protocol("memory/b/y") == "lux://memory/b/y"
+    with fsspec.open("lux://memory/b/d/x", "rt") as file:
+        assert file.read() == "1"
+    assert fs.cat(["memory/b/d/x", "lux://memory/b/y"]) == {"memory/b/d/x": b"1", "memory/b/y": b"22"}
+    fs.mv("memory/b/y", "memory/b/z")
+    assert pickle.loads(pickle.dumps(fs)).cat("memory/b/z") == b"22"
+    for wrong in ("lux://", "lux://memory"):
+        with pytest.raises((FileNotFoundError, PermissionError)):
+            fs.rm(wrong, recursive=True)
+    with pytest.raises(FileNotFoundError):
+        fs.open("lux://memory/b/none")
+    with pytest.raises(ValueError, match="nosuch"):
+        fs.open("lux://nosuch/b/none")
+    fs.rm("memory/b", recursive=True)
+    assert not fs.exists("memory/b/d/x")
+
+
+def test_options_are_those_of_the_driver() -> None:
+    fs = LuxFileSystem(use_mount=False, endpoint_url="http://nowhere", key="k", secret="s")
+    store = fs._store("s3")
+    assert (store.endpoint_url, store.key) == ("http://nowhere", "k")
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("s3://bucket/a/b/", ("s3", "bucket/a/b")), ("s3a://bucket", ("s3", "bucket")), ("gcs://b/x", ("gs", "b/x")),
+        ("abfs://c@account.dfs.core.windows.net/x", ("az", "c/x")), ("sftp://me@host/dir", ("sftp", "host/dir")),
+        ("/data//x/", ("file", "data/x")), ("file:///data", ("file", "data")),
+    ],
+)  # fmt: skip
+def test_places(url: str, place: tuple[str, str]) -> None:
+    assert place_of(url) == place
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a directory pass for a mountpoint."""
+    records: list[MountRecord] = []
+    infos: list[MountInfo] = []
+    monkeypatch.setattr(registry, "list_mounts", lambda _root: records)
+    monkeypatch.setattr("luxfuse.lux.routes.mounts.read_mounts", lambda: infos)
+
+    def mount(name: str, source: str, places: dict[str, str] | None = None, **changes: Any) -> Path:
+        path, state = tmp_path / name, tmp_path / f"{name}.state"
+        path.mkdir()
+        state.mkdir()
+        device = path.stat().st_dev
+        known = {"mountpoint": str(path), "source": source, "pid": 1, "version": "", "started_at": 0.0, "alive": True}
+        records.append(MountRecord(**{**known, "directory": str(state), "places": places or {}, **changes}))
+        infos.append(MountInfo(str(path), FSTYPE, source, f"{os.major(device)}:{os.minor(device)}", ()))
+        return path
+
+    return mount
+
+
+def test_a_path_goes_through_the_mount_that_it_is_in(mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, inner = mounted("outer", "s3://bucket"), mounted("inner", "s3://bucket/deep/er")
+    dead = mounted("dead", "s3://gone", alive=False)
+    (outer / "a").write_bytes(b"outer")
+    (inner / "a").write_bytes(b"inner")
+    fs = LuxFileSystem(skip_instance_cache=True)
+    assert fs.cat("lux://s3/bucket/a") == b"outer"
+    assert fs.cat("lux://s3/bucket/deep/er/a") == b"inner"
+    assert fs.in_mount("lux://s3/bucket/deep/era") == f"{outer}/deep/era"
+    assert fs.in_mount("lux://s3/bucket") == str(outer)
+    assert fs.in_mount("lux://s3/gone/x") is None
+    assert not list(dead.iterdir())
+    assert fs.ls("s3/bucket", detail=False) == ["s3/bucket/a"]
+    fs.pipe("s3/bucket/new/b", b"made")  # as in a store, no directory has to be made
+    assert (outer / "new/b").read_bytes() == b"made"
+    monkeypatch.setattr("luxfuse.lux.routes.Route.there", False)  # it was unmounted since: nothing goes to the disk below
+    assert fs.in_mount("lux://s3/bucket/a") is None
+    assert LuxFileSystem(use_mount=False).in_mount("lux://s3/bucket/a") is None
+
+
+def test_a_mount_of_another_place_is_another_bucket(mounted: Callable[..., Path]) -> None:
+    path = mounted("minio", "s3://bucket", {"endpoint_url": "https://minio/"})
+    for options, expected in (
+        ({}, True), ({"endpoint_url": "https://minio"}, True), ({"endpoint_url": "https://other"}, False),
+        ({"client_kwargs": {"endpoint_url": "https://other"}}, False), ({"account_name": "x"}, False),
+    ):  # fmt: skip
+        assert (Routes(options).find("s3", "bucket/a") is not None) == expected, options
+    assert Routes({}).find("gs", "bucket/a") is None
+    found = Routes({}).find("s3", "bucket/a")
+    assert found is not None
+    assert found[1] == f"{path}/a"
+
+
+def test_what_an_attached_store_hides_is_not_taken_for_the_mounts_own(mounted: Callable[..., Path]) -> None:
+    path = mounted("m", "s3://bucket")
+    (path.parent / "m.state/attached.json").write_text(
+        '{"format": 1, "attached": [{"path": "x/other", "source": "s3://second/p", "number": 1, '
+        '"options": {"endpoint_url": "https://minio", "storage_options": {"key": "k"}}}]}'
+    )
+    routes = Routes({})
+    for place, expected in {
+        "bucket/x/other/f": None, "bucket/x/other": None, "bucket/x": None, "bucket/x/otherwise": f"{path}/x/otherwise",
+        "second/p/f": f"{path}/x/other/f", "second/q": None,
+    }.items():  # fmt: skip
+        found = routes.find("s3", place)
+        assert (found[1] if found else None) == expected, place
+    assert Routes({"endpoint_url": "https://else"}).find("s3", "second/p/f") is None
+
+
+def test_a_mount_that_dies_is_gone_around(mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted("m", "memory://bucket")
+    MemoryFileSystem().pipe("/bucket/a", b"of the store")
+    fs = LuxFileSystem(skip_instance_cache=True)
+    alive = [True]
+
+    def dead(*_: object, **__: object) -> None:
+        alive[0] = False
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(fs._local, "cat_file", dead)
+    monkeypatch.setattr("luxfuse.lux.routes.Route.there", property(lambda _: alive[0]))
+    assert fs.cat_file("memory/bucket/a") == b"of the store"
+    MemoryFileSystem.store.clear()
+
+
+def test_it_is_registered_and_imports_nothing_heavy() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["fsspec.specs"] == {"lux": "luxfuse.lux.LuxFileSystem"}
+    program = (
+        "import sys, luxfuse.lux\n"
+        "heavy = {'trio', 'pyfuse3', 'lmdb', 'obstore', 's3fs', 'botocore', 'aiohttp', 'typer', 'h11', 'cryptography'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
