@@ -266,8 +266,9 @@ def test_help_and_version(luxfuse: Run) -> None:
     assert shown.code == 0
     commands = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert commands == [
-        *("mount", "unmount", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin", "ttl"),
-        *("replicate", "attach", "detach", "load", "free", "locate", "check", "index", "stats", "cluster", "csi"),
+        *("mount", "unmount", "upgrade", "status", "list", "metrics", "refresh", "reload", "persist", "pin", "unpin"),
+        *("ttl", "replicate", "attach", "detach", "load", "free", "locate", "check", "stats", "trace", "profile"),
+        *("doctor", "index", "cluster", "csi"),
     ]  # fmt: skip
     assert luxfuse().code == 2
 
