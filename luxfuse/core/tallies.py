@@ -75,9 +75,16 @@ def sources_of(event: Mapping[str, Any]) -> dict[str, int]:
 
 
 def names_of(event: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the file and the program of an event."""
+    """Return the file and the program of an event, for people: names may hold anything, also what a terminal obeys."""
     path = event.get("path")
-    return "(no name)" if path is None else path or "/", f"{event.get('program', '?')}[{event.get('pid', 0)}]"
+    file = "(no name)" if path is None else path or "/"
+    return _printable(file), _printable(f"{event.get('program', '?')}[{event.get('pid', 0)}]")
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def causes_of(event: Mapping[str, Any]) -> dict[str, float]:

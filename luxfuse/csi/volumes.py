@@ -56,7 +56,9 @@ FILES = {
 GROUP_UMASK = "002"
 _GOOGLE_KINDS = ("service_account", "authorized_user")
 _EPHEMERAL, _NAMESPACE = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.namespace"
-_OF_THE_OPERATOR = frozenset({"mountpoint", "cache_dir", "log_file", "foreground", "keeper", "allow_other"})
+_OF_THE_OPERATOR = frozenset({
+    "mountpoint", "cache_dir", "log_file", "foreground", "keeper", "allow_other", "http", "otlp",
+})  # fmt: skip
 _BY_NAME = {
     name: setting
     for setting in SETTINGS

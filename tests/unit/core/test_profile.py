@@ -55,6 +55,8 @@ def test_sums_are_by_name_and_the_longest_come_first() -> None:
     assert (second, a.count, a.seconds, a.written_bytes) == ("a", 2, 2.0, 9)
     assert names_of(event()) == ("a", "python[7]")
     assert names_of({"op": "read", "path": None}) == ("(no name)", "?[0]")
+    odd = {"op": "read", "path": "a\x1b[2J\nb\udcff \u00e4", "program": "x\r", "pid": 1}
+    assert names_of(odd) == ("a\\x1b[2J\\nb\\udcff \u00e4", "x\\r[1]")
 
 
 @pytest.mark.parametrize(
