@@ -238,6 +238,7 @@ FLAGS = {
     "status": ["--json"], "list": ["--json"], "stats": ["--once"], "unmount": ["--lazy", "--force"], "detach": ["--force"],
     "attach": ["-o", "--read-only", "--storage-option", "--write-mode"],
     "cluster": ["init", "status", "--json", "--key-file"],
+    "trace": ["--pid", "--op", "--seconds", "--summary", "--json"], "profile": ["--seconds", "--json"],
 }  # fmt: skip
 
 
