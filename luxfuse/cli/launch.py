@@ -22,8 +22,11 @@ from luxfuse.control import registry
 from luxfuse.core.kernels import why_no_keeper
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint
-from luxfuse.keeper import saying
+from luxfuse.keeper import systemd
+from luxfuse.keeper.device import mounted
+from luxfuse.keeper.handing import Held
 from luxfuse.keeper.log import LOG_FORMAT
+from luxfuse.keeper.words import was_served
 
 READY_DEADLINE_S = 30.0
 PROGRAM = Path(keeper.__path__[0], "__main__.py")
@@ -32,6 +35,7 @@ MOST_DEATHS = 10
 """Deaths of daemons in a row after which a keeper gives up."""
 _STOP_PATIENCE_S = 3.0
 _ANSWER_MAX_BYTES = 64 << 10
+_SETTINGS_MAX_BYTES = 16 << 20
 
 
 def clear_dead_mount(settings: Settings) -> None:
@@ -104,15 +108,18 @@ def keeper_command() -> list[str]:
     return [sys.executable, "-I", "-S", str(PROGRAM)]
 
 
-def _command(settings: Settings, log: str, ready_fd: int) -> list[str]:
-    """Return the command of the daemon, or of the keeper that starts it. ``log`` "": the streams stay what they are."""
+def _command(settings: Settings, log: str, ready_fd: int, held: Held | None = None) -> list[str]:
+    """Return the command of the daemon, or of the keeper that starts it, which may go on with what is ``held`` already.
+
+    ``log`` "": the streams stay what they are.
+    """
     daemon = daemon_command()
     if not settings.keeper:
         return [*daemon, "--ready-fd", str(ready_fd)]
     cannot = why_no_keeper(wanted=True, root=os.geteuid() == 0, release=os.uname().release)
     said = registry.mount_directory(settings) / registry.KEEPER
     arguments = [str(ready_fd), str(said), "0" if cannot else str(MOST_DEATHS), settings.mountpoint, log]
-    return [*keeper_command(), *arguments, *daemon]
+    return [*keeper_command(), *(held.arguments() if held is not None else []), *arguments, *daemon]
 
 
 def _spawn(settings: Settings, log_path: Path, write_fd: int) -> subprocess.Popen[bytes]:
@@ -197,17 +204,41 @@ def in_foreground(settings: Settings) -> int:
     def ready(error: str | None, notes: Sequence[str] = ()) -> None:
         for note in notes:
             say(note)
-        if error is None:
-            saying.notify("READY=1")
-        else:
+        if error is not None:
             errors.append(error)
 
     try:
         code = run(settings, ready)
     except LuxError as exc:
         raise CommandFailed(str(exc)) from None
-    finally:
-        saying.notify("STOPPING=1")
     if errors:
         raise CommandFailed(errors[0])
     return code
+
+
+def go_on() -> None:
+    """Become the keeper of a mount that this process's predecessor had in the same service, if systemd has kept it.
+
+    Returns where it has not, or where there is nothing to go on with. The settings are those of the predecessor, whatever
+    the configuration says by now.
+    """
+    held = systemd.take()
+    if held is None:
+        return
+    try:
+        os.lseek(held.settings, 0, os.SEEK_SET)
+        settings = msgspec.json.decode(os.read(held.settings, _SETTINGS_MAX_BYTES), type=Settings)
+        goes_on = mounted(held.device) and was_served(held.estate)
+    except (OSError, msgspec.MsgspecError) as exc:
+        say(f"what systemd has kept cannot be gone on with ({exc}); mounting anew")
+        goes_on = False
+    if goes_on:
+        say(f"{settings.mountpoint}: going on where the process before this one ended")
+        for fd in held.fds():
+            os.set_inheritable(fd, True)
+        os.environ[LOG_FORMAT] = settings.log_format
+        command = _command(settings, "", -1, held)
+        os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
+    for fd in held.fds():
+        os.close(fd)
+    systemd.forget()

@@ -36,6 +36,7 @@ def mount(
 
 def start(flags: Mapping[str, Any], options: Mapping[str, Any], config_file: str | None = None) -> int:
     """Merge flags over ``-o`` options over the environment and the file, and start the daemon. Raises LuxError."""
+    launch.go_on()
     settings = building.build(flags, file=config_file, options=options)
     settings = msgspec.structs.replace(settings, mountpoint=mounts.resolve(settings.mountpoint))
     check_places(settings)

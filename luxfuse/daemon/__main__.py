@@ -46,8 +46,6 @@ def main() -> int:
         if settings.foreground:
             for line in [*notes, *([error] if error else [])]:
                 print(f"luxfuse: {' '.join(line.split())}", file=sys.stderr, flush=True)
-            if error is None:
-                saying.notify("READY=1")
         with contextlib.suppress(BrokenPipeError):  # of a successor nobody waits
             os.write(ready_fd, msgspec.json.encode({"error": error, "notes": list(notes)}) + b"\n")
         os.close(ready_fd)
@@ -60,11 +58,7 @@ def main() -> int:
     if arguments.keeper_fd is not None:
         saying.connect(arguments.keeper_fd)
         lasting.inherit(arguments.held)
-    try:
-        return run(settings, ready, waiting, held)
-    finally:
-        if settings.foreground:
-            saying.notify("STOPPING=1")
+    return run(settings, ready, waiting, held)
 
 
 if __name__ == "__main__":

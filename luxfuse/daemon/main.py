@@ -27,6 +27,7 @@ from luxfuse.daemon.reload import Reloader
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.service import Service
 from luxfuse.daemon.succession import Succession, take_over, was_served, was_taken_away
+from luxfuse.daemon.systemd import Systemd
 from luxfuse.daemon.upgrading import Upgrades
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -136,6 +137,7 @@ class _Daemon:
         early: EarlySignals,
     ) -> None:
         self._settings = self._given = settings
+        self._systemd = Systemd(wanted=settings.foreground)
         self._early = early
         self._succession = succession
         self._state = state
@@ -151,6 +153,7 @@ class _Daemon:
     async def main(self) -> None:
         async with trio.open_nursery() as talking:
             talking.start_soon(self._say_what_takes_long)
+            talking.start_soon(self._systemd.beat)
             async with self._taking_part() as cluster:
                 await self._run(cluster)
             talking.cancel_scope.cancel()
@@ -189,7 +192,7 @@ class _Daemon:
         replicas = cluster.replicas if cluster is not None else None
         running = Running(self._settings, parts, attachments, cluster, replicas, time.monotonic(), self._succession)
         upgrades = Upgrades(self._given, running)
-        service = Service(running, Reloader(running, cluster).reload, upgrades)
+        service = Service(running, Reloader(running, cluster).reload, upgrades, self._systemd)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(parts.watchdog.run)
@@ -202,12 +205,14 @@ class _Daemon:
             self._started = True
             if self._succession is not None:
                 self._succession.estate.serve()
+            self._systemd.serves(f"serving {safe_url(self._settings.source)} at {self._settings.mountpoint}")
             self._ready(None, self._notes)
             self._early.replay()
             lasting.give_back_the_rest()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
             await parts.session.ended.wait()
+            self._systemd.ends()
             parts.loads.stop()
             parts.schedules.stop()
             await self._drain(service.backlogs)
@@ -223,6 +228,7 @@ class _Daemon:
         while not self._started:
             await trio.sleep(STARTING_INTERVAL_S)
             if not self._started:
+                self._systemd.goes_on(f"still {self._doing}")
                 self._waiting(f"{safe_url(self._settings.source)}: still {self._doing}")
 
     async def _drain(self, backlog: Backlogs) -> None:
@@ -230,6 +236,7 @@ class _Daemon:
         with self._drain_scope:
             async with aclosing(backlog.drain()) as steps:
                 async for step in steps:
+                    self._systemd.goes_on(f"unmounted; {step.files} files are still uploaded", step.stalled_s)
                     if step.stalled_s > DRAIN_PATIENCE_S:
                         break
         tally = backlog.tally()

@@ -12,6 +12,7 @@ from typing import Any
 
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.status import Status
+from luxfuse.daemon.systemd import Systemd
 from luxfuse.daemon.upgrading import Upgrades
 from luxfuse.errors import LuxError, MountError
 from luxfuse.index.names import ROOT_INODE
@@ -26,9 +27,12 @@ from luxfuse.volume.parts import VolumeParts
 class Service:
     """Carries out the orders of `luxfuse.control.orders.ORDERS`."""
 
-    def __init__(self, running: Running, reread: Callable[[], Awaitable[list[str]]], upgrades: Upgrades) -> None:
+    def __init__(
+        self, running: Running, reread: Callable[[], Awaitable[list[str]]], upgrades: Upgrades, systemd: Systemd
+    ) -> None:
         """``reread``: reads the configuration file again; returns the names of what changed."""
         self._upgrades = upgrades
+        self._systemd = systemd
         self._running = running
         self._reread = reread
         self.backlogs = Backlogs(lambda: [(path, each.backlog) for path, each in running.volumes()])
@@ -83,7 +87,8 @@ class Service:
 
     async def reload(self) -> list[str]:
         """Take up a changed configuration file; returns the names of what changed. Raises `ConfigError`."""
-        return await self._reread()
+        with self._systemd.reloading():
+            return await self._reread()
 
     async def pin(self, paths: list[str]) -> dict[str, object]:
         """Never evict what is at and below the paths; returns failures and notes."""
@@ -118,6 +123,7 @@ class Service:
         """Bring everything that is closed to the store, while this is iterated; ends when it is there."""
         async with aclosing(self.backlogs.drain()) as steps:
             async for step in steps:
+                self._systemd.goes_on(stalled_s=step.stalled_s)
                 yield asdict(step)
 
     async def load(self, paths: list[str]) -> AsyncGenerator[dict[str, object], None]:

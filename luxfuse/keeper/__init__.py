@@ -27,6 +27,9 @@ A daemon that was killed cannot end while it waits for a lock of the kernel whos
 that comes from its successor, which is started though the process is still there, if it waits for nothing but FUSE. Where
 it waits for a disk, its writes might come behind those of a successor.
 
+In the foreground, where LOG is empty, systemd keeps what the keeper holds as well (`luxfuse.keeper.systemd`): so another
+keeper goes on where this one dies.
+
 A daemon that says by ``--keeper-fd`` which commands are to go on, those of another luxfuse, and then ends with
 `HANDED_OVER`, did not die. This process becomes the keeper of that luxfuse, with all that it holds
 (`luxfuse.keeper.handing`), and that starts its daemon; where this one dies before it serves, or twice in a row within

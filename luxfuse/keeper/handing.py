@@ -1,6 +1,6 @@
 """What a keeper holds, as the arguments by which one of another luxfuse, or of another process, goes on with it.
 
-    [--goes-on DEVICE,ESTATE,SETTINGS,STATE,MOUNTED [--held FD=PATH]... [--former N COMMAND...]] ...
+    [--goes-on DEVICE,ESTATE,SETTINGS,STATE,MOUNTED [--held FD=NAME]... [--former N COMMAND...]] ...
 
 Numbers are descriptors, -1: there is none. MOUNTED is the number of the mount's device, as ``0:45``.
 """
@@ -11,23 +11,26 @@ import os
 
 
 class Held:
-    """``locks``: descriptors by path; ``former``: the daemon's command that goes on where the new one does not serve."""
+    """``lasting``: descriptors by name (`luxfuse.lasting`).
+
+    ``former``: the daemon's command that goes on where the new one does not serve.
+    """
 
     def __init__(self) -> None:
         self.device = self.estate = self.settings = self.state = -1
         self.mounted = ""
-        self.locks: dict[str, int] = {}
+        self.lasting: dict[str, int] = {}
         self.former: list[str] = []
 
     def fds(self) -> list[int]:
         """Return all descriptors."""
-        return [fd for fd in (self.device, self.estate, self.settings, self.state, *self.locks.values()) if fd >= 0]
+        return [fd for fd in (self.device, self.estate, self.settings, self.state, *self.lasting.values()) if fd >= 0]
 
     def arguments(self) -> list[str]:
         """Return the arguments that `take` understands."""
         found = ["--goes-on", f"{self.device},{self.estate},{self.settings},{self.state},{self.mounted}"]
-        for path, fd in self.locks.items():
-            found += ["--held", f"{fd}={path}"]
+        for name, fd in self.lasting.items():
+            found += ["--held", f"{fd}={name}"]
         return [*found, "--former", str(len(self.former)), *self.former]
 
 
@@ -39,8 +42,8 @@ def take(arguments: list[str]) -> tuple[Held, list[str]]:
         held.device, held.estate, held.settings, held.state = map(int, numbers)
         arguments = arguments[2:]
     while arguments and arguments[0] == "--held":
-        number, _, path = arguments[1].partition("=")
-        held.locks[path] = int(number)
+        number, _, name = arguments[1].partition("=")
+        held.lasting[name] = int(number)
         arguments = arguments[2:]
     if arguments and arguments[0] == "--former":
         count = int(arguments[1])

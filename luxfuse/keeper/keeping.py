@@ -5,22 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import struct
 import sys
 import time
 
-from luxfuse.keeper import HANDED_OVER
+from luxfuse.keeper import HANDED_OVER, systemd
 from luxfuse.keeper.device import mounted, refuse_all, take_away
 from luxfuse.keeper.guarding import Guard
 from luxfuse.keeper.handing import Held, take
 from luxfuse.keeper.process import status_text
 from luxfuse.keeper.starting import PASSED_ON, Starter, exit_code
+from luxfuse.keeper.words import serving_since_ms, was_served
 
 STEADY_S = 1.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
-SERVING = 1
-"""The word `STATE` of an estate (`luxfuse.estate.words`) once the mount was in use."""
-STATE_AT, SERVING_SINCE_AT = 2 * 8, 13 * 8
 LEAST_OOM_SCORE = -900
 TOLD_PATIENCE_S = 20
 LOCK_PATIENCE_S = 2.0
@@ -40,7 +37,7 @@ class Keeper(Starter):
         self.deaths = 0
         self.gave_up = False
         self.former = holds.former
-        self.link.held.update(holds.locks)
+        self.link.held.update(holds.lasting)
         self.link.mounted = holds.mounted
         self.device = holds.device
         self.estate = holds.estate if holds.estate >= 0 else os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
@@ -54,7 +51,7 @@ class Keeper(Starter):
 
     def is_successor(self) -> bool:
         """Whether a daemon has served the mount."""
-        return self.word(STATE_AT) == SERVING
+        return was_served(self.estate)
 
     def pass_on(self, number: int, frame: object) -> None:
         """Pass a signal on to the daemon. One that is told to end is not waited for for ever."""
@@ -78,12 +75,7 @@ class Keeper(Starter):
 
     def serving_since(self) -> float:
         """Return when the last daemon that served began to, by the monotonic clock."""
-        return self.word(SERVING_SINCE_AT) / 1000
-
-    def word(self, at: int) -> int:
-        """Return a word of the estate."""
-        found = os.pread(self.estate, 8, at)
-        return int(struct.unpack("=q", found)[0]) if len(found) == 8 else 0
+        return serving_since_ms(self.estate) / 1000
 
     def run(self) -> int:
         """Keep the mount until its end; returns the exit code."""
@@ -133,7 +125,7 @@ class Keeper(Starter):
         write_oom_score(self.oom_score)
         holds = Held()
         holds.device, holds.estate, holds.settings, holds.state = self.device, self.estate, self.settings, self.state
-        holds.mounted, holds.locks = self.link.mounted, self.link.held
+        holds.mounted, holds.lasting = self.link.mounted, self.link.held
         holds.former = self.command if daemon != self.command else []
         fds = holds.fds()
         for fd in fds:
@@ -222,5 +214,11 @@ def main() -> int:
         except OSError:
             pass  # the daemon will say what is wrong
         else:
-            return Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command).run()
+            keeper = Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command)
+            if keeper.in_foreground:
+                systemd.store(keeper.device, keeper.estate, keeper.settings)
+            code = keeper.run()
+            if keeper.in_foreground:
+                systemd.forget()
+            return code
     return Guard(int(ready_fd), mountpoint, log, command).run()

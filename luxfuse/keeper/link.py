@@ -6,6 +6,8 @@ import _socket  # without the classes around it, for which there is no use
 import os
 import struct
 
+from luxfuse.keeper import systemd
+
 HELD_MOST = 512
 MESSAGE_BYTES = 8192
 
@@ -70,18 +72,5 @@ class Link:
             count, *words = what.split("\0")
             self.next = words[: int(count)], words[int(count) :]
         elif verb == "notify":
-            notify(what)
+            systemd.notify(what)
         return bool(message)
-
-
-def notify(state: str) -> None:
-    """Tell systemd, where it asked for it with NOTIFY_SOCKET; a failure is of no consequence."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-    try:
-        sock.sendto(os.fsencode(state), "\0" + address[1:] if address.startswith("@") else address)
-    except OSError:
-        pass
-    sock.close()

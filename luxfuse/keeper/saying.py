@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from luxfuse.keeper import link
+from luxfuse.keeper import systemd
 
 _ours: socket.socket | None = None  # one for the process, as its descriptors are
 
@@ -54,7 +54,7 @@ def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> None:
 def notify(state: str) -> None:
     """Tell systemd, which listens to the process that it started."""
     if _ours is None:
-        link.notify(state)
+        systemd.notify(state)
     else:
         _send(f"notify {state}")
 

@@ -625,7 +625,8 @@ def test_in_the_foreground(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: 
             [*command, "--foreground"], env=environment, stdin=subprocess.DEVNULL, stderr=err, cwd="/"
         )
         try:
-            assert systemd.recv(100) == b"READY=1"
+            while not systemd.recv(200).startswith(b"READY=1\n"):
+                pass
             assert (mount.status()["keeper_pid"], mount.read("a")) == (process.pid, digest(b"content"))
             mount.replaced()
             assert mount.read("a") == digest(b"content")

@@ -1,8 +1,7 @@
-"""``-o`` on the command line and in /etc/fstab, and systemd's notification."""
+"""``-o`` on the command line and in /etc/fstab."""
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +121,6 @@ def with_daemon(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "luxfuse.daemon.main", module)
     monkeypatch.setattr(luxfuse, "daemon", module, raising=False)
-
-
-@pytest.mark.parametrize("abstract", [False, True])
-def test_foreground_tells_systemd(foreground: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
-    name = f"@luxfuse-test-{tmp_path.name}" if abstract else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind("\0" + name[1:] if abstract else name)
-        listener.settimeout(5)
-        foreground.setenv("NOTIFY_SOCKET", name)
-
-        def run(settings: Settings, ready: Any) -> int:
-            ready(None)
-            return 0
-
-        with_daemon(foreground, run)
-        assert mount.start({"source": "s3://b", "mountpoint": "/m", "foreground": True}, {}) == 0
-        assert [listener.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
 
 
 def test_foreground_failure(foreground: pytest.MonkeyPatch) -> None:

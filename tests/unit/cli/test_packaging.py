@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.cli.options import parse_options
 from tests.support import reference
 
 ROOT = Path(__file__).parents[3]
@@ -20,6 +21,50 @@ def test_the_systemd_unit_is_valid() -> None:
     unit = ROOT / "systemd/luxfuse@.service"
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+MOST_EXPOSED = 50
+"""Tenths of the exposure that `systemd-analyze security` counts. What a mount that others see must have is most of that:
+CAP_SYS_ADMIN, root, and the machine's own mount namespace."""
+
+
+def test_the_systemd_unit_lets_a_service_do_little() -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = ROOT / "systemd/luxfuse@.service"
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", f"--threshold={MOST_EXPOSED}", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout.splitlines()[-1:]
+
+
+def test_the_directories_for_systemd_are_closed_to_others(tmp_path: Path) -> None:
+    if shutil.which("systemd-tmpfiles") is None:
+        pytest.skip("systemd-tmpfiles is not installed")
+    command = ["systemd-tmpfiles", "--create", f"--root={tmp_path}", str(ROOT / "systemd/luxfuse.conf")]
+    subprocess.run(command, timeout=60, check=True, capture_output=True)
+    made = {
+        path: tmp_path.joinpath(path).stat().st_mode & 0o777
+        for path in ("etc/luxfuse", "var/lib/luxfuse", "var/cache/luxfuse")
+    }
+    assert set(made.values()) == {0o700}
+
+
+def test_lines_for_fstab_are_understood_by_systemd_and_by_us(tmp_path: Path) -> None:
+    fstab = ROOT / "systemd/fstab.example"
+    lines = [line.split() for line in fstab.read_text().splitlines() if line and not line.startswith("#")]
+    assert [parse_options([line[3]], fstab=True).keys() for line in lines] == [
+        {"allow_other", "cache_size"}, {"allow_other", "write_mode"}
+    ]  # fmt: skip
+    generator = Path("/lib/systemd/system-generators/systemd-fstab-generator")
+    if not generator.exists():
+        pytest.skip("systemd is not installed")
+    subprocess.run([generator, tmp_path, tmp_path, tmp_path], env={"SYSTEMD_FSTAB": str(fstab)}, timeout=60, check=True)
+    for name in ("mnt-bucket.mount", "mnt-scratch.mount"):
+        unit = (tmp_path / name).read_text()
+        assert "Type=fuse.luxfuse" in unit
+        assert "TimeoutSec=1min 30s" in unit
+    assert (tmp_path / "mnt-scratch.automount").exists()
+    assert (tmp_path / "remote-fs.target.wants" / "mnt-bucket.mount").exists(), "it comes after the network"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
