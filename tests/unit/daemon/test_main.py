@@ -26,7 +26,7 @@ def usual_umask() -> Iterator[None]:
 def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def claim(_settings: Settings) -> None:
+    def claim(_settings: Settings, *, inherited: bool) -> None:
         seen.append(os.umask(0o077))
         raise MountError("far enough")
 
@@ -42,7 +42,9 @@ def test_a_successor_whose_mount_was_taken_away_ends_quietly(
     usual_umask: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(daemon, "_raise_file_limit", lambda: None)
-    monkeypatch.setattr(daemon.registry, "claim", lambda _: contextlib.nullcontext(SimpleNamespace(directory=tmp_path)))
+    monkeypatch.setattr(
+        daemon.registry, "claim", lambda _, **_also: contextlib.nullcontext(SimpleNamespace(directory=tmp_path))
+    )
     monkeypatch.setattr(daemon.logs, "configure", lambda *_: None)
     told: list[str | None] = []
     reader, device = os.pipe()  # as a device without its mount: errors, and says so to poll
