@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -43,6 +44,9 @@ COMMANDS = {
 """By name: where it is, below this package."""
 
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
+_COMPLETE = "_LUXFUSE_COMPLETE"
+"""The variable with which the scripts of typer for shells ask for completions."""
+
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
@@ -64,14 +68,14 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     """Return the command line's interpreter, with the command that is asked for, or all where that is not clear."""
     app = typer.Typer(
         name="luxfuse",
-        add_completion=False,
+        add_completion=not arguments or arguments[0].startswith("-"),
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    asked = arguments[0] if arguments else ""
+    asked = arguments[0] if arguments else _completed()
     for name in [asked] if asked in COMMANDS else COMMANDS:
         module, _, function = COMMANDS[name].partition(".")
         command = getattr(importlib.import_module(f"luxfuse.cli.{module}"), function)
@@ -80,6 +84,17 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         else:
             app.command(name)(command)
     return app
+
+
+def all_commands() -> typer.Typer:
+    """Return an interpreter that knows all commands, for those who describe them."""
+    return _app([])
+
+
+def _completed() -> str:
+    """Return the command whose arguments a shell wants completed; "" where that is the command itself, or nothing."""
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    return words[1] if len(words) > 1 and _COMPLETE in os.environ else ""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -43,7 +43,7 @@ _SFTP = ("sftp://", "ssh://")
 _HTTP = ("http://", "https://")
 _FTP = "ftp://"
 _PACKAGES = {"adlfs": "luxfuse[azure]", "gcsfs": "luxfuse[gcs]", "s3fs": "s3fs", "aiohttp": "aiohttp",
-             "webdav4": "webdav4[fsspec]"}  # fmt: skip
+             "webdav4": "luxfuse[webdav]", "paramiko": "luxfuse[sftp]"}  # fmt: skip
 _MODULES = {"s3": "s3fs", "az": "adlfs", "gs": "gcsfs"}
 
 

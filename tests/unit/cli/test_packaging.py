@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.cli import main
 from luxfuse.cli.options import parse_options
-from tests.support import reference
+from tests.support import manual, reference
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ["examples/bootstrap.sh", "examples/quickstart.sh", "tests/run.sh", ".ci/run"]
@@ -75,3 +76,34 @@ def test_scripts_can_be_read(script: str) -> None:
 def test_the_reference_has_every_setting_as_the_code_has_it() -> None:
     text = reference.PAGE.read_text()
     assert text == reference.replaced(text), "write it anew: python -m tests.support.reference"
+
+
+def test_the_manual_page_has_every_command_as_its_help_has_it() -> None:
+    assert manual.PAGE.read_text() == manual.page(), "write it anew: python -m tests.support.manual"
+    if shutil.which("groff") is not None:
+        command = ["groff", "-ww", "-man", "-Tutf8", "-z", str(manual.PAGE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+SHELLS = {
+    "bash": {"COMP_WORDS": "luxfuse doctor --js", "COMP_CWORD": "2"},
+    "zsh": {"_TYPER_COMPLETE_ARGS": "luxfuse doctor --js"},
+    "fish": {"_TYPER_COMPLETE_ARGS": "luxfuse doctor --js", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shells_complete_commands_and_options(shell: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def ask(what: str, **variables: str) -> str:
+        for name, value in {**variables, "_LUXFUSE_COMPLETE": f"{what}_{shell}"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main.run([])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert "_LUXFUSE_COMPLETE" in ask("source")
+    assert "--json" in ask("complete", **SHELLS[shell])
+    shorter = {name: value.replace("doctor --js", "unm") for name, value in SHELLS[shell].items()}
+    assert "unmount" in ask("complete", **{**shorter, "COMP_CWORD": "1"})
