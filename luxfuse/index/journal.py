@@ -3,7 +3,7 @@
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
 (key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload); PARTS
 ``that digest``, ``number (2 bytes)`` -> `PartRecord`, and for number 0 the metadata that the upload was begun with;
-META: ``format``, ``next_id``, ``identity``. (Digests, because object keys are longer than LMDB takes as keys.)
+META: ``format``, ``next_id``, ``identity``, ``boot``. (Digests, because object keys are longer than LMDB takes as keys.)
 
 Theory of operation
 -------------------
@@ -38,6 +38,7 @@ from luxfuse.core.names import directories_of
 from luxfuse.estate.trail import Stream
 from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.journal_file import JournalFile, Records, Table, inline_bytes
+from luxfuse.index.lifecycle import boot_id
 from luxfuse.index.records import (
     Decode,
     DeleteRecord,
@@ -104,7 +105,10 @@ class Journal:
             self._load()
             self._next_id: int = U64.unpack(self._file.get(Table.META, b"next_id") or U64.pack(1))[0]
             self._reserved = self._reserving = self._next_id + 2 * ID_BLOCK
-            records: Records = {(Table.META, b"next_id"): U64.pack(self._reserving)}
+            boot, last = boot_id(), self._file.get(Table.META, b"boot")
+            self.rebooted = last is not None and last != boot
+            """Whether the machine went down since the journal was used last."""
+            records: Records = {(Table.META, b"next_id"): U64.pack(self._reserving), (Table.META, b"boot"): boot}
             identity = self._file.get(Table.META, b"identity")
             if identity is None:
                 identity = records[Table.META, b"identity"] = secrets.token_hex(4).encode()

@@ -38,20 +38,21 @@ class Known:
     same: bool
 
 
-def _boot_id() -> bytes:
+def boot_id() -> bytes:
+    """Return the kernel's name for this boot of the machine."""
     return BOOT_ID.read_bytes().strip()
 
 
 def was_cut_short(store: IndexStore) -> bool:
     """Whether the machine went down while the index was in use."""
     last = store.get(Table.META, b"boot")
-    return last is not None and last != _boot_id() and store.get(Table.META, b"clean") == b""
+    return last is not None and last != boot_id() and store.get(Table.META, b"clean") == b""
 
 
 async def begin(store: IndexStore) -> Beginning:
     """Mark the index as in use, durably, and tell how the last run ended."""
     stored = store.get(Table.META, b"epoch")
-    boot = _boot_id()
+    boot = boot_id()
     clean = stored is not None and store.get(Table.META, b"clean") == boot
     epoch = (U64.unpack(stored)[0] if stored else 0) + (0 if clean else 1)
     store.put(Table.META, b"epoch", U64.pack(epoch))
@@ -100,6 +101,6 @@ def _directory_key(number: int) -> bytes:
 
 async def end(store: IndexStore) -> None:
     """Commit everything and mark the index as cleanly left."""
-    store.put(Table.META, b"clean", _boot_id())
+    store.put(Table.META, b"clean", boot_id())
     await store.flush()
     await store.sync()

@@ -16,7 +16,7 @@ import msgspec
 
 from luxfuse.core.holdings import ENTRY_BYTES, Mark
 from luxfuse.errors import IndexFormatError
-from luxfuse.index.lifecycle import BOOT_ID
+from luxfuse.index.lifecycle import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class LocationFile:
             self.sums = self._env.open_db(b"sums")
             self.others = self._env.open_db(b"others", dupsort=True, dupfixed=True)
             self.own = self._env.open_db(b"own", dupsort=True, dupfixed=True)
-            boot = BOOT_ID.read_bytes().strip()
+            boot = boot_id()
             with self._env.begin(write=True) as txn:
                 clean = txn.get(b"clean", db=self._meta) is not None
                 if not new:

@@ -23,6 +23,8 @@ class FileRecord(msgspec.Struct, array_like=True):
     ``stored``: the (key, version) under which the store has the content that was promised last, where that is another key.
     ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that
     were asked to. ``inherits``: key of the object that it is, "" if the store has none; what others set on that stays.
+    ``emptied``: an open has emptied the file since it was closed: the content in the journal counts, and not the staging
+    file's.
     """
 
     key: str
@@ -46,6 +48,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     generation: int = 0
     holders: tuple[str, ...] = ()
     inherits: str = ""
+    emptied: bool = False
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

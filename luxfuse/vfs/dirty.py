@@ -63,6 +63,8 @@ class Dirty:
     sent_early: bool = False
     """Whether an upload began while the file was being written."""
     replicas: Replicas = field(default_factory=Replicas)
+    emptied: bool = False
+    """Whether an open has emptied it since it was closed: until it is closed again, a restart has what it was before."""
 
     # -- name and key
 
@@ -91,11 +93,20 @@ class Dirty:
 
     def close(self) -> None:
         """The content as it is now is to survive a restart."""
-        self.closed = True
+        self.closed, self.emptied = True, False
 
     def withdraw(self) -> None:
         """The next run keeps the content in the recovered directory, and does not upload it."""
         self.closed = False
+
+    def empties(self) -> None:
+        """An open is about to empty it; what was promised last is in the journal."""
+        self.emptied = True
+
+    @property
+    def is_written_anew(self) -> bool:
+        """Whether it was emptied to be written anew, and is not yet: nobody wants half of that in the store."""
+        return self.emptied and self.writers > 0
 
     def promised_content(self, stamp: Stamp | None) -> None:
         """The journal promises to bring the content with this stamp to the store."""
@@ -287,6 +298,7 @@ class Dirty:
             generation=self.replicas.generation,
             holders=self.replicas.holders,
             inherits=stored[0] if stored is not None else self.stored.inherits,
+            emptied=self.emptied,
         )
 
 

@@ -223,6 +223,22 @@ class Promises:
         record = dirty.record(self._notes.entry(dirty).attributes)
         return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
 
+    async def empty(self, dirty: Dirty) -> None:
+        """Cut a file that is opened to be written anew. Raises OSError.
+
+        Until it is closed or synced again a restart is to show what was closed last, if the store or the journal has that.
+        """
+        stamp, record = dirty.stamp, self._journal.files.get(dirty.number)
+        if dirty.place is not None and stamp is not None and record is not None and record.closed:
+            if self._is_stored(dirty, stamp):
+                dirty.withdraw()
+            elif record.has_inline and not dirty.has_changed(stamp, dirty.noted):
+                dirty.empties()
+            if dirty.emptied or not dirty.closed:
+                self._notes.note(dirty)
+                await self._journal.commit()
+        await dirty.content.truncate(0)
+
     async def secure(self, dirty: Dirty) -> None:
         """Promise a file as it is now, though nobody has asked for it."""
         dirty.close()

@@ -147,6 +147,8 @@ class Pusher:
         for attempt in range(CONFLICT_ROUNDS):
             stamp = dirty.stamp
             assert stamp is not None
+            if attempt and dirty.is_written_anew:
+                raise StoreUnavailable(f"{dirty.key!r} is being written anew")
             await self._announce(dirty, stamp)
             attributes = msgspec.structs.replace(entry.attributes or Attributes(), mtime_ns=stamp.mtime_ns)
             source.key, source.keep = dirty.key, await keep(self._store, dirty)

@@ -117,7 +117,7 @@ class WriteBack:
                 raise dirty.conflict
             try:
                 pushes = 0
-                while dirty.must_push and pushes < PUSHES:
+                while dirty.must_push and pushes < PUSHES and not (pushes and dirty.is_written_anew):
                     await self.frozen.thawed(dirty.key)
                     key = dirty.key
                     async with self._turns.of([key]):
@@ -203,7 +203,7 @@ class WriteBack:
         until = due_until(now, self._quiet_s, urgent=self.pace.urgent)
         most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
         while len(self._pushing) < most and (dirty := self._due.pop(until)) is not None:
-            if dirty in self._pushing:
+            if dirty in self._pushing or dirty.is_written_anew:
                 self._due.put(dirty, now + POLL_S)
             else:
                 self._pushing.add(dirty)

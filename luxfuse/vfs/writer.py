@@ -105,7 +105,7 @@ class Writer:
         with self._opening(dirty):
             if truncate:
                 with trio.CancelScope(shield=True):  # it may be empty already: an open that is given up has cut nothing
-                    await dirty.content.truncate(0)
+                    await self._promises.empty(dirty)
             if caller.uid != 0:
                 dirty.lose_privileges()
             return self._attach(dirty)

@@ -8,7 +8,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES
+from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.workers import Threads
 
 IO_THREADS = 4
@@ -36,6 +36,28 @@ class JournalContents:
         if (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
             return True  # a program wrote to it on its own
         self._staging.remove(number)
+        return False
+
+    def is_torn(self, number: int, record: FileRecord) -> bool:
+        """Whether a staging file is not what was closed or synced last, and what was is elsewhere, or nowhere any more.
+
+        It was emptied since; or the machine went down before all of it was on the disk: before what was promised was, or
+        what a program wrote after the store had the file.
+        """
+        try:
+            st = self._staging.path_of(number).stat()
+        except FileNotFoundError:
+            return False
+        if record.emptied:
+            return True
+        at_risk = record.kind is Kind.FILE and self._journal.rebooted and not self._intact
+        if not at_risk or self._journal.inline(number) is not None:
+            return False
+        if record.content:
+            return st.st_size < record.size and st.st_mtime_ns <= record.stamp  # else it was cut by a program
+        if st.st_mtime_ns > record.stamp:
+            return True
+        self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
         return False
 
     def open(self, number: int, record: FileRecord) -> StagedBytes | None:

@@ -85,7 +85,7 @@ class PromisedFiles:
             self._entries.note_partial(dirty)
         self._namespace.hold(entry.inode, parent, name)
         as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
-        if record.inode != entry.inode or (inline is not None and not as_noted):
+        if record.inode != entry.inode or record.emptied or (inline is not None and not as_noted):
             self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
         if is_open and content is not None and not record.content and as_noted:
             dirty.keeps_content()  # the store has it; of attributes that is not known

@@ -105,7 +105,8 @@ class Recovery:
         self._staging = staging
         self._store = store
         places = JournalPlaces(namespace, names, entries)
-        contents = JournalContents(journal, staging, cache, intact=inherited is not None)
+        self._is_open = inherited.is_open if inherited is not None else _nothing_is_open
+        self._contents = contents = JournalContents(journal, staging, cache, intact=inherited is not None)
         self._moves = UnfinishedMoves(
             namespace=namespace,
             names=names,
@@ -141,7 +142,7 @@ class Recovery:
             writeback=writeback,
             cache=cache,
             store=store,
-            is_open=inherited.is_open if inherited is not None else _nothing_is_open,
+            is_open=self._is_open,
             waits=self._moves.waits,
         )
         self._opens = (
@@ -224,7 +225,11 @@ class Recovery:
         if refusal := self._aside.refusal(record):
             outcome.refused += 1
             await self._aside.give_up(number, record, refusal)
-        elif await self._files.resume(number, record):
+            return
+        if record.closed and not self._is_open(record.inode) and self._contents.is_torn(number, record):
+            outcome.recovered += await self._aside.keep(number, record.key)
+            reached("recover.torn")
+        if await self._files.resume(number, record):
             reached("recover.resumed")
         else:
             if record.closed and self._moves.waits(record.key):

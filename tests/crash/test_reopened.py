@@ -1,0 +1,147 @@
+"""Files that are emptied by an open and killed before they are closed again, and staging files after a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.index import lifecycle
+from luxfuse.index.names import ROOT_INODE
+from tests.crash.lives import tree_of
+from tests.support.fake_store import FakeStore
+from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
+
+OLD, LARGE, HALF = random_bytes(9000, 1), random_bytes(pages(1), 2), random_bytes(3000, 3)
+STATES = ["waiting", "stored", "open"]
+
+pytestmark = pytest.mark.expected_logs("was being written when the last run ended", "was not in the under-store yet")
+
+
+async def written(m: Mount, state: str, data: bytes) -> int:
+    """Close a file; what becomes of it: it waits for the store, is there, or there with a descriptor still open.
+
+    Returns the handle, which is of use in the last case only.
+    """
+    if state == "waiting":
+        m.driver.hold("put", "put_file")
+    handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a")
+    await m.kernel.write(m.fs, handle, 0, data)
+    await m.kernel.flush(m.fs, handle)
+    if state != "open":
+        await m.kernel.release(m.fs, handle)
+    if state != "waiting":
+        await m.drain()
+    return handle
+
+
+async def emptied(path: Path, options: Options, state: str, data: bytes) -> FakeStore:
+    """Open a file to be written anew, and be killed in the middle of that."""
+    async with mounted(path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        first = await written(m, state, data)
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, HALF)
+        await m.journal.commit()
+        killed = snapshot(m, path / "killed")
+        m.driver.release()
+        await m.kernel.close(m.fs, handle)
+        if state == "open":
+            await m.kernel.close(m.fs, first)
+    return killed
+
+
+async def shows(path: Path, driver: FakeStore, options: Options, wanted: bytes, kept: list[bytes]) -> None:
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(path, driver, options) as m:
+        assert await m.read_all("a") == wanted
+        assert [path.read_bytes() for path in m.recovered.directory.glob("*")] == kept
+        await m.drain()
+        assert tree_of(driver)["a"] == (wanted, 0o644)
+    async with mounted(path, driver, options) as m:  # and nothing is kept once more
+        assert len(list(m.recovered.directory.glob("*"))) == len(kept)
+        assert await m.read_all("a") == wanted
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "copying"])
+@pytest.mark.parametrize(("mode", "state"), [*(("async-through", state) for state in STATES), ("cache-through", "open")])
+async def test_what_is_written_anew_is_as_it_was_closed_last(
+    tmp_path: Path, mode: str, state: str, passthrough: bool
+) -> None:
+    options = Options(write_mode=mode, passthrough=passthrough)  # type: ignore[arg-type]
+    driver = await emptied(tmp_path, options, state, OLD)
+    await shows(tmp_path / "killed", driver, options, OLD, [HALF])
+
+
+async def test_what_is_large_and_waits_for_the_store_is_as_it_was_left(tmp_path: Path) -> None:
+    options = Options(write_mode="async-through")
+    driver = await emptied(tmp_path, options, "waiting", LARGE)
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", driver, options) as m:
+        assert await m.read_all("a") == HALF
+
+
+async def test_half_of_it_does_not_go_up(tmp_path: Path) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        await m.entries()
+        await written(m, "waiting", OLD)
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, HALF)
+        driver.release()
+        m.writeback.hurry()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert driver.objects.get("a", (OLD,))[0] == OLD
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        assert driver.objects["a"][0] == HALF
+
+
+@pytest.fixture
+def other_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = tmp_path / "boot"
+    boot.write_text("another")
+    monkeypatch.setattr(lifecycle, "BOOT_ID", boot)
+
+
+async def test_what_was_written_after_it_was_stored_is_not_sent_after_a_power_cut(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Nobody has synced it: any part of it may be on the disk."""
+    options = Options(write_mode="cache-through", passthrough=True)
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        handle = await written(m, "open", OLD)
+        await m.kernel.write(m.fs, handle, 100, HALF)
+        await m.journal.commit()
+        killed = snapshot(m, tmp_path / "killed")
+        again = snapshot(m, tmp_path / "cut")
+        await m.kernel.close(m.fs, handle)
+    after = OLD[:100] + HALF + OLD[100 + len(HALF) :]
+    await shows(tmp_path / "killed", killed, options, after, [])
+    request.getfixturevalue("other_boot")
+    await shows(tmp_path / "cut", again, options, OLD, [after])
+
+
+async def test_what_is_shorter_than_promised_is_not_sent_after_a_power_cut(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    options = Options(write_mode="async-through")
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        await written(m, "waiting", LARGE)
+        killed = snapshot(m, tmp_path / "killed")
+        m.driver.release()
+    (staged,) = (path for path in (tmp_path / "killed").glob("cache/*/staging/*") if path.stat().st_size)
+    st = staged.stat()
+    os.truncate(staged, 5000)
+    os.utime(staged, ns=(st.st_mtime_ns, st.st_mtime_ns))
+    request.getfixturevalue("other_boot")
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", killed, options) as m:
+        assert m.outcome.lost == 1
+        assert [path.read_bytes() for path in m.recovered.directory.glob("*")] == [LARGE[:5000]]
+        await until(lambda: not len(m.dirty))
+        assert tree_of(killed) == {}
