@@ -30,6 +30,9 @@ class Profile:
         self.requests = self.dropped = self.kernel_opens = self.served_reads = self.served_bytes = 0
         self.causes: dict[str, float] = {}
         self.kinds: dict[str, Histogram] = {}
+        """How long requests took, by kind and by where their bytes came from."""
+        self.seconds: dict[str, float] = {}
+        """Sums by kind alone."""
         self.sources: dict[str, int] = {}
         self.store_opens = Histogram()
         self.names_asked = 0
@@ -40,7 +43,10 @@ class Profile:
         took_s = event.get("took_s", 0.0) + event.get("queued_s", 0.0)
         self.requests += 1
         kind = KINDS.get(event["op"], OTHER)
-        self.kinds.setdefault(kind, Histogram()).observe(took_s)
+        sources = event.get("sources") or {}
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + took_s
+        shown = f"{kind} from {max(sources, key=lambda source: sources[source])}" if sources else kind
+        self.kinds.setdefault(shown, Histogram()).observe(took_s)
         causes = causes_of(event)
         for cause, seconds in causes.items():
             self.causes[cause] = self.causes.get(cause, 0.0) + seconds
@@ -50,7 +56,7 @@ class Profile:
         if event["op"] == "read":
             self.served_reads += 1
             self.served_bytes += event.get("bytes", 0)
-        if event["op"] in ("open", "read") and "store" in (event.get("sources") or {}):
+        if event["op"] in ("open", "read") and "store" in sources:
             self.store_opens.observe(took_s)
         self.names_asked += kind == "names and attributes" and causes.get(STORE, 0.0) > 0
         thread = (event.get("program", "?"), event.get("pid", 0))
@@ -76,9 +82,9 @@ class Profile:
         if not self.requests:
             return ["nothing was asked of the mount: run this while the job is at work"]
         found = [(self.share(STORE), line) for line in self._about_the_store(before, after)]
-        if not after.get("passthrough") and self.served_reads and self.kinds["reads"].sum_s > MUCH * self.total_s:
+        if not after.get("passthrough") and self.served_reads and self.seconds["reads"] > MUCH * self.total_s:
             why = after.get("passthrough_reason") or "no reason is known"
-            found.append((self.kinds["reads"].sum_s / self.total_s,
+            found.append((self.seconds["reads"] / self.total_s,
                           f"reads are copied to the kernel ({why}): mount as root on Linux 6.9 or newer, so that it reads "
                           "cached files by itself"))  # fmt: skip
         mean_bytes = self.served_bytes / self.served_reads if self.served_reads else 0
@@ -116,7 +122,7 @@ class Profile:
                 f"{mean_ms:.0f} ms in the mean; luxfuse load PATH brings it here before the job, "
                 "luxfuse.training just before it is opened"
             )
-        if self.names_asked > MANY and self.kinds["names and attributes"].sum_s > MUCH * self.total_s:
+        if self.names_asked > MANY and self.seconds["names and attributes"] > MUCH * self.total_s:
             lines.append(
                 f"{self.names_asked} names or attributes had to be asked of the store: a longer --metadata-ttl, or list "
                 "directories before (ls -R), or pack small files into larger ones"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import socket
 import time
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 SAMPLE_S = 2.0
 SPANS = {"15m": (SAMPLE_S, 450), "1d": (60.0, 1440)}
 """What is remembered: seconds between samples, and how many samples."""
-COLLECT_SAMPLES = 5
-"""So often the lanes' counts of files are taken in: that goes through all of their table."""
 FILES_SHOWN = 20
 AGAIN_S = 5.0
 """Between tries to listen, where a successor finds its port taken."""
@@ -83,11 +80,10 @@ class WebPage:
         self._busy.begin(time.monotonic())
         self._sample()
         task_status.started()
-        for number in itertools.count(1):
+        while True:
             await trio.sleep(SAMPLE_S)
+            self._busy.collect(time.monotonic())
             self._sample()
-            if number % COLLECT_SAMPLES == 0:
-                self._busy.collect(time.monotonic())
 
     def _sample(self) -> None:
         self._document = self._make()

@@ -53,9 +53,12 @@ def samples(url: str) -> dict[str, Any]:
 
 def test_what_a_mount_shows(mount: Mount, tmp_path: Path) -> None:
     url = mount.status()["http"]
-    for name in ("images/one.jpg", "images/two.jpg"):
+    for name in ("images/one.jpg", "images/two.jpg", "images/two.jpg"):
         mount.read(name)
     found = samples(url)
+    # The first opens were Python's, the last one a lane's, where the kernel reads the file then.
+    opens = {each["path"]: (each["opens"], each["size"]) for each in found["files"]}
+    assert opens == {"images/one.jpg": (1, SIZE), "images/two.jpg": (2, SIZE)}
     step_s = found["times"][-1] - found["times"][-2]
     # The first samples have what was read: a rate, so times the step.
     assert sum(found["series"]["store_in"]) * step_s >= SIZE

@@ -78,6 +78,16 @@ def test_what_is_waited_for_is_told_by_the_innermost_module(modules: list[str], 
     assert waits_for(modules) == what
 
 
+def test_kinds_are_told_apart_by_the_source_of_their_bytes() -> None:
+    profile = Profile()
+    profile.add(event(sources={"store": 9}, took_s=1.0))
+    profile.add(event(took_s=0.1))
+    profile.add(event("read", sources={"ssd": 9, "memory": 1}, took_s=0.2))
+    assert {kind: times.sum_s for kind, times in profile.kinds.items()} == {
+        "opens from store": 1.0, "opens": 0.1, "reads from ssd": 0.2,
+    }  # fmt: skip
+
+
 def test_advice() -> None:
     cold = [event(sources={"store": 1000}, took_s=0.02) for _ in range(50)]
     assert "50 waits of 20 ms in the mean; luxfuse load PATH" in advice(cold)
