@@ -97,7 +97,11 @@ def run(
             early = EarlySignals()
             if succession is not None and succession.inherited:
                 early.keep()
-            daemon = _Daemon(settings, claim.directory, report, waiting, succession, early)
+            later = None
+            if succession is not None:
+                settings, later = succession.settings(settings)
+                logging.getLogger().setLevel(settings.log_level.upper())
+            daemon = _Daemon(settings, later, claim.directory, report, waiting, succession, early)
             trio.run(daemon.main, strict_exception_groups=True)
             if succession is not None:
                 succession.estate.end()
@@ -130,13 +134,15 @@ class _Daemon:
     def __init__(
         self,
         settings: Settings,
+        later: Settings | None,
         state: Path,
         ready: Ready,
         waiting: Callable[[str], None],
         succession: Succession | None,
         early: EarlySignals,
     ) -> None:
-        self._settings = self._given = settings
+        self._settings = settings
+        self._later = later
         self._systemd = Systemd(wanted=settings.foreground)
         self._early = early
         self._succession = succession
@@ -191,8 +197,9 @@ class _Daemon:
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None
         running = Running(self._settings, parts, attachments, cluster, replicas, time.monotonic(), self._succession)
-        upgrades = Upgrades(self._given, running)
-        service = Service(running, Reloader(running, cluster).reload, upgrades, self._systemd)
+        upgrades = Upgrades(running)
+        reloader = Reloader(running, cluster)
+        service = Service(running, reloader.reload, upgrades, self._systemd)
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(parts.watchdog.run)
@@ -211,6 +218,8 @@ class _Daemon:
             lasting.give_back_the_rest()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
+            if self._later is not None:
+                serving.start_soon(reloader.go_over, self._later)
             await parts.session.ended.wait()
             self._systemd.ends()
             parts.loads.stop()

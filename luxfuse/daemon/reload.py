@@ -13,6 +13,7 @@ import trio
 
 from luxfuse.config import Settings
 from luxfuse.configuration import building
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.names import path_of
 from luxfuse.core.settings import SETTINGS
 from luxfuse.daemon.running import Running
@@ -37,6 +38,8 @@ class Reloader:
         self._cluster = cluster
         self._parts = running.parts
         self._turn = trio.Lock()
+        self._leaving: dict[str, CacheSetting] = {}
+        """Cache directories that were taken out of the settings, which may not be empty yet, by path."""
 
     async def reload(self) -> list[str]:
         """Read the file again and do as it says; returns what changed. Raises `ConfigError`, with nothing changed."""
@@ -70,6 +73,20 @@ class Reloader:
 
     async def _reload(self, old: Settings) -> list[str]:
         new = await trio.to_thread.run_sync(building.read_again, old)
+        names = await self._go_over(old, new)
+        log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
+        return names
+
+    async def go_over(self, new: Settings) -> None:
+        """Go over to settings that a daemon before this one had gone over to."""
+        async with self._turn:
+            try:
+                await self._go_over(self._running.settings, new)
+            except LuxError as exc:
+                log.warning("the settings are not all as they were: %s", exc)
+
+    async def _go_over(self, old: Settings, new: Settings) -> list[str]:
+        """Change the settings; returns the names of those that changed. Raises `ConfigError`, with nothing changed."""
         changed = [name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(old, name)]
         secrets = with_secrets(old.storage_options, new.storage_options) == new.storage_options
         if fixed := [
@@ -87,9 +104,11 @@ class Reloader:
                 await self._renew(new.driver_options)
         await self._apply(new, set(changed))
         self._running.settings = new
-        names = [building.written_name(name) for name in changed]
-        log.info("read %s again; changed: %s", new.config_file, ", ".join(names) or "nothing")
-        return names
+        self._leaving |= {each.path: each for each in old.cache_dirs}
+        leaving = [each for path, each in self._leaving.items() if path not in {kept.path for kept in new.cache_dirs}]
+        if self._running.succession is not None:
+            self._running.succession.keep_settings(new, leaving)
+        return [building.written_name(name) for name in changed]
 
     async def _apply(self, new: Settings, changed: set[str]) -> None:
         p = self._parts

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from luxfuse.config import Settings
+from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.daemon import formats
 from luxfuse.estate.memory import Estate, State
 from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
@@ -15,6 +20,14 @@ from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.vfs.will import Will
 from luxfuse.volume.opened import VolumeEstate
+
+SETTINGS = b"s"
+"""The key of the fact that has the settings, where they were changed since the mount was made."""
+
+
+class _Changed(msgspec.Struct, frozen=True):
+    settings: Settings
+    leaving: tuple[CacheSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,21 @@ class Succession:
     estate: Estate
     inheritance: Inheritance | None
     keeper_pid: int
+
+    def keep_settings(self, settings: Settings, leaving: Sequence[CacheSetting]) -> None:
+        """These are the settings now; of cache directories that are ``leaving`` files may still be open."""
+        self.estate.facts.put(SETTINGS, msgspec.json.encode(_Changed(settings, tuple(leaving))))
+
+    def settings(self, given: Settings) -> tuple[Settings, Settings | None]:
+        """Return the settings to begin with, and those to go over to once the mount is served, if these are others."""
+        found = self.estate.facts.get(SETTINGS)
+        if found is None:
+            return given, None
+        changed = msgspec.json.decode(found, type=_Changed)
+        if not changed.leaving:
+            return changed.settings, None
+        directories = (*changed.settings.cache_dirs, *changed.leaving)
+        return msgspec.structs.replace(changed.settings, cache_dirs=directories), changed.settings
 
     @property
     def kept(self) -> bool:

@@ -21,6 +21,7 @@ from luxfuse.config import Settings
 from luxfuse.daemon.running import Running
 from luxfuse.daemon.succession import Succession
 from luxfuse.errors import MountError
+from luxfuse.fuse import mountpoint as mounts
 from luxfuse.keeper import HANDED_OVER, saying
 
 log = logging.getLogger(__name__)
@@ -31,17 +32,16 @@ _SAID_MOST = 300
 
 
 class Upgrades:
-    """The orders to hand over one mount; ``settings``: those that the keeper starts daemons with."""
+    """The orders to hand over one mount."""
 
-    def __init__(self, settings: Settings, running: Running) -> None:
-        self._settings = settings
+    def __init__(self, running: Running) -> None:
         self._running = running
         self._under_way = False
 
     async def hand_over(self, daemon: Sequence[str], keeper: Sequence[str]) -> AsyncGenerator[dict[str, object], None]:
         """Try the commands of a daemon and its keeper, and leave to them; yields what comes next. Raises `MountError`."""
         succession = self._running.succession
-        where = self._settings.mountpoint
+        where = self._running.settings.mountpoint
         if succession is None or not succession.kept:
             raise MountError(f"{where} has no keeper, which a mount must have to be upgraded; unmount and mount it again")
         if self._under_way:
@@ -50,7 +50,7 @@ class Upgrades:
         try:
             yield {"step": "trying", "done": False}
             await self._try([*keeper, "--try"], b"", None)
-            await self._try([*daemon, "--try"], chosen(self._settings), succession.estate.fd)
+            await self._try([*daemon, "--try"], chosen(self._running.settings), succession.estate.fd)
             yield {"step": "leaving", "done": True}
             with trio.CancelScope(shield=True):
                 await self._leave(succession, daemon, keeper)
@@ -59,7 +59,7 @@ class Upgrades:
 
     async def _try(self, command: Sequence[str], settings: bytes, estate_fd: int | None) -> None:
         """Run a command that says whether it could go on; raises `MountError` if not."""
-        where = self._settings.mountpoint
+        where = self._running.settings.mountpoint
         given = [] if estate_fd is None else ["--estate-fd", str(estate_fd)]
         try:
             with trio.fail_after(TRIAL_S):
@@ -86,8 +86,8 @@ class Upgrades:
         session = self._running.parts.session
         try:
             rested = await session.rest()
-            if session.ended.is_set():
-                raise MountError(f"{self._settings.mountpoint}: the mount was taken away meanwhile")
+            if mounts.is_gone(succession.device):
+                raise MountError(f"{self._running.settings.mountpoint}: the mount was taken away meanwhile")
             await self._flush()
             saying.next_is(keeper, daemon)
         except (MountError, OSError) as exc:

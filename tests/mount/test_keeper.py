@@ -364,6 +364,39 @@ def test_attached_stores_go_on(kept: Mount, s3: FastS3, bucket: str) -> None:
     assert sorted(found) == ["large", "made/written", "read"]
 
 
+def test_settings_that_were_changed_stay_changed(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:
+    """A cache directory that is on its way out goes on being read, and leaves when nobody does."""
+    put(s3, bucket, "a", content("a", 200_000))
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint, expected_logs=[DIED])
+    fast, slow = f"{tmp_path}/fast", f"{tmp_path}/slow"
+    file = tmp_path / "mount.toml"
+    file.write_text(f'cache_dir = ["{slow}", "{fast},tier=mem,size=50MiB"]\n')
+    mount.flags = ["--config", str(file), "--endpoint-url", s3.endpoint]
+    mount.mount()
+    program = Program(
+        mount,
+        "f = os.open('a', os.O_RDONLY); m = mmap.mmap(f, 0, prot=mmap.PROT_READ); assert len(m[:]) == 200000",
+        "assert os.pread(f, 200000, 0) == m[:] and open('a', 'rb').read() == m[:]",
+        "m.close(); os.close(f)",
+    )
+    program.step()
+    assert [tier["name"] for tier in mount.status()["tiers"] if tier["used_bytes"] >= 200_000] == ["mem"]
+    file.write_text(f'cache_dir = ["{slow}"]\nnegative_ttl = "77s"\nlog_level = "warning"\n')
+    assert mount.cli("reload", mount.path, check=True).stdout.endswith("changed: cache_dir, negative_ttl, log_level\n")
+    mount.replaced()
+    program.step()
+    wait_for(
+        "it goes over",
+        lambda: [tier["state"] for tier in mount.status()["tiers"] if tier["path"].startswith(fast)] == ["draining"],
+    )
+    program.step()
+    program.end()
+    wait_for("it has left", lambda: [tier["name"] for tier in mount.status()["tiers"]] == ["ssd"])
+    mount.replaced()
+    assert mount.cli("reload", mount.path, check=True).stdout.endswith("nothing has changed\n")
+    assert mount.log().count('event="serving') == 1, "successors keep to what is to be logged"
+
+
 def test_where_programs_are_stays(kept: Mount, s3: FastS3, bucket: str) -> None:
     """Numbers of inodes that no disk has yet are not forgotten."""
     put(s3, bucket, "d/e/file", b"content")

@@ -44,7 +44,7 @@ async def test_secrets_stay_if_a_cache_directory_cannot_be_used(monkeypatch: pyt
 
     store = Store()
     parts: Any = SimpleNamespace(store=store, directories=SimpleNamespace(changed_to=changed_to, apply=apply))
-    running: Any = SimpleNamespace(settings=old, parts=parts, stores=lambda: [store])
+    running: Any = SimpleNamespace(settings=old, parts=parts, stores=lambda: [store], succession=None)
     with pytest.raises(ConfigError, match="Read-only"):
         await reload.Reloader(running).reload()
     assert store.renewed == []
