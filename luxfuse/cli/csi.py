@@ -1,4 +1,4 @@
-"""``luxfuse csi``: the driver for Kubernetes, and the holder of its mounts."""
+"""``luxfuse csi``: the driver for Kubernetes, and the mounter."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ app = typer.Typer(help="The driver for Kubernetes; see luxfuse/docs/KUBERNETES.m
 
 DIRECTORY, SECRETS, ENDPOINT = "/var/lib/luxfuse/csi", "/run/luxfuse/csi", "unix:///csi/csi.sock"
 _Directory = Annotated[
-    str, typer.Option("--directory", metavar="DIR", help="What driver and holder share, at the same path in both.")
+    str, typer.Option("--directory", metavar="DIR", help="What driver and mounter share, at the same path in both.")
 ]
 
 
-@app.command("serve")
-def serve(
+@app.command("driver")
+def driver(
     node_id: Annotated[str, typer.Option("--node-id", metavar="NAME", help="The node's name in Kubernetes.")],
     endpoint: Annotated[
         str, typer.Option("--endpoint", metavar="unix:///PATH", help="The socket of the driver.")
     ] = ENDPOINT,
     directory: _Directory = DIRECTORY,
 ) -> int:
-    """Serve the calls of CSI on this node, until SIGTERM. Needs a holder."""
+    """Serve the calls of CSI on this node, until SIGTERM. Needs a mounter."""
     _imported("driver").run(endpoint, node_id, _prepared(directory))
     return 0
 
 
-@app.command("hold")
-def hold(
+@app.command("mounter")
+def mounter(
     directory: _Directory = DIRECTORY,
     secrets: Annotated[
         str, typer.Option("--secrets", metavar="DIR", help="Where secrets go: in memory (tmpfs).")
     ] = SECRETS,
 ) -> int:
     """Start and end mounts for the driver, until SIGTERM. The mounts stay: they end with its container."""
-    _imported("holder").run(_prepared(directory), Path(mounts.resolve(secrets)))
+    _imported("mounter").run(_prepared(directory), Path(mounts.resolve(secrets)))
     return 0
 
 

@@ -50,7 +50,7 @@ class Identity:
         return csi_pb2.GetPluginCapabilitiesResponse()
 
     def probe(self, _request: Any, _give_up_at: float) -> Any:
-        """The driver is well if it answers. Whether the holder does is another matter: to restart us would be no cure."""
+        """The driver is well if it answers. Whether the mounter does is another matter: to restart us would be no cure."""
         answer = csi_pb2.ProbeResponse()
         answer.ready.value = True
         return answer
@@ -87,16 +87,16 @@ class Node:
         ):
             raise invalid(f"volume_context: is longer than {_CONTEXT_MAX_BYTES} bytes")
         group = capability.mount.volume_mount_group
-        order = volumes.order(
+        wanted = volumes.wanted(
             volume_id, context, capability.mount.mount_flags, request.secrets, group=group,
             node_key=self._publishing.node_key,
         )  # fmt: skip
-        wanted = Publication(
-            target=target, volume_id=volume_id, key=order.key, alone=capability.access_mode.mode in _ALONE,
+        publication = Publication(
+            target=target, volume_id=volume_id, key=wanted.key, alone=capability.access_mode.mode in _ALONE,
             arguments=_arguments(context, capability, request.readonly),
         )  # fmt: skip
         read_only = request.readonly or capability.access_mode.mode in _READERS
-        self._publishing.publish(order, wanted, give_up_at, read_only=read_only)
+        self._publishing.publish(wanted, publication, give_up_at, read_only=read_only)
         return csi_pb2.NodePublishVolumeResponse()
 
     def node_unpublish_volume(self, request: Any, give_up_at: float) -> Any:

@@ -16,11 +16,11 @@ import grpc
 import msgspec
 
 from luxfuse.csi import binds, serving
-from luxfuse.csi.orders import MOUNTPOINTS, HolderClient
+from luxfuse.csi.mounter_client import MOUNTPOINTS, MounterClient
 from luxfuse.csi.publications import Publication, Publications
 from luxfuse.csi.refusals import NOT_FINAL, Refused, unmet
 from luxfuse.csi.turns import Turns
-from luxfuse.csi.volumes import Order
+from luxfuse.csi.volumes import Wanted
 from luxfuse.durable import make_private, replace_file
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -33,14 +33,14 @@ _TARGETS, _NODE_KEY = "targets", "node.key"
 
 
 class Publishing:
-    """The volumes of one node. ``directory``: shared with the holder, under the same path."""
+    """The volumes of one node. ``directory``: shared with the mounter, under the same path."""
 
     def __init__(self, directory: Path) -> None:
         """Raises OSError."""
         make_private(directory)
         self._mountpoints = directory / MOUNTPOINTS
         self.publications = Publications(directory / _TARGETS)
-        self._holder = HolderClient(directory)
+        self._mounter = MounterClient(directory)
         self._turns = Turns()
         key = directory / _NODE_KEY
         if not key.exists():
@@ -51,33 +51,33 @@ class Publishing:
         """Return where something is mounted."""
         return self._mountpoints / key
 
-    def publish(self, order: Order, wanted: Publication, give_up_at: float, *, read_only: bool) -> None:
+    def publish(self, wanted: Wanted, publication: Publication, give_up_at: float, *, read_only: bool) -> None:
         """Have a volume at its target. Raises `Refused`, LuxError, OSError."""
-        target = wanted.target
+        target = publication.target
         with self._turns.of(target, give_up_at):
             known = self.publications.at(target)
             there = mounts.find_mount(target)
             if known is None and there is not None:
                 raise unmet(f"{target}: {there.source} ({there.fstype}) is mounted there already")
             if known is not None and there is not None:
-                if (known.volume_id, known.arguments) != (wanted.volume_id, wanted.arguments):
+                if (known.volume_id, known.arguments) != (publication.volume_id, publication.arguments):
                     text = f"{target}: is published with other arguments; unpublish it first"
                     raise Refused(grpc.StatusCode.ALREADY_EXISTS, text)
                 # An inline volume whose secret is another one by now: its mount gets that, too.
-                order, wanted = msgspec.structs.replace(order, key=known.key), known
-            with self._turns.of(order.key, give_up_at):
-                self._check_alone(wanted)
-                self.publications.put(wanted)
+                wanted, publication = msgspec.structs.replace(wanted, key=known.key), known
+            with self._turns.of(wanted.key, give_up_at):
+                self._check_alone(publication)
+                self.publications.put(publication)
                 reached("csi: noted")
                 try:
-                    self._holder.mount(order, give_up_at)
+                    self._mounter.mount(wanted, give_up_at)
                     reached("csi: mounted")
-                    binds.show(self._mounted(order.key), target, read_only=read_only)
+                    binds.show(self._mounted(wanted.key), target, read_only=read_only)
                 except (Refused, LuxError, OSError) as exc:
                     if there is None and not (isinstance(exc, Refused) and exc.code in NOT_FINAL):
-                        self._undo(wanted, give_up_at)
+                        self._undo(publication, give_up_at)
                     raise
-            if known is not None and known.key != order.key:
+            if known is not None and known.key != wanted.key:
                 with self._turns.of(known.key, give_up_at):
                     self._release(known.key, give_up_at)
 
@@ -117,19 +117,19 @@ class Publishing:
             except (Refused, LuxError, OSError) as exc:
                 log.warning("%s, which no pod uses, stays mounted: %s", self.place(key), exc)
 
-    def _check_alone(self, wanted: Publication) -> None:
+    def _check_alone(self, publication: Publication) -> None:
         """Some volumes may be at one target only, by their access mode."""
         for other in self.publications.all():
-            same = other.volume_id == wanted.volume_id and other.target != wanted.target
-            if same and (other.alone or wanted.alone) and mounts.find_mount(other.target) is not None:
+            same = other.volume_id == publication.volume_id and other.target != publication.target
+            if same and (other.alone or publication.alone) and mounts.find_mount(other.target) is not None:
                 raise unmet(f"the volume is published at {other.target}, and by its access mode at one place only")
 
     def _mounted(self, key: str) -> mounts.MountInfo:
         found = mounts.find_mount(str(self.place(key)))
         if found is None or found.fstype != mounts.FSTYPE:
             raise MountError(
-                f"{self.place(key)}: was mounted by the holder and cannot be seen here; both containers need the directory "
-                "above it at the same path, with mountPropagation: Bidirectional"
+                f"{self.place(key)}: was mounted by the mounter and cannot be seen here; the driver needs the directory "
+                "above it at the same path, with mountPropagation: HostToContainer, and the mounter with Bidirectional"
             )
         return found
 
@@ -143,11 +143,11 @@ class Publishing:
 
     def _release(self, key: str, give_up_at: float) -> None:
         if not binds.users(self.place(key)):
-            self._holder.unmount(key, give_up_at)
+            self._mounter.unmount(key, give_up_at)
 
-    def _undo(self, wanted: Publication, give_up_at: float) -> None:
+    def _undo(self, publication: Publication, give_up_at: float) -> None:
         """A caller that hears of a final failure does not take back what was begun."""
         with contextlib.suppress(Refused, LuxError, OSError):  # the first failure is the one to tell of
-            binds.hide(wanted.target)
-            self._release(wanted.key, give_up_at)
-            self.publications.remove(wanted.target)
+            binds.hide(publication.target)
+            self._release(publication.key, give_up_at)
+            self.publications.remove(publication.target)

@@ -1,4 +1,4 @@
-"""A gRPC server on a unix socket that root alone can use, of which there is one; what driver and holder share."""
+"""A gRPC server on a unix socket that root alone can use, of which there is one; what driver and mounter share."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ _BY_NAME = {
 }
 
 
-class Order(msgspec.Struct, frozen=True):
+class Wanted(msgspec.Struct, frozen=True):
     """What is mounted. ``key``: names the mount, 16 hexadecimal digits. ``settings``: as in a TOML file, without secrets.
 
     ``options``: secret storage options; ``files``: content of secret files by name, as in `FILES`.
@@ -86,7 +86,7 @@ class Order(msgspec.Struct, frozen=True):
         return [*self.options.values(), *self.files.values()]
 
 
-def order(
+def wanted(
     volume_id: str,
     context: Mapping[str, str],
     mount_flags: Iterable[str],
@@ -94,7 +94,7 @@ def order(
     *,
     group: str = "",
     node_key: bytes = b"",
-) -> Order:
+) -> Wanted:
     """Return what is to be mounted for a volume. Raises ConfigError, one line without any value of a secret.
 
     A persistent volume has one mount. Inline volumes of a namespace share one if they say the same and have the same
@@ -118,7 +118,7 @@ def order(
     named: list[Any] = ["volume", volume_id]
     if context.get(_EPHEMERAL) == "true":
         named = ["inline", context.get(_NAMESPACE, ""), settings, _digest(node_key, secrets)]
-    return Order(hashlib.sha256(_canonical(named)).hexdigest()[:16], settings, options, files)
+    return Wanted(hashlib.sha256(_canonical(named)).hexdigest()[:16], settings, options, files)
 
 
 def _said(context: Mapping[str, str], mount_flags: Iterable[str]) -> dict[str, list[str | bool]]:
@@ -224,11 +224,11 @@ def _canonical(value: Any) -> bytes:
     return msgspec.json.encode(value, order="deterministic")
 
 
-def toml(order: Order, directory: str, mountpoint: str) -> str:
+def toml(wanted: Wanted, directory: str, mountpoint: str) -> str:
     """Return the configuration file of a mount whose secret files are in ``directory``."""
-    settings = {**order.settings, "mountpoint": mountpoint, "allow_other": True, "keeper": True}
-    options = {**settings.pop("storage_options", {}), **order.options}
-    for name in order.files:
+    settings = {**wanted.settings, "mountpoint": mountpoint, "allow_other": True, "keeper": True}
+    options = {**settings.pop("storage_options", {}), **wanted.options}
+    for name in wanted.files:
         (settings if name == "cluster.key" else options)[FILES[name]] = f"{directory}/{name}"
     tables = {name: settings.pop(name) for name in list(settings) if isinstance(settings[name], dict)}
     lines = [f"{name} = {_toml_value(value)}" for name, value in settings.items()]

@@ -26,26 +26,26 @@ INLINE = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namesp
 
 
 @pytest.fixture(scope="module")
-def holding() -> Iterator[Node]:
-    """A node whose holder runs."""
+def started() -> Iterator[Node]:
+    """A node whose mounter runs."""
     node = Node()
     try:
-        node.start_holder()
+        node.start_mounter()
         yield node
     finally:
         node.close()
 
 
 @pytest.fixture
-def node(holding: Node) -> Iterator[Node]:
+def node(started: Node) -> Iterator[Node]:
     """With a driver. Nothing is mounted after the test, and no secret is in any log."""
-    holding.start_driver()
-    yield holding
-    holding.end(holding.driver)
-    assert holding.mounted() == []
-    assert [*holding.memory.iterdir(), *(holding.directory / "targets").iterdir()] == []
-    assert list(holding.pods.glob("*/*")) == []
-    assert not [value for value in SECRETS.values() if value in holding.logs()]
+    started.start_driver()
+    yield started
+    started.end(started.driver)
+    assert started.mounted() == []
+    assert [*started.memory.iterdir(), *(started.directory / "targets").iterdir()] == []
+    assert list(started.pods.glob("*/*")) == []
+    assert not [value for value in SECRETS.values() if value in started.logs()]
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_one_mount_for_a_volume(node: Node, s3: FastS3, volume: dict[str, Any], 
     ours = [path for path in node.base.rglob("*") if path.is_file() and not any(map(path.is_relative_to, mounted))]
     on_disk = b"".join(path.read_bytes() for path in ours)
     command_lines = b"".join(
-        Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (daemon, node.holder.pid, node.driver.pid)
+        Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (daemon, node.mounter.pid, node.driver.pid)
     )
     assert not [value for value in SECRETS.values() if value.encode() in on_disk + command_lines]
     assert {oct(path.stat().st_mode & 0o777) for path in node.memory.rglob("*") if path.is_file()} == {"0o600"}
@@ -278,7 +278,7 @@ def test_many_calls_at_once(node: Node, volume: dict[str, Any]) -> None:
 
 @pytest.mark.remounts
 def test_a_dead_mount_is_made_anew(node: Node, volume: dict[str, Any]) -> None:
-    """As after the end of the holder's pod: all in it is gone, mounts are dead, pods that use them are still there."""
+    """As after the end of the mounter's pod: all in it is gone, mounts are dead, pods that use them are still there."""
     one, two = node.target("dead-1"), node.target("dead-2")
     for target in (one, two):
         node.call("NodePublishVolume", target_path=target, **volume)
@@ -287,14 +287,14 @@ def test_a_dead_mount_is_made_anew(node: Node, volume: dict[str, Any]) -> None:
     for pid in (keeper, daemon):
         os.kill(pid, signal.SIGKILL)
     wait_for("both are gone", lambda: not is_running(daemon) and not is_running(keeper))
-    node.end(node.holder, signal.SIGKILL)
+    node.end(node.mounter, signal.SIGKILL)
     for path in node.memory.iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
     condition = node.call("NodeGetVolumeStats", volume_id=volume["volume_id"], volume_path=one).volume_condition
     assert (condition.abnormal, "has died" in condition.message) == (True, True), condition.message
     code, said = node.refused("NodePublishVolume", target_path=one, **volume)
-    assert (code, "the holder of mounts does not answer" in said) == ("UNAVAILABLE", True), said
-    node.start_holder()
+    assert (code, "the mounter does not answer" in said) == ("UNAVAILABLE", True), said
+    node.start_mounter()
     for _ in range(2):
         node.call("NodePublishVolume", target_path=one, **volume)
     assert run(f"cat {one}/a") == "a"

@@ -69,10 +69,11 @@ def test_a_mount_is_there_from_the_first_job_of_a_node_to_its_last(
             assert slurmd.mounted() == ["data"]
             assert (s3.bucket_path(bucket) / "one").read_bytes() == b"one"
         # A job whose mount cannot be made: its node is drained, or it starts without.
-        (tmp_path / "configs/bad.toml").write_text(settings + "colour = 1\n")
-        failed = slurmd.run("prolog.sh", 3)
+        (tmp_path / "others").mkdir()
+        (tmp_path / "others/bad.toml").write_text(settings + "colour = 1\n")
+        failed = slurmd.run("prolog.sh", 3, CONFIGS=str(tmp_path / "others"))
         assert (failed.returncode, failed.stderr.splitlines()[-1]) == (1, "luxfuse prolog, job 3: not mounted: bad")
-        assert slurmd.run("prolog.sh", 3, REQUIRED="no").returncode == 0
+        assert slurmd.run("prolog.sh", 3, CONFIGS=str(tmp_path / "others"), REQUIRED="no").returncode == 0
         assert done(slurmd.run("epilog.sh", 3))
         assert slurmd.mounted() == ["data"], "job 2 is still there"
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""A node with a driver and a holder, as their pods run them, and a client that calls the driver as a kubelet does."""
+"""A node with a driver and a mounter, as their pods run them, and a client that calls the driver as a kubelet does."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ class Node:
             "LUXFUSE_CACHE_DIR": str(self.base / "cache"),
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        self.holder: subprocess.Popen[bytes] | None = None
+        self.mounter: subprocess.Popen[bytes] | None = None
         self.driver: subprocess.Popen[bytes] | None = None
 
-    def start_holder(self) -> None:
-        """Start the holder."""
-        (self.directory / "holder.sock").unlink(missing_ok=True)
-        self.holder = self._start("hold", "--secrets", str(self.memory))
-        wait_for("the holder", (self.directory / "holder.sock").exists)
+    def start_mounter(self) -> None:
+        """Start the mounter."""
+        (self.directory / "mounter.sock").unlink(missing_ok=True)
+        self.mounter = self._start("mounter", "--secrets", str(self.memory))
+        wait_for("the mounter", (self.directory / "mounter.sock").exists)
 
     def start_driver(self, **environment: str) -> None:
         """Start the driver, after the end of the one before."""
         if self.driver is not None:
             self.driver.wait(10)
         self.endpoint.unlink(missing_ok=True)
-        self.driver = self._start("serve", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
+        self.driver = self._start("driver", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
         wait_for("the driver", self.endpoint.exists)
 
     @property
@@ -113,12 +113,12 @@ class Node:
         return sorted(m.mountpoint for m in mounts.read_mounts() if mounts.is_inside(m.mountpoint, str(self.base)))
 
     def logs(self) -> str:
-        """What driver, holder and daemons have said."""
+        """What driver, mounter and daemons have said."""
         files = [self.log, *self.base.glob("lib/mounts/*/daemon.log*")]
         return "".join(file.read_text(errors="replace") for file in files)
 
     def end(self, process: subprocess.Popen[bytes] | None, number: int = signal.SIGTERM) -> None:
-        """End driver or holder."""
+        """End driver or mounter."""
         if process is not None and process.poll() is None:
             process.send_signal(number)
             try:
@@ -130,7 +130,7 @@ class Node:
     def close(self) -> None:
         """Leave nothing behind."""
         self.end(self.driver)
-        self.end(self.holder)
+        self.end(self.mounter)
         for mountpoint in reversed(self.mounted()):
             free(mountpoint)
         with contextlib.suppress(OSError):

@@ -42,13 +42,13 @@ def test_volumes_say_what_the_driver_knows() -> None:
     for csi, options in found:
         assert csi["driver"] == NAME
         secret = secrets[csi["nodePublishSecretRef"]["name"]]
-        order = volumes.order(csi.get("volumeHandle", ""), csi["volumeAttributes"], options, secret)
-        assert tomllib.loads(volumes.toml(order, "/secrets", "/mnt"))["source"] == csi["volumeAttributes"]["source"]
+        wanted = volumes.wanted(csi.get("volumeHandle", ""), csi["volumeAttributes"], options, secret)
+        assert tomllib.loads(volumes.toml(wanted, "/secrets", "/mnt"))["source"] == csi["volumeAttributes"]["source"]
 
 
 def test_both_pods_run_commands_that_there_are_at_the_places_that_these_expect() -> None:
     assert of("CSIDriver")[0]["metadata"]["name"] == NAME
-    for daemons, command in zip(of("DaemonSet"), ("hold", "serve"), strict=True):
+    for daemons, command in zip(of("DaemonSet"), ("mounter", "driver"), strict=True):
         container = daemons["spec"]["template"]["spec"]["containers"][0]
         assert container["image"] == f"luxfuse:{__version__}"
         words = container["command"][container["command"].index("luxfuse") :]

@@ -1,6 +1,6 @@
-"""What the driver asks of the holder, and how: gRPC with JSON, on a unix socket beside the mounts.
+"""What the driver asks of the mounter, and how: gRPC with JSON, on a unix socket beside the mounts.
 
-The holder is a process of its own, in a pod of its own, that starts the mounts' daemons; so these outlive the driver.
+The mounter is a process of its own, in a pod of its own, that starts the mounts' daemons; so these outlive the driver.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import grpc
 import msgspec
 
 from luxfuse.csi.refusals import Refused
-from luxfuse.csi.volumes import Order
+from luxfuse.csi.volumes import Wanted
 
-SERVICE = "luxfuse.Holder"
-SOCKET, LOCK, MOUNTPOINTS = "holder.sock", "holder.lock", "mnt"
+SERVICE = "luxfuse.Mounter"
+SOCKET, LOCK, MOUNTPOINTS = "mounter.sock", "mounter.lock", "mnt"
 _MARGIN_S = 0.5
-"""The holder gives up before the driver's caller does, which then hears why."""
+"""The mounter gives up before the driver's caller does, which then hears why."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -31,16 +31,16 @@ class Done(msgspec.Struct, frozen=True):
     """It is done."""
 
 
-class HolderClient:
-    """Asks the holder on this node."""
+class MounterClient:
+    """Asks the mounter on this node."""
 
     def __init__(self, directory: Path) -> None:
-        """``directory``: what driver and holder share."""
+        """``directory``: what driver and mounter share."""
         self._socket = directory / SOCKET
 
-    def mount(self, order: Order, give_up_at: float) -> None:
+    def mount(self, wanted: Wanted, give_up_at: float) -> None:
         """Have something mounted, or its new secrets taken up. Raises `Refused`."""
-        self._call("Mount", order, give_up_at)
+        self._call("Mount", wanted, give_up_at)
 
     def unmount(self, key: str, give_up_at: float) -> None:
         """Have what was written brought to the store, and the mount taken away; fine if there is none. Raises `Refused`."""
@@ -58,7 +58,7 @@ class HolderClient:
             except grpc.RpcError as exc:
                 code, text = exc.code(), str(exc.details())
                 if code == grpc.StatusCode.UNAVAILABLE:
-                    text = f"the holder of mounts does not answer on {self._socket}; is its pod running on this node?"
+                    text = f"the mounter does not answer on {self._socket}; is its pod running on this node?"
                 elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                    text = f"the holder of mounts is still at work ({method.lower()}); call again"
+                    text = f"the mounter is still at work ({method.lower()}); call again"
                 raise Refused(code, text) from None
