@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from luxfuse.core.units import format_age, format_count
 from luxfuse.errors import LuxError
 from luxfuse.index import manifest
 from luxfuse.index.entries import Attributes, Described, Found
-from luxfuse.index.manifest import Head, Item, ManifestRefused, ManifestWriter, Part
+from luxfuse.index.manifest import PART_ENTRIES, Head, Item, ManifestRefused, ManifestWriter, Part
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind
 from luxfuse.vfs.errors import Moved
@@ -33,6 +34,7 @@ PAGE_ENTRIES = 1000
 DESCRIBED_AT_ONCE = 200
 """Attributes are recorded by the event loop: so many in one go."""
 FAILURES_TOLD = 20
+PARTS_AT_ONCE = 256
 PATIENCE_S = 30.0
 """So long a mount waits for its manifest: a service manager gives up on one that takes much longer."""
 
@@ -177,6 +179,7 @@ class Import(_Job):
         self._inodes: tuple[str, int] = "", ROOT_INODE
         """The directory that was met last: most have the same one above them."""
         self._next: Part | None = None
+        self._queue: deque[Part] = deque()
         self._described: list[tuple[Found, Attributes]] = []
         """Attributes of entries that are being recorded."""
 
@@ -200,10 +203,11 @@ class Import(_Job):
         self._head = await trio.to_thread.run_sync(check, self._path, self._source_id, self._source)
         return self._head
 
-    @staticmethod
-    async def _read(parts: Iterator[Part]) -> Part | None:
-        part: Part | None = await trio.to_thread.run_sync(lambda: next(parts, None))
-        return part
+    async def _read(self, parts: Iterator[Part]) -> Part | None:
+        """Return the next part; a thread reads small ones many at a time."""
+        if not self._queue:
+            self._queue += await trio.to_thread.run_sync(_some, parts)
+        return self._queue.popleft() if self._queue else None
 
     async def _directory(self, parts: Iterator[Part], first: Part) -> None:
         """Take up one directory, and read on to the next one."""
@@ -338,6 +342,16 @@ class Manifests:
         job = self._import(file=file)
         self._nursery.start_soon(job.run)
         return job
+
+
+def _some(parts: Iterator[Part]) -> list[Part]:
+    """Return the next parts, of a bounded number of entries together."""
+    found: list[Part] = []
+    entries = 0
+    while entries < PART_ENTRIES and len(found) < PARTS_AT_ONCE and (part := next(parts, None)) is not None:
+        found.append(part)
+        entries += len(part.items)
+    return found
 
 
 def _identity(file: str) -> bytes:

@@ -39,8 +39,8 @@ LIST_FROM = 3
 """Of so many names of a directory that are not known, its listing is waited for rather than each asked for."""
 LISTING_PATIENCE_S = 1.0
 """For so long; it goes on meanwhile, and the names are asked for one by one."""
-LOOK_S, LOOK_IDLE_S = 0.01, 0.1
-"""How often the lanes are asked what was opened: while the reader is at work, and while it is not. Measured: 40 us each."""
+LOOK_S, LOOK_IDLE_S = 0.02, 0.2
+"""How often the lanes are asked what was opened: while the reader is at work, and while it is not; it takes 0.2 ms."""
 IDLE_AFTER_S = 1.0
 AWAY_S = 1.0
 """A pause while the store cannot be reached."""
