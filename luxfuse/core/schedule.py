@@ -88,7 +88,7 @@ class Schedule:
     def bring(self, place: int, key: bytes, size_bytes: int) -> bool:
         """Keep a file that was taken, of which ``size_bytes`` are brought; False if the reader has passed its place.
 
-        Files are brought in the order of their places.
+        Files are brought, or skipped, in the order of their places.
         """
         self._known += 1
         self._known_bytes += size_bytes
@@ -99,10 +99,15 @@ class Schedule:
         self._places.setdefault(key, deque()).append(place)
         return True
 
+    def skip(self, place: int) -> None:
+        """Nothing is brought for a name that was taken; it counts as a file ahead, so that the reader sets the pace."""
+        if place >= self.position:
+            self._ahead[place] = b"", 0
+
     def drop(self, place: int) -> None:
         """Keep a file no longer: it could not be brought."""
         found = self._ahead.get(place) or self._behind.get(place)
-        if found is not None:
+        if found is not None and found[0]:
             self._places[found[0]].remove(place)
             self._forget(place, found[0])
 
@@ -139,9 +144,11 @@ class Schedule:
             self._names.popleft()
             self._taken += 1
         while self._ahead and (place := next(iter(self._ahead))) < self.position:
-            self._behind[place] = passed = self._ahead.pop(place)
-            self.ahead_bytes -= passed[1]
-            self._behind_bytes += passed[1]
+            passed = self._ahead.pop(place)
+            if passed[0]:
+                self._behind[place] = passed
+                self.ahead_bytes -= passed[1]
+                self._behind_bytes += passed[1]
         while self._behind_bytes > self.window_bytes or len(self._behind) > MOST_AHEAD:
             self.drop(next(iter(self._behind)))
 

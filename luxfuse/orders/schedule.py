@@ -155,6 +155,7 @@ class Following:
                 await self._begin(place, *found[place])
             else:
                 self.failed += 1
+                self.schedule.skip(place)
         await self._fetch_together()
         if not found and not self._namespace.can_ask:
             await trio.sleep(AWAY_S)
@@ -196,14 +197,20 @@ class Following:
         """Begin to fetch what is missing of a file, and keep it from now on."""
         dirty = self._dirty.get(entry.inode)
         if entry.kind is not Kind.FILE or entry.size == 0 or (dirty is not None and dirty.source is not None):
-            return  # it is written to here, so its content is here
+            self.schedule.skip(place)  # it is written to here, so its content is here
+            return
         try:
             key = self._namespace.places.key(directory, name, Kind.FILE)
         except LuxError:
-            return  # the directory is gone
+            self.schedule.skip(place)  # the directory is gone
+            return
         obj = self._cache.acquire(key, entry.version, entry.size)
         wanted_bytes = min(entry.size, self.schedule.window_bytes)
-        if not self._cache.keeps(obj) or not self.schedule.bring(place, obj.oid, wanted_bytes) or obj.whole:
+        if not self._cache.keeps(obj):
+            self.schedule.skip(place)
+            self._cache.release(obj)
+            return
+        if not self.schedule.bring(place, obj.oid, wanted_bytes) or obj.whole:
             self._cache.release(obj)
             return
         pages = range(-(-wanted_bytes // PAGE_BYTES))

@@ -133,6 +133,20 @@ def test_nothing_is_unbounded() -> None:
     assert len(schedule.kept) == MOST_AHEAD
 
 
+def test_names_for_which_nothing_is_brought_do_not_race_ahead_of_the_reader() -> None:
+    schedule = told(MOST_NAMES)
+    while taken := schedule.take(256):
+        for place, _ in taken:
+            schedule.skip(place)
+    ahead = schedule.ahead_files
+    assert MOST_AHEAD * 7 // 8 <= ahead <= MOST_AHEAD
+    schedule.reach(1000)
+    assert schedule.take(1)[0][0] == ahead
+    assert not schedule.kept
+    schedule.skip(10)
+    assert schedule.ahead_files == ahead - 1000
+
+
 def test_what_cannot_be_brought_is_not_kept() -> None:
     schedule = told(2)
     bring(schedule)
@@ -153,7 +167,10 @@ def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
                     schedule.tell([f"n{rng.randrange(60)}" for _ in range(rng.randrange(20))])
                 case 1:
                     for place, name in schedule.take(rng.randrange(1, 30)):
-                        total += schedule.bring(place, name.encode(), rng.randrange(40))
+                        if rng.random() < 0.2:
+                            schedule.skip(place)
+                        else:
+                            total += schedule.bring(place, name.encode(), rng.randrange(40))
                 case 2:
                     schedule.opened(b"n%d" % rng.randrange(60))
                 case _:
@@ -163,5 +180,6 @@ def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
             assert (schedule.ahead_bytes, schedule._behind_bytes) == (ahead, behind)
             assert behind <= schedule.window_bytes
             places = sorted(place for each in schedule._places.values() for place in each)
-            assert places == sorted([*schedule._ahead, *schedule._behind])
+            kept = [place for place, (key, _) in (schedule._ahead | schedule._behind).items() if key]
+            assert places == sorted(kept)
         assert total
