@@ -1,4 +1,4 @@
-"""Where the bytes come from that a request asks for: the cache tells the request's own task, while somebody watches."""
+"""Where the bytes come from that a request asks for: the cache tells the request's own task, while there is a watcher."""
 
 from __future__ import annotations
 

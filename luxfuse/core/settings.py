@@ -255,7 +255,7 @@ SETTINGS = (
     ),
     Setting(
         "http_token_file", values.FILE,
-        "A private file with a token of 16 characters or more, which whoever asks by `http` then has to give. Without it, "
+        "A private file with a token of 16 characters or more, which requests to `http` then have to give. Without it, "
         "all users of the machine may look, and other machines must not be able to.",
     ),
     Setting(

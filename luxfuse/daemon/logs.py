@@ -106,7 +106,7 @@ def reopen() -> None:
 
 
 class Recent(logging.Handler):
-    """Keeps the last warnings and errors, shortened, for those who look at the mount."""
+    """Keeps the last warnings and errors, shortened, for the web page."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

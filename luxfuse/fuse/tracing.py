@@ -49,10 +49,10 @@ class Tracing:
     async def watch(self, path: str, pid: int | None) -> AsyncGenerator[dict[str, object], None]:
         """Yield ``events`` and how many were ``dropped``, until closed: those at and below ``path``, of a process if given.
 
-        Raises `MountError` if somebody watches already.
+        Raises `MountError` if there is a watcher already.
         """
         if self._on:
-            raise MountError("somebody traces this mount already; end that first")
+            raise MountError("this mount is being traced already; end that first")
         self._on = True
         try:
             passthrough.trace(True)

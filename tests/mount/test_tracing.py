@@ -79,7 +79,7 @@ def test_a_trace_tells_who_read_what_from_where(
         assert sum(read["sources"]["ssd"] for read in trace.wait_for("read", "a/one")) == SIZE
     assert mount.error("stat", f"{mount.path}/nothing") == "ENOENT"
     assert trace.wait_for("lookup", "nothing")
-    with pytest.raises(DaemonRefused, match="somebody traces this mount already"):
+    with pytest.raises(DaemonRefused, match="this mount is being traced already"):
         Trace(mount)
     trace.close()
     only = traced(mount, "a", cold["pid"])

@@ -5,7 +5,7 @@
  *   answers.c  LOOKUP and GETATTR from what Python has said of names
  *   table.c    the registered inodes: the only place that counts their opens
  *   estate.c   the opens, in memory that outlives the process
- *   trace.c    what lanes have answered, for those who watch
+ *   trace.c    what lanes have answered, for a watcher
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   prompt.c   requests that Python answers in one step of the event loop
  *   libfuse.c  the functions of libfuse that are found here first

@@ -1,4 +1,4 @@
-/* What lanes answer, for those who watch: who asked for what, how long it took, how many bytes came.
+/* What lanes answer, for a watcher: which thread asked for what, how long it took, how many bytes came.
  *
  * While `tracing` is set each lane puts what it has answered into one buffer, which Python takes from now and then. Where
  * that is full, what comes is counted and dropped: nobody waits for a watcher. While it is not set, a request costs one look
