@@ -56,7 +56,7 @@ def test_no_setting_that_names_a_file_can_be_said_by_a_volume() -> None:
 @pytest.mark.parametrize(("name", "value"), [("http", "127.0.0.1:9180"), ("otlp", "http://10.0.0.1:4318")])
 def test_no_volume_opens_or_asks_an_address_of_the_node(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match="cannot be said by a volume"):
-        volumes.order("v", {"source": "s3://b", name: value}, [], {})
+        volumes.wanted("v", {"source": "s3://b", name: value}, [], {})
 
 
 def test_inline_volumes_are_named_by_all_that_they_say() -> None:
