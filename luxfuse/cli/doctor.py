@@ -15,6 +15,7 @@ from luxfuse.cli.checkup.findings import Finding, fail, ok, warn
 from luxfuse.cli.checkup.machine import check_machine
 from luxfuse.cli.checkup.mounted import check_mount
 from luxfuse.cli.checkup.network import check_network
+from luxfuse.cli.checkup.patience import patiently
 from luxfuse.cli.errors import printable
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
@@ -100,7 +101,7 @@ def _check(settings: Settings, record: MountRecord | None, *, store_known: bool)
         allow_other=settings.allow_other, want_passthrough=settings.passthrough, want_keeper=settings.keeper
     )
     if record is None:
-        yield from check_disks(settings)
+        yield from patiently(check_disks(settings), "disk", "look at the disk and its mount: dmesg, findmnt, iostat -x 1")
     if store_known:
         yield from check_store(settings)
     elif record is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 
 from luxfuse.cli import doctor, main
-from luxfuse.cli.checkup import disks, machine, mounted, network
+from luxfuse.cli.checkup import disks, machine, mounted, network, patience
 from luxfuse.cli.checkup.bucket import check_permissions
-from luxfuse.cli.checkup.findings import STATES, Finding, fail
+from luxfuse.cli.checkup.findings import STATES, Finding, fail, ok
 from luxfuse.cli.doctor import check_credentials
 from luxfuse.configuration import building
 from luxfuse.errors import AccessDenied, StoreUnavailable
@@ -92,6 +93,21 @@ def test_disks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert look(f"{tmp_path}/file/below")["cache"] == "FAIL"
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left of it"
+
+
+def test_a_disk_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "TO_CLEAN_UP_S", 0.01)
+    answers = threading.Event()
+
+    def look() -> Generator[Finding, None, None]:
+        yield ok("cache", "on ext4")
+        answers.wait(20)
+
+    found = list(patience.patiently(look(), "disk", "look at it", patience_s=0.05))
+    answers.set()
+    assert [(finding.name, finding.state) for finding in found] == [("cache", "ok"), ("disk", "FAIL")]
+    with pytest.raises(ZeroDivisionError):
+        list(patience.patiently((ok("a", str(1 // number)) for number in (1, 0)), "disk", ""))
 
 
 # -- the way to a store
