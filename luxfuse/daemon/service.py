@@ -253,9 +253,11 @@ class Service:
             async for step in steps:
                 yield asdict(step)
 
-    def upgrade(self, daemon: list[str], keeper: list[str]) -> AsyncGenerator[dict[str, object], None]:
+    async def upgrade(self, daemon: list[str], keeper: list[str]) -> AsyncGenerator[dict[str, object], None]:
         """Leave the mount to another luxfuse; yields what comes next. Raises `MountError` if it stays."""
-        return self._upgrades.hand_over(daemon, keeper)
+        async with aclosing(self._upgrades.hand_over(daemon, keeper)) as steps:
+            async for step in steps:
+                yield step
 
     async def unmount(self, *, lazy: bool) -> None:
         """Take the mount away; the daemon then brings what is left to the store, and ends.

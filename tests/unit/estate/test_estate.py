@@ -12,7 +12,7 @@ from luxfuse.errors import MountError
 from luxfuse.estate.memory import FACTS_HALF_BYTES, TRAIL_BYTES, Estate, State
 from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
 from luxfuse.estate.words import Word, Words
-from luxfuse.keeper import keeping
+from luxfuse.keeper import words
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def test_the_first_daemon_inherits_nothing_and_the_next_one_goes_on(fd: int) -> 
 
 def test_the_keeper_finds_the_words_that_it_looks_at() -> None:
     """It imports nothing that would tell it."""
-    assert (keeping.STATE_AT, keeping.SERVING_SINCE_AT) == (8 * Word.STATE, 8 * Word.SERVING_SINCE)
-    assert keeping.SERVING == State.SERVING
+    assert (words.STATE_AT, words.SERVING_SINCE_AT) == (8 * Word.STATE, 8 * Word.SERVING_SINCE)
+    assert words.SERVING == State.SERVING
 
 
 def test_another_format_is_refused(fd: int) -> None:
