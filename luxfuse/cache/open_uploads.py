@@ -70,7 +70,9 @@ class OpenUpload:
         for number in sorted(self.unnoted):
             part = self.parts[number][0]
             sums = tuple(self.checksums[page] for page in pages_of_part(part))
-            journal.note_part(self.key, self.upload, PartRecord(number, part.start, part.end, self.tags[number], sums))
+            journal.uploads.arrived(
+                self.key, self.upload, PartRecord(number, part.start, part.end, self.tags[number], sums)
+            )
         self.unnoted.clear()
         self.noted_s = trio.current_time()
 
@@ -99,10 +101,12 @@ def resumed(key: str, upload: str, record: UploadRecord) -> OpenUpload:
 
 def best(uploads: Iterable[tuple[str, str]], key: str, journal: Journal) -> OpenUpload | None:
     """Return that of the uploads of a key of which most has arrived; None if nothing has, as far as the journal knows."""
-    found = [(len(record.parts), upload) for k, upload in uploads if k == key and (record := journal.parts_of(k, upload))]
+    found = [
+        (len(record.parts), upload) for k, upload in uploads if k == key and (record := journal.uploads.parts_of(k, upload))
+    ]
     if not found or not max(found)[0]:
         return None
     upload = max(found)[1]
-    record = journal.parts_of(key, upload)
+    record = journal.uploads.parts_of(key, upload)
     assert record is not None
     return resumed(key, upload, record)

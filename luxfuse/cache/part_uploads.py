@@ -111,7 +111,7 @@ class PartUploads:
         early = source.open = OpenUpload(source.key, "", metadata, part_bytes, noted_s=trio.current_time())
         try:
             early.upload = await self._store.begin_upload(source.key, metadata, keep=source.keep)
-            self._journal.note_upload(source.key, early.upload, metadata)
+            self._journal.uploads.begun(source.key, early.upload, metadata)
             await self._journal.commit()
             async with together() as start:
                 pause_s = EARLY_POLL_S
@@ -173,4 +173,4 @@ class PartUploads:
         except StoreError as exc:
             log.info("an upload of %r could not be aborted yet: %s", key, exc)
             return
-        self._journal.drop_upload(key, upload)
+        self._journal.uploads.over(key, upload)

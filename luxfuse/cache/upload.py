@@ -118,7 +118,7 @@ class Uploader:
             raise
         reached("upload.completed")
         source.open = None
-        self._journal.drop_upload(source.key, upload.upload)
+        self._journal.uploads.over(source.key, upload.upload)
         return Uploaded(info, sums, stamp, upload.metadata)
 
     async def _begin(self, source: Source, metadata: Mapping[str, str]) -> OpenUpload:
@@ -127,7 +127,7 @@ class Uploader:
         upload = OpenUpload(key, identity, metadata, noted_s=trio.current_time())
         upload.running.set()
         reached("upload.begun")
-        self._journal.note_upload(key, upload.upload, metadata)
+        self._journal.uploads.begun(key, upload.upload, metadata)
         await self._journal.commit()  # before there is anything in it that takes room
         reached("upload.noted")
         return upload

@@ -1,9 +1,8 @@
 """The journal: changes made here that are not in the under-store yet. The truth about them, across crashes.
 
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
-(key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS ``digest of key and upload`` -> (key, upload); PARTS
-``that digest``, ``number (2 bytes)`` -> `PartRecord`, and for number 0 the metadata that the upload was begun with;
-META: ``format``, ``next_id``, ``identity``, ``boot``. (Digests, because object keys are longer than LMDB takes as keys.)
+(key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS and PARTS: see `noted_uploads`; META: ``format``,
+``next_id``, ``identity``, ``boot``. (Digests, because object keys are longer than LMDB takes as keys.)
 
 Theory of operation
 -------------------
@@ -27,7 +26,7 @@ import logging
 import secrets
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -39,13 +38,12 @@ from luxfuse.estate.trail import Stream
 from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.journal_file import JournalFile, Records, Table, inline_bytes
 from luxfuse.index.lifecycle import boot_id
+from luxfuse.index.noted_uploads import NotedUploads
 from luxfuse.index.records import (
     Decode,
     DeleteRecord,
     FileRecord,
     OperationRecord,
-    PartRecord,
-    UploadRecord,
     encode,
     key_of,
 )
@@ -65,7 +63,6 @@ RETRY_INTERVAL_S = 2.0
 
 Waiter = Callable[[OSError | None], None]
 """Called at the end of a commit, with its error; raises nothing."""
-_NUMBER = struct.Struct(">H")
 
 
 class Journal:
@@ -79,9 +76,7 @@ class Journal:
         self.deletes_below: Counter[str] = Counter()
         """By key prefix of a directory: how many objects in it, or further below, are to be deleted."""
         self.operations: dict[int, OperationRecord] = {}
-        self.uploads: set[tuple[str, str]] = set()
-        self._parts: dict[bytes, UploadRecord] = {}
-        """By digest of key and upload: those of which the metadata are known."""
+        self.uploads = NotedUploads(self._note)
         self.withdrawn = Withdrawn()
         self.failing: str | None = None
         self._pending: Records = {}
@@ -125,12 +120,7 @@ class Journal:
         self.operations = {U64.unpack(key)[0]: Decode.operation(value) for key, value in records(Table.OPERATIONS)}
         self.deletes = dict(Decode.delete(value) for _, value in records(Table.DELETES))
         self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
-        self.uploads = {Decode.upload(value) for _, value in records(Table.UPLOADS)}
-        for key, value in records(Table.PARTS):  # number 0 comes first
-            if number := _NUMBER.unpack(key[-2:])[0]:
-                self._parts[key[:-2]].parts[number] = Decode.part(value)
-            else:
-                self._parts[key[:-2]] = UploadRecord(Decode.metadata(value), {})
+        self.uploads.load(records(Table.UPLOADS), records(Table.PARTS))
         self._inline = {U64.unpack(key)[0] for key, _ in records(Table.INLINE)}
 
     # -- ids
@@ -222,36 +212,6 @@ class Journal:
         """The change is complete, or undone; it need not be known."""
         if self.operations.pop(number, None) is not None:
             self._note(Table.OPERATIONS, U64.pack(number), None)
-
-    def note_upload(self, key: str, upload: str, metadata: Mapping[str, str]) -> None:
-        """Note a multipart upload that was begun, and with what."""
-        digest = key_of(key, upload)
-        self.uploads.add((key, upload))
-        self._parts[digest] = UploadRecord(dict(metadata), {})
-        self._note(Table.UPLOADS, digest, encode((key, upload)))
-        self._note(Table.PARTS, digest + _NUMBER.pack(0), encode(dict(metadata)))
-
-    def note_part(self, key: str, upload: str, part: PartRecord) -> None:
-        """Note a part that the store has of an upload."""
-        digest = key_of(key, upload)
-        record = self._parts.get(digest)
-        if record is not None:
-            record.parts[part.number] = part
-            self._note(Table.PARTS, digest + _NUMBER.pack(part.number), encode(part))
-
-    def parts_of(self, key: str, upload: str) -> UploadRecord | None:
-        """Return the record of an open upload; None if it is only known that it is open."""
-        return self._parts.get(key_of(key, upload))
-
-    def drop_upload(self, key: str, upload: str) -> None:
-        """The upload was completed or given up; it need not be known."""
-        if (key, upload) in self.uploads:
-            digest = key_of(key, upload)
-            self.uploads.remove((key, upload))
-            self._note(Table.UPLOADS, digest, None)
-            record = self._parts.pop(digest, None)
-            for number in (0, *record.parts) if record is not None else ():
-                self._note(Table.PARTS, digest + _NUMBER.pack(number), None)
 
     def _check_room(self, count: int) -> None:
         if count >= RECORDS_BOUND:

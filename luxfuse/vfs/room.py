@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
+from luxfuse.errors import LuxError
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
@@ -88,7 +90,7 @@ class Room:
         if self.fits(wanted_bytes, space, more_files=more_files):
             return
         space = space or self._cache.hierarchy.home
-        deadline = trio.current_time() + self.timeout_s
+        deadline_s = trio.current_time() + self.timeout_s
         while True:
             too_many = more_files and self._are_too_many()
             if not too_many:
@@ -96,29 +98,28 @@ class Room:
                     return
                 if self._take_back(space):
                     continue
-            if trio.current_time() >= deadline or (
-                space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
-            ):
-                if too_many:
-                    raise self._too_many()
-                raise NoRoom(
-                    f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
-                    "files are not in the under-store yet"
-                )
-            self._writeback.hurry(failed=False)
-            await trio.sleep(ROOM_POLL_S)
+            no_room = NoRoom(
+                f"no room in the cache for {wanted_bytes} bytes: {space.staged_bytes} bytes, {len(self._entries)} "
+                "files are not in the under-store yet"
+            )
+            in_vain = space.capacity_bytes is not None and wanted_bytes > space.capacity_bytes
+            await self._look_later(-math.inf if in_vain else deadline_s, self._too_many() if too_many else no_room)
 
     async def wait_for_fewer(self) -> None:
         """Wait until one more directory or symlink may be made, or name removed, which takes memory only: see `wait`.
 
         Raises `TooMany`.
         """
-        deadline = trio.current_time() + self.timeout_s
+        deadline_s = trio.current_time() + self.timeout_s
         while self._are_too_many():
-            if trio.current_time() >= deadline:
-                raise self._too_many()
-            self._writeback.hurry(failed=False)
-            await trio.sleep(ROOM_POLL_S)
+            await self._look_later(deadline_s, self._too_many())
+
+    async def _look_later(self, deadline_s: float, error: LuxError) -> None:
+        """Give uploads a moment to make room. Raises ``error`` when the time is over."""
+        if trio.current_time() >= deadline_s:
+            raise error
+        self._writeback.hurry(failed=False)
+        await trio.sleep(ROOM_POLL_S)
 
     def _too_many(self) -> TooMany:
         files, deletes = len(self._entries), len(self._journal.deletes)

@@ -337,7 +337,7 @@ async def idle(m: Mount) -> None:
     def left() -> list[object]:
         files = [number for number, record in m.journal.files.items() if record.kind is not Kind.SPECIAL]
         dirty = [d.key for d in m.dirty if d.kind is not Kind.SPECIAL]
-        return [*dirty, *files, *m.journal.deletes.items(), *m.journal.operations.items(), *m.journal.uploads]
+        return [*dirty, *files, *m.journal.deletes.items(), *m.journal.operations.items(), *m.journal.uploads.open]
 
     with trio.move_on_after(30) as patience:
         while left():

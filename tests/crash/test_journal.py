@@ -40,7 +40,7 @@ class State:
     def of(cls, journal: Journal) -> State:
         inline = {number: journal.inline(number) for number, record in journal.files.items() if record.has_inline}
         assert None not in inline.values(), "a record came without its content"
-        return cls(journal.files, inline, journal.deletes, journal.operations, journal.uploads)  # type: ignore[arg-type]
+        return cls(journal.files, inline, journal.deletes, journal.operations, journal.uploads.open)  # type: ignore[arg-type]
 
     def copied(self) -> State:
         return copy.deepcopy(self)
@@ -91,12 +91,12 @@ def note(rng: random.Random, state: State, journal: Journal | None, number: int)
     elif action == "upload":
         state.uploads.add((f"k{stamp}", "u"))
         if journal is not None:
-            journal.note_upload(f"k{stamp}", "u", {})
+            journal.uploads.begun(f"k{stamp}", "u", {})
     elif action == "over" and state.uploads:
         upload = rng.choice(sorted(state.uploads))
         state.uploads.remove(upload)
         if journal is not None:
-            journal.drop_upload(*upload)
+            journal.uploads.over(*upload)
 
 
 def stretch(seed: int, index: int, state: State, journal: Journal | None, base: int) -> None:

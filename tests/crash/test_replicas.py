@@ -185,7 +185,7 @@ async def test_a_takeover_keeps_to_the_limits_of_uploads_and_notes_what_is_open(
 
         def note(step: str) -> None:
             if step == "upload.parts":
-                noted.append({key for key, _ in holder.journal.uploads})
+                noted.append({key for key, _ in holder.journal.uploads.open})
 
         monkeypatch.setattr(holder.store, "turn", counted)
         await gone(peers, lambda m: put(m, b"file", data))
@@ -197,7 +197,7 @@ async def test_a_takeover_keeps_to_the_limits_of_uploads_and_notes_what_is_open(
             steps.install(None)
         assert turns == [("put", "file", size)]
         assert noted == ([{"file"}] if size > 1000 else [])
-        assert not holder.journal.uploads
+        assert not holder.journal.uploads.open
         assert not peers.driver.uploads
 
 
@@ -211,7 +211,7 @@ async def test_a_takeover_that_fails_leaves_no_upload_open(tmp_path: Path, monke
         await gone(peers, lambda m: put(m, b"file", data))
         counts = peers.nodes[f"{2:016x}"].holder.counts
         await until(lambda: counts.failures == 1)
-        assert not holder.journal.uploads
+        assert not holder.journal.uploads.open
         assert not peers.driver.uploads
         await until(lambda: stored(peers.driver, "file") == data)
 

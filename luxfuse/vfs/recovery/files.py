@@ -124,7 +124,7 @@ class PromisedFiles:
             replicas=Replicas(record.generation, record.holders),
         )
         if content is not None:
-            arrived = best(self._journal.uploads, record.key, self._journal)
+            arrived = best(self._journal.uploads.open, record.key, self._journal)
             dirty.resume(Source(record.key, content, open=arrived), os.fstat(content.fd).st_blocks * 512)
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
             space.count_staged(dirty.accounted_bytes)

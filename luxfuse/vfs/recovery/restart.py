@@ -255,7 +255,7 @@ class Recovery:
     def old_uploads(self) -> set[tuple[str, str]]:
         """Return the uploads, key and id, of the last run that are not gone on with; before new ones are begun."""
         resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
-        return self._journal.uploads - resumed
+        return self._journal.uploads.open - resumed
 
     async def abort_uploads(self, uploads: set[tuple[str, str]]) -> None:
         """Drop uploads, behind the mount; those that cannot be dropped now are left to the next one."""
@@ -264,7 +264,7 @@ class Recovery:
                 with trio.move_on_after(ABORT_DEADLINE_S):
                     await self._store.abort_upload(key, upload)
                     reached("recover.aborted")
-                    self._journal.drop_upload(key, upload)
+                    self._journal.uploads.over(key, upload)
             except StoreError as exc:
                 log.info("an unfinished upload of %r could not be aborted: %s", key, exc)
 

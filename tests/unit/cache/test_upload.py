@@ -111,7 +111,7 @@ async def test_a_large_file_goes_up_in_parts(tmp_path: Path, size: int) -> None:
         assert done.checksums == sums_of(data)
         assert b.driver.counts["upload_part"] == -(-size // PART_BYTES)
         assert b.driver.uploads == {}
-        assert b.journal.uploads == set()
+        assert b.journal.uploads.open == set()
         assert b.budget.held_bytes == 0
 
 
@@ -195,7 +195,7 @@ async def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(tmp_path: 
         assert b.driver.counts["upload_part"] <= (6 if kind != "upload_part" else 6 + 4)  # those on their way are cut off
         assert b.driver.counts["begin_upload"] == (5 if kind == "begin_upload" else 1)
         assert b.driver.uploads == {}
-        assert b.journal.uploads == set()
+        assert b.journal.uploads.open == set()
 
 
 async def test_what_has_changed_since_an_upload_failed_is_sent_again(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_an_upload_that_is_given_up_and_cannot_be_aborted_stays_in_the_jou
             await b.uploader.upload(source, METADATA, ABSENT)
         b.driver.fail_next(1, lambda: StoreRejected("no"), "abort_upload")
         await b.uploader.parts.give_up_open(source)
-        assert len(b.driver.uploads) == len(b.journal.uploads) == 1
+        assert len(b.driver.uploads) == len(b.journal.uploads.open) == 1
 
 
 async def test_cancelling_ends_an_upload(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.parts.send_early, source, METADATA, PART_BYTES)
             await until(lambda: source.open is not None and len(source.open.tags) == 4)
-            assert len(b.journal.uploads) == 1
+            assert len(b.journal.uploads.open) == 1
             data[pages(9)] ^= 1
             os.pwrite(source.bytes.fd, bytes(data[pages(9) : pages(9) + 1]), pages(9))
             done = await b.uploader.upload(source, {"mode": "other"}, ABSENT)
@@ -322,7 +322,7 @@ async def test_early_parts_are_used_unless_they_changed(tmp_path: Path) -> None:
         assert b.driver.counts["upload_part"] == 4 + 2  # the changed one and the last
         assert b.driver.counts["begin_upload"] == 1
         assert b.driver.objects["key"][3] == METADATA  # those of the beginning
-        assert b.journal.uploads == set()
+        assert b.journal.uploads.open == set()
 
 
 async def test_the_rest_goes_up_beside_early_parts_that_are_still_on_their_way(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ async def test_the_rest_goes_up_beside_early_parts_that_are_still_on_their_way(t
         assert b.stored == expected
         assert b.driver.counts["upload_part"] == 8 + 1  # the one that changed on its way
         assert b.driver.uploads == {}
-        assert b.journal.uploads == set()
+        assert b.journal.uploads.open == set()
 
 
 async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ async def test_early_parts_of_a_file_that_was_renamed_are_given_up(tmp_path: Pat
         assert b.driver.objects["renamed"][0] == data
         assert "key" not in b.driver.objects
         assert b.driver.uploads == {}
-        assert b.journal.uploads == set()
+        assert b.journal.uploads.open == set()
 
 
 async def test_a_file_that_became_small_after_early_parts(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ async def test_what_is_committed_is_there_again(journal: Journal) -> None:
     journal.put_delete(long, DeleteRecord(None, one, 1.5))
     journal.put_delete("gone", DeleteRecord("v", 0, 1.5))
     journal.put_operation(three, OperationRecord("move", {"source": "a/", "target": "b/"}, 2, 3.5))
-    journal.note_upload(long, "u" * 2000, {})
-    journal.note_upload("k", "1", {})
-    journal.note_upload("k", "2", {})
+    journal.uploads.begun(long, "u" * 2000, {})
+    journal.uploads.begun("k", "1", {})
+    journal.uploads.begun("k", "2", {})
     await journal.commit()
     assert journal.uncommitted == 0
     again = reopened(journal)
@@ -111,12 +111,12 @@ async def test_what_is_committed_is_there_again(journal: Journal) -> None:
     }
     assert again.deletes == {long: DeleteRecord(None, one, 1.5), "gone": DeleteRecord("v", 0, 1.5)}
     assert again.operations == {three: OperationRecord("move", {"source": "a/", "target": "b/"}, 2, 3.5)}
-    assert again.uploads == {(long, "u" * 2000), ("k", "1"), ("k", "2")}
-    assert (again.files, again.deletes, again.operations, again.uploads) == (
+    assert again.uploads.open == {(long, "u" * 2000), ("k", "1"), ("k", "2")}
+    assert (again.files, again.deletes, again.operations, again.uploads.open) == (
         journal.files,
         journal.deletes,
         journal.operations,
-        journal.uploads,
+        journal.uploads.open,
     )
     for number in (one, two):
         again.drop_file(number)
@@ -124,15 +124,15 @@ async def test_what_is_committed_is_there_again(journal: Journal) -> None:
     for key in (long, "gone", "never was"):
         again.drop_delete(key)
     again.drop_operation(three)
-    again.drop_upload(long, "u" * 2000)
-    again.drop_upload("k", "1")
+    again.uploads.over(long, "u" * 2000)
+    again.uploads.over("k", "1")
     assert not again.files
     await again.commit()
     last = reopened(again)
     assert not last.files
     assert not last.deletes
     assert not last.operations
-    assert last.uploads == {("k", "2")}
+    assert last.uploads.open == {("k", "2")}
     last.close()
 
 

@@ -47,7 +47,7 @@ async def fill(journal: Journal) -> tuple[int, ...]:
     journal.put_file(large, record("large", size=16_000), bytes(16_000))
     journal.put_file(link, record("link.rclonelink"), b"target")
     journal.put_delete("gone", DeleteRecord("v", 0, 1.0))
-    journal.note_upload("large", "upload", {"mode": "420"})
+    journal.uploads.begun("large", "upload", {"mode": "420"})
     await journal.commit()
     dropped = journal.new_id()
     journal.put_file(dropped, record("dropped"))
@@ -67,7 +67,7 @@ async def test_a_lost_state_directory_is_made_good_by_the_copy(tmp_path: Path, c
     assert journal.files == files
     assert journal.deletes == deletes
     assert journal.identity == identity
-    assert journal.uploads == {("large", "upload")}
+    assert journal.uploads.open == {("large", "upload")}
     assert [journal.inline(number) for number in (small, large, link)] == [b"12345", None, b"target"]
     assert journal.new_id() > link
 
