@@ -1,7 +1,9 @@
-"""The daemon's memory under many readers at once, and many open files."""
+"""The daemon's memory, descriptors and threads under many readers at once, and many open files."""
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from tests.support.mounted import MIB, Mounts
 LIMIT = 192 * MIB
 READERS, FILE_BYTES = 200, 4 * MIB
 HANDLES, NAMES = 10_000, 500
+DESCRIPTORS = 400
+THREADS = 240
+"""Those of `max-requests` twice, of writes, of lanes, and a few for the disk and the journal."""
 READ = """
 import os, sys, threading
 go, errors = threading.Event(), []
@@ -59,6 +64,7 @@ def peak_bytes(pid: int) -> int:
 def test_readers_and_handles_stay_inside_the_limit(
     mounting: Mounts, s3: FastS3, bucket: str, options: dict[str, str]
 ) -> None:
+    """With fewer descriptors than files are open."""
     objects = s3.root / bucket
     for number in range(READERS):
         with (objects / f"cold{number}").open("wb") as file:
@@ -69,6 +75,7 @@ def test_readers_and_handles_stay_inside_the_limit(
         f"s3://{bucket}", "--memory-limit", f"{LIMIT >> 20}MiB", "--cache-size", "200MiB", endpoint_url=s3.endpoint,
         options=options,
     )  # fmt: skip
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     done = mount.run([mount.python, "-c", READ, mount.path, str(READERS), str(FILE_BYTES)], timeout_s=150)
     assert done.stdout == "0\n", done.stderr
     assert peak_bytes(mount.pid) <= LIMIT
@@ -77,4 +84,6 @@ def test_readers_and_handles_stay_inside_the_limit(
         assert process.stdout is not None
         assert process.stdout.readline() == f"{100 * HANDLES}\n"
         assert peak_bytes(mount.pid) <= LIMIT
+        assert len(os.listdir(f"/proc/{mount.pid}/fd")) < DESCRIPTORS
+        assert len(os.listdir(f"/proc/{mount.pid}/task")) < THREADS
         process.communicate()
