@@ -67,13 +67,15 @@ def filled(s3: FastS3) -> str:
     return new_bucket(s3)
 
 
-@pytest.fixture(scope="module", params=["passthrough", "plain user"])
+@pytest.fixture(scope="module", params=["keeper", "plain user"])
 def made(request: pytest.FixtureRequest, front: FaultProxy, filled: str) -> Iterator[Mount]:
     plain = request.param == "plain user"
     if plain:
         request.getfixturevalue("plain_user")
     options = {"request_timeout": "120s", "negative_ttl": "0s"}
-    with mounted(f"s3://{filled}", endpoint_url=front.endpoint, options=options, plain_user=plain) as made:
+    with mounted(
+        f"s3://{filled}", endpoint_url=front.endpoint, options=options, plain_user=plain, keeper=not plain
+    ) as made:
         yield made
 
 
