@@ -58,11 +58,15 @@ def unmount(
         _force(where, record)
         _say_what_is_left(where, state_dir)
     elif record is None or not record.alive:
-        # Its daemon is dead, or belongs to another user, whose daemon ends with its mount.
+        # Of a dead daemon's mount nobody has anything more, but files that the kernel reads by itself, and these go on.
+        dead = record is not None
         if mounted:
-            mounts.unmount(where, lazy=lazy)
-        if record is not None:
+            mounts.unmount(where, lazy=lazy or dead, force=dead)
+        if dead:
             _say_what_is_left(where, state_dir)
+        else:
+            say(f"{where}: {state_dir} has no record of its daemon, which ends by itself; changes may not be in the "
+                "under-store yet")  # fmt: skip
     elif lazy:
         _detach(where, record)
     else:

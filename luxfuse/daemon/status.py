@@ -191,7 +191,7 @@ def _degraded(p: VolumeParts) -> list[str]:
     tally = p.backlog.tally()
     reasons = [space.degraded for space in p.hierarchy if space.degraded]
     if p.index.failing:
-        reasons.append(p.index.failing)
+        reasons.append(f"what is learnt of the under-store and of the cache cannot be recorded: {p.index.failing}")
     if p.index.doubted:
         reasons.append(p.index.doubted)
     if p.journal.failing:

@@ -352,12 +352,12 @@ class Journal:
     def _fail(self, exc: BaseException) -> None:
         if not self.failing:
             log.warning("journal cannot be written, keeping changes in memory: %s", exc)
-        self.failing = str(exc) or type(exc).__name__
+        self.failing = (isinstance(exc, OSError) and exc.strerror) or str(exc) or type(exc).__name__
         if self._file.damaged:
             try:
                 self._file.reopen()
             except OSError as again:
-                self.failing = str(again)
+                self.failing = again.strerror or str(again)
 
     def close(self) -> None:
         """Close; `commit` before, or notes since then are lost."""

@@ -339,7 +339,7 @@ class IndexStore:
             except OSError as exc:
                 if not self.failing:
                     log.warning("index cannot be written, keeping changes in memory: %s", exc)
-                self.failing = str(exc)
+                self.failing = exc.strerror or str(exc)
                 await trio.sleep(RETRY_INTERVAL_S)
                 self._changed.set()
 

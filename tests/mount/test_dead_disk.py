@@ -110,6 +110,33 @@ def test_what_cannot_be_staged_is_refused_at_once(disk: Disk, mounting: Mounts, 
     check_all(mount)
 
 
+def test_the_disk_of_the_state_directory(
+    disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill, tmp_path: Path
+) -> None:
+    """Nothing can be promised; what is cached is read, and commands say what they cannot see."""
+    fill({"cached": b"cached", "other": b"other"})
+    mount = mounting.make(
+        f"s3://{bucket}", "--log-file", str(tmp_path / "log"), endpoint_url=s3.endpoint,
+        options={"write-mode": "async-through"}, environment={"LUXFUSE_STATE_DIR": str(disk.path / "state")},
+    )  # fmt: skip
+    mount.state = disk.path / "state"
+    mount.mount()
+    assert mount.read("cached") == digest(b"cached")
+    write = "import os,sys;fd=os.open(sys.argv[1], os.O_CREAT|os.O_RDWR);os.write(fd,b'x'*65536);os.close(fd)"
+    disk.die()
+    for name in ("new", "cached"):
+        done = mount.run([mount.python, "-c", write, f"{mount.path}/{name}"])
+        assert f"[Errno {errno.EIO}]" in done.stderr
+    assert mount.error("os.unlink", f"{mount.path}/other") == "EIO"
+    assert mount.read("other") == digest(b"other")
+    assert any("journal cannot be written" in reason for reason in mount.status()["degraded_reasons"])
+    mount.close_readers()
+    done = mount.cli("unmount", mount.path)
+    assert not mount.mounted
+    assert "has no record of its daemon" in done.stderr
+    disk.detach(lazily=True)
+
+
 def test_another_tier_takes_over(disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill, tmp_path: Path) -> None:
     fill(all_files())
     mount = mounting(
