@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import trio
 from luxfuse import lasting
 from luxfuse.config import Settings
 from luxfuse.control import registry, server
-from luxfuse.daemon import beside, logs
+from luxfuse.daemon import beside, limits, logs
 from luxfuse.daemon.attachments import Attachments
 from luxfuse.daemon.early import EarlySignals
 from luxfuse.daemon.parts import Parts, build
@@ -50,7 +49,6 @@ class Ready(Protocol):
         """Take it."""
 
 
-FILES_OPEN = 1 << 20
 COLLECT_AFTER = 5_000
 """Objects made and not dropped between two looks for cycles, of which there are hardly any; after 700, as is Python's
 default, a load of small files spends a fourteenth of its processor time on that."""
@@ -82,7 +80,8 @@ def run(
         started = started or error is None
         ready(error, notes)
 
-    _raise_file_limit()
+    limits.raise_file_limit()
+    limits.limit_arenas()
     gc.freeze()  # modules stay
     gc.set_threshold(COLLECT_AFTER, 10, 10)
     os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
@@ -117,17 +116,6 @@ def run(
         if not isinstance(exc, Exception):
             raise
         return 1
-
-
-def _raise_file_limit() -> None:
-    """Files in passthrough and files that are not in the under-store yet stay open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < FILES_OPEN:
-        with contextlib.suppress(ValueError, OSError):  # only root may
-            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_OPEN, FILES_OPEN))
-            return
-    wanted = FILES_OPEN if hard == resource.RLIM_INFINITY else min(hard, FILES_OPEN)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Daemon:
@@ -203,6 +191,7 @@ class _Daemon:
         async with trio.open_nursery() as serving:
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(parts.watchdog.run)
+            serving.start_soon(limits.give_memory_back)
             serving.start_soon(self._reload_on_hangup, service)
             await serving.start(parts.session.serve)
             await serving.start(server.serve, self._state / registry.SOCKET, service)

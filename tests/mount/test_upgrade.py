@@ -91,7 +91,7 @@ CANNOT = {
         "ends as it starts, with exit code 1: ModuleNotFoundError: No module named 'no_such_module'",
     ),
     "dies as it goes on": (
-        {"daemon/main.py": ("    _raise_file_limit()\n", "    os._exit(3)\n")},
+        {"daemon/main.py": ("    limits.raise_file_limit()\n", "    os._exit(3)\n")},
         f"luxfuse 9.8.7 did not begin to serve, and luxfuse {__version__} goes on",
     ),
 }

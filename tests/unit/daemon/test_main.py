@@ -30,7 +30,7 @@ def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest
         seen.append(os.umask(0o077))
         raise MountError("far enough")
 
-    monkeypatch.setattr(daemon, "_raise_file_limit", lambda: None)
+    monkeypatch.setattr(daemon.limits, "raise_file_limit", lambda: None)
     monkeypatch.setattr(daemon.registry, "claim", claim)
     told: list[str | None] = []
     assert daemon.run(object(), lambda error, _notes=(): told.append(error)) == 1
@@ -41,7 +41,7 @@ def test_what_the_daemon_makes_is_private(usual_umask: None, monkeypatch: pytest
 def test_a_successor_whose_mount_was_taken_away_ends_quietly(
     usual_umask: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(daemon, "_raise_file_limit", lambda: None)
+    monkeypatch.setattr(daemon.limits, "raise_file_limit", lambda: None)
     monkeypatch.setattr(
         daemon.registry, "claim", lambda _, **_also: contextlib.nullcontext(SimpleNamespace(directory=tmp_path))
     )
