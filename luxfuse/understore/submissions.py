@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import trio
 
-from luxfuse.errors import DeadlinePassed, NotFound, StoreAway, StoreError, StoreRejected
+from luxfuse.errors import AccessDenied, DeadlinePassed, NotFound, StoreAway, StoreError, StoreRejected
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.limits import Limits
@@ -237,8 +236,12 @@ class Submissions(Limits):
 
     def _probe(self) -> None:
         """Ask whether the store is there, in a thread, by a request with a short answer: that there is no such object."""
-        with contextlib.suppress(NotFound):
+        try:
             self.driver.head(PROBE_KEY)
+        except NotFound:
+            pass
+        except AccessDenied:
+            self.driver.probe()  # which says why: perhaps nobody may know whether there is such an object
 
     def _overdue(self, submission: _Submission) -> bool:
         if submission.began_s is not None:

@@ -110,6 +110,11 @@ class FakeStore:
         with self._lock:
             self._failures += [(kind, error or (lambda: StoreUnavailable("fake: 503 Slow Down")))] * n
 
+    def heal(self) -> None:
+        """Forget what `fail_next` said."""
+        with self._lock:
+            self._failures.clear()
+
     def flaky(self, rate: float, seed: int) -> None:
         """Let a share of all requests fail with StoreUnavailable, chosen by ``seed``; rate 0 ends it."""
         with self._lock:
