@@ -183,8 +183,9 @@ class Publisher:
         if dirty.source is not None and dirty.source.open is not None:
             self._nursery.start_soon(self._uploader.parts.give_up_open, dirty.source)
         self._namespace.belief.let_go(dirty.inode)
-        record = self._journal.files.get(dirty.number)
-        dirty.awaits_commit(record is not None and record.closed and not record.has_inline)
+        record, durable = self._journal.files.get(dirty.number), self._journal.is_durable(dirty.number)
+        # What is on the disk may be an older record, which a restart would take for the truth.
+        dirty.awaits_commit(record is not None and not (durable and (record.has_inline or not record.closed)))
         self._journal.drop_file(dirty.number)
         self._replicas.removed(dirty)
         self._writeback.forget(dirty)

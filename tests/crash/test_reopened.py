@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from luxfuse.index import lifecycle
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import ObjectInfo
 from tests.crash.lives import tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
@@ -145,3 +149,62 @@ async def test_what_is_shorter_than_promised_is_not_sent_after_a_power_cut(
         assert [path.read_bytes() for path in m.recovered.directory.glob("*")] == [LARGE[:5000]]
         await until(lambda: not len(m.dirty))
         assert tree_of(killed) == {}
+
+
+async def test_what_is_renamed_over_while_it_is_being_closed_is_not_missed(tmp_path: Path) -> None:
+    """The journal on the disk has the record of an earlier close, whose content was in the staging file alone."""
+    options, small = Options(write_mode="async-through"), random_bytes(100, 4)
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        await written(m, "waiting", LARGE)
+        await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"b"))[0])
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, small)
+        await m.journal.commit()
+        async with trio.open_nursery() as nursery:
+            with m.durable.lock:  # no commit ends meanwhile
+                nursery.start_soon(m.kernel.flush, m.fs, handle)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                await m.kernel.release(m.fs, handle)  # its process was killed, and did not wait
+                nursery.start_soon(m.fs.rename, ROOT_INODE, b"b", ROOT_INODE, b"a", 0)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                killed = snapshot(m, tmp_path / "killed")
+            m.driver.release()
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", killed, options) as m:
+        assert m.outcome.lost == 0
+        assert (await m.read_all("a"), await m.read_all("b")) == (small, b"")
+
+
+class Hashing(FakeStore):
+    """The same content has the same version, as in S3."""
+
+    def place(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> ObjectInfo:
+        info = super().place(key, data, metadata)
+        version = hashlib.sha256(data).hexdigest()
+        self.objects[key] = data, version, *self.objects[key][2:]
+        return msgspec.structs.replace(info, version=version)
+
+
+async def test_what_was_stored_once_more_is_not_missed(tmp_path: Path) -> None:
+    """The same content has the same version: the journal on the disk knows the file before its upload."""
+    options, driver = Options(write_mode="async-through"), Hashing()
+    driver.place("a", LARGE)
+    async with mounted(tmp_path / "life", driver, options, clean_end=False) as m:
+        await m.entries()
+        driver.hold("put", "put_file")
+        await written(m, "waiting", LARGE)
+        await until(lambda: driver.counts["put_file"] + driver.counts["put"] > 0)
+        await m.journal.commit()
+        with m.durable.lock:
+            driver.release()
+            for _ in range(200):
+                if not len(m.dirty):
+                    break
+                await trio.sleep(0.01)
+            assert not len(m.dirty)
+            killed = snapshot(m, tmp_path / "killed")
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", killed, options) as m:
+        assert m.outcome.lost == 0
+        assert await m.read_all("a") == LARGE

@@ -93,7 +93,7 @@ class FakeStore:
         """Return a store with the same content, open uploads and versions to come, without faults and counts."""
         with self._lock:
             uploads = {name: FakeUpload(u.key, u.metadata, dict(u.parts)) for name, u in self.uploads.items()}
-            other = FakeStore(
+            other = type(self)(
                 objects=dict(self.objects),
                 uploads=uploads,
                 abilities=self.abilities,

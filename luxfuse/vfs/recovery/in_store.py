@@ -5,6 +5,7 @@ from __future__ import annotations
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.attributes import parse_attributes
 
 
 async def has_other(store: Store, record: FileRecord) -> bool:
@@ -28,5 +29,8 @@ async def was_pushed(store: Store, record: FileRecord) -> bool:
         raise
     except StoreError:
         return False
-    sizes = {record.size, record.sending[1] if record.sending is not None else record.size}
-    return info.size in sizes and info.version != record.expect
+    sent = {(record.stamp, record.size), *([record.sending] if record.sending is not None else [])}
+    said = parse_attributes(info.metadata)
+    if said is not None and (said.mtime_ns, info.size) in sent:
+        return True  # of the same content as before it has the same version
+    return info.size in {size for _, size in sent} and info.version != record.expect
