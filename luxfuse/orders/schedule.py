@@ -20,6 +20,7 @@ import trio
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.fetching import RUN_PAGES
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.schedule import Schedule
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
@@ -244,6 +245,7 @@ class Following:
         if not self._together:
             return
         await self._window.room()
+        await self._make_room(sum(allocated_bytes(obj.size) for obj, _ in self._together))
         together, self._together, self._together_bytes = self._together, [], 0
         small = []
         for obj, on_end in together:
@@ -259,6 +261,12 @@ class Following:
                 self._window.began(flight)
                 assert flight.on_end is not None
                 flight.on_end = partial(self._ended, flight, flight.on_end)
+
+    async def _make_room(self, wanted_bytes: int) -> None:
+        """Evict for all of them at once: files that have to wait for room each take a task and a thread of their own."""
+        spaces = [space for space in self._cache.hierarchy.spaces if not space.shut]
+        if spaces and all(space.ledger.shortage(wanted_bytes) for space in spaces):
+            await spaces[-1].make_room(wanted_bytes)
 
     def _ended(self, flight: Flight, on_end: Callable[[int], None], fd: int) -> None:
         self._window.ended(flight)
