@@ -7,11 +7,14 @@ import errno
 import functools
 import os
 import re
+import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+from tests.support import manual
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 124
@@ -158,3 +161,11 @@ def test_messages_that_can_be_looked_up_are_those_that_come() -> None:
     looked_up = {part.strip(" :;,()") for part in parts if len(part) > 8}
     assert len(looked_up) > 50
     assert [part for part in sorted(looked_up) if not any(part in text for text in texts)] == []
+
+
+def test_the_manual_page_has_every_command_as_its_help_has_it() -> None:
+    assert manual.PAGE.read_text() == manual.page(), "write it anew: python -m tests.support.manual"
+    if shutil.which("groff") is not None:
+        command = ["groff", "-ww", "-man", "-Tutf8", "-z", str(manual.PAGE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")

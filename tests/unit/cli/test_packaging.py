@@ -10,7 +10,7 @@ import pytest
 
 from luxfuse.cli import main
 from luxfuse.cli.options import parse_options
-from tests.support import manual, reference
+from tests.support import reference
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ["examples/bootstrap.sh", "examples/quickstart.sh", "tests/run.sh", ".ci/run"]
@@ -76,14 +76,6 @@ def test_scripts_can_be_read(script: str) -> None:
 def test_the_reference_has_every_setting_as_the_code_has_it() -> None:
     text = reference.PAGE.read_text()
     assert text == reference.replaced(text), "write it anew: python -m tests.support.reference"
-
-
-def test_the_manual_page_has_every_command_as_its_help_has_it() -> None:
-    assert manual.PAGE.read_text() == manual.page(), "write it anew: python -m tests.support.manual"
-    if shutil.which("groff") is not None:
-        command = ["groff", "-ww", "-man", "-Tutf8", "-z", str(manual.PAGE)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 SHELLS = {
