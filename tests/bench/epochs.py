@@ -1,4 +1,4 @@
-"""Epochs in random order whose order is told: ``python -m tests.bench.epochs``. Prints the figures of docs/COSTS.md.
+"""Epochs in random order whose order is told: ``python -m tests.bench.epochs``. Run it where nothing else runs.
 
 Two measurements. *Latency*: 2,000 files of 100 KiB, each request 20 ms, a cache for half of them, worker processes as
 those of a DataLoader: samples/s with the order told and not told, and with everything local (a cache for
