@@ -148,6 +148,10 @@ class Contents:
         obj = self._live.get(oid) or self._idle.get(oid)
         return obj.record if obj is not None and obj.pages.count else self._objects.record(oid)
 
+    def recorded_after(self, oid: bytes, limit: int) -> list[tuple[bytes, ObjectRecord]]:
+        """Return the next objects of the index, by id; `flush` before."""
+        return self._objects.scan(oid, limit)
+
     def knows(self, oid: bytes, space: Space) -> bool:
         """Whether the object's file in a directory belongs to something: recorded, being filled, or on its way out."""
         obj = self._live.get(oid)

@@ -1,9 +1,12 @@
-"""After an unclean stop, or a disk that failed: remove cache files that the index does not know, in the background."""
+"""After an unclean stop, or a disk that failed, in the background: remove cache files that the index does not know.
+
+And forget objects whose files are gone: the end came between the removal of a file and the commit of its record.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import islice
 
@@ -11,6 +14,7 @@ import trio
 
 from luxfuse.cache.contents import Contents
 from luxfuse.cache.space import Space
+from luxfuse.tiers.directory import CacheDirectory
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +42,11 @@ class Sweeper:
         while True:
             with trio.move_on_after(INTERVAL_S):
                 await self._wanted.wait()
-            self._wanted = trio.Event()
+            asked, self._wanted = self._wanted.is_set(), trio.Event()
             for space in list(self._contents.hierarchy):
                 await sweep(self._contents, space)
+                if asked:
+                    await forget_lost(self._contents, space)
 
 
 async def sweep(contents: Contents, space: Space) -> None:
@@ -59,6 +65,39 @@ async def sweep(contents: Contents, space: Space) -> None:
         log.info("looking for leftover cache files ended early: %s", exc)
     if removed:
         log.info("removed %d cache files that belonged to nothing", removed)
+
+
+async def forget_lost(contents: Contents, space: Space) -> None:
+    """Look for the file of every object that is recorded in a directory, once."""
+    forgotten, after = 0, b""
+    try:
+        await contents.flush()
+        while batch := contents.recorded_after(after, BATCH):
+            after = batch[-1][0]
+            here = [oid for oid, record in batch if record.directory == space.number]
+            for oid in await trio.to_thread.run_sync(_missing, space.directory, here):
+                if space.gone or space.degraded is not None:
+                    return
+                if _is_lost(contents, space, oid) and contents.let_go(oid):
+                    await space.remove(oid)
+                    forgotten += 1
+            await trio.sleep(PAUSE_S)
+    except OSError as exc:
+        log.info("looking for lost cache files ended early: %s", exc)
+    if forgotten:
+        log.info("forgot %d cache files that are not there any more", forgotten)
+
+
+def _missing(directory: CacheDirectory, oids: Sequence[bytes]) -> list[bytes]:
+    there = (directory.path / "objects").is_dir()  # else its disk is gone, and may come back as it was
+    return [oid for oid in oids if there and not directory.file_of(oid).exists()]
+
+
+def _is_lost(contents: Contents, space: Space, oid: bytes) -> bool:
+    """Whether an object is still recorded in a directory, without a file: others may have changed that meanwhile."""
+    record = contents.record_of(oid)
+    recorded = record is not None and record.directory == space.number and oid not in contents.hierarchy.removing
+    return recorded and not space.directory.file_of(oid).exists()
 
 
 async def sweep_moves(contents: Contents, space: Space) -> None:

@@ -23,6 +23,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     ``stored``: the (key, version) under which the store has the content that was promised last, where that is another key.
     ``generation``: of what was promised last, counted from 1 where other nodes hold replicas of it; ``holders``: those that
     were asked to. ``inherits``: key of the object that it is, "" if the store has none; what others set on that stays.
+    ``sent``: further contents, by mtime in ns and size, that the store may have got without an answer.
     ``emptied``: an open has emptied the file since it was closed: the content in the journal counts, and not the staging
     file's.
     """
@@ -49,6 +50,7 @@ class FileRecord(msgspec.Struct, array_like=True):
     holders: tuple[str, ...] = ()
     inherits: str = ""
     emptied: bool = False
+    sent: tuple[tuple[int, int], ...] = ()
 
 
 class DeleteRecord(msgspec.Struct, array_like=True):

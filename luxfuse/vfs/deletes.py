@@ -172,12 +172,20 @@ class Deletes:
             self._errors[key] = exc
 
     async def make_below(self, *prefixes: str) -> bool:
-        """Make those below ``prefixes`` now; False if there are none. Raises `StoreError`."""
+        """Make those below ``prefixes`` now; False if there are none. What others have written since stays.
+
+        Raises `StoreError`.
+        """
         keys = [key for key in self._journal.deletes if key.startswith(prefixes)]
         if not keys:
             return False
+        async with self._turns.of(keys):
+            await self._drop_of_filled(keys)
+            await self._drop_of_others(keys)
+        keys = [key for key in keys if key in self._journal.deletes]
         places = [self._places.get(key) for key in keys]
-        await self.now(keys)
+        if keys:
+            await self.now(keys)
         for key, place in zip(keys, places, strict=True):
             if place is not None:
                 self._places.setdefault(key, place)

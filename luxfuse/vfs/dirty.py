@@ -196,6 +196,7 @@ class Dirty:
     def has_uploaded(self, uploaded: Uploaded) -> None:
         """The store has the content."""
         self.uploaded, self.checksums = uploaded.stamp, uploaded.checksums
+        self.stored.heard_of(uploaded.stamp)
 
     def copy_has(self, uploaded: Stamp | None) -> None:
         """The store has, under the new key, a copy of what was uploaded under the old one."""
@@ -299,6 +300,7 @@ class Dirty:
             holders=self.replicas.holders,
             inherits=stored[0] if stored is not None else self.stored.inherits,
             emptied=self.emptied,
+            sent=self.stored.sent,
         )
 
 

@@ -74,8 +74,13 @@ class Stored:
         self.doomed = removed
 
     def may_have_arrived(self, stamp: Stamp) -> None:
-        """No answer told whether a content has got to the store."""
+        """A content is sent, or was without an answer that told whether it has got to the store."""
+        self.heard_of(stamp)
         self.sent = (*self.sent[-MOST_SENT:], (stamp.mtime_ns, stamp.size))
+
+    def heard_of(self, stamp: Stamp) -> None:
+        """An answer told what became of a content that was sent."""
+        self.sent = tuple(each for each in self.sent if each != (stamp.mtime_ns, stamp.size))
 
     def lies_over(self, sent: tuple[tuple[int, int], ...]) -> None:
         """Contents of ours may have arrived under the key, or arrive yet, which this one replaces."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import trio
 
 from luxfuse.errors import StoreUnavailable
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.pace import Pace
+
+Keys = TypeVar("Keys", bound=tuple[str, ...])
 
 
 class Freeze:
@@ -58,6 +61,21 @@ class FrozenKeys:
                 await frozen.changed.wait()
             if scope.cancelled_caught:
                 raise StoreUnavailable(f"{key!r} is part of {frozen.stuck}")
+
+    async def settled(self, keys: Callable[[], Keys], ready: Callable[..., Awaitable[None]] | None = None) -> Keys:
+        """Return the keys of names once nothing about them is being moved; that holds until the next wait.
+
+        ``keys`` says them, and others when a directory above has moved; ``ready`` takes them, and waits for what else must
+        not be on its way. Raises what both raise, and as `thawed`.
+        """
+        while True:
+            found = keys()
+            for key in found:
+                await self.thawed(key)
+            if ready is not None:
+                await ready(*found)
+            if keys() == found and not any(map(self.covers, found)):
+                return found
 
     def covers(self, key: str) -> bool:
         """Whether something that a key lies in, or that lies below it, is being moved."""

@@ -96,7 +96,7 @@ class Links:
             await self._writeback.landed(dirty)
         if stays_here or (dirty is not None and not self._is_stored(dirty)):
             return await self._copy_here(inode, parent, name)
-        return await self._copy_there(inode, parent, name, new_key)
+        return await self._copy_there(inode, parent, name)
 
     @staticmethod
     def _is_stored(dirty: Dirty) -> bool:
@@ -105,47 +105,53 @@ class Links:
             return False
         return not dirty.content_changed(dirty.uploaded)
 
-    async def _copy_there(self, inode: int, parent: int, name: bytes, new_key: str) -> Entry:
+    async def _copy_there(self, inode: int, parent: int, name: bytes) -> Entry:
+        def keys() -> tuple[str, str]:
+            above, base, entry = self._namespace.places.locate(inode)
+            return self._namespace.places.key(above, base, entry.kind), self._tree.new_key(parent, name, Kind.FILE)
+
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
-            above, base, entry = self._namespace.places.locate(inode)
-            key = self._namespace.places.key(above, base, entry.kind)
-            await self._writeback.frozen.thawed(key)
-            await self._writeback.frozen.thawed(new_key)
-            self._namespace.hold(None, parent, name)
-            reached("link.held")
-            try:
-                info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
-                reached("link.copied")
-            except (LuxError, OSError) as exc:
-                self._namespace.settle(None, parent, name)
-                if isinstance(exc, NotFound | VersionChanged):
-                    self._namespace.belief.expire(inode)
-                    raise Stale(f"{key!r} changed in the under-store") from None
-                raise
-            doomed = self._deletes.reuse(new_key).any
-            now_s = self._namespace.now_s()
-            made = self._names.create(
-                parent,
-                name,
-                Kind.FILE,
-                attributes=entry.attributes,
-                size=entry.size,
-                version=info.version,
-                mtime_ns=info.mtime_ns or entry.mtime_ns,
-                checked_s=now_s,
-            )
-            describe(made, entry.attributes, info.mtime_ns, now_s)
-            self._namespace.put(parent, name, made)
-            self._tree.touch(parent)
-            self._namespace.settle(None, parent, name)
-            reached("link.named")
-            if doomed:  # a restart would remove it
-                await self._journal.commit()
+            key, new_key = await self._writeback.frozen.settled(keys)
+            entry = self._tree.entry(inode)
+            with self._writeback.frozen.freeze(key, new_key):  # a directory above must not be moved meanwhile
+                made = await self._copy_object(entry, key, (parent, name), new_key)
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.attributes_changed and entry.attributes is not None:
             await self._describing.put_attributes(made.inode, entry.attributes)
         return self._tree.entry(made.inode)
+
+    async def _copy_object(self, entry: Entry, key: str, place: tuple[int, bytes], new_key: str) -> Entry:
+        self._namespace.hold(None, *place)
+        reached("link.held")
+        try:
+            info = await self._writeback.copy(key, new_key, entry.version or None, entry.size)
+            reached("link.copied")
+        except (LuxError, OSError) as exc:
+            self._namespace.settle(None, *place)
+            if isinstance(exc, NotFound | VersionChanged):
+                self._namespace.belief.expire(entry.inode)
+                raise Stale(f"{key!r} changed in the under-store") from None
+            raise
+        doomed = self._deletes.reuse(new_key).any
+        now_s = self._namespace.now_s()
+        made = self._names.create(
+            *place,
+            Kind.FILE,
+            attributes=entry.attributes,
+            size=entry.size,
+            version=info.version,
+            mtime_ns=info.mtime_ns or entry.mtime_ns,
+            checked_s=now_s,
+        )
+        describe(made, entry.attributes, info.mtime_ns, now_s)
+        self._namespace.put(*place, made)
+        self._tree.touch(place[0])
+        self._namespace.settle(None, *place)
+        reached("link.named")
+        if doomed:  # a restart would remove it
+            await self._journal.commit()
+        return made
 
     async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:
         source = await self._writer.begin(inode)

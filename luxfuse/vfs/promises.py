@@ -221,7 +221,7 @@ class Promises:
         if not known.closed or not known.content or known.has_inline:
             return False
         record = dirty.record(self._notes.entry(dirty).attributes)
-        return msgspec.structs.replace(record, size=known.size, stamp=known.stamp) == known
+        return msgspec.structs.replace(record, size=known.size, stamp=known.stamp, sent=known.sent) == known
 
     async def empty(self, dirty: Dirty) -> None:
         """Cut a file that is opened to be written anew. Raises OSError.

@@ -238,6 +238,8 @@ class Pusher:
                 dirty.stored.expects((await self._store.head(dirty.key)).version)
             except NotFound:
                 dirty.stored.expects(ABSENT)
+        sent = dirty.stored.sent
+        dirty.stored.may_have_arrived(stamp)  # what is noted from now on may be of later contents
         before, sending = self._journal.files.get(dirty.number), (stamp.mtime_ns, stamp.size)
         if before is None:
             return
@@ -245,7 +247,7 @@ class Pusher:
         expect, told = dirty.stored.expect, not before.closed or sending in ((before.stamp, before.size), before.sending)
         news = before.expect != expect or not told
         if news:
-            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=expect, sending=sending))
+            self._journal.put_file(dirty.number, msgspec.structs.replace(before, expect=expect, sending=sending, sent=sent))
         if news or (before.closed and not self._journal.is_durable(dirty.number)):
             await self._journal.commit()
 

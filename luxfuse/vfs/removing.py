@@ -103,10 +103,13 @@ class Removing:
 
     async def remove(self, parent: int, name: bytes, entry: Entry) -> None:
         """Take a name away, here and in the store. The caller has the turn of the name. Raises `TooMany`, `StoreError`."""
-        key = self._namespace.places.key(parent, name, entry.kind)
-        if self._tree.in_store(entry) and not self._tree.is_through(key):
-            await self._room.wait_for_fewer()
-        await self._writeback.frozen.thawed(key)
+
+        async def ready(key: str) -> None:
+            if self._tree.in_store(entry) and not self._tree.is_through(key):
+                await self._room.wait_for_fewer()
+
+        frozen = self._writeback.frozen
+        (key,) = await frozen.settled(lambda: (self._namespace.places.key(parent, name, entry.kind),), ready)
         self._namespace.hold(None, parent, name)
         reached("remove.held")
         removed = not self._tree.in_store(entry)
@@ -114,7 +117,8 @@ class Removing:
         now = self._tree.is_through(key) and not self._tree.is_unheard(entry)
         if not removed and now and not self._files.copied.needs_store(entry.inode):
             try:
-                await self._deletes.now([key])
+                with frozen.freeze(key):  # the move of a directory above would take the object along
+                    await self._deletes.now([key])
             except StoreError:
                 if self._entries.get(entry.inode) is None:
                     self._namespace.settle(None, parent, name)

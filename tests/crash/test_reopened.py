@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,10 +12,15 @@ import msgspec
 import pytest
 import trio
 
+from luxfuse.errors import AccessDenied
 from luxfuse.index import lifecycle
+from luxfuse.index.entries import Attributes
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.types import ObjectInfo
+from luxfuse.types import Kind, ObjectInfo
+from luxfuse.vfs.attributes import AttributeChanges, to_metadata
+from luxfuse.vfs.recovery import restart
 from tests.crash.lives import tree_of
+from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
 
@@ -208,3 +214,51 @@ async def test_what_was_stored_once_more_is_not_missed(tmp_path: Path) -> None:
     async with mounted(tmp_path / "killed", killed, options) as m:
         assert m.outcome.lost == 0
         assert await m.read_all("a") == LARGE
+
+
+async def test_what_arrived_before_it_was_written_to_is_ours(tmp_path: Path) -> None:
+    """The journal knows a later content by then."""
+    options = Options(write_mode="async-through")
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        await written(m, "waiting", OLD)
+        (dirty,) = m.dirty
+        sent = dirty.stamp
+        assert sent is not None
+        await until(lambda: m.driver.counts["put"] > 0)
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY)
+        await m.kernel.write(m.fs, handle, 0, HALF)
+        await m.kernel.close(m.fs, handle)
+        await m.journal.commit()
+        killed = snapshot(m, tmp_path / "killed")
+        killed.place("a", OLD, to_metadata(Kind.FILE, Attributes(mtime_ns=sent.mtime_ns)))
+        m.driver.release()
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", killed, options) as m:
+        await m.drain()
+        assert m.recovered.count() == 0
+        assert killed.objects["a"][0] == HALF + OLD[len(HALF) :]
+
+
+async def test_a_store_that_refuses_the_credentials_keeps_no_successor_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart, "REST_PAUSE_S", 0.01)
+    options, driver = Options(write_mode="async-through"), FakeStore()
+    driver.place("a", OLD)
+    async with mounted(tmp_path / "life", driver, options, clean_end=False) as m:
+        await m.entries()
+        driver.hold("copy")
+        await m.fs.setattr(await m.inode("a"), AttributeChanges(mode=0o600), None, CALLER)
+        await m.journal.commit()
+        killed = snapshot(m, tmp_path / "killed")
+        driver.release()
+    shutil.rmtree(tmp_path / "killed" / "index")
+    killed.fail_next(1000, lambda: AccessDenied("no"), "head")
+    options.beginning_s = BEGINNING_S + 10
+    async with mounted(tmp_path / "killed", killed, options) as m:
+        assert m.outcome.lost == 0
+        killed.heal()
+        await until(lambda: len(m.dirty) > 0 or killed.objects["a"][3].get("mode") == "33152")
+        await m.drain()
+    assert tree_of(killed)["a"] == (OLD, 0o600)

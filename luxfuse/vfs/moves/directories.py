@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal, OperationRecord
@@ -57,12 +58,16 @@ class DirectoryMoves:
         self._keys = keys
         self._moved = moved
 
-    async def move(self, place: Place, new_place: Place, prefix: str, new_prefix: str, *, whiteout: bool) -> None:
-        """Move a directory, object by object. Raises `KeyTooLong`, `StoreError`, OSError."""
+    async def move(self, place: Place, new_place: Place, keys: Callable[[], tuple[str, str]], *, whiteout: bool) -> None:
+        """Move a directory, object by object; ``keys``: of its names. Raises `KeyTooLong`, `StoreError`, OSError."""
         entry = self._tree.entry_of(place)
         number = self._journal.new_id()
-        await self._copies.require_room(prefix, new_prefix)
-        await self._writeback.finish_below(prefix, new_prefix)
+
+        async def ready(prefix: str, new_prefix: str) -> None:
+            await self._copies.require_room(prefix, new_prefix)
+            await self._writeback.finish_below(prefix, new_prefix)
+
+        prefix, new_prefix = await self._writeback.frozen.settled(keys, ready)
         with self._writeback.frozen.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
                 await self._promises.complete(dirty)  # what it lacks goes with the old key
@@ -76,7 +81,7 @@ class DirectoryMoves:
             try:
                 await self._journal.commit()
                 reached("move-directory.committed")
-                copied, keys = await self._copies.copy_below(prefix, new_prefix)
+                copied, originals = await self._copies.copy_below(prefix, new_prefix)
                 reached("move-directory.copied")
                 self._copies.require_room_for_dirty(prefix, new_prefix)  # what was made meanwhile
             except BaseException:
@@ -98,7 +103,7 @@ class DirectoryMoves:
             reached("move-directory.named")
             await self._journal.commit()
             reached("move-directory.names-committed")
-            await self._moved.delete_originals(keys or [prefix], place, prefix)
+            await self._moved.delete_originals(originals or [prefix], place, prefix)
             reached("move-directory.deleted")
             self._journal.drop_operation(number)
             self._moved.settle(entry.inode, new_place)

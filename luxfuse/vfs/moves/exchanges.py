@@ -67,16 +67,22 @@ class Exchanges:
         number = self._journal.new_id()
         first, second = self._tree.entry_of(place), self._tree.entry_of(new_place)
         between = (place[0], f".luxfuse-exchange-{number:x}".encode())
-        keys = self._namespace.places.key(*place, first.kind), self._namespace.places.key(*new_place, second.kind)
-        new_keys = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
-        between_key = self._tree.new_key(*between, first.kind)
-        await self._copies.require_room(keys[0], between_key, new_keys[0])
-        await self._copies.require_room(keys[1], new_keys[1])
-        for entry, key in zip((first, second), keys, strict=True):
-            await self._writeback.frozen.thawed(key)
-            await self._bring(entry, key)
-        for key in new_keys:
-            await self._writeback.finish_below(key)  # a delete of what had the name before must not meet the new object
+
+        def all_keys() -> tuple[str, str, str, str, str]:
+            old = self._namespace.places.key(*place, first.kind), self._namespace.places.key(*new_place, second.kind)
+            new = self._tree.new_key(*new_place, first.kind), self._tree.new_key(*place, second.kind)
+            return *old, *new, self._tree.new_key(*between, first.kind)
+
+        async def ready(*keys: str) -> None:
+            await self._copies.require_room(keys[0], keys[4], keys[2])
+            await self._copies.require_room(keys[1], keys[3])
+            await self._bring(first, keys[0])
+            await self._bring(second, keys[1])
+            # A delete of what had a name before must not meet the new object.
+            await self._writeback.finish_below(*keys[2:4])
+
+        *found, between_key = await self._writeback.frozen.settled(all_keys, ready)
+        keys, new_keys = (found[0], found[1]), (found[2], found[3])
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
         steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
         with contextlib.ExitStack() as frozen, self._namespace.moving.exchanged(*directories):

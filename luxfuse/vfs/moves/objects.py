@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from luxfuse.errors import LuxError, NotFound, VersionChanged
 from luxfuse.index.entries import Entry
@@ -106,14 +107,22 @@ class ObjectMoves:
         elif not dirty.writers:
             self._publisher.publish(dirty)
 
-    async def move(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
-        """Move an object that the store has. Raises `Stale`, `StoreError`, OSError."""
+    async def move(self, place: Place, new_place: Place, keys: Callable[[], tuple[str, str]], *, whiteout: bool) -> None:
+        """Move an object that the store has; ``keys``: of its names. Raises `Stale`, `StoreError`, OSError."""
+
+        async def ready(_key: str, new_key: str) -> None:
+            if (target := self._namespace.peek(*new_place)) is not None:
+                await self._writeback.not_in_flight(target.inode)
+            await self._writeback.complete_files_over(new_key)
+
+        key, new_key = await self._writeback.frozen.settled(keys, ready)
+        with self._writeback.frozen.freeze(key, new_key):  # a directory above must not be moved meanwhile
+            await self._move(place, new_place, key, new_key, whiteout=whiteout)
+
+    async def _move(self, place: Place, new_place: Place, key: str, new_key: str, *, whiteout: bool) -> None:
         entry = self._tree.entry_of(place)
         replaced = self._replaced(new_place, new_key, local=False)
         target = self._namespace.peek(*new_place)
-        if target is not None:
-            await self._writeback.not_in_flight(target.inode)
-        await self._writeback.complete_files_over(new_key)
         number = self._journal.new_id()
         arguments = {
             "source": key,

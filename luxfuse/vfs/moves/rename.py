@@ -175,17 +175,22 @@ class Moves:
 
     async def _move(self, place: Place, new_place: Place, *, whiteout: bool) -> None:
         entry = self._tree.entry_of(place)
-        key = self._namespace.places.key(*place, entry.kind)
-        new_key = self._tree.new_key(*new_place, entry.kind)
-        await self._writeback.frozen.thawed(key)
+
+        def keys() -> tuple[str, str]:
+            return self._namespace.places.key(*place, entry.kind), self._tree.new_key(*new_place, entry.kind)
+
+        async def ready(_key: str, new_key: str) -> None:
+            await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
+            await self._writeback.not_in_flight(entry.inode)
+
         if entry.kind is Kind.DIRECTORY:
-            await self._directories.move(place, new_place, key, new_key, whiteout=whiteout)
+            await self._directories.move(place, new_place, keys, whiteout=whiteout)
             return
-        await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
-        dirty = await self._writeback.not_in_flight(entry.inode)
+        _, new_key = await self._writeback.frozen.settled(keys, ready)
+        dirty = self._entries.get(entry.inode)
         if dirty is not None and (dirty.source is not None or not dirty.may_be_stored or dirty.stored.expect == ABSENT):
             await self._objects.move_dirty(place, new_place, dirty, new_key, whiteout=whiteout)
             return
         if dirty is not None:
             await self._writeback.push(dirty)  # its new attributes, which the copy then has
-        await self._objects.move(place, new_place, key, new_key, whiteout=whiteout)
+        await self._objects.move(place, new_place, keys, whiteout=whiteout)

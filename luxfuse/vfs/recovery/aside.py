@@ -10,7 +10,7 @@ import trio
 
 from luxfuse.cache.recovered import Recovered
 from luxfuse.core import names as naming
-from luxfuse.errors import StoreUnavailable
+from luxfuse.errors import StoreError
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -93,7 +93,7 @@ class Aside:
     async def _has_other(self, record: FileRecord) -> bool:
         try:
             return await has_other(self._store, record)
-        except StoreUnavailable:
+        except StoreError:
             return False  # it is looked at again before the object is removed
 
     async def keep(self, number: int, key: str) -> int:

@@ -11,7 +11,7 @@ from luxfuse.cache.open_uploads import best
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload_source import Source
-from luxfuse.errors import NotFound, StoreUnavailable
+from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
@@ -19,7 +19,7 @@ from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.dirty_fields import Replicas, Stored
+from luxfuse.vfs.dirty_fields import MOST_SENT, Replicas, Stored
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.places import JournalPlaces
@@ -104,6 +104,7 @@ class PromisedFiles:
         inline: bytes | None,
     ) -> Dirty:
         """Return the dirty entry that a record tells of."""
+        sent = (*record.sent, (record.stamp, record.size), *([record.sending] if record.sending else []))
         dirty = Dirty(
             number,
             entry.inode,
@@ -115,7 +116,7 @@ class PromisedFiles:
                 expect,
                 inherits=record.inherits,
                 resumed=True,
-                sent=((record.stamp, record.size), *([record.sending] if record.sending else [])),
+                sent=sent[-MOST_SENT - 1 :],
             ),
             target=(inline or b"") if record.kind is Kind.SYMLINK else b"",
             closed=record.closed,
@@ -141,7 +142,7 @@ class PromisedFiles:
             info = await self._store.head(record.key)
         except NotFound:
             return None
-        except StoreUnavailable:
+        except (StoreUnavailable, AccessDenied):
             if known is None or known.kind is not Kind.FILE or not known.version:
                 raise
             return known.version

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable
+from luxfuse.errors import AccessDenied, NotFound, StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.attributes import parse_attributes
@@ -21,11 +21,11 @@ async def has_other(store: Store, record: FileRecord) -> bool:
 async def was_pushed(store: Store, record: FileRecord) -> bool:
     """Whether content that is not here any more went to the store: the last run ended before the journal said so.
 
-    Raises `StoreUnavailable` while that cannot be told.
+    Raises `StoreUnavailable` or `AccessDenied` while that cannot be told.
     """
     try:
         info = await store.head(record.key)
-    except StoreUnavailable:
+    except (StoreUnavailable, AccessDenied):
         raise
     except StoreError:
         return False

@@ -219,12 +219,12 @@ class UnfinishedMoves:
             self._unmade.remove(move)
             await self.take_up_rest()
             await self._look_at_what_is_only_described(move)
+            self._let_go(move, found, copies)
         except (LuxError, OSError) as exc:
             return exc
         except Exception as exc:
             log.exception("finishing a rename failed in an unexpected way")
             return Unforeseen(f"internal error ({type(exc).__name__}: {exc}), see the log")
-        self._let_go(move, found, copies)
         return None
 
     def _let_go(self, move: _Move, found: dict[str, ObjectInfo | None], copies: dict[str, ObjectInfo]) -> None:

@@ -15,7 +15,6 @@ The journal alone is believed: names that the index lacks are made anew.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.core import names as naming
-from luxfuse.errors import StoreError, StoreUnavailable
+from luxfuse.errors import AccessDenied, LuxError, StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -52,6 +51,8 @@ log = logging.getLogger(__name__)
 ABORT_DEADLINE_S = 5.0
 MOVES_PATIENCE_S = 3.0
 """For how long the tree waits for the store to finish moves: as long as it takes to doubt that the store is there."""
+UNKNOWN_YET = (StoreUnavailable, AccessDenied)
+"""The store does not answer, or refuses the credentials: what it has of a file is not known before that is over."""
 REST_PAUSE_S = 2.0
 """Between tries to take up what could not be while the store did not answer."""
 
@@ -200,26 +201,28 @@ class Recovery:
         """Make a file of the journal dirty again, or set aside what there is of it."""
         try:
             await self._take_up(number, record, outcome)
-        except StoreUnavailable as exc:
+        except UNKNOWN_YET as exc:
             log.info("what became of %r cannot be told yet: %s", record.key, exc)
             self._rest.append((number, record))
 
     async def _take_up_rest(self) -> None:
-        """Take up what could not be before. Raises `StoreUnavailable`, with that still to be done which it is about."""
+        """Take up what could not be before. Raises `LuxError`, OSError, with that still to be done which it is about."""
         while ready := [each for each in self._rest if not self._moves.waits(each[1].key)]:
             number, record = ready[0]
             self._rest.remove(ready[0])
             try:
                 await self._take_up(number, record, Outcome())
-            except StoreUnavailable:
+            except (LuxError, OSError):
                 self._rest.append((number, record))
                 raise
 
     async def _take_up_rest_patiently(self) -> None:
         while self._rest:
             await trio.sleep(REST_PAUSE_S)
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 await self._take_up_rest()
+            except (LuxError, OSError) as exc:
+                log.info("what the last run left cannot be taken up yet: %s", exc)
 
     async def _take_up(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         if refusal := self._aside.refusal(record):
@@ -245,7 +248,7 @@ class Recovery:
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""
-        known = {dirty.number for dirty in self._entries} | self._nameless | {number for number, _ in self._rest}
+        known = {dirty.number for dirty in self._entries} | self._nameless | self._journal.files.keys()
         for number in list(self._staging.stored()):
             if number not in known and self._staging.was_retired(number):
                 self._staging.remove(number)

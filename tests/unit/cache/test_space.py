@@ -14,7 +14,7 @@ import trio
 
 from luxfuse.cache import descriptors, disk, space
 from luxfuse.cache.cached import CachedObject
-from luxfuse.cache.sweep import Sweeper, sweep
+from luxfuse.cache.sweep import Sweeper, forget_lost, sweep
 from luxfuse.tiers.directory import FileSystemSpace
 from tests.support.failing_directory import FailingDirectory
 from tests.support.fake_store import FakeStore
@@ -405,6 +405,32 @@ async def test_the_sweep_removes_unknown_files_only(tmp_path: Path, monkeypatch:
         assert m.space.ledger.used_bytes == used
         driver.release()
         await until(lambda: being_filled.whole)
+
+
+async def test_objects_whose_files_are_gone_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a kill between the removal of a file and the commit of its record."""
+    monkeypatch.setattr("luxfuse.cache.sweep.PAUSE_S", 0.0)
+    monkeypatch.setattr("luxfuse.cache.sweep.BATCH", 3)
+    driver = FakeStore()
+    for number in range(7):
+        driver.place(f"k{number}", random_bytes(5000, number))
+    async with mounted(tmp_path, driver) as m:
+        for number in range(7):
+            await m.read_all(f"k{number}")
+        used = m.space.ledger.used_bytes
+        in_use = acquire(m, "k1")
+        for number in (0, 1, 5):
+            m.file_of(f"k{number}").unlink()
+        await forget_lost(m.cache.contents, m.space)
+        assert cached(m) == {f"k{number}" for number in (1, 2, 3, 4, 6)}
+        assert m.space.ledger.used_bytes == used * 5 // 7
+        m.cache.release(in_use)
+        m.directory.path.joinpath("objects").rename(tmp_path / "elsewhere")
+        await forget_lost(m.cache.contents, m.space)
+        assert len(cached(m)) == 5, "a disk that is not there has lost nothing"
+        (tmp_path / "elsewhere").rename(m.directory.path / "objects")
+        await forget_lost(m.cache.contents, m.space)
+        assert cached(m) == {f"k{number}" for number in (2, 3, 4, 6)}
 
 
 @pytest.mark.expected_logs("reading from the under-store until it recovers")

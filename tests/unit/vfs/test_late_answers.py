@@ -105,10 +105,10 @@ async def test_what_was_refused_is_not_looked_for(tmp_path: Path) -> None:
     assert driver.counts["delete"] == 0
 
 
-async def refused(m: Mount) -> None:
+async def refused(m: Mount, key: str = "a") -> None:
     """Wait until the removal of a file has failed."""
     with trio.fail_after(20):
-        while m.writeback.deletes.error("a") is None:
+        while m.writeback.deletes.error(key) is None:
             m.writeback.hurry()
             await trio.sleep(0.01)
 
@@ -158,6 +158,24 @@ async def test_a_removal_that_had_to_wait_takes_the_version_that_was_removed(tmp
         m.clock.advance(1)
         assert list(await m.entries()) == ([b"a"] if replaced else [])
     assert [data for data, *_ in driver.objects.values()] == ([b"two"] if replaced else [])
+
+
+@KEPT
+async def test_a_directory_takes_along_what_somebody_else_wrote_since_a_removal_in_it(tmp_path: Path) -> None:
+    driver = FakeStore()
+    for name in ("a", "b"):
+        driver.place(f"d/{name}", b"one")
+    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+        await m.entries("d")
+        driver.fail_next(1, lambda: StoreRejected("not now"), "delete")
+        await m.fs.unlink(await m.inode("d"), b"a")
+        await refused(m, "d/a")
+        driver.place("d/a", b"two")
+        await m.fs.rename(1, b"d", 1, b"e", 0)
+        m.clock.advance(100)
+        await settled(m)
+        assert sorted(await m.entries("e")) == [b"a", b"b"]
+    assert {key: data for key, (data, *_) in driver.objects.items()} == {"e/a": b"two", "e/b": b"one"}
 
 
 async def remake(m: Mount, *, move: bool) -> None:
