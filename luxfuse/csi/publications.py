@@ -53,7 +53,12 @@ class Publications:
     def prune(self) -> None:
         """Forget those whose pods are gone: with its pod goes the directory that a target is in."""
         for path in self._directory.glob("*.json"):
-            found = _read(path)
+            try:
+                found = msgspec.json.decode(path.read_bytes(), type=Publication)
+            except OSError:
+                continue  # it may be read the next time
+            except msgspec.DecodeError:
+                found = None
             if found is None or not Path(found.target).parent.is_dir():
                 path.unlink(missing_ok=True)
 

@@ -101,7 +101,10 @@ class Publishing:
     def sweep_on(self) -> None:
         """Sweep now, and again from time to time; does not return."""
         while True:
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception:
+                log.exception("what is left of calls that were cut short cannot be looked for; it is tried again")
             time.sleep(SWEEP_S)
 
     def sweep(self) -> None:

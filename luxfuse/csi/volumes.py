@@ -20,7 +20,7 @@ from luxfuse.core.settings import SETTINGS, Setting
 from luxfuse.core.units import YES
 from luxfuse.core.values import nearest
 from luxfuse.errors import ConfigError
-from luxfuse.understore.locations import family_of
+from luxfuse.understore.locations import family_of, parse_location
 
 SCHEMES = frozenset({
     "abfs", "abfss", "az", "ftp", "gcs", "gs", "hdfs", "http", "https", "s3", "s3a", "sftp", "ssh", "webdav",
@@ -53,6 +53,19 @@ FILES = {
     "known_hosts": "known_hosts",
 }
 """The keys of a secret that become files, and what names the file: the first a setting, the others storage options."""
+LOGINS = {
+    "s3": ("AWS_SECRET_ACCESS_KEY", "secret", "password"),
+    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "account_key"),
+    "gs": ("service_account.json",),
+}
+"""By family of stores, the keys of a secret that keep the node's own credentials out of play: with less of a login the
+drivers look further, and those of Azure prefer the node's workload identity to all but the account's key."""
+_AZURES_OWN = re.compile(r"https://[a-z0-9.-]+\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(:443)?/?")
+_IN_HOSTS = {
+    "account_name": re.compile(r"[a-z0-9]{3,24}"),
+    **dict.fromkeys(("region", "region_name", "default_region"), re.compile(r"[A-Za-z0-9-]{1,64}")),
+}
+"""Options that become a part of the host that is asked, and what they can be: others would name another host."""
 GROUP_UMASK = "002"
 _GOOGLE_KINDS = ("service_account", "authorized_user")
 _EPHEMERAL, _NAMESPACE = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.namespace"
@@ -114,7 +127,8 @@ def wanted(
     options, files = _secrets(secrets)
     if twice := sorted(options.keys() & settings.get("storage_options", {}).keys()):
         raise ConfigError(f"storage option {twice[0]}: stands in the volume and in its secret; leave one out")
-    _check_login(settings, bool(options or files))
+    _check_hosts(settings["source"], {**settings.get("storage_options", {}), **options})
+    _check_login(settings, secrets)
     named: list[Any] = ["volume", volume_id]
     if context.get(_EPHEMERAL) == "true":
         named = ["inline", context.get(_NAMESPACE, ""), settings, _digest(node_key, secrets)]
@@ -176,14 +190,25 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ConfigError("join: a volume cannot name a file; write the name of a headless service, and its port")
 
 
-def _check_login(settings: Mapping[str, Any], secret: bool) -> None:
+def _check_hosts(source: str, options: Mapping[str, str]) -> None:
+    """Refuse what would have the store's own address be that of another server."""
+    account = parse_location(source).account if family_of(source) == "az" else None
+    for name, value in [*options.items(), *([("account_name", account)] if account is not None else [])]:
+        if name in _IN_HOSTS and not _IN_HOSTS[name].fullmatch(value):
+            raise ConfigError(f"{name}: is none that there can be; it becomes a part of the store's address")
+
+
+def _check_login(settings: Mapping[str, Any], secrets: Mapping[str, str]) -> None:
     """A server that a volume names gets what is sent to it: that must not be the node's own credentials."""
+    family, endpoint = family_of(settings["source"]), settings.get("endpoint_url")
+    if endpoint is None or family is None or (family == "az" and _AZURES_OWN.fullmatch(endpoint)):
+        return
     said = settings.get("storage_options", {})
-    anonymous = any(said.get(name, "").lower() in YES for name in ("anon", "skip_signature"))
-    if "endpoint_url" in settings and family_of(settings["source"]) and not secret and not anonymous:
+    anonymous = [said[name].lower() in YES for name in ("anon", "skip_signature") if name in said]
+    if not (anonymous and all(anonymous)) and not any(secrets.get(name, "").strip() for name in LOGINS[family]):
         raise ConfigError(
-            "endpoint_url: needs a secret, or the storage option anon=on: the node's own credentials go to the store's own "
-            "address only"
+            f"endpoint_url: needs a secret with {LOGINS[family][0]}, or the storage option anon=on: the node's own "
+            "credentials go to the store's own address only"
         )
 
 

@@ -13,6 +13,7 @@ from prometheus_client.core import Metric as Family
 from luxfuse import __version__
 from luxfuse.control import metrics
 from luxfuse.errors import ConfigError
+from luxfuse.understore.failures import safe_url
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
@@ -41,7 +42,7 @@ class Export:
                 f"--otlp: the libraries for it are missing ({exc.name}); pip install 'luxfuse[otlp]'"
             ) from None
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what fails is told here, once
-        self._url = url
+        self._shown = safe_url(url)
         self._exporter = OTLPMetricExporter(endpoint=url.rstrip("/") + _PATH, timeout=TIMEOUT_S)
         self._success = MetricExportResult.SUCCESS
         self._status = status
@@ -52,16 +53,15 @@ class Export:
         """Send until cancelled. A collector that cannot be reached is told in the log once, and when it is back."""
         while True:
             await trio.sleep(EXPORT_S)
-            status = self._status()
             try:
-                done = await trio.to_thread.run_sync(self.send, status, abandon_on_cancel=True)
+                done = await trio.to_thread.run_sync(self.send, self._status(), abandon_on_cancel=True)
             except Exception:
                 log.exception("sending metrics failed in an unexpected way")
                 done = False
             if done is self._failing:
                 level = logging.INFO if done else logging.WARNING
                 what = "are taken again" if done else "cannot be sent, and are lost until they can; it is tried again"
-                log.log(level, "metrics for %s %s", self._url, what)
+                log.log(level, "metrics for %s %s", self._shown, what)
             self._failing = not done
 
     def send(self, status: Mapping[str, Any]) -> bool:

@@ -23,6 +23,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import secrets
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from luxfuse.core.names import name_of
 from luxfuse.durable import sync_directory
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Found
@@ -40,6 +43,12 @@ LEVEL = 5
 CHUNK_BYTES = 1 << 20
 PART_ENTRIES = 20_000
 """Entries that are read at once."""
+LINE_BYTES = 1 << 20
+"""No line is longer: names have 255 bytes at most, attributes some thousand."""
+_MOST = (1 << 63) - 1
+_ID, _TIME = (0, (1 << 32) - 1), (-_MOST, _MOST)
+_LIMITS = ((0, 0o7777), _ID, _ID, _TIME, _TIME, _TIME, _ID)
+"""Of the numbers of `Attributes`."""
 _KINDS = {Kind.DIRECTORY: "d", Kind.FILE: "f", Kind.SYMLINK: "l"}
 _KINDS_BY_LETTER = {letter: kind for kind, letter in _KINDS.items()}
 _encode = msgspec.json.Encoder().encode
@@ -91,8 +100,8 @@ class ManifestWriter:
 
     def __init__(self, path: Path, head: Head) -> None:
         self._path = path
-        self._draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        fd = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._draft = path.with_name(f".luxfuse-{secrets.token_hex(8)}.part")
+        fd = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._raw = os.fdopen(fd, "wb")
         self._file = gzip.GzipFile("", "wb", LEVEL, self._raw, mtime=0)
         self._sum = hashlib.sha256()
@@ -188,11 +197,22 @@ def _head(path: Path, line: bytes, source_id: str, source: str) -> Head:
     return head
 
 
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+
+
 def _chunks(path: Path) -> Iterator[bytes]:
     """Yield the text. Raises `ManifestRefused`."""
+    unended = 0
     try:
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+        with open(path, "rb", opener=_opener) as raw, gzip.GzipFile(fileobj=raw) as file:
+            if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                raise ManifestRefused(f"{path}: is no regular file")
             while chunk := file.read(CHUNK_BYTES):
+                end = chunk.rfind(b"\n")
+                unended = len(chunk) - 1 - end if end >= 0 else unended + len(chunk)
+                if unended > LINE_BYTES:
+                    raise ManifestRefused(f"{path}: is no manifest, as a line of it has more than {LINE_BYTES} bytes")
                 yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise ManifestRefused(
@@ -209,8 +229,10 @@ def read(path: Path) -> Iterator[Part]:
     for line in _lines(path):
         try:
             if line.startswith(b"["):
+                if directory is None:
+                    raise ValueError("an entry is in no directory")
                 items.append(_item(_decode(line)))
-                if len(items) >= PART_ENTRIES and directory is not None:
+                if len(items) >= PART_ENTRIES:
                     yield Part(directory.directory, directory.asked_s, items, last=False)
                     items = []
                 continue
@@ -232,8 +254,22 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _item(values: list[Any]) -> Item:
-    kind = _KINDS_BY_LETTER[values[1]]
+    """Return an entry. Raises what `read` expects of one that the index or the kernel could not take."""
+    name, kind = name_of(values[0]), _KINDS_BY_LETTER[values[1]]
+    if name is None:
+        raise ValueError(f"{values[0]!r:.80} is no file name")
     if len(values) < 5:
-        return Found(values[0].encode(), kind), None
+        return Found(name, kind), None
+    size, version, mtime_ns = int(values[2]), str(values[3]), int(values[4])
+    if not 0 <= size <= _MOST or abs(mtime_ns) > _MOST or any(odd in version for odd in "\r\n\0"):
+        raise ValueError(f"{values[0]!r:.80} has a size, version or time that no file has")
     attributes = msgspec.convert(values[5], Attributes) if len(values) > 5 else None
-    return Found(values[0].encode(), kind, int(values[2]), str(values[3]), int(values[4])), attributes
+    if attributes is not None and not _can_be(attributes):
+        raise ValueError(f"{values[0]!r:.80} has attributes that no file has")
+    return Found(name, kind, size, version, mtime_ns), attributes
+
+
+def _can_be(found: Attributes) -> bool:
+    numbers = (found.mode, found.uid, found.gid, found.mtime_ns, found.atime_ns, found.ctime_ns, found.rdev)
+    within = zip(numbers, _LIMITS, strict=True)
+    return all(number is None or least <= number <= most for number, (least, most) in within)

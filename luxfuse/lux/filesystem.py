@@ -11,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from luxfuse.lux.routes import Route, Routes, place_of
+from luxfuse.lux.routes import Route, Routes, account_of, place_of
 
 T = TypeVar("T")
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -45,7 +45,8 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
         protocol, _, rest = path.partition("/")
         if not protocol:
             raise FileNotFoundError(errno.ENOENT, "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key", path)
-        if self._routes is not None and (found := self._routes.find(*place_of(f"{protocol}://{rest}"))) is not None:
+        url = f"{protocol}://{rest}"
+        if self._routes is not None and (found := self._routes.find(*place_of(url), account_of(url))) is not None:
             return self._local, found[1], found[0]
         store = self._store(protocol)
         return store, store._strip_protocol(f"{protocol}://{'/' if protocol in _ROOTED else ''}{rest}"), None

@@ -19,8 +19,14 @@ LOOK_S = 2.0
 """For so long the mounts that were found count."""
 PLACES = ("account_name", "base_url", "endpoint", "endpoint_url", "host", "port")
 """Storage options that say where the objects are: a mount of another place is another bucket."""
+_OF_CONNECTIONS = {"AccountName": "account_name", "BlobEndpoint": "endpoint_url"}
+"""The same in a connection string of Azure."""
 _SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "azure": "az", "adl": "az", "local": "file"}
 _ATTACHED = "attached.json"
+_WITH_LOGIN = frozenset({"dav", "davs", "ftp", "ftps", "hdfs", "http", "https", "sftp", "smb", "ssh", "webdav", "webhdfs"})
+"""Protocols in whose URLs ``user@`` stands before the host. Elsewhere it says which data is meant, as the repository
+of github://ORG:REPOSITORY@BRANCH does."""
+_ODD = frozenset({"", ".", ".."})
 
 
 def place_of(url: str) -> tuple[str, str]:
@@ -30,8 +36,18 @@ def place_of(url: str) -> tuple[str, str]:
         return "file", os.path.normpath(url).strip("/")
     protocol = _SAME.get(protocol.lower(), protocol.lower())
     host, slash, path = rest.partition("/")
-    host = host.partition("@")[0] if protocol == "az" else host.rpartition("@")[2]  # container@account, user@host
+    if protocol == "az":
+        host = host.partition("@")[0]  # container@account, see `account_of`
+    elif protocol in _WITH_LOGIN:
+        host = host.rpartition("@")[2]
     return protocol, f"{host}{slash}{path}".strip("/")
+
+
+def account_of(url: str) -> str:
+    """Return the account that a URL of Azure names, as in abfs://container@account.dfs.core.windows.net; else ""."""
+    protocol, _, rest = url.partition("://")
+    named = rest.partition("/")[0].partition("@")[2].partition(".")[0]
+    return named if _SAME.get(protocol.lower(), protocol.lower()) == "az" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,10 @@ class Route:
     hidden: tuple[str, ...]
 
     def local(self, protocol: str, place: str) -> str | None:
-        """Return the local path of what is at a place; None if it is not below this."""
+        """Return the local path of what is at a place; None if it is not below this, or has a key that no path can have.
+
+        A key may have the parts "..", "." or "": as a path they would lead elsewhere, out of the mount even.
+        """
         if protocol != self.protocol:
             return None
         if place == self.place or not self.place:
@@ -55,6 +74,8 @@ class Route:
         elif place.startswith(f"{self.place}/"):
             inside = place[len(self.place) + 1 :]
         else:
+            return None
+        if inside and not _ODD.isdisjoint(inside.split("/")):
             return None
         if any(inside == each or inside.startswith(f"{each}/") or each.startswith(f"{inside}/") for each in self.hidden):
             return None
@@ -78,6 +99,10 @@ class Routes:
         inner = options.get("client_kwargs")
         if isinstance(inner, Mapping) and inner.get("endpoint_url"):
             self._wanted.setdefault("endpoint_url", str(inner["endpoint_url"]).rstrip("/"))
+        for part in str(options.get("connection_string") or "").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name in _OF_CONNECTIONS and value:
+                self._wanted.setdefault(_OF_CONNECTIONS[name], value.rstrip("/"))
         self._routes: list[Route] = []
         self._looked_s = -LOOK_S
 
@@ -85,13 +110,18 @@ class Routes:
         """Look anew at once."""
         self._looked_s = -LOOK_S
 
-    def find(self, protocol: str, place: str) -> tuple[Route, str] | None:
-        """Return the route with the longest place above a path, and the path on this machine; None if there is none."""
+    def find(self, protocol: str, place: str, account: str = "") -> tuple[Route, str] | None:
+        """Return the route with the longest place above a path, and the path on this machine; None if there is none.
+
+        ``account``: of Azure, if the path names it: then it has to be the mount's.
+        """
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
             self._routes = sorted(self._look(), key=lambda route: len(route.place), reverse=True)
         for route in self._routes:
+            if account and route.places.get("account_name") != account:
+                continue
             local = route.local(protocol, place)
             if local is not None and route.there:
                 return route, local
@@ -114,12 +144,14 @@ class Routes:
         attached = list(_attached(record))
         for path, source, places in [("", record.source, record.places), *attached]:
             known = {name: value.rstrip("/") for name, value in places.items()}
+            if account := account_of(source):
+                known.setdefault("account_name", account)
             if any(known.get(name) != value for name, value in self._wanted.items()):
                 continue
             inside = f"{path}/" if path else ""
             hidden = tuple(each[len(inside) :] for each, _, _ in attached if each.startswith(inside) and each != path)
             directory = f"{record.mountpoint.rstrip('/')}/{path}".rstrip("/")
-            yield Route(*place_of(source), directory, record.mountpoint, device, places, hidden)
+            yield Route(*place_of(source), directory, record.mountpoint, device, known, hidden)
 
 
 def _attached(record: MountRecord) -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -78,7 +78,7 @@ class Following:
         self.schedule = Schedule(share_bytes())
         self._scope = trio.CancelScope()
         self._news = trio.Event()
-        self._heard_s = trio.current_time()
+        self._hear()
         self._together: list[tuple[CachedObject, Callable[[int], None]]] = []
         self._together_bytes = 0
         self.files = self.bytes = self.failed = 0
@@ -96,14 +96,19 @@ class Following:
         self.schedule.tell(names)
         if position is not None:
             self.schedule.reach(position)
-        self._heard_s = trio.current_time()
+        self._hear()
         self._news.set()
         return self.schedule.room
 
     def opened(self, oid: bytes) -> None:
         """An object was opened, now or lately."""
         if self.schedule.opened(oid):
-            self._heard_s = trio.current_time()
+            self._hear()
+
+    def _hear(self) -> None:
+        """The reader is there: silence, which ends this wherever it stands, begins anew."""
+        self._heard_s = trio.current_time()
+        self._scope.deadline = self._heard_s + SILENT_S
 
     def stop(self) -> None:
         """End it; fetches on their way still get into the cache."""
@@ -115,7 +120,7 @@ class Following:
         """Bring what comes next, until `stop`, or until nothing is heard for long."""
         try:
             with self._scope:
-                while trio.current_time() - self._heard_s < SILENT_S:
+                while True:
                     self.schedule.window_bytes = self._share_bytes()
                     if taken := self.schedule.take(BATCH):
                         await self._bring(taken)

@@ -72,3 +72,48 @@ def test_inline_volumes_are_named_by_all_that_they_say() -> None:
     ]  # fmt: skip
     assert len({key(), *others}) == 7
     assert key({"source": "s3://b"}) == key({"source": "s3://c"}), "a persistent volume is known by its name"
+
+
+@pytest.mark.parametrize(
+    ("source", "secrets", "options"),
+    [
+        ("s3://b", {"AWS_SESSION_TOKEN": "t"}, ""),
+        ("s3://b", {"AWS_SECRET_ACCESS_KEY": " ", "AWS_ACCESS_KEY_ID": ""}, ""),
+        ("s3://b", {}, "anon=off\nskip_signature=on"),
+        ("az://c", {"AZURE_STORAGE_ACCOUNT_NAME": "account"}, ""),
+        ("az://c", {"AZURE_STORAGE_SAS_TOKEN": "sig"}, "account_name=account"),
+        ("gs://b", {"ca.crt": "PEM"}, ""),
+    ],
+)
+def test_a_server_that_a_volume_names_needs_a_whole_login(source: str, secrets: dict[str, str], options: str) -> None:
+    """With less of one the drivers look for the node's own credentials, and send those."""
+    context = {"source": source, "endpoint_url": "https://elsewhere.example", "storage_options": options}
+    with pytest.raises(ConfigError, match="endpoint_url: needs a secret with"):
+        volumes.wanted("v", context, [], secrets)
+    whole = {"s3": {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, "az": {"AZURE_STORAGE_ACCOUNT_KEY": "k"},
+             "gs": {"service_account.json": '{"type": "service_account"}'}}[source[:2]]  # fmt: skip
+    assert volumes.wanted("v", context, [], whole).settings["endpoint_url"] == "https://elsewhere.example"
+
+
+def test_azures_own_addresses_need_no_login_of_the_volume() -> None:
+    context = {
+        "source": "az://c",
+        "endpoint_url": "https://a.blob.core.chinacloudapi.cn",
+        "storage_options": "account_name=abc",
+    }
+    assert volumes.wanted("v", context, [], {"AZURE_STORAGE_SAS_TOKEN": "sig"}).options
+    with pytest.raises(ConfigError, match="endpoint_url"):
+        volumes.wanted("v", {**context, "endpoint_url": "https://x.example/.core.windows.net"}, [], {})
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "secrets"),
+    [
+        ("az://c", "account_name=elsewhere.example/", {}), ("az://c", "", {"AZURE_STORAGE_ACCOUNT_NAME": "x.example#"}),
+        ("abfs://c@other:8080.dfs.core.windows.net/p", "", {}), ("s3://b", "region=x.example/", {}),
+        ("s3://b", "default_region=x.example#", {}),
+    ],
+)  # fmt: skip
+def test_nothing_that_becomes_a_part_of_a_host_names_another(source: str, options: str, secrets: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="becomes a part of the store's address"):
+        volumes.wanted("v", {"source": source, "storage_options": options}, [], secrets)

@@ -102,6 +102,27 @@ async def test_an_outage_of_the_collector_is_told_once(
     assert second == "metrics for http://127.0.0.1:4318 are taken again"
 
 
+async def test_a_mistake_ends_nothing_and_a_login_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, expected_logs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected_logs += ["sending metrics failed in an unexpected way", "cannot be sent, and are lost until they can"]
+    monkeypatch.setattr(otlp, "EXPORT_S", 0.001)
+    asked = 0
+
+    with trio.fail_after(10), trio.CancelScope() as sending:
+
+        def status() -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            if asked > 2:
+                sending.cancel()
+            raise KeyError("tiers")
+
+        await otlp.Export("http://me:hush@127.0.0.1:4318", status).run()
+    assert asked > 2
+    assert "hush" not in caplog.text
+
+
 def test_without_the_libraries_the_way_to_them_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.metric_exporter", None)
     with pytest.raises(ConfigError, match=r"--otlp: the libraries for it are missing .*; pip install 'luxfuse\[otlp\]'"):

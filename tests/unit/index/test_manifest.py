@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
@@ -103,6 +104,53 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, why in (("plain", "damaged"), ("missing", "No such file"), (".", "Is a directory")):
         with pytest.raises(ManifestRefused, match=why):
             manifest.check(tmp_path / name, "0123", "s3://bucket")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ManifestRefused, match="no regular file"):
+        manifest.check(tmp_path / "pipe", "0123", "s3://bucket")
+
+
+def test_a_line_without_an_end_is_not_kept(tmp_path: Path) -> None:
+    """Some KiB of gzip become as many GiB as one likes."""
+    path = tmp_path / "m"
+    head = b'{"luxfuse": "manifest", "format": 1, "source": "s3://bucket", "source_id": "0123", "made_s": 1}\n'
+    path.write_bytes(gzip.compress(head + b"x" * (3 * manifest.LINE_BYTES), 1))
+    with pytest.raises(ManifestRefused, match="a line of it has more than"):
+        manifest.check(path, "0123", "s3://bucket")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["..", "d"]', '["a/b", "f", 1, "v", 1]', '["", "f", 1, "v", 1]', '["a\\u0000", "f", 1, "v", 1]',
+        '[7, "f", 1, "v", 1]',
+        f'["{"x" * 256}", "f", 1, "v", 1]', '["a", "f", -1, "v", 1]', f'["a", "f", {1 << 63}, "v", 1]',
+        '["a", "f", 1, "v\\r\\nHost: x", 1]', f'["a", "f", 1, "v", {1 << 70}]', '["a", "x", 1, "v", 1]',
+        '["a", "f", 1, "v", 1, [-1]]',
+        f'["a", "f", 1, "v", 1, [420, {1 << 32}]]', '["a", "f", 1, "v", 1, [33188]]', '["a"]', "[]",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("directory", ['{"directory": "", "asked_s": 1.0}\n', ""])
+def test_no_entry_that_neither_index_nor_kernel_could_take(tmp_path: Path, line: str, directory: str) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(gzip.compress(f'{directory}{line}\n["fine", "f", 1, "v", 1]\n{{}}\n'.encode(), 1))
+    with pytest.raises(ManifestRefused, match="cannot be understood") as caught:
+        list(manifest.read(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_that_are_written_at_once_are_both_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    writers = [ManifestWriter(path, HEAD) for _ in range(2)]
+    for writer in writers:
+        writer.begin("", 1.0)
+    for writer in writers:
+        writer.finish()
+        writer.close()
+        assert manifest.check(path, "0123", "s3://bucket") == HEAD
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:

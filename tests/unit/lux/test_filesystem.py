@@ -20,7 +20,7 @@ from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
 from luxfuse.fuse.mountpoint import FSTYPE, MountInfo
 from luxfuse.lux import LuxFileSystem
-from luxfuse.lux.routes import Routes, place_of
+from luxfuse.lux.routes import Routes, account_of, place_of
 from tests.support.abstract_suites import Suites
 
 ROOT = Path(__file__).parents[3]
@@ -92,6 +92,7 @@ def test_options_are_those_of_the_driver() -> None:
         ("s3://bucket/a/b/", ("s3", "bucket/a/b")), ("s3a://bucket", ("s3", "bucket")), ("gcs://b/x", ("gs", "b/x")),
         ("abfs://c@account.dfs.core.windows.net/x", ("az", "c/x")), ("sftp://me@host/dir", ("sftp", "host/dir")),
         ("/data//x/", ("file", "data/x")), ("file:///data", ("file", "data")),
+        ("github://org:one@main/x", ("github", "org:one@main/x")),
     ],
 )  # fmt: skip
 def test_places(url: str, place: tuple[str, str]) -> None:
@@ -150,6 +151,29 @@ def test_a_mount_of_another_place_is_another_bucket(mounted: Callable[..., Path]
     found = Routes({}).find("s3", "bucket/a")
     assert found is not None
     assert found[1] == f"{path}/a"
+
+
+def test_a_key_that_is_no_path_is_asked_of_the_store(mounted: Callable[..., Path]) -> None:
+    """As a path it would be another file, of this machine even."""
+    path = mounted("m", "s3://bucket/p")
+    for key in ("../x", "a/../../../etc/passwd", "a//b", "./a", "a/.", "a/.."):
+        assert Routes({}).find("s3", f"bucket/p/{key}") is None, key
+    found = Routes({}).find("s3", "bucket/p/a/..b")
+    assert found is not None
+    assert found[1] == f"{path}/a/..b"
+
+
+def test_a_mount_of_another_account_is_another_container(mounted: Callable[..., Path]) -> None:
+    mounted("one", "abfs://c@one.dfs.core.windows.net")
+    mounted("two", "az://d", {"account_name": "two"})
+    for url, options, expected in (
+        ("abfs://c@one.dfs.core.windows.net/x", {}, True), ("abfs://c@two.dfs.core.windows.net/x", {}, False),
+        ("az://c/x", {"account_name": "one"}, True), ("az://c/x", {"account_name": "two"}, False),
+        ("az://d/x", {"connection_string": "AccountName=two;AccountKey=k=="}, True),
+        ("az://d/x", {"connection_string": "AccountName=one;AccountKey=k=="}, False),
+        ("abfs://d@one.dfs.core.windows.net/x", {}, False), ("az://d/x", {}, True),
+    ):  # fmt: skip
+        assert (Routes(options).find(*place_of(url), account_of(url)) is not None) == expected, (url, options)
 
 
 def test_what_an_attached_store_hides_is_not_taken_for_the_mounts_own(mounted: Callable[..., Path]) -> None:

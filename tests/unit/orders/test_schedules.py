@@ -141,9 +141,12 @@ async def test_several_share_the_room_and_too_many_are_refused(tmp_path: Path, m
             m.schedules.begin(1, None)
 
 
-async def test_one_that_is_silent_for_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", [0, 8])
+async def test_one_that_is_silent_for_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int) -> None:
     monkeypatch.setattr(following, "SILENT_S", 0.05)
-    async with mounted(tmp_path, tree(3)) as m:
-        job = m.schedules.begin(1, None)
+    store = tree(8, MIB)
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, MIB)
+        job.tell(list(store.objects)[:told], None)  # of which one fills the window, and the others wait for their turn
         await until(job.ended.is_set)
         assert m.schedules.get(1) is None
