@@ -12,6 +12,7 @@ from botocore import UNSIGNED
 
 from luxfuse.understore.base import ListedPart
 from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.s3 import answers
 from luxfuse.understore.s3.sessions import session_for
 from luxfuse.understore.s3.short import ShortRequests
 from luxfuse.understore.s3.transport import Body
@@ -33,6 +34,7 @@ class BotocoreTransport:
         session = session_for(arguments["access"], arguments["read_timeout_s"])
         session.register("before-send.s3", _send_in_slices)
         checksums.register(session)
+        answers.register(session)
         with _opening:  # building clients is not thread-safe
             self._client = session.create_client(
                 "s3",

@@ -11,6 +11,7 @@ from fsspec.asyn import sync
 
 from luxfuse.understore.base import ListedPart
 from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.s3 import answers
 from luxfuse.understore.s3.transport import Body
 
 SMALL_BYTES = 64 << 10
@@ -27,6 +28,7 @@ class S3fsTransport:
         self._used = False
         filesystem.session.register("before-send.s3", self._send_in_slices)
         checksums.register(filesystem.session)
+        answers.register(filesystem.session)
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         self._used = True

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
 from luxfuse.types import Buffer
+from luxfuse.understore.s3.answers import ROOT
 from luxfuse.understore.s3.transport import Body
 from luxfuse.understore.times import to_ns
 
@@ -199,7 +200,7 @@ def _copied(_headers: Mapping[str, str], body: bytes) -> Parts:
 
 def _deleted(_headers: Mapping[str, str], body: bytes) -> Parts:
     root = _root(body)
-    return {"Errors": [_plain_parts(child) for child in root if _name(child) == "Error"]}
+    return {ROOT: _name(root), "Errors": [_plain_parts(child) for child in root if _name(child) == "Error"]}
 
 
 def _described(headers: Mapping[str, str], _body: bytes) -> Parts:
