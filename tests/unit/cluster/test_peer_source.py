@@ -150,7 +150,9 @@ async def test_a_volume_that_is_detached_waits_for_peers_that_are_asked(tmp_path
 
         b.serving.provide = slowly  # type: ignore[method-assign]
         volume = SimpleNamespace(settings=SimpleNamespace(request_timeout_s=5.0))
-        parts = SimpleNamespace(loads=SimpleNamespace(stop=list), cache=a.mount.cache, store=a.mount.store)
+        parts = SimpleNamespace(
+            loads=SimpleNamespace(stop=list), schedules=SimpleNamespace(stop=list), cache=a.mount.cache, store=a.mount.store
+        )
 
         async def detach() -> None:
             await Attachments._fall_silent(None, volume, parts)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
@@ -261,7 +261,7 @@ async def test_rules_survive_a_restart_and_wrong_orders_are_told(tmp_path: Path,
 
 async def test_without_a_cluster_there_is_one_line(tmp_path: Path) -> None:
     alone: Any = SimpleNamespace(replicas=None, volumes=list)
-    service = Service(alone, reread=AsyncMock())
+    service = Service(alone, reread=AsyncMock(), upgrades=Mock(), systemd=Mock())
     with pytest.raises(PathsRefused, match=r"^the mount is in no cluster; mount it with --cluster-key-file"):
         await service.replicate(["a"], 2, None)
     async with replicated(tmp_path, store(), 1) as (nodes, replicas):

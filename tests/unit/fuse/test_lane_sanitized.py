@@ -115,9 +115,9 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
             "answers.c", "for (unsigned i = 0; i < STRIPES; i++) {", "for (unsigned i = 0; i < STRIPES && false; i++) {",
             "address,undefined",
         ),
-        (
+        pytest.param(  # it takes luck to meet the instant between the two
             "answers.c", f"{SEND}	}}\n{UNLOCK}", f"	}}\n{UNLOCK}	if (left)\n{SEND}",
-            "address,undefined",
+            "address,undefined", marks=pytest.mark.slow,
         ),
         pytest.param(
             "answers.c", " == a->generation ? left : 0", " >= a->generation ? left : 0", "address,undefined",
@@ -143,4 +143,4 @@ def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str
     changed = tmp_path / file
     changed.write_text(code.replace(correct, wrong))
     program = build(tmp_path, sanitizer, instead=changed)
-    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(8))
+    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(20))
