@@ -1,7 +1,7 @@
 """Train a small image classifier on plain file paths, such as those of a mounted bucket.
 
-    python examples/pytorch_training.py --generate images      # then upload the directory to the bucket
-    python examples/pytorch_training.py /mnt/bucket/images
+    python examples/training/images.py --generate images      # then upload the directory to the bucket
+    python examples/training/images.py /mnt/bucket/images
 
 The directory has one subdirectory per class, with PNG or JPEG files in it. The second epoch shows what a cache does:
 its files come from local disk. Needs torch, numpy and pillow; runs on a CPU within a minute on the generated images.

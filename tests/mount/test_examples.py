@@ -1,0 +1,59 @@
+"""The examples of examples/training and examples/tables, each run on a mount where its packages are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mounted import Mounts
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNS = {
+    "training/images.py": (["torch", "numpy", "PIL"], "epoch 2: "),
+    "training/shards.py": (["torch", "numpy"], "epoch 2: "),
+    "training/tokens.py": (["torch", "numpy"], "4000000 tokens"),
+    "training/checkpoints.py": (["torch"], "epoch 2: loss"),
+    "training/tfrecords.py": (["tensorflow"], "epoch 2: 2000 samples"),
+    "tables/with_pandas.py": (["pandas", "pyarrow"], "'Ulm': 1498500"),
+    "tables/with_pyarrow.py": (["pyarrow"], "[1, 4, 7] 3000"),
+    "tables/with_duckdb.py": (["duckdb"], "'Ulm': 1498500"),
+    "tables/with_dask.py": (["dask", "pandas", "pyarrow"], "'Ulm': 1498500"),
+    "tables/with_ray.py": (["ray", "pyarrow"], "3000 4498500"),
+    "tables/with_spark.py": (["pyspark"], "0: 1498500"),
+}
+"""The packages that each needs, and what it prints."""
+
+
+def test_every_example_is_run() -> None:
+    there = {str(path.relative_to(EXAMPLES)) for room in ("training", "tables") for path in (EXAMPLES / room).glob("*.py")}
+    assert there == set(RUNS)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_on_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, name: str, tmp_path: Path) -> None:
+    packages, expected = RUNS[name]
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint)
+    place = f"{mount.path}/{Path(name).stem}"
+    environment = {**mount.environment, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+
+    def run(*arguments: Any) -> str:
+        command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False, cwd="/")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    if name == "training/images.py":
+        run(place, "--generate", "--count", 200)
+        printed = run(place, "--num-workers", 1)
+    else:
+        printed = run(f"{place}.bin" if name == "training/tokens.py" else place)
+    assert expected in printed
