@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse.cli.errors import printable, say
+from luxfuse.cli.errors import say
 from luxfuse.cli.report import AsJson, print_json
 from luxfuse.cli.targets import by_mount, failed
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
+from luxfuse.core.printing import printable
 from luxfuse.core.units import format_count, format_size
 
 LOCATE_DEADLINE_S = 60.0

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from luxfuse.cli.errors import CommandFailed, printable
+from luxfuse.cli.errors import CommandFailed
 from luxfuse.cli.report import AsJson, ask_status, print_json
 from luxfuse.cli.targets import mount_at
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
+from luxfuse.core.printing import printable
 
 app = typer.Typer(help="Mounts on many machines that share their caches.", no_args_is_help=True)
 

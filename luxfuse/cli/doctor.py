@@ -16,8 +16,7 @@ from luxfuse.cli.checkup.machine import check_machine
 from luxfuse.cli.checkup.mounted import check_mount
 from luxfuse.cli.checkup.network import check_network
 from luxfuse.cli.checkup.patience import patiently
-from luxfuse.cli.errors import printable
-from luxfuse.cli.flags import with_settings
+from luxfuse.cli.flags import ConfigFile, MountOptions, with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.report import AsJson, print_json
 from luxfuse.config import Settings
@@ -25,6 +24,7 @@ from luxfuse.configuration import building
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
+from luxfuse.core.printing import printable
 from luxfuse.core.units import format_age
 from luxfuse.errors import LuxError
 from luxfuse.understore.endpoints import credentials_of, endpoint_of
@@ -45,13 +45,8 @@ def doctor(
     target: Annotated[
         str | None, typer.Argument(metavar="[SOURCE|MOUNTPOINT]", help="A store, or a mount; this machine if left out.")
     ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("-o", metavar="NAME=VALUE,...", help="Settings as in /etc/fstab; the other flags win."),
-    ] = None,
-    config_file: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Settings as TOML; flags and LUXFUSE_* win.")
-    ] = None,
+    options: MountOptions = None,
+    config_file: ConfigFile = None,
     as_json: AsJson = False,
     *,
     settings: Mapping[str, Any],

@@ -6,6 +6,7 @@ import sys
 import time
 
 from luxfuse.configuration.roots import state_root
+from luxfuse.core.printing import printable
 from luxfuse.errors import ConfigError
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -17,11 +18,6 @@ class CommandFailed(Exception):
 
 class UsageError(Exception):
     """The command line cannot be understood; the text is one line."""
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with all that could steer a terminal or break a line escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:

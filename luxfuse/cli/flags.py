@@ -13,6 +13,13 @@ from luxfuse.core.settings import SETTINGS, Setting
 
 Command = Callable[..., int]
 
+MountOptions = Annotated[
+    list[str] | None, typer.Option("-o", metavar="NAME=VALUE,...", help="Settings as in /etc/fstab; the other flags win.")
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="Settings as TOML; flags and LUXFUSE_* win.")
+]
+
 
 def with_settings(*, attachable: bool = False) -> Callable[[Command], Command]:
     """Give a command an option for each setting, or for those of attached under-stores.

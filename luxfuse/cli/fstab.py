@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from luxfuse.cli.errors import UsageError, printable
+from luxfuse.cli.errors import UsageError
+from luxfuse.core.printing import printable
 
 
 class _Parser(argparse.ArgumentParser):

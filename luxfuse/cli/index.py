@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from luxfuse.cli.errors import CommandFailed, UsageError, printable, say
+from luxfuse.cli.errors import CommandFailed, UsageError, say
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.progress import Display
@@ -16,7 +16,9 @@ from luxfuse.cli.targets import by_mount, failed
 from luxfuse.configuration import building
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
-from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
+from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable, Steps
+from luxfuse.control.registry import MountRecord
+from luxfuse.core.printing import printable
 from luxfuse.core.units import format_count
 
 DEADLINE_S = 120.0
@@ -66,13 +68,7 @@ def export(
 
 
 def _export_mount(path: str, file: str) -> int:
-    [(record, [inside])] = by_mount([path])
-    try:
-        step = _shown(file, ControlClient(record.socket_path, DEADLINE_S).export_index(inside, _absolute(file)))
-    except DaemonRefused as exc:
-        raise CommandFailed(str(exc)) from None
-    except DaemonUnreachable as exc:
-        raise failed(record, exc) from None
+    _, step = _asked(path, file, ControlClient.export_index)
     print(f"{printable(file)}: {_counted(step)}")
     return 0
 
@@ -95,13 +91,7 @@ def import_(
     path: Annotated[str, typer.Argument(help="A mount of the same source, or a path in it.")],
 ) -> int:
     """Take up the names of a manifest, as what the store said when it was made; what is known better here stays."""
-    [(record, [inside])] = by_mount([path])
-    try:
-        step = _shown(file, ControlClient(record.socket_path, DEADLINE_S).import_index(inside, _absolute(file)))
-    except DaemonRefused as exc:
-        raise CommandFailed(str(exc)) from None
-    except DaemonUnreachable as exc:
-        raise failed(record, exc) from None
+    record, step = _asked(path, file, ControlClient.import_index)
     skipped = f"; {_directories(step['skipped'])} known better here"
     print(f"{record.mountpoint}: {_counted(step)} taken up{skipped if step['skipped'] else ''}")
     for failure in step["failures"]:
@@ -109,6 +99,19 @@ def import_(
     if step["note"]:
         say(f"index import: {step['note']}")
     return 1 if step["failures"] else 0
+
+
+def _asked(
+    path: str, file: str, order: Callable[[ControlClient, str, str], Steps]
+) -> tuple[MountRecord, Mapping[str, Any]]:
+    """Have the daemon of the mount of ``path`` do it, and show progress; returns the mount, and the last of it."""
+    [(record, [inside])] = by_mount([path])
+    try:
+        return record, _shown(file, order(ControlClient(record.socket_path, DEADLINE_S), inside, _absolute(file)))
+    except DaemonRefused as exc:
+        raise CommandFailed(str(exc)) from None
+    except DaemonUnreachable as exc:
+        raise failed(record, exc) from None
 
 
 def _shown(title: str, steps: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from luxfuse.cli.errors import CommandFailed, UsageError, printable
+from luxfuse.cli.errors import CommandFailed, UsageError
 from luxfuse.cli.loading import START_DEADLINE_S, complain, how_far, incomplete, load_and_wait
 from luxfuse.cli.targets import by_mount, failed, mount_around
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
+from luxfuse.core.printing import printable
 from luxfuse.core.units import format_count
 
 

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from luxfuse.cli import launch
-from luxfuse.cli.flags import with_settings
+from luxfuse.cli.flags import ConfigFile, MountOptions, with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.configuration import building
 from luxfuse.fuse import mountpoint as mounts
@@ -20,13 +20,8 @@ from luxfuse.fuse.places import check_places
 def mount(
     source: Annotated[str | None, typer.Argument(help="What to mount: s3://bucket/prefix or any fsspec URL.")] = None,
     mountpoint: Annotated[str | None, typer.Argument(help="An empty directory.")] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("-o", metavar="NAME=VALUE,...", help="Settings as in /etc/fstab; the other flags win."),
-    ] = None,
-    config_file: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Settings as TOML; flags and LUXFUSE_* win.")
-    ] = None,
+    options: MountOptions = None,
+    config_file: ConfigFile = None,
     *,
     settings: Mapping[str, Any],
 ) -> int:

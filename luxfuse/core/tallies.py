@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from luxfuse.core.printing import printable
 from luxfuse.core.whereabouts import DISK, NODES, STORE, WORK
 
 KERNEL = "kernel"
@@ -78,13 +79,7 @@ def names_of(event: Mapping[str, Any]) -> tuple[str, str]:
     """Return the file and the program of an event, for people: names may hold anything, also what a terminal obeys."""
     path = event.get("path")
     file = "(no name)" if path is None else path or "/"
-    return _printable(file), _printable(f"{event.get('program', '?')}[{event.get('pid', 0)}]")
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return printable(file), printable(f"{event.get('program', '?')}[{event.get('pid', 0)}]")
 
 
 def causes_of(event: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from luxfuse.fuse.errnos import Running
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of
+from luxfuse.vfs.volumes import Volumes
 
 _OF_NAMES = frozenset({"lookup", "create", "mkdir", "mknod", "symlink", "unlink", "rmdir"})
 _OF_HANDLES = frozenset({"read", "write", "flush", "fsync", "fallocate"})
@@ -76,6 +77,12 @@ def access_of(
     return found
 
 
+def inode_at(volumes: Volumes, handle: int) -> int | None:
+    """Return the inode of a file's handle as the kernel has it, with marks; None if it is not open any more."""
+    number = handle & NUMBER_MASK
+    return number if handle & passthrough.MARK_FAST else inode_of(volumes, number)
+
+
 def _path(operations: Operations, name: str, arguments: tuple[Any, ...]) -> str | None:
     volumes = operations.volumes
     if name in _OF_NAMES:
@@ -88,8 +95,7 @@ def _path(operations: Operations, name: str, arguments: tuple[Any, ...]) -> str 
         directory = operations.directory_of(arguments[0])
         return None if directory is None else path_of(volumes, directory)
     if name in _OF_HANDLES:
-        number = arguments[0] & NUMBER_MASK
-        inode = number if arguments[0] & passthrough.MARK_FAST else inode_of(volumes, number)
+        inode = inode_at(volumes, arguments[0])
         return None if inode is None else path_of(volumes, inode)
     return path_of(volumes, arguments[0]) if arguments and isinstance(arguments[0], int) else None
 

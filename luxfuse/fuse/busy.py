@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from luxfuse.core.busiest import Busiest
-from luxfuse.fuse.attributes import NUMBER_MASK
+from luxfuse.fuse.accesses import inode_at
 from luxfuse.fuse.errnos import Running
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
-from luxfuse.vfs.paths import inode_of, path_of, size_of
+from luxfuse.vfs.paths import path_of, size_of
 
 WINDOW_S = 300.0
 
@@ -34,12 +34,8 @@ class BusyFiles:
             return
         if running.name == "open":
             self._counts.add(arguments[0], 1, 0)
-        elif running.name == "read" and (inode := self._inode(arguments[0])) is not None:
+        elif running.name == "read" and (inode := inode_at(self._volumes, arguments[0])) is not None:
             self._counts.add(inode, 0, len(result))
-
-    def _inode(self, handle: int) -> int | None:
-        number = handle & NUMBER_MASK
-        return number if handle & passthrough.MARK_FAST else inode_of(self._volumes, number)
 
     def collect(self, now_s: float) -> None:
         """Take in what the lanes have counted; files that have left their table meanwhile are missed."""

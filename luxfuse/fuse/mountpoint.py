@@ -117,6 +117,12 @@ def find_mount(path: str, mounts: Sequence[MountInfo] | None = None) -> MountInf
     return found[-1] if found else None
 
 
+def mount_around(path: str, mounts: Sequence[MountInfo]) -> MountInfo | None:
+    """Return the mount that ``path`` (absolute, resolved) lies on; of several at one place the topmost."""
+    around = [mount for mount in mounts if is_inside(path, mount.mountpoint)]
+    return max(reversed(around), key=lambda mount: len(mount.mountpoint), default=None)
+
+
 def check(path: str) -> None:
     """Raise MountError, with one line that says what to do, unless ``path`` is a directory that can be mounted on."""
     where = resolve(path)

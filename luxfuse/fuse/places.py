@@ -9,7 +9,7 @@ from luxfuse.config import Settings
 from luxfuse.core.addresses import SEED_FILE
 from luxfuse.errors import ConfigError
 from luxfuse.fuse import mountpoint as mounts
-from luxfuse.fuse.mountpoint import MountInfo, is_inside
+from luxfuse.fuse.mountpoint import is_inside
 
 
 def check_places(settings: Settings) -> None:
@@ -20,7 +20,7 @@ def check_places(settings: Settings) -> None:
     for name, path, real in found:
         if is_inside(real, where):
             raise ConfigError(f"{name} {path}: would be hidden by the mount on {settings.mountpoint}; choose another place")
-        if (mount := _around(real, mounted)) is not None and mount.fstype == mounts.FSTYPE:
+        if (mount := mounts.mount_around(real, mounted)) is not None and mount.fstype == mounts.FSTYPE:
             raise ConfigError(f"{name} {path}: lies on the luxfuse mount {mount.mountpoint}; choose a local disk")
     caches = [(path, real) for name, path, real in found if name == "cache_dir"]
     for path, real in caches:
@@ -65,9 +65,3 @@ def _local(settings: Settings) -> list[tuple[str, str]]:
             found.append((name, path))
     seeds = (entry for entry in settings.join if entry.startswith(SEED_FILE))
     return found + [("join", entry.removeprefix(SEED_FILE)) for entry in seeds]
-
-
-def _around(path: str, mounted: Sequence[MountInfo]) -> MountInfo | None:
-    """Return the mount that a path lies on; of several at one place the topmost."""
-    around = [mount for mount in mounted if is_inside(path, mount.mountpoint)]
-    return max(reversed(around), key=lambda mount: len(mount.mountpoint), default=None)

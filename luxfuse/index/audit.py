@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from luxfuse.index.object_records import TOTALS, decode_record, standing_key, totals_key
@@ -12,7 +13,7 @@ from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 
 TOLD = 10_000
-"""Objects and standings that one audit tells of by name."""
+"""Records of each kind that one audit tells of by name."""
 BREATH_RECORDS = 256
 BREATH_S = 0.0005
 """After so many records the thread rests, so that the event loop gets the interpreter lock."""
@@ -66,8 +67,7 @@ def _audit(txn: Transaction) -> Audit:
     found = Audit()
     sums: dict[tuple[int, int], tuple[int, int]] = {}
     ranked = 0
-    for number, (oid, value) in enumerate(txn.items(Table.OBJECTS, b"")):
-        _breathe(number)
+    for oid, value in breathing(txn, Table.OBJECTS):
         record = decode_record(value)
         where = record.directory, record.segment
         used, count = sums.get(where, (0, 0))
@@ -96,8 +96,7 @@ def _differences(txn: Transaction, sums: dict[tuple[int, int], tuple[int, int]])
 
 def _dangling(txn: Transaction) -> list[bytes]:
     dangling: list[bytes] = []
-    for number, (key, _) in enumerate(txn.items(Table.STANDINGS, b"")):
-        _breathe(number)
+    for key, _ in breathing(txn, Table.STANDINGS):
         oid = key[10:]
         value = txn.get(Table.OBJECTS, oid)
         if value is None or standing_key(decode_record(value), oid) != key:
@@ -107,6 +106,9 @@ def _dangling(txn: Transaction) -> list[bytes]:
     return dangling
 
 
-def _breathe(number: int) -> None:
-    if number % BREATH_RECORDS == BREATH_RECORDS - 1:
-        time.sleep(BREATH_S)
+def breathing(txn: Transaction, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (key, value) of a whole table in key order, and rest now and then. Waits: for a thread."""
+    for number, item in enumerate(txn.items(table, b"")):
+        if number % BREATH_RECORDS == BREATH_RECORDS - 1:
+            time.sleep(BREATH_S)
+        yield item

@@ -5,22 +5,15 @@ Found in one transaction, in a thread; believed only if it is still so in the ev
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from luxfuse.index.audit import TOLD, breathing
 from luxfuse.index.entries import decode_entry
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.index.store import IndexStore
 from luxfuse.index.transactions import Transaction
 from luxfuse.index.uncommitted import U64, Table
 from luxfuse.types import Kind
-
-TOLD = 10_000
-"""Mistakes of each kind that one audit tells of."""
-BREATH_RECORDS = 256
-BREATH_S = 0.0005
-"""After so many records the thread rests, so that the event loop gets the interpreter lock."""
 
 
 @dataclass(slots=True)
@@ -74,17 +67,7 @@ class TreeAuditor:
         return value is not None and self._store.get(Table.INODES, U64.pack(decode_entry(value).inode)) != key
 
     def _is_stray(self, key: bytes) -> bool:
-        directory = key[:8]
-        if self._store.get(Table.NAMES, key) is None or self._store.get(Table.REMOVED, directory) is not None:
-            return False
-        return not self._is_directory(directory)
-
-    def _is_directory(self, inode: bytes) -> bool:
-        if inode == U64.pack(ROOT_INODE):
-            return True
-        place = self._store.get(Table.INODES, inode)
-        value = self._store.get(Table.NAMES, place) if place is not None else None
-        return value is not None and decode_entry(value).kind is Kind.DIRECTORY
+        return self._store.get(Table.NAMES, key) is not None and not _exists(self._store, key[:8])
 
     def _is_dangling(self, inode: bytes) -> bool:
         place = self._store.get(Table.INODES, inode)
@@ -94,8 +77,7 @@ class TreeAuditor:
         return value is None or U64.pack(decode_entry(value).inode) != inode
 
     def _is_unlisted(self, directory: bytes) -> bool:
-        gone = self._store.get(Table.REMOVED, directory) is None and not self._is_directory(directory)
-        return gone and self._store.get(Table.LISTINGS, directory) is not None
+        return not _exists(self._store, directory) and self._store.get(Table.LISTINGS, directory) is not None
 
     # -- corrections; False, with nothing done, where the name waits for the store, or the index takes no changes now
 
@@ -154,7 +136,7 @@ class TreeAuditor:
 def _audit(txn: Transaction) -> TreeAudit:
     found = TreeAudit()
     known: tuple[bytes, bool] = (b"", False)
-    for key, value in _breathing(txn, Table.NAMES):
+    for key, value in breathing(txn, Table.NAMES):
         entry = decode_entry(value)
         if txn.get(Table.INODES, U64.pack(entry.inode)) != key:
             _note(found.lost, key)
@@ -162,11 +144,11 @@ def _audit(txn: Transaction) -> TreeAudit:
             known = key[:8], _exists(txn, key[:8])
         if not known[1]:
             _note(found.stray, key)
-    for inode, place in _breathing(txn, Table.INODES):
+    for inode, place in breathing(txn, Table.INODES):
         named = txn.get(Table.NAMES, place)
         if named is None or U64.pack(decode_entry(named).inode) != inode:
             _note(found.dangling, inode)
-    for directory, _ in _breathing(txn, Table.LISTINGS):
+    for directory, _ in breathing(txn, Table.LISTINGS):
         if not _exists(txn, directory):
             _note(found.unlisted, directory)
     return found
@@ -176,22 +158,15 @@ def _split(key: bytes) -> tuple[int, bytes]:
     return U64.unpack(key[:8])[0], key[8:]
 
 
-def _exists(txn: Transaction, directory: bytes) -> bool:
+def _exists(index: IndexStore | Transaction, directory: bytes) -> bool:
     """Whether a directory is there, or is being removed with all that is below it."""
-    if directory == U64.pack(ROOT_INODE) or txn.get(Table.REMOVED, directory) is not None:
+    if directory == U64.pack(ROOT_INODE) or index.get(Table.REMOVED, directory) is not None:
         return True
-    place = txn.get(Table.INODES, directory)
-    value = txn.get(Table.NAMES, place) if place is not None else None
+    place = index.get(Table.INODES, directory)
+    value = index.get(Table.NAMES, place) if place is not None else None
     return value is not None and decode_entry(value).kind is Kind.DIRECTORY
 
 
 def _note(found: list[bytes], key: bytes) -> None:
     if len(found) < TOLD:
         found.append(key)
-
-
-def _breathing(txn: Transaction, table: Table) -> Iterator[tuple[bytes, bytes]]:
-    for number, item in enumerate(txn.items(table, b"")):
-        if number % BREATH_RECORDS == BREATH_RECORDS - 1:
-            time.sleep(BREATH_S)
-        yield item

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 from luxfuse.training import in_order
+from tests.bench.processes import processor_s
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import Mount
 
@@ -91,19 +92,18 @@ def names(mount: Mount) -> list[str]:
     return sorted(str(Path(d, n)) for d, _, found in os.walk(mount.path) for n in found)
 
 
-def daemon_s(mount: Mount) -> float:
-    """Processor time of the daemon so far."""
-    fields = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def fill(server: FastS3, count: int, size_bytes: int, *, classes: int) -> None:
+    """Put files into the bucket, each in the directory of its class."""
+    for n in range(count):
+        path = server.bucket_path() / f"class{n % classes:03}" / f"{n:05}.bin"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(size_bytes))
 
 
 def latency(workers: int, step_s: float) -> None:
     """Measure with latency and a cache that is too small."""
     with FastS3() as server:
-        for n in range(FILES):
-            path = server.bucket_path() / f"class{n % 20:02}" / f"{n:05}.bin"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(os.urandom(FILE_BYTES))
+        fill(server, FILES, FILE_BYTES, classes=20)
         server.set(latency_ms=20)
         half = FILES * FILE_BYTES // 2
         rates: dict[str, list[float]] = {}
@@ -111,9 +111,9 @@ def latency(workers: int, step_s: float) -> None:
             with mounted(server, cache) as mount:
                 paths = names(mount)
                 for seed in range(EPOCHS):
-                    before_s = daemon_s(mount)
+                    before_s = processor_s([mount.pid])
                     rates.setdefault(kind, []).append(epoch(paths, workers, told=kind == "told", seed=seed, step_s=step_s))
-                    spent_s = daemon_s(mount) - before_s
+                    spent_s = processor_s([mount.pid]) - before_s
                     print(
                         f"  {kind}: {rates[kind][-1]:.0f}/s, the daemon {1e6 * spent_s / FILES:.0f} us each",
                         file=sys.stderr,
@@ -126,10 +126,7 @@ def latency(workers: int, step_s: float) -> None:
 def cold(workers: int, latency_ms: float) -> None:
     """Measure many small files with an empty cache."""
     with FastS3() as server:
-        for n in range(COLD_FILES):
-            path = server.bucket_path() / f"class{n % 100:03}" / f"{n:05}.bin"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(os.urandom(COLD_BYTES))
+        fill(server, COLD_FILES, COLD_BYTES, classes=100)
         server.set(latency_ms=latency_ms)
         with mounted(server, None) as mount:
             names(mount)

@@ -19,7 +19,7 @@ from tests.mount.test_keeper import Program
 from tests.support import real_systemd
 from tests.support.fake_systemd import FakeSystemd
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import REPOSITORY, Mounts, digest, is_running, put, wait_for
+from tests.support.mounted import REPOSITORY, Mount, Mounts, digest, is_running, put, wait_for
 
 STORED = ["luxfuse-device", "luxfuse-estate", "luxfuse-settings"]
 
@@ -28,6 +28,11 @@ STORED = ["luxfuse-device", "luxfuse-estate", "luxfuse-settings"]
 def systemd(tmp_path: Path) -> Iterator[FakeSystemd]:
     with closing(FakeSystemd(tmp_path)) as fake:
         yield fake
+
+
+def service(mount: Mount) -> list[str | Path]:
+    """The command of a mount as a service."""
+    return [mount.python, "-P", "-m", "luxfuse.cli.main", "mount", mount.source, mount.path, *mount.flags, "--foreground"]
 
 
 def kill_all(main: subprocess.Popen[bytes], daemon: int) -> None:
@@ -43,17 +48,7 @@ def test_a_service_goes_on_though_all_its_processes_are_killed(
 ) -> None:
     put(s3, bucket, "a", b"content")
     mount = mounting.make(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint)
-    command = [
-        mount.python,
-        "-P",
-        "-m",
-        "luxfuse.cli.main",
-        "mount",
-        mount.source,
-        mount.path,
-        *mount.flags,
-        "--foreground",
-    ]
+    command = service(mount)
     with (tmp_path / "err").open("wb") as err:
         main = systemd.start(command, mount.environment, err)
         try:
@@ -99,17 +94,7 @@ def test_what_is_kept_of_a_mount_that_is_gone_is_given_back(
     """Somebody has unmounted it while no process was there: it is mounted anew."""
     put(s3, bucket, "a", b"content")
     mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
-    command = [
-        mount.python,
-        "-P",
-        "-m",
-        "luxfuse.cli.main",
-        "mount",
-        mount.source,
-        mount.path,
-        *mount.flags,
-        "--foreground",
-    ]
+    command = service(mount)
     with (tmp_path / "err").open("wb") as err:
         main = systemd.start(command, mount.environment, err)
         try:

@@ -44,7 +44,8 @@ def _check_directory(
 ) -> Iterator[Finding]:
     option = "--cache-dir" if cache is not None else "LUXFUSE_STATE_DIR"
     real = mounts.resolve(path, mounted)
-    mount = holder(real, mounted)
+    mount = mounts.mount_around(real, mounted)
+    assert mount is not None  # there is always one at the root
     if mount.fstype == mounts.FSTYPE:
         yield fail(name, f"{path} is on a luxfuse mount", f"choose a local disk with {option}")
         return
@@ -71,12 +72,6 @@ def existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
-
-
-def holder(path: str, mounted: list[MountInfo]) -> MountInfo:
-    """Return the mount that an absolute path without links is on."""
-    around = [mount for mount in mounted if mounts.is_inside(path, mount.mountpoint)]
-    return max(reversed(around), key=lambda mount: len(mount.mountpoint))
 
 
 def _check_kind(name: str, kind: str, fstype: str, is_cache: bool, option: str) -> Finding:
