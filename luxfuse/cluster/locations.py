@@ -227,6 +227,9 @@ class Locations:
     async def _tell(self) -> None:
         while True:
             await self._news.wait()
+            if not self._members.alive():  # nobody would hear it: after a start, until the others are found
+                await trio.sleep(TICK_S)
+                continue
             self._news = trio.Event()
             own = self._holdings.log
             self._members.broadcast(encode_head(Mark(own.log_id, own.sequence)))

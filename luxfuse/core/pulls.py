@@ -30,6 +30,10 @@ class _Peer:
     last_s: float = float("-inf")
     known: Mark = field(default_factory=Mark)
     heard: Mark | None = None
+    news: Mark | None = None
+    """What was heard since the last pull began."""
+    begun_anew: bool = False
+    """Whether that was of a new log."""
     failures: int = 0
     under_way: bool = False
 
@@ -51,12 +55,15 @@ class Pulls:
             self._peers[name] = _Peer(now_s)
 
     def heard(self, name: str, head: Mark) -> None:
-        """A node says where its log ends."""
+        """A node says where its log ends. One that fails is asked sooner if the log is a new one: it has started again."""
         peer = self._peers.get(name)
-        if peer is not None:
-            peer.heard = head
-            if head != peer.known and not peer.failures:
-                peer.next_s = min(peer.next_s, peer.last_s + SHORTEST_S)
+        if peer is None:
+            return
+        begun_anew = head.log_id != (peer.heard or peer.known).log_id
+        peer.heard = peer.news = head
+        peer.begun_anew |= begun_anew
+        if head != peer.known and (begun_anew or not peer.failures):
+            peer.next_s = min(peer.next_s, peer.last_s + SHORTEST_S)
 
     def take(self, now_s: float, most: int) -> list[str]:
         """Return nodes to pull from now, at most ``most``; each is under way until `pulled` or `failed`."""
@@ -65,8 +72,8 @@ class Pulls:
         due = [(peer.next_s, name) for name, peer in self._peers.items() if peer.next_s <= now_s and not peer.under_way]
         names = [name for _, name in sorted(due)[: max(0, min(most, int(self._allowed)))]]
         for name in names:
-            self._peers[name].under_way = True
-            self._peers[name].last_s = now_s
+            peer = self._peers[name]
+            peer.under_way, peer.news, peer.begun_anew, peer.last_s = True, None, False, now_s
         self._allowed -= len(names)
         return names
 
@@ -76,7 +83,8 @@ class Pulls:
         if peer is None:
             return
         peer.under_way, peer.failures, peer.known = False, 0, known
-        news = peer.heard is not None and peer.heard.log_id == known.log_id and peer.heard.sequence > known.sequence
+        head = peer.news
+        news = head is not None and (head.log_id != known.log_id or head.sequence > known.sequence)
         peer.next_s = peer.last_s + SHORTEST_S if more or news else now_s + QUIET_S
 
     def failed(self, name: str, now_s: float) -> None:
@@ -85,4 +93,5 @@ class Pulls:
         if peer is not None:
             peer.under_way = False
             peer.failures += 1
-            peer.next_s = now_s + min(LONGEST_S, 2.0 * SHORTEST_S * 2 ** min(peer.failures - 1, 10))
+            wait_s = SHORTEST_S if peer.begun_anew else min(LONGEST_S, 2.0 * SHORTEST_S * 2 ** min(peer.failures - 1, 10))
+            peer.next_s = now_s + wait_s

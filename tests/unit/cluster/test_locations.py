@@ -40,6 +40,8 @@ class Node:
         return self.info.name
 
     def alive(self) -> list[Member]:
+        if self in self.world.alone:
+            return []
         return [
             Member(node.info, MemberState.ALIVE, 1, 0)
             for node in self.world.nodes
@@ -48,6 +50,8 @@ class Node:
 
     def broadcast(self, payload: bytes) -> None:
         self.world.told += 1
+        if self in self.world.alone:
+            return
         for node in self.world.nodes:
             if node is not self:
                 node.locations.heard(self.name, payload)
@@ -86,6 +90,8 @@ class World:
         self.nodes: list[Node] = []
         self.down: set[Node] = set()
         self.mute: set[Node] = set()
+        self.alone: set[Node] = set()
+        """Those that have found no others yet, though these may know them."""
         self.told = self.asked = 0
 
 
@@ -186,6 +192,26 @@ async def test_a_node_that_starts_again_tells_what_it_has_then(world: World, nur
     nursery.start_soon(a.run)
     await until(lambda: b.locations.counts().get("n0") == 299)
     assert b.locations.holders(oid(7), 0) == []
+
+
+async def test_a_node_that_starts_again_tells_it_when_it_has_found_others(
+    world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broadcast that nobody can hear is lost, and those that never missed the node would ask only much later."""
+    a, b = world.nodes[:2]
+    monkeypatch.setattr("luxfuse.core.pulls.QUIET_S", 1_000.0)
+    await trio.sleep(0.5)  # the pulls that were planned before
+    await a.close()
+    a.open()
+    world.alone.add(a)
+    for number in range(3):
+        a.locations.held(oid(number), 0)
+    await a.locations.flush()
+    nursery.start_soon(a.run)
+    await trio.sleep(0.1)
+    assert b.locations.counts().get("n0", 0) == 0
+    world.alone.clear()
+    await until(lambda: b.locations.counts().get("n0") == 3)
 
 
 async def test_after_an_unclean_end_our_own_are_set_right(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

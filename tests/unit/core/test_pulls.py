@@ -47,6 +47,35 @@ def test_a_log_that_begins_anew_is_news() -> None:
     assert pulls.take(10 + SHORTEST_S, 9) == ["a"]
 
 
+def test_a_log_that_begins_anew_during_a_pull_is_news() -> None:
+    pulls = settled(["a"])
+    pulls.heard("a", Mark(ID, 6))
+    assert pulls.take(11, 9) == ["a"]
+    pulls.heard("a", Mark(b"87654321", 0))
+    pulls.pulled("a", Mark(ID, 6), 11.2, more=False)
+    assert pulls.take(12, 9) == ["a"]
+    pulls.pulled("a", Mark(b"87654321", 0), 12, more=False)
+    assert pulls.take(12 + QUIET_S - 0.1, 9) == [], "what was heard before a pull says nothing after it"
+
+
+def test_a_failing_node_that_has_started_again_is_asked_soon() -> None:
+    pulls = settled(["a"])
+    now_s = 50.0
+    for _ in range(6):
+        assert pulls.take(now_s, 1) == ["a"]
+        pulls.failed("a", now_s)
+        now_s += LONGEST_S
+    assert pulls.take(now_s, 1) == ["a"]
+    pulls.failed("a", now_s)
+    pulls.heard("a", Mark(ID, 9))
+    assert pulls.take(now_s + 10, 1) == [], "it can be heard of by others, and not be reached"
+    pulls.heard("a", Mark(b"87654321", 0))
+    assert pulls.take(now_s + 10, 1) == ["a"]
+    pulls.heard("a", Mark(b"abcdefgh", 0))
+    pulls.failed("a", now_s + 11)
+    assert pulls.take(now_s + 11 + SHORTEST_S, 1) == ["a"]
+
+
 def test_all_nodes_together_are_asked_so_often_at_most() -> None:
     pulls = Pulls(0)
     pulls.members([str(number) for number in range(1000)], 0)
