@@ -105,6 +105,20 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
     come_back(mount, proxy)
 
 
+def test_bytes_that_trickle_are_not_waited_for(mount: Mount, proxy: FaultProxy) -> None:
+    """The store is there, since it answers; but what takes for ever is an error, and holds up nothing else."""
+    proxy.set(byte_s=1.0)
+    waiting = mount.reader()
+    waiting.send("file", f"{mount.path}/d/remote")
+    wait_for("it waits", waiting.waits_for_fuse)
+    assert mount.read("d/cached") == digest(DATA)
+    with pytest.raises(OSError, match="Input/output error"):
+        waiting.take()
+    assert mount.read("d/cached") == digest(DATA)
+    proxy.clear()
+    assert mount.read("d/remote") == digest(DATA)
+
+
 WORK = r"""
 import os, sys
 os.chdir(sys.argv[1])

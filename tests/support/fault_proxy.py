@@ -40,6 +40,7 @@ class Faults:
 
     latency_s: float = 0.0
     hold: bool = False  # nothing happens until `release` or `clear`; then the request is served
+    byte_s: float = 0.0  # each byte of a body takes so long, until `release` or `clear`; the rest then comes at once
     error_probability: float = 0.0
     reset_probability: float = 0.0
     stall_probability: float = 0.0
@@ -380,9 +381,16 @@ class _Exchange:
             data = self._from_upstream.read1(BLOCK_BYTES if remaining < 0 else min(BLOCK_BYTES, remaining))  # type: ignore[attr-defined]
             if not data:
                 raise _Closed
-            self._client.sendall(data)
+            self._send_slowly(data, fate)
             remaining -= len(data) if remaining > 0 else 0
         self._misbehave(fate)
+
+    def _send_slowly(self, data: bytes, fate: Fate) -> None:
+        sent = 0
+        while fate.faults.byte_s > 0 and sent < len(data) and not fate.released.wait(fate.faults.byte_s):
+            self._client.sendall(data[sent : sent + 1])
+            sent += 1
+        self._client.sendall(data[sent:])
 
     def _relay_chunks(self) -> None:
         assert self._from_upstream is not None
