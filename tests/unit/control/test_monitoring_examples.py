@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from luxfuse.control import metrics
@@ -39,6 +40,14 @@ def test_prometheus_takes_it(command: list[str]) -> None:
         pytest.skip("promtool is not installed (Debian: prometheus)")
     done = subprocess.run([promtool, *command], cwd=EXAMPLES, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_is_seen_to_fire_and_not_to() -> None:
+    rules = yaml.safe_load((EXAMPLES / "alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"] for group in rules for rule in group["rules"]}
+    groups = yaml.safe_load((EXAMPLES / "alerts_test.yml").read_text())["tests"]
+    looks = [(look["alertname"], bool(look.get("exp_alerts"))) for group in groups for look in group["alert_rule_test"]]
+    assert set(looks) == {(alert, fires) for alert in alerts for fires in (True, False)}
 
 
 def test_prometheus_understands_each_query_of_the_dashboard(tmp_path: Path) -> None:
