@@ -79,6 +79,8 @@ def names_of(event: Mapping[str, Any]) -> tuple[str, str]:
     """Return the file and the program of an event, for people: names may hold anything, also what a terminal obeys."""
     path = event.get("path")
     file = "(no name)" if path is None else path or "/"
+    if (to := event.get("to")) is not None:
+        file += f" -> {to}"
     return printable(file), printable(f"{event.get('program', '?')}[{event.get('pid', 0)}]")
 
 

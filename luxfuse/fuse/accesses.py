@@ -16,7 +16,7 @@ from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of
 from luxfuse.vfs.volumes import Volumes
 
-_OF_NAMES = frozenset({"lookup", "create", "mkdir", "mknod", "symlink", "unlink", "rmdir"})
+_OF_NAMES = frozenset({"lookup", "create", "mkdir", "mknod", "rename", "symlink", "unlink", "rmdir"})
 _OF_HANDLES = frozenset({"read", "write", "flush", "fsync", "fallocate"})
 _OF_DIRECTORIES = frozenset({"readdir", "fsyncdir"})
 SILENT = frozenset({"release", "releasedir", "access", "statfs"})
@@ -27,7 +27,7 @@ _BELIEVED_S = 10.0
 
 @dataclass(slots=True)
 class Access:
-    """A request that has ended. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
+    """A request that has ended. ``to``: the name that a rename or link gave. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
 
     ``queued_s``: how long it waited before Python looked at it, as far as that is known; ``bytes`` that were read or
     written, of an open the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads the file from
@@ -49,6 +49,19 @@ class Access:
     code: int = 0
     process: int = 0
     program: str = "?"
+    to: str | None = None
+
+    @property
+    def file(self) -> str:
+        """What it was about, by its names."""
+        name = "a file without a name" if self.path is None else self.path or "/"
+        return name if self.to is None else f"{name} -> {self.to}"
+
+    def is_below(self, path: str) -> bool:
+        """Whether it was about what is at or below a path: "" is the mount's root. By each of its names."""
+        return not path or any(
+            name is not None and (name == path or name.startswith(f"{path}/")) for name in (self.path, self.to)
+        )
 
     @property
     def error(self) -> str:
@@ -63,7 +76,7 @@ def access_of(
     name, now_s = running.name, time.perf_counter()
     queued_s = max(0.0, running.began_s - running.at_ns / 1e9) if running.at_ns else 0.0
     found = Access(name, None, running.thread, running.user, running.began_s, now_s - running.began_s, queued_s, code=code)
-    found.path = _path(operations, name, arguments)
+    found.path, found.to = _path(operations, name, arguments), _new_name(operations.volumes, name, arguments)
     if running.origins is not None and running.origins.bytes:
         found.sources = dict(running.origins.bytes)
     found.waited = running.places
@@ -87,10 +100,6 @@ def _path(operations: Operations, name: str, arguments: tuple[Any, ...]) -> str 
     volumes = operations.volumes
     if name in _OF_NAMES:
         return name_in(volumes, arguments[0], bytes(arguments[1]))
-    if name == "rename":
-        return f"{name_in(volumes, arguments[0], arguments[1])} -> {name_in(volumes, arguments[2], arguments[3])}"
-    if name == "link":
-        return name_in(volumes, arguments[1], arguments[2])
     if name in _OF_DIRECTORIES:
         directory = operations.directory_of(arguments[0])
         return None if directory is None else path_of(volumes, directory)
@@ -98,6 +107,14 @@ def _path(operations: Operations, name: str, arguments: tuple[Any, ...]) -> str 
         inode = inode_at(volumes, arguments[0])
         return None if inode is None else path_of(volumes, inode)
     return path_of(volumes, arguments[0]) if arguments and isinstance(arguments[0], int) else None
+
+
+def _new_name(volumes: Volumes, name: str, arguments: tuple[Any, ...]) -> str | None:
+    if name == "rename":
+        return name_in(volumes, arguments[2], bytes(arguments[3]))
+    if name == "link":
+        return name_in(volumes, arguments[1], bytes(arguments[2]))
+    return None
 
 
 class Programs:

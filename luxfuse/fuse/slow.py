@@ -39,7 +39,7 @@ class SlowRequests:
         parts = [f"it waited for {waited}" if waited else "", f"got {sources}" if sources else "", access.error]
         log.warning(
             "slow request: %s of %s took %.2f s, for %s (process %d, user %d)%s",
-            access.operation, access.path or "a file without a name", access.took_s, program, process, access.user,
+            access.operation, access.file, access.took_s, program, process, access.user,
             "".join(f"; {part}" for part in parts if part),
         )  # fmt: skip
 

@@ -129,18 +129,15 @@ class _Watcher:
     def next(self) -> tuple[bool, dict[str, object]]:
         """Return whether there may be more, and what to tell now."""
         found, dropped = self._tracing.take()
-        wanted = [each for each in found if self._is_below(each.path) and self._pid in (None, each.process)]
+        wanted = [each for each in found if each.is_below(self._path) and self._pid in (None, each.process)]
         events = [event(each, self._wall_s) for each in wanted]
         return len(found) == _PIECE, {"events": events, "dropped": dropped}
-
-    def _is_below(self, path: str | None) -> bool:
-        return not self._path or (path is not None and (path == self._path or path.startswith(f"{self._path}/")))
 
 
 def event(access: Access, wall_s: float) -> dict[str, object]:
     """Return an access as JSON has it: ``time`` is when it began, seconds of the wall clock; what is empty is left out."""
     told = {
-        "time": round(access.began_s + wall_s, 6), "op": access.operation, "path": access.path,
+        "time": round(access.began_s + wall_s, 6), "op": access.operation, "path": access.path, "to": access.to,
         "pid": access.process, "program": access.program, "uid": access.user,
         "took_s": round(access.took_s, 7), "queued_s": round(access.queued_s, 7),
         "offset": access.offset, "bytes": access.bytes, "sources": access.sources, "way": access.way,

@@ -87,6 +87,9 @@ def test_a_trace_tells_who_read_what_from_where(
     mount.read("a/one")
     only.wait_for("open", "a/one")
     assert {event["path"] for event in only.events} <= {"a", "a/one"}
+    for verb, old, new in (("rename", "b", "a/b"), ("rename", "a/one", "two"), ("link", "two", "a/linked")):
+        assert mount.error(f"os.{verb}", f"{mount.path}/{old}", f"{mount.path}/{new}") is None
+        assert [event["to"] for event in only.wait_for(verb, old)] == [new]
     assert trace.dropped == only.dropped == 0
 
 
