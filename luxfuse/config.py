@@ -26,6 +26,11 @@ Driver = Literal["auto", "obstore", "fsspec"]
 EvictionPolicy = Literal["tinylfu", "lru", "lrfu"]
 
 
+def mount_id(mountpoint: str) -> str:
+    """Return the name of a mount's state directory."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a daemon needs to know. Sizes in bytes, times in seconds.
 
@@ -104,7 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def mount_id(self) -> str:
         """Names the mount's state directory; depends on the mountpoint alone."""
-        return hashlib.sha256(os.fsencode(self.mountpoint)).hexdigest()[:16]
+        return mount_id(self.mountpoint)
 
     @property
     def places(self) -> dict[str, str]:

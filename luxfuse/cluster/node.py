@@ -18,7 +18,7 @@ import trio
 
 from luxfuse import __version__
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.cluster import locations
+from luxfuse.cluster import LOCATIONS, locations
 from luxfuse.cluster.announcements import Announcements, Listener
 from luxfuse.cluster.copies import CleanReplicas
 from luxfuse.cluster.locations import Locations
@@ -55,7 +55,6 @@ RECONCILE_AFTER_S = 2.0
 """So long after a volume came, or went, the ranges held are compared with those that others are told of."""
 DOUBTS_INTERVAL_S = 60.0
 SCANNED = 500
-LOCATIONS = "locations"
 REPLICAS = "replicas"
 REPLICAS_BYTES = 16 << 30
 """Of replicas of others: the rest they have to leave to other nodes, or to bring to the store at once."""

@@ -6,16 +6,19 @@ lock is free belongs to a daemon that died. Nothing here touches a mountpoint, w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from luxfuse import __version__
-from luxfuse.config import Settings
+from luxfuse.config import Settings, mount_id
 from luxfuse.durable import replace_file
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -26,6 +29,8 @@ KEEPER = "keeper"
 """Locked by the keeper of a mount; says why it does not start daemons any more, once it does not."""
 # A look at the lock holds it for a moment; a claim that meets one tries again for this long.
 _CLAIM_PATIENCE_S = 0.5
+_END_PATIENCE_S = 5.0
+"""A daemon that has unmounted, and its keeper, end within that."""
 
 
 class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +236,37 @@ def find(state_dir: str | Path, path: str | Path) -> MountRecord | None:
     where = mounts.resolve(path)
     around = [record for record in list_mounts(state_dir) if mounts.is_inside(where, record.mountpoint)]
     return max(around, key=lambda record: len(record.mountpoint), default=None)
+
+
+def discard(state_dir: str | Path, mountpoint: str, needless: Iterable[str]) -> None:
+    """Remove the state directory of a mountpoint, with its log and the directories ``needless`` in it. Raises OSError.
+
+    Where there is more, as attached under-stores, or what is held for other nodes, that stays, and so does the directory.
+    One that is served is left alone.
+    """
+    directory = Path(state_dir, "mounts", mount_id(mountpoint))
+    give_up_at = time.monotonic() + _END_PATIENCE_S
+    while directory.is_dir() and (is_alive(directory) or _is_locked(directory / KEEPER)):
+        if time.monotonic() > give_up_at:
+            return
+        time.sleep(0.02)
+    if not directory.is_dir() or (lock := _try_lock(directory / LOCK)) is None:
+        return
+    try:
+        for name in needless:
+            if (directory / name).is_dir():
+                shutil.rmtree(directory / name)
+        for path in [directory / KEEPER, directory / RECORD, directory / SOCKET, *directory.glob(f"{LOG}*")]:
+            path.unlink(missing_ok=True)
+        for path in [*sorted(directory.glob("*/*")), *directory.iterdir()]:
+            if path.is_dir():
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # only one with nothing in it
+        if [path.name for path in directory.iterdir()] == [LOCK]:
+            (directory / LOCK).unlink()
+            directory.rmdir()
+    finally:
+        os.close(lock)
 
 
 def forget(record: MountRecord) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from luxfuse.cluster import LOCATIONS
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
@@ -26,7 +26,7 @@ from luxfuse.csi import serving
 from luxfuse.csi.mounter_client import LOCK, MOUNTPOINTS, SERVICE, SOCKET, Done, Key
 from luxfuse.csi.refusals import Refused, invalid, unmet
 from luxfuse.csi.turns import Turns
-from luxfuse.csi.volumes import FILES, Wanted, toml
+from luxfuse.csi.volumes import FILES, INLINE, KEY, Wanted, toml
 from luxfuse.durable import make_private, replace_file
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 COMMAND_MOST_S = 3600.0
 """After so long a command is killed. By itself `mount` and `unmount` give up after a minute without progress."""
-_KEY = re.compile(r"[0-9a-f]{16}")
 _WANTED, _CONFIG = "wanted.json", "config.toml"
 _USAGE = 2
 _SHORTEST_SECRET = 4
@@ -74,11 +73,13 @@ class Mounter:
                 self._run(self._kept(asked.key), "unmount", str(where))
                 log.info("unmounted %s", where)
             self._forget(asked.key, where)
+            if asked.key.startswith(INLINE):
+                _discard_state(where)
         return Done()
 
     def _place(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
-            raise invalid("key: write 16 hexadecimal digits")
+        if not KEY.fullmatch(key):
+            raise invalid("key: write 16 hexadecimal digits, after inline- for an inline volume")
         return self._directory / MOUNTPOINTS / key
 
     def _mount(self, wanted: Wanted, where: Path, record: MountRecord | None) -> None:
@@ -155,6 +156,13 @@ class Mounter:
             if len(secret) >= _SHORTEST_SECRET:
                 text = text.replace(secret, "***")
         raise invalid(text) if done.returncode == _USAGE else unmet(text)
+
+
+def _discard_state(where: Path) -> None:
+    try:
+        registry.discard(state_root(), os.path.realpath(where), needless=[LOCATIONS])
+    except OSError as exc:
+        log.warning("the state of %s, which is not mounted any more, cannot be removed: %s", where, exc)
 
 
 def run(directory: Path, secrets: Path) -> None:

@@ -67,6 +67,9 @@ _IN_HOSTS = {
 }
 """Options that become a part of the host that is asked, and what they can be: others would name another host."""
 GROUP_UMASK = "002"
+INLINE = "inline-"
+"""What the names of mounts of inline volumes begin with: their state is of no use to others, and goes with the last pod."""
+KEY = re.compile(f"({INLINE})?[0-9a-f]{{16}}")
 _GOOGLE_KINDS = ("service_account", "authorized_user")
 _EPHEMERAL, _NAMESPACE = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.namespace"
 _OF_THE_OPERATOR = frozenset({
@@ -83,7 +86,7 @@ _BY_NAME = {
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What is mounted. ``key``: names the mount, 16 hexadecimal digits. ``settings``: as in a TOML file, without secrets.
+    """What is mounted. ``key``: names the mount, as `KEY` says. ``settings``: as in a TOML file, without secrets.
 
     ``options``: secret storage options; ``files``: content of secret files by name, as in `FILES`.
     """
@@ -130,9 +133,10 @@ def wanted(
     _check_hosts(settings["source"], {**settings.get("storage_options", {}), **options})
     _check_login(settings, secrets)
     named: list[Any] = ["volume", volume_id]
-    if context.get(_EPHEMERAL) == "true":
+    if inline := context.get(_EPHEMERAL) == "true":
         named = ["inline", context.get(_NAMESPACE, ""), settings, _digest(node_key, secrets)]
-    return Wanted(hashlib.sha256(_canonical(named)).hexdigest()[:16], settings, options, files)
+    key = (INLINE if inline else "") + hashlib.sha256(_canonical(named)).hexdigest()[:16]
+    return Wanted(key, settings, options, files)
 
 
 def _said(context: Mapping[str, str], mount_flags: Iterable[str]) -> dict[str, list[str | bool]]:

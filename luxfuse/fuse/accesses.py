@@ -27,11 +27,12 @@ _BELIEVED_S = 10.0
 
 @dataclass(slots=True)
 class Access:
-    """A request that has ended. ``to``: the name that a rename or link gave. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
+    """A request that has ended. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
 
     ``queued_s``: how long it waited before Python looked at it, as far as that is known; ``bytes`` that were read or
     written, of an open the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads the file from
-    then on; of what the lanes answered, ``dataplane``. ``waited``: of a slow one, seconds by what it waited for.
+    then on; of what the lanes answered, ``dataplane``. ``waited``: of a slow one, seconds by what it waited for. ``to``:
+    the name that a rename or a link gave.
     """
 
     operation: str

@@ -241,9 +241,15 @@ def test_inline_volumes_that_are_alike_share_a_mount(node: Node, volume: dict[st
         node.call("NodePublishVolume", target_path=node.target(f"inline-{number}"), **pod)
     assert len(node.records()) == 2
     assert run(f"cat {node.target('inline-1')}/a; stat -c ' %g %a' {node.target('inline-0')}/b") == "a 1234 664\n"
+    states = [record.parent for record in node.records()]
+    (states[0] / "attached.json").write_text("{}")
     for number in range(3):
         assert len(node.records()) == (2 if number < 2 else 1)
         node.unpublish(f"csi-{number}", f"inline-{number}")
+    # Nothing stays of them but what is nowhere else.
+    assert [sorted(path.name for path in state.iterdir()) for state in states if state.exists()] == [
+        ["attached.json", "lock"]
+    ]
 
 
 def test_many_calls_at_once(node: Node, volume: dict[str, Any]) -> None:

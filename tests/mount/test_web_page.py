@@ -70,9 +70,9 @@ def test_what_a_mount_shows(mount: Mount, tmp_path: Path) -> None:
 
 
 def in_a_browser(url: str, mount: Mount, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
+    chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed (Debian: chromium)")
+        pytest.skip("chromium is not installed (Debian: chromium-headless-shell, or chromium)")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
         "--enable-logging=stderr", "--virtual-time-budget=4000", "--window-size=390,2400", "--dump-dom", url,

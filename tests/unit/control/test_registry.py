@@ -76,6 +76,28 @@ def test_forget_leaves_the_living_alone(tmp_path: Path) -> None:
         assert registry.list_mounts(tmp_path / "state") == [record]
 
 
+@pytest.mark.parametrize("kept", ["attached.json", "replicas/0011223344556677/1.record"])
+def test_discard_leaves_what_is_nowhere_else(tmp_path: Path, kept: str) -> None:
+    with registry.claim(settings_for(tmp_path)) as claim:
+        for name in ("daemon.log.1", "locations/data", kept):
+            (claim.directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (claim.directory / name).write_bytes(b"")
+    registry.discard(tmp_path / "state", "/nowhere/bucket", ["locations"])
+    assert sorted(path.name for path in claim.directory.iterdir()) == sorted(["lock", kept.partition("/")[0]])
+    (claim.directory / kept).unlink()
+    for _ in range(2):
+        registry.discard(tmp_path / "state", "/nowhere/bucket", ["locations"])
+        assert list((tmp_path / "state/mounts").iterdir()) == []
+
+
+def test_discard_leaves_the_living_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_END_PATIENCE_S", 0.0)
+    with registry.claim(settings_for(tmp_path)):
+        before = registry.list_mounts(tmp_path / "state")
+        registry.discard(tmp_path / "state", "/nowhere/bucket", [])
+        assert registry.list_mounts(tmp_path / "state") == before != []
+
+
 def test_looking_does_not_disturb_a_claim(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     directory = registry.mount_directory(settings)
