@@ -29,7 +29,7 @@ def _die(step: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-_hook: Callable[[str], None] | None = _die if DIE_AT in os.environ else None
+_hook: Callable[[str], None] | None = None
 
 
 def reached(step: str) -> None:
@@ -42,3 +42,12 @@ def install(hook: Callable[[str], None] | None) -> None:
     """Call ``hook`` with the name of each step from now on; None: nobody."""
     global _hook  # noqa: PLW0603 (one for the process, as the environment)
     _hook = hook
+
+
+def heed_environment() -> None:
+    """Die where the environment says; without a word of it nothing changes. Done here when this is imported."""
+    if DIE_AT in os.environ:
+        install(_die)
+
+
+heed_environment()

@@ -55,7 +55,7 @@ def build(opened: Opened, succession: Succession | None = None) -> Parts:
         want_data_plane=s.dataplane and s.read_mode != "no-cache",
         cache_directories=[claimed.directory.path for claimed in opened.local.directories],
         prompt=Prompt(operations, volumes),
-        held=None if succession is None else Held(succession.device, succession.estate.facts, succession.inherited),
+        held=None if succession is None else _held(succession),
     )
     p = build_tree(opened, shares.share(0), prober=session)
     volumes.main.serve(p.fs, negative_ttl_s=s.negative_ttl_s, read_only=s.read_only)
@@ -70,3 +70,8 @@ def build(opened: Opened, succession: Succession | None = None) -> Parts:
         volumes=volumes,
         shares=shares,
     )
+
+
+def _held(succession: Succession) -> Held:
+    estate = succession.estate
+    return Held(succession.device, estate.facts, succession.inherited, lambda: estate.serves)

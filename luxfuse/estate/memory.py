@@ -77,6 +77,11 @@ class Estate:
         """Whether nothing was left out for want of room."""
         return not self._words[Word.FACTS_LOST] and not self._words[Word.TRAIL_LOST]
 
+    @property
+    def serves(self) -> bool:
+        """Whether a daemon has served the mount, which is not gone: if this one dies, a successor goes on."""
+        return bool(self._words[Word.STATE] == State.SERVING)
+
     def serve(self) -> None:
         """Programs use the mount from now on: if this daemon dies, a successor goes on."""
         self._words[Word.SERVING_SINCE] = time.monotonic_ns() // 1_000_000

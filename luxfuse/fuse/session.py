@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,15 @@ REST_POLL_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The device that a keeper holds open, and the facts for a successor; ``inherited``: it is mounted already."""
+    """The device that a keeper holds open, and the facts for a successor; ``inherited``: it is mounted already.
+
+    ``serves``: tells whether a daemon that ends has a successor, as it has from its first answer on.
+    """
 
     device: int
     facts: Facts
     inherited: bool
+    serves: Callable[[], bool]
 
 
 class Session:
@@ -113,7 +117,7 @@ class Session:
             await self._serve_device(await self._mount(), task_status)
         finally:
             with trio.CancelScope(shield=True):
-                if self._mounted and self._held is None:  # a keeper sees to it that somebody goes on
+                if self._mounted and not (self._held is not None and self._held.serves()):
                     await trio.to_thread.run_sync(self._detach)
             if self._initialised:
                 pyfuse3.close(unmount=False)

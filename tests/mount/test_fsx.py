@@ -22,7 +22,7 @@ from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, fre
 
 OPERATIONS = 10_000
 ON_MOUNTS = 10_000
-IN_EVERY_RUN = (("cache-through", 6, 2_000), ("async-through-copying", 1, 2_000))
+IN_EVERY_RUN = (("cache-through", 6, 1_200), ("async-through-copying", 1, 1_200))
 """Modes, numbers of handles and of operations on mounts; all modes with more operations are slow tests."""
 TIME_LIMIT_S = 150.0
 CACHE_BYTES = 24 * MIB

@@ -13,7 +13,7 @@ from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mounts
 
 LIMIT = 192 * MIB
-READERS, FILE_BYTES = 200, 4 * MIB
+READERS, FILE_BYTES = 200, 2 * MIB
 HANDLES, NAMES = 10_000, 500
 DESCRIPTORS = 400
 THREADS = 240

@@ -161,7 +161,7 @@ def test_stress(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passt
     print(f"seed: LUXFUSE_TEST_SEED={seed}")
     record_property("seed", seed)
     rng = random.Random(seed)
-    seconds = 4.0
+    seconds = 2.5
     sizes = {f"fixed{i}": rng.choice((100_000, MIB, 3 * MIB + 1, 20 * MIB)) for i in range(8)}
     sizes |= {f"changing{i}": rng.choice((50_000, 2 * MIB + 9, 18 * MIB)) for i in range(4)}
     versions: dict[str, list[bytes]] = {}

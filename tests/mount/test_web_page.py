@@ -106,3 +106,4 @@ def test_addresses_that_cannot_be_had(s3: FastS3, bucket: str, mounting: Mounts)
         refused = mount.try_mount("--http", f"127.0.0.1:{port}")
         assert refused.returncode == 1
         assert f"--http 127.0.0.1:{port}: Address already in use; choose another port" in refused.stderr
+        assert not mount.mounted, "with a keeper, too, nobody would go on with it"

@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from luxfuse import steps
 from luxfuse.cli import command_line, launch, main
 from luxfuse.daemon import __main__ as daemon
 from luxfuse.keeper import keeping
@@ -136,6 +137,7 @@ def _command(order: dict[str, Any]) -> int:
         os.close(namespace)
     os.environ.clear()
     os.environ.update(order["environment"])
+    steps.heed_environment()  # what is forked has imported it before
     sys.argv = ["luxfuse", *order["arguments"]]
     return main.main()
 

@@ -32,7 +32,6 @@ import pytest
 from luxfuse.control.client import ControlClient
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
-from luxfuse.steps import DIE_AT
 from tests.support import forking
 from tests.support import reader as reader_program
 from tests.support.fast_s3 import FastS3
@@ -313,8 +312,7 @@ class Mount:
     def cli(self, *arguments: str | os.PathLike[str], timeout_s: float = COMMAND_TIMEOUT_S,
             check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a luxfuse command."""
-        # The step to die at is read by the module that names steps, when it is imported.
-        if self._forked and not (arguments[0] == "mount" and DIE_AT in self.environment):
+        if self._forked:
             return self._end_of(forking.Command(arguments, self.environment, self._network), timeout_s, check)
         return self._start(*arguments, timeout_s=timeout_s, check=check)
 
