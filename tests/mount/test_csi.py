@@ -27,10 +27,11 @@ INLINE = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namesp
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Node]:
-    """A node whose mounter runs."""
+    """A node whose mounter and driver run."""
     node = Node()
     try:
         node.start_mounter()
+        node.start_driver()
         yield node
     finally:
         node.close()
@@ -38,10 +39,10 @@ def started() -> Iterator[Node]:
 
 @pytest.fixture
 def node(started: Node) -> Iterator[Node]:
-    """With a driver. Nothing is mounted after the test, and no secret is in any log."""
+    """Nothing is mounted after the test, and no secret is in any log; a driver is there again."""
+    yield started
     if started.driver is None or started.driver.poll() is not None:
         started.start_driver()
-    yield started
     assert started.mounted() == []
     assert [*started.memory.iterdir(), *(started.directory / "targets").iterdir()] == []
     assert list(started.pods.glob("*/*")) == []

@@ -87,9 +87,11 @@ def test_a_trace_tells_who_read_what_from_where(
     mount.read("a/one")
     only.wait_for("open", "a/one")
     assert {event["path"] for event in only.events} <= {"a", "a/one"}
-    for verb, old, new in (("rename", "b", "a/b"), ("rename", "a/one", "two"), ("link", "two", "a/linked")):
-        assert mount.error(f"os.{verb}", f"{mount.path}/{old}", f"{mount.path}/{new}") is None
-        assert [event["to"] for event in only.wait_for(verb, old)] == [new]
+    for verb, old, new, error in (
+        ("rename", "b", "a/b", None), ("rename", "a/one", "two", None), ("link", "two", "a/linked", "EPERM"),
+    ):  # fmt: skip
+        assert mount.error(f"os.{verb}", f"{mount.path}/{old}", f"{mount.path}/{new}") == error
+        assert [(event["to"], event.get("error")) for event in only.wait_for(verb, old)] == [(new, error)]
     assert trace.dropped == only.dropped == 0
 
 

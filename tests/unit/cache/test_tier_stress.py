@@ -207,7 +207,9 @@ def stress_store(seed: int) -> FakeStore:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
-@pytest.mark.parametrize(("passthrough", "draining"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("passthrough", "draining"), [pytest.param(True, False, marks=pytest.mark.slow), (False, False), (True, True)]
+)
 async def test_everything_at_once(tmp_path: Path, seed: int, passthrough: bool, draining: bool) -> None:
     o = Options(
         capacity_bytes=pages(10),
