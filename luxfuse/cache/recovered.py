@@ -40,14 +40,16 @@ class Recovered:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         quoted = urllib.parse.quote(key, safe=" ")[-NAME_BYTES:]
+        if quoted.startswith("."):  # names that begin with a dot are ours
+            quoted = f"%2E{quoted[1:]}"
         while True:
             path = self.directory / f"{quoted}.{moment}.{next(self._numbers)}"
             if not path.exists():
                 return path
 
-    async def save_object(self, store: Store, info: ObjectInfo) -> Path:
-        """Fetch a version of an object. Raises `StoreError`, OSError."""
-        target = await trio.to_thread.run_sync(self._target, info.key)
+    async def save_object(self, store: Store, info: ObjectInfo, key: str | None = None) -> Path:
+        """Fetch a version of an object; ``key``: that it was to have, if not its own. Raises `StoreError`, OSError."""
+        target = await trio.to_thread.run_sync(self._target, info.key if key is None else key)
         part = target.with_name(f".{target.name}.part")
         async with await trio.open_file(part, "xb") as file:
             for start in range(0, info.size, COPY_BYTES):

@@ -269,6 +269,20 @@ class Journal:
         if error := answer[0]:  # each waiter gets an exception of its own
             raise OSError(error.errno, error.strerror) from error
 
+    async def require(self) -> None:
+        """Raise OSError if nothing can be made durable now: a change that programs would see is not begun then."""
+        if self.failing:
+            await self.commit()
+
+    async def commit_made(self) -> None:
+        """As `commit`, for a change that programs see already: it stays made if the disk fails only now.
+
+        It is kept in memory, as on a local disk, until a commit succeeds; an fsync of the directory, and what comes after
+        (`require`), get the error.
+        """
+        with contextlib.suppress(OSError):
+            await self.commit()
+
     async def committer(self) -> None:
         """Commit notes in the background at the latest twice `COMMIT_DELAY_S` after they were made, until cancelled.
 

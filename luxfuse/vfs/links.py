@@ -150,7 +150,7 @@ class Links:
         self._namespace.settle(None, *place)
         reached("link.named")
         if doomed:  # a restart would remove it
-            await self._journal.commit()
+            await self._journal.commit_made()
         return made
 
     async def _copy_here(self, inode: int, parent: int, name: bytes) -> Entry:

@@ -105,6 +105,7 @@ class Removing:
         """Take a name away, here and in the store. The caller has the turn of the name. Raises `TooMany`, `StoreError`."""
 
         async def ready(key: str) -> None:
+            await self._journal.require()
             if self._tree.in_store(entry) and not self._tree.is_through(key):
                 await self._room.wait_for_fewer()
 
@@ -131,12 +132,12 @@ class Removing:
         if removed:
             self._namespace.settle(None, parent, name)
             if promised:
-                await self._journal.commit()
+                await self._journal.commit_made()
         else:
             self._deletes.later(key, (parent, name), version, after, unheard)
             self._files.copied.defer(key, entry.inode)
             reached("remove.noted")
-            await self._journal.commit()
+            await self._journal.commit_made()
             reached("remove.committed")
 
     def _is_promised(self, entry: Entry) -> bool:

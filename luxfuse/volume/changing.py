@@ -106,6 +106,7 @@ def build_changing(opened: Opened, reading: Reading, writing: Writing, defaults:
         cache=reading.cache,
         store=store,
         directories=directories,
+        recovered=writing.recovered,
         nursery=opened.nursery,
     )
     links = Links(

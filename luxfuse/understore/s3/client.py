@@ -308,7 +308,10 @@ class S3Client(S3Reads):
         except Exception as exc:  # noqa: BLE001
             status, code = status_of(exc)
             if condition and (status == 501 or code == "NotImplemented"):
-                self.forgo_conditions()
+                if method == "copy_object":  # that it knows none of copies says nothing of other writes
+                    self._require(key, expect or ABSENT, what)
+                else:
+                    self.forgo_conditions()
                 return self._call(method, what, Key=self._prefix + key, **arguments)
             if condition and status == 404 and code in ("", "NoSuchKey"):
                 raise VersionChanged(f"{what}: the object is gone") from None
@@ -321,8 +324,14 @@ class S3Client(S3Reads):
             log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
 
     def _require(self, key: str, version: str, what: str) -> None:
-        """Compare a version that is no ETag, which the server cannot do."""
-        require_version(self.head(key).version, version, what)
+        """Compare a version where the server cannot do it: it is no ETag, or the server knows no such condition."""
+        try:
+            found = self.head(key).version
+        except NotFound:
+            if version != ABSENT:
+                raise
+            found = ABSENT
+        require_version(found, version, what)
 
     def _version(self, key: str, answer: Mapping[str, Any]) -> str:
         etag: str = answer.get("ETag") or ""

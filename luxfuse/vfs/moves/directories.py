@@ -101,13 +101,13 @@ class DirectoryMoves:
             self._moved.changed(place, new_place)
             self._moved.leave(place, promised)
             reached("move-directory.named")
-            await self._journal.commit()
+            await self._journal.commit_made()
             reached("move-directory.names-committed")
             await self._moved.delete_originals(originals or [prefix], place, prefix)
             reached("move-directory.deleted")
             self._journal.drop_operation(number)
             self._moved.settle(entry.inode, new_place)
-            await self._journal.commit()
+            await self._journal.commit_made()
             reached("move-directory.dropped")
 
     def _undo_copies(self, number: int, promised: int | None, entry: Entry, place: Place, new_place: Place) -> None:

@@ -22,7 +22,7 @@ from luxfuse.vfs.moves.copies import DirectoryCopies
 from luxfuse.vfs.moves.keys import MovedKeys
 from luxfuse.vfs.moves.moved import MovedNames
 from luxfuse.vfs.moves.operations import SWAP, Place
-from luxfuse.vfs.moves.taking_back import Step, TakingBack
+from luxfuse.vfs.moves.taking_back import Made, Step, TakingBack
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
@@ -96,10 +96,11 @@ class Exchanges:
                 "inode": str(first.inode),
                 "other": str(second.inode),
             }
+            made: list[dict[str, ObjectInfo]] = []
             try:
-                copies = await self._swap_objects(number, arguments, (first, second), steps)
+                copies = await self._swap_objects(number, arguments, (first, second), steps, made)
             except (LuxError, OSError):
-                await self._take_back(number, steps, ((first, place), (second, new_place)), frozen, freeze)
+                await self._take_back(number, steps, made, ((first, place), (second, new_place)), frozen, freeze)
                 raise
             self._names.move(*place, *between)
             self._names.move(*new_place, *place)
@@ -114,7 +115,7 @@ class Exchanges:
             self._note_exchanged(place, keys[1], new_keys[1], copies[1], below[1])
             reached("exchange.named")
             self._moved.changed(place, new_place)
-            await self._journal.commit()
+            await self._journal.commit_made()
             reached("exchange.dropped")
 
     def _note_exchanged(
@@ -141,12 +142,16 @@ class Exchanges:
                 await self._writeback.push(dirty)
 
     async def _swap_objects(
-        self, number: int, arguments: dict[str, str], entries: tuple[Entry, Entry], steps: Sequence[Step]
+        self,
+        number: int,
+        arguments: dict[str, str],
+        entries: tuple[Entry, Entry],
+        steps: Sequence[Step],
+        moved: list[dict[str, ObjectInfo]],
     ) -> tuple[dict[str, ObjectInfo], dict[str, ObjectInfo]]:
-        """Make the three moves in the store; returns the copies, by the old keys."""
+        """Make the three moves in the store; returns the copies, by the old keys. ``moved`` gets those of each step."""
         began_s = time.time()
         key, between = arguments["first"], arguments["between"]
-        moved: list[dict[str, ObjectInfo]] = []
         for step, (source, target) in enumerate(steps):
             self._journal.put_operation(number, OperationRecord(SWAP, arguments, step, began_s))
             reached("exchange.noted")
@@ -161,6 +166,7 @@ class Exchanges:
         self,
         number: int,
         steps: Sequence[Step],
+        made: Made,
         entries: Sequence[tuple[Entry, Place]],
         frozen: contextlib.ExitStack,
         freeze: Freeze,
@@ -174,11 +180,11 @@ class Exchanges:
 
         async def later(held: contextlib.ExitStack) -> None:
             with held:
-                await self._taking_back.patiently(number, steps)
+                await self._taking_back.patiently(number, steps, made)
                 undone()
 
         try:
-            await self._taking_back.all(number, steps)
+            await self._taking_back.all(number, steps, made)
         except (LuxError, OSError) as exc:
             log.warning("an exchange with %r failed, and cannot be undone yet: %s", steps[0][0], exc)
             freeze.stick("an exchange that failed and cannot be undone yet")

@@ -67,7 +67,7 @@ class MovedNames:
             log.warning("%r was renamed, but its old object cannot be removed yet: %s", key, exc)
             for old in keys:
                 self._deletes.later(old, place, None)
-            await self._journal.commit()
+            await self._journal.commit_made()
         else:
             now = self._namespace.peek(*place)
             if now is None or self._entries.get(now.inode) is None:  # else a whiteout has the name

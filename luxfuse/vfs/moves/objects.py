@@ -13,12 +13,13 @@ from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.deletes import Deletes, Leftover
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD
+from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Unheard
 from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.making import Making
 from luxfuse.vfs.moves.keys import MovedKeys
 from luxfuse.vfs.moves.moved import MovedNames
+from luxfuse.vfs.moves.noted import NOTHING, REPLACED_OVER, Over
 from luxfuse.vfs.moves.operations import MOVE, Place
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.promises import Promises
@@ -98,7 +99,7 @@ class ObjectMoves:
         if whiteout:
             self._making.make_whiteout(place)
         self._moved.changed(place, new_place)
-        await self._journal.commit()
+        await self._journal.commit_made()
         reached("move-dirty.committed")
         if local and replaced and self._tree.is_through(replaced) and not self._files.copied.is_deferred(replaced):
             await self._deletes.make_noted(replaced)
@@ -130,6 +131,7 @@ class ObjectMoves:
             "version": entry.version,
             "replaced": replaced,
             "inode": str(entry.inode),
+            **self._over(target, new_place, new_key),
         }
         self._journal.put_operation(number, OperationRecord(MOVE, arguments, 0, time.time()))
         promised = self._making.promise_whiteout(place) if whiteout else None
@@ -163,7 +165,7 @@ class ObjectMoves:
             self._namespace.hold(None, *new_place)
             self._deletes.later(replaced, new_place, None)
             self._files.copied.defer(replaced, reader)
-            await self._journal.commit()
+            await self._journal.commit_made()
         await self._moved.delete_originals([key, *([replaced] if replaced and not reader else [])], place, key)
         reached("move.deleted")
         self._journal.drop_operation(number)
@@ -179,6 +181,17 @@ class ObjectMoves:
             return ""
         key = self._namespace.places.key(*place, target.kind)
         return key if local or key != new_key else ""
+
+    def _over(self, target: Entry | None, place: Place, new_key: str) -> dict[str, str]:
+        """Note what a move may replace: a restart finishes it, and others may have written under the key by then."""
+        if (pending := self._deletes.pending(new_key)) is not None:
+            return _over(pending.version, (pending.was, pending.sent)).noted()
+        if target is None or not self._tree.in_store(target):
+            return NOTHING.noted()
+        over = _over(self._tree.version_in_store(target), self._tree.unheard(target))
+        if self._namespace.places.key(*place, target.kind) == new_key:
+            return over.noted()
+        return {**NOTHING.noted(), **over.noted(REPLACED_OVER)}
 
     def _take_target(self, place: Place, new_key: str, *, local: bool) -> Leftover:
         """Forget the entry that has the new name; returns what the store may have under the new key.
@@ -209,3 +222,8 @@ class ObjectMoves:
         self._moved.settle(entry.inode, place)
         if target is None or self._entries.get(target.inode) is None:
             self._namespace.settle(None, *new_place)
+
+
+def _over(version: str | None, unheard: Unheard) -> Over:
+    was, sent = unheard
+    return Over(was, sent) if version is None and sent else Over(version)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import trio
 
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.recovered import Recovered
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
@@ -27,6 +28,7 @@ from luxfuse.vfs.moves.moved import MovedNames
 from luxfuse.vfs.moves.objects import ObjectMoves
 from luxfuse.vfs.moves.operations import EXCHANGE, NOREPLACE, WHITEOUT, Place
 from luxfuse.vfs.moves.taking_back import TakingBack
+from luxfuse.vfs.moves.targets import Targets
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.open_directories import OpenDirectories
@@ -58,6 +60,7 @@ class Moves:
         cache: PageCache,
         store: Store,
         directories: OpenDirectories,
+        recovered: Recovered,
         nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
@@ -65,6 +68,7 @@ class Moves:
         self._removing = removing
         self._entries = entries
         self._writeback = writeback
+        self._journal = journal
         deletes = writeback.deletes
         copies = DirectoryCopies(tree=tree, entries=entries, store=store)
         keys = MovedKeys(
@@ -124,7 +128,7 @@ class Moves:
             writeback=writeback,
             deletes=deletes,
             journal=journal,
-            taking_back=TakingBack(journal, store, writeback),
+            taking_back=TakingBack(journal, store, writeback, Targets(store, recovered)),
             nursery=nursery,
             copies=copies,
             keys=keys,
@@ -136,6 +140,7 @@ class Moves:
         if flags not in (0, NOREPLACE, EXCHANGE, WHITEOUT, WHITEOUT | NOREPLACE):
             raise BadFlags(f"rename with flags {flags:#x} is not known")
         async with self._tree.turn(place, new_place):
+            await self._journal.require()
             entry = await self._namespace.lookup(*place)
             target = await self._find(new_place)
             if flags & NOREPLACE and target is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from luxfuse.cache.recovered import Recovered
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, URGENT_RETRY_S
 from luxfuse.errors import LuxError, Unforeseen
 from luxfuse.index.journal import Journal, OperationRecord
@@ -26,9 +27,10 @@ from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.frozen import meet
+from luxfuse.vfs.moves.noted import Over, newer
 from luxfuse.vfs.moves.operations import MOVE, SWAP, Place
 from luxfuse.vfs.namespace import Namespace
-from luxfuse.vfs.recovery.objects import UNLESS, MovedObjects
+from luxfuse.vfs.recovery.objects import MovedObjects
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.recovery.rekeying import is_in, keys_of, moves_of, rekeyed
 from luxfuse.vfs.unfinished import Wait
@@ -69,6 +71,7 @@ class UnfinishedMoves:
         staging: Staging,
         store: Store,
         writeback: WriteBack,
+        recovered: Recovered,
         nursery: trio.Nursery,
     ) -> None:
         self._namespace = namespace
@@ -80,7 +83,7 @@ class UnfinishedMoves:
         self._store = store
         self._writeback = writeback
         self._nursery = nursery
-        self._objects = MovedObjects(journal, store)
+        self._objects = MovedObjects(journal, store, recovered)
         self._back = trio.Event()
         self._unmade: list[_Move] = []
         self.take_up_rest: Callable[[], Awaitable[None]]
@@ -164,8 +167,8 @@ class UnfinishedMoves:
                 continue
             (source, version), target = record.stored, record.key
             arguments = {"source": source, "target": target, "version": version, "replaced": "", "inode": str(record.inode)}
-            if record.expect is not None:
-                arguments[UNLESS] = record.expect
+            sent = (*record.sent, (record.stamp, record.size), *([record.sending] if record.sending else []))
+            arguments |= {**Over(record.expect).noted(), **newer(sent)}
             self._journal.put_file(number, msgspec.structs.replace(record, expect=None, doomed=False, stored=None))
             self._journal.drop_delete(source)
             operation = OperationRecord(MOVE, {**arguments, MADE_HERE: "yes"}, 0, time.time())

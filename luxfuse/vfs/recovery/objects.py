@@ -6,35 +6,42 @@ Copying is repeated, so a move that was cut short anywhere ends as if it had not
 from __future__ import annotations
 
 import contextlib
+import logging
 
-from luxfuse.errors import NotFound, VersionChanged
+import trio
+
+from luxfuse.cache.recovered import Recovered
+from luxfuse.cache.together import together
 from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.steps import reached
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.moves.copies import CONCURRENT_COPIES
+from luxfuse.vfs.moves.noted import NOTHING, REPLACED_OVER, newer_of, over_of
 from luxfuse.vfs.moves.operations import MOVE, MOVE_DIRECTORY, SWAP
+from luxfuse.vfs.moves.targets import Targets, mtime_of
 from luxfuse.vfs.recovery.rekeying import like
 
-UNLESS = "unless"
-"""Argument of a move that was none yet when the daemon died: it is made unless the store has another version than this
-under the target, which is then the newer content."""
+log = logging.getLogger(__name__)
 
 
 class MovedObjects:
     """The store's part of unfinished moves."""
 
-    def __init__(self, journal: Journal, store: Store) -> None:
+    def __init__(self, journal: Journal, store: Store, recovered: Recovered) -> None:
+        """Our version of an object that somebody else has written meanwhile goes to ``recovered``."""
         self._journal = journal
         self._store = store
+        self._targets = Targets(store, recovered)
 
     async def make(self, number: int, operation: OperationRecord) -> dict[str, ObjectInfo]:
-        """Make a move; may be done again. Returns the copies of single objects made now, by their keys.
+        """Make a move; may be done again. Returns the copies of single objects, by their keys.
 
         Raises `StoreError`, OSError.
         """
         arguments, copies = operation.arguments, dict[str, ObjectInfo]()
         if operation.kind == MOVE:
-            copies = await self._move_noted(arguments)
+            copies = await self._move_noted(operation)
         elif operation.kind == MOVE_DIRECTORY:
             await self._move_below(arguments["source"], arguments["target"])
         elif operation.kind == SWAP:
@@ -43,23 +50,21 @@ class MovedObjects:
 
     async def find(self, key: str) -> ObjectInfo | None:
         """Return the object under a key, None if there is none. Raises `StoreError`."""
-        try:
-            return await self._store.head(key)
-        except NotFound:
-            return None
+        return await self._targets.find(key)
 
-    async def _move_noted(self, arguments: dict[str, str]) -> dict[str, ObjectInfo]:
+    async def _move_noted(self, operation: OperationRecord) -> dict[str, ObjectInfo]:
+        arguments = operation.arguments
         source, target, version = arguments["source"], arguments["target"], arguments["version"] or None
-        copies: dict[str, ObjectInfo] = {}
-        if UNLESS in arguments and (found := await self.find(target)) is not None and found.version != arguments[UNLESS]:
-            old = await self.find(source)
-            if old is not None and version in (None, old.version):
-                await self._delete([source])
-        elif (copied := await self._move(source, target, version)) is not None:
-            copies[target] = copied
-        if arguments.get("replaced"):
-            await self._delete([arguments["replaced"]])
-        return copies
+        there, copied = await self._targets.copy(source, target, version, over_of(operation), newer_of(operation))
+        if there:
+            await self._delete([source])
+        if replaced := arguments.get("replaced"):
+            found, over = await self.find(replaced), over_of(operation, REPLACED_OVER)
+            if found is not None and over.covers(found, mtime_of(found)):
+                await self._delete([replaced])
+            elif found is not None:
+                log.warning("%r was written by somebody else since it was removed here: it stays", replaced)
+        return {} if copied is None else {target: copied}
 
     async def _exchange(self, number: int, operation: OperationRecord) -> None:
         """Make the moves that are missing; how far it is, is in the journal."""
@@ -74,31 +79,47 @@ class MovedObjects:
             if source.endswith("/"):
                 await self._move_below(source, target)
             else:
-                await self._move(source, target, None)
-
-    async def _move(self, source: str, target: str, version: str | None) -> ObjectInfo | None:
-        """Move an object, if it is still under its old key and of that version; returns the copy made now, if any."""
-        try:
-            info = await self._store.head(source)
-            if version is not None and info.version != version:
-                return None
-            copied = await self._store.copy(source, target, version=info.version, size=info.size)
-            reached("recover.copied")
-            await self._delete([source])
-        except (NotFound, VersionChanged):
-            return None  # it was finished
-        return copied
+                there, _ = await self._targets.copy(source, target, None, NOTHING)
+                if there:
+                    await self._delete([source])
 
     async def _move_below(self, source: str, target: str) -> None:
-        keys = []
+        keys = set[str]()
+        limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
+
+        async def copy(key: str) -> None:
+            async with limiter:
+                there, _ = await self._targets.copy(key, target + key[len(source) :], None, NOTHING)
+                if there:
+                    keys.add(key)
+
+        async def copy_marker(info: ObjectInfo) -> None:
+            async with limiter:
+                await self._copy_marker(info, target + info.key[len(source) :])
+
         async with contextlib.aclosing(self._store.list_all(source)) as pages:
             async for page in pages:
-                for info in sorted(page.objects, key=lambda i: (not i.key.endswith("/"), i.key)):
-                    keys.append(info.key)
-                    to = target + info.key[len(source) :]
-                    await self._store.copy(info.key, to, version=info.version or None, size=info.size)
-                    reached("recover.copied")
-        await self._delete(keys)
+                markers = sorted((info for info in page.objects if info.key.endswith("/")), key=lambda info: info.key)
+                keys.update(info.key for info in markers)
+                if self._store.abilities.hierarchical:  # outer ones before what is in them
+                    for info in markers:
+                        await self._copy_marker(info, target + info.key[len(source) :])
+                async with together() as start:
+                    for info in page.objects:
+                        if not info.key.endswith("/"):
+                            start(copy, info.key)
+                        elif not self._store.abilities.hierarchical:
+                            start(copy_marker, info)
+        await self._delete(list(keys))
+
+    async def _copy_marker(self, info: ObjectInfo, target: str) -> None:
+        """Copy the object of a directory, which may be there already: only where that has content it is somebody's data."""
+        if not self._store.abilities.hierarchical and (found := await self.find(target)) is not None and found.size:
+            if info.size:
+                await self._targets.copy(info.key, target, None, NOTHING)
+            return
+        await self._store.copy(info.key, target, version=info.version or None, size=info.size)
+        reached("recover.copied")
 
     async def _delete(self, keys: list[str]) -> None:
         for error in (await self._store.delete(sorted(keys, reverse=True))).values():

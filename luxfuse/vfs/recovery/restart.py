@@ -117,6 +117,7 @@ class Recovery:
             staging=staging,
             store=store,
             writeback=writeback,
+            recovered=recovered,
             nursery=nursery,
         )
         self._moves.take_up_rest = self._take_up_rest
