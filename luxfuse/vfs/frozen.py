@@ -38,6 +38,7 @@ class FrozenKeys:
         self._store = store
         self._pace = pace
         self._freezes: dict[str, Freeze] = {}
+        self._gates: dict[str, trio.Event] = {}
 
     @contextlib.contextmanager
     def freeze(self, *keys: str) -> Iterator[Freeze]:
@@ -50,6 +51,25 @@ class FrozenKeys:
             self._freezes = {key: each for key, each in self._freezes.items() if each is not frozen}
             frozen.changed.set()
             self._pace.wake()
+
+    @contextlib.contextmanager
+    def let_none_begin(self, *keys: str) -> Iterator[None]:
+        """Let no push and no removal begin at these keys, or below these prefixes, for the block; those under way go on.
+
+        A move waits for these before it freezes its keys: it would wait for ever where new ones begin all the while.
+        """
+        ended = trio.Event()
+        self._gates.update(dict.fromkeys(keys, ended))
+        try:
+            yield
+        finally:
+            self._gates = {key: each for key, each in self._gates.items() if each is not ended}
+            ended.set()
+
+    async def may_begin(self, key: str) -> None:
+        """Wait until a push or removal of a key may begin."""
+        while (ended := next((each for moved, each in self._gates.items() if meet(key, moved)), None)) is not None:
+            await ended.wait()
 
     async def thawed(self, key: str) -> None:
         """Wait until nothing that a key lies in, or that lies below it, is being moved.

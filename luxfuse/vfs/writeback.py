@@ -112,6 +112,7 @@ class WriteBack:
 
     async def push(self, dirty: Dirty) -> None:
         """Bring an entry to the store, unless it is there. Raises `StoreError`, OSError; it then stays dirty."""
+        await self.frozen.may_begin(dirty.key)
         async with dirty.lock:
             if dirty.conflict is not None and dirty.place is not None:
                 raise dirty.conflict

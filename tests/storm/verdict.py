@@ -22,8 +22,6 @@ ALWAYS: Allowed = {
 """B1 (the store does not answer: EIO; it refuses us: EACCES) and W16 (no room for what is written: ENOSPC)."""
 WITHOUT_KEEPER: Allowed = {"kill": frozenset({errno.ENOTCONN, errno.ECONNABORTED})}
 """B7. ECONNABORTED is what the kernel says of a call that was under way."""
-KEEPER_NOT_YET = (("rmdir", errno.ENOENT),)
-"""Calls and errors that break B10, and are known to: a removal of a directory that is sent again fails."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,15 @@ def allowed_by(call: Call, windows: Iterable[Window], allowed: Allowed) -> str |
 
 def judge(
     calls: Sequence[Call], windows: Sequence[Window], allowed: Allowed, *, deadline_s: float, zero: float
-) -> list[tuple[Call, str]]:
+) -> list[str]:
     """Say which calls failed as they must not, or waited beyond their deadline; times are shown from ``zero`` on."""
     wrong = []
     for call in calls:
         if call.error and allowed_by(call, windows, allowed) is None:
-            wrong.append((call, f"at {call.begin - zero:.2f} s, {call}: not allowed"))
+            wrong.append(f"at {call.begin - zero:.2f} s, {call}: not allowed")
         waited = call.end - call.begin - sum(w.overlap(call.begin, call.end) for w in windows if w.kind == "kill")
         if waited > deadline_s:
-            wrong.append((call, f"at {call.begin - zero:.2f} s, {call}: beyond the deadline of {deadline_s:g} s"))
+            wrong.append(f"at {call.begin - zero:.2f} s, {call}: beyond the deadline of {deadline_s:g} s")
     return wrong
 
 

@@ -29,8 +29,12 @@ async def was_pushed(store: Store, record: FileRecord) -> bool:
         raise
     except StoreError:
         return False
-    sent = {(record.stamp, record.size), *([record.sending] if record.sending is not None else [])}
+    sent = {(record.stamp, record.size)}
+    if record.sending is not None and record.sending[0] >= record.stamp:
+        sent.add(record.sending)  # else it was an earlier content that was being sent when this one was promised
     said = parse_attributes(info.metadata)
-    if said is not None and (said.mtime_ns, info.size) in sent:
-        return True  # of the same content as before it has the same version
-    return info.size in {size for _, size in sent} and info.version != record.expect
+    if said is not None and said.mtime_ns is not None:
+        return (said.mtime_ns, info.size) in sent  # of the same content as before it has the same version
+    # What was sent before its file was complete says no time of it.
+    ours = said is not None and said.mode is not None if store.abilities.metadata else True
+    return ours and info.size in {size for _, size in sent} and info.version != record.expect
