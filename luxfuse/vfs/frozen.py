@@ -54,9 +54,9 @@ class FrozenKeys:
 
     @contextlib.contextmanager
     def let_none_begin(self, *keys: str) -> Iterator[None]:
-        """Let no push and no removal begin at these keys, or below these prefixes, for the block; those under way go on.
+        """Let no push and no change of a name begin at or below these prefixes for the block; those under way go on.
 
-        A move waits for these before it freezes its keys: it would wait for ever where new ones begin all the while.
+        The move of a directory waits for these: for ever, where new ones begin all the while.
         """
         ended = trio.Event()
         self._gates.update(dict.fromkeys(keys, ended))
@@ -67,7 +67,7 @@ class FrozenKeys:
             ended.set()
 
     async def may_begin(self, key: str) -> None:
-        """Wait until a push or removal of a key may begin."""
+        """Wait until a push of a key, or a change of its name, may begin."""
         while (ended := next((each for moved, each in self._gates.items() if meet(key, moved)), None)) is not None:
             await ended.wait()
 
@@ -82,15 +82,20 @@ class FrozenKeys:
             if scope.cancelled_caught:
                 raise StoreUnavailable(f"{key!r} is part of {frozen.stuck}")
 
-    async def settled(self, keys: Callable[[], Keys], ready: Callable[..., Awaitable[None]] | None = None) -> Keys:
+    async def settled(
+        self, keys: Callable[[], Keys], ready: Callable[..., Awaitable[None]] | None = None, *, first: bool = False
+    ) -> Keys:
         """Return the keys of names once nothing about them is being moved; that holds until the next wait.
 
         ``keys`` says them, and others when a directory above has moved; ``ready`` takes them, and waits for what else must
-        not be on its way. Raises what both raise, and as `thawed`.
+        not be on its way. ``first``: it does not wait for what `let_none_begin` lets wait. Raises what both raise, and as
+        `thawed`.
         """
         while True:
             found = keys()
             for key in found:
+                if not first:
+                    await self.may_begin(key)
                 await self.thawed(key)
             if ready is not None:
                 await ready(*found)

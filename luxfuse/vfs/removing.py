@@ -106,7 +106,6 @@ class Removing:
 
         async def ready(key: str) -> None:
             await self._journal.require()
-            await self._writeback.frozen.may_begin(key)
             if self._tree.in_store(entry) and not self._tree.is_through(key):
                 await self._room.wait_for_fewer()
 

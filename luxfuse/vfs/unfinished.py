@@ -6,13 +6,16 @@ can be said or asked of them until it is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import trio
 
 from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE, Names
 
+HURRY_S = 1.0
+"""A rename that has failed is tried again for a program that asks for its names, but no more often."""
 Place = tuple[int, bytes]
 """(parent inode, name)."""
 
@@ -28,6 +31,7 @@ class Wait:
 
     def __init__(self) -> None:
         self.error: LuxError | OSError | None = None
+        self.failed_s = -math.inf
         self.changed = trio.Event()
 
 
@@ -38,6 +42,8 @@ class UnfinishedNames:
         """``patience_s``: for how long a call waits for a rename that has not failed."""
         self._names = names
         self._patience_s = patience_s
+        self.on_wanted: Callable[[], None] = lambda: None
+        """Has what failed tried again now, as a program asks for its name."""
         self._waits: dict[Place, Wait] = {}
 
     def __bool__(self) -> bool:
@@ -67,6 +73,7 @@ class UnfinishedNames:
     def failed(self, wait: Wait, error: LuxError | OSError) -> None:
         """It could not be finished now: calls fail at once with this, until it is."""
         wait.error, changed, wait.changed = error, wait.changed, trio.Event()
+        wait.failed_s = trio.current_time()
         changed.set()
 
     def end(self, wait: Wait) -> None:
@@ -82,7 +89,7 @@ class UnfinishedNames:
         """Wait until a name can be spoken of. Raises `Unfinished` where that waits for the store for too long."""
         give_up_at = trio.current_time() + self._patience_s
         while (wait := self._of(parent, name)) is not None:
-            if wait.error is None:
+            if wait.error is None or self._is_tried_again(wait):
                 with trio.move_on_at(give_up_at):
                     await wait.changed.wait()
                     continue
@@ -90,6 +97,13 @@ class UnfinishedNames:
             error = Unfinished(f"{name!r} waits for a rename that was interrupted: {cause}")
             error.errno = cause.errno or error.errno
             raise error
+
+    def _is_tried_again(self, wait: Wait) -> bool:
+        """Have a rename tried again that failed a while ago: its next try by itself may be a minute away."""
+        if trio.current_time() < wait.failed_s + HURRY_S:
+            return False
+        self.on_wanted()
+        return True
 
     def _of(self, parent: int, name: bytes) -> Wait | None:
         while True:

@@ -11,6 +11,8 @@ import trio
 
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.vfs import unfinished
+from luxfuse.vfs.recovery import moves
 from luxfuse.vfs.unfinished import Unfinished
 from tests.crash.lives import DEFAULT_MODE, Kill, Killer, Tree, User, explain, in_bucket, placed, seen, tree_of
 from tests.crash.test_write_matrix import CASES, NEW, OLD, QUIET, Case
@@ -142,3 +144,20 @@ async def test_what_was_renamed_while_it_was_written_to(tmp_path: Path) -> None:
         await comes_out_right(
             m, Kill("", tmp_path, killed, [{"b": (OLD, DEFAULT_MODE), "beside": (b"beside", 0o644)}], True)
         )
+
+
+async def test_what_asks_for_a_name_has_the_rename_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next try by itself may be a minute away, though the store has long been well again."""
+    case = next(case for case in CASES if case.name == "rename_over")
+    kill = next(kill for kill in await killed(tmp_path, case) if kill.step.startswith("move.committed"))
+    monkeypatch.setattr(moves, "FIRST_PAUSE_S", moves.LONGEST_OUTAGE_RETRY_S)
+    monkeypatch.setattr(unfinished, "HURRY_S", 0.0)
+    o = options()
+    o.beginning_s, o.on_built = BEGINNING_S + 10, lambda m: m.driver.flaky(1, 1)
+    async with mounted(kill.path, kill.driver, o) as m:
+        with pytest.raises(Unfinished):
+            await m.fs.lookup(ROOT_INODE, b"b")
+        m.driver.flaky(0, 0)
+        m.store.presence.on_back.clear()
+        await m.fs.lookup(ROOT_INODE, b"b")
+        await comes_out_right(m, kill)

@@ -56,6 +56,7 @@ class FakeStore:
     abilities: Abilities = EVERYTHING
     least_part_bytes: int = 0
     delay_s: float = 0.0
+    answers_lost: int = 0
     missing_bucket: bool = False
     closed: bool = False
 
@@ -413,6 +414,7 @@ class FakeStore:
     def _answer(self, kind: str) -> None:
         if kind in self._lost_answers:
             self._lost_answers.remove(kind)
+            self.answers_lost += 1
             raise StoreUnavailable("fake: the answer got lost")
 
     def _request(self, kind: str) -> None:

@@ -65,10 +65,10 @@ class DirectoryMoves:
 
         async def ready(prefix: str, new_prefix: str) -> None:
             await self._copies.require_room(prefix, new_prefix)
-            with self._writeback.frozen.let_none_begin(prefix, new_prefix):
-                await self._writeback.finish_below(prefix, new_prefix)
+            await self._writeback.finish_below(prefix, new_prefix)
 
-        prefix, new_prefix = await self._writeback.frozen.settled(keys, ready)
+        with self._writeback.frozen.let_none_begin(*keys()):
+            prefix, new_prefix = await self._writeback.frozen.settled(keys, ready, first=True)
         with self._writeback.frozen.freeze(prefix, new_prefix):
             for dirty in self._entries.below(prefix):
                 await self._promises.complete(dirty)  # what it lacks goes with the old key

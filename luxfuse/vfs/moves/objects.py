@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from luxfuse.errors import LuxError, NotFound, VersionChanged
+from luxfuse.errors import LuxError, NotFound, VersionChanged, may_have_arrived
 from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal, OperationRecord
 from luxfuse.index.names import Names
@@ -145,6 +145,8 @@ class ObjectMoves:
             reached("move.copied")
         except (LuxError, OSError) as exc:
             self._undo(number, promised, entry, place, new_place, target)
+            if target is None and may_have_arrived(exc) and self._deletes.pending(new_key) is None:
+                self._take_away_late_copy(entry, new_place, new_key)
             if isinstance(exc, NotFound | VersionChanged):
                 self._namespace.belief.expire(entry.inode)
                 raise Stale(f"{key!r} changed in the under-store") from None
@@ -170,6 +172,13 @@ class ObjectMoves:
         reached("move.deleted")
         self._journal.drop_operation(number)
         reached("move.dropped")
+
+    def _take_away_late_copy(self, entry: Entry, new_place: Place, new_key: str) -> None:
+        """The copy may have been made unheard of, or be made yet, under a name that was free: it has to go."""
+        known = entry.attributes.mtime_ns if entry.attributes is not None else None
+        copied = (known if known is not None else entry.mtime_ns, entry.size)
+        self._namespace.hold(None, *new_place)
+        self._deletes.later(new_key, new_place, None, 0, (ABSENT, (copied,)))
 
     def _replaced(self, place: Place, new_key: str, *, local: bool) -> str:
         """Return the key of the object that a move replaces, if no other one takes that key; else "".

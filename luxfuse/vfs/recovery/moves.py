@@ -181,7 +181,8 @@ class UnfinishedMoves:
     async def _make_in_store(self, moves: Sequence[_Move], tried: trio.Event) -> None:
         """Make moves in the store, patiently, and let go of their names. ``tried``: set when each was tried once."""
         pause_s = FIRST_PAUSE_S
-        self._store.presence.on_back.append(self._store_is_back)
+        self._store.presence.on_back.append(self._try_now)
+        self._namespace.unfinished.on_wanted = self._try_now
         while moves := await self._make_as_many_as_can_be(moves):
             tried.set()
             urgent = self._writeback.pace.urgent or not self._store.reachable
@@ -192,7 +193,7 @@ class UnfinishedMoves:
             pause_s *= 2
         tried.set()
 
-    def _store_is_back(self) -> None:
+    def _try_now(self) -> None:
         self._back.set()
 
     async def _make_as_many_as_can_be(self, moves: Sequence[_Move]) -> list[_Move]:
@@ -202,6 +203,8 @@ class UnfinishedMoves:
             keys = keys_of(move.operation)
             if any(meet(key, other) for earlier in left for other in keys_of(earlier.operation) for key in keys):
                 left.append(move)
+                if move.wait.error is not None:
+                    self._namespace.unfinished.failed(move.wait, move.wait.error)
             elif (error := await self._make(move)) is not None:
                 if move.wait.error is None:
                     log.warning(

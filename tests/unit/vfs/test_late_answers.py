@@ -18,10 +18,10 @@ MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 
 
 class Gone:
-    """A store that takes one upload, and answers nothing from then on, until it is ``back``."""
+    """A store that takes one upload (or copy), and answers nothing from then on, until it is ``back``."""
 
-    def __init__(self, driver: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._down = False
+    def __init__(self, driver: FakeStore, monkeypatch: pytest.MonkeyPatch, last: str = "put") -> None:
+        self._down, self._last = False, last
         self.back: Callable[[], None] = lambda: setattr(self, "_down", False)
         for name in ("put", "head", "delete", "copy", "has_prefix", "list_directory"):
             monkeypatch.setattr(driver, name, self._failing(name, getattr(driver, name)))
@@ -31,7 +31,7 @@ class Gone:
             if self._down:
                 raise StoreUnavailable("down")
             answer = real(*arguments, **named)
-            if name == "put":
+            if name == self._last:
                 self._down = True
                 raise StoreUnavailable("the answer is lost")
             return answer
@@ -77,6 +77,32 @@ async def test_what_is_removed_does_not_come_back(tmp_path: Path, monkeypatch: p
         await settled(m)
         assert await m.entries() == {}
     assert driver.objects == {}
+
+
+@LATER
+@MODES
+async def test_the_copy_of_a_rename_that_failed_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+        handle, _ = await m.kernel.create(m.fs, 1, b"a", 0o644)
+        await m.kernel.write(m.fs, handle, 0, b"content")
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        gone = Gone(driver, monkeypatch, "copy")
+        with pytest.raises(LuxError):
+            await m.fs.rename(1, b"a", 1, b"b", 0)
+        assert set(driver.objects) == {"a", "b"}
+        gone.back()
+        await settled(m)
+        assert list(driver.objects) == ["a"]
+        m.clock.advance(1000)
+        assert await m.entries() == [b"a"]
+        monkeypatch.undo()
+        await m.fs.rename(1, b"a", 1, b"b", 0)
+        await m.drain()
+        assert list(driver.objects) == ["b"]
 
 
 @LATER
