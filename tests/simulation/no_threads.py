@@ -1,5 +1,5 @@
-"""Threads that are none: what would run in one runs in the event loop, some turns later, and its end is told some turns
-after that. How many is drawn from a seed, so a run is the same each time, and costs no switches between threads.
+"""Threads that are none: what would run in one runs at once, in the event loop, and its end is told some turns later. How
+many is drawn from a seed, so a run is the same each time, and costs no switches between threads.
 
 Time is virtual, too: it goes on where all wait. Logs and reserves of files are small, as each life makes and copies them.
 """
@@ -32,13 +32,8 @@ class NoThreads:
 
     def start(self, function: Callable[[], Any], deliver: Callable[[Any], object], _name: str | None = None) -> None:
         """As `trio.lowlevel.start_thread_soon`."""
-        token = trio.lowlevel.current_trio_token()
-
-        def run() -> None:
-            result = outcome.capture(function)
-            self._later(token, self._rng.randrange(MOST_TURNS), lambda: deliver(result))
-
-        self._later(token, self._rng.randrange(MOST_TURNS), run)
+        result = outcome.capture(function)
+        self._later(trio.lowlevel.current_trio_token(), self._rng.randrange(MOST_TURNS), lambda: deliver(result))
 
     def submit(
         self, job: workers.Job, done: workers.Done, _size_bytes: int,
