@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ _Path = str | bytes | os.PathLike[str]
 def pattern(size: int, seed: int = 1) -> bytes:
     """Bytes in which no two blocks of 4 KiB are the same."""
     words = (size + 7) // 8
-    return b"".join(((seed << 40) + i).to_bytes(8, "big") for i in range(words))[:size]
+    return struct.pack(f">{words}Q", *range(seed << 40, (seed << 40) + words))[:size]
 
 
 def make(path: _Path, data: bytes = b"", mode: int = 0o644) -> Any:
