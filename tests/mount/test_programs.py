@@ -174,11 +174,17 @@ else:
     ("mode", "journal"),
     [
         ("async-through", "wal"),
-        ("async-through", "truncate"),
-        ("cache-through", "delete"),
+        ("cache-through", "truncate"),
         ("copying", "delete"),
-        pytest.param("async-through", "delete", marks=pytest.mark.slow),
-        pytest.param("copying", "wal", marks=pytest.mark.slow),
+        *(
+            pytest.param(mode, journal, marks=pytest.mark.slow)
+            for mode, journal in (
+                ("async-through", "truncate"),
+                ("async-through", "delete"),
+                ("cache-through", "delete"),
+                ("copying", "wal"),
+            )
+        ),
     ],
 )
 def test_sqlite_keeps_its_integrity(staging: Staging, mode: str, journal: str) -> None:
