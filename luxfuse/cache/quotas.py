@@ -143,7 +143,7 @@ class Quotas:
                     async for oid, space in candidates:
                         if oid in self._hierarchy.removing or not self._contents.let_go(oid):
                             continue
-                        if await space.evict(oid) is None:
+                        if not (await space.evict([oid])).complete:
                             break
                         if not ledger.shortage(wanted):
                             break

@@ -11,10 +11,12 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Sequence
 
 import trio
 
 from luxfuse.cache.placing import Holder
+from luxfuse.cache.removal import Removal, Removed
 from luxfuse.cache.shared import PartRemover, Shared
 from luxfuse.cache.standings import Standings
 from luxfuse.core.eviction import Policy
@@ -76,6 +78,9 @@ class Space:
         self.trimmer = trimmer
         self._holder = holder
         self.ledger = Ledger(capacity_bytes, objects.used_bytes_in(number))
+        self._removal = Removal(
+            directory, number, objects=objects, shared=shared, holder=holder, ledger=self.ledger, on_failure=self.fail
+        )
         self.read_bytes = 0
         """Bytes that the daemon read from here for its readers."""
         self.staged_bytes = 0
@@ -204,55 +209,38 @@ class Space:
             except OSError as exc:
                 self.fail(exc)
                 break
+            in_use.update(chosen)
+            await self._objects.expect(chosen)
+            whole, whole_bytes = [], 0
             for oid in chosen:
-                in_use.add(oid)
-                if trimmed := await self.trimmer.trim(oid, self, max(BLOCK_BYTES, target - freed_bytes)):
+                if trimmed := await self.trimmer.trim(oid, self, max(BLOCK_BYTES, target - freed_bytes - whole_bytes)):
                     freed_bytes += trimmed
                     self.evicted_bytes += trimmed
-                    continue
-                if oid in self.shared.removing or not self._holder.let_go(oid):
-                    continue
-                freed = await self.evict(oid)
-                if freed is None:
-                    return freed_bytes > 0  # the next files would not go either
-                freed_bytes += freed
+                elif (record := self._objects.record(oid)) is not None:
+                    whole.append(oid)
+                    whole_bytes += record.allocated_bytes
+            removed = await self.evict([o for o in whole if o not in self.shared.removing and self._holder.let_go(o)])
+            freed_bytes += removed.freed_bytes
+            if not removed.complete:
+                break  # the next files would not go either
             if not chosen or len(in_use) > looked_at + IN_USE_BOUND:
                 break
         return freed_bytes > 0
 
-    async def evict(self, oid: bytes) -> int | None:
-        """Remove an object's file to make room for others: `remove`, counted as an eviction."""
-        freed = await self.remove(oid)
-        if freed is not None:
-            self.evictions += 1
-            self.evicted_bytes += freed
-        return freed
+    async def evict(self, oids: Sequence[bytes]) -> Removed:
+        """Remove objects' files, which nobody uses, to make room for others: counted as evictions."""
+        removed = await self._removal.remove(oids)
+        self.evictions += removed.files
+        self.evicted_bytes += removed.freed_bytes
+        return removed
 
     async def remove(self, oid: bytes) -> int | None:
         """Remove an object's file, then its record; returns the bytes freed, None if the file stays and with it the record.
 
         The caller made sure that nobody uses the file. After a crash in between, the record is one of a lost file.
         """
-        self.shared.removing[oid] = gone = trio.Event()
-        if self._objects.directory_of(oid) not in (None, self.number):
-            self.shared.strays.add(oid)
-        removed = False
-        try:
-            await trio.to_thread.run_sync(self.directory.remove, oid)
-            if self._objects.directory_of(oid) not in (None, self.number):
-                return 0  # it was left here when the object moved, or went elsewhere while the directory was away
-            removed = True
-            freed = self._objects.drop(oid) or 0  # a record that must stay is one of a lost file, and still counts
-            self.ledger.free(freed)
-            return freed
-        except OSError as exc:
-            self.fail(exc)
-            return None
-        finally:
-            del self.shared.removing[oid]
-            self.shared.strays.discard(oid)
-            self._holder.removal_ended(oid, removed)
-            gone.set()
+        removed = await self._removal.remove([oid])
+        return removed.freed_bytes if removed.complete else None
 
     # -- bytes
 

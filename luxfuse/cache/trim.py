@@ -41,10 +41,10 @@ class Trimmer:
 
     async def trim(self, oid: bytes, space: Space, wanted_bytes: int) -> int:
         """Free ``wanted_bytes`` of a large object's file; returns the bytes freed, 0 if it is left as it is."""
-        found = self._objects.load(oid)
-        if found is None or found[0].allocated_bytes <= LARGER * wanted_bytes or not space.directory.can_punch:
+        found = self._objects.record(oid)
+        if found is None or found.allocated_bytes <= LARGER * wanted_bytes or not space.directory.can_punch:
             return 0
-        obj = self._contents.acquire(found[0].key, found[0].version, found[0].size)
+        obj = self._contents.acquire(found.key, found.version, found.size)
         try:
             if obj.oid != oid or obj.space is not space or oid in self._contents.hierarchy.removing:
                 return 0

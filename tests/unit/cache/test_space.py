@@ -660,3 +660,50 @@ async def test_a_full_disk_is_told_of_unless_eviction_helps(tmp_path: Path, monk
         await m.space._probe()
         assert m.space.degraded is None
         await m.kernel.release(m.fs, handle)
+
+
+async def test_many_files_are_evicted_in_one_turn_of_a_thread(tmp_path: Path, tight: None) -> None:
+    driver = FakeStore()
+    for number in range(40):
+        driver.place(f"k{number:02}", random_bytes(8192, number))
+    async with mounted(tmp_path, driver, capacity_bytes=40 * 8192, eviction_policy="lru") as m:
+        for number in range(40):
+            await cache_whole(m, f"k{number:02}")
+        turns = 0
+        run_sync = trio.to_thread.run_sync
+
+        async def counted(*args: object, **kwargs: object) -> object:
+            nonlocal turns
+            turns += 1
+            return await run_sync(*args, **kwargs)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trio.to_thread, "run_sync", counted)
+            assert await m.space.make_room(30 * 8192)
+        assert turns < 10, "a commit, a look at the records, and the files"
+        assert cached(m) == {f"k{number:02}" for number in range(30, 40)}
+        assert m.space.ledger.used_bytes == 10 * 8192
+        assert m.space.evictions == 30
+
+
+async def test_files_that_cannot_be_removed_stay_and_those_before_are_gone(
+    tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch, expected_logs: list[str]
+) -> None:
+    expected_logs.append("reading from the under-store until it recovers")
+    driver = FakeStore()
+    for number in range(8):
+        driver.place(f"k{number}", random_bytes(8192, number))
+    async with mounted(tmp_path, driver, capacity_bytes=8 * 8192, eviction_policy="lru") as m:
+        oids = [await cache_whole(m, f"k{number}") for number in range(8)]
+        remove = m.space.directory.remove
+
+        def refuse(oid: bytes) -> None:
+            if oid == oids[3]:
+                raise OSError(errno.EIO, "broken")
+            remove(oid)
+
+        monkeypatch.setattr(m.space.directory, "remove", refuse)
+        await m.space.make_room(6 * 8192)
+        assert cached(m) == {f"k{number}" for number in range(3, 8)}
+        assert (m.space.ledger.used_bytes, m.space.evictions) == (5 * 8192, 3)
+        assert not m.space.shared.removing

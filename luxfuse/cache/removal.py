@@ -1,0 +1,107 @@
+"""Removing the files of objects from one cache directory, many in one turn of a thread, and then their records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import trio
+
+from luxfuse.cache.placing import Holder
+from luxfuse.cache.shared import Shared
+from luxfuse.core.ledger import Ledger
+from luxfuse.index.objects import Objects
+from luxfuse.tiers.directory import CacheDirectory
+
+AT_ONCE = 256
+"""Files that are removed in one turn of a thread; readers of them wait so long."""
+
+
+class Removed(NamedTuple):
+    """What came of it: how many files went, their bytes, and whether none stayed."""
+
+    files: int
+    freed_bytes: int
+    complete: bool
+
+
+class Removal:
+    """Removes files of one cache directory."""
+
+    def __init__(
+        self,
+        directory: CacheDirectory,
+        number: int,
+        *,
+        objects: Objects,
+        shared: Shared,
+        holder: Holder,
+        ledger: Ledger,
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        """``number``: of the directory in the index."""
+        self._directory = directory
+        self._number = number
+        self._objects = objects
+        self._shared = shared
+        self._holder = holder
+        self._ledger = ledger
+        self._on_failure = on_failure
+
+    async def remove(self, oids: Sequence[bytes]) -> Removed:
+        """Remove files, then their records; the caller made sure that nobody uses them. All are removing from now on.
+
+        After a crash in between, a record is one of a lost file. A file that cannot be removed stays, and with it
+        its record; so do those after it.
+        """
+        left = list(oids)
+        for oid in oids:
+            self._shared.removing[oid] = trio.Event()
+            if self._is_elsewhere(oid):
+                self._shared.strays.add(oid)
+        files = freed_bytes = 0
+        try:
+            while left:
+                some = left[:AT_ONCE]
+                gone, error = await trio.to_thread.run_sync(self._unlink, some)
+                for oid in some[:gone]:
+                    del left[0]
+                    files += 1
+                    freed_bytes += self._forget(oid)
+                if error is not None:
+                    self._on_failure(error)
+                    return Removed(files, freed_bytes, complete=False)
+        finally:
+            for oid in left:
+                self._end(oid, removed=False)
+        return Removed(files, freed_bytes, complete=True)
+
+    def _unlink(self, oids: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Remove files; returns how many went, and why no more."""
+        for number, oid in enumerate(oids):
+            try:
+                self._directory.remove(oid)
+            except OSError as exc:
+                return number, exc
+        return len(oids), None
+
+    def _is_elsewhere(self, oid: bytes) -> bool:
+        return self._objects.directory_of(oid) not in (None, self._number)
+
+    def _forget(self, oid: bytes) -> int:
+        """A file is gone: so is its record, if that is of here; returns the bytes freed."""
+        removed, freed_bytes = False, 0
+        try:
+            if not self._is_elsewhere(oid):  # else it was left here when the object moved, or while the directory was away
+                removed = True
+                freed_bytes = self._objects.drop(oid) or 0  # a record that must stay is of a lost file, and still counts
+                self._ledger.free(freed_bytes)
+        finally:
+            self._end(oid, removed=removed)
+        return freed_bytes
+
+    def _end(self, oid: bytes, *, removed: bool) -> None:
+        event = self._shared.removing.pop(oid)
+        self._shared.strays.discard(oid)
+        self._holder.removal_ended(oid, removed)
+        event.set()
