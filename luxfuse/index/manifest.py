@@ -151,27 +151,111 @@ def _line(found: Found, attributes: Attributes | None) -> bytes:
     return _encode(values)
 
 
-def check(path: Path, source_id: str, source: str) -> Head:
-    """Return the head of a manifest that is whole and of the source. Raises `ManifestRefused` with one line.
+class ManifestFile:
+    """One manifest, opened once: what is read is what was checked. Everything but `close` raises `ManifestRefused`."""
 
-    It reads all of the file: about a second for a million names.
-    """
-    head = None
-    sum_, tail = hashlib.sha256(), b""
-    for chunk in _chunks(path):
-        if head is None:
-            head = _head(path, chunk.partition(b"\n")[0], source_id, source)
-        tail += chunk
-        cut = tail.rfind(b"\n", 0, -1) + 1  # of the last line it is not known yet whether it is the end
-        sum_.update(tail[:cut])
-        tail = tail[cut:]
-    try:
-        end = msgspec.json.decode(tail, type=End)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ManifestRefused(f"{path}: the manifest ends early; make it again with: luxfuse index export") from None
-    if head is None or end.sha256 != sum_.hexdigest():
-        raise ManifestRefused(f"{path}: the manifest is damaged; make it again with: luxfuse index export")
-    return head
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._raw = open(path, "rb", buffering=0, opener=_opener)  # noqa: SIM115 (`close`)
+        except OSError as exc:
+            raise ManifestRefused(f"{path}: {exc.strerror or exc}") from None
+        if not stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
+            self.close()
+            raise ManifestRefused(f"{path}: is no regular file")
+        self._began = self._stamp()
+
+    def _stamp(self) -> tuple[int, int, int]:
+        st = os.fstat(self._raw.fileno())
+        return st.st_ino, st.st_size, st.st_mtime_ns
+
+    @property
+    def identity(self) -> bytes:
+        """What tells a manifest from others."""
+        return " ".join(map(str, (self.path, *self._began))).encode()
+
+    def close(self) -> None:
+        """Close it; may be called again."""
+        self._raw.close()
+
+    def check(self, source_id: str, source: str) -> Head:
+        """Return the head if the manifest is whole and of the source. Raises `ManifestRefused` with one line.
+
+        It reads all of the file: about a second for a million names.
+        """
+        head = None
+        sum_, tail = hashlib.sha256(), b""
+        for chunk in self._chunks():
+            if head is None:
+                head = _head(self.path, chunk.partition(b"\n")[0], source_id, source)
+            tail += chunk
+            cut = tail.rfind(b"\n", 0, -1) + 1  # of the last line it is not known yet whether it is the end
+            sum_.update(tail[:cut])
+            tail = tail[cut:]
+        try:
+            end = msgspec.json.decode(tail, type=End)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ManifestRefused(
+                f"{self.path}: the manifest ends early; make it again with: luxfuse index export"
+            ) from None
+        if head is None or end.sha256 != sum_.hexdigest():
+            raise self._damaged()
+        return head
+
+    def _damaged(self, why: str = "") -> ManifestRefused:
+        return ManifestRefused(f"{self.path}: the manifest is damaged{why}; make it again with: luxfuse index export")
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield the text from its beginning on."""
+        unended = 0
+        try:
+            self._raw.seek(0)
+            with gzip.GzipFile(fileobj=self._raw) as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    end = chunk.rfind(b"\n")
+                    unended = len(chunk) - 1 - end if end >= 0 else unended + len(chunk)
+                    if unended > LINE_BYTES:
+                        raise ManifestRefused(
+                            f"{self.path}: is no manifest, as a line of it has more than {LINE_BYTES} bytes"
+                        )
+                    yield chunk
+        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            raise self._damaged(f" ({exc})") from None
+        except OSError as exc:
+            raise ManifestRefused(f"{self.path}: {exc.strerror or exc}") from None
+        if self._stamp() != self._began:
+            raise ManifestRefused(f"{self.path}: the manifest was written to while it was read; try again")
+
+    def read(self) -> Iterator[Part]:
+        """Yield what is in a manifest that was checked, directory by directory."""
+        directory: Directory | None = None
+        items: list[Item] = []
+        for line in self._lines():
+            try:
+                if line.startswith(b"["):
+                    if directory is None:
+                        raise ValueError("an entry is in no directory")
+                    items.append(_item(_decode(line)))
+                    if len(items) >= PART_ENTRIES:
+                        yield Part(directory.directory, directory.asked_s, items, last=False)
+                        items = []
+                    continue
+                if directory is not None:
+                    yield Part(directory.directory, directory.asked_s, items, last=True)
+                directory, items = None, []
+                if line.startswith(b'{"directory"'):
+                    directory = msgspec.json.decode(line, type=Directory)
+            except (msgspec.DecodeError, ValueError, LookupError, TypeError) as exc:
+                raise ManifestRefused(
+                    f"{self.path}: a line of the manifest cannot be understood ({exc}); make it again"
+                ) from None
+
+    def _lines(self) -> Iterator[bytes]:
+        rest = b""
+        for chunk in self._chunks():
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            yield from lines
 
 
 def _head(path: Path, line: bytes, source_id: str, source: str) -> Head:
@@ -199,58 +283,6 @@ def _head(path: Path, line: bytes, source_id: str, source: str) -> Head:
 
 def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """Yield the text. Raises `ManifestRefused`."""
-    unended = 0
-    try:
-        with open(path, "rb", opener=_opener) as raw, gzip.GzipFile(fileobj=raw) as file:
-            if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-                raise ManifestRefused(f"{path}: is no regular file")
-            while chunk := file.read(CHUNK_BYTES):
-                end = chunk.rfind(b"\n")
-                unended = len(chunk) - 1 - end if end >= 0 else unended + len(chunk)
-                if unended > LINE_BYTES:
-                    raise ManifestRefused(f"{path}: is no manifest, as a line of it has more than {LINE_BYTES} bytes")
-                yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-        raise ManifestRefused(
-            f"{path}: the manifest is damaged ({exc}); make it again with: luxfuse index export"
-        ) from None
-    except OSError as exc:
-        raise ManifestRefused(f"{path}: {exc.strerror or exc}") from None
-
-
-def read(path: Path) -> Iterator[Part]:
-    """Yield what is in a manifest that was checked, directory by directory. Raises `ManifestRefused`."""
-    directory: Directory | None = None
-    items: list[Item] = []
-    for line in _lines(path):
-        try:
-            if line.startswith(b"["):
-                if directory is None:
-                    raise ValueError("an entry is in no directory")
-                items.append(_item(_decode(line)))
-                if len(items) >= PART_ENTRIES:
-                    yield Part(directory.directory, directory.asked_s, items, last=False)
-                    items = []
-                continue
-            if directory is not None:
-                yield Part(directory.directory, directory.asked_s, items, last=True)
-            directory, items = None, []
-            if line.startswith(b'{"directory"'):
-                directory = msgspec.json.decode(line, type=Directory)
-        except (msgspec.DecodeError, ValueError, LookupError, TypeError) as exc:
-            raise ManifestRefused(f"{path}: a line of the manifest cannot be understood ({exc}); make it again") from None
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    for chunk in _chunks(path):
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        yield from lines
 
 
 def _item(values: list[Any]) -> Item:

@@ -20,9 +20,8 @@ import trio
 
 from luxfuse.core.units import format_age, format_count
 from luxfuse.errors import LuxError
-from luxfuse.index import manifest
 from luxfuse.index.entries import Attributes, Described, Found
-from luxfuse.index.manifest import PART_ENTRIES, Head, Item, ManifestRefused, ManifestWriter, Part
+from luxfuse.index.manifest import PART_ENTRIES, Head, Item, ManifestFile, ManifestRefused, ManifestWriter, Part
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.types import Kind
 from luxfuse.vfs.errors import Moved
@@ -174,6 +173,7 @@ class Import(_Job):
         self._flush = flush
         self._head: Head | None = None
         self._path = Path(file)
+        self._file: ManifestFile | None = None
         self._source = source
         self._source_id = source_id
         self._inodes: tuple[str, int] = "", ROOT_INODE
@@ -184,12 +184,16 @@ class Import(_Job):
         """Attributes of entries that are being recorded."""
 
     async def _run(self) -> None:
-        head = self._head or await self.check()
-        parts = manifest.read(self._path)
-        self._next = await self._read(parts)
-        while self._next is not None:
-            await self._directory(parts, self._next)
-        await self._flush()
+        try:
+            head = self._head or await self.check()
+            assert self._file is not None
+            parts = self._file.read()
+            self._next = await self._read(parts)
+            while self._next is not None:
+                await self._directory(parts, self._next)
+            await self._flush()
+        finally:
+            self.close()
         age_s = max(0.0, self._namespace.now_s() - head.made_s)
         if age_s > self._namespace.belief.ttl_s:
             self.note = (
@@ -197,10 +201,22 @@ class Import(_Job):
                 "listed again when it is used; mount with a longer --metadata-ttl if the data does not change"
             )
 
+    async def open(self) -> bytes:
+        """Open the manifest, once for all that follows; returns what tells it from others. Raises `ManifestRefused`."""
+        self._file = await trio.to_thread.run_sync(ManifestFile, self._path)
+        return self._file.identity
+
+    def close(self) -> None:
+        """Close the manifest; may be called again."""
+        if self._file is not None:
+            self._file.close()
+
     async def check(self) -> Head:
         """Make sure that the manifest is whole, and of this source. Raises `ManifestRefused`."""
-        check = manifest.check
-        self._head = await trio.to_thread.run_sync(check, self._path, self._source_id, self._source)
+        if self._file is None:
+            await self.open()
+        assert self._file is not None
+        self._head = await trio.to_thread.run_sync(self._file.check, self._source_id, self._source)
         return self._head
 
     async def _read(self, parts: Iterator[Part]) -> Part | None:
@@ -311,11 +327,16 @@ class Manifests:
         One that was taken up before is not looked at again. ``note`` is told what the user is to know. Raises
         `ManifestRefused`.
         """
-        which = await trio.to_thread.run_sync(_identity, file)
-        if which == self._names.manifest:
-            return
         job = self._import(file=file)
-        await job.check()
+        try:
+            which = await job.open()
+            if which == self._names.manifest:
+                job.close()
+                return
+            await job.check()
+        except BaseException:
+            job.close()
+            raise
         self._nursery.start_soon(self._take_up, job, which)
         with trio.move_on_after(PATIENCE_S):
             await job.ended.wait()
@@ -352,12 +373,3 @@ def _some(parts: Iterator[Part]) -> list[Part]:
         found.append(part)
         entries += len(part.items)
     return found
-
-
-def _identity(file: str) -> bytes:
-    """Return what tells a manifest from others. Raises `ManifestRefused`."""
-    try:
-        st = Path(file).stat()
-    except OSError as exc:
-        raise ManifestRefused(f"{file}: {exc.strerror or exc}") from None
-    return f"{file} {st.st_ino} {st.st_size} {st.st_mtime_ns}".encode()

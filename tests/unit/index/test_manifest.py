@@ -6,13 +6,14 @@ import gzip
 import json
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from luxfuse.index import manifest
 from luxfuse.index.entries import Attributes, Found
-from luxfuse.index.manifest import Head, Item, ManifestRefused, ManifestWriter
+from luxfuse.index.manifest import Head, Item, ManifestFile, ManifestRefused, ManifestWriter, Part
 from luxfuse.types import Kind
 
 HEAD = Head(source="s3://bucket", source_id="0123", made_s=1_800_000_000.5)
@@ -43,15 +44,50 @@ def written(path: Path) -> dict[str, list[Item]]:
     return tree
 
 
+def checked(path: Path, source_id: str, source: str) -> Head:
+    with closing(ManifestFile(path)) as file:
+        return file.check(source_id, source)
+
+
+def contents(path: Path) -> list[Part]:
+    with closing(ManifestFile(path)) as file:
+        return list(file.read())
+
+
+def test_what_was_checked_is_what_is_read_though_another_one_takes_its_place(tmp_path: Path) -> None:
+    path, other = tmp_path / "m", tmp_path / "other"
+    tree = written(path)
+    writer = ManifestWriter(other, HEAD)
+    writer.begin("elsewhere", 1.0)
+    writer.finish()
+    with closing(ManifestFile(path)) as file:
+        file.check("0123", "s3://bucket")
+        other.replace(path)
+        assert {part.directory for part in file.read()} == set(tree)
+        with closing(ManifestFile(path)) as new:
+            assert new.identity != file.identity
+
+
+def test_one_that_is_written_to_after_the_check_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    written(path)
+    with closing(ManifestFile(path)) as file:
+        file.check("0123", "s3://bucket")
+        text = gzip.decompress(path.read_bytes()).replace(b'"000007","f",7', b'"000007","f",8')
+        path.write_bytes(gzip.compress(text))
+        with pytest.raises(ManifestRefused, match="was written to while it was read"):
+            list(file.read())
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m"
     tree = written(path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o600
-    assert manifest.check(path, "0123", "s3://bucket") == HEAD
+    assert checked(path, "0123", "s3://bucket") == HEAD
     found: dict[str, list[Item]] = {}
     ended = []
-    for part in manifest.read(path):
+    for part in contents(path):
         assert part.asked_s == 100.25 + len(part.directory)
         assert len(part.items) <= manifest.PART_ENTRIES
         found.setdefault(part.directory, []).extend(part.items)
@@ -74,13 +110,13 @@ def test_no_damaged_one_is_taken(tmp_path: Path) -> None:
         if 3 < at < 10 and number % 2:
             continue  # gzip's own notes of time, level and system
         with pytest.raises(ManifestRefused) as caught:
-            manifest.check(copy, "0123", "s3://bucket")
+            checked(copy, "0123", "s3://bucket")
         assert "\n" not in str(caught.value)
     text = gzip.decompress(data)
     for changed in (text.replace(b'"000007","f",7', b'"000007","f",8'), text[: text.rindex(b"{")], text + b"[]\n"):
         copy.write_bytes(gzip.compress(changed, 1))
         with pytest.raises(ManifestRefused, match=r"damaged|ends early"):
-            manifest.check(copy, "0123", "s3://bucket")
+            checked(copy, "0123", "s3://bucket")
 
 
 @pytest.mark.parametrize(
@@ -96,20 +132,20 @@ def test_what_is_none_or_of_another_source_is_refused(tmp_path: Path, head: byte
     path = tmp_path / "m"
     path.write_bytes(gzip.compress(head + b"\n{}\n"))
     with pytest.raises(ManifestRefused, match=why):
-        manifest.check(path, "0123", "s3://bucket")
+        checked(path, "0123", "s3://bucket")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"no gzip at all")
     for name, why in (("plain", "damaged"), ("missing", "No such file"), (".", "Is a directory")):
         with pytest.raises(ManifestRefused, match=why):
-            manifest.check(tmp_path / name, "0123", "s3://bucket")
+            checked(tmp_path / name, "0123", "s3://bucket")
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ManifestRefused, match="no regular file"):
-        manifest.check(tmp_path / "pipe", "0123", "s3://bucket")
+        checked(tmp_path / "pipe", "0123", "s3://bucket")
 
 
 def test_a_line_without_an_end_is_not_kept(tmp_path: Path) -> None:
@@ -118,7 +154,7 @@ def test_a_line_without_an_end_is_not_kept(tmp_path: Path) -> None:
     head = b'{"luxfuse": "manifest", "format": 1, "source": "s3://bucket", "source_id": "0123", "made_s": 1}\n'
     path.write_bytes(gzip.compress(head + b"x" * (3 * manifest.LINE_BYTES), 1))
     with pytest.raises(ManifestRefused, match="a line of it has more than"):
-        manifest.check(path, "0123", "s3://bucket")
+        checked(path, "0123", "s3://bucket")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +173,7 @@ def test_no_entry_that_neither_index_nor_kernel_could_take(tmp_path: Path, line:
     path = tmp_path / "m"
     path.write_bytes(gzip.compress(f'{directory}{line}\n["fine", "f", 1, "v", 1]\n{{}}\n'.encode(), 1))
     with pytest.raises(ManifestRefused, match="cannot be understood") as caught:
-        list(manifest.read(path))
+        list(contents(path))
     assert "\n" not in str(caught.value)
 
 
@@ -149,7 +185,7 @@ def test_two_that_are_written_at_once_are_both_whole(tmp_path: Path) -> None:
     for writer in writers:
         writer.finish()
         writer.close()
-        assert manifest.check(path, "0123", "s3://bucket") == HEAD
+        assert checked(path, "0123", "s3://bucket") == HEAD
     assert list(tmp_path.iterdir()) == [path]
 
 
