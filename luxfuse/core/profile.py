@@ -20,7 +20,7 @@ MUCH = 0.2
 """A cause with so large a part of the time is worth a change."""
 SMALL_READ_BYTES = 32 << 10
 MANY = 100
-MOST_THREADS = 100_000
+MOST_THREADS = MOST_FILES = 100_000
 
 
 class Profile:
@@ -35,6 +35,9 @@ class Profile:
         """Sums by kind alone."""
         self.sources: dict[str, int] = {}
         self.store_opens = Histogram()
+        self._fetched: set[str] = set()
+        """Files of which opens have met the store."""
+        self._fetched_again = 0
         self.names_asked = 0
         self._threads: dict[tuple[str, int], float] = {}
 
@@ -58,10 +61,18 @@ class Profile:
             self.served_bytes += event.get("bytes", 0)
         if event["op"] in ("open", "read") and "store" in sources:
             self.store_opens.observe(took_s)
+        if event["op"] == "open" and "store" in sources:
+            self._note_fetched(str(event.get("path")))
         self.names_asked += kind == "names and attributes" and causes.get(STORE, 0.0) > 0
         thread = (event.get("program", "?"), event.get("pid", 0))
         if thread in self._threads or len(self._threads) < MOST_THREADS:
             self._threads[thread] = self._threads.get(thread, 0.0) + took_s
+
+    def _note_fetched(self, path: str) -> None:
+        if path in self._fetched:
+            self._fetched_again += 1
+        elif len(self._fetched) < MOST_FILES:
+            self._fetched.add(path)
 
     @property
     def total_s(self) -> float:
@@ -111,10 +122,18 @@ class Profile:
         fetched = after["understore"]["get_bytes"] - before["understore"]["get_bytes"]
         evicted = after["cache"]["evicted_bytes"] - before["cache"]["evicted_bytes"]
         if fetched > 0 and evicted > MUCH * fetched:
-            lines.append(
-                f"the cache is too small: for {format_size(fetched)} that were fetched {format_size(evicted)} were "
-                "evicted; give it more (--cache-size), or read less at a time"
-            )
+            sizes = f"for {format_size(fetched)} that were fetched {format_size(evicted)} were evicted"
+            again, files = self._fetched_again, self._fetched_again + len(self._fetched)
+            if again > MUCH * files:
+                text = (
+                    f"the cache is too small: {sizes}, and {again} of {files} opens met a file once more that was fetched "
+                )
+                lines.append(text + "before; give it more (--cache-size), or read less at a time")
+            else:
+                text = (
+                    f"the cache is full: {sizes}, of which little was opened again meanwhile; give it more (--cache-size) "
+                )
+                lines.append(text + "if it is read again later, as in the next epoch")
         if self.store_opens.count:
             mean_ms = 1000 * self.store_opens.sum_s / self.store_opens.count
             lines.append(

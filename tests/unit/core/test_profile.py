@@ -91,9 +91,15 @@ def test_kinds_are_told_apart_by_the_source_of_their_bytes() -> None:
 def test_advice() -> None:
     cold = [event(sources={"store": 1000}, took_s=0.02) for _ in range(50)]
     assert "50 waits of 20 ms in the mean; luxfuse load PATH" in advice(cold)
-    assert "the cache is too small: for 1000 B that were fetched 340 B were evicted" in advice(
-        cold, after=status(fetched=1000, evicted=340)
+    evicting = status(fetched=1000, evicted=340)
+    assert "the cache is too small: for 1000 B that were fetched 340 B were evicted, and 49 of 50" in advice(
+        cold, after=evicting
     )
+    once = [event(sources={"store": 1000}, path=f"f{n}") for n in range(50)]
+    assert "the cache is full: for 1000 B" in advice(once, after=evicting)
+    assert "if it is read again later" in advice([*once, *once[:9]], after=evicting)
+    assert "18 of 68 opens met a file once more" in advice([*once, *once[:18]], after=evicting)
+    assert "the cache" not in advice([*once, *once], after=status(fetched=1000, evicted=100))
     copied = [event("read", sources={"ssd": 1 << 20}, bytes=1 << 20, took_s=0.1) for _ in range(50)]
     assert "reads are copied to the kernel (not root): mount as root" in advice(copied, after=status(passthrough=False))
     assert "reads are copied" not in advice(copied)
