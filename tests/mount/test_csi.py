@@ -204,7 +204,7 @@ def test_the_driver_is_killed_at_any_step(node: Node, volume: dict[str, Any]) ->
     assert len(node.mounted()) == 1
     os.rmdir(node.pods / "killed")
     node.start_driver()
-    wait_for("nothing is mounted", lambda: node.mounted() == [] and list(node.memory.iterdir()) == [])
+    wait_for("nothing is mounted", lambda: node.mounted() == [] and list(node.memory.iterdir()) == [], timeout_s=60)
 
 
 @pytest.mark.remounts

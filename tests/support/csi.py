@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ SERVICES = {
     for method in service.methods
 }
 CALL_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
+"""To import gRPC and luxfuse takes a second, and on a busy machine twenty."""
 
 
 def capability(*flags: str, mode: int = MODE.MULTI_NODE_MULTI_WRITER, **mount: str) -> Any:
@@ -56,7 +59,7 @@ class Node:
         """Start the mounter."""
         (self.directory / "mounter.sock").unlink(missing_ok=True)
         self.mounter = self._start("mounter", "--secrets", str(self.memory))
-        wait_for("the mounter", (self.directory / "mounter.sock").exists)
+        self._wait_for(self.mounter, self.directory / "mounter.sock")
 
     def start_driver(self, **environment: str) -> None:
         """Start the driver, after the end of the one before."""
@@ -64,7 +67,18 @@ class Node:
             self.driver.wait(10)
         self.endpoint.unlink(missing_ok=True)
         self.driver = self._start("driver", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
-        wait_for("the driver", self.endpoint.exists)
+        self._wait_for(self.driver, self.endpoint)
+
+    @staticmethod
+    def _wait_for(process: subprocess.Popen[bytes], endpoint: Path) -> None:
+        """Wait until a process listens: between bind and listen its socket is there already, and refuses."""
+
+        def listens() -> bool:
+            assert process.poll() is None, f"it ended with {process.returncode}"
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(endpoint)) == 0
+
+        wait_for(f"{endpoint} to be listened on", listens, timeout_s=START_TIMEOUT_S)
 
     @property
     def endpoint(self) -> Path:
