@@ -77,7 +77,11 @@ class Contents:
 
     async def expect(self, versions: Iterable[tuple[str, str]]) -> None:
         """Prepare for many objects (key, version) to be acquired soon."""
-        await self._objects.expect([object_id(self._source_id, key, version) for key, version in versions])
+        await self.expect_ids(object_id(self._source_id, key, version) for key, version in versions)
+
+    async def expect_ids(self, oids: Iterable[bytes]) -> None:
+        """Do so by their ids."""
+        await self._objects.expect(oid for oid in oids if oid not in self._live and oid not in self._idle)
 
     def release(self, obj: CachedObject) -> None:
         """Give an object back."""
@@ -131,13 +135,14 @@ class Contents:
         obj = self._live.get(oid) or self._idle.get(oid)
         if obj is not None:
             self.touch(obj)
-        elif (record := self._objects.record(oid)) is not None:
-            space = self.hierarchy.by_number(record.directory)
+            return
+        record = self._objects.record(oid)
+        space = self.hierarchy.by_number(record.directory) if record is not None else None
+        if record is not None and space is not None:
             record.used_us = time.time_ns() // 1000
-            if space is not None:
-                if space.standings.use(oid, record):
-                    self._objects.save(oid, record)
-                self._tell_use(oid, record, space)
+            if space.standings.use(oid, record):
+                self._objects.save(oid, record)
+            self._tell_use(oid, record, space)
 
     def keeps(self, obj: CachedObject) -> bool:
         """Whether anything of the object can be stored now."""
@@ -260,14 +265,11 @@ class Contents:
 
     @property
     def index_closed(self) -> bool:
-        """Whether nothing can be recorded any more: an answer came after the end of the volume."""
+        """Whether nothing can be recorded any more, as after the end of the volume."""
         return self._objects.closed
 
     def has_file(self, obj: CachedObject) -> bool:
-        """Whether an object without pages has a file all the same: all of them were taken out of it.
-
-        Also after the end of the volume, when that cannot be looked up and nothing becomes of the answer.
-        """
+        """Whether an object without pages has a file all the same: all were taken out. Also said after the volume's end."""
         if self.index_closed:
             return True
         return obj.space is not None and self._objects.directory_of(obj.oid) == obj.space.number

@@ -78,6 +78,7 @@ class PageCache:
         # The parts' own methods, under one name for all callers: a call goes straight to the part.
         self.acquire, self.release, self.touch = contents.acquire, contents.release, contents.touch
         self.expect, self.flush, self.close = contents.expect, contents.flush, contents.close
+        self.expect_ids = contents.expect_ids
         self.keeps, self.record_of, self.still_there = contents.keeps, contents.record_of, contents.still_there
         self.object_id, self.cached_bytes, self.touch_by_id = (
             contents.object_id,

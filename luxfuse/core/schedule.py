@@ -2,12 +2,16 @@
 
 Each name has a *place*: 0, 1, 2, ... It is *taken* when there is room in the window, and then *ahead* until it is opened or
 the reader has passed its place. What was passed and not opened is *behind*: readers side by side open their files in about
-the order that was told, not in just that. What is ahead and what is behind have as many bytes each as the window, at most;
-of what is behind, the oldest is given up first.
+the order that was told, not in just that. What is ahead and what is behind have about as many bytes each as the window.
 
 Either the program tells its *position*, how many names it has handed to its readers: then opens of what is far ahead of
-that are those of other programs. Or it does not: then the reader has passed what is before all of the last few files that
-were opened. One open says little, as other programs may read the same files in an order of their own.
+that are those of other programs, and what it has handed out is opened soon, so it is brought all the same. (A job hands out
+hundreds of names at once as it begins.) Nothing more is taken while what is behind fills its part, or files would go before
+their readers got to them. But if it fills up with files that readers skip, they soon open none but such as were not
+brought: then the older half is given up.
+
+Or it does not: then the reader has passed what is before all of the last few files that were opened, and of what is behind
+the oldest is given up first. One open says little, as other programs may read the same files in an order of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ FIRST_BYTES = 128 << 10
 """What a file is taken to have before any is known."""
 SOON = 128
 """So many names may have been handed out since the position was told."""
+UNFORESEEN, MISSED = 1024, 16
+"""So many opens of files that were not kept are remembered; after so many in a row, while what is behind is full, room is
+made there."""
 LATELY, LATELY_LEAST, LATELY_PART = 64, 4, 8
 """The last few: one in so many of those ahead, within limits."""
 
@@ -49,6 +56,10 @@ class Schedule:
         """Of each key that is ahead or behind, the places, lowest first."""
         self._lately: deque[int] = deque(maxlen=LATELY)
         """The places that were opened last."""
+        self._unforeseen: OrderedDict[bytes, None] = OrderedDict()
+        """Keys that were opened lately and not kept then: their names may not have been taken yet."""
+        self._missed = 0
+        """Of these, since a file that was kept was opened, or something taken."""
         self.ahead_bytes = self._behind_bytes = 0
 
     @property
@@ -56,10 +67,19 @@ class Schedule:
         """How many more names it takes now."""
         return MOST_NAMES - len(self._names)
 
+    def is_full_for(self, place: int) -> bool:
+        """Whether a name that was taken has to wait: names are taken before their sizes are known."""
+        if place >= self.position:
+            return self.ahead_bytes >= self.window_bytes and bool(self._ahead)
+        return self._is_awaited(place) and self._is_full_behind
+
     @property
-    def is_full(self) -> bool:
-        """Whether the window takes no more: names were taken for more than that, before their sizes were known."""
-        return self.ahead_bytes >= self.window_bytes and bool(self._ahead)
+    def _is_full_behind(self) -> bool:
+        return self._behind_bytes >= self.window_bytes or len(self._behind) >= MOST_AHEAD
+
+    def _is_awaited(self, place: int) -> bool:
+        """Whether a place that the reader has passed was handed out, so lately that it may be opened yet."""
+        return self._handed and place >= self.position - MOST_AHEAD
 
     @property
     def ahead_files(self) -> int:
@@ -75,27 +95,40 @@ class Schedule:
 
     def take(self, most: int) -> list[tuple[int, str]]:
         """Return names that are to be brought now, ``most`` at most, with their places; none while the window is full."""
+        if self._handed and self._is_full_behind:
+            return []
+        mean_bytes = max(1, self._known_bytes // self._known if self._known else FIRST_BYTES)
+        if self._taken < self.position:
+            self._pop(self.position - MOST_AHEAD - self._taken)  # they have been opened by now
+            fitting = min(MOST_AHEAD - len(self._behind), (self.window_bytes - self._behind_bytes) // mean_bytes)
+            return self._pop(min(most, self.position - self._taken, max(1, fitting)))
         free_bytes = self.window_bytes - self.ahead_bytes
         free = MOST_AHEAD - len(self._ahead)
         if self._ahead and (free_bytes < REFILL * self.window_bytes or free < REFILL * MOST_AHEAD):
             return []
-        mean_bytes = self._known_bytes // self._known if self._known else FIRST_BYTES
-        count = min(most, free, len(self._names), max(1, free_bytes // max(1, mean_bytes)))
-        taken = [(self._taken + number, self._names.popleft()) for number in range(count)]
-        self._taken += count
+        return self._pop(min(most, free, max(1, free_bytes // mean_bytes)))
+
+    def _pop(self, count: int) -> list[tuple[int, str]]:
+        taken = [(self._taken + number, self._names.popleft()) for number in range(min(count, len(self._names)))]
+        self._taken += len(taken)
+        self._missed = 0
         return taken
 
     def bring(self, place: int, key: bytes, size_bytes: int) -> bool:
-        """Keep a file that was taken, of which ``size_bytes`` are brought; False if the reader has passed its place.
+        """Keep a file that was taken, of which ``size_bytes`` are brought; False if the reader has left it behind.
 
         Files are brought, or skipped, in the order of their places.
         """
         self._known += 1
         self._known_bytes += size_bytes
-        if place < self.position:
+        if place >= self.position:
+            self._ahead[place] = key, size_bytes
+            self.ahead_bytes += size_bytes
+        elif self._is_awaited(place) and key not in self._unforeseen:
+            self._behind[place] = key, size_bytes
+            self._behind_bytes += size_bytes
+        else:
             return False
-        self._ahead[place] = key, size_bytes
-        self.ahead_bytes += size_bytes
         self._places.setdefault(key, deque()).append(place)
         return True
 
@@ -114,15 +147,37 @@ class Schedule:
     def opened(self, key: bytes) -> bool:
         """Note that a file was opened, now or lately; returns whether it was kept for that."""
         places = self._places.get(key)
-        if not places or (self._handed and places[0] >= self.position + SOON):
+        if not places:
+            return self._miss(key)
+        if self._handed and places[0] >= self.position + SOON:
             return False
+        self._missed = 0
         place = places.popleft()
-        if place in self._ahead and not self._handed:
-            self._lately.append(place)
+        is_ahead = place in self._ahead
         self._forget(place, key)
+        if self._handed:
+            return True
+        if is_ahead:
+            self._lately.append(place)
         few = min(LATELY, max(LATELY_LEAST, len(self._ahead) // LATELY_PART))
         if len(self._lately) >= few:
             self._pass(min(islice(reversed(self._lately), few)))
+        return True
+
+    def _miss(self, key: bytes) -> bool:
+        """Note that a file was opened that is not kept; returns whether that made room."""
+        self._unforeseen[key] = None
+        if len(self._unforeseen) > UNFORESEEN:
+            self._unforeseen.popitem(last=False)
+        if not (self._handed and self._is_full_behind):
+            return False
+        self._missed += 1
+        if self._missed < MISSED:
+            return False
+        while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > MOST_AHEAD // 2:
+            self.drop(next(iter(self._behind)))
+        mean_bytes = max(1, self._known_bytes // max(1, self._known))
+        self._pop(self.position - self._taken - self.window_bytes // 2 // mean_bytes)  # the oldest are behind the readers
         return True
 
     def _forget(self, place: int, key: bytes) -> None:
@@ -140,7 +195,7 @@ class Schedule:
 
     def _pass(self, position: int) -> None:
         self.position = max(self.position, min(position, self.told))
-        while self._names and self._taken < self.position:
+        while self._names and self._taken < self.position and not self._handed:
             self._names.popleft()
             self._taken += 1
         while self._ahead and (place := next(iter(self._ahead))) < self.position:
@@ -149,8 +204,24 @@ class Schedule:
                 self._behind[place] = passed
                 self.ahead_bytes -= passed[1]
                 self._behind_bytes += passed[1]
-        while self._behind_bytes > self.window_bytes or len(self._behind) > MOST_AHEAD:
-            self.drop(next(iter(self._behind)))
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Give up what is behind for too long."""
+        while self._behind:
+            oldest = next(iter(self._behind))
+            over = self._behind_bytes > self.window_bytes or len(self._behind) > MOST_AHEAD
+            if self._is_awaited(oldest) or not (self._handed or over):
+                return
+            self.drop(oldest)
+
+    def end(self) -> None:
+        """Nothing more is told or brought: what was handed out, and not opened yet, is kept."""
+        self._names.clear()
+        for place, (key, _) in list(self._ahead.items()):
+            if key:
+                self.drop(place)
+        self._ahead.clear()
 
     @property
     def kept(self) -> Collection[bytes]:

@@ -163,7 +163,7 @@ class Service:
             await job.ended.wait()
             yield {"done": True, "files": job.files, "bytes": job.bytes, "failed": job.failed}
         finally:
-            job.stop()
+            parts.schedules.end(job)
 
     def tell(self, schedule: int, paths: list[str], position: int | None) -> int:
         """Add the names that come next in a schedule; returns how many more it takes now. Raises `MountError`."""

@@ -1,17 +1,18 @@
 """Follows a schedule: brings the files that a program has told it will open, just ahead of its opens, and keeps them.
 
-Names are looked up a batch at a time, in the listings of their directories where several are not known. Small files are
-fetched many in one turn of a thread, and handed to the kernel as they come, so that their opens cost the daemon nothing. Of
-a file that is larger than the window, as much is brought as the window has; read-ahead does the rest.
+Names are looked up a batch at a time (`orders.finding`). Small files are fetched many in one turn of a thread, and handed
+to the kernel as they come, so that their opens cost the daemon nothing. Of a file that is larger than the window, as much
+is brought as the window has; read-ahead does the rest.
 
-What is opened is heard from `Backings.on_open`: at once where Python answers an open, else when the lanes are asked, which
-is done often while the reader is at work. So neither a program that reads nor the lanes do anything for it.
+What is opened it is told by `orders.schedules`, which asks the lanes for all schedules at once, and then wakes those that
+have something to do.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -24,33 +25,25 @@ from luxfuse.core.ledger import allocated_bytes
 from luxfuse.core.schedule import Schedule
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
-from luxfuse.index.names import ROOT_INODE
-from luxfuse.orders.load import TOGETHER_BYTES
+from luxfuse.orders.finding import Finder
+from luxfuse.orders.load import EXPECT_FROM, TOGETHER_BYTES
+from luxfuse.orders.room_ahead import RoomAhead
 from luxfuse.orders.window import Window
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.dirty import DirtyEntries
-from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
-LIST_FROM = 3
-"""Of so many names of a directory that are not known, its listing is waited for rather than each asked for."""
-LISTING_PATIENCE_S = 1.0
-"""For so long; it goes on meanwhile, and the names are asked for one by one."""
-LOOK_S, LOOK_IDLE_S = 0.02, 0.2
-"""How often the lanes are asked what was opened: while the reader is at work, and while it is not; it takes 0.2 ms."""
+MOST_DIRECTORIES = 4096
 IDLE_AFTER_S = 1.0
 AWAY_S = 1.0
 """A pause while the store cannot be reached."""
 SILENT_S = 3600.0
 """A schedule of which nothing is told and nothing opened for so long ends. Its program may have left, and its connection be
 held by a process that it has forked."""
-
-_Found = tuple[int, bytes, Entry]
-"""Directory, name, entry."""
 
 
 class Following:
@@ -66,8 +59,10 @@ class Following:
         backings: Backings,
         dirty: DirtyEntries,
         window: Window,
+        room: RoomAhead,
+        stir: Callable[[], None],
     ) -> None:
-        """``share_bytes``: how large its window may be now."""
+        """``share_bytes``: how large its window may be now. ``stir``: have the lanes asked often from now on."""
         self.number = number
         self._share_bytes = share_bytes
         self._namespace = namespace
@@ -75,12 +70,18 @@ class Following:
         self._backings = backings
         self._dirty = dirty
         self._window = window
+        self._room = room
+        self._stir = stir
+        self._finder = Finder(namespace)
         self.schedule = Schedule(share_bytes())
         self._scope = trio.CancelScope()
         self._news = trio.Event()
+        self._has_news = False
         self._hear()
         self._together: list[tuple[CachedObject, Callable[[int], None]]] = []
         self._together_bytes = 0
+        self.directories: OrderedDict[int, None] = OrderedDict()
+        """Those in which files were told lately."""
         self.files = self.bytes = self.failed = 0
         """Fetched so far; and the files that could not be brought."""
         self.ended = trio.Event()
@@ -96,17 +97,33 @@ class Following:
         self.schedule.tell(names)
         if position is not None:
             self.schedule.reach(position)
-        self._hear()
-        self._news.set()
+        self._has_news = True
+        self.wake()
         return self.schedule.room
 
     def opened(self, oid: bytes) -> None:
-        """An object was opened, now or lately."""
+        """An object was opened, now or lately; `wake` comes once all of these are told."""
         if self.schedule.opened(oid):
+            self._has_news = True
+
+    def wake(self) -> None:
+        """See to what was told and opened, if anything was."""
+        before, self.schedule.window_bytes = self.schedule.window_bytes, self._share_bytes()
+        if self._has_news:
+            self._has_news = False
             self._hear()
+        elif before == self.schedule.window_bytes:
+            return
+        self._news.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing was heard of the reader for a moment."""
+        return trio.current_time() - self._heard_s > IDLE_AFTER_S
 
     def _hear(self) -> None:
         """The reader is there: silence, which ends this wherever it stands, begins anew."""
+        self._stir()
         self._heard_s = trio.current_time()
         self._scope.deadline = self._heard_s + SILENT_S
 
@@ -121,7 +138,6 @@ class Following:
         try:
             with self._scope:
                 while True:
-                    self.schedule.window_bytes = self._share_bytes()
                     if taken := self.schedule.take(BATCH):
                         await self._bring(taken)
                     else:
@@ -134,27 +150,21 @@ class Following:
             self.ended.set()
 
     async def _wait(self) -> None:
-        """Wait for news of the reader for a moment."""
-        idle = trio.current_time() - self._heard_s > IDLE_AFTER_S
-        with trio.move_on_after(LOOK_IDLE_S if idle else LOOK_S):
-            await self._news.wait()
+        """Wait for news of the reader."""
+        await self._news.wait()
         self._news = trio.Event()
-        self._backings.note_touched()
-        self.schedule.window_bytes = self._share_bytes()
 
     async def _bring(self, taken: Sequence[tuple[int, str]]) -> None:
-        found: dict[int, _Found] = {}
-        by_directory: dict[str, list[tuple[int, bytes]]] = {}
-        for place, path in taken:
-            if not path:
-                continue
-            directory, _, name = path.rpartition("/")
-            by_directory.setdefault(directory, []).append((place, os.fsencode(name)))
-        async with trio.open_nursery() as nursery:
-            for directory, names in by_directory.items():
-                nursery.start_soon(self._look_in, directory, names, found)
+        found = await self._finder.find(taken)
+        for directory, _, _ in found.values():
+            self.directories[directory] = None
+            self.directories.move_to_end(directory)
+        while len(self.directories) > MOST_DIRECTORIES:
+            self.directories.popitem(last=False)
+        if len(found) >= EXPECT_FROM:
+            await self._cache.expect((path, found[place][2].version) for place, path in taken if place in found)
         for place, _ in taken:
-            while self.schedule.is_full:
+            while self.schedule.is_full_for(place):
                 await self._fetch_together()
                 await self._wait()
             if place in found:
@@ -165,39 +175,6 @@ class Following:
         await self._fetch_together()
         if not found and not self._namespace.can_ask:
             await trio.sleep(AWAY_S)
-
-    async def _look_in(self, path: str, names: Sequence[tuple[int, bytes]], found: dict[int, _Found]) -> None:
-        """Look names of one directory up."""
-        try:
-            directory = await self._directory(path)
-            unknown = [name for _, name in names if self._is_unknown(directory, name)]
-            if len(unknown) >= LIST_FROM and not self._namespace.lister.is_listing(directory):
-                with trio.move_on_after(LISTING_PATIENCE_S):
-                    await self._namespace.relisting.listed(directory)
-        except LuxError as exc:
-            log.debug("%r: cannot be looked into: %s", path, exc)
-            return
-        async with trio.open_nursery() as nursery:
-            for place, name in names:
-                nursery.start_soon(self._look_up, directory, place, name, found)
-
-    async def _directory(self, path: str) -> int:
-        inode = ROOT_INODE
-        for part in path.split("/") if path else ():
-            inode = (await self._namespace.lookup(inode, os.fsencode(part))).inode
-        return inode
-
-    def _is_unknown(self, directory: int, name: bytes) -> bool:
-        try:
-            return self._namespace.known(directory, name) is None
-        except NoSuchName:
-            return False
-
-    async def _look_up(self, directory: int, place: int, name: bytes, found: dict[int, _Found]) -> None:
-        try:
-            found[place] = directory, name, await self._namespace.lookup(directory, name)
-        except LuxError as exc:
-            log.debug("%r: cannot be looked up: %s", name, exc)
 
     async def _begin(self, place: int, directory: int, name: bytes, entry: Entry) -> None:
         """Begin to fetch what is missing of a file, and keep it from now on."""
@@ -250,7 +227,7 @@ class Following:
         if not self._together:
             return
         await self._window.room()
-        await self._make_room(sum(allocated_bytes(obj.size) for obj, _ in self._together))
+        await self._room.make(sum(allocated_bytes(obj.size) for obj, _ in self._together))
         together, self._together, self._together_bytes = self._together, [], 0
         small = []
         for obj, on_end in together:
@@ -266,12 +243,6 @@ class Following:
                 self._window.began(flight)
                 assert flight.on_end is not None
                 flight.on_end = partial(self._ended, flight, flight.on_end)
-
-    async def _make_room(self, wanted_bytes: int) -> None:
-        """Evict for all of them at once: files that have to wait for room each take a task and a thread of their own."""
-        spaces = [space for space in self._cache.hierarchy.spaces if not space.shut]
-        if spaces and all(space.ledger.shortage(wanted_bytes) for space in spaces):
-            await spaces[-1].make_room(wanted_bytes)
 
     def _ended(self, flight: Flight, on_end: Callable[[int], None], fd: int) -> None:
         self._window.ended(flight)
@@ -289,6 +260,7 @@ class Following:
             elif not obj.pages.count and not obj.flights:
                 self.failed += 1
                 self.schedule.drop(place)
+                self._has_news = True
             if fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
                 os.close(fd)
         finally:

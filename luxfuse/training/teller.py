@@ -3,7 +3,7 @@
 The daemon keeps some thousand names, and so do we, between what was told and what was handed out: an epoch of any length
 takes no more memory. There is no thread, so that a process may fork: whatever is to be told is told when the next sample is
 asked for, every `EVERY` files, in about a millisecond. A daemon that does not answer, or is started again, is asked anew
-after `AGAIN_S`; the job goes on meanwhile.
+after `SOON_S`, then less and less often; the job goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from luxfuse.training.places import Places
 
 log = logging.getLogger("luxfuse.training")
 
-EVERY = 32
+EVERY = 64
 """Files that are handed out, or some more, between two words to the daemon."""
 AT_ONCE = 512
 """Names told at once."""
-AGAIN_S = 30.0
+SOON_S, AGAIN_S = 0.5, 30.0
+"""After so long the daemon is asked anew; each time in vain, after twice as long."""
 DEADLINE_S = 2.0
 """For each answer: so long a job may stand still for a daemon that hangs."""
 
@@ -60,7 +61,7 @@ class Teller(Generic[S]):
         self._steps: Steps | None = None
         self._number = self._room = self._position = 0
         self._since = EVERY
-        self._again_at_s = 0.0
+        self._again_at_s, self._pause_s = 0.0, SOON_S
         self._complained = False
 
     @property
@@ -75,6 +76,8 @@ class Teller(Generic[S]):
         if not self._pending:
             self._pull()
         if not self._pending:
+            if self._since:
+                self.pump()  # all was handed out: what was not opened yet stays for a moment
             raise StopIteration
         sample, paths = self._pending.popleft()
         self._since += len(paths)
@@ -95,6 +98,7 @@ class Teller(Generic[S]):
             names = self._next_names()
             if names or self._handed:
                 self._room = self._daemon.tell(self._number, names, self._position if self._handed else None)
+                self._pause_s = SOON_S
             if self._room >= AT_ONCE and not self._exhausted:
                 self._since = EVERY  # there is more to tell, with the next sample
         except LuxError as exc:
@@ -129,7 +133,8 @@ class Teller(Generic[S]):
             return True
         if time.monotonic() < self._again_at_s or not (self._pending or self._pull()):
             return False
-        self._again_at_s = time.monotonic() + AGAIN_S
+        self._pause_s = min(AGAIN_S, 2 * self._pause_s)
+        self._again_at_s = time.monotonic() + self._pause_s
         first = next((path for _, paths in self._pending for path in paths), None)
         if first is None:
             return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fcntl import F_GETFL, fcntl
 from itertools import islice
@@ -31,6 +31,8 @@ LEAST_REGISTERED = 8
 KEPT_FREE = 128
 """Descriptors that the rest of the daemon may want."""
 RETIRE_TRIES = 64
+EXPECT_FROM = 4
+"""Records are read together from so many on: each by itself passes the interpreter lock on."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class Backings:
         self._closed: Callable[[int], None] = lambda _inode: None
         self.on_open: list[Callable[[bytes], None]] = []
         """Told of each open of an object, by its id: of one that a lane answered when `note_touched` hears of it."""
+        self.foreseen: list[Callable[[int], bool]] = []
+        """Ask whether a program has told what it opens next in a directory, so that it need not be guessed."""
         kernel.on_drained(self._drained)
 
     def on_closed(self, closed: Callable[[int], None]) -> None:
@@ -314,9 +318,26 @@ class Backings:
         for told in self.on_open:
             told(oid)
 
+    def is_foreseen(self, directory: int) -> bool:
+        """Whether it was told what is opened next in a directory."""
+        return any(asked(directory) for asked in self.foreseen)
+
     def note_touched(self) -> None:
         """Bring the order of last uses up to date with the opens that the kernel's side answered alone."""
-        for inode in self._kernel.take_touched():
+        self._note_uses(self._kernel.take_touched())
+
+    async def note_touched_together(self) -> None:
+        """Do so when it need not be at once: the records of many are read in one turn of a thread."""
+        touched = self._kernel.take_touched()
+        try:
+            if len(touched) >= EXPECT_FROM:
+                backings = [self._backings.get(inode) for inode in touched]
+                await self._cache.expect_ids([b.oid for b in backings if b is not None and b.oid is not None])
+        finally:
+            self._note_uses(touched)
+
+    def _note_uses(self, inodes: Sequence[int]) -> None:
+        for inode in inodes:
             backing = self._backings.get(inode)
             if backing is not None:
                 if backing.oid is not None:

@@ -74,7 +74,7 @@ class Files:
         if dirty is not None and dirty.source is not None:
             return self.open_staged(dirty, entry)
         parent, name, _ = self._namespace.places.locate(inode)
-        self._ahead.opened(parent, name)
+        self._guess_next(parent, name)
         if entry.size == 0:
             return self.copied.open(entry, None)
         key = self._namespace.places.key(parent, name, entry.kind)
@@ -269,7 +269,12 @@ class Files:
         """A file fetched ahead was opened without our help: keep ahead of its reader."""
         backing = self.backings.get(inode)
         if backing is not None:
-            self._ahead.opened(backing.parent, backing.name)
+            self._guess_next(backing.parent, backing.name)
+
+    def _guess_next(self, parent: int, name: bytes) -> None:
+        """Fetch what is opened next, by the order of the opens so far; but where that was told, nobody need guess."""
+        if not self.backings.is_foreseen(parent):
+            self._ahead.opened(parent, name)
 
     def tier_of(self, inode: int) -> str | None:
         """Return the tier that has the cached file of an inode that is open; None if it is none of the cache."""

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from luxfuse.core.schedule import LATELY, MOST_AHEAD, MOST_NAMES, Schedule
+from luxfuse.core.schedule import LATELY, MOST_AHEAD, MOST_NAMES, SOON, UNFORESEEN, Schedule
 
 WINDOW = 1000
 
@@ -52,7 +52,11 @@ def test_what_was_handed_out_is_kept_until_it_is_opened() -> None:
     schedule.opened(b"n3")
     assert not schedule.keeps(b"n3")
     schedule.reach(180)
-    assert [n for n in range(180) if schedule.keeps(f"n{n}".encode())] == list(range(80, 180))  # as much as the window
+    assert [n for n in range(180) if schedule.keeps(f"n{n}".encode())] == [n for n in range(180) if n != 3]
+    assert bring(schedule) == [], "nothing is fetched that would push out what workers were handed"
+    for n in range(100):
+        schedule.opened(f"n{n}".encode())
+    assert bring(schedule) == list(range(180, 280))
 
 
 def test_what_is_opened_far_ahead_of_what_was_handed_out_is_opened_by_others() -> None:
@@ -66,14 +70,66 @@ def test_what_is_opened_far_ahead_of_what_was_handed_out_is_opened_by_others() -
     assert schedule.opened(b"n190")
 
 
-def test_names_that_the_reader_has_passed_are_not_brought() -> None:
+def test_names_that_were_handed_out_long_ago_are_not_brought() -> None:
+    schedule = told(6000)
+    bring(schedule)
+    schedule.reach(6000)
+    assert schedule.kept == {}.keys()
+    assert bring(schedule)[0] == 6000 - MOST_AHEAD
+    schedule.reach(10_000)
+    assert schedule.position == 6000
+
+
+def test_files_that_workers_skip_do_not_stop_it() -> None:
+    """They are handed out, and of three only one is opened, some way behind."""
+    schedule = told(6000)
+    schedule.reach(0)
+    met = 0
+    for n in range(0, 6000, 3):
+        schedule.reach(n)
+        bring(schedule)
+        met += n < 30 or schedule.opened(f"n{n - 30}".encode())
+    assert met > 1400
+    assert len(schedule.kept) < 300
+
+
+def test_what_is_handed_out_at_once_as_a_job_begins_is_brought_all_the_same() -> None:
+    schedule = told(500)
+    schedule.reach(70)
+    assert bring(schedule) == list(range(170)), "what was handed out, and a window ahead of it"
+    assert all(schedule.keeps(f"n{n}".encode()) for n in range(170))
+    assert schedule.ahead_bytes == WINDOW
+    schedule.reach(400)
+    assert bring(schedule) == [], "before more is brought, some of it is opened"
+    for n in range(120):
+        schedule.opened(f"n{n}".encode())
+    assert bring(schedule) == list(range(170, 220))
+
+
+def test_what_was_opened_before_it_could_be_brought_is_not_brought_any_more() -> None:
+    schedule = told(500)
+    schedule.reach(70)
+    for n in range(20):
+        schedule.opened(f"n{n}".encode())
+    assert not any(schedule.bring(place, name.encode(), 10) for place, name in schedule.take(1))
+    assert bring(schedule)[0] == 1
+    assert sorted(schedule.kept) == sorted(f"n{n}".encode() for n in range(20, 170))
+    for n in range(3000):
+        schedule.opened(f"other{n}".encode())
+    assert len(schedule._unforeseen) == UNFORESEEN
+
+
+def test_what_was_handed_out_stays_when_the_program_has_ended() -> None:
     schedule = told(500)
     bring(schedule)
-    schedule.reach(300)
-    assert bring(schedule)[0] == 300
-    schedule.reach(10_000)
-    assert schedule.position == 500
-    assert bring(schedule) == []
+    schedule.reach(40)
+    schedule.opened(b"n3")
+    schedule.end()
+    assert sorted(schedule.kept) == sorted(f"n{n}".encode() for n in range(40) if n != 3)
+    assert schedule.take(10) == []
+    assert (schedule.ahead_files, schedule.ahead_bytes) == (0, 0)
+    schedule.opened(b"n4")
+    assert not schedule.keeps(b"n4")
 
 
 def test_files_that_nobody_opens_do_not_fill_the_window() -> None:
@@ -128,8 +184,9 @@ def test_nothing_is_unbounded() -> None:
     assert schedule.ahead_files == MOST_AHEAD
     assert schedule.room == MOST_AHEAD
     schedule.reach(MOST_AHEAD)
-    bring(schedule, size=1)
+    assert bring(schedule, size=1) == []
     schedule.reach(2 * MOST_AHEAD)
+    bring(schedule, size=1)
     assert len(schedule.kept) == MOST_AHEAD
 
 
@@ -156,6 +213,10 @@ def test_what_cannot_be_brought_is_not_kept() -> None:
     assert schedule.ahead_bytes == 10
 
 
+def in_reach(schedule: Schedule) -> list[bytes]:
+    return [key for key, places in schedule._places.items() if places[0] < schedule.position + SOON]
+
+
 def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
     rng = random.Random(7)
     for _ in range(50):
@@ -167,6 +228,8 @@ def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
                     schedule.tell([f"n{rng.randrange(60)}" for _ in range(rng.randrange(20))])
                 case 1:
                     for place, name in schedule.take(rng.randrange(1, 30)):
+                        while schedule.is_full_for(place) and (some := in_reach(schedule)):
+                            assert schedule.opened(some[0])
                         if rng.random() < 0.2:
                             schedule.skip(place)
                         else:
@@ -178,7 +241,7 @@ def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
             ahead = sum(size for _, size in schedule._ahead.values())
             behind = sum(size for _, size in schedule._behind.values())
             assert (schedule.ahead_bytes, schedule._behind_bytes) == (ahead, behind)
-            assert behind <= schedule.window_bytes
+            assert behind <= 2 * schedule.window_bytes + 80
             places = sorted(place for each in schedule._places.values() for place in each)
             kept = [place for place, (key, _) in (schedule._ahead | schedule._behind).items() if key]
             assert places == sorted(kept)

@@ -150,3 +150,80 @@ async def test_one_that_is_silent_for_long_ends(tmp_path: Path, monkeypatch: pyt
         job.tell(list(store.objects)[:told], None)  # of which one fills the window, and the others wait for their turn
         await until(job.ended.is_set)
         assert m.schedules.get(1) is None
+
+
+async def test_no_file_is_fetched_twice_for_workers_that_read_one_order_side_by_side(tmp_path: Path) -> None:
+    store = tree(240)
+    store.delay_s = 0.002
+    names = list(store.objects)
+    async with mounted(tmp_path, store, capacity_bytes=120 * 64 * KIB) as m:
+        for epoch in range(3):
+            random.Random(epoch).shuffle(names)
+            before, handed = store.reads.copy(), 0
+            job = m.schedules.begin(epoch, None)
+            job.tell(names, 0)
+
+            def take(job: following.Following = job) -> list[str]:
+                nonlocal handed
+                batch = names[handed : handed + 4]
+                handed += len(batch)
+                job.tell([], handed)
+                return batch
+
+            async def work() -> None:
+                batches = [take(), take()]  # as a DataLoader has them wait with each worker
+                while any(batches):
+                    for name in batches.pop(0):
+                        assert await m.read_all(name) == store.objects[name][0]
+                    batches.append(take())
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(work)
+            m.schedules.end(job)
+            fetched = store.reads - before
+            assert max(fetched.values()) == 1, f"in epoch {epoch}; {job.failed} failed"
+            assert epoch or fetched.total() == 240
+            assert m.space.ledger.used_bytes <= 120 * 64 * KIB
+        assert m.space.evictions > 240
+
+
+async def test_what_readers_were_handed_outlives_the_schedule_for_a_moment(tmp_path: Path) -> None:
+    store = tree(80)
+    names = list(store.objects)
+    async with mounted(tmp_path, store, capacity_bytes=4 * MIB, eviction_policy="lru") as m:
+        job = m.schedules.begin(1, None)
+        job.tell(names[:20], 0)
+        await until(lambda: job.files >= 10)
+        job.tell([], 8)
+        m.schedules.end(job)
+        assert m.schedules._lingering
+        await until(job.ended.is_set)
+        for name in names[20:]:
+            await m.read_all(name)
+        assert cached(m, *names[:8]) == [True] * 8
+        assert not all(cached(m, *names[8:20])), "what nobody was handed may go"
+        m.schedules._lingering.append((0.0, m.schedules._lingering.popleft()[1]))  # its time is over
+        await until(lambda: not m.schedules._lingering)
+        for name in names[20:]:
+            await m.read_all(name)
+        assert not all(cached(m, *names[:8]))
+
+
+async def test_nothing_is_guessed_in_directories_whose_order_was_told(tmp_path: Path) -> None:
+    store = tree(90)
+    names = [name for name in store.objects if name.startswith("d0/")]  # their own order, which is easily foreseen
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, 4 * 64 * KIB)
+        job.tell(names[:8], 0)
+        await until(lambda: job.files >= 4)
+        for name in names[:8]:
+            assert await m.read_all(name) == store.objects[name][0]
+        await trio.testing.wait_all_tasks_blocked()
+        assert m.files._ahead.files == 0
+        assert store.reads.total() == 8
+        m.schedules.end(job)
+        await until(job.ended.is_set)
+        for name in names[8:16]:
+            await m.read_all(name)
+        await until(lambda: m.files._ahead.files > 0)

@@ -147,7 +147,7 @@ def test_batches_and_samples_of_several_files(daemon: Daemon) -> None:
 
     assert list(ScheduledSampler(Batches(), files)) == list(Batches())
     assert daemon.names == [f"{n}.{kind}" for n in range(10) for kind in ("jpg", "png")]
-    assert daemon.positions[-1] == 0
+    assert (daemon.positions[0], daemon.positions[-1]) == (0, 20)
 
 
 def test_a_daemon_that_is_gone_for_a_while_is_told_anew(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
