@@ -9,7 +9,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -245,6 +245,9 @@ class KernelSide:
             stat.mtime_ns, stat.ctime_ns, stat.atime_ns, _until(stat.ttl_s), only_name, ahead,
         )  # fmt: skip
 
+    def offer_missing(self, directory: int, names: Sequence[bytes] | None, *, answer_s: float, valid_s: float) -> bool:
+        return self.serves_bytes and passthrough.offer_missing(directory, _until(answer_s), _until(valid_s), names)
+
     def knows(self, parent: int, name: bytes) -> bool:
         return passthrough.knows(parent, name)
 
@@ -253,6 +256,9 @@ class KernelSide:
 
     def revoke_below(self, directory: int) -> None:
         passthrough.revoke_below(directory)
+
+    def revoke_missing(self, directory: int) -> None:
+        passthrough.revoke_missing(directory)
 
     def revoke_all(self) -> None:
         passthrough.revoke_all()

@@ -26,6 +26,8 @@ class Listings:
         stored = store.get(Table.META, b"serial")
         self._last_serial = U64.unpack(stored)[0] if stored else 0
         self._decoded: dict[int, Listing | None] = {}
+        self.on_forget: Callable[[int], None] = lambda _directory: None
+        """Called with a directory of which it is no longer known what is missing, before that is so."""
 
     def of(self, directory: int) -> Listing | None:
         """Return the last complete listing of a directory, fresh or not."""
@@ -48,6 +50,7 @@ class Listings:
 
     def forget(self, directory: int) -> None:
         """Make the next use of the directory list it again."""
+        self.on_forget(directory)
         listing = self.of(directory)
         if listing is not None:
             self._put(directory, Listing(listing.serial, 0.0, listing.entries))

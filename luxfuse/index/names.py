@@ -63,6 +63,7 @@ class Names(ListedNames):
         """Whether the store does; else those that are known here are all that there are."""
         self._numbers = Numbers(store)
         self.listings = Listings(store, clock)
+        self.listings.on_forget = self._doubted
         self.purger = Purger(store, self._purged)
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry | None] = {}
@@ -124,6 +125,10 @@ class Names(ListedNames):
             for known, entry in found:
                 self._entries.setdefault(prefix + known, distrusted(entry, self.believe_from_s))
         return found
+
+    def names_in(self, directory: int, limit: int) -> list[bytes]:
+        """Return the first ``limit`` names of a directory."""
+        return [key[8:] for key, _ in self._store.names(U64.pack(directory), limit)]
 
     def stays(self, parent: int, name: bytes, entry: Entry, began_s: float) -> bool:
         """Whether a name that a listing since ``began_s`` has not brought outlives it: looked up or changed since."""
@@ -395,6 +400,9 @@ class Names(ListedNames):
     def _is_needed(self, entry: Entry) -> bool:
         """Whether names somewhere below a directory are held."""
         return entry.kind is Kind.DIRECTORY and U64.pack(entry.inode) in self._held.directories(self._place)
+
+    def _doubted(self, directory: int) -> None:
+        self.told.revoke_missing(directory)
 
     def _purged(self, any_names: bool) -> None:
         if any_names:

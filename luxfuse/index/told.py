@@ -9,10 +9,13 @@ class Told(Protocol):
     """What others answer for us from what we have told them. When a method returns, they do so no more."""
 
     def revoke(self, parent: int, name: bytes) -> None:
-        """A name is about to change: whether it exists, which inode it is, or any attribute."""
+        """A name is about to change: whether it exists, which inode it is, or any attribute. It may be missing now."""
 
     def revoke_below(self, directory: int) -> None:
         """So are many names of a directory."""
+
+    def revoke_missing(self, directory: int) -> None:
+        """It is not known any more which names are missing from a directory."""
 
     def revoke_all(self) -> None:
         """So is everything."""
@@ -25,6 +28,9 @@ class Untold:
         """Nothing to take back."""
 
     def revoke_below(self, directory: int) -> None:
+        """Nothing to take back."""
+
+    def revoke_missing(self, directory: int) -> None:
         """Nothing to take back."""
 
     def revoke_all(self) -> None:

@@ -6,6 +6,9 @@ and by `News`, `Belief` and `AttributeEvidence`, which change what is believed o
 A name is offered when it was asked for, and a directory when a name in it has changed, as its attributes are asked for
 then. Names after it are offered along with one that was asked for, ever more of them while a directory is asked for name by
 name: an offer costs 10 us, an answer here 250 us.
+
+A directory of which all names are known is offered once a name was missed there, for the first half of the time that this
+is believed: look-ups here, in the second half, have it listed ahead (`Missing.knows`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ LEAST_S = 0.1
 FEWEST_AHEAD = 4
 MOST_AHEAD = 64
 DIRECTORIES_KEPT = 1_000
+MOST_NAMES = 4_096
+"""Of a directory that is offered; to read so many takes the loop some milliseconds."""
 
 
 class Answers:
@@ -46,6 +51,8 @@ class Answers:
         self._kernel = kernel
         self._ahead: OrderedDict[int, int] = OrderedDict()
         """How many names were offered along with the last one that was asked for, by directory."""
+        self._read: OrderedDict[int, float] = OrderedDict()
+        """Of which listing the names of a directory were read last, by its time: once is enough."""
 
     def looked_up(self, parent: int, name: bytes) -> None:
         """A look-up had to be answered here: offer the name, and some after it."""
@@ -64,6 +71,25 @@ class Answers:
         entry = self._namespace.peek(parent, name) if self._kernel.answers else None
         if entry is not None and entry.inode == inode:
             self._offer(parent, name, entry)
+
+    def missed(self, directory: int) -> None:
+        """A name had to be told here to be missing: offer the directory, if all of its names are known."""
+        namespace, kernel = self._namespace, self._kernel
+        if not kernel.answers or namespace.unfinished or not namespace.can_ask:
+            return
+        fetched_s, left_s = namespace.missing.listed_s(directory)
+        answer_s = left_s - namespace.belief.negative_ttl_s / 2
+        if answer_s < LEAST_S or kernel.offer_missing(directory, None, answer_s=answer_s, valid_s=left_s):
+            return
+        if self._read.get(directory) == fetched_s:
+            return
+        self._read[directory] = fetched_s
+        self._read.move_to_end(directory)
+        if len(self._read) > DIRECTORIES_KEPT:
+            self._read.popitem(last=False)
+        names = namespace.names_in(directory, MOST_NAMES + 1)
+        if len(names) <= MOST_NAMES:
+            kernel.offer_missing(directory, names, answer_s=answer_s, valid_s=left_s)
 
     def _count(self, directory: int) -> int:
         before = self._ahead.pop(directory, None)

@@ -99,6 +99,12 @@ class Belief:
         """Whether a listing of a directory still holds."""
         return fetched_s >= self.listing_doubted_s(directory) and self.holds(fetched_s, ttl_s)
 
+    def listed_s(self, directory: int, fetched_s: float) -> float:
+        """Return for how long a listing of a directory says which names are missing."""
+        if not self.lists(directory, fetched_s, self.negative_ttl_s):
+            return 0.0
+        return freshness.remaining_s(fetched_s, self._clock(), self.negative_ttl_s)
+
     def listing_doubted_s(self, directory: int) -> float:
         """Return the time before which no listing of a directory is believed."""
         return self.doubts.listings.since(directory, self._clock())

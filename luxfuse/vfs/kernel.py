@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from luxfuse.index.told import Told, Untold
@@ -111,6 +111,13 @@ class Kernel(Told, Protocol):
     def knows(self, parent: int, name: bytes) -> bool:
         """Whether look-ups of a name are answered without us now."""
 
+    def offer_missing(self, directory: int, names: Sequence[bytes] | None, *, answer_s: float, valid_s: float) -> bool:
+        """Have look-ups of all names of a directory but ``names`` answered without us for ``answer_s``: they are missing.
+
+        The kernel may believe that for ``valid_s`` from now. A name that is revoked is among ``names`` from then on. None:
+        those that were given before. False: they are not known any more, or there is no room.
+        """
+
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel forget a name soon, and revoke it at once."""
 
@@ -190,6 +197,10 @@ class NoKernel(Untold):
         return False
 
     def knows(self, parent: int, name: bytes) -> bool:
+        """There is nobody who would answer."""
+        return False
+
+    def offer_missing(self, directory: int, names: Sequence[bytes] | None, *, answer_s: float, valid_s: float) -> bool:
         """There is nobody who would answer."""
         return False
 

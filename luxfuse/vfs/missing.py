@@ -45,6 +45,11 @@ class Missing:
             return False
         return max(self._negatives.get((parent, name), 0.0), listing.fetched_s if listing is not None else 0.0) < doubted_s
 
+    def listed_s(self, directory: int) -> tuple[float, float]:
+        """Return when a directory was listed, and for how long it is known by that which names are missing from it."""
+        listing = self._names.listings.of(directory)
+        return (0.0, 0.0) if listing is None else (listing.fetched_s, self._belief.listed_s(directory, listing.fetched_s))
+
     def knows(self, parent: int, name: bytes) -> bool:
         """Whether a name is known not to exist. Lists the directory ahead if that is about to be too old to tell."""
         since = self._negatives.get((parent, name), -1e18)

@@ -237,6 +237,10 @@ class Namespace:
         """Return the next ``limit`` entries of a directory after ``name``, by name; see `Names.after`."""
         return self._names.after(directory, name, limit, keep=keep)
 
+    def names_in(self, directory: int, limit: int) -> list[bytes]:
+        """Return the first ``limit`` names of a directory."""
+        return self._names.names_in(directory, limit)
+
     async def refresh(self, path: str) -> None:
         """Forget how fresh a path and, for a directory, its entries are, ask the store again, and tell the kernel."""
         try:

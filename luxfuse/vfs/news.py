@@ -59,6 +59,7 @@ class News:
             return  # it is ours to say
         self._missing.forget(directory, name)
         if listing:
+            self._kernel.revoke_missing(directory)
             self._belief.doubts.listings.note(directory, self._clock())
         entry = self._names.get(directory, name)
         if entry is not None:

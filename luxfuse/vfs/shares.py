@@ -5,7 +5,7 @@ To the kernel an inode is its volume's number, in the bits from `VOLUME_SHIFT` o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.kernel import Kernel
@@ -122,6 +122,9 @@ class KernelShare:
         stat.inode |= self._base
         return self._kernel.offer(self._base | parent, name, stat, only_name=only_name, ahead=ahead)
 
+    def offer_missing(self, directory: int, names: Sequence[bytes] | None, *, answer_s: float, valid_s: float) -> bool:
+        return self._kernel.offer_missing(self._base | directory, names, answer_s=answer_s, valid_s=valid_s)
+
     def knows(self, parent: int, name: bytes) -> bool:
         return self._kernel.knows(self._base | parent, name)
 
@@ -130,6 +133,9 @@ class KernelShare:
 
     def revoke_below(self, directory: int) -> None:
         self._kernel.revoke_below(self._base | directory)
+
+    def revoke_missing(self, directory: int) -> None:
+        self._kernel.revoke_missing(self._base | directory)
 
     def revoke_all(self) -> None:
         self._kernel.revoke_all()

@@ -271,7 +271,12 @@ class Volumes:
             return None
         volume = self.of(parent)
         with volume as fs:
-            stat = fs.known(parent & LOCAL_MASK, name)
+            try:
+                stat = fs.known(parent & LOCAL_MASK, name)
+            except NoSuchName:
+                if self._is_plain(parent):
+                    fs.answers.missed(parent & LOCAL_MASK)
+                raise
             if stat is not None:
                 stat.inode |= volume.base
                 if self._is_plain(parent):

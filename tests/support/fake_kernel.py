@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -16,6 +16,7 @@ import trio
 from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
 from luxfuse.errors import LuxError
 from luxfuse.vfs.attributes import Caller, Stat
+from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
 
@@ -33,6 +34,13 @@ class _Offer:
     since_s: float
     until_s: float
     only_name: bool
+
+
+@dataclass
+class _Missing:
+    names: set[bytes]
+    since_s: float = 0.0
+    until_s: float = 0.0
 
 
 @dataclass
@@ -67,6 +75,8 @@ class FakeKernel:
         self.lendings = 0
         self.answers = True
         self.offered: dict[tuple[int, bytes], _Offer] = {}
+        self.missing: dict[int, _Missing] = {}
+        """Directories from which all other names are missing, by inode."""
         self.clock: Callable[[], float] = lambda: 0.0
         self.answered = 0
         """Look-ups and questions for attributes that lanes would have answered."""
@@ -188,14 +198,36 @@ class FakeKernel:
         # A clock that was set back does not count: the lanes' clock is monotonic, and what was said holds for its time.
         return offer if offer is not None and offer.since_s <= self.clock() < offer.until_s else None
 
+    def offer_missing(self, directory: int, names: Sequence[bytes] | None, *, answer_s: float, valid_s: float) -> bool:
+        assert 0 < answer_s <= valid_s
+        if names is not None:
+            self.missing[directory] = _Missing(set(names))
+        elif directory not in self.missing:
+            return False
+        known = self.missing[directory]
+        known.since_s, known.until_s = self.clock(), self.clock() + answer_s
+        return True
+
+    def misses(self, directory: int, name: bytes) -> bool:
+        """Whether the lanes answer that a name is missing."""
+        known = self.missing.get(directory)
+        return known is not None and known.since_s <= self.clock() < known.until_s and name not in known.names
+
     def revoke(self, parent: int, name: bytes) -> None:
         self.offered.pop((parent, name), None)
+        if parent in self.missing:
+            self.missing[parent].names.add(name)
+
+    def revoke_missing(self, directory: int) -> None:
+        self.missing.pop(directory, None)
 
     def revoke_below(self, directory: int) -> None:
+        self.revoke_missing(directory)
         self.offered = {key: offer for key, offer in self.offered.items() if key[0] != directory}
 
     def revoke_all(self) -> None:
         self.offered.clear()
+        self.missing.clear()
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         self.revoke(parent, name)
@@ -217,8 +249,14 @@ class FakeKernel:
 
     async def lookup(self, fs: FileSystem, parent: int, name: bytes) -> Stat:
         """Look a name up. What the lanes would answer must be what the file system does answer."""
-        offer = self._valid(self.offered.get((parent, name)))
-        stat = await self._compared(offer, fs.lookup(parent, name))
+        offer, missing = self._valid(self.offered.get((parent, name))), self.misses(parent, name)
+        try:
+            stat = await self._compared(offer, fs.lookup(parent, name))
+        except NoSuchName:
+            fs.answers.missed(parent)
+            self.answered += missing
+            raise
+        assert not missing or not self.misses(parent, name), f"the lanes would have answered that {name!r} is missing"
         fs.answers.looked_up(parent, name)
         return stat
 

@@ -2,7 +2,7 @@
  *
  * OPEN for reading of an inode that Python has registered and whose freshness has not run out, RELEASE of such a handle,
  * READ and WRITE of files that the kernel does not read itself (bytes.c), LOOKUP and GETATTR of what Python has said
- * (answers.c), FORGET (inode numbers are persistent here, so lookup counts mean nothing), and the questions for file
+ * (answers.c, missing.c), FORGET (inode numbers are persistent here, so lookup counts mean nothing), and the questions for file
  * capabilities, which come with writes, and for access control lists, which `ls -l` asks of each file: there are none of
  * either. INTERRUPT goes to Python by a way of its own, everything else to the queue, and so to pyfuse3. libfuse writes its
  * replies straight to the device.
@@ -277,7 +277,7 @@ static bool answer(struct lane *lane, const void *data, size_t size)
 	case FUSE_WRITE:
 		return dataplane && answer_write(lane, data, size);
 	case FUSE_LOOKUP:
-		return dataplane && answer_lookup(lane, data, size);
+		return dataplane && (answer_lookup(lane, data, size) || answer_missing(lane, data, size));
 	case FUSE_GETATTR:
 		return dataplane && answer_getattr(lane, data, size);
 	case FUSE_RELEASE: {

@@ -3,6 +3,7 @@
  *   lane.c     threads that read /dev/fuse and answer what needs no decision
  *   bytes.c    READ and WRITE of registered files
  *   answers.c  LOOKUP and GETATTR from what Python has said of names
+ *   missing.c  LOOKUP of names that are missing
  *   table.c    the registered inodes: the only place that counts their opens
  *   estate.c   the opens, in memory that outlives the process
  *   trace.c    what lanes have answered, for a watcher
@@ -11,7 +12,7 @@
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
  *
- * Order of the locks: a stripe of the table, then `report_lock` or that of the slots; those of answers.c are taken alone. No lock is held across
+ * Order of the locks: a stripe of the table, then `report_lock` or that of the slots; those of answers.c and missing.c are taken alone. No lock is held across
  * a call that can block.
  */
 #ifndef LUXFUSE_LANE_H
@@ -241,6 +242,23 @@ void answers_revoke_ino(uint64_t ino);
 void answers_revoke_below(uint64_t directory); /* all names of a directory */
 void answers_revoke_all(void);
 void answers_size(size_t *entries, size_t *bytes);
+
+/* ------------------------------------------------------------------ missing.c */
+
+struct missing_name {
+	const char *name;
+	size_t size;
+};
+
+bool answer_missing(struct lane *lane, const void *request, size_t size);
+
+/* As those of answers.c. A directory is answered for until the first time; until the second the kernel may believe it.
+ * Unless `named`, the names are those that are known. False: these are not known, or there is no room. */
+bool missing_offer(uint64_t ino, int64_t answer_until_ns, int64_t valid_until_ns, bool named, const struct missing_name *names, size_t count);
+void missing_revoke(uint64_t ino, const char *name, size_t size); /* the name may be there from now on */
+void missing_revoke_below(uint64_t ino);			  /* so may any name */
+void missing_revoke_all(void);
+void missing_size(size_t *directories, size_t *bytes);
 
 /* ------------------------------------------------------------------ prompt.c */
 

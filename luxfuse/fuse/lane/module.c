@@ -373,6 +373,7 @@ static PyObject *py_revoke(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "Ky#", &parent, &name, &length))
 		return NULL;
 	answers_revoke(parent, name, (size_t)length);
+	missing_revoke(parent, name, (size_t)length);
 	Py_RETURN_NONE;
 }
 
@@ -391,12 +392,63 @@ static PyObject *py_revoke_below(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "K", &directory))
 		return NULL;
 	answers_revoke_below(directory);
+	missing_revoke_below(directory);
+	Py_RETURN_NONE;
+}
+
+/* Names of a sequence of bytes, to be freed; NULL with an exception. They are those of the objects, which are kept. */
+static struct missing_name *names_in(PyObject *fast)
+{
+	const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast);
+	struct missing_name *names = PyMem_Calloc((size_t)count + 1, sizeof *names);
+	if (!names)
+		PyErr_NoMemory();
+	for (Py_ssize_t i = 0; names && i < count; i++) {
+		Py_ssize_t size;
+		char *name;
+		if (PyBytes_AsStringAndSize(PySequence_Fast_GET_ITEM(fast, i), &name, &size) < 0) {
+			PyMem_Free(names);
+			return NULL;
+		}
+		names[i] = (struct missing_name){ name, (size_t)size };
+	}
+	return names;
+}
+
+static PyObject *py_offer_missing(PyObject *self, PyObject *args)
+{
+	unsigned long long directory;
+	long long answer_until_ns, valid_until_ns;
+	PyObject *given;
+	if (!PyArg_ParseTuple(args, "KLLO", &directory, &answer_until_ns, &valid_until_ns, &given))
+		return NULL;
+	if (given == Py_None)
+		return PyBool_FromLong(missing_offer(directory, answer_until_ns, valid_until_ns, false, NULL, 0));
+	PyObject *fast = PySequence_Fast(given, "names: a sequence of bytes, or None");
+	struct missing_name *names = fast ? names_in(fast) : NULL;
+	if (!names) {
+		Py_XDECREF(fast);
+		return NULL;
+	}
+	const bool taken = missing_offer(directory, answer_until_ns, valid_until_ns, true, names, (size_t)PySequence_Fast_GET_SIZE(fast));
+	PyMem_Free(names);
+	Py_DECREF(fast);
+	return PyBool_FromLong(taken);
+}
+
+static PyObject *py_revoke_missing(PyObject *self, PyObject *args)
+{
+	unsigned long long directory;
+	if (!PyArg_ParseTuple(args, "K", &directory))
+		return NULL;
+	missing_revoke_below(directory);
 	Py_RETURN_NONE;
 }
 
 static PyObject *py_revoke_all(PyObject *self, PyObject *args)
 {
 	answers_revoke_all();
+	missing_revoke_all();
 	Py_RETURN_NONE;
 }
 
@@ -506,13 +558,15 @@ static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	const struct lane_sums sums = lanes_sum();
 	unsigned run, wait;
-	size_t entries, bytes;
+	size_t entries, bytes, directories, set_bytes;
 	lanes_count(&run, &wait);
 	answers_size(&entries, &bytes);
-	return Py_BuildValue("{sKsKsKsKsKsKsKsKsIsIsnsn}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
+	missing_size(&directories, &set_bytes);
+	return Py_BuildValue("{sKsKsKsKsKsKsKsKsIsIsnsnsnsn}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
 			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes,
 			     "lookups", sums.lookups, "getattrs", sums.getattrs, "lanes", run, "lanes_waiting", wait,
-			     "answers", (Py_ssize_t)entries, "answers_bytes", (Py_ssize_t)bytes);
+			     "answers", (Py_ssize_t)entries, "answers_bytes", (Py_ssize_t)bytes, "known_directories",
+			     (Py_ssize_t)directories, "known_directories_bytes", (Py_ssize_t)set_bytes);
 }
 
 static PyMethodDef methods[] = {
@@ -549,7 +603,9 @@ static PyMethodDef methods[] = {
 	{ "take_busy", py_take_busy, METH_NOARGS, "take_busy() -> [(ino, opens, bytes read)] of what was answered here since the last call." },
 	{ "offer", py_offer, METH_VARARGS, "offer(parent, name, ino, mode, uid, gid, rdev, size, blocks, mtime_ns, ctime_ns, atime_ns, valid_until_ns, only_name, ahead) -> bool: answer LOOKUPs of a name here, and GETATTRs of its inode unless `only_name`. False: there is no room, which for those `ahead` nobody makes." },
 	{ "knows", py_knows, METH_VARARGS, "knows(parent, name) -> whether LOOKUPs of a name are answered here now." },
-	{ "revoke", py_revoke, METH_VARARGS, "revoke(parent, name): end that; no answer is sent any more once this returns. No effect if it was not offered." },
+	{ "offer_missing", py_offer_missing, METH_VARARGS, "offer_missing(directory, answer_until_ns, valid_until_ns, names | None) -> bool: answer LOOKUPs of all other names in it here: they are missing, and the kernel may believe that until the second time. None: those that were given, and revoked. False: these are not known, or there are too many." },
+	{ "revoke_missing", py_revoke_missing, METH_VARARGS, "revoke_missing(directory): end that." },
+	{ "revoke", py_revoke, METH_VARARGS, "revoke(parent, name): end it for a name, whether it was there or missing; no answer is sent any more once this returns. No effect if it was not offered." },
 	{ "revoke_inode", py_revoke_inode, METH_VARARGS, "revoke_inode(ino): end it for the name of an inode." },
 	{ "revoke_below", py_revoke_below, METH_VARARGS, "revoke_below(directory): end it for all names of a directory." },
 	{ "revoke_all", py_revoke_all, METH_NOARGS, "revoke_all(): end it for all names." },

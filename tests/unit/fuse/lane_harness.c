@@ -8,6 +8,9 @@
  *
  * A model of each name: its size is its generation. "Python" revokes it, raises the generation, and sends word of that as it
  * would send replies and notices, through the same descriptor. No answer of an older one may be sent after that.
+ *
+ * A model of names that come and go in directories of which all names are known: word that one is there is sent like that,
+ * after it was revoked. No answer that it is missing may be sent after that.
  */
 #include "lane.h"
 
@@ -29,6 +32,8 @@
 #define FILES 8
 #define DIRECTORIES 2
 #define NAMES 16 /* in all of them */
+#define KNOWN 3   /* directories of which all names are known */
+#define ABSENT 12 /* names in these, which come and go */
 #define LOOKERS 2
 #define FILE_BYTES 49152
 #define READERS 4
@@ -42,8 +47,8 @@ static unsigned long long seed;
 static const char *directory;
 static atomic_bool stop, all_done, racing;
 static int lanes_end;
-static unsigned long long floors[NAMES]; /* generations that word was sent of; of the receiver */
-static atomic_ullong generations[FILES], answered, forwarded, opened, written, sent_out, unique_numbers = 16;
+static unsigned long long floors[NAMES + ABSENT]; /* generations that word was sent of; of the receiver */
+static atomic_ullong generations[FILES], answered, forwarded, opened, written, sent_out, missed, unique_numbers = 16;
 
 static void fail(const char *what, long long a, long long b)
 {
@@ -101,6 +106,17 @@ static void check_answer(unsigned name, int error, const char *payload, size_t s
 		fail("holds for another time", (long long)valid, name);
 }
 
+/* A lane says that a name is missing. */
+static void check_missing(unsigned name, int error, const char *payload, size_t size)
+{
+	const struct fuse_entry_out *entry = (const void *)payload;
+	if (error || size != sizeof *entry || entry->nodeid || entry->entry_valid > 3600)
+		fail("answer about a name that is missing", error, (long long)size);
+	if (floors[name])
+		fail("a name that is there is missing", name, 0);
+	atomic_fetch_add(&missed, 1);
+}
+
 static void finish(uint64_t unique, bool to_python, int error, const char *payload, size_t size)
 {
 	pthread_mutex_lock(&waiting_lock);
@@ -108,7 +124,9 @@ static void finish(uint64_t unique, bool to_python, int error, const char *paylo
 		if (w->unique == unique) {
 			if (w->done)
 				fail("answered twice", (long long)unique, error);
-			if (w->name && !to_python)
+			if (w->name > NAMES && !to_python)
+				check_missing(w->name - 1, error, payload, size);
+			else if (w->name && !to_python)
 				check_answer(w->name - 1, error, payload, size);
 			w->done = true;
 			w->to_python = to_python;
@@ -257,15 +275,20 @@ static uint64_t parent_of(unsigned name)
 	return 1000 + name % DIRECTORIES;
 }
 
-/* The name is revoked: it changes, and the kernel is told. */
-static void change_name(unsigned name)
+static void send_word(unsigned name, unsigned long long floor)
 {
 	const struct {
 		struct fuse_out_header out;
 		unsigned long long word[2];
-	} notice = { { sizeof notice, 1, 0 }, { name, ++name_generations[name] } };
+	} notice = { { sizeof notice, 1, 0 }, { name, floor } };
 	if (send(lanes_end, &notice, sizeof notice, 0) != sizeof notice)
 		fail("send notice", errno, name);
+}
+
+/* The name is revoked: it changes, and the kernel is told. */
+static void change_name(unsigned name)
+{
+	send_word(name, ++name_generations[name]);
 }
 
 static void offer_name(unsigned name, unsigned *state)
@@ -309,6 +332,76 @@ static void play_with_names(unsigned *state)
 	}
 }
 
+static bool there[ABSENT]; /* of "Python" */
+
+static size_t absent_name(unsigned name, char *text)
+{
+	return (size_t)sprintf(text, "absent-%u", name);
+}
+
+static uint64_t known_of(unsigned name)
+{
+	return 2000 + name % KNOWN;
+}
+
+static void offer_known(unsigned known, unsigned *state)
+{
+	static char texts[ABSENT][32];
+	struct missing_name names[ABSENT];
+	size_t count = 0;
+	const bool old = rnd(state, 4) == 0; /* too old, and of long ago */
+	for (unsigned name = known; name < ABSENT && !old; name += KNOWN)
+		if (there[name]) {
+			names[count].name = texts[count];
+			names[count].size = absent_name(name, texts[count]);
+			count++;
+		}
+	if (!missing_offer(2000 + known, old ? 1 : later_ns(), later_ns(), true, names, count))
+		fail("no room", known, 0);
+	if (!missing_offer(2000 + known, old ? 1 : later_ns(), later_ns(), false, NULL, 0) || missing_offer(1, later_ns(), later_ns(), false, NULL, 0))
+		fail("other names than those that were given", known, 0);
+}
+
+static void set_there(unsigned name, bool is_there)
+{
+	there[name] = is_there;
+	send_word(NAMES + name, is_there);
+}
+
+static void play_with_missing(unsigned *state)
+{
+	char text[32];
+	const unsigned name = rnd(state, ABSENT), known = rnd(state, KNOWN);
+	switch (rnd(state, 8)) {
+	case 0:
+	case 1:
+	case 2:
+		if (!there[name]) {
+			missing_revoke(known_of(name), text, absent_name(name, text));
+			set_there(name, true);
+		}
+		break;
+	case 3:
+	case 4:
+	case 5:
+		if (there[name])
+			set_there(name, false);
+		break;
+	case 6:
+		if (rnd(state, 4))
+			break;
+		if (rnd(state, 2))
+			missing_revoke_all();
+		else
+			missing_revoke_below(2000 + known);
+		for (unsigned i = known; i < ABSENT; i += KNOWN)
+			set_there(i, true);
+		break;
+	default:
+		offer_known(known, state);
+	}
+}
+
 static void *looker(void *argument)
 {
 	unsigned state = (unsigned)(uintptr_t)argument;
@@ -324,7 +417,12 @@ static void *looker(void *argument)
 			} arg;
 		} ask = { 0 };
 		w.name = name + 1;
-		if (rnd(&state, 2)) {
+		if (rnd(&state, 3) == 0) {
+			const unsigned absent = rnd(&state, ABSENT);
+			w.name = NAMES + absent + 1;
+			ask.in = (struct fuse_in_header){ .opcode = FUSE_LOOKUP, .nodeid = known_of(absent) };
+			request(&w, &ask, sizeof ask.in + absent_name(absent, ask.arg.name) + 1);
+		} else if (rnd(&state, 2)) {
 			ask.in = (struct fuse_in_header){ .opcode = FUSE_LOOKUP, .nodeid = parent_of(name) };
 			request(&w, &ask, sizeof ask.in + name_of(name, ask.arg.name) + 1);
 		} else {
@@ -420,6 +518,8 @@ static void *python(void *argument)
 		close(fd);
 		for (unsigned i = 0; i < 4; i++)
 			play_with_names(&state);
+		for (unsigned i = 0; i < 4; i++)
+			play_with_missing(&state);
 	}
 	return NULL;
 }
@@ -522,6 +622,14 @@ static void race(unsigned seconds)
 	answers_size(&entries, &bytes);
 	if (entries || bytes)
 		fail("answers are left", (long long)entries, (long long)bytes);
+	for (unsigned i = 0; i < 100000; i++) { /* more than there may be: it is forgotten, or stays small */
+		char text[32];
+		missing_revoke(2000, text, absent_name(i, text));
+	}
+	missing_revoke_all();
+	missing_size(&entries, &bytes);
+	if (entries || bytes)
+		fail("directories are left", (long long)entries, (long long)bytes);
 	for (unsigned file = 0; file < FILES; file++) {
 		struct drained gone;
 		table_retire(ino_of(file) | LENT, false);
@@ -544,6 +652,7 @@ static void fuzz(unsigned count)
 	const struct registration r = { .ino = 100, .fd = fd, .valid_until_ns = later_ns(), .notice = true };
 	table_register(&r);
 	answers_offer(&(struct offer){ .parent = 100, .ino = 100, .valid_until_ns = later_ns(), .name_size = 4 }, "name", false);
+	missing_offer(100, later_ns(), later_ns(), true, NULL, 0);
 	const uint64_t writing = table_acquire(100, later_ns(), true);
 	table_grant(100, UINT32_MAX);
 	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
@@ -689,7 +798,8 @@ int main(int argc, char **argv)
 	if (!strcmp(argv[1], "race"))
 		check_estate();
 	const struct lane_sums sums = lanes_sum();
-	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu\n", atomic_load(&answered),
-	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs);
+	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu\n", atomic_load(&answered),
+	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,
+	       atomic_load(&missed));
 	return 0;
 }

@@ -91,3 +91,49 @@ def test_times_before_the_epoch_go_to_python() -> None:
 def test_names_that_are_too_long_are_refused() -> None:
     with pytest.raises(ValueError, match="a name of 65536 bytes"):
         offer(DIRECTORIES[0], b"n" * 65536, 5)
+
+
+KNOWN = DIRECTORIES[0]
+
+
+def offer_missing(names: list[bytes] | None, *, valid_ns: int = LATER_NS, directory: int = KNOWN) -> bool:
+    now_ns = time.monotonic_ns()
+    return passthrough.offer_missing(directory, now_ns + valid_ns, now_ns + 2 * valid_ns, names)
+
+
+def known() -> tuple[int, int]:
+    counts = passthrough.statistics()
+    return counts["known_directories"], counts["known_directories_bytes"]
+
+
+def test_directories_are_known_until_they_are_revoked() -> None:
+    assert not offer_missing(None), "its names were not given"
+    assert offer_missing([])
+    assert offer_missing([b"a", b"a-longer-name"])
+    assert offer_missing(None)
+    assert offer_missing([b"%d" % number for number in range(1000)], directory=DIRECTORIES[1])
+    assert known()[0] == 2
+    passthrough.revoke_missing(KNOWN)
+    assert not offer_missing(None)
+    assert offer_missing(None, directory=DIRECTORIES[1])
+    passthrough.revoke_below(DIRECTORIES[1])
+    assert known() == (0, 0)
+    assert offer_missing([b"a"])
+    passthrough.revoke_all()
+    assert known() == (0, 0)
+
+
+def test_a_directory_of_too_many_names_is_not_known() -> None:
+    assert not offer_missing([b"%d" % number for number in range(20_000)])
+    assert offer_missing([])
+    for number in range(20_000):
+        passthrough.revoke(KNOWN, b"%d" % number)
+    assert known() == (0, 0)
+
+
+def test_names_are_bytes() -> None:
+    with pytest.raises(TypeError, match="expected bytes"):
+        passthrough.offer_missing(KNOWN, 0, 0, ["text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="a sequence of bytes, or None"):
+        passthrough.offer_missing(KNOWN, 0, 0, 5)  # type: ignore[arg-type]
+    assert known() == (0, 0)

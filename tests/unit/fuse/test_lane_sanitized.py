@@ -14,12 +14,14 @@ import pytest
 from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
-SOURCES = [LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "queue.c", "table.c", "trace.c")]
+SOURCES = [
+    LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "missing.c", "queue.c", "table.c", "trace.c")
+]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
 SHORT_RUN = "-DRUN_BYTES=(49152u+16u)"
 """A file of the model and two words."""
-FEW_ANSWERS = ["-DTRACED=32u", "-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u"]
+FEW_ANSWERS = ["-DTRACED=32u", "-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u", "-DMISSING_DIRECTORIES=2u"]
 """So that there is no room for all names of the model, nor for all that is traced, and lists are long."""
 SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
@@ -130,11 +132,17 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
         pytest.param(
             "answers.c", "	take_out(find_ino(ino_bucket, said->ino));\n", "", "address,undefined", marks=pytest.mark.slow
         ),
+        (
+            "missing.c", "	if (!d->ino || d->ino != ino)\n		return;\n", "	return;\n", "address,undefined",
+        ),
+        ("missing.c", "		missing = now < d->answer_until_ns && ", "		missing = ", "address,undefined"),
+        ("missing.c", "	pthread_mutex_lock(&d->lock);\n	if (d->ino != ino)\n", "	if (d->ino != ino)\n", "thread"),
     ],
     ids=[
         "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
         "room that is never filled", "sent to the disk twice", "blocked after no write", "a short write",
         "revoked without waiting", "sent without the lock", "revoked together", "too old", "two names of an inode",
+        "a name that came", "missing for too long", "a set that is freed",
     ],
 )  # fmt: skip
 def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:
