@@ -52,6 +52,8 @@ class Hierarchy:
 
     def of(self, directory: CacheDirectory) -> Space:
         """Return the space of a directory that is in use."""
+        if directory is self.home.directory:  # as most are
+            return self.home
         return next(space for space in self.spaces if space.directory is directory)
 
     @property

@@ -15,6 +15,7 @@ from luxfuse.estate.words import Word, Words
 
 _HEADER = struct.Struct("=HI")
 _DROPPED = 0xFFFF_FFFF
+_ENDS = int(Word.FACTS_END)
 LEAST_BYTES = 1 << 20
 """A shorter log is not written anew."""
 WASTE = 4
@@ -30,6 +31,7 @@ class Facts:
         """``at``: where the first half lies in ``memory``, the second follows. ``give_back``: of the memory of a range."""
         self._memory = memory
         self._words = words
+        self._plain = words.plain
         self._at = at
         self._half_bytes = half_bytes
         self._give_back = give_back
@@ -69,10 +71,11 @@ class Facts:
         if before == value:
             return
         self._values[key] = value
-        self._counting_bytes += _HEADER.size + len(key) + len(value)
+        record = _HEADER.pack(len(key), len(value)) + key + value
+        self._counting_bytes += len(record)
         if before is not None:
             self._counting_bytes -= _HEADER.size + len(key) + len(before)
-        self._append(_HEADER.pack(len(key), len(value)) + key + value)
+        self._append(record)
 
     def drop(self, key: bytes) -> None:
         """Take a value away; it need not exist."""
@@ -88,7 +91,7 @@ class Facts:
             return
         start = self._at + self._half * self._half_bytes + self._end
         self._memory[start : start + len(record)] = record
-        self._words[Word.FACTS_END + self._half] = self._end = end
+        self._plain[_ENDS + self._half] = self._end = end
 
     def _write_anew(self) -> None:
         """Write what counts into the other half."""

@@ -11,6 +11,7 @@ disk that has failed for long, and a successor then knows what the disk has.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from collections import deque
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from luxfuse.estate.words import Word, Words
 
 _HEADER = struct.Struct("=IH")
+_HEADER_BYTES = _HEADER.size
+_END = int(Word.TRAIL_END)
 GIVE_BACK_BYTES = 1 << 20
 """Memory behind the start is given back in pieces of this size, each of which costs a system call."""
 INDEX, JOURNAL = 0, 1
@@ -41,8 +44,9 @@ class Trail:
         self._at = at
         self._size = size_bytes
         self._give_back = give_back
+        self._plain = words.plain
         self._end = words[Word.TRAIL_END]
-        self._given_back = words[Word.TRAIL_START]
+        self._start = self._given_back = words[Word.TRAIL_START]
         self._parts: dict[int, deque[int]] = {}
         """By stream: where the changes of each commit that is not on disk begin, and of the one to come."""
         self._closed: dict[int, int] = {}
@@ -64,20 +68,21 @@ class Trail:
 
     def append(self, stream: int, payload: bytes) -> None:
         """Add a record."""
-        total = _HEADER.size + len(payload)
-        position, at = self._end, self._end % self._size
-        if at + total + _HEADER.size > self._size:  # a header that ends the round must always fit
-            position += self._size - at
-        if position + total + _HEADER.size - self._words[Word.TRAIL_START] > self._size:
+        size, length = self._size, len(payload)
+        total = _HEADER_BYTES + length
+        position = self._end
+        at = position % size
+        if at + total + _HEADER_BYTES > size:  # a header that ends the round must always fit
+            position += size - at
+        if position + total + _HEADER_BYTES - self._start > size:
             self._words[Word.TRAIL_LOST] = 1
             self._lost[stream] = None
             return
         if position != self._end:
             _HEADER.pack_into(self._memory, self._at + at, 0, 0)
-        start = self._at + position % self._size
-        _HEADER.pack_into(self._memory, start, len(payload) + 1, stream)
-        self._memory[start + _HEADER.size : start + total] = payload
-        self._words[Word.TRAIL_END] = self._end = position + total
+        start = self._at + position % size
+        self._memory[start : start + total] = _HEADER.pack(length + 1, stream) + payload
+        self._plain[_END] = self._end = position + total
         if stream not in self._open:
             self._open.add(stream)
             self._parts.setdefault(stream, deque()).append(position)
@@ -107,7 +112,7 @@ class Trail:
             del self._lost[stream]
             self._words[Word.TRAIL_LOST] = int(bool(self._lost))
         start = min((parts[0] for parts in self._parts.values()), default=self._end)
-        self._words[Word.TRAIL_START] = start
+        self._words[Word.TRAIL_START] = self._start = start
         while start - self._given_back >= GIVE_BACK_BYTES:
             piece = min(start - self._given_back, self._size - self._given_back % self._size)
             low = self._at + self._given_back % self._size
@@ -139,15 +144,13 @@ class Stream:
         self._trail = trail
         self._number = number
         self.identity = identity
+        self.append: Callable[[bytes], None] = functools.partial(trail.append, number)
+        """Add a record."""
 
     @property
     def end(self) -> int:
         """The position behind the trail's last record."""
         return self._trail.end
-
-    def append(self, payload: bytes) -> None:
-        """Add a record."""
-        self._trail.append(self._number, payload)
 
     def mark(self) -> int:
         """A commit begins; see `Trail.mark`."""

@@ -39,7 +39,8 @@ class Words:
     """The header as numbers below 2**63."""
 
     def __init__(self, memory: mmap.mmap) -> None:
-        self._words = memoryview(memory)[:4096].cast("q")
+        self._words = self.plain = memoryview(memory)[:4096].cast("q")
+        """``plain``: for what sets words all the while."""
 
     def __getitem__(self, word: int) -> int:
         return self._words[word]

@@ -84,6 +84,11 @@ class Begun:
             fact = BegunFact(first_new, self.inode(parent, name), self.inode(*other) if other is not None else 0)
             self._facts.put(BEGUN + self._key(unique), _encode(fact))
 
+    def begin_new(self, unique: int, first_new: int) -> None:
+        """A name that is free is about to be made, which gets an inode number from ``first_new`` on."""
+        if self._facts is not None:
+            self._facts.put(BEGUN + self._key(unique), _encode(BegunFact(first_new)))
+
     def inode(self, parent: int, name: bytes) -> int:
         """Return the inode that a name stands for, as far as that is known; 0: it is not."""
         with self._volumes.of(parent) as fs:

@@ -97,7 +97,7 @@ class Prompt:
             volume = self._volumes.of_name(parent, name)
             caller = Caller(uid=uid, gid=gid, pid=pid, umask=umask)
             with volume as fs:
-                self._operations.begun.begin(unique, parent, name)
+                self._operations.begun.begin_new(unique, fs.next_inode)
                 try:
                     made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
                 finally:

@@ -172,10 +172,14 @@ class Names(ListedNames):
         version: str = "",
         mtime_ns: int,
         checked_s: float,
+        also: tuple[int, bytes, Entry] | None = None,
     ) -> Entry:
-        """Record an entry that was made here, under a new inode number. The one that had the name is gone."""
+        """Record an entry that was made here, under a new inode number. The one that had the name is gone.
+
+        ``also``: what another name (its parent, itself, and the entry) is from now on, in the same change, as with `put`.
+        """
         found = Found(name, kind, size, version, mtime_ns)
-        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0)
+        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0, also=also)
 
     def erase(self, parent: int, name: bytes) -> None:
         """Forget a name, whatever the store says; it need not exist."""
@@ -328,6 +332,7 @@ class Names(ListedNames):
         checked_s: float,
         attributes: Attributes | None,
         described_ns: int,
+        also: tuple[int, bytes, Entry] | None = None,
     ) -> Entry:
         serial = old.listing if old is not None else self.listings.serial(parent)
         entry = Entry(self._numbers.new(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
@@ -336,10 +341,15 @@ class Names(ListedNames):
         if old is not None:
             self._drop(records, old)
         self._numbers.note_highest(records)
-        self._apply(records | self._records_of(parent, name, entry))
+        records |= self._records_of(parent, name, entry)
+        if also is not None:
+            records |= self._records_of(*also)
+        self._apply(records)
         if old is not None:
             self._retire(old.inode, name)
         self._entries[U64.pack(parent) + name] = entry
+        if also is not None:
+            self._entries[U64.pack(also[0]) + also[1]] = also[2]
         return entry
 
     def _records_of(self, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> Records:

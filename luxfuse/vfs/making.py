@@ -11,7 +11,7 @@ import trio
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.journal import Journal
-from luxfuse.index.names import Names
+from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
 from luxfuse.vfs.attributes import Caller, Defaults, now_ns, stat_of
@@ -171,11 +171,13 @@ class Making:
             size=size,
             mtime_ns=attributes.mtime_ns or 0,
             checked_s=self._namespace.now_s(),
+            also=self._tree.touched(parent),
         )
         dirty = self._notes.mark(entry, key, left.version)
         dirty.stored.lies_over(left.sent)
         dirty.stored.replaces_removed(left.any)
-        self._tree.touch(parent)
+        if parent == ROOT_INODE:
+            self._tree.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.listings.note_empty(entry.inode)
             self._deletes.hold_below(key, entry.inode)

@@ -58,6 +58,8 @@ class Namespace:
         self.shared = shared
         self._store = store
         self._names = names
+        self.peek: Callable[[int, bytes], Entry | None] = names.get
+        """Returns the known entry of a name, fresh or not, without asking the store."""
         self.lister = lister
         self.moving = lister.moving
         self._kernel = kernel
@@ -157,7 +159,7 @@ class Namespace:
         """Return the entry of a name, None if the store has to be asked. Raises `NoSuchName` if there is none."""
         if self.unfinished.covers(parent, name):
             return None
-        entry = self._names.get(parent, name)
+        entry = self.peek(parent, name)
         if entry is not None:
             return entry if self.belief.is_fresh(entry) or self._names.is_held(parent, name) else None
         if self._names.is_held(parent, name) or self.missing.knows(parent, name):
@@ -205,10 +207,6 @@ class Namespace:
     def have_looked_up(self, parent: int, name: bytes) -> None:
         """Let the kernel forget what it knows of a name, as that is something else now."""
         self._kernel.invalidate_entry(parent, name)
-
-    def peek(self, parent: int, name: bytes) -> Entry | None:
-        """Return the known entry of a name, fresh or not, without asking the store."""
-        return self._names.get(parent, name)
 
     def stands_for(self, parent: int, name: bytes, inode: int, version: str) -> bool:
         """Whether a name is still this version, as far as is known here: a program may have written to it."""

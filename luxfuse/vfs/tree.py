@@ -68,6 +68,16 @@ class Tree:
         if directory != ROOT_INODE:
             self._namespace.put(*self._namespace.places.place(directory), entry)
 
+    def touched(self, directory: int) -> tuple[int, bytes, Entry] | None:
+        """Return what `touch` would make of a directory: its name's parent, its name and its entry; None: the root."""
+        if directory == ROOT_INODE:
+            return None
+        parent, name, entry = self._namespace.places.locate(directory)
+        now, attributes = now_ns(), entry.attributes
+        if attributes is not None:
+            attributes = msgspec.structs.replace(attributes, mtime_ns=now, ctime_ns=now)
+        return parent, name, msgspec.structs.replace(entry, attributes=attributes, mtime_ns=now)
+
     def note_renamed(self, parent: int, name: bytes) -> None:
         """An entry has got this name: so its ctime is now, here."""
         entry = self.entry_of((parent, name))

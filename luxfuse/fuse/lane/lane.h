@@ -153,7 +153,7 @@ struct lane {
 	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
 	char *reply;   /* of MOST_BYTES, from the first READ on */
 	struct {
-		uint64_t ino, bytes;
+		uint64_t ino, bytes; /* of a missing name: the directory's */
 		bool passthrough;
 	} seen; /* of the last LOOKUP, READ, OPEN, for trace.c */
 };

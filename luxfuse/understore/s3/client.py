@@ -36,6 +36,7 @@ COPIED_PART_BYTES = 256 << 20
 NO_VERSION = '"no-such-version"'
 
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False, start_after=True)
+UNCONDITIONAL = dataclasses.replace(ABILITIES, conditional=False)
 
 
 class S3Client(S3Reads):
@@ -61,7 +62,7 @@ class S3Client(S3Reads):
     @property
     def abilities(self) -> Abilities:
         """Everything but directories; conditions until the server says that it has none."""
-        return dataclasses.replace(ABILITIES, conditional=self._conditional)
+        return ABILITIES if self._conditional else UNCONDITIONAL
 
     def examine(self, key: str, *, whole: bool = True) -> Properties:
         found = self._head(key)
