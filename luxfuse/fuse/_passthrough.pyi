@@ -73,6 +73,7 @@ def set_prompt(
         Callable[[int, int, bytes, int, int, int, int, int, int], bool],
         Callable[[int, int], bool],
         Callable[[int, int], bool],
+        Callable[[int, int, int, int, int, int, int], bool],
     ]
     | None,
 ) -> int: ...

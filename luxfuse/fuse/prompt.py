@@ -1,8 +1,9 @@
 """Requests that are answered in one step of the event loop: no task is woken, and nothing is waited for.
 
-The lanes put LOOKUP, GETATTR, CREATE, FLUSH and RELEASE into a queue of their own (`lane/prompt.c`), and the methods of
-`Prompt` are called for all that have come. Each answers, or returns False: then the answer needs a wait, or it is an error,
-and the handler of `Operations` gives it. A FLUSH that waits for a commit of the journal alone is answered at its end.
+The lanes put LOOKUP, GETATTR, SETATTR, CREATE, FLUSH and RELEASE into a queue of their own (`lane/prompt.c`), and the
+methods of `Prompt` are called for all that have come. Each answers, or returns False: then the answer needs a wait, or it
+is an error, and the handler of `Operations` gives it. A FLUSH that waits for a commit of the journal alone is answered at
+its end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from luxfuse.fuse.errnos import Running, ended, errno_of, observe
 from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations, handle_of
-from luxfuse.vfs.attributes import Caller, Stat
+from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
@@ -49,7 +50,7 @@ class Prompt:
 
     async def run(self) -> None:
         """Answer what comes, until cancelled."""
-        fd = passthrough.set_prompt((self.lookup, self.getattr, self.create, self.flush, self.release))
+        fd = passthrough.set_prompt((self.lookup, self.getattr, self.create, self.flush, self.release, self.setattr))
         try:
             while True:
                 await trio.lowlevel.wait_readable(fd)
@@ -84,6 +85,30 @@ class Prompt:
         except Exception:  # noqa: BLE001 (as above)
             return False
         ended(self._operations, "getattr", began_s, (inode,))
+        return True
+
+    def setattr(self, unique: int, inode: int, mode: int, uid: int, gid: int, atime_ns: int, mtime_ns: int) -> bool:
+        """Permissions, owner and times of a file that is dirty already; -1 leaves a value."""
+        began_s = time.perf_counter()
+        if self._operations.read_only:
+            return False
+        changes = AttributeChanges(
+            mode=None if mode < 0 else mode,
+            uid=None if uid < 0 else uid,
+            gid=None if gid < 0 else gid,
+            atime_ns=None if atime_ns < 0 else atime_ns,
+            mtime_ns=None if mtime_ns < 0 else mtime_ns,
+        )
+        try:
+            volume = self._volumes.changeable(inode)
+            with volume as fs:
+                stat = fs.setattr_now(inode & LOCAL_MASK, changes)
+            if stat is None:
+                return False
+            passthrough.reply_attr(unique, *_form(stat, volume.base), *_times(stat))
+        except Exception:  # noqa: BLE001 (as above)
+            return False
+        ended(self._operations, "setattr", began_s, (inode,))
         return True
 
     def create(

@@ -66,12 +66,26 @@ class Describing:
             dirty.orphan.attributes = self._changed(self._shown(dirty.orphan), dirty.orphan.kind, changes)
             self._set_times(dirty, changes)
             return
-        entry = await self.known(inode)
-        new = self._changed(self._shown(entry), entry.kind, changes)
+        await self.put_attributes(inode, self._described(await self.known(inode), changes))
+
+    def describe_now(self, inode: int, changes: AttributeChanges) -> bool:
+        """Change permissions, owner and times of a dirty file, if that waits for nothing; else nothing is done."""
         dirty = self._entries.get(inode)
+        if dirty is None or dirty.source is None or dirty.place is None or changes.size is not None:
+            return False
+        if self._namespace.unfinished.covers(*dirty.place) or not self._namespace.belief.is_held(inode):
+            return False
+        if not dirty.writers and self._tree.is_through(dirty.key):
+            return False
+        return self._note_attributes(inode, self._described(self._tree.entry(inode), changes))[1] is None
+
+    def _described(self, entry: Entry, changes: AttributeChanges) -> Attributes:
+        """Return what the attributes of an entry are after changes; the times of content are set."""
+        new = self._changed(self._shown(entry), entry.kind, changes)
+        dirty = self._entries.get(entry.inode)
         if dirty is not None and dirty.source is not None:
             self._set_times(dirty, changes)
-        await self.put_attributes(inode, new)
+        return new
 
     async def known(self, inode: int) -> Entry:
         """Return the entry of an inode with the attributes that the store has of it."""
@@ -129,21 +143,8 @@ class Describing:
 
         None, of a directory: they are not known, so its marker is made if there is none.
         """
-        entry = self._tree.entry(inode)
-        old, entry.attributes = entry.attributes, new
-        if inode == ROOT_INODE:
-            return  # the bucket has no place for them
-        parent, name = self._namespace.places.place(inode)
-        self._namespace.put(parent, name, entry)
-        key = self._namespace.places.key(parent, name, entry.kind)
-        dirty = self._entries.get(inode) or self._notes.mark(entry, key, entry.version or None)
-        dirty.describe()
-        self._notes.note(dirty)
-        reached("describe.noted")
-        if dirty.writers or not dirty.must_push:
-            return  # they go with the content
-        if not self._tree.is_through(key):
-            self._writeback.schedule(dirty)
+        old, dirty = self._note_attributes(inode, new)
+        if dirty is None:
             return
         try:
             await self._writeback.push(dirty)
@@ -155,6 +156,26 @@ class Describing:
                     dirty.differs(False)
                     self._publisher.publish(dirty)
             raise
+
+    def _note_attributes(self, inode: int, new: Attributes | None) -> tuple[Attributes | None, Dirty | None]:
+        """Record attributes; returns those of before, and what is to be brought to the store before that is answered."""
+        entry = self._tree.entry(inode)
+        old, entry.attributes = entry.attributes, new
+        if inode == ROOT_INODE:
+            return old, None  # the bucket has no place for them
+        parent, name = self._namespace.places.place(inode)
+        self._namespace.put(parent, name, entry)
+        key = self._namespace.places.key(parent, name, entry.kind)
+        dirty = self._entries.get(inode) or self._notes.mark(entry, key, entry.version or None)
+        dirty.describe()
+        self._notes.note(dirty)
+        reached("describe.noted")
+        if dirty.writers or not dirty.must_push:
+            return old, None  # they go with the content
+        if self._tree.is_through(key):
+            return old, dirty
+        self._writeback.schedule(dirty)
+        return old, None
 
     async def xattrs(self, inode: int, *, ask: bool = True) -> dict[str, bytes]:
         """Return the extended attributes that programs have set; without ``ask``, only as far as they are known."""

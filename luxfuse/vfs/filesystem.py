@@ -307,6 +307,11 @@ class FileSystem:
         await self._describing.set_attributes(inode, changes, dirty, caller)
         return await self.getattr(inode)
 
+    def setattr_now(self, inode: int, changes: AttributeChanges) -> Stat | None:
+        """As `setattr` of a file that is dirty, if that waits for nothing; else None, and nothing is done."""
+        self._refusals.check_inode(inode)
+        return self.known_attributes(inode) if self._describing.describe_now(inode, changes) else None
+
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Stat:
         """Make a directory."""
         self._refusals.check_new(parent, name)

@@ -268,6 +268,7 @@ struct prompt_attributes {
 	int64_t mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns;
 };
 
+#define PROMPT_FUNCTIONS 6
 void prompt_serve(void); /* guarded by the interpreter lock */
 void prompt_entry(uint64_t unique, const struct prompt_attributes *a);
 void prompt_attr(uint64_t unique, const struct prompt_attributes *a);

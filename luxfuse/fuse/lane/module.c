@@ -480,8 +480,8 @@ static PyObject *py_set_prompt(PyObject *self, PyObject *args)
 	PyObject *functions;
 	if (!PyArg_ParseTuple(args, "O", &functions))
 		return NULL;
-	if (functions != Py_None && (!PyTuple_Check(functions) || PyTuple_GET_SIZE(functions) != 5)) {
-		PyErr_SetString(PyExc_ValueError, "five functions are wanted");
+	if (functions != Py_None && (!PyTuple_Check(functions) || PyTuple_GET_SIZE(functions) != PROMPT_FUNCTIONS)) {
+		PyErr_SetString(PyExc_ValueError, "not as many functions as are wanted");
 		return NULL;
 	}
 	if (prompt_fd < 0 && (prompt_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
@@ -611,7 +611,7 @@ static PyMethodDef methods[] = {
 	{ "revoke_all", py_revoke_all, METH_NOARGS, "revoke_all(): end it for all names." },
 	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
 	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
-	{ "set_prompt", py_set_prompt, METH_VARARGS, "set_prompt((lookup, getattr, create, flush, release) | None) -> fd: have these functions called by `serve_prompt`, which the eventfd asks for." },
+	{ "set_prompt", py_set_prompt, METH_VARARGS, "set_prompt((lookup, getattr, create, flush, release, setattr) | None) -> fd: have these functions called by `serve_prompt`, which the eventfd asks for." },
 	{ "serve_prompt", py_serve_prompt, METH_NOARGS, "serve_prompt(): call the functions for the requests that have come; one that returns False leaves its request to pyfuse3." },
 	{ "reply_entry", py_reply_entry, METH_VARARGS, "reply_entry(unique, ino, size, blocks, mode, nlink, uid, gid, rdev, mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns): answer a LOOKUP; ino 0: there is none." },
 	{ "reply_attr", py_reply_attr, METH_VARARGS, "reply_attr(...): answer a GETATTR, as reply_entry." },

@@ -1,4 +1,5 @@
-/* Requests that Python answers in one step of the event loop, by a plain function: LOOKUP, GETATTR, CREATE, FLUSH, RELEASE.
+/* Requests that Python answers in one step of the event loop, by a plain function: LOOKUP, GETATTR, SETATTR, CREATE, FLUSH,
+ * RELEASE.
  *
  * A handler of pyfuse3 costs two turns of the event loop and a task's wake-up before it runs. So once `set_prompt` was
  * called, these requests wait in a queue of their own, and `serve` calls Python's function for each that has come. That
@@ -14,10 +15,11 @@
 #include <linux/fuse.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define AT_ONCE 64 /* requests in one step; then others have their turn */
 
-static PyObject *functions; /* (lookup, getattr, create, flush, release), NULL: none; guarded by the interpreter lock */
+static PyObject *functions; /* (lookup, getattr, create, flush, release, setattr), NULL: none; guarded by the interpreter lock */
 
 void prompt_set(PyObject *tuple)
 {
@@ -32,6 +34,36 @@ static const char *name_at(const struct request *r, size_t start)
 {
 	const char *data = r->data;
 	return r->size > start && !data[r->size - 1] ? data + start : NULL;
+}
+
+#define SET_ATIME_NOW (1u << 7)
+#define SET_MTIME_NOW (1u << 8)
+#define SET_PLAIN (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME | SET_ATIME_NOW | SET_MTIME_NOW)
+#define SET_SILENT (FATTR_FH | 1u << 9) /* of the lock's owner: nothing is changed by these */
+
+/* A time that is set, in nanoseconds; -1: it is not, or is before 1970, for which there is no call. */
+static long long time_set(uint32_t valid, uint32_t set, uint32_t now, uint64_t seconds, uint32_t nanoseconds)
+{
+	struct timespec t = { (time_t)seconds, nanoseconds };
+	if (!(valid & set))
+		return -1;
+	if (valid & now)
+		clock_gettime(CLOCK_REALTIME, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+/* Permissions, owner and times are set; -1 for what is not. What else there is in a request is for the handler. */
+static PyObject *call_setattr(const struct fuse_in_header *in, const struct fuse_setattr_in *set)
+{
+	const uint32_t valid = set->valid;
+	const bool late = set->atime > INT32_MAX || set->mtime > INT32_MAX; /* before 1970, or after 2038 */
+	if (valid & ~(SET_PLAIN | SET_SILENT) || !(valid & SET_PLAIN) || late)
+		return Py_NewRef(Py_False);
+	return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 5), "KKLLLLL", (unsigned long long)in->unique,
+				     (unsigned long long)in->nodeid, valid & FATTR_MODE ? (long long)(set->mode & 07777) : -1ll,
+				     valid & FATTR_UID ? (long long)set->uid : -1ll, valid & FATTR_GID ? (long long)set->gid : -1ll,
+				     time_set(valid, FATTR_ATIME, SET_ATIME_NOW, set->atime, set->atimensec),
+				     time_set(valid, FATTR_MTIME, SET_MTIME_NOW, set->mtime, set->mtimensec));
 }
 
 static PyObject *call(const struct request *r)
@@ -49,6 +81,10 @@ static PyObject *call(const struct request *r)
 	}
 	case FUSE_GETATTR:
 		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 1), "KK", unique, inode);
+	case FUSE_SETATTR:
+		if (rest < sizeof(struct fuse_setattr_in))
+			break;
+		return call_setattr(in, arg);
 	case FUSE_CREATE: {
 		const struct fuse_create_in *create = arg;
 		const char *name = name_at(r, sizeof *in + sizeof *create);

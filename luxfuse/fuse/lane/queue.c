@@ -75,6 +75,7 @@ static bool is_prompt(const void *data, size_t size)
 	case FUSE_CREATE:
 	case FUSE_FLUSH:
 	case FUSE_RELEASE:
+	case FUSE_SETATTR:
 		return true;
 	default:
 		return false;

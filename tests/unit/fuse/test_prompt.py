@@ -122,6 +122,41 @@ async def test_a_small_file_is_made_written_and_closed(at: Place) -> None:
     assert set(at.operations.latency) == {"lookup", "create", "flush", "release", "getattr"}
 
 
+async def test_attributes_of_a_file_that_is_dirty_are_set(at: Place) -> None:
+    assert at.create(1, b"new")
+    handle, inode = at.handle_of(1), await at.m.inode("new")
+    at.write(handle, b"bytes")
+    assert at.prompt.setattr(2, inode, 0o604, -1, 77, -1, 1_500_000_000_000_000_005)
+    kind, number, size, _, mode, _, uid, gid, _, mtime_ns, ctime_ns, atime_ns = at.given[2][:12]
+    assert (kind, number, size, mode, uid, gid) == ("attr", inode, 5, 0o100604, 5, 77)
+    assert mtime_ns == 1_500_000_000_000_000_005
+    assert ctime_ns > mtime_ns
+    assert atime_ns > mtime_ns
+    assert at.prompt.flush(3, handle)
+    await until(at, 3)
+    assert at.release(4, handle)
+    assert at.prompt.setattr(5, inode, -1, 9, -1, 1_600_000_000_000_000_000, -1), "it is closed, and not stored yet"
+    await at.m.drain()
+    metadata = at.m.driver.head("new").metadata or {}
+    assert {name: metadata[name] for name in ("mode", "uid", "gid", "mtime", "atime")} == {
+        "mode": "0100604", "uid": "9", "gid": "77", "mtime": "1500000000.000000005", "atime": "1600000000.000000000",
+    }  # fmt: skip
+
+
+async def test_attributes_of_others_are_left_to_the_handlers(at: Place) -> None:
+    assert not at.prompt.setattr(1, await at.m.inode("there"), 0o600, -1, -1, -1, -1)
+    assert not at.prompt.setattr(2, ROOT_INODE, 0o700, -1, -1, -1, -1)
+    assert not at.prompt.setattr(3, 12345, 0o700, -1, -1, -1, -1)
+    assert at.create(4, b"new")
+    inode = await at.m.inode("new")
+    at.operations.read_only = True
+    assert not at.prompt.setattr(5, inode, 0o600, -1, -1, -1, -1)
+    at.operations.read_only = False
+    await at.m.fs.unlink(ROOT_INODE, b"new")
+    assert not at.prompt.setattr(6, inode, 0o600, -1, -1, -1, -1)
+    assert set(at.given) == {4}
+
+
 async def test_closes_of_one_moment_share_a_commit(at: Place) -> None:
     for number in range(8):
         assert at.create(number, b"file-%d" % number)
