@@ -145,3 +145,23 @@ def test_the_attributes_of_a_directory_in_which_files_are_made_are_told_without_
         assert now_ns > changed_ns
         changed_ns = now_ns
     assert mount.status()["fuse"]["fast_getattrs"] - before >= 5
+
+
+@PLACES
+def test_names_that_are_free_are_looked_up_without_python(make, s3: FastS3, bucket: str, place: str) -> None:
+    """Python is asked once, as it knows all names of the directory. What is made, removed or moved is there, or not."""
+    mount = make("--write-mode", "async-through", "--negative-ttl", "10m", place=place)
+    directory = f"{mount.path}/made"
+    mount.run(["mkdir", directory], check=True)
+    lanes, python = lookups(mount)
+    script = f"for i in $(seq {FILES}); do echo $i > {directory}/file$i || exit 1; done"
+    mount.run(["sh", "-c", script], check=True)
+    lanes, python = (now - before for now, before in zip(lookups(mount), (lanes, python), strict=True))
+    assert python <= 5
+    assert lanes >= FILES - 5
+    script = (
+        f"cd {directory} && test ! -e none && mv file1 none && test ! -e file1 && test -e none && rm none file2 && "
+        "test ! -e none && test ! -e file2 && mkdir file2 && test -d file2 && ln -s file3 link && test -L link"
+    )
+    mount.run(["sh", "-c", script], check=True)
+    assert len(mount.do("list", directory)) == FILES
