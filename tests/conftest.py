@@ -37,13 +37,18 @@ def _place(item: pytest.Item) -> int:
     return TAKES_LONG.index(directory) if directory in TAKES_LONG else len(TAKES_LONG)
 
 
+ON_REQUEST = {"ceph": "a Ceph RGW", "hdfs": "Hadoop", "swift": "OpenStack Swift"}
+"""Servers that nothing installs for the tests, by marker."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put files that take long first, so that no process is alone with one at the end; skip ceph unless -m asks for it."""
+    """Put files that take long first, so that no process is alone with one at the end; skip what -m has to ask for."""
     items.sort(key=_place)
-    if "ceph" not in config.getoption("markexpr"):
-        for item in items:
-            if item.get_closest_marker("ceph"):
-                item.add_marker(pytest.mark.skip("needs a Ceph RGW; run with -m ceph"))
+    for marker, needed in ON_REQUEST.items():
+        if marker not in config.getoption("markexpr"):
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(f"needs {needed}; run with -m {marker}"))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

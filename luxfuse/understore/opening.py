@@ -37,6 +37,7 @@ from luxfuse.understore.s3.arguments import TRANSLATED as S3_OPTIONS
 from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.sessions import aio_session_for
 
+_HDFS = ("hdfs://", "viewfs://", "webhdfs://")
 _WITH_HOST = ("http://", "https://", "sftp://", "ssh://", "ftp://", "smb://", "webhdfs://")
 _WEBDAV = ("webdav://", "dav://")
 _SFTP = ("sftp://", "ssh://")
@@ -60,6 +61,10 @@ def open_fsspec(
     Raises `ConfigError`, or `StoreError` if connecting fails.
     """
     require_root(source)
+    if source.startswith(_HDFS):
+        from luxfuse.understore.hdfs.arguments import open_hdfs
+
+        return open_hdfs(source, endpoint_url, storage_options or {}, request_timeout_s)
     filesystem, root = open_filesystem(source, endpoint_url, storage_options or {}, request_timeout_s, access)
     family = family_of(source) or ""
     if family == "s3":

@@ -23,16 +23,21 @@ from tests.support.servers_store import (  # noqa: F401
     azurite_url,
     ceph_rgw,
     free_port,
+    hadoop,
     moto_url,
     nginx_files,
     strict_moto_url,
+    swift,
 )
 from tests.support.store_targets import (  # noqa: F401
     CEPH_TARGETS,
+    HDFS_TARGETS,
     SECRET,
+    SWIFT_TARGETS,
     TARGETS,
     Target,
     fast_server,
+    names_for,
     open_target,
     s3_target,
 )
@@ -44,7 +49,7 @@ ODD_KEYS = ["e//f", "w/../q", "w/./r", "/lead", "trailing//"]
 FILE_KEYS = ["sp ace/a b", "a%b", "p%20q", "a#b", "a?b", "plus+plus", "é ü/ñ", "日本", "quo'\"", "~", "a&b=c", "a;b"]
 
 
-@pytest.fixture(params=[*TARGETS, *CEPH_TARGETS])
+@pytest.fixture(params=[*TARGETS, *CEPH_TARGETS, *HDFS_TARGETS, *SWIFT_TARGETS])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every store in turn, each test with a bucket or directory of its own."""
     yield from open_target(request, request.param)
@@ -204,8 +209,7 @@ def test_empty_directory_is_not_a_missing_one(target: Target, store: UnderStore)
 
 
 def test_keys_that_look_like_syntax(target: Target, store: UnderStore):
-    # The emulator of Google's store takes what comes after ";" for something else.
-    keys = [key for key in FILE_KEYS if target.name != "fsspec-gs" or ";" not in key]
+    keys = names_for(target, FILE_KEYS)
     for key in keys:
         target.put(key, key.encode())
     plain = sorted(key for key in keys if "/" not in key)
@@ -255,7 +259,7 @@ def filled() -> dict[str, str]:
 
 
 def test_long_listing_is_complete_and_without_repeats(target: Target, filled: dict[str, str]):
-    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40, "fsspec-gs": 40}
+    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40, "fsspec-gs": 40, "hdfs": 40, "webhdfs": 40}
     page = {**slow, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
     many = (PAGES - 1) * page + 10
     names = [f"many/{number:05d}" for number in range(many - 3)]
@@ -334,7 +338,7 @@ def test_missing_bucket(target: Target):
     if "buckets" in target.features:
         scheme = target.source.partition("://")[0]
         source = f"{scheme}://no-such-{uuid.uuid4().hex[:8]}"
-    elif target.name in ("local", "http", "memory", "sftp", "webdav"):
+    elif target.name in ("local", "http", "memory", "sftp", "webdav", "hdfs", "webhdfs"):
         source = f"{target.source}/missing"
     else:
         pytest.skip("has no bucket")

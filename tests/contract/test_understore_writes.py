@@ -31,16 +31,21 @@ from tests.support.servers_store import (  # noqa: F401
     azurite_url,
     ceph_rgw,
     free_port,
+    hadoop,
     moto_url,
     nginx_files,
     strict_moto_url,
+    swift,
 )
 from tests.support.store_targets import (  # noqa: F401
     CEPH_TARGETS,
+    HDFS_TARGETS,
     SECRET,
+    SWIFT_TARGETS,
     TARGETS,
     Target,
     fast_server,
+    names_for,
     open_target,
 )
 
@@ -52,7 +57,7 @@ KEYS = ["sp ace/a b", "a%b", "p%20q", "a#b", "a?b", "plus+plus/+", "é ü/ñ", "
 ODD_KEYS = ["e//f", "w/../q", "w/./r", "/lead"]
 
 
-@pytest.fixture(params=[*(name for name in TARGETS if name != "http"), *CEPH_TARGETS])
+@pytest.fixture(params=[*(name for name in TARGETS if name != "http"), *CEPH_TARGETS, *HDFS_TARGETS, *SWIFT_TARGETS])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every store in turn, each test with a bucket or directory of its own."""
     yield from open_target(request, request.param)
@@ -186,7 +191,7 @@ def test_metadata_that_no_header_holds_is_refused(store: UnderStore):
 
 
 def test_keys_that_look_like_syntax(store: UnderStore, target: Target):
-    keys = [key for key in KEYS if target.name != "fsspec-gs" or ";" not in key]  # which the emulator cuts
+    keys = names_for(target, KEYS)
     for key in keys:
         store.put(key, key.encode(), {})
     assert files(store) == sorted(keys)
@@ -438,7 +443,7 @@ def test_part_copy(store: UnderStore):
 def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     # More than fits in a page, but with obstore and Azure: what is done there is what fsspec-az does.
     count = 320 if on_moto(target) or target.name == "obstore-az" else MOST_DELETES + 20
-    if target.name in ("sftp", "ftp", "webdav", "fsspec-gs"):  # which have no requests for many
+    if target.name in ("sftp", "ftp", "webdav", "fsspec-gs", "hdfs", "webhdfs"):  # which have no requests for many
         count = 40
     keys = [f"many/{number % 7}/é{number:04d}" for number in range(count)]
     # WebDAV locks a directory while something is put into it.
@@ -477,7 +482,7 @@ def test_directories_that_somebody_else_makes_meanwhile(store: UnderStore, targe
 def test_missing_bucket(target: Target):
     if "buckets" in target.features:
         source = f"{target.source.partition('://')[0]}://no-such-{uuid.uuid4().hex[:8]}"
-    elif target.name in ("local", "sftp", "webdav"):
+    elif target.name in ("local", "sftp", "webdav", "hdfs", "webhdfs"):
         source = f"{target.source}/missing"
     else:
         pytest.skip("has no bucket")

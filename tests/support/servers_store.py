@@ -18,7 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import ceph_rgw as ceph
+from tests.support import hadoop as hdfs
+from tests.support import swift as openstack
 from tests.support.ceph_rgw import CephRgw
+from tests.support.hadoop import Hadoop
+from tests.support.swift import Swift
 
 START_TIMEOUT_S = 40
 MOTO_PAGE = 100
@@ -93,6 +97,24 @@ def ceph_rgw() -> Iterator[CephRgw]:
     if reason := ceph.available():
         pytest.skip(reason)
     with CephRgw() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def swift() -> Iterator[Swift]:
+    """OpenStack Swift with its S3 layer; for tests marked swift, which run only when asked for."""
+    if reason := openstack.available():
+        pytest.skip(reason)
+    with Swift() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hadoop() -> Iterator[Hadoop]:
+    """Hadoop's HDFS; for tests marked hdfs, which run only when asked for."""
+    if reason := hdfs.available():
+        pytest.skip(reason)
+    with Hadoop() as server:
         yield server
 
 

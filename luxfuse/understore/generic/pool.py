@@ -21,9 +21,9 @@ MOST = 8
 REFUSED_S = 60.0
 """So long no further connection is asked for after the server has refused one."""
 
-THREAD_SAFE = frozenset(["memory", "file", "local", "hdfs", "arrow_hdfs", "webdav", "dav"])
-"""Protocols whose file systems any number of threads may use: no client, pyarrow's, httpx's. So may those that run in
-fsspec's own event loop (`async_impl`). Of all others nothing is known, or (FTP, SFTP) that they take one thread."""
+THREAD_SAFE = frozenset(["memory", "file", "local", "webhdfs", "webdav", "dav"])
+"""Protocols whose file systems any number of threads may use: no client, one of requests, or httpx's. So may those that
+run in fsspec's own event loop (`async_impl`). Of all others nothing is known, or (FTP, SFTP) that they take one thread."""
 
 T = TypeVar("T")
 Operation = Callable[[Any], T]

@@ -109,7 +109,13 @@ def test_refusals_of_both_drivers(driver, source, arguments, text):
     [
         ("nonsense://x", {}, "unknown protocol 'nonsense'"),
         ("memory://", {}, "names nothing"),
-        ("hdfs://h/p", {}, "a package is missing; .*pyarrow"),
+        ("hdfs://h/p", {"storage_options": {"user": "me"}}, "storage option user: hdfs:// does not know it; it knows any"),
+        ("hdfs://me@h/p", {}, "no user can be named in it; set HADOOP_USER_NAME"),
+        ("hdfs://", {}, "names nothing"),
+        ("webhdfs://h:x/p", {}, "port that is no number"),
+        ("webhdfs://h/p", {"storage_options": {"usr": "me"}}, "storage option usr: webhdfs:// .*mean user"),
+        ("webhdfs://h/p", {"storage_options": {"password": "p"}}, "some do not go together"),
+        ("webhdfs://h/p", {"endpoint_url": "http://x"}, "no endpoint"),
         ("s3://b", {"driver": "obstore", "storage_options": {**KEYS, "bogus": "1"}}, "does not know.*'bogus'"),
         ("sftp://h/p", {"driver": "obstore"}, "knows only"),
         ("s3://b", {"driver": "fsspec", "storage_options": {**KEYS, "anon": "perhaps"}}, "anon: write true or false"),
@@ -144,6 +150,12 @@ def test_missing_package_is_named(monkeypatch, source, module, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == module else object())
     with pytest.raises(ConfigError, match=rf"pip install '{package}'"):
         open_driver(source, driver="fsspec", storage_options=AZURE if module == "adlfs" else {})
+
+
+def test_missing_package_of_hdfs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hdfs_native", None)
+    with pytest.raises(ConfigError, match=r"pip install 'luxfuse\[hdfs\]'"):
+        open_driver("hdfs://h/p")
 
 
 def test_missing_package_for_the_fallback_rejects_the_request(monkeypatch):
