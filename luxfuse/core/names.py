@@ -9,7 +9,7 @@ Rules, in this order, for the entries of one directory:
 
 Skipped keys are counted, and the first of each mount is logged; the objects stay reachable by other tools.
 
-The other way round, a name that is made must have a key that the store can hold (`too_long`).
+The other way round, a name that is made must have a key that the store can hold (`too_long`, `not_taken`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ PATH_MOST_BYTES = 4095 - 32
 class KeyLimits:
     """How long a key may be in a store: ``most``, in which ``prefix``, the part before the mount's keys, counts.
 
-    ``characters``: the store counts UTF-16 characters, else bytes of UTF-8.
+    ``characters``: the store counts UTF-16 characters, else bytes of UTF-8. ``refused``: characters that no key may have.
     """
 
     most: int = KEY_MOST
     prefix: str = ""
     characters: bool = False
+    refused: str = ""
 
     def length(self, key: str) -> int:
         """Return the length of a key as the store counts it."""
@@ -54,6 +55,12 @@ def too_long(key: str, limits: KeyLimits) -> str | None:
         if (size := len(part.encode())) > NAME_MAX_BYTES:
             return f"a part of the key would have {size} bytes, {NAME_MAX_BYTES} are the most"
     return too_long_below(key, limits)
+
+
+def not_taken(key: str, limits: KeyLimits) -> str | None:
+    """Say which character of a key the store does not take, None if it takes all."""
+    found = next((character for character in key if character in limits.refused), None)
+    return None if found is None else f"the under-store takes no names with {found!r} in them"
 
 
 def too_long_below(key: str, limits: KeyLimits) -> str | None:

@@ -13,6 +13,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _NOT_IN_BUCKETS = re.compile(r"[\s\x00-\x20\x7f?#%\\\[\]]")
 
+HDFS = ("hdfs://", "viewfs://", "webhdfs://")
+"""The sources on Hadoop's file system."""
+
 FAMILIES = {
     "s3": "s3",
     "s3a": "s3",
@@ -69,7 +72,8 @@ def key_limits(source: str, *, hierarchical: bool) -> KeyLimits:
     if not hierarchical:
         return KeyLimits()
     path = source.partition("://")[2] if "://" in source else source
-    return KeyLimits(PATH_MOST_BYTES, path.rstrip("/") + "/")
+    refused = ":" if source.startswith(HDFS) else ""
+    return KeyLimits(PATH_MOST_BYTES, path.rstrip("/") + "/", refused=refused)
 
 
 def has_odd_segment(path: str) -> bool:

@@ -28,7 +28,7 @@ from luxfuse.understore.generic.pool import without_listings
 from luxfuse.understore.generic.values import convert
 from luxfuse.understore.http.arguments import http_arguments, webdav_arguments
 from luxfuse.understore.library_failures import failure
-from luxfuse.understore.locations import family_of, parse_location
+from luxfuse.understore.locations import HDFS, family_of, parse_location
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import READ_TIMEOUT_S, TRUST_OPTIONS
@@ -37,7 +37,6 @@ from luxfuse.understore.s3.arguments import TRANSLATED as S3_OPTIONS
 from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.sessions import aio_session_for
 
-_HDFS = ("hdfs://", "viewfs://", "webhdfs://")
 _WITH_HOST = ("http://", "https://", "sftp://", "ssh://", "ftp://", "smb://", "webhdfs://")
 _WEBDAV = ("webdav://", "dav://")
 _SFTP = ("sftp://", "ssh://")
@@ -61,7 +60,7 @@ def open_fsspec(
     Raises `ConfigError`, or `StoreError` if connecting fails.
     """
     require_root(source)
-    if source.startswith(_HDFS):
+    if source.startswith(HDFS):
         from luxfuse.understore.hdfs.arguments import open_hdfs
 
         return open_hdfs(source, endpoint_url, storage_options or {}, request_timeout_s)

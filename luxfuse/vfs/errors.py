@@ -69,6 +69,12 @@ class KeyTooLong(LuxError):
     errno = errno.ENAMETOOLONG
 
 
+class NotTaken(LuxError):
+    """The path makes a key with a character that the store does not take."""
+
+    errno = errno.EINVAL
+
+
 class TooManyAttributes(LuxError):
     """Object metadata has no room for the extended attributes."""
 

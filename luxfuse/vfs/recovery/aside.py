@@ -55,7 +55,7 @@ class Aside:
         """Say why the store can never hold a file, None if it can. An earlier version of luxfuse asked too late."""
         if record.kind is Kind.SPECIAL or record.mode is WriteMode.MUST_CACHE:
             return None
-        return naming.too_long(record.key, self._limits)
+        return naming.too_long(record.key, self._limits) or naming.not_taken(record.key, self._limits)
 
     async def give_up(self, number: int, record: FileRecord, refusal: str) -> None:
         """Keep a file that can never go to the store, and take its name away."""

@@ -12,6 +12,7 @@ from luxfuse.core.names import (
     classify,
     component_of,
     name_of,
+    not_taken,
     too_long,
     too_long_below,
     wins,
@@ -113,6 +114,12 @@ def deep(length: int, letter: str = "d") -> str:
 )
 def test_a_key_that_a_store_cannot_hold_is_too_long(key: str, limits: KeyLimits, fits: bool) -> None:
     assert (too_long(key, limits) is None) == fits
+
+
+def test_a_character_that_a_store_does_not_take_is_named() -> None:
+    assert not_taken("a:b/c", KeyLimits(refused=":")) == "the under-store takes no names with ':' in them"
+    assert not_taken("a/c", KeyLimits(refused=":")) is None
+    assert not_taken("a:b/c", KeyLimits()) is None
 
 
 def test_parts_that_come_along_with_a_directory_are_not_looked_at() -> None:

@@ -221,6 +221,7 @@ def test_locations():
     assert key_limits("s3://b/p/q", hierarchical=False) == KeyLimits(1024, "p/q/")
     assert key_limits("az://c", hierarchical=False) == KeyLimits(1024, "", characters=True)
     assert key_limits("/srv/data", hierarchical=True) == KeyLimits(PATH_MOST_BYTES, "/srv/data/")
+    assert key_limits("hdfs://host/data", hierarchical=True).refused == ":"
     assert key_limits("sftp://host/data/", hierarchical=True) == KeyLimits(PATH_MOST_BYTES, "host/data/")
     assert parse_location("s3://b") == Location("s3", "b", "")
     assert parse_location("gcs://b/p/q/") == Location("gs", "b", "p/q/")

@@ -13,6 +13,7 @@ from luxfuse.core import names
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.moves.operations import EXCHANGE
+from luxfuse.volume import assembly
 from tests.crash.lives import User, seen
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -29,11 +30,26 @@ def placed(*keys: str) -> FakeStore:
     return driver
 
 
-async def refused(call: Callable[[], Awaitable[object]]) -> None:
-    """The call must fail with ENAMETOOLONG."""
+async def refused(call: Callable[[], Awaitable[object]], number: int = errno.ENAMETOOLONG) -> None:
+    """The call must fail with ENAMETOOLONG, or ``number``."""
     with pytest.raises(LuxError) as failure:
         await call()
-    assert failure.value.errno == errno.ENAMETOOLONG
+    assert failure.value.errno == number
+
+
+@pytest.mark.parametrize("mode", ["cache-through", "async-through"])
+async def test_a_character_that_the_store_does_not_take_is_refused_when_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(assembly, "key_limits", lambda _source, hierarchical: names.KeyLimits(refused=":"))
+    async with mounted(tmp_path, placed("f"), Options(write_mode=mode)) as m:  # type: ignore[arg-type]
+        fs = m.fs
+        await refused(lambda: fs.create(ROOT_INODE, b"a:b", 0o644, 1, CALLER), errno.EINVAL)
+        await refused(lambda: fs.mkdir(ROOT_INODE, b"a:b", 0o755, CALLER), errno.EINVAL)
+        await refused(lambda: fs.symlink(ROOT_INODE, b"a:b", b"target", CALLER), errno.EINVAL)
+        await refused(lambda: fs.rename(ROOT_INODE, b"f", ROOT_INODE, b"a:b", 0), errno.EINVAL)
+        await fs.rename(ROOT_INODE, b"f", ROOT_INODE, b"ab", 0)
+        await m.drain()
 
 
 @pytest.mark.parametrize("mode", ["cache-through", "async-through"])

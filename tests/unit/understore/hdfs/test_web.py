@@ -97,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
     def _status(self, path: str) -> dict[str, Any]:
         content = self.server.files.get(path)
         kind = "DIRECTORY" if content is None else "FILE"
-        return {"type": kind, "length": len(content or b""), "modificationTime": self.server.times.get(path, TIME_MS), "accessTime": 0,
+        mtime_ms = self.server.times.get(path, TIME_MS)
+        return {"type": kind, "length": len(content or b""), "modificationTime": mtime_ms, "accessTime": 0,
                 "permission": "644"}  # fmt: skip
 
     def _json(self, found: Any) -> None:
