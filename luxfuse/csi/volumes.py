@@ -23,7 +23,7 @@ from luxfuse.errors import ConfigError
 from luxfuse.understore.locations import family_of, parse_location
 
 SCHEMES = frozenset({
-    "abfs", "abfss", "az", "ftp", "gcs", "gs", "hdfs", "http", "https", "s3", "s3a", "sftp", "ssh", "webdav",
+    "abfs", "abfss", "az", "ftp", "gcs", "gs", "hdfs", "http", "https", "s3", "s3a", "sftp", "ssh", "webdav", "webhdfs",
 })  # fmt: skip
 """The stores that a volume can have as its source: none on the node itself."""
 OPTIONS = frozenset({

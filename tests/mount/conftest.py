@@ -17,9 +17,9 @@ from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, plain_user_missing, put
 from tests.support.servers_files import file_servers
-from tests.support.servers_store import ceph_rgw, moto_url, nginx_files
+from tests.support.servers_store import ceph_rgw, hadoop, moto_url, nginx_files
 
-__all__ = ["ceph_rgw", "file_servers", "moto_url", "nginx_files"]
+__all__ = ["ceph_rgw", "file_servers", "hadoop", "moto_url", "nginx_files"]
 
 _serial = itertools.count()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.understore.factory import open_driver
 from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
+from tests.support.hadoop import Hadoop
 from tests.support.mounted import MIB, Mounts, content, digest, wait_for
 from tests.support.servers_files import file_server
 from tests.support.servers_store import FileServer
@@ -107,6 +109,31 @@ def test_file_servers(mounting: Mounts, request: pytest.FixtureRequest, protocol
     assert mount.unmount().returncode == 0
     assert (directory / "r").read_bytes() == b"v2\n"
     assert sorted(path.name for path in directory.iterdir()) == ["a directory", "large", "larger", "r", "top"]
+
+
+@pytest.mark.hdfs
+@pytest.mark.parametrize("protocol", ["hdfs", "webhdfs"])
+def test_hdfs(mounting: Mounts, hadoop: Hadoop, protocol: str) -> None:
+    """Written by one mount, and read by another one that has nothing of it."""
+    directory, large = f"sources-{protocol}", content("large", 18 * MIB + 5)
+    top = open_driver(f"{hadoop.url}/")
+    top.put(f"{directory}/", b"", {})
+    top.close()
+    source = f"{hadoop.url if protocol == 'hdfs' else hadoop.web_url}/{directory}"
+    mount = mounting(source)
+    (mount.path / "large").write_bytes(large)
+    script = (
+        f"cd '{mount.path}'; echo v1 > r; echo v2 > r.t; mv r.t r; cat r; mkdir -p d/e; echo x > 'd/e/sp ace ü#.txt'; "
+        "mv d f; echo y >> 'f/e/sp ace ü#.txt'; echo z > gone; rm gone; ! touch a:b"
+    )
+    assert mount.run(["sh", "-ec", script], check=True).stdout == "v2\n"
+    assert mount.unmount().returncode == 0
+    other = mounting(source)
+    assert other.do("tree", str(other.path)) == ["f", "f/e", "f/e/sp ace ü#.txt", "large", "r"]
+    assert other.read("large") == digest(large)
+    assert other.read("f/e/sp ace ü#.txt") == digest(b"x\ny\n")
+    assert other.gets() > 0
+    assert other.status()["understore"]["errors"] == 0
 
 
 def test_google(mounting: Mounts, request: pytest.FixtureRequest) -> None:
