@@ -23,6 +23,9 @@ WEB = "webhdfs://"
 _NAMED = frozenset({"kerberos_principal", "kerberos_keytab", "kerberos_cache", "config_dir"})
 _OF_WEB = frozenset({"user", "password", "token", "proxy_to", "kerberos", "kerb_kwargs", "data_proxy", "use_https",
                      "session_cert"})  # fmt: skip
+MOST_CONNECTIONS = 256
+"""Kept to one host; requests closes those beyond, and warns of each."""
+
 _PORTS = {False: 9870, True: 9871}
 
 
@@ -66,23 +69,28 @@ def _web(source: str, options: Mapping[str, str], timeout_s: float) -> Web:
     if "data_proxy" in given:
         given["data_proxy"] = convert("data_proxy_kwargs", options["data_proxy"])
     parts = urlsplit(source)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     secure = given.setdefault("use_https", False)
     port = parts.port or _PORTS[bool(secure)]
     if parts.username:
         given.setdefault("user", unquote(parts.username))
-    if not {"user", "token", "kerberos"} & given.keys():
+    if not {"user", "password", "token", "kerberos"} & given.keys():
         given["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()  # as Hadoop's own client does
-    reach = Reach.of((f"{'https' if secure else 'http'}://{parts.hostname}:{port}",), options, variables())
+    reach = Reach.of((f"{'https' if secure else 'http'}://{host}:{port}",), options, variables())
     try:
         from fsspec.implementations.webhdfs import WebHDFS
+        from requests.adapters import HTTPAdapter
 
-        filesystem = WebHDFS(parts.hostname, port=port, skip_instance_cache=True, **given)
+        filesystem = WebHDFS(host, port=port, skip_instance_cache=True, **given)
     except ImportError as exc:
+        package = "requests-kerberos" if exc.name == "requests_kerberos" else "luxfuse[hdfs]"
         raise ConfigError(f"source {safe_url(source)!r}: a package is missing; install it with: pip install "
-                          f"'{(exc.name or 'requests').replace('_', '-')}'") from None  # fmt: skip
+                          f"'{package}'") from None  # fmt: skip
     except ValueError:
         raise ConfigError(f"source {safe_url(source)!r}: of the storage options user, password, token and kerberos some do "
                           "not go together") from None  # fmt: skip
+    for scheme in ("http://", "https://"):
+        filesystem.session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))
     filesystem.session.trust_env = False
     filesystem.session.verify, filesystem.session.proxies = reach.trust.verify, reach.proxies()
     return Web(filesystem, (CONNECT_TIMEOUT_S, min(READ_TIMEOUT_S, timeout_s)))

@@ -6,6 +6,7 @@ node without any.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -78,8 +79,11 @@ class Native:
         try:
             for piece in body:
                 self._run(writer.write, piece)
-        finally:
-            self._run(writer.close)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the caller has to know the first error
+                self._run(writer.close)
+            raise
+        self._run(writer.close)
 
     def replace(self, path: str, target: str) -> None:
         self._run(self._client.rename, path, target, True)

@@ -94,7 +94,7 @@ class Web:
     def create(self, path: str, body: Body) -> None:
         if self.info(path.rpartition("/")[0] or "/")["type"] != "directory":  # the server would make directories
             raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
-        answer = self._call("CREATE", path, "PUT", overwrite="false")
+        answer = self._call("CREATE", path, "PUT", overwrite="false", permission="644")
         place = self._where(answer)
         if place is None:
             raise no_store("CREATE", f"{answer.status_code}, but no address for the data")
