@@ -175,6 +175,7 @@ class Hadoop:
     def _java(self, name: str, main: str, *arguments: str) -> subprocess.Popen[bytes]:
         path = ":".join([f"{self.base}/conf", *map(str, sorted(JARS.iterdir())), *OF_DEBIAN])
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HADOOP_", "JAVA_"))}
+        kept["TMPDIR"] = str(self.base)  # else it is taken for a daemon that was left
         with (self.base / f"{name}.out").open("ab") as output:
             process = subprocess.Popen(
                 # Killed tests leave no servers behind.
