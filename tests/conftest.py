@@ -135,6 +135,15 @@ def _luxfuse_mounts() -> dict[str, mountpoint.MountInfo]:
     return {mount.mountpoint: mount for mount in mountpoint.read_mounts() if mount.fstype == mountpoint.FSTYPE}
 
 
+def _content(path: str) -> bytes:
+    """A small file, without what `open` does besides: it is called for each process, twice for each test of a mount."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 20)
+    finally:
+        os.close(fd)
+
+
 def _daemons() -> set[int]:
     """Pids of luxfuse processes that descend from this test run, told by the temporary directory that it sets."""
     mark = f"TMPDIR={os.environ['TMPDIR']}".encode()
@@ -143,8 +152,7 @@ def _daemons() -> set[int]:
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            command = Path("/proc", name, "cmdline").read_bytes()
-            if b"luxfuse" in command and mark in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+            if b"luxfuse" in _content(f"/proc/{name}/cmdline") and mark in _content(f"/proc/{name}/environ").split(b"\0"):
                 found.add(int(name))
         except OSError:
             continue
