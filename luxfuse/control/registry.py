@@ -6,12 +6,11 @@ lock is free belongs to a daemon that died. Nothing here touches a mountpoint, w
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -238,11 +237,10 @@ def find(state_dir: str | Path, path: str | Path) -> MountRecord | None:
     return max(around, key=lambda record: len(record.mountpoint), default=None)
 
 
-def discard(state_dir: str | Path, mountpoint: str, needless: Iterable[str]) -> None:
-    """Remove the state directory of a mountpoint, with its log and the directories ``needless`` in it. Raises OSError.
+def discard(state_dir: str | Path, mountpoint: str, needless: Collection[str]) -> None:
+    """Remove the state directory of a mountpoint, with its log and what is ``needless`` in it. Raises OSError.
 
-    Where there is more, as attached under-stores, or what is held for other nodes, that stays, and so does the directory.
-    One that is served is left alone.
+    Where there is more, as attached under-stores, or what is held for other nodes, all stays; as while it is served.
     """
     directory = Path(state_dir, "mounts", mount_id(mountpoint))
     give_up_at = time.monotonic() + _END_PATIENCE_S
@@ -253,18 +251,10 @@ def discard(state_dir: str | Path, mountpoint: str, needless: Iterable[str]) -> 
     if not directory.is_dir() or (lock := _try_lock(directory / LOCK)) is None:
         return
     try:
-        for name in needless:
-            if (directory / name).is_dir():
-                shutil.rmtree(directory / name)
-        for path in [directory / KEEPER, directory / RECORD, directory / SOCKET, *directory.glob(f"{LOG}*")]:
-            path.unlink(missing_ok=True)
-        for path in [*sorted(directory.glob("*/*")), *directory.iterdir()]:
-            if path.is_dir():
-                with contextlib.suppress(OSError):
-                    path.rmdir()  # only one with nothing in it
-        if [path.name for path in directory.iterdir()] == [LOCK]:
-            (directory / LOCK).unlink()
-            directory.rmdir()
+        known = {LOCK, KEEPER, RECORD, SOCKET, *needless}
+        others = [path for path in directory.iterdir() if path.name not in known and not path.name.startswith(LOG)]
+        if all(path.is_dir() and all(each.is_dir() for each in path.rglob("*")) for path in others):
+            shutil.rmtree(directory)
     finally:
         os.close(lock)
 

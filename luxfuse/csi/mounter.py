@@ -30,6 +30,7 @@ from luxfuse.csi.volumes import FILES, INLINE, KEY, Wanted, toml
 from luxfuse.durable import make_private, replace_file
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.peers import identity
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Mounter:
 
 def _discard_state(where: Path) -> None:
     try:
-        registry.discard(state_root(), os.path.realpath(where), needless=[LOCATIONS])
+        registry.discard(state_root(), os.path.realpath(where), needless=[LOCATIONS, identity.FILE])
     except OSError as exc:
         log.warning("the state of %s, which is not mounted any more, cannot be removed: %s", where, exc)
 

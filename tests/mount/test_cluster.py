@@ -26,7 +26,7 @@ def key(tmp_path: Path) -> Path:
 def test_nodes_that_read_together_fetch_each_byte_once(
     mounting: Mounts, proxy: FaultProxy, bucket: str, fill, key: Path, tls: str
 ) -> None:
-    objects = {"large": content("large", 70 * MIB), "medium": content("medium", 3 * MIB + 1)}
+    objects = {"large": content("large", 22 * MIB), "medium": content("medium", 3 * MIB + 1)}
     objects |= {f"small/{n}": content(n, 40_000 + n) for n in range(30)}
     fill(objects)
     members = start(mounting, f"s3://{bucket}", 3, key, "--peer-tls", tls, endpoint_url=proxy.endpoint)
