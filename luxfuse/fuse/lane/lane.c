@@ -160,13 +160,17 @@ unsigned lanes_stop(void)
 	return running_of(atomic_load(&population));
 }
 
-/* A lane ends. */
-static void leave(const struct lane *lane)
+/* A lane ends; returns whether it does: where lanes were started again before it did, it goes on. */
+static bool leave(const struct lane *lane, bool alive)
 {
 	pthread_mutex_lock(&lanes_lock);
-	atomic_fetch_sub(&population, ONE_MORE);
-	in_use[lane - lanes] = false;
+	const bool ends = !alive || atomic_load(&stopping);
+	if (ends) {
+		atomic_fetch_sub(&population, ONE_MORE);
+		in_use[lane - lanes] = false;
+	}
 	pthread_mutex_unlock(&lanes_lock);
+	return ends;
 }
 
 static int64_t now_s(void)
@@ -328,17 +332,17 @@ static void *run(void *argument)
 	char *buffer = lane->request;
 	operation_number = (unsigned)(lane - lanes);
 	bool alive = true;
-	while (!atomic_load(&stopping)) {
+	while (alive && !(atomic_load(&stopping) && leave(lane, alive))) {
 		ssize_t n = read(device_fd, buffer, REQUEST_CAPACITY);
 		if (n < 0) {
 			if (errno == EINTR || errno == EAGAIN || errno == ENOENT)
 				continue;
 			alive = false; /* ENODEV: unmounted or aborted */
-			break;
+			continue;
 		}
 		if (n == 0) {
 			alive = false; /* no device, but a test's socket that was closed */
-			break;
+			continue;
 		}
 		if ((size_t)n < sizeof(struct fuse_in_header))
 			continue;
@@ -355,8 +359,8 @@ static void *run(void *argument)
 		if (is_spare(lane))
 			return NULL;
 	}
-	leave(lane);
 	if (!alive) {
+		leave(lane, alive);
 		atomic_store(&ended, true);
 		wake();
 	}
