@@ -35,6 +35,7 @@ FACTS_HALF_BYTES = 64 << 20
 TRAIL_AT = FACTS_AT + 2 * FACTS_HALF_BYTES
 TRAIL_BYTES = 128 << 20
 SIZE_BYTES = TRAIL_AT + TRAIL_BYTES
+_OTHER = "the daemon before this one was of a luxfuse with another format; unmount and mount again"
 _FALLOC_PUNCH_HOLE, _FALLOC_KEEP_SIZE = 2, 1
 
 
@@ -51,8 +52,11 @@ class Estate:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        if os.fstat(fd).st_size != SIZE_BYTES:
+        size = os.fstat(fd).st_size
+        if size == 0:
             os.ftruncate(fd, SIZE_BYTES)
+        elif size != SIZE_BYTES:
+            raise MountError(_OTHER)
         self.memory = mmap.mmap(fd, SIZE_BYTES)
         self._words = words = Words(self.memory)
         if words[Word.MAGIC] == 0:
@@ -60,7 +64,7 @@ class Estate:
             words[Word.FORMAT] = FORMAT
             words[Word.MAGIC] = MAGIC
         elif words[Word.MAGIC] != MAGIC or words[Word.FORMAT] != FORMAT:
-            raise MountError("the daemon before this one was of a luxfuse with another format; unmount and mount again")
+            raise MountError(_OTHER)
         self.inherited = words[Word.STATE] == State.SERVING
         """Whether an earlier daemon served the mount, and this one is its successor."""
         if self.inherited and not words[Word.HANDED_OVER]:

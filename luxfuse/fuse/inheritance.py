@@ -31,7 +31,8 @@ _IN_HEADER = struct.Struct("=IIQ")
 _OPERATION = struct.Struct("=QQQQq24x")
 _OPERATIONS = 64
 _SLOT = struct.Struct("=QQQq")
-_COUNTED = 2
+_WORD = struct.Struct("=Q")
+_COUNTED, _TAKING_BACK = 2, 3
 HANDLE, DIRECTORY, INIT = b"h", b"d", b"i"
 """What the keys of this side's facts begin with; `luxfuse.vfs.will` has others."""
 
@@ -152,12 +153,27 @@ def _slots(estate: Estate, unanswered: frozenset[int]) -> dict[int, Slot]:
 
 
 def _take_back(memory: mmap.mmap, slots_at: int, unanswered: frozenset[int]) -> None:
-    """Take counts back whose answers the kernel has not got. See estate.c."""
-    for number in range(_OPERATIONS):
-        unique, slot, before, state, by = _OPERATION.unpack_from(memory, OPENS_AT + number * _OPERATION.size)
-        if not state or unique & ~RESENT not in unanswered:
-            continue
-        at = slots_at + slot * _SLOT.size
-        inode, counts, file_inode, backing_id = _SLOT.unpack_from(memory, at)
-        if state == _COUNTED or counts != before:
-            _SLOT.pack_into(memory, at, inode, counts - by, file_inode, backing_id)
+    """Take counts back whose answers the kernel has not got; see estate.c. If a kill breaks it off, the next one ends it.
+
+    First it is found out which of them were counted at all: that can be seen only as long as no count is changed.
+    """
+    for settled in (False, True):
+        for number in range(_OPERATIONS):
+            at = OPENS_AT + number * _OPERATION.size
+            before_at, state_at = at + 2 * _WORD.size, at + 3 * _WORD.size
+            unique, slot, before, state, by = _OPERATION.unpack_from(memory, at)
+            if not state or unique & ~RESENT not in unanswered:
+                continue
+            counts_at = slots_at + slot * _SLOT.size + _WORD.size
+            (counts,) = _WORD.unpack_from(memory, counts_at)
+            if not settled:
+                if state not in (_COUNTED, _TAKING_BACK):
+                    _WORD.pack_into(memory, state_at, _COUNTED if counts != before else 0)
+                continue
+            if state != _TAKING_BACK:
+                before = counts
+                _WORD.pack_into(memory, before_at, counts)
+                _WORD.pack_into(memory, state_at, _TAKING_BACK)
+            if counts == before:
+                _WORD.pack_into(memory, counts_at, counts - by)
+            _WORD.pack_into(memory, state_at, 0)
