@@ -26,6 +26,7 @@ from luxfuse.keeper import systemd
 from luxfuse.keeper.device import mounted
 from luxfuse.keeper.handing import Held
 from luxfuse.keeper.log import LOG_FORMAT
+from luxfuse.keeper.starting import PASSED_ON
 from luxfuse.keeper.words import was_served
 
 READY_DEADLINE_S = 30.0
@@ -238,6 +239,7 @@ def go_on() -> None:
             os.set_inheritable(fd, True)
         os.environ[LOG_FORMAT] = settings.log_format
         command = _command(settings, "", -1, held)
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until the keeper passes them on
         os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
     for fd in held.fds():
         os.close(fd)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from luxfuse import __version__
+from luxfuse import PACKAGE, __version__
 from luxfuse.cli.errors import CommandFailed, say
 from luxfuse.cli.launch import daemon_command, keeper_command
 from luxfuse.cli.targets import mount_at
@@ -18,8 +16,12 @@ from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
 
-ANSWER_S = 60.0
-SERVES_S = 60.0
+ANSWER_S = 90.0
+SERVES_S = 150.0
+"""For how long a daemon is waited for: the keeper ends one that hangs as it begins, and the one of before goes on."""
+BEGINS_S = 5.0
+STEADY_S = 1.5
+"""After that a daemon is not given up any more that dies."""
 POLL_S = 0.05
 
 
@@ -28,10 +30,10 @@ def upgrade(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.
     record = mount_at(mountpoint)
     _leave(record)
     new = _await_other(record)
-    if not _is_ours(new):
+    if not is_ours(new):
         raise CommandFailed(
-            f"{new.mountpoint}: luxfuse {__version__} did not begin to serve, and luxfuse {new.version} goes on; "
-            f"see {new.log_path}"
+            f"{new.mountpoint}: luxfuse {__version__}{_of(PACKAGE)} does not serve, and luxfuse {new.version}"
+            f"{_of(new.package)} goes on; see {new.log_path}"
         )
     say(f"{new.mountpoint}: luxfuse {new.version} serves (pid {new.pid}), where luxfuse {record.version} did")
     return 0
@@ -41,7 +43,8 @@ def _leave(record: MountRecord) -> None:
     """Have the daemon leave. Raises `CommandFailed` if it stays."""
     leaving = False
     try:
-        for step in ControlClient(record.socket_path, ANSWER_S).upgrade(daemon_command(), keeper_command()):
+        daemon = [*daemon_command(), "--package", PACKAGE]
+        for step in ControlClient(record.socket_path, ANSWER_S).upgrade(daemon, keeper_command()):
             leaving = bool(step["done"])
     except DaemonRefused as exc:
         if exc.status == 404:
@@ -56,28 +59,35 @@ def _leave(record: MountRecord) -> None:
 
 
 def _await_other(record: MountRecord) -> MountRecord:
-    """Return the record of the daemon that goes on, once it serves. Raises `CommandFailed` if none does."""
+    """Return the record of the daemon that goes on, once it serves steadily. Raises `CommandFailed` if none does."""
     give_up_at = time.monotonic() + SERVES_S
-    while time.monotonic() < give_up_at:
+    serving, since = record.pid, 0.0
+    while (now := time.monotonic()) < give_up_at:
         found = registry.at(state_root(), record.mountpoint)
         if found is not None and found.given_up:
             raise CommandFailed(f"{record.mountpoint}: {found.given_up}")
         if found is not None and found.alive and found.pid != record.pid:
-            try:
-                ControlClient(found.socket_path, max(1.0, give_up_at - time.monotonic())).status()
-            except (DaemonUnreachable, DaemonRefused):
-                pass  # it has died as it began
-            else:
+            if found.pid == serving and now - since >= STEADY_S and _serves(found):
                 return found
+            if found.pid != serving and _serves(found):
+                serving, since = found.pid, time.monotonic()
         time.sleep(POLL_S)
     raise CommandFailed(
         f"{record.mountpoint}: no daemon serves it again after {SERVES_S:g} s; see {record.log_path}, and: luxfuse status"
     )
 
 
-def _is_ours(record: MountRecord) -> bool:
-    command = [os.fsencode(word) for word in daemon_command()]
+def _serves(record: MountRecord) -> bool:
     try:
-        return Path(f"/proc/{record.pid}/cmdline").read_bytes().split(b"\0")[: len(command)] == command
-    except OSError:
-        return False
+        return ControlClient(record.socket_path, BEGINS_S).status().get("pid") == record.pid
+    except (DaemonUnreachable, DaemonRefused):
+        return False  # it has not begun yet, or has died as it did
+
+
+def is_ours(record: MountRecord) -> bool:
+    """Whether a daemon is of this luxfuse, whatever its command line says."""
+    return record.version == __version__ and record.package in ("", PACKAGE)
+
+
+def _of(package: str) -> str:
+    return f" of {package}" if package else ""

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import msgspec
 
-from luxfuse import __version__
+from luxfuse import PACKAGE, __version__
 from luxfuse.config import Settings, mount_id
 from luxfuse.durable import replace_file
 from luxfuse.errors import MountError
@@ -39,6 +39,8 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     pid: int
     version: str
+    package: str = ""
+    """The directory of the luxfuse that serves it; older ones do not say."""
     started_at: float
     places: dict[str, str] = {}
     """Where the objects are, beside ``source``: endpoint, account and the like, without secrets."""
@@ -108,6 +110,11 @@ class Claim:
         os.close(self._lock_fd)
         self._lock_fd = -1
 
+    def leave(self) -> None:
+        """Free the lock, and leave the record as a kill does: a keeper goes on, and commands are to know of it."""
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
     def __enter__(self) -> Claim:
         return self
 
@@ -131,6 +138,7 @@ def claim(settings: Settings, *, inherited: bool = False) -> Claim:
             "places": {name: safe_url(value) for name, value in settings.places.items()},
             "pid": os.getpid(),
             "version": __version__,
+            "package": PACKAGE,
             "started_at": time.time(),
         }
         replace_file(directory / RECORD, msgspec.json.encode(record))

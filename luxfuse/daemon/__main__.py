@@ -1,8 +1,9 @@
 """A daemon as a process of its own: settings as JSON on stdin, lines of JSON to the descriptor of --ready-fd.
 
 --device-fd, --estate-fd and --held are what its keeper holds, if it has one, and listens at --keeper-fd (`luxfuse.keeper`).
-With --try nothing is served: it says whether it could go on with that estate. Keepers and daemons of other versions give
-these arguments, so they must go on to be understood.
+With --try nothing is served: it says whether it could go on with that estate, and is of the luxfuse in the directory of
+--package, which the environment may lead astray. Keepers and daemons of other versions give these arguments, so they must
+go on to be understood.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="luxfuse.daemon")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--try", dest="attempt", action="store_true")
+    parser.add_argument("--package", default="")
     parser.add_argument("--device-fd", type=int)
     parser.add_argument("--estate-fd", type=int)
     parser.add_argument("--keeper-fd", type=int)
@@ -31,7 +33,7 @@ def main() -> int:
     if arguments.attempt:
         from luxfuse.daemon import trial
 
-        return trial.report(arguments.estate_fd)
+        return trial.report(arguments.estate_fd, arguments.package)
 
     import msgspec
 

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,7 @@ from luxfuse.daemon.upgrading import Upgrades
 from luxfuse.errors import ConfigError, MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.session import Session
+from luxfuse.keeper import saying
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.understore.failures import safe_url
 from luxfuse.volume.life import VolumeLife, one_line
@@ -86,7 +87,7 @@ def run(
     gc.set_threshold(COLLECT_AFTER, 10, 10)
     os.umask(0o077)  # whatever the daemon makes, rotated logs too, is the user's alone
     try:
-        with registry.claim(settings, inherited=held is not None and was_served(held[1])) as claim:
+        with registry.claim(settings, inherited=held is not None and was_served(held[1])) as claim, _left(claim, held):
             logs.configure(settings, claim.directory)
             succession = take_over(*held) if held is not None else None
             if succession is None or not succession.inherited:
@@ -116,6 +117,17 @@ def run(
         if not isinstance(exc, Exception):
             raise
         return 1
+
+
+@contextlib.contextmanager
+def _left(claim: registry.Claim, held: tuple[int, int] | None) -> Iterator[None]:
+    """If this daemon fails in the block, and a keeper is to start another one, leave the mount to that."""
+    try:
+        yield
+    except BaseException:
+        if held is not None and was_served(held[1]) and not mounts.is_gone(held[0]) and saying.is_heard():
+            claim.leave()
+        raise
 
 
 class _Daemon:
@@ -185,10 +197,9 @@ class _Daemon:
     async def _serve(self, parts: Parts, attachments: Attachments, cluster: Cluster | None) -> None:
         replicas = cluster.replicas if cluster is not None else None
         running = Running(self._settings, parts, attachments, cluster, replicas, time.monotonic(), self._succession)
-        upgrades = Upgrades(running)
         reloader = Reloader(running, cluster)
-        service = Service(running, reloader.reload, upgrades, self._systemd)
         async with trio.open_nursery() as serving:
+            service = Service(running, reloader.reload, Upgrades(running, serving), self._systemd)
             serving.start_soon(self._handle_signals, parts.session)
             serving.start_soon(parts.watchdog.run)
             serving.start_soon(limits.give_memory_back)

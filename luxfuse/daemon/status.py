@@ -158,7 +158,7 @@ def _keeper(running: Running) -> dict[str, object]:
             "keeper_reason": why or "it could not begin; see the log",
         }
     restarts, pid = succession.estate.restarts, succession.keeper_pid
-    if os.getppid() != pid:
+    if not succession.kept:
         why = f"it has died (pid {pid}), and will be there again after the next mount"
         return {"restarts": restarts, "keeper": False, "keeper_pid": None, "keeper_reason": why}
     return {"restarts": restarts, "keeper": True, "keeper_pid": pid, "keeper_reason": None}

@@ -18,6 +18,7 @@ from luxfuse.estate.words import Word
 from luxfuse.fuse import inheritance
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.inheritance import Inheritance
+from luxfuse.keeper import saying
 from luxfuse.vfs.will import Will
 from luxfuse.volume.opened import VolumeEstate
 
@@ -60,7 +61,7 @@ class Succession:
     @property
     def kept(self) -> bool:
         """Whether the keeper lives."""
-        return os.getppid() == self.keeper_pid
+        return saying.is_heard()
 
     @property
     def inherited(self) -> bool:

@@ -13,14 +13,23 @@ from typing import Any
 
 import msgspec
 
+from luxfuse import PACKAGE, __version__
 from luxfuse.config import Settings
 from luxfuse.daemon import formats
 from luxfuse.errors import ConfigError, LuxError
 from luxfuse.understore.factory import open_driver
 
 
-def refusal(settings: bytes, estate_fd: int) -> str | None:
-    """Return why not, in one line. ``settings``: as JSON, those that are not at their defaults."""
+def refusal(settings: bytes, estate_fd: int, package: str = "") -> str | None:
+    """Return why not, in one line. ``settings``: as JSON, those that are not at their defaults.
+
+    ``package``: the directory of the luxfuse that is meant, if it was said.
+    """
+    if package not in ("", PACKAGE):
+        return (
+            f"the environment of the mount (PYTHONPATH?) leads to luxfuse {__version__} in {PACKAGE}, not to that in "
+            f"{package}; unmount, and mount with that one"
+        )
     importlib.import_module("luxfuse.daemon.main")
     try:
         return formats.refusal(estate_fd) or _refusal_of(msgspec.json.decode(settings, type=dict[str, Any]))
@@ -47,8 +56,8 @@ def _refusal_of(found: dict[str, Any]) -> str | None:
     return None
 
 
-def report(estate_fd: int) -> int:
+def report(estate_fd: int, package: str = "") -> int:
     """Try with settings from stdin; the answer is JSON on stdout. Returns the exit code."""
-    why = refusal(sys.stdin.buffer.read(), estate_fd)
+    why = refusal(sys.stdin.buffer.read(), estate_fd, package)
     os.write(1, msgspec.json.encode({"error": why}))
     return 0

@@ -30,6 +30,7 @@ from luxfuse.fuse.mountpoint import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.prompt import Prompt
 from luxfuse.keeper import RESEND, saying
+from luxfuse.steps import reached
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Session:
             await self._serve_device(await self._mount(), task_status)
         finally:
             with trio.CancelScope(shield=True):
-                if self._mounted and not (self._held is not None and self._held.serves()):
+                if self._mounted and not (self._held is not None and self._held.serves() and saying.is_heard()):
                     await trio.to_thread.run_sync(self._detach)
             if self._initialised:
                 pyfuse3.close(unmount=False)
@@ -126,7 +127,7 @@ class Session:
     async def _mount(self) -> int:
         """Mount, and return the descriptor of the device. Raises `MountError`."""
         if self._held is not None and self._held.inherited:
-            self._mounted = True
+            self._has_mounted()
             return self._held.device
         options = ["default_permissions", *(["allow_other"] if self._allow_other else [])]
         if self.privileged:
@@ -137,8 +138,15 @@ class Session:
         else:
             options += ["nosuid", "nodev", "noatime", *(["ro"] if self._operations.read_only else [])]
             device = await trio.to_thread.run_sync(mounts.fusermount_device, self._mountpoint, self._source, options)
-        self._mounted = True
+        self._has_mounted()
+        reached("session.mounted")
         return device
+
+    def _has_mounted(self) -> None:
+        self._mounted = True
+        mount = mounts.find_mount(self._mountpoint)
+        if mount is not None:
+            saying.mounted(mount.device)  # to the keeper, which may have to take it away
 
     async def _serve_device(self, device: int, task_status: trio.TaskStatus[None]) -> None:
         events_fd = passthrough.attach()
@@ -251,7 +259,6 @@ class Session:
         if mount is None:
             return
         self._device_number = mount.device
-        saying.mounted(mount.device)
         minor = mount.device.partition(":")[2]
         settings = {f"/sys/class/bdi/{mount.device}/read_ahead_kb": READ_AHEAD_KB}
         if not self.privileged:

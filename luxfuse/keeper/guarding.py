@@ -20,9 +20,10 @@ class Guard(Starter):
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return 0
         if self.link.mounted:
-            self.log.say(f"the daemon died ({status_text(status)}), and its mount is taken away: mount again")
+            died = f"the daemon died ({status_text(status)}), and its mount"
             try:
-                take_away(self.mountpoint, self.link.mounted)
+                if take_away(self.mountpoint, self.link.mounted):
+                    self.log.say(f"{died} is taken away: mount again")
             except OSError as exc:
-                self.log.say(f"the mount is left behind: {exc}")
+                self.log.say(f"{died} is left behind: {exc}")
         return exit_code(status)

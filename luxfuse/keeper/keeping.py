@@ -12,6 +12,7 @@ from luxfuse.keeper import HANDED_OVER, systemd
 from luxfuse.keeper.device import mounted, refuse_all, take_away
 from luxfuse.keeper.guarding import Guard
 from luxfuse.keeper.handing import Held, take
+from luxfuse.keeper.log import Log
 from luxfuse.keeper.process import status_text
 from luxfuse.keeper.starting import PASSED_ON, Starter, exit_code
 from luxfuse.keeper.words import serving_since_ms, was_served
@@ -20,6 +21,9 @@ STEADY_S = 1.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
 LEAST_OOM_SCORE = -900
 TOLD_PATIENCE_S = 20
+BEGIN_PATIENCE_S = 120
+UPGRADED_PATIENCE_S = 45
+"""For how long one is waited for that was upgraded; less than systemd waits for the service (WatchdogSec)."""
 LOCK_PATIENCE_S = 2.0
 
 
@@ -59,9 +63,17 @@ class Keeper(Starter):
             if self.gave_up:
                 self.take_away()
                 os._exit(1)  # and so the connection ends
-            if self.is_successor():
-                signal.alarm(TOLD_PATIENCE_S)
+            left = signal.alarm(TOLD_PATIENCE_S)
+            signal.alarm(min(left or TOLD_PATIENCE_S, TOLD_PATIENCE_S))
         super().pass_on(number, frame)
+
+    def start(self) -> None:
+        """Start a daemon, which has to serve within some time if it goes on with the mount."""
+        self.began = time.monotonic()
+        self.beat()
+        if self.is_successor():
+            signal.alarm(UPGRADED_PATIENCE_S if self.former else BEGIN_PATIENCE_S)
+        super().start()
 
     def become_daemon(self, ready: int, link: int) -> None:
         """Be the daemon, after the fork."""
@@ -69,9 +81,15 @@ class Keeper(Starter):
         super().become_daemon(ready, link)
 
     def end_what_does_not_serve(self, *_: object) -> None:
-        """A daemon was told to end and has not even begun to serve: it is not waited for."""
-        if self.serving_since() < self.began:
+        """A daemon has not begun to serve in time: it is not waited for."""
+        if self.daemon and self.serving_since() < self.began:
+            self.log.say(f"the daemon does not serve after {time.monotonic() - self.began:.0f} s, and is ended")
             self.send(signal.SIGKILL)
+
+    def beat(self) -> None:
+        """Tell systemd that the service lives, though no daemon says so."""
+        if self.in_foreground:
+            systemd.notify("WATCHDOG=1")
 
     def serving_since(self) -> float:
         """Return when the last daemon that served began to, by the monotonic clock."""
@@ -83,12 +101,15 @@ class Keeper(Starter):
         self.listen()
         while True:
             told = self.told
-            self.began = time.monotonic()
             self.start()
             status = self.await_end()
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
                 return 0
             if not self.is_successor():
+                if not os.WIFEXITED(status) and not self.told:
+                    self.log.say(f"the daemon died ({status_text(status)}) before it served")
+                if mounted(self.device):
+                    self.take_away()
                 return exit_code(status)
             if not mounted(self.device):
                 return 1
@@ -145,17 +166,27 @@ class Keeper(Starter):
             time.sleep(min(left, 0.1))
 
     def give_up(self, why: str) -> None:
-        """Answer everything with EIO until the mount is gone."""
+        """Answer everything with EIO until the mount is gone; if this was told to end, take it away."""
         self.gave_up = True
+        if self.told:
+            self.take_away()
+            return
         self.log.say(f"all requests get EIO from now on: {why}")
         try:
             os.pwrite(self.state, why.encode(), 0)
         except OSError:
             pass  # it is in the log
-        refuse_all(self.device)
+        if self.in_foreground:
+            systemd.notify(f"STATUS=all requests get EIO: {why}")
+        signal.alarm(0)
+        try:
+            refuse_all(self.device, self.beat, systemd.beat_every_s() if self.in_foreground else None)
+        except OSError as exc:
+            self.log.say(f"requests cannot be refused ({exc}): the mount is taken away")
+            self.take_away()
 
     def take_away(self) -> None:
-        """Take the mount away."""
+        """Take the mount away; by its number, unless the daemon died before it said that."""
         try:
             take_away(self.mountpoint, self.link.mounted)
         except OSError as exc:
@@ -205,20 +236,33 @@ def main() -> int:
     if arguments == ["--try"]:
         return 0
     ready_fd, state_file, most, mountpoint, log, *command = arguments
-    if int(most):
-        try:
-            if holds.device < 0:
-                holds.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            if holds.state < 0:
-                holds.state = lock_state(state_file)
-        except OSError:
-            pass  # the daemon will say what is wrong
-        else:
-            keeper = Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command)
-            if keeper.in_foreground:
-                systemd.store(keeper.device, keeper.estate, keeper.settings)
-            code = keeper.run()
-            if keeper.in_foreground:
-                systemd.forget()
-            return code
+    if int(most) and can_keep(holds, state_file, log):
+        keeper = Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command)
+        if keeper.in_foreground:
+            systemd.store(keeper.device, keeper.estate, keeper.settings)
+        code = keeper.run()
+        if keeper.in_foreground:
+            systemd.forget()
+        return code
+    if holds.device >= 0:
+        return 1
     return Guard(int(ready_fd), mountpoint, log, command).run()
+
+
+def can_keep(holds: Held, state_file: str, log: str) -> bool:
+    """Open what is not held yet; returns whether this process may keep the mount."""
+    goes_on = holds.device >= 0
+    try:
+        if not goes_on:
+            holds.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        if holds.state < 0:
+            holds.state = lock_state(state_file)
+    except BlockingIOError:
+        if goes_on:
+            Log(log).say("another keeper has the mount still")
+        return False
+    except OSError as exc:
+        if goes_on:  # the mount is worth more than a word about it
+            Log(log).say(f"{state_file}: {exc.strerror}; commands will not know that the mount has a keeper")
+        return goes_on  # if not, the daemon will say what is wrong
+    return True

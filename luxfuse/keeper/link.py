@@ -62,6 +62,13 @@ class Link:
                 fd, self.held[what] = self.held.get(what, -1), fd
             if fd >= 0:
                 os.close(fd)
+        try:
+            self._do(verb, what)
+        except ValueError:
+            pass  # nothing that a daemon says ends the keeper
+        return bool(message)
+
+    def _do(self, verb: str, what: str) -> None:
         if verb == "drop" and what in self.held:
             os.close(self.held.pop(what))
         elif verb == "mounted":
@@ -70,7 +77,8 @@ class Link:
             self.witness = int(what)
         elif verb == "next":
             count, *words = what.split("\0")
-            self.next = words[: int(count)], words[int(count) :]
+            keeper, daemon = words[: int(count)], words[int(count) :]
+            if keeper and daemon:
+                self.next = keeper, daemon
         elif verb == "notify":
             systemd.notify(what)
-        return bool(message)

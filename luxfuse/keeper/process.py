@@ -11,6 +11,7 @@ from luxfuse.keeper.link import Link
 
 PIDFD_THREAD = os.O_EXCL
 STUCK_AFTER_S = 1.0
+LOOK_EVERY_S = 0.1
 NOT_BEGUN = -1
 """In the place of a status of waitpid(2)."""
 
@@ -34,8 +35,8 @@ class Processes:
         """Hear what a daemon says until it ends, or is as good as dead; returns its status."""
         try:
             ends = [os.pidfd_open(pid)]
-        except OSError:  # a sandbox does not let us: then nothing is heard of it
-            return os.waitpid(pid, 0)[1]
+        except OSError:  # a sandbox does not let us, or there are no descriptors left
+            return _await_end_by_looking(pid, link)
         poll = select.poll()
         poll.register(ends[0], select.POLLIN)
         poll.register(link.fileno(), select.POLLIN)
@@ -73,6 +74,19 @@ class Processes:
                 ended = pid
             if ended:
                 self._stuck.remove(pid)
+
+
+def _await_end_by_looking(pid: int, link: Link) -> int:
+    """Hear what a daemon says until it ends, by looking again and again; returns its status."""
+    poll = select.poll()
+    poll.register(link.fileno(), select.POLLIN)
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            link.close()
+            return status
+        if poll.poll(LOOK_EVERY_S * 1000) and not link.hear():
+            time.sleep(LOOK_EVERY_S)  # it has closed its end
 
 
 def _thread(number: int) -> int:

@@ -6,8 +6,8 @@ Nothing here waits: a keeper that has died, or was stopped for long, is not told
 from __future__ import annotations
 
 import array
-import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Sequence
@@ -46,9 +46,21 @@ def mounted(number: str) -> None:
     _send(f"mounted {number}")
 
 
-def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> None:
-    """These commands, of a keeper and its daemon, go on once this process has ended with `HANDED_OVER`."""
-    _send("next " + "\0".join((str(len(keeper)), *keeper, *daemon)))
+def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> bool:
+    """These commands, of a keeper and its daemon, go on once this process has ended with `HANDED_OVER`.
+
+    Returns whether the keeper is told.
+    """
+    return _send("next " + "\0".join((str(len(keeper)), *keeper, *daemon)))
+
+
+def is_heard() -> bool:
+    """Whether there is a keeper, and it lives."""
+    if _ours is None:
+        return False
+    poll = select.poll()
+    poll.register(_ours, 0)
+    return not poll.poll(0)  # POLLHUP: its end is closed
 
 
 def notify(state: str) -> None:
@@ -59,8 +71,12 @@ def notify(state: str) -> None:
         _send(f"notify {state}")
 
 
-def _send(message: str, fd: int | None = None) -> None:
-    if _ours is not None:
-        sent = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        with contextlib.suppress(OSError):
-            _ours.sendmsg([os.fsencode(message)], sent, socket.MSG_DONTWAIT)
+def _send(message: str, fd: int | None = None) -> bool:
+    if _ours is None:
+        return False
+    sent = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    try:
+        _ours.sendmsg([os.fsencode(message)], sent, socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return True

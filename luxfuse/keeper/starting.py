@@ -60,27 +60,34 @@ class Starter:
                 pass
 
     def start(self) -> None:
-        """Start a daemon; where the system lets no process be made, there is none."""
+        """Start a daemon; where the system lets no process be made, or has no descriptor left, there is none."""
         self.log.open()
-        ready = self.ready_fd if self.ready_fd >= 0 else os.open(os.devnull, os.O_WRONLY)
-        theirs = self.link.open()
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is somebody to pass them on to
         try:
-            pid = os.fork()
-        except OSError:
-            pid = -1
-        if pid == 0:
-            try:
-                self.become_daemon(ready, theirs.fileno())
-            finally:
-                os._exit(127)
-        os.close(ready)
-        theirs.close()
-        self.ready_fd = -1
-        self.daemon = max(pid, 0)
+            self.daemon = self._fork()
+        except OSError as exc:
+            self.log.say(f"no daemon can be started: {exc}")
         if self.told:
             self.pass_on(self.told, None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+    def _fork(self) -> int:
+        """Return the process of a daemon. Raises OSError."""
+        if self.ready_fd < 0:
+            self.ready_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # nobody waits for it
+        theirs = self.link.open()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self.become_daemon(self.ready_fd, theirs.fileno())
+                finally:
+                    os._exit(127)
+        finally:
+            theirs.close()
+        os.close(self.ready_fd)
+        self.ready_fd = -1
+        return pid
 
     def become_daemon(self, ready: int, link: int) -> None:
         """Be the daemon, after the fork."""
@@ -108,8 +115,6 @@ class Starter:
         """Wait for the daemon's end; returns its status, as waitpid(2) does."""
         status = self.processes.await_end(self.daemon, self.link) if self.daemon else NOT_BEGUN
         self.daemon = 0
-        if status == NOT_BEGUN:
-            self.log.say("no process could be made for the daemon")
         return status
 
 

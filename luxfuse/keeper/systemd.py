@@ -41,6 +41,12 @@ def store(device: int, estate: int, settings: int) -> None:
         notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (fd,))
 
 
+def beat_every_s() -> float | None:
+    """Return how often systemd is to hear that the service lives; None: it does not ask."""
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    return int(usec) / 2e6 if os.environ.get("NOTIFY_SOCKET") and usec.isdigit() and int(usec) else None
+
+
 def forget() -> None:
     """Have it keep them no longer."""
     for name in NAMES:
@@ -58,6 +64,10 @@ def take() -> Held | None:
             os.set_inheritable(number, False)
             found[name] = number
     if len(found) < len(NAMES):
+        for number in found.values():
+            os.close(number)  # the one before has died as it gave them
+        if found:
+            forget()
         return None
     held = Held()
     held.device, held.estate, held.settings = found[DEVICE], found[ESTATE], found[SETTINGS]

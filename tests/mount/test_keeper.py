@@ -22,6 +22,7 @@ from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.versions import other_version
 
 KEEPER_MOST_KB = 15 << 10
 DIED = r"level=warning logger=luxfuse.keeper event=\"the daemon died"
@@ -98,11 +99,18 @@ def test_a_reader_that_waits_gets_its_bytes(mounting: Mounts, proxy: FaultProxy,
 
 
 def test_the_keeper_is_small_and_the_daemon_its_child(mounting: Mounts, s3: FastS3, bucket: str) -> None:
-    kept = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False)
+    kept = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False, expected_logs=[DIED])
     status = Path(f"/proc/{kept.keeper_pid}/status").read_text()
     assert "luxfuse/keeper" in Path(f"/proc/{kept.keeper_pid}/cmdline").read_text()
     assert int(status.partition("VmRSS:")[2].split()[0]) < KEEPER_MOST_KB
     keeper = kept.keeper_pid
+    open_files = len(os.listdir(f"/proc/{keeper}/fd"))
+    for _ in range(3):
+        kept.replaced()
+    status = Path(f"/proc/{keeper}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) < KEEPER_MOST_KB, "at its most"
+    assert len(os.listdir(f"/proc/{keeper}/fd")) <= open_files, "none is left of a daemon that died"
+    assert int(status.partition("Threads:")[2].split()[0]) == 1
     assert kept.unmount().returncode == 0
     wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
 
@@ -600,6 +608,59 @@ def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: 
     assert kept.read("a") == digest(b"content")
 
 
+def test_daemons_that_fail_in_good_order_are_given_up_too(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    """Commands know of the mount all the while."""
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(
+        f"s3://{bucket}",
+        endpoint_url=s3.endpoint,
+        forked=False,
+        expected_logs=[DIED, "all requests get EIO", "nothing can be taken"],
+    )
+    take = "    if estate.inherited:\n"
+    mount.python = other_version(
+        tmp_path / "failing", "9.8.6",
+        {"daemon/succession.py": (take, f"{take}        raise OSError(5, 'nothing can be taken over')\n"),
+         "cli/launch.py": ("MOST_DEATHS = 10\n", "MOST_DEATHS = 3\n")},
+    )  # fmt: skip
+    mount.mount()
+    keeper = mount.keeper_pid
+    mount.kill_daemon()
+    assert mount.error("stat", f"{mount.path}/unknown") == "EIO"
+    shown = mount.cli("status", mount.path)
+    assert "3 times in a row" in shown.stdout + shown.stderr
+    done = mount.try_mount()
+    assert done.returncode == 0, done.stderr
+    assert "taken away" in done.stderr
+    wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
+    mount.close_readers()
+    assert mount.read("a") == digest(b"content")
+
+
+def test_without_a_keeper_a_daemon_that_fails_leaves_no_mount(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False, expected_logs=["the daemon ends", "ZeroDivisionError"]
+    )
+    reload = "        with trio.open_signal_receiver(signal.SIGHUP) as signals:\n            async for _ in signals:\n"
+    mount.python = other_version(
+        tmp_path / "failing", "9.8.6", {"daemon/main.py": (reload, f"{reload}                1 / 0\n")}
+    )
+    mount.mount()
+    assert mount.read("a") == digest(b"content")
+    keeper, daemon = mount.keeper_pid, mount.pid
+    os.kill(keeper, signal.SIGKILL)
+    wait_for("it is dead", lambda: not mount.status()["keeper"])
+    os.kill(daemon, signal.SIGHUP)
+    wait_for("it is taken away", lambda: not mount.mounted)
+    wait_for("it ends", lambda: not Path(f"/proc/{daemon}").exists())
+    assert mount.mount().mounted
+
+
 def test_a_daemon_that_cannot_end_has_a_successor(
     mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, tmp_path: Path
 ) -> None:
@@ -647,6 +708,107 @@ def test_the_mount_of_a_plain_user_goes_with_its_daemon(
     assert mount.mount().read("a") == digest(b"content")
 
 
+OLD_KERNEL = ["setarch", "--uname-2.6"]
+"""A command in front of one that is to see a kernel of before 6.9."""
+
+
+@pytest.fixture
+def guarded(mounting: Mounts, s3: FastS3, bucket: str) -> Mount:
+    """A mount of root on a kernel that does not send requests again, by what it says."""
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, forked=False,
+        expected_logs=["the daemon died .* mount again"],
+    )  # fmt: skip
+    mount.prefix = OLD_KERNEL
+    return mount.mount()
+
+
+def test_on_an_older_kernel_the_mount_of_root_goes_with_its_daemon(guarded: Mount, s3: FastS3, bucket: str) -> None:
+    status = guarded.status()
+    assert status["keeper"] is False
+    assert "does not send requests again; 6.9 and later do" in status["keeper_reason"]
+    program = Program(
+        guarded,
+        "f = os.open('a', os.O_RDONLY); open('closed', 'w').write('x')",
+        "try: open('a').read()\nexcept OSError as exc: assert exc.errno == errno.ENOTCONN, exc\nelse: raise SystemExit(1)",
+    )
+    program.step()
+    guard = parent_of(guarded.pid)
+    guarded.kill_daemon()
+    wait_for("it is taken away", lambda: not guarded.mounted)
+    wait_for("the guard ends", lambda: not Path(f"/proc/{guard}").exists())
+    program.step()
+    program.end()
+    assert guarded.try_mount().returncode == 0
+    assert guarded.read("a") == digest(b"content")
+    assert guarded.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == {"a": b"content", "closed": b"x"}
+
+
+def test_the_guard_passes_signals_on(guarded: Mount) -> None:
+    guard = parent_of(guarded.pid)
+    os.kill(guard, signal.SIGTERM)
+    wait_for("it is unmounted", lambda: not guarded.mounted)
+    wait_for("the guard ends", lambda: not Path(f"/proc/{guard}").exists())
+    assert not list(guarded.state.glob("mounts/*/mount.json"))
+
+
+def test_where_the_guard_is_dead_the_next_mount_clears(guarded: Mount) -> None:
+    os.kill(parent_of(guarded.pid), signal.SIGKILL)
+    assert guarded.read("a") == digest(b"content")
+    guarded.kill_daemon()
+    assert guarded.mounted
+    done = guarded.try_mount()
+    assert done.returncode == 0, done.stderr
+    assert "taken away" in done.stderr
+    guarded.close_readers()
+    assert guarded.read("a") == digest(b"content")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+KINDS = {"kept": {"keeper": True}, "guarded": {}, "of a plain user": {"plain_user": True}}
+"""Mounts, by what goes on, or takes them away, where their daemon dies."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["fails", "is killed"])
+def test_a_daemon_that_never_served_leaves_no_mount(
+    request: pytest.FixtureRequest, mounting: Mounts, s3: FastS3, bucket: str, kind: str, how: str
+) -> None:
+    """It had mounted already."""
+    put(s3, bucket, "a", b"content")
+    if kind == "of a plain user":
+        request.getfixturevalue("plain_user")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        flags = ["--http", f"127.0.0.1:{taken.getsockname()[1]}"] if how == "fails" else []
+        mount = mounting.make(
+            f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False,
+            expected_logs=["the daemon died .signal 9.(, and its mount is taken away| before it served)"],
+            environment={DIE_AT: "session.mounted"} if how == "is killed" else {}, **KINDS[kind],
+        )  # fmt: skip
+        if kind == "guarded":
+            mount.prefix = OLD_KERNEL
+        done = mount.try_mount(*flags)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert ("Address already in use" if how == "fails" else "the daemon ended before it was ready") in done.stderr
+    assert not mount.mounted
+    mount.environment.pop(DIE_AT, None)
+    assert mount.mount().read("a") == digest(b"content")
+
+
+def test_in_the_foreground_a_daemon_that_never_served_leaves_no_mount(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint, environment={DIE_AT: "session.mounted"})
+    command = [mount.python, "-P", "-m", "luxfuse.cli.main", "mount", mount.source, mount.path, *mount.flags]
+    assert mount.run([*command, "--foreground"]).returncode == 1
+    assert not mount.mounted
+
+
 def test_in_the_foreground(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:
     """The command becomes the keeper, and talks to systemd."""
     put(s3, bucket, "a", b"content")
@@ -687,6 +849,32 @@ def test_the_keeper_dies(kept: Mount, s3: FastS3, bucket: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "taken away" in done.stderr
     assert kept.read("a") == digest(b"content")
+
+
+def test_the_keeper_of_a_line_in_fstab_dies(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:
+    """Nobody starts it again; mount(8), as for any line, clears what is dead and takes everything up."""
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+    options = f"_netdev,cache_dir={mount.cache},endpoint_url={s3.endpoint},write_mode=async-through"
+    (tmp_path / "fstab").write_text(f"{mount.source} {mount.path} fuse.luxfuse {options} 0 0\n")
+    helper = [mount.python, "-P", "-m", "luxfuse.cli.main", mount.source, mount.path, "-o", options]
+    mount.run(helper, check=True)
+    assert do(mount, 'write("closed", os.O_CREAT, b"x")')
+    os.kill(mount.keeper_pid, signal.SIGKILL)
+    wait_for("it says so", lambda: "it has died" in str(mount.status()["keeper_reason"]))
+    assert mount.read("a") == digest(b"content")
+    mount.kill_daemon()
+    assert mount.error("file", f"{mount.path}/a") == "ENOTCONN"
+    mount.close_readers()
+    mount.run(["mount", "-a", "-T", tmp_path / "fstab"], check=True)  # it sees a mount, and runs nothing
+    assert mount.error("file", f"{mount.path}/a") == "ENOTCONN"
+    mount.close_readers()
+    done = mount.run(helper, check=True)
+    assert "taken away" in done.stderr
+    assert mount.read("a") == digest(b"content")
+    assert mount.status()["keeper"] is True
+    assert mount.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == {"a": b"content", "closed": b"x"}
 
 
 def test_signals_are_passed_on(kept: Mount) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,15 @@ class Disk:
 
     def detach(self, *, lazily: bool = False) -> None:
         subprocess.run(["umount", *(["-l"] if lazily else []), self.path], check=False, capture_output=True)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block whatever writes to it waits, and cannot be interrupted."""
+        subprocess.run(["fsfreeze", "--freeze", self.path], check=True, timeout=20)
+        try:
+            yield
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", self.path], check=True, timeout=20)
 
     def fill_up(self) -> None:
         with (self.path / "ballast").open("wb") as f:

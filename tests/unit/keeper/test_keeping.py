@@ -1,0 +1,192 @@
+"""The keeper outlives what its daemons and the system do, and hangs for nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_systemd import FakeSystemd
+from tests.support.mounted import wait_for
+from tests.unit.keeper.kept import FORGET, GETATTR, made
+
+EIO = 5
+HANGS = "time.sleep(1000)"
+SERVES = "serve(); time.sleep(1000)"
+DIES = "os._exit(3)"
+HANDS_OVER = """
+keeper.send("\\0".join(["next 5", sys.executable, "-I", "-S", "-c", "open({!r}, 'w')", "daemon"]).encode())
+os._exit(75)
+"""
+
+
+def test_one_that_hangs_as_it_begins_is_ended_and_counts(tmp_path: Path) -> None:
+    with made(tmp_path, HANGS, changes="keeping.BEGIN_PATIENCE_S = 1") as kept:
+        wait_for("it gives up", lambda: kept.state.exists() and kept.state.read_text())
+        assert kept.begun() == 3
+        assert kept.state.read_text().startswith("the daemon died 3 times in a row as it began")
+        assert kept.answer() == (7, -EIO)
+        assert kept.said().count("the daemon does not serve after 1 s, and is ended") == 3
+
+
+def test_one_that_was_upgraded_and_hangs_makes_room_for_the_one_before(tmp_path: Path) -> None:
+    with made(tmp_path, HANGS, former=SERVES, changes="keeping.UPGRADED_PATIENCE_S = 1") as kept:
+        wait_for("the one before", lambda: kept.begun("former"))
+        assert (kept.begun(), kept.begun("former")) == (1, 1)
+        assert "it was upgraded, and does not serve: the one before is started" in kept.said()
+
+
+def test_one_that_serves_is_waited_for(tmp_path: Path) -> None:
+    with made(tmp_path, SERVES, changes="keeping.BEGIN_PATIENCE_S = 1") as kept:
+        wait_for("one begins", kept.begun)
+        with pytest.raises(subprocess.TimeoutExpired):
+            kept.wait(2.5)
+        assert (kept.begun(), kept.said()) == (1, "")
+
+
+def test_a_first_daemon_that_does_not_end_as_it_was_told_is_ended(tmp_path: Path) -> None:
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(NOTES, 'a').write('deaf\\n'); time.sleep(1000)"
+    with made(tmp_path, program, served=False, changes="keeping.TOLD_PATIENCE_S = 1") as kept:
+        wait_for("it is deaf", lambda: kept.begun() == 2)
+        kept.process.send_signal(signal.SIGTERM)
+        kept.process.send_signal(signal.SIGTERM)
+        assert kept.wait() == 1
+
+
+def test_given_up_it_tells_systemd_that_it_lives_and_why(tmp_path: Path) -> None:
+    with closing(FakeSystemd(tmp_path)) as systemd:
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        with made(tmp_path, DIES, most=2, foreground=True, environment=told) as kept:
+            died = "the daemon died 2 times in a row as it began, at last by exit code 3"
+            systemd.hear(f"STATUS=all requests get EIO: {died}; see the log")
+            for _ in range(5):
+                systemd.hear("WATCHDOG=1", timeout_s=10)
+            assert kept.answer() == (7, -EIO)
+            assert kept.process.poll() is None
+
+
+def test_while_daemons_die_systemd_hears_that_it_lives(tmp_path: Path) -> None:
+    with closing(FakeSystemd(tmp_path)) as systemd:
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000000"}
+        with made(tmp_path, DIES, most=4, foreground=True, environment=told):
+            for _ in range(4):
+                systemd.hear("WATCHDOG=1", timeout_s=10)
+
+
+def test_a_request_that_is_given_up_as_it_is_read_is_no_error(tmp_path: Path) -> None:
+    """The kernel then says ENOENT; and nobody waits for an answer to some."""
+    changes = """
+fails, read = [errno.ENOENT, errno.EINTR], os.read
+def reads(*arguments):
+    if fails and os.path.exists(keeping.sys.argv[keeping.sys.argv.index("-1") + 1]):
+        read(*arguments)
+        raise OSError(fails.pop(), "")
+    return read(*arguments)
+device.os.read = reads
+"""
+    with made(tmp_path, DIES, most=1, changes=changes) as kept:
+        wait_for("it gives up", lambda: kept.state.exists() and kept.state.read_text())
+        kept.send(GETATTR, 5)
+        kept.send(GETATTR, 6)
+        kept.send(FORGET, 8)
+        assert kept.answer(GETATTR, 9) == (9, -EIO)
+
+
+def test_where_nothing_can_be_refused_it_ends_and_says_why(tmp_path: Path) -> None:
+    """As on a kernel that does not send requests again."""
+    changes = """
+write = os.write
+def writes(fd, data):
+    if data == device.RESEND:
+        raise OSError(errno.EINVAL, "no such notice")
+    return write(fd, data)
+device.os.write = writes
+"""
+    with made(tmp_path, DIES, most=1, changes=changes) as kept:
+        assert kept.wait() == 1
+        assert "requests cannot be refused ([Errno 22] no such notice): the mount is taken away" in kept.said()
+
+
+def test_without_descriptors_or_processes_daemons_are_tried_again(tmp_path: Path) -> None:
+    changes = """
+import _socket
+fails, pair, fork = [1, 2, 3], _socket.socketpair, os.fork
+def socketpair(*arguments):
+    if len(fails) > 1:
+        raise OSError(errno.EMFILE, "no descriptors")
+    return pair(*arguments)
+def forks():
+    if fails and fails.pop():
+        raise OSError(errno.EAGAIN, "no processes")
+    return fork()
+link._socket.socketpair, starting.os.fork = socketpair, forks
+pauses = keeping.Keeper.pause
+def pause(self, seconds):
+    if fails:
+        fails.pop()
+    pauses(self, seconds)
+keeping.Keeper.pause = pause
+"""
+    with made(tmp_path, SERVES, most=10, changes=changes) as kept:
+        wait_for("one begins", kept.begun)
+        assert "no daemon can be started: " in kept.said()
+        assert "Traceback" not in kept.said()
+        assert kept.process.poll() is None
+
+
+def test_what_a_daemon_says_never_ends_it(tmp_path: Path) -> None:
+    program = """
+for text in b"witness x", b"next", b"next 5", b"next x\\0y", b"next 0\\0", b"notify", b"drop x", b"hold x", b"\\xff", b"x":
+    keeper.send(text)
+serve()
+time.sleep(1000)
+"""
+    with made(tmp_path, program) as kept:
+        for number in (1, 2):
+            wait_for("one begins", lambda: kept.begun() == number)  # noqa: B023 (it is called here)
+            for child in Path(f"/proc/{kept.process.pid}/task/{kept.process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        assert kept.process.poll() is None
+        assert "Traceback" not in kept.said()
+
+
+def test_where_processes_cannot_be_waited_for_by_descriptor(tmp_path: Path) -> None:
+    """As some sandboxes have it: what a daemon says is heard all the same."""
+    changes = "def refuse(*_):\n    raise OSError(errno.EPERM, 'no')\nprocess.os.pidfd_open = refuse"
+    with made(tmp_path, HANDS_OVER.format(str(tmp_path / "next")), changes=changes) as kept:
+        assert kept.wait() == 0
+        assert (tmp_path / "next").exists(), "the other keeper has begun"
+
+
+def test_where_another_keeper_has_the_mount_it_ends_with_a_line(tmp_path: Path) -> None:
+    with (tmp_path / "keeper").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with made(tmp_path, SERVES, changes="keeping.LOCK_PATIENCE_S = 0.1") as kept:
+            assert kept.wait() == 1
+            assert kept.begun() == 0
+            (line,) = kept.said().splitlines()
+            assert "another keeper has the mount still" in line
+
+
+def test_without_its_file_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "keeper").mkdir()
+    with made(tmp_path, SERVES) as kept:
+        wait_for("one begins", kept.begun)
+        assert "Is a directory; commands will not know that the mount has a keeper" in kept.said()
+
+
+def test_it_takes_no_descriptors_for_daemons_that_die(tmp_path: Path) -> None:
+    with made(tmp_path, "serve(); time.sleep(0.05); os._exit(3)", most=1000, changes="keeping.PAUSE_MOST_S = 0") as kept:
+        wait_for("some have died", lambda: kept.begun() > 3)
+        before = descriptors(kept.process.pid)
+        wait_for("more have died", lambda: kept.begun() > 15)
+        assert descriptors(kept.process.pid) <= before + 2, "but for those that belong to the one that runs"
+
+
+def descriptors(pid: int) -> int:
+    return min(len(os.listdir(f"/proc/{pid}/fd")) for _ in range(20))
