@@ -107,8 +107,8 @@ class Publisher:
                 self._mapped.add(dirty)
                 self._nursery.start_soon(self._publish_soon, dirty)
         elif (keep := self._can_keep(dirty)) or self._files.backings.retire_idle(dirty.inode):
-            self._put_back(dirty, keep=keep)
-            self._finish(dirty)
+            if self._put_back(dirty, keep=keep):
+                self._finish(dirty)
         else:
             self._mapped.add(dirty)  # its readers in passthrough keep its file: later writers must write to that one
 
@@ -136,16 +136,25 @@ class Publisher:
         wanted = wanted and self._cache.hierarchy.placing(dirty.key).keep
         return wanted and self._cache.can_install(dirty.key, self._notes.entry(dirty).version)
 
-    def _put_back(self, dirty: Dirty, *, keep: bool) -> None:
+    def _put_back(self, dirty: Dirty, *, keep: bool) -> bool:
+        """Make the staging file a cache file, or remove it; False if neither can be done yet. Raises OSError."""
         source, entry = dirty.source, self._notes.entry(dirty)
         assert source is not None
         fd, key = source.bytes.fd, dirty.key
         st = os.fstat(fd)
         self._room.account(dirty)
         oid = self._cache.object_id(key, entry.version)
+        space = self._room.space_of(dirty)
         if keep:
-            space = self._room.space_of(dirty)
-            self._staging.publish(dirty.number, oid)
+            try:
+                self._staging.publish(dirty.number, oid)
+            except OSError as exc:  # the disk is full or sick; that is nothing to a program that closes the file
+                log.info("%r is in the under-store, and not kept in the cache: %s", key, exc)
+                keep = False
+                if not self._files.backings.retire_idle(dirty.inode):
+                    self._mapped.add(dirty)
+                    return False
+        if keep:
             reached("publish.renamed")
             record = ObjectRecord(key, entry.version, st.st_size, dirty.accounted_bytes, stamp=st.st_mtime_ns)
             space.staged_bytes -= dirty.accounted_bytes
@@ -158,6 +167,7 @@ class Publisher:
         dirty.unstage()
         if source.open is not None:
             self._nursery.start_soon(self._uploader.parts.give_up_open, source)
+        return True
 
     def _finish(self, dirty: Dirty) -> None:
         self._mapped.discard(dirty)

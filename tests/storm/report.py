@@ -40,6 +40,8 @@ class Sample:
     descriptors: int
     threads: int
     disk: int
+    kinds: Counter[str]
+    """Of the descriptors."""
 
 
 @dataclasses.dataclass
@@ -77,8 +79,20 @@ def sample(mount: Mount, disk: Path) -> Sample:
     ballast = disk / "ballast"
     others = ballast.stat().st_blocks * 512 if ballast.exists() else 0
     used = (st.f_blocks - st.f_bfree) * st.f_frsize - others
-    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-    return Sample(time.monotonic(), pid, field("RssAnon") << 10, descriptors, field("Threads"), used)
+    kinds = descriptors(pid)
+    return Sample(time.monotonic(), pid, field("RssAnon") << 10, kinds.total(), field("Threads"), used, kinds)
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Count the descriptors of a process by what they are."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            kind = next((kind for kind in ("objects", "staging") if f"/{kind}/" in target), target.partition(":")[0])
+            gone = " (deleted)" if target.endswith(" (deleted)") else ""
+            found[("others" if kind.startswith("/") else kind) + gone] += 1
+    return found
 
 
 def logged(log: str) -> dict[str, int]:
@@ -100,4 +114,9 @@ def taken(samples: Sequence[Sample]) -> dict[str, str]:
         most = max((v for _, v in values), default=0)
         values = values[len(values) // 4 :]
         shown[name + (" (MiB)" if unit > 1 else "")] = f"{most:.0f} at most, {slope_per_minute(values):+.2f} a minute"
+    late = samples[len(samples) // 4 :]
+    for kind in sorted({kind for s in late for kind in s.kinds}):
+        values = [(s.at, float(s.kinds[kind])) for s in late]
+        most = max(value for _, value in values)
+        shown[f"descriptors: {kind}"] = f"{most:.0f} at most, {slope_per_minute(values):+.2f} a minute"
     return shown

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import trio
 
 from luxfuse.errors import LuxError
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -130,3 +133,25 @@ async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Pa
         await settled(m)
         assert driver.objects["a"][0] == b"second"
         assert m.writing.pusher.conflicts == 0
+
+
+@pytest.mark.parametrize("reading", [False, True])
+async def test_what_the_store_has_is_closed_though_the_cache_cannot_keep_it(tmp_path: Path, reading: bool) -> None:
+    """The cache disk is full, or sick: that is no error of a file that is in the store."""
+
+    def full(_number: int, _oid: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="cache-through") as m:
+        m.staging.publish = full  # type: ignore[method-assign, assignment]
+        handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a")
+        await m.kernel.write(m.fs, handle, 0, b"content")
+        reader = await m.kernel.open(m.fs, await m.inode("a"), os.O_RDONLY) if reading else None
+        await m.kernel.close(m.fs, handle)
+        assert driver.objects["a"][0] == b"content"
+        if reader is not None:
+            await m.kernel.close(m.fs, reader)
+        assert await m.read_all("a") == b"content"
+        await until(lambda: not len(m.dirty))
+        assert await m.read_all("a") == b"content"
