@@ -159,7 +159,7 @@ class Attempts:
             described = (told[-1], self._clock() - asked_s) if told else None
             view = memoryview(data).cast("B")
             flight.bring(view, token)
-            return keep(view, (), described)
+            return keep(view, getattr(view.obj, "checksums", ()), described)
 
         return job
 

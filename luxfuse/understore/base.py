@@ -199,6 +199,9 @@ class UnderStore(WriteSide, Protocol):
         store keeps none, or the driver does not get to see them, it is not. Raises `VersionChanged` if the store now holds
         another version (If-Match, and the returned ETag is compared because some servers ignore If-Match), `NotFound` if it
         is gone, `StoreUnavailable` for a short body.
+
+        A driver may have checksummed the bytes: then the object of the memoryview has ``checksums``, the xxh3-64 of each
+        page's length from ``start`` on.
         """
 
 

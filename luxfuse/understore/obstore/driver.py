@@ -16,7 +16,7 @@ from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import StoreError
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
-from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, UnderStore, WriteSide
+from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, OnDescribed, UnderStore, WriteSide
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.delegated import DelegatedWrites
 from luxfuse.understore.locations import has_odd_segment, parse_location
@@ -127,6 +127,15 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         direct = self._direct
         return [AS_USUAL] * len(files) if direct is None else direct.fetch(files, abandoned)
+
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
+        direct = self._direct
+        part = direct.read(key, start, end, version) if direct is not None else None
+        if part is None:
+            return super().read(key, start, end, version, on_described=on_described)
+        if on_described is not None:
+            on_described(part[0])
+        return part[1]
 
     def close(self) -> None:
         self._direct = None

@@ -7,6 +7,7 @@ GET_DONE: int
 GET_ANSWERED: int
 GET_FAILED: int
 MOST_BYTES: int
+MOST_PART_BYTES: int
 
 _File = tuple[str, str, int, str | None, bool]
 _Result = (
@@ -18,6 +19,14 @@ _Credentials = tuple[str, str, str | None] | None
 _Head = tuple[int, int, int, float] | tuple[int, int, int, float, int, str, int, dict[str, str]]
 _Any = tuple[int, int, int, float] | tuple[int, int, int, float, bytes, bytes]
 _List = tuple[int, int, int, float] | tuple[int, int, int, float, bytes]
+
+_Part = tuple[int, int, int, float] | tuple[int, int, int, float, "Body", int, int, dict[str, str]]
+
+def release() -> None: ...
+
+class Body:
+    checksums: tuple[int, ...]
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Pool:
     def __new__(
@@ -34,6 +43,7 @@ class Pool:
         most: int,
     ) -> Pool: ...
     def fetch(self, files: Sequence[_File], credentials: _Credentials, abandoned: bytearray) -> list[_Result]: ...
+    def read(self, key: str, version: str, start: int, size: int, credentials: _Credentials) -> _Part: ...
     def head(self, key: str, credentials: _Credentials) -> _Head: ...
     def request(
         self,

@@ -1,4 +1,4 @@
-"""Small whole objects, descriptions and listings past obstore, in C: see ``gets/pool.c`` for how.
+"""Small whole objects, parts of others, descriptions and listings past obstore, in C: see ``gets/pool.c`` for how.
 
 obstore takes the interpreter lock several times for a request, and so do checksum and cache file; here all of a batch is
 done without it. HEADs are made here for keys that obstore cannot name, as are those of all markers ("dir/"), and LISTs
@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 AS_USUAL = Answer()
 MOST_FILES = 64
 VAIN_MOST = 3
-"""Answers in a row to HEADs, or to LISTs, that are of no use, after which such requests are not made here any more."""
+"""Answers in a row to HEADs, to LISTs, or to reads of parts, that are of no use, after which such requests are not made here
+any more."""
 
 _KNOWN = ACCESS_OPTIONS | S3_NAMES | SYNONYMS.keys() | {"allow_http", "virtual_hosted_style_request"}
 _VARIABLES = (
@@ -83,7 +84,7 @@ class DirectGets:
         """``most``: requests at once. There must be no `refusal`."""
         self._prefix = location.prefix
         self._credentials = access.credentials
-        self._in_vain = {"HEAD": 0, "LIST": 0}
+        self._in_vain = {"HEAD": 0, "LIST": 0, "GET": 0}
         url = _url(location.bucket, options, access)
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -120,6 +121,34 @@ class DirectGets:
         for n, result in zip(plain, results, strict=True):
             answers[n] = _answer(files[n], result)
         return answers
+
+    def read(self, key: str, start: int, end: int, version: str) -> tuple[ObjectInfo, memoryview] | None:
+        """Return bytes [start, end) of an object, and its description; None: they are to be had elsewhere.
+
+        The buffer has `checksums`, see `UnderStore.read`. Raises `StoreError`.
+        """
+        size, what = end - start, f"GET {key!r} [{start}, {end})"
+        if not 0 < size <= _gets.MOST_PART_BYTES or has_odd_segment(key) or _VERSION.fullmatch(version) is None:
+            return None
+        secrets = self._secrets()
+        if self._in_vain["GET"] >= VAIN_MOST or _too_long(secrets):
+            return None
+        try:
+            answer = self._pool.read(self._prefix + key, version, start, size, secrets)
+        except (MemoryError, ValueError):  # ValueError: no text of C
+            return None
+        outcome, status, code = answer[:3]
+        if outcome == _gets.GET_DONE:
+            self._in_vain["GET"] = 0
+            body, total, modified_s, metadata = answer[4:]  # type: ignore[misc]
+            return ObjectInfo(key, total, version, modified_s * 10**9, metadata), memoryview(body)
+        if outcome == _gets.GET_FAILED and (text := _CONNECTION_FAILURES.get(code)):
+            raise StoreUnavailable(f"{what}: {text}")
+        if status in _BUSY:
+            raise from_status(status, what, family="s3")
+        if outcome != _gets.GET_ANSWERED or status < 400:
+            self._in_vain["GET"] += 1
+        return None
 
     def head(self, key: str) -> ObjectInfo | None:
         """Describe an object; None: the answer is to be had elsewhere. Raises `StoreError`."""

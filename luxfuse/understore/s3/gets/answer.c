@@ -1,7 +1,7 @@
-/* The head of an answer: its lines are taken one by one, and then it is asked whether that is the whole object.
+/* The head of an answer: its lines are taken one by one, and then it is asked whether that is the object, or the part of it.
  *
- * Only the plainest answer is: all of it as a range, or without one; the very ETag that was asked for, the right length, not
- * in pieces, a time of the last change, and user metadata in ASCII. A server may have reasons for anything else, but
+ * Only the plainest answer is: all of it as a range, or without one, or the very range of the part; the very ETag that was
+ * asked for, the right length, not in pieces, a time of the last change, and user metadata in ASCII. A server may have reasons for anything else, but
  * then it is the other client that has to understand it. A description, the answer to a HEAD, is judged in the same way.
  */
 #include "gets.h"
@@ -13,7 +13,7 @@ void answer_begin(struct answer *a)
 {
 	a->status = 0;
 	a->odd = a->has_length = a->has_range = false;
-	a->length = a->last = a->total = 0;
+	a->length = a->first = a->last = a->total = 0;
 	a->modified_s = -1;
 	a->etag[0] = 0;
 	a->metadata_bytes = 0;
@@ -55,14 +55,15 @@ static void take_length(struct answer *a, const char *value, const char *end)
 
 static void take_range(struct answer *a, const char *value, const char *end)
 {
-	static const char begin[] = "bytes 0-";
+	static const char begin[] = "bytes ";
 	const size_t length = sizeof begin - 1;
 	if (a->has_range || (size_t)(end - value) < length || memcmp(value, begin, length)) {
 		a->odd = true;
 		return;
 	}
 	value += length;
-	a->has_range = take_number(&value, end, &a->last) && value < end && *value++ == '/' &&
+	a->has_range = take_number(&value, end, &a->first) && value < end && *value++ == '-' &&
+		       take_number(&value, end, &a->last) && value < end && *value++ == '/' &&
 		       take_number(&value, end, &a->total) && value == end;
 	if (!a->has_range)
 		a->odd = true;
@@ -157,11 +158,22 @@ void answer_line(struct answer *a, const char *line, size_t length)
 	}
 }
 
+static bool is_body_of(const struct answer *a, const char *version, size_t size)
+{
+	return !a->odd && a->has_length && a->length == size && a->modified_s >= 0 && !strcmp(a->etag, version);
+}
+
 bool answer_fits(const struct answer *a, const char *version, size_t size)
 {
-	const bool whole = a->has_range ? a->status == 206 && a->last == size - 1 && a->total == size : a->status == 200;
-	return whole && !a->odd && a->has_length && a->length == size && a->modified_s >= 0 &&
-	       !strcmp(a->etag, version);
+	if (a->has_range)
+		return a->total == size && answer_has_part(a, version, 0, size);
+	return a->status == 200 && is_body_of(a, version, size);
+}
+
+bool answer_has_part(const struct answer *a, const char *version, uint64_t start, size_t size)
+{
+	return a->status == 206 && a->has_range && a->first == start && a->last == start + size - 1 && a->total > a->last &&
+	       is_body_of(a, version, size);
 }
 
 bool answer_describes(const struct answer *a)

@@ -3,6 +3,7 @@
  *   sign.c     the headers of a request, signed
  *   answer.c   the head of an answer: is it the object that was asked for?
  *   receive.c  what comes of an answer
+ *   bodies.c   memory for bodies of parts
  *   keep.c     checksums of a body, and its cache file
  *   sets.c     connections
  *   pool.c     batches of requests on them
@@ -25,8 +26,9 @@
 #include <time.h>
 
 #define PAGE_BYTES (1u << 20)
-#define MOST_PAGES 2u
-#define MOST_BYTES ((size_t)MOST_PAGES * PAGE_BYTES) /* of an object */
+#define MOST_BYTES ((size_t)2 * PAGE_BYTES) /* of an object that is fetched whole */
+#define MOST_PAGES 8u
+#define MOST_PART_BYTES ((size_t)MOST_PAGES * PAGE_BYTES)
 #define MOST_PARALLEL 8u			     /* requests of one batch at once */
 #define HEAD_BYTES 8192u	/* of user metadata; S3 allows 2 KiB. What has more is handed back. */
 #define REQUEST_BYTES 24576u	/* of a URL and the headers of a request: keys have up to 1 KiB, which may become 3 */
@@ -82,7 +84,7 @@ struct answer {
 	unsigned status;
 	bool odd; /* something that is not understood, or not expected */
 	bool has_length, has_range;
-	uint64_t length, last, total; /* of Content-Length; of Content-Range, which begins at 0 */
+	uint64_t length, first, last, total; /* of Content-Length; of Content-Range */
 	int64_t modified_s; /* -1: not told */
 	char etag[ETAG_BYTES];
 	size_t metadata_bytes; /* name, NUL, value, NUL, ... */
@@ -92,7 +94,20 @@ struct answer {
 void answer_begin(struct answer *a);
 void answer_line(struct answer *a, const char *line, size_t length);
 bool answer_fits(const struct answer *a, const char *version, size_t size); /* it is the whole object, in that version */
+bool answer_has_part(const struct answer *a, const char *version, uint64_t start, size_t size); /* it is that part of it */
 bool answer_describes(const struct answer *a); /* it describes an object */
+
+/* ------------------------------------------------------------------ bodies.c */
+
+struct body { /* memory for the body of a part */
+	struct body *next;
+	char *bytes;
+	size_t room;
+};
+
+struct body *body_take(size_t size); /* NULL: no memory */
+void body_give_back(struct body *b);
+void bodies_release(void); /* those that nobody uses */
 
 /* ------------------------------------------------------------------ keep.c */
 
@@ -119,6 +134,7 @@ enum outcome {
 
 enum kind {
 	GET_WHOLE, /* an object: key, version and size are known */
+	GET_PART,  /* a part of one: besides, where it begins */
 	GET_HEAD,  /* its description: only the key is */
 	GET_LIST,  /* a listing; the key is "" */
 	GET_ANY,   /* any request: its `said` is what is asked */
@@ -138,6 +154,7 @@ struct get { /* one request */
 	const char *query;		  /* of a listing, or of any: encoded, in the order of names */
 	const struct said *said;
 	size_t size;			  /* of a description, of a listing: told at the end */
+	uint64_t start, total;		  /* of a part; of its object, told at the end */
 	bool stay_open;
 	char *body; /* of `size` bytes, to be filled; of a listing and of any: to be freed */
 	enum outcome outcome;

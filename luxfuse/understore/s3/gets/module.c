@@ -2,12 +2,15 @@
  *
  *   pool = Pool(url, path, host, region, agent, bundle, connect_ms, timeout_ms, silence_s, most)
  *   pool.fetch(files, credentials, abandoned)
+ *   pool.read(key, version, start, size, credentials)
  *   pool.head(key, credentials), pool.list(query, credentials)
  *   pool.request(method, key, query, headers, hash, body, credentials)
  *
  * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None or (access, secret,
  * token or None), `abandoned` one byte that becomes 1 when nobody waits any more. The answer has a tuple for each file:
  * (outcome, status, code, seconds, body, modified_s, metadata, checksums, stamp_ns, file number, descriptor, errno, opened).
+ * `read` answers (outcome, status, code, seconds, body, size of the object, modified_s, metadata), where the body is a buffer that
+ * has `checksums`, one for each page from its start on; its memory is used again when nobody refers to it (bodies.c).
  * `head` answers (outcome, status, code, seconds, size, ETag, modified_s, metadata), `list` the first four and a body; each
  * the first four alone if the outcome is not that it is done. `request` makes any: `query` is encoded and in the order of names,
  * or None, `headers` are lines "name: value" with names in lower case, `hash` is that of the body as it is signed. It answers
@@ -20,8 +23,10 @@
 
 #include "gets.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <structmember.h>
 #include <unistd.h>
 
 #define MOST_FILES 64
@@ -76,6 +81,70 @@ static PyObject *py_new(PyTypeObject *type, PyObject *args, PyObject *named)
 		return PyErr_NoMemory();
 	}
 	return (PyObject *)p;
+}
+
+/* ------------------------------------------------------------------ bodies of parts */
+
+typedef struct {
+	PyObject_HEAD
+	struct body *body;
+	Py_ssize_t size;
+	PyObject *checksums;
+} Body;
+
+static PyTypeObject *body_type;
+
+static void body_dealloc(PyObject *self)
+{
+	Body *b = (Body *)self;
+	PyTypeObject *type = Py_TYPE(self);
+	if (b->body)
+		body_give_back(b->body);
+	Py_XDECREF(b->checksums);
+	type->tp_free(self);
+	Py_DECREF(type);
+}
+
+static int body_get(PyObject *self, Py_buffer *view, int flags)
+{
+	Body *b = (Body *)self;
+	return PyBuffer_FillInfo(view, self, b->body->bytes, b->size, 1, flags);
+}
+
+static Body *body_new(Py_ssize_t size)
+{
+	Body *b = (Body *)body_type->tp_alloc(body_type, 0);
+	if (b && !(b->body = body_take((size_t)size))) {
+		Py_DECREF(b);
+		PyErr_NoMemory();
+		return NULL;
+	}
+	if (b)
+		b->size = size;
+	return b;
+}
+
+static PyMemberDef body_members[] = {
+	{ "checksums", T_OBJECT_EX, offsetof(Body, checksums), READONLY, "xxh3-64 of each page from its start on" },
+	{ NULL, 0, 0, 0, NULL },
+};
+
+static PyType_Slot body_slots[] = {
+	{ Py_tp_dealloc, body_dealloc },
+	{ Py_bf_getbuffer, body_get },
+	{ Py_tp_members, body_members },
+	{ 0, NULL },
+};
+
+static PyType_Spec body_spec = { "luxfuse.understore.s3._gets.Body", sizeof(Body), 0,
+				 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, body_slots };
+
+static PyObject *py_release(PyObject *self, PyObject *none)
+{
+	Py_BEGIN_ALLOW_THREADS
+	bodies_release();
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
 }
 
 /* ------------------------------------------------------------------ what is asked for */
@@ -240,6 +309,39 @@ static bool ask(PyObject *self, PyObject *secrets, struct get *g)
 	return done;
 }
 
+static PyObject *py_read(PyObject *self, PyObject *args)
+{
+	struct get g = { .kind = GET_PART, .kept.fd = -1 };
+	PyObject *secrets, *result = NULL;
+	unsigned long long start;
+	Py_ssize_t size;
+	if (!PyArg_ParseTuple(args, "ssKnO:read", &g.key, &g.version, &start, &size, &secrets))
+		return NULL;
+	if (size < 1 || (size_t)size > MOST_PART_BYTES || start > INT64_MAX) {
+		PyErr_SetString(PyExc_ValueError, "no part that is fetched in this way");
+		return NULL;
+	}
+	Body *b = body_new(size);
+	if (!b)
+		return NULL;
+	g.start = start;
+	g.size = (size_t)size;
+	g.body = b->body->bytes;
+	if (ask(self, secrets, &g)) {
+		PyObject *metadata = g.outcome == GET_DONE ? metadata_of(&g) : NULL;
+		if (g.outcome != GET_DONE)
+			result = result_of(&g, NULL);
+		else if (metadata && (b->checksums = checksums_of(&g.kept)))
+			result = Py_BuildValue("(iIIdOKLN)", (int)g.outcome, g.status, g.code, g.seconds, (PyObject *)b,
+					       (unsigned long long)g.total, (long long)g.modified_s, metadata);
+		else
+			Py_XDECREF(metadata);
+	}
+	Py_DECREF(b);
+	free(g.metadata);
+	return result;
+}
+
 static PyObject *py_head(PyObject *self, PyObject *args)
 {
 	struct get g = { .kind = GET_HEAD, .kept.fd = -1 };
@@ -317,6 +419,7 @@ static PyObject *py_request(PyObject *self, PyObject *args)
 
 static PyMethodDef pool_methods[] = {
 	{ "fetch", py_fetch, METH_VARARGS, "fetch(files, credentials, abandoned) -> list of results" },
+	{ "read", py_read, METH_VARARGS, "read(key, version, start, size, credentials) -> part of an object" },
 	{ "head", py_head, METH_VARARGS, "head(key, credentials) -> description of an object" },
 	{ "list", py_list, METH_VARARGS, "list(query, credentials) -> listing" },
 	{ "request", py_request, METH_VARARGS, "request(method, key, query, headers, hash, body, credentials) -> answer" },
@@ -332,7 +435,12 @@ static PyType_Slot pool_slots[] = {
 
 static PyType_Spec pool_spec = { "luxfuse.understore.s3._gets.Pool", sizeof(Pool), 0, Py_TPFLAGS_DEFAULT, pool_slots };
 
-static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_gets", NULL, -1, NULL, NULL, NULL, NULL, NULL };
+static PyMethodDef module_methods[] = {
+	{ "release", py_release, METH_NOARGS, "release(): give memory back that no body is in" },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_gets", NULL, -1, module_methods, NULL, NULL, NULL, NULL };
 
 PyMODINIT_FUNC PyInit__gets(void)
 {
@@ -341,9 +449,11 @@ PyMODINIT_FUNC PyInit__gets(void)
 		return NULL;
 	}
 	PyObject *made = PyModule_Create(&module), *type = made ? PyType_FromSpec(&pool_spec) : NULL;
-	if (!type || PyModule_AddObject(made, "Pool", type) < 0 || PyModule_AddIntMacro(made, GET_ABANDONED) < 0 ||
+	body_type = type ? (PyTypeObject *)PyType_FromSpec(&body_spec) : NULL;
+	if (!body_type || PyModule_AddObject(made, "Pool", type) < 0 || PyModule_AddIntMacro(made, GET_ABANDONED) < 0 ||
 	    PyModule_AddIntMacro(made, GET_DONE) < 0 || PyModule_AddIntMacro(made, GET_ANSWERED) < 0 ||
-	    PyModule_AddIntMacro(made, GET_FAILED) < 0 || PyModule_AddIntConstant(made, "MOST_BYTES", (long)MOST_BYTES) < 0) {
+	    PyModule_AddIntMacro(made, GET_FAILED) < 0 || PyModule_AddIntConstant(made, "MOST_BYTES", (long)MOST_BYTES) < 0 ||
+	    PyModule_AddIntConstant(made, "MOST_PART_BYTES", (long)MOST_PART_BYTES) < 0) {
 		Py_XDECREF(made);
 		return NULL;
 	}

@@ -125,6 +125,7 @@ static enum outcome keep(struct batch *b, struct slot *s)
 		memcpy(g->etag, s->answer.etag, sizeof g->etag);
 		return GET_DONE;
 	}
+	g->total = s->answer.total;
 	keep_checksums(&g->kept, g->body, g->size);
 	GETS_PAUSE(b->abandoned);
 	if (is_abandoned(b))

@@ -58,6 +58,8 @@ static bool judge(const struct slot *s)
 		return true;
 	if (s->get->kind == GET_LIST)
 		return s->answer.status == 200;
+	if (s->get->kind == GET_PART)
+		return answer_has_part(&s->answer, s->get->version, s->get->start, s->get->size);
 	return s->get->kind == GET_WHOLE && answer_fits(&s->answer, s->get->version, s->get->size);
 }
 

@@ -16,6 +16,7 @@
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -188,7 +189,7 @@ bool signer_sign(const struct signer *s, struct request *r, const struct get *g)
 		put(&t, "If-Match: %s", g->version);
 		add_header(r, &count, line);
 		line = next(&t);
-		put(&t, "Range: bytes=0-%zu", g->size - 1);
+		put(&t, "Range: bytes=%" PRIu64 "-%" PRIu64, g->start, g->start + g->size - 1);
 		add_header(r, &count, line);
 	}
 	if (s->credentials->access) {

@@ -1,0 +1,80 @@
+/* Memory for the bodies of parts, which is used again.
+ *
+ * A body of megabytes that malloc is asked for comes as fresh pages from the kernel, which clears them, and which go back as
+ * soon as it is freed; on a virtual machine they may even have to be fetched from the host. To receive into pages that are
+ * there costs a fraction of that. So some memory is kept when nobody uses it: IDLE_BYTES at most, until `bodies_release`.
+ *
+ * The last one that was given back is taken first, as it is the likeliest to be in the processor's caches.
+ */
+#include "gets.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define IDLE_BYTES ((size_t)32 << 20)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows */
+static struct body *idle;
+static size_t idle_bytes;
+
+static void drop(struct body *b)
+{
+	munmap(b->bytes, b->room);
+	free(b);
+}
+
+static struct body *make(size_t size)
+{
+	struct body *b = calloc(1, sizeof *b);
+	if (!b)
+		return NULL;
+	b->room = (size + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+	b->bytes = mmap(NULL, b->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (b->bytes == MAP_FAILED) {
+		free(b);
+		return NULL;
+	}
+	return b;
+}
+
+struct body *body_take(size_t size)
+{
+	pthread_mutex_lock(&lock);
+	struct body **at = &idle;
+	while (*at && ((*at)->room < size || (*at)->room >= size + 2 * PAGE_BYTES))
+		at = &(*at)->next;
+	struct body *found = *at;
+	if (found) {
+		*at = found->next;
+		idle_bytes -= found->room;
+	}
+	pthread_mutex_unlock(&lock);
+	return found ? found : make(size);
+}
+
+void body_give_back(struct body *b)
+{
+	pthread_mutex_lock(&lock);
+	const bool stays = idle_bytes + b->room <= IDLE_BYTES;
+	if (stays) {
+		b->next = idle;
+		idle = b;
+		idle_bytes += b->room;
+	}
+	pthread_mutex_unlock(&lock);
+	if (!stays)
+		drop(b);
+}
+
+void bodies_release(void)
+{
+	pthread_mutex_lock(&lock);
+	struct body *all = idle;
+	idle = NULL;
+	idle_bytes = 0;
+	pthread_mutex_unlock(&lock);
+	for (struct body *next; all; all = next) {
+		next = all->next;
+		drop(all);
+	}
+}
