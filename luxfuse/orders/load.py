@@ -52,6 +52,9 @@ AGAIN_BOUND = 10_000
 EXPECT_FROM = 8
 TOGETHER_BYTES = 2 << 20
 """So many bytes of small files, or some more, are fetched in one turn of a thread: as many as a large request has."""
+LARGE_PAGES, LARGE_RUN_PAGES = 64, 4
+"""Files of so many pages come in requests of so many, as each request costs a millisecond of Python; smaller ones in smaller
+ones, as several at once bring a file sooner."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
 
@@ -310,7 +313,8 @@ class Load:
             assert self._nursery is not None
             file.flights += 1
             self._nursery.start_soon(self._await_other, file, other)
-        runs = missing_runs(range(obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, RUN_PAGES)
+        most = LARGE_RUN_PAGES if obj.pages.total >= LARGE_PAGES else RUN_PAGES
+        runs = missing_runs(range(obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, most)
         for run in list(runs) if obj.pages.total > RUN_PAGES else runs:
             await self._cache.turn(obj, min(obj.size, run.stop * PAGE_BYTES) - run.start * PAGE_BYTES)
             await window.room()
@@ -318,7 +322,9 @@ class Load:
                 return
             for page in run:
                 self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
-            for flight in self._cache.start(obj, run, keep_in_memory=False, later=True, had_turn=True):
+            for flight in self._cache.start(
+                obj, run, keep_in_memory=False, run=len(run), later=True, had_turn=True
+            ):
                 self._note_flight(file, flight)
 
     async def _await_other(self, file: _File, flight: Flight) -> None:

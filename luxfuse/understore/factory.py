@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -67,6 +68,12 @@ def open_driver(
         opened = cast(UnderStore, RenewingDriver(reach, open_with, options, reread))
     _warn_of_unchecked_certificates(source, options)
     return opened
+
+
+def release_memory() -> None:
+    """Give back the memory that drivers keep for bodies of answers, and that nobody uses."""
+    if (direct := sys.modules.get("luxfuse.understore.s3.direct")) is not None:  # imported where it is needed
+        direct.release_memory()
 
 
 def _open(

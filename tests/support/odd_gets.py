@@ -1,7 +1,7 @@
 """A server of objects that says by an object's key how oddly it is answered, down to the bytes of the head.
 
-Key ``KIND-NUMBER-SIZE``: ``SIZE`` bytes that count up from ``NUMBER``, in the version ``"vNUMBER"``. The query of a
-listing may end like that, too.
+Key ``KIND-NUMBER-SIZE``: ``SIZE`` bytes that count up from ``NUMBER``, in the version ``"vNUMBER"``; of a range those that
+it has. The query of a listing may end like that, too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ def body_of(number: int, size: int) -> bytes:
     return _COUNTING[number % 256 : number % 256 + size]
 
 
-def answer_to(kind: str, number: int, size: int, *, head: bool = False) -> tuple[bytes, bool]:
-    """The bytes of an answer, and whether the connection is closed after it."""
-    body, tag = body_of(number, size), f'ETag: "v{number}"'
-    span, length = f"Content-Range: bytes 0-{size - 1}/{size}", f"Content-Length: {size}"
+def answer_to(
+    kind: str, number: int, total: int, *, head: bool = False, asked: range | None = None
+) -> tuple[bytes, bool]:
+    """The bytes of an answer, and whether the connection is closed after it; ``asked``: the range."""
+    start, size = (0, total) if asked is None else (asked.start, len(asked))
+    body, tag = body_of(number + start, size), f'ETag: "v{number}"'
+    last = start + size - 1
+    span, length = f"Content-Range: bytes {start}-{last}/{total}", f"Content-Length: {size}"
     part = "206 Partial Content"
     good = [part, tag, length, span, DATE]
     error = b"<Error><Code>Odd</Code></Error>"
@@ -51,7 +55,8 @@ def answer_to(kind: str, number: int, size: int, *, head: bool = False) -> tuple
         "other-region": (["307 Temporary Redirect", "Location: http://127.0.0.1:1/", told], error),
         "slow": (["503 Slow Down", told], error),
         "missing": (["404 Not Found", f"Content-Length: {1 << 20}"], bytes(1 << 20)),
-        "part": ([part, tag, length, f"Content-Range: bytes 0-{size - 1}/{size + 1}", DATE], body),
+        "part": ([part, tag, length, f"Content-Range: bytes {start}-{last}/{total + 1}", DATE], body),
+        "shifted": ([part, tag, length, f"Content-Range: bytes {start + 1}-{last + 1}/{total + 1}", DATE], body),
         "two-lengths": ([*good, f"Content-Length: {size + 1}"], body),
         "no-date": ([part, tag, length, span], body),
         "empty": (["200 OK", tag, "Content-Length: 0", DATE], b""),
@@ -132,7 +137,9 @@ class OddGets:
         self.heads.append(head.decode())
         found = re.match(r"(GET|HEAD) \S*(?:[/=]|%2F)([a-z-]+)-(\d+)-(\d+)/* ", head.decode())
         assert found is not None, head
-        answer, closes = answer_to(found[2], int(found[3]), int(found[4]), head=found[1] == "HEAD")
+        span = re.search(r"\r\nRange: bytes=(\d+)-(\d+)\r\n", head.decode())
+        asked = range(int(span[1]), int(span[2]) + 1) if span is not None else None
+        answer, closes = answer_to(found[2], int(found[3]), int(found[4]), head=found[1] == "HEAD", asked=asked)
         connection.sendall(answer)
         if found[2] == "cut":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

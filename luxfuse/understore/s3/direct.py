@@ -242,6 +242,12 @@ class DirectGets:
         )  # fmt: skip
 
 
+def release_memory() -> None:
+    """Give back the memory that is kept for bodies and that nobody uses."""
+    if _gets is not None:
+        _gets.release()
+
+
 def open_direct(
     location: Location, options: Mapping[str, str], objects: ObjectOptions, access: S3Access, timeout_s: float, most: int
 ) -> DirectGets | None:

@@ -5,7 +5,7 @@
  *
  * A key says how the server answers it ("good-7-3000": object 7, of 3000 bytes, which count up from 7). What ends as done
  * must be that object, in memory, in its file and by its checksums; what ends otherwise must have left no file. Some requests
- * are for descriptions, and some for listings, whose queries end with such a key.
+ * are for parts of such an object, some for descriptions, and some for listings, whose queries end with such a key.
  */
 #include "gets.h"
 
@@ -25,7 +25,12 @@
 static const char *const good[] = { "good", "whole", "meta", "interim", "gzipped" };
 static const char *const bad[] = {
 	"short", "less", "chunked", "noetag", "weak", "other", "heads", "giant", "cut", "moved", "other-region", "slow", "missing",
-	"part", "silent", "garbage", "two-lengths", "no-length", "no-date", "empty", "foreign",
+	"part", "shifted", "silent", "garbage", "two-lengths", "no-length", "no-date", "empty", "foreign",
+};
+static const char *const good_parts[] = { "good", "meta", "interim", "gzipped" };
+static const char *const bad_parts[] = {
+	"whole", "short", "less", "chunked", "noetag", "weak", "other", "heads", "giant", "cut", "moved", "slow", "missing", "shifted",
+	"silent", "garbage", "two-lengths", "no-length", "no-date", "empty", "foreign",
 };
 static const char *const good_listings[] = { "whole", "chunked" };
 static const char *const bad_heads[] = {
@@ -39,7 +44,7 @@ static unsigned long long seed;
 static const char *host, *directory;
 static struct target target;
 static atomic_bool stop;
-static atomic_ullong done, odd, given_up, described, listed;
+static atomic_ullong done, parts, odd, given_up, described, listed;
 
 static void fail(const char *what, const char *key, long long a)
 {
@@ -70,8 +75,9 @@ void test_pause(const uint8_t *abandoned)
 struct expected {
 	bool good;
 	unsigned number;
-	size_t size;
+	size_t size; /* of the object */
 	char name[100]; /* of what is asked for */
+	struct body *body;
 };
 
 static void check_told(const struct get *g, const struct expected *e)
@@ -136,12 +142,14 @@ static void check(const struct get *g, const struct expected *e, bool abandoned)
 	if (g->outcome == GET_DONE) {
 		if (!e->good)
 			fail("taken for the object", e->name, g->status);
-		if (g->kind != GET_WHOLE) {
+		if (g->kind != GET_WHOLE && g->kind != GET_PART) {
 			check_told(g, e);
 			return;
 		}
-		check_done(g, e->number);
-		atomic_fetch_add(&done, 1);
+		check_done(g, e->number + (unsigned)g->start);
+		if (g->kind == GET_PART && g->total != e->size)
+			fail("of another object", e->name, (long long)g->total);
+		atomic_fetch_add(g->kind == GET_PART ? &parts : &done, 1);
 		return;
 	}
 	if (g->path && !access(g->path, F_OK))
@@ -163,6 +171,8 @@ static const char *name_of(enum kind kind, bool is_good, unsigned *state)
 {
 	if (kind == GET_LIST)
 		return is_good ? ONE_OF(good_listings) : ONE_OF(bad_listings);
+	if (kind == GET_PART)
+		return is_good ? ONE_OF(good_parts) : ONE_OF(bad_parts);
 	return is_good ? ONE_OF(good) : kind == GET_HEAD ? ONE_OF(bad_heads) : ONE_OF(bad);
 }
 
@@ -170,9 +180,9 @@ static void make(struct get *g, struct expected *e, unsigned *state, unsigned th
 {
 	static const unsigned sizes[] = { 1, 100, 4096, 70000, 102400, 1048576, 1048577, 2097152 };
 	char text[400];
-	const unsigned which = rnd(state, 4);
+	static const enum kind kinds[] = { GET_HEAD, GET_LIST, GET_PART, GET_PART, GET_WHOLE, GET_WHOLE };
 	*e = (struct expected){ .good = rnd(state, 3) > 0, .number = rnd(state, 1000), .size = ONE_OF(sizes) };
-	*g = (struct get){ .kind = which == 0 ? GET_HEAD : which == 1 ? GET_LIST : GET_WHOLE, .kept.fd = -1 };
+	*g = (struct get){ .kind = ONE_OF(kinds), .kept.fd = -1 };
 	snprintf(e->name, sizeof e->name, "%s-%u-%zu", name_of(g->kind, e->good, state), e->number, e->size);
 	if (g->kind == GET_LIST) {
 		snprintf(text, sizeof text, "delimiter=%%2F&prefix=%s", e->name);
@@ -185,9 +195,16 @@ static void make(struct get *g, struct expected *e, unsigned *state, unsigned th
 	if (g->kind == GET_HEAD)
 		return;
 	g->size = e->size;
-	g->stay_open = rnd(state, 2);
 	snprintf(text, sizeof text, "\"v%u\"", e->number);
 	g->version = strdup(text);
+	if (g->kind == GET_PART) {
+		g->start = rnd(state, (unsigned)e->size);
+		g->size = 1 + rnd(state, (unsigned)(e->size - g->start));
+		e->body = body_take(g->size);
+		g->body = e->body->bytes;
+		return;
+	}
+	g->stay_open = rnd(state, 2);
 	snprintf(text, sizeof text, "%s/%u-%u/file", directory, thread, i);
 	g->path = rnd(state, 8) ? strdup(text) : NULL;
 	g->body = malloc(g->size);
@@ -211,17 +228,22 @@ static void *batches(void *arg)
 		if (!pool_get(pool, rnd(&state, 2) ? &signing : &none, gets, count, &abandoned))
 			fail("no memory", "", 0);
 		for (unsigned i = 0; i < count; i++) {
-			may_be_kept -= gets[i].kind == GET_WHOLE && gets[i].outcome == GET_DONE;
+			may_be_kept -= gets[i].body && gets[i].kind <= GET_PART && gets[i].outcome == GET_DONE;
 			check(&gets[i], &expected[i], __atomic_load_n(&abandoned, __ATOMIC_ACQUIRE));
 			if (gets[i].kept.fd >= 0)
 				close(gets[i].kept.fd);
-			free(gets[i].body);
+			if (expected[i].body)
+				body_give_back(expected[i].body);
+			else
+				free(gets[i].body);
 			free(gets[i].metadata);
 			free((char *)gets[i].key);
 			free((char *)gets[i].version);
 			free((char *)gets[i].path);
 			free((char *)gets[i].query);
 		}
+		if (rnd(&state, 50) == 0)
+			bodies_release();
 		if (may_be_kept)
 			fail("kept after it was given up", "", (int)may_be_kept);
 	}
@@ -238,13 +260,15 @@ static void race(unsigned seconds)
 	for (uintptr_t i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, batches, (void *)i);
 	sleep(seconds);
-	for (unsigned i = 0; i < 60 && !(done && odd && given_up && described && listed); i++)
+	for (unsigned i = 0; i < 60 && !(done && parts && odd && given_up && described && listed); i++)
 		sleep(1); /* on a busy machine */
 	atomic_store(&stop, true);
 	for (unsigned i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	pool_close(pool);
-	printf("done %llu odd %llu abandoned %llu described %llu listed %llu\n", done, odd, given_up, described, listed);
+	bodies_release();
+	printf("done %llu parts %llu odd %llu abandoned %llu described %llu listed %llu\n", done, parts, odd, given_up, described,
+	       listed);
 }
 
 /* ------------------------------------------------------------------ fuzz */
@@ -254,6 +278,7 @@ static void fuzz_answer(unsigned *state)
 	static const char *const lines[] = {
 		"HTTP/1.1 200 OK", "HTTP/1.1 206 Partial Content", "HTTP/1.1 404 Not Found", "ETag: \"v\"", "ETag: W/\"v\"",
 		"Content-Length: 100", "Content-Length: 99", "Content-Range: bytes 0-99/100", "Content-Range: bytes 1-99/100",
+		"Content-Range: bytes 7-106/500", "Content-Range: bytes 7-106/106", "Content-Range: bytes 7-106",
 		"Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT", "x-amz-meta-a: b", "x-amz-meta-: b", "X-Amz-Meta-Mode:\t 33188 ",
 		"Transfer-Encoding: chunked", ": none", "no colon", " folded: line", "", "ETag:", "Content-Length: ",
 	};
@@ -278,6 +303,9 @@ static void fuzz_answer(unsigned *state)
 	}
 	if (answer_fits(&a, "\"v\"", 100) && !((a.status == 200 || a.status == 206) && a.length == 100 && !strcmp(a.etag, "\"v\"")))
 		fail("fits, but does not", a.etag, a.status);
+	if (answer_has_part(&a, "\"v\"", 7, 100) &&
+	    !(a.status == 206 && a.first == 7 && a.last == 106 && a.total > 106 && a.length == 100 && !strcmp(a.etag, "\"v\"")))
+		fail("has the part, but has not", a.etag, a.status);
 	if (answer_describes(&a) && !(a.status == 200 && a.has_length && a.modified_s >= 0 && a.etag[0]))
 		fail("describes nothing", a.etag, a.status);
 	if (a.metadata_bytes > sizeof a.metadata)
