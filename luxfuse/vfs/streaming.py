@@ -31,12 +31,15 @@ class StreamsAhead:
     """The read-ahead of all open files of one store."""
 
     def __init__(self, *, cache: PageCache, most_bytes: int) -> None:
-        """``most_bytes`` bounds what is on its way at once; what readers wait for comes besides."""
+        """``most_bytes`` bounds what is on its way at once, but for what readers wait for."""
         self._cache = cache
         self._streams: Streams[Reader] = Streams(Flow(most_bytes))
 
     def moved_on(self, reader: Reader) -> None:
-        """Fetch ahead of a reader that has just read."""
+        """Fetch for a reader that has just read: what it waits for, whatever is under way, and ahead of it."""
+        sequence, obj = reader.sequence, reader.obj
+        while obj is not None and sequence.behind and (wanted := sequence.take(self._streams.flow.run_bytes)):
+            self._fetch(reader, obj, pages_of(wanted.start, len(wanted)))
         self._streams.wants(reader, reader.sequence)
         self._go_on()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from luxfuse.core.flow import LEAST_BYTES, STEP, Flow
+from luxfuse.core.flow import LEAST_BYTES, LEAST_RUN_BYTES, STEP, Flow
 from luxfuse.core.readahead import Sequence
 from luxfuse.core.streams import Streams
 from luxfuse.types import PAGE_BYTES
@@ -69,7 +69,7 @@ class Reader:
         self.sequence = Sequence(MAX)
         self.have: set[int] = set()
         self.begun: set[int] = set()
-        self.asked = self.read = 0
+        self.asked = self.read = self.requests = 0
         self.arrived_s: list[float] = []
 
     @property
@@ -80,6 +80,8 @@ class Reader:
         """READs are sent, of a beginning that is read as far as it came: the kernel's window doubles."""
         while self.asked < min(self.size, self.read + min(KERNEL_AHEAD, max(2, 2 * self.read // MIB)) * MIB):
             self.sequence.advance(self.asked, MIB, self.size)
+            while self.sequence.behind and (span := self.sequence.take(self.streams.flow.run_bytes)):
+                self.fetch_ahead(span)
             self._fetch(range(self.asked, self.asked + MIB), self._nothing)
             self.streams.wants(self, self.sequence)
             self.asked += MIB
@@ -101,6 +103,7 @@ class Reader:
             self.go_on()
 
         if pages:
+            self.requests += 1
             self.link.request(len(pages) * PAGE_BYTES, done)
         return len(pages) * PAGE_BYTES
 
@@ -175,6 +178,14 @@ def test_the_pages_of_a_stream_come_in_their_order() -> None:
     _, (reader,), _ = ours(link, 512 * MIB)
     gaps = [after - before for before, after in zip(reader.arrived_s, reader.arrived_s[1:], strict=False)]
     assert max(gaps) < 0.02 + 2 * LEAST_BYTES / 300e6
+
+
+@pytest.mark.parametrize(("latency_s", "bytes_s", "connection_bytes_s"), LINKS)
+def test_a_kernel_that_is_ahead_of_us_makes_no_small_requests(
+    latency_s: float, bytes_s: float, connection_bytes_s: float
+) -> None:
+    _, (reader,), _ = ours(Link(latency_s, bytes_s, connection_bytes_s), 512 * MIB)
+    assert reader.requests < 1.1 * 512 * MIB / LEAST_RUN_BYTES
 
 
 def test_streams_share_evenly() -> None:

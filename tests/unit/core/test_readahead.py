@@ -127,3 +127,29 @@ def test_nothing_is_taken_beyond_the_object_or_the_window(
         for run in taken(sequence, run_bytes):
             assert 0 < len(run) <= run_bytes
             assert run.stop <= min(size, offset + length + max_bytes + NEIGHBOURHOOD_BYTES)
+
+
+def test_what_the_kernel_asks_for_before_us_is_taken_as_a_run_and_not_twice() -> None:
+    sequence = Sequence(MAX)
+    sequence.advance(0, MIB, 1 << 40)
+    assert not sequence.behind
+    sequence.advance(MIB, MIB, 1 << 40)
+    assert sequence.behind
+    assert sequence.take(RUN) == range(MIB, MIB + RUN)
+    assert not sequence.behind
+
+
+def test_a_reader_that_leaves_something_out_does_not_have_it_fetched() -> None:
+    sequence = Sequence(MAX)
+    sequence.advance(0, MIB, 1 << 40)
+    sequence.advance(8 * MIB + 5, MIB, 1 << 40)
+    assert sequence.behind
+    assert sequence.take(RUN).start == 8 * MIB
+
+
+def test_nothing_is_behind_at_the_end_of_a_file() -> None:
+    sequence = Sequence(MAX)
+    sequence.advance(0, MIB, 3 * MIB + 7)
+    sequence.advance(3 * MIB, MIB, 3 * MIB + 7)
+    assert [run for run in iter(lambda: sequence.take(RUN), range(0))][-1].stop == 3 * MIB + 7
+    assert not sequence.behind
