@@ -322,9 +322,7 @@ class Load:
                 return
             for page in run:
                 self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
-            for flight in self._cache.start(
-                obj, run, keep_in_memory=False, run=len(run), later=True, had_turn=True
-            ):
+            for flight in self._cache.start(obj, run, keep_in_memory=False, run=len(run), later=True, had_turn=True):
                 self._note_flight(file, flight)
 
     async def _await_other(self, file: _File, flight: Flight) -> None:

@@ -23,9 +23,7 @@ def body_of(number: int, size: int) -> bytes:
     return _COUNTING[number % 256 : number % 256 + size]
 
 
-def answer_to(
-    kind: str, number: int, total: int, *, head: bool = False, asked: range | None = None
-) -> tuple[bytes, bool]:
+def answer_to(kind: str, number: int, total: int, *, head: bool = False, asked: range | None = None) -> tuple[bytes, bool]:
     """The bytes of an answer, and whether the connection is closed after it; ``asked``: the range."""
     start, size = (0, total) if asked is None else (asked.start, len(asked))
     body, tag = body_of(number + start, size), f'ETag: "v{number}"'

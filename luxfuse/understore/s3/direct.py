@@ -255,7 +255,7 @@ def open_direct(
     if not most:
         return None
     if reason := refusal(location, options, objects, access):
-        log.info("small files are fetched by obstore: %s", reason)
+        log.info("files are fetched by obstore: %s", reason)
         return None
     return DirectGets(location, options, access, timeout_s, most)
 
