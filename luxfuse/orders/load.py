@@ -53,8 +53,8 @@ EXPECT_FROM = 8
 TOGETHER_BYTES = 2 << 20
 """So many bytes of small files, or some more, are fetched in one turn of a thread: as many as a large request has."""
 LARGE_PAGES, LARGE_RUN_PAGES = 64, 4
-"""Files of so many pages come in requests of so many, as each request costs a millisecond of Python; smaller ones in smaller
-ones, as several at once bring a file sooner."""
+"""Files of so many pages come in requests of so many, as each costs a millisecond of Python; smaller ones in smaller ones,
+as several at once bring a file sooner."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
 

@@ -45,8 +45,7 @@ log = logging.getLogger(__name__)
 AS_USUAL = Answer()
 MOST_FILES = 64
 VAIN_MOST = 3
-"""Answers in a row to HEADs, to LISTs, or to reads of parts, that are of no use, after which such requests are not made here
-any more."""
+"""Answers in a row to HEADs, LISTs, or reads of parts that are of no use, after which those are not made here any more."""
 
 _KNOWN = ACCESS_OPTIONS | S3_NAMES | SYNONYMS.keys() | {"allow_http", "virtual_hosted_style_request"}
 _VARIABLES = (

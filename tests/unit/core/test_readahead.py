@@ -151,5 +151,5 @@ def test_nothing_is_behind_at_the_end_of_a_file() -> None:
     sequence = Sequence(MAX)
     sequence.advance(0, MIB, 3 * MIB + 7)
     sequence.advance(3 * MIB, MIB, 3 * MIB + 7)
-    assert [run for run in iter(lambda: sequence.take(RUN), range(0))][-1].stop == 3 * MIB + 7
+    assert taken(sequence)[-1].stop == 3 * MIB + 7
     assert not sequence.behind

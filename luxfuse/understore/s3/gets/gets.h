@@ -7,9 +7,9 @@
  *   keep.c     checksums of a body, and its cache file
  *   sets.c     connections
  *   pool.c     batches of requests on them
- *   module.c   Python's side: `luxfuse.understore.s3._gets`
+ *   module.c   Python's side: `luxfuse.understore.s3._gets`, with module_bodies.c
  *
- * Nothing here knows Python but module.c, and nothing here decides what a failure means: all that is not the whole object,
+ * Nothing here knows Python but these, and nothing here decides what a failure means: all that is not the whole object,
  * in the version that was asked for, is handed back; likewise what is no plain description, and no listing. A request of
  * any other kind (GET_ANY) is made as it is said, and its answer handed back as it comes, whatever it is.
  */

@@ -18,15 +18,10 @@
  * The bytes objects that bodies come in are made before the interpreter lock is given up, and filled without it; nobody else
  * knows them yet.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "module.h"
 
-#include "gets.h"
-
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <structmember.h>
 #include <unistd.h>
 
 #define MOST_FILES 64
@@ -81,70 +76,6 @@ static PyObject *py_new(PyTypeObject *type, PyObject *args, PyObject *named)
 		return PyErr_NoMemory();
 	}
 	return (PyObject *)p;
-}
-
-/* ------------------------------------------------------------------ bodies of parts */
-
-typedef struct {
-	PyObject_HEAD
-	struct body *body;
-	Py_ssize_t size;
-	PyObject *checksums;
-} Body;
-
-static PyTypeObject *body_type;
-
-static void body_dealloc(PyObject *self)
-{
-	Body *b = (Body *)self;
-	PyTypeObject *type = Py_TYPE(self);
-	if (b->body)
-		body_give_back(b->body);
-	Py_XDECREF(b->checksums);
-	type->tp_free(self);
-	Py_DECREF(type);
-}
-
-static int body_get(PyObject *self, Py_buffer *view, int flags)
-{
-	Body *b = (Body *)self;
-	return PyBuffer_FillInfo(view, self, b->body->bytes, b->size, 1, flags);
-}
-
-static Body *body_new(Py_ssize_t size)
-{
-	Body *b = (Body *)body_type->tp_alloc(body_type, 0);
-	if (b && !(b->body = body_take((size_t)size))) {
-		Py_DECREF(b);
-		PyErr_NoMemory();
-		return NULL;
-	}
-	if (b)
-		b->size = size;
-	return b;
-}
-
-static PyMemberDef body_members[] = {
-	{ "checksums", T_OBJECT_EX, offsetof(Body, checksums), READONLY, "xxh3-64 of each page from its start on" },
-	{ NULL, 0, 0, 0, NULL },
-};
-
-static PyType_Slot body_slots[] = {
-	{ Py_tp_dealloc, body_dealloc },
-	{ Py_bf_getbuffer, body_get },
-	{ Py_tp_members, body_members },
-	{ 0, NULL },
-};
-
-static PyType_Spec body_spec = { "luxfuse.understore.s3._gets.Body", sizeof(Body), 0,
-				 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, body_slots };
-
-static PyObject *py_release(PyObject *self, PyObject *none)
-{
-	Py_BEGIN_ALLOW_THREADS
-	bodies_release();
-	Py_END_ALLOW_THREADS
-	Py_RETURN_NONE;
 }
 
 /* ------------------------------------------------------------------ what is asked for */
@@ -435,6 +366,14 @@ static PyType_Slot pool_slots[] = {
 
 static PyType_Spec pool_spec = { "luxfuse.understore.s3._gets.Pool", sizeof(Pool), 0, Py_TPFLAGS_DEFAULT, pool_slots };
 
+static PyObject *py_release(PyObject *self, PyObject *none)
+{
+	Py_BEGIN_ALLOW_THREADS
+	bodies_release();
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
 	{ "release", py_release, METH_NOARGS, "release(): give memory back that no body is in" },
 	{ NULL, NULL, 0, NULL },
@@ -449,8 +388,7 @@ PyMODINIT_FUNC PyInit__gets(void)
 		return NULL;
 	}
 	PyObject *made = PyModule_Create(&module), *type = made ? PyType_FromSpec(&pool_spec) : NULL;
-	body_type = type ? (PyTypeObject *)PyType_FromSpec(&body_spec) : NULL;
-	if (!body_type || PyModule_AddObject(made, "Pool", type) < 0 || PyModule_AddIntMacro(made, GET_ABANDONED) < 0 ||
+	if (!type || !body_ready() || PyModule_AddObject(made, "Pool", type) < 0 || PyModule_AddIntMacro(made, GET_ABANDONED) < 0 ||
 	    PyModule_AddIntMacro(made, GET_DONE) < 0 || PyModule_AddIntMacro(made, GET_ANSWERED) < 0 ||
 	    PyModule_AddIntMacro(made, GET_FAILED) < 0 || PyModule_AddIntConstant(made, "MOST_BYTES", (long)MOST_BYTES) < 0 ||
 	    PyModule_AddIntConstant(made, "MOST_PART_BYTES", (long)MOST_PART_BYTES) < 0) {

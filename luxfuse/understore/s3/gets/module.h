@@ -1,0 +1,20 @@
+/* What the parts of Python's side know of each other. */
+#ifndef LUXFUSE_GETS_MODULE_H
+#define LUXFUSE_GETS_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "gets.h"
+
+typedef struct {
+	PyObject_HEAD
+	struct body *body;
+	Py_ssize_t size;
+	PyObject *checksums;
+} Body;
+
+bool body_ready(void); /* once; false: there is an exception */
+Body *body_new(Py_ssize_t size); /* NULL: there is an exception */
+
+#endif
