@@ -1,7 +1,8 @@
-"""Small files of S3 come by C where it can fetch them, and by obstore elsewhere; a program sees the same."""
+"""Files of S3 come by C where it can fetch them, and by obstore elsewhere; a program sees the same."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import ALWAYS, Mount, Mounts, content
 
 SIZES = [1, 4096, 100_000, (1 << 20) + 1]
+LARGE_PAGES, RUN_PAGES = 65, 4
 FILES = {f"d/{n:02} ä+%20?&": content(str(n), SIZES[n % len(SIZES)]) for n in range(24)}
 
 pytestmark = [
@@ -82,3 +84,39 @@ def test_busy_answers_and_cut_bodies(mounting: Mounts, proxy: FaultProxy, bucket
     mount.cli("load", mount.path)
     proxy.clear()
     assert read_all(mount) == FILES
+
+
+def large() -> bytes:
+    return content("large", ((LARGE_PAGES - 1) << 20) + 7)
+
+
+def digest_of(mount: Mount) -> str:
+    done = mount.run(["sha256sum", f"{mount.path}/big"], timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[0]
+
+
+@pytest.mark.parametrize(("options", "client"), [({}, "luxfuse"), ({"dataplane": "off"}, "object_store")], ids=["C", "off"])
+@pytest.mark.parametrize("how", ["load", "read"])
+def test_a_large_file_comes_in_parts(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, options: dict[str, str], client: str, how: str
+) -> None:
+    fill({"big": large()})
+    digest = hashlib.sha256(large()).hexdigest()
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options=options)
+    if how == "load":
+        mount.cli("load", mount.path)
+        assert mount.gets() == -(-LARGE_PAGES // RUN_PAGES)
+        proxy.outage(True)
+    assert digest_of(mount) == digest
+    parts = [request for request in proxy.requests if request.method == "GET" and request.path.endswith("/big")]
+    assert {(request.agent or "").partition("/")[0] for request in parts} == {client}
+
+
+def test_busy_answers_and_cut_bodies_of_parts(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
+    fill({"big": large()})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    assert mount.run(["ls", mount.path], timeout_s=30).returncode == 0
+    proxy.only(lambda request: request.method == "GET" and "list-type" not in request.query)
+    proxy.set(error_probability=0.2, reset_probability=0.1, truncate_probability=0.1)
+    assert digest_of(mount) == hashlib.sha256(large()).hexdigest()
