@@ -26,7 +26,7 @@ class Flight:
     """One request for a run of pages. Waiters take the bytes from here: they need not be stored anywhere else."""
 
     __slots__ = (
-        "_arrived", "_claimed", "_size", "_waited_for", "asked_s", "asks_peer", "attempt", "budget", "data", "done",
+        "_arrived", "_claimed", "_size", "asked_s", "asks_peer", "attempt", "budget", "data", "done",
         "error", "fd", "from_store", "had_turn", "keep_in_memory", "later", "length", "on_end", "opens", "pages", "quota",
         "source", "taken", "waits_for_peer",
     )  # fmt: skip
@@ -66,8 +66,8 @@ class Flight:
         self.waits_for_peer = False
         """Whether a peer was asked that may have to get it from the under-store first."""
         self.done = trio.Event()
-        self._arrived = trio.Event()
-        self._waited_for = False
+        self._arrived: trio.Event | None = None
+        """Where somebody waits for the bytes."""
         self.taken: set[int] = set()
         """Pages that a reader has read to their end: the kernel has them now."""
         self.quota: Ledger | None = None
@@ -97,14 +97,16 @@ class Flight:
         To wake the loop costs a system call, so it is done only if somebody waits.
         """
         self.data = data
-        if self._waited_for:  # it is set before `data` is looked at, so one of the two sees the other
+        arrived = self._arrived  # it is made before `data` is looked at, so one of the two sees the other
+        if arrived is not None:
             with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(self._arrived.set)
+                token.run_sync_soon(arrived.set)
 
     async def arrived(self) -> None:
         """Wait until the bytes are here. Raises the error of a flight that failed without."""
-        self._waited_for = True
-        if self.data is None:
+        if self._arrived is None:
+            self._arrived = trio.Event()
+        if self.data is None and not self.done.is_set():
             await self._arrived.wait()
         if self.data is None:
             raise self.error or StoreError("nothing arrived")
@@ -117,7 +119,8 @@ class Flight:
 
     def end(self) -> None:
         """It is over: `error` says how."""
-        self._arrived.set()
+        if self._arrived is not None:
+            self._arrived.set()
         self.done.set()
 
     def page(self, page: int) -> memoryview:

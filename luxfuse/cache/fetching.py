@@ -154,8 +154,9 @@ class Fetching:
             return False
         whole = list(zip(objs, flights, spaces, strict=True))
         small = self._attempts.small(whole)
+        now_s = trio.current_time()
         for flight in flights:
-            flight.asked_s = trio.current_time()
+            flight.asked_s = now_s
 
         def answered(results: list[Outcome] | None, error: StoreError | None) -> None:
             small.abandon()
@@ -229,8 +230,8 @@ class Fetching:
         if space is not None:
             settle(flight, space, stored_bytes)
         flight.budget.give_back(flight.length)
-        in_time = self._spent_s(flight) < self._store.timeout_s
-        if error is not None and error.retryable and in_time and not self._contents.closed:
+        again = error is not None and error.retryable and not self._contents.closed
+        if again and self._spent_s(flight) < self._store.timeout_s:
             self._store.note_retry()
             self._store.charge_turn("get", obj.record.key, flight.length)
             self._nursery.start_soon(self._fly, obj, flight)
