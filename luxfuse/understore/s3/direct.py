@@ -17,6 +17,7 @@ import logging
 import math
 import re
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -74,6 +75,13 @@ _CONNECTION_FAILURES = {
 """By the numbers of libcurl. Others, those about certificates among them, obstore is to find out about."""
 
 
+class _Left(threading.local):
+    """Small files that a thread has just been left with: when it asks for them as usual, that is not tried here again."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+
 class DirectGets:
     """Fetches small objects of one bucket, describes any, and lists. Thread-safe."""
 
@@ -84,6 +92,7 @@ class DirectGets:
         self._prefix = location.prefix
         self._credentials = access.credentials
         self._in_vain = {"HEAD": 0, "LIST": 0, "GET": 0}
+        self._left = _Left()
         url = _url(location.bucket, options, access)
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -107,6 +116,7 @@ class DirectGets:
     def fetch(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         """See `SmallFiles.fetch_small`. Raises `StoreError` where there are no credentials."""
         answers = [AS_USUAL] * len(files)
+        self._left.keys = {file.key for file in files}
         plain = [n for n, file in enumerate(files) if self._is_plain(file)][:MOST_FILES]
         secrets = self._secrets()
         if not plain or _too_long(secrets):
@@ -119,6 +129,9 @@ class DirectGets:
             return answers
         for n, result in zip(plain, results, strict=True):
             answers[n] = _answer(files[n], result)
+        self._left.keys = {
+            file.key for file, (_, arrived, error) in zip(files, answers, strict=True) if arrived is None and error is None
+        }
         return answers
 
     def read(self, key: str, start: int, end: int, version: str) -> tuple[ObjectInfo, memoryview] | None:
@@ -126,6 +139,9 @@ class DirectGets:
 
         The buffer has `checksums`, see `UnderStore.read`. Raises `StoreError`.
         """
+        if key in self._left.keys:
+            self._left.keys.discard(key)
+            return None
         size, what = end - start, f"GET {key!r} [{start}, {end})"
         if not 0 < size <= _gets.MOST_PART_BYTES or has_odd_segment(key) or _VERSION.fullmatch(version) is None:
             return None

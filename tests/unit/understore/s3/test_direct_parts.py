@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -13,7 +14,8 @@ from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.factory import open_driver, release_memory
 from luxfuse.understore.s3 import direct
-from luxfuse.understore.s3.direct import VAIN_MOST, DirectGets
+from luxfuse.understore.s3.direct import AS_USUAL, VAIN_MOST, DirectGets
+from luxfuse.understore.small_files import WantedFile
 from tests.support.direct import SECRETS, check_signature, headers_of, opened
 from tests.support.odd_gets import MODIFIED_S, OddGets, body_of
 from tests.support.odd_s3 import OddS3
@@ -89,6 +91,17 @@ def test_a_server_whose_answers_are_of_no_use_is_not_asked_twice_for_ever(server
     asked = len(server.heads)
     assert read(gets, "good", 0, 1000) is None
     assert len(server.heads) == asked
+
+
+def test_a_small_file_that_was_left_to_obstore_is_not_tried_here_again(server: OddGets) -> None:
+    gets = opened("s3://bucket", f"http://{server.host}", SECRETS)
+    odd, good = (WantedFile(f"{kind}-7-3000", '"v7"', 3000, None, False) for kind in ("chunked", "good"))
+    assert gets.fetch([odd, good], bytearray(1))[0] == AS_USUAL._replace(seconds=ANY)
+    assert read(gets, "chunked", 0, 3000, size=3000) is None
+    assert len(server.heads) == 2
+    assert read(gets, "chunked", 0, 3000, size=3000) is None
+    assert read(gets, "good", 0, 3000, size=3000) is not None
+    assert len(server.heads) == 4, "only once, and only what was left"
 
 
 @pytest.mark.parametrize("key", ["a//b", "/a", "a/", "a/..", "a\nb"])
