@@ -116,7 +116,7 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
 ) -> None:
     monkeypatch.setattr(taking_back, "PAUSE_S", 0.2)
     driver = faulty(1, 10**6)
-    async with mounted(tmp_path, driver, dataclasses.replace(OPTIONS, request_timeout_s=0.1)) as m:
+    async with mounted(tmp_path, driver, dataclasses.replace(OPTIONS, request_timeout_s=0.5)) as m:
         assert not await exchange(m, driver, first, second)
         user = User(m, dict(BEFORE))
         places = [await user.place(path) for path in (first, second)]
