@@ -252,6 +252,7 @@ def test_a_disk_that_hangs_keeps_it_where_it_is(
     done = upgrade(mount, sys.executable)
     assert done.returncode == 0, done.stderr
     assert mount.read("b") == digest(b"content")
+    assert mount.unmount().returncode == 0, "before its disk goes"
 
 
 def waits_for_a_disk(pid: int) -> bool:
