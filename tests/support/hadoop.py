@@ -179,8 +179,8 @@ class Hadoop:
         with (self.base / f"{name}.out").open("ab") as output:
             process = subprocess.Popen(
                 # Killed tests leave no servers behind.
-                ["setpriv", "--pdeathsig", "KILL", "java", *OPTIONS, "-cp", path, f"org.apache.hadoop.hdfs.server.{main}",
-                 *arguments],
+                ["setpriv", "--pdeathsig", "KILL", "java", *OPTIONS, f"-Djava.io.tmpdir={self.base}", "-cp", path,
+                 f"org.apache.hadoop.hdfs.server.{main}", *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.base, env=kept,
             )  # fmt: skip
         if name != "format":
