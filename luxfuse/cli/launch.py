@@ -54,6 +54,7 @@ def clear_dead_mount(settings: Settings) -> None:
 def in_background(settings: Settings) -> None:
     """Return once the tree answers. Raises CommandFailed with the daemon's reason, or the log to look at."""
     directory = registry.mount_directory(settings)
+    before = mountpoint.find_mount(settings.mountpoint)
     log_path = Path(settings.log_file) if settings.log_file else directory / registry.LOG
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb") as ready:
@@ -63,14 +64,14 @@ def in_background(settings: Settings) -> None:
             os.close(write_fd)
         answer = _await_answer(ready.fileno())
     if answer is None:
-        _stop(process, settings.mountpoint)
+        _stop(process, settings, before)
         raise CommandFailed(
             f"{settings.mountpoint}: the daemon was not ready within {READY_DEADLINE_S:g} s; see {log_path}"
         )
     if not answer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_PATIENCE_S)
-        _stop(process, settings.mountpoint)
+        _stop(process, settings, before)
         raise CommandFailed(f"{settings.mountpoint}: the daemon ended before it was ready; see {log_path}")
     if (error := answer.get("error")) is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -169,8 +170,9 @@ class _Lines:
         return line
 
 
-def _stop(process: subprocess.Popen[bytes], where: str) -> None:
-    """End a daemon that failed to start, and take away a mount that it may have made."""
+def _stop(process: subprocess.Popen[bytes], settings: Settings, before: mountpoint.MountInfo | None) -> None:
+    """End a daemon that failed to start, and take away a mount that it may have made: not the one ``before``, nor one that
+    another daemon serves."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -178,10 +180,14 @@ def _stop(process: subprocess.Popen[bytes], where: str) -> None:
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # a keeper, and its daemon
-    mount = mountpoint.find_mount(where)
-    if mount is not None and mount.fstype == mountpoint.FSTYPE:
-        with contextlib.suppress(MountError):
-            mountpoint.unmount(where, force=True)
+    mount = mountpoint.find_mount(settings.mountpoint)
+    if mount is None or mount.fstype != mountpoint.FSTYPE or (before is not None and mount.device == before.device):
+        return
+    record = registry.at(settings.state_dir, settings.mountpoint)
+    if record is not None and (record.alive or record.is_restarting):
+        return
+    with contextlib.suppress(MountError):
+        mountpoint.unmount(settings.mountpoint, force=True)
 
 
 def in_foreground(settings: Settings) -> int:

@@ -86,7 +86,7 @@ def _serves(record: MountRecord) -> bool:
 
 def is_ours(record: MountRecord) -> bool:
     """Whether a daemon is of this luxfuse, whatever its command line says."""
-    return record.version == __version__ and record.package in ("", PACKAGE)
+    return record.version == __version__ and record.package == PACKAGE
 
 
 def _of(package: str) -> str:

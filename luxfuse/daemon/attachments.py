@@ -30,6 +30,7 @@ from luxfuse.daemon.running import VolumeState
 from luxfuse.daemon.succession import Succession
 from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse.places import check_places
+from luxfuse.keeper import saying
 from luxfuse.orders.backlog import Progress
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.backings import Backings
@@ -334,6 +335,7 @@ class Attachments:
                 settings = building.attached(self._settings, record.source, record.options)
             a = self._attached[record.path] = _Attached(record, settings, Volume(record.number), "unreachable")
             await self._try(a)
+            saying.goes_on()
             for line in a.notes:
                 note(line)
             a.notes.clear()

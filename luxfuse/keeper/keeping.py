@@ -22,8 +22,9 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 5.0
 LEAST_OOM_SCORE = -900
 TOLD_PATIENCE_S = 20
 BEGIN_PATIENCE_S = 120
+"""For how long a successor is waited for that does not say that it gets on."""
 UPGRADED_PATIENCE_S = 45
-"""For how long one is waited for that was upgraded; less than systemd waits for the service (WatchdogSec)."""
+"""For one that was upgraded; less than systemd waits for the service (WatchdogSec)."""
 LOCK_PATIENCE_S = 2.0
 
 
@@ -43,6 +44,7 @@ class Keeper(Starter):
         self.former = holds.former
         self.link.held.update(holds.lasting)
         self.link.mounted = holds.mounted
+        self.link.on_progress = self.wait_on
         self.device = holds.device
         self.estate = holds.estate if holds.estate >= 0 else os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
         self.oom_score = read_oom_score()
@@ -68,11 +70,10 @@ class Keeper(Starter):
         super().pass_on(number, frame)
 
     def start(self) -> None:
-        """Start a daemon, which has to serve within some time if it goes on with the mount."""
+        """Start a daemon. One that goes on with the mount has to serve in time, or to say that it gets on."""
         self.began = time.monotonic()
         self.beat()
-        if self.is_successor():
-            signal.alarm(UPGRADED_PATIENCE_S if self.former else BEGIN_PATIENCE_S)
+        self.be_patient()
         super().start()
 
     def become_daemon(self, ready: int, link: int) -> None:
@@ -85,6 +86,17 @@ class Keeper(Starter):
         if self.daemon and self.serving_since() < self.began:
             self.log.say(f"the daemon does not serve after {time.monotonic() - self.began:.0f} s, and is ended")
             self.send(signal.SIGKILL)
+
+    def wait_on(self) -> None:
+        """The daemon gets on with its beginning, which may take as long as the store does: it is waited for."""
+        if not self.told and self.serving_since() < self.began:
+            self.beat()
+            self.be_patient()
+
+    def be_patient(self) -> None:
+        """Wait for a successor from now on, but not for ever."""
+        if self.is_successor():
+            signal.alarm(UPGRADED_PATIENCE_S if self.former else BEGIN_PATIENCE_S)
 
     def beat(self) -> None:
         """Tell systemd that the service lives, though no daemon says so."""
@@ -236,6 +248,7 @@ def main() -> int:
     if arguments == ["--try"]:
         return 0
     ready_fd, state_file, most, mountpoint, log, *command = arguments
+    goes_on = holds.device >= 0
     if int(most) and can_keep(holds, state_file, log):
         keeper = Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command)
         if keeper.in_foreground:
@@ -244,8 +257,10 @@ def main() -> int:
         if keeper.in_foreground:
             systemd.forget()
         return code
-    if holds.device >= 0:
+    if goes_on:
         return 1
+    for fd in holds.fds():
+        os.close(fd)  # the daemon takes its own, and says what is wrong
     return Guard(int(ready_fd), mountpoint, log, command).run()
 
 
@@ -264,5 +279,5 @@ def can_keep(holds: Held, state_file: str, log: str) -> bool:
     except OSError as exc:
         if goes_on:  # the mount is worth more than a word about it
             Log(log).say(f"{state_file}: {exc.strerror}; commands will not know that the mount has a keeper")
-        return goes_on  # if not, the daemon will say what is wrong
+        return goes_on
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket  # without the classes around it, for which there is no use
 import os
 import struct
+from collections.abc import Callable
 
 from luxfuse.keeper import systemd
 
@@ -24,6 +25,8 @@ class Link:
         self.mounted = ""
         self.witness = 0
         self.next: tuple[list[str], list[str]] | None = None
+        self.on_progress: Callable[[], None] = _nothing
+        """Called when the daemon gets on with its beginning."""
         self._ours: _socket.socket | None = None
 
     def open(self) -> _socket.socket:
@@ -80,5 +83,11 @@ class Link:
             keeper, daemon = words[: int(count)], words[int(count) :]
             if keeper and daemon:
                 self.next = keeper, daemon
+        elif verb == "goes-on":
+            self.on_progress()
         elif verb == "notify":
             systemd.notify(what)
+
+
+def _nothing() -> None:
+    pass

@@ -46,6 +46,11 @@ def mounted(number: str) -> None:
     _send(f"mounted {number}")
 
 
+def goes_on() -> None:
+    """This process gets on with its beginning."""
+    _send("goes-on")
+
+
 def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> bool:
     """These commands, of a keeper and its daemon, go on once this process has ended with `HANDED_OVER`.
 

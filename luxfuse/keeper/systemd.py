@@ -22,7 +22,10 @@ def notify(state: str, fds: tuple[int, ...] = ()) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    except OSError:
+        return  # no descriptor is left
     sent = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
     try:
         sock.settimeout(_SEND_S)

@@ -41,6 +41,7 @@ from luxfuse.vfs.backings import Backings
 from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.opened import ClaimedDirectory, Local, Opened, VolumeEstate
 from luxfuse.volume.parts import VolumeParts
+from luxfuse.volume.progress import tell_of_progress
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,12 @@ class VolumeLife:
         sweeper = Sweeper(parts.cache.contents)
         parts.hierarchy.shared.on_left_files.append(sweeper.request)
         await parts.retention.apply_quotas()
-        await self._recover(parts)
+        beginning_scope = trio.CancelScope()
+        background.start_soon(tell_of_progress, parts.store.counters, beginning_scope)
+        try:
+            await self._recover(parts)
+        finally:
+            beginning_scope.cancel()
         background.start_soon(parts.recovery.abort_uploads, parts.recovery.old_uploads())
         background.start_soon(sweeper.run)
         background.start_soon(parts.cache.quotas.run)

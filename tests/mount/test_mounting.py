@@ -123,6 +123,17 @@ class TestFailures:
         assert "already" in done.stderr
         assert one.read("file") == digest(WHOLE)
 
+    def test_two_at_once(self, mounting: Mounts, s3: FastS3, bucket: str, fill) -> None:
+        """One is mounted, and the other says so, and takes nothing away."""
+        fill({"file": WHOLE})
+        mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
+        with ThreadPoolExecutor() as pool:
+            outcomes = list(pool.map(lambda _: mount.try_mount(), range(2)))
+        (refused,) = (done for done in outcomes if done.returncode)
+        assert "already" in refused.stderr
+        assert mount.read("file") == digest(WHOLE)
+        assert mount.unmount().returncode == 0
+
     def test_cache_directory_is_a_file(self, mounting: Mounts, s3: FastS3, bucket: str) -> None:
         mount = mounting.make(f"s3://{bucket}", endpoint_url=s3.endpoint)
         mount.cache.touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.keeper import systemd
 from tests.support.fake_systemd import FakeSystemd
 from tests.support.mounted import wait_for
 from tests.unit.keeper.kept import FORGET, GETATTR, made
@@ -32,6 +34,30 @@ def test_one_that_hangs_as_it_begins_is_ended_and_counts(tmp_path: Path) -> None
         assert kept.state.read_text().startswith("the daemon died 3 times in a row as it began")
         assert kept.answer() == (7, -EIO)
         assert kept.said().count("the daemon does not serve after 1 s, and is ended") == 3
+
+
+def test_one_that_gets_on_is_waited_for(tmp_path: Path) -> None:
+    slow = f"""
+for _ in range(25):
+    keeper.send(b"goes-on")
+    time.sleep(0.1)
+serve()
+open({str(tmp_path / "served")!r}, "w").close()
+time.sleep(1000)
+"""
+    with made(tmp_path, slow, changes="keeping.BEGIN_PATIENCE_S = 1") as kept:
+        wait_for("it serves", (tmp_path / "served").exists)
+        assert kept.begun() == 1
+        assert "is ended" not in kept.said()
+
+
+def test_without_a_descriptor_systemd_is_not_told_and_that_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENFILE, "no descriptors")
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setattr(systemd._socket, "socket", refuse)
+    systemd.notify("WATCHDOG=1")
 
 
 def test_one_that_was_upgraded_and_hangs_makes_room_for_the_one_before(tmp_path: Path) -> None:
