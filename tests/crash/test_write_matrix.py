@@ -651,7 +651,7 @@ async def kill_everywhere(
 async def test_killed_at_every_step(place: Path, wanted: Case, mode: str) -> None:
     """Copying is taken for a power cut: what was not synced is lost."""
     passthrough = random.Random(mode + wanted.name).random() < 0.5
-    await kill_everywhere(place, wanted, mode, passthrough=passthrough, limit=1, again=0.1, most=8)
+    await kill_everywhere(place, wanted, mode, passthrough=passthrough, limit=1, again=0.1, most=5)
 
 
 @pytest.mark.slow

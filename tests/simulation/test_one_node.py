@@ -35,7 +35,7 @@ NAMES = tuple("abcdef")
 SIZES = (0, 1, 100, 300, 5000, 9000, 15_000, 40_000, pages(1) + 17)
 ALLOWED = {errno.EIO, errno.ENOSPC, errno.ETIMEDOUT}
 LOST = ("put", "put_file", "copy", "delete")
-SEEDS = 400
+SEEDS = 300
 """Without threads; each takes 50 to 70 ms of processor time."""
 SEEDS_WITH_THREADS = 8
 """Each takes about five times as long."""
