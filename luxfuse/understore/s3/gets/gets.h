@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <time.h>
 
 #define PAGE_BYTES (1u << 20)
@@ -192,6 +193,7 @@ struct set {
 	struct slot *slots[MOST_PARALLEL];
 	unsigned sockets_open;
 	struct pollfd sockets[SOCKETS];
+	ino_t numbers[SOCKETS]; /* of their inodes: tell ours from what has its descriptor now */
 };
 
 struct pool {

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define RECEIVE_BYTES 65536L
@@ -22,15 +23,37 @@
 
 /* ------------------------------------------------------------------ sockets */
 
+static ino_t number_of(int fd)
+{
+	struct stat st;
+	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) ? st.st_ino : 0;
+}
+
+static void forget(struct set *set, unsigned i)
+{
+	set->sockets[i] = set->sockets[--set->sockets_open];
+	set->numbers[i] = set->numbers[set->sockets_open];
+}
+
+/* libcurl 7.88 to 8.1 closes a socket that never got connected without telling us; its descriptor may be anybody's by now. */
+static void forget_closed(struct set *set)
+{
+	for (unsigned i = set->sockets_open; i-- > 0;)
+		if (number_of(set->sockets[i].fd) != set->numbers[i])
+			forget(set, i);
+}
+
 static curl_socket_t on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *a)
 {
 	struct set *set = arg;
 	(void)purpose;
+	forget_closed(set);
 	if (set->sockets_open == SOCKETS)
 		return CURL_SOCKET_BAD;
 	const int fd = socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
 	if (fd < 0)
 		return CURL_SOCKET_BAD;
+	set->numbers[set->sockets_open] = number_of(fd);
 	set->sockets[set->sockets_open++] = (struct pollfd){ .fd = fd, .events = POLLIN };
 	return fd;
 }
@@ -40,7 +63,7 @@ static int on_close(void *arg, curl_socket_t fd)
 	struct set *set = arg;
 	for (unsigned i = 0; i < set->sockets_open; i++)
 		if (set->sockets[i].fd == fd) {
-			set->sockets[i] = set->sockets[--set->sockets_open];
+			forget(set, i);
 			break;
 		}
 	return close(fd);
@@ -48,6 +71,7 @@ static int on_close(void *arg, curl_socket_t fd)
 
 void set_look(struct set *set)
 {
+	forget_closed(set);
 	if (!set->sockets_open || poll(set->sockets, set->sockets_open, 0) <= 0)
 		return;
 	for (unsigned i = 0; i < set->sockets_open; i++)
