@@ -178,8 +178,9 @@ class CopiedOpens:
         state.sequence.advance(offset, length, obj.size)
         try:
             if not obj.whole:
-                self._streams.moved_on(state)
+                self._streams.catch_up(state)
                 self._cache.start(obj, pages_of(offset, min(length, obj.size - offset)))
+                self._streams.moved_on(state)
                 self._behind.consider(obj)
             elif state.shared.offered is not obj and trio.current_time() >= state.shared.not_before_s:
                 state.shared.offered = obj

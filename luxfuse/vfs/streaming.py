@@ -35,11 +35,14 @@ class StreamsAhead:
         self._cache = cache
         self._streams: Streams[Reader] = Streams(Flow(most_bytes))
 
-    def moved_on(self, reader: Reader) -> None:
-        """Fetch for a reader that has just read: what it waits for, whatever is under way, and ahead of it."""
+    def catch_up(self, reader: Reader) -> None:
+        """Fetch what a reader of a stream waits for and nothing has asked for yet, whatever is under way."""
         sequence, obj = reader.sequence, reader.obj
         while obj is not None and sequence.behind and (wanted := sequence.take(self._streams.flow.run_bytes)):
             self._fetch(reader, obj, pages_of(wanted.start, len(wanted)))
+
+    def moved_on(self, reader: Reader) -> None:
+        """Fetch ahead of a reader whose own pages were asked for."""
         self._streams.wants(reader, reader.sequence)
         self._go_on()
 

@@ -90,6 +90,22 @@ async def test_a_stream_has_a_bounded_number_of_bytes_under_way_in_their_order(t
         assert all(count == 1 for count in driver.reads.values())
 
 
+async def test_what_a_read_waits_for_is_asked_for_before_what_is_ahead_of_it(tmp_path: Path) -> None:
+    driver = store_of(64)
+    async with mounted(tmp_path, driver, memory_bytes=pages(64), readahead_bytes=pages(64)) as m:
+        handle = await m.open("big")
+        await m.fs.read(ref_of(handle), pages(20), MIB)
+        obj = next(iter(m.cache.contents._live.values()))
+        await until(lambda: not obj.flights)
+        driver.hold("get")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.fs.read, ref_of(handle), pages(21), MIB)
+            await until(lambda: under_way_bytes(m) > 0)
+            assert list(obj.flights)[:3] == [21, 22, 23], "in the order in which they began"
+            driver.release()
+        await m.kernel.release(m.fs, handle)
+
+
 async def test_a_file_that_is_closed_is_not_fetched_on(tmp_path: Path) -> None:
     driver = store_of(64)
     async with mounted(tmp_path, driver, memory_bytes=pages(64), readahead_bytes=pages(64)) as m:
