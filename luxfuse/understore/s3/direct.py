@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from luxfuse import __version__
 from luxfuse.core.units import YES
+from luxfuse.core.vain import InVain
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import ListedPart
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 AS_USUAL = Answer()
 MOST_FILES = 64
-VAIN_MOST = 3
-"""Answers in a row to HEADs, LISTs, or reads of parts that are of no use, after which those are not made here any more."""
 
 _KNOWN = ACCESS_OPTIONS | S3_NAMES | SYNONYMS.keys() | {"allow_http", "virtual_hosted_style_request"}
 _VARIABLES = (
@@ -91,7 +90,7 @@ class DirectGets:
         """``most``: requests at once. There must be no `refusal`."""
         self._prefix = location.prefix
         self._credentials = access.credentials
-        self._in_vain = {"HEAD": 0, "LIST": 0, "GET": 0}
+        self._in_vain = {method: InVain() for method in ("HEAD", "LIST", "GET")}
         self._left = _Left()
         url = _url(location.bucket, options, access)
         parts = urlsplit(url)
@@ -146,7 +145,7 @@ class DirectGets:
         if not 0 < size <= _gets.MOST_PART_BYTES or has_odd_segment(key) or _VERSION.fullmatch(version) is None:
             return None
         secrets = self._secrets()
-        if self._in_vain["GET"] >= VAIN_MOST or _too_long(secrets):
+        if self._in_vain["GET"].gives_up(key) or _too_long(secrets):
             return None
         try:
             answer = self._pool.read(self._prefix + key, version, start, size, secrets)
@@ -154,7 +153,7 @@ class DirectGets:
             return None
         outcome, status, code = answer[:3]
         if outcome == _gets.GET_DONE:
-            self._in_vain["GET"] = 0
+            self._in_vain["GET"].end()
             body, total, modified_s, metadata = answer[4:]  # type: ignore[misc]
             return ObjectInfo(key, total, version, modified_s * 10**9, metadata), memoryview(body)
         if outcome == _gets.GET_FAILED and (text := _CONNECTION_FAILURES.get(code)):
@@ -162,7 +161,7 @@ class DirectGets:
         if status in _BUSY:
             raise from_status(status, what, family="s3")
         if outcome != _gets.GET_ANSWERED or status < 400:
-            self._in_vain["GET"] += 1
+            self._in_vain["GET"].note(key)
         return None
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -182,14 +181,18 @@ class DirectGets:
         own = self._prefix + prefix
         asked = listing_of(own, after and self._prefix + after, token)
         try:
-            result = self._ask("LIST", f"LIST {prefix!r}", query_of(asked))
+            query = query_of(asked)
+            result = self._ask("LIST", f"LIST {prefix!r}", query)
         except UnicodeEncodeError:
             return None
         part = None
         if result is not None:
             assert isinstance(result[0], bytes)
             part = part_of(result[0], own, len(self._prefix))
-            self._in_vain["LIST"] = 0 if part is not None else self._in_vain["LIST"] + 1
+            if part is not None:
+                self._in_vain["LIST"].end()
+            else:
+                self._in_vain["LIST"].note(query)
         return part
 
     def request(
@@ -218,7 +221,7 @@ class DirectGets:
     def _ask(self, method: str, what: str, asked: str) -> Sequence[object] | None:
         """Make a request; returns what was asked for, or None if something else was the answer."""
         secrets = self._secrets()
-        if self._in_vain[method] >= VAIN_MOST or _too_long(secrets):
+        if self._in_vain[method].gives_up(asked) or _too_long(secrets):
             return None
         try:
             answer = self._pool.head(asked, secrets) if method == "HEAD" else self._pool.list(asked, secrets)
@@ -227,7 +230,7 @@ class DirectGets:
         outcome, status, code = answer[:3]
         if outcome == _gets.GET_DONE:
             if method == "HEAD":
-                self._in_vain[method] = 0
+                self._in_vain[method].end()
             return answer[4:]
         if outcome == _gets.GET_FAILED:
             if text := _CONNECTION_FAILURES.get(code):
@@ -236,9 +239,9 @@ class DirectGets:
         if status in _BUSY:
             raise from_status(status, what, family="s3")
         if method == "HEAD" and status == 404:
-            self._in_vain[method] = 0
+            self._in_vain[method].end()
             raise from_status(status, what, family="s3")
-        self._in_vain[method] += 1
+        self._in_vain[method].note(asked)
         return None
 
     @property

@@ -10,11 +10,12 @@ from unittest.mock import ANY
 import pytest
 
 from luxfuse.cache.disk import checksum
+from luxfuse.core.vain import VAIN_MOST
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.factory import open_driver, release_memory
 from luxfuse.understore.s3 import direct
-from luxfuse.understore.s3.direct import AS_USUAL, VAIN_MOST, DirectGets
+from luxfuse.understore.s3.direct import AS_USUAL, DirectGets
 from luxfuse.understore.small_files import WantedFile
 from tests.support.direct import SECRETS, check_signature, headers_of, opened
 from tests.support.odd_gets import MODIFIED_S, OddGets, body_of
@@ -82,15 +83,23 @@ def test_failures_that_are_tried_again_are_told(server: OddGets, kind: str, said
 
 def test_a_server_whose_answers_are_of_no_use_is_not_asked_twice_for_ever(server: OddGets) -> None:
     gets = opened("s3://bucket", f"http://{server.host}", SECRETS)
-    for _ in range(VAIN_MOST - 1):
-        assert read(gets, "whole", 0, 1000) is None
+    for number in range(VAIN_MOST - 1):
+        assert read(gets, "whole", 0, 1000, number) is None
         assert read(gets, "missing", 0, 1000) is None  # which says nothing about other parts
     assert read(gets, "good", 0, 1000) is not None
-    for _ in range(VAIN_MOST):
-        assert read(gets, "whole", 0, 1000) is None
+    for number in range(VAIN_MOST):
+        assert read(gets, "whole", 0, 1000, number) is None
     asked = len(server.heads)
     assert read(gets, "good", 0, 1000) is None
     assert len(server.heads) == asked
+
+
+def test_one_odd_object_of_many_parts_leaves_the_others_here(server: OddGets) -> None:
+    gets = opened("s3://bucket", f"http://{server.host}", SECRETS)
+    for part in range(VAIN_MOST + 2):
+        assert read(gets, "weak", 1000 * part, 1000 * part + 1000) is None
+    assert len(server.heads) == VAIN_MOST, "and is not asked twice for ever"
+    assert read(gets, "good", 0, 1000) is not None
 
 
 def test_a_small_file_that_was_left_to_obstore_is_not_tried_here_again(server: OddGets) -> None:

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 import pytest
 
+from luxfuse.core.vain import VAIN_MOST
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ListsFromKeys, UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
-from luxfuse.understore.s3.direct import VAIN_MOST
 from tests.support.ceph_rgw import CephRgw
 from tests.support.direct import SECRETS, check_signature, opened
 from tests.support.odd_gets import MODIFIED_S, OddGets, answer_to
@@ -111,6 +111,15 @@ def test_questions_that_are_always_in_vain_end() -> None:
         s3.on["head"] = lambda _seen: Answer(403)
         assert not any(gets.head("d/") or gets.list_page("d/", "", "") for _ in range(5))
         assert (s3.count("head"), s3.count("list")) == (2 + 1 + VAIN_MOST, VAIN_MOST)
+        s3.on["head"] = s3.on["list"] = lambda _seen: None
+        assert gets.list_page("e/", "", "") is not None, "which says nothing about other names"
+        with pytest.raises(NotFound):
+            gets.head("e/")
+        s3.on["head"] = lambda _seen: Answer(403)
+        s3.on["list"] = lambda _seen: Answer(200, b"<html>")
+        asked = len(s3.names())
+        assert not any(gets.head(f"{n}/") or gets.list_page(f"{n}/", "", "") for n in range(VAIN_MOST + 2))
+        assert len(s3.names()) == asked + 2 * VAIN_MOST
 
 
 @pytest.mark.parametrize(
