@@ -4,7 +4,8 @@
  * soon as it is freed; on a virtual machine they may even have to be fetched from the host. To receive into pages that are
  * there costs a fraction of that. So some memory is kept when nobody uses it: IDLE_BYTES at most, until `bodies_release`.
  *
- * The last one that was given back is taken first, as it is the likeliest to be in the processor's caches.
+ * The last one that was given back is taken first, as it is the likeliest to be in the processor's caches; the first one
+ * goes when there would be too many.
  */
 #include "gets.h"
 
@@ -17,18 +18,17 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows */
 static struct body *idle;
 static size_t idle_bytes;
 
-static void drop(struct body *b)
+static size_t room_for(size_t size)
 {
-	munmap(b->bytes, b->room);
-	free(b);
+	return (size + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
 }
 
-static struct body *make(size_t size)
+static struct body *make(size_t room)
 {
 	struct body *b = calloc(1, sizeof *b);
 	if (!b)
 		return NULL;
-	b->room = (size + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+	b->room = room;
 	b->bytes = mmap(NULL, b->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (b->bytes == MAP_FAILED) {
 		free(b);
@@ -39,9 +39,10 @@ static struct body *make(size_t size)
 
 struct body *body_take(size_t size)
 {
+	const size_t room = room_for(size);
 	pthread_mutex_lock(&lock);
 	struct body **at = &idle;
-	while (*at && ((*at)->room < size || (*at)->room >= size + 2 * PAGE_BYTES))
+	while (*at && (*at)->room != room) /* what has more would take more than its user has asked for, and counts */
 		at = &(*at)->next;
 	struct body *found = *at;
 	if (found) {
@@ -49,21 +50,34 @@ struct body *body_take(size_t size)
 		idle_bytes -= found->room;
 	}
 	pthread_mutex_unlock(&lock);
-	return found ? found : make(size);
+	return found ? found : make(room);
 }
 
-void body_give_back(struct body *b)
+struct body *body_give_back(struct body *b)
 {
+	struct body *rest = NULL;
 	pthread_mutex_lock(&lock);
-	const bool stays = idle_bytes + b->room <= IDLE_BYTES;
-	if (stays) {
-		b->next = idle;
-		idle = b;
-		idle_bytes += b->room;
+	b->next = idle;
+	idle = b;
+	idle_bytes += b->room;
+	if (idle_bytes > IDLE_BYTES) { /* the oldest go, or those of sizes that nobody asks for would stay for ever */
+		struct body **at = &idle;
+		for (idle_bytes = 0; *at && idle_bytes + (*at)->room <= IDLE_BYTES; at = &(*at)->next)
+			idle_bytes += (*at)->room;
+		rest = *at;
+		*at = NULL;
 	}
 	pthread_mutex_unlock(&lock);
-	if (!stays)
-		drop(b);
+	return rest;
+}
+
+void bodies_drop(struct body *b)
+{
+	for (struct body *next; b; b = next) {
+		next = b->next;
+		munmap(b->bytes, b->room);
+		free(b);
+	}
 }
 
 void bodies_release(void)
@@ -73,8 +87,5 @@ void bodies_release(void)
 	idle = NULL;
 	idle_bytes = 0;
 	pthread_mutex_unlock(&lock);
-	for (struct body *next; all; all = next) {
-		next = all->next;
-		drop(all);
-	}
+	bodies_drop(all);
 }

@@ -107,7 +107,8 @@ struct body { /* memory for the body of a part */
 };
 
 struct body *body_take(size_t size); /* NULL: no memory */
-void body_give_back(struct body *b);
+struct body *body_give_back(struct body *b); /* returns those that are too many now, for `bodies_drop` */
+void bodies_drop(struct body *b); /* it and those after it; that may take a while */
 void bodies_release(void); /* those that nobody uses */
 
 /* ------------------------------------------------------------------ keep.c */

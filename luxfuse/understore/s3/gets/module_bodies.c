@@ -13,8 +13,12 @@ static void body_dealloc(PyObject *self)
 {
 	Body *b = (Body *)self;
 	PyTypeObject *type = Py_TYPE(self);
-	if (b->body)
-		body_give_back(b->body);
+	struct body *rest = b->body ? body_give_back(b->body) : NULL;
+	if (rest) { /* which is rare: to give the interpreter lock away each time would cost more */
+		Py_BEGIN_ALLOW_THREADS
+		bodies_drop(rest);
+		Py_END_ALLOW_THREADS
+	}
 	Py_XDECREF(b->checksums);
 	type->tp_free(self);
 	Py_DECREF(type);

@@ -2,6 +2,7 @@
  *
  *   gets_harness race HOST SEED SECONDS DIRECTORY   threads with batches, of which some are abandoned
  *   gets_harness fuzz SEED COUNT                    heads of answers with something wrong, and keys of any bytes
+ *   gets_harness bodies                             which memory is used again
  *
  * A key says how the server answers it ("good-7-3000": object 7, of 3000 bytes, which count up from 7). What ends as done
  * must be that object, in memory, in its file and by its checksums; what ends otherwise must have left no file. Some requests
@@ -68,6 +69,51 @@ void test_pause(const uint8_t *abandoned)
 	if (rnd(&state, 16) == 0)
 		__atomic_store_n((uint8_t *)abandoned, 1, __ATOMIC_RELEASE);
 	may_be_kept += !*abandoned;
+}
+
+/* ------------------------------------------------------------------ bodies */
+
+#define IDLE 32u /* pages that are kept */
+
+static void give_back(struct body *b)
+{
+	bodies_drop(body_give_back(b));
+}
+
+static struct body *take(unsigned of_pages)
+{
+	struct body *b = body_take((size_t)of_pages * PAGE_BYTES - 1);
+	if (!b || b->room != (size_t)of_pages * PAGE_BYTES)
+		fail("other room than was asked for", "", b ? (long long)b->room : -1);
+	return b;
+}
+
+static void use_bodies(void)
+{
+	struct body *many[IDLE + 8];
+	give_back(take(2));
+	for (unsigned i = 0; i < COUNT(many); i++) {
+		many[i] = take(1);
+		many[i]->bytes[0] = (char)i;
+	}
+	for (unsigned i = 0; i < COUNT(many); i++)
+		give_back(many[i]);
+	struct body *large = take(MOST_PAGES);
+	large->bytes[0] = 'x';
+	give_back(large);
+	large = take(MOST_PAGES);
+	if (large->bytes[0] != 'x')
+		fail("not used again, as idle ones of another size are in its way", "", 0);
+	give_back(large);
+	for (unsigned i = 0; i < COUNT(many); i++) {
+		many[i] = take(1);
+		const unsigned expected = i < IDLE - MOST_PAGES ? (unsigned)COUNT(many) - 1 - i : 0;
+		if ((unsigned char)many[i]->bytes[0] != expected)
+			fail("not the last one that was given back, or too many are kept", "", i);
+	}
+	for (unsigned i = 0; i < COUNT(many); i++)
+		give_back(many[i]);
+	bodies_release();
 }
 
 /* ------------------------------------------------------------------ race */
@@ -233,7 +279,7 @@ static void *batches(void *arg)
 			if (gets[i].kept.fd >= 0)
 				close(gets[i].kept.fd);
 			if (expected[i].body)
-				body_give_back(expected[i].body);
+				give_back(expected[i].body);
 			else
 				free(gets[i].body);
 			free(gets[i].metadata);
@@ -366,6 +412,10 @@ int main(int argc, char **argv)
 			fuzz_answer(&state);
 			fuzz_key(&state);
 		}
+		return 0;
+	}
+	if (argc == 2 && !strcmp(argv[1], "bodies")) {
+		use_bodies();
 		return 0;
 	}
 	fprintf(stderr, "see the head of the source\n");

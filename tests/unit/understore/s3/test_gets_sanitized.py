@@ -56,11 +56,12 @@ def race(program: Path, directory: Path, seconds: int, seed: int = SEED) -> subp
         return run(program, "race", server.host, str(seed), str(seconds), str(files))
 
 
-def test_odd_answers_heads_and_keys(tmp_path: Path) -> None:
+def test_odd_answers_heads_and_keys_and_memory(tmp_path: Path) -> None:
     program = build(tmp_path, "address,undefined")
     check_race(program, tmp_path, 2)
-    done = run(program, "fuzz", str(SEED), "500")
-    assert done.returncode == 0, done.stderr
+    for mode in (["fuzz", str(SEED), "500"], ["bodies"]):
+        done = run(program, *mode)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
