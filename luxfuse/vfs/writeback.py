@@ -158,11 +158,16 @@ class WriteBack:
                 return
 
     async def complete_files_over(self, key: str, changed: Dirty | None = None) -> None:
-        """Complete the files that lie over an object, as it is about to be replaced or removed. Raises `StoreError`."""
+        """Complete the files that lie over an object, as it is about to be replaced or removed. Raises `StoreError`.
+
+        The journal on the disk may still promise what the object has: a restart would miss it.
+        """
         for dirty in self._entries.based_on(key):
             if dirty is not changed:
                 await self._keeper.complete(dirty)
         await self.secure_stored(key, changed)
+        if key in self._journal.withdrawn:
+            await self._journal.commit_made()
 
     async def secure_stored(self, key: str, changed: Dirty | None = None) -> None:
         """The part of `complete_files_over` that is about promises. Raises OSError."""

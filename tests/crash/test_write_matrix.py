@@ -20,6 +20,7 @@ import trio
 
 from luxfuse.cache import upload
 from luxfuse.core import parts
+from luxfuse.errors import StoreRejected
 from luxfuse.index import journal
 from luxfuse.vfs import early
 from tests.crash.lives import (
@@ -718,3 +719,34 @@ async def test_what_was_pushed_and_removed_does_not_come_back(
         with killer.watching(m, lambda: (user.states, user.unclosed)):
             killer("removed")
     await check(killer.kills[0], options("cache-through", passthrough=True))
+
+
+@pytest.mark.expected_logs(*QUIET)
+@pytest.mark.parametrize("refused", [False, True], ids=["pushed", "promised"])
+async def test_a_kill_while_what_was_pushed_is_removed(place: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """The journal on disk has the file still as closed, with a staging file that is in the cache by now."""
+    monkeypatch.setattr(journal, "COMMIT_DELAY_S", 3600)
+    driver, killer, o = placed(BEGINNING), Killer(place / "kills"), options("cache-through", passthrough=True)
+    async with mounted(place / "life", driver, o) as m:
+        user, data = User(m, dict(BEGINNING)), random_bytes(40_000, 12)  # which the journal has not in itself
+        assert await seen(m) == BEGINNING
+        handle, _ = await m.kernel.create(m.fs, *(await user.place("new")), DEFAULT_MODE)
+        await m.kernel.write(m.fs, handle, 0, data)
+        if refused:
+            driver.fail_next(1, lambda: StoreRejected("fake: 400"), "put")
+            with pytest.raises(StoreRejected):
+                await m.kernel.flush(m.fs, handle)
+            await m.drain()
+        else:
+            await m.kernel.flush(m.fs, handle)
+            await m.journal.commit()
+        await m.kernel.release(m.fs, handle)
+        await until(lambda: not list(m.staging.stored()))
+        assert m.journal.uncommitted
+        user.now["new"] = data, DEFAULT_MODE
+        with killer.watching(m, lambda: (user.states, user.unclosed)):
+            await user.unlink("new")
+            killer("removed")
+    assert any(kill.step.startswith("remove.stored") for kill in killer.kills)
+    for kill in killer.kills:
+        await check(kill, options("cache-through", passthrough=True))

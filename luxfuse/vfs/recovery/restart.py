@@ -238,7 +238,8 @@ class Recovery:
         else:
             if record.closed and self._moves.waits(record.key):
                 raise StoreUnavailable("its rename is not finished yet")
-            if record.closed and not await was_pushed(self._store, record):
+            # Content that the store had when this was noted is gone from it since: removed, here or by others.
+            if record.closed and record.content and not await was_pushed(self._store, record):
                 outcome.lost += 1
                 log.error("%r was not in the under-store yet, and is not in the cache directory any more", record.key)
                 if record.holders and self._replicator is not None:
