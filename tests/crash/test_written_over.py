@@ -10,12 +10,16 @@ import pytest
 
 from luxfuse.errors import LuxError, StoreRejected
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import ABSENT
+from luxfuse.vfs.moves.noted import Over
+from luxfuse.vfs.moves.objects import ObjectMoves
 from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, placed, reborn, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, Options, mounted
 
 EXCHANGE = 2
 OURS, UNDER, THEIRS = b"ours " * 1000, b"what was there", b"theirs"
+FIXED_NS = 10**18
 Act = Callable[[User], Awaitable[None]]
 
 THEIRS_STAYS = pytest.mark.expected_logs("was written by somebody else since")
@@ -83,6 +87,25 @@ async def test_what_nobody_else_wrote_is_replaced_and_not_copied_again(tmp_path:
     driver = killer.kills[0].driver
     await comes_out_as(killer, options, {"b": a_file(OURS)}, [])
     assert driver.counts["copy"] == (step == "move.committed")
+
+
+@pytest.mark.parametrize("over", [None, Over(None), Over(ABSENT, ((FIXED_NS, len(OURS)),))])
+@pytest.mark.parametrize("step", ["move.committed", "move.copied"])
+async def test_what_looks_like_the_file_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, over: Over | None
+) -> None:
+    """As large, and of the same time: so are files that are made with a fixed time. ``over``: noted instead."""
+    driver, metadata = FakeStore(), {"mode": str(0o100000 | DEFAULT_MODE), "mtime": str(FIXED_NS // 10**9)}
+    driver.place("a", OURS, metadata)
+    driver.place("b", OURS[::-1], metadata)
+    if over is not None:
+        monkeypatch.setattr(ObjectMoves, "_over", lambda *_: over.noted())
+    killer, options = Killer(tmp_path / "kills", lambda s, n: (s, n) == (step, 1)), Options(write_mode="async-through")
+    async with mounted(tmp_path / "life", driver, options) as m:
+        await seen(m)
+        with killer.watching(m, lambda: ([], False)):
+            await renaming("a", "b")(User(m, {"a": a_file(OURS), "b": a_file(OURS[::-1])}))
+    await comes_out_as(killer, options, {"b": a_file(OURS)}, [])
 
 
 @THEIRS_STAYS

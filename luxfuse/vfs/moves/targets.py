@@ -2,7 +2,7 @@
 
 What somebody else has written there since stays, as that came later; ours is kept in the recovered directory. Whether an
 object under the new key is our copy, made before the kill, is seen by what both objects say of themselves, or by their
-bytes.
+bytes; but what was there when the move was begun is none, however much it looks like one.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class Targets:
             if info is None or version not in (None, info.version):
                 return False, None
             there = await self.find(target)
-            if there is not None and await is_copy(self._store, info, there):
-                return True, there
+            # What may be replaced can look like a copy, and is none; if it is one all the same, it is made again.
             if there is not None and not over.covers(there, mtime_of(there)):
+                if await is_copy(self._store, info, there):
+                    return True, there
                 if (mtime_of(there), there.size) not in newer:
                     await self._give_way(info, target)
                 return True, None
