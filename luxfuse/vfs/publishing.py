@@ -86,13 +86,22 @@ class Publisher:
     # -- back into the cache
 
     def publish(self, dirty: Dirty) -> None:
-        """End the dirty state if the store has everything and no program can change it any more."""
+        """End the dirty state if the store has everything and no program can change it any more.
+
+        What the disk refuses is no failure of those who ask: it is tried again.
+        """
+        try:
+            self._publish(dirty)
+        except OSError as exc:
+            self._stays(dirty, exc)
+
+    def _publish(self, dirty: Dirty) -> None:
         if dirty.finished or dirty.writers or dirty.lock.locked():
-            return
-        if dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL:
             return
         if dirty.place is None:
             self.discard_if_unused(dirty)
+            return
+        if dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL:
             return
         if dirty.conflict is not None:
             self._conflict(dirty)
@@ -118,8 +127,13 @@ class Publisher:
             return True
         return self._staging.has_writers(self._staging.place_of(dirty.number))
 
+    def _stays(self, dirty: Dirty, exc: OSError) -> None:
+        """The disk is sick: the staging file stays, dirty or without a name, until the disk lets it go."""
+        log.info("the staging file %x stays for now: %s", dirty.number, exc)
+        self._mapped.add(dirty)
+
     def publish_mapped(self) -> None:
-        """Look again at the files that a program might have mapped."""
+        """Look again at the files that a program might have mapped, and at those that a sick disk kept."""
         for dirty in list(self._mapped):
             self.publish(dirty)
 
@@ -211,7 +225,11 @@ class Publisher:
         if self._kernel.is_registered(dirty.inode):
             return  # its readers still ask for its size, and for bytes ahead: `closed` comes with the last of them
         if dirty.source is not None:
-            self._room.remove(dirty)
+            try:
+                self._room.remove(dirty)
+            except OSError as exc:  # its name is gone all the same
+                self._stays(dirty, exc)
+                return
             reached("discard.removed")
             dirty.count(0)
             dirty.unstage()
@@ -223,7 +241,4 @@ class Publisher:
         """The last open that only reads is gone."""
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.place is None:
-            try:
-                self.discard_if_unused(dirty)
-            except OSError as exc:  # nobody waits for this any more
-                log.warning("the staging file %x cannot be removed; the next mount does it: %s", dirty.number, exc)
+            self.discard_if_unused(dirty)
