@@ -6,6 +6,8 @@ Here come the other version of a write conflict, and files that were open for wr
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import time
 import urllib.parse
 from pathlib import Path
@@ -16,6 +18,8 @@ from luxfuse.durable import replace_file, sync_directory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
+
+log = logging.getLogger(__name__)
 
 COPY_BYTES = 8 << 20
 NAME_BYTES = 180
@@ -37,7 +41,9 @@ class Recovered:
 
     def _target(self, key: str) -> Path:
         """Return a new path that names the key and the time."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.directory.is_dir():
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(self.directory.parent)
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         quoted = urllib.parse.quote(key, safe=" ")[-NAME_BYTES:]
         if quoted.startswith("."):  # names that begin with a dot are ours
@@ -48,14 +54,24 @@ class Recovered:
                 return path
 
     async def save_object(self, store: Store, info: ObjectInfo, key: str | None = None) -> Path:
-        """Fetch a version of an object; ``key``: that it was to have, if not its own. Raises `StoreError`, OSError."""
+        """Keep a version of an object, durably; ``key``: that it was to have, if not its own.
+
+        Raises `StoreError`, OSError, and leaves nothing then.
+        """
         target = await trio.to_thread.run_sync(self._target, info.key if key is None else key)
         part = target.with_name(f".{target.name}.part")
-        async with await trio.open_file(part, "xb") as file:
-            for start in range(0, info.size, COPY_BYTES):
-                end = min(start + COPY_BYTES, info.size)
-                await file.write(await store.read(info.key, start, end, info.version))
-        await trio.to_thread.run_sync(part.rename, target)
+        try:
+            async with await trio.open_file(part, "xb") as file:
+                for start in range(0, info.size, COPY_BYTES):
+                    end = min(start + COPY_BYTES, info.size)
+                    await file.write(await store.read(info.key, start, end, info.version))
+                await file.flush()
+                await trio.to_thread.run_sync(os.fsync, file.fileno())
+            await trio.to_thread.run_sync(_give_name, part, target)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_clear, part, target)
+            raise
         return target
 
     def keep_file(self, path: Path, key: str) -> Path:
@@ -76,3 +92,16 @@ class Recovered:
     def keep_staging(self, staging: Staging, number: int, key: str) -> Path:
         """Move a staging file here. Blocks. Raises OSError."""
         return staging.recover(number, self._target(key))
+
+
+def _give_name(part: Path, target: Path) -> None:
+    part.rename(target)
+    sync_directory(target.parent)
+
+
+def _clear(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:  # what went wrong before is raised
+            log.info("%s stays behind: %s", path, exc)

@@ -13,9 +13,10 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import ABSENT
 from luxfuse.vfs.moves.noted import Over
 from luxfuse.vfs.moves.objects import ObjectMoves
+from luxfuse.vfs.recovery import moves
 from tests.crash.lives import DEFAULT_MODE, Killer, Tree, User, placed, reborn, seen, tree_of
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, Options, mounted
+from tests.support.harness import Mount, Options, mounted, until
 
 EXCHANGE = 2
 OURS, UNDER, THEIRS = b"ours " * 1000, b"what was there", b"theirs"
@@ -106,6 +107,21 @@ async def test_what_looks_like_the_file_is_replaced_all_the_same(
         with killer.watching(m, lambda: ([], False)):
             await renaming("a", "b")(User(m, {"a": a_file(OURS), "b": a_file(OURS[::-1])}))
     await comes_out_as(killer, options, {"b": a_file(OURS)}, [])
+
+
+@THEIRS_STAYS
+@pytest.mark.expected_logs("cannot be finished yet, and its names")
+async def test_what_is_kept_aside_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the store refuses to remove what was renamed."""
+    monkeypatch.setattr(moves, "FIRST_PAUSE_S", 0.01)
+    killer, options = await killed_at(tmp_path, {"a": a_file(OURS)}, renaming("a", "b"), "move.committed")
+    driver = killer.kills[0].driver
+    driver.place("b", THEIRS)
+    driver.fail_next(3, lambda: StoreRejected("fake: 403"), "delete")
+    async with reborn(killer.kills[0], options) as m:
+        await until(lambda: not m.namespace.unfinished)
+        assert driver.counts["delete"] > 3
+        await all_is(m, {"b": a_file(THEIRS)}, [OURS])
 
 
 @THEIRS_STAYS

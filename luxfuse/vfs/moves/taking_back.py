@@ -81,6 +81,7 @@ class TakingBack:
                     gone.append(info.key)
         if gone:
             await self._deletes.now(gone)
+            self._targets.gone(gone)
 
     async def _is_ours(self, info: ObjectInfo, original: str, made: Mapping[str, ObjectInfo] | None) -> bool:
         """Whether what is under the new key is the copy that a step has made, or may be as the original is gone."""

@@ -8,6 +8,7 @@ bytes; but what was there when the move was begun is none, however much it looks
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from luxfuse.cache.recovered import COPY_BYTES, Recovered
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
@@ -29,6 +30,8 @@ class Targets:
     def __init__(self, store: Store, recovered: Recovered) -> None:
         self._store = store
         self._recovered = recovered
+        self._kept: dict[str, tuple[str, str]] = {}
+        """Of sources that are still there: their versions and targets, which are in the recovered directory."""
 
     async def find(self, key: str) -> ObjectInfo | None:
         """Return the object under a key, None if there is none. Raises `StoreError`."""
@@ -67,12 +70,20 @@ class Targets:
         raise StoreUnavailable(f"{source!r} or {target!r} changes again and again in the under-store")
 
     async def _give_way(self, info: ObjectInfo, target: str) -> None:
-        """Somebody else has written the object under the new key: keep ours. Raises `StoreError`, OSError."""
+        """Somebody else has written the object under the new key: keep ours, once. Raises `StoreError`, OSError."""
+        if self._kept.get(info.key) == (info.version, target):
+            return
         kept = await self._recovered.save_object(self._store, info, target)
         log.warning(
             "%r was written by somebody else since %r was to be renamed to it; our version is kept as %s",
             target, info.key, kept,
         )  # fmt: skip
+        self._kept[info.key] = info.version, target
+
+    def gone(self, sources: Iterable[str]) -> None:
+        """They are removed: no retry comes back to them."""
+        for source in sources:
+            self._kept.pop(source, None)
 
 
 def mtime_of(info: ObjectInfo) -> int | None:

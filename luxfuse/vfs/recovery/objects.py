@@ -124,3 +124,4 @@ class MovedObjects:
     async def _delete(self, keys: list[str]) -> None:
         for error in (await self._store.delete(sorted(keys, reverse=True))).values():
             raise error
+        self._targets.gone(keys)
