@@ -104,6 +104,11 @@ class Begun:
         finally:
             self.end(unique)
 
+    def leave(self, unique: int) -> None:
+        """Nothing was made: a handler begins the change anew, and is not to lose the fact of that while it runs."""
+        if self._facts is not None:
+            self._facts.drop(BEGUN + self._key(unique))
+
     def end(self, unique: int) -> None:
         """A change is about to be answered."""
         if self._facts is not None:

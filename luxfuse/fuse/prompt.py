@@ -121,14 +121,18 @@ class Prompt:
         try:
             volume = self._volumes.of_name(parent, name)
             caller = Caller(uid=uid, gid=gid, pid=pid, umask=umask)
+            begun = self._operations.begun
             with volume as fs:
-                self._operations.begun.begin_new(unique, fs.next_inode)
+                begun.begin_new(unique, fs.next_inode)
                 try:
                     made = fs.create_now(parent & LOCAL_MASK, name, mode & 0o7777, flags, caller)
-                finally:
-                    self._operations.begun.end(unique)
+                except BaseException:
+                    begun.end(unique)
+                    raise
             if made is None:
+                begun.leave(unique)
                 return False
+            begun.end(unique)
             self._volumes.offer(parent)
             number, stat = made
             handle = handle_of(volume.base | number, flags)

@@ -218,6 +218,21 @@ async def test_what_was_refused_is_kept_for_no_successor(at: Place) -> None:
     os.close(fd)
 
 
+async def test_what_is_left_to_a_handler_is_kept_for_a_successor_while_that_runs(at: Place) -> None:
+    fd = os.memfd_create("estate")
+    facts = Estate(fd).facts
+    begun = at.operations.begun = Begun(facts, at.operations.volumes)
+    key = BEGUN + (1).to_bytes(8, "big")
+    assert not at.create(1, b"there")
+    assert facts.get(key) is None, "the handler may refuse it before it begins"
+    begun.begin(1, ROOT_INODE, b"there")
+    for unique in range(2, 4 * ANSWERED_KEPT):
+        assert at.create(unique, b"file-%d" % unique)
+    assert facts.get(key) is not None
+    begun.end(1)
+    os.close(fd)
+
+
 async def test_a_commit_that_fails_fails_the_close(at: Place, caplog: pytest.LogCaptureFixture) -> None:
     def full(_changes: object) -> None:
         raise OSError(errno.ENOSPC, "full")
