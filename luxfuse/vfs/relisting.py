@@ -102,8 +102,7 @@ class Relisting:
             self._belief.stale_served += 1
             return listing.serial
         if serial is None and (held or self._belief.is_held(directory) or self._names.after(directory, b"", 1)):
-            self._names.listings.note_empty(directory)  # the store will have it
-            return self._names.listings.serial(directory)
+            return self._names.listings.serial(directory)  # the store will have it
         if serial is None:
             self._belief.expire(directory)
             raise NoSuchName(f"directory {prefix!r} is gone")
@@ -145,8 +144,7 @@ class Relisting:
             if again:
                 moves = await self._moving.under_one_name(directory)
                 prefix, asked_s = self._places.prefix(directory), self._clock() - self._belief.negative_ttl_s / 2
-                if await self._lister.fetch(directory, prefix, moves, asked_s) is None and self._belief.is_held(directory):
-                    self._names.listings.note_empty(directory)  # the store will have it
+                await self._lister.fetch(directory, prefix, moves, asked_s)
             else:
                 await self.listed(directory)
         except LuxError as exc:

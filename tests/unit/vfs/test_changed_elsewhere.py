@@ -9,10 +9,13 @@ import pytest
 import trio
 
 from luxfuse.core.notices import Change, ChangeKind
+from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import ObjectInfo
 from luxfuse.vfs.errors import NoSuchName
+from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
+from tests.support.late_listing import LateListing
 
 
 def store() -> FakeStore:
@@ -139,6 +142,31 @@ async def test_an_answer_that_was_on_its_way_is_not_news(tmp_path: Path, monkeyp
             tell(m, Change("d/a", ChangeKind.WRITTEN))
             may_answer.set()
         assert got == [b"newer!"]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_a_directory_that_is_not_stored_yet_is_not_empty_for_longer_than_its_listing_says(
+    tmp_path: Path, ahead: bool
+) -> None:
+    driver = LateListing()
+    async with mounted(tmp_path, driver, write_mode="async-through", clean_end=False) as m:
+        driver.hold("put")
+        directory = (await m.fs.mkdir(ROOT_INODE, b"out", 0o755, CALLER)).inode
+        m.clock.advance(3.0 if ahead else 61.0)
+        driver.wait_for("out/")
+        async with trio.open_nursery() as nursery:
+            if ahead:
+                m.namespace.relisting.list_ahead(directory)
+            else:
+                nursery.start_soon(m.entries, "out")
+            await until(lambda: driver.under_way)
+            driver.place("out/rank1", b"by another node")
+            tell(m, Change("out/rank1", ChangeKind.WRITTEN))
+            m.clock.advance(0.001)
+            driver.give()
+            await until(lambda: not m.lister.is_listing(directory))
+        assert await m.inode("out/rank1")
+        driver.release()
 
 
 async def test_what_is_written_here_is_ours_to_say(tmp_path: Path) -> None:
