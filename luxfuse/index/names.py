@@ -63,7 +63,6 @@ class Names(ListedNames):
         """Whether the store does; else those that are known here are all that there are."""
         self._numbers = Numbers(store)
         self.listings = Listings(store, clock)
-        self.listings.on_forget = self._doubted
         self.purger = Purger(store, self._purged)
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry | None] = {}
@@ -410,9 +409,6 @@ class Names(ListedNames):
     def _is_needed(self, entry: Entry) -> bool:
         """Whether names somewhere below a directory are held."""
         return entry.kind is Kind.DIRECTORY and U64.pack(entry.inode) in self._held.directories(self._place)
-
-    def _doubted(self, directory: int) -> None:
-        self.told.revoke_missing(directory)
 
     def _purged(self, any_names: bool) -> None:
         if any_names:

@@ -76,6 +76,7 @@ class Namespace:
             negative_ttl_s=negative_ttl_s,
             clock=clock,
         )
+        names.listings.on_forget = self._listing_forgotten
         self.relisting = relisting = Relisting(
             store=store,
             names=names,
@@ -247,6 +248,11 @@ class Namespace:
             settled = await self._kernel.forgotten()
         if not settled:
             raise KernelBusy("the store was asked again, but the kernel is slow to forget what it knew; try again")
+
+    def _listing_forgotten(self, directory: int) -> None:
+        """It is not known any more what is missing, and a listing that is under way does not tell."""
+        self._names.told.revoke_missing(directory)
+        self.belief.doubts.listings.note(directory, self._clock())
 
     async def _refresh(self, path: str) -> None:
         directory, entry = ROOT_INODE, self.root

@@ -16,6 +16,7 @@ from luxfuse.index.uncommitted import Table
 from luxfuse.vfs.errors import KernelBusy, NameTooLong, NoSuchName, Stale
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, mounted, until
+from tests.support.late_listing import LateListing
 
 
 def store_of(*keys: str) -> FakeStore:
@@ -367,6 +368,24 @@ async def test_refresh_asks_now(tmp_path: Path) -> None:
         with pytest.raises(NoSuchName):
             await m.fs.refresh("none")
         await m.fs.refresh("/")
+
+
+async def test_a_listing_that_was_on_its_way_does_not_undo_a_refresh(tmp_path: Path) -> None:
+    driver = LateListing()
+    driver.place("d/a", b"a")
+    async with mounted(tmp_path, driver) as m:
+        directory = await m.inode("d")
+        driver.wait_for("d/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.entries, "d")
+            await until(lambda: driver.under_way)
+            driver.place("d/new", b"new")
+            m.clock.advance(0.001)
+            nursery.start_soon(m.fs.refresh, "d")
+            await wait_all_tasks_blocked(0.05)
+            assert m.lister.is_listing(directory)
+            driver.give()
+        assert await m.inode("d/new")
 
 
 async def test_an_index_that_fails_does_not_end_the_mount(
