@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from luxfuse.index import bulk
@@ -28,6 +29,8 @@ class ListedNames:
     _clock: Callable[[], float]
     _held: HeldNames
     _numbers: Numbers
+    _changing: Counter[int]
+    """How many transactions of the writer thread are about to change names, or do, by directory."""
 
     def get(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, fresh or not."""
@@ -112,12 +115,23 @@ class ListedNames:
 
         return await self._change(directory, complete)
 
+    def is_changing(self, directory: int) -> bool:
+        """Whether the writer thread may change names of a directory now: then nothing of it is to be told."""
+        return directory in self._changing
+
     async def _change(self, directory: int, function: Callable[[Transaction], Changes]) -> Changes:
-        """Let the writer thread change names of a directory, then bring what the loop knows in line with it."""
+        """Let the writer thread change names of a directory, then bring what the loop knows in line with it.
+
+        The loop sees the changes before it hears of them: what others would answer ends before, and begins after.
+        """
+        self._changing[directory] += 1
+        self.told.revoke_below(directory)
         try:
             changes = await self._store.run(function)
         finally:
-            self.told.revoke_below(directory)
+            self._changing[directory] -= 1
+            if not self._changing[directory]:
+                del self._changing[directory]
             self._forget_decoded()
         records: Records = {}
         self._numbers.note_highest(records)  # a lookup meanwhile may have noted a lower one

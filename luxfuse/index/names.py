@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -68,19 +69,19 @@ class Names(ListedNames):
         self._entries: dict[bytes, Entry | None] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
         self._held = HeldNames(clock)
+        self._changing = Counter()
 
     def get(self, parent: int, name: bytes) -> Entry | None:
         """Return the entry of a name, fresh or not."""
         key = U64.pack(parent) + name
-        try:
-            return self._entries[key]
-        except KeyError:
+        entry = self._entries.get(key)
+        if entry is None and (key not in self._entries or parent in self._changing):
             value = self._store.get(Table.NAMES, key)
             if len(self._entries) >= ENTRIES_KEPT:
                 self._entries.clear()
             entry = None if value is None else distrusted(self._decoded(value), self.believe_from_s)
             self._entries[key] = entry
-            return entry
+        return entry
 
     def _decoded(self, value: bytes) -> Entry:
         try:

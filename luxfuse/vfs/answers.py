@@ -1,7 +1,8 @@
 """Which look-ups the lanes answer by themselves: those of names that are fresh and no files changed here, as we would.
 
 What is offered here is taken back by `index.names.Names` before a name changes (`index.told`), which sees every change;
-and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names.
+and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names. While the writer thread changes
+names of a directory none of them is offered: nobody here knows at which moment they are others.
 
 A name is offered when it was asked for, and a directory when a name in it has changed, as its attributes are asked for
 then. Names after it are offered along with one that was asked for, ever more of them while a directory is asked for name by
@@ -75,7 +76,7 @@ class Answers:
     def missed(self, directory: int) -> None:
         """A name had to be told here to be missing: offer the directory, if all of its names are known."""
         namespace, kernel = self._namespace, self._kernel
-        if not kernel.answers or namespace.unfinished or not namespace.can_ask:
+        if not kernel.answers or namespace.unfinished or not namespace.can_ask or namespace.is_changing(directory):
             return
         fetched_s, left_s = namespace.missing.listed_s(directory)
         answer_s = left_s - namespace.belief.negative_ttl_s / 2
@@ -101,6 +102,8 @@ class Answers:
 
     def _offer(self, parent: int, name: bytes, entry: Entry, *, ahead: bool = False) -> bool:
         """Whether the name was offered: it is still believed, and will be shown as it is until a change goes by `Names`."""
+        if self._namespace.is_changing(parent):
+            return False
         belief = self._namespace.belief
         ours = (
             belief.is_ours(entry.inode) or self._namespace.is_held(parent, name) or self._dirty.get(entry.inode) is not None

@@ -236,6 +236,10 @@ class Namespace:
         """Return the next ``limit`` entries of a directory after ``name``, by name; see `Names.after`."""
         return self._names.after(directory, name, limit, keep=keep)
 
+    def is_changing(self, directory: int) -> bool:
+        """Whether names of a directory may be others at any moment; see `ListedNames.is_changing`."""
+        return self._names.is_changing(directory)
+
     def names_in(self, directory: int, limit: int) -> list[bytes]:
         """Return the first ``limit`` names of a directory."""
         return self._names.names_in(directory, limit)

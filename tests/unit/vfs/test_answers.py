@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from luxfuse.core.notices import Change, ChangeKind
+from luxfuse.index.entries import Changes
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.transactions import Transaction
 from luxfuse.types import ObjectInfo
 from luxfuse.vfs import answers, news
 from luxfuse.vfs.attributes import AttributeChanges
@@ -170,12 +172,41 @@ async def test_news_of_a_directory_ends_it_for_all_its_names(tmp_path: Path, mon
 async def test_it_ends_before_the_change_is_there(tmp_path: Path) -> None:
     async with small(tmp_path) as m:
         place = await told(m)
-        entry = m.names.get(*place)
-        assert entry is not None
         revoke, seen = m.kernel.revoke, []
-        m.kernel.revoke = lambda *name: seen.append((name, m.names.get(*place))) or revoke(*name)  # type: ignore[method-assign]
+
+        def observed(parent: int, name: bytes) -> None:
+            seen.append((parent, name, name in m.names.names_in(parent, 100)))
+            revoke(parent, name)
+
+        m.kernel.revoke = observed  # type: ignore[method-assign]
         await unlink(m)
-        assert (place, entry) in seen, "the name was there when it was revoked"
+        assert (*place, True) in seen, "the name was there when it was revoked"
+
+
+async def test_it_ends_before_a_listing_shows_the_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop sees what the writer thread commits before it hears of that."""
+    async with small(tmp_path) as m:
+        place = await told(m)
+        directory, old = place[0], m.names.get(*place)
+        assert old is not None
+        before, shown = old.inode, []
+        run = m.names._store.run
+
+        async def observed(function: Callable[[Transaction], Changes]) -> Changes:
+            changes = await run(function)
+            if m.names.after(directory, b"", 1)[0][1].inode != before:
+                m.fs.answers.looked_up(*place)
+                shown.append(m.kernel.knows(*place))
+            return changes
+
+        monkeypatch.setattr(m.names._store, "run", observed)
+        m.driver.place("d/0000", b"another")
+        m.clock.advance(1)
+        m.namespace.relisting.list_ahead(directory)
+        await until(lambda: bool(shown) and not m.names.is_changing(directory))
+        assert shown[0] is False
+        assert await m.inode("d/0000") != before
+        assert m.kernel.knows(*place)
 
 
 async def test_what_is_changed_here_is_answered_here(tmp_path: Path) -> None:

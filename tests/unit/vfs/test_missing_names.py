@@ -10,12 +10,14 @@ import pytest
 import trio
 
 from luxfuse.core.notices import Change, ChangeKind
+from luxfuse.index.entries import Changes
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.transactions import Transaction
 from luxfuse.vfs import answers
 from luxfuse.vfs.errors import NoSuchName
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import Mount, mounted
+from tests.support.harness import Mount, mounted, until
 
 NEGATIVE_TTL_S = 5.0
 
@@ -108,9 +110,38 @@ async def test_it_ends_before_the_name_is_there(tmp_path: Path) -> None:
     async with mounted(tmp_path, store()) as m:
         directory = await known(m)
         revoke, seen = m.kernel.revoke, []
-        m.kernel.revoke = lambda *name: seen.append((name, m.names.get(*name))) or revoke(*name)  # type: ignore[method-assign]
+
+        def observed(parent: int, name: bytes) -> None:
+            seen.append((parent, name, name in m.names.names_in(parent, 100)))
+            revoke(parent, name)
+
+        m.kernel.revoke = observed  # type: ignore[method-assign]
         await create(m, directory)
-        assert seen[0] == ((directory, b"new"), None)
+        assert seen[0] == (directory, b"new", False)
+
+
+async def test_it_ends_before_a_listing_shows_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop sees what the writer thread commits before it hears of that, and so do programs that read a directory."""
+    async with mounted(tmp_path, store()) as m:
+        directory, shown = await known(m), []
+        run = m.names._store.run
+
+        async def observed(function: Callable[[Transaction], Changes]) -> Changes:
+            changes = await run(function)
+            if b"new" in m.names.names_in(directory, 100):
+                m.fs.answers.missed(directory)
+                shown.append((m.kernel.misses(directory, b"new"), m.namespace.known(directory, b"new")))
+            return changes
+
+        monkeypatch.setattr(m.names._store, "run", observed)
+        m.driver.place("d/new", b"by somebody else")
+        m.clock.advance(1)
+        m.namespace.relisting.list_ahead(directory)
+        await until(lambda: bool(shown) and not m.names.is_changing(directory))
+        assert shown[0] == (False, m.names.get(directory, b"new"))
+        await missed(m, directory, b"another")
+        assert m.kernel.misses(directory, b"yet-another")
+        assert not m.kernel.misses(directory, b"new")
 
 
 async def forget_the_listing(m: Mount, directory: int) -> None:
