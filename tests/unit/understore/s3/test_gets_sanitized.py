@@ -86,7 +86,7 @@ def check_race(program: Path, tmp_path: Path, seconds: int) -> None:
     [
         ("answer.c", "!strcmp(a->etag, version)", "(version != NULL)"),
         ("answer.c", "a->total == size && ", ""),
-        ("answer.c", "a->first == start && a->last == start + size - 1 && ", ""),
+        ("answer.c", "a->first == start && a->last == start + size - 1 && ", "start <= a->last && "),
         ("bodies.c", "		*at = found->next;\n", ""),
         ("answer.c", "a->status == 200 && !a->odd && a->has_length", "a->status == 200 && a->has_length"),
         ("receive.c", "return s->answer.status == 200;", "return true;"),
