@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import stat
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from tests.crash.lives import Tree, User, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, Options, mounted, snapshot, until
 
-pytestmark = AWAY
-
 BEFORE: Tree = {
     "a": (b"a" * 5000, 0o644), "b": (b"b" * 3000, 0o755), "d": None, "d/1": (b"1", 0o644), "d/2": (b"2" * 700, 0o600),
     "e": None, "e/3": (b"3", 0o644),
@@ -25,7 +22,7 @@ BEFORE: Tree = {
 EXCHANGES = pytest.mark.parametrize(("first", "second"), [("a", "b"), ("a", "d"), ("d", "a"), ("d", "e")])
 FAILING = 12
 """More requests than an exchange here has."""
-OPTIONS = Options(write_mode="async-through", request_timeout_s=0.3)
+OPTIONS = Options(write_mode="async-through")
 
 
 class Faulty(FakeStore):
@@ -110,17 +107,19 @@ async def test_one_that_cannot_be_undone_yet_is_undone_later_or_finished_by_a_re
 
 
 @EXCHANGES
+@AWAY
 @pytest.mark.expected_logs("and cannot be undone yet")
 async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_waiting(
     tmp_path: Path, first: str, second: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(taking_back, "PAUSE_S", 0.2)
     driver = faulty(1, 10**6)
-    async with mounted(tmp_path, driver, dataclasses.replace(OPTIONS, request_timeout_s=0.5)) as m:
+    async with mounted(tmp_path, driver, OPTIONS) as m:
         assert not await exchange(m, driver, first, second)
         user = User(m, dict(BEFORE))
         places = [await user.place(path) for path in (first, second)]
         entries = [await m.fs.lookup(*place) for place in places]
+        patience_s, m.store._timeout_s = m.store.timeout_s, 0.5  # a request that takes longer than that fails as well
         with trio.fail_after(20):
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"ab"))[0])
             await m.fs.unlink(ROOT_INODE, b"ab")  # it only begins with the same letter
@@ -130,6 +129,7 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
                         await m.fs.unlink(*place)
                 with pytest.raises(StoreUnavailable, match="cannot be undone yet"):
                     await m.fs.rename(*place, ROOT_INODE, b"elsewhere", 0)
+        m.store._timeout_s = patience_s
         driver.failing = 0
         await until(lambda: not m.journal.operations)
         assert await seen(m) == BEFORE
