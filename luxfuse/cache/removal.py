@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,13 +55,14 @@ class Removal:
         After a crash in between, a record is one of a lost file. A file that cannot be removed stays, and with it
         its record; so do those after it.
         """
-        left = list(oids)
-        for oid in oids:
-            self._shared.removing[oid] = trio.Event()
-            if self._is_elsewhere(oid):
-                self._shared.strays.add(oid)
+        left: list[bytes] = []
         files = freed_bytes = 0
         try:
+            for oid in oids:
+                self._shared.removing[oid] = trio.Event()
+                left.append(oid)
+                if self._is_elsewhere(oid):
+                    self._shared.strays.add(oid)
             while left:
                 some = left[:AT_ONCE]
                 gone, error = await trio.to_thread.run_sync(self._unlink, some)
@@ -72,8 +74,9 @@ class Removal:
                     self._on_failure(error)
                     return Removed(files, freed_bytes, complete=False)
         finally:
-            for oid in left:
-                self._end(oid, removed=False)
+            with contextlib.ExitStack() as each:  # none is forgotten where the index fails for another one
+                for oid in reversed(left):
+                    each.callback(self._end, oid, removed=False)
         return Removed(files, freed_bytes, complete=True)
 
     def _unlink(self, oids: Sequence[bytes]) -> tuple[int, OSError | None]:
@@ -103,5 +106,7 @@ class Removal:
     def _end(self, oid: bytes, *, removed: bool) -> None:
         event = self._shared.removing.pop(oid)
         self._shared.strays.discard(oid)
-        self._holder.removal_ended(oid, removed)
-        event.set()
+        try:
+            self._holder.removal_ended(oid, removed)
+        finally:
+            event.set()
