@@ -149,12 +149,13 @@ class Staging:
         """Make a staging file an object's cache file; one that is there is replaced. Raises OSError."""
         directory, path = self.directory_of(number), self.place_of(number)
         target = directory.place_of(oid)
-        self._unsynced.pop(_identity(os.stat(path)), None)  # noqa: PTH116 (strings take less time)
+        file = _identity(os.stat(path))  # noqa: PTH116 (strings take less time)
         try:
             os.rename(path, target)  # noqa: PTH104
         except FileNotFoundError:
             directory.file_of(oid).parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(path, target)  # noqa: PTH104
+        self._unsynced.pop(file, None)
         self._elsewhere.pop(number, None)
         directory.last_writes.forget(oid)
 
@@ -162,8 +163,9 @@ class Staging:
         """Remove a staging file; it need not exist. Raises OSError."""
         path = self.path_of(number)
         with contextlib.suppress(FileNotFoundError):
-            self._unsynced.pop(_identity(path.stat()), None)
+            file = _identity(path.stat())
             path.unlink()
+            self._unsynced.pop(file, None)
         self._elsewhere.pop(number, None)
 
     def retire(self, number: int) -> Callable[[], None]:
@@ -174,8 +176,9 @@ class Staging:
         path = self.path_of(number)
         retired = path.with_name(path.name + _RETIRED)
         with contextlib.suppress(FileNotFoundError):
-            self._unsynced.pop(_identity(path.stat()), None)
+            file = _identity(path.stat())
             path.rename(retired)
+            self._unsynced.pop(file, None)
         self._elsewhere.pop(number, None)
         return functools.partial(retired.unlink, missing_ok=True)
 

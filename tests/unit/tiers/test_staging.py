@@ -283,6 +283,26 @@ def test_an_adopted_file_is_synced_as_a_new_one(directory: CacheDirectory, stagi
     assert not staging._unsynced, "numbers of inodes are used again"
 
 
+@pytest.mark.parametrize("what", ["publish", "remove", "retire"])
+def test_a_name_that_stays_as_the_disk_refuses_is_synced_later(
+    staging: Staging, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    fd = staging.create(1)
+    unsynced = dict(staging._unsynced)
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "rename"), (Path, "rename"), (Path, "unlink")):
+            patch.setattr(owner, name, refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            staging.publish(1, OID) if what == "publish" else getattr(staging, what)(1)
+    assert staging._unsynced == unsynced
+    staging.sync(fd)
+    assert not staging._unsynced
+    os.close(fd)
+
+
 def pages(ranges: list[range]) -> set[int]:
     return set().union(*ranges)
 
