@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import trio
 
 from luxfuse.cache.placing import Holder
-from luxfuse.cache.removal import Removal, Removed
+from luxfuse.cache.removal import AT_ONCE, Removal, Removed
 from luxfuse.cache.shared import PartRemover, Shared
 from luxfuse.cache.standings import Standings
 from luxfuse.core.eviction import Policy
@@ -219,10 +219,12 @@ class Space:
                 elif (record := self._objects.record(oid)) is not None:
                     whole.append(oid)
                     whole_bytes += record.allocated_bytes
-            removed = await self.evict([o for o in whole if o not in self.shared.removing and self._holder.let_go(o)])
-            freed_bytes += removed.freed_bytes
-            if not removed.complete:
-                break  # the next files would not go either
+            for first in range(0, len(whole), AT_ONCE):  # those after them are not removing yet: they can be read
+                some = whole[first : first + AT_ONCE]
+                removed = await self.evict([o for o in some if o not in self.shared.removing and self._holder.let_go(o)])
+                freed_bytes += removed.freed_bytes
+                if not removed.complete:
+                    return freed_bytes > 0  # the next files would not go either
             if not chosen or len(in_use) > looked_at + IN_USE_BOUND:
                 break
         return freed_bytes > 0

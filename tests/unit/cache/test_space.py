@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import threading
@@ -707,3 +708,70 @@ async def test_files_that_cannot_be_removed_stay_and_those_before_are_gone(
         assert cached(m) == {f"k{number}" for number in range(3, 8)}
         assert (m.space.ledger.used_bytes, m.space.evictions) == (5 * 8192, 3)
         assert not m.space.shared.removing
+
+
+async def test_what_is_evicted_later_is_not_waited_for(
+    tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "AT_ONCE", 4)
+    driver = FakeStore()
+    for number in range(12):
+        driver.place(f"k{number:02}", random_bytes(8192, number))
+    async with mounted(tmp_path, driver, capacity_bytes=12 * 8192, eviction_policy="lru") as m:
+        oids = [await cache_whole(m, f"k{number:02}") for number in range(12)]
+        begun, go_on, remove = threading.Event(), threading.Event(), m.space.directory.remove
+
+        def slow(oid: bytes) -> None:
+            begun.set()
+            go_on.wait(10)
+            remove(oid)
+
+        monkeypatch.setattr(m.space.directory, "remove", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.space.make_room, 10 * 8192)
+            await until(begun.is_set)
+            assert set(m.space.shared.removing) == set(oids[:4])
+            reads = driver.counts["get"]
+            obj = acquire(m, "k08")
+            assert bytes(await m.cache.read(obj, 0, 8192)) == driver.objects["k08"][0]
+            assert driver.counts["get"] == reads, "it is in the cache"
+            go_on.set()
+        assert obj.whole
+        m.cache.release(obj)
+        assert m.space.evictions >= 10
+        assert m.space.ledger.used_bytes == m.objects.used_bytes == m.disk_bytes() <= 2 * 8192
+        assert not m.space.shared.removing
+
+
+@pytest.mark.parametrize("where", ["directory_of", "load"])
+async def test_an_index_that_fails_leaves_nothing_removing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, expected_logs: list[str]
+) -> None:
+    """Else each read of it would wait for ever."""
+    driver = FakeStore()
+    for number in range(4):
+        driver.place(f"k{number}", random_bytes(8192, number))
+    async with mounted(tmp_path, driver) as m:
+        oids = [await cache_whole(m, f"k{number}") for number in range(4)]
+        real = getattr(m.objects, where)
+
+        def fail(oid: bytes) -> object:
+            if oid == oids[2]:
+                raise OSError(errno.EIO, "broken")
+            return real(oid)
+
+        def refuse(_oid: bytes) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        assert all(m.cache.contents.let_go(oid) for oid in oids)
+        with monkeypatch.context() as patch:
+            patch.setattr(m.objects, where, fail)
+            if where == "load":  # which is asked for those that stay, and are wanted meanwhile
+                expected_logs.append("until it recovers")
+                patch.setattr(m.space.directory, "remove", refuse)
+                patch.setattr(m.cache.contents, "removal_ended", lambda oid, _removed: fail(oid))
+            with pytest.raises(OSError, match="broken"):
+                await m.space.evict(oids)
+        assert not m.space.shared.removing
+        for number in range(4):
+            assert await m.read_all(f"k{number}") == driver.objects[f"k{number}"][0]
