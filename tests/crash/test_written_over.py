@@ -11,6 +11,7 @@ import pytest
 from luxfuse.errors import LuxError, StoreRejected
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import ABSENT
+from luxfuse.understore.retrying import Store
 from luxfuse.vfs.moves.noted import Over
 from luxfuse.vfs.moves.objects import ObjectMoves
 from luxfuse.vfs.recovery import moves
@@ -236,3 +237,40 @@ async def test_a_file_that_was_open_for_writing(tmp_path: Path) -> None:
     killer, options = await killed_at(tmp_path, tree, act, "move-dirty.committed")
     killer.kills[0].driver.place("b", THEIRS)
     await comes_out_as(killer, options, {"b": a_file(THEIRS)}, [b"new" + OURS[3:], OURS])
+
+
+async def test_copies_are_compared_by_small_pieces_and_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read for that is outside of the memory limit, and a directory may have many large files."""
+    large = bytes(3 << 20)
+    tree: Tree = {"d": None, **{f"d/{number}": a_file(large) for number in range(8)}}
+    driver = FakeStore()
+    for path, what in tree.items():
+        driver.place(path if what else f"{path}/", large if what else b"")
+    killer, options = Killer(tmp_path / "kills", lambda s, _: s == "move-directory.copied"), Options()
+    async with mounted(tmp_path / "life", driver, options) as m:
+        await seen(m)
+        with killer.watching(m, lambda: ([], False)):
+            await renaming("d", "e")(User(m, dict(tree)))
+    reading = most = largest = 0
+    read = Store.read
+
+    async def counted(store: Store, key: str, start: int, end: int, version: str | None = None) -> object:
+        nonlocal reading, most, largest
+        reading += 1
+        most, largest = max(most, reading), max(largest, end - start)
+        try:
+            return await read(store, key, start, end, version)  # type: ignore[arg-type]
+        finally:
+            reading -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read", counted)
+        async with reborn(killer.kills[0], options) as m:
+            await until(lambda: not m.namespace.unfinished)
+    assert (most, largest) == (2, 1 << 20)
+    assert {key: what[0] for key, what in killer.kills[0].driver.objects.items()} == {
+        "e/": b"",
+        **{f"e/{number}": large for number in range(8)},
+    }

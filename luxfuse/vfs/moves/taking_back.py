@@ -18,7 +18,7 @@ from luxfuse.steps import reached
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.moves.noted import NOTHING
-from luxfuse.vfs.moves.targets import Targets, is_copy
+from luxfuse.vfs.moves.targets import Targets
 from luxfuse.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class TakingBack:
         if first is None:
             return True
         found = await self._targets.find(info.key)
-        return found is not None and await is_copy(self._store, first, found)
+        return found is not None and await self._targets.is_copy(first, found)
 
     async def _copies(self, target: str) -> list[ObjectInfo]:
         if target.endswith("/"):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from luxfuse.cache.recovered import COPY_BYTES, Recovered
+import trio
+
+from luxfuse.cache.recovered import Recovered
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, ObjectInfo
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 ROUNDS = 5
 """How often others may write to one of both keys while they are looked at; then it is tried again later."""
 
+COMPARISONS, COMPARED_BYTES = 2, 1 << 20
+"""How many pairs of objects are compared at a time, by pieces of what size: these bytes are outside of the memory limit."""
+
 
 class Targets:
     """Copies objects of one mount to their new keys."""
@@ -30,6 +35,7 @@ class Targets:
     def __init__(self, store: Store, recovered: Recovered) -> None:
         self._store = store
         self._recovered = recovered
+        self._comparing = trio.CapacityLimiter(COMPARISONS)
         self._kept: dict[str, tuple[str, str]] = {}
         """Of sources that are still there: their versions and targets, which are in the recovered directory."""
 
@@ -55,7 +61,7 @@ class Targets:
             there = await self.find(target)
             # What may be replaced can look like a copy, and is none; if it is one all the same, it is made again.
             if there is not None and not over.covers(there, mtime_of(there)):
-                if await is_copy(self._store, info, there):
+                if await self.is_copy(info, there):
                     return True, there
                 if (mtime_of(there), there.size) not in newer:
                     await self._give_way(info, target)
@@ -80,6 +86,20 @@ class Targets:
         )  # fmt: skip
         self._kept[info.key] = info.version, target
 
+    async def is_copy(self, info: ObjectInfo, other: ObjectInfo) -> bool:
+        """Whether ``other`` is a copy of an object; both with their metadata. Raises `StoreError`."""
+        if info.size != other.size or (info.metadata or {}) != (other.metadata or {}):
+            return False
+        if not info.size or info.version == other.version or mtime_of(info) is not None:
+            return True
+        async with self._comparing:
+            for start in range(0, info.size, COMPARED_BYTES):  # they say nothing of themselves
+                end = min(start + COMPARED_BYTES, info.size)
+                ours = await self._store.read(info.key, start, end, info.version)
+                if bytes(ours) != bytes(await self._store.read(other.key, start, end, other.version)):
+                    return False
+        return True
+
     def gone(self, sources: Iterable[str]) -> None:
         """They are removed: no retry comes back to them."""
         for source in sources:
@@ -90,17 +110,3 @@ def mtime_of(info: ObjectInfo) -> int | None:
     """Return the time that an object with its metadata says of itself."""
     said = parse_attributes(info.metadata)
     return None if said is None else said.mtime_ns
-
-
-async def is_copy(store: Store, info: ObjectInfo, other: ObjectInfo) -> bool:
-    """Whether ``other`` is a copy of an object; both with their metadata. Raises `StoreError`."""
-    if info.size != other.size or (info.metadata or {}) != (other.metadata or {}):
-        return False
-    if not info.size or info.version == other.version or mtime_of(info) is not None:
-        return True
-    for start in range(0, info.size, COPY_BYTES):  # they say nothing of themselves
-        end = min(start + COPY_BYTES, info.size)
-        ours = await store.read(info.key, start, end, info.version)
-        if bytes(ours) != bytes(await store.read(other.key, start, end, other.version)):
-            return False
-    return True
