@@ -162,15 +162,20 @@ def complete(
     return changes
 
 
-def purge(txn: Transaction, limit: int) -> tuple[bool, bool]:
-    """Remove up to about ``limit`` records below removed directories; returns whether there are more, and if names went."""
-    left, names = limit, False
-    for directory, _ in list(itertools.islice(txn.items(Table.REMOVED, b""), limit)):
+def removed(txn: Transaction, limit: int) -> tuple[list[bytes], bool]:
+    """Return up to ``limit`` removed directories, and whether there are names below any of them."""
+    directories = [directory for directory, _ in itertools.islice(txn.items(Table.REMOVED, b""), limit)]
+    return directories, any(next(txn.items(Table.NAMES, each, each), None) is not None for each in directories)
+
+
+def purge(txn: Transaction, directories: list[bytes], limit: int) -> bool:
+    """Remove up to about ``limit`` records below some directories that are removed; returns whether there are more."""
+    left = limit
+    for directory in directories:
         if left <= 0:
-            return True, names
+            return True
         if txn.get(Table.INODES, directory) is None:  # else a lookup gave the number back to its name meanwhile
             below = list(itertools.islice(txn.items(Table.NAMES, directory, directory), left))
-            names = names or bool(below)
             for key, value in below:
                 entry = decode_entry(value)
                 txn.delete(Table.NAMES, key)
@@ -178,11 +183,11 @@ def purge(txn: Transaction, limit: int) -> tuple[bool, bool]:
                 if entry.kind is Kind.DIRECTORY:
                     txn.put(Table.REMOVED, U64.pack(entry.inode), b"")
             if len(below) == left:
-                return True, names
+                return True
             left -= len(below) + 1
             txn.delete(Table.LISTINGS, directory)
         txn.delete(Table.REMOVED, directory)
-    return next(txn.items(Table.REMOVED, b""), None) is not None, names
+    return next(txn.items(Table.REMOVED, b""), None) is not None
 
 
 def _winners_first(found: Iterable[Found]) -> Iterator[Found]:

@@ -117,7 +117,7 @@ class ListedNames:
 
     def is_changing(self, directory: int) -> bool:
         """Whether the writer thread may change names of a directory now: then nothing of it is to be told."""
-        return directory in self._changing
+        return directory in self._changing or self.purger.running
 
     async def _change(self, directory: int, function: Callable[[Transaction], Changes]) -> Changes:
         """Let the writer thread change names of a directory, then bring what the loop knows in line with it.

@@ -64,7 +64,7 @@ class Names(ListedNames):
         """Whether the store does; else those that are known here are all that there are."""
         self._numbers = Numbers(store)
         self.listings = Listings(store, clock)
-        self.purger = Purger(store, self._purged)
+        self.purger = Purger(store, self._purging, self._forget_decoded)
         # Decoded answers of the last requests; reading LMDB costs microseconds and the interpreter lock.
         self._entries: dict[bytes, Entry | None] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
@@ -411,10 +411,8 @@ class Names(ListedNames):
         """Whether names somewhere below a directory are held."""
         return entry.kind is Kind.DIRECTORY and U64.pack(entry.inode) in self._held.directories(self._place)
 
-    def _purged(self, any_names: bool) -> None:
-        if any_names:
-            self.told.revoke_all()
-        self._forget_decoded()
+    def _purging(self) -> None:
+        self.told.revoke_all()
 
     def _forget_decoded(self) -> None:
         self._entries.clear()

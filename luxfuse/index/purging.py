@@ -28,10 +28,13 @@ PURGE_RETRY_S = 60.0
 class Purger:
     """Goes through REMOVED whenever something is noted there."""
 
-    def __init__(self, store: IndexStore, purged: Callable[[bool], None]) -> None:
-        """``purged``: called when records went, with whether names did: decoded ones may be kept, or told of."""
+    def __init__(self, store: IndexStore, purging: Callable[[], None], purged: Callable[[], None]) -> None:
+        """``purging``: called before names go, which may be told of. ``purged``: after records went, which may be kept."""
         self._store = store
+        self._purging = purging
         self._purged = purged
+        self.running = False
+        """Whether names may go at any moment: no others are to be told of."""
         self._noted = trio.Event()
         if store.committed_items(Table.REMOVED, b"", b"", 1):
             self._noted.set()
@@ -56,10 +59,18 @@ class Purger:
     async def _purge(self) -> None:
         more = True
         while more:
-            names = True
+            self.running = True
             try:
-                more, names = await self._store.run(lambda txn: bulk.purge(txn, PURGE_RECORDS))
+                more = await self._purge_some()
             finally:
-                self._purged(names)
+                self.running = False
+                self._purged()
             if more:
                 await trio.sleep(PURGE_PAUSE_S)
+
+    async def _purge_some(self) -> bool:
+        """Return whether there is more to do, as what was noted meanwhile: names below that may be told of."""
+        directories, names = await self._store.run(lambda txn: bulk.removed(txn, PURGE_RECORDS))
+        if names:
+            self._purging()
+        return await self._store.run(lambda txn: bulk.purge(txn, directories, PURGE_RECORDS))

@@ -318,7 +318,9 @@ async def test_a_change_of_a_directory_of_ours_ends_that(
         assert not m.kernel.knows(*place)
 
 
-async def test_names_below_a_directory_that_is_gone_end_with_its_records(tmp_path: Path) -> None:
+async def test_names_below_a_directory_that_is_gone_end_before_its_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with small(tmp_path) as m:
         place = await told(m)
         m.clock.advance(1)
@@ -326,7 +328,19 @@ async def test_names_below_a_directory_that_is_gone_end_with_its_records(tmp_pat
             m.driver.remove(f"d/{number:04}")
         m.names.listings.forget(ROOT_INODE)
         assert b"d" not in await m.entries("")
-        await until(lambda: not m.kernel.knows(*place))
+        run, shown = m.names._store.run, []
+
+        async def observed(function: Callable[[Transaction], object]) -> object:
+            result = await run(function)
+            if not m.names.names_in(place[0], 1):
+                shown.append(m.kernel.knows(*place))
+            return result
+
+        monkeypatch.setattr(m.names._store, "run", observed)
+        assert m.kernel.knows(*place)
+        await until(lambda: bool(shown))
+        assert shown[0] is False
+        await until(lambda: not m.names.purger.running)
 
 
 async def test_names_on_the_way_to_attach_points_are_never_answered_for(tmp_path: Path) -> None:
