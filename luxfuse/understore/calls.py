@@ -40,6 +40,12 @@ WRITES = 32
 """Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
 
 
+class _Write:
+    """A write that a thread may carry out yet when nobody waits for it any more."""
+
+    given_up = running = False
+
+
 class Calls(Submissions):
     """Runs the calls of one driver. All methods raise `luxfuse.errors.StoreError` subclasses only."""
 
@@ -74,11 +80,18 @@ class Calls(Submissions):
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
         self._rng = rng
         self._on_changed = on_changed
+        self._late: list[_Write] = []
 
     @property
     def reachable(self) -> bool:
         """Whether the store answered last, rather than timing out, refusing connections, or leaving us to wait."""
         return self.counters.state == "up" and not self.presence.doubtful
+
+    @property
+    def has_late_writes(self) -> bool:
+        """Whether a thread still makes a write that was given up: it may have its effect at any time."""
+        self._late = [write for write in self._late if write.running]
+        return bool(self._late)
 
     async def call(
         self,
@@ -108,6 +121,7 @@ class Calls(Submissions):
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
+        write = _Write() if kind in ("put", "delete") else None
         self.counters.in_flight += 1
         try:
             if throttle is not None:
@@ -121,7 +135,7 @@ class Calls(Submissions):
                     try:
                         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
                         result = await trio.to_thread.run_sync(
-                            self._timed, kind, function, what, abandon_on_cancel=True, limiter=limiter
+                            self._timed, kind, function, what, write, abandon_on_cancel=True, limiter=limiter
                         )
                     except StoreError as exc:
                         last = exc
@@ -148,6 +162,10 @@ class Calls(Submissions):
             # Only the deadline leads here, or that the store is away.
             raise self._ended(kind, what, timeout_s, began_s, last)
         finally:
+            if write is not None:
+                write.given_up = True
+                if write.running:
+                    self._late = [each for each in self._late if each.running] + [write]
             self.counters.in_flight -= 1
             self.counters.note_durations()
 
@@ -160,14 +178,20 @@ class Calls(Submissions):
         self.presence.still_waiting(began_s)
         return last or DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
 
-    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str) -> T:
-        """Run a call, in its thread."""
+    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str, write: _Write | None = None) -> T:
+        """Run a call, in its thread; a ``write`` that was given up before the thread came to it is not made."""
         began_s = time.perf_counter()
+        if write is not None:
+            write.running = True
         try:
+            if write is not None and write.given_up:
+                raise DeadlinePassed(what)
             return function(self.driver)
         except ODD_ANSWERS as exc:
             raise unforeseen(exc, what) from None
         finally:
+            if write is not None:
+                write.running = False
             self.counters.took(kind, time.perf_counter() - began_s)
 
     def note_retry(self) -> None:

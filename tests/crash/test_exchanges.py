@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,42 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
         await until(lambda: not m.journal.operations)
         assert await seen(m) == BEFORE
         await m.fs.rename(*places[0], ROOT_INODE, b"elsewhere", 0)
+
+
+class Late(FakeStore):
+    """The first request of ``kind`` that changes something has its effect when ``gate`` opens."""
+
+    kind = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gate = threading.Event()
+
+    def _request(self, kind: str) -> None:
+        super()._request(kind)
+        if kind == self.kind:
+            self.kind = ""
+            self.gate.wait(30)
+
+
+@AWAY
+@pytest.mark.parametrize("kind", ["copy", "delete"])
+@pytest.mark.expected_logs("and cannot be undone yet")
+async def test_one_of_which_a_request_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It would remove, or replace, what was brought back meanwhile."""
+    monkeypatch.setattr(taking_back, "PAUSE_S", 0.02)
+    driver = Late(objects=placed(BEFORE).objects)
+    async with mounted(tmp_path, driver, OPTIONS) as m:
+        await seen(m)
+        user, driver.kind = User(m, dict(BEFORE)), kind
+        patience_s, m.store._timeout_s = m.store.timeout_s, 0.5
+        with pytest.raises(StoreUnavailable):
+            await m.fs.rename(*(await user.place("a")), *(await user.place("b")), 2)
+        m.store._timeout_s = patience_s
+        await trio.sleep(0.2)  # several tries to undo it
+        assert m.journal.operations
+        driver.gate.set()
+        await until(lambda: not m.journal.operations)
+        assert tree_of(driver) == BEFORE
+        assert not leftovers(driver)
+        assert await seen(m) == BEFORE

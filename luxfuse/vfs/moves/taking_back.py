@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import trio
 
-from luxfuse.errors import LuxError
+from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.types import ObjectInfo
@@ -47,6 +47,8 @@ class TakingBack:
         operation = self._journal.operations.get(number)
         if operation is None:
             return
+        if self._store.has_late_writes:  # which may be a step's: it would remove or replace what comes back
+            raise StoreUnavailable("a request that was not answered in time may have its effect yet")
         for step in range(operation.step, -1, -1):
             self._journal.put_operation(number, msgspec.structs.replace(operation, step=step))
             await self._journal.commit()
