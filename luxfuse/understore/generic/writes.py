@@ -6,6 +6,7 @@ Nothing here keeps metadata or knows conditions. Directories above a file are ma
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -256,3 +257,13 @@ def rejected(text: str, number: int | None) -> StoreRejected:
     if number:
         error.errno = number
     return error
+
+
+def beside(path: str) -> str:
+    """Return a new name in the directory of a path, under which a file is written before it is renamed to the path."""
+    return f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+
+
+def listed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of a directory without files that are still being written."""
+    return [entry for entry in entries if not entry["name"].rpartition("/")[2].startswith(TEMPORARY)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import secrets
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.failures import require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import describe
-from luxfuse.understore.generic.writes import TEMPORARY, rejected
+from luxfuse.understore.generic.writes import beside, listed, rejected
 from luxfuse.understore.hdfs.tree import PIECE_BYTES, Body, Tree
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
@@ -28,8 +27,7 @@ class HdfsDriver(FsspecDriver):
     """Versions are size and modification time in milliseconds, and the file's number where the protocol tells it."""
 
     def _pages(self, prefix: str, path: str, entries: list[dict[str, Any]]) -> Iterator[ListPage]:
-        shown = [entry for entry in entries if not entry["name"].rpartition("/")[2].startswith(TEMPORARY)]
-        yield from super()._pages(prefix, path, shown)
+        yield from super()._pages(prefix, path, listed(entries))
 
     def put(
         self,
@@ -80,7 +78,7 @@ class HdfsDriver(FsspecDriver):
     def _install(self, key: str, what: str, size: int, pieces: Any) -> ObjectInfo:
         """Write a file of ``pieces()`` beside ``key`` and rename it over the present one."""
         path = self._target(key, what)
-        temporary = f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+        temporary = beside(path)
 
         def install(tree: Tree) -> ObjectInfo:
             old = _found(tree, path)

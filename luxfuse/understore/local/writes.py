@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import threading
 import time
@@ -21,7 +20,7 @@ from luxfuse.errors import BucketMissing, NotFound, StoreError
 from luxfuse.types import ABSENT, Buffer, ObjectInfo
 from luxfuse.understore.base import Abilities
 from luxfuse.understore.failures import require_version
-from luxfuse.understore.generic.writes import TEMPORARY, FsspecWrites, rejected
+from luxfuse.understore.generic.writes import TEMPORARY, FsspecWrites, beside, rejected
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
 
@@ -121,7 +120,7 @@ class LocalWrites(FsspecWrites):
 
     def _replace(self, key: str, what: str, fill: Callable[[int], None], expect: str | None) -> ObjectInfo:
         path = self._target(key, what)
-        temporary = f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+        temporary = beside(path)
         try:
             fd = self._open_new(temporary, what)
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import secrets
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import version_of
-from luxfuse.understore.generic.writes import TEMPORARY, rejected
+from luxfuse.understore.generic.writes import beside, listed, rejected
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.reach import READ_TIMEOUT_S
 
@@ -39,8 +38,7 @@ class SftpDriver(FsspecDriver):
         channel.get_transport().sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _pages(self, prefix: str, path: str, entries: list[dict[str, Any]]) -> Iterator[ListPage]:
-        shown = [entry for entry in entries if not entry["name"].rpartition("/")[2].startswith(TEMPORARY)]
-        yield from super()._pages(prefix, path, shown)
+        yield from super()._pages(prefix, path, listed(entries))
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         what = f"GET {key!r} [{start}, {end})"
@@ -105,7 +103,7 @@ class SftpDriver(FsspecDriver):
     def _install(self, key: str, what: str, fill: Callable[[Any, Any], int]) -> ObjectInfo:
         """Write a file beside ``key`` with ``fill(file system, file)`` and rename it over the present one."""
         path = self._target(key, what)
-        temporary = f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+        temporary = beside(path)
 
         def install(filesystem: Any) -> ObjectInfo:
             ftp = filesystem.ftp
