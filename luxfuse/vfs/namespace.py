@@ -160,12 +160,13 @@ class Namespace:
         """Return the entry of a name, None if the store has to be asked. Raises `NoSuchName` if there is none."""
         if self.unfinished.covers(parent, name):
             return None
-        entry = self.peek(parent, name)
-        if entry is not None:
-            return entry if self.belief.is_fresh(entry) or self._names.is_held(parent, name) else None
-        if self._names.is_held(parent, name) or self.missing.knows(parent, name):
-            raise NoSuchName(f"{name!r} does not exist")
-        return None
+        entry, held = self.peek(parent, name), self._names.is_held(parent, name)
+        if entry is None and (held or self.missing.knows(parent, name)):
+            # The writer thread may have recorded a listing in between: it is the one that tells, and has the name then.
+            entry = self.peek(parent, name)
+            if entry is None:
+                raise NoSuchName(f"{name!r} does not exist")
+        return entry if entry is not None and (held or self.belief.is_fresh(entry)) else None
 
     async def current(self, inode: int) -> Entry:
         """Return the entry of an inode, asked for again if not fresh. Raises `Stale` if it was replaced or is gone."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import trio
 
 from luxfuse.core.notices import Change, ChangeKind
-from luxfuse.index.entries import Changes
+from luxfuse.index.entries import Changes, Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.transactions import Transaction
 from luxfuse.vfs import answers
@@ -142,6 +144,38 @@ async def test_it_ends_before_a_listing_shows_the_name(tmp_path: Path, monkeypat
         await missed(m, directory, b"another")
         assert m.kernel.misses(directory, b"yet-another")
         assert not m.kernel.misses(directory, b"new")
+
+
+async def test_a_listing_is_recorded_while_a_name_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer thread commits the name and that all is known between two looks of the loop, which waits for nothing."""
+    async with mounted(tmp_path, store()) as m:
+        directory, committing = await known(m), threading.Event()
+        serial = m.names.listings.serial(directory)
+        commit, may_commit = m.names._store._commit, threading.Event()
+
+        def held(*arguments: object) -> object:
+            if m.names.is_changing(directory):
+                committing.set()
+                assert may_commit.wait(60)
+            return commit(*arguments)  # type: ignore[arg-type]
+
+        def look(parent: int, name: bytes) -> Entry | None:
+            entry = m.names.get(parent, name)
+            may_commit.set()
+            while m.names.listings.serial(directory) == serial:
+                m.names.listings.forget_decoded()
+                time.sleep(0.001)
+            return entry
+
+        monkeypatch.setattr(m.names._store, "_commit", held)
+        m.driver.place("d/new", b"by somebody else")
+        m.clock.advance(1000)
+        m.namespace.relisting.list_ahead(directory)
+        await until(committing.is_set, timeout_s=60)
+        monkeypatch.setattr(m.namespace, "peek", look)
+        assert m.namespace.known(directory, b"new") == m.names.get(directory, b"new")
+        monkeypatch.undo()
+        await until(lambda: not m.names.is_changing(directory), timeout_s=60)
 
 
 async def forget_the_listing(m: Mount, directory: int) -> None:
