@@ -228,7 +228,7 @@ def _free_mounts(before: set[str]) -> list[str]:
 
 
 def _end_daemons(before: set[int]) -> list[str]:
-    give_up_at = time.monotonic() + 3
+    give_up_at = time.monotonic() + 60
     while (running := _daemons() - before) and time.monotonic() < give_up_at:
         time.sleep(0.05)
     for pid in running:

@@ -10,8 +10,8 @@ import pytest
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.ports import free_port
 from tests.support.servers_files import Server, make_fake_gcs, serving
-from tests.support.servers_store import free_port
 
 OPTIONS = {"token": "anon"}
 
@@ -32,7 +32,7 @@ class Bucket:
         self._ask("POST", "storage/v1/b?project=p", json={"name": self.name})
 
     def _ask(self, method: str, path: str, **body: object) -> None:
-        self._session.request(method, f"{self._url}/{path}", timeout=10, **body).raise_for_status()  # type: ignore[arg-type]
+        self._session.request(method, f"{self._url}/{path}", timeout=120, **body).raise_for_status()  # type: ignore[arg-type]
 
     def put(self, key: str, data: bytes) -> None:
         parameters = {"uploadType": "media", "name": key}

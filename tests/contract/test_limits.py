@@ -164,7 +164,7 @@ def test_others_see_the_old_content_or_the_new(named: str, target: Target, store
             store.put("x", content, {})
     finally:
         done.set()
-        thread.join(30)
+        thread.join(120)
     other.close()
     if "one step" not in denied:
         assert failed == []

@@ -15,6 +15,7 @@ from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, St
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ListsFromKeys, UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.ports import free_port
 from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import (  # noqa: F401
     AZURITE_ACCOUNT,
@@ -22,7 +23,6 @@ from tests.support.servers_store import (  # noqa: F401
     MOTO_PAGE,
     azurite_url,
     ceph_rgw,
-    free_port,
     hadoop,
     moto_url,
     nginx_files,

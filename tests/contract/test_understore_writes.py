@@ -26,11 +26,11 @@ from luxfuse.types import ABSENT
 from luxfuse.understore.base import MOST_DELETES, UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.generic.writes import FsspecWrites
+from tests.support.ports import free_port
 from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import (  # noqa: F401
     azurite_url,
     ceph_rgw,
-    free_port,
     hadoop,
     moto_url,
     nginx_files,

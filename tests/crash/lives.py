@@ -339,7 +339,7 @@ async def idle(m: Mount) -> None:
         dirty = [d.key for d in m.dirty if d.kind is not Kind.SPECIAL]
         return [*dirty, *files, *m.journal.deletes.items(), *m.journal.operations.items(), *m.journal.uploads.open]
 
-    with trio.move_on_after(30) as patience:
+    with trio.move_on_after(120) as patience:
         while left():
             await trio.sleep(0.005)
     assert not patience.cancelled_caught, f"left over: {left()}"

@@ -121,7 +121,7 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
         places = [await user.place(path) for path in (first, second)]
         entries = [await m.fs.lookup(*place) for place in places]
         patience_s, m.store._timeout_s = m.store.timeout_s, 0.5  # a request that takes longer than that fails as well
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"ab"))[0])
             await m.fs.unlink(ROOT_INODE, b"ab")  # it only begins with the same letter
             for place, entry in zip(places, entries, strict=True):
@@ -150,7 +150,7 @@ class Late(FakeStore):
         super()._request(kind)
         if kind == self.kind:
             self.kind = ""
-            self.gate.wait(30)
+            self.gate.wait(120)
 
 
 @AWAY

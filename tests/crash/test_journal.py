@@ -162,7 +162,7 @@ def run_and_kill(path: Path, seed: int, delay_s: float) -> list[int]:
         process.kill()
         rest = process.stdout.read()
         errors = process.stderr.read().decode()
-        assert process.wait(20) == -signal.SIGKILL, errors
+        assert process.wait(120) == -signal.SIGKILL, errors
     return [int(line) for line in (first + rest).splitlines()]
 
 

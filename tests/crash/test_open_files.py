@@ -561,12 +561,12 @@ class Slow:
             if not key.startswith(prefix):
                 return real(key)
             self.waiting += 1
-            assert self.ask.wait(10)
+            assert self.ask.wait(120)
             try:
                 found = real(key)
                 return iter(list(found)) if kind == "list_directory" else found
             finally:
-                assert self.answer.wait(10)
+                assert self.answer.wait(120)
 
         setattr(driver, kind, request)
 

@@ -248,7 +248,7 @@ async def test_killed_at_a_step_and_again_at_it(tmp_path: Path, step: str) -> No
     for _ in range(2):
         done = await trio.to_thread.run_sync(
             lambda: subprocess.run(
-                [sys.executable, "-c", code, str(tmp_path), step], cwd=root, check=False, timeout=60, capture_output=True
+                [sys.executable, "-c", code, str(tmp_path), step], cwd=root, check=False, timeout=120, capture_output=True
             )
         )
         assert done.returncode in (9, 0), done.stderr.decode()

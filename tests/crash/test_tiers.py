@@ -141,7 +141,7 @@ async def test_killed_again_while_recovering_from_a_kill(tmp_path: Path) -> None
                 assert await m.mover.move(acquire(m, PARTIAL).oid, target)
         kill = killer.kills[-2]
         assert kill.step.startswith("relocate.recorded")
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         await check(kill, sweep_first=True)
 
 

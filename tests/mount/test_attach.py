@@ -175,7 +175,7 @@ def test_one_that_cannot_be_attached_again_keeps_its_place_and_is_tried_again(mo
     assert volumes(mount)["d/m"]["state"] == "unreachable"
     assert "create the bucket" in str(volumes(mount)["d/m"]["error"])
     away.rename(s3.root / other)
-    wait_for("attached again", lambda: volumes(mount)["d/m"]["state"] == "serving", timeout_s=25)
+    wait_for("attached again", lambda: volumes(mount)["d/m"]["state"] == "serving")
     assert mount.read("d/m/x") == digest(content("x", 30_000))
     assert mount.status()["state"] == "serving"
 

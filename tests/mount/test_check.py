@@ -136,7 +136,7 @@ def test_one_at_a_time_and_it_ends_with_who_asked(mount: Mount, s3: FastS3, buck
     try:
         mount.cli("load", "--background", mount.path / "new", check=True)
         wait_for("a request", lambda: mount.status()["cache"]["in_flight_bytes"])
-        steps = ControlClient(mount.directory() / "control.sock", deadline_s=10).check(repair=True)
+        steps = ControlClient(mount.directory() / "control.sock", deadline_s=120).check(repair=True)
         assert next(steps)["total_files"] == 321  # it lets the request go first, half a second at a time
         second = mount.cli("check", mount.path)
         assert (second.returncode, second.stdout) == (1, "")

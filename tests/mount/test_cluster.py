@@ -52,19 +52,20 @@ def hedges(members: list[Mount]) -> int:
 
 
 def test_what_is_closed_on_one_node_is_what_another_opens(mounting: Mounts, s3, bucket: str, key: Path) -> None:
-    a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint)
+    forever = {"metadata_ttl": "1h", "negative_ttl": "1h"}
+    a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint, options=forever)
     b.do("list", str(b.path))
     assert b.error("file", f"{b.path}/file") == "ENOENT"
     for version in range(5):
         data = content(version, 1000 + version)
         write(a, "file", data)
-        wait_for("the other node sees it", lambda d=data: seen(b, "file") == digest(d), timeout_s=1, pause_s=0.01)
+        wait_for("the other node sees it", lambda d=data: seen(b, "file") == digest(d), pause_s=0.01)
     assert "file" in b.do("list", str(b.path))
     a.do("os.rename", f"{a.path}/file", f"{a.path}/other")
-    wait_for("the new name", lambda: seen(b, "other") == digest(content(4, 1004)), timeout_s=1, pause_s=0.01)
-    wait_for("the old name goes", lambda: seen(b, "file") is None, timeout_s=1, pause_s=0.01)
+    wait_for("the new name", lambda: seen(b, "other") == digest(content(4, 1004)), pause_s=0.01)
+    wait_for("the old name goes", lambda: seen(b, "file") is None, pause_s=0.01)
     a.do("os.unlink", f"{a.path}/other")
-    wait_for("it goes", lambda: "other" not in b.do("list", str(b.path)), timeout_s=1, pause_s=0.01)
+    wait_for("it goes", lambda: "other" not in b.do("list", str(b.path)), pause_s=0.01)
 
 
 def seen(mount: Mount, name: str) -> Any:
@@ -94,7 +95,7 @@ def test_the_loss_of_a_node_is_only_a_slower_read(
     b.kill()
     for each in names:
         assert a.read(each) == digest(data[each])
-    wait_for("the others know", lambda: nodes(a).get(name(b)) == nodes(c).get(name(b)) == "dead", timeout_s=40)
+    wait_for("the others know", lambda: nodes(a).get(name(b)) == nodes(c).get(name(b)) == "dead")
     for each in names:
         assert c.read(each) == digest(data[each])
     b.unmount("--force")
@@ -127,7 +128,7 @@ def test_a_node_that_is_unmounted_says_good_bye_and_one_with_another_key_is_nobo
     assert address(a) in table
     assert address(b) in table
     assert b.unmount().returncode == 0
-    wait_for("it left", lambda: nodes(a).get(name(b)) == "left", timeout_s=5)
+    wait_for("it left", lambda: nodes(a).get(name(b)) == "left")
     assert a.read("file") == digest(data)
 
 
@@ -193,7 +194,7 @@ def test_a_node_that_is_killed_comes_back_as_the_same_member(
     asked = len(proxy.requests)
     proxy.clear()
     wait_for("it is in the store", (s3.root / bucket / "written").exists)
-    wait_for("it is given back", lambda: b.status()["cluster"]["replicas_held_bytes"] == 0, timeout_s=60)
+    wait_for("it is given back", lambda: b.status()["cluster"]["replicas_held_bytes"] == 0)
     assert (s3.root / bucket / "written").read_bytes() == text
     puts = [request.path for request in proxy.requests[asked:] if request.method == "PUT"]
     assert [path.rpartition("/")[2] for path in puts] == ["written"]
@@ -201,7 +202,6 @@ def test_a_node_that_is_killed_comes_back_as_the_same_member(
 
 
 @pytest.mark.slow  # another node waits for a minute before it takes over
-@pytest.mark.timeout(400)
 def test_a_write_outlives_its_writer_and_is_uploaded_once(
     mounting: Mounts, proxy: FaultProxy, s3, bucket: str, key: Path
 ) -> None:
@@ -240,7 +240,6 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
 
 
 @pytest.mark.slow  # nodes wait for half a minute after one has come
-@pytest.mark.timeout(300)
 def test_what_one_node_holds_is_replicated_by_a_rule(
     mounting: Mounts, proxy: FaultProxy, bucket: str, fill, key: Path
 ) -> None:

@@ -55,7 +55,7 @@ class Cluster:
             reader.send("file_order", str(mount.path), names[start:] + names[:start])
         for number, (reader, _) in enumerate(readers):
             start = number * len(names) // len(readers)
-            assert reader.take(timeout_s=60) == [digest(self.data[each]) for each in names[start:] + names[:start]]
+            assert reader.take() == [digest(self.data[each]) for each in names[start:] + names[:start]]
 
     def states(self, seen_by: list[Mount], of: list[Mount]) -> set[str]:
         """Return what some nodes believe of others."""
@@ -119,15 +119,13 @@ def test_both_sides_of_a_partition_read_on_and_it_heals(cluster: Cluster) -> Non
     for host in cluster.hosts[2:]:
         host.cut_off_from(cluster.hosts[:2])
     cluster.read_together(cluster.add("parted", 20, 300_000))
-    wait_for(
-        "both sides know", lambda: cluster.states(ours, theirs) | cluster.states(theirs, ours) == {"dead"}, timeout_s=40
-    )
+    wait_for("both sides know", lambda: cluster.states(ours, theirs) | cluster.states(theirs, ours) == {"dead"})
     cluster.read_together(cluster.add("alone", 20, 300_000))
     write(ours[0], "between", b"1")
     wait_for("it shows after metadata-ttl", lambda: seen(theirs[0], "between") == digest(b"1"), timeout_s=TTL_S + 5)
     for host in cluster.hosts:
         host.rules()
-    see_each_other(cluster.members, timeout_s=45)
+    see_each_other(cluster.members)
     for n in range(3):
         write(ours[0], "between", b"healed%d" % n)
         wait_for("at once", lambda n=n: seen(theirs[0], "between") == digest(b"healed%d" % n), timeout_s=1, pause_s=0.02)
@@ -144,10 +142,10 @@ def test_nodes_die_and_are_mounted_again_while_others_read(cluster: Cluster) -> 
     d.kill()
     e.remount()
     for reader in readers:
-        assert reader.take(timeout_s=60) == [digest(cluster.data[each]) for each in names]
+        assert reader.take() == [digest(cluster.data[each]) for each in names]
     assert d.unmount("--force").returncode == 0
     d.mount()
-    see_each_other(cluster.members, timeout_s=45)
+    see_each_other(cluster.members)
     cluster.read_together(names)
 
 

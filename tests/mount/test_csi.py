@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -60,7 +61,7 @@ def volume(s3: FastS3, bucket: str, fill: Callable[..., None]) -> dict[str, Any]
 
 def run(command: str) -> str:
     """Do something on a mount, in a process of its own."""
-    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=120, check=False)
     return done.stdout + done.stderr
 
 
@@ -77,7 +78,7 @@ def test_identity_and_what_is_offered(node: Node) -> None:
         assert node.refused(name)[0] == "UNIMPLEMENTED"
     assert oct(node.endpoint.stat().st_mode & 0o777) == "0o700"
     second = subprocess.run(
-        [*node.driver.args], capture_output=True, text=True, timeout=30, env=node.environment, check=False
+        [*node.driver.args], capture_output=True, text=True, timeout=120, env=node.environment, check=False
     )
     assert (second.returncode, second.stderr.count("\n")) == (1, 1)
     assert "another driver is running with this directory" in second.stderr
@@ -149,7 +150,10 @@ def test_one_mount_for_a_volume(node: Node, s3: FastS3, volume: dict[str, Any], 
     # What daemon and commands are called with, and what lies on the disk, has no secrets.
     mounted = (node.pods, node.directory / "mnt")
     ours = [path for path in node.base.rglob("*") if path.is_file() and not any(map(path.is_relative_to, mounted))]
-    on_disk = b"".join(path.read_bytes() for path in ours)
+    on_disk = b""
+    for path in ours:
+        with contextlib.suppress(FileNotFoundError):  # a staging file that is in the store now
+            on_disk += path.read_bytes()
     command_lines = b"".join(
         Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (daemon, node.mounter.pid, node.driver.pid)
     )
@@ -204,7 +208,7 @@ def test_the_driver_is_killed_at_any_step(node: Node, volume: dict[str, Any]) ->
     assert len(node.mounted()) == 1
     os.rmdir(node.pods / "killed")
     node.start_driver()
-    wait_for("nothing is mounted", lambda: node.mounted() == [] and list(node.memory.iterdir()) == [], timeout_s=60)
+    wait_for("nothing is mounted", lambda: node.mounted() == [] and list(node.memory.iterdir()) == [])
 
 
 @pytest.mark.remounts
@@ -271,7 +275,7 @@ def test_many_calls_at_once(node: Node, volume: dict[str, Any]) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
         assert problems == []
 
     targets = [node.target(f"many-{number // 2}") for number in range(8)]

@@ -181,7 +181,7 @@ def test_what_becomes_private_elsewhere_does_here(two_nodes: tuple[Mount, Mount]
         second.run(["ls", "-lR", f"{second.path}"], check=True)
         return not (stranger.reads("d/a") or stranger.reads("d/b") or stranger.reads("open/f"))
 
-    wait_for("the stranger is shut out", shut_out, timeout_s=10)
+    wait_for("the stranger is shut out", shut_out)
     assert second.do("file", f"{second.path}/d/a")[0] == 7
 
 

@@ -44,7 +44,7 @@ def test_the_same_content_by_one_request_a_file(
     if how == "load":
         mount.cli("load", mount.path)
         assert mount.gets() == len(FILES)
-    assert mount.run(["cat", *(os.path.join(mount.path, key) for key in FILES)], timeout_s=30).returncode == 0
+    assert mount.run(["cat", *(os.path.join(mount.path, key) for key in FILES)]).returncode == 0
     assert mount.gets() == len(FILES)
     assert clients(proxy) == {client}
     proxy.outage(True)
@@ -57,13 +57,13 @@ def test_looking_reading_and_writing_do_without_botocore(
 ) -> None:
     fill({"d/f": b"content", "d/e/g": b""})
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options=options)
-    done = mount.run(["ls", "-lR", mount.path], timeout_s=30)
+    done = mount.run(["ls", "-lR", mount.path])
     assert re.findall(r"^[-d]r.* (\S+)$", done.stdout, re.MULTILINE) == ["d", "e", "f", "g"]
     assert Path(mount.path, "d/f").read_bytes() == b"content"
     work = (
         "mkdir n && head -c 40M /dev/zero >n/big && chmod 600 n/big && mv n/big n/b && rm n/b && rmdir n && echo new >d/f"
     )
-    assert mount.run(["sh", "-ec", f"cd {mount.path} && {work}"], timeout_s=60).returncode == 0
+    assert mount.run(["sh", "-ec", f"cd {mount.path} && {work}"]).returncode == 0
     mount.await_answers()
     assert any("partNumber" in request.query for request in proxy.requests)
     agents = {(request.agent or "").partition("/")[0] for request in proxy.requests}
@@ -91,7 +91,7 @@ def large() -> bytes:
 
 
 def digest_of(mount: Mount) -> str:
-    done = mount.run(["sha256sum", f"{mount.path}/big"], timeout_s=60)
+    done = mount.run(["sha256sum", f"{mount.path}/big"])
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[0]
 
@@ -116,7 +116,7 @@ def test_a_large_file_comes_in_parts(
 def test_busy_answers_and_cut_bodies_of_parts(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
     fill({"big": large()})
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
-    assert mount.run(["ls", mount.path], timeout_s=30).returncode == 0
+    assert mount.run(["ls", mount.path]).returncode == 0
     proxy.only(lambda request: request.method == "GET" and "list-type" not in request.query)
     proxy.set(error_probability=0.2, reset_probability=0.1, truncate_probability=0.1)
     assert digest_of(mount) == hashlib.sha256(large()).hexdigest()

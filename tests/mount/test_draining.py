@@ -183,7 +183,7 @@ class TestUnmounting:
         with starting(mount, "unmount", mount.path) as command:
             wait_for("it drains", lambda: mount.status()["state"] == "draining")
             command.send_signal(signal.SIGINT)
-            _, err = command.communicate(timeout=30)
+            _, err = command.communicate(timeout=120)
         assert command.returncode == 1
         assert err == f"luxfuse: interrupted: {mount.path} stays mounted, and goes on as before\n"
         wait_for("it does not drain any more", lambda: mount.status()["state"] == "degraded")
@@ -222,10 +222,10 @@ class TestUnmounting:
             with starting(mount, "unmount", mount.path, stdin=theirs, stderr=theirs, stdout=theirs) as command:
                 os.close(theirs)
                 shown = b""
-                while b"files (" not in shown and select.select([ours], [], [], 20)[0]:
+                while b"files (" not in shown and select.select([ours], [], [], 120)[0]:
                     shown += os.read(ours, 65536)
                 proxy.clear()
-                while select.select([ours], [], [], 20)[0]:
+                while select.select([ours], [], [], 120)[0]:
                     try:
                         shown += os.read(ours, 65536)
                     except OSError:

@@ -35,7 +35,6 @@ def test_every_example_is_run() -> None:
     assert there == set(RUNS)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_on_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, name: str, tmp_path: Path) -> None:
     packages, expected = RUNS[name]

@@ -54,7 +54,7 @@ def test_a_changed_object_shows_as_a_new_file(make, s3: FastS3, bucket: str, fil
     version = mount.do("getxattr", path, "user.luxfuse.version")
     fill({"file": new})
     changed_at = time.monotonic()
-    wait_for("the new content", lambda: mount.read("file") == digest(new), timeout_s=10)
+    wait_for("the new content", lambda: mount.read("file") == digest(new))
     assert time.monotonic() - changed_at < TTL_S + 2
     after = mount.do("stat", path)
     assert after["ino"] != before["ino"]

@@ -39,7 +39,7 @@ def test_more_new_files_than_descriptors(
     resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     assert mount.do("list", str(mount.path)) == []
     proxy.outage(True)
-    done = mount.run([sys.executable, "-c", CREATE, str(mount.path)], timeout_s=60)
+    done = mount.run([sys.executable, "-c", CREATE, str(mount.path)])
     assert done.returncode == 0, done.stderr
     assert len(os.listdir(f"/proc/{mount.pid}/fd")) < DESCRIPTORS
     wait_for("all are kept", lambda: mount.status()["dirty"]["files"] >= FILES)

@@ -246,7 +246,7 @@ class TestUnmounting:
         assert done.returncode == 0, done.stderr
         assert not mount.mounted
         if how == "--force":
-            wait_for("the daemon has ended", lambda: not is_running(pid), timeout_s=5)
+            wait_for("the daemon has ended", lambda: not is_running(pid))
             for reader in readers:
                 with pytest.raises(OSError, match=r"."):
                     reader.take(5)
@@ -276,7 +276,7 @@ class TestUnmounting:
                 assert mount.read("file") == digest(WHOLE)
                 mount.close_readers()
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=20)
+                out, err = process.communicate(timeout=120)
             finally:
                 process.kill()
         assert process.returncode == 0, err

@@ -40,7 +40,7 @@ def test_an_upload_that_fails_for_good(mounting: Mounts, server: OddS3) -> None:
     )  # fmt: skip
     server.on["complete"] = lambda _seen: error(400, "TooOdd", "Not today")
     mount.run(["dd", "if=/dev/zero", f"of={mount.path}/large", "bs=1M", "count=40", "status=none"], check=True)
-    wait_for("it is tried again", lambda: server.count("complete") >= 2, timeout_s=30)
+    wait_for("it is tried again", lambda: server.count("complete") >= 2)
     assert server.count("part") == 5
     said = mount.cli("persist", mount.path)
     assert said.returncode == 1

@@ -86,7 +86,7 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
     (s3.root / "live").mkdir()
     for number in range(20):
         put(s3, "live", f"f{number}", DATA)
-    client = ControlClient(mount.directory() / "control.sock", deadline_s=30)
+    client = ControlClient(mount.directory() / "control.sock", deadline_s=120)
     client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
     proxy.set(hold=True)
     waiting = [mount.reader() for _ in range(10)]

@@ -85,7 +85,7 @@ def test_stress_ng_finds_nothing_wrong(staging: Staging, mode: str, group: str) 
     stage.run(
         ["stress-ng", "--temp-path", stage.path, "--verify", "--timeout", "2", "--oomable", "--mmap-file", *stressors,
          *limits],
-        where=Path("/"), timeout_s=60,
+        where=Path("/"),
     )  # fmt: skip
     assert stage.tree() == {}
     stage.compare_again()
@@ -97,7 +97,7 @@ def test_stress_ng_finds_nothing_wrong(staging: Staging, mode: str, group: str) 
 @needs("dbench")
 def test_dbench_completes(staging: Staging) -> None:
     stage = staging("async-through")
-    out = stage.run(["dbench", "-D", stage.path, "-t", "2", "--skip-cleanup", "3"], where=stage.scratch, timeout_s=60)
+    out = stage.run(["dbench", "-D", stage.path, "-t", "2", "--skip-cleanup", "3"], where=stage.scratch)
     assert "Throughput" in out
     # Its processes start without a barrier where the machine has no semaphore left.
     assert "fail" not in out.lower().replace("failed 0", "").replace("failed to create barrier semaphore", "")
@@ -112,7 +112,7 @@ import hashlib, os, sqlite3, subprocess, sys
 verb, path, journal, *rest = sys.argv[1:]
 
 def connect():
-    db = sqlite3.connect(path, timeout=60, isolation_level=None)
+    db = sqlite3.connect(path, timeout=120, isolation_level=None)
     assert db.execute(f"pragma journal_mode={journal}").fetchone()[0] == journal
     db.execute("pragma synchronous=full")
     return db

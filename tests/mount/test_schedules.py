@@ -108,7 +108,7 @@ def program(mount: Mount) -> Iterator[Program]:
     yield start_one
     for process in started:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
 
 
 def start(mount: Mount, text: str) -> subprocess.Popen[str]:
@@ -120,7 +120,7 @@ def start(mount: Mount, text: str) -> subprocess.Popen[str]:
 
 
 def lines_of(process: subprocess.Popen[str], count: int) -> list[dict[str, list[object]]]:
-    out, err = process.communicate("\n" * count, timeout=60)
+    out, err = process.communicate("\n" * count, timeout=120)
     assert (process.returncode, err) == (0, ""), err
     return [json.loads(line) for line in out.splitlines()]
 
@@ -168,7 +168,7 @@ def test_nothing_is_fetched_for_a_program_that_has_left(mount: Mount, program: P
             assert process.stdout.readline() == "closed\n"
         else:
             process.kill()
-            process.wait(10)
+            process.wait(120)
             os.kill(child, signal.SIGKILL)  # as DataLoader's workers end when they miss their parent
         wait_for("the end of the schedule", lambda: mount.status()["cache"]["schedules"] == 0)
     finally:
@@ -199,10 +199,10 @@ print(json.dumps(dict(seen)), flush=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "half\n"
         mount.remount()
-        out, err = process.communicate("\n", timeout=60)
+        out, err = process.communicate("\n", timeout=120)
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert err.count("files are not fetched ahead") == 1
     assert json.loads(out) == {name: digest(data) for name, data in files().items()}

@@ -17,7 +17,6 @@ from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
-RECOVERY_S = 20.0
 GIVEN_BACK_S = 0.25
 
 
@@ -223,7 +222,7 @@ class TestDisk:
         assert mount.error("file", f"{mount.path}/new") == "ENOENT"
 
     def check_recovered(self, mount: Mount) -> None:
-        wait_for("recovery", lambda: mount.status()["state"] == "serving", timeout_s=RECOVERY_S)
+        wait_for("recovery", lambda: mount.status()["state"] == "serving")
         self.check_all(mount)
         mount.read("file5")
         gets = mount.gets()

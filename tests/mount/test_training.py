@@ -65,10 +65,10 @@ def test_second_epoch_comes_from_the_cache(mounting: Mounts, proxy: FaultProxy, 
         # The content comes from the cache. What only a listing told of the files' modes is asked for once.
         assert [r for r in proxy.requests if r.method != "HEAD"] == []
         assert len(proxy.requests) <= FILES
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=120)
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
     assert first == expected
     assert second == expected
     status = mount.status()

@@ -51,7 +51,7 @@ for number in range(10_000_000):
 
 
 def upgrade(mount: Mount, python: str) -> subprocess.CompletedProcess[str]:
-    return mount.run([python, "-P", "-m", "luxfuse.cli.main", "upgrade", mount.path], timeout_s=100)
+    return mount.run([python, "-P", "-m", "luxfuse.cli.main", "upgrade", mount.path])
 
 
 def test_programs_notice_nothing(mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_programs_notice_nothing(mounting: Mounts, proxy: FaultProxy, s3: FastS3
     done = upgrade(kept, other_version(tmp_path, "9.8.7", {}))
     assert done.returncode == 0, done.stderr
     assert f"luxfuse 9.8.7 serves (pid {kept.pid}), where luxfuse {__version__} did" in done.stderr
-    out, _ = busy.communicate("\n", timeout=60)
+    out, _ = busy.communicate("\n", timeout=120)
     assert busy.returncode == 0
     open_files.step()
     open_files.end()

@@ -315,7 +315,7 @@ def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
     assert stored(s3, bucket, "file") is None
     assert mount.read("file") == digest(content("kept", size))
     proxy.clear()
-    wait_for("it goes up", lambda: stored(s3, bucket, "file") == content("kept", size), timeout_s=25)
+    wait_for("it goes up", lambda: stored(s3, bucket, "file") == content("kept", size))
     wait_for("nothing is dirty", lambda: mount.status()["dirty"]["files"] == 0)
     assert mount.status()["state"] == "serving"
 
@@ -421,7 +421,7 @@ def test_memory_is_bounded_while_eight_large_files_go_up(
         largest = max(largest, status["memory_bytes"])
         return bool(status["dirty"]["files"] == 0)
 
-    wait_for("all go up", done, timeout_s=60, pause_s=0.02)
+    wait_for("all go up", done, pause_s=0.02)
     assert largest <= limit + BASE_BYTES
     for number in range(count):
         path = s3.root / bucket / f"file{number}"
@@ -456,7 +456,7 @@ def test_a_cache_full_of_dirty_data(mounting: Mounts, s3: FastS3, bucket: str, p
     proxy.clear()
     for number in written:
         expected = content(number, 4 * MIB)
-        wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected, timeout_s=30)  # noqa: B023
+        wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected)  # noqa: B023
     assert writer.put("after", ["after", 4 * MIB]) is None
     assert mount.status()["tiers"][0]["used_bytes"] <= 24 * MIB
 
@@ -522,7 +522,7 @@ def test_a_writer_that_waits_for_room_goes_on_when_there_is_some(
     threading.Timer(3, proxy.clear).start()
     writer = scribe(mount)
     for number in range(8):
-        assert writer.put(f"file{number}", [str(number), 4 * MIB], timeout_s=60) is None
+        assert writer.put(f"file{number}", [str(number), 4 * MIB]) is None
     for number in range(8):
         expected = content(number, 4 * MIB)
-        wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected, timeout_s=30)  # noqa: B023
+        wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected)  # noqa: B023

@@ -25,7 +25,7 @@ SIZE = 50_000
 
 def get(url: str, **headers: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=120) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read()
@@ -77,7 +77,7 @@ def in_a_browser(url: str, mount: Mount, tmp_path: Path) -> None:
         chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
         "--enable-logging=stderr", "--virtual-time-budget=4000", "--window-size=390,2400", "--dump-dom", url,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert f"<title>{mount.path} · luxfuse</title>" in done.stdout
     assert re.search(r'<span id="state" class="state serving">serving</span>', done.stdout)
     assert str(mount.cache) in done.stdout

@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     """One of two commits, with programs among its files."""
     path = tmp_path / "repository"
     path.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=path, env=os.environ | GIT, check=True, timeout=60)
+    subprocess.run(["git", "init", "-q"], cwd=path, env=os.environ | GIT, check=True, timeout=120)
     commit(path, 1)
     for number, file in enumerate(sorted((path / "src").rglob("*.txt"))):
         file.chmod(MODES[number % 3 == 0])
@@ -54,7 +54,7 @@ def test_a_tree_that_was_cloned_on_another_node(mounting: Mounts, s3: FastS3, bu
 def test_a_tree_that_s3fs_has_written(mounting: Mounts, s3: FastS3, bucket: str, repository: Path, describe) -> None:
     """Symlinks apart, which s3fs keeps in a way of its own."""
     (repository / "link").unlink()
-    subprocess.run(["git", "commit", "-qam", "No link"], cwd=repository, env=os.environ | GIT, check=True, timeout=60)
+    subprocess.run(["git", "commit", "-qam", "No link"], cwd=repository, env=os.environ | GIT, check=True, timeout=120)
     for path in sorted(repository.rglob("*")):
         mode = path.stat().st_mode & 0o7777
         key = f"tree/{quote(str(path.relative_to(repository)))}"

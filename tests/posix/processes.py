@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 OTHER_UID = OTHER_GID = 65534  # user nobody: never the owner of a file unless a test says so
 PLAIN_UID = PLAIN_GID = 12345  # a user who owns what a test gives to him
 EXTRA_GID = 12346  # a group that a test may add

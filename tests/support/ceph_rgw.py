@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from tests.support.ports import free_port
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")
 INSTALL = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
@@ -151,10 +152,7 @@ class CephRgw:
         return str(self.base / "ceph.conf")
 
     def _configure(self) -> None:
-        with socket.socket() as one, socket.socket() as other:
-            for probe in (one, other):
-                probe.bind(("127.0.0.1", 0))
-            monitor_port, self.port = one.getsockname()[1], other.getsockname()[1]
+        monitor_port, self.port = free_port(), free_port()
         fsid = str(uuid.uuid4())
         text = CONFIGURATION.format(base=self.base, fsid=fsid, monitor_port=monitor_port, port=self.port)
         Path(self._config).write_text(text)

@@ -39,11 +39,11 @@ def nodes(mount: Mount) -> dict[str, str]:
     return {peer["name"]: peer["state"] for peer in mount.status()["peers"]}
 
 
-def see_each_other(members: Sequence[Mount], *, timeout_s: float = 15.0) -> None:
+def see_each_other(members: Sequence[Mount]) -> None:
     """Wait until all nodes see all others alive, and serving what they serve."""
     for mount in members:
         others = {name(other) for other in members if other is not mount}
-        wait_for(f"{name(mount)} sees {others}", lambda m=mount, o=others: _serving(m) >= o, timeout_s=timeout_s)
+        wait_for(f"{name(mount)} sees {others}", lambda m=mount, o=others: _serving(m) >= o)
 
 
 def _serving(mount: Mount) -> set[str]:

@@ -26,8 +26,8 @@ SERVICES = {
     for service in csi_pb2.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-CALL_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 120.0
 """To import gRPC and luxfuse takes a second, and on a busy machine twenty."""
 
 
@@ -64,7 +64,7 @@ class Node:
     def start_driver(self, **environment: str) -> None:
         """Start the driver, after the end of the one before."""
         if self.driver is not None:
-            self.driver.wait(10)
+            self.driver.wait(START_TIMEOUT_S)
         self.endpoint.unlink(missing_ok=True)
         self.driver = self._start("driver", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
         self._wait_for(self.driver, self.endpoint)
@@ -136,10 +136,10 @@ class Node:
         if process is not None and process.poll() is None:
             process.send_signal(number)
             try:
-                process.wait(30)
+                process.wait(START_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(5)
+                process.wait(START_TIMEOUT_S)
 
     def close(self) -> None:
         """Leave nothing behind."""

@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import string
 import subprocess
 import tempfile
@@ -23,10 +22,12 @@ import urllib.parse
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.ports import free_port
+
 HERE = Path(__file__).resolve().parent
 MODULE_DIRS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 
 def _module_dir() -> str | None:
@@ -110,10 +111,8 @@ class FastS3:
             raise
 
     def _launch(self) -> None:
-        for _ in range(5):  # somebody else may take the port between our choice and nginx's bind
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = probe.getsockname()[1]
+        for _ in range(5):  # somebody else than a test may take the port between our choice and nginx's bind
+            self.port = free_port()
             self._process = self._spawn()
             deadline = time.monotonic() + START_TIMEOUT_S
             while self._process.poll() is None and time.monotonic() < deadline:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import BinaryIO, ClassVar, Literal
 
+from tests.support.ports import claim_port
+
 Fault = Literal["error", "reset", "stall", "truncate"]
 Headers = list[tuple[str, str]]
 
@@ -103,6 +105,7 @@ class FaultProxy:
         self._log: list[Request] = []
         self._injected: Counter[str] = Counter()
         self.port = 0
+        self._claim: socket.socket | None = None
 
     # life -----------------------------------------------------------------------------------------------------------
 
@@ -111,6 +114,7 @@ class FaultProxy:
         return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> FaultProxy:
+        self.port, self._claim = claim_port()
         self._listen()
         return self
 
@@ -150,11 +154,13 @@ class FaultProxy:
         self.release()
         for thread in list(self._threads):
             if thread is not threading.current_thread():
-                thread.join(5)
+                thread.join(60)
         self._threads.clear()
 
     def close(self) -> None:
         self._refuse()
+        if self._claim is not None:
+            self._claim.close()
 
     # programming ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +280,7 @@ class FaultProxy:
             return Fate(faults, self._released)
 
     def connect(self) -> socket.socket:
-        upstream = socket.create_connection(self._upstream, timeout=60)
+        upstream = socket.create_connection(self._upstream, timeout=120)
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return upstream
 

@@ -37,7 +37,7 @@ class _Forker:
 
     def close(self) -> None:
         self._orders.close()
-        self._process.wait(5)
+        self._process.wait(60)
 
 
 @functools.cache

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.ports import free_port
+
 JARS = Path.home() / ".cache/luxfuse-tests/hadoop-2.7.3"
 PACKAGE = "pyspark==2.4.8"
 OLD_BUILD = "pypandoc<1.6\n"
@@ -140,12 +142,7 @@ class Hadoop:
 
     def _configure(self) -> None:
         names = ("name", "web", "data", "data-web", "data-ipc")
-        probes = [socket.socket() for _ in names]
-        for name, probe in zip(names, probes, strict=True):
-            probe.bind(("127.0.0.1", 0))
-            self._ports[name] = probe.getsockname()[1]
-        for probe in probes:
-            probe.close()
+        self._ports |= {name: free_port() for name in names}
         ports = {name: f"127.0.0.1:{port}" for name, port in self._ports.items()}
         settings = {
             "fs.defaultFS": f"hdfs://{ports['name']}",

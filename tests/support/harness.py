@@ -223,7 +223,7 @@ class Mount:
         """The home directory's."""
         return self.hierarchy.home
 
-    async def drain(self, timeout_s: float = 20.0) -> None:
+    async def drain(self, timeout_s: float = 120.0) -> None:
         """Bring everything to the store, as before an unmount."""
         self.writeback.pace.urgent = True
         with trio.fail_after(timeout_s):
@@ -496,7 +496,7 @@ def pages(count: float) -> int:
     return int(count * PAGE_BYTES)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0, pause_s: float = 0.002) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 120.0, pause_s: float = 0.002) -> None:
     """Wait for what worker threads bring about, and no event tells."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import COMMAND_TIMEOUT_S, Mount, Mounts
 
 MARKER = ".fast-s3-directory"
 LINK_SUFFIX = ".rclonelink"
@@ -101,7 +101,7 @@ class Stage:
         self.local.mkdir()
         self.scratch.mkdir()
 
-    def run(self, command: Sequence[str | Path], *, where: Path | None = None, timeout_s: float = 60.0,
+    def run(self, command: Sequence[str | Path], *, where: Path | None = None, timeout_s: float = COMMAND_TIMEOUT_S,
             env: Mapping[str, str] | None = None, check: bool = True) -> str:  # fmt: skip
         """Run a command in ``where`` (default: the mount); returns its output."""
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
@@ -140,7 +140,7 @@ class Stage:
         Directories have times of their own in the bucket only if they were set; links show those of their object.
         """
         before = self.tree()
-        done = self.mount.unmount(timeout_s=60)
+        done = self.mount.unmount()
         assert done.returncode == 0, done.stderr
         self._compare_bucket(before)
         for directory in (self.mount.cache, self.mount.state):

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers_store import free_port
+from tests.support.ports import free_port
 
-START_TIMEOUT_S = 20
+START_TIMEOUT_S = 120
 
 
 @dataclass

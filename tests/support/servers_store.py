@@ -22,9 +22,10 @@ from tests.support import hadoop as hdfs
 from tests.support import swift as openstack
 from tests.support.ceph_rgw import CephRgw
 from tests.support.hadoop import Hadoop
+from tests.support.ports import free_port
 from tests.support.swift import Swift
 
-START_TIMEOUT_S = 40
+START_TIMEOUT_S = 120
 MOTO_PAGE = 100
 """Names that Moto lists at once. It is slow to fill; the fast server has pages of 1000, as S3."""
 MOTO = str(Path(__file__).with_name("moto_server.py"))
@@ -33,14 +34,6 @@ AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
 AZURITE_ACCOUNT = "devstoreaccount1"
 # The published key of every Azurite there is.
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-
-
-def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -67,7 +60,7 @@ def running(command: list[str], port: int, **environment: str) -> Iterator[None]
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -22,7 +22,7 @@ from tests.support.servers_files import file_server
 from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
 
 SECRET = "s3cr3t/Key+Value=="
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 TARGETS = ["fake", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "obstore-az", "fsspec-az", "memory", "local",
            "http", "sftp", "ftp", "webdav", "fsspec-gs",
            # Of drivers and servers of S3, each has been there already.

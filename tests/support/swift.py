@@ -9,7 +9,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
+
+from tests.support.ports import free_port
 
 PROGRAMS = ("swift-proxy-server", "swift-account-server", "swift-container-server", "swift-object-server",
             "swift-ring-builder")  # fmt: skip
@@ -152,12 +153,7 @@ class Swift:
 
     def _configure(self) -> None:
         names = ("account", "container", "object", "proxy", "nothing")
-        probes = [socket.socket() for _ in names]
-        for name, probe in zip(names, probes, strict=True):
-            probe.bind(("127.0.0.1", 0))
-            self._ports[name] = probe.getsockname()[1]
-        for probe in probes:
-            probe.close()
+        self._ports |= {name: free_port() for name in names}
         (self.base / "devices/d1").mkdir(parents=True)
         (self.base / "swift.conf").write_text(SWIFT)
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()

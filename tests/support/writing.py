@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.support.mounted import ORDER_TIMEOUT_S, Hung, Mount, free
+from tests.support.mounted import ORDER_TIMEOUT_S, PATIENCE_S, Hung, Mount, free
 
 PROGRAM = """
 import json, os, random, sys
@@ -103,7 +103,10 @@ class Scribe:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            free(str(self._mount.path))
-            self._process.wait(5)
+            try:
+                self._process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                free(str(self._mount.path))
+                self._process.wait(PATIENCE_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
