@@ -45,6 +45,7 @@ class Calls:
         self._mount = settings.mount
         self._worker = settings.worker
         self._events = (base / "events").open("a", buffering=1)
+        self._calls = (base / "calls").open("a")
         self._now = os.open(base / "now", os.O_CREAT | os.O_RDWR)
         self.made: Counter[str] = Counter()
         self.longest: dict[str, float] = {}
@@ -53,8 +54,9 @@ class Calls:
         """How many mounts there were."""
 
     def event(self, **what: Any) -> None:
-        """Write an event."""
+        """Write an event, and all calls until now."""
         self._events.write(json.dumps({"worker": self._worker, **what}) + "\n")
+        self._calls.flush()
 
     def wrong(self, said: str | None) -> None:
         """Tell that something is wrong, if it is."""
@@ -80,6 +82,7 @@ class Calls:
             os.pwrite(self._now, b" " * 120, 0)
             self.made[verb] += 1
             self.longest[verb] = max(self.longest.get(verb, 0.0), end - begin)
+            self._calls.write(f"{begin:.6f} {end - begin:.6f} {verb} {name} {errno.errorcode.get(error, error)}\n")
             if error or end - begin > SLOW_S:
                 self.event(verb=verb, name=name, error=error, begin=begin, end=end)
 
@@ -87,7 +90,7 @@ class Calls:
         """Make a call about a name below the root."""
         return self(verb, name, call, name, *arguments, dir_fd=self.root, **named)
 
-    def connect(self, give_up_s: float = 60) -> None:
+    def connect(self, give_up_s: float = 120) -> None:
         """Wait until there is a mount, and use it."""
         if self.root >= 0:
             os.close(self.root)

@@ -34,6 +34,11 @@ def serial_of(data: bytes, worker: int) -> int | None:
     return serial if by == worker and data == published(worker, serial, size) else None
 
 
+def os_rename(old: str, new: str, *, dir_fd: int) -> None:
+    """Rename below one directory."""
+    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
 class Files:
     """Files of one directory."""
 

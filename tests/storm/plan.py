@@ -26,7 +26,10 @@ class Break:
 
 @dataclass(frozen=True)
 class Plan:
-    """A storm: one thing at a time of each kind. ``kills``: seconds that a daemon serves before it is killed."""
+    """A storm: one thing at a time of each kind. ``kills``: seconds that a daemon serves before it is killed.
+
+    It ends after so many seconds, or with the last kill if there are kills.
+    """
 
     seconds: float
     kills: Sequence[float]
@@ -34,21 +37,16 @@ class Plan:
     disk: Sequence[Break]
 
 
-def draw(seed: int, seconds: float, *, kill_every_s: float, store: Sequence[str] = STORE, disk: bool = True) -> Plan:
-    """Draw a storm. ``kill_every_s``: on average, 0 for none; ``store``: the ways in which it fails."""
+def draw(
+    seed: int, seconds: float, *, kills: int, kill_every_s: float, store: Sequence[str] = STORE, disk: bool = True
+) -> Plan:
+    """Draw a storm. ``kills``: how many at most, so far apart on average; ``store``: the ways in which it fails."""
     rng = random.Random(f"storm {seed}")
-    kills = list(_kills(rng, seconds, kill_every_s)) if kill_every_s else []
+    lives = [rng.uniform(0.2, 1.8) * kill_every_s for _ in range(kills)]
     return Plan(
-        seconds, kills, list(_breaks(rng, seconds, store, CALM_S, STORE_S)),
+        seconds, lives, list(_breaks(rng, seconds, store, CALM_S, STORE_S)),
         list(_breaks(rng, seconds, ("full",) if disk else (), DISK_EVERY_S, DISK_S)),
     )  # fmt: skip
-
-
-def _kills(rng: random.Random, seconds: float, every_s: float) -> Iterator[float]:
-    left = seconds
-    while (lives := rng.uniform(0.2, 1.8) * every_s) < left:
-        yield lives
-        left -= lives
 
 
 def _breaks(

@@ -101,6 +101,11 @@ class Record:
         """Names of which something is not known."""
         return sorted(name for name, what in self._names.items() if len(what) > 1)
 
+    @property
+    def debris(self) -> list[str]:
+        """Names of which nothing is said."""
+        return sorted(self._debris)
+
     # -- what was acknowledged
 
     def wrote(self, name: str, data: bytes) -> None:

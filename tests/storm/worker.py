@@ -22,21 +22,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.storm.calls import Failed, Settings
-from tests.storm.files import BLOCK, Files, content, published, serial_of
+from tests.storm.common import Common
+from tests.storm.files import content, os_rename
 from tests.storm.record import Absent, Beginning, Changed, Exactly
 
 FILES_MOST = 24
+STEPS_LEAST = 10
+"""Also where the machine is so busy that the storm is over before."""
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-class Worker(Files):
+class Worker(Common):
     """The work."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.serial = 0
-        self.seen: dict[int, tuple[int, int]] = {}
-        """By worker: the generation in which its last checkpoint was read, and the number of that."""
         self.held: list[tuple[int, int, bytes, str]] = []
         """Files that stay open for reading: descriptor, generation, content, name."""
 
@@ -50,9 +50,9 @@ class Worker(Files):
             self.make, self.make, self.overwrite, self.checkpoint, self.append, self.change, self.truncate, self.rename,
             self.rename, self.remove, self.read, self.read, self.read_part, self.read_shared, self.read_shared_part,
             self.read_checkpoint, self.list, self.settle, self.settle, self.hold, self.look_at_held, self.log_more,
-            self.log_more, self.directories, self.stat,
+            self.log_more, self.directories, self.links, self.stat,
         )  # fmt: skip
-        while not stop.exists():
+        while self.steps < STEPS_LEAST or not stop.exists():
             step = self.rng.choice(steps)
             try:
                 step()
@@ -99,11 +99,14 @@ class Worker(Files):
         for name in self.record.known():
             self.patiently(lambda name=name: self.check(name))  # type: ignore[misc]
         self.patiently(self.list)
-        files = {f"{self.home}/{name}": hashlib.sha256(self.record.content(name) or b"").hexdigest()
-                 for name in self.record.known()}  # fmt: skip
+        self.patiently(self.checkpoint)
+        files = {self.path(name): self.record.content(name) or b"" for name in self.record.known()}
+        files[f"common/{self.s.worker}"] = self.published
         self.call.event(
-            files=files, steps=self.steps, made=dict(self.call.made), longest=self.call.longest, end=time.monotonic()
-        )
+            files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            debris=[self.path(name) for name in self.record.debris], steps=self.steps, made=dict(self.call.made),
+            longest=self.call.longest, end=time.monotonic(),
+        )  # fmt: skip
 
     def forget_open(self) -> None:
         """Close what stays open, whatever that says."""
@@ -233,7 +236,12 @@ class Worker(Files):
 
     def read(self) -> None:
         if name := self.some():
+            generation = self.call.generation
+            number = self.call.at("stat", self.path(name), os.stat).st_ino
             self.check(name)
+            now = self.call.at("stat", self.path(name), os.stat).st_ino
+            if now != number and generation == self.call.generation:
+                self.call.wrong(f"step {self.steps}: {name} has another inode number: {now}, not {number}")
 
     def read_part(self) -> None:
         name = self.some()
@@ -248,63 +256,6 @@ class Worker(Files):
             self.call.wrong(self.record.judge_part(name, offset, size, found))
         finally:
             self.close(fd, path, writing=False)
-
-    def read_shared(self) -> None:
-        name = self.rng.choice(sorted(self.s.shared))
-        found = self.load(f"shared/{name}", fine=())
-        if found != content(f"shared {name}", self.s.shared[name]):
-            self.call.wrong(f"step {self.steps}: shared/{name} shows other bytes ({len(found or b'')})")
-
-    def read_shared_part(self) -> None:
-        name = self.rng.choice(sorted(self.s.shared))
-        size = self.s.shared[name]
-        offset = self.rng.randrange(size)
-        path = f"shared/{name}"
-        fd = self.call.at("open", path, os.open, os.O_RDONLY)
-        try:
-            found = self.call("pread", path, os.pread, fd, 50_000, offset)
-            if found != content(f"shared {name}", size)[offset : offset + 50_000]:
-                self.call.wrong(f"step {self.steps}: {path} shows other bytes at {offset} ({len(found)})")
-        finally:
-            self.close(fd, path, writing=False)
-
-    def checkpoint(self) -> None:
-        """Write a checkpoint as trainers do: beside the last one, synced, and renamed over it."""
-        serial = self.serial + 1
-        data = published(self.s.worker, serial, self.rng.choice((1000, 100_000, 2_000_000)))
-        path = f"common/.tmp-{self.s.worker}"
-        fd = self.call.at("open", path, os.open, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        try:
-            for start in range(0, len(data), BLOCK):
-                self.write(fd, path, data[start : start + BLOCK])
-            self.call("fsync", path, os.fsync, fd)
-        except Failed:
-            self.close(fd, path, writing=False)
-            raise
-        self.close(fd, path, writing=True)
-        self.call.at("rename", path, os_rename, f"common/{self.s.worker}")
-        self.serial = serial
-        self.seen[self.s.worker] = self.call.generation, serial
-        found = self.load(f"common/{self.s.worker}")
-        if found != data:
-            self.call.wrong(f"step {self.steps}: the checkpoint of a moment ago shows other bytes")
-
-    def read_checkpoint(self) -> None:
-        """Read the last checkpoint of a worker: it is whole, and none before one that was seen."""
-        worker = self.rng.randrange(self.s.workers)
-        found = self.load(f"common/{worker}")
-        generation, least = self.seen.get(worker, (0, 0))
-        if worker == self.s.worker:
-            least = self.serial
-        elif generation != self.call.generation:
-            least = 1 if least else 0
-        serial = serial_of(found, worker) if found is not None else 0
-        if serial is None:
-            self.call.wrong(f"step {self.steps}: common/{worker} is no whole checkpoint ({len(found or b'')} bytes)")
-        elif serial < least:
-            self.call.wrong(f"step {self.steps}: common/{worker} is number {serial}, after {least} was seen")
-        else:
-            self.seen[worker] = self.call.generation, serial
 
     def list(self) -> None:
         fd = self.call.at("opendir", self.home, os.open, os.O_RDONLY | os.O_DIRECTORY)
@@ -397,10 +348,14 @@ class Worker(Files):
         self.call.at("unlink", self.path(f"{new}/file"), os.unlink)
         self.call.at("rmdir", self.path(new), os.rmdir)
 
-
-def os_rename(old: str, new: str, *, dir_fd: int) -> None:
-    """Rename below one directory."""
-    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    def links(self) -> None:
+        """Make, read and remove a symlink."""
+        name, target = f"l{self.steps}", f"target {self.steps}"
+        self.record.leave(name)
+        self.call.at("symlink", self.path(name), lambda path, dir_fd: os.symlink(target, path, dir_fd=dir_fd))
+        if (found := self.call.at("readlink", self.path(name), os.readlink)) != target:
+            self.call.wrong(f"step {self.steps}: {name} leads to {found}, not to {target}")
+        self.call.at("unlink", self.path(name), os.unlink)
 
 
 def main() -> None:
