@@ -21,7 +21,7 @@ import boto3
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts, content, put, wait_for
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, content, put, wait_for
 
 SECOND = 10**9
 FILE_NS, DIRECTORY_NS = 981_173_106_123_456_789, 1_046_660_583_500_000_000
@@ -128,8 +128,8 @@ def look(mount: Mount, root: Path, names: Sequence[str]) -> dict[str, dict[str, 
 
 
 def look_until(mount: Mount, *leave_out: str) -> dict[str, dict[str, Any]]:
-    """What `TREE` is in a fresh mount, as soon as all but ``leave_out`` is right or some seconds are over."""
-    give_up_at = time.monotonic() + 4
+    """What `TREE` is in a fresh mount, as soon as all but ``leave_out`` is right or two minutes are over."""
+    give_up_at = time.monotonic() + PATIENCE_S
     while True:
         found = look(mount, mount.path, list(TREE))
         try:

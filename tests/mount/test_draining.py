@@ -24,7 +24,6 @@ WRITES_AND_WAITS = """
 import os, sys, time
 fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 os.write(fd, b"x" * 100_000)
-time.sleep(0.3)  # the journal hears of it a moment later
 print("written", flush=True)
 time.sleep(60)
 """
@@ -316,13 +315,13 @@ class TestNextMount:
         self, mount: Mount, proxy: FaultProxy, objects: Path
     ) -> None:
         refuse(proxy)
-        write_many(mount, count=5)
-        write(mount, {"large": content("kill", 3 * MIB)})
         with subprocess.Popen(
             [mount.python, "-c", WRITES_AND_WAITS, f"{mount.path}/half"], stdout=subprocess.PIPE, start_new_session=True
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
+            write_many(mount, count=5)  # what was noted before these are closed is in the journal by then
+            write(mount, {"large": content("kill", 3 * MIB)})
             mount.kill()
             proxy.clear()
             mountpoint.unmount(str(mount.path), lazy=True)

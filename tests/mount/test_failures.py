@@ -13,7 +13,6 @@ from tests.support.fault_proxy import FaultProxy, Request
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
 
 SMALL = content("failures small", 3 * MIB + 1)
-DEADLINE_S = 3
 
 
 @functools.cache
@@ -21,16 +20,28 @@ def large_data() -> bytes:
     return content("failures large", 24 * MIB)
 
 
-@pytest.fixture
-def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
+def mounted(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any, **options: str) -> Mount:
     fill({"small": SMALL, "large": large_data(), "cached": SMALL, "dir/file": b"x", "tiny": b"tiny"})
-    made = mounting(
-        f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint,
-        options={"request_timeout": f"{DEADLINE_S}s"},
-    )  # fmt: skip
+    made = mounting(f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint, options=options)
     assert made.read("cached") == digest(SMALL)
     assert sorted(made.do("list", str(made.path))) == ["cached", "dir", "large", "small", "tiny"]
     return made
+
+
+@pytest.fixture
+def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> Mount:
+    return mounted(mounting, proxy, bucket, fill)
+
+
+@pytest.fixture
+def impatient(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> Mount:
+    """For faults that last: on a busy machine, so little patience may be over without any."""
+    return mounted(mounting, proxy, bucket, fill, request_timeout="3s")
+
+
+def index_changed_ns(mount: Mount) -> int:
+    """When the index was written to last."""
+    return max(path.stat().st_mtime_ns for path in mount.state.glob("index/*/data.mdb"))
 
 
 def object_gets(request: Request) -> bool:
@@ -63,68 +74,66 @@ def test_passing_faults_do_not_show(mount: Mount, proxy: FaultProxy, fault: str)
 
 
 @pytest.mark.parametrize("fault", ["error", "reset", "stall", "truncate"])
-def test_a_lasting_fault_is_an_error_and_passes(mount: Mount, proxy: FaultProxy, fault: str) -> None:
+def test_a_lasting_fault_is_an_error_and_passes(impatient: Mount, proxy: FaultProxy, fault: str) -> None:
     proxy.only(object_gets)
     proxy.set(**{f"{fault}_probability": 1.0})
-    readers = [mount.reader() for _ in range(2)]
-    began = time.monotonic()
+    readers = [impatient.reader() for _ in range(2)]
     for reader, name in zip(readers, ("small", "large"), strict=True):
-        reader.send("file", f"{mount.path}/{name}")
+        reader.send("file", f"{impatient.path}/{name}")
     for reader in readers:
         with pytest.raises(OSError, match=r"Input/output error"):
-            reader.take(DEADLINE_S * 5)
-    assert time.monotonic() - began < DEADLINE_S * 5
-    assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
-    assert mount.read("cached") == digest(SMALL)
+            reader.take()
+    assert impatient.do("stat", f"{impatient.path}/small")["size"] == len(SMALL)
+    assert impatient.read("cached") == digest(SMALL)
     proxy.clear()
-    wait_for("reads go on", lambda: mount.error("file", f"{mount.path}/small") is None)
-    assert mount.read("small") == digest(SMALL)
-    assert mount.read("large") == digest(large_data())
-    wait_for("it says so", lambda: mount.status()["state"] == "serving")
+    wait_for("reads go on", lambda: impatient.error("file", f"{impatient.path}/small") is None)
+    assert impatient.read("small") == digest(SMALL)
+    assert impatient.read("large") == digest(large_data())
+    wait_for("it says so", lambda: impatient.status()["state"] == "serving")
 
 
-def test_an_answer_of_another_version_is_refused(mount: Mount, proxy: FaultProxy) -> None:
+def test_an_answer_of_another_version_is_refused(impatient: Mount, proxy: FaultProxy) -> None:
     proxy.only(object_gets)
     proxy.set(wrong_etag='"another"')
     for name in ("small", "large", "tiny"):
-        assert mount.error("file", f"{mount.path}/{name}") in ("ESTALE", "EIO"), name
-    assert mount.read("cached") == digest(SMALL)
+        assert impatient.error("file", f"{impatient.path}/{name}") in ("ESTALE", "EIO"), name
+    assert impatient.read("cached") == digest(SMALL)
     proxy.clear()
     for name, data in (("small", SMALL), ("large", large_data()), ("tiny", b"tiny")):
-        assert mount.read(name) == digest(data)
+        assert impatient.read(name) == digest(data)
 
 
-def test_forbidden_is_not_missing(mount: Mount, proxy: FaultProxy) -> None:
+def test_forbidden_is_not_missing(impatient: Mount, proxy: FaultProxy) -> None:
     proxy.set(error_probability=1.0, error_status=403)
-    assert mount.error("file", f"{mount.path}/tiny") == "EACCES"
-    assert mount.error("stat", f"{mount.path}/unknown") == "EACCES"
-    assert mount.read("cached") == digest(SMALL)
+    assert impatient.error("file", f"{impatient.path}/tiny") == "EACCES"
+    assert impatient.error("stat", f"{impatient.path}/unknown") == "EACCES"
+    assert impatient.read("cached") == digest(SMALL)
     proxy.clear()
-    assert mount.read("tiny") == digest(b"tiny")
+    assert impatient.read("tiny") == digest(b"tiny")
 
 
-def test_outage(mount: Mount, proxy: FaultProxy) -> None:
-    assert mount.read("large") == digest(large_data())
+def test_outage(impatient: Mount, proxy: FaultProxy) -> None:
+    assert impatient.read("large") == digest(large_data())
     proxy.outage(True)
-    reader = mount.reader()
-    reader.send("file", f"{mount.path}/small")
-    assert mount.error("stat", f"{mount.path}/unknown") == "EIO"
+    reader = impatient.reader()
+    reader.send("file", f"{impatient.path}/small")
+    assert impatient.error("stat", f"{impatient.path}/unknown") == "EIO"
     with pytest.raises(OSError, match=r"Input/output error"):
         reader.take()
     for name, data in (("cached", SMALL), ("large", large_data())):
-        assert mount.read(name) == digest(data)
-    assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
-    assert sorted(mount.do("list", str(mount.path))) == ["cached", "dir", "large", "small", "tiny"]
-    assert mount.error("list", f"{mount.path}/dir") == "EIO"  # never listed before
-    status = mount.status()
+        assert impatient.read(name) == digest(data)
+    assert impatient.do("stat", f"{impatient.path}/small")["size"] == len(SMALL)
+    assert sorted(impatient.do("list", str(impatient.path))) == ["cached", "dir", "large", "small", "tiny"]
+    assert impatient.error("list", f"{impatient.path}/dir") == "EIO"  # never listed before
+    status = impatient.status()
     assert status["state"] == "degraded"
     assert any("under-store" in reason for reason in status["degraded_reasons"])
     proxy.outage(False)
-    wait_for("recovery", lambda: mount.error("file", f"{mount.path}/small") is None)
-    assert mount.read("small") == digest(SMALL)
-    wait_for("an honest answer", lambda: mount.error("stat", f"{mount.path}/unknown") == "ENOENT")
-    assert mount.do("list", f"{mount.path}/dir") == ["file"]
-    assert mount.status()["state"] == "serving"
+    wait_for("recovery", lambda: impatient.error("file", f"{impatient.path}/small") is None)
+    assert impatient.read("small") == digest(SMALL)
+    wait_for("an honest answer", lambda: impatient.error("stat", f"{impatient.path}/unknown") == "ENOENT")
+    assert impatient.do("list", f"{impatient.path}/dir") == ["file"]
+    assert impatient.status()["state"] == "serving"
 
 
 def test_names_outlive_their_time_in_an_outage(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
@@ -149,10 +158,10 @@ def test_names_outlive_their_time_in_an_outage(mounting: Mounts, proxy: FaultPro
     wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
-def test_outage_while_a_large_file_is_read(mount: Mount, proxy: FaultProxy) -> None:
+def test_outage_while_a_large_file_is_read(impatient: Mount, proxy: FaultProxy) -> None:
     proxy.set(latency_s=0.02)
-    reader = mount.reader()
-    reader("open", "it", f"{mount.path}/large")
+    reader = impatient.reader()
+    reader("open", "it", f"{impatient.path}/large")
     assert reader("pread", "it", 0, MIB) == digest(large_data()[:MIB])
     proxy.outage(True)
     # What has arrived is served, the rest is an error; it is complete after the outage.
@@ -167,7 +176,10 @@ class TestKilled:
     def test_is_warm_again(self, mount: Mount, proxy: FaultProxy) -> None:
         assert mount.read("large") == digest(large_data())
         wait_for("large is whole", lambda: mount.do("getxattr", f"{mount.path}/large", "user.luxfuse.state") == "cached")
-        time.sleep(0.3)  # what is in the index is committed about every 0.1 s
+        for name in ("tiny", "dir/file"):  # the first commit that is seen may have begun before
+            committed = index_changed_ns(mount)
+            mount.read(name)
+            wait_for("the index is committed", lambda known=committed: index_changed_ns(mount) > known)
         pid = mount.pid
         mount.close_readers()
         mount.kill()
@@ -200,7 +212,7 @@ class TestKilled:
         mount.kill()
         for reader in readers:
             with pytest.raises(OSError, match=r"."):
-                reader.take(10)
+                reader.take()
         mount.close_readers()
         assert mount.cli("unmount", mount.path).returncode == 0
         proxy.clear()
@@ -236,12 +248,12 @@ def test_a_busy_server_that_recovers_slowly(mounting: Mounts, s3: FastS3, bucket
     """503 from the server itself for two thirds of all requests, with many readers."""
     fill({f"file{i}": content(i, 300_000) for i in range(20)})
     with FaultProxy(s3.endpoint, seed=7) as proxy:
-        mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+        mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "110s"})
         mount.do("list", str(mount.path))
         proxy.set(error_probability=0.66)
         readers = [mount.reader() for _ in range(4)]
         for i, reader in enumerate(readers):
             reader.send("file_order", str(mount.path), [f"file{j}" for j in range(i, 20, 4)])
         for i, reader in enumerate(readers):
-            assert reader.take(60) == [digest(content(j, 300_000)) for j in range(i, 20, 4)]
+            assert reader.take() == [digest(content(j, 300_000)) for j in range(i, 20, 4)]
         mount.unmount()

@@ -44,7 +44,7 @@ def mount(s3: FastS3, bucket: str, fill: Callable[..., None], mounting: Mounts) 
 
 
 def samples(url: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len((found := document(f"{url}v1/history?span=15m"))["times"]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)
