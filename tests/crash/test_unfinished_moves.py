@@ -151,13 +151,14 @@ async def test_what_asks_for_a_name_has_the_rename_tried_again(tmp_path: Path, m
     case = next(case for case in CASES if case.name == "rename_over")
     kill = next(kill for kill in await killed(tmp_path, case) if kill.step.startswith("move.committed"))
     monkeypatch.setattr(moves, "FIRST_PAUSE_S", moves.LONGEST_OUTAGE_RETRY_S)
-    monkeypatch.setattr(unfinished, "HURRY_S", 0.0)
+    monkeypatch.setattr(unfinished, "HURRY_S", 1000.0)
     o = options()
-    o.beginning_s, o.on_built = BEGINNING_S + 10, lambda m: m.driver.flaky(1, 1)
+    o.beginning_s, o.on_built = BEGINNING_S + 10, lambda m: is_away(m, True)
     async with mounted(kill.path, kill.driver, o) as m:
         with pytest.raises(Unfinished):
             await m.fs.lookup(ROOT_INODE, b"b")
-        m.driver.flaky(0, 0)
         m.store.presence.on_back.clear()
+        is_away(m, False)
+        monkeypatch.setattr(unfinished, "HURRY_S", 0.0)
         await m.fs.lookup(ROOT_INODE, b"b")
         await comes_out_right(m, kill)

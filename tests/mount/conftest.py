@@ -75,13 +75,21 @@ def proxy(s3: FastS3) -> Iterator[FaultProxy]:
         yield front
 
 
+OUTLIVE_MOUNTS = ("disk", "proxy", "server")
+"""Fixtures that a test may ask for behind `mounting`, and that go after its mounts all the same: they would be missed."""
+
+
 @pytest.fixture
-def mounting() -> Iterator[Mounts]:
+def mounting(request: pytest.FixtureRequest) -> Iterator[Mounts]:
     """Makes mounts: ``mounting(source, ...)``."""
+    outlive = {name: request.getfixturevalue(name) for name in OUTLIVE_MOUNTS if name in request.fixturenames}
     mounts = Mounts()
     try:
         yield mounts
     finally:
+        if isinstance(proxy := outlive.get("proxy"), FaultProxy):  # let them bring what is dirty to the store, and end
+            proxy.clear()
+            proxy.outage(False)
         mounts.close()
 
 

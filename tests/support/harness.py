@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings, WriteMode
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.memory import Shares
+from luxfuse.errors import LuxError
 from luxfuse.index import lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
@@ -241,6 +243,11 @@ class Mount:
 
     async def open(self, path: str) -> int:
         """Look up and open, as the kernel does: an answer of ESTALE is followed by one more look-up."""
+        try:
+            return await self.kernel.open(self.fs, await self.inode(path))
+        except LuxError as exc:
+            if exc.errno != errno.ESTALE:
+                raise
         return await self.kernel.open(self.fs, await self.inode(path))
 
     async def read_all(self, path: str) -> bytes:
