@@ -227,8 +227,9 @@ async def test_a_changed_object_is_found_out_through_the_home(tmp_path: Path) ->
         for n, key in enumerate(list(driver.objects)):
             driver.place(key, random_bytes(60_000, 100 + n))
         for key in driver.objects:
-            with pytest.raises(Stale, match="changed"):  # the kernel looks the name up again and repeats the open
-                await a.mount.read_all(key)
+            with pytest.raises(Stale, match="changed"):
+                await a.mount.kernel.open(a.mount.fs, await a.mount.inode(key))
+            # The kernel looks the name up again and repeats the open.
             assert await a.mount.read_all(key) == driver.objects[key][0]
 
 
