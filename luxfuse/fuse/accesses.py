@@ -88,6 +88,8 @@ def access_of(
         found.bytes = size_of(operations.volumes, arguments[0])
         fast = result.fh & passthrough.MARK_FAST
         found.way = "copied" if not fast else "passthrough" if in_kernel else "dataplane"
+    elif name == "lookup" and result is not None and not result.st_ino:
+        found.code = errno.ENOENT  # the answer is no error for the kernel, which is to remember it
     return found
 
 

@@ -8,6 +8,7 @@ its end.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from functools import partial
@@ -60,7 +61,7 @@ class Prompt:
 
     def lookup(self, unique: int, parent: int, name: bytes) -> bool:
         """A name, if it is known to exist, or not to."""
-        began_s = time.perf_counter()
+        began_s, code = time.perf_counter(), 0
         try:
             stat = self._volumes.known(parent, name)
             if stat is None:
@@ -69,9 +70,10 @@ class Prompt:
         except NoSuchName:
             valid_ns = int(min(self._volumes.negative_ttl_s(parent, name), LONGEST_S) * 1e9)
             passthrough.reply_entry(unique, *(0,) * 11, valid_ns, 0)
+            code = errno.ENOENT
         except Exception:  # noqa: BLE001 (the handler meets it again, and says so)
             return False
-        ended(self._operations, "lookup", began_s, (parent, name))
+        ended(self._operations, "lookup", began_s, (parent, name), code)
         return True
 
     def getattr(self, unique: int, inode: int) -> bool:

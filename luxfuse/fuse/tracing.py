@@ -6,6 +6,7 @@ does not fit any more is dropped, and counted. A watcher costs so much at most: 
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -20,7 +21,7 @@ from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.noting import note
 from luxfuse.fuse.operations import Operations
-from luxfuse.vfs.paths import path_of, size_of, tier_of
+from luxfuse.vfs.paths import name_in, path_of, size_of, tier_of
 
 INTERVAL_S = 0.25
 MOST_KEPT = 20_000
@@ -106,13 +107,15 @@ class Tracing:
         dropped, self._dropped = self._dropped, 0
         return found, dropped
 
-    def _of_lane(self, each: tuple[int, int, int, int, int, int, int, int, bool]) -> Access:
-        began_ns, took_ns, inode, offset, size, thread, user, number, in_kernel = each
+    def _of_lane(self, each: tuple[int, int, int, int, int, int, int, int, bool, bytes | None]) -> Access:
+        began_ns, took_ns, inode, offset, size, thread, user, number, in_kernel, missing = each
         volumes, name = self._operations.volumes, _OPERATIONS.get(number, str(number))
-        path = path_of(volumes, inode)
+        path = path_of(volumes, inode) if missing is None else name_in(volumes, inode, missing)
         found = Access(name, path, thread, user, began_ns / 1e9, took_ns / 1e9, offset=offset, bytes=size)
         found.way = "passthrough" if in_kernel else "dataplane"
-        if name == "open":
+        if missing is not None:
+            found.code = errno.ENOENT
+        elif name == "open":
             found.bytes = size_of(volumes, inode)
         elif name == "read":
             found.sources = {tier_of(volumes, inode) or "staging": size}

@@ -79,6 +79,12 @@ def test_a_trace_tells_who_read_what_from_where(
         assert sum(read["sources"]["ssd"] for read in trace.wait_for("read", "a/one")) == SIZE
     assert mount.error("stat", f"{mount.path}/nothing") == "ENOENT"
     assert trace.wait_for("lookup", "nothing")
+    number = 0
+    while not [event for event in trace.events if event.get("way") == "dataplane" and event["op"] == "lookup"]:
+        number += 1
+        mount.do("list", str(mount.path))  # from here on the lanes know what is missing
+        assert mount.error("stat", f"{mount.path}/no-{number}") == "ENOENT"
+        assert trace.wait_for("lookup", f"no-{number}")[0]["error"] == "ENOENT"
     with pytest.raises(DaemonRefused, match="this mount is being traced already"):
         Trace(mount)
     trace.close()

@@ -153,7 +153,7 @@ struct lane {
 	char *request; /* of REQUEST_CAPACITY; both stay for the next thread */
 	char *reply;   /* of MOST_BYTES, from the first READ on */
 	struct {
-		uint64_t ino, bytes; /* of a missing name: the directory's */
+		uint64_t ino, bytes; /* ino 0: a missing name */
 		bool passthrough;
 	} seen; /* of the last LOOKUP, READ, OPEN, for trace.c */
 };
@@ -179,7 +179,7 @@ void count_up(atomic_ullong *counter, unsigned long long by);
 /* ------------------------------------------------------------------ trace.c */
 
 #ifndef TRACED
-#define TRACED 65536u /* of 56 bytes */
+#define TRACED 65536u /* of 64 bytes */
 #endif
 
 struct traced {
@@ -187,13 +187,14 @@ struct traced {
 	uint64_t ino, offset, bytes;
 	uint32_t pid, uid, opcode;
 	bool passthrough; /* of an OPEN: the kernel reads the file */
+	char *name;	  /* of a LOOKUP of a missing name, in the directory `ino`; NULL: none, or no memory for it */
 };
 
 extern atomic_bool tracing;
 bool trace_set(bool wanted); /* false: no memory; what was noted before is forgotten */
 int64_t trace_clock(void);
 void trace_note(const struct lane *lane, const void *request, int64_t began_ns);
-size_t take_traced(struct traced *found, size_t most, unsigned long long *lost); /* `lost` since the last call */
+size_t take_traced(struct traced *found, size_t most, unsigned long long *lost); /* `lost` since the last call; names are to be freed */
 
 /* ------------------------------------------------------------------ estate.c */
 

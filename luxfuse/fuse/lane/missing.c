@@ -96,7 +96,7 @@ bool answer_missing(struct lane *lane, const void *request, size_t size)
 			const struct fuse_entry_out out = { .entry_valid = (uint64_t)(left / 1000000000),
 							    .entry_valid_nsec = (uint32_t)(left % 1000000000) };
 			count_up(&lane->lookups, 1);
-			lane->seen.ino = in->nodeid; /* the name has no inode */
+			lane->seen.ino = 0;
 			LANE_PAUSE();
 			send_reply(in->unique, 0, &out, sizeof out);
 		}

@@ -82,14 +82,16 @@ static PyObject *py_take_traced(PyObject *self, PyObject *args)
 	PyObject *list = PyList_New((Py_ssize_t)taken);
 	for (size_t i = 0; list && i < taken; i++) {
 		const struct traced *t = &found[i];
-		PyObject *each = Py_BuildValue("(LLKKKIIIN)", (long long)t->began_ns, (long long)t->took_ns, (unsigned long long)t->ino,
+		PyObject *each = Py_BuildValue("(LLKKKIIINy)", (long long)t->began_ns, (long long)t->took_ns, (unsigned long long)t->ino,
 					       (unsigned long long)t->offset, (unsigned long long)t->bytes, (unsigned int)t->pid,
-					       (unsigned int)t->uid, (unsigned int)t->opcode, PyBool_FromLong(t->passthrough));
+					       (unsigned int)t->uid, (unsigned int)t->opcode, PyBool_FromLong(t->passthrough), t->name);
 		if (!each)
 			Py_CLEAR(list);
 		else
 			PyList_SET_ITEM(list, (Py_ssize_t)i, each);
 	}
+	for (size_t i = 0; i < taken; i++)
+		free(found[i].name);
 	return list ? Py_BuildValue("(NK)", list, lost) : NULL;
 }
 
@@ -577,7 +579,7 @@ static PyMethodDef methods[] = {
 	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
 	{ "caller", py_caller, METH_NOARGS, "caller() -> (thread of the caller, its user, ns when its request was read, 0 unless `trace` is on), as current." },
 	{ "trace", py_trace, METH_VARARGS, "trace(wanted): note what is answered here from now on, or end that." },
-	{ "take_traced", py_take_traced, METH_NOARGS, "take_traced() -> ([(began_ns, took_ns, ino, offset, bytes, thread, user, opcode, passthrough)], dropped): the next of what was noted, and how many found no room since the last call." },
+	{ "take_traced", py_take_traced, METH_NOARGS, "take_traced() -> ([(began_ns, took_ns, ino, offset, bytes, thread, user, opcode, passthrough, name)], dropped): the next of what was noted, and how many found no room since the last call." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },
 	{ "start", py_start, METH_VARARGS, "start(device_fd: int, dataplane=False): begin to read requests from the device; READ, WRITE, LOOKUP and GETATTR are answered here with `dataplane`." },
 	{ "stop", py_stop, METH_NOARGS, "stop() -> lanes that still read or answer: read no more requests. To be called until it is 0; start() ends it." },

@@ -9,6 +9,7 @@
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 atomic_bool tracing;
@@ -30,7 +31,9 @@ bool trace_set(bool wanted)
 	if (wanted && !buffer)
 		buffer = malloc(TRACED * sizeof *buffer);
 	const bool can = !wanted || buffer;
-	first = count = 0;
+	for (; count; count--, first++)
+		free(buffer[first % TRACED].name);
+	first = 0;
 	dropped = 0;
 	pthread_mutex_unlock(&trace_lock);
 	atomic_store(&tracing, wanted && can);
@@ -54,7 +57,10 @@ void trace_note(const struct lane *lane, const void *request, int64_t began_ns)
 		found.bytes = ((const struct fuse_write_in *)(in + 1))->size;
 		break;
 	case FUSE_LOOKUP:
-		found.ino = lane->seen.ino;
+		if (lane->seen.ino)
+			found.ino = lane->seen.ino;
+		else
+			found.name = strdup((const char *)(in + 1)); /* `answer_missing` has seen its end */
 		break;
 	case FUSE_GETATTR:
 		break;
@@ -65,8 +71,10 @@ void trace_note(const struct lane *lane, const void *request, int64_t began_ns)
 	pthread_mutex_lock(&trace_lock);
 	if (count < TRACED && buffer)
 		buffer[(first + count++) % TRACED] = found;
-	else
+	else {
+		free(found.name);
 		dropped++;
+	}
 	pthread_mutex_unlock(&trace_lock);
 }
 
