@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+_NEW = ".new"
+
 
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk. Raises OSError."""
@@ -27,10 +29,15 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a small file whole or, whatever happens meanwhile, leave the old one. Raises OSError."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = path.with_name(f".{path.name}{_NEW}")
     fresh.unlink(missing_ok=True)  # of a run that was killed
     write_synced(fresh, data)
     fresh.replace(path)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file of that name is what `replace_file` leaves where the process is killed: of no use to anybody."""
+    return name.startswith(".") and name.endswith(_NEW)
 
 
 def make_private(path: Path) -> None:

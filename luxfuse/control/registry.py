@@ -18,7 +18,9 @@ import msgspec
 
 from luxfuse import PACKAGE, __version__
 from luxfuse.config import Settings, mount_id
-from luxfuse.durable import replace_file
+from luxfuse.control.attached_file import FILE as ATTACHED
+from luxfuse.control.attached_file import AttachedFile
+from luxfuse.durable import is_unfinished, replace_file
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.understore.failures import safe_url
@@ -260,11 +262,25 @@ def discard(state_dir: str | Path, mountpoint: str, needless: Collection[str]) -
         return
     try:
         known = {LOCK, KEEPER, RECORD, SOCKET, *needless}
+        if _has_none(directory):
+            known.add(ATTACHED)
         others = [path for path in directory.iterdir() if path.name not in known and not path.name.startswith(LOG)]
-        if all(path.is_dir() and all(each.is_dir() for each in path.rglob("*")) for path in others):
+        if all(_is_needless(each) for path in others for each in (path, *path.rglob("*"))):
             shutil.rmtree(directory)
     finally:
         os.close(lock)
+
+
+def _has_none(directory: Path) -> bool:
+    """Whether nothing is attached any more; the record of attachments then only says which numbers were used."""
+    try:
+        return not AttachedFile(directory).read().attached
+    except MountError:
+        return False
+
+
+def _is_needless(path: Path) -> bool:
+    return path.is_dir() or is_unfinished(path.name)
 
 
 def forget(record: MountRecord) -> None:

@@ -21,9 +21,9 @@ import trio
 
 from luxfuse.config import Settings
 from luxfuse.configuration import building
+from luxfuse.control.attached_file import AttachedFile, Record, Recorded
 from luxfuse.core.memory import Shares
 from luxfuse.core.names import NAME_MAX_BYTES
-from luxfuse.daemon.attached_file import AttachedFile, Record, Recorded
 from luxfuse.daemon.leaving import bring_up, insist_on_idle
 from luxfuse.daemon.parts import Parts
 from luxfuse.daemon.running import VolumeState

@@ -13,6 +13,7 @@ import pytest
 from luxfuse.config import Settings
 from luxfuse.configuration import building
 from luxfuse.control import registry
+from luxfuse.control.attached_file import AttachedFile, Recorded
 from luxfuse.errors import MountError
 
 
@@ -76,12 +77,18 @@ def test_forget_leaves_the_living_alone(tmp_path: Path) -> None:
         assert registry.list_mounts(tmp_path / "state") == [record]
 
 
-@pytest.mark.parametrize("kept", ["attached.json", "replicas/0011223344556677/1.record"])
-def test_discard_leaves_what_is_nowhere_else(tmp_path: Path, kept: str) -> None:
+ATTACHED = b'{"format":1,"last_number":3,"attached":[{"path":"a","source":"s3://b","options":{},"number":3}]}'
+
+
+@pytest.mark.parametrize(
+    ("kept", "content"),
+    [("attached.json", ATTACHED), ("attached.json", b""), ("replicas/0011223344556677/1.record", b"")],
+)
+def test_discard_leaves_what_is_nowhere_else(tmp_path: Path, kept: str, content: bytes) -> None:
     with registry.claim(settings_for(tmp_path)) as claim:
         for name in ("daemon.log.1", "locations/data", kept):
             (claim.directory / name).parent.mkdir(parents=True, exist_ok=True)
-            (claim.directory / name).write_bytes(b"")
+            (claim.directory / name).write_bytes(content)
     registry.discard(tmp_path / "state", "/nowhere/bucket", ["locations"])
     assert {"lock", "daemon.log.1", "locations", kept.partition("/")[0]} == {
         path.name for path in claim.directory.iterdir()
@@ -90,6 +97,22 @@ def test_discard_leaves_what_is_nowhere_else(tmp_path: Path, kept: str) -> None:
     for _ in range(2):
         registry.discard(tmp_path / "state", "/nowhere/bucket", ["locations"])
         assert list((tmp_path / "state/mounts").iterdir()) == []
+
+
+def test_discard_takes_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    """And a record of attachments that has none."""
+    with registry.claim(settings_for(tmp_path)) as claim:
+        AttachedFile(claim.directory).write(Recorded(last_number=3))
+        for name in (
+            ".mount.json.new",
+            ".attached.json.new",
+            ".identity.json.new",
+            "replicas/0011223344556677/.1.record.new",
+        ):
+            (claim.directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (claim.directory / name).write_bytes(b"{")
+    registry.discard(tmp_path / "state", "/nowhere/bucket", [])
+    assert list((tmp_path / "state/mounts").iterdir()) == []
 
 
 def test_discard_leaves_the_living_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
