@@ -132,8 +132,7 @@ class Contents:
 
     def touch_by_id(self, oid: bytes) -> None:
         """Note a use of an object that need not be loaded."""
-        obj = self._live.get(oid) or self._idle.get(oid)
-        if obj is not None:
+        if (obj := self._live.get(oid) or self._idle.get(oid)) is not None:
             self.touch(obj)
             return
         record = self._objects.record(oid)
@@ -185,11 +184,13 @@ class Contents:
         """Return the objects that are about to be opened."""
         return {oid for expects in self.expectations for oid in expects()}
 
+    def is_protected(self, oid: bytes) -> bool:
+        """Whether an object is to be kept, whole, from eviction for the moment."""
+        return any(protects(oid) for protects in self.protections)
+
     def let_go(self, oid: bytes) -> bool:
         """Let go of an object unless it is in use; returns whether it is free now, and its file may be removed."""
-        if any(protects(oid) for protects in self.protections):
-            return False
-        if oid in self._live or not self._readers.may_drop(oid):
+        if self.is_protected(oid) or oid in self._live or not self._readers.may_drop(oid):
             return False
         self._idle.pop(oid, None)
         return True

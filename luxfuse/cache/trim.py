@@ -5,7 +5,8 @@ the pages, then the file is punched. Meanwhile the object counts as being remove
 fetched into the file; a reader of it looks at `CachedObject.cuts` afterwards.
 
 Objects in use are left alone: those that the kernel has open (`Contents.may_drop`), and others unless they want pages
-themselves. Such a one gives those up that were read much less than those that it wants.
+themselves. Such a one gives those up that were read much less than those that it wants. So is what is protected, as the
+files of loads are.
 
 After a kill in between, the pages take room that is not counted, until they are fetched again or the object goes.
 """
@@ -43,6 +44,8 @@ class Trimmer:
         """Free ``wanted_bytes`` of a large object's file; returns the bytes freed, 0 if it is left as it is."""
         found = self._objects.record(oid)
         if found is None or found.allocated_bytes <= LARGER * wanted_bytes or not space.directory.can_punch:
+            return 0
+        if self._contents.is_protected(oid):
             return 0
         obj = self._contents.acquire(found.key, found.version, found.size)
         try:

@@ -300,3 +300,15 @@ async def test_a_file_that_has_lost_all_pages_is_not_left_behind(tmp_path: Path,
         await m.cache.fetch_whole(obj)
         m.cache.release(obj)
         consistent(m)
+
+
+async def test_nothing_is_taken_out_of_what_is_protected(tmp_path: Path) -> None:
+    async with mounted(tmp_path, one(pages(8))) as m:
+        await m.read_all("large")
+        await until(lambda: kept(m) == set(range(8)))
+        m.cache.contents.protections.append(lambda _oid: True)
+        await m.space.free_ahead(pages(1))
+        assert kept(m) == set(range(8))
+        del m.cache.contents.protections[-1]
+        await m.space.free_ahead(pages(1))
+        assert len(kept(m)) == 7

@@ -244,6 +244,25 @@ async def test_what_does_not_fit_is_left_out_and_nothing_of_the_load_evicted(tmp
         assert (again.loaded_files, again.present_files, again.left_out_files) == (0, 7, 5)
 
 
+async def test_no_part_of_a_load_is_evicted_either(tmp_path: Path) -> None:
+    """Room is made while it runs: for the little that the first file leaves to be freed, a part of the next would do."""
+    store = FakeStore()
+    for n in range(4):
+        store.place(f"d/{n}", random_bytes(pages(2), n))
+    store.place("e/last", b"")
+    async with mounted(tmp_path, store) as mount:
+        await mount.entries("d")
+        store.hold("list")
+        job = mount.loads.start(["d", "e"])
+        await until(lambda: job.progress().loaded_files == 4)
+        await mount.space.free_ahead(pages(2) + 1)
+        assert whole(mount, "d/0", "d/1", "d/2", "d/3")
+        store.release()
+        await job.ended.wait()
+        await mount.space.free_ahead(pages(2) + 1)
+        assert not whole(mount, "d/0", "d/1", "d/2", "d/3")
+
+
 async def test_a_file_larger_than_the_cache_is_left_out(tmp_path: Path) -> None:
     async with mounted(tmp_path, tree(), capacity_bytes=4 * MIB) as mount:
         step = await run(mount, "b")
