@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import botocore.session
+import hypothesis
 import pytest
 
 from luxfuse.errors import MountError
@@ -26,6 +27,10 @@ from luxfuse.fuse import mountpoint
 HERE = Path(__file__).parent
 MOUNT_TESTS = HERE / "mount"
 
+
+# The same examples each time, as a failure shall be of what was changed, and none of them too slow on a busy machine.
+hypothesis.settings.register_profile("luxfuse", deadline=None, derandomize=os.environ.get("LUXFUSE_SEED") != "new")
+hypothesis.settings.load_profile("luxfuse")
 
 # posix/ comes first because it forks for each test, which takes the longer the more memory a process has by then.
 TAKES_LONG = ("posix", "mount", "contract", "model", "crash", "simulation")

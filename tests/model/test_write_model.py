@@ -34,6 +34,7 @@ from tests.crash.lives import Tree, explain, idle, tree_of
 from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, snapshot
+from tests.support.seeds import seeds
 
 NAMES = ["a", "b", "c"]
 REMOTE = ["remote", "remote-2"]
@@ -672,11 +673,9 @@ async def _played(base: Path, mode: str, seed: int) -> None:
 @pytest.mark.parametrize("mode", list(WriteMode))
 def test_kinds_against_each_other(mode: WriteMode, plays: int) -> None:
     """Files, directories, symlinks, FIFOs, sockets and devices take each other's names, in all write modes."""
-    chosen = os.environ.get("LUXFUSE_SEED")
-    first = int(chosen) if chosen else random.randrange(1 << 32)
     base = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
-        for seed in range(first, first + (1 if chosen else plays)):
+        for seed in seeds(plays):
             print(f"LUXFUSE_SEED={seed}")
             trio.run(_played, base, mode, seed)
             shutil.rmtree(base)

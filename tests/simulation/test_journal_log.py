@@ -8,12 +8,12 @@ it is in the last one, where it looks as a torn tail does.
 
 from __future__ import annotations
 
-import os
 import random
 
 import xxhash
 
 from luxfuse.core.journal_log import BLOCK_BYTES, DamagedLog, encode_batch, replay
+from tests.support.seeds import seeds
 
 SECTOR_BYTES = 512
 LOG_BLOCKS = 24
@@ -86,13 +86,6 @@ def applied(values: Values, records: dict[tuple[int, bytes], bytes | None]) -> V
     """Return the values after a commit."""
     merged = {**values, **records}
     return {key: value for key, value in merged.items() if value is not None}
-
-
-def seeds(count: int) -> range:
-    chosen = os.environ.get("LUXFUSE_SEED")
-    first = int(chosen) if chosen else random.randrange(1 << 32)
-    print(f"LUXFUSE_SEED={first} and those behind it")
-    return range(first, first + (1 if chosen else count))
 
 
 def test_power_cuts_lose_nothing_that_was_acknowledged() -> None:

@@ -30,6 +30,7 @@ from tests.storm.record import Absent, Beginning, Record
 from tests.support.failing_directory import FailingDirectory
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, snapshot
+from tests.support.seeds import seeds
 
 NAMES = tuple("abcdef")
 SIZES = (0, 1, 100, 300, 5000, 9000, 15_000, 40_000, pages(1) + 17)
@@ -299,11 +300,6 @@ def new_base() -> Path:
     return Path(tempfile.mkdtemp(prefix="one-node-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 
 
-def seed_given() -> int | None:
-    chosen = os.environ.get("LUXFUSE_SEED")
-    return int(chosen) if chosen else None
-
-
 def play_one(seed: int, *, threads: bool = False, losing: bool = False) -> int:
     """Play a seed in a directory of its own; returns how many calls failed."""
     base = new_base()
@@ -316,18 +312,14 @@ def play_one(seed: int, *, threads: bool = False, losing: bool = False) -> int:
 
 
 def test_nothing_acknowledged_is_lost() -> None:
-    """``LUXFUSE_SEED`` repeats the one that a failure has printed last."""
-    seed, began_s = seed_given(), time.process_time()
-    first = random.randrange(1 << 32)
-    seeds = range(first, first + SEEDS) if seed is None else (seed,)
-    failed = sum(map(play_one, seeds))
-    print(f"{len(seeds)} seeds in {time.process_time() - began_s:.1f} s of processor time, {failed} calls that failed")
+    tried, began_s = seeds(SEEDS), time.process_time()
+    failed = sum(map(play_one, tried))
+    print(f"{len(tried)} seeds in {time.process_time() - began_s:.1f} s of processor time, {failed} calls that failed")
 
 
 def test_nothing_acknowledged_is_lost_by_threads() -> None:
     """What runs in threads really does; so a seed is not the same each time."""
-    first = random.randrange(1 << 32)
-    for seed in range(first, first + SEEDS_WITH_THREADS):
+    for seed in seeds(SEEDS_WITH_THREADS):
         play_one(seed, threads=True)
 
 

@@ -13,6 +13,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cluster.peer_source import Peers, PeerSource
 from luxfuse.cluster.serving import Serving
+from luxfuse.core.hedging import Hedging
 from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.peers.client import Client
 from luxfuse.peers.server import Server, listen
@@ -20,6 +21,13 @@ from luxfuse.volume.neighbours import Neighbours
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted
 from tests.support.peer_nodes import SOURCE, keys_of
+
+
+class NoHedging(Hedging):
+    """Is never due, however long an answer takes."""
+
+    def delay_s(self, size_bytes: int) -> float:
+        return 1e9
 
 
 @dataclass
@@ -85,6 +93,7 @@ async def clustered(
             stack.callback(client.close)
             peers = Peers(everyone, client, everyone, cooperative=cooperative, rng=random.Random(number))
             stack.callback(peers.close)
+            peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # how often the store is asked is counted
             source = peers.source(SOURCE)
             source.taking_part = True
             neighbours = Neighbours(peers=source)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
 from luxfuse.errors import BucketMissing, NotFound, StoreError, StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
@@ -25,6 +26,7 @@ KINDS = (
     "begin_upload", "upload_part", "copy_part", "complete_upload", "abort_upload",
 )  # fmt: skip
 EVERYTHING = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False)
+_COUNTING = threading.Lock()
 FROM_KEYS = replace(EVERYTHING, start_after=True)
 
 
@@ -47,6 +49,8 @@ class FakeStore:
     """
 
     driver = "fake"
+    hanging: ClassVar[int] = 0
+    """Requests of all stores that are held now."""
 
     objects: dict[str, tuple[bytes, str, int, dict[str, str]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -417,12 +421,21 @@ class FakeStore:
             self.answers_lost += 1
             raise StoreUnavailable("fake: the answer got lost")
 
+    def _wait(self) -> None:
+        if self._open.is_set():
+            return
+        with _COUNTING:
+            FakeStore.hanging += 1
+        self._open.wait()
+        with _COUNTING:
+            FakeStore.hanging -= 1
+
     def _request(self, kind: str) -> None:
         assert not self.closed, "used after close"
         with self._lock:
             self.counts[kind] += 1
         if not self._held or kind in self._held:
-            self._open.wait()
+            self._wait()
         if self.delay_s:
             time.sleep(self.delay_s)
         with self._lock:

@@ -13,7 +13,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.space import Space
 from luxfuse.cache.upload import Uploader
 from luxfuse.config import Settings, WriteMode
+from luxfuse.core.breaker import Breaker
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.memory import Shares
 from luxfuse.errors import LuxError
@@ -71,6 +72,10 @@ MIB = 1 << 20
 BEGINNING_S = 1_800_000_000.0
 AWAY = pytest.mark.expected_logs("cannot be reached: .*; what is cached is served")
 """For tests in which a store may be found to be away."""
+
+
+PATIENCE = ("_patience_s", "_doubt_s", "probe_deadline_s")
+"""Of the breaker of a store: what follows from how long a request is tried."""
 
 
 class FakeClock:
@@ -233,6 +238,21 @@ class Mount:
                 self.writeback.hurry()
                 await trio.sleep(0.002)
         self.writeback.pace.urgent = False
+
+    @contextlib.contextmanager
+    def impatient(self, timeout_s: float = 0.2) -> Iterator[None]:
+        """Give up requests so soon for the block, in which they fail or hang: others would be late on a busy machine."""
+        store, breaker = self.store, self.store.presence._breaker
+        hasty, before = Breaker(timeout_s, 0), Breaker(store.timeout_s, 0)
+        store._timeout_s, patience_s = timeout_s, store.timeout_s
+        try:
+            for name in PATIENCE:
+                setattr(breaker, name, getattr(hasty, name))
+            yield
+        finally:
+            store._timeout_s = patience_s
+            for name in PATIENCE:
+                setattr(breaker, name, getattr(before, name))
 
     async def inode(self, path: str) -> int:
         """Look a path up, name by name."""

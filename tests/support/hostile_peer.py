@@ -47,7 +47,7 @@ class HostilePeer:
 
     def wait(self) -> None:
         """Say nothing until the test is over."""
-        self._stop.wait(10)
+        self._stop.wait(120)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -35,5 +35,5 @@ class LateListing(FakeStore):
         if prefix and prefix == self._late:
             self._late = ""
             self._taken.set()
-            assert self._given.wait(20)
+            assert self._given.wait(120)
         yield from pages

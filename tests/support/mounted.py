@@ -215,7 +215,7 @@ class Reader:
         with contextlib.suppress(BrokenPipeError):
             self._orders.close()
         try:
-            self._process.wait(5)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             try:

@@ -12,6 +12,7 @@ import xxhash
 
 from luxfuse.core.members import NodeInfo, Want
 from luxfuse.errors import PeerRefused, Refusal
+from luxfuse.peers import links
 from luxfuse.peers.client import Client
 from luxfuse.peers.credentials import Credentials
 from luxfuse.peers.provider import Provided
@@ -89,7 +90,7 @@ class Node:
         self.client = client
         self.info = NodeInfo(SERVER, *server.address)
 
-    async def fetch(self, *wants: Want, fetch: bool = False, timeout_s: float = 5.0, client: Client | None = None):
+    async def fetch(self, *wants: Want, fetch: bool = False, timeout_s: float = 60.0, client: Client | None = None):
         """`Client.fetch` in a thread."""
         chosen = client or self.client
         return await trio.to_thread.run_sync(lambda: chosen.fetch(self.info, wants, fetch=fetch, timeout_s=timeout_s))
@@ -101,11 +102,13 @@ async def running(objects: dict[str, bytes], *, tls: bool, in_files: bool = Fals
     provider = FakeProvider(objects, in_files=in_files)
     server = Server(listen(("127.0.0.1", 0)), keys_of(SERVER), tls=tls, provider=provider)
     client = Client(keys_of(CLIENT), tls=tls)
+    connect_s, links.CONNECT_S = links.CONNECT_S, 60.0  # the last of many at once has to wait for its turn
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             yield Node(server, provider, client)
             nursery.cancel_scope.cancel()
     finally:
+        links.CONNECT_S = connect_s
         client.close()
         provider.close()

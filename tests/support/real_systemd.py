@@ -130,13 +130,13 @@ def machine(directory: Path) -> Iterator[Machine]:
         yield _begun(process, log)
     finally:
         process.kill()  # and so its child, and all in its namespace
-        process.wait(20)
+        process.wait(60)
         _remove(group)
 
 
 def _remove(group: Path) -> None:
     """Remove a cgroup and those in it, once their processes are gone."""
-    give_up_at = time.monotonic() + 20
+    give_up_at = time.monotonic() + 60
     while group.exists():
         for directory, _, _ in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):

@@ -100,7 +100,7 @@ class Scribe:
             assert self._process.stdin is not None
             self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             try:

@@ -130,12 +130,12 @@ async def test_a_disk_that_hangs_is_one_that_cannot_be_read(tmp_path: Path, monk
 
         def hang() -> None:
             looks.append(1)
-            go_on.wait(20)
+            go_on.wait(120)
 
         assert await m.read_all("k00") == driver.objects["k00"][0]
         with monkeypatch.context() as patch:
             patch.setattr(m.directory, "_read_past_memory", hang)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await m.space._observe()
                 await m.space._probe()
                 await m.space._probe()

@@ -131,7 +131,7 @@ async def test_draining_moves_what_has_room_and_drops_the_rest(tmp_path: Path) -
         await read_all(m, 10)
         assert m.hierarchy.home.ledger.used_bytes == pages(4)
         mem = space(m, "mem")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await m.directories.drain(mem)
         assert [s.tier for s in m.hierarchy] == ["ssd"]
         assert {tier(m, f"k{n:02}") for n in range(10)} == {"ssd", None}
@@ -170,7 +170,7 @@ async def test_draining_waits_for_open_and_staged_files(tmp_path: Path) -> None:
             assert await m.kernel.read_all(m.fs, reader) == driver.objects["k00"][0]
             assert mem in list(m.hierarchy)
             await m.kernel.release(m.fs, reader)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not mem.gone:
                     await trio.sleep(0.01)
         assert driver.objects["k01"][0][:3] == b"new"
@@ -206,7 +206,7 @@ async def test_a_sick_directory_is_given_up_with_what_it_holds(tmp_path: Path) -
         handle = await m.open("k00")
         shutil.rmtree(mem.directory.path)
         mem.fail(OSError(5, "made up"))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await m.directories.drain(mem)
         assert await m.kernel.read_all(m.fs, handle) == driver.objects["k00"][0]
         await m.kernel.release(m.fs, handle)

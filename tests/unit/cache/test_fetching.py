@@ -97,7 +97,7 @@ async def test_an_unexpected_error_of_a_driver_is_an_error_of_the_reader(tmp_pat
     async with mounted(tmp_path, driver) as m:
         driver.fail_next(error=lambda: ZeroDivisionError("a bug"))
         obj = acquire(m, "k")
-        with trio.fail_after(5), pytest.raises(Exception, match="cannot be understood"):
+        with trio.fail_after(60), pytest.raises(Exception, match="cannot be understood"):
             await m.cache.read(obj, 0, 10)
         assert bytes(await m.cache.read(obj, 0, 10)) == bytes(10)
 
@@ -116,7 +116,7 @@ async def test_an_index_that_takes_no_changes_is_no_error_of_the_reader(
         obj = acquire(m, "k")
         with monkeypatch.context() as patch:
             patch.setattr(m.index, "apply", refuse)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 assert bytes(await m.cache.read(obj, 0, 10)) == bytes(10)
         assert not obj.flights
         assert m.cache.budget.idle
@@ -199,13 +199,11 @@ async def test_bytes_in_flight_and_in_memory_stay_within_the_limit(tmp_path: Pat
 async def test_a_hanging_request_ends_at_its_deadline_and_leaves_nothing_uncounted(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("k", random_bytes(pages(1), 1))
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver) as m:
         obj = acquire(m, "k")
         driver.hold()
-        started = trio.current_time()
-        with pytest.raises(Exception, match="no answer"):
+        with m.impatient(), pytest.raises(Exception, match="no answer"):
             await m.cache.read(obj, 0, 10)
-        assert trio.current_time() - started < 5
         assert m.cache.budget.idle
         assert m.space.ledger.reserved_bytes == 0
         driver.release()
@@ -258,7 +256,7 @@ async def test_an_answer_after_the_end_of_the_volume_is_an_error_and_no_mistake(
 
         fetching._answered = late  # type: ignore[method-assign]
         m.cache.start(obj, range(1))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await answered.wait()
         assert obj.pages.count == 0
         assert m.space.ledger.reserved_bytes == 0

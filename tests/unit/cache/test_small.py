@@ -159,7 +159,7 @@ async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -
     driver = Slow(tmp_path / "late")
     data = random_bytes(3000, 1)
     driver.place("k", data)
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver) as m:
         sweeper = Sweeper(m.cache.contents)
         m.hierarchy.shared.on_left_files.append(sweeper.request)
         m.nursery.start_soon(sweeper.run)
@@ -167,7 +167,8 @@ async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -
         path = m.space.directory.file_of(obj.oid)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"in part")  # by the batch, before it was given up
-        (error,) = await fetched(m, [obj])
+        with m.impatient():
+            (error,) = await fetched(m, [obj])
         assert isinstance(error, DeadlinePassed)
         await until(lambda: bool(driver.fds))
         await until(lambda: not os.path.exists(f"/proc/self/fd/{driver.fds[0]}"))
@@ -264,9 +265,10 @@ async def two_of(m: Mount, driver: FakeStore) -> tuple[list[CachedObject], list[
 @AWAY
 async def test_files_of_a_batch_that_nobody_takes_are_closed(tmp_path: Path) -> None:
     given_up = threading.Event()
-    driver = Midway(tmp_path / "first", lambda: given_up.wait(30) and None)
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
-        objs, flights, handed = await two_of(m, driver)
+    driver = Midway(tmp_path / "first", lambda: given_up.wait(120) and None)
+    async with mounted(tmp_path, driver) as m:
+        with m.impatient():
+            objs, flights, handed = await two_of(m, driver)
         assert [isinstance(flight.error, DeadlinePassed) for flight in flights] == [True, True]
         given_up.set()
         await until(lambda: not is_open(driver.path))
@@ -440,19 +442,20 @@ async def test_a_file_that_is_stored_past_its_deadline_is_closed(tmp_path: Path,
         result = store_run(*args, **named)
         stored.set()
         if late:
-            given_up.wait(30)
+            given_up.wait(120)
         return result
 
     driver = FakeStore()
     driver.place("k", bytes(3000))
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver) as m:
         told: list[None] = []
         m.hierarchy.shared.on_left_files.append(lambda: told.append(None))
         monkeypatch.setattr(disk, "store_run", slowly)
         obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
         handed: list[int] = []
-        (flight,) = m.cache.start(obj, range(1), on_end=handed.append)
-        await flight.done.wait()
+        with m.impatient():
+            (flight,) = m.cache.start(obj, range(1), on_end=handed.append)
+            await flight.done.wait()
         for fd in handed:
             if fd >= 0:
                 os.close(fd)
@@ -479,7 +482,7 @@ class Torn(Slow):
         (file,) = files
         assert file.path is not None
         if self.late:
-            self.go_on.wait(30)
+            self.go_on.wait(120)
             assert abandoned[0]
         Path(file.path).parent.mkdir(exist_ok=True)
         with open(file.path, "ab"):  # where another attempt has written, there are the same bytes already
@@ -508,9 +511,10 @@ async def test_a_late_failure_does_not_remove_what_another_attempt_stored(tmp_pa
     driver = Torn(late=True)
     data = random_bytes(3000, 1)
     driver.place("k", data)
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver) as m:
         obj = m.cache.acquire("k", driver.objects["k"][1], 3000)
-        (error,) = await fetched(m, [obj])
+        with m.impatient():
+            (error,) = await fetched(m, [obj])
         assert isinstance(error, DeadlinePassed)
         assert await m.cache.fetch_whole(obj)
         driver.go_on.set()

@@ -481,7 +481,7 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
 
         def remove(oid: bytes) -> None:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(120)
             if fails:
                 raise OSError(errno.EIO, "Input/output error")
             real(oid)
@@ -723,7 +723,7 @@ async def test_what_is_evicted_later_is_not_waited_for(
 
         def slow(oid: bytes) -> None:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(120)
             remove(oid)
 
         monkeypatch.setattr(m.space.directory, "remove", slow)

@@ -547,7 +547,7 @@ async def test_an_object_is_read_while_a_second_file_of_it_is_removed(
 
         def slowly(oid: bytes) -> None:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(120)
             real(oid)
 
         monkeypatch.setattr(hdd.directory, "remove", slowly)
@@ -578,7 +578,7 @@ async def test_pages_that_are_on_their_way_are_not_those_of_a_file_that_could_no
 
         def fail(_oid: bytes) -> None:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(120)
             raise OSError(5, "made up")
 
         monkeypatch.setattr(mem.directory, "remove", fail)

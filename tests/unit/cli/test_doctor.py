@@ -101,7 +101,7 @@ def test_a_disk_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatc
 
     def look() -> Generator[Finding, None, None]:
         yield ok("cache", "on ext4")
-        answers.wait(20)
+        answers.wait(120)
 
     found = list(patience.patiently(look(), "disk", "look at it", patience_s=0.05))
     answers.set()

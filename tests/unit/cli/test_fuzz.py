@@ -274,7 +274,7 @@ async def asked(service: Service, method: str, path: str, body: bytes) -> tuple[
         await trio.lowlevel.checkpoint()
         return body
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         response = await server.answer(service, Request(method, path, "", {}, receive))
         if isinstance(response.content, bytes):
             return response.status, response.content

@@ -112,7 +112,7 @@ async def world(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.Monke
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not true():
             await trio.sleep(0.005)
 

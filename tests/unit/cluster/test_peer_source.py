@@ -111,7 +111,7 @@ async def test_a_node_that_is_always_slow_costs_little_though_no_hedge_is_paid_f
             raise PeerRefused(Refusal.BUSY)
 
         b.serving.provide = never  # type: ignore[method-assign]
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             for key in driver.objects:
                 assert await a.mount.read_all(key) == driver.objects[key][0]
         assert a.peers.asked < 15, "it is asked less and less often"
@@ -122,7 +122,6 @@ async def test_the_death_of_a_node_ends_the_wait_for_it(tmp_path: Path) -> None:
     driver = store_of(**{f"k{n}": 40_000 for n in range(6)})
     async with clustered(tmp_path, driver, 2) as (a, b):
         stuck = trio.Event()
-        a.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
 
         async def never(want, *, fetch: bool) -> Provided:
             await stuck.wait()
@@ -142,7 +141,6 @@ async def test_a_volume_that_is_detached_waits_for_peers_that_are_asked(tmp_path
     driver = store_of(**{f"k{n}": 40_000 for n in range(6)})
     async with clustered(tmp_path, driver, 2) as (a, b):
         provide, stuck, ended = b.serving.provide, trio.Event(), trio.Event()
-        a.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
 
         async def slowly(want, *, fetch: bool) -> Provided:
             await stuck.wait()
@@ -168,13 +166,6 @@ async def test_a_volume_that_is_detached_waits_for_peers_that_are_asked(tmp_path
             assert not ended.is_set()
             stuck.set()
         assert a.mount.cache.attempts.asking_peers == 0
-
-
-class NoHedging(Hedging):
-    """Is never due."""
-
-    def delay_s(self, size_bytes: int) -> float:
-        return 1e9
 
 
 async def test_without_cooperation_nobody_fetches_for_others(tmp_path: Path) -> None:
@@ -238,7 +229,7 @@ async def test_two_nodes_that_take_each_other_for_the_home_do_not_wait_for_each_
     async with clustered(tmp_path, driver, 2) as nodes:
         for node, other in zip(nodes, reversed(nodes), strict=True):
             node.peers.route = lambda *_, info=other.everyone.info: (info, True)  # type: ignore[method-assign]
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await read_everywhere(nodes, driver, ["key"])
 
 
@@ -246,9 +237,8 @@ async def test_two_nodes_that_take_each_other_for_holders_do_not_wait_for_each_o
     driver = store_of(key=pages(2))
     async with clustered(tmp_path, driver, 2) as nodes:
         for node, other in zip(nodes, reversed(nodes), strict=True):
-            node.peers._hedging = {fetch: NoHedging() for fetch in (False, True)}  # type: ignore[dict-item]
             node.everyone.holding[node.mount.cache.object_id("key", driver.objects["key"][1]), 0] = [other.name]
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await read_everywhere(nodes, driver, ["key"])
 
 
@@ -266,7 +256,7 @@ async def test_the_bandwidth_limit_of_a_rule_is_for_what_the_store_is_asked(tmp_
         assert await a.mount.read_all("near") == driver.objects["near"][0]
         b.everyone.holding[b.mount.cache.object_id("near", driver.objects["near"][1]), 0] = [a.name]
         b.mount.store.follow_rules(PathPolicies([PathRule("**", bandwidth_limit_bytes_s=64 << 10)], default), path_of)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await b.mount.read_all("near") == driver.objects["near"][0]
         assert b.mount.cache.counters.understore_bytes == 0
 

@@ -154,7 +154,7 @@ class Served:
         return sum(len(nursery.child_tasks) for nursery in task.child_nurseries)
 
     async def all_ended(self) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while self.connections():
                 await trio.sleep(0.001)
 

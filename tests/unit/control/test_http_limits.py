@@ -81,7 +81,7 @@ async def test_two_hundred_connections(listener: socket.socket) -> None:
                 await together.wait()
                 assert await client.ask(GET) == (200, b"GET /hello")
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             for _ in range(200):
                 nursery.start_soon(ask)
                 await trio.sleep(0)

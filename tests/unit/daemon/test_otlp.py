@@ -88,7 +88,7 @@ async def test_an_outage_of_the_collector_is_told_once(
     monkeypatch.setattr(otlp, "EXPORT_S", 0.001)
     export = otlp.Export("http://127.0.0.1:4318", sample_status)  # type: ignore[arg-type]
     answers = [True, False, False, True, True]
-    with caplog.at_level("INFO", "luxfuse.daemon.otlp"), trio.fail_after(10), trio.CancelScope() as sending:
+    with caplog.at_level("INFO", "luxfuse.daemon.otlp"), trio.fail_after(60), trio.CancelScope() as sending:
 
         def send(_status: object) -> bool:
             if len(answers) == 1:
@@ -109,7 +109,7 @@ async def test_a_mistake_ends_nothing_and_a_login_is_not_told(
     monkeypatch.setattr(otlp, "EXPORT_S", 0.001)
     asked = 0
 
-    with trio.fail_after(10), trio.CancelScope() as sending:
+    with trio.fail_after(60), trio.CancelScope() as sending:
 
         def status() -> dict[str, Any]:
             nonlocal asked

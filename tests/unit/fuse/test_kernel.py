@@ -25,7 +25,7 @@ class Told:
         self.may_go = threading.Event()
 
     def __call__(self, batch: list[tuple[int, bytes | None]]) -> None:
-        assert self.may_go.wait(10)
+        assert self.may_go.wait(120)
         self.names += batch
 
 

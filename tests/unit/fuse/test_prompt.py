@@ -89,7 +89,7 @@ async def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: WriteMode) -
 
 
 async def until(at: Place, unique: int) -> tuple[object, ...]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while unique not in at.given:
             await trio.sleep(0.01)
     return at.given[unique]

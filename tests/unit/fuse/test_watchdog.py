@@ -130,4 +130,4 @@ async def test_a_loop_that_does_not_turn_is_told_of_by_a_thread(caplog: pytest.L
 
 def hold_up(until: threading.Event) -> None:
     """Block the event loop."""
-    until.wait(20)
+    until.wait(120)

@@ -344,7 +344,7 @@ async def test_a_listing_shows_what_is_just_being_committed(tree: Tree) -> None:
 
     def slow(*arguments: object) -> object:
         entered.set()
-        proceed.wait(10)
+        proceed.wait(120)
         return commit(*arguments)  # type: ignore[arg-type]
 
     tree.store._commit = slow  # type: ignore[method-assign, assignment]
@@ -414,11 +414,11 @@ async def half_done(tree: Tree, when: str, found: list[Found], at_s: float) -> A
         def halted(txn):
             if when == "start":
                 token.run_sync_soon(entered.set)
-                assert proceed.wait(10)
+                assert proceed.wait(120)
             result = function(txn)
             if when == "end":
                 token.run_sync_soon(entered.set)
-                assert proceed.wait(10)
+                assert proceed.wait(120)
             return result
 
         tree.store._commit = real  # type: ignore[method-assign]

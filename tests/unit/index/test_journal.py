@@ -73,7 +73,7 @@ async def halted(journal: Journal):
     def commit(rows: dict) -> None:
         journal._file.commit = real  # type: ignore[method-assign]
         token.run_sync_soon(entered.set)
-        assert proceed.wait(10)
+        assert proceed.wait(120)
         real(rows)
 
     journal._file.commit = commit  # type: ignore[method-assign]
@@ -332,7 +332,7 @@ async def test_notes_are_committed_in_the_background(journal: Journal, tmp_path:
             one = journal.new_id()
             journal.put_file(one, record())
             await trio.sleep(0.001)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await until(lambda: not journal.uncommitted)
             after = crashed(journal, tmp_path / f"copy{number}")
             assert one in after.files
@@ -553,7 +553,7 @@ async def test_closing_waits_for_the_commit_that_runs(tmp_path: Path) -> None:
 
     def slow(changes: Records) -> None:
         begun.set()
-        free.wait(20)
+        free.wait(120)
         commit(changes)
 
     journal._file._commit = slow  # type: ignore[method-assign]

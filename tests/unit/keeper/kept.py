@@ -93,7 +93,7 @@ class Kept:
     def answer(self, opcode: int = GETATTR, unique: int = 7) -> tuple[int, int]:
         """Send a request; returns the number and the error of the first answer."""
         self.send(opcode, unique)
-        self._device.settimeout(10)
+        self._device.settimeout(60)
         while True:
             _, error, number = struct.unpack("=IiQ", self._device.recv(100)[:16])
             if number:  # 0: a notice to the kernel
@@ -103,7 +103,7 @@ class Kept:
         """What the keeper has said."""
         return self.err.read_text()
 
-    def wait(self, timeout_s: float = 30) -> int:
+    def wait(self, timeout_s: float = 60) -> int:
         """Wait for its end."""
         return self.process.wait(timeout_s)
 
@@ -115,7 +115,7 @@ class Kept:
             self.process.kill()
             for pid in left:
                 os.kill(int(pid), signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
         self._device.close()
 
 

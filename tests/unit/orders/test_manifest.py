@@ -31,7 +31,7 @@ def tree() -> FakeStore:
 
 
 async def ended(job: Export | Import) -> ManifestProgress:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async for step in watch(job):
             last = step
     return last

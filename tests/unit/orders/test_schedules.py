@@ -113,12 +113,13 @@ async def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(following, "AWAY_S", 0.01)
     store = tree(20)
     names = list(store.objects)
-    async with mounted(tmp_path, store, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, store) as m:
         await m.entries("d0")
-        store.flaky(1.0, 0)
-        job = m.schedules.begin(1, None)
-        job.tell(names[:10], None)
-        await until(lambda: job.failed > 0)
+        with m.impatient():
+            store.flaky(1.0, 0)
+            job = m.schedules.begin(1, None)
+            job.tell(names[:10], None)
+            await until(lambda: job.failed > 0)
         store.flaky(0.0, 0)
         await until(lambda: m.store.reachable)
         job.tell(names[10:], None)

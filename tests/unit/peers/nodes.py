@@ -25,6 +25,8 @@ KEY = b"k" * 32
 CALM = SwimConfig(period_s=0.1, timeout_s=0.05, gossip_s=0.02, suspicion=1000.0, push_pull_s=1000.0, late_s=5.0)
 """Quick, and patient enough for a machine that has other things to do: nobody dies."""
 HASTY = msgspec.structs.replace(CALM, suspicion=2.0, patience=2.0)
+MISSING = msgspec.structs.replace(HASTY, push_pull_s=0.2)
+"""Asks those that it takes for dead for all that they know, and often."""
 
 
 @dataclass
@@ -97,6 +99,6 @@ def states(membership: Membership) -> dict[str, MemberState]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until it is so."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():
             await trio.sleep(0.01)

@@ -27,7 +27,7 @@ class Asked:
 
     def fetch(self, member, wants, *, fetch, timeout_s):
         self.requests.append([each.key for each in wants])
-        assert self.gate.wait(10)
+        assert self.gate.wait(120)
         if self.error is not None:
             raise self.error
         return [
@@ -51,7 +51,7 @@ class Outcomes:
         return lambda result, error: self.found.update({key: result or error})
 
     async def wait(self, count: int) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.found) < count:
                 await trio.sleep(0.005)
 
@@ -59,8 +59,8 @@ class Outcomes:
 async def filled(asked: Asked, batches: Batches, outcomes: Outcomes) -> None:
     """Give each thread something to do."""
     for number in range(2):
-        batches.submit(NODE, want(f"first {number}", 10), itself, outcomes.of(f"first {number}"), fetch=False, timeout_s=5)
-    with trio.fail_after(5):
+        batches.submit(NODE, want(f"first {number}", 10), itself, outcomes.of(f"first {number}"), fetch=False, timeout_s=60)
+    with trio.fail_after(60):
         while len(asked.requests) < 2:
             await trio.sleep(0.005)
 
@@ -70,10 +70,10 @@ async def test_wants_go_together_when_there_are_more_than_threads() -> None:
     batches = Batches(asked, threads=2)
     await filled(asked, batches, outcomes)
     for number in range(20):
-        batches.submit(NODE, want(str(number), 10), itself, outcomes.of(str(number)), fetch=False, timeout_s=5)
-    batches.submit(NODE, want("missing", 10), itself, outcomes.of("missing"), fetch=False, timeout_s=5)
-    batches.submit(NODE, want("fetch", 10), itself, outcomes.of("fetch"), fetch=True, timeout_s=5)
-    batches.submit(NODE, want("large", 2 << 20), itself, outcomes.of("large"), fetch=False, timeout_s=5)
+        batches.submit(NODE, want(str(number), 10), itself, outcomes.of(str(number)), fetch=False, timeout_s=60)
+    batches.submit(NODE, want("missing", 10), itself, outcomes.of("missing"), fetch=False, timeout_s=60)
+    batches.submit(NODE, want("fetch", 10), itself, outcomes.of("fetch"), fetch=True, timeout_s=60)
+    batches.submit(NODE, want("large", 2 << 20), itself, outcomes.of("large"), fetch=False, timeout_s=60)
     asked.gate.set()
     await outcomes.wait(25)
     assert asked.requests[:2] == [["first 0"], ["first 1"]]
@@ -95,7 +95,7 @@ async def test_an_error_is_that_of_all_in_the_request() -> None:
     await outcomes.wait(2)
     assert list(outcomes.found.values()) == [asked.error] * 2
     asked.error = ZeroDivisionError()
-    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=60)
     await outcomes.wait(3)
     assert isinstance(outcomes.found["a"], PeerFailed)
     batches.submit(NODE, want("late", 10), itself, outcomes.of("late"), fetch=False, timeout_s=-1)
@@ -112,8 +112,8 @@ async def test_what_cannot_be_kept_fails_alone() -> None:
     def full(_found: Fetched) -> None:
         raise StoreFull("no room")
 
-    batches.submit(NODE, want("a", 10), full, outcomes.of("a"), fetch=False, timeout_s=5)
-    batches.submit(NODE, want("b", 10), itself, outcomes.of("b"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("a", 10), full, outcomes.of("a"), fetch=False, timeout_s=60)
+    batches.submit(NODE, want("b", 10), itself, outcomes.of("b"), fetch=False, timeout_s=60)
     asked.gate.set()
     await outcomes.wait(4)
     assert asked.requests[2:] == [["a", "b"]]
@@ -127,7 +127,7 @@ async def test_too_many_are_refused(monkeypatch) -> None:
     asked, outcomes = Asked(), Outcomes()
     batches = Batches(asked, threads=2)
     await filled(asked, batches, outcomes)
-    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=5)
+    batches.submit(NODE, want("a", 10), itself, outcomes.of("a"), fetch=False, timeout_s=60)
     assert isinstance(outcomes.found["a"], PeerRefused)
     asked.gate.set()
     await outcomes.wait(3)
@@ -140,7 +140,7 @@ async def test_from_a_node() -> None:
     async with running(objects, tls=True, in_files=True) as node:
         batches = Batches(node.client, threads=2)
         for key, data in objects.items():
-            batches.submit(node.info, want(key, len(data)), itself, outcomes.of(key), fetch=False, timeout_s=5)
+            batches.submit(node.info, want(key, len(data)), itself, outcomes.of(key), fetch=False, timeout_s=60)
         await outcomes.wait(100)
         batches.close()
     assert {key: bytes(each.data) for key, each in outcomes.found.items()} == objects
@@ -150,12 +150,12 @@ async def test_from_a_node() -> None:
 async def test_what_can_wait_lets_others_go_first() -> None:
     asked, outcomes = Asked(), Outcomes()
     batches = Batches(asked, threads=1)
-    batches.submit(NODE, want("first", 10), itself, outcomes.of("first"), fetch=False, timeout_s=5)
-    with trio.fail_after(5):
+    batches.submit(NODE, want("first", 10), itself, outcomes.of("first"), fetch=False, timeout_s=60)
+    with trio.fail_after(60):
         while not asked.requests:
             await trio.sleep(0.005)
     for key, later in (("load 1", True), ("load 2", True), ("read", False)):
-        batches.submit(NODE, want(key, 10), itself, outcomes.of(key), fetch=False, timeout_s=5, later=later)
+        batches.submit(NODE, want(key, 10), itself, outcomes.of(key), fetch=False, timeout_s=60, later=later)
     asked.gate.set()
     await outcomes.wait(4)
     assert asked.requests == [["first"], ["read"], ["load 1", "load 2"]]

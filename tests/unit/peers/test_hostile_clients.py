@@ -35,7 +35,7 @@ async def say(node: Node, data: bytes) -> bytes:
     """Send bytes on a new connection and return the answer, up to its end."""
     stream = await trio.open_tcp_stream(*node.server.address)
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await stream.send_all(data)
             return await everything(stream)
 
@@ -156,7 +156,7 @@ async def test_certificates_of_another_cluster_are_refused() -> None:
                 await stream.send_all(a_request(BODY))  # a client of TLS 1.3 learns that it is refused by the answer
                 with pytest.raises(trio.BrokenResourceError):
                     await stream.receive_some()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while node.server.counters.broken_off < 2:
                 await trio.sleep(0.01)
         assert node.provider.asked == []
@@ -186,7 +186,7 @@ async def test_pages_are_released_if_they_are_not_taken(monkeypatch, tls, closes
         assert await stream.receive_some(10)
         if closes:
             await trio.aclose_forcefully(stream)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while node.provider.released < 1:
                 await trio.sleep(0.01)
         await trio.aclose_forcefully(stream)
@@ -281,10 +281,12 @@ async def test_a_file_that_is_not_what_was_sent_is_not_believed(tls, tmp_path) -
             if not tls:
                 own._caller.signer.content = lambda nonce, digest: b"x" * 32
                 with pytest.raises(PeerRefused, match="breaks off"):
-                    await own.send_file(node.server.address, "/v1/file", b"", f.fileno(), 100_000, name=SERVER, timeout_s=5)
+                    await own.send_file(
+                        node.server.address, "/v1/file", b"", f.fileno(), 100_000, name=SERVER, timeout_s=60
+                    )
             with pytest.raises(PeerFailed, match="broke off"):  # it is shorter than what is announced
-                await own.send_file(node.server.address, "/v1/file", b"", f.fileno(), 100_001, name=SERVER, timeout_s=5)
-            with trio.fail_after(5):
+                await own.send_file(node.server.address, "/v1/file", b"", f.fileno(), 100_001, name=SERVER, timeout_s=60)
+            with trio.fail_after(60):
                 while len(failures) < 1 + (not tls):
                     await trio.sleep(0.01)
         own.close()

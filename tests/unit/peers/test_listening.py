@@ -110,7 +110,7 @@ async def test_a_wildcard_of_ipv6_reaches_both() -> None:
     try:
         for sender, receiver, address in ((both, four, ("127.0.0.1", four.port)), (four, both, ("127.0.0.1", both.port))):
             sender.datagrams.sendto(b"x", on_wire(sender.family, address))
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await trio.lowlevel.wait_readable(receiver.datagrams)
             content, name = receiver.datagrams.recvfrom(10)
             assert (content, from_wire(name)) == (b"x", ("127.0.0.1", sender.port))

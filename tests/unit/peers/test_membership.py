@@ -13,7 +13,7 @@ from luxfuse.core.members import Member, MemberState, NodeInfo
 from luxfuse.peers import membership as module
 from luxfuse.peers.identity import Identity
 from luxfuse.peers.membership import Membership
-from tests.unit.peers.nodes import HASTY, Calls, node, states, until
+from tests.unit.peers.nodes import HASTY, MISSING, Calls, node, states, until
 
 ALIVE, DEAD, LEFT = MemberState.ALIVE, MemberState.DEAD, MemberState.LEFT
 
@@ -39,7 +39,8 @@ async def test_nodes_find_each_other_and_measure_the_way(calls: Calls) -> None:
         one.on_change.append(changes.append)
         async with node(calls, 3, two.info.address) as three:
             await until(lambda: count_alive(one, two, three) == [2, 2, 2])
-            await until(lambda: all(member.round_trip_s is not None for member in one.alive()))
+            # On a busy machine a node is suspect for a moment.
+            await until(lambda: all((m.state, m.round_trip_s is None) == (ALIVE, False) for m in one.alive()))
             assert {member.info.label for member in changes} == {"node-2", "node-3"}
             found = one.member(three.info.name)
             assert found is not None
@@ -126,7 +127,7 @@ async def test_garbage_from_the_network_changes_nothing(calls: Calls) -> None:
         assert one.statistics().rejected == {"garbage": 3, "version": 1}
         received = one.statistics().received
         await until(lambda: one.statistics().received > received + 3)
-        assert states(one) == {"node-2": ALIVE}
+        await until(lambda: states(one) == {"node-2": ALIVE})
         with pytest.raises(ValueError, match="version"):
             await one.handle_push_pull(two.info.name, b"nonsense")
 
@@ -136,7 +137,8 @@ async def test_a_callback_may_tell_something(calls: Calls) -> None:
         heard: list[bytes] = []
         two.on_heard.append(lambda name, payload: heard.append(payload))
         one.on_change.append(lambda member: one.broadcast(member.info.label.encode()))
-        await until(lambda: heard == [b"node-2"])
+        await until(lambda: heard)
+        assert set(heard) == {b"node-2"}  # once for each change of its state: on a busy machine it is suspect for a moment
 
 
 async def test_nodes_that_appear_where_we_look_are_found_later(calls: Calls, tmp_path: Path) -> None:
@@ -147,10 +149,11 @@ async def test_nodes_that_appear_where_we_look_are_found_later(calls: Calls, tmp
         await until(lambda: count_alive(one, two, three) == [1, 1, 0])
         file.write_text(f"127.0.0.1:{three.info.port}\n127.0.0.1:{one.info.port}\n")
         await until(lambda: count_alive(one, two, three) == [2, 2, 2])
-        # Who is known is not asked again.
-        del calls.asked[:]
-        await trio.sleep(0.3)
-        assert calls.asked == []
+        # A node that is known is not asked again, once all believe the same: each would be six times in this time.
+        with trio.fail_after(60):
+            while calls.asked:
+                del calls.asked[:]
+                await trio.sleep(0.3)
 
 
 async def test_a_silent_address_is_said_once(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,13 +179,21 @@ async def test_ourselves_by_another_address_is_nobody(calls: Calls) -> None:
         assert one.members() == []
 
 
+@pytest.mark.parametrize("deaf", [False, True])
 @pytest.mark.expected_logs("is a namesake", "copy of our state directory")
-async def test_two_nodes_with_one_name_are_told(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_nodes_with_one_name_are_told(
+    calls: Calls, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    """Once datagrams of the later one have come, those of the other are of an earlier life, and get no answer: so it
+    misses the first node, and is told when it asks that for all it knows. Before, it may hear the news of its name."""
     async with (
         node(calls, 1) as one,
-        node(calls, 2, one.info.address, name="a" * 16) as two,
-        node(calls, 3, one.info.address, name="a" * 16, incarnation=2) as three,
+        node(calls, 2, one.info.address, name="a" * 16, config=MISSING) as two,
     ):
-        await until(lambda: "is a namesake" in caplog.text)
-        assert one.member(two.info.name) is not None
-        assert two.info.name == three.info.name
+        if deaf:
+            monkeypatch.setattr(two, "_take_in", lambda *_: None)
+            await until(lambda: two.statistics().push_pulls > 1)  # what follows from meeting is over
+        async with node(calls, 3, one.info.address, name="a" * 16, incarnation=2) as three:
+            await until(lambda: "is a namesake" in caplog.text)
+            assert one.member(two.info.name) is not None
+            assert two.info.name == three.info.name

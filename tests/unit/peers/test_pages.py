@@ -93,7 +93,7 @@ async def test_files_are_sent(tls, tmp_path) -> None:
         with (tmp_path / "f").open("rb") as f:
             for _ in range(2):
                 answer = await node.client.send_file(
-                    node.server.address, "/v1/file", b"head", f.fileno(), len(data), name=SERVER, timeout_s=5
+                    node.server.address, "/v1/file", b"head", f.fileno(), len(data), name=SERVER, timeout_s=60
                 )
                 assert answer == b"done"
         assert got == [(CLIENT, b"head", data)] * 2

@@ -416,7 +416,7 @@ def test_writers_in_other_processes_are_seen(staging: Staging, how: str, writes:
             assert holder.stdout.readline() == b"ready\n"
             assert staging.has_writers(path) is writes
             holder.stdin.close()
-            assert holder.wait(20) == 0
+            assert holder.wait(60) == 0
         finally:
             holder.kill()
     assert not staging.has_writers(path)

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from luxfuse.errors import AccessDenied, NotFound, StoreAway, StoreError, StoreUnavailable
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import FakeStore
+from tests.support.virtual_time import virtual_time
 
 TIMEOUT_S = 10.0
 AWAY = r"fake store cannot be reached"
@@ -27,9 +28,8 @@ def fake() -> FakeStore:
 
 
 @pytest.fixture
-def mock_clock() -> MockClock:
-    # Threads answer in real time, so the clock jumps only after a moment in which nothing happened.
-    return MockClock(autojump_threshold=0.02)
+def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    return virtual_time(monkeypatch)
 
 
 @asynccontextmanager

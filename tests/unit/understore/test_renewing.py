@@ -322,7 +322,7 @@ def test_credentials_are_renewed_behind_while_the_old_ones_hold():
         import datetime
 
         if fetched:
-            go.wait(10)
+            go.wait(120)
         fetched.append(1)
         return Frozen(f"key{len(fetched)}", "s", None), datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
 
@@ -359,7 +359,7 @@ def test_sources_that_hang_are_not_asked_again_without_end(monkeypatch):
     monkeypatch.setattr(s3_credentials, "FETCH_LIMIT_S", 0.05)
     go = threading.Event()
     for text in ("no credentials came within", "earlier attempts still hang"):
-        source = S3Credentials(lambda: (go.wait(10), None), "the program")  # type: ignore[arg-type,return-value]
+        source = S3Credentials(lambda: (go.wait(120), None), "the program")  # type: ignore[arg-type,return-value]
         with pytest.raises(StoreUnavailable, match=text):
             source.current()
     go.set()
@@ -368,7 +368,7 @@ def test_sources_that_hang_are_not_asked_again_without_end(monkeypatch):
 def test_a_source_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(s3_credentials, "FETCH_LIMIT_S", 0.1)
     go = threading.Event()
-    source = S3Credentials(lambda: (go.wait(10), None), "the program")  # type: ignore[arg-type,return-value]
+    source = S3Credentials(lambda: (go.wait(120), None), "the program")  # type: ignore[arg-type,return-value]
     with pytest.raises(StoreUnavailable, match=r"no credentials came within 0\.1 s from the program"):
         source.current()
     go.set()

@@ -16,15 +16,15 @@ from luxfuse.errors import DeadlinePassed
 from luxfuse.types import WriteMode
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import FakeStore
+from tests.support.virtual_time import virtual_time
 
 KIB = 1 << 10
 RATE = 100 * KIB
 
 
 @pytest.fixture
-def mock_clock() -> MockClock:
-    # Threads answer in real time, so the clock jumps only after a moment in which nothing happened.
-    return MockClock(autojump_threshold=0.05)
+def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    return virtual_time(monkeypatch)
 
 
 @asynccontextmanager

@@ -122,7 +122,7 @@ async def test_an_answer_that_was_on_its_way_is_not_news(tmp_path: Path, monkeyp
 
     def late(key: str) -> ObjectInfo:
         info = head(key)
-        may_answer.wait(5)
+        may_answer.wait(120)
         return info
 
     async with mounted(tmp_path, driver) as m:

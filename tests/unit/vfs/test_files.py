@@ -38,7 +38,7 @@ def hold_answers(driver: FakeStore, monkeypatch: pytest.MonkeyPatch, after: str 
     def late(key: str, *arguments: object, **options: object) -> Buffer:
         data = read(key, *arguments, **options)  # type: ignore[arg-type]
         if key > after:
-            answers.wait(20)
+            answers.wait(120)
         return data
 
     monkeypatch.setattr(driver, "read", late)

@@ -54,14 +54,15 @@ async def test_the_push_that_a_close_waited_for_goes_on(tmp_path: Path, mode: st
 @AWAY
 async def test_a_push_that_fails_when_nobody_waits_any_more_is_tried_again(tmp_path: Path) -> None:
     driver = FakeStore()
-    async with mounted(tmp_path, driver, options("cache-through", request_timeout_s=0.2)) as m:
+    async with mounted(tmp_path, driver, options("cache-through")) as m:
         handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"new")
         await m.kernel.write(m.fs, handle, 0, b"content")
-        driver.hold("put")
-        with trio.move_on_after(0.05):
-            await m.kernel.flush(m.fs, handle)
-        await m.kernel.release(m.fs, handle)
-        await until(lambda: m.writeback.pace.failures > 0)
+        with m.impatient():
+            driver.hold("put")
+            with trio.move_on_after(0.05):
+                await m.kernel.flush(m.fs, handle)
+            await m.kernel.release(m.fs, handle)
+            await until(lambda: m.writeback.pace.failures > 0)
         driver.release()
         await m.drain()
         assert driver.objects["new"][0] == b"content"

@@ -17,6 +17,12 @@ LATER = pytest.mark.expected_logs("cannot be brought to the under-store yet", "c
 MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 
 
+class Down(StoreUnavailable):
+    """The store does not answer; nor would it another try, so that none has to be made."""
+
+    retryable = False
+
+
 class Gone:
     """A store that takes one upload (or copy), and answers nothing from then on, until it is ``back``."""
 
@@ -29,11 +35,11 @@ class Gone:
     def _failing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def request(*arguments: Any, **named: Any) -> Any:
             if self._down:
-                raise StoreUnavailable("down")
+                raise Down("down")
             answer = real(*arguments, **named)
             if name == self._last:
                 self._down = True
-                raise StoreUnavailable("the answer is lost")
+                raise Down("the answer is lost")
             return answer
 
         return request
@@ -49,14 +55,14 @@ async def make(m: Mount) -> None:
         pass
     await m.kernel.release(m.fs, handle)
     (dirty,) = m.dirty
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while dirty.tries.attempts == 0 or dirty.lock.locked():
             m.writeback.hurry()
             await trio.sleep(0.01)
 
 
 async def settled(m: Mount) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(m.dirty) or m.journal.deletes:
             m.writeback.hurry()
             await trio.sleep(0.01)
@@ -67,7 +73,7 @@ async def settled(m: Mount) -> None:
 async def test_what_is_removed_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     driver = FakeStore()
     gone = Gone(driver, monkeypatch)
-    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode=mode) as m:
         await m.entries()
         await make(m)
         assert list(driver.objects) == ["a"]
@@ -85,7 +91,7 @@ async def test_the_copy_of_a_rename_that_failed_does_not_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     driver = FakeStore()
-    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode=mode) as m:
         handle, _ = await m.kernel.create(m.fs, 1, b"a", 0o644)
         await m.kernel.write(m.fs, handle, 0, b"content")
         await m.kernel.close(m.fs, handle)
@@ -109,7 +115,7 @@ async def test_the_copy_of_a_rename_that_failed_does_not_stay(
 async def test_what_is_renamed_does_not_keep_its_old_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeStore()
     gone = Gone(driver, monkeypatch)
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         await m.entries()
         await make(m)
         await m.fs.rename(1, b"a", 1, b"b", 0)
@@ -133,7 +139,7 @@ async def test_what_was_refused_is_not_looked_for(tmp_path: Path) -> None:
 
 async def refused(m: Mount, key: str = "a") -> None:
     """Wait until the removal of a file has failed."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while m.writeback.deletes.error(key) is None:
             m.writeback.hurry()
             await trio.sleep(0.01)
@@ -153,7 +159,7 @@ async def test_what_somebody_else_wrote_since_a_removal_stays(
 ) -> None:
     driver = FakeStore()
     gone = Gone(driver, monkeypatch)
-    async with mounted(tmp_path, driver, write_mode=mode, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode=mode) as m:
         await m.entries()
         await make(m)
         await (m.fs.rename(1, b"a", 1, b"b", 0) if move else m.fs.unlink(1, b"a"))
@@ -172,7 +178,7 @@ async def test_what_somebody_else_wrote_since_a_removal_stays(
 async def test_a_removal_that_had_to_wait_takes_the_version_that_was_removed(tmp_path: Path, replaced: bool) -> None:
     driver = FakeStore()
     driver.place("a", b"one")
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         await m.entries()
         driver.fail_next(1, lambda: StoreRejected("not now"), "delete")
         await m.fs.unlink(1, b"a")
@@ -191,7 +197,7 @@ async def test_a_directory_takes_along_what_somebody_else_wrote_since_a_removal_
     driver = FakeStore()
     for name in ("a", "b"):
         driver.place(f"d/{name}", b"one")
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         await m.entries("d")
         driver.fail_next(1, lambda: StoreRejected("not now"), "delete")
         await m.fs.unlink(await m.inode("d"), b"a")
@@ -226,7 +232,7 @@ async def test_what_is_made_anew_replaces_no_more_than_ours(
 ) -> None:
     driver = FakeStore()
     gone = Gone(driver, monkeypatch)
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         await m.entries()
         await make(m)
         await remake(m, move=move)

@@ -74,7 +74,7 @@ async def test_a_name_is_changed_where_its_directory_is(tmp_path: Path, change: 
             await change(m, d)
 
         driver.hold("copy", "delete")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for each in (moved, changed) if first else (changed, moved):
                     nursery.start_soon(each)
@@ -98,7 +98,7 @@ async def test_a_file_that_is_going_up_is_renamed_to_where_the_directory_is(tmp_
         await m.kernel.write(m.fs, handle, 0, b"f")
         await m.kernel.close(m.fs, handle)
         (dirty,) = m.dirty
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not dirty.lock.locked():
                 m.writeback.hurry()
                 await trio.sleep(0.01)

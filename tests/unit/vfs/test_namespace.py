@@ -203,7 +203,7 @@ async def test_skipped_keys_are_logged_once_and_counted(
         assert set(await m.entries()) == {b"ok", b"both"}
         m.clock.advance(100)
         await m.entries()
-        assert m.lister.skipped_keys == 6
+        assert m.lister.skipped_keys == 3 * m.driver.counts["list"] >= 6
     assert sum("skipping key" in record.message for record in caplog.records) == 1
 
 
@@ -276,25 +276,26 @@ async def test_a_directory_that_vanished_leaves_nothing_in_the_index(tmp_path: P
 
 @AWAY
 async def test_an_outage_serves_what_is_known_and_is_no_absence(tmp_path: Path) -> None:
-    async with mounted(tmp_path, store_of("a", "d/b"), request_timeout_s=0.2, passthrough=False) as m:
+    async with mounted(tmp_path, store_of("a", "d/b"), passthrough=False) as m:
         inode = await m.inode("a")
         before = await m.entries("d")
         root = await m.entries()
         assert await m.read_all("a") == b"a"
         m.clock.advance(1000)
         m.driver.flaky(1.0, 1)
-        assert await m.inode("a") == inode
-        assert await m.entries("d") == before
-        assert await m.entries() == root
-        assert await m.read_all("a") == b"a"
-        assert 0 < (await m.fs.getattr(inode)).ttl_s <= 1
-        for path in ("unknown", "d/unknown"):
-            with pytest.raises(StoreUnavailable):
-                await m.inode(path)
+        with m.impatient():
+            assert await m.inode("a") == inode
+            assert await m.entries("d") == before
+            assert await m.entries() == root
+            assert await m.read_all("a") == b"a"
+            assert 0 < (await m.fs.getattr(inode)).ttl_s <= 1
+            for path in ("unknown", "d/unknown"):
+                with pytest.raises(StoreUnavailable):
+                    await m.inode(path)
         assert m.namespace.belief.stale_served
         m.driver.flaky(0, 1)
         m.driver.place("a", b"after the outage")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (await m.inode("a")) == inode:
                 m.clock.advance(61)
                 await trio.sleep(0.01)
@@ -382,8 +383,7 @@ async def test_a_listing_that_was_on_its_way_does_not_undo_a_refresh(tmp_path: P
             driver.place("d/new", b"new")
             m.clock.advance(0.001)
             nursery.start_soon(m.fs.refresh, "d")
-            await wait_all_tasks_blocked(0.05)
-            assert m.lister.is_listing(directory)
+            await until(lambda: m.lister.is_listing(directory))
             driver.give()
         assert await m.inode("d/new")
 
@@ -393,7 +393,7 @@ async def test_an_index_that_fails_does_not_end_the_mount(
 ) -> None:
     expected_logs.append("index")
     async with mounted(tmp_path, store_of("d/a", "d/b", "d/c", "d/d"), flusher=False) as m:
-        await m.inode("d")
+        directory = await m.inode("d")
 
         def refuse(*_args: object) -> None:
             raise OSError(28, "No space left on device")
@@ -401,7 +401,8 @@ async def test_an_index_that_fails_does_not_end_the_mount(
         monkeypatch.setattr(m.index, "_commit", refuse)
         for name in "abcd":  # the listing that follows fails in the background
             await m.inode(f"d/{name}")
-        await wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked()
+        await until(lambda: not m.lister.is_listing(directory))
         monkeypatch.undo()
         assert len(await m.entries("d")) == 4
 

@@ -33,7 +33,7 @@ async def chmod(m: Mount, path: str, mode: int) -> int:
 
 async def settled(m: Mount) -> None:
     m.writeback.hurry()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(m.dirty):
             m.writeback.hurry()
             await trio.sleep(0.005)
@@ -65,12 +65,13 @@ async def test_a_copy_whose_answer_got_lost(tmp_path: Path, mode: str) -> None:
 async def test_a_copy_that_failed_and_other_attributes_after_it(tmp_path: Path) -> None:
     driver = FakeStore()
     driver.place("a", b"content")
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.5) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         assert await m.read_all("a") == b"content"
         driver.lose_answer_next("copy")
         driver.fail_next(100, kind="head")
-        await chmod(m, "a", 0o600)
-        await until(lambda: m.writeback.pace.failures > 0)
+        with m.impatient():
+            await chmod(m, "a", 0o600)
+            await until(lambda: m.writeback.pace.failures > 0)
         await chmod(m, "a", 0o640)
         driver._failures.clear()
         await settled(m)
@@ -117,14 +118,15 @@ async def test_attributes_of_what_was_replaced(tmp_path: Path, mode: str, new: b
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
 async def test_content_whose_answer_got_lost_and_that_changed_since(tmp_path: Path) -> None:
     driver = FakeStore()
-    async with mounted(tmp_path, driver, write_mode="async-through", request_timeout_s=0.5) as m:
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
         handle, _ = await m.kernel.create(m.fs, 1, b"a", 0o644)
         await m.kernel.write(m.fs, handle, 0, b"first")
         driver.fail_next(100, kind="head")
         driver.lose_answer_next("put")
-        await m.kernel.flush(m.fs, handle)
-        m.writeback.hurry()
-        await until(lambda: m.writeback.pace.failures > 0)
+        with m.impatient():
+            await m.kernel.flush(m.fs, handle)
+            m.writeback.hurry()
+            await until(lambda: m.writeback.pace.failures > 0)
         assert driver.objects["a"][0] == b"first"
         await m.kernel.write(m.fs, handle, 0, b"second")
         driver._failures.clear()

@@ -12,12 +12,12 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import WriteMode
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
+from tests.support.virtual_time import virtual_time
 
 
 @pytest.fixture
-def mock_clock() -> MockClock:
-    """Jumps only when nothing has happened for a moment: threads are at work, which trio does not see."""
-    return MockClock(autojump_threshold=0.01)
+def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    return virtual_time(monkeypatch)
 
 
 async def make(m: Mount, name: str) -> None:

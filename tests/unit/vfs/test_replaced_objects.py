@@ -98,7 +98,7 @@ async def test_what_was_asked_for_before_the_object_was_replaced(
         def slow(*arguments: object, **options: object) -> object:
             result = answer(*arguments, **options)
             asked.set()
-            assert replaced.wait(10)
+            assert replaced.wait(120)
             return result
 
         monkeypatch.setattr(driver, name, slow)

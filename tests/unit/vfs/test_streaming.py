@@ -37,7 +37,7 @@ async def test_a_reader_has_the_bytes_before_the_disk_has_them(tmp_path: Path, m
     real = disk.store_run
 
     def slow(*arguments: Any, **options: Any) -> disk.Stored:
-        assert writing.wait(10)
+        assert writing.wait(120)
         return real(*arguments, **options)
 
     async with mounted(tmp_path, driver, readahead_bytes=0) as m:
@@ -45,7 +45,7 @@ async def test_a_reader_has_the_bytes_before_the_disk_has_them(tmp_path: Path, m
         handle = await m.open("big")  # which waits for the first page, as the store is to confirm the version
         writing.clear()
         monkeypatch.setattr(disk, "store_run", slow)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             data = bytes(await m.fs.read(ref_of(handle), pages(5), MIB))
         obj = next(iter(m.cache.contents._live.values()))
         assert data == driver.objects["big"][0][pages(5) : pages(6)]

@@ -135,7 +135,7 @@ async def test_the_first_names_come_when_the_first_page_has(tmp_path: Path) -> N
         assert (await m.fs.lookup(inode, b"f0400")).size == 1, "what has not come is asked for"
         assert driver.counts["head"] > heads
         driver.open_gate()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             rest = [name for name, _, _ in await read_directory(m.fs, handle, first[-1][1])]
         assert sorted([name for name, _ in first[2:]] + rest) == [b"f%04d" % number for number in range(500)]
         listing = m.names.listings.of(inode)
@@ -220,7 +220,7 @@ async def test_a_listing_that_fails_says_so_behind_what_it_brought(tmp_path: Pat
 @pytest.mark.parametrize("error", [StoreUnavailable("an outage"), AccessDenied("expired", renewable=True)])
 async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_path: Path, error: StoreError) -> None:
     driver = filled(400)
-    async with mounted(tmp_path, driver, request_timeout_s=0.3) as m:
+    async with mounted(tmp_path, driver) as m:
         before = await m.entries("d")
         m.clock.advance(61)
         driver.remove("d/f0003")
@@ -232,9 +232,10 @@ async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_pat
         handle, _ = await m.fs.directories.open(inode)
         first = read_now(m, handle)
         assert b"f0003" not in dict(first)
-        driver.broken = error
-        driver.open_gate()
-        rest = await read_directory(m.fs, handle, first[-1][1])
+        with m.impatient():
+            driver.broken = error
+            driver.open_gate()
+            rest = await read_directory(m.fs, handle, first[-1][1])
         names = without_dots([name for name, _ in first] + [name for name, _, _ in rest])
         assert sorted(names) == sorted(before.keys() - {b"f0003"})
         assert m.fs.namespace.belief.stale_served
@@ -324,7 +325,9 @@ class World:
             pass  # it is there, or is not
 
 
-@pytest.mark.expected_logs("a file and a directory", "was written by somebody else meanwhile", "of this name")
+@pytest.mark.expected_logs(
+    "a file and a directory", "was written by somebody else meanwhile", "of this name", "under-store yet: GET .* version is"
+)
 @pytest.mark.parametrize("seed", range(24))
 async def test_what_stays_comes_once_to_each_reader_whatever_changes(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -365,7 +368,7 @@ async def test_what_stays_comes_once_to_each_reader_whatever_changes(tmp_path: P
                 readers.append(_Reader(m, (await m.fs.directories.open(inode))[0], rng))
         driver.open_gate()
         for reader in readers:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await reader.finish()
             count = Counter(reader.seen)
             twice = {name for name in count if count[name] > 1} - world.loose

@@ -39,14 +39,14 @@ async def test_mount_that_fails_says_what_the_store_answered(monkeypatch: pytest
 async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_for_them_otherwise(tmp_path: Path) -> None:
     async with mounted(tmp_path, FakeStore(), write_mode="async-through") as m:
         m.nursery.start_soon(m.writing.spares.run)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while m.staging.spares_low:
                 await trio.sleep(0.01)
         refills, refill = [], m.staging.refill
         m.staging.refill = lambda: (refills.append(len(m.staging._spares)), refill())  # type: ignore[method-assign, func-returns-value]
         for number in range(SPARES):
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"%d" % number))[0])
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while m.staging.spares_low:
                     await trio.sleep(0.001)
         assert 0 < len(refills) < SPARES / 2

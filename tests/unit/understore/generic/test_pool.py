@@ -112,7 +112,7 @@ def test_nobody_waits_for_ever(server):
     systems = FileSystems(Client(), timeout_s=1, most=1, clock=lambda: now[0])
     go = threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        hanging = pool.submit(systems.run, lambda one: go.wait(20), again=True)
+        hanging = pool.submit(systems.run, lambda one: go.wait(120), again=True)
         while systems._idle:
             time.sleep(0.001)
         waiting = pool.submit(systems.run, Client.ask, again=True)

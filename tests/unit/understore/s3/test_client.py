@@ -203,7 +203,7 @@ def test_server_that_takes_no_more_of_a_body(transport):
         def serve() -> None:
             with listening.accept()[0] as stuck:
                 stuck.recv(1000)
-                taken.wait(30)
+                taken.wait(120)
             with listening.accept()[0] as good:
                 found = b""
                 while b"\r\n\r\n" not in found:
