@@ -2,7 +2,8 @@
 
 A lock of flock(2) belongs to an open file, not to a process, and so does a port. The keeper is told of each, and has it
 open, too: the file stays locked when the daemon dies, and the successor inherits it, even from a daemon that cannot end.
-Whatever is locked must be given back (`unlock`): closing it alone would leave it to the keeper.
+Whatever is locked must be given back (`unlock`): closing it alone would leave it to the keeper. What fails does not know
+whether a successor comes, and sets its locks aside (`set_aside`), for itself or for that: nobody else takes them between.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from luxfuse.keeper import saying
 
-_inherited: dict[str, int] = {}  # one for the process, as its descriptors are
+_left: dict[str, int] = {}  # one for the process, as its descriptors are
 
 
 def inherit(held: Iterable[str]) -> None:
@@ -23,12 +24,12 @@ def inherit(held: Iterable[str]) -> None:
     for text in held:
         fd, _, name = text.partition("=")
         os.set_inheritable(int(fd), False)
-        _inherited[name] = int(fd)
+        _left[name] = int(fd)
 
 
 def take(name: str) -> int | None:
     """Return the descriptor that the daemon before has kept by a name, which is the caller's from now on; None: none."""
-    return _inherited.pop(name, None)
+    return _left.pop(name, None)
 
 
 def keep(name: str, fd: int) -> None:
@@ -65,8 +66,16 @@ def unlock(path: Path, fd: int) -> None:
     saying.drop(str(path))
 
 
+def set_aside(path: Path, fd: int) -> None:
+    """Let go of a lock that stays locked, for the next who asks for it, here or in a successor."""
+    before = _left.pop(str(path), None)
+    _left[str(path)] = fd
+    if before is not None:
+        os.close(before)
+
+
 def give_back_the_rest() -> None:
-    """Close what was inherited and not taken: this daemon has no use for it."""
-    while _inherited:
-        name, fd = _inherited.popitem()
+    """Give back what was inherited and not taken, or set aside: this daemon has no use for it."""
+    while _left:
+        name, fd = _left.popitem()
         unlock(Path(name), fd)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import trio
 
+from luxfuse import lasting
 from luxfuse.config import Settings
 from luxfuse.configuration import building
 from luxfuse.control.attached_file import AttachedFile, Record, Recorded
@@ -146,6 +147,7 @@ class Attachments:
                 raise
         except BaseException:
             del self._attached[path]
+            lasting.give_back_the_rest()
             raise
         await self._tree.settle()
         log.info("attached %s at %s", safe_url(source), self._where(path))
@@ -303,6 +305,7 @@ class Attachments:
         try:
             await self._take_down(a)
             del self._attached[a.path]
+            lasting.give_back_the_rest()  # it may have failed before
             await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
             await self._record()
             await self._tree.settle()

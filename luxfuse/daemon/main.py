@@ -121,13 +121,16 @@ def run(
 
 @contextlib.contextmanager
 def _left(claim: registry.Claim, held: tuple[int, int] | None) -> Iterator[None]:
-    """If this daemon fails in the block, and a keeper is to start another one, leave the mount to that."""
+    """If this daemon fails in the block, and a keeper is to start another one, leave the mount to that, and all locks."""
     try:
         yield
     except BaseException:
         if held is not None and was_served(held[1]) and not mounts.is_gone(held[0]) and saying.is_heard():
             claim.leave()
+        else:
+            lasting.give_back_the_rest()
         raise
+    lasting.give_back_the_rest()
 
 
 class _Daemon:

@@ -373,6 +373,6 @@ class Journal:
             except OSError as again:
                 self.failing = again.strerror or str(again)
 
-    def close(self) -> None:
-        """Close; `commit` before, or notes since then are lost."""
-        self._file.close()
+    def close(self, *, fails: bool = False) -> None:
+        """Close; `commit` before, or notes since then are lost. ``fails``: as in `JournalFile.close`."""
+        self._file.close(fails=fails)

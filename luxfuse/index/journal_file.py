@@ -117,10 +117,10 @@ class JournalFile:
             self._open()
             version = self._read(Table.META, b"format")
         except (lmdb.Error, OSError) as exc:
-            self.close()
+            self.close(fails=True)
             raise self.unusable(exc) from exc
         if version not in (None, U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
-            self.close()
+            self.close(fails=True)
             raise IndexFormatError(
                 f"journal {path} has format {int.from_bytes(version or b'', 'big')}, this luxfuse knows {FORMAT_VERSION}; "
                 "use the luxfuse that wrote it: it may hold what was not uploaded yet"
@@ -130,10 +130,10 @@ class JournalFile:
             if copy is not None:
                 self._agree_with(copy)
         except IndexFormatError:
-            self.close()
+            self.close(fails=True)
             raise
         except (OSError, lmdb.Error, msgspec.MsgspecError) as exc:
-            self.close()
+            self.close(fails=True)
             raise self.unusable(exc) from exc
 
     def _take_up_log(self) -> None:
@@ -331,8 +331,8 @@ class JournalFile:
         number = errno.ENOSPC if isinstance(exc, lmdb.MapFullError) else errno.EIO
         return OSError(code if isinstance(code, int) and code > 0 else number, f"journal {self.path}: {exc}")
 
-    def close(self) -> None:
-        """Close it."""
+    def close(self, *, fails: bool = False) -> None:
+        """Close it; if what it is for ``fails``, nobody else may have the directory before a successor."""
         with self._using:
             if self._log is not None:
                 self._log.close()
@@ -342,7 +342,7 @@ class JournalFile:
             if self._copy is not None:
                 self._copy.close()
             if self._locked >= 0:
-                lasting.unlock(self.path, self._locked)
+                (lasting.set_aside if fails else lasting.unlock)(self.path, self._locked)
                 self._locked = -1
 
 

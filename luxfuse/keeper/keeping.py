@@ -184,6 +184,7 @@ class Keeper(Starter):
             self.take_away()
             return
         self.log.say(f"all requests get EIO from now on: {why}")
+        self.link.release()
         try:
             os.pwrite(self.state, why.encode(), 0)
         except OSError:

@@ -49,6 +49,11 @@ class Link:
             self._ours.close()
             self._ours = None
 
+    def release(self) -> None:
+        """Hold nothing any more: there is no next daemon."""
+        while self.held:
+            os.close(self.held.popitem()[1])
+
     def hear(self) -> bool:
         """Do what the daemon says; returns whether there was something."""
         if self._ours is None:

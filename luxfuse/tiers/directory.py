@@ -75,8 +75,7 @@ class CacheDirectory:
             self._objects = str(self.path / "objects")
             self._described = self.path / "cache.json"
             self.device = self.path.stat().st_dev
-            self.identity = self._prepare()
-            self.remove_left(self.left_of_moves())
+            self._take_up()
         except OSError as exc:
             raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
 
@@ -84,6 +83,14 @@ class CacheDirectory:
     def slot(self) -> str:
         """The claimed subdirectory's name; the index of this cache goes by it."""
         return self.path.name
+
+    def _take_up(self) -> None:
+        try:
+            self.identity = self._prepare()
+            self.remove_left(self.left_of_moves())
+        except BaseException:
+            self.set_aside()
+            raise
 
     def _prepare(self) -> str:
         """Make what is missing and return the identity."""
@@ -332,6 +339,12 @@ class CacheDirectory:
         """Give the directory up, if that has not been done."""
         if self._lock >= 0:
             lasting.unlock(self.path / "lock", self._lock)
+            self._lock = -1
+
+    def set_aside(self) -> None:
+        """Let the directory go, but to nobody else than the next that claims it here or in a successor."""
+        if self._lock >= 0:
+            lasting.set_aside(self.path / "lock", self._lock)
             self._lock = -1
 
 

@@ -257,9 +257,12 @@ class VolumeLife:
                 path, source_id = Path(setting.path), self.settings.source_id
                 claimed.append((setting, await trio.to_thread.run_sync(CacheDirectory, path, source_id)))
             yield sorted(claimed, key=lambda cache: self._homeliness(*cache))
-        finally:
+        except BaseException:
             for _, directory in claimed:
-                directory.close()
+                directory.set_aside()
+            raise
+        for _, directory in claimed:
+            directory.close()
 
     def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
         """A staged file stays where it was; else memory is no place for it."""
@@ -286,8 +289,10 @@ class VolumeLife:
         try:
             self._note_other_journals(path.parent, origin)
             yield journal
-        finally:
-            journal.close()
+        except BaseException:
+            journal.close(fails=True)
+            raise
+        journal.close()
 
     @asynccontextmanager
     async def _index(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -601,6 +602,7 @@ def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: 
     assert "10 times in a row" in said.read_text()
     shown = kept.cli("status", kept.path)
     assert "10 times in a row" in shown.stdout + shown.stderr
+    assert not any(is_locked(lock) for lock in kept.cache.glob("*/lock"))  # nobody goes on: another mount may
     done = kept.cli("mount", kept.source, kept.path, *kept.flags)
     assert done.returncode == 0, done.stderr
     assert "taken away" in done.stderr
@@ -637,6 +639,47 @@ def test_daemons_that_fail_in_good_order_are_given_up_too(
     wait_for("the keeper ends", lambda: not Path(f"/proc/{keeper}").exists())
     mount.close_readers()
     assert mount.read("a") == digest(b"content")
+
+
+def test_nobody_takes_the_cache_directory_of_a_daemon_that_fails(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    """It unwinds as at a good end, but its successor goes on with all that it had."""
+    put(s3, bucket, "a", b"content")
+    mount = mounting.make(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, forked=False,
+        expected_logs=[DIED, "the daemon ends", "ZeroDivisionError"],
+    )  # fmt: skip
+    reload = "        with trio.open_signal_receiver(signal.SIGHUP) as signals:\n            async for _ in signals:\n"
+    mount.python = other_version(
+        tmp_path / "failing", "9.8.6", {"daemon/main.py": (reload, f"{reload}                1 / 0\n")}
+    )
+    mount.mount()
+    assert mount.read("a") == digest(b"content")
+    (lock,) = mount.cache.glob("*/lock")
+    (journal,) = (mount.state / "journal").iterdir()
+    before = mount.pid
+    os.kill(before, signal.SIGHUP)
+
+    def serves() -> bool:
+        assert is_locked(lock)
+        assert is_locked(journal)
+        return mount.serves_as_successor_of(before)
+
+    wait_for("another one serves", serves, pause_s=0.002)
+    assert mount.read("a") == digest(b"content")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody else has it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def test_without_a_keeper_a_daemon_that_fails_leaves_no_mount(
