@@ -75,6 +75,8 @@ class Uploader:
                         size_bytes=stamp.size,
                         key=key,
                         once=source.retrying,
+                        changes=[key],
+                        conditional=self.store.is_conditional(expect),
                     )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
 from luxfuse.errors import DeadlinePassed, StoreAway, StoreError, StoreUnavailable
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
+from luxfuse.understore.late import LateWrites, Write
 from luxfuse.understore.statistics import RequestKind
 from luxfuse.understore.submissions import Submissions, unforeseen
 
@@ -38,12 +39,6 @@ PATIENT_CALLS = 2.0
 
 WRITES = 32
 """Write requests at once, at most: each part that is being uploaded holds megabytes of memory."""
-
-
-class _Write:
-    """A write that a thread may carry out yet when nobody waits for it any more."""
-
-    given_up = running = False
 
 
 class Calls(Submissions):
@@ -80,18 +75,12 @@ class Calls(Submissions):
         self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
         self._rng = rng
         self._on_changed = on_changed
-        self._late: list[_Write] = []
+        self.late = LateWrites()
 
     @property
     def reachable(self) -> bool:
         """Whether the store answered last, rather than timing out, refusing connections, or leaving us to wait."""
         return self.counters.state == "up" and not self.presence.doubtful
-
-    @property
-    def has_late_writes(self) -> bool:
-        """Whether a thread still makes a write that was given up: it may have its effect at any time."""
-        self._late = [write for write in self._late if write.running]
-        return bool(self._late)
 
     async def call(
         self,
@@ -104,6 +93,8 @@ class Calls(Submissions):
         key: str | None = None,
         once: bool = False,
         spent_s: float = 0.0,
+        changes: Collection[str] = (),
+        conditional: bool = False,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -113,7 +104,8 @@ class Calls(Submissions):
         limit to that, they wait before the deadline begins. ``key`` is the object that had its `turn`: further attempts are
         charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
         ``spent_s``: how much of the deadline a first attempt has taken. While the store is away nothing is tried, and what
-        waits ends: `StoreAway`.
+        waits ends: `StoreAway`. ``changes``: the keys that a write is about, ``conditional``: of their version. It waits
+        for earlier ones that were given up, and may be made yet (`late`).
         """
         self.presence.require(what)
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
@@ -121,7 +113,7 @@ class Calls(Submissions):
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
-        write = _Write() if kind in ("put", "delete") else None
+        write = Write(changes, conditional=conditional) if kind in ("put", "delete") else None
         self.counters.in_flight += 1
         try:
             if throttle is not None:
@@ -129,6 +121,9 @@ class Calls(Submissions):
             retry_until_s = self._clock() + self._timeout_s - spent_s
             patient = kind == "put" and patience >= PATIENT_CALLS
             with trio.move_on_after(timeout_s - spent_s) as scope, self.presence.waits(scope, patient=patient):
+                began_s = self._clock()
+                if write is not None:
+                    await self.late.outlive(write)
                 while True:
                     self.counters.attempts[kind] += 1
                     began_s = self._clock()
@@ -143,8 +138,7 @@ class Calls(Submissions):
                         self.presence.failed(exc, began_s)
                         if not exc.retryable or once or self.presence.away:
                             raise
-                        base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
-                        delays = delays or backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
+                        delays = delays or self._delays(size_bytes)
                         delay_s = next_delay(delays, self._clock(), retry_until_s)
                         if delay_s is None:
                             self.counters.state = "down"
@@ -160,25 +154,31 @@ class Calls(Submissions):
                         self.presence.answered()
                         return result
             # Only the deadline leads here, or that the store is away.
-            raise self._ended(kind, what, timeout_s, began_s, last)
+            raise self._ended(kind, what, timeout_s, began_s, last, write)
         finally:
             if write is not None:
-                write.given_up = True
-                if write.running:
-                    self._late = [each for each in self._late if each.running] + [write]
+                self.late.end(write)
             self.counters.in_flight -= 1
             self.counters.note_durations()
 
-    def _ended(self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None) -> StoreError:
+    def _delays(self, size_bytes: int) -> Iterator[float]:
+        base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
+        return backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
+
+    def _ended(
+        self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None, write: Write | None
+    ) -> StoreError:
         """Return the error of a call that is not waited for any longer; the ``last`` attempt began at ``began_s``."""
         if self.presence.away:
             return self.presence.error(what, sent=True)
+        if write is not None and self.late.met_by(write):
+            return DeadlinePassed(f"{what}: an earlier request that was not answered in time may be carried out yet")
         self.counters.latency[kind].observe(timeout_s)
         self.counters.timed_out()
         self.presence.still_waiting(began_s)
         return last or DeadlinePassed(f"{what}: no answer within {timeout_s:g} s")
 
-    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str, write: _Write | None = None) -> T:
+    def _timed(self, kind: RequestKind, function: Callable[[UnderStore], T], what: str, write: Write | None = None) -> T:
         """Run a call, in its thread; a ``write`` that was given up before the thread came to it is not made."""
         began_s = time.perf_counter()
         if write is not None:

@@ -63,6 +63,10 @@ class Store(Calls):
             return False
         return await trio.to_thread.run_sync(driver.renew, options)
 
+    def is_conditional(self, expect: str | None) -> bool:
+        """Whether a write that expects a version is not made over another one."""
+        return expect is not None and self.abilities.conditional
+
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""
 
@@ -141,6 +145,8 @@ class Store(Calls):
                 patience=_patience(size),
                 size_bytes=size,
                 key=key,
+                changes=[key],
+                conditional=self.is_conditional(expect),
             )
         self.note_stored(key, size)
         return info
@@ -162,7 +168,16 @@ class Store(Calls):
         size = (await trio.Path(path).stat()).st_size
         await self.turn("put", key, size)
         with self.changing(key):
-            info = await self.call("put", put, what=f"PUT {key!r}", patience=_patience(size), size_bytes=size, key=key)
+            info = await self.call(
+                "put",
+                put,
+                what=f"PUT {key!r}",
+                patience=_patience(size),
+                size_bytes=size,
+                key=key,
+                changes=[key],
+                conditional=self.is_conditional(expect),
+            )
         self.note_stored(key, size)
         return info
 
@@ -184,7 +199,8 @@ class Store(Calls):
 
         patience = 1 + (size or 0) / COPIED_BYTES
         with self.changing(target):
-            return await self.call("put", copy, what=f"COPY {source!r} to {target!r}", patience=patience)
+            what = f"COPY {source!r} to {target!r}"
+            return await self.call("put", copy, what=what, patience=patience, changes=[source, target])
 
     async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.
@@ -212,7 +228,7 @@ class Store(Calls):
                 raise again
 
         try:
-            await self.call("delete", delete, what=what, patience=DELETE_PATIENCE)
+            await self.call("delete", delete, what=what, patience=DELETE_PATIENCE, changes=keys)
         except StoreError as exc:
             if exc not in failures.values():
                 raise
@@ -258,6 +274,8 @@ class Store(Calls):
                 lambda driver: driver.complete_upload(key, upload, parts, expect=expect),
                 what=f"COMPLETE {key!r}",
                 patience=1 + len(parts) / 100,
+                changes=[key],
+                conditional=self.is_conditional(expect),
             )
 
     async def abort_upload(self, key: str, upload: str) -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import stat as modes
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from luxfuse import steps
+from luxfuse.errors import StoreError
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.types import Kind
+from luxfuse.types import Kind, ObjectInfo
 from luxfuse.vfs.attributes import AttributeChanges, parse_attributes
 from luxfuse.vfs.errors import Stale
 from tests.support.fake_kernel import CALLER
@@ -33,6 +36,41 @@ Tree = dict[str, File | str | int | None]
 DEFAULT_MODE = 0o644
 LINK = ".rclonelink"
 WHITEOUT = 4
+
+
+class Late(FakeStore):
+    """The first request of ``kind`` that changes something has its effect when ``gate`` opens; then ``made`` is set."""
+
+    kind = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gate, self.waits, self.made = threading.Event(), threading.Event(), threading.Event()
+        self._late: int | None = None
+
+    def _request(self, kind: str) -> None:
+        super()._request(kind)
+        if kind == self.kind:
+            self.kind, self._late = "", threading.get_ident()
+            self.waits.set()
+            self.gate.wait(120)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        try:
+            return super().delete(keys)
+        finally:
+            self._end()
+
+    def copy(self, *arguments: Any, **named: Any) -> ObjectInfo:
+        try:
+            return super().copy(*arguments, **named)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._late == threading.get_ident():
+            self._late = None
+            self.made.set()
 
 
 def placed(tree: Tree) -> FakeStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import trio
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.moves import taking_back
-from tests.crash.lives import Tree, User, moved, placed, seen, tree_of
+from tests.crash.lives import Late, Tree, User, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, Options, mounted, snapshot, until
 
@@ -135,22 +134,6 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
         await until(lambda: not m.journal.operations)
         assert await seen(m) == BEFORE
         await m.fs.rename(*places[0], ROOT_INODE, b"elsewhere", 0)
-
-
-class Late(FakeStore):
-    """The first request of ``kind`` that changes something has its effect when ``gate`` opens."""
-
-    kind = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.gate = threading.Event()
-
-    def _request(self, kind: str) -> None:
-        super()._request(kind)
-        if kind == self.kind:
-            self.kind = ""
-            self.gate.wait(120)
 
 
 @AWAY

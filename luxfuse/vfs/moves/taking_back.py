@@ -47,7 +47,9 @@ class TakingBack:
         operation = self._journal.operations.get(number)
         if operation is None:
             return
-        if self._store.has_late_writes:  # which may be a step's: it would remove or replace what comes back
+        if self._store.late.any_at(
+            *{key for step in steps for key in step}
+        ):  # it would remove what comes back, or replace it
             raise StoreUnavailable("a request that was not answered in time may have its effect yet")
         for step in range(operation.step, -1, -1):
             self._journal.put_operation(number, msgspec.structs.replace(operation, step=step))

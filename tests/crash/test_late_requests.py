@@ -1,0 +1,113 @@
+"""A DELETE or COPY that was not answered in time is carried out by its thread later: it spoils nothing made since."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.vfs.recovery import moves
+from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, placed, seen, tree_of
+from tests.support.fake_store import FakeStore
+from tests.support.harness import AWAY, Mount, Options, mounted, until
+
+OLD, NEW = b"old" * 1000, b"new" * 2000
+BEFORE: Tree = {"a": (OLD, DEFAULT_MODE), "beside": (b"beside", DEFAULT_MODE)}
+TIMEOUT_S = 0.3
+PATIENCE_S = 1.0
+"""What is not to happen gets so long for it."""
+
+pytestmark = AWAY
+
+
+def late(driver: FakeStore, kind: str) -> Late:
+    found = Late(objects=driver.objects)
+    found.kind = kind
+    return found
+
+
+@contextlib.asynccontextmanager
+async def impatient(m: Mount) -> AsyncIterator[None]:
+    """Requests of the block have little time."""
+    patience_s, m.store._timeout_s = m.store.timeout_s, TIMEOUT_S
+    try:
+        yield
+    finally:
+        m.store._timeout_s = patience_s
+
+
+def hurry(m: Mount) -> None:
+    m.writeback.pace.urgent = True
+    m.writeback.hurry()
+
+
+async def comes_late(driver: Late) -> None:
+    """Give what came after the request time to go before it, and then let that have its effect."""
+    with trio.move_on_after(PATIENCE_S):
+        await until(lambda: driver.objects.get("a", (b"",))[0] == NEW, 2 * PATIENCE_S)
+    driver.gate.set()
+    await until(driver.made.is_set)
+
+
+async def test_a_name_that_is_made_anew_outlives_a_late_delete(tmp_path: Path) -> None:
+    driver = late(placed(BEFORE), "delete")
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        async with impatient(m):
+            await user.unlink("a")
+            hurry(m)
+            await until(lambda: m.store.counters.statistics().timeouts > 0)
+        await user.create("a", NEW)
+        hurry(m)
+        await comes_late(driver)
+        await m.drain()
+        assert tree_of(driver) == {**BEFORE, "a": (NEW, DEFAULT_MODE)}
+
+
+@pytest.mark.expected_logs("was written by somebody else meanwhile")
+async def test_a_name_that_is_made_outlives_a_late_copy_to_it(tmp_path: Path) -> None:
+    driver = late(placed({"b": (OLD, DEFAULT_MODE), "beside": (b"beside", DEFAULT_MODE)}), "copy")
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        async with impatient(m):
+            with pytest.raises(StoreUnavailable):
+                await user.rename("b", "a")
+        await user.create("a", NEW)
+        hurry(m)
+        await comes_late(driver)
+        await m.drain()
+        assert tree_of(driver)["a"] == (NEW, DEFAULT_MODE)
+
+
+@pytest.mark.expected_logs("finishing the move", "cannot be finished yet")
+async def test_a_rename_that_a_restart_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old name is free as soon as the rename is finished, and what is made there stays."""
+    monkeypatch.setattr(moves, "FIRST_PAUSE_S", 0.02)
+    first, killer = placed(BEFORE), Killer(tmp_path / "kills")
+    killer.wanted = lambda step, _: step == "move.copied"
+    async with mounted(tmp_path / "life", first, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        with killer.watching(m, lambda: (user.states, user.unclosed)):
+            await user.rename("a", "b")
+    (kill,) = killer.kills
+    driver = late(kill.driver, "delete")
+    o = Options(write_mode="async-through", beginning_s=30)
+    o.on_built = lambda m: setattr(m.store, "_timeout_s", TIMEOUT_S)
+    async with mounted(kill.path, driver, o) as m:
+        m.store._timeout_s = 30.0
+        user = User(m, {})
+        with trio.move_on_after(PATIENCE_S):
+            await until(lambda: not m.journal.operations)
+        with contextlib.suppress(LuxError):  # it is not finished yet
+            await user.create("a", NEW)
+            hurry(m)
+        await comes_late(driver)
+        await until(lambda: not m.journal.operations)
+        if "a" not in await seen(m):
+            await user.create("a", NEW)
+        await m.drain()
+        assert tree_of(driver) == {"a": (NEW, DEFAULT_MODE), "b": (OLD, DEFAULT_MODE), "beside": BEFORE["beside"]}
