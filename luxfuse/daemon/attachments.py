@@ -56,6 +56,8 @@ FORCE_PATIENCE_S = 5.0
 POLL_S = 0.02
 TELL_S = 0.5
 
+_NOTHING_YET = Progress(0, 0, 0, 0, 0, 0, 0.0, None)
+
 State = Literal["attaching", "serving", "unreachable", "detaching"]
 
 
@@ -261,10 +263,12 @@ class Attachments:
         try:
             async with a.trying:
                 while not force and a.parts is not None:
+                    yield _NOTHING_YET  # to look at all processes takes seconds on a busy machine
                     await insist_on_idle(a.volume, self._where(path))
                     async with aclosing(bring_up(a.parts.backlog, self._where(path))) as steps:
                         async for step in steps:
                             yield step
+                    yield _NOTHING_YET
                     await insist_on_idle(a.volume, self._where(path))
                     if a.parts is None or not a.parts.backlog.any_due:
                         break
@@ -275,7 +279,7 @@ class Attachments:
             if not gone:
                 a.state = "serving" if a.parts is not None else "unreachable"
         while not a.gone.is_set():  # it goes on though the client hangs up
-            yield Progress(0, 0, 0, 0, 0, 0, 0.0, None)
+            yield _NOTHING_YET
             with trio.move_on_after(TELL_S):
                 await a.gone.wait()
         if a.error is not None:
