@@ -173,10 +173,11 @@ class Dirty:
         """It has content of its own."""
         self.source = source
 
-    def resume(self, source: Source, accounted_bytes: int) -> None:
-        """It has the content that an earlier run has promised, and what that takes on disk."""
+    def resume(self, source: Source, accounted_bytes: int, *, promised: bool) -> None:
+        """It has the content that an earlier run left, and what that takes on disk. ``promised``: the journal has that
+        promise, and nobody had it open for writing since."""
         self.source = source
-        self.noted = self.stamp
+        self.noted = self.stamp if promised else None
         self.accounted_bytes = accounted_bytes
 
     def adopt(self, checksums: dict[int, int]) -> None:

@@ -73,6 +73,10 @@ class Program:
         self.begin()
         self.await_step()
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
     def end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -133,6 +137,54 @@ def test_a_writer_goes_on(kept: Mount, s3: FastS3, bucket: str) -> None:
     program.end()
     assert kept.unmount().returncode == 0
     assert bucket_files(s3.bucket_path(bucket)) == {"new": b"a" * 300000 + b"b" * 300000 + b"c" * 300000}
+
+
+@pytest.mark.parametrize("promise", ["os.close(f)", "os.fsync(f)"])
+def test_what_a_successor_promises_its_own_successor_has(mounting: Mounts, s3: FastS3, bucket: str, promise: str) -> None:
+    """Found by a storm (seed 513): the second daemon answered the close of what the first had got, and noted nothing."""
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "must-cache", endpoint_url=s3.endpoint, keeper=True,
+        expected_logs=[DIED, "was being written when the last run ended"],
+    )  # fmt: skip
+    large, small = content("large", 100_000), content("small", 5_000)
+    (mount.base / "large").write_bytes(large)
+    (mount.base / "small").write_bytes(small)
+    program = Program(
+        mount,
+        "files = [os.open(n, os.O_CREAT | os.O_WRONLY) for n in ('large', 'small')]\n"
+        "for f, n in zip(files, ('large', 'small')): os.write(f, open(sys.argv[2] + '/' + n, 'rb').read())",
+        f"for f in files: {promise}",
+        arguments=[str(mount.base)],
+    )
+    program.step()
+    mount.replaced()
+    program.step()
+    program.kill()
+    mount.replaced()
+    assert mount.read("large") == digest(large)
+    assert mount.read("small") == digest(small)
+
+
+def test_half_of_what_is_written_anew_is_not_promised_by_a_successor(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "must-cache", endpoint_url=s3.endpoint, keeper=True,
+        expected_logs=[DIED, "was being written when the last run ended"],
+    )  # fmt: skip
+    program = Program(
+        mount,
+        "f = os.open('a', os.O_CREAT | os.O_WRONLY); os.write(f, b'closed'); os.close(f)\n"
+        "f = os.open('a', os.O_TRUNC | os.O_WRONLY); os.write(f, b'half')",
+        "pass  # until then it stays open",
+    )
+    program.step()
+    mount.replaced()
+    assert mount.read("a") == digest(b"half")
+    mount.replaced()
+    mount.kill()
+    program.kill()
+    assert mount.try_mount().returncode == 0
+    assert mount.read("a") == digest(b"closed")
+    assert [path.read_bytes() for path in mount.state.glob("recovered/*/*")] == [b"half"]
 
 
 def test_a_writer_of_a_part_of_a_large_file_goes_on(mounting: Mounts, s3: FastS3, bucket: str) -> None:

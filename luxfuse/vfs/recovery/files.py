@@ -85,11 +85,13 @@ class PromisedFiles:
             self._entries.note_partial(dirty)
         self._namespace.hold(entry.inode, parent, name)
         as_noted = content is None or os.fstat(content.fd).st_mtime_ns == record.stamp
-        if record.inode != entry.inode or record.emptied or (inline is not None and not as_noted):
+        if is_open and record.emptied:
+            dirty.empties()  # it is being written anew: until it is closed the journal has what it was before
+        elif record.inode != entry.inode or record.emptied or (inline is not None and not as_noted):
             self._journal.put_file(number, dirty.record(entry.attributes), inline if as_noted else None)
         if is_open and content is not None and not record.content and as_noted:
             dirty.keeps_content()  # the store has it; of attributes that is not known
-        if dirty.must_push and dirty.closed:
+        if dirty.must_push and dirty.closed and not dirty.emptied:
             self._writeback.schedule(dirty)
         return True
 
@@ -126,7 +128,11 @@ class PromisedFiles:
         )
         if content is not None:
             arrived = best(self._journal.uploads.open, record.key, self._journal)
-            dirty.resume(Source(record.key, content, open=arrived), os.fstat(content.fd).st_blocks * 512)
+            st = os.fstat(content.fd)
+            # Of what is open all that was promised is not known to be on the disk; of what the journal has itself it is.
+            kept = inline is not None and st.st_mtime_ns == record.stamp
+            promised = record.closed and (kept or not self._is_open(record.inode))
+            dirty.resume(Source(record.key, content, open=arrived), st.st_blocks * 512, promised=promised)
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
             space.count_staged(dirty.accounted_bytes)
         return dirty

@@ -65,7 +65,7 @@ class InheritedOpens:
         record = fact.record
         stored = Stored(record.expect)
         dirty = Dirty(fact.number, inode, record.kind, record.mode, None, record.key, stored, orphan=fact.entry)
-        dirty.resume(Source(record.key, content), os.fstat(content.fd).st_blocks * 512)
+        dirty.resume(Source(record.key, content), os.fstat(content.fd).st_blocks * 512, promised=False)
         self._cache.hierarchy.of(self._staging.directory_of(fact.number)).count_staged(dirty.accounted_bytes)
         self._entries.add(dirty)
         return True
