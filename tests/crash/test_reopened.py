@@ -27,7 +27,9 @@ from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, r
 OLD, LARGE, HALF = random_bytes(9000, 1), random_bytes(pages(1), 2), random_bytes(3000, 3)
 STATES = ["waiting", "stored", "open"]
 
-pytestmark = pytest.mark.expected_logs("was being written when the last run ended", "was not in the under-store yet")
+pytestmark = pytest.mark.expected_logs(
+    "was being written when the last run ended", "was not in the under-store yet", "is gone; fetching it again"
+)
 
 
 async def written(m: Mount, state: str, data: bytes) -> int:
