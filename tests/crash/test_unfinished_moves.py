@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from luxfuse.errors import LuxError
+from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs import unfinished
 from luxfuse.vfs.recovery import moves
@@ -162,3 +163,29 @@ async def test_what_asks_for_a_name_has_the_rename_tried_again(tmp_path: Path, m
         monkeypatch.setattr(unfinished, "HURRY_S", 0.0)
         await m.fs.lookup(ROOT_INODE, b"b")
         await comes_out_right(m, kill)
+
+
+async def test_a_store_that_is_back_while_a_try_fails_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if case.name == "rename_over")
+    kill = next(kill for kill in await killed(tmp_path, case) if kill.step.startswith("move.committed"))
+    for name in ("FIRST_PAUSE_S", "URGENT_RETRY_S", "LONGEST_OUTAGE_RETRY_S"):
+        monkeypatch.setattr(moves, name, 1000.0)
+    real, tries = moves.MovedObjects.make, 0
+
+    async def make(self: moves.MovedObjects, *arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            return await real(self, *arguments)
+        for told in self._store.presence.on_back:
+            told()
+        raise StoreUnavailable("it was asked before it was back")
+
+    monkeypatch.setattr(moves.MovedObjects, "make", make)
+    o = options()
+    o.beginning_s = BEGINNING_S + 10
+    async with mounted(kill.path, kill.driver, o) as m:
+        await comes_out_right(m, kill)
+    assert tries == 2

@@ -183,15 +183,17 @@ class UnfinishedMoves:
         pause_s = FIRST_PAUSE_S
         self._store.presence.on_back.append(self._try_now)
         self._namespace.unfinished.on_wanted = self._try_now
-        while moves := await self._make_as_many_as_can_be(moves):
+        while True:
+            self._back = trio.Event()  # before they are tried: what calls for another try meanwhile is not lost
+            moves = await self._make_as_many_as_can_be(moves)
             tried.set()
+            if not moves:
+                return
             urgent = self._writeback.pace.urgent or not self._store.reachable
             pause_s = min(pause_s, URGENT_RETRY_S if urgent else LONGEST_OUTAGE_RETRY_S)
-            self._back = trio.Event()
             with trio.move_on_after(pause_s):
                 await self._back.wait()
             pause_s *= 2
-        tried.set()
 
     def _try_now(self) -> None:
         self._back.set()
