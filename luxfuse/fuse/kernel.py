@@ -191,8 +191,8 @@ class KernelSide:
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         return passthrough.acquire(inode, _until(valid_s), writing)
 
-    def released(self, inode: int) -> None:
-        passthrough.released(inode)
+    def released(self, inode: int) -> bool:
+        return passthrough.released(inode)
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         return passthrough.grant(inode, more_bytes)

@@ -119,9 +119,9 @@ class Backings:
         finally:
             self._cache.release(obj)
 
-    def released(self, inode: int) -> None:
-        """An open for writing is over."""
-        self._kernel.released(inode)
+    def released(self, inode: int) -> bool:
+        """An open for writing is over; False if it was before, see `Kernel.released`."""
+        return self._kernel.released(inode)
 
     # -- register
 

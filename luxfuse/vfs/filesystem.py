@@ -280,7 +280,7 @@ class FileSystem:
         if ref.number is not None:
             self.files.copied.release(ref.number)
         elif ref.inode is not None:
-            self.files.backings.released(ref.inode)
+            writing = self.files.backings.released(ref.inode)
         if dirty is not None and writing:
             self._promises.closed(dirty)
 

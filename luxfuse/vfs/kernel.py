@@ -65,8 +65,11 @@ class Kernel(Told, Protocol):
         ``writing``: its closes are asked about (flush, release), and `released` must be called in the latter.
         """
 
-    def released(self, inode: int) -> None:
-        """Count down an open that was acquired for writing, at its release; may lead to `on_drained`."""
+    def released(self, inode: int) -> bool:
+        """Count down an open that was acquired for writing, at its release; may lead to `on_drained`.
+
+        False: there is none. A daemon that was killed before it answered has counted it down, and given all up.
+        """
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         """Let writes fill so much more room on disk without asking us; False: they do not, or the kernel writes."""
@@ -162,8 +165,9 @@ class NoKernel(Untold):
         """There is never a backing."""
         return None
 
-    def released(self, inode: int) -> None:
+    def released(self, inode: int) -> bool:
         """There is never a backing."""
+        return False
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         """All writes ask."""

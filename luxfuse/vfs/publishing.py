@@ -116,6 +116,7 @@ class Publisher:
                 self._mapped.add(dirty)
                 self._nursery.start_soon(self._publish_soon, dirty)
         elif (keep := self._can_keep(dirty)) or self._files.backings.retire_idle(dirty.inode):
+            reached("publish.begun")
             if self._put_back(dirty, keep=keep):
                 self._finish(dirty)
         else:

@@ -88,8 +88,8 @@ class KernelShare:
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         return self._kernel.acquire(self._base | inode, valid_s, writing=writing)
 
-    def released(self, inode: int) -> None:
-        self._kernel.released(self._base | inode)
+    def released(self, inode: int) -> bool:
+        return self._kernel.released(self._base | inode)
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         return self._kernel.grant(self._base | inode, more_bytes)

@@ -187,6 +187,22 @@ def test_half_of_what_is_written_anew_is_not_promised_by_a_successor(mounting: M
     assert [path.read_bytes() for path in mount.state.glob("recovered/*/*")] == [b"half"]
 
 
+@pytest.mark.parametrize("data", [b"", b"content"], ids=["empty", "not empty"])
+def test_the_end_of_a_write_is_counted_once(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, data: bytes) -> None:
+    """Found by a storm (seed 512): the first daemon had counted a RELEASE, and given up the file, but not answered."""
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "through", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: "publish.begun", DIE_ONCE: str(tmp_path / "once")},
+    )  # fmt: skip
+    (tmp_path / "once").touch()
+    assert do(mount, f'write("a", os.O_CREAT, {data!r})')
+    wait_for("the daemon kills itself", lambda: not (tmp_path / "once").exists())
+    wait_for("a successor", lambda: mount.serves_as_successor_of(0) and mount.status()["restarts"] == 1)
+    wait_for("all is stored", lambda: mount.status()["dirty"]["files"] == 0)
+    assert mount.read("a") == digest(data)
+    wait_for("no staging file is left", lambda: not list(mount.cache.glob("*/staging/[0-9a-f]*")))
+
+
 def test_a_writer_of_a_part_of_a_large_file_goes_on(mounting: Mounts, s3: FastS3, bucket: str) -> None:
     data = content("large", 9 * MIB)
     put(s3, bucket, "large", data)

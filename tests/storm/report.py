@@ -95,6 +95,12 @@ def descriptors(pid: int) -> Counter[str]:
     return found
 
 
+def errors(log: str) -> list[str]:
+    """Lines of the log that nothing which is broken explains: at ERROR, or not of the log at all."""
+    quiet = (" level=debug ", " level=info ", " level=warning ")
+    return [line for line in log.splitlines() if line and not any(level in line[:60] for level in quiet)]
+
+
 def logged(log: str) -> dict[str, int]:
     """Warnings and errors of the log, by their first words."""
     found: Counter[str] = Counter()

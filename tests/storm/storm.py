@@ -21,7 +21,7 @@ from tests.storm.calls import Settings
 from tests.storm.ending import Ending
 from tests.storm.evidence import Evidence
 from tests.storm.files import content
-from tests.storm.report import Report, Sample, StormMount, logged, sample, taken
+from tests.storm.report import Report, Sample, StormMount, errors, logged, sample, taken
 from tests.storm.verdict import ALWAYS, WITHOUT_KEEPER, Call, allowed_by, judge
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
@@ -212,7 +212,8 @@ class Storm:
         return found + judge(calls, windows, self.allowed_errors, deadline_s=deadline_s, zero=zero)
 
     def look_at_the_end(self, events: Sequence[dict[str, Any]]) -> None:
-        """All is where it was promised to be, and memory was bounded."""
+        """All is where it was promised to be, nothing failed unforeseen, and memory was bounded."""
+        self.wrong += [f"the log: {line}" for line in errors(self.mount.log())]
         most = max((s.memory for s in self.samples), default=0)
         if most > MEMORY_BYTES + OWN_BYTES:
             self.wrong.append(f"the daemon took {most >> 20} MiB")

@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from tests.storm.record import Absent, Beginning, Changed, Exactly, Record
+from tests.storm.report import errors
 from tests.storm.verdict import ALWAYS, WITHOUT_KEEPER, Call, Window, judge, slope_per_minute
 
 
@@ -114,3 +115,9 @@ def test_slopes() -> None:
     assert slope_per_minute([(float(t), 100 + t / 30) for t in range(100)]) == pytest.approx(2)
     assert slope_per_minute([(0.0, 5.0), (60.0, 5.0)]) == 0
     assert slope_per_minute([(1.0, 5.0)]) == slope_per_minute([]) == 0
+
+
+def test_errors_of_the_log_are_found() -> None:
+    quiet = 'timestamp=2026-11-30T10:32:51+00:00 level=warning logger=luxfuse.keeper event="the daemon died"'
+    wrong = 'timestamp=2026-11-30T10:32:51.488+00:00 level=error logger=luxfuse.fuse.errnos event="release failed"'
+    assert errors(f"{quiet}\n{wrong}\nTraceback\n") == [wrong, "Traceback"]

@@ -135,9 +135,10 @@ class FakeKernel:
         backing.writers.append(os.open(f"/proc/self/fd/{backing.fd}", os.O_RDWR))
         return handle | MARK_WRITE
 
-    def released(self, inode: int) -> None:
+    def released(self, inode: int) -> bool:
         """The real kernel closes the backing's writer before it asks, as `release` does."""
         self._count_down(inode)
+        return True
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         if self.granted(inode) is None or self.grants is None:

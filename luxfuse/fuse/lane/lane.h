@@ -114,7 +114,8 @@ int table_register(const struct registration *r);				   /* 0, or an errno; EEXIS
 uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing);	   /* the handle, 0: none */
 bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply); /* counts an open that only reads, and describes it */
 void table_answering(uint64_t ino, uint64_t unique, bool writing); /* an open that was acquired is about to be answered */
-void table_released(uint64_t ino, uint64_t unique, bool writing); /* `unique`: of the RELEASE */
+/* `unique`: of the RELEASE. Returns whether an open that writes was counted down. */
+bool table_released(uint64_t ino, uint64_t unique, bool writing);
 void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns);
 int table_retire(uint64_t ino, bool only_idle); /* as `retire` in module.c */
 void table_describe(uint64_t ino, struct open_reply *reply); /* adds backing id and flags, if it is registered */

@@ -230,8 +230,7 @@ static PyObject *py_released(PyObject *self, PyObject *args)
 	unsigned long long ino;
 	if (!PyArg_ParseTuple(args, "K", &ino))
 		return NULL;
-	table_released(ino, current_unique, true);
-	Py_RETURN_NONE;
+	return PyBool_FromLong(table_released(ino, current_unique, true));
 }
 
 static PyObject *py_restamp(PyObject *self, PyObject *args)
@@ -592,7 +591,7 @@ static PyMethodDef methods[] = {
 	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
 	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more open of a registered inode." },
-	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing." },
+	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing; whether there was one." },
 	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours; stamp_ns -1: it has not." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },

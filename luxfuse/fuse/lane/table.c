@@ -268,13 +268,13 @@ bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply)
 	return found;
 }
 
-void table_released(uint64_t ino, uint64_t unique, bool writing)
+bool table_released(uint64_t ino, uint64_t unique, bool writing)
 {
-	bool report = false;
+	bool report = false, written = false;
 	int unused_fd = -1;
 	struct entry **slot = lock_slot(ino), *e = *slot;
 	if (e && e->opens) {
-		const bool written = writing && e->writers;
+		written = writing && e->writers;
 		e->writers -= written;
 		if (e->slot && estate_counts(e->slot) >> 32)
 			estate_count(e->slot, unique, -1, written ? -1 : 0);
@@ -295,6 +295,7 @@ void table_released(uint64_t ino, uint64_t unique, bool writing)
 		close(unused_fd);
 	if (report)
 		tell(drained_fd);
+	return written;
 }
 
 void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns)
