@@ -66,10 +66,14 @@ class _NoSocketYet(Exception):
     """A daemon is starting, or ending, for long."""
 
 
+ANSWER_S = 20.0
+"""A daemon that hangs is worth the wait; one on a machine with much else to do is not taken for one."""
+
+
 class ControlClient:
     """A client of one daemon; each call is one connection, and the daemon never silent for ``deadline_s``."""
 
-    def __init__(self, socket_path: str | Path, deadline_s: float = 5.0) -> None:
+    def __init__(self, socket_path: str | Path, deadline_s: float = ANSWER_S) -> None:
         self._socket_path = Path(socket_path)
         self._deadline_s = deadline_s
 

@@ -17,7 +17,7 @@ from luxfuse.vfs.volumes import Volume
 
 STALLED_S = 60.0
 """After so long without progress a detach gives up to bring what is left to the store."""
-IDLE_PATIENCE_S = 1.0
+IDLE_PATIENCE_S = 5.0
 """For how long a detach waits for requests that are under way before it says that somebody uses the volume."""
 POLL_S = 0.02
 

@@ -94,7 +94,8 @@ def test_all_find_each_other_through_a_file_and_read_each_byte_once(cluster: Clu
     cluster.read_together(list(FILES))
     reads = [mount.status()["reads"] for mount in cluster.members]
     total = sum(FILES.values())
-    assert sum(each["understore_bytes"] for each in reads) <= total + 8 * MIB
+    hedges = sum(mount.status()["cluster"]["hedges"] for mount in cluster.members)  # of nodes slow by this machine
+    assert sum(each["understore_bytes"] for each in reads) <= total + (8 + 4 * hedges) * MIB
     assert sum(each["understore_bytes"] + each["peer_bytes"] for each in reads) == NODES * total
 
 

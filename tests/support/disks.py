@@ -40,11 +40,11 @@ class Disk:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Within the block whatever writes to it waits, and cannot be interrupted."""
-        subprocess.run(["fsfreeze", "--freeze", self.path], check=True, timeout=20)
+        subprocess.run(["fsfreeze", "--freeze", self.path], check=True, timeout=120)
         try:
             yield
         finally:
-            subprocess.run(["fsfreeze", "--unfreeze", self.path], check=True, timeout=20)
+            subprocess.run(["fsfreeze", "--unfreeze", self.path], check=True, timeout=120)
 
     def fill_up(self) -> None:
         with (self.path / "ballast").open("wb") as f:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
 
 TABLE = "luxfuse_test"
 _serial = itertools.count()
+_random = random.SystemRandom()
 
 
 def missing() -> str | None:
@@ -37,7 +40,7 @@ def missing() -> str | None:
 
 def run(*command: str, check: bool = True, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that is quick."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, input=text)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, input=text)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: {done.stderr}")
     return done
@@ -68,6 +71,18 @@ class Host:
         self.rules(f"ip saddr != {server} numgen random mod 100 < {percent} drop")
 
 
+def _claim_subnet() -> tuple[str, socket.socket]:
+    """Return a subnet that no other process of tests has, and what makes it ours until that is closed."""
+    known = run("ip", "-4", "-o", "address").stdout
+    while True:
+        subnet, claim = f"10.{_random.randrange(77, 177)}.{_random.randrange(250)}", socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0luxfuse-tests-{subnet}")  # goes with its process, whatever ends that
+            if f" {subnet}.1/" not in known:
+                return subnet, claim
+        claim.close()
+
+
 class Network:
     """A bridge and hosts on it. A context manager: nothing is left."""
 
@@ -75,7 +90,7 @@ class Network:
         number = next(_serial)
         self._id = f"{os.getpid()}-{number}"
         self._bridge = f"lx{os.getpid() % 100_000}b{number}"
-        subnet = f"10.{77 + number % 100}.{os.getpid() % 250}"
+        subnet, self._claim = _claim_subnet()
         self.server = f"{subnet}.1"
         """Address of the machine itself, which all reach."""
         self.hosts = [Host(f"luxfuse-{self._id}-{n}", f"{subnet}.{10 + n}") for n in range(count)]
@@ -110,3 +125,4 @@ class Network:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 run("ip", "netns", "delete", host.name, check=False)
         run("ip", "link", "delete", self._bridge, check=False)
+        self._claim.close()
