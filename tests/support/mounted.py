@@ -46,6 +46,11 @@ NOBODY = 65534
 AWAY = r"cannot be reached: .*; what is cached is served, all else fails until it answers again"
 """The warning that an outage begins with."""
 STILL = re.compile(r"luxfuse: [^ ]+: still (taking up|attaching|mounting)")
+PROGRESS = re.compile(
+    r"luxfuse: [^ ]+: (\d+ of (at least )?)?\d+ files?( checked)? \([^)]*\)"
+    r"( and \d+ (deletes?|unfinished renames?))*(, .*)?\n?$"
+)
+"""What commands say every 5 s while they take long."""
 MIB = 1 << 20
 
 
@@ -290,7 +295,10 @@ class Mount:
 
     def run(self, command: Sequence[str | os.PathLike[str]], *, timeout_s: float = COMMAND_TIMEOUT_S,
             check: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """Run a command as the user of the mount; a hung one frees the mount and raises `Hung`."""
+        """Run a command as the user of the mount; a hung one frees the mount and raises `Hung`.
+
+        What ones of luxfuse say of their progress is left out: the machine may be slow.
+        """
         process = subprocess.Popen(
             [*self.prefix, *map(str, command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="surrogateescape", cwd="/", env=self.environment,
@@ -308,7 +316,7 @@ class Mount:
             process.kill()
             out, err = process.communicate(timeout=PATIENCE_S)
             raise Hung(f"{command} did not end within {timeout_s:g} s: {out} {err}") from None
-        done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        done = subprocess.CompletedProcess(process.args, process.returncode, out, _without(PROGRESS, err))
         if check:
             assert done.returncode == 0, f"{command}: exit {done.returncode}: {done.stderr}\n{self.log()}"
         return done
@@ -332,7 +340,7 @@ class Mount:
     def _mounted_by(self, run: Callable[..., subprocess.CompletedProcess[str]], *flags: str,
                     timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:  # fmt: skip
         done = run("mount", self.source, self.path, *self.flags, *flags, timeout_s=timeout_s)
-        done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not STILL.match(line))
+        done.stderr = _without(STILL, done.stderr)
         if done.returncode == 0:
             self._pids |= {self.pid, *self._keeper()}
         return done
@@ -515,11 +523,11 @@ class Mount:
             try:
                 if not _is_daemon(pid):
                     continue
-                for number in (signal.SIGTERM, signal.SIGKILL):
-                    if select.select([descriptor], [], [], 3)[0]:
+                for number, patience_s in ((signal.SIGTERM, 3), (signal.SIGKILL, 30)):
+                    if select.select([descriptor], [], [], patience_s)[0]:
                         break
                     signal.pidfd_send_signal(descriptor, number)
-                select.select([descriptor], [], [], 3)
+                select.select([descriptor], [], [], PATIENCE_S)
             finally:
                 os.close(descriptor)
 
@@ -530,6 +538,10 @@ def is_running(pid: int) -> bool:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def _without(lines: re.Pattern[str], text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not lines.match(line))
 
 
 def _has_open(pid: int, path: Path) -> bool:
