@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mount(server: Server, **options: str) -> None:
     """List the server's directory; without ``options`` the known hosts are those of the user."""
     others = {name: value for name, value in server.options.items() if name != "known_hosts"}
-    driver = open_driver(server.url, storage_options={**others, **options}, request_timeout_s=10)
+    driver = open_driver(server.url, storage_options={**others, **options}, request_timeout_s=60)
     try:
         driver.probe()
     finally:
@@ -97,7 +97,7 @@ def test_a_server_that_changes_its_key_is_refused_later(server: Server, tmp_path
     """Connections that are made anew are checked as the first one was."""
     mine = tmp_path / "mine"
     mine.write_text(Path(server.options["known_hosts"]).read_text())
-    driver = open_driver(server.url, storage_options={**server.options, "known_hosts": str(mine)}, request_timeout_s=10)
+    driver = open_driver(server.url, storage_options={**server.options, "known_hosts": str(mine)}, request_timeout_s=60)
     try:
         driver.probe()
         mine.write_text(f"[127.0.0.1]:{server.port} {another_key(tmp_path)}\n")

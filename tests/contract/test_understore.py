@@ -262,7 +262,8 @@ def test_long_listing_is_complete_and_without_repeats(target: Target, filled: di
     slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40, "fsspec-gs": 40, "hdfs": 40, "webhdfs": 40}
     slow |= dict.fromkeys(("obstore-swift", "fsspec-swift"), 100)
     page = {**slow, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
-    many = (PAGES - 1) * page + 10
+    pages = 2 if target.name.endswith("-az") else PAGES  # it is slow to fill
+    many = (pages - 1) * page + 10
     names = [f"many/{number:05d}" for number in range(many - 3)]
     names += ["many/sub1/x", "many/sub2/x", "many/sub3/x"]
     server = target.endpoint or target.source.partition("://")[0]

@@ -84,7 +84,7 @@ class Peers:
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)
 
-        options = Options(write_mode="async-through", neighbours=neighbours, on_built=join, request_timeout_s=0.3)
+        options = Options(write_mode="async-through", neighbours=neighbours, on_built=join, request_timeout_s=1.0)
         (self.path / name).mkdir(exist_ok=True)
         try:
             async with mounted(self.path / name, self.driver, options, clean_end=clean_end) as mount:

@@ -19,7 +19,7 @@ from tests.support.mounted import MIB, Mount, content, digest, mounted, put, wai
 DATA = content("interrupts", 3 * MIB)
 PROGRAM = Path("/bin/bash")
 """Any file that everybody may read."""
-ENDS_WITHIN_S = 15
+ENDS_WITHIN_S = 60
 """Beside the 120 s for which the mount waits for the store."""
 FIRES_TIMERS = """
 import os, signal, sys

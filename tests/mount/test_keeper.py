@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -666,6 +667,7 @@ def test_a_daemon_that_keeps_dying_is_given_up(kept: Mount, s3: FastS3, bucket: 
                 os.kill(int(child), signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        time.sleep(0.01)
     assert kept.error("stat", f"{kept.path}/unknown") == "EIO"
     assert "10 times in a row" in said.read_text()
     shown = kept.cli("status", kept.path)
