@@ -25,7 +25,7 @@ import os, sys, time
 fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 os.write(fd, b"x" * 100_000)
 print("written", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -69,7 +69,7 @@ walk = in_order(paths)
 read(next(walk))
 child = os.fork()
 if child == 0:
-    time.sleep(60)  # it has all descriptors of its parent
+    time.sleep(600)  # it has all descriptors of its parent
     os._exit(0)
 print(child, flush=True)
 if sys.stdin.readline().strip() == "close":

@@ -46,7 +46,7 @@ def s3_error(status: int, code: str, more: str = "", **headers: str) -> Answer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 20
+    timeout = 120
 
     def handle_all(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PROPFIND = handle_all
 
     def _forward(self, place: str, path: str, body: bytes) -> None:
-        connection = http.client.HTTPConnection(place, timeout=20)
+        connection = http.client.HTTPConnection(place, timeout=120)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         connection.request(self.command, path, body, headers)
         answer = connection.getresponse()
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer.status, list(answer.headers.items()), answer.body)
             return
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=20) as upstream:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=120) as upstream:
             self.send_response(200)
             self.end_headers()
             _relay(self.connection, upstream)
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _relay(one: socket.socket, other: socket.socket) -> None:
     while True:
-        ready, _, _ = select.select([one, other], [], [], 20)
+        ready, _, _ = select.select([one, other], [], [], 120)
         if not ready:
             return
         for source in ready:

@@ -116,7 +116,7 @@ class StrictS3:
             text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
             _answer(handler, status, {"Content-Type": "application/xml"}, text)
             return
-        connection = http.client.HTTPConnection(*self._upstream, timeout=30)
+        connection = http.client.HTTPConnection(*self._upstream, timeout=120)
         kept = {n: v for n, v in headers.items() if n not in _NOT_PASSED_ON}
         connection.request(handler.command, handler.path, body, {**kept, "content-length": str(len(body))})
         answer = connection.getresponse()
