@@ -12,7 +12,6 @@ import random
 import socket
 import struct
 import threading
-import time
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable
@@ -106,6 +105,8 @@ class FaultProxy:
         self._injected: Counter[str] = Counter()
         self.port = 0
         self._claim: socket.socket | None = None
+        self.closing = threading.Event()
+        """Set when nobody is to wait for it any more."""
 
     # life -----------------------------------------------------------------------------------------------------------
 
@@ -154,10 +155,11 @@ class FaultProxy:
         self.release()
         for thread in list(self._threads):
             if thread is not threading.current_thread():
-                thread.join(60)
+                thread.join(5)
         self._threads.clear()
 
     def close(self) -> None:
+        self.closing.set()
         self._refuse()
         if self._claim is not None:
             self._claim.close()
@@ -314,8 +316,8 @@ class _Exchange:
         request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"), _get(headers, "user-agent"))
         fate = self._proxy.decide(request)
         faults = fate.faults
-        if faults.latency_s > 0:
-            time.sleep(faults.latency_s)
+        if faults.latency_s > 0 and self._proxy.closing.wait(faults.latency_s):
+            raise _Closed
         if faults.hold:
             fate.released.wait()
         if (_get(headers, "expect") or "").lower() == "100-continue":
