@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,16 +113,18 @@ def logged(log: str) -> dict[str, int]:
 
 
 def taken(samples: Sequence[Sample]) -> dict[str, str]:
-    """What the daemon took, and how that grew after the first quarter of the time."""
-    shown = {}
-    for name, unit in (("memory", MIB), ("descriptors", 1), ("threads", 1), ("disk", MIB)):
-        values = [(s.at, getattr(s, name) / unit) for s in samples]
-        most = max((v for _, v in values), default=0)
-        values = values[len(values) // 4 :]
-        shown[name + (" (MiB)" if unit > 1 else "")] = f"{most:.0f} at most, {slope_per_minute(values):+.2f} a minute"
-    late = samples[len(samples) // 4 :]
-    for kind in sorted({kind for s in late for kind in s.kinds}):
-        values = [(s.at, float(s.kinds[kind])) for s in late]
-        most = max(value for _, value in values)
-        shown[f"descriptors: {kind}"] = f"{most:.0f} at most, {slope_per_minute(values):+.2f} a minute"
-    return shown
+    """What the daemon took, and how that grew, in each half of the time: while caches fill up, and then."""
+    named: dict[str, Callable[[Sample], float]] = {
+        "memory (MiB)": lambda s: s.memory / MIB, "descriptors": lambda s: s.descriptors, "threads": lambda s: s.threads,
+        "disk (MiB)": lambda s: s.disk / MIB,
+    }  # fmt: skip
+    for kind in sorted({kind for s in samples[len(samples) // 4 :] for kind in s.kinds}):
+        named[f"descriptors: {kind}"] = lambda s, kind=kind: s.kinds[kind]  # type: ignore[misc]
+    return {name: _growth([(s.at, float(value(s))) for s in samples]) for name, value in named.items()}
+
+
+def _growth(values: Sequence[tuple[float, float]]) -> str:
+    half = len(values) // 2
+    most = max((value for _, value in values), default=0)
+    first, second = slope_per_minute(values[:half]), slope_per_minute(values[half:])
+    return f"{most:.0f} at most, {first:+.2f} and {second:+.2f} a minute in the first and the second half"
