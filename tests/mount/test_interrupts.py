@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import signal
@@ -100,6 +101,15 @@ def mount(made: Mount, place: Path, front: FaultProxy) -> Iterator[Mount]:
     wait_for("nothing is left to be done", lambda: made.status()["dirty"]["files"] == 0)
 
 
+def waits_for_fuse(pid: int) -> bool:
+    """Whether a process, or one that it has started, is in a mount and waits for its answer."""
+    with contextlib.suppress(OSError):
+        if "fuse" in Path(f"/proc/{pid}/stack").read_text():
+            return True
+        return any(map(waits_for_fuse, map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())))
+    return False
+
+
 @pytest.fixture
 def waiting(mount: Mount, front: FaultProxy) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start a command that then waits for the store, which holds requests that ``holds`` says."""
@@ -114,7 +124,8 @@ def waiting(mount: Mount, front: FaultProxy) -> Iterator[Callable[..., subproces
             env=mount.environment,
         )  # fmt: skip
         started.append(process)
-        wait_for("the store is asked", lambda: sum(map(holds, front.requests)) > before)
+        # Where nothing is answered for seconds, the store is also asked whether it is there.
+        wait_for("the store is asked", lambda: sum(map(holds, front.requests)) > before and waits_for_fuse(process.pid))
         return process
 
     yield start
