@@ -444,6 +444,28 @@ def test_part_copy(store: UnderStore):
     assert store.head("x").metadata == META
 
 
+def test_copies_of_what_went_up_in_parts(store: UnderStore, target: Target):
+    need(store, "multipart")
+    if on_moto(target):
+        pytest.skip("this server fails when it is asked for the ACL of such an object")
+    upload = store.begin_upload("x", META)
+    store.complete_upload(
+        "x", upload, [(1, store.upload_part("x", upload, 1, b"x" * PART)), (2, store.upload_part("x", upload, 2, b"y"))]
+    )
+    source = store.head("x")
+    store.copy("x", "y", version=source.version)
+    assert content(store, "y") == b"x" * PART + b"y"
+    with pytest.raises(VersionChanged):
+        store.copy("x", "z", version='"none-2"')
+    if store.abilities.part_copy:
+        upload = store.begin_upload("z", META)
+        part = store.copy_part("z", upload, 1, "x", source.version, 0, PART)
+        with pytest.raises(VersionChanged):
+            store.copy_part("z", upload, 2, "x", '"none-2"', 0, PART)
+        store.complete_upload("z", upload, [(1, part)])
+        assert content(store, "z") == b"x" * PART
+
+
 def test_list_all_and_delete_of_many(store: UnderStore, target: Target):
     # More than is deleted by one request: of Azure's, which is slow to fill, 256.
     count = 320 if on_moto(target) or target.name.endswith("-az") else MOST_DELETES + 20
