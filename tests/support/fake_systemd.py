@@ -51,7 +51,7 @@ class FakeSystemd:
             cwd="/",
         )
 
-    def hear(self, what: str, *, timeout_s: float = 40) -> None:
+    def hear(self, what: str, *, timeout_s: float = 120) -> None:
         """Wait until something is told from now on."""
         give_up_at = time.monotonic() + timeout_s
         while (left := give_up_at - time.monotonic()) > 0:

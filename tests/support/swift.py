@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 
 PROGRAMS = ("swift-proxy-server", "swift-account-server", "swift-container-server", "swift-object-server")
 INSTALL = "apt-get install --no-install-recommends swift-proxy swift-account swift-container swift-object"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 
 SWIFT = "[swift-hash]\nswift_hash_path_prefix = luxfuse\nswift_hash_path_suffix = tests\n"
