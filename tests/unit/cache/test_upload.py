@@ -72,7 +72,7 @@ async def bench(
     path.mkdir(exist_ok=True)
     driver = driver or FakeStore()
     driver.least_part_bytes = LEAST_PART_BYTES
-    store = Store(driver, request_timeout_s=5, max_requests=16, rng=random.Random(0))
+    store = Store(driver, request_timeout_s=60, max_requests=16, rng=random.Random(0))
     journal = Journal(path / "journal")
     bytes_ = ByteBudget(budget)
     try:
@@ -83,6 +83,7 @@ async def bench(
                 path, driver, store, Uploader(store=store, journal=journal, budget=bytes_, max_uploads=uploads), journal,
                 bytes_,
             )  # fmt: skip
+            await journal.commit()
             nursery.cancel_scope.cancel()
     finally:
         journal.close()

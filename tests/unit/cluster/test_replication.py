@@ -39,7 +39,7 @@ class Peers:
 async def test_replicas_go_over_the_wire(tls: bool, tmp_path: Path):
     (tmp_path / "file").write_bytes(content(SIZE))
     journal = Journal(tmp_path / "journal")
-    store = Store(FakeStore(), request_timeout_s=5, max_requests=2, rng=random.Random(0))
+    store = Store(FakeStore(), request_timeout_s=60, max_requests=2, rng=random.Random(0))
     recovered = Recovered(tmp_path / "recovered")
     async with running({}, tls=tls) as node:
         member = Member(NodeInfo(SERVER, *node.server.address, sources=(SOURCE,)), MemberState.ALIVE, 1, 0.0)

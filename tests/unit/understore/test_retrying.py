@@ -303,7 +303,7 @@ async def test_patience_grows_with_the_size(fake, mock_clock):
 
 
 async def test_reads_do_not_wait_for_writes(fake):
-    store = make(fake, timeout_s=5, max_requests=2)
+    store = make(fake, timeout_s=60, max_requests=2)
     fake.hold("put")
     async with trio.open_nursery() as nursery:
         for number in range(4):

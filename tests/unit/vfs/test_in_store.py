@@ -25,7 +25,7 @@ def described(mtime_ns: int) -> dict[str, str]:
 
 
 async def is_proof(driver: FakeStore, record: FileRecord = RECORD) -> bool:
-    store = Store(driver, request_timeout_s=5, max_requests=4, rng=random.Random(0))
+    store = Store(driver, request_timeout_s=60, max_requests=4, rng=random.Random(0))
     return await was_pushed(store, record)
 
 

@@ -86,7 +86,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def store(request: pytest.FixtureRequest, url: str) -> Iterator[UnderStore]:
-    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=1.0,
+    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=3.0,
                          storage_options={"key": "k", "secret": SECRET})  # fmt: skip
     yield driver
     driver.close()
