@@ -41,14 +41,23 @@ _SETTINGS_MAX_BYTES = 16 << 20
 
 def clear_dead_mount(settings: Settings) -> None:
     """Take away what a daemon that died has left at the mountpoint. Raises `MountError` if somebody goes on with it."""
-    record = registry.at(settings.state_dir, settings.mountpoint)
     mount = mountpoint.find_mount(settings.mountpoint)
-    if record is None or record.alive or mount is None or mount.fstype != mountpoint.FSTYPE:
+    if mount is None or mount.fstype != mountpoint.FSTYPE:
         return
-    if record.is_restarting:
+    record = registry.at(settings.state_dir, settings.mountpoint)
+    if record is not None and record.is_restarting and not record.alive:
         raise MountError(f"{settings.mountpoint} is already mounted by luxfuse: {record.death}")
-    say(f"{settings.mountpoint}: {record.death}; what it left is taken away")
-    mountpoint.unmount(settings.mountpoint, lazy=True, force=True)
+    if (death := _death(mount, record)) is not None:
+        say(f"{settings.mountpoint}: {death}; what it left is taken away")
+        mountpoint.unmount(settings.mountpoint, lazy=True, force=True)
+
+
+def _death(mount: mountpoint.MountInfo, record: registry.MountRecord | None) -> str | None:
+    """Return what has become of the daemon of a mount of luxfuse; None if one serves it, or goes on with it."""
+    if record is not None:
+        return None if record.alive or record.is_restarting else record.death
+    dead = mountpoint.is_dead(mount.mountpoint) and mountpoint.find_mount(mount.mountpoint) == mount
+    return "nobody serves it any more" if dead else None
 
 
 def in_background(settings: Settings) -> None:
@@ -180,14 +189,14 @@ def _stop(process: subprocess.Popen[bytes], settings: Settings, before: mountpoi
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # a keeper, and its daemon
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_PATIENCE_S)
     mount = mountpoint.find_mount(settings.mountpoint)
     if mount is None or mount.fstype != mountpoint.FSTYPE or (before is not None and mount.device == before.device):
         return
-    record = registry.at(settings.state_dir, settings.mountpoint)
-    if record is not None and (record.alive or record.is_restarting):
-        return
-    with contextlib.suppress(MountError):
-        mountpoint.unmount(settings.mountpoint, force=True)
+    if _death(mount, registry.at(settings.state_dir, settings.mountpoint)) is not None:
+        with contextlib.suppress(MountError):
+            mountpoint.unmount(settings.mountpoint, force=True)
 
 
 def in_foreground(settings: Settings) -> int:

@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import select
+import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 _FUSERMOUNT_TIMEOUT_S = 20
 _SYMLINKS_MAX = 40
 _INT = struct.Struct("i")
+_ASK = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
+_ASK_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -324,6 +328,23 @@ def is_gone(device_fd: int) -> bool:
     poll = select.poll()
     poll.register(device_fd, 0)
     return bool(poll.poll(0))  # POLLERR
+
+
+def is_dead(path: str) -> bool:
+    """Whether the FUSE mount at ``path`` has no daemon any more; False if that cannot be told.
+
+    The kernel then answers at once. Where there is one, it may hang, so another process asks, and is not waited for.
+    """
+    asking = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _ASK, path],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+    )  # fmt: skip
+    try:
+        return asking.wait(_ASK_PATIENCE_S) == errno.ENOTCONN
+    except subprocess.TimeoutExpired:
+        asking.kill()
+        asking.returncode = -signal.SIGKILL  # it ends once it is answered
+        return False
 
 
 def abort(device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from typing import Any
 
@@ -228,6 +229,22 @@ class TestKilled:
         done = mount.try_mount()
         assert done.returncode == 0
         assert "has died; what it left is taken away" in done.stderr
+        assert mount.read("cached") == digest(SMALL)
+
+    def test_so_it_does_where_nobody_knows_of_it(self, mount: Mount) -> None:
+        """Its state directory is gone: the kernel alone tells that it is dead, and that another one lives."""
+        mount.close_readers()
+        state = mount.environment["LUXFUSE_STATE_DIR"]
+        mount.environment["LUXFUSE_STATE_DIR"] = f"{state}-other"
+        done = mount.try_mount()
+        assert done.returncode == 1
+        assert "is already a luxfuse mount" in done.stderr
+        mount.environment["LUXFUSE_STATE_DIR"] = state
+        mount.kill()
+        shutil.rmtree(state)
+        done = mount.try_mount()
+        assert done.returncode == 0, done.stderr
+        assert "nobody serves it any more; what it left is taken away" in done.stderr
         assert mount.read("cached") == digest(SMALL)
 
     def test_open_passthrough_files_are_not_leaked(self, mount: Mount) -> None:
