@@ -5,6 +5,7 @@ Here come the other version of a write conflict, and files that were open for wr
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 COPY_BYTES = 8 << 20
 NAME_BYTES = 180
+PART = ".part"
 
 
 class Recovered:
@@ -59,9 +61,10 @@ class Recovered:
         Raises `StoreError`, OSError, and leaves nothing then.
         """
         target = await trio.to_thread.run_sync(self._target, info.key if key is None else key)
-        part = target.with_name(f".{target.name}.part")
+        part = target.with_name(f".{target.name}{PART}")
         try:
             async with await trio.open_file(part, "xb") as file:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # as long as it is being written
                 for start in range(0, info.size, COPY_BYTES):
                     end = min(start + COPY_BYTES, info.size)
                     await file.write(await store.read(info.key, start, end, info.version))
@@ -73,6 +76,18 @@ class Recovered:
                 await trio.to_thread.run_sync(_clear, part, target)
             raise
         return target
+
+    def remove_unfinished(self) -> None:
+        """Remove what a daemon that was killed had begun to save here: the store has it yet. Blocks."""
+        for path in self.directory.glob(f".*{PART}"):
+            try:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+            except BlockingIOError:
+                continue  # another daemon of the source is at it
+            except OSError as exc:
+                log.info("%s stays behind: %s", path, exc)
 
     def keep_file(self, path: Path, key: str) -> Path:
         """Move the file of a replica here, durably; both are in the state directory. Blocks. Raises OSError."""

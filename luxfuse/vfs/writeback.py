@@ -110,9 +110,13 @@ class WriteBack:
 
     # -- now
 
-    async def push(self, dirty: Dirty) -> None:
-        """Bring an entry to the store, unless it is there. Raises `StoreError`, OSError; it then stays dirty."""
-        await self.frozen.may_begin(dirty.key)
+    async def push(self, dirty: Dirty, *, first: bool = False) -> None:
+        """Bring an entry to the store, unless it is there. Raises `StoreError`, OSError; it then stays dirty.
+
+        ``first``: as in `FrozenKeys.settled`.
+        """
+        if not first:
+            await self.frozen.may_begin(dirty.key)
         async with dirty.lock:
             if dirty.conflict is not None and dirty.place is not None:
                 raise dirty.conflict

@@ -134,6 +134,7 @@ class VolumeLife:
             beginning_scope.cancel()
         background.start_soon(parts.recovery.abort_uploads, parts.recovery.old_uploads())
         background.start_soon(sweeper.run)
+        background.start_soon(trio.to_thread.run_sync, parts.recovered.remove_unfinished)
         background.start_soon(parts.cache.quotas.run)
         background.start_soon(parts.mover.run)
         background.start_soon(parts.retention.run)

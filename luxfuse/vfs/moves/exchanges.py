@@ -81,7 +81,8 @@ class Exchanges:
             # A delete of what had a name before must not meet the new object.
             await self._writeback.finish_below(*keys[2:4])
 
-        *found, between_key = await self._writeback.frozen.settled(all_keys, ready)
+        with self._writeback.frozen.let_none_begin(*all_keys()[:4]):
+            *found, between_key = await self._writeback.frozen.settled(all_keys, ready, first=True)
         keys, new_keys = (found[0], found[1]), (found[2], found[3])
         directories = [entry.inode for entry in (first, second) if entry.kind is Kind.DIRECTORY]
         steps = (keys[0], between_key), (keys[1], new_keys[1]), (between_key, new_keys[0])
@@ -139,7 +140,7 @@ class Exchanges:
         for dirty in below:
             if dirty is not None and dirty.must_push:
                 dirty.close()  # an uploaded file is as good as synced
-                await self._writeback.push(dirty)
+                await self._writeback.push(dirty, first=True)
 
     async def _swap_objects(
         self,

@@ -84,14 +84,14 @@ class MovedObjects:
                     await self._delete([source])
 
     async def _move_below(self, source: str, target: str) -> None:
-        keys = set[str]()
+        markers = set[str]()
         limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
 
-        async def copy(key: str) -> None:
+        async def copy(key: str, copied: list[str]) -> None:
             async with limiter:
                 there, _ = await self._targets.copy(key, target + key[len(source) :], None, NOTHING)
                 if there:
-                    keys.add(key)
+                    copied.append(key)
 
         async def copy_marker(info: ObjectInfo) -> None:
             async with limiter:
@@ -99,18 +99,20 @@ class MovedObjects:
 
         async with contextlib.aclosing(self._store.list_all(source)) as pages:
             async for page in pages:
-                markers = sorted((info for info in page.objects if info.key.endswith("/")), key=lambda info: info.key)
-                keys.update(info.key for info in markers)
+                found = sorted((info for info in page.objects if info.key.endswith("/")), key=lambda info: info.key)
+                markers.update(info.key for info in found)
                 if self._store.abilities.hierarchical:  # outer ones before what is in them
-                    for info in markers:
+                    for info in found:
                         await self._copy_marker(info, target + info.key[len(source) :])
+                copied: list[str] = []
                 async with together() as start:
                     for info in page.objects:
                         if not info.key.endswith("/"):
-                            start(copy, info.key)
+                            start(copy, info.key, copied)
                         elif not self._store.abilities.hierarchical:
                             start(copy_marker, info)
-        await self._delete(list(keys))
+                await self._delete(copied)  # what is moved a restart need not look at again
+        await self._delete(list(markers))  # of directories that are empty by now
 
     async def _copy_marker(self, info: ObjectInfo, target: str) -> None:
         """Copy the object of a directory, which may be there already: only where that has content it is somebody's data."""
@@ -122,6 +124,8 @@ class MovedObjects:
         reached("recover.copied")
 
     async def _delete(self, keys: list[str]) -> None:
+        if not keys:
+            return
         for error in (await self._store.delete(sorted(keys, reverse=True))).values():
             raise error
         self._targets.gone(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 from pathlib import Path
@@ -75,3 +76,13 @@ async def test_an_object_that_cannot_be_kept_leaves_nothing(
     with pytest.raises((StoreRejected, OSError)):
         await recovered.save_object(store_of(driver), info)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_daemon_had_begun_to_save_goes_and_what_another_one_saves_stays(tmp_path: Path) -> None:
+    for name in (".a.1.part", ".b.1.part", "c.1"):
+        (tmp_path / name).write_bytes(b"half")
+    with (tmp_path / ".b.1.part").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        Recovered(tmp_path).remove_unfinished()
+    assert {path.name for path in tmp_path.iterdir()} == {".b.1.part", "c.1"}
+    Recovered(tmp_path / "none").remove_unfinished()

@@ -31,9 +31,15 @@ async def remove(m: Mount, d: int, worker: int, number: int) -> None:
     await m.fs.unlink(d, f"{worker}-{number}".encode())
 
 
+EXCHANGE = 2
+
+
+@pytest.mark.parametrize("flags", [0, EXCHANGE])
 @pytest.mark.parametrize(("mode", "work"), [("cache-through", push), ("cache-through", remove), ("async-through", remove)])
-async def test_a_directory_in_use_is_renamed(tmp_path: Path, mode: str, work: Work) -> None:
+async def test_a_directory_in_use_is_renamed(tmp_path: Path, mode: str, work: Work, flags: int) -> None:
     driver = FakeStore()
+    if flags == EXCHANGE:
+        driver.place("e/other", b"")
     for worker in range(WORKERS):
         driver.place(f"d/{worker}", b"")
         for number in range(MOST):
@@ -58,9 +64,9 @@ async def test_a_directory_in_use_is_renamed(tmp_path: Path, mode: str, work: Wo
             for worker in range(WORKERS):
                 nursery.start_soon(works, worker)
             await began.wait()
-            await m.fs.rename(ROOT_INODE, b"d", ROOT_INODE, b"e", 0)
+            await m.fs.rename(ROOT_INODE, b"d", ROOT_INODE, b"e", flags)
             renamed.set()
         driver.delay_s = 0.0
         assert made < WORKERS * MOST
         await m.drain()
-    assert all(key.startswith("e/") for key in driver.objects)
+    assert [key for key in driver.objects if not key.startswith("e/")] == (["d/other"] if flags else [])
