@@ -19,4 +19,4 @@ def remaining_s(checked_s: float, now_s: float, ttl_s: float) -> float:
 
 def is_fresh(checked_s: float, now_s: float, ttl_s: float) -> bool:
     """Whether an answer of time ``checked_s`` still holds."""
-    return remaining_s(checked_s, now_s, ttl_s) > 0
+    return checked_s <= now_s + 1 and min(checked_s, now_s) + ttl_s > now_s

@@ -51,6 +51,8 @@ def too_long(key: str, limits: KeyLimits) -> str | None:
     No part may be longer than a file name, on any store: some servers keep objects in files, and none says so before
     it refuses one. (The part of a symlink's object is longer than its name.)
     """
+    if key.isascii() and len(key) <= min(NAME_MAX_BYTES, limits.most - 4 * len(limits.prefix)):
+        return None  # as nearly all are: not even all of it is too long
     for part in key.removesuffix("/").split("/"):
         if (size := len(part.encode())) > NAME_MAX_BYTES:
             return f"a part of the key would have {size} bytes, {NAME_MAX_BYTES} are the most"
@@ -59,6 +61,8 @@ def too_long(key: str, limits: KeyLimits) -> str | None:
 
 def not_taken(key: str, limits: KeyLimits) -> str | None:
     """Say which character of a key the store does not take, None if it takes all."""
+    if not limits.refused:
+        return None
     found = next((character for character in key if character in limits.refused), None)
     return None if found is None else f"the under-store takes no names with {found!r} in them"
 

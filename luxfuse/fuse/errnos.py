@@ -93,16 +93,12 @@ class Counting(Protocol):
     read_only: bool
 
 
-def _histogram(latency: dict[str, Histogram], name: str) -> Histogram:
-    found = latency.get(name)
-    if found is None:
-        found = latency[name] = Histogram()
-    return found
-
-
 def observe(counting: Counting, name: str, began_s: float) -> None:
     """Count a request that is answered, and how long it took since ``began_s``, by `time.perf_counter`."""
-    _histogram(counting.latency, name).observe(time.perf_counter() - began_s)
+    found = counting.latency.get(name)
+    if found is None:
+        found = counting.latency[name] = Histogram()
+    found.observe(time.perf_counter() - began_s)
 
 
 def ended(counting: Counting, name: str, began_s: float, arguments: tuple[Any, ...], code: int = 0) -> None:

@@ -191,8 +191,7 @@ class KernelSide:
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         return passthrough.acquire(inode, _until(valid_s), writing)
 
-    def released(self, inode: int) -> bool:
-        return passthrough.released(inode)
+    released = staticmethod(passthrough.released)
 
     def grant(self, inode: int, more_bytes: int) -> bool:
         return passthrough.grant(inode, more_bytes)
@@ -251,8 +250,7 @@ class KernelSide:
     def knows(self, parent: int, name: bytes) -> bool:
         return passthrough.knows(parent, name)
 
-    def revoke(self, parent: int, name: bytes) -> None:
-        passthrough.revoke(parent, name)
+    revoke = staticmethod(passthrough.revoke)
 
     def revoke_below(self, directory: int) -> None:
         passthrough.revoke_below(directory)

@@ -153,24 +153,28 @@ class Prompt:
         if volume is None or volume.fs is None:
             return False
         volume.under_way += 1
-        waiting = Running("flush", None, began_s)
+        waiting = None
         if self._operations.observers:
+            waiting = Running("flush", None, began_s)
             waiting.watch()
         try:
-            if volume.fs.flush_soon(ref_of(fh), partial(self._flushed, unique, volume, waiting, fh)):
+            if volume.fs.flush_soon(ref_of(fh), partial(self._flushed, unique, volume, began_s, waiting, fh)):
                 return True
         except Exception:
             log.debug("a close is tried again", exc_info=True)
         volume.under_way -= 1
         return False
 
-    def _flushed(self, unique: int, volume: Volume, waiting: Running, fh: int, error: Exception | None) -> None:
+    def _flushed(
+        self, unique: int, volume: Volume, began_s: float, waiting: Running | None, fh: int, error: Exception | None
+    ) -> None:
         volume.under_way -= 1
         code = 0 if error is None else errno_of(self._operations, "flush", error)
         passthrough.reply_done(unique, code)
-        observe(self._operations, "flush", waiting.began_s)
-        for told in self._operations.observers:
-            told(waiting, (fh,), None, code)
+        observe(self._operations, "flush", began_s)
+        if waiting is not None:
+            for told in self._operations.observers:
+                told(waiting, (fh,), None, code)
 
     def release(self, unique: int, fh: int) -> bool:
         """The end of an open of a volume that there is."""

@@ -146,7 +146,8 @@ class Journal:
         Raises OSError ENOSPC, with nothing noted, for a new file where there are too many, and for inline content
         while too much of it waits for a failing disk.
         """
-        if number not in self.files:
+        before = self.files.get(number)
+        if before is None:
             self._check_room(len(self.files))
         key = U64.pack(number)
         if inline is not None:
@@ -158,7 +159,8 @@ class Journal:
             self._note(Table.INLINE, key, inline)
         elif not record.has_inline:
             self._drop_inline(number)
-        self.withdrawn.note(self.files.get(number), record, self._writes)
+        if before is not None:
+            self.withdrawn.note(before, record, self._writes)
         self.files[number] = record
         self._note(Table.FILES, key, encode(record))
 

@@ -22,7 +22,8 @@ class Listings:
     def __init__(self, store: IndexStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._running: dict[int, int] = {}
+        self.serials: dict[int, int] = {}
+        """The serial numbers of the listings that are under way, by directory."""
         stored = store.get(Table.META, b"serial")
         self._last_serial = U64.unpack(stored)[0] if stored else 0
         self._decoded: dict[int, Listing | None] = {}
@@ -62,16 +63,16 @@ class Listings:
 
     def begin(self, directory: int) -> int:
         """Return the serial number of a listing that begins now; `end` must follow, whatever happens."""
-        serial = self._running[directory] = self._new_serial(directory)
+        serial = self.serials[directory] = self._new_serial(directory)
         return serial
 
     def end(self, directory: int) -> None:
         """The listing is over, complete or not."""
-        self._running.pop(directory, None)
+        self.serials.pop(directory, None)
 
     def running(self, directory: int) -> int:
         """Return the serial number of the listing that is under way, 0 if none is."""
-        return self._running.get(directory, 0)
+        return self.serials.get(directory, 0)
 
     def forget_decoded(self) -> None:
         """The writer thread has changed listings: read them anew."""

@@ -178,8 +178,12 @@ class Names(ListedNames):
 
         ``also``: what another name (its parent, itself, and the entry) is from now on, in the same change, as with `put`.
         """
-        found = Found(name, kind, size, version, mtime_ns)
-        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0, also=also)
+        old = self.get(parent, name)
+        serial = old.listing if old is not None else self.listings.serial(parent)
+        entry = Entry(self._numbers.new(), kind, size, version, mtime_ns, checked_s, serial)
+        describe(entry, attributes, 0, checked_s)
+        self._give(parent, name, old, entry, also)
+        return entry
 
     def erase(self, parent: int, name: bytes) -> None:
         """Forget a name, whatever the store says; it need not exist."""
@@ -332,40 +336,52 @@ class Names(ListedNames):
         checked_s: float,
         attributes: Attributes | None,
         described_ns: int,
-        also: tuple[int, bytes, Entry] | None = None,
     ) -> Entry:
         serial = old.listing if old is not None else self.listings.serial(parent)
         entry = Entry(self._numbers.new(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
         describe(entry, attributes, described_ns, checked_s)
+        self._give(parent, name, old, entry, None)
+        return entry
+
+    def _give(
+        self, parent: int, name: bytes, old: Entry | None, entry: Entry, also: tuple[int, bytes, Entry] | None
+    ) -> None:
+        """Give a name an entry with a new number. ``old``: the one that had it; ``also``: see `create`."""
         records: Records = {}
         if old is not None:
             self._drop(records, old)
         self._numbers.note_highest(records)
-        records |= self._records_of(parent, name, entry)
+        self._refer(records, parent, name, entry)
+        self.told.revoke(parent, name)
         if also is not None:
-            records |= self._records_of(*also)
-        self._apply(records)
+            self._refer(records, *also)
+            self.told.revoke(also[0], also[1])
+        self._make(records)
         if old is not None:
             self._retire(old.inode, name)
         self._entries[U64.pack(parent) + name] = entry
         if also is not None:
             self._entries[U64.pack(also[0]) + also[1]] = also[2]
-        return entry
 
     def _records_of(self, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> Records:
-        """Return the records that make a name refer to an entry.
+        """Return the records that make a name refer to an entry."""
+        records: Records = {}
+        self._refer(records, parent, name, entry, same_number=same_number)
+        return records
+
+    def _refer(self, records: Records, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> None:
+        """Add the records that make a name refer to an entry.
 
         INODES too where the number stays, as a merge that runs now may be about to give the name another one.
         """
         key = U64.pack(parent) + name
-        running = self.listings.running(parent)
+        running = self.listings.serials.get(parent, 0)
         entry.listing = max(entry.listing, running)
-        records: Records = {(Table.NAMES, key): encode(entry)}
+        records[Table.NAMES, key] = encode(entry)
         if running or not same_number:
             records[Table.INODES, U64.pack(entry.inode)] = key
         if parent != ROOT_INODE and self.locate(parent) is None:
             records[Table.REMOVED, U64.pack(parent)] = b""
-        return records
 
     def _drop(self, records: Records, old: Entry) -> None:
         records[Table.INODES, U64.pack(old.inode)] = None
@@ -381,8 +397,10 @@ class Names(ListedNames):
     def _make(self, records: Records) -> None:
         """Make changes of names that are not answered for any more, or still as they are."""
         self._store.apply(records)
-        if any(table is Table.REMOVED for table, _ in records):
-            self.purger.wake()
+        for table, _ in records:
+            if table is Table.REMOVED:
+                self.purger.wake()
+                break
 
     # -- names that the store does not show as they are here
 

@@ -42,8 +42,7 @@ class Numbers:
 
     def note_highest(self, changes: Changes) -> None:
         """Add that record to changes of the index."""
-        table, key, value = self.record
-        changes[table, key] = value
+        changes[Table.META, b"next_inode"] = U64.pack(self._highest + 1)
 
     def former_name(self, inode: int) -> bytes | None:
         """Return the name that a number no longer in use had, if that is remembered."""

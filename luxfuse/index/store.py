@@ -165,7 +165,7 @@ class IndexStore:
 
     def apply(self, changes: Changes) -> None:
         """Make several changes, to be committed together; None removes a key. Raises OSError with none of them made."""
-        if self.refusing:
+        if self.failing is not None and self.refusing:
             raise OSError(errno.ENOSPC, f"index {self.path} takes no changes: {self.failing}")
         if self._stream is not None:
             self._stream.append(_encode([(table, key, value) for (table, key), value in changes.items()]))

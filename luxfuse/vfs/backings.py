@@ -154,15 +154,24 @@ class Backings:
     def _add(self, inode: int, backing: Backing, oid: bytes | None) -> None:
         """The inode has a backing; before a lane opens it, so that a successor knows what is open."""
         self._backings[inode] = backing
-        self._set_object(inode, backing, oid)
+        if oid is None:
+            self._note(inode, backing)
+        else:
+            self._set_object(inode, backing, oid)
 
-    def register_staged(self, dirty: Dirty, entry: Entry, fd: int, stamp_ns: int) -> None:
-        """Give a dirty inode its staging file ``fd``, whose mtime is ``stamp_ns``, as its backing, if there is room."""
-        if self._has_room():
-            parent, name = dirty.place or (0, b"")
-            self._add(dirty.inode, Backing(parent, name, dirty.key, entry, None), None)
-            if not self._give(entry, fd, stamp_ns):
-                self._drop(dirty.inode)
+    def register_staged(self, dirty: Dirty, entry: Entry, fd: int, stamp_ns: int) -> bool:
+        """Give a dirty inode its staging file ``fd``, whose mtime is ``stamp_ns``, as its backing, if there is room.
+
+        Returns whether it has one now.
+        """
+        if not self._has_room():
+            return False
+        parent, name = dirty.place or (0, b"")
+        self._add(dirty.inode, Backing(parent, name, dirty.key, entry, None), None)
+        given = self._give(entry, fd, stamp_ns)
+        if not given:
+            self._drop(dirty.inode)
+        return given
 
     def _has_room(self) -> bool:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
@@ -239,11 +248,11 @@ class Backings:
         backing.oid = oid
         if oid is not None:
             self._by_object.setdefault(oid, set()).add(inode)
-        self._note(inode)
+        if self._backings.get(inode) is backing:
+            self._note(inode, backing)
 
-    def _note(self, inode: int) -> None:
-        backing = self._backings.get(inode)
-        if self._will.wanted and backing is not None:
+    def _note(self, inode: int, backing: Backing) -> None:
+        if self._will.wanted:
             b = backing
             self._will.backing(inode, BackingFact(b.parent, b.name, b.key, b.entry, b.oid, b.nameless))
 
@@ -252,7 +261,7 @@ class Backings:
         backing = self._backings.get(inode)
         if backing is not None:
             backing.nameless = True
-            self._note(inode)
+            self._note(inode, backing)
 
     def inherit(self, inode: int, fact: BackingFact, fd: int, stamp_ns: int, *, lost: bool) -> bool:
         """Take over the backing that the kernel has of an inode; ``fd`` is its file, unless that is ``lost``."""

@@ -97,7 +97,7 @@ class Belief:
 
     def lists(self, directory: int, fetched_s: float, ttl_s: float) -> bool:
         """Whether a listing of a directory still holds."""
-        return fetched_s >= self.listing_doubted_s(directory) and self.holds(fetched_s, ttl_s)
+        return fetched_s >= self.doubts.listings.since(directory, self._clock()) and self.holds(fetched_s, ttl_s)
 
     def listed_s(self, directory: int, fetched_s: float) -> float:
         """Return for how long a listing of a directory says which names are missing."""
@@ -114,7 +114,7 @@ class Belief:
 
     def holds(self, since_s: float, ttl_s: float) -> bool:
         """Whether an answer of a time still holds."""
-        return self._believed(since_s) and freshness.is_fresh(since_s, self._clock(), ttl_s)
+        return since_s >= self._names.believe_from_s and freshness.is_fresh(since_s, self._clock(), ttl_s)
 
     def is_ours(self, inode: int) -> bool:
         """Whether the entry of an inode is ours to say: it is changed here, or the root."""

@@ -52,6 +52,9 @@ class Leftover(NamedTuple):
         return self.version != ABSENT or bool(self.sent)
 
 
+NOTHING_LEFT = Leftover(ABSENT)
+
+
 class Deletes:
     """The deletes of one mount that the store has not made yet."""
 
@@ -134,7 +137,7 @@ class Deletes:
         """Forget the delete of a key that is about to be used anew; returns what the store may have there yet."""
         record = self._journal.deletes.get(key)
         if record is None:
-            return Leftover(ABSENT)
+            return NOTHING_LEFT
         in_flight = key in self._deleting
         self._journal.drop_delete(key)
         self._settle_above(key)

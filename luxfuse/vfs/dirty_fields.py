@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -114,8 +114,14 @@ class Replicas:
     """The generation that enough of them hold."""
     stamp: Stamp | None = None
     """The stamp of the content in it."""
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    """Held while they are told what they are to hold."""
+    _lock: trio.Lock | None = None
+
+    @property
+    def lock(self) -> trio.Lock:
+        """Held while they are told what they are to hold."""
+        if self._lock is None:
+            self._lock = trio.Lock()
+        return self._lock
 
     @property
     def have_all(self) -> bool:

@@ -227,9 +227,10 @@ class Files:
         possible = possible and st is not None and self._kernel.accepts(st.st_dev)
         if copy:
             self.backings.retire_idle(inode)
-        if possible and st is not None and not self._kernel.is_registered(inode) and not copy:
-            self.backings.register_staged(dirty, entry, source.bytes.fd, st.st_mtime_ns)
-        if possible and self._kernel.is_registered(inode):
+        registered = possible and self._kernel.is_registered(inode)
+        if possible and st is not None and not registered and not copy:
+            registered = self.backings.register_staged(dirty, entry, source.bytes.fd, st.st_mtime_ns)
+        if registered:
             handle = self.backings.acquire(entry, writing=writing)
             if handle is not None:
                 return handle

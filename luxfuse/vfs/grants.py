@@ -47,9 +47,11 @@ class Grants:
             space.ledger.settle(wanted, 0)
 
     def _wanted(self, dirty: Dirty, space: Space, *, first: bool) -> int:
-        wanted = grant_bytes(space.full_bytes, self._granted.get(space, 0), first=first)
         left = self._kernel.granted(dirty.inode)
-        return wanted if left is not None and left < wanted // 2 else 0
+        if left is None:  # they do not write to it
+            return 0
+        wanted = grant_bytes(space.full_bytes, self._granted.get(space, 0), first=first)
+        return wanted if left < wanted // 2 else 0
 
     def _give(self, dirty: Dirty, space: Space, reserved: int) -> None:
         known = self._grants.get(dirty)

@@ -161,7 +161,7 @@ class Links:
                 await self._promises.complete(source)
             async with self._tree.turn((parent, name)):
                 await self._tree.require_absent(parent, name)
-                made = self._making.make_like(parent, name, self._notes.entry(source).attributes or Attributes())
+                made, _ = self._making.make_like(parent, name, self._notes.entry(source).attributes or Attributes())
                 made.writers += 1
             reached("link.made")
             try:

@@ -14,8 +14,8 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import ROOT_INODE, Names
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
-from luxfuse.vfs.attributes import Caller, Defaults, now_ns, stat_of
-from luxfuse.vfs.deletes import Leftover
+from luxfuse.vfs.attributes import Caller, Defaults, now_ns
+from luxfuse.vfs.deletes import NOTHING_LEFT
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.dirty_fields import Stored
 from luxfuse.vfs.errors import Exists, IsADirectory, NoSuchName, Stale
@@ -71,10 +71,10 @@ class Making:
                 found = await self._namespace.lookup(parent, name)
             except NoSuchName:
                 await self._room.wait(0)
-                dirty = self._create(parent, name, mode, caller)
+                dirty, entry = self._create(parent, name, mode, caller)
                 if writing:
-                    return self._writer.open_new(dirty), self._tree.entry(dirty.inode)
-                handle = self._files.open_staged(dirty, self._tree.entry(dirty.inode))
+                    return self._writer.open_new(dirty, entry), entry
+                handle = self._files.open_staged(dirty, entry)
                 with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
                     await self._promises.sync(dirty)
                 return handle, self._tree.entry(dirty.inode)
@@ -97,20 +97,20 @@ class Making:
         try:
             self._namespace.known(parent, name)
         except NoSuchName:
-            dirty = self._create(parent, name, mode, caller)
-            return self._writer.open_new(dirty), self._tree.entry(dirty.inode)
+            dirty, entry = self._create(parent, name, mode, caller)
+            return self._writer.open_new(dirty, entry), entry
         return None
 
-    def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Dirty:
+    def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Dirty, Entry]:
         owned = self._owned(parent, mode, caller, Kind.FILE)
         return self.make_like(parent, name, msgspec.structs.replace(owned, mtime_ns=None))
 
-    def make_like(self, parent: int, name: bytes, attributes: Attributes) -> Dirty:
+    def make_like(self, parent: int, name: bytes, attributes: Attributes) -> tuple[Dirty, Entry]:
         """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self._tree.new_key(parent, name, Kind.FILE)
-        dirty = self._make(parent, name, Kind.FILE, attributes, key)
-        self._writer.stage_new(dirty)
-        return dirty
+        dirty, entry = self._make(parent, name, Kind.FILE, attributes, key)
+        self._writer.stage_new(dirty, entry)
+        return dirty, entry
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Make a directory; returns its entry."""
@@ -127,7 +127,7 @@ class Making:
         async with self._tree.turn((parent, name)):
             await self._tree.require_absent(parent, name)
             await self._room.wait(0)
-            dirty = self._create(parent, name, mode, caller)
+            dirty, _ = self._create(parent, name, mode, caller)
             dirty.close()
         try:
             await self._promises.sync(dirty)
@@ -144,7 +144,7 @@ class Making:
             await self._room.wait_for_fewer()
             key = self._tree.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
-            dirty = self._make(parent, name, kind, attributes, key, len(target))
+            dirty, _ = self._make(parent, name, kind, attributes, key, len(target))
             dirty.made(target)
             self._notes.note(dirty, target or None)
             reached("make.noted")
@@ -159,10 +159,12 @@ class Making:
             self._writeback.schedule(dirty)
         return self._tree.entry(dirty.inode)
 
-    def _make(self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0) -> Dirty:
-        """Make a name and hold it; returns its dirty entry, which the store does not have."""
+    def _make(
+        self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0
+    ) -> tuple[Dirty, Entry]:
+        """Make a name and hold it; returns its dirty state, which the store does not have, and its entry."""
         # What the store does not get takes no object's place: one that was removed here still has to go.
-        left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else Leftover(ABSENT)
+        left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else NOTHING_LEFT
         entry = self._names.create(
             parent,
             name,
@@ -173,23 +175,24 @@ class Making:
             checked_s=self._namespace.now_s(),
             also=self._tree.touched(parent),
         )
-        dirty = self._notes.mark(entry, key, left.version)
-        dirty.stored.lies_over(left.sent)
-        dirty.stored.replaces_removed(left.any)
+        dirty = self._notes.mark(entry, key, left.version, (parent, name))
+        if left != NOTHING_LEFT:
+            dirty.stored.lies_over(left.sent)
+            dirty.stored.replaces_removed(left.any)
         if parent == ROOT_INODE:
             self._tree.touch(parent)
         if kind is Kind.DIRECTORY:
             self._names.listings.note_empty(entry.inode)
             self._deletes.hold_below(key, entry.inode)
-        return dirty
+        return dirty, entry
 
     def _owned(self, parent: int, mode: int, caller: Caller, kind: Kind) -> Attributes:
         """Return the attributes of what the caller makes; a set-group-ID directory passes its group on."""
-        above = stat_of(self._tree.entry(parent), self._defaults, 0.0)
+        above = self._tree.entry(parent).attributes
         gid = caller.gid
         mode = mode & (0o177777 if kind is Kind.SPECIAL else 0o7777)
-        if above.mode & stat_module.S_ISGID:
-            gid = above.gid
+        if above is not None and (above.mode or 0) & stat_module.S_ISGID:
+            gid = self._defaults.gid if above.gid is None else above.gid
             if kind is Kind.DIRECTORY:
                 mode |= stat_module.S_ISGID
         now = now_ns()
@@ -209,7 +212,7 @@ class Making:
         """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""
         parent, name = place
         key = self._namespace.places.key(parent, name, Kind.SPECIAL)
-        dirty = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
+        dirty, _ = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
         dirty.made()
         self._notes.note(dirty)
 

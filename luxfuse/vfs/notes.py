@@ -32,15 +32,18 @@ class Notes:
         assert entry is not None
         return entry
 
-    def mark(self, entry: Entry, key: str, expect: str | None) -> Dirty:
-        """Make an inode dirty, and hold its name. ``expect``: the version that the store has, as `Stored` has it."""
-        parent, name = self._namespace.places.place(entry.inode)
+    def mark(self, entry: Entry, key: str, expect: str | None, place: tuple[int, bytes] | None = None) -> Dirty:
+        """Make an inode dirty, and hold its name, which is its ``place`` if that is given.
+
+        ``expect``: the version that the store has, as `Stored` has it.
+        """
+        parent, name = place = place or self._namespace.places.place(entry.inode)
         dirty = Dirty(
             self._journal.new_id(),
             entry.inode,
             entry.kind,
             self.mode_of(key),
-            (parent, name),
+            place,
             key,
             Stored(expect, (key, entry.version) if entry.kind is Kind.FILE and entry.version else None),
         )
@@ -48,16 +51,16 @@ class Notes:
         self._namespace.hold(entry.inode, parent, name)
         return dirty
 
-    def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False) -> None:
+    def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False, entry: Entry | None = None) -> None:
         """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is promised as it is now.
 
-        Otherwise content that the journal has stays the promised one.
+        Otherwise content that the journal has stays the promised one. ``entry``: that of the inode, where it is at hand.
         """
         before = self._journal.files.get(dirty.number)
         if before is not None and before.key != dirty.key and dirty.replicas.holders:
             dirty.replicas.misled()
             self.misled.add(dirty)
-        record = dirty.record(self.entry(dirty).attributes)
+        record = dirty.record((entry or self.entry(dirty)).attributes)
         if inline is None and not synced and before is not None and before.has_inline:
             record.has_inline = True
             if dirty.source is not None and dirty.content_changed(dirty.noted):

@@ -51,11 +51,13 @@ class Places:
 
     def locate(self, inode: int) -> tuple[int, bytes, Entry]:
         """Return (parent, name, entry) of an inode number, fresh or not. Raises `Stale`."""
-        parent, name = self.place(inode)
-        entry = self._names.get(parent, name)
+        located = self._names.locate(inode)
+        if located is None:
+            raise Stale(f"inode {inode} is no longer in use")
+        entry = self._names.get(*located)
         if entry is None or entry.inode != inode:
             raise Stale(f"inode {inode} was replaced")
-        return parent, name, entry
+        return *located, entry
 
     def forget_prefixes(self) -> None:
         """Directories have moved: work out anew which key prefixes they have, and those below."""

@@ -140,12 +140,13 @@ class Room:
         if dirty.reservations:  # what is written now is counted already
             return
         self._grants.count(dirty)  # first: what the lanes write meanwhile is rather counted twice than not at all
-        if (st := dirty.content.stat()) is not None:
+        st = dirty.content.stat()
+        if st is not None and st.st_blocks * 512 != dirty.accounted_bytes:
             self.space_of(dirty).count_staged(dirty.count(st.st_blocks * 512))
 
-    def grant_first(self, dirty: Dirty) -> None:
-        """A file is opened for writing: let the lanes fill some room on their own, if they write to it."""
-        self._grants.first(dirty, self.space_of(dirty))
+    def grant_first(self, dirty: Dirty, space: Space) -> None:
+        """A file in a directory is opened for writing: let the lanes fill some room on their own, if they write to it."""
+        self._grants.first(dirty, space)
 
     async def grant_more(self, dirty: Dirty) -> None:
         """A write had to ask: let the lanes go on for longer."""
@@ -165,7 +166,9 @@ class Room:
 
     def space_of(self, dirty: Dirty) -> Space:
         """Return where the staging file is."""
-        return self._cache.hierarchy.of(self._staging.directory_of(dirty.number))
+        elsewhere = self._staging.elsewhere(dirty.number)
+        hierarchy = self._cache.hierarchy
+        return hierarchy.home if elsewhere is None else hierarchy.of(elsewhere)
 
     def is_volatile(self, space: Space | None) -> bool:
         """Whether a directory does not outlive the machine."""

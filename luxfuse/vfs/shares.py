@@ -13,6 +13,11 @@ from luxfuse.vfs.kernel import Kernel
 VOLUME_SHIFT = 40
 LOCAL_MASK = (1 << VOLUME_SHIFT) - 1
 """The part of an inode or handle number that the volume itself gave; a volume's number takes the 8 bits above."""
+_PASSED_ON = (
+    "accepts", "register", "acquire", "released", "grant", "granted", "restamp", "is_registered", "retire", "revoke",
+    "offer",
+)  # fmt: skip
+"""What the kernel's side does for the mount's own volume without a call in between: numbers there are the kernel's."""
 
 
 class KernelShares:
@@ -59,6 +64,8 @@ class KernelShare:
         self.touched: dict[int, None] = {}
         self.first_open: Callable[[int], None] = lambda _inode: None
         self.drained: Callable[[int], None] = lambda _inode: None
+        if not number:
+            vars(self).update({name: getattr(shares.kernel, name) for name in _PASSED_ON})
 
     def on_first_open(self, opened: Callable[[int], None]) -> None:
         self.first_open = opened

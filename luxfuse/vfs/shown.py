@@ -63,6 +63,8 @@ class Shown:
 
     def clean(self, entry: Entry, ttl_s: float) -> Stat:
         """Return attributes for ``ttl_s``: an unknown mode lets only the owner in, and is asked for again."""
+        if entry.attributes is not None and (entry.kind is not Kind.DIRECTORY or not self._namespace.shared):
+            return stat_of(entry, self._defaults, ttl_s)  # nothing is hidden, and attributes hold as long as the name
         stat = stat_of(entry, self._defaults, self._descriptions.valid_s(entry, ttl_s))
         if self._descriptions.must_hide(entry):
             stat.mode &= ~OTHERS

@@ -84,24 +84,21 @@ class Will:
     def __init__(self, facts: Facts | None, volume: int) -> None:
         self._facts = facts
         self._volume = volume
+        self.wanted = facts is not None
+        """Whether there may be a successor."""
 
     def _key(self, kind: bytes, number: int) -> bytes:
         return kind + _KEY.pack(self._volume, number)
 
     def _put(self, kind: bytes, number: int, fact: object) -> None:
         if self._facts is not None:
-            self._facts.put(self._key(kind, number), _encode(fact))
+            self._facts.put(kind + _KEY.pack(self._volume, number), _encode(fact))
 
     def _drop(self, kind: bytes, number: int) -> None:
         if self._facts is not None:
             self._facts.drop(self._key(kind, number))
 
     # -- written by a daemon
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there may be a successor."""
-        return self._facts is not None
 
     def backing(self, inode: int, fact: BackingFact) -> None:
         """An inode is about to have a backing, or that has changed."""

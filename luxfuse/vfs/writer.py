@@ -108,7 +108,7 @@ class Writer:
                     await self._promises.empty(dirty)
             if caller.uid != 0:
                 dirty.lose_privileges()
-            return self._attach(dirty)
+            return self._attach(dirty, self._notes.entry(dirty))
 
     @contextlib.contextmanager
     def _opening(self, dirty: Dirty) -> Iterator[None]:
@@ -120,13 +120,14 @@ class Writer:
             self._promises.closed(dirty)
             raise
 
-    def _attach(self, dirty: Dirty) -> int:
-        entry = self._notes.entry(dirty)
+    def _attach(self, dirty: Dirty, entry: Entry) -> int:
         # Without a say in each write, we cannot make writers wait for room, nor take set-user-ID away in time.
-        copy = not self._room.space_of(dirty).has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(entry))
+        space = self._room.space_of(dirty)
+        copy = not space.has_room(EARLY_BYTES) or (dirty.unprivileged and self._has_set_id(entry))
         handle = self._files.open_staged(dirty, entry, writing=True, copy=copy)
-        self._room.grant_first(dirty)
-        self._early.opened(dirty)
+        self._room.grant_first(dirty, space)
+        if dirty.mode.is_through:
+            self._early.opened(dirty)
         if dirty.unprivileged and dirty.inode not in self._files.copied:
             self.clear_set_id(dirty)
         if dirty.uploaded is not None:  # the kernel may have attributes that hold, and does not hear of mapped writes
@@ -202,7 +203,7 @@ class Writer:
         if entry is None or (unchanged and entry.size):
             return None
         dirty = self._make_dirty(entry, key)
-        self.stage_new(dirty, unchanged=entry if unchanged else None)
+        self.stage_new(dirty, self._notes.entry(dirty), unchanged=entry if unchanged else None)
         return dirty
 
     def _begin_with(self, inode: int, key: str, shown: Entry, obj: CachedObject) -> Dirty | None:
@@ -241,7 +242,7 @@ class Writer:
                 base=base,
                 base_bytes=entry.size,
             )
-        self._stage(dirty, content, old, entry)
+        self._stage(dirty, content, old, self._notes.entry(dirty), entry)
         if not content.complete:
             self._entries.note_partial(dirty)
         return dirty
@@ -253,10 +254,11 @@ class Writer:
             dirty = self._notes.mark(entry, key, entry.version)
         return dirty
 
-    def _stage(self, dirty: Dirty, content: StagedBytes, old: OldObject | None, unchanged: Entry | None) -> None:
-        """Give a dirty entry its content; ``unchanged``: the store has the same, and says this of it."""
+    def _stage(
+        self, dirty: Dirty, content: StagedBytes, old: OldObject | None, entry: Entry, unchanged: Entry | None
+    ) -> None:
+        """Give what is dirty its content. ``unchanged``: the store has the same, and says this of it."""
         dirty.stage(Source(dirty.key, content, old))
-        entry = self._notes.entry(dirty)
         if dirty.place is not None and entry.attributes is not None and entry.attributes.atime_ns is None:
             # It has been the mtime, which moves from now on.
             entry.attributes = msgspec.structs.replace(entry.attributes, atime_ns=with_times(entry).atime_ns)
@@ -265,7 +267,7 @@ class Writer:
             self._set_times(dirty, unchanged)
             dirty.is_unchanged()
         self._files.attach_staged(dirty)
-        self._notes.note(dirty)
+        self._notes.note(dirty, entry=entry)
         reached("begin.noted")
 
     def _new_staging_file(self, dirty: Dirty) -> int:
@@ -279,18 +281,22 @@ class Writer:
         atime_ns = known.atime_ns if known.atime_ns is not None else mtime_ns
         os.utime(dirty.content.fd, ns=(atime_ns, mtime_ns))
 
-    def stage_new(self, dirty: Dirty, *, unchanged: Entry | None = None) -> None:
-        """Give a file an empty staging file."""
+    def stage_new(self, dirty: Dirty, entry: Entry, *, unchanged: Entry | None = None) -> None:
+        """Give a file, whose entry this is, an empty staging file."""
         fd, path = self._new_staging_file(dirty), self._staging.place_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
         made_ns = now_ns()
-        os.utime(content.fd, ns=(made_ns, made_ns))  # a spare file was made long before
-        self._stage(dirty, content, None, unchanged)
+        os.utime(fd, ns=(made_ns, made_ns))  # a spare file was made long before
+        self._stage(dirty, content, None, entry, unchanged)
 
-    def open_new(self, dirty: Dirty) -> int:
+    def open_new(self, dirty: Dirty, entry: Entry) -> int:
         """Open a file that was just created; returns the handle."""
-        with self._opening(dirty):
-            return self._attach(dirty)
+        dirty.opened()
+        try:
+            return self._attach(dirty, entry)
+        except BaseException:
+            self._promises.closed(dirty)
+            raise
 
     # -- the bytes
 
