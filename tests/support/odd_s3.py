@@ -288,6 +288,7 @@ def _xml(name: str, inner: str) -> Answer:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
     daemon_threads = True
 
     def handle_error(self, *arguments: object) -> None:

@@ -30,6 +30,7 @@ TIME_MS = 1_700_000_000_123
 class HttpFs(ThreadingHTTPServer):
     """Files in memory, served as HttpFS does: it sends on to itself, and renames over nothing."""
 
+    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
     daemon_threads = True
 
     def __init__(self) -> None:

@@ -68,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
     daemon_threads = True
 
     def handle_error(self, *arguments: object) -> None:

@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "slowly":
             while length > 0:
                 length -= len(self.rfile.read(min(length, 256 << 10)))
-                time.sleep(0.03)
+                time.sleep(0.05)
         body = self.rfile.read(length)
         self.seen.append((f"{self.command} {self.path}", {k.lower(): v for k, v in self.headers.items()}))
         conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
@@ -97,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
     daemon_threads = True
 
     def handle_error(self, *arguments: object) -> None:
@@ -115,7 +116,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def store(request: pytest.FixtureRequest, url: str) -> Iterator[UnderStore]:
-    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=1.0,
+    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=2.0,
                          storage_options={"key": "k", "secret": SECRET})  # fmt: skip
     Handler.seen.clear()
     yield driver
@@ -207,7 +208,7 @@ def test_what_is_sent(store):
 
 
 def test_slow_line_is_no_failure(store):
-    """The whole body takes longer than the time-out of a second, each slice of it less."""
+    """The whole body takes longer than the time-out of two seconds, each slice of it less."""
     with ThreadPoolExecutor() as pool:
         part = pool.submit(store.upload_part, "slowly", "upload", 1, memoryview(bytes(16 << 20)))
         assert store.put("slowly", bytes(16 << 20), {}).version == '"right"'
