@@ -24,7 +24,7 @@ OPERATIONS = 10_000
 ON_MOUNTS = 10_000
 IN_EVERY_RUN = (("cache-through", 6, 1_200), ("async-through-copying", 1, 1_200))
 """Modes, numbers of handles and of operations on mounts; all modes with more operations are slow tests."""
-TIME_LIMIT_S = 150.0
+TIME_LIMIT_S = 500.0
 CACHE_BYTES = 24 * MIB
 FILLERS = 4
 PROGRAM = str(Path(fsx.__file__).resolve())

@@ -35,7 +35,7 @@ def test_attributes_and_replaced_objects(mounting: Mounts, server: OddS3) -> Non
 
 def test_an_upload_that_fails_for_good(mounting: Mounts, server: OddS3) -> None:
     mount = mounting(
-        "s3://bucket", "--write-mode", "async-through", endpoint_url=server.endpoint, options={"request_timeout": "2s"},
+        "s3://bucket", "--write-mode", "async-through", endpoint_url=server.endpoint,
         expected_logs=["cannot be brought to the under-store yet"],
     )  # fmt: skip
     server.on["complete"] = lambda _seen: error(400, "TooOdd", "Not today")
