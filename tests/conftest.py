@@ -24,6 +24,10 @@ import pytest
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint
 
+# Hypothesis would let a test fail by how long an example takes, or making one does: on a busy machine it does.
+hypothesis.settings.register_profile("luxfuse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("luxfuse")
+
 HERE = Path(__file__).parent
 MOUNT_TESTS = HERE / "mount"
 
