@@ -152,6 +152,9 @@ bool missing_offer(uint64_t ino, int64_t answer_until_ns, int64_t valid_until_ns
 			distinct += !*at;
 			*at = hash;
 		}
+		pthread_mutex_lock(&d->lock);
+		d->answer_until_ns = 0; /* the time of the names before does not hold for these */
+		pthread_mutex_unlock(&d->lock);
 		put(d, ino, hashes, places, distinct);
 	} else if (d->ino != ino) {
 		return false;
