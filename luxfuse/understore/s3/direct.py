@@ -167,7 +167,7 @@ class DirectGets:
     def head(self, key: str) -> ObjectInfo | None:
         """Describe an object; None: the answer is to be had elsewhere. Raises `StoreError`."""
         full = self._prefix + key
-        result = self._ask("HEAD", f"HEAD {key!r}", full) if full else None
+        result = self._ask("HEAD", f"HEAD {key!r}", full, full) if full else None
         if result is None:
             return None
         size, version, modified_s, metadata = result
@@ -182,7 +182,7 @@ class DirectGets:
         asked = listing_of(own, after and self._prefix + after, token)
         try:
             query = query_of(asked)
-            result = self._ask("LIST", f"LIST {prefix!r}", query)
+            result = self._ask("LIST", f"LIST {prefix!r}", query, own)
         except UnicodeEncodeError:
             return None
         part = None
@@ -192,7 +192,7 @@ class DirectGets:
             if part is not None:
                 self._in_vain["LIST"].end()
             else:
-                self._in_vain["LIST"].note(query)
+                self._in_vain["LIST"].note(own)
         return part
 
     def request(
@@ -218,10 +218,10 @@ class DirectGets:
         head, told = answer[4], answer[5]  # type: ignore[misc]
         return status, _headers_of(head), told
 
-    def _ask(self, method: str, what: str, asked: str) -> Sequence[object] | None:
-        """Make a request; returns what was asked for, or None if something else was the answer."""
+    def _ask(self, method: str, what: str, asked: str, about: str) -> Sequence[object] | None:
+        """Make a request about a key or prefix; returns what was asked for, or None if something else was the answer."""
         secrets = self._secrets()
-        if self._in_vain[method].gives_up(asked) or _too_long(secrets):
+        if self._in_vain[method].gives_up(about) or _too_long(secrets):
             return None
         try:
             answer = self._pool.head(asked, secrets) if method == "HEAD" else self._pool.list(asked, secrets)
@@ -241,7 +241,7 @@ class DirectGets:
         if method == "HEAD" and status == 404:
             self._in_vain[method].end()
             raise from_status(status, what, family="s3")
-        self._in_vain[method].note(asked)
+        self._in_vain[method].note(about)
         return None
 
     @property

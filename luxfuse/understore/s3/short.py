@@ -13,14 +13,13 @@ from typing import Any
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
+from luxfuse.core.vain import InVain
 from luxfuse.understore.base import ListedPart
 from luxfuse.understore.s3.pages import EXPRESS, query_of
 
 log = logging.getLogger(__name__)
 
 
-REFUSED_MOST = 3
-"""Answers in a row that are of no use, after which requests are made in the ordinary way only."""
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
@@ -31,7 +30,10 @@ class ShortRequests:
         self._client = client
         self._read_timeout_s = read_timeout_s
         self._addresses: dict[str, str] = {}
-        self._in_vain = 0
+        self._in_vain = InVain()
+        """By the prefix that is listed."""
+        self._fits = True
+        """Whether botocore is as we know it."""
 
     def list_part(
         self, bucket: str, asked: Mapping[str, str], read: Callable[[bytes], ListedPart | None]
@@ -40,14 +42,15 @@ class ShortRequests:
 
         Raises botocore's errors, so when the server is overloaded or out of order: it is not asked twice then.
         """
-        if ":" in bucket or bucket.endswith(EXPRESS) or self._in_vain >= REFUSED_MOST:
+        prefix = asked.get("Prefix", "")
+        if ":" in bucket or bucket.endswith(EXPRESS) or not self._fits or self._in_vain.gives_up(prefix):
             return None
         try:
             prepared = self._prepared(bucket, asked)
             send = self._client._endpoint.http_session.send
         except (AttributeError, TypeError) as exc:
             log.info("botocore is not the one that is known: %s", exc)
-            self._in_vain = REFUSED_MOST
+            self._fits = False
             return None
         answer = send(prepared)
         body, status = answer.content, answer.status_code
@@ -56,7 +59,10 @@ class ShortRequests:
             error = {"Code": code[1].decode() if code else str(status), "Message": ""}
             raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}, "ListObjectsV2")
         part = read(body) if status == 200 else None
-        self._in_vain = 0 if part is not None else self._in_vain + 1
+        if part is not None:
+            self._in_vain.end()
+        else:
+            self._in_vain.note(prefix)
         return part
 
     def _prepared(self, bucket: str, asked: Mapping[str, str]) -> Any:

@@ -122,6 +122,16 @@ def test_questions_that_are_always_in_vain_end() -> None:
         assert len(s3.names()) == asked + 2 * VAIN_MOST
 
 
+def test_many_odd_pages_of_one_directory_say_nothing_about_others() -> None:
+    with OddS3() as s3:
+        gets = opened("s3://bucket", s3.endpoint, SECRETS)
+        s3.on["list"] = lambda _seen: Answer(200, b"<html>")
+        assert not any(gets.list_page("d/", f"d/{n}", "") for n in range(VAIN_MOST + 2))
+        assert s3.count("list") == VAIN_MOST
+        s3.on.clear()
+        assert gets.list_page("e/", "", "") is not None
+
+
 @pytest.mark.parametrize(
     "kind", ["chunked", "noetag", "weak", "heads", "giant", "no-length", "two-lengths", "no-date", "foreign"]
 )
