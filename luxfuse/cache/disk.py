@@ -44,7 +44,7 @@ class OpenFile:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stored:
     """The outcome of storing a run: one checksum a page, the file's mtime after it and number; or why it failed.
 

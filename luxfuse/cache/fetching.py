@@ -184,31 +184,48 @@ class Fetching:
         self, whole: Sequence[tuple[CachedObject, Flight, Space | None]], outcomes: Sequence[Outcome]
     ) -> None:
         """Deal with the ends of requests that were made in one turn: of new objects, all at once."""
-        answers = [(*each, *outcome) for each, outcome in zip(whole, outcomes, strict=True)]
-        new = []
-        for obj, flight, space, result, _ in answers if not self._contents.index_closed else ():
-            if result is not None and space is not None and self._landing.is_new(obj, flight, space, result):
+        new, others = [], []
+        for (obj, flight, space), (result, error) in zip(whole, outcomes, strict=True):
+            if result is not None and space is not None and self._is_new(obj, flight, space, result):
                 new.append(Landed(obj, flight, space, result))
-        error: Unforeseen | None = None
+            else:
+                others.append((obj, flight, space, result, error))
+        if new:
+            self._land_new(new)
+        for each in others:
+            self._answered(*each)
+
+    def _is_new(self, obj: CachedObject, flight: Flight, space: Space, fetched: Fetched) -> bool:
+        return self._landing.is_new(obj, flight, space, fetched) and not self._contents.index_closed
+
+    def _land_new(self, landed: Sequence[Landed]) -> None:
+        """Record new objects, and end their flights: the room that was reserved for each is all taken."""
         try:
-            if new:
-                self._landing.land_new(new)
+            self._landing.land_new(landed)
         except Exception as exc:
-            log.exception("storing %d files failed in an unexpected way", len(new))
+            log.exception("storing %d files failed in an unexpected way", len(landed))
             error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
-        landed = {each.obj.oid for each in new}
-        for obj, flight, space, result, why in answers:
-            if obj.oid not in landed:
-                self._answered(obj, flight, space, result, why)
-                continue
-            assert result is not None
-            result.stored.close()  # unless its receiver has it
-            self._conclude(obj, flight, space, allocated_bytes(flight.length) if error is None else 0, error)
+            for obj, flight, space, fetched in landed:
+                fetched.stored.close()
+                self._conclude(obj, flight, space, 0, error)
+            return
+        taken: dict[Space, int] = {}
+        for _, flight, space, _ in landed:
+            taken[space] = taken.get(space, 0) + allocated_bytes(flight.length)
+            flight.settle_quota()
+            flight.budget.give_back(flight.length)
+        for space, taken_bytes in taken.items():
+            space.ledger.settle(taken_bytes, taken_bytes)
+        for obj, flight, _, _ in landed:
+            self._end(obj, flight)
 
     def _answered(
         self, obj: CachedObject, flight: Flight, space: Space | None, result: Fetched | None, error: StoreError | None
     ) -> None:
         stored_bytes = 0
+        if result is not None and space is not None and self._is_new(obj, flight, space, result):
+            self._land_new([Landed(obj, flight, space, result)])
+            return
         try:
             if result is not None and self._contents.index_closed:  # nothing can be recorded any more
                 error = StoreError("the under-store is not attached any more")
@@ -303,7 +320,7 @@ class Fetching:
         flight.attempt += 1
         for page in flight.pages:
             del obj.flights[page]
-        if not obj.flights and obj.pages.count == 0 and obj.space is not None and not self._contents.has_file(obj):
+        if obj.pages.count == 0 and not obj.flights and obj.space is not None and not self._contents.has_file(obj):
             obj.space.directory.expect_no_more(obj.oid)  # nothing came of it
             obj.space = None
         flight.end()

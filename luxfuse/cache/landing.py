@@ -115,30 +115,33 @@ class Landing:
         stored = fetched.stored
         if not stored.file_number or stored.error is not None or obj.space is not space:
             return False
-        if obj.pages.count or obj.file_number or obj.unsaved or obj.strangers or stored.strangers or stored.found:
+        pages = obj.pages
+        if pages.count or obj.file_number or obj.unsaved or obj.strangers or stored.strangers or stored.found:
             return False
-        return len(flight.pages) == obj.pages.total and not flight.keep_in_memory and not fetched.by_peer
+        return len(flight.pages) == pages.total == len(stored.checksums) and not (flight.keep_in_memory or fetched.by_peer)
 
     def land_new(self, landed: Sequence[Landed]) -> None:
         """Record what `is_new`: different objects. As many bytes are new on disk as each of them has."""
         contents = self._contents
         self._note_described([(each.obj, each.fetched) for each in landed])
         now_us = time.time_ns() // 1000
-        coming: dict[int, tuple[Space, list[tuple[bytes, ObjectRecord, bool]]]] = {}
+        coming: dict[Space, list[tuple[bytes, ObjectRecord, bool]]] = {}
         for obj, flight, space, fetched in landed:
-            stored, record = fetched.stored, obj.record
+            stored, record, length = fetched.stored, obj.record, flight.length
             flight.data = fetched.data
-            contents.counters.understore_bytes += flight.length
+            contents.counters.understore_bytes += length
             obj.file_number = stored.file_number
-            for page, checksum in enumerate(stored.checksums):
-                obj.pages.add(page, checksum)
+            obj.pages.fill(stored.checksums)
             obj.trusted.update(flight.pages)
-            record.cached_us, record.used_us = now_us, max(record.used_us, now_us)
-            record.allocated_bytes = allocated_bytes(flight.length)
+            record.cached_us = now_us
+            record.used_us = max(record.used_us, now_us)
+            record.allocated_bytes = allocated_bytes(length)
             record.stamp = max(record.stamp, stored.stamp)
             record.whole = True
-            coming.setdefault(space.number, (space, []))[1].append((obj.oid, record, obj.used))
-        for space, objects in coming.values():
+            if space not in coming:
+                coming[space] = []
+            coming[space].append((obj.oid, record, obj.used))
+        for space, objects in coming.items():
             space.standings.insert_new(objects)
         contents.save_new([each.obj for each in landed])
         for each in landed:

@@ -19,6 +19,9 @@ class Placing(NamedTuple):
         return self.highest is None or TIERS.index(tier) >= TIERS.index(self.highest)
 
 
+ANYWHERE = Placing()
+
+
 class Rules(Protocol):
     """The wishes for objects, by their keys."""
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from luxfuse.cache.placing import Copies, Holder, Rules
-from luxfuse.core.eviction import EASY, LAST, PLAIN, Grown, Order, Policy, Spared, Standing
+from luxfuse.core.eviction import EASY, LAST, PLAIN, Grown, Policy, Spared, Standing
 from luxfuse.core.ledger import allocated_bytes
 from luxfuse.index.object_records import PINNED, ObjectRecord
 from luxfuse.index.objects import DirectoryOrder, Objects
@@ -40,20 +40,22 @@ class Standings:
 
     def insert(self, oid: bytes, record: ObjectRecord, *, used: bool) -> None:
         """Give an object that comes into the directory its standing; ``used``: somebody asked for it."""
-        self._insert(oid, record, self._order, used)
+        if self._wishes.rules.is_pinned(record.key):
+            record.standing = Standing(PINNED, 0)
+            return
+        record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), self._order, used=used)
 
     def insert_new(self, objects: Sequence[tuple[bytes, ObjectRecord, bool]]) -> None:
         """Do so for many (id, record, whether somebody asked for it), none of which the index has."""
         order = Grown(self._order)
+        is_pinned, on_insert = self._wishes.rules.is_pinned, self._policy.on_insert
         for oid, record, used in objects:
-            self._insert(oid, record, order, used)
-            order.add(record.segment, allocated_bytes(record.size))
-
-    def _insert(self, oid: bytes, record: ObjectRecord, order: Order, used: bool) -> None:
-        if self._wishes.rules.is_pinned(record.key):
-            record.standing = Standing(PINNED, 0)
-            return
-        record.standing = self._policy.on_insert(oid, allocated_bytes(record.size), order, used=used)
+            size = allocated_bytes(record.size)
+            if is_pinned(record.key):
+                record.segment, record.rank = PINNED, 0
+            else:
+                record.segment, record.rank = on_insert(oid, size, order, used=used)
+            order.add(record.segment, size)
 
     def use(self, oid: bytes, record: ObjectRecord) -> bool:
         """Note that an object is used; returns whether its standing has changed."""

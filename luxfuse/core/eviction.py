@@ -116,15 +116,15 @@ class Grown:
     def __init__(self, order: Order) -> None:
         self._order = order
         self.count = order.count
-        self._more: dict[int, int] = {}
+        self._bytes = {segment: order.bytes_in(segment) for segment in SEGMENTS}
 
     def add(self, segment: int, allocated_bytes: int) -> None:
         """Count one more."""
         self.count += 1
-        self._more[segment] = self._more.get(segment, 0) + allocated_bytes
+        self._bytes[segment] = self._bytes.get(segment, 0) + allocated_bytes
 
     def bytes_in(self, segment: int) -> int:
-        return self._order.bytes_in(segment) + self._more.get(segment, 0)
+        return self._bytes.get(segment, 0)
 
     def ascending(self, segment: int) -> Iterator[Cached]:
         """Without them."""

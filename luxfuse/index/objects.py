@@ -138,19 +138,24 @@ class Objects:
 
     def save_new(self, objects: Sequence[tuple[bytes, ObjectRecord, Pages]]) -> bool:
         """Store whole objects of one range each, of which none is stored as a rule; False: not all of them are now."""
-        known = [each for each in objects if self._recorded(each[0]) is not None]
+        absent = self._absent
+        known = [each for each in objects if each[0] not in absent and self._recorded(each[0]) is not None]
         refused = [oid for oid, record, pages in known if not self.save(oid, record, pages, range(pages.total))]
         new = [each for each in objects if each not in known] if known else objects
         changes: Changes = {}
+        totals: dict[tuple[int, int], tuple[int, int]] = {}
         for oid, record, pages in new:
             changes[Table.OBJECTS, oid] = encode_record(record)
             changes[Table.STANDINGS, standing_key(record, oid)] = U64.pack(record.allocated_bytes)
             changes[Table.CHUNKS, chunk_key(oid, 0)] = pages.chunk(0)
-        if not self._apply(changes, self._totals_after([(record, 1) for _, record, _ in new])):
+            where = record.directory, record.segment
+            used, count = totals.get(where) or self._totals.get(where, (0, 0))
+            totals[where] = used + record.allocated_bytes, count + 1
+        if not self._apply(changes, totals):
             return False
-        for oid, record, _ in new:
-            self._absent.discard(oid)
-            if self.on_change or self.on_held:
+        absent.difference_update([oid for oid, _, _ in new])
+        if self.on_change or self.on_held:
+            for oid, record, _ in new:
                 self._tell(oid, [(record, 1)], [(0, True)])
         return not refused
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from luxfuse.core.members import RANGE_PAGES
 from luxfuse.core.spans import page_count
@@ -41,6 +41,12 @@ class Pages:
             self.count += 1
         self.present[page >> 3] |= 1 << (page & 7)
         self.checksums[page] = checksum
+
+    def fill(self, checksums: Sequence[int]) -> None:
+        """Record every page, of an object of which none was there."""
+        self.present[:] = ((1 << self.total) - 1).to_bytes(len(self.present), "little")
+        self.checksums[:] = array.array("Q", checksums)
+        self.count = self.total
 
     def remove(self, page: int) -> None:
         """Forget a page."""

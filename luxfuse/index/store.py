@@ -170,10 +170,11 @@ class IndexStore:
         if self._stream is not None:
             self._stream.append(_encode([(table, key, value) for (table, key), value in changes.items()]))
         self._pending.update(changes)
-        if self._warm or self._warming:
-            for changed in changes:
-                self._warm.pop(changed, None)
-                self._warming.discard(changed)
+        if self._warm:
+            for changed in self._warm.keys() & changes.keys():
+                del self._warm[changed]
+        if self._warming:
+            self._warming.difference_update(changes)
         self._changed.set()
 
     async def warm(self, table: Table, keys: Iterable[bytes]) -> None:

@@ -101,6 +101,8 @@ class Load:
         self._under_way = 0
         self._together: list[_File] = []
         self._together_bytes = 0
+        self._at_once = 1
+        """So many small files are fetched in one turn of a thread."""
         self._landed = trio.Event()
         self._unlucky = 0
         self._why: str | None = None
@@ -228,6 +230,7 @@ class Load:
         if len(files) >= EXPECT_FROM:
             await self._cache.expect((path, entry.version) for path, entry in files)
         self._most_bytes = self._cache.hierarchy.most_bytes
+        self._at_once = self._window.together
         for path, entry in files:
             await self._take(part.directory, path, entry)
 
@@ -268,7 +271,7 @@ class Load:
         if obj.pages.total <= RUN_PAGES and not obj.pages.count and not obj.flights:
             self._together.append(file)
             self._together_bytes += size
-            if len(self._together) >= self._window.together or self._together_bytes >= TOGETHER_BYTES:
+            if len(self._together) >= self._at_once or self._together_bytes >= TOGETHER_BYTES:
                 await self._fetch_together()
             return
         try:
@@ -281,10 +284,12 @@ class Load:
         files, self._together, self._together_bytes = self._together, [], 0
         small: dict[bytes, _File] = {}
         others: list[_File] = []
+        left, recent = files, self._cache.recent
         try:
             for file in files:
                 await self._cache.turn(file.obj, file.obj.size)
             await self._window.room()
+            self._at_once = self._window.together
             for file in files:
                 obj = file.obj
                 if obj.pages.count or obj.flights or obj.oid in small:  # somebody has opened it since, or it came twice
@@ -292,15 +297,17 @@ class Load:
                     continue
                 small[obj.oid] = file
                 for page in range(obj.pages.total):
-                    self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
+                    recent.discard(obj.oid, page)  # being in memory would do for a reader
             if small:
                 flights = self._cache.start_small([file.obj for file in small.values()])
+                left = others  # with its flight each of the small ones ends
                 for file, flight in zip(small.values(), flights, strict=True):
-                    self._note_flight(file, flight, part=False)
+                    self._window.began(flight)
+                    flight.on_end = partial(self._flight_ended, file, flight, False)
             for file in others:
                 await self._fetch(file)
         finally:
-            for file in files:
+            for file in left:
                 self._one_less(file)
 
     def _note_flight(self, file: _File, flight: Flight, *, part: bool) -> None:
@@ -349,7 +356,8 @@ class Load:
         if file.flights:
             return
         self._under_way -= 1
-        self._landed.set()
+        if not self._under_way:
+            self._landed.set()
         self._settle(file)
         self._cache.release(file.obj)
 
@@ -358,9 +366,10 @@ class Load:
         error = file.error
         if file.obj.whole:
             self._unlucky = 0
-            self._tally.loaded.files += 1
-            self._tally.loaded.bytes += file.missing_bytes
-            self._tally.present.bytes += file.entry.size - file.missing_bytes
+            tally, missing_bytes = self._tally, file.missing_bytes
+            tally.loaded.files += 1
+            tally.loaded.bytes += missing_bytes
+            tally.present.bytes += file.entry.size - missing_bytes
             return
         if self._scope.cancel_called:
             return  # stopped half-way

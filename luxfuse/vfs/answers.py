@@ -110,9 +110,10 @@ class Answers:
         )
         if ours and entry.kind is not Kind.DIRECTORY:  # a program may write to it without a word to us
             return False
-        if not belief.is_fresh(entry) or self._descriptions.lacks(parent, entry):
+        left_s = belief.fresh_s(entry)
+        if left_s < LEAST_S or self._descriptions.lacks(parent, entry):
             return False
-        stat = self._shown.clean(entry, belief.remaining_s(entry))
+        stat = self._shown.clean(entry, left_s)
         if stat.ttl_s < LEAST_S:
             return False
         # The store is asked for the attributes of a file when it is looked at by its inode (`Descriptions.ask`).

@@ -68,11 +68,16 @@ class Belief:
 
     def remaining_s(self, entry: Entry) -> float:
         """Return for how long the entry holds; a moment while the store is unreachable."""
+        left = self.fresh_s(entry)
+        return left if left > 0 or self.is_ours(entry.inode) or self._store.reachable else STALE_TTL_S
+
+    def fresh_s(self, entry: Entry) -> float:
+        """Return for how long the entry need not be asked for, whether the store can be asked or not."""
         if entry.inode == ROOT_INODE or entry.inode in self._held:
             return self.ttl_s
-        believed = self._believed(entry.checked_s) and not self.is_doubted(entry)
-        left = freshness.remaining_s(entry.checked_s, self._clock(), self.ttl_s) if believed else 0.0
-        return left if left > 0 or self._store.reachable else STALE_TTL_S
+        if entry.checked_s < self._names.believe_from_s or self.is_doubted(entry):
+            return 0.0
+        return freshness.remaining_s(entry.checked_s, self._clock(), self.ttl_s)
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether the entry need not be asked for."""

@@ -11,7 +11,7 @@ from luxfuse.cache.directories import Directories, Prober
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.mover import Mover
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.cache.placing import Placing
+from luxfuse.cache.placing import ANYWHERE, Placing
 from luxfuse.cache.shared import Shared
 from luxfuse.cache.space import Space
 from luxfuse.cache.trim import Trimmer
@@ -70,12 +70,17 @@ class _Rules:
         self._marks = marks
 
     def placing(self, key: str) -> Placing:
-        policy = self._policies.of(path_of(key))
+        policy = self._policies.of(path_of(key) if self._policies.rules else "")
+        if policy.tier is None and policy.read_mode != "no-cache":
+            return ANYWHERE
         return Placing(policy.read_mode != "no-cache", policy.tier)
 
     def is_pinned(self, key: str) -> bool:
+        marks = self._marks.marks
+        if not marks.pins and not self._policies.rules:  # this is asked for each object that comes
+            return self._policies.of("").pin
         path = path_of(key)
-        return self._policies.of(path).pin or self._marks.marks.pinned(path)
+        return self._policies.of(path).pin or marks.pinned(path)
 
 
 def build_reading(

@@ -32,6 +32,7 @@
 
 #define BUCKETS 16384u
 #define STRIPES 64u
+#define BUCKETS_EACH (BUCKETS / STRIPES)
 
 struct entry {
 	struct entry *next;
@@ -58,11 +59,12 @@ struct entry {
 	bool notice;  /* tell Python of the next open (see take_noticed) */
 };
 
-struct stripe {
+struct stripe { /* of BUCKETS_EACH buckets side by side */
 	_Alignas(64) pthread_mutex_t lock;
+	bool touched; /* there may be entries that are */
 };
 
-static struct stripe stripes[STRIPES] = { [0 ... STRIPES - 1] = { PTHREAD_MUTEX_INITIALIZER } };
+static struct stripe stripes[STRIPES] = { [0 ... STRIPES - 1] = { .lock = PTHREAD_MUTEX_INITIALIZER } };
 static struct entry *table[BUCKETS];
 
 static atomic_ullong served_opens; /* of files without a backing id */
@@ -78,9 +80,9 @@ static unsigned bucket_of(uint64_t ino)
 	return (unsigned)((ino * 0x9E3779B97F4A7C15ull) >> 50);
 }
 
-static pthread_mutex_t *lock_of(uint64_t ino)
+static struct stripe *stripe_of(uint64_t ino)
 {
-	return &stripes[bucket_of(ino) % STRIPES].lock;
+	return &stripes[bucket_of(ino) / BUCKETS_EACH];
 }
 
 /* Return where the entry of an inode is, or would be; its stripe is locked. */
@@ -94,13 +96,19 @@ static struct entry **slot_of(uint64_t ino)
 
 static struct entry **lock_slot(uint64_t ino)
 {
-	pthread_mutex_lock(lock_of(ino));
+	pthread_mutex_lock(&stripe_of(ino)->lock);
 	return slot_of(ino);
 }
 
 static void unlock_slot(uint64_t ino)
 {
-	pthread_mutex_unlock(lock_of(ino));
+	pthread_mutex_unlock(&stripe_of(ino)->lock);
+}
+
+/* An entry is opened; its stripe is locked. */
+static void touch(struct entry *e)
+{
+	e->touched = stripe_of(e->ino)->touched = true;
 }
 
 static bool intact(const struct entry *e)
@@ -214,7 +222,7 @@ uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing)
 			begin_writing(e);
 		e->opens++;
 		e->writers += writing;
-		e->touched = true;
+		touch(e);
 		e->valid_until_ns = valid_until_ns;
 		count_open(e);
 		fh = MARK | MARK_FAST | (writing ? MARK_WRITE : 0) | ino;
@@ -247,7 +255,7 @@ bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply)
 	if (e && !e->retired && now_ns() < e->valid_until_ns && (e->opens || intact(e))) {
 		e->opens++;
 		estate_count(e->slot, unique, 1, 0);
-		e->touched = true;
+		touch(e);
 		e->opened_since++;
 		describe(e, reply);
 		count_open(e);
@@ -380,7 +388,7 @@ int entry_fd(const struct entry *e, bool writing)
 bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes)
 {
 	const uint64_t ino = e->ino;
-	pthread_mutex_lock(lock_of(ino));
+	pthread_mutex_lock(&stripe_of(ino)->lock);
 	const bool live = !e->retired;
 	e->filling_bytes -= room_bytes;
 	e->filling -= writing;
@@ -395,7 +403,7 @@ bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes)
 
 uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size)
 {
-	pthread_mutex_lock(lock_of(e->ino));
+	pthread_mutex_lock(&stripe_of(e->ino)->lock);
 	if (offset - e->run_end > MOST_BYTES) /* a gap of one WRITE is one that went to Python */
 		e->run_start = offset;
 	e->run_end = offset + size;
@@ -441,7 +449,7 @@ bool take_drained(struct drained *found)
 	if (!e)
 		return false;
 	*found = (struct drained){ e->ino, e->backing_id };
-	pthread_mutex_lock(lock_of(found->ino));
+	pthread_mutex_lock(&stripe_of(found->ino)->lock);
 	e = drop(e);
 	unlock_slot(found->ino);
 	free_entry(e);
@@ -458,26 +466,36 @@ unsigned take_noticed(uint64_t *found)
 	return count;
 }
 
+/* Add the touched ones of a stripe, which is locked, to a list; false: no memory, and the rest stays marked. */
+static bool add_touched(unsigned stripe, uint64_t **list, size_t *count, size_t *room)
+{
+	for (unsigned i = stripe * BUCKETS_EACH; i < (stripe + 1) * BUCKETS_EACH; i++)
+		for (struct entry *e = table[i]; e; e = e->next) {
+			if (!e->touched)
+				continue;
+			if (*count == *room) {
+				uint64_t *more = realloc(*list, 2 * *room * sizeof *more);
+				if (!more)
+					return false;
+				*list = more;
+				*room *= 2;
+			}
+			e->touched = false;
+			(*list)[(*count)++] = e->ino;
+		}
+	return true;
+}
+
 size_t take_touched(uint64_t **found)
 {
 	size_t count = 0, room = 1024;
 	uint64_t *list = malloc(room * sizeof *list);
-	for (unsigned i = 0; list && i < BUCKETS; i++) {
-		pthread_mutex_lock(&stripes[i % STRIPES].lock);
-		for (struct entry *e = table[i]; e; e = e->next) {
-			if (!e->touched)
-				continue;
-			if (count == room) {
-				uint64_t *more = realloc(list, 2 * room * sizeof *list);
-				if (!more)
-					break; /* the rest stays marked for the next call */
-				list = more;
-				room *= 2;
-			}
-			e->touched = false;
-			list[count++] = e->ino;
-		}
-		pthread_mutex_unlock(&stripes[i % STRIPES].lock);
+	for (unsigned i = 0; list && i < STRIPES; i++) {
+		struct stripe *s = &stripes[i];
+		pthread_mutex_lock(&s->lock);
+		if (s->touched)
+			s->touched = !add_touched(i, &list, &count, &room);
+		pthread_mutex_unlock(&s->lock);
 	}
 	*found = list;
 	return count;
@@ -493,7 +511,7 @@ size_t take_busy(struct busy **found)
 	size_t count = 0, room = 1024;
 	struct busy *list = malloc(room * sizeof *list);
 	for (unsigned i = 0; list && i < BUCKETS; i++) {
-		pthread_mutex_lock(&stripes[i % STRIPES].lock);
+		pthread_mutex_lock(&stripes[i / BUCKETS_EACH].lock);
 		for (struct entry *e = table[i]; e; e = e->next) {
 			if (!e->opened_since && !atomic_load_explicit(&e->read_since, memory_order_relaxed))
 				continue;
@@ -508,7 +526,7 @@ size_t take_busy(struct busy **found)
 			list[count++] = (struct busy){ e->ino & ~LENT, e->opened_since, bytes };
 			e->opened_since = 0;
 		}
-		pthread_mutex_unlock(&stripes[i % STRIPES].lock);
+		pthread_mutex_unlock(&stripes[i / BUCKETS_EACH].lock);
 	}
 	*found = list;
 	return count;

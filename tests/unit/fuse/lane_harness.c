@@ -753,6 +753,26 @@ static void check_estate(void)
 		fail("opens in the estate", found, there);
 }
 
+/* Each file that was opened since the last call is told once. */
+static void check_touched(void)
+{
+	uint64_t *told;
+	take_touched(&told);
+	free(told);
+	for (unsigned file = 0; file < FILES; file++) {
+		const uint64_t ino = ino_of(file), fh = table_acquire(ino, later_ns(), false);
+		const size_t count = take_touched(&told);
+		if (count != (fh != 0) || (fh && told[0] != ino))
+			fail("told to be opened", (long long)count, file);
+		free(told);
+		if (fh)
+			table_released(ino, 0, false);
+	}
+	if (take_touched(&told))
+		fail("told twice to be opened", (long long)told[0], 0);
+	free(told);
+}
+
 int main(int argc, char **argv)
 {
 	int ends[2];
@@ -797,6 +817,7 @@ int main(int argc, char **argv)
 		fail("lanes pass for blocked", blocked, running);
 	if (!strcmp(argv[1], "race"))
 		check_estate();
+	check_touched();
 	const struct lane_sums sums = lanes_sum();
 	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,
