@@ -36,7 +36,7 @@ MOST_BYTES = 1 << 30
 ROOM_PART, ROOM_BYTES = 8, 32 << 20
 """Room is made ahead for one part in so many of the windows, and for so much at most."""
 LOOK_S, LOOK_IDLE_S = 0.02, 0.2
-"""How often the lanes are asked what was opened: while a reader is at work, and while none is; it takes 0.2 ms."""
+"""How often the lanes are asked what was opened: while a reader is at work, and while none is."""
 LINGER_S, LINGERING = 30.0, 4
 """What a program had handed to its readers as it ended is kept for so long, of the last few programs."""
 

@@ -85,6 +85,11 @@ static struct stripe *stripe_of(uint64_t ino)
 	return &stripes[bucket_of(ino) / BUCKETS_EACH];
 }
 
+static pthread_mutex_t *lock_of(uint64_t ino)
+{
+	return &stripe_of(ino)->lock;
+}
+
 /* Return where the entry of an inode is, or would be; its stripe is locked. */
 static struct entry **slot_of(uint64_t ino)
 {
@@ -96,13 +101,13 @@ static struct entry **slot_of(uint64_t ino)
 
 static struct entry **lock_slot(uint64_t ino)
 {
-	pthread_mutex_lock(&stripe_of(ino)->lock);
+	pthread_mutex_lock(lock_of(ino));
 	return slot_of(ino);
 }
 
 static void unlock_slot(uint64_t ino)
 {
-	pthread_mutex_unlock(&stripe_of(ino)->lock);
+	pthread_mutex_unlock(lock_of(ino));
 }
 
 /* An entry is opened; its stripe is locked. */
@@ -388,7 +393,7 @@ int entry_fd(const struct entry *e, bool writing)
 bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes)
 {
 	const uint64_t ino = e->ino;
-	pthread_mutex_lock(&stripe_of(ino)->lock);
+	pthread_mutex_lock(lock_of(ino));
 	const bool live = !e->retired;
 	e->filling_bytes -= room_bytes;
 	e->filling -= writing;
@@ -403,7 +408,7 @@ bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes)
 
 uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size)
 {
-	pthread_mutex_lock(&stripe_of(e->ino)->lock);
+	pthread_mutex_lock(lock_of(e->ino));
 	if (offset - e->run_end > MOST_BYTES) /* a gap of one WRITE is one that went to Python */
 		e->run_start = offset;
 	e->run_end = offset + size;
@@ -449,7 +454,7 @@ bool take_drained(struct drained *found)
 	if (!e)
 		return false;
 	*found = (struct drained){ e->ino, e->backing_id };
-	pthread_mutex_lock(&stripe_of(found->ino)->lock);
+	pthread_mutex_lock(lock_of(found->ino));
 	e = drop(e);
 	unlock_slot(found->ino);
 	free_entry(e);
